@@ -1,0 +1,1 @@
+"""Orders, assignment and ownership of samples: pure functions, NumPy in, NumPy out."""

@@ -1,0 +1,1 @@
+"""Where samples come from: pickled dicts, upstream's blocks, mock objects."""

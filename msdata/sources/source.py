@@ -1,0 +1,41 @@
+"""The protocol between `msdata pack` and whatever holds the objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from msdata.schema import Sample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Source(Protocol):
+    """A place with objects: listed once by `scan`, then read in any order by many threads."""
+
+    root: Path
+
+    def scan(self) -> pa.Table:
+        """Lists the objects, sorted by `sample_id`, then `path`.
+
+        Returns:
+            Table with `sample_id` (string), `path` (string, relative to `root`), `row` (int64;
+            -1 where the file holds one object only) and, where the source has splits of its own,
+            `split` (string); where it knows the catalogue's row of each object,
+            `catalog_row` (int64).
+
+        Raises:
+            DataError: nothing usable is there.
+        """
+
+    def read(self, path: str, row: int) -> Sample:
+        """Reads one object; safe to call from many threads at once.
+
+        Returns:
+            The object's dict: name -> array or number, as stored (dtype, byte order, layout).
+
+        Raises:
+            SampleError: this object is unusable; the message is the reason.
+            StorageError: the file system refused.
+        """

@@ -1,0 +1,107 @@
+"""Where this process stands among the others: nodes, ranks a node, its own rank.
+
+`from_env` is the only place of msdata that reads launchers' environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from msdata.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Rank arithmetic of a job whose nodes run equally many ranks, numbered node by node.
+
+    Attributes:
+        num_nodes: number of nodes.
+        ranks_per_node: ranks on every node.
+        rank: this process, 0 <= rank < num_ranks.
+    """
+
+    num_nodes: int = 1
+    ranks_per_node: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_nodes < 1 or self.ranks_per_node < 1:
+            raise UsageError(
+                f"a topology needs at least one node and one rank a node, not {self.num_nodes} "
+                f"nodes and {self.ranks_per_node} ranks a node"
+            )
+        if not 0 <= self.rank < self.num_ranks:
+            raise UsageError(f"rank {self.rank} is not one of the {self.num_ranks} ranks")
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the whole job."""
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def node(self) -> int:
+        """The node of this rank."""
+        return self.rank // self.ranks_per_node
+
+    @property
+    def local_rank(self) -> int:
+        """This rank's number on its node."""
+        return self.rank % self.ranks_per_node
+
+
+# (size, rank, ranks a node) as torchrun, then Slurm, then Open MPI and MPICH's Hydra export them.
+_LAUNCHERS = (
+    ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
+)
+
+
+def from_env(environ: Mapping[str, str] | None = None) -> Topology:
+    """The topology that the launcher (torchrun, srun, mpiexec) put into the environment.
+
+    Args:
+        environ: variables to read; None means those of this process.
+
+    Returns:
+        The topology; a single rank where no launcher left its variables.
+
+    Raises:
+        UsageError: the variables contradict each other or are no numbers.
+    """
+    env = os.environ if environ is None else environ
+    for size_key, rank_key, local_key in _LAUNCHERS:
+        # An interactive `salloc` shell has SLURM_NTASKS without being one of the tasks.
+        if size_key not in env or rank_key not in env or _is_batch_shell(env, rank_key):
+            continue
+        size, rank = _number(env, size_key), _number(env, rank_key)
+        per_node = _ranks_per_node(env, local_key, size)
+        if size % per_node:
+            raise UsageError(
+                f"{size_key}={size} ranks do not divide into nodes of {per_node} ({local_key}); "
+                "msdata needs equally many ranks on every node"
+            )
+        return Topology(num_nodes=size // per_node, ranks_per_node=per_node, rank=rank)
+    return Topology()
+
+
+def _is_batch_shell(env: Mapping[str, str], rank_key: str) -> bool:
+    return rank_key == "SLURM_PROCID" and "SLURM_STEP_ID" not in env
+
+
+def _ranks_per_node(env: Mapping[str, str], local_key: str, size: int) -> int:
+    if local_key in env:
+        return _number(env, local_key)
+    if local_key.startswith("SLURM") and "SLURM_STEP_NUM_NODES" in env:
+        return max(1, size // _number(env, "SLURM_STEP_NUM_NODES"))
+    return size
+
+
+def _number(env: Mapping[str, str], key: str) -> int:
+    try:
+        return int(env[key])
+    except ValueError:
+        raise UsageError(f"{key}={env[key]!r} is not a number; start the job anew") from None

@@ -1,0 +1,1 @@
+"""mstrain trains and evaluates redshift networks on data that msdata packed."""

@@ -1,0 +1,56 @@
+"""Package metadata of msdata and mstrain; the settings of the tools stand in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+EXTRAS = {
+    "hdf5": ["h5py>=3.10"],
+    "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
+    "dali": ["nvidia-dali-cuda120>=1.50"],
+    "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
+    "train": ["torch>=2.7"],
+    "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.11"],
+    "bench": ["webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9"],
+}
+# The two DALI builds install the same module, so `all` takes the one for CUDA 12.
+EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
+EXTRAS["dev"] = [
+    "hypothesis>=6.100",
+    "mypy>=1.10",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff>=0.6",
+]
+
+setup(
+    name="msdata",
+    version="0.1.0",
+    description="Keeps GPUs fed: packs, plans, caches and loads galaxy cutouts on HPC clusters",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["msdata*", "mstrain*"]),
+    package_data={"msdata": ["py.typed"], "mstrain": ["py.typed"]},
+    install_requires=[
+        "numpy>=1.26",
+        "pyarrow>=16",
+        "crc32c>=2.7",
+        "opencv-python>=4.9",
+        "astropy>=6.0",
+        "requests>=2.31",
+    ],
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": ["msdata = msdata.cli:main", "mstrain = mstrain.cli:main"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Astronomy",
+    ],
+)
