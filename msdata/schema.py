@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import SampleError, UsageError
+from msdata.errors import UsageError
 
 Array = NDArray[Any]
 Sample = dict[str, Any]
@@ -62,7 +62,9 @@ class Survey:
                 "the first axis is the band"
             )
         if np.dtype(self.dtype).kind not in "biufc" or self.dtype.startswith(">"):
-            raise UsageError(f"array {self.name!r}: dtype {self.dtype!r} is not little-endian numeric")
+            raise UsageError(
+                f"array {self.name!r}: dtype {self.dtype!r} is not little-endian numeric"
+            )
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:

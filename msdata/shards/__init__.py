@@ -1,1 +1,1 @@
-"""Containers of samples: WebDataset tar and HDF5, each with a writer and the spans of its samples."""
+"""Containers of samples: WebDataset tar and HDF5, a writer each, their bytes laid out for reads."""

@@ -1,0 +1,205 @@
+"""`index.parquet`: one row a sample, in the order of splits, shards and positions in the shard.
+
+Columns that every index has: `sample_id` (string), `split` (string), `shard` (int32, number within
+the split), `offset_{array}` (int64, first byte of the array in the shard), `nbytes` (int64, all
+arrays), `crc32c` (uint32, over the arrays in the schema's order), `missing_bands` (string,
+"galex.FUV" and so on, comma between), `filled_{array}` and `nan_{array}` (int32, pixels). After
+them come the numbers of the objects' dicts and the catalogue's columns, such as `redshift`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.atomic_file import storage_error, whole_file
+from msdata.errors import DataError, UsageError
+from msdata.manifest import Manifest
+from msdata.schema import Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILE_NAME = "index.parquet"
+# Small enough that one split is read without its neighbours, large enough for fast columns.
+_ROW_GROUP_ROWS = 1 << 17
+
+
+def fixed_columns(schema: Schema) -> tuple[str, ...]:
+    """Names of the columns that every index of this schema has, in order."""
+    return (
+        "sample_id",
+        "split",
+        "shard",
+        *(f"offset_{name}" for name in schema.names),
+        "nbytes",
+        "crc32c",
+        "missing_bands",
+        *(f"filled_{name}" for name in schema.names),
+        *(f"nan_{name}" for name in schema.names),
+    )
+
+
+def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
+    """Writes `index.parquet`, whole or not at all.
+
+    Args:
+        folder: the data set.
+        table: one row a sample with the columns of `fixed_columns(schema)` and any others; rows of
+            a split stand together, in the order of its shards and of the samples in them.
+        schema: the arrays of every sample.
+
+    Returns:
+        SHA-256 of the file, for the manifest.
+
+    Raises:
+        UsageError: a column is missing, or a split's rows are torn apart.
+        StorageError: the file system refused.
+    """
+    missing = [name for name in fixed_columns(schema) if name not in table.column_names]
+    if missing:
+        raise UsageError(f"the index lacks the columns {', '.join(missing)}")
+    path = folder / FILE_NAME
+    write_table(path, table, split_rows(table))
+    return file_sha256(path)
+
+
+def split_rows(table: pa.Table) -> list[tuple[str, int, int]]:
+    """The rows [start, stop) of each split, in order.
+
+    Raises:
+        UsageError: a split's rows are torn apart.
+    """
+    encoded = table.column("split").combine_chunks().dictionary_encode()
+    codes = np.asarray(encoded.indices)
+    starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist()] if len(codes) else []
+    stops = [*starts[1:], len(codes)]
+    names = [encoded.dictionary[int(codes[start])].as_py() for start in starts]
+    if len(set(names)) != len(names):
+        raise UsageError("the index's rows must stand split by split")
+    return list(zip(names, starts, stops, strict=True))
+
+
+def write_table(path: Path, table: pa.Table, parts: Sequence[tuple[str, int, int]]) -> None:
+    """Writes a Parquet file whose row groups end where the parts end."""
+    import pyarrow.parquet as pq
+
+    dictionaries = [f.name for f in table.schema if str(f.type) in ("string", "large_string")]
+    dictionaries = [name for name in dictionaries if name != "sample_id"]
+    with (
+        whole_file(path) as file,
+        pq.ParquetWriter(
+            file,
+            table.schema,
+            compression="zstd",
+            use_dictionary=dictionaries,
+        ) as writer,
+    ):
+        for _, start, stop in parts:
+            for first in range(start, stop, _ROW_GROUP_ROWS):
+                count = min(_ROW_GROUP_ROWS, stop - first)
+                writer.write_table(table.slice(first, count), row_group_size=_ROW_GROUP_ROWS)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class IndexFile:
+    """The open index: reads columns when asked, a split at a time, never all at once.
+
+    Args:
+        folder: the data set.
+        manifest: its manifest, which the index has to agree with.
+
+    Raises:
+        DataError: the file is missing, damaged, or of another data set.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = folder / FILE_NAME
+        try:
+            self._file = pq.ParquetFile(self.path, memory_map=False)
+        except FileNotFoundError:
+            raise DataError(f"{self.path} is missing; restore it or pack again") from None
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{self.path} is no Parquet file ({error}); restore it or pack again"
+            ) from error
+        except OSError as error:
+            raise storage_error("read", self.path, error) from error
+        if self._file.metadata.num_rows != manifest.num_samples:
+            raise DataError(
+                f"{self.path} has {self._file.metadata.num_rows} rows, dataset.json says "
+                f"{manifest.num_samples} samples; restore it or pack again"
+            )
+        self._row_groups = self._split_row_groups(manifest)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns, in order."""
+        return list(self._file.schema_arrow.names)
+
+    def _split_row_groups(self, manifest: Manifest) -> dict[str, list[int]]:
+        sizes = dict.fromkeys(manifest.splits, 0)
+        for shard in manifest.shards:
+            sizes[shard.split] += shard.num_samples
+        groups: dict[str, list[int]] = {}
+        group = 0
+        for name, left in sizes.items():
+            groups[name] = []
+            while left > 0 and group < self._file.metadata.num_row_groups:
+                left -= self._file.metadata.row_group(group).num_rows
+                groups[name].append(group)
+                group += 1
+            if left:
+                raise DataError(
+                    f"{self.path}: the rows of split {name!r} do not end with a row group; "
+                    "write it with msdata.index.write_index"
+                )
+        return groups
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Raises UsageError unless all `names` are columns."""
+        unknown = [name for name in names if name not in self.column_names]
+        if unknown:
+            raise UsageError(
+                f"{self.path} has no column {', '.join(unknown)}; it has "
+                f"{', '.join(self.column_names)}"
+            )
+
+    def read(self, split: str, columns: Sequence[str]) -> pa.Table:
+        """Columns of one split, in the order of its samples."""
+        self.check_columns(columns)
+        return self._file.read_row_groups(self._row_groups[split], columns=list(columns))
+
+    def read_all(self) -> pa.Table:
+        """The whole table."""
+        return self._file.read()
+
+    def read_numbers(self, split: str, column: str, dtype: Any) -> NDArray[Any]:
+        """One column of one split as an array, read group by group to keep memory low.
+
+        Nulls become NaN in a float dtype.
+        """
+        self.check_columns([column])
+        groups = self._row_groups[split]
+        num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
+        values = np.empty(num_rows, dtype)
+        start = 0
+        for group in groups:
+            part = self._file.read_row_group(group, columns=[column], use_threads=False)
+            array = part.column(0).to_numpy()
+            values[start : start + len(array)] = array
+            start += len(array)
+        return values

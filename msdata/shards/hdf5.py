@@ -1,0 +1,241 @@
+"""HDF5 shards: one dataset an array, its samples one after the other, in the index's order.
+
+Against tar: h5py and every HDF5 tool read them, no headers between samples; the price is one read
+an array instead of one a sample. Array bytes are written past the library, at the offsets that it
+reserved: h5py makes the skeleton, `pwrite` fills it, and the loader reads there without HDF5.
+
+Source: HDF5 File Format Specification 3.0, storage of contiguous and of chunked datasets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.atomic_file import partial_path, publish, storage_error
+from msdata.checksum import crc32c
+from msdata.errors import MissingPackageError
+from msdata.schema import Schema, Survey
+from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
+
+SUFFIX = ".h5"
+_COPY_BYTES = 8 << 20
+_ALIGNMENT = 4096
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingPackageError(
+            "HDF5 shards need h5py: run pip install 'msdata[hdf5]'"
+        ) from error
+    return h5py
+
+
+class Hdf5ShardWriter:
+    """Writes one HDF5 shard whose number of samples may turn out smaller than announced.
+
+    Args:
+        path: final name.
+        schema: the arrays.
+        max_samples: room to reserve; rejected samples leave no hole.
+        chunked: one chunk a sample instead of one contiguous block an array.
+    """
+
+    def __init__(
+        self, path: Path, schema: Schema, *, max_samples: int, chunked: bool = False
+    ) -> None:
+        self._path = path
+        self._schema = schema
+        self._chunked = chunked
+        self._partial = partial_path(path)
+        self._records: list[tuple[str, dict[str, Any]]] = []
+        try:
+            self._offsets = _make_skeleton(self._partial, schema, max_samples, (), chunked)
+            self._fd = os.open(self._partial, os.O_RDWR)
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+
+    @property
+    def fd(self) -> int:
+        """The open file, for early flushing while it is written."""
+        return self._fd
+
+    def append(self, record: Record) -> None:
+        """Adds one sample; see `ShardWriter.append`."""
+        i = len(self._records)
+        try:
+            for a, view in enumerate(array_views(record)):
+                pwrite_all(self._fd, [view], int(self._offsets[i, a]))
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+        self._records.append((record.sample_id, dict(record.metadata)))
+
+    def finish(self) -> ShardSummary:
+        """Completes the shard; see `ShardWriter.finish`."""
+        skeleton = self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix)
+        try:
+            offsets = _make_skeleton(
+                skeleton, self._schema, len(self._records), self._records, self._chunked
+            )
+            sizes = [a.nbytes for a in self._schema.arrays]
+            _move_down(self._fd, self._offsets[: len(offsets)], offsets, sizes)
+            nbytes = skeleton.stat().st_size
+            os.ftruncate(self._fd, nbytes)
+            frame_crc = _copy_frame(skeleton, self._fd, frame_ranges(offsets, sizes, nbytes))
+            os.fsync(self._fd)
+            os.close(self._fd)
+            skeleton.unlink()
+            publish(self._path)
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+        return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
+
+    def abort(self) -> None:
+        """Removes what was written."""
+        os.close(self._fd)
+        self._partial.unlink(missing_ok=True)
+        self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix).unlink(
+            missing_ok=True
+        )
+
+
+def _make_skeleton(
+    path: Path,
+    schema: Schema,
+    num_samples: int,
+    records: Sequence[tuple[str, dict[str, Any]]],
+    chunked: bool,
+) -> NDArray[np.int64]:
+    """Writes a shard without pixels; returns the offsets (samples, arrays) reserved for them."""
+    h5py = _h5py()
+    # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
+    with h5py.File(
+        path,
+        "w",
+        libver=("v110", "v110"),
+        track_order=False,
+        alignment_threshold=_ALIGNMENT,
+        alignment_interval=_ALIGNMENT,
+    ) as file:
+        file.attrs["format"] = "msdata"
+        offsets = np.zeros((num_samples, len(schema.arrays)), np.int64)
+        if num_samples:
+            for a, array in enumerate(schema.arrays):
+                dataset = _reserve(h5py, file, array, num_samples, chunked)
+                for name, value in _attributes(array).items():
+                    dataset.attrs[name] = value
+                offsets[:, a] = _sample_offsets(dataset, num_samples, array.nbytes)
+        if records:
+            _write_columns(file, records)
+    return offsets
+
+
+def _reserve(h5py: Any, file: Any, array: Survey, num_samples: int, chunked: bool) -> Any:
+    """Creates a dataset whose space is allocated at once and never filled."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    if chunked:
+        properties.set_chunk((1, *array.shape) if array.shape else (1,))
+    space = h5py.h5s.create_simple((num_samples, *array.shape))
+    kind = h5py.h5t.py_create(array.numpy_dtype, logical=True)
+    h5py.h5d.create(file.id, array.name.encode(), kind, space, properties)
+    return file[array.name]
+
+
+def _attributes(array: Survey) -> dict[str, Any]:
+    fields = {
+        "bands": ",".join(array.bands),
+        "pixel_scale_arcsec": array.pixel_scale_arcsec,
+        "unit": array.unit,
+        "zero_points_ab": array.zero_points_ab,
+    }
+    return {name: value for name, value in fields.items() if value not in (None, "")}
+
+
+def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.int64]:
+    if dataset.chunks is None:
+        start = dataset.id.get_offset()
+        return start + nbytes * np.arange(num_samples, dtype=np.int64)
+    offsets = np.zeros(num_samples, np.int64)
+
+    def note(chunk: Any) -> None:
+        offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    return offsets
+
+
+def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Stores ids, labels and further metadata as one dataset a name."""
+    ids = [sample_id.encode() for sample_id, _ in records]
+    _create_column(file, "sample_id", np.array(ids, dtype=f"S{max(map(len, ids))}"))
+    texts = [json.dumps(m, separators=(",", ":"), allow_nan=False).encode() for _, m in records]
+    _create_column(file, "json", np.array(texts, dtype=f"S{max(map(len, texts))}"))
+    for name in records[0][1]:
+        values = [metadata[name] for _, metadata in records]
+        # A null is NaN; text and lists stand in `json` alone.
+        if all(v is None or isinstance(v, (int, float)) for v in values) and name not in file:
+            numbers = [np.nan if v is None else v for v in values]
+            _create_column(file, name, np.array(numbers))
+
+
+def _create_column(file: Any, name: str, values: NDArray[Any]) -> None:
+    file.create_dataset(name, data=values, track_times=False)
+
+
+def frame_ranges(
+    offsets: NDArray[np.int64], sizes: Sequence[int], nbytes: int
+) -> list[tuple[int, int]]:
+    """The byte ranges [start, stop) of a file that belong to no array, in file order.
+
+    Args:
+        offsets: int64 (samples, arrays), where each array begins.
+        sizes: bytes of each array.
+        nbytes: size of the file.
+    """
+    starts = offsets.reshape(-1)
+    lengths = np.broadcast_to(np.asarray(sizes, np.int64), offsets.shape).reshape(-1)
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], (starts + lengths)[order]
+    gap_starts = np.concatenate([[0], stops])
+    gap_stops = np.concatenate([starts, [nbytes]])
+    keep = gap_stops > gap_starts
+    return list(zip(gap_starts[keep].tolist(), gap_stops[keep].tolist(), strict=True))
+
+
+def _move_down(
+    fd: int, old: NDArray[np.int64], new: NDArray[np.int64], sizes: Sequence[int]
+) -> None:
+    """Moves arrays to where the smaller skeleton has them.
+
+    Array after array, front to back: a destination never lies behind its source, so nothing is
+    overwritten before it has moved.
+    """
+    for a, size in enumerate(sizes):
+        for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
+            if source != target:
+                pwrite_all(fd, [os.pread(fd, size, source)], target)
+
+
+def _copy_frame(skeleton: Path, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
+    """Copies what is not pixels from the skeleton into the shard; returns its CRC32C."""
+    crc = 0
+    with skeleton.open("rb") as file:
+        for start, stop in ranges:
+            file.seek(start)
+            while start < stop:
+                piece = file.read(min(_COPY_BYTES, stop - start))
+                crc = crc32c(piece, crc)
+                pwrite_all(fd, [piece], start)
+                start += len(piece)
+    return crc
