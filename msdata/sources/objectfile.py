@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import numpy as np
 from msdata.errors import SampleError, StorageError
 from msdata.schema import Sample
 from msdata.sources.opcodes import cut_payloads
-from msdata.sources.unpickle import ObjectArray, PickledArray, load_commands, plain
+from msdata.sources.standins import Layout, ObjectArray, PickledArray, make_array
+from msdata.sources.unpickle import load_commands, plain
 
 # An object of upstream's has 0.6 MB; a thousand times that is a mistake, not a cutout.
 MAX_OBJECT_NBYTES = 1 << 30
@@ -28,14 +31,34 @@ _MAX_HEADER_NBYTES = 4096
 _CACHE_LINE_NBYTES = 64
 
 
-class ObjectReader:
-    """Reads object files; keeps nothing but where the largest array began in the last one.
+@dataclass(frozen=True, kw_only=True)
+class _Template:
+    """What files of one data set share: all but the payloads, byte for byte.
 
-    Objects of one data set have their pixels at the same offset, so that offset tells how to place
-    the next file. A wrong guess costs one copy, so threads share it without a lock.
+    Attributes:
+        num_bytes: size of the file.
+        spans: the payloads.
+        skeleton: all bytes outside of the payloads.
+        recipe: of each key the payload and its layout.
+    """
+
+    num_bytes: int
+    spans: tuple[slice, ...]
+    skeleton: bytes
+    recipe: tuple[tuple[str, int, Layout], ...]
+
+
+class ObjectReader:
+    """Reads object files; remembers how the last one was built.
+
+    A pickle's meaning depends on its bytes alone, so a file that equals the last one outside of its
+    payloads needs no unpickling: that takes 10 µs less Python of the 35 µs a file. Threads share
+    the memory without a lock, since it is replaced whole.
     """
 
     def __init__(self) -> None:
+        self._template: _Template | None = None
+        # Where the largest array began in the last file: tells how to place the next one.
         self._payload_offset = 0
 
     def read(self, path: str | Path) -> Sample:
@@ -53,17 +76,58 @@ class ObjectReader:
                 is the reason.
             StorageError: the file system refused.
         """
+        template = self._template
         view = _read_file(path, self._payload_offset)
+        if (
+            template is not None
+            and len(view) == template.num_bytes
+            and _outside(view, template.spans) == template.skeleton
+        ):
+            return {
+                key: make_array(view[template.spans[index]], layout)
+                for key, index, layout in template.recipe
+            }
         commands, spans = cut_payloads(view, _pickle_start(view))
         if spans:
-            largest = max(spans, key=lambda span: span.stop - span.start)
-            self._payload_offset = largest.start
-        return _as_sample(load_commands(commands, [view[span] for span in spans]))
+            self._payload_offset = max(spans, key=lambda span: span.stop - span.start).start
+        payloads = [view[span] for span in spans]
+        members = _members(load_commands(commands, payloads))
+        self._template = _template(view, spans, payloads, members)
+        return {key: plain(value, key) for key, value in members.items()}
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Reads one object file; see `ObjectReader.read`, which is faster over many files."""
     return ObjectReader().read(path)
+
+
+def _outside(view: memoryview, spans: Sequence[slice]) -> bytes:
+    """The bytes of `view` that stand in none of the ascending `spans`."""
+    starts = [0, *(span.stop for span in spans)]
+    stops = [*(span.start for span in spans), len(view)]
+    return b"".join([view[a:b] for a, b in zip(starts, stops, strict=True)])
+
+
+def _template(
+    view: memoryview, spans: list[slice], payloads: list[memoryview], members: dict[str, Any]
+) -> _Template | None:
+    """How `members` were made of the payloads; None where other values stand among them."""
+    number_of = {id(payload): number for number, payload in enumerate(payloads)}
+    recipe = []
+    for key, value in members.items():
+        if (
+            type(value) is not PickledArray
+            or value.layout is None
+            or id(value.raw) not in number_of
+        ):
+            return None
+        recipe.append((key, number_of[id(value.raw)], value.layout))
+    return _Template(
+        num_bytes=len(view),
+        spans=tuple(spans),
+        skeleton=_outside(view, spans),
+        recipe=tuple(recipe),
+    )
 
 
 def _read_file(path: str | Path, aligned_offset: int) -> memoryview:
@@ -76,7 +140,7 @@ def _read_file(path: str | Path, aligned_offset: int) -> memoryview:
                 raise SampleError("the file is empty" if size == 0 else f"it has {size} bytes")
             buffer = np.empty(size + _CACHE_LINE_NBYTES, np.uint8)
             shift = -(buffer.ctypes.data + aligned_offset) % _CACHE_LINE_NBYTES
-            view = memoryview(buffer)[shift : shift + size]
+            view = memoryview(buffer.data)[shift : shift + size]
             num_read = 0
             while num_read < size:
                 got = os.preadv(descriptor, [view[num_read:]], num_read)
@@ -121,14 +185,13 @@ def _check_header(header: bytes) -> None:
         raise SampleError(f"an object array of shape {str(shape)[:40]}, not one dict")
 
 
-def _as_sample(loaded: Any) -> Sample:
-    """The dict inside what was unpickled, with its arrays taken out of their stand-ins."""
-    if type(loaded) is PickledArray:
-        loaded = loaded.value
-        if isinstance(loaded, ObjectArray):
-            if len(loaded.items) != 1:
-                raise SampleError(f"an object array of {len(loaded.items)} items, not one dict")
-            loaded = loaded.items[0]
+def _members(loaded: Any) -> dict[str, Any]:
+    """The dict inside what was unpickled; its arrays are still `PickledArray`."""
+    if type(loaded) is PickledArray and isinstance(loaded.value, ObjectArray):
+        items = loaded.value.items
+        if len(items) != 1:
+            raise SampleError(f"an object array of {len(items)} items, not one dict")
+        loaded = items[0]
     if type(loaded) is not dict:
         raise SampleError(f"the pickle holds {_kind(loaded)}, not a dict of arrays")
     if not loaded:
@@ -136,7 +199,7 @@ def _as_sample(loaded: Any) -> Sample:
     for key in loaded:
         if type(key) is not str:
             raise SampleError(f"the dict has the key {str(key)[:40]!r}, which is not text")
-    return {key: plain(value, key) for key, value in loaded.items()}
+    return loaded
 
 
 def _kind(loaded: object) -> str:

@@ -9,9 +9,7 @@ bytes that are present in the file, so no small file can ask for a large array. 
 from __future__ import annotations
 
 import io
-import math
 import pickle
-import re
 import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
@@ -19,8 +17,8 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from msdata.errors import SampleError, UnsafePickleError
-from msdata.schema import Array
 from msdata.sources.opcodes import cut_payloads
+from msdata.sources.standins import ObjectArray, PickledArray, PickledDtype
 
 # What the unpickler raises for a stream that is broken, whether by accident or with intent.
 _BROKEN = (
@@ -36,8 +34,6 @@ _BROKEN = (
     ValueError,
     struct.error,
 )
-_DTYPE = re.compile(r"[biufcSUO][0-9]{1,9}")
-_BYTE_ORDERS = ("<", ">", "|", "=")
 
 
 class _Global:
@@ -58,96 +54,24 @@ class _Global:
         )
 
 
-class PickledDtype:
-    """Stands for a `numpy.dtype`: numbers, text, and `O` for the array that wraps the dict."""
-
-    __slots__ = ("_spec", "dtype")
-
-    def __init__(self, spec: object, *_flags: object) -> None:
-        if not isinstance(spec, str) or not _DTYPE.fullmatch(spec):
-            raise SampleError(f"dtype {str(spec)[:40]!r} is neither numbers nor text")
-        self._spec = spec
-        self.dtype = np.dtype(spec[0] if spec[0] == "O" else spec)
-
-    def __setstate__(self, state: Any) -> None:
-        _version, order, base, names, fields = state[:5]
-        if (base, names, fields) != (None, None, None) or len(state) > 8:
-            raise SampleError(f"dtype {self._spec!r} is structured; only numbers and text are read")
-        if order not in _BYTE_ORDERS:
-            raise SampleError(f"byte order {str(order)[:40]!r} of a dtype is unknown")
-        if order != "|":
-            self.dtype = self.dtype.newbyteorder(order)
-
-
-class PickledArray:
-    """Stands for a `numpy.ndarray` until its state arrives."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        shape, dtype, is_fortran, raw = state[-4:]
-        self.value = _array(raw, dtype, shape, "F" if is_fortran else "C")
-
-
-class ObjectArray:
-    """An array of dtype object: its items and shape; valid only around the whole dict."""
-
-    __slots__ = ("items", "shape")
-
-    def __init__(self, items: list[Any], shape: tuple[int, ...]) -> None:
-        self.items = items
-        self.shape = shape
-
-
-def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> Array | ObjectArray:
-    """Array over `raw`: a view where it is large and aligned, else a copy. Never grows it."""
-    if not isinstance(dtype, PickledDtype) or not isinstance(shape, tuple) or order not in "CF":
-        raise SampleError("broken pickle: an array's state is not one that NumPy writes")
-    if len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
-        raise SampleError(f"an array has the impossible shape {str(shape)[:60]}")
-    if dtype.dtype.hasobject:
-        if not isinstance(raw, list) or math.prod(shape) != len(raw):
-            raise SampleError("broken pickle: an object array's items do not fit its shape")
-        return ObjectArray(raw, shape)
-    if not isinstance(raw, bytes | bytearray | memoryview):
-        raise SampleError("broken pickle: an array's data are not bytes")
-    num_bytes = math.prod(shape) * dtype.dtype.itemsize
-    if num_bytes != len(raw):
-        raise SampleError(f"an array of {num_bytes} bytes has {len(raw)} bytes of data")
-    if num_bytes == 0:
-        return np.empty(shape, dtype.dtype, order)
-    flat = np.frombuffer(raw, dtype.dtype)
-    if not (flat.flags.aligned and flat.flags.writeable):
-        flat = flat.copy()
-    return flat.reshape(shape, order=order)
-
-
 def _reconstruct(kind: object, shape: object, typecode: object) -> PickledArray:
     if kind is not _NDARRAY or shape != (0,) or typecode not in (b"b", "b"):
         raise SampleError("broken pickle: _reconstruct is not called as NumPy does")
     return PickledArray()
 
 
-def _frombuffer(
-    raw: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None
-) -> PickledArray:
+def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> PickledArray:
     made = PickledArray()
-    made.value = _array(raw, dtype, shape, "C" if axis_order is not None else order)
-    if axis_order is not None:
-        made.value = made.value.transpose(axis_order)
+    made.fill(raw, dtype, shape, order if axes is None else "C", axes)
     return made
 
 
 def _scalar(dtype: Any, raw: Any = b"") -> Any:
-    if isinstance(raw, str):
-        raw = raw.encode("latin-1")
-    value = _array(raw, dtype, (), "C")
-    if isinstance(value, ObjectArray):
+    made = PickledArray()
+    made.fill(raw.encode("latin-1") if isinstance(raw, str) else raw, dtype, (), "C", None)
+    if isinstance(made.value, ObjectArray):
         raise SampleError("broken pickle: a scalar of dtype object")
-    return value[()]
+    return made.value[()]
 
 
 def _encode(text: object, encoding: object) -> bytes:
