@@ -101,6 +101,18 @@ def read_object(path: Path) -> dict[str, Any]:
     return ObjectReader().read(path)
 
 
+def load_file(path: Path) -> Any:
+    """Loads a pickled value from a file of any size below the cap; arrays stay stand-ins.
+
+    Raises:
+        SampleError: the file is no pickle, or is broken or unsafe.
+        StorageError: the file system refused.
+    """
+    view = _read_file(path, 0)
+    commands, spans = cut_payloads(view, _pickle_start(view, is_one=False))
+    return load_commands(commands, [view[span] for span in spans])
+
+
 def _outside(view: memoryview, spans: Sequence[slice]) -> bytes:
     """The bytes of `view` that stand in none of the ascending `spans`."""
     starts = [0, *(span.stop for span in spans)]
@@ -154,7 +166,7 @@ def _read_file(path: str | Path, aligned_offset: int) -> memoryview:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _pickle_start(view: memoryview) -> int:
+def _pickle_start(view: memoryview, *, is_one: bool = True) -> int:
     """Where the pickle begins: 0, or behind the header of an object-array `.npy`."""
     if view[:6] != _NPY_MAGIC:
         return 0
@@ -167,13 +179,15 @@ def _pickle_start(view: memoryview) -> int:
         raise SampleError(f"an .npy header of {end - body} bytes; a pickled dict's has 118")
     if end > len(view):
         raise SampleError("truncated .npy header")
-    _check_header(bytes(view[body:end]))
+    shape = _object_shape(bytes(view[body:end]))
+    if is_one and shape not in ((), (1,)):
+        raise SampleError(f"an object array of shape {str(shape)[:40]}, not one dict")
     return end
 
 
 # All files of a data set have the same header, so it is parsed once.
 @lru_cache(maxsize=64)
-def _check_header(header: bytes) -> None:
+def _object_shape(header: bytes) -> Any:
     try:
         fields = ast.literal_eval(header.decode("latin-1").strip())
         descr, shape = fields["descr"], fields["shape"]
@@ -181,8 +195,7 @@ def _check_header(header: bytes) -> None:
         raise SampleError("broken .npy header") from error
     if descr != "|O":
         raise SampleError(f"a plain .npy array (dtype {str(descr)[:40]}), not a pickled dict")
-    if shape not in ((), (1,)):
-        raise SampleError(f"an object array of shape {str(shape)[:40]}, not one dict")
+    return shape
 
 
 def _members(loaded: Any) -> dict[str, Any]:

@@ -6,8 +6,10 @@ on a parallel file system, one slow answer a folder, so folders are listed by se
 
 from __future__ import annotations
 
+import itertools
 import os
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,13 @@ from msdata.sources.objectfile import ObjectReader
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    # Subfolders, each with its device and inode; the table of objects, None without any.
+    _Listing = tuple[list[tuple[str, tuple[int, int]]], pa.Table | None]
+
 SUFFIXES = (".npy", ".pkl", ".pickle")
 # Names that programs give to files they have not finished.
-_TEMPORARY = (".", "_", "~", "#")
+_TEMPORARY = (".", "~", "#")
+_UNFINISHED = (".tmp", ".part", ".partial")
 # Enough to hide a parallel file system's answer times; local listings are bound by the GIL.
 _NUM_LISTERS = 16
 # Tables that often lie beside the objects, and are pickled too.
@@ -78,28 +84,23 @@ def _list_tree(root: str, num_listers: int) -> list[pa.Table]:
     top = Path(root).stat()
     seen = {(top.st_dev, top.st_ino)}
     with ThreadPoolExecutor(num_listers, thread_name_prefix="scan") as pool:
-        pending: set[Future[tuple[list[str], pa.Table | None]]] = {
-            pool.submit(_list_folder, root, "")
-        }
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                folders, table = future.result()
-                if table is not None:
-                    chunks.append(table)
-                for folder in folders:
-                    status = Path(root, folder).stat()
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        pending.add(pool.submit(_list_folder, root, folder))
+        level = [""]
+        while level:
+            listings = list(pool.map(partial(_list_folder, root), level))
+            chunks += [table for _, table in listings if table is not None]
+            level = []
+            for folder, identity in itertools.chain.from_iterable(found for found, _ in listings):
+                if identity not in seen:
+                    seen.add(identity)
+                    level.append(folder)
     return chunks
 
 
-def _list_folder(root: str, folder: str) -> tuple[list[str], pa.Table | None]:
+def _list_folder(root: str, folder: str) -> _Listing:
     """Subfolders and object files of one folder, as paths relative to `root`."""
     import pyarrow as pa
 
-    folders: list[str] = []
+    folders: list[tuple[str, tuple[int, int]]] = []
     stems: list[str] = []
     paths: list[str] = []
     prefix = f"{folder}/" if folder else ""
@@ -110,10 +111,12 @@ def _list_folder(root: str, folder: str) -> tuple[list[str], pa.Table | None]:
                 if name.startswith(_TEMPORARY):
                     continue
                 if entry.is_dir():
-                    folders.append(prefix + name)
-                elif name.endswith(SUFFIXES):
+                    status = entry.stat()
+                    folders.append((prefix + name, (status.st_dev, status.st_ino)))
+                elif name.endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+                    # A dangling link stays in: its read fails and is reported, not skipped.
                     stem = name[: name.rindex(".")]
-                    if stem not in _NOT_OBJECTS:
+                    if stem not in _NOT_OBJECTS and not stem.endswith(_UNFINISHED):
                         stems.append(stem)
                         paths.append(prefix + name)
         if not paths:

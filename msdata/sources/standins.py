@@ -76,19 +76,20 @@ class PickledArray:
         if dtype.dtype.hasobject:
             if not isinstance(raw, list) or math.prod(shape) != len(raw):
                 raise SampleError("broken pickle: an object array's items do not fit its shape")
-            self.value = ObjectArray(raw)
+            self.value = ObjectArray(raw, shape)
         else:
             self.raw, self.layout = raw, (dtype.dtype, shape, order, axes)
             self.value = make_array(raw, self.layout)
 
 
 class ObjectArray:
-    """An array of dtype object, as its items; valid only around the whole dict."""
+    """An array of dtype object; valid only around the whole value, as `np.save` writes it."""
 
-    __slots__ = ("items",)
+    __slots__ = ("items", "shape")
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, items: list[Any], shape: tuple[int, ...]) -> None:
         self.items = items
+        self.shape = shape
 
 
 def make_array(raw: bytes | bytearray | memoryview, layout: Layout) -> Array:
