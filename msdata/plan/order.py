@@ -1,0 +1,262 @@
+"""The order of an epoch, and who takes which stretch of it: pure functions of their arguments.
+
+An order is a permutation of `range(num_samples)`; a *position* is a place in it. The order depends
+on the seed and the epoch alone, never on nodes, ranks, threads or format, so a run may stop at any
+position and go on with another number of ranks or another batch size. `shuffle` and `locality`
+have the same order: `locality` (`msdata.plan.assign`) only deals the samples of each global batch
+differently to the ranks. `block` gives up uniformity for reads in storage order, for data far
+larger than all caches; `msdata.plan.quality` says how much is given up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import UsageError
+from msdata.plan.random_words import random_words, uniform_permutation
+
+POLICIES = ("shuffle", "locality", "block")
+LAST = ("drop", "pad", "short")
+
+# 16,384 cutouts of 0.6 MB are 10 GB: what a node can give to a shuffle buffer without thought.
+DEFAULT_BUFFER_SAMPLES = 16384
+
+_SAMPLES, _SHARDS = 0, 1  # streams of random numbers within one epoch
+
+
+def epoch_order(
+    policy: str,
+    *,
+    seed: int,
+    epoch: int,
+    num_samples: int,
+    shard_sizes: NDArray[np.int64] | None = None,
+    buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
+) -> NDArray[np.int64]:
+    """The samples of an epoch in the order in which the job consumes them.
+
+    Args:
+        policy: one of `POLICIES`.
+        seed: any integer from 0; taken modulo 2**64.
+        epoch: any integer from 0; taken modulo 2**64.
+        num_samples: samples of the split.
+        shard_sizes: int64 (num_shards,), samples of each shard in index order; `block` needs it.
+        buffer_samples: `block` displaces a sample by less than this many positions.
+
+    Returns:
+        int64 (num_samples,): a permutation of `range(num_samples)`.
+
+    Raises:
+        UsageError: an unknown policy, a negative number, or shards that do not add up.
+    """
+    if policy not in POLICIES:
+        raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
+    if num_samples < 0:
+        raise UsageError(f"an epoch cannot have {num_samples} samples")
+    if policy != "block":
+        return uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
+    if shard_sizes is None:
+        raise UsageError("policy 'block' needs shard_sizes: it draws the order of whole shards")
+    stream = _shard_stream(shard_sizes, num_samples, seed=seed, epoch=epoch)
+    return stream[_buffer_shuffle(num_samples, buffer_samples, seed=seed, epoch=epoch)]
+
+
+def num_steps(num_samples: int, global_batch: int, last: str) -> int:
+    """Global steps that `num_samples` samples make.
+
+    Args:
+        num_samples: samples still to be consumed.
+        global_batch: samples of a step over all ranks.
+        last: what becomes of an incomplete last batch: `drop` leaves it out, `pad` fills it from
+            the start of the epoch's order, `short` deals out what there is.
+
+    Returns:
+        The number of steps, the same on every rank.
+
+    Raises:
+        UsageError: an empty batch, a negative number of samples, or an unknown `last`.
+    """
+    if last not in LAST:
+        raise UsageError(f"last={last!r} is unknown; choose one of {', '.join(LAST)}")
+    if global_batch < 1:
+        raise UsageError(f"a global batch of {global_batch} samples is empty; it needs at least 1")
+    if num_samples < 0:
+        raise UsageError(f"{num_samples} samples make no epoch: the run resumes past its end")
+    return num_samples // global_batch if last == "drop" else -(-num_samples // global_batch)
+
+
+def batch_bounds(
+    step: int, *, num_samples: int, global_batch: int, first_position: int = 0
+) -> tuple[int, int]:
+    """The positions [low, high) of the order that step `step` consumes, padding left out.
+
+    Args:
+        step: global step counted from `first_position`.
+        num_samples: samples of the epoch.
+        global_batch: samples of a step over all ranks.
+        first_position: where in the epoch the run resumes.
+
+    Returns:
+        (low, high); empty past the end, shorter than `global_batch` in an incomplete last batch.
+    """
+    low = min(num_samples, first_position + step * global_batch)
+    return low, min(num_samples, low + global_batch)
+
+
+def rank_slice(rank: int, batch_per_rank: int) -> slice:
+    """The part of every complete global batch that `rank` takes: [rank*b, (rank+1)*b)."""
+    return slice(rank * batch_per_rank, (rank + 1) * batch_per_rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPositions:
+    """Positions of the epoch's order, step by step.
+
+    Attributes:
+        positions: int64 (num_steps, ..., batch_per_rank); -1 where a short batch has no sample.
+        is_real: bool, the same shape; False for padding and for absent samples.
+    """
+
+    positions: NDArray[np.int64]
+    is_real: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.positions.shape != self.is_real.shape:
+            raise UsageError(
+                f"positions {self.positions.shape} and their mask {self.is_real.shape} differ"
+            )
+
+
+def global_positions(
+    *,
+    num_samples: int,
+    batch_per_rank: int,
+    num_ranks: int,
+    last: str,
+    first_position: int = 0,
+) -> BatchPositions:
+    """What every rank takes in every step from `first_position` to the end of the epoch.
+
+    Args:
+        num_samples: samples of the epoch.
+        batch_per_rank: samples of a step on one rank.
+        num_ranks: ranks of the job.
+        last: one of `LAST`, see `num_steps`. A `short` last batch is split as evenly as can be,
+            so that no rank sits idle while another has a full batch.
+        first_position: where in the epoch the run resumes, 0 <= first_position <= num_samples.
+
+    Returns:
+        Arrays of shape (num_steps, num_ranks, batch_per_rank).
+
+    Raises:
+        UsageError: as `num_steps`, or a position outside the epoch.
+    """
+    ranks = np.arange(num_ranks, dtype=np.int64)
+    return _positions_of(ranks, num_ranks, (num_samples, first_position), batch_per_rank, last)
+
+
+def rank_positions(
+    *,
+    num_samples: int,
+    batch_per_rank: int,
+    num_ranks: int,
+    rank: int,
+    last: str,
+    first_position: int = 0,
+) -> BatchPositions:
+    """What one rank takes in every step: `global_positions` of that rank alone.
+
+    Args:
+        num_samples: samples of the epoch.
+        batch_per_rank: samples of a step on one rank.
+        num_ranks: ranks of the job.
+        rank: 0 <= rank < num_ranks.
+        last: one of `LAST`, see `num_steps`.
+        first_position: where in the epoch the run resumes.
+
+    Returns:
+        Arrays of shape (num_steps, batch_per_rank).
+
+    Raises:
+        UsageError: as `num_steps`, a position outside the epoch, or a rank that is none.
+    """
+    if not 0 <= rank < num_ranks:
+        raise UsageError(f"rank {rank} is not one of the {num_ranks} ranks")
+    ranks = np.array([rank], dtype=np.int64)
+    epoch = (num_samples, first_position)
+    grid = _positions_of(ranks, num_ranks, epoch, batch_per_rank, last)
+    return BatchPositions(positions=grid.positions[:, 0], is_real=grid.is_real[:, 0])
+
+
+def _positions_of(
+    ranks: NDArray[np.int64], num_ranks: int, epoch: tuple[int, int], batch: int, last: str
+) -> BatchPositions:
+    num_samples, first = epoch
+    if not 0 <= first <= num_samples:
+        raise UsageError(
+            f"position {first} is outside an epoch of {num_samples} samples; "
+            "was the run's state saved for another data set?"
+        )
+    global_batch = num_ranks * batch
+    steps = num_steps(num_samples - first, global_batch, last)
+    starts = first + np.arange(steps, dtype=np.int64) * global_batch
+    within = ranks[:, None] * batch + np.arange(batch, dtype=np.int64)
+    positions = starts[:, None, None] + within
+    is_real = positions < num_samples
+    if last == "pad" and steps:
+        positions[-1] %= num_samples
+    if last == "short" and steps and starts[-1] + global_batch > num_samples:
+        positions[-1] = _even_split(ranks, num_ranks, (int(starts[-1]), num_samples), batch)
+        is_real[-1] = positions[-1] >= 0
+    return BatchPositions(positions=positions, is_real=is_real)
+
+
+def _even_split(
+    ranks: NDArray[np.int64], num_ranks: int, bounds: tuple[int, int], batch: int
+) -> NDArray[np.int64]:
+    low, high = bounds
+    starts = low + (high - low) * ranks // num_ranks
+    ends = low + (high - low) * (ranks + 1) // num_ranks
+    positions = starts[:, None] + np.arange(batch, dtype=np.int64)
+    return np.where(positions < ends[:, None], positions, -1)
+
+
+def _shard_stream(
+    shard_sizes: NDArray[np.int64], num_samples: int, *, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Samples in index order within shards, the shards in random order.
+
+    Within a shard the order of storage stays: any shuffle of it would be undone or outdone by the
+    buffer, which spans many shards, and the reads are sequential.
+    """
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    if sizes.ndim != 1 or (sizes < 0).any() or int(sizes.sum()) != num_samples:
+        raise UsageError(
+            f"shard_sizes hold {int(sizes.sum())} samples, the epoch {num_samples}; "
+            "pass the samples of each shard of this split in index order"
+        )
+    order = uniform_permutation(len(sizes), seed=seed, epoch=epoch, stream=_SHARDS)
+    starts = (np.cumsum(sizes) - sizes)[order]
+    lengths = sizes[order]
+    shift = starts - (np.cumsum(lengths) - lengths)
+    stream = np.arange(num_samples, dtype=np.int64)
+    stream += np.repeat(shift, lengths)
+    return stream
+
+
+def _buffer_shuffle(num_items: int, buffer: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Positions sorted by position + buffer * u, u uniform in [0, 1): nobody moves by `buffer`.
+
+    Keys are fixed-point numbers of 24 binary places, so the order rests on integers alone.
+    """
+    if not 1 <= buffer < 1 << 32:
+        raise UsageError(f"a shuffle buffer of {buffer} samples is none; it needs at least 1")
+    keys = random_words(num_items, seed=seed, epoch=epoch, stream=_SAMPLES)
+    keys >>= np.uint64(40)
+    keys *= np.uint64(buffer)
+    keys += np.arange(num_items, dtype=np.uint64) << np.uint64(24)
+    order: NDArray[np.int64] = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+    return order

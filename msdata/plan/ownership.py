@@ -1,0 +1,228 @@
+"""Which node keeps which shard, and in which tier: a pure function of sizes and capacities.
+
+Whole shards, so that caches fill by sequential reads. Every node is filled to the same level as far
+as its capacity allows: under `locality` all nodes consume equally many samples, so equal holdings
+move least, and where the data exceed all caches this weighs nodes by their capacity. Which shards a
+node gets is drawn by rendezvous hashing, so that a later job on mostly the same nodes finds most of
+its shards where they were. Where nodes leave or join a plan that is known, `previous` makes it
+exact: only the shards of lost nodes move, or only shards that go to joined ones.
+
+Only integers decide, since logarithms differ in their last bit between processors and the nodes of
+a job must agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import UsageError
+from msdata.plan.placement import accept_in_order, fill_nodes, level_room
+
+MEMORY, SSD, STORAGE = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """What the nodes of a job can keep.
+
+    Attributes:
+        memory_bytes: int64 (num_nodes,), room in each node's memory tier.
+        ssd_bytes: int64 (num_nodes,), room in each node's SSD tier.
+        keys: uint64 (num_nodes,), distinct; a node that keeps its key keeps its shards. Hashes of
+            host names make that hold from job to job.
+    """
+
+    memory_bytes: NDArray[np.int64]
+    ssd_bytes: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+
+    def __post_init__(self) -> None:
+        shapes = {self.memory_bytes.shape, self.ssd_bytes.shape, self.keys.shape}
+        if len(shapes) != 1 or self.keys.ndim != 1 or len(self.keys) < 1:
+            raise UsageError(
+                f"memory, SSD and keys of the nodes have shapes {shapes}, not one each"
+            )
+        if (self.memory_bytes < 0).any() or (self.ssd_bytes < 0).any():
+            raise UsageError("a node's capacity is negative; 0 means that it keeps nothing")
+        if len(np.unique(self.keys)) != len(self.keys):
+            raise UsageError("two nodes have the same key: their shards could not be told apart")
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.keys)
+
+
+def equal_nodes(num_nodes: int, *, memory_bytes: int, ssd_bytes: int = 0) -> Nodes:
+    """Nodes of the same capacity, with keys 0, 1, ...
+
+    Args:
+        num_nodes: number of nodes.
+        memory_bytes: memory tier of each.
+        ssd_bytes: SSD tier of each.
+
+    Returns:
+        The nodes.
+    """
+    return Nodes(
+        memory_bytes=np.full(num_nodes, memory_bytes, dtype=np.int64),
+        ssd_bytes=np.full(num_nodes, ssd_bytes, dtype=np.int64),
+        keys=np.arange(num_nodes, dtype=np.uint64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ownership:
+    """The owner of every shard.
+
+    Attributes:
+        owner_of_shard: int32 (num_shards,), number of the node; -1 where nobody keeps the shard.
+        tier_of_shard: int8 (num_shards,), `MEMORY`, `SSD` or `STORAGE`.
+        node_keys: uint64 (num_nodes,), keys of the nodes that the numbers mean.
+    """
+
+    owner_of_shard: NDArray[np.int32]
+    tier_of_shard: NDArray[np.int8]
+    node_keys: NDArray[np.uint64]
+
+    def __post_init__(self) -> None:
+        if self.owner_of_shard.shape != self.tier_of_shard.shape:
+            raise UsageError("owners and tiers are not of the same shards")
+        if ((self.owner_of_shard < 0) != (self.tier_of_shard == STORAGE)).any():
+            raise UsageError("a shard has an owner exactly if it is not in storage alone")
+
+    def held_bytes(
+        self, shard_bytes: NDArray[np.int64], tier: int | None = None
+    ) -> NDArray[np.int64]:
+        """Bytes that each node keeps.
+
+        Args:
+            shard_bytes: int64 (num_shards,).
+            tier: `MEMORY` or `SSD`; None means both.
+
+        Returns:
+            int64 (num_nodes,).
+        """
+        chosen = self.owner_of_shard >= 0
+        if tier is not None:
+            chosen &= self.tier_of_shard == tier
+        held = np.zeros(len(self.node_keys), dtype=np.int64)
+        np.add.at(held, self.owner_of_shard[chosen], shard_bytes[chosen])
+        return held
+
+
+def own_shards(
+    shard_bytes: NDArray[np.int64], nodes: Nodes, previous: Ownership | None = None
+) -> Ownership:
+    """Give each shard to at most one node, without exceeding any capacity by a byte.
+
+    Args:
+        shard_bytes: int64 (num_shards,), what a cached shard occupies.
+        nodes: the nodes and their capacities.
+        previous: an earlier result for the same shards, perhaps on other nodes; what it gave to
+            nodes still there stays with them.
+
+    Returns:
+        The owners. Where all data fit, holdings differ by at most about one shard; where they do
+        not, less than one shard a node and tier is left unused.
+
+    Raises:
+        UsageError: negative sizes, or a previous result for other shards.
+
+    Source: rendezvous hashing, Thaler & Ravishankar 1998; bounded loads, Mirrokni, Thorup &
+    Zadimoghaddam 2018.
+    """
+    sizes = np.asarray(shard_bytes, dtype=np.int64)
+    if sizes.ndim != 1 or (sizes < 0).any():
+        raise UsageError("shard_bytes must be one non-negative number a shard")
+    owner, tier = _nobody(len(sizes)) if previous is None else _kept(sizes, nodes, previous)
+    if previous is not None:
+        _hand_to_joined(owner, tier, sizes, (nodes, np.isin(nodes.keys, previous.node_keys)))
+    for code in (MEMORY, SSD):
+        free = np.flatnonzero(owner < 0)
+        left = _capacity(nodes, code) - _load(owner, sizes, nodes, tier == code)
+        room = level_room(_load(owner, sizes, nodes), left, int(sizes[free].sum()))
+        _place(owner, tier, (free, code), fill_nodes(free, sizes[free], nodes.keys, room, left))
+    return Ownership(owner_of_shard=owner, tier_of_shard=tier, node_keys=nodes.keys)
+
+
+_Arrays = tuple[NDArray[np.int32], NDArray[np.int8]]
+
+
+def _nobody(num_shards: int) -> _Arrays:
+    return np.full(num_shards, -1, dtype=np.int32), np.full(num_shards, STORAGE, dtype=np.int8)
+
+
+def _capacity(nodes: Nodes, tier: int) -> NDArray[np.int64]:
+    return nodes.memory_bytes if tier == MEMORY else nodes.ssd_bytes
+
+
+def _load(
+    owner: NDArray[np.int32],
+    sizes: NDArray[np.int64],
+    nodes: Nodes,
+    chosen: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    mine = owner >= 0 if chosen is None else (owner >= 0) & chosen
+    load = np.zeros(nodes.num_nodes, dtype=np.int64)
+    np.add.at(load, owner[mine], sizes[mine])
+    return load
+
+
+def _place(
+    owner: NDArray[np.int32],
+    tier: NDArray[np.int8],
+    shards_to: tuple[NDArray[np.int64], int],
+    got: NDArray[np.int32],
+) -> None:
+    shards, code = shards_to
+    taken = got >= 0
+    owner[shards[taken]] = got[taken]
+    tier[shards[taken]] = code
+
+
+def _kept(sizes: NDArray[np.int64], nodes: Nodes, previous: Ownership) -> _Arrays:
+    """What stays with nodes that are still there, as far as their present capacity allows."""
+    if len(previous.owner_of_shard) != len(sizes):
+        raise UsageError(
+            f"the previous owners are of {len(previous.owner_of_shard)} shards, not {len(sizes)}"
+        )
+    number_of_key = {int(key): n for n, key in enumerate(nodes.keys)}
+    now = np.array([number_of_key.get(int(k), -1) for k in previous.node_keys] + [-1], np.int32)
+    was = now[previous.owner_of_shard]  # -1 finds the -1 at the end
+    owner, tier = _nobody(len(sizes))
+    for code in (MEMORY, SSD):
+        shards = np.flatnonzero((was >= 0) & (previous.tier_of_shard == code))
+        fits = accept_in_order(was[shards], sizes[shards], _capacity(nodes, code))
+        _place(owner, tier, (shards, code), np.where(fits, was[shards], -1).astype(np.int32))
+    return owner, tier
+
+
+def _hand_to_joined(
+    owner: NDArray[np.int32],
+    tier: NDArray[np.int8],
+    sizes: NDArray[np.int64],
+    nodes_known: tuple[Nodes, NDArray[np.bool_]],
+) -> None:
+    """Move to nodes that joined what the others hold beyond their fair share, and nothing else."""
+    nodes, known = nodes_known
+    if known.all():
+        return
+    for source, target in ((MEMORY, MEMORY), (SSD, MEMORY), (SSD, SSD)):
+        capacity = _capacity(nodes, target)
+        in_source = tier == source
+        share = level_room(np.zeros_like(capacity), capacity, int(sizes[tier <= target].sum()))
+        held = _load(owner, sizes, nodes, tier == target)
+        spare = held - share if source == target else _load(owner, sizes, nodes, in_source)
+        # Whoever is above its share offers one shard more, else a thousand nodes of 4.2 shards
+        # each would have nothing to offer; what the joined nodes do not take stays.
+        spare = np.where(spare > 0, spare + int(sizes.max(initial=0)), 0)
+        shards = np.flatnonzero(in_source)
+        shards = shards[accept_in_order(owner[shards], sizes[shards], spare)]
+        room = np.where(known, 0, np.maximum(share - held, 0))
+        left = np.where(known, 0, capacity - held)
+        got = fill_nodes(shards, sizes[shards], nodes.keys, room, left)
+        _place(owner, tier, (shards, target), got)

@@ -1,0 +1,219 @@
+"""Reads pickled dicts of arrays without ever executing what a pickle asks for.
+
+The C unpickler runs, but every global it asks for is a stand-in from one short table: a pickle can
+name `numpy.dtype` and gets a value object that knows numbers and text. Arrays are made here, from
+bytes that are present in the file, so no small file can ask for a large array. NumPy's own
+`__setstate__` is never reached with a pickle's arguments: it trusts dtype flags.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from collections.abc import Callable
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+from msdata.errors import SampleError, UnsafePickleError
+from msdata.sources.opcodes import cut_payloads
+from msdata.sources.standins import ObjectArray, PickledArray, PickledDtype
+
+# What the unpickler raises for a stream that is broken, whether by accident or with intent.
+_BROKEN = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class _Global:
+    """What a pickle gets for a global: callable, without attributes that BUILD could set."""
+
+    __slots__ = ("_call", "_name")
+
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
+        self._name = name
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise UnsafePickleError(
+            f"it asks to change {self._name}; it was refused and nothing was executed"
+        )
+
+
+def _reconstruct(kind: object, shape: object, typecode: object) -> PickledArray:
+    if kind is not _NDARRAY or shape != (0,) or typecode not in (b"b", "b"):
+        raise SampleError("broken pickle: _reconstruct is not called as NumPy does")
+    return PickledArray()
+
+
+def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> PickledArray:
+    made = PickledArray()
+    made.fill(raw, dtype, shape, order if axes is None else "C", axes)
+    return made
+
+
+def _scalar(dtype: Any, raw: Any = b"") -> Any:
+    made = PickledArray()
+    made.fill(raw.encode("latin-1") if isinstance(raw, str) else raw, dtype, (), "C", None)
+    if isinstance(made.value, ObjectArray):
+        raise SampleError("broken pickle: a scalar of dtype object")
+    return made.value[()]
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise UnsafePickleError(
+            f"it asks for _codecs.encode with {str(encoding)[:40]!r}; "
+            "it was refused and nothing was executed"
+        )
+    return text.encode("latin-1")
+
+
+def _bytes(*args: Any) -> bytes:
+    if not args:
+        return b""
+    if len(args) == 1 and isinstance(args[0], bytes | bytearray | memoryview):
+        return bytes(args[0])
+    if len(args) == 2 and isinstance(args[0], str):
+        return _encode(*args)
+    # A bare number would be a length: bytearray(10**12) in a file of 40 bytes.
+    raise UnsafePickleError(
+        "it asks for bytes of a length, not of a value; it was refused and nothing was executed"
+    )
+
+
+def _ndarray(*_args: object) -> NoReturn:
+    raise UnsafePickleError(
+        "it asks for numpy.ndarray(...) itself; it was refused and nothing was executed"
+    )
+
+
+_NDARRAY = _Global("numpy.ndarray", _ndarray)
+_GLOBALS: dict[tuple[str, str], _Global] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    # A slice of a memory map keeps its class; its state is that of any array.
+    ("numpy", "memmap"): _NDARRAY,
+    ("numpy.core.memmap", "memmap"): _NDARRAY,
+    ("numpy", "dtype"): _Global("numpy.dtype", PickledDtype),
+    ("_codecs", "encode"): _Global("_codecs.encode", _encode),
+    ("collections", "OrderedDict"): _Global("collections.OrderedDict", dict),
+}
+for _core in ("numpy.core", "numpy._core"):
+    _GLOBALS[f"{_core}.multiarray", "_reconstruct"] = _Global("_reconstruct", _reconstruct)
+    _GLOBALS[f"{_core}.multiarray", "scalar"] = _Global("scalar", _scalar)
+    _GLOBALS[f"{_core}.numeric", "_frombuffer"] = _Global("_frombuffer", _frombuffer)
+# Protocols 0 to 2 use Python 2's name of the module.
+for _builtins in ("builtins", "__builtin__"):
+    _GLOBALS[_builtins, "bytes"] = _Global("bytes", _bytes)
+    _GLOBALS[_builtins, "bytearray"] = _Global("bytearray", lambda *a: bytearray(_bytes(*a)))
+
+
+class _Unpickler(pickle.Unpickler):
+    """The C unpickler with the table above for all its globals."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _GLOBALS.get((module, name))
+        if found is None:
+            asked = f"{module}.{name}"[:120]
+            raise UnsafePickleError(
+                f"it asks for the global {asked}; it was refused and nothing was executed"
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise UnsafePickleError(
+            "it asks for a persistent id; it was refused and nothing was executed"
+        )
+
+
+def load_commands(commands: bytes, payloads: list[memoryview]) -> Any:
+    """Loads a pickle that `cut_payloads` has taken apart.
+
+    Args:
+        commands: the pickle, with NEXT_BUFFER where a payload was.
+        payloads: the payloads in order; arrays become views of them where they are writable and
+            aligned.
+
+    Returns:
+        The pickled value; inside it, arrays are `PickledArray` until `plain` takes them out.
+
+    Raises:
+        SampleError: the pickle is broken or holds unsupported values.
+        UnsafePickleError: it asks for more than arrays, numbers, text and containers of them.
+    """
+    try:
+        return _Unpickler(io.BytesIO(commands), buffers=payloads).load()
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise SampleError(f"broken pickle: {reason}") from error
+
+
+def load_pickle(file: BinaryIO) -> Any:
+    """Loads one pickled value, such as a dict of arrays, from an open binary file.
+
+    Args:
+        file: positioned at the pickle, which must reach to the end of the file.
+
+    Returns:
+        The value: dict, array, number, text; arrays are writable and aligned, with the dtype,
+        byte order and layout they were pickled with.
+
+    Raises:
+        SampleError: the pickle is truncated, broken or holds unsupported values.
+        UnsafePickleError: it asks for more than arrays, numbers, text and containers of them.
+    """
+    view = memoryview(bytearray(file.read()))
+    commands, payloads = cut_payloads(view)
+    loaded = load_commands(commands, [view[span] for span in payloads])
+    if type(loaded) is dict:
+        return {key: plain(value, key) for key, value in loaded.items()}
+    return plain(loaded, "value")
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+# Far more than any object's metadata; bounds the work that one file can cause.
+_MAX_ITEMS = 10_000
+
+
+def plain(value: Any, key: object) -> Any:
+    """Takes an array out of its stand-in; checks that other values are plain.
+
+    Args:
+        value: a value of the loaded dict.
+        key: its key, for the message.
+
+    Returns:
+        Array, number, text, None, or a container of plain values.
+
+    Raises:
+        SampleError: an object array, or containers nested in containers.
+    """
+    if type(value) is PickledArray:
+        value = value.value
+        if isinstance(value, np.ndarray):
+            return value
+        raise SampleError(f"array {key!r} has dtype object; only numbers and text are read")
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, memoryview | bytearray):
+        return bytes(value)
+    if isinstance(value, list | tuple | dict) and len(value) <= _MAX_ITEMS:
+        items = value.values() if isinstance(value, dict) else value
+        if all(isinstance(item, _PLAIN) for item in items):
+            return value
+        raise SampleError(f"value {key!r} is a nested {type(value).__name__}; use arrays")
+    raise SampleError(f"value {key!r} is neither an array nor a number nor text")
