@@ -1,0 +1,193 @@
+"""A catalogue with the columns' names that the rest of msdata uses.
+
+Surveys name the same column differently; here known names become `redshift`, `ra`, `dec`, and names
+that the index needs for itself are moved out of the way.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from msdata.catalogfile import read_table
+from msdata.errors import UsageError
+
+ID_NAMES = (
+    *("sample_id", "mantis_id", "mantis_shrimp_id", "object_id", "objid", "obj_id", "id"),
+    *("galaxy_id", "source_id", "photoobjid_survey", "photoobjid", "specobjid", "targetid"),
+)
+# In order of trust: a spectroscopic redshift before a plain `z`.
+_ALIASES = {
+    "redshift": ("redshift", "zspec", "z_spec", "specz", "spec_z", "z"),
+    "ra": ("ra", "raj2000", "ra_deg", "alpha_j2000", "right_ascension"),
+    "dec": ("dec", "dej2000", "decj2000", "dec_deg", "delta_j2000", "declination"),
+}
+# Columns that candidates or the index have of their own.
+_RESERVED = frozenset(
+    (
+        *("sample_id", "path", "row", "split", "catalog_row", "shard", "nbytes", "crc32c"),
+        *("offset", "flags", "reason"),
+    )
+)
+_RESERVED_PREFIXES = ("offset_", "nbytes_", "crc32c_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """A catalogue with canonical column names.
+
+    Attributes:
+        path: where it was read from.
+        ids: text of each row's id, null where it has none; None for a catalogue without ids, which
+            can be joined by row number only.
+        id_column: the id's column in the file; None without ids.
+        file_columns: names of all columns in the file.
+        columns: `redshift` (float64), `ra` and `dec` (float64, where known), and the others.
+        notes: what was renamed or left out, for the report.
+    """
+
+    path: Path
+    ids: pa.Array | None
+    id_column: str | None
+    file_columns: tuple[str, ...]
+    columns: pa.Table
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ids is not None and len(self.ids) != self.columns.num_rows:
+            raise UsageError(f"{len(self.ids)} ids for {self.columns.num_rows} catalogue rows")
+
+
+def read_catalog(
+    path: Path,
+    *,
+    id_column: str | None = None,
+    redshift_column: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> Catalog:
+    """Reads a catalogue from CSV, Parquet or FITS.
+
+    Args:
+        path: the file.
+        id_column: column that names the objects; None looks for a known name.
+        redshift_column: column with the redshift; None looks for a known name.
+        columns: further columns to keep, as named in the file; None keeps all.
+
+    Returns:
+        The catalogue.
+
+    Raises:
+        UsageError: a column is not there or, for the redshift, is not numeric.
+        DataError: the file is broken.
+        StorageError: the file system refused.
+    """
+    table, notes = read_table(path, lambda names: _id_name(path, names, id_column))
+    names = table.column_names
+    id_name = _id_name(path, names, id_column)
+    chosen = _canonical_columns(path, names, redshift_column)
+    for name in columns or ():
+        _check_column(path, names, name, "--columns")
+    kept, renamed = {}, []
+    for canonical, name in chosen.items():
+        kept[canonical] = _as_float(path, name, table.column(name))
+    for name in names:
+        if name in chosen.values() or (columns is not None and name not in columns):
+            continue
+        free = _free_name(name, {*kept, *names})
+        if free != name and name == id_name:
+            continue  # its values are the index's own `sample_id`
+        if free != name:
+            renamed.append(f"column {name!r} is kept as {free!r}: the index has a {name!r} already")
+        kept[free] = table.column(name)
+    return Catalog(
+        path=path,
+        ids=None if id_name is None else _id_text(table.column(id_name)),
+        id_column=id_name,
+        file_columns=tuple(names),
+        columns=pa.table(kept),
+        notes=(*notes, *renamed),
+    )
+
+
+def missing_id_column(catalog: Catalog) -> UsageError:
+    """The error for objects that can only be joined by an id the catalogue does not have."""
+    return UsageError(
+        f"catalogue {catalog.path} has no id column of a known name; it has "
+        f"{', '.join(catalog.file_columns)}; name it with --id-column"
+    )
+
+
+def _id_name(path: Path, names: Sequence[str], asked: str | None) -> str | None:
+    if asked is not None:
+        return _check_column(path, names, asked, "--id-column")
+    return _first_alias(names, ID_NAMES)
+
+
+def _canonical_columns(path: Path, names: Sequence[str], redshift: str | None) -> dict[str, str]:
+    """The file's column for each canonical name that is there."""
+    chosen = {}
+    for canonical, aliases in _ALIASES.items():
+        found = _first_alias(names, aliases)
+        if canonical == "redshift" and redshift is not None:
+            found = _check_column(path, names, redshift, "--redshift-column")
+        if found is not None:
+            chosen[canonical] = found
+    if "redshift" not in chosen:
+        raise UsageError(
+            f"catalogue {path} has no redshift column of a known name; it has {', '.join(names)}; "
+            "name it with --redshift-column"
+        )
+    return chosen
+
+
+def _first_alias(names: Sequence[str], aliases: Sequence[str]) -> str | None:
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[alias] for alias in aliases if alias in by_lower), None)
+
+
+def _check_column(path: Path, names: Sequence[str], name: str, option: str) -> str:
+    if name in names:
+        return name
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UsageError(
+        f"catalogue {path} has no column {name!r} ({option}); it has {', '.join(names)}{hint}"
+    )
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name`, or with `catalog_` before it where the index or a canonical column has it."""
+    if not (name in _RESERVED or name in _ALIASES or name.startswith(_RESERVED_PREFIXES)):
+        return name
+    free = f"catalog_{name}"
+    while free in taken or free in _RESERVED:
+        free += "_"
+    return free
+
+
+def _as_float(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_null(column.type):
+        return column.cast(pa.float64())
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise UsageError(
+            f"catalogue {path}: column {name!r} holds {column.type}, not numbers; mend the file or "
+            "name another column with --redshift-column"
+        )
+    return pc.cast(column, pa.float64(), safe=False)
+
+
+def _id_text(column: pa.ChunkedArray) -> pa.Array:
+    """Ids as text, without the spaces and decimal points that tables add; empty ones null."""
+    if pa.types.is_floating(column.type):
+        values = column.to_numpy()
+        if np.all(np.isnan(values) | (values == np.trunc(values))):
+            column = pc.cast(column, pa.int64(), safe=False)
+    text = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
