@@ -1,0 +1,66 @@
+"""The `msdata` command: finds the subcommand, prints errors as one sentence.
+
+Each subcommand's module is imported only when it is asked for: start-up counts in short jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from msdata import __version__
+from msdata.errors import MsdataError, UsageError
+
+# Subcommand -> (module with add_arguments and run, one line of help).
+COMMANDS = {
+    "mock": ("msdata.sources.mock.command", "make mock objects and their catalogue"),
+    "pack": ("msdata.pack.command", "pack objects into shards and an index"),
+    "verify": ("msdata.verify_command", "check every byte of a data set"),
+    "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
+    "sheet": ("msdata.sheet_command", "draw a contact sheet of a data set"),
+}
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="msdata", description="Packs, plans, caches and loads image cutouts for training."
+    )
+    parser.add_argument("--version", action="version", version=f"msdata {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((a for a in argv if not a.startswith("-")), None)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name == chosen:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments without the program's name; None means those of this process.
+
+    Returns:
+        Exit code: 0 good, 1 the work found faults, 2 wrong usage.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except UsageError as error:
+        print(f"msdata {args.command}: {error}", file=sys.stderr)
+        return 2
+    except MsdataError as error:
+        print(f"msdata {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"msdata {args.command}: interrupted; nothing finished is lost", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): no reason to complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

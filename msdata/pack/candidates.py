@@ -1,0 +1,194 @@
+"""Which objects go where: listing, labels, splits, shards. Decided once, before any pixel is read.
+
+The split of an object and its place in the order are functions of (seed, id) alone, so that neither
+changes when objects are added, and both are the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.catalog import Catalog, join, read_catalog
+from msdata.errors import DataError, UsageError
+from msdata.pack.settings import SPLIT_NAMES, PackSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SOURCE_COLUMNS = ("sample_id", "path", "row", "split", "catalog_row", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSlice:
+    """One shard to be: rows [start, stop) of the candidates."""
+
+    split: str
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The objects in shard order, and those that are out already.
+
+    Attributes:
+        table: `sample_id`, `path`, `row`, `split` and the labels, shard after shard.
+        slices: the shards.
+        rejected: `sample_id`, `path`, `row`, `reason`.
+        label_columns: names of the catalogue's columns, in order.
+        notes: what the reader of the catalogue has to say.
+    """
+
+    table: pa.Table
+    slices: tuple[ShardSlice, ...]
+    rejected: pa.Table
+    label_columns: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan_candidates(
+    objects: pa.Table, settings: PackSettings, record_nbytes: int, suffix: str
+) -> Candidates:
+    """Joins labels, draws splits and order, and cuts the order into shards.
+
+    Args:
+        objects: what `Source.scan` gave.
+        settings: what the user asked for.
+        record_nbytes: bytes of one sample in a shard, headers included.
+        suffix: of the shards' names.
+
+    Raises:
+        UsageError: the catalogue does not fit, or there is no such split column.
+        DataError: no object is left.
+    """
+    catalog = _read_catalog(settings)
+    joined, label_columns = _join(objects, catalog)
+    is_rejected = joined["reason"].is_valid()
+    rejected = joined.filter(is_rejected).select(["sample_id", "path", "row", "reason"])
+    import pyarrow.compute as pc
+
+    kept = joined.filter(pc.invert(is_rejected)).drop_columns(["reason"])
+    if kept.num_rows == 0:
+        reason = rejected["reason"][0].as_py() if rejected.num_rows else "there is none"
+        raise DataError(f"no object of {settings.source} is usable; the first one: {reason}")
+    keys = _hashes(kept["sample_id"].to_pylist(), settings.seed)
+    splits = _splits(kept, keys[:, 0], settings)
+    kept, slices = _place(kept, splits, keys[:, 1], settings.shard_nbytes // record_nbytes, suffix)
+    return Candidates(
+        table=kept,
+        slices=slices,
+        rejected=rejected,
+        label_columns=label_columns,
+        notes=() if catalog is None else catalog.notes,
+    )
+
+
+def _read_catalog(settings: PackSettings) -> Catalog | None:
+    if settings.catalog is None:
+        return None
+    return read_catalog(
+        settings.catalog,
+        id_column=settings.id_column,
+        redshift_column=settings.redshift_column,
+        columns=None,
+    )
+
+
+def _join(objects: pa.Table, catalog: Catalog | None) -> tuple[pa.Table, tuple[str, ...]]:
+    import pyarrow as pa
+
+    if catalog is None:
+        ids = objects["sample_id"].to_pylist()
+        paths = objects["path"].to_pylist()
+        reasons = _duplicates(ids, paths)
+        return objects.append_column("reason", pa.array(reasons, pa.string())), ()
+    table = join(objects, catalog).table
+    labels = tuple(n for n in table.column_names if n not in _SOURCE_COLUMNS)
+    return table, labels
+
+
+def _duplicates(ids: list[str], paths: list[str]) -> list[str | None]:
+    first: dict[str, str] = {}
+    reasons: list[str | None] = []
+    for sample_id, path in zip(ids, paths, strict=True):
+        kept = first.setdefault(sample_id, path)
+        reasons.append(None if kept is path else f"duplicate id; {kept} is kept")
+    return reasons
+
+
+def _hashes(ids: list[str], seed: int) -> NDArray[np.uint64]:
+    """uint64 (ids, 2): one word for the split, one for the order; BLAKE2b keyed by the seed."""
+    keyed = hashlib.blake2b(digest_size=16, key=seed.to_bytes(8, "little"))
+    digests = bytearray()
+    for sample_id in ids:
+        one = keyed.copy()
+        one.update(sample_id.encode())
+        digests += one.digest()
+    return np.frombuffer(digests, "<u8").reshape(-1, 2)
+
+
+def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -> list[str]:
+    if settings.split_column is not None:
+        return _splits_of_column(table, settings.split_column)
+    if "split" in table.column_names:
+        return [str(name) for name in table["split"].to_pylist()]
+    edges = np.cumsum(settings.split_fractions)[:-1]
+    numbers = np.searchsorted(edges, keys.astype(np.float64) * 2.0**-64, side="right")
+    return np.array(SPLIT_NAMES, object)[numbers].tolist()
+
+
+def _splits_of_column(table: pa.Table, column: str) -> list[str]:
+    # The join renames a catalogue's own `split`: the name is taken by the index.
+    name = next((n for n in (column, f"catalog_{column}") if n in table.column_names), None)
+    if name is None:
+        known = [n for n in table.column_names if n not in _SOURCE_COLUMNS]
+        raise UsageError(f"the catalogue has no column {column!r}; it has {', '.join(known)}")
+    values = table[name].to_pylist()
+    for value in set(values):
+        if value is None or not str(value).replace("-", "_").isidentifier():
+            raise UsageError(
+                f"column {column!r} holds {value!r}, which cannot name a split's folder; use "
+                "words such as train, val, test"
+            )
+    return [str(value) for value in values]
+
+
+def _place(
+    table: pa.Table,
+    splits: list[str],
+    keys: NDArray[np.uint64],
+    samples_per_shard: int,
+    suffix: str,
+) -> tuple[pa.Table, tuple[ShardSlice, ...]]:
+    """Sorts by (split, key) and cuts each split into shards of equal size."""
+    import pyarrow as pa
+
+    # Known names in their usual order, then others by name.
+    names = sorted(set(splits), key=lambda n: (_known_place(n), n))
+    numbers = np.array([names.index(n) for n in splits]) if len(names) > 1 else np.zeros(len(keys))
+    # Ids break ties, should two keys ever be equal: the table is sorted by id, the sort is stable.
+    order = np.lexsort((keys, numbers))
+    slices: list[ShardSlice] = []
+    start = 0
+    for number, name in enumerate(names):
+        count = int(np.count_nonzero(numbers == number))
+        num_shards = -(-count // max(1, samples_per_shard))
+        edges = start + count * np.arange(num_shards + 1) // num_shards
+        slices += (
+            ShardSlice(split=name, name=f"shard-{i:06d}{suffix}", start=int(a), stop=int(b))
+            for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        )
+        start += count
+    placed = table.drop_columns(["split"]) if "split" in table.column_names else table
+    placed = placed.append_column("split", pa.array(splits, pa.string()))
+    return placed.take(pa.array(order)), tuple(slices)
+
+
+def _known_place(name: str) -> int:
+    return SPLIT_NAMES.index(name) if name in SPLIT_NAMES else len(SPLIT_NAMES)

@@ -1,0 +1,205 @@
+"""`msdata pack`: options, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msdata.errors import MsdataError, UsageError
+from msdata.manifest import CONTAINERS
+from msdata.pack.settings import DEFAULT_SHARD_NBYTES, PackSettings
+from msdata.topology import Topology, from_env
+
+if TYPE_CHECKING:
+    from msdata.pack.run import PackReport
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `1GiB`, `500MB`, `65536`.
+
+    Raises:
+        UsageError: the text is no size.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    units = {**_UNITS, **_BINARY}
+    if match is None or match[2] not in units:
+        raise UsageError(f"{text!r} is no size; write for example 1GiB, 256MiB or 500MB")
+    return int(float(match[1]) * units[match[2]])
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """Fractions of `0.7,0.1,0.2`.
+
+    Raises:
+        UsageError: the text is no list of numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--split {text!r} is no list of fractions such as 0.7,0.1,0.2") from None
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))
+
+
+def _parse_scale(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--pixel-scale {text!r}: write for example unwise=1.5") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata pack`."""
+    parser.add_argument("source", type=Path, help="folder of pickled dicts, or of block files")
+    parser.add_argument("out", type=Path, help="folder of the data set; new or empty")
+    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table with the labels")
+    parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
+    parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
+    parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
+    parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
+    parser.add_argument(
+        "--shard-size", default=None, help=f"default: {DEFAULT_SHARD_NBYTES >> 30}GiB"
+    )
+    parser.add_argument("--split", default="0.7,0.1,0.2", help="train,val,test; %(default)s")
+    parser.add_argument("--split-column", help="catalogue column that names the split instead")
+    parser.add_argument("--seed", type=int, default=0, help="of splits and order; %(default)s")
+    parser.add_argument("--inpaint", help="arrays whose NaN to fill, or none; default: panstarrs")
+    parser.add_argument(
+        "--max-nan-fraction", type=float, default=0.01, help="of a band; %(default)s"
+    )
+    parser.add_argument(
+        "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
+    )
+    parser.add_argument("--max-rejected", type=int, help="stop beyond this many unusable objects")
+    parser.add_argument(
+        "--jobs", type=int, help="worker processes; default: the cores of this node"
+    )
+    parser.add_argument("--resume", action="store_true", help="take up an unfinished pack")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def settings_of(args: argparse.Namespace) -> PackSettings:
+    """The settings that the options ask for."""
+    shard_nbytes = DEFAULT_SHARD_NBYTES if args.shard_size is None else parse_bytes(args.shard_size)
+    return PackSettings(
+        source=args.source,
+        out=args.out,
+        catalog=args.catalog,
+        container=args.format,
+        chunked=args.chunked,
+        shard_nbytes=shard_nbytes,
+        split_fractions=parse_fractions(args.split),
+        split_column=args.split_column,
+        seed=args.seed,
+        id_column=args.id_column,
+        redshift_column=args.redshift_column,
+        inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
+        max_nan_fraction=args.max_nan_fraction,
+        pixel_scales_arcsec=dict(_parse_scale(t) for t in args.pixel_scale),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Packs, on worker processes or MPI ranks; returns the exit code."""
+    settings = settings_of(args)
+    if args.max_rejected is not None and args.max_rejected < 0:
+        raise UsageError(f"--max-rejected {args.max_rejected} is negative; give 0 or more")
+    topology = from_env()
+    started_s = time.monotonic()
+    if topology.num_ranks > 1:
+        report = _run_on_ranks(args, settings, topology)
+    else:
+        report = _run_here(args, settings)
+    if report is not None:
+        _print_report(report, args, time.monotonic() - started_s)
+    return 0
+
+
+def _run_here(args: argparse.Namespace, settings: PackSettings) -> PackReport:
+    from msdata.pack.run import pack
+
+    jobs = len(os.sched_getaffinity(0)) if args.jobs is None else args.jobs
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs} is not a number of processes; give at least 1")
+    return pack(
+        settings,
+        jobs=jobs,
+        resume=args.resume,
+        max_rejected=args.max_rejected,
+        is_quiet=args.quiet,
+    )
+
+
+def _run_on_ranks(
+    args: argparse.Namespace, settings: PackSettings, topology: Topology
+) -> PackReport | None:
+    from msdata.mpi import communicator
+    from msdata.pack.ranks import PeerError, pack_on_ranks
+
+    if args.jobs not in (None, 1):
+        raise UsageError(
+            f"--jobs {args.jobs} under MPI: the ranks are the processes; ask for more ranks"
+        )
+    world = communicator(topology)
+    try:
+        return pack_on_ranks(
+            settings,
+            world,
+            resume=args.resume,
+            max_rejected=args.max_rejected,
+            is_quiet=args.quiet,
+        )
+    except PeerError:
+        # The rank that failed says why; one message is enough.
+        sys.exit(1)
+    except MsdataError:
+        raise
+    except BaseException:
+        # Ranks that wait for this one would wait forever.
+        import traceback
+
+        traceback.print_exc()
+        world.Abort(1)
+        raise
+
+
+def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float) -> None:
+    manifest = report.manifest
+    rate = report.num_packed / max(elapsed_s, 1e-6)
+    if args.json:
+        result = {
+            "out": str(args.out),
+            "num_samples": manifest.num_samples,
+            "num_packed": report.num_packed,
+            "num_rejected": report.num_rejected,
+            "num_shards": len(manifest.shards),
+            "nbytes": sum(s.nbytes for s in manifest.shards),
+            "fingerprint": manifest.fingerprint,
+            "seconds": elapsed_s,
+            "samples_per_s": rate,
+            "notes": list(report.notes),
+        }
+        print(json.dumps(result))
+        return
+    for note in report.notes:
+        print(f"note: {note}")
+    rejected = (
+        f", {report.num_rejected:,} rejected (see rejected.csv)" if report.num_rejected else ""
+    )
+    print(
+        f"packed {report.num_packed:,} samples in {elapsed_s:.1f} s ({rate:,.0f}/s) into "
+        f"{len(manifest.shards)} shards of {args.out}: {manifest.num_samples:,} samples{rejected}"
+    )

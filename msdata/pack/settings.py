@@ -1,0 +1,97 @@
+"""What the user asks of a pack, apart from where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msdata.errors import UsageError
+from msdata.manifest import CONTAINERS
+
+SPLIT_NAMES = ("train", "val", "test")
+# Large enough for sequential reads on a parallel file system, small enough that thousands of nodes
+# can each own a few of 2.5 TB.
+DEFAULT_SHARD_NBYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """Everything that decides the bytes of the result; the same settings give the same bytes.
+
+    Attributes:
+        source: folder with the objects.
+        out: the data set's folder.
+        catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
+        container: "tar" or "hdf5".
+        chunked: HDF5 with one chunk a sample instead of contiguous arrays.
+        shard_nbytes: upper bound of a shard's size.
+        split_fractions: fractions of train, val and test; they add up to 1.
+        split_column: catalogue column that names each object's split instead.
+        seed: what splits and placement are drawn with.
+        id_column: catalogue column with the objects' ids; None looks for a known name.
+        redshift_column: catalogue column with the label; None looks for a known name.
+        inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
+        max_nan_fraction: an object is rejected when more of a band is NaN.
+        pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
+    """
+
+    source: Path
+    out: Path
+    catalog: Path | None = None
+    container: str = "tar"
+    chunked: bool = False
+    shard_nbytes: int = DEFAULT_SHARD_NBYTES
+    split_fractions: tuple[float, ...] = (0.7, 0.1, 0.2)
+    split_column: str | None = None
+    seed: int = 0
+    id_column: str | None = None
+    redshift_column: str | None = None
+    inpaint: tuple[str, ...] | None = None
+    max_nan_fraction: float = 0.01
+    pixel_scales_arcsec: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.container not in CONTAINERS:
+            raise UsageError(f"--format {self.container!r} is none of {', '.join(CONTAINERS)}")
+        if self.chunked and self.container != "hdf5":
+            raise UsageError("--chunked is for --format hdf5 only")
+        if self.shard_nbytes < 1 << 16:
+            raise UsageError(f"--shard-size {self.shard_nbytes} B is below 64 KiB; give e.g. 1GiB")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"--seed {self.seed} is out of range; give 0 to 2**63 - 1")
+        fractions = self.split_fractions
+        if (
+            len(fractions) != len(SPLIT_NAMES)
+            or any(f < 0 for f in fractions)
+            or abs(sum(fractions) - 1) > 1e-6
+        ):
+            raise UsageError(
+                f"--split {','.join(f'{f:g}' for f in fractions)}: give three fractions (train, "
+                "val, test) that add up to 1, such as 0.7,0.1,0.2"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--resume` compares, and the provenance without paths."""
+        return {
+            "catalog": None if self.catalog is None else str(self.catalog.absolute()),
+            "source": str(self.source.absolute()),
+            **self.provenance(),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """The settings that `dataset.json` records: no paths, they differ between machines."""
+        return {
+            "container": self.container,
+            "chunked": self.chunked,
+            "shard_nbytes": self.shard_nbytes,
+            "split_fractions": list(self.split_fractions),
+            "split_column": self.split_column,
+            "seed": self.seed,
+            "id_column": self.id_column,
+            "redshift_column": self.redshift_column,
+            "inpaint": None if self.inpaint is None else list(self.inpaint),
+            "max_nan_fraction": self.max_nan_fraction,
+            "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
+        }

@@ -1,0 +1,275 @@
+"""One shard's work: what goes to a worker, what comes back, and the doing of it.
+
+Reads overlap in threads, because a parallel file system answers slowly however fast it streams;
+one thread writes, in order. NumPy only: a worker starts without pyarrow.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from msdata.checksum import crc32c_of_parts
+from msdata.errors import SampleError, StorageError
+from msdata.preprocess import Preparation, Prepared, prepare
+from msdata.schema import Schema
+from msdata.shards.hdf5 import Hdf5ShardWriter
+from msdata.shards.shard import Record, ShardSummary, ShardWriter
+from msdata.shards.tar import TarShardWriter
+from msdata.sources.source import Source
+
+# 16 readers a process hide 5 ms a file at 3,200 files/s a process.
+NUM_READERS = 16
+_WINDOW = 2 * NUM_READERS
+# What the operating system says of one file; other errors are the file system's and stop the run.
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """The objects of one shard, in order.
+
+    Attributes:
+        number: the task's number, also the row group of the pack's plan.
+        path: the shard's final name.
+        container: "tar" or "hdf5".
+        chunked: for HDF5: one chunk a sample.
+        schema: the arrays.
+        preparation: what to do about NaN.
+        sample_ids: id of each object.
+        locations: (path, row) of each object, for `Source.read`.
+        labels: catalogue columns of each object.
+    """
+
+    number: int
+    path: Path
+    container: str
+    chunked: bool
+    schema: Schema
+    preparation: Preparation
+    sample_ids: Sequence[str]
+    locations: Sequence[tuple[str, int]]
+    labels: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What became of a task.
+
+    Attributes:
+        number: the task's number.
+        summary: the finished shard; None where all objects were rejected and there is no file.
+        accepted: int64 (samples,), positions in the task of the samples, in shard order.
+        columns: index columns of the samples, by name.
+        rejected: (position in the task, reason) of the others.
+    """
+
+    number: int
+    summary: ShardSummary | None
+    accepted: np.ndarray[Any, np.dtype[np.int64]]
+    columns: Mapping[str, Any]
+    rejected: Sequence[tuple[int, str]]
+
+
+class Progress(Protocol):
+    """Told of each object; may raise to stop the work."""
+
+    def __call__(self, *, nbytes: int, is_rejected: bool) -> None:
+        """Counts one object of `nbytes` bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    """An object that a reader made ready, and its index columns."""
+
+    record: Record
+    columns: Mapping[str, Any]
+
+
+def run_tasks(
+    tasks: Iterator[ShardTask],
+    source: Source,
+    progress: Progress,
+    *,
+    deliver: Callable[[ShardResult], None],
+) -> None:
+    """Packs shards one after the other; each is flushed while the next is packed.
+
+    Args:
+        tasks: drawn one by one.
+        source: where the objects are.
+        progress: told of each object.
+        deliver: given each result, from another thread.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="complete") as executor:
+        completing: Future[None] | None = None
+        for task in tasks:
+            complete = pack_shard(task, source, progress)
+            if completing is not None:
+                completing.result()
+            completing = executor.submit(lambda c: deliver(c()), complete)
+        if completing is not None:
+            completing.result()
+
+
+def pack_shard(task: ShardTask, source: Source, progress: Progress) -> Callable[[], ShardResult]:
+    """Reads, prepares and writes the objects of one shard.
+
+    Args:
+        task: what to do.
+        source: where the objects are.
+        progress: told of each object.
+
+    Returns:
+        A function that flushes the shard to the disk, names it and returns the result; kept apart
+        so that the next shard can start meanwhile.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    writer = _open_writer(task)
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    rejected: list[tuple[int, str]] = []
+    try:
+        for position, outcome in _in_order(task, source):
+            try:
+                if isinstance(outcome, SampleError):
+                    raise outcome
+                writer.append(outcome.record)
+            except SampleError as error:
+                rejected.append((position, str(error)))
+                progress(nbytes=0, is_rejected=True)
+                continue
+            rows.append((position, outcome.columns))
+            progress(nbytes=task.schema.sample_nbytes, is_rejected=False)
+    except BaseException:
+        writer.abort()
+        raise
+    return partial(_complete, task, writer, rows, rejected)
+
+
+def _open_writer(task: ShardTask) -> ShardWriter:
+    if task.container == "tar":
+        return TarShardWriter(task.path, task.schema)
+    return Hdf5ShardWriter(
+        task.path, task.schema, max_samples=len(task.sample_ids), chunked=task.chunked
+    )
+
+
+def _complete(
+    task: ShardTask,
+    writer: ShardWriter,
+    rows: Sequence[tuple[int, Mapping[str, Any]]],
+    rejected: Sequence[tuple[int, str]],
+) -> ShardResult:
+    if rows:
+        summary = writer.finish()
+    else:
+        writer.abort()
+        summary = None
+    names = rows[0][1].keys() if rows else ()
+    return ShardResult(
+        number=task.number,
+        summary=summary,
+        accepted=np.array([position for position, _ in rows], np.int64),
+        columns={name: [columns[name] for _, columns in rows] for name in names},
+        rejected=rejected,
+    )
+
+
+def _in_order(task: ShardTask, source: Source) -> Iterator[tuple[int, _Ready | SampleError]]:
+    """What the readers made of the objects, in the task's order.
+
+    At most `_WINDOW` objects are ahead of the writer, so memory stays bounded.
+    """
+    num_objects = len(task.sample_ids)
+    positions = itertools.count()
+    room = threading.Semaphore(_WINDOW)
+    done: queue.SimpleQueue[tuple[int, _Ready | BaseException]] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def read() -> None:
+        while not stopped.is_set():
+            room.acquire()
+            position = next(positions)
+            if position >= num_objects or stopped.is_set():
+                return
+            done.put((position, _outcome(task, source, position)))
+
+    readers = [
+        threading.Thread(target=read, name=f"read-{i}", daemon=True)
+        for i in range(min(NUM_READERS, num_objects))
+    ]
+    for reader in readers:
+        reader.start()
+    early: dict[int, _Ready | BaseException] = {}
+    try:
+        for position in range(num_objects):
+            while position not in early:
+                number, outcome = done.get()
+                early[number] = outcome
+            outcome = early.pop(position)
+            if isinstance(outcome, BaseException) and not isinstance(outcome, SampleError):
+                raise outcome
+            yield position, outcome
+            room.release()
+    finally:
+        stopped.set()
+        for _ in readers:
+            room.release()
+
+
+def _outcome(task: ShardTask, source: Source, position: int) -> _Ready | BaseException:
+    """Reads and prepares one object; errors are handed on, never swallowed."""
+    try:
+        path, row = task.locations[position]
+        prepared = prepare(source.read(path, row), task.schema, task.preparation)
+    except SampleError as error:
+        return error
+    except StorageError as error:
+        if error.errno in _OF_ONE_FILE:
+            return SampleError(str(error))
+        return error
+    except BaseException as error:
+        return error
+    return _ready(task, position, prepared)
+
+
+def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
+    sample_id = task.sample_ids[position]
+    crc = crc32c_of_parts(prepared.arrays)
+    metadata = {
+        "sample_id": sample_id,
+        **task.labels[position],
+        **prepared.scalars,
+        "missing_bands": list(prepared.missing_bands),
+        "num_filled": _by_array(task.schema, prepared.num_filled),
+        "num_nan": _by_array(task.schema, prepared.num_nan),
+        "crc32c": crc,
+    }
+    columns = {
+        "crc32c": crc,
+        "missing_bands": ",".join(prepared.missing_bands),
+        **{f"filled_{n}": sum(c) for n, c in zip(task.schema.names, prepared.num_filled)},
+        **{f"nan_{n}": sum(c) for n, c in zip(task.schema.names, prepared.num_nan)},
+        **prepared.scalars,
+    }
+    record = Record(sample_id=sample_id, arrays=prepared.arrays, crc32c=crc, metadata=metadata)
+    return _Ready(record=record, columns=columns)
+
+
+def _by_array(schema: Schema, counts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:
+    return {name: list(c) for name, c in zip(schema.names, counts, strict=True) if c}
