@@ -132,8 +132,14 @@ def _read_fits(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
         with fits.open(path) as hdus:
             tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
             if not tables:
-                raise UsageError(f"catalogue {path} has no table, only images; give a table")
-            table = Table.read(tables[0])
+                raise UsageError(
+                    f"catalogue {path} has no table: it holds images only, or is truncated; "
+                    "give a table, or copy it again"
+                )
+            try:
+                table = Table.read(tables[0])
+            except (TypeError, ValueError, KeyError, IndexError) as error:
+                raise DataError(f"catalogue {path} is broken: {error}") from error
     columns: dict[str, Any] = {}
     notes = []
     for name in table.colnames:

@@ -191,8 +191,13 @@ def test_files_that_are_no_catalogue_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is broken"):
         _csv(tmp_path, "id,z\n1,2,3\n")
     fits = _write(tmp_path / "c.fits", "fits")
-    fits.write_bytes(fits.read_bytes()[:4000])
-    with pytest.raises(DataError, match=r"c\.fits is broken"):
+    whole = fits.read_bytes()
+    for num_bytes in (2000, len(whole) // 2880 * 2880 - 2880 + 10):
+        fits.write_bytes(whole[:num_bytes])
+        with pytest.raises(DataError, match=r"c\.fits is broken"):
+            read_catalog(fits)
+    fits.write_bytes(whole[:4000])
+    with pytest.raises(UsageError, match=r"no table: it holds images only, or is truncated"):
         read_catalog(fits)
     (tmp_path / "empty.csv").touch()
     with pytest.raises(DataError, match=r"empty\.csv is broken"):
