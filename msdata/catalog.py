@@ -92,11 +92,16 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 def _keys(ids: pa.Array, catalog_ids: pa.Array) -> tuple[pa.Array, pa.Array]:
     """What to compare: values where all catalogue ids are numbers and no two texts mean one."""
-    if not pc.all(pc.match_substring_regex(catalog_ids, "^-?[0-9]+$")).as_py():
+    # Trimming is much faster than a regular expression, and ids of "--5" need no care.
+    if not pc.all(pc.ascii_is_decimal(pc.ascii_ltrim(catalog_ids, characters="-"))).as_py():
         return ids, catalog_ids
     values = _without_zeros(catalog_ids)
-    if pc.count_distinct(values).as_py() != pc.count_distinct(catalog_ids).as_py():
-        return ids, catalog_ids
+    lengths = pc.min_max(pc.binary_length(catalog_ids)).as_py()
+    # Texts of one length, or without zeros, cannot mean the same number; counting takes seconds.
+    if lengths["min"] != lengths["max"] and not values.equals(catalog_ids):
+        num_values = pc.count_distinct(values).as_py()
+        if num_values != pc.count_distinct(catalog_ids).as_py():
+            return ids, catalog_ids
     return pc.if_else(pc.ascii_is_decimal(ids), _without_zeros(ids), ids), values
 
 

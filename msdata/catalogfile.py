@@ -56,6 +56,9 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
     except (pa.ArrowInvalid, gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"catalogue {path} is broken: {error}") from error
     except OSError as error:
+        # Without a number it is not the system that complains but Arrow or astropy.
+        if error.errno is None:
+            raise DataError(f"catalogue {path} is broken: {error}") from error
         raise StorageError(f"cannot read catalogue {path}: {error.strerror or error}") from error
     return _scalar_columns(table)
 
@@ -77,7 +80,19 @@ def _read_csv(path: Path, compression: str | None, choose_text: ChooseText) -> p
         column_types={} if text is None else {text: pa.string()}, strings_can_be_null=True
     )
     with pa.input_stream(str(path), compression=compression) as stream:
-        return pyarrow.csv.read_csv(stream, convert_options=options)
+        table = pyarrow.csv.read_csv(stream, convert_options=options)
+    if text is None:
+        return table
+    return table.set_column(names.index(text), text, _as_integers(table.column(text)))
+
+
+def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Integers where they say the same as the text, else the text."""
+    try:
+        integers = column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column
+    return integers if integers.cast(pa.string()).equals(column) else column
 
 
 def _scalar_columns(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
@@ -117,8 +132,14 @@ def _read_fits(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
         with fits.open(path) as hdus:
             tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
             if not tables:
-                raise UsageError(f"catalogue {path} has no table, only images; give a table")
-            table = Table.read(tables[0])
+                raise UsageError(
+                    f"catalogue {path} has no table: it holds images only, or is truncated; "
+                    "give a table, or copy it again"
+                )
+            try:
+                table = Table.read(tables[0])
+            except (TypeError, ValueError, KeyError, IndexError) as error:
+                raise DataError(f"catalogue {path} is broken: {error}") from error
     columns: dict[str, Any] = {}
     notes = []
     for name in table.colnames:

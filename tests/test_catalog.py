@@ -1,0 +1,235 @@
+"""Catalogues of every format give every object its label, or the reason why not."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msdata.catalog import Catalog, Joined, join, read_catalog
+from msdata.errors import DataError, UsageError
+
+
+def _candidates(ids: list[str], catalog_row: list[int] | None = None) -> pa.Table:
+    columns: dict[str, Any] = {
+        "sample_id": pa.array(ids, pa.string()),
+        "path": [f"{number}/{name}.npy" for number, name in enumerate(ids)],
+        "row": pa.array([-1] * len(ids), pa.int64()),
+    }
+    if catalog_row is not None:
+        columns["catalog_row"] = pa.array(catalog_row, pa.int64())
+    return pa.table(columns)
+
+
+def _csv(tmp_path: Path, text: str, **options: Any) -> Catalog:
+    path = tmp_path / "catalog.csv"
+    path.write_text(text)
+    return read_catalog(path, **options)
+
+
+def _column(joined: Joined, name: str) -> list[Any]:
+    values: list[Any] = joined.table[name].to_pylist()
+    return values
+
+
+COLUMNS = {
+    "objid": np.array([1, 2, 3]),
+    "Z": np.array([0.1, 0.2, np.nan]),
+    "RA": np.array([10.0, 20.0, 30.0]),
+    "DEC": np.array([-1.0, 0.0, 1.0]),
+    "survey": np.array(["SDSS", "DESI", "GAMA"]),
+    "good": np.array([True, False, True]),
+}
+
+
+def _write(path: Path, kind: str) -> Path:
+    table = pa.table(COLUMNS)
+    if kind.startswith("csv"):
+        pa.csv.write_csv(table, path)
+    elif kind == "parquet":
+        pa.parquet.write_table(table, path)
+    else:
+        from astropy.table import Table
+
+        fits = Table({name: v.astype(v.dtype.newbyteorder(">")) for name, v in COLUMNS.items()})
+        fits["survey"] = ["SDSS  ", "DESI", "GAMA "]
+        fits["fluxes"] = np.zeros((3, 5))
+        fits.write(path, format="fits")
+    if kind.endswith("gz") and path.read_bytes()[:2] != b"\x1f\x8b":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["", ".anything"])
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "fits", "fits.gz"])
+def test_every_format_gives_the_same_labels(tmp_path: Path, kind: str, suffix: str) -> None:
+    catalog = read_catalog(_write(tmp_path / f"catalog.{kind}{suffix}", kind))
+    joined = join(_candidates(["0000002", "0000001"]), catalog)
+    assert _column(joined, "redshift") == [0.2, 0.1]
+    assert _column(joined, "ra") == [20.0, 10.0]
+    assert _column(joined, "dec") == [0.0, -1.0]
+    assert _column(joined, "survey") == ["DESI", "SDSS"]
+    assert _column(joined, "good") == [False, True]
+    assert _column(joined, "objid") == [2, 1]
+    assert "fluxes" not in joined.table.column_names
+    assert bool(catalog.notes) == kind.startswith("fits")
+    assert joined.num_rejected == 0
+
+
+def test_masked_fits_values_are_null(tmp_path: Path) -> None:
+    from astropy.table import MaskedColumn, Table
+
+    ebv = MaskedColumn([1, 2], mask=[False, True], fill_value=-99)
+    Table({"id": ["a", "b"], "z": [0.1, 0.2], "n": ebv}).write(tmp_path / "c.fits")
+    joined = join(_candidates(["a", "b"]), read_catalog(tmp_path / "c.fits"))
+    assert _column(joined, "n") == [1, None]
+
+
+def test_objects_without_a_usable_redshift_have_the_reason(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\na,0.5\nb,\nc,nan\nd,inf\n")
+    joined = join(_candidates(["a", "b", "c", "d", "e"]), catalog)
+    assert _column(joined, "reason") == [
+        None,
+        *["no redshift in the catalogue"] * 3,
+        "no row in the catalogue",
+    ]
+    assert joined.num_rejected == 4
+
+
+def test_the_first_of_objects_with_one_id_is_kept(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n0001234,0.5\n7,0.1\n")
+    joined = join(_candidates(["0001234", "1234", "7"]), catalog)
+    assert _column(joined, "reason") == [None, "duplicate id; 0/0001234.npy is kept", None]
+
+
+def test_text_ids_keep_their_zeros(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n012,0.5\n12,0.1\nx,0.3\n")
+    assert _column(join(_candidates(["012", "12"]), catalog), "redshift") == [0.5, 0.1]
+    catalog = _csv(tmp_path, "id,z\n012,0.5\n12,0.1\n")
+    assert _column(join(_candidates(["012", "12"]), catalog), "redshift") == [0.5, 0.1]
+
+
+def test_ids_beyond_64_bits_are_not_rounded(tmp_path: Path) -> None:
+    big = 2**64 + 1
+    catalog = _csv(tmp_path, f"id,z\n{big},0.5\n{big + 1},0.1\n")
+    joined = join(_candidates([str(big), str(big + 1)]), catalog)
+    assert _column(joined, "redshift") == [0.5, 0.1]
+
+
+def test_equal_catalogue_rows_count_once_and_conflicting_ones_reject(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z,t\na,0.5,\na,0.5,\nb,0.1,x\nb,0.2,x\n,0.3,\n,0.4,\n")
+    joined = join(_candidates(["a", "b"]), catalog)
+    assert _column(joined, "reason") == [None, "conflicting rows in the catalogue"]
+
+
+def test_a_catalogue_row_number_joins_without_ids(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "zspec,name\n0.1,x\n0.2,y\n")
+    joined = join(_candidates(["0000001", "0000000", "0000009"], [1, 0, 9]), catalog)
+    assert _column(joined, "redshift") == [0.2, 0.1, None]
+    assert _column(joined, "reason") == [None, None, "no row in the catalogue"]
+    with pytest.raises(UsageError, match="2 rows, the first object is of row 5"):
+        join(_candidates(["0000005"], [5]), catalog)
+
+
+def test_names_that_the_index_needs_are_moved_out_of_the_way(tmp_path: Path) -> None:
+    text = "sample_id,z,redshift,split,offset_x,catalog_split,path\na,0.1,0.9,train,1,c,p\n"
+    catalog = _csv(tmp_path, text, redshift_column="z")
+    joined = join(_candidates(["a"]), catalog)
+    assert _column(joined, "redshift") == [0.1]
+    assert _column(joined, "catalog_redshift") == [0.9]
+    assert _column(joined, "catalog_split_") == ["train"]
+    assert _column(joined, "catalog_split") == ["c"]
+    assert _column(joined, "catalog_offset_x") == [1]
+    assert _column(joined, "path") == ["0/a.npy"]
+    assert len(set(joined.table.column_names)) == joined.table.num_columns
+    assert any("'split' is kept as 'catalog_split_'" in note for note in catalog.notes)
+
+
+def test_only_the_columns_asked_for_are_kept(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z,ra,ebv,x\na,0.1,1,2,3\n", columns=["ebv"])
+    assert catalog.columns.column_names == ["redshift", "ra", "ebv"]
+    with pytest.raises(UsageError, match=r"no column 'ebw' \(--columns\).*did you mean 'ebv'"):
+        _csv(tmp_path, "id,z,ebv\na,0.1,1\n", columns=["ebw"])
+
+
+def test_a_wrong_or_unknown_column_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'objd' \(--id-column\); it has objid, z; did you mean"):
+        _csv(tmp_path, "objid,z\n1,0.1\n", id_column="objd")
+    with pytest.raises(UsageError, match="has id, q; name it with --redshift-column"):
+        _csv(tmp_path, "id,q\n1,0.1\n")
+    with pytest.raises(UsageError, match="'z' holds string, not numbers"):
+        _csv(tmp_path, "id,z\n1,high\n")
+    catalog = _csv(tmp_path, "nome,z\n1,0.1\n")
+    with pytest.raises(UsageError, match="has nome, z; name it with --id-column"):
+        join(_candidates(["1"]), catalog)
+    assert join(_candidates(["1"]), _csv(tmp_path, "nome,z\n1,0.1\n", id_column="nome"))
+
+
+def test_when_nothing_matches_both_sides_are_shown(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n99,0.1\n")
+    with pytest.raises(UsageError, match=r"object is '0000001', an id in column 'id' is '99'"):
+        join(_candidates(["0000001"]), catalog)
+
+
+def test_files_that_are_no_catalogue_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no file"):
+        read_catalog(tmp_path / "nope.csv")
+    (tmp_path / "frame.pkl").write_bytes(pickle.dumps({"z": [1]}))
+    with pytest.raises(UsageError, match="pickles run code: save it with DataFrame"):
+        read_catalog(tmp_path / "frame.pkl")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match=r"bad\.parquet is broken"):
+        read_catalog(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match="is broken"):
+        _csv(tmp_path, "id,z\n1,2,3\n")
+    fits = _write(tmp_path / "c.fits", "fits")
+    whole = fits.read_bytes()
+    for num_bytes in (2000, len(whole) // 2880 * 2880 - 2880 + 10):
+        fits.write_bytes(whole[:num_bytes])
+        with pytest.raises(DataError, match=r"c\.fits is broken"):
+            read_catalog(fits)
+    fits.write_bytes(whole[:4000])
+    with pytest.raises(UsageError, match=r"no table: it holds images only, or is truncated"):
+        read_catalog(fits)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError, match=r"empty\.csv is broken"):
+        read_catalog(tmp_path / "empty.csv")
+    whole = _write(tmp_path / "c.csv.gz", "csv.gz").read_bytes()
+    (tmp_path / "c.csv.gz").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"c\.csv\.gz is broken"):
+        read_catalog(tmp_path / "c.csv.gz")
+
+
+@given(
+    ids=st.lists(st.integers(0, 30), min_size=1, max_size=20),
+    objects=st.lists(st.integers(0, 30), min_size=1, max_size=20),
+)
+def test_the_join_equals_a_plain_loop(ids: list[int], objects: list[int]) -> None:
+    catalog = Catalog(
+        path=Path("c"),
+        ids=pa.array([str(i) for i in ids]),
+        id_column="id",
+        file_columns=("id", "z"),
+        columns=pa.table({"redshift": [i / 10 for i in ids]}),
+    )
+    stems = [f"{n:07d}" for n in objects]
+    if not set(ids) & set(objects):
+        with pytest.raises(UsageError, match="no object has a row"):
+            join(_candidates(stems), catalog)
+        return
+    joined = join(_candidates(stems), catalog)
+    for place, (number, row) in enumerate(zip(objects, joined.table.to_pylist(), strict=True)):
+        if number in objects[:place]:
+            assert row["reason"].startswith("duplicate id")
+        elif number not in ids:
+            assert row["reason"] == "no row in the catalogue"
+        else:
+            assert row["reason"] is None and row["redshift"] == number / 10
