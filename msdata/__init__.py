@@ -1,3 +1,54 @@
-"""msdata packs, plans, caches and loads image cutouts for training on many GPUs."""
+"""msdata packs, plans, caches and loads image cutouts for training on many GPUs.
+
+data = msdata.open("DATA")
+loader = msdata.Loader(data.split("train"), batch_size=128, seed=0)
+for batch in loader:
+batch["panstarrs"], batch["redshift"], batch["sample_id"]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Name -> module: imported when first used, so that a command that needs none of them starts fast.
+_EXPORTS = {
+    "open": ("msdata.dataset", "open_dataset"),
+    "Dataset": ("msdata.dataset", "Dataset"),
+    "Split": ("msdata.dataset", "Split"),
+    "Loader": ("msdata.loader", "Loader"),
+    "Schema": ("msdata.schema", "Schema"),
+    "Survey": ("msdata.schema", "Survey"),
+    "MANTIS_SHRIMP": ("msdata.schema", "MANTIS_SHRIMP"),
+    "Topology": ("msdata.topology", "Topology"),
+    "MsdataError": ("msdata.errors", "MsdataError"),
+}
+
+if TYPE_CHECKING:
+    from msdata.dataset import Dataset, Split
+    from msdata.dataset import open_dataset as open
+    from msdata.errors import MsdataError
+    from msdata.loader import Loader
+    from msdata.schema import MANTIS_SHRIMP, Schema, Survey
+    from msdata.topology import Topology
+
+__all__ = [
+    "MANTIS_SHRIMP",
+    "Dataset",
+    "Loader",
+    "MsdataError",
+    "Schema",
+    "Split",
+    "Survey",
+    "Topology",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'msdata' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    return getattr(importlib.import_module(module), attribute)

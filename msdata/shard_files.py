@@ -1,0 +1,147 @@
+"""Open shards, as few as needed: a data set may have more shards than a process may open files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msdata.atomic_file import storage_error
+from msdata.errors import DataError
+
+# Half of the usual limit of 1,024 open files a process.
+MAX_OPEN = 512
+
+
+class ShardFile:
+    """One open shard; closed when nobody holds it any more.
+
+    Args:
+        path: the file.
+        nbytes: the size it has to have.
+
+    Raises:
+        DataError: it is missing or of another size.
+        StorageError: the file system refused.
+    """
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        self.fd = -1
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found = os.fstat(self.fd).st_size
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} is missing; run 'msdata verify --repair {path.parents[1]}'"
+            ) from None
+        except OSError as error:
+            raise storage_error("read", path, error) from error
+        if found != nbytes:
+            raise DataError(size_sentence(path, found, nbytes))
+
+    def read_into(self, buffers: Sequence[Any], offset: int) -> None:
+        """Fills the buffers with the bytes from `offset` on.
+
+        Args:
+            buffers: writable buffers, filled one after the other.
+            offset: where the bytes begin.
+
+        Raises:
+            DataError: the file ends too early.
+            StorageError: the file system refused.
+        """
+        wanted = sum(len(b) for b in buffers)
+        try:
+            done = os.preadv(self.fd, buffers, offset)
+            if done != wanted:
+                self._read_rest(buffers, offset, done)
+        except OSError as error:
+            raise storage_error("read", self.path, error) from error
+
+    def _read_rest(self, buffers: Sequence[Any], offset: int, done: int) -> None:
+        """Goes on after a short read; the common case never comes here."""
+        start = 0
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            skip = min(len(view), max(0, done - start))
+            while skip < len(view):
+                count = os.preadv(self.fd, [view[skip:]], offset + start + skip)
+                if count == 0:
+                    raise DataError(
+                        f"{self.path} ended while it was read, at byte {offset + start + skip}: "
+                        f"it was truncated; run 'msdata verify --repair {self.path.parents[1]}'"
+                    )
+                skip += count
+            start += len(view)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def size_sentence(path: Path, found: int, expected: int) -> str:
+    """What to say of a shard whose size is wrong."""
+    if found < expected:
+        fact = f"{expected - found} bytes short of its index: it was truncated"
+    else:
+        fact = f"{found - expected} bytes longer than its index says: it was altered"
+    return f"{path} is {fact}; run 'msdata verify --repair {path.parents[1]}'"
+
+
+class ShardFiles:
+    """Opens shards when they are asked for and keeps the last few hundred open.
+
+    Args:
+        paths: the shards.
+        nbytes: the size each has to have.
+        max_open: how many to keep open.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], nbytes: Sequence[int], *, max_open: int = MAX_OPEN
+    ) -> None:
+        self._paths = paths
+        self._nbytes = nbytes
+        self._max_open = max_open
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, number: int) -> ShardFile:
+        """The open file of a shard; stays open for as long as the caller holds it.
+
+        Raises:
+            DataError: it is missing or of another size.
+            StorageError: the file system refused.
+        """
+        with self._lock:
+            file = self._open.get(number)
+            if file is None:
+                file = ShardFile(self._paths[number], self._nbytes[number])
+                self._open[number] = file
+                if len(self._open) > self._max_open:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(number)
+            return file
+
+    def check_all(self) -> None:
+        """Checks existence and size of every shard.
+
+        Raises:
+            DataError: the first fault found.
+        """
+        for path, nbytes in zip(self._paths, self._nbytes, strict=True):
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                raise DataError(
+                    f"{path} is missing; run 'msdata verify --repair {path.parents[1]}'"
+                ) from None
+            except OSError as error:
+                raise storage_error("read", path, error) from error
+            if found != nbytes:
+                raise DataError(size_sentence(path, found, nbytes))
