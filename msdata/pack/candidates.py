@@ -7,6 +7,7 @@ changes when objects are added, and both are the same for any number of processe
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -181,8 +182,8 @@ def _place(
         num_shards = -(-count // max(1, samples_per_shard))
         edges = start + count * np.arange(num_shards + 1) // num_shards
         slices += (
-            ShardSlice(split=name, name=f"shard-{i:06d}{suffix}", start=int(a), stop=int(b))
-            for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+            ShardSlice(split=name, name=f"shard-{i:06d}{suffix}", start=a, stop=b)
+            for i, (a, b) in enumerate(itertools.pairwise(edges.tolist()))
         )
         start += count
     placed = table.drop_columns(["split"]) if "split" in table.column_names else table

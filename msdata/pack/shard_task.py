@@ -263,8 +263,8 @@ def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
     columns = {
         "crc32c": crc,
         "missing_bands": ",".join(prepared.missing_bands),
-        **{f"filled_{n}": sum(c) for n, c in zip(task.schema.names, prepared.num_filled)},
-        **{f"nan_{n}": sum(c) for n, c in zip(task.schema.names, prepared.num_nan)},
+        **_sums("filled", task.schema, prepared.num_filled),
+        **_sums("nan", task.schema, prepared.num_nan),
         **prepared.scalars,
     }
     record = Record(sample_id=sample_id, arrays=prepared.arrays, crc32c=crc, metadata=metadata)
@@ -273,3 +273,7 @@ def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
 
 def _by_array(schema: Schema, counts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:
     return {name: list(c) for name, c in zip(schema.names, counts, strict=True) if c}
+
+
+def _sums(prefix: str, schema: Schema, counts: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    return {f"{prefix}_{n}": sum(c) for n, c in zip(schema.names, counts, strict=True)}

@@ -1,7 +1,7 @@
 """The state of an unfinished pack, in `OUT/.pack`: the plan, and a note of each finished shard.
 
-`plan.json` is written last of the plan, a shard's note after the shard has its name: whatever moment
-a pack dies at, what is noted is whole, and what is not noted is done again.
+`plan.json` is written last of the plan, a shard's note after the shard has its name: whatever
+moment a pack dies at, what is noted is whole, and what is not noted is done again.
 """
 
 from __future__ import annotations

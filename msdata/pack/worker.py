@@ -54,7 +54,7 @@ class _WorkerProgress:
 
 
 def main() -> None:
-    """Serves tasks until the pipe closes; arguments: pipe fd, counters fd, number, workers, root."""
+    """Serves tasks until the pipe closes; `WorkerPool` makes the arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe_fd, counters_fd, number, num_workers = (int(a) for a in sys.argv[1:5])
     connection = Connection(pipe_fd)
