@@ -189,7 +189,7 @@ class Split:
         sample: Sample = {}
         for array, offset in zip(self.schema.arrays, offsets.tolist(), strict=True):
             buffer = np.empty(array.shape, array.numpy_dtype)
-            file.read_into([memoryview(buffer.reshape(-1).view(np.uint8))], offset)
+            file.read_into([buffer.reshape(-1).view(np.uint8).data], offset)
             sample[array.name] = buffer
         found = crc32c_of_parts(sample.values())
         if found != values["crc32c"]:
