@@ -62,7 +62,9 @@ class Survey:
                 "the first axis is the band"
             )
         if np.dtype(self.dtype).kind not in "biufc" or self.dtype.startswith(">"):
-            raise UsageError(f"array {self.name!r}: dtype {self.dtype!r} is not little-endian numeric")
+            raise UsageError(
+                f"array {self.name!r}: dtype {self.dtype!r} is not little-endian numeric"
+            )
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:

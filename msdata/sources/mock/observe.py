@@ -17,6 +17,8 @@ from msdata.sources.mock.render import Grid, Image, build_grid, draw_images, psf
 
 # Pixels of the periodic planes: a half to a quarter more than the cutouts, and quick to transform.
 _PADDED = {"panstarrs": 216, "galex": 48, "unwise": 48}
+# GALEX and unWISE pixels are half a PSF wide: too coarse to draw on.
+_OVERSAMPLING = {"panstarrs": 1, "galex": 2, "unwise": 2}
 # The seeing of a stack varies by about a tenth from field to field.
 _SEEING_SCATTER = 0.08
 
@@ -46,7 +48,10 @@ def build_telescopes() -> Telescopes:
     for survey in MANTIS_SHRIMP.arrays:
         assert survey.pixel_scale_arcsec is not None, survey.name
         grids[survey.name] = build_grid(
-            survey.shape[1], _PADDED[survey.name], survey.pixel_scale_arcsec
+            survey.shape[1],
+            _PADDED[survey.name],
+            survey.pixel_scale_arcsec,
+            oversampling=_OVERSAMPLING[survey.name],
         )
     return Telescopes(
         **grids,

@@ -26,6 +26,8 @@ class Grid:
         size: pixels along a side.
         padded: pixels along a side of the periodic plane, so that light that leaves the cutout
             does not come in on the other side.
+        oversampling: points drawn along the side of a pixel, of which the middle of the pixel is
+            kept: a PSF of about two pixels would ring if it were drawn pixel by pixel.
         pixel_scale_arcsec: pixel size.
         frequency_v: float32 (V,), radian/arcsec along rows.
         frequency_u: float32 (U,), radian/arcsec along columns, none negative.
@@ -34,19 +36,22 @@ class Grid:
 
     size: int
     padded: int
+    oversampling: int
     pixel_scale_arcsec: float
     frequency_v: Image
     frequency_u: Image
     frequency: Image
 
 
-def build_grid(size: int, padded: int, pixel_scale_arcsec: float) -> Grid:
+def build_grid(size: int, padded: int, pixel_scale_arcsec: float, *, oversampling: int = 1) -> Grid:
     """Computes the frequencies of a cutout of `size` pixels on a plane of `padded` pixels."""
-    v = 2 * math.pi * np.fft.fftfreq(padded, pixel_scale_arcsec)
-    u = 2 * math.pi * np.fft.rfftfreq(padded, pixel_scale_arcsec)
+    num_points, step_arcsec = padded * oversampling, pixel_scale_arcsec / oversampling
+    v = 2 * math.pi * np.fft.fftfreq(num_points, step_arcsec)
+    u = 2 * math.pi * np.fft.rfftfreq(num_points, step_arcsec)
     return Grid(
         size=size,
         padded=padded,
+        oversampling=oversampling,
         pixel_scale_arcsec=pixel_scale_arcsec,
         frequency_v=v.astype(np.float32),
         frequency_u=u.astype(np.float32),
@@ -100,11 +105,14 @@ def draw_images(
         light_VU = _source_transform(grid, source)
         for plane_VU, count in zip(plane_BVU, count_B, strict=True):
             plane_VU += light_VU * np.float32(count)
+    step = grid.oversampling
+    num_points, stop = grid.padded * step, grid.size * step
     image_BHW = np.empty((len(transforms), grid.size, grid.size), dtype=np.float32)
     for image_HW, plane_VU, transform_VU in zip(image_BHW, plane_BVU, transforms, strict=True):
         plane_VU *= transform_VU
-        full = np.fft.irfft2(plane_VU, s=(grid.padded, grid.padded))
-        image_HW[:] = full[: grid.size, : grid.size]
+        full = np.fft.irfft2(plane_VU, s=(num_points, num_points))
+        image_HW[:] = full[:stop:step, :stop:step]
+        image_HW *= step**2
     return image_BHW
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from msdata.errors import MissingPackageError
@@ -87,6 +87,14 @@ def _data_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
+def _open_fits(path: Path) -> Any:
+    # Imported here because the processes that draw objects import this module, never read FITS,
+    # and would start half a second later.
+    from astropy.io import fits
+
+    return fits.open(path)
+
+
 def load_templates() -> Templates:
     """Reads kcorrect's five default templates.
 
@@ -96,7 +104,7 @@ def load_templates() -> Templates:
     Source:
         Blanton & Roweis 2007, AJ 133, 734, section 3.
     """
-    with fits.open(_data_folder() / "templates" / "kcorrect-default-v4.fits") as hdus:
+    with _open_fits(_data_folder() / "templates" / "kcorrect-default-v4.fits") as hdus:
         table = hdus["FLUX"].data
         return Templates(
             wavelength=np.array(table["wave"][0], dtype=np.float64),
@@ -118,7 +126,7 @@ def load_galaxies(templates: Templates) -> GalaxyCatalogue:
     Raises:
         MissingPackageError: kcorrect, speclite or SciPy is not installed.
     """
-    with fits.open(_data_folder() / "test" / "gst_tests_small.fits") as hdus:
+    with _open_fits(_data_folder() / "test" / "gst_tests_small.fits") as hdus:
         table = hdus[1].data
         columns = {n: np.array(table[n], dtype=np.float64) for n in table.names}
     magnitude_r = 22.5 - 2.5 * np.log10(np.maximum(columns["PETROFLUX"][:, 2], 1e-9))
