@@ -91,15 +91,15 @@ def draw_neighbours(
 
 def draw_bright_star(
     population: Population, ebv: float, rng: np.random.Generator
-) -> tuple[Source, SaturatedCore] | None:
-    """Draws a saturated star near the galaxy, or None as for most fields.
+) -> tuple[tuple[Source, ...], SaturatedCore | None]:
+    """Draws a saturated star near the galaxy; most fields have none: () and None.
 
     The mask's radius follows the magnitude, 0.8 arcsec at 13.5 and 2.5 arcsec at 9.7 (above that
     the mask covers more than 1 % of the Pan-STARRS cutout, and `msdata pack` rejects the object),
     with a little scatter from band to band.
     """
     if rng.random() >= BRIGHT_STAR_SHARE:
-        return None
+        return (), None
     magnitude = draw_magnitude(rng, brightest=8.5, faintest=_SATURATION_MAG, slope=0.2)
     distance, angle = float(rng.uniform(7.0, 19.0)), float(rng.uniform(0, 2 * math.pi))
     x_arcsec, y_arcsec = distance * math.cos(angle), distance * math.sin(angle)
@@ -110,7 +110,7 @@ def draw_bright_star(
     )
     radius = 0.8 * 10 ** (0.13 * (_SATURATION_MAG - magnitude))
     radii = tuple(float(radius * rng.uniform(0.85, 1.1)) for _ in range(5))
-    return source, SaturatedCore(x_arcsec=x_arcsec, y_arcsec=y_arcsec, radius_arcsec=radii)
+    return (source,), SaturatedCore(x_arcsec=x_arcsec, y_arcsec=y_arcsec, radius_arcsec=radii)
 
 
 def _draw_place(rng: np.random.Generator) -> tuple[float, float]:

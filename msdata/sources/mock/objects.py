@@ -110,30 +110,34 @@ def make_object(model: MockModel, seed: int, number: int) -> MockObject:
     maggies_B = redden(galaxy.maggies, ebv)
     components = draw_components(galaxy, model.mixtures, rng)
     target = Source(maggies=maggies_B, x_arcsec=0.0, y_arcsec=0.0, components=components)
-    sources = [target, *draw_neighbours(model.population, model.mixtures, ebv, rng)]
-    bright = draw_bright_star(model.population, ebv, rng)
-    if bright is not None:
-        sources.append(bright[0])
-    core = None if bright is None else bright[1]
+    neighbours = draw_neighbours(model.population, model.mixtures, ebv, rng)
+    star, core = draw_bright_star(model.population, ebv, rng)
+    sources = [target, *neighbours, *star]
     exptime_s = round(float(rng.uniform(*PANSTARRS_EXPTIME_RANGE_S)))
     sample = {
         "galex": observe_galex(model.telescopes, sources, rng),
         "panstarrs": observe_panstarrs(model.telescopes, sources, core, exptime_s, rng),
         "unwise": observe_unwise(model.telescopes, sources, rng),
     }
-    number_id = mantis_id(seed, number)
     row = {
-        "mantis_id": f"{number_id:07d}",
+        "mantis_id": f"{mantis_id(seed, number):07d}",
         **_draw_sky(model.population, galaxy.row, ebv, rng),
         **_draw_photoz(galaxy, rng),
         "redshift": f"{galaxy.redshift:.6f}",
         "survey": galaxy.survey,
         "exptime_s": f"{exptime_s}",
         "half_light_arcsec": f"{components[0].half_light_arcsec:.4f}",
+        **_magnitudes(maggies_B),
     }
-    for band, flux in zip(BANDS, maggies_B, strict=True):
-        row[f"mag_{band.lower()}_ab"] = f"{-2.5 * math.log10(flux):.4f}" if flux > 0 else ""
-    return MockObject(mantis_id=number_id, sample=sample, row=row)
+    return MockObject(mantis_id=mantis_id(seed, number), sample=sample, row=row)
+
+
+def _magnitudes(maggies_B: NDArray[np.float64]) -> dict[str, str]:
+    """AB magnitude columns; empty where the band lies blueward of 600 A at rest."""
+    return {
+        f"mag_{band.lower()}_ab": f"{-2.5 * math.log10(flux):.4f}" if flux > 0 else ""
+        for band, flux in zip(BANDS, maggies_B, strict=True)
+    }
 
 
 def _draw_sky(

@@ -127,17 +127,25 @@ def draw_components(
         al. 2011, ApJS 196, 11, in round figures.
     """
     size_arcsec = draw_half_light_kpc(galaxy, rng) * arcsec_per_kpc(galaxy.redshift)
-    angle = float(rng.uniform(0, math.pi))
     if galaxy.early:
-        return (
-            Component(
-                share=1.0,
-                half_light_arcsec=size_arcsec,
-                axis_ratio=float(np.clip(rng.normal(0.75, 0.15), 0.3, 1.0)),
-                angle_rad=angle,
-                mixture=mixture_of_index(mixtures, 4.0 * 10 ** rng.normal(0, 0.1)),
-            ),
-        )
+        return (_draw_elliptical(size_arcsec, mixtures, rng),)
+    return _draw_disc_with_bulge(size_arcsec, mixtures, rng)
+
+
+def _draw_elliptical(size_arcsec: float, mixtures: Floats, rng: np.random.Generator) -> Component:
+    return Component(
+        share=1.0,
+        half_light_arcsec=size_arcsec,
+        axis_ratio=float(np.clip(rng.normal(0.75, 0.15), 0.3, 1.0)),
+        angle_rad=float(rng.uniform(0, math.pi)),
+        mixture=mixture_of_index(mixtures, 4.0 * 10 ** rng.normal(0, 0.1)),
+    )
+
+
+def _draw_disc_with_bulge(
+    size_arcsec: float, mixtures: Floats, rng: np.random.Generator
+) -> tuple[Component, Component]:
+    angle = float(rng.uniform(0, math.pi))
     bulge_share = float(0.6 * rng.beta(1.2, 3.0))
     disc_ratio = math.sqrt(0.04 + 0.96 * rng.random() ** 2)
     disc = Component(
@@ -154,4 +162,4 @@ def draw_components(
         angle_rad=angle,
         mixture=mixture_of_index(mixtures, float(rng.uniform(2.0, 4.0))),
     )
-    return (disc, bulge)
+    return disc, bulge

@@ -6,8 +6,9 @@ import contextlib
 import csv
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -68,13 +69,21 @@ def write_mock(
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     _check_numbers(num_objects, seed, jobs)
     _check_empty(out)
-    model = build_model()
-    catalog = out / "catalog.csv"
-    partial_catalog = out / ".catalog.csv.partial"
+    return _write_dataset(build_model(), out, seed, (num_objects, jobs), progress)
+
+
+def _write_dataset(
+    model: MockModel,
+    out: Path,
+    seed: int,
+    objects_and_jobs: tuple[int, int],
+    progress: Callable[[int], None] | None,
+) -> Path:
+    catalog, partial_catalog = out / "catalog.csv", out / ".catalog.csv.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
         with partial_catalog.open("w", newline="", encoding="utf-8") as file:
-            _write_objects(file, _chunks(model, out, seed, (num_objects, jobs)), progress)
+            _write_objects(file, _chunks(model, out, seed, objects_and_jobs), progress)
             file.flush()
             os.fsync(file.fileno())
         partial_catalog.replace(catalog)
@@ -82,7 +91,7 @@ def write_mock(
     except BrokenProcessPool as error:
         raise StorageError(
             f"a process that wrote mock objects to {out} died, often for want of memory; the data "
-            f"set has no catalogue; remove {out} and write it again with fewer jobs than {jobs}"
+            f"set has no catalogue; remove {out} and write it again with fewer jobs"
         ) from error
     except OSError as error:
         raise StorageError(
@@ -135,7 +144,7 @@ def _chunks(
     """Writes all objects, chunk by chunk, and yields their catalogue rows in order."""
     num_objects, jobs = objects_and_jobs
     starts = range(0, num_objects, _CHUNK)
-    chunks = [range(start, min(start + _CHUNK, num_objects)) for start in starts]
+    chunks = (range(start, min(start + _CHUNK, num_objects)) for start in starts)
     write_chunk = partial(_write_chunk, model, out, seed)
     jobs = min(jobs, max(num_objects // _MIN_OBJECTS_PER_JOB, 1))
     if jobs == 1:
@@ -144,8 +153,15 @@ def _chunks(
     # Spawned, not forked: a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as executor:
+        waiting: deque[Future[Rows]] = deque()
         try:
-            yield from executor.map(write_chunk, chunks)
+            for chunk in chunks:
+                waiting.append(executor.submit(write_chunk, chunk))
+                # A few chunks a process ahead; millions of objects would fill the memory.
+                if len(waiting) > 4 * jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             executor.shutdown(cancel_futures=True)
 
