@@ -1,6 +1,6 @@
 """The spectroscopic surveys that give the redshifts: shares, redshift ranges, selections.
 
-Shares are those of Mantis Shrimp's training set (arXiv:2501.09112, table 1). Redshift
+Shares are those of Mantis Shrimp's training set (arXiv:2501.09112). Redshift
 distributions are normal laws cut to a range, a caricature of each survey's published histogram.
 """
 

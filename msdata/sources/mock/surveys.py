@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 FWHM_PER_SIGMA = 2.354_82
 
-# Stack seeing, arcsec, grizy: medians over the 3pi survey (Magnier et al. 2020, ApJS 251, 5).
+# Typical PSF of the 3pi stacks, arcsec (Magnier et al. 2020, ApJS 251, 5, on how it is measured).
 PANSTARRS_FWHM_ARCSEC = {"g": 1.47, "r": 1.31, "i": 1.19, "z": 1.14, "y": 1.09}
 # 5 sigma for point sources in the stacks (Chambers et al. 2016, arXiv:1612.05560, abstract).
 PANSTARRS_DEPTH_AB = {"g": 23.3, "r": 23.2, "i": 23.1, "z": 22.3, "y": 21.4}

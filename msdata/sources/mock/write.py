@@ -6,6 +6,7 @@ import contextlib
 import csv
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -152,7 +153,7 @@ def _chunks(
         return
     # Spawned, not forked: a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as executor:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as executor:
         waiting: deque[Future[Rows]] = deque()
         try:
             for chunk in chunks:
@@ -164,6 +165,18 @@ def _chunks(
                 yield waiting.popleft().result()
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone: a killed parent would leave it waiting for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="mock-parent-watch", daemon=True).start()
 
 
 def _write_chunk(model: MockModel, out: Path, seed: int, numbers: range) -> Rows:
