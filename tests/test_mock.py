@@ -173,6 +173,25 @@ def test_a_run_that_fails_leaves_no_catalogue_and_no_half_file(tmp_path, monkeyp
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
+def test_a_killed_run_leaves_no_catalogue_and_no_process_behind(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from msdata.sources.mock import write_mock;"
+        "show = lambda n: print(n, flush=True);"
+        "write_mock(Path(sys.argv[1]), num_objects=100_000, seed=0, jobs=2, progress=show)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert int(process.stdout.readline()) > 0
+    process.kill()
+    # The pipe ends when the last process that holds it is gone: the workers hold it too.
+    process.communicate(timeout=20)
+    assert not (tmp_path / "out" / "catalog.csv").exists()
+
+
 def test_importing_the_package_loads_none_of_the_optional_packages():
     code = (
         "import sys, msdata.sources.mock.command;"
