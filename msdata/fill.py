@@ -1,9 +1,9 @@
 """Threads that fill batch buffers with samples, straight from the page cache.
 
-What is in memory is copied by `_stream_fill` (C, optional: see stream_fill.c), a chunk of samples a
-call, without the GIL. What is not, or where that module could not be built, is read with `preadv`: a
-system call a sample in tar, one an array in HDF5, after the kernel was told of the whole chunk, so
-that the disk sees deep queues however few threads there are.
+What is in memory is copied by `_stream_fill` (C, optional: see stream_fill.c), a chunk of samples
+a call, without the GIL. What is not, or where that module could not be built, is read with
+`preadv`: a system call a sample in tar, one an array in HDF5, after the kernel was told of the
+whole batch, so that the disk sees deep queues however few threads there are.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Filling:
     done: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     error: BaseException | None = None
+    is_announced: bool = False
     is_cancelled: bool = False
 
 
@@ -214,11 +215,19 @@ class SampleReader:
             done += 1
         if done == len(reads):
             return
-        for file, targets, place in reads[done:]:
-            file.announce(place, sum(map(len, targets)))
+        self._announce(filling)
         for file, targets, place in reads[done:]:
             file.read_into(targets, place)
         self.num_cold += stop - start - done * (stop - start) // len(reads)
+
+    def _announce(self, filling: Filling) -> None:
+        """Tells the kernel of a whole batch, once, when the first of it is not in memory."""
+        with filling.lock:
+            is_first = not filling.is_announced
+            filling.is_announced = True
+        if is_first:
+            for file, targets, place in self._reads(filling, 0, len(filling.samples)):
+                file.announce(place, sum(map(len, targets)))
 
     def _reads(
         self, filling: Filling, start: int, stop: int
@@ -238,7 +247,7 @@ class SampleReader:
         expected = int(self._checksums[sample])
         if found != expected:
             raise DataError(
-                f"{filling.files[int(filling.shards[i])].path}: sample {self._split.sample_id(sample)} was altered "
-                f"(checksum {found:08x}, the index says {expected:08x}); run 'msdata verify "
-                f"--repair {self._split.dataset.path}'"
+                f"{filling.files[int(filling.shards[i])].path}: sample "
+                f"{self._split.sample_id(sample)} was altered (checksum {found:08x}, the index "
+                f"says {expected:08x}); run 'msdata verify --repair {self._split.dataset.path}'"
             )
