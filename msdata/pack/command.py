@@ -147,7 +147,8 @@ def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
     from msdata.mpi import communicator
-    from msdata.pack.ranks import PeerError, pack_on_ranks
+    from msdata.pack.rank_progress import PeerError
+    from msdata.pack.ranks import pack_on_ranks
 
     if args.jobs not in (None, 1):
         raise UsageError(
