@@ -1,7 +1,7 @@
 """A pack over MPI ranks: rank 0 plans and finishes, every rank writes its share of the shards.
 
-Whatever one rank does that may fail, all ranks learn of before they wait for each other: a rank that
-waits for one that has failed would wait for ever.
+Whatever one rank does that may fail, all ranks learn of before they wait for each other: a rank
+that waits for one that has failed would wait for ever.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _finish(
 
 
 def _on_root(world: Any, work: Callable[[], _T]) -> _T:
-    """Does `work` on rank 0 and gives every rank its value; if it fails there, every rank raises."""
+    """Does `work` on rank 0 and gives all ranks its value; if it fails there, all raise."""
     if world.Get_rank() != 0:
         failed, value = world.bcast(None, root=0)
         if failed:
