@@ -235,7 +235,8 @@ def _scalar(sample: Mapping[str, Any], name: str) -> float | int:
     value = sample.get(name)
     if not is_number(value):
         raise SampleError(f"it has no number {name!r}")
-    if isinstance(value, (np.ndarray, np.floating)) and np.dtype(value.dtype).kind == "f":
-        return float(value)
-    whole = int(value)  # type: ignore[arg-type]
+    number: Any = value
+    if np.asarray(number).dtype.kind == "f":
+        return float(number)
+    whole = int(number)
     return whole if -(1 << 63) <= whole < 1 << 63 else float(whole)

@@ -82,6 +82,13 @@ def environment(**extra: str) -> dict[str, str]:
     return {**env, **extra}
 
 
+def faulty_environment(**faults: str) -> dict[str, str]:
+    """The environment of commands with faults; see `faults/sitecustomize.py`."""
+    env = environment()
+    path = os.pathsep.join((str(Path(__file__).parent / "faults"), env["PYTHONPATH"]))
+    return {**env, **faults, "PYTHONPATH": path}
+
+
 def pack_command(source: Path, out: Path, *options: str, ranks: int = 0) -> list[str]:
     """The command line of a pack with the source's catalogue; under mpiexec for `ranks`."""
     launcher = [] if not ranks else [str(mpiexec()), "-n", str(ranks)]
