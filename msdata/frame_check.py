@@ -26,8 +26,9 @@ from msdata.shards.tar import (
     dali_index_path,
     dali_index_text,
     dali_line,
+    dali_members,
     json_header,
-    json_place,
+    json_distance,
     member_key,
     member_nbytes,
 )
@@ -115,7 +116,7 @@ def _tar_damage(
             if any(_read(file, before, stop)):
                 yield i, f"sample {sample_id}: the padding before {array.name!r} was altered"
             before = offset + array.nbytes
-        head_at = json_place(expected.schema, offsets)
+        head_at = offsets[-1] + json_distance(expected.schema)
         following = end
         if i + 1 < len(rows):
             next_head = array_head(rows[i + 1]["sample_id"], arrays[0])
@@ -194,11 +195,11 @@ def check_dali_index(file: ShardFile, expected: Expected) -> str:
     """Compares the DALI index beside a tar shard with one made anew.
 
     Args:
-        file: the open shard.
+        file: the open shard, whose headers were found right.
         expected: what the shard has to be.
 
     Returns:
-        What is wrong; empty where nothing is, or where damaged headers leave it open.
+        What is wrong; empty where nothing is.
     """
     path = dali_index_path(expected.path)
     try:
@@ -206,7 +207,7 @@ def check_dali_index(file: ShardFile, expected: Expected) -> str:
     except FileNotFoundError:
         return "the index that DALI reads is missing; --repair makes it anew"
     wanted = dali_index_of(file, expected)
-    if wanted is None or found == wanted:
+    if found == wanted:
         return ""
     lines, right = found.splitlines(), wanted.splitlines()
     differing = next(
@@ -220,31 +221,20 @@ def check_dali_index(file: ShardFile, expected: Expected) -> str:
     return f"the index that DALI reads was altered, first at {where}; --repair makes it anew"
 
 
-def dali_index_of(file: ShardFile, expected: Expected) -> bytes | None:
+def dali_index_of(file: ShardFile, expected: Expected) -> bytes:
     """The DALI index of a tar shard, made from the index and the shard's headers.
 
-    Returns:
-        The file's content; None where a header of the shard is damaged.
-    """
-    lines = []
-    for sample_id, offsets in zip(expected.sample_ids(), expected.offsets.tolist(), strict=True):
-        at = json_place(expected.schema, offsets)
-        header = _read(file, at, at + _BLOCK)
-        nbytes = member_nbytes(header)
-        if nbytes is None or header != json_header(sample_id, nbytes):
-            return None
-        span = (at + _BLOCK, nbytes)
-        lines.append(dali_line(member_key(sample_id), expected.schema, offsets, span))
-    return dali_index_text(lines)
-
-
-def mend_dali_index(file: ShardFile, expected: Expected) -> bytes:
-    """Like `dali_index_of`, for a shard that was found whole.
-
     Raises:
-        DataError: it is not whole.
+        DataError: a header of the shard is damaged.
     """
-    content = dali_index_of(file, expected)
-    if content is None:
-        raise DataError("the shard's own headers are damaged")
-    return content
+    members, distance = dali_members(expected.schema), json_distance(expected.schema)
+    lines = []
+    header = bytearray(_BLOCK)
+    for sample_id, offsets in zip(expected.sample_ids(), expected.offsets.tolist(), strict=True):
+        at = offsets[-1] + distance
+        file.read_into([header], at)
+        nbytes = member_nbytes(header)
+        if nbytes is None:
+            raise DataError(f"sample {sample_id}: the header of its JSON is damaged")
+        lines.append(dali_line(member_key(sample_id), members, offsets, (at + _BLOCK, nbytes)))
+    return dali_index_text(lines)

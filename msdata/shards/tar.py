@@ -75,6 +75,7 @@ class TarShardWriter:
     def __init__(self, path: Path, schema: Schema) -> None:
         self._path = path
         self._schema = schema
+        self._dali_members = dali_members(schema)
         self._npy = [npy_header(a) for a in schema.arrays]
         self._headers = [
             _header_template(len(npy) + a.nbytes)
@@ -135,7 +136,7 @@ class TarShardWriter:
         buffers.append(tail)
         json_at = at + len(pending) + _BLOCK
         self._frame_crc = crc32c(tail, frame)
-        line = dali_line(key.decode(), self._schema, offsets, (json_at, len(text)))
+        line = dali_line(key.decode(), self._dali_members, offsets, (json_at, len(text)))
         return buffers, offsets, line
 
     def finish(self) -> ShardSummary:
@@ -176,22 +177,34 @@ def dali_index_text(lines: Sequence[str]) -> bytes:
     return (header + "".join(line + "\n" for line in lines)).encode()
 
 
-def dali_line(key: str, schema: Schema, offsets: Sequence[int], json_span: tuple[int, int]) -> str:
+def dali_members(schema: Schema) -> list[tuple[str, int, int]]:
+    """(suffix, bytes before the pixels, bytes in all) of each array's member."""
+    heads = [len(npy_header(a)) for a in schema.arrays]
+    return [
+        (f"{a.name}.npy", head, head + a.nbytes)
+        for a, head in zip(schema.arrays, heads, strict=True)
+    ]
+
+
+def dali_line(
+    key: str,
+    members: Sequence[tuple[str, int, int]],
+    offsets: Sequence[int],
+    json_span: tuple[int, int],
+) -> str:
     """One sample's line in the DALI index: suffix, place, bytes and name of each member.
 
     Args:
         key: the sample's `member_key`.
-        schema: the arrays.
+        members: `dali_members` of the schema.
         offsets: where each array's bytes begin.
         json_span: where the JSON text begins, and its bytes.
     """
-    members = []
-    for array, offset in zip(schema.arrays, offsets, strict=True):
-        head = len(npy_header(array))
-        suffix = f"{array.name}.npy"
-        members.append(f"{suffix} {offset - head} {head + array.nbytes} {key}.{suffix}")
-    members.append(f"json {json_span[0]} {json_span[1]} {key}.json")
-    return " ".join(members)
+    parts = [
+        f"{suffix} {offset - head} {nbytes} {key}.{suffix}"
+        for (suffix, head, nbytes), offset in zip(members, offsets, strict=True)
+    ]
+    return " ".join((*parts, f"json {json_span[0]} {json_span[1]} {key}.json"))
 
 
 def array_head(sample_id: str, array: Survey) -> bytes:
@@ -206,21 +219,16 @@ def json_header(sample_id: str, nbytes: int) -> bytes:
     return _member_header(f"{member_key(sample_id)}.json".encode(), _header_template(nbytes))
 
 
-def json_place(schema: Schema, offsets: Sequence[int]) -> int:
-    """Where the tar header of a sample's JSON member begins.
-
-    Args:
-        schema: the arrays.
-        offsets: where each array's bytes begin.
-    """
+def json_distance(schema: Schema) -> int:
+    """From the beginning of a sample's last array to the tar header of its JSON member, in bytes."""
     last = schema.arrays[-1]
-    return offsets[-1] + last.nbytes + _padding(len(npy_header(last)) + last.nbytes)
+    return last.nbytes + _padding(len(npy_header(last)) + last.nbytes)
 
 
-def member_nbytes(header: bytes) -> int | None:
+def member_nbytes(header: bytes | bytearray) -> int | None:
     """The size that a member's tar header says; None where it is damaged."""
     digits = header[_SIZE_AT].rstrip(b"\0 ")
-    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+    return int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else None
 
 
 def record_nbytes(schema: Schema, json_bytes: int) -> int:
