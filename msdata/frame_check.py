@@ -27,8 +27,8 @@ from msdata.shards.tar import (
     dali_index_text,
     dali_line,
     dali_members,
-    json_header,
     json_distance,
+    json_header,
     member_key,
     member_nbytes,
 )

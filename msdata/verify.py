@@ -1,8 +1,8 @@
 """Checks every byte of a data set against its manifest and index, many shards at a time.
 
-Threads, not processes: reading and CRC32C both let go of the interpreter, so threads keep all cores
-busy (measured on 2 cores, page cache hot: within 5 % of processes), start at once and share the
-index.
+Threads, not processes: reading and CRC32C both let go of the interpreter. On 2 cores, page cache
+hot, 2 threads read 13 to 16 GB/s where 2 processes read 17 to 19, far beyond any storage, and they
+start at once and share the index.
 """
 
 from __future__ import annotations

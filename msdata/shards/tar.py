@@ -220,7 +220,7 @@ def json_header(sample_id: str, nbytes: int) -> bytes:
 
 
 def json_distance(schema: Schema) -> int:
-    """From the beginning of a sample's last array to the tar header of its JSON member, in bytes."""
+    """Bytes from the beginning of a sample's last array to the header of its JSON member."""
     last = schema.arrays[-1]
     return last.nbytes + _padding(len(npy_header(last)) + last.nbytes)
 
@@ -228,7 +228,7 @@ def json_distance(schema: Schema) -> int:
 def member_nbytes(header: bytes | bytearray) -> int | None:
     """The size that a member's tar header says; None where it is damaged."""
     digits = header[_SIZE_AT].rstrip(b"\0 ")
-    return int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else None
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
 def record_nbytes(schema: Schema, json_bytes: int) -> int:
