@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLACK_SIGMA = -2.0
+# Counts that cannot be negative begin at their smallest value instead.
+BLACK_SIGMA = -1.0
 # White is a bright pixel, but never so faint that mere noise fills the range.
 WHITE_PERCENTILE = 99.8
-MIN_WHITE_SIGMA = 6.0
+MIN_WHITE_SIGMA = 8.0
 # Linear up to about here, logarithmic beyond.
 SOFTENING_SIGMA = 3.0
 _MAD_TO_SIGMA = 1.4826
 STRETCH_TEXT = (
-    f"asinh stretch of each stamp on its own: black at median {BLACK_SIGMA:+g} sigma, white at the "
+    f"asinh stretch of each stamp on its own: black at median {BLACK_SIGMA:+g} sigma "
+    f"or the smallest value, white at the "
     f"{WHITE_PERCENTILE:g}th percentile (at least {MIN_WHITE_SIGMA:+g} sigma), linear up to "
     f"{SOFTENING_SIGMA:g} sigma; sigma from the median absolute deviation"
 )
