@@ -24,6 +24,8 @@ from msdata.repair import repair
 from msdata.verify import Expectations, verify_dataset
 
 NUM_OBJECTS = 48
+TAR_ONLY = pytest.mark.parametrize("packed", ["tar"], indirect=True)
+HDF5_ONLY = pytest.mark.parametrize("packed", ["contiguous", "chunked"], indirect=True)
 LAYOUTS = {"tar": ("tar", False), "contiguous": ("hdf5", False), "chunked": ("hdf5", True)}
 
 
@@ -94,13 +96,6 @@ class Copy:
 def copy(packed, tmp_path):
     shutil.copytree(packed, tmp_path / "copy")
     return Copy(tmp_path / "copy")
-
-
-@pytest.fixture
-def tar_copy(copy):
-    if read_manifest(copy.data).container != "tar":
-        pytest.skip("about tar shards only")
-    return copy
 
 
 def flip(path: Path, at: int, bits: int = 1) -> None:
@@ -187,9 +182,8 @@ def test_a_bit_flipped_in_the_json_names_the_sample_and_is_mended(copy):
     assert "packed again" in message
 
 
+@HDF5_ONLY
 def test_a_bit_flipped_in_the_structure_of_an_hdf5_file_is_a_fault_and_mended(copy):
-    if read_manifest(copy.data).container != "hdf5":
-        pytest.skip("about HDF5 shards only")
     before, expected = copy.digests(), copy.expected
     flip(expected.path, 9)
     (fault,) = faults_of(copy)
@@ -198,6 +192,7 @@ def test_a_bit_flipped_in_the_structure_of_an_hdf5_file_is_a_fault_and_mended(co
     mends(copy, before)
 
 
+@TAR_ONLY
 @pytest.mark.parametrize(
     ("distance", "what"),
     [
@@ -206,16 +201,17 @@ def test_a_bit_flipped_in_the_structure_of_an_hdf5_file_is_a_fault_and_mended(co
         (3 * 16 * 16 * 4 + 5, "the padding before 'counts' was altered"),
     ],
 )
-def test_damage_between_the_arrays_of_a_tar_names_the_sample(tar_copy, distance, what):
-    before, expected = tar_copy.digests(), tar_copy.expected
+def test_damage_between_the_arrays_of_a_tar_names_the_sample(copy, distance, what):
+    before, expected = copy.digests(), copy.expected
     flip(expected.path, int(expected.offsets[1, 0]) + distance)
-    (fault,) = faults_of(tar_copy)
+    (fault,) = faults_of(copy)
     assert fault.message == f"sample {expected.sample_ids()[1]}: {what}"
-    mends(tar_copy, before)
+    mends(copy, before)
 
 
-def test_damage_to_the_header_padding_or_end_of_a_tar_is_told_apart(tar_copy):
-    expected = tar_copy.expected
+@TAR_ONLY
+def test_damage_to_the_header_padding_or_end_of_a_tar_is_told_apart(copy):
+    expected = copy.expected
     names = expected.sample_ids()
     json_at = int(expected.offsets[0, 1]) + 32 + (-(128 + 32) % 512)
     next_record = int(expected.offsets[1, 0]) - 640
@@ -227,24 +223,25 @@ def test_damage_to_the_header_padding_or_end_of_a_tar_is_told_apart(tar_copy):
     }
     for at, message in cases.items():
         flip(expected.path, at)
-        assert [f.message for f in faults_of(tar_copy)] == [message]
+        assert [f.message for f in faults_of(copy)] == [message]
         flip(expected.path, at)
 
 
-def test_a_wrong_or_missing_dali_index_is_a_fault_and_mended(tar_copy):
-    before, expected = tar_copy.digests(), tar_copy.expected
+@TAR_ONLY
+def test_a_wrong_or_missing_dali_index_is_a_fault_and_mended(copy):
+    before, expected = copy.digests(), copy.expected
     path = expected.path.with_suffix(".idx")
     text = path.read_text()
     path.write_text(text[:-3] + "m" + text[-2:])
-    (fault,) = faults_of(tar_copy)
+    (fault,) = faults_of(copy)
     assert (fault.kind, fault.path) == ("dali_index", f"train/{path.name}")
-    mends(tar_copy, before)
+    mends(copy, before)
     path.unlink()
-    (fault,) = faults_of(tar_copy)
+    (fault,) = faults_of(copy)
     assert "the index that DALI reads is missing" in fault.message
-    assert mends(tar_copy, before) == ["mended: made anew from the shard"]
+    assert mends(copy, before) == ["mended: made anew from the shard"]
     path.write_text("\n".join(text.splitlines()[:-1]) + "\n")
-    mends(tar_copy, before)
+    mends(copy, before)
 
 
 def test_a_truncated_shard_says_how_many_samples_are_lost_and_the_first(copy):
@@ -391,10 +388,11 @@ def test_repair_says_what_it_lacks(copy):
     assert "nobody knows which objects" in mending.message
 
 
-def test_a_read_only_data_set_is_verified_and_its_repair_refused(tar_copy, monkeypatch):
-    expected = tar_copy.expected
+@TAR_ONLY
+def test_a_read_only_data_set_is_verified_and_its_repair_refused(copy, monkeypatch):
+    expected = copy.expected
     flip(expected.path, int(expected.offsets[0, 0]))
-    report = verify_dataset(tar_copy.data)
+    report = verify_dataset(copy.data)
     assert len(report.faults) == 1
 
     def refuse(*_args, **_kwargs):
@@ -402,10 +400,10 @@ def test_a_read_only_data_set_is_verified_and_its_repair_refused(tar_copy, monke
 
     # Root may write anywhere, so the file system's refusal is played.
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    before = tar_copy.digests()
+    before = copy.digests()
     with pytest.raises(StorageError, match="mounted read-only"):
-        repair(report, source=tar_copy.objects)
-    assert tar_copy.digests() == before
+        repair(report, source=copy.objects)
+    assert copy.digests() == before
 
 
 def test_the_command_says_what_it_found_and_mends(copy, capsys):
