@@ -47,13 +47,13 @@ def owned_shares(job: Job, ownership: Ownership) -> tuple[Shares, Shares]:
         (memory, SSD), each float64 (num_nodes,).
     """
     samples = max(1, job.num_samples)
-    memory = ownership.held_bytes(job.shard_bytes, MEMORY) / (samples * job.sample_bytes)
-    return memory, ownership.held_bytes(job.shard_bytes, SSD) / (samples * job.sample_bytes)
+    memory = ownership.held(job.shard_sizes, MEMORY) / samples
+    return memory, ownership.held(job.shard_sizes, SSD) / samples
 
 
 def levelled_shares(job: Job) -> tuple[Shares, Shares]:
     """What `owned_shares` tends to for many small shards: needs no ownership at all."""
-    total = job.num_samples * job.sample_bytes
+    total = int(job.cached_bytes.sum())
     nobody = np.zeros_like(job.nodes.memory_bytes)
     memory = level_room(nobody, job.nodes.memory_bytes, total)
     ssd = level_room(memory, job.nodes.ssd_bytes, max(0, total - int(memory.sum())))
@@ -87,7 +87,7 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
     storage_bytes = tier_samples[:, 3] * job.sample_bytes
     ssd_bytes = ssd * reads * num_nodes * job.sample_bytes
     if epoch == 0:
-        storage_bytes = storage_bytes + owned * job.num_samples * job.sample_bytes
+        storage_bytes = storage_bytes + owned * int(job.cached_bytes.sum())
         tier_samples[:, 3] += tier_samples[:, 0] + tier_samples[:, 1]
         tier_samples[:, :2] = 0
         ssd_bytes = np.zeros_like(ssd_bytes)

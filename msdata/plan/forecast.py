@@ -31,12 +31,14 @@ class Job:
         topology: nodes and ranks; its own rank does not matter.
         nodes: capacities of the nodes.
         shard_sizes: int64 (num_shards,), samples of each shard of the split, in index order.
-        sample_bytes: bytes of a sample, in a cache as on the way.
+        sample_bytes: bytes of a sample's record, as read and sent.
         batch_per_rank: samples of a rank and step.
         policy: one of `msdata.plan.order.POLICIES`.
         seed: seed of the epochs' orders.
         last: one of `msdata.plan.order.LAST`.
         buffer_samples: shuffle buffer of policy `block`.
+        shard_bytes: int64 (num_shards,), what each shard occupies in a cache; None means that of
+            its samples' records.
     """
 
     topology: Topology
@@ -48,8 +50,13 @@ class Job:
     seed: int = 0
     last: str = "drop"
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
+    shard_bytes: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        if self.shard_bytes is not None and self.shard_bytes.shape != self.shard_sizes.shape:
+            raise UsageError(
+                f"{len(self.shard_bytes)} shards have bytes, {len(self.shard_sizes)} have samples"
+            )
         if self.nodes.num_nodes != self.topology.num_nodes:
             raise UsageError(
                 f"{self.nodes.num_nodes} nodes have capacities, the job runs on "
@@ -67,8 +74,10 @@ class Job:
         return int(self.shard_sizes.sum())
 
     @property
-    def shard_bytes(self) -> NDArray[np.int64]:
+    def cached_bytes(self) -> NDArray[np.int64]:
         """int64 (num_shards,): what each shard occupies in a cache."""
+        if self.shard_bytes is not None:
+            return self.shard_bytes
         return self.shard_sizes * self.sample_bytes
 
 
@@ -112,7 +121,7 @@ class EpochForecast:
 
 def own_job(job: Job) -> Ownership:
     """The owners of a job's shards: what loader, service and forecast must agree on."""
-    return own_shards(job.shard_bytes, job.nodes)
+    return own_shards(job.cached_bytes, job.nodes)
 
 
 def assign_job(job: Job, ownership: Ownership, epoch: int) -> Assignment:
@@ -150,7 +159,14 @@ def assign_job(job: Job, ownership: Ownership, epoch: int) -> Assignment:
 
 
 def forecast_epoch(job: Job, ownership: Ownership, epoch: int) -> EpochForecast:
-    """Count the reads of an epoch, exactly.
+    """Count the reads of an epoch, exactly: `count_epoch` of `assign_job`."""
+    return count_epoch(assign_job(job, ownership, epoch), job, ownership, epoch)
+
+
+def count_epoch(
+    assignment: Assignment, job: Job, ownership: Ownership, epoch: int
+) -> EpochForecast:
+    """Count the reads of an assigned epoch.
 
     In epoch 0 nothing is cached yet. A shard is read from storage once, by its owner, whether its
     ranks come first or its filler; what others need of it they get from the owner. So what later
@@ -158,6 +174,7 @@ def forecast_epoch(job: Job, ownership: Ownership, epoch: int) -> EpochForecast:
     whole cache and of the misses.
 
     Args:
+        assignment: what the ranks read.
         job: the job.
         ownership: of its shards.
         epoch: number of the epoch.
@@ -165,12 +182,11 @@ def forecast_epoch(job: Job, ownership: Ownership, epoch: int) -> EpochForecast:
     Returns:
         Counts of all reads, padding included.
     """
-    assignment = assign_job(job, ownership, epoch)
     counts = count_tiers(assignment.samples, job, ownership)
     ssd_samples = _ssd_reads(assignment.samples, job, ownership)
     storage_bytes = counts[:, 3] * job.sample_bytes
     if epoch == 0:
-        storage_bytes = storage_bytes + ownership.held_bytes(job.shard_bytes)
+        storage_bytes = storage_bytes + ownership.held(job.cached_bytes)
         counts[:, 3] += counts[:, 0] + counts[:, 1]
         counts[:, :2] = 0
         ssd_samples[:] = 0

@@ -133,7 +133,7 @@ def what_if(job: Job, machine: Machine) -> list[Variant]:
             "SSD as large as the memory more",
             replace(job, nodes=replace(nodes, ssd_bytes=nodes.ssd_bytes + memory)),
         ),
-        ("half the bytes a sample", replace(job, sample_bytes=max(1, job.sample_bytes // 2))),
+        ("half the bytes a sample", _halved(job)),
     ]
     return [_variant(name, changed, machine) for name, changed in variants]
 
@@ -161,6 +161,14 @@ def on_nodes(job: Job, num_nodes: int) -> Job:
     )
     topology = Topology(num_nodes=num_nodes, ranks_per_node=job.topology.ranks_per_node)
     return replace(job, nodes=nodes, topology=topology)
+
+
+def _halved(job: Job) -> Job:
+    return replace(
+        job,
+        sample_bytes=max(1, job.sample_bytes // 2),
+        shard_bytes=np.maximum(1, job.cached_bytes // 2),
+    )
 
 
 def _variant(name: str, job: Job, machine: Machine) -> Variant:
