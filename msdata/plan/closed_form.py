@@ -19,6 +19,8 @@ from msdata.plan.placement import level_room
 
 Shares = NDArray[np.float64]
 
+_ROUNDING = 1e-12  # shares below it are what is left of sums that should cancel
+
 
 def moved_share(num_nodes: int, samples_per_node: float) -> float:
     """Share of samples that cross the network if P equal nodes hold all data and b is large.
@@ -80,10 +82,10 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
     own = _kept_share(job, owned) if job.policy == "locality" else owned
     missed = max(0.0, 1 - float(owned.sum()))
     on_ssd = ssd / np.maximum(owned, np.finfo(np.float64).tiny)
-    tiers = np.stack(
-        [own * (1 - on_ssd), own * on_ssd, 1 - missed - own, np.full(num_nodes, missed)], axis=1
-    )
-    tier_samples = np.maximum(tiers, 0.0) * reads
+    received = 1 - missed - own
+    received[received < _ROUNDING] = 0.0
+    tiers = [own * (1 - on_ssd), own * on_ssd, received, np.full(num_nodes, missed)]
+    tier_samples = np.stack(tiers, axis=1) * reads
     storage_bytes = tier_samples[:, 3] * job.sample_bytes
     ssd_bytes = ssd * reads * num_nodes * job.sample_bytes
     if epoch == 0:
