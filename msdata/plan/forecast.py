@@ -213,7 +213,8 @@ def count_tiers(sample_SRB: NDArray[np.int64], job: Job, ownership: Ownership) -
     """
     place_of_sample = _place_of_sample(job, ownership)
     counts = np.zeros((job.topology.num_nodes, len(TIERS)), dtype=np.int64)
-    by_node = sample_SRB.reshape(len(sample_SRB), job.topology.num_nodes, -1)
+    per_node = job.topology.ranks_per_node * sample_SRB.shape[2]
+    by_node = sample_SRB.reshape(len(sample_SRB), job.topology.num_nodes, per_node)
     # Node by node, so that no temporary is larger than one node's share of the epoch.
     for node, count in enumerate(counts):
         place = place_of_sample[by_node[:, node]]
