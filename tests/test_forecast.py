@@ -84,6 +84,17 @@ def test_the_forecast_is_the_count_of_every_read_by_hand(policy, last, capacity,
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_a_job_resumed_on_more_nodes_goes_on_with_the_same_global_batches(policy):
+    four, eight = (job_of(num_nodes=n, batch_per_rank=64 // n, policy=policy) for n in (4, 8))
+    whole = assign_job(four, own_job(four), 3)
+    position = 40 * four.topology.num_ranks * four.batch_per_rank
+    resumed = assign_job(eight, own_job(eight), 3, first_position=position)
+    assert len(resumed.samples) == len(whole.samples) - 40
+    for one, other in zip(whole.samples[40:], resumed.samples, strict=True):
+        np.testing.assert_array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_hits_are_the_cached_share_to_within_one_shard_a_node(policy, share):
     job = job_of(memory=share / 4, policy=policy, buffer_samples=512)

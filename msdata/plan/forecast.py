@@ -124,13 +124,16 @@ def own_job(job: Job) -> Ownership:
     return own_shards(job.cached_bytes, job.nodes)
 
 
-def assign_job(job: Job, ownership: Ownership, epoch: int) -> Assignment:
+def assign_job(
+    job: Job, ownership: Ownership, epoch: int, *, first_position: int = 0
+) -> Assignment:
     """The samples of every rank and step of an epoch: what the loader hands out.
 
     Args:
         job: the job.
         ownership: of its shards.
         epoch: number of the epoch.
+        first_position: where in the epoch's order the run resumes.
 
     Returns:
         The assignment.
@@ -148,6 +151,7 @@ def assign_job(job: Job, ownership: Ownership, epoch: int) -> Assignment:
         batch_per_rank=job.batch_per_rank,
         num_ranks=job.topology.num_ranks,
         last=job.last,
+        first_position=first_position,
     )
     return assign_epoch(
         job.policy,
