@@ -164,7 +164,7 @@ def check_members(members: dict[str, bytes], ids: list[str], objects: Objects) -
     for sample_id in ids:
         for name in NAMES:
             stream = io.BytesIO(members[f"{sample_id}.{name}.npy"])
-            assert np.lib.format.read_magic(stream) == (1, 0)  # type: ignore[no-untyped-call]
+            assert np.lib.format.read_magic(stream) == (1, 0)
             stream.seek(0)
             assert_same_bits(np.load(stream), objects[sample_id][name])
         assert json.loads(members[f"{sample_id}.json"])["sample_id"] == sample_id
