@@ -21,8 +21,9 @@ from msdata.atomic_file import partial_path, publish, storage_error, write_whole
 from msdata.checksum import crc32c
 from msdata.errors import SampleError
 from msdata.schema import Schema
+from msdata.shards.block_writer import BlockWriter
 from msdata.shards.npy import npy_header
-from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
+from msdata.shards.shard import Record, ShardSummary, array_views
 
 SUFFIX = ".tar"
 INDEX_SUFFIX = ".idx"
@@ -89,6 +90,7 @@ class TarShardWriter:
             self._fd = os.open(partial_path(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         except OSError as error:
             raise storage_error("write", path, error) from error
+        self._blocks = BlockWriter(self._fd)
 
     @property
     def fd(self) -> int:
@@ -104,15 +106,16 @@ class TarShardWriter:
                 f"its id is too long for a tar member's name ({len(key)} of at most "
                 f"{_NAME_BYTES - longest} bytes)"
             )
-        buffers, offsets, members = self._record_parts(key, record)
+        buffers, offsets, members, nbytes = self._record_parts(key, record)
         try:
-            self._end += pwrite_all(self._fd, buffers, self._end)
+            self._blocks.append(buffers)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
+        self._end += nbytes
         self._offsets.append(offsets)
         self._index_lines.append(members)
 
-    def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str]:
+    def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str, int]:
         buffers: list[object] = []
         offsets: list[int] = []
         members: list[str] = []
@@ -134,7 +137,8 @@ class TarShardWriter:
         json_at = at + len(pending) + _BLOCK
         members.append(f"json {json_at} {len(text)} {(key + b'.json').decode()}")
         self._frame_crc = crc32c(tail, frame)
-        return buffers, offsets, " ".join(members)
+        nbytes = at + len(tail) - self._end
+        return buffers, offsets, " ".join(members), nbytes
 
     def _dali_entry(self, name: bytes, at: int, nbytes: int, i: int) -> str:
         size = len(self._npy[i]) + nbytes
@@ -143,7 +147,8 @@ class TarShardWriter:
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
         try:
-            os.pwrite(self._fd, _END, self._end)
+            self._blocks.append([_END])
+            self._blocks.flush()
             os.fsync(self._fd)
             os.close(self._fd)
             publish(self._path)
