@@ -186,12 +186,15 @@ def read_samples(
     Returns:
         Samples per second.
     """
+    # The same rows in every batch: as threads do not wait, others may still be a batch behind.
     bounds = [batch.size * t // num_threads for t in range(num_threads + 1)]
 
     def work(thread: int) -> None:
         start, stop = bounds[thread], bounds[thread + 1]
         for first in range(0, len(order), batch.size):
             mine = order[first + start : first + stop]
+            if not len(mine):
+                continue
             for row, sample in enumerate(mine.tolist(), start):
                 fill_row(row, sample)
             batch.check(mine, slice(start, start + len(mine)))
@@ -206,9 +209,7 @@ def read_sequentially(paths: Sequence[Path], num_samples: int, num_threads: int)
         Samples per second, headers between them included in the time.
     """
     fds = [os.open(path, os.O_RDONLY) for path in paths]
-    pieces = iter(
-        [(fd, at) for fd in fds for at in range(0, os.fstat(fd).st_size, _PIECE_NBYTES)]
-    )
+    pieces = iter([(fd, at) for fd in fds for at in range(0, os.fstat(fd).st_size, _PIECE_NBYTES)])
     lock = threading.Lock()
 
     def work(_thread: int) -> None:
