@@ -64,28 +64,27 @@ def make_data(folder: Path, num_objects: int) -> Path:
     return data
 
 
-def load_one_epoch(data: Path) -> None:
-    """One epoch of batches as a training script would take them, with what came out of it."""
+def load_epochs(data: Path, num_epochs: int = 3) -> None:
+    """Epochs of batches as a training script would take them, with what came out of them."""
     print(
         f'\n>>> loader = msdata.Loader(msdata.open("{data}").split("train"), '
-        f"batch_size={BATCH_SIZE}, threads={NUM_THREADS})\n>>> for batch in loader: ...",
-        flush=True,
+        f"batch_size={BATCH_SIZE}, threads={NUM_THREADS})\n>>> for batch in loader: ..."
     )
     split = msdata.open(data).split("train")
-    redshifts = 0.0
     with make_loader(split) as loader:
-        started_s = time.perf_counter()
-        for step, batch in enumerate(loader):
-            redshifts += float(batch["redshift"].sum())
-            if step == 0:
-                shapes = ", ".join(f"{n} {batch[n].shape}" for n in split.schema.names)
-                print(f"first batch after {time.perf_counter() - started_s:.3f} s: {shapes}")
-        stats = loader.stats()
-    print(
-        f"epoch of {stats['samples']:,} samples in {stats['steps']} steps: "
-        f"{stats['samples_per_s']:,.0f} samples/s, mean redshift "
-        f"{redshifts / stats['samples']:.3f}"
-    )
+        for epoch in range(num_epochs):
+            redshift_sum = 0.0
+            for batch in loader:
+                redshift_sum += float(batch["redshift"].sum())
+            stats = loader.stats()
+            print(
+                f"epoch {epoch}: {stats['samples']:,} samples in {stats['steps']} steps, "
+                f"{stats['samples_per_s']:,.0f} samples/s, mean redshift "
+                f"{redshift_sum / stats['samples']:.4f}",
+                flush=True,
+            )
+    shapes = ", ".join(f"{n} {batch[n].dtype} {batch[n].shape}" for n in split.schema.names)
+    print(f"last batch: {shapes}")
 
 
 def measure_rates(split: Split, num_turns: int) -> list[str]:
@@ -151,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     started_s = time.monotonic()
     take_folder(args.dir)
     data = make_data(args.dir, args.objects)
-    load_one_epoch(data)
+    load_epochs(data)
     run_msdata("sheet", data, sheet_path(args.dir), "--n", str(_NUM_SHEET_OBJECTS))
     text = report(args.dir, data, args.turns, started_s)
     (args.dir / "report.txt").write_text(text.lstrip() + "\n", encoding="utf-8")

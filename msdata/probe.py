@@ -191,7 +191,7 @@ def _cached_share(handle: int) -> float | None:
         del view  # an exported buffer would keep the map open
     if failed:
         return None
-    return float(np.mean(np.frombuffer(resident, dtype=np.uint8) & 1))
+    return float(np.mean(np.frombuffer(bytes(resident), dtype=np.uint8) & 1))
 
 
 def _write_random(path: Path, file_bytes: int) -> float:
