@@ -20,7 +20,7 @@ import numpy as np
 from msdata.batch_columns import BatchColumns
 from msdata.dataset import Split
 from msdata.errors import UsageError
-from msdata.fill import Filling, FillPool
+from msdata.fill import Filling, FillPool, SampleReader
 from msdata.loader_state import LoaderState
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
 from msdata.ring import BatchBuffer, batch_arrays, make_ring, num_buffers_for
@@ -92,8 +92,11 @@ class Loader:
         )
         self._columns = BatchColumns(split, columns)
         checksums = split.numbers("crc32c", np.uint32) if verify else None
-        self._pool = FillPool(split, threads or default_threads(), checksums)
-        self._free = deque(make_ring(split.schema, batch_size, num_buffers_for(prefetch)))
+        self._reader = SampleReader(split, checksums)
+        self._pool = FillPool(threads or default_threads(), self._reader)
+        self._free = deque(
+            make_ring(split.schema, batch_size, num_buffers_for(prefetch), self._reader.gaps)
+        )
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._held: deque[BatchBuffer] = deque()
         self._epoch = 0
@@ -117,7 +120,6 @@ class Loader:
     def _run_epoch(self, epoch: int, first_position: int) -> Iterator[Batch]:
         order = self._planner.order(epoch)
         num_steps = self._planner.steps_left(first_position)
-        self._pool.reader.forget_maps()
         self._stats = _Counters(epoch=epoch)
         submitted = 0
         for _ in range(num_steps):
@@ -131,7 +133,7 @@ class Loader:
 
     def _submit(self, step: Step) -> None:
         # The buffer used last is the one most likely to be in the cache still.
-        filling = Filling(buffer=self._free.pop(), samples=step.samples)
+        filling = self._reader.plan(step.samples, self._free.pop())
         self._in_flight.append((step, filling))
         self._pool.submit(filling)
 
@@ -213,14 +215,9 @@ class Loader:
         Returns:
             `epoch`, `steps`, `samples`, `bytes`, `seconds` since its start, `wait_s` (the caller
             waited for batches), `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`,
-            and over all epochs `cold_samples` (not in memory when read) and `mapped_samples`.
+            and over all epochs `cold_samples`, which were not in memory when they were read.
         """
-        reader = self._pool.reader
-        return {
-            **self._stats.to_dict(),
-            "cold_samples": reader.num_cold,
-            "mapped_samples": reader.num_mapped,
-        }
+        return {**self._stats.to_dict(), "cold_samples": self._reader.num_cold}
 
     @property
     def ring_nbytes(self) -> int:

@@ -7,6 +7,7 @@ huge pages that were touched before, a row costs the copy and nothing else.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,29 +27,31 @@ class BatchBuffer:
     Args:
         schema: the arrays of a sample.
         batch_size: samples.
+        gaps: bytes between the arrays of a sample in its shard, if one read fetches all of them;
+            None for a read an array.
 
     Attributes:
         arrays: by name, shape (batch_size, *survey.shape), C-contiguous.
-        rows: for each sample its arrays' bytes as uint8 views, in the schema's order.
+        targets: what each read fills, in the order of samples and arrays.
     """
 
-    def __init__(self, schema: Schema, batch_size: int) -> None:
+    def __init__(self, schema: Schema, batch_size: int, gaps: Sequence[int] | None = None) -> None:
         starts = array_starts(schema, batch_size)
         self._map = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.arrays: dict[str, Array] = {}
-        views = []
+        rows = []
         for survey, start in zip(schema.arrays, starts[:-1], strict=True):
             raw = self._bytes[start : start + batch_size * survey.nbytes]
             self.arrays[survey.name] = raw.view(survey.numpy_dtype).reshape(
                 batch_size, *survey.shape
             )
-            views.append(raw.reshape(batch_size, survey.nbytes))
-        self.rows: list[list[NDArray[np.uint8]]] = [
-            [view[i] for view in views] for i in range(batch_size)
-        ]
+            rows.append(raw.reshape(batch_size, survey.nbytes))
+        self.targets: list[list[Any]] = []
+        for i in range(batch_size):
+            views = [row[i] for row in rows]
+            self.targets += [[v] for v in views] if gaps is None else [_interleave(views, gaps)]
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +61,14 @@ class BatchBuffer:
     def touch(self) -> None:
         """Has the kernel hand out every page now, not while a batch is awaited."""
         self._bytes[::_ALIGNMENT] = 0
+
+
+def _interleave(views: list[Any], gaps: Sequence[int]) -> list[Any]:
+    """Arrays with scratch memory for the headers between them, each row its own: no sharing."""
+    parts = [views[0]]
+    for gap, view in zip(gaps, views[1:], strict=True):
+        parts += ([bytearray(gap)] if gap else []) + [view]
+    return parts
 
 
 def array_starts(schema: Schema, batch_size: int) -> list[int]:
@@ -94,9 +105,11 @@ def num_buffers_for(prefetch: int) -> int:
     return 2 * prefetch + 1
 
 
-def make_ring(schema: Schema, batch_size: int, num_buffers: int) -> list[BatchBuffer]:
-    """Allocates the buffers of a ring and touches them, two at a time."""
-    buffers = [BatchBuffer(schema, batch_size) for _ in range(num_buffers)]
+def make_ring(
+    schema: Schema, batch_size: int, num_buffers: int, gaps: Sequence[int] | None
+) -> list[BatchBuffer]:
+    """Allocates the buffers of a ring and touches them, two at a time; see `BatchBuffer`."""
+    buffers = [BatchBuffer(schema, batch_size, gaps) for _ in range(num_buffers)]
     with ThreadPoolExecutor(2) as executor:
         list(executor.map(BatchBuffer.touch, buffers))
     return buffers

@@ -15,7 +15,8 @@ from msdata.errors import DataError
 
 # Half of the usual limit of 1,024 open files a process.
 MAX_OPEN = 512
-_NOWAIT = os.RWF_NOWAIT
+# Reads with this flag give what is in memory and never wait for a disk.
+NOWAIT = os.RWF_NOWAIT
 
 
 class ShardFile:
@@ -45,17 +46,6 @@ class ShardFile:
             raise storage_error("read", path, error) from error
         if found != nbytes:
             raise DataError(size_sentence(path, found, nbytes))
-
-    def read_now(self, buffers: Sequence[Any], offset: int) -> bool:
-        """Fills the buffers if all their bytes are in memory; says whether it did.
-
-        Where the file system cannot tell, the answer is no. Never waits for a disk.
-        """
-        try:
-            done = os.preadv(self.fd, buffers, offset, _NOWAIT)
-        except OSError:
-            return False
-        return done == sum(map(len, buffers))
 
     def announce(self, offset: int, nbytes: int) -> None:
         """Tells the kernel that these bytes will be read soon; returns at once."""

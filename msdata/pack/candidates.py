@@ -141,7 +141,7 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
         return [str(name) for name in table["split"].to_pylist()]
     edges = np.cumsum(settings.split_fractions)[:-1]
     numbers = np.searchsorted(edges, keys.astype(np.float64) * 2.0**-64, side="right")
-    return np.array(SPLIT_NAMES, object)[numbers].tolist()
+    return [SPLIT_NAMES[n] for n in numbers.tolist()]
 
 
 def _splits_of_column(table: pa.Table, column: str) -> list[str]:
