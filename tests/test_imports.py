@@ -37,7 +37,8 @@ FREE_PACKAGES = {"numpy", "pyarrow", "crc32c"}
 HOMES: dict[str, set[str]] = {
     "h5py": {"msdata/shards/hdf5.py"},
     "mpi4py": {"msdata/mpi.py"},
-    "cv2": {"msdata/preprocess.py"},
+    # No optional package; two uses that share nothing: filling NaN, and drawing the contact sheet.
+    "cv2": {"msdata/preprocess.py", "msdata/sheet.py", "msdata/sheet_command.py"},
     "torch": {"msdata/torch_dataset.py"},
     "matplotlib": {"msdata/plan_figure.py"},
     "speclite": {"msdata/sources/mock/photometry.py"},
