@@ -47,7 +47,8 @@ setup(
         "numpy>=1.26",
         "pyarrow>=16",
         "crc32c>=2.7",
-        "opencv-python>=4.9",
+        # The build without windows: the other one needs libGL and X11, which compute nodes lack.
+        "opencv-python-headless>=4.9",
         "astropy>=6.0",
         "requests>=2.31",
     ],

@@ -38,8 +38,8 @@ def owner_keys(ownership):
 @given(sizes=shard_sizes, nodes=clusters())
 def test_no_tier_of_any_node_holds_a_byte_more_than_its_capacity(sizes, nodes):
     owned = own_shards(sizes, nodes)
-    assert (owned.held_bytes(sizes, MEMORY) <= nodes.memory_bytes).all()
-    assert (owned.held_bytes(sizes, SSD) <= nodes.ssd_bytes).all()
+    assert (owned.held(sizes, MEMORY) <= nodes.memory_bytes).all()
+    assert (owned.held(sizes, SSD) <= nodes.ssd_bytes).all()
 
 
 @given(sizes=shard_sizes, nodes=clusters())
@@ -47,7 +47,7 @@ def test_a_shard_is_left_to_storage_only_if_no_tier_has_room_for_it(sizes, nodes
     owned = own_shards(sizes, nodes)
     left = sizes[owned.tier_of_shard == STORAGE]
     for tier, capacity in ((MEMORY, nodes.memory_bytes), (SSD, nodes.ssd_bytes)):
-        gap = (capacity - owned.held_bytes(sizes, tier)).max()
+        gap = (capacity - owned.held(sizes, tier)).max()
         assert not len(left) or left[left > 0].min(initial=gap + 1) > gap
 
 
@@ -78,8 +78,8 @@ def test_only_the_lost_nodes_shards_move_when_nodes_leave(sizes, nodes, data):
     for old, new in zip(owner_keys(before), owner_keys(after), strict=True):
         if old in alive:
             assert new == old
-    assert (after.held_bytes(sizes, MEMORY) <= survivors.memory_bytes).all()
-    assert (after.held_bytes(sizes, SSD) <= survivors.ssd_bytes).all()
+    assert (after.held(sizes, MEMORY) <= survivors.memory_bytes).all()
+    assert (after.held(sizes, SSD) <= survivors.ssd_bytes).all()
 
 
 @given(sizes=shard_sizes, nodes=clusters(), extra=clusters())
@@ -95,8 +95,8 @@ def test_shards_move_only_to_the_nodes_that_joined(sizes, nodes, extra):
     joined = set(extra.keys[is_new].tolist())
     for old, new in zip(owner_keys(before), owner_keys(after), strict=True):
         assert old is None or new == old or new in joined
-    assert (after.held_bytes(sizes, MEMORY) <= grown.memory_bytes).all()
-    assert (after.held_bytes(sizes, SSD) <= grown.ssd_bytes).all()
+    assert (after.held(sizes, MEMORY) <= grown.memory_bytes).all()
+    assert (after.held(sizes, SSD) <= grown.ssd_bytes).all()
 
 
 @given(sizes=shard_sizes, nodes=clusters())
@@ -106,8 +106,8 @@ def test_nodes_that_shrank_keep_what_still_fits(sizes, nodes):
         memory_bytes=nodes.memory_bytes // 2, ssd_bytes=nodes.ssd_bytes // 2, keys=nodes.keys
     )
     after = own_shards(sizes, shrunk, before)
-    assert (after.held_bytes(sizes, MEMORY) <= shrunk.memory_bytes).all()
-    assert (after.held_bytes(sizes, SSD) <= shrunk.ssd_bytes).all()
+    assert (after.held(sizes, MEMORY) <= shrunk.memory_bytes).all()
+    assert (after.held(sizes, SSD) <= shrunk.ssd_bytes).all()
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3, 8, 64, 1024])
@@ -125,8 +125,8 @@ def test_where_the_data_exceed_the_caches_nodes_weigh_by_their_capacity():
     )
     sizes = np.full(2000, 10)
     owned = own_shards(sizes, nodes)
-    assert owned.held_bytes(sizes, MEMORY).tolist() == [1000, 3000, 500]
-    assert owned.held_bytes(sizes, SSD).tolist() == [0, 0, 2000]
+    assert owned.held(sizes, MEMORY).tolist() == [1000, 3000, 500]
+    assert owned.held(sizes, SSD).tolist() == [0, 0, 2000]
 
 
 def test_a_joined_node_takes_its_fair_share_of_data_that_fit():

@@ -94,13 +94,13 @@ class Ownership:
         if ((self.owner_of_shard < 0) != (self.tier_of_shard == STORAGE)).any():
             raise UsageError("a shard has an owner exactly if it is not in storage alone")
 
-    def held_bytes(
-        self, shard_bytes: NDArray[np.int64], tier: int | None = None
+    def held(
+        self, amount_of_shard: NDArray[np.int64], tier: int | None = None
     ) -> NDArray[np.int64]:
-        """Bytes that each node keeps.
+        """Bytes, or samples, that each node keeps.
 
         Args:
-            shard_bytes: int64 (num_shards,).
+            amount_of_shard: int64 (num_shards,), bytes or samples of each shard.
             tier: `MEMORY` or `SSD`; None means both.
 
         Returns:
@@ -110,7 +110,7 @@ class Ownership:
         if tier is not None:
             chosen &= self.tier_of_shard == tier
         held = np.zeros(len(self.node_keys), dtype=np.int64)
-        np.add.at(held, self.owner_of_shard[chosen], shard_bytes[chosen])
+        np.add.at(held, self.owner_of_shard[chosen], amount_of_shard[chosen])
         return held
 
 
