@@ -129,13 +129,14 @@ def test_where_the_data_exceed_the_caches_nodes_weigh_by_their_capacity():
     assert owned.held(sizes, SSD).tolist() == [0, 0, 2000]
 
 
-def test_a_joined_node_takes_its_fair_share_of_data_that_fit():
-    sizes = np.full(4300, 600)
-    before = own_shards(sizes, equal_nodes(99, memory_bytes=10**9))
-    after = own_shards(sizes, equal_nodes(100, memory_bytes=10**9), before)
-    counts = np.bincount(after.owner_of_shard)
-    assert counts[99] >= 42
-    assert (after.owner_of_shard != before.owner_of_shard).sum() == counts[99]
+@pytest.mark.parametrize(("num_shards", "num_nodes"), [(4300, 99), (99, 20)])
+def test_a_joined_node_takes_its_fair_share_of_data_that_fit(num_shards, num_nodes):
+    sizes = np.full(num_shards, 600)
+    before = own_shards(sizes, equal_nodes(num_nodes, memory_bytes=10**9))
+    after = own_shards(sizes, equal_nodes(num_nodes + 1, memory_bytes=10**9), before)
+    counts = np.bincount(after.owner_of_shard, minlength=num_nodes + 1)
+    assert counts[num_nodes] >= num_shards // (num_nodes + 1)
+    assert (after.owner_of_shard != before.owner_of_shard).sum() == counts[num_nodes]
 
 
 def test_without_a_previous_plan_most_shards_stay_when_a_node_joins():

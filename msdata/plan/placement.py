@@ -73,8 +73,8 @@ def fill_nodes(
         shards: int64 (num_shards,), numbers of the shards, which their favourites depend on.
         sizes: int64 (num_shards,), bytes.
         keys: uint64 (num_nodes,).
-        room: int64 (num_nodes,), bytes each node should take; exceeded by at most the one shard
-            that crosses it, since sizes rarely add up to it.
+        room: int64 (num_nodes,), bytes each node should take, at most `left`; exceeded by at most
+            the one shard that crosses it, since sizes rarely add up to it.
         left: int64 (num_nodes,), bytes it can take; never exceeded.
 
     Returns:
@@ -89,7 +89,7 @@ def fill_nodes(
         by_score = np.argsort(score, kind="stable")[::-1]
         asks = pending[by_score]
         choice = choice[by_score]
-        accepted = accept_in_order(choice, sizes[asks], np.minimum(room, left))
+        accepted = accept_in_order(choice, sizes[asks], room)
         owner[asks[accepted]] = choice[accepted]
         for budget in (room, left):
             np.subtract.at(budget, choice[accepted], sizes[asks[accepted]])
