@@ -237,8 +237,8 @@ def test_an_epoch_of_four_million_samples_on_a_thousand_nodes_is_forecast_in_a_s
         num_nodes=1024,
         ranks=8,
         memory=0.002,
-        num_shards=8600,
-        shard_samples=500,
+        num_shards=8192,
+        shard_samples=525,
         batch_per_rank=64,
     )
     ownership = own_job(job)
