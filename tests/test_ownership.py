@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import UsageError
@@ -42,7 +42,16 @@ def test_no_tier_of_any_node_holds_a_byte_more_than_its_capacity(sizes, nodes):
     assert (owned.held(sizes, SSD) <= nodes.ssd_bytes).all()
 
 
+@settings(max_examples=400)
 @given(sizes=shard_sizes, nodes=clusters())
+@example(
+    sizes=np.array([1, 2]),
+    nodes=Nodes(
+        memory_bytes=np.zeros(5, np.int64),
+        ssd_bytes=np.array([0, 0, 1, 1, 3]),
+        keys=np.arange(5, dtype=np.uint64),
+    ),
+)
 def test_a_shard_is_left_to_storage_only_if_no_tier_has_room_for_it(sizes, nodes):
     owned = own_shards(sizes, nodes)
     left = sizes[owned.tier_of_shard == STORAGE]
@@ -60,6 +69,7 @@ def test_ownership_is_a_function_of_its_arguments(sizes, nodes):
     np.testing.assert_array_equal(one.tier_of_shard, again.tier_of_shard)
 
 
+@settings(max_examples=400)
 @given(sizes=shard_sizes, nodes=clusters(), data=st.data())
 def test_only_the_lost_nodes_shards_move_when_nodes_leave(sizes, nodes, data):
     before = own_shards(sizes, nodes)
@@ -82,6 +92,7 @@ def test_only_the_lost_nodes_shards_move_when_nodes_leave(sizes, nodes, data):
     assert (after.held(sizes, SSD) <= survivors.ssd_bytes).all()
 
 
+@settings(max_examples=400)
 @given(sizes=shard_sizes, nodes=clusters(), extra=clusters())
 def test_shards_move_only_to_the_nodes_that_joined(sizes, nodes, extra):
     before = own_shards(sizes, nodes)
