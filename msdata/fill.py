@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ try:
 except ImportError:
     # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
     _stream_fill = None  # type: ignore[assignment]
+stream_fill = _stream_fill
 
 # Small enough that all threads share in every batch, large enough that handing out costs nothing.
 CHUNK_SAMPLES = 16
@@ -38,6 +39,8 @@ _MAX_GAP_NBYTES = 1 << 16
 
 # Columns of the table that `_stream_fill` works on.
 _FD, _OFFSET, _NBYTES, _TARGET, _SOURCE = range(5)
+# In `_FD`: the source is shared memory.
+ARENA_FD = -1
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Filling:
         error: what went wrong.
     """
 
-    buffer: BatchBuffer
+    buffer: Any
     samples: NDArray[np.int64]
     shards: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -69,6 +72,35 @@ class Filling:
     is_cancelled: bool = False
 
 
+class Rows(Protocol):
+    """Rows of a batch to read into: a whole `BatchBuffer`, or some of its rows."""
+
+    @property
+    def targets(self) -> list[list[Any]]:
+        """What each read fills, in the order of rows and arrays."""
+
+    @property
+    def addresses(self) -> NDArray[np.int64]:
+        """int64 (rows, arrays), where each row's arrays go."""
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """By name; indexed by row."""
+
+
+class BatchReader(Protocol):
+    """What fills batches: from storage (`SampleReader`), or from caches before that."""
+
+    def start_epoch(self) -> None:
+        """Prepares for an epoch; nothing may be being filled."""
+
+    def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
+        """Decides where each sample of a batch comes from."""
+
+    def fill(self, filling: Any, start: int, stop: int) -> None:
+        """Reads the samples [start, stop) of what `plan` gave."""
+
+
 class FillPool:
     """Owns the threads; `close` ends them.
 
@@ -77,7 +109,7 @@ class FillPool:
         reader: what reads the samples.
     """
 
-    def __init__(self, num_threads: int, reader: SampleReader) -> None:
+    def __init__(self, num_threads: int, reader: BatchReader) -> None:
         self._reader = reader
         self._tasks: queue.SimpleQueue[tuple[Filling, int, int] | None] = queue.SimpleQueue()
         self._threads = [
@@ -150,7 +182,7 @@ class SampleReader:
         """Looks anew at which shards are in memory; nothing may be being filled."""
         self._maps.forget()
 
-    def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
+    def plan(self, samples: NDArray[np.int64], buffer: Rows) -> Filling:
         """Decides where each array of a batch comes from.
 
         Args:

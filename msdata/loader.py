@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 
 from msdata.batch_columns import BatchColumns
+from msdata.cache.config import CacheConfig
+from msdata.cached_fill import CachedReader
 from msdata.dataset import Split
 from msdata.errors import UsageError
-from msdata.fill import Filling, FillPool, SampleReader
+from msdata.fill import BatchReader, Filling, FillPool, SampleReader
 from msdata.loader_state import LoaderState
+from msdata.node_cache import NodeCache, cache_config, open_node_cache
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
 from msdata.ring import BatchBuffer, batch_arrays, make_ring, num_buffers_for
 from msdata.steps import Step, StepPlanner
@@ -42,9 +45,11 @@ class Loader:
         split: what to load; `msdata.open(path).split("train")`.
         batch_size: samples a step on this rank.
         seed: what the orders are drawn with; the same on every rank.
-        policy: "shuffle" (uniform) or "block" (shards in random order, shuffled within a buffer).
+        policy: "shuffle" (uniform), "locality" (the same global batches, dealt to the ranks by who
+            caches what; needs a cache) or "block" (shards in random order, shuffled within a
+            buffer).
         topology: this rank's place; None takes it from the launcher's environment.
-        cache: None; node caches arrive with the cache service.
+        cache: None; "auto", the node's shared memory as far as it is free; or a `CacheConfig`.
         threads: threads that fill batches; None means the cores this process may use, at most 8.
         prefetch: batches filled ahead, at least 1.
         columns: columns of the index to hand out as well; None means `redshift` if there is one.
@@ -68,7 +73,7 @@ class Loader:
         seed: int = 0,
         policy: str = "shuffle",
         topology: Topology | None = None,
-        cache: None = None,
+        cache: str | CacheConfig | None = None,
         threads: int | None = None,
         prefetch: int = 3,
         columns: Sequence[str] | None = None,
@@ -76,26 +81,32 @@ class Loader:
         buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
     ) -> None:
-        _check_options(batch_size, prefetch, threads, cache)
+        _check_options(batch_size, prefetch, threads)
         split.files.check_all()
         self._split = split
         self._sample_nbytes = split.schema.sample_nbytes
         self._prefetch = prefetch
+        topology = from_env() if topology is None else topology
+        self._cache = _open_cache(split, cache, topology, policy)
         self._planner = StepPlanner(
             policy=policy,
             seed=seed,
             shard_sizes=split.shard_sizes,
             buffer_samples=buffer_samples,
             batch_size=batch_size,
-            topology=from_env() if topology is None else topology,
+            topology=topology,
             last=last,
+            owner_of_shard=self._cache.owner_of_shard,
         )
         self._columns = BatchColumns(split, columns)
         checksums = split.numbers("crc32c", np.uint32) if verify else None
-        self._reader = SampleReader(split, checksums)
+        self._storage = SampleReader(split, checksums)
+        self._reader: BatchReader = self._storage
+        if self._cache.client is not None:
+            self._reader = CachedReader(self._storage, self._cache.client, split, is_checked=verify)
         self._pool = FillPool(threads or default_threads(), self._reader)
         self._free = deque(
-            make_ring(split.schema, batch_size, num_buffers_for(prefetch), self._reader.gaps)
+            make_ring(split.schema, batch_size, num_buffers_for(prefetch), self._storage.gaps)
         )
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._held: deque[BatchBuffer] = deque()
@@ -217,12 +228,15 @@ class Loader:
             `epoch`, `steps`, `samples`, `bytes`, `seconds` since its start, `wait_s` (the caller
             waited for batches), `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`,
             over all epochs `cold_samples`, which were not in memory when they were read, and
-            `is_streaming`: whether samples in memory are copied by the C module.
+            `is_streaming`: whether samples in memory are copied by the C module. With a cache also
+            `tiers` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
+        client = self._cache.client
         return {
             **self._stats.to_dict(),
-            "cold_samples": self._reader.num_cold,
-            "is_streaming": self._reader.is_streaming,
+            "cold_samples": self._storage.num_cold,
+            "is_streaming": self._storage.is_streaming,
+            **({} if client is None else client.stats()),
         }
 
     @property
@@ -237,6 +251,9 @@ class Loader:
         self._drain()
         self._pool.close()
         self._planner.close()
+        if self._cache.client is not None:
+            self._cache.client.close()
+            self._cache = NodeCache(client=None, owner_of_shard=None)
 
     def __enter__(self) -> Loader:
         return self
@@ -291,12 +308,19 @@ def default_threads() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
-def _check_options(batch_size: int, prefetch: int, threads: int | None, cache: None) -> None:
+def _open_cache(
+    split: Split, cache: str | CacheConfig | None, topology: Topology, policy: str
+) -> NodeCache:
+    config = cache_config(cache)
+    if config is None:
+        return NodeCache(client=None, owner_of_shard=None)
+    return open_node_cache(split, config, topology, needs_owners=policy == "locality")
+
+
+def _check_options(batch_size: int, prefetch: int, threads: int | None) -> None:
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size} is empty; give at least 1")
     if prefetch < 1:
         raise UsageError(f"prefetch {prefetch}: at least one batch has to be filled ahead")
     if threads is not None and threads < 1:
         raise UsageError(f"threads {threads}: at least one has to fill batches")
-    if cache is not None:
-        raise UsageError(f"cache={cache!r}: this version has no node cache yet; leave it None")

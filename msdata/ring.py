@@ -106,6 +106,11 @@ def batch_arrays(buffer: BatchBuffer, num_samples: int) -> dict[str, Any]:
     return {name: array[:num_samples] for name, array in buffer.arrays.items()}
 
 
+def record_parts(buffer: BatchBuffer, row: int) -> list[NDArray[np.uint8]]:
+    """The bytes of one sample in a batch, array by array."""
+    return [array[row : row + 1].reshape(-1).view(np.uint8) for array in buffer.arrays.values()]
+
+
 def num_buffers_for(prefetch: int) -> int:
     """Buffers of a ring: what the user may hold, and as much again being filled.
 

@@ -9,11 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import UsageError
-from msdata.plan.order import batch_bounds, epoch_order, num_steps, rank_positions, rank_slice
+from msdata.plan.assign import assign_epoch
+from msdata.plan.order import (
+    POLICIES,
+    BatchPositions,
+    batch_bounds,
+    epoch_order,
+    global_positions,
+    num_steps,
+    rank_positions,
+    rank_slice,
+)
 from msdata.topology import Topology
-
-# `locality` deals samples to the nodes that cache them; it comes with the cache.
-LOADER_POLICIES = ("shuffle", "block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +42,15 @@ class StepPlanner:
     """Knows every step of every epoch; computes the next epoch's order while this one runs.
 
     Args:
-        policy: one of `LOADER_POLICIES`.
+        policy: one of `msdata.plan.order.POLICIES`.
         seed: of the orders.
         shard_sizes: int64 (shards,), samples of each shard.
         buffer_samples: for policy "block".
         batch_size: samples a step on each rank.
         topology: this rank's place.
         last: one of `msdata.plan.order.LAST`.
+        owner_of_shard: int32 (shards,), the node that caches each shard, -1 for none; the same on
+            all ranks. Policy "locality" needs it.
 
     Raises:
         UsageError: an option makes no sense.
@@ -57,9 +66,15 @@ class StepPlanner:
         batch_size: int,
         topology: Topology,
         last: str,
+        owner_of_shard: NDArray[np.int32] | None = None,
     ) -> None:
-        if policy not in LOADER_POLICIES:
-            raise UsageError(f"no policy {policy!r}; choose one of {', '.join(LOADER_POLICIES)}")
+        if policy not in POLICIES:
+            raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
+        if policy == "locality" and owner_of_shard is None:
+            raise UsageError(
+                "policy 'locality' deals samples to the nodes that cache them, and there is no "
+                "cache; give the loader one, such as cache='auto', or choose 'shuffle'"
+            )
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
@@ -67,6 +82,9 @@ class StepPlanner:
         self.last = last
         self.num_samples = int(shard_sizes.sum())
         self._shard_sizes = shard_sizes
+        self._owner_of_sample = (
+            None if owner_of_shard is None else np.repeat(owner_of_shard, shard_sizes)
+        )
         self.buffer_samples = buffer_samples
         self._orders: dict[int, Future[NDArray[np.uint32]]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="msdata-order")
@@ -112,6 +130,8 @@ class StepPlanner:
             global_batch=self.global_batch,
             first_position=first_position,
         )
+        if self.policy == "locality":
+            return self._step_by_owner(order, (low, high), number)
         if high - low == self.global_batch:
             mine = rank_slice(self.topology.rank, self.batch_size)
             samples = order[low + mine.start : low + mine.stop].astype(np.int64)
@@ -128,6 +148,36 @@ class StepPlanner:
         present = positions >= 0
         samples = order[positions[present]].astype(np.int64)
         return Step(samples=samples, is_real=is_real[present], end=high)
+
+    def _step_by_owner(
+        self, order: NDArray[np.uint32], bounds: tuple[int, int], number: int
+    ) -> Step:
+        """The step by the function that the forecast replays; all ranks compute the same."""
+        low, high = bounds
+        num_ranks = self.topology.num_ranks
+        if high - low == self.global_batch:
+            positions = np.arange(self.global_batch).reshape(1, num_ranks, -1)
+            batch = BatchPositions(positions=positions, is_real=np.ones(positions.shape, bool))
+            samples = order[low:high].astype(np.int64)
+        else:
+            batch = global_positions(
+                num_samples=self.num_samples,
+                batch_per_rank=self.batch_size,
+                num_ranks=num_ranks,
+                last=self.last,
+                first_position=low,
+            )
+            samples = order.astype(np.int64)
+        dealt = assign_epoch(
+            self.policy,
+            order=samples,
+            batches=batch,
+            topology=self.topology,
+            owner_of_sample=self._owner_of_sample,
+            first_step=number,
+        )
+        mine, is_real = dealt.samples[0, self.topology.rank], dealt.is_real[0, self.topology.rank]
+        return Step(samples=mine[mine >= 0], is_real=is_real[mine >= 0], end=high)
 
     def close(self) -> None:
         """Ends the thread that computes orders."""

@@ -9,6 +9,7 @@
  * One function, fill(table, first, stop): table is int64 (rows, 5), C-contiguous, each row one array
  * of one sample:
  *     file descriptor, offset, bytes, address of the destination, address of the mapped source or 0
+ * Where the descriptor is -1, the source is shared memory, which is always there.
  * It works on the rows [first, stop) without the GIL and returns the first row that it did not do
  * because its bytes are not in memory (or cannot be told to be): nothing here ever waits for a disk.
  */
@@ -95,7 +96,7 @@ static Py_ssize_t fill_rows(const row_t *rows, Py_ssize_t first, Py_ssize_t stop
             if (!read_through_bounce(row))
                 break;
         } else {
-            if (!are_in_memory(row))
+            if (row->fd >= 0 && !are_in_memory(row))
                 break;
             stream_copy((char *)(uintptr_t)row->target, (const char *)(uintptr_t)row->source,
                         (size_t)row->nbytes);

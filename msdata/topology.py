@@ -88,6 +88,23 @@ def from_env(environ: Mapping[str, str] | None = None) -> Topology:
     return Topology()
 
 
+def job_name(environ: Mapping[str, str] | None = None) -> str:
+    """A name that all ranks of a job on one node have, and no other job there at the same time.
+
+    Args:
+        environ: variables to read; None means those of this process.
+
+    Returns:
+        Slurm's job number. Else the ranks' common parent, which is the launcher's process on this
+        node; without a launcher, this process.
+    """
+    env = os.environ if environ is None else environ
+    if "SLURM_JOB_ID" in env:
+        return env["SLURM_JOB_ID"]
+    is_launched = any(size in env and rank in env for size, rank, _ in _LAUNCHERS)
+    return f"p{os.getppid() if is_launched else os.getpid()}"
+
+
 def _is_batch_shell(env: Mapping[str, str], rank_key: str) -> bool:
     return rank_key == "SLURM_PROCID" and "SLURM_STEP_ID" not in env
 

@@ -51,6 +51,7 @@ def assign_epoch(
     batches: BatchPositions,
     topology: Topology,
     owner_of_sample: NDArray[np.int32] | None = None,
+    first_step: int = 0,
 ) -> Assignment:
     """Deal the global batches of an epoch to the ranks.
 
@@ -61,6 +62,7 @@ def assign_epoch(
         topology: nodes and ranks; its own rank does not matter.
         owner_of_sample: int32 (num_samples,), node that keeps each sample, -1 for none;
             `locality` needs it.
+        first_step: number of the first step, where `batches` are a part of the epoch's.
 
     Returns:
         The assignment. Each step has the same samples as the batch by position, each rank as
@@ -81,7 +83,7 @@ def assign_epoch(
         if owner_of_sample is None:
             raise UsageError("policy 'locality' needs owner_of_sample: it deals by owner")
         sample_SRB, is_real_SRB = _dealt_by_owner(
-            sample_SRB, is_real_SRB, owner_of_sample, topology
+            sample_SRB, is_real_SRB, owner_of_sample, (topology, first_step)
         )
     return Assignment(samples=sample_SRB, is_real=is_real_SRB)
 
@@ -90,8 +92,9 @@ def _dealt_by_owner(
     sample_SRB: NDArray[np.int64],
     is_real_SRB: NDArray[np.bool_],
     owner_of_sample: NDArray[np.int32],
-    topology: Topology,
+    place: tuple[Topology, int],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    topology, first_step = place
     num_steps, num_ranks, batch = sample_SRB.shape
     full_steps = num_steps
     if num_steps and (sample_SRB[-1] < 0).any():
@@ -102,7 +105,7 @@ def _dealt_by_owner(
         some = slice(low, min(low + rows, full_steps))
         sample_SG = sample_SRB[some].reshape(-1, num_ranks * batch)
         column_SG = deal_columns(
-            owner_of_sample[sample_SG], num_nodes=topology.num_nodes, first_step=low
+            owner_of_sample[sample_SG], num_nodes=topology.num_nodes, first_step=first_step + low
         )
         # Cards: neighbours among a node's slots go to different ranks, so that misses and samples
         # from peers are spread over the ranks of a node too.

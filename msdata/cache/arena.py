@@ -1,0 +1,134 @@
+"""The arena: a node's shared memory that holds records, in a file that every rank maps.
+
+Its name carries user, job, data set and split, so that two users or two jobs on one node never
+meet. It lasts as long as a rank or a service uses it; the last to leave removes it. Where all were
+killed, the next start of any job of the user finds that nobody holds its lock, and removes it; the
+next start of the same job goes on with what is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from pathlib import Path
+
+from msdata.cache.budget import memory_budget
+from msdata.cache.config import CacheConfig, CachedSplit, Own
+from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
+from msdata.cache.slot_file import Header, SlotFile, build, read_header
+
+MEMORY_TIER, SSD_TIER = 0, 1
+_PREFIX = "msdata"
+
+
+def arena_path(config: CacheConfig, split: CachedSplit, node: int) -> Path:
+    """Where a job's arena of one split on one node lies.
+
+    Args:
+        config: gives job, node and folder; `config.job` must be set.
+        split: the data.
+        node: number of the node; `config.node` takes precedence.
+    """
+    place = f"n{node}" if config.node is None else config.node
+    words = [_word(config.job or ""), split.fingerprint, _word(split.name), _word(place)]
+    return config.shm_dir / "-".join([_user_prefix(), *words])
+
+
+def remove_stale_arenas(shm_dir: Path, own_job: str) -> list[Path]:
+    """Removes this user's arenas that nobody uses, but for those of the job that is starting.
+
+    Args:
+        shm_dir: the folder for shared memory.
+        own_job: the job whose arenas stay.
+
+    Returns:
+        What was removed.
+    """
+    mine = f"{_user_prefix()}-{_word(own_job)}-"
+    found = sorted(shm_dir.glob(f"{_user_prefix()}-*"))
+    return [p for p in found if not p.name.startswith(mine) and remove_if_unused(p)]
+
+
+def _user_prefix() -> str:
+    return f"{_PREFIX}-{os.geteuid()}"
+
+
+def _word(text: str) -> str:
+    """Text that may stand between dashes in a file name."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", text)[:60]
+
+
+class Arena:
+    """This process's use of its node's arena.
+
+    Args:
+        config: sizes and names; `config.job` must be set.
+        split: the data.
+        node: number of the node.
+        own: gives the owners of all shards for the capacities of a node.
+
+    Attributes:
+        path: its name.
+        slots: its content.
+        is_made_here: whether this process made it, or found it made.
+        removed: stale arenas of other jobs that were removed.
+
+    Raises:
+        StorageError: the file system refused, or the name is taken by something else.
+        OSError: the folder for shared memory is not there.
+    """
+
+    def __init__(self, config: CacheConfig, split: CachedSplit, node: int, own: Own) -> None:
+        self.path = arena_path(config, split, node)
+        self.removed = remove_stale_arenas(config.shm_dir, config.job or "")
+        self.is_made_here = False
+
+        def fits(fd: int, is_alone: bool) -> bool:
+            header = read_header(fd)
+            if header is None or not header.is_of(split) or header.tier != MEMORY_TIER:
+                return False
+            return not is_alone or _is_as_asked(header, config, node)
+
+        def make(fd: int) -> None:
+            self.is_made_here = True
+            planned, most = memory_budget(config.memory_nbytes, config.shm_dir)
+            header = Header(
+                fingerprint=split.fingerprint,
+                split=split.name,
+                sample_nbytes=split.sample_nbytes,
+                num_shards=len(split.shard_sizes),
+                node=node,
+                tier=MEMORY_TIER,
+                planned_nbytes=(planned, config.ssd_nbytes),
+                most_nbytes=most,
+            )
+            build(fd, header, split, own(planned, config.ssd_nbytes))
+
+        self._fd = join(self.path, fits, make)
+        self._pid = os.getpid()
+        try:
+            self.slots = SlotFile(self._fd, is_mapped=True)
+        except BaseException:
+            leave(self._fd, self.path, self._pid, is_kept=False)
+            raise
+        # For processes that end without closing; the descriptor is theirs to the last.
+        self._at_exit = weakref.finalize(self, remove_if_last, self._fd, self.path, self._pid)
+
+    def close(self) -> None:
+        """Leaves the arena; the last to do so removes it."""
+        self._at_exit.detach()
+        self.slots.close()
+        leave(self._fd, self.path, self._pid, is_kept=False)
+
+
+def _is_as_asked(header: Header, config: CacheConfig, node: int) -> bool:
+    """Whether an arena that a killed job left is what this job would make."""
+    memory, ssd = header.planned_nbytes
+    return (
+        header.node == node
+        and config.memory_nbytes in (None, memory)
+        and config.ssd_nbytes == ssd
+        # What fitted beside a dead job's processes may be less than what fits now.
+        and header.most_nbytes == memory
+    )

@@ -1,0 +1,175 @@
+"""A rank's view of its node's cache: where a sample is, and what became of a sample that was read.
+
+Nothing here raises for a fault of the cache once it is open: a sample that cannot be had is one
+that comes from storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.arena import Arena
+from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners, ReadRecord
+from msdata.cache.counters import Counters
+from msdata.cache.filler import Filler
+from msdata.cache.ssd import SsdTier
+from msdata.cache.tier import LOG, Tier
+from msdata.errors import MsdataError
+
+# Where a sample of a batch is read from.
+LOCAL, SSD, STORAGE = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the samples of a batch are.
+
+    Attributes:
+        samples: int64 (n,), numbers within the split.
+        source: int8 (n,), `LOCAL`, `SSD` or `STORAGE`.
+        home: int8 (n,), `LOCAL` or `SSD`, the tier that keeps the sample on this node, filled or
+            not; `STORAGE` where none does.
+        slots: int64 (n,), the slot there; -1 where there is none.
+    """
+
+    samples: NDArray[np.int64]
+    source: NDArray[np.int8]
+    home: NDArray[np.int8]
+    slots: NDArray[np.int64]
+
+
+class CacheClient:
+    """Opens this node's tiers and uses them; `close` leaves them.
+
+    Args:
+        config: sizes and names; `config.job` must be set.
+        split: the data.
+        node: number of this node.
+        own: gives the owners of all shards for the capacities of a node.
+        read: gives the record of a sample from storage, for the filler.
+
+    Attributes:
+        owners: owner and tier of every shard as this node's arena has them.
+        tiers: by `LOCAL` and `SSD`.
+        counters: of this rank and epoch.
+
+    Raises:
+        StorageError: shared memory or SSD refused.
+        OSError: the folder for shared memory is not there.
+    """
+
+    def __init__(
+        self, config: CacheConfig, split: CachedSplit, node: int, own: Own, read: ReadRecord
+    ) -> None:
+        self._split = split
+        self._config = config
+        self._first_samples = split.first_samples
+        self.counters = Counters(split.sample_nbytes)
+        self._arena = Arena(config, split, node, own)
+        self._ssd: SsdTier | None = None
+        slots = self._arena.slots
+        self.owners: Owners = slots.owners
+        self.tiers: dict[int, Tier] = {LOCAL: Tier("local", self._arena.path, slots, split)}
+        self._say_what_was_found()
+        if config.ssd_nbytes:
+            self._open_ssd(node)
+        self.filler = Filler(
+            list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
+        )
+        self.filler.start()
+
+    def _open_ssd(self, node: int) -> None:
+        planned = self._arena.slots.header.planned_nbytes, self.owners
+        try:
+            self._ssd = SsdTier(self._config, self._split, node, planned)
+        except (MsdataError, OSError) as error:
+            LOG.warning("no SSD tier: %s; what it would hold comes from storage", error)
+            return
+        self.tiers[SSD] = Tier("ssd", self._ssd.path, self._ssd.slots, self._split)
+
+    def _say_what_was_found(self) -> None:
+        header = self._arena.slots.header
+        planned, most = header.planned_nbytes[0], header.most_nbytes
+        if self._arena.removed:
+            LOG.info("removed arenas of dead jobs: %s", ", ".join(map(str, self._arena.removed)))
+        if self._arena.is_made_here and most < planned:
+            LOG.warning(
+                "%s: %.2f of the %.2f GiB asked for are free in shared memory and cgroup; the "
+                "cache is smaller, the rest comes from storage",
+                *(self._arena.path, most / (1 << 30), planned / (1 << 30)),
+            )
+
+    def locate(self, samples: NDArray[np.int64]) -> Places:
+        """Finds the samples of a batch.
+
+        Args:
+            samples: int64 (n,), numbers within the split.
+        """
+        shards = np.searchsorted(self._first_samples, samples, side="right") - 1
+        source = np.full(len(samples), STORAGE, np.int8)
+        home, slots = source.copy(), np.full(len(samples), -1, np.int64)
+        for code, tier in self.tiers.items():
+            found = tier.slots.slots(samples, shards)
+            ready = tier.slots.are_ready(found, samples, self._split.checksums[samples])
+            home[found >= 0] = code
+            source[ready] = code
+            slots = np.where(found >= 0, found, slots)
+        return Places(samples=samples, source=source, home=home, slots=slots)
+
+    def claim(self, places: Places) -> None:
+        """Tells the filler which samples this rank will read from storage and keep."""
+        for code, tier in self.tiers.items():
+            tier.claim(places.slots[(places.home == code) & (places.source == STORAGE)])
+
+    def keep(self, places: Places, i: int, parts: list[NDArray[np.uint8]]) -> None:
+        """Puts what was read from storage into the cache, where this node keeps it.
+
+        Args:
+            places: of the batch.
+            i: which of its samples.
+            parts: the record in pieces.
+        """
+        tier = self.tiers.get(int(places.home[i]))
+        if tier is not None:
+            tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
+
+    def wait_until_filled(self) -> None:
+        """Waits, in fill mode "stage", until the tiers are full, as far as they can be."""
+        if self._config.fill == "stage":
+            self.filler.wait()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the epoch by tier, and of the cache as a whole.
+
+        Returns:
+            `tiers`: samples, bytes, seconds by "local", "ssd", "peer" and "storage"; `cache`:
+            by tier slots, filled ones, faults, and what this process's filler read.
+        """
+        filler = self.filler
+        return {
+            "tiers": self.counters.to_dict(),
+            "cache": {
+                **{tier.name: tier.to_dict() for tier in self.tiers.values()},
+                "filler": {
+                    "samples": filler.num_samples,
+                    "bytes": filler.num_samples * self._split.sample_nbytes,
+                    "seconds": filler.seconds,
+                    "failed_shards": filler.num_failed,
+                    "is_done": filler.is_done,
+                },
+            },
+        }
+
+    def close(self) -> None:
+        """Leaves the tiers; the last to leave removes the shared memory."""
+        if not self.filler.stop():
+            # Its descriptors must stay its own; they are closed, and the lock freed, at the end.
+            LOG.warning("storage hangs: the cache is left to the end of the process")
+            return
+        if self._ssd is not None:
+            self._ssd.close()
+        self._arena.close()

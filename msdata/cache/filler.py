@@ -1,0 +1,150 @@
+"""The thread that fills a node's tiers with what no rank has read yet, shard by shard.
+
+Every rank has one; a lock on the arena decides which of them works ("overlap") or which of them
+works on which shard ("stage", where all do). The lock ends with its process, so when that is killed
+another takes over where it stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+
+from msdata.cache.config import ReadRecord
+from msdata.cache.shared_file import role
+from msdata.cache.slot_file import CLAIMED, READY
+from msdata.cache.tier import LOG, Tier
+from msdata.errors import MsdataError
+
+_FILLER_ROLE = 0
+_POLL_S = 0.2
+# A rank publishes what it claimed within seconds, unless it was killed or stopped reading.
+CLAIM_PATIENCE_S = 5.0
+# After so long without progress of the others, one that waits for them goes on by itself.
+STALL_S = 30.0
+
+
+class Filler:
+    """Fills tiers; `start` begins, `stop` ends.
+
+    Args:
+        tiers: to fill, in this order.
+        role_fd: descriptor of the node's arena, whose locks tell who works.
+        read: gives the record of a sample, as a uint8 array; valid until the next call.
+        is_shared: all processes work at once, each on shards of its own.
+
+    Attributes:
+        num_samples: read from storage by this process's filler.
+        seconds: spent on them.
+        num_failed: shards given up because storage failed.
+    """
+
+    def __init__(
+        self, tiers: Sequence[Tier], role_fd: int, read: ReadRecord, *, is_shared: bool
+    ) -> None:
+        self._tiers = tiers
+        self._fd = role_fd
+        self._read = read
+        self._is_shared = is_shared
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="msdata-cache-fill", daemon=True)
+        self.num_samples = 0
+        self.seconds = 0.0
+        self.num_failed = 0
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the tiers are full, as far as they can be."""
+        self._done.wait()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to fill, here or by others."""
+        return self._done.is_set()
+
+    def stop(self, timeout_s: float = 10.0) -> bool:
+        """Ends after the sample it is at.
+
+        Returns:
+            Whether it has ended; False where storage hangs, and with it the thread.
+        """
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                with nullcontext(True) if self._is_shared else role(self._fd, _FILLER_ROLE) as mine:
+                    if mine:
+                        self._fill_all()
+                        return
+                if all(t.slots.num_ready == t.slots.num_slots for t in self._tiers):
+                    return
+                self._stop.wait(_POLL_S)
+        finally:
+            self._done.set()
+
+    def _fill_all(self) -> None:
+        left = [
+            (tier, int(shard))
+            for tier in self._tiers
+            for shard in np.flatnonzero(tier.slots.first_slots >= 0)
+        ]
+        patient_until_s, progress = 0.0, (time.monotonic(), -1)
+        while left and not self._stop.is_set():
+            is_patient = not patient_until_s or time.monotonic() < patient_until_s
+            left = [(t, s) for t, s in left if not self._fill_shard(t, s, is_patient)]
+            if not left:
+                return
+            patient_until_s = patient_until_s or time.monotonic() + CLAIM_PATIENCE_S
+            num_ready = sum(t.slots.num_ready for t in self._tiers)
+            if num_ready != progress[1]:
+                progress = time.monotonic(), num_ready
+            elif time.monotonic() > progress[0] + STALL_S:
+                LOG.warning("another process has filled no cache slot for %.0f s", STALL_S)
+                return
+            self._stop.wait(_POLL_S)
+
+    def _fill_shard(self, tier: Tier, shard: int, is_patient: bool) -> bool:
+        """Fills what is empty of a shard; says whether nothing is left to come back for."""
+        slots, first_sample = tier.slots.slots_of_shard(shard)
+        if not len(slots):
+            return True
+        states = tier.slots.entries["state"][slots.start : slots.stop]
+        if not tier.is_writable or bool((states == READY).all()):
+            return True
+        with role(self._fd, 1 + shard) as mine:
+            if not mine:
+                return False
+            for i in np.flatnonzero(states != READY).tolist():
+                is_wanted = states[i] != READY and not (is_patient and states[i] == CLAIMED)
+                if self._stop.is_set() or not tier.is_writable:
+                    return True
+                if is_wanted and not self._fill_slot(tier, slots.start + i, first_sample + i):
+                    return True
+        return not bool((states == CLAIMED).any())
+
+    def _fill_slot(self, tier: Tier, slot: int, sample: int) -> bool:
+        """Reads one sample into its slot; False where the shard is not to be had."""
+        started_s = time.perf_counter()
+        try:
+            record = self._read(sample)
+        except (MsdataError, OSError) as error:
+            self.num_failed += 1
+            if self.num_failed == 1:
+                LOG.warning("the cache cannot be filled from a shard and leaves it out: %s", error)
+            return False
+        tier.keep(slot, sample, [record])
+        self.num_samples += 1
+        self.seconds += time.perf_counter() - started_s
+        return True

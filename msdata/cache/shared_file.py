@@ -1,0 +1,195 @@
+"""A file that processes join and leave: who uses it is told by locks, which die with their owner.
+
+Every user holds a shared `flock` on the file. So a file on which an exclusive one can be had has no
+user: its processes ended or were killed, and it may be taken over or removed. No process id is
+stored anywhere, none can be mistaken for a later process's.
+
+Roles, such as "fills shard 7", are locks on single bytes (open-file-description locks): they too
+end with the process that holds them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from msdata.atomic_file import storage_error
+from msdata.errors import StorageError
+
+# Making a file takes milliseconds; whoever holds it exclusively for longer is stuck.
+_JOIN_TIMEOUT_S = 10.0
+_POLL_S = 0.005
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+# struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = "hhqqi4x"
+
+
+def join(path: Path, fits: Callable[[int, bool], bool], build: Callable[[int], None]) -> int:
+    """Opens a shared file as one of its users, making it where there is none that fits.
+
+    Args:
+        path: the file; its folder exists.
+        fits: given the descriptor and whether there are no other users, tells whether the file
+            can be used as it is.
+        build: given the descriptor of an empty file, writes what `fits` accepts. Nobody else can
+            join meanwhile.
+
+    Returns:
+        The file's descriptor; `leave` takes it.
+
+    Raises:
+        StorageError: the file system refused, the file is another user's, or is in use by
+            processes whose file does not fit.
+    """
+    deadline = time.monotonic() + _JOIN_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            fd = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+            try:
+                _check_is_ours(fd, path)
+                if _join_open(fd, path, fits, build):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+            time.sleep(_POLL_S)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error("share", path, error) from error
+    raise StorageError(
+        f"cannot share {path}: another process has kept it locked for {_JOIN_TIMEOUT_S:.0f} s"
+    )
+
+
+def _join_open(
+    fd: int, path: Path, fits: Callable[[int, bool], bool], build: Callable[[int], None]
+) -> bool:
+    """Takes the shared lock of a good file; False where another try is needed."""
+    if try_flock(fd, fcntl.LOCK_EX):
+        if not os.fstat(fd).st_nlink:
+            return False
+        if not fits(fd, True):
+            try:
+                os.ftruncate(fd, 0)
+                build(fd)
+            except BaseException:
+                with suppress(OSError):
+                    path.unlink()
+                raise
+    if not try_flock(fd, fcntl.LOCK_SH) or not os.fstat(fd).st_nlink:
+        return False
+    if not fits(fd, False):
+        raise StorageError(
+            f"cannot share {path}: processes use it that do not fit this one, such as another "
+            "version of msdata"
+        )
+    return True
+
+
+def _check_is_ours(fd: int, path: Path) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        raise StorageError(f"cannot share {path}: it belongs to another user, or is no file")
+    if found.st_mode & 0o077:
+        raise StorageError(f"cannot share {path}: others may open it; remove it")
+
+
+def try_flock(fd: int, operation: int) -> bool:
+    """Takes a `flock` if it is free."""
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def leave(fd: int, path: Path, joined_pid: int, *, is_kept: bool) -> None:
+    """Ends the use of a file.
+
+    Args:
+        fd: from `join`; closed.
+        path: the file.
+        joined_pid: the process that joined.
+        is_kept: the file stays for later jobs; else the last user removes it.
+    """
+    if not is_kept:
+        remove_if_last(fd, path, joined_pid)
+    if os.getpid() == joined_pid:
+        os.close(fd)
+
+
+def remove_if_last(fd: int, path: Path, joined_pid: int) -> None:
+    """Removes a file if no other process uses it; this one's use ends too.
+
+    Args:
+        fd: from `join`; stays open.
+        path: the file.
+        joined_pid: the process that joined; a forked child does nothing, since the lock is also
+            its parent's.
+    """
+    if os.getpid() != joined_pid:
+        return
+    with suppress(OSError):
+        if try_flock(fd, fcntl.LOCK_EX) and _is_named(fd, path):
+            path.unlink()
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    """Whether the name still means this file."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_if_unused(path: Path) -> bool:
+    """Removes a file that has no user; says whether it did."""
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError:
+        return False
+    try:
+        _check_is_ours(fd, path)
+        if not try_flock(fd, fcntl.LOCK_EX) or not _is_named(fd, path):
+            return False
+        path.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+@contextmanager
+def role(fd: int, number: int) -> Iterator[bool]:
+    """Holds one role of the file, unless another process has it.
+
+    Args:
+        fd: from `join`.
+        number: of the role.
+
+    Yields:
+        Whether it was free.
+    """
+
+    def lock(kind: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, number, 1, 0))
+
+    try:
+        lock(fcntl.F_WRLCK)
+    except OSError:
+        # Taken, or a file system without such locks: then nobody has roles.
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock(fcntl.F_UNLCK)

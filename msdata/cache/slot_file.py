@@ -1,0 +1,265 @@
+"""One file of a cache tier: a slot for every sample of the shards that this node keeps.
+
+    header | owner, tier and size of every shard | entry of every slot | records, packed
+
+The file says by itself what is where, so any process of the user can read it. A slot is published
+by its state, written last: readers never see half a sample. All writing is by `pwrite`, readers map
+the file read-only; so a full file system is an error number, not a signal, and a record costs one
+copy. Entries stand apart from records, so that looking for what is missing touches no records (and
+takes no memory: even a read of a hole in shared memory would).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.config import CachedSplit, Owners
+
+FORMAT = 1
+EMPTY, CLAIMED, READY = 0, 1, 2
+_MAGIC = b"msdatacache\0"
+_HEADER_NBYTES = 4096
+_PAYLOAD_ALIGNMENT = 4096
+_SHARD = np.dtype([("size", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))])
+_SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
+_STATE_AT = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a slot file is of.
+
+    Attributes:
+        fingerprint: of the data set.
+        split: name of the split.
+        sample_nbytes: of a record.
+        num_shards: of the split.
+        node: the number of the node that keeps it.
+        tier: code of the tier in `tier_of_shard`.
+        planned_nbytes: capacities that the owners were reckoned with, memory and SSD.
+        most_nbytes: no slot beyond so many bytes of records is ever used.
+        format: of the file.
+    """
+
+    fingerprint: str
+    split: str
+    sample_nbytes: int
+    num_shards: int
+    node: int
+    tier: int
+    planned_nbytes: tuple[int, int]
+    most_nbytes: int
+    format: int = FORMAT
+
+    def is_of(self, split: CachedSplit) -> bool:
+        """Whether the file can serve a split."""
+        return (self.fingerprint, self.split, self.sample_nbytes, self.num_shards) == (
+            *(split.fingerprint, split.name, split.sample_nbytes),
+            len(split.shard_sizes),
+        )
+
+
+def build(fd: int, header: Header, split: CachedSplit, owners: Owners) -> None:
+    """Writes an empty slot file; the header last, so that it is whole where it is there.
+
+    Args:
+        fd: of an empty file.
+        header: what it is of.
+        split: the data.
+        owners: owner and tier of every shard.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    shards = np.zeros(header.num_shards, _SHARD)
+    shards["size"] = split.shard_sizes
+    shards["owner"], shards["tier"] = owners
+    num_slots = int(split.shard_sizes[_is_held(shards, header)].sum())
+    payload_at = _payload_at(header.num_shards, num_slots)
+    os.ftruncate(fd, payload_at + num_slots * header.sample_nbytes)
+    # Where there is no room for the entries either, let it fail here: later it would under a map.
+    os.posix_fallocate(fd, 0, payload_at)
+    _write_all(fd, [shards.view(np.uint8)], _HEADER_NBYTES)
+    _write_all(fd, [_MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
+
+
+def read_header(fd: int) -> Header | None:
+    """The header; None where there is none, or none of this version."""
+    raw = os.pread(fd, _HEADER_NBYTES, 0)
+    if not raw.startswith(_MAGIC):
+        return None
+    try:
+        fields = json.loads(raw[len(_MAGIC) :].partition(b"\n")[0])
+        fields["planned_nbytes"] = tuple(fields["planned_nbytes"])
+        header = Header(**fields)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return header if header.format == FORMAT else None
+
+
+def _is_held(shards: NDArray[Any], header: Header) -> NDArray[np.bool_]:
+    held: NDArray[np.bool_] = (shards["owner"] == header.node) & (shards["tier"] == header.tier)
+    return held
+
+
+def _payload_at(num_shards: int, num_slots: int) -> int:
+    end = _HEADER_NBYTES + num_shards * _SHARD.itemsize + num_slots * _SLOT.itemsize
+    return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
+
+
+def _write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
+    """Writes all bytes or raises: the rest of a short write tells why it was short."""
+    wanted = sum(len(b) for b in buffers)
+    done = os.pwritev(fd, buffers, offset)
+    if done < wanted:
+        rest = memoryview(b"".join(buffers))[done:]
+        while rest:
+            count = os.pwrite(fd, rest, offset + wanted - len(rest))
+            rest = rest[count:]
+
+
+class SlotFile:
+    """An open slot file.
+
+    Args:
+        fd: of a file that `build` made; stays the caller's.
+        is_mapped: map the records too, not only the tables.
+
+    Attributes:
+        header: what it is of.
+        owners: owner and tier of every shard, of all nodes.
+        first_slots: int64 (shards,), slot of each shard's first sample; -1 where not held here.
+        entries: of the slots; a view of the file, changing under its reader.
+        num_slots: slots, those beyond the header's `most_nbytes` left out.
+        address: of the first record; 0 where they are not mapped.
+
+    Raises:
+        OSError: the file system refused.
+    """
+
+    def __init__(self, fd: int, *, is_mapped: bool) -> None:
+        header = read_header(fd)
+        if header is None:
+            raise OSError("the cache file has lost its header")
+        self.fd = fd
+        self.header = header
+        raw = os.pread(fd, header.num_shards * _SHARD.itemsize, _HEADER_NBYTES)
+        shards = np.frombuffer(raw, _SHARD)
+        self.owners: Owners = shards["owner"].copy(), shards["tier"].copy()
+        self._sizes = shards["size"].astype(np.int64)
+        self._first_samples = np.cumsum(self._sizes) - self._sizes
+        held = _is_held(shards, header)
+        kept = np.where(held, self._sizes, 0)
+        num_slots = int(kept.sum())
+        self.first_slots = np.where(held, np.cumsum(kept) - kept, -1)
+        self.num_slots = min(num_slots, header.most_nbytes // header.sample_nbytes)
+        self._payload_at = _payload_at(header.num_shards, num_slots)
+        end = self._payload_at + num_slots * header.sample_nbytes * is_mapped
+        self._map = mmap.mmap(fd, end, prot=mmap.PROT_READ)
+        with suppress(OSError, AttributeError):
+            # Only where the administrator set shmem_enabled to advise does this give huge pages.
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        entries_at = _HEADER_NBYTES + shards.nbytes
+        self._entries_at = entries_at
+        self.entries = self._bytes[entries_at : entries_at + num_slots * _SLOT.itemsize].view(_SLOT)
+        self.address = int(self._bytes.ctypes.data) + self._payload_at if is_mapped else 0
+
+    def slots(self, samples: NDArray[np.int64], shards: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The slots of some samples, int64 (n,); -1 where the file has none.
+
+        Args:
+            samples: int64 (n,), numbers within the split.
+            shards: int64 (n,), theirs.
+        """
+        first = self.first_slots[shards]
+        slots = first + samples - self._first_samples[shards]
+        return np.where((first >= 0) & (slots < self.num_slots), slots, -1)
+
+    def slots_of_shard(self, shard: int) -> tuple[range, int]:
+        """The slots of a shard, and the number of the sample in the first."""
+        first = int(self.first_slots[shard])
+        stop = min(first + int(self._sizes[shard]), self.num_slots) if first >= 0 else first
+        return range(first, max(first, stop)), int(self._first_samples[shard])
+
+    def are_ready(
+        self, slots: NDArray[np.int64], samples: NDArray[np.int64], checksums: NDArray[np.uint32]
+    ) -> NDArray[np.bool_]:
+        """Which slots hold their sample, with the checksum that the index has for it.
+
+        Args:
+            slots: int64 (n,), -1 for none.
+            samples: int64 (n,), what should be in them.
+            checksums: uint32 (n,), of those.
+        """
+        ready = np.zeros(len(slots), bool)
+        some = np.flatnonzero(slots >= 0)
+        found = self.entries[slots[some]]
+        ready[some] = (
+            (found["state"] == READY)
+            & (found["sample"] == samples[some])
+            & (found["crc32c"] == checksums[some])
+        )
+        return ready
+
+    def state(self, slot: int) -> int:
+        """The state of a slot."""
+        return int(self.entries["state"][slot])
+
+    @property
+    def num_ready(self) -> int:
+        """Slots that hold their sample."""
+        return int(np.count_nonzero(self.entries["state"][: self.num_slots] == READY))
+
+    def record_at(self, slot: int) -> int:
+        """Where in the file a slot's record begins."""
+        return self._payload_at + slot * self.header.sample_nbytes
+
+    def record(self, slot: int) -> NDArray[np.uint8]:
+        """A mapped record, uint8 (sample_nbytes,), read-only."""
+        start = self.record_at(slot)
+        return self._bytes[start : start + self.header.sample_nbytes]
+
+    def set_state(self, slot: int, state: int) -> None:
+        """Changes the state of a slot.
+
+        Raises:
+            OSError: the file system refused.
+        """
+        at = self._entries_at + slot * _SLOT.itemsize + _STATE_AT
+        os.pwrite(self.fd, bytes((state,)), at)
+
+    def publish(self, slot: int, sample: int, checksum: int, parts: Sequence[Any]) -> None:
+        """Writes a record and then makes it visible.
+
+        Args:
+            slot: where to.
+            sample: its number within the split.
+            checksum: its CRC32C.
+            parts: the record in pieces, each a contiguous buffer of bytes.
+
+        Raises:
+            OSError: the file system refused; the slot stays as it was.
+        """
+        _write_all(self.fd, parts, self.record_at(slot))
+        entry = np.zeros(1, _SLOT)
+        entry["sample"], entry["crc32c"] = sample, checksum
+        at = self._entries_at + slot * _SLOT.itemsize
+        _write_all(self.fd, [entry.tobytes()[:_STATE_AT]], at)
+        self.set_state(slot, READY)
+
+    def close(self) -> None:
+        """Unmaps the file, unless batches still being filled use it."""
+        self.entries = np.empty(0, _SLOT)
+        self._bytes = np.empty(0, np.uint8)
+        with suppress(BufferError):
+            self._map.close()

@@ -1,0 +1,122 @@
+"""The SSD tier: a slot file on a node's local disk, which outlives the job.
+
+A manifest beside it says what it holds, readable for people and checked before the next job adopts
+it; contents of another version of the data, or for other capacities, are thrown away. Disks lose
+what was not written through before a power cut, so every record read from here is held against
+the index's checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from msdata.atomic_file import write_whole
+from msdata.cache.arena import SSD_TIER
+from msdata.cache.config import CacheConfig, CachedSplit, Owners
+from msdata.cache.shared_file import join, leave
+from msdata.cache.slot_file import Header, SlotFile, build, read_header
+
+MANIFEST = "manifest.json"
+_RECORDS = "records"
+# Part of the file system that stays free.
+_SPARE = 0.02
+
+
+def ssd_folder(config: CacheConfig, split: CachedSplit, node: int) -> Path:
+    """Where the SSD tier of one split lies; its name carries user and data set, but no job."""
+    assert config.ssd_dir is not None
+    place = "" if config.node is None else f"-{config.node}"
+    # Pretended nodes share one disk; on real ones the number may change from job to job.
+    number = f"-n{node}" if config.node is not None else ""
+    name = f"msdata-{os.geteuid()}-{split.fingerprint}-{split.name}{place}{number}"
+    return config.ssd_dir / name
+
+
+class SsdTier:
+    """This process's use of its node's SSD tier.
+
+    Args:
+        config: sizes and names.
+        split: the data.
+        node: number of the node.
+        planned: capacities, and the owners of all shards reckoned with them, as the arena has
+            them.
+
+    Attributes:
+        path: its folder.
+        slots: its content.
+        is_adopted: whether it has records of an earlier job.
+
+    Raises:
+        StorageError: the file system refused, or other processes use it for other owners.
+        OSError: the file system refused.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        split: CachedSplit,
+        node: int,
+        planned: tuple[tuple[int, int], Owners],
+    ) -> None:
+        self.path = ssd_folder(config, split, node)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        planned_nbytes, owners = planned
+        # Room is asked for by whoever makes the file; `most_nbytes` plays no part in what fits.
+        wanted = Header(
+            fingerprint=split.fingerprint,
+            split=split.name,
+            sample_nbytes=split.sample_nbytes,
+            num_shards=len(split.shard_sizes),
+            node=node,
+            tier=SSD_TIER,
+            planned_nbytes=planned_nbytes,
+            most_nbytes=0,
+        )
+
+        def fits(fd: int, is_alone: bool) -> bool:
+            header = read_header(fd)
+            return header is not None and _same(header, wanted)
+
+        def make(fd: int) -> None:
+            made = Header(**{**vars(wanted), "most_nbytes": _room(self.path, config.ssd_nbytes)})
+            build(fd, made, split, owners)
+            _write_manifest(self.path, made)
+
+        self._fd = join(self.path / _RECORDS, fits, make)
+        self._pid = os.getpid()
+        try:
+            self.slots = SlotFile(self._fd, is_mapped=False)
+        except BaseException:
+            self._leave()
+            raise
+        self.is_adopted = self.slots.num_ready > 0
+
+    def close(self) -> None:
+        """Leaves the tier, which stays for later jobs."""
+        with suppress(OSError):
+            # What the manifest promises should be on the disk, not on its way there.
+            os.fsync(self._fd)
+        self.slots.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        leave(self._fd, self.path / _RECORDS, self._pid, is_kept=True)
+
+
+def _same(found: Header, wanted: Header) -> bool:
+    return {**vars(found), "most_nbytes": 0} == vars(wanted)
+
+
+def _room(folder: Path, asked_nbytes: int) -> int:
+    file_system = os.statvfs(folder)
+    spare = int(_SPARE * file_system.f_blocks * file_system.f_frsize)
+    return min(asked_nbytes, max(0, file_system.f_bavail * file_system.f_frsize - spare))
+
+
+def _write_manifest(folder: Path, header: Header) -> None:
+    content = {"records": _RECORDS, **vars(header)}
+    write_whole(folder / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")

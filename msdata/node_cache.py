@@ -1,0 +1,134 @@
+"""Introduces index, plan and cache to each other: opens a node's cache for a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.client import CacheClient
+from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners
+from msdata.cache.tier import LOG
+from msdata.dataset import Split
+from msdata.errors import MsdataError, UsageError
+from msdata.plan.ownership import Nodes, own_shards
+from msdata.topology import Topology, job_name
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCache:
+    """What a loader gets.
+
+    Attributes:
+        client: the cache; None where it could not be had.
+        owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, the same on
+            all ranks; None where they cannot be known.
+    """
+
+    client: CacheClient | None
+    owner_of_shard: NDArray[np.int32] | None
+
+
+def cache_config(cache: str | CacheConfig | None) -> CacheConfig | None:
+    """What the loader's argument means.
+
+    Raises:
+        UsageError: it means nothing.
+    """
+    if cache is None or isinstance(cache, CacheConfig):
+        return cache
+    if cache == AUTO:
+        return CacheConfig()
+    raise UsageError(f"cache={cache!r} is neither None, 'auto' nor a CacheConfig")
+
+
+def open_node_cache(
+    split: Split, config: CacheConfig, topology: Topology, *, needs_owners: bool
+) -> NodeCache:
+    """Joins this node's cache, or brings it up.
+
+    Args:
+        split: the data.
+        config: sizes and names.
+        topology: nodes, and this rank's.
+        needs_owners: the policy deals by owner, on which all ranks have to agree.
+
+    Returns:
+        The cache; without a client where something was wrong with it, which is logged.
+
+    Raises:
+        UsageError: the ranks could not agree on owners.
+        DataError: the index is damaged.
+    """
+    if config.job is None:
+        config = replace(config, job=job_name())
+    cached = CachedSplit(
+        fingerprint=split.dataset.manifest.fingerprint,
+        name=split.name,
+        sample_nbytes=split.schema.sample_nbytes,
+        shard_sizes=split.shard_sizes,
+        checksums=split.numbers("crc32c", np.uint32),
+    )
+    own = owners_by_capacity(cached, topology)
+    owners = None if config.memory_nbytes is None else own(config.memory_nbytes, config.ssd_nbytes)
+    client = None
+    try:
+        client = CacheClient(config, cached, topology.node, own, record_reader(split))
+    except (MsdataError, OSError) as error:
+        LOG.warning("no cache: %s; all samples come from storage", error)
+    if owners is None and client is not None and topology.num_nodes == 1:
+        owners = client.owners
+    if owners is None and needs_owners:
+        if client is not None:
+            client.close()
+        raise UsageError(
+            "policy 'locality' needs the same owners on all ranks, and they cannot be told from "
+            "what each node has free; give the cache a number: CacheConfig(memory_gib=...)"
+        )
+    return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
+    """Gives the owners of all shards for the capacities that every node has.
+
+    Args:
+        cached: the data.
+        topology: number of nodes.
+    """
+
+    def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
+        nodes = Nodes(
+            memory_bytes=np.full(topology.num_nodes, memory_nbytes, np.int64),
+            ssd_bytes=np.full(topology.num_nodes, ssd_nbytes, np.int64),
+            keys=np.arange(topology.num_nodes, dtype=np.uint64),
+        )
+        found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
+        return found.owner_of_shard, found.tier_of_shard
+
+    return own
+
+
+def record_reader(split: Split) -> Callable[[int], Any]:
+    """Gives a function that reads one sample's record, valid until its next call.
+
+    Args:
+        split: the data.
+    """
+    sizes = [a.nbytes for a in split.schema.arrays]
+    record = np.empty(sum(sizes), np.uint8)
+    parts = np.split(record, np.cumsum(sizes)[:-1])
+    spans, files = split.spans, split.files
+
+    def read(sample: int) -> NDArray[np.uint8]:
+        number = np.array([sample])
+        file = files.open(int(spans.shards(number)[0]))
+        for part, offset in zip(parts, spans.offsets(number)[0].tolist(), strict=True):
+            file.read_into([part.data], offset)
+        return record
+
+    return read
