@@ -253,7 +253,6 @@ class Loader:
         self._planner.close()
         if self._cache.client is not None:
             self._cache.client.close()
-            self._cache = NodeCache(client=None, owner_of_shard=None)
 
     def __enter__(self) -> Loader:
         return self

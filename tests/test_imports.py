@@ -21,7 +21,7 @@ LAYERS = (
     {"errors", "schema", "topology", "atomic_file", "checksum", "progress"},
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),
-        *("mpi", "machine", "probe", "probe_network", "augment"),
+        *("mpi", "machine", "probe", "probe_network", "augment", "cache"),
     },
     {"manifest", "index", "spans", "shard_files", "dataset"},
     {"pack", "loader"},
@@ -29,7 +29,10 @@ LAYERS = (
 UPPER_LAYER = len(LAYERS) - 1
 COMMAND_LAYER = UPPER_LAYER + 1
 # Siblings of one layer that must not know each other.
-STRANGERS = (("sources", "shards"), ("sources", "plan"), ("shards", "plan"))
+STRANGERS = (
+    *(("sources", "shards"), ("sources", "plan"), ("shards", "plan")),
+    *(("cache", "plan"), ("cache", "sources"), ("cache", "shards")),
+)
 
 # Packages that every installation has and any file may import.
 FREE_PACKAGES = {"numpy", "pyarrow", "crc32c"}

@@ -81,6 +81,7 @@ class CacheClient:
             list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
         )
         self.filler.start()
+        self._last_stats: dict[str, Any] | None = None
 
     def _open_ssd(self, node: int) -> None:
         planned = self._arena.slots.header.planned_nbytes, self.owners
@@ -149,6 +150,8 @@ class CacheClient:
             `tiers`: samples, bytes, seconds by "local", "ssd", "peer" and "storage"; `cache`:
             by tier slots, filled ones, faults, and what this process's filler read.
         """
+        if self._last_stats is not None:
+            return self._last_stats
         filler = self.filler
         return {
             "tiers": self.counters.to_dict(),
@@ -166,6 +169,9 @@ class CacheClient:
 
     def close(self) -> None:
         """Leaves the tiers; the last to leave removes the shared memory."""
+        if self._last_stats is not None:
+            return
+        self._last_stats = self.stats()
         if not self.filler.stop():
             # Its descriptors must stay its own; they are closed, and the lock freed, at the end.
             LOG.warning("storage hangs: the cache is left to the end of the process")

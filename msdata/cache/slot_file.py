@@ -229,6 +229,12 @@ class SlotFile:
         start = self.record_at(slot)
         return self._bytes[start : start + self.header.sample_nbytes]
 
+    def prefault(self, start: int, stop: int) -> None:
+        """Has the kernel map the records of some slots now; all of them must be there."""
+        touched = self._bytes[self.record_at(start) : self.record_at(stop) : mmap.PAGESIZE]
+        if len(touched):
+            touched.max()
+
     def set_state(self, slot: int, state: int) -> None:
         """Changes the state of a slot.
 

@@ -1,0 +1,60 @@
+"""One rank of a job, as a program: what `caching.Rank` starts. Lines of JSON in and out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from caching import BATCH, digest_of
+
+import msdata
+from msdata.cache.config import CacheConfig
+from msdata.topology import Topology
+
+
+def say(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def settled_stats(loader: msdata.Loader, order: dict[str, Any]) -> dict[str, Any]:
+    """The counters, once the cache has what it will get."""
+    deadline = time.monotonic() + 20
+    stats = loader.stats()
+    while order.get("settle", True) and time.monotonic() < deadline:
+        tier = stats["cache"]["local"]
+        if tier["filled"] == tier["slots"]:
+            break
+        time.sleep(0.02)
+        tiers = stats["tiers"]
+        stats = {**loader.stats(), "tiers": tiers}
+    return stats
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.ERROR)
+    order = json.loads(sys.stdin.readline())
+    fields = order["cache"]
+    fields["shm_dir"] = Path(fields["shm_dir"])
+    fields["ssd_dir"] = fields["ssd_dir"] and Path(fields["ssd_dir"])
+    loader = msdata.Loader(
+        msdata.open(order["data"]).split("train"),
+        BATCH,
+        topology=Topology(**order["topology"]),
+        cache=CacheConfig(**fields),
+        policy=order.get("policy", "shuffle"),
+        threads=1,
+    )
+    with loader:
+        while sys.stdin.readline().strip() == "epoch":
+            for batch in loader:
+                say(digests=digest_of(batch))
+                time.sleep(order.get("step_s", 0))
+            say(stats=settled_stats(loader, order))
+
+
+if __name__ == "__main__":
+    main()
