@@ -12,12 +12,28 @@ from typing import Any
 from caching import BATCH, digest_of
 
 import msdata
+import msdata.node_cache
 from msdata.cache.config import CacheConfig
 from msdata.topology import Topology
 
 
 def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
+
+
+def make_filling_slow(seconds: float) -> None:
+    made = msdata.node_cache.record_reader
+
+    def slow(split: Any) -> Any:
+        read = made(split)
+
+        def read_slowly(sample: int) -> Any:
+            time.sleep(seconds)
+            return read(sample)
+
+        return read_slowly
+
+    msdata.node_cache.record_reader = slow
 
 
 def settled_stats(loader: msdata.Loader, order: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +56,8 @@ def main() -> None:
     fields = order["cache"]
     fields["shm_dir"] = Path(fields["shm_dir"])
     fields["ssd_dir"] = fields["ssd_dir"] and Path(fields["ssd_dir"])
+    if order.get("fill_s"):
+        make_filling_slow(order["fill_s"])
     loader = msdata.Loader(
         msdata.open(order["data"]).split("train"),
         BATCH,
