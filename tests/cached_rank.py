@@ -50,28 +50,33 @@ def settled_stats(loader: msdata.Loader, order: dict[str, Any]) -> dict[str, Any
     return stats
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.ERROR)
-    order = json.loads(sys.stdin.readline())
+def run(order: dict[str, Any]) -> None:
+    """Epochs of one job, as they are asked for."""
     fields = order["cache"]
     fields["shm_dir"] = Path(fields["shm_dir"])
     fields["ssd_dir"] = fields["ssd_dir"] and Path(fields["ssd_dir"])
     if order.get("fill_s"):
         make_filling_slow(order["fill_s"])
-    loader = msdata.Loader(
+    with msdata.Loader(
         msdata.open(order["data"]).split("train"),
         BATCH,
         topology=Topology(**order["topology"]),
         cache=CacheConfig(**fields),
         policy=order.get("policy", "shuffle"),
         threads=1,
-    )
-    with loader:
+    ) as loader:
         while sys.stdin.readline().strip() == "epoch":
             for batch in loader:
                 say(digests=digest_of(batch))
                 time.sleep(order.get("step_s", 0))
             say(stats=settled_stats(loader, order))
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.ERROR)
+    while line := sys.stdin.readline():
+        run(json.loads(line))
+        say(closed=True)
 
 
 if __name__ == "__main__":

@@ -81,18 +81,37 @@ def forecast(
     return forecast_epoch(job, own_job(job), epoch)
 
 
+# Processes that have ended their job and wait for another: starting one costs a second.
+_idle: list[subprocess.Popen[str]] = []
+
+
+def start_process() -> subprocess.Popen[str]:
+    """A process that runs ranks, one after the other; see `cached_rank.py`."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("cached_rank.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=packing.environment(),
+    )
+
+
+def end_idle_processes() -> list[int]:
+    """Ends them; returns their exit codes."""
+    codes = []
+    while _idle:
+        process = _idle.pop()
+        process.communicate(timeout=60)
+        codes.append(process.returncode)
+    return codes
+
+
 class Rank:
-    """A rank as a process of its own; see `cached_rank.py`."""
+    """A rank as a process of its own."""
 
     def __init__(self, data: Path, topology: Topology, cache: CacheConfig, **options: Any) -> None:
         order = {"data": str(data), "topology": asdict(topology), "cache": asdict(cache), **options}
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("cached_rank.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=packing.environment(),
-        )
+        self.process = _idle.pop() if _idle else start_process()
         self._send(json.dumps(order, default=str))
 
     def _send(self, line: str) -> None:
@@ -123,21 +142,15 @@ class Rank:
         return {"digests": digests, "steps": steps, **said}
 
     def kill(self) -> None:
-        """Ends it by SIGKILL."""
+        """Ends its process by SIGKILL."""
         self.process.kill()
-        self._close()
+        self.process.communicate()
 
-    def end(self) -> int:
-        """Lets it end by itself."""
+    def end(self) -> None:
+        """Has it close its loader."""
         self._send("end")
-        return self._close()
-
-    def _close(self) -> int:
-        code = self.process.wait(60)
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        return code
+        assert self.read() == {"closed": True}
+        _idle.append(self.process)
 
 
 def start_ranks(
