@@ -156,15 +156,21 @@ class Split:
     @cached_property
     def spans(self) -> Spans:
         """Where the samples' arrays lie."""
-        # `shard` in the index is the number in the shard's name; a rejected shard leaves a gap.
-        shard = np.repeat(np.arange(len(self.shards), dtype=np.int32), self.shard_sizes)
-        columns = [self.numbers(f"offset_{name}", np.int64) for name in self.schema.names]
-        return make_spans(shard, columns, len(self.shards))
+        names = self.schema.names
+
+        def read(array: int) -> NDArray[np.int64]:
+            return self.numbers(f"offset_{names[array]}", np.int64)
+
+        return make_spans(self.shard_sizes, len(names), read)
 
     @cached_property
     def files(self) -> ShardFiles:
         """The shards' open files."""
         return ShardFiles(self.shard_paths, [s.nbytes for s in self.shards])
+
+    def sample_id(self, number: int) -> str:
+        """The id of one sample, by its row within the split."""
+        return str(self._cached_table["sample_id"][number].as_py())
 
     def __getitem__(self, number: int) -> Sample:
         """One sample, checked against its checksum.
@@ -185,11 +191,11 @@ class Split:
         values = {k: v[0].as_py() for k, v in zip(*self._row(row), strict=True)}
         spans = self.spans
         offsets = spans.offsets(np.array([row]))[0]
-        file = self.files.open(int(spans.shard[row]))
+        file = self.files.open(int(spans.shards(np.array([row]))[0]))
         sample: Sample = {}
         for array, offset in zip(self.schema.arrays, offsets.tolist(), strict=True):
             buffer = np.empty(array.shape, array.numpy_dtype)
-            file.read_into([memoryview(buffer.reshape(-1).view(np.uint8))], offset)
+            file.read_into([buffer.reshape(-1).view(np.uint8).data], offset)
             sample[array.name] = buffer
         found = crc32c_of_parts(sample.values())
         if found != values["crc32c"]:

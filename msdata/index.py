@@ -24,6 +24,7 @@ from msdata.schema import Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FILE_NAME = "index.parquet"
 # Small enough that one split is read without its neighbours, large enough for fast columns.
@@ -112,6 +113,29 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_rows(
+    file: pq.ParquetFile, start: int, stop: int, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Rows [start, stop) of a Parquet file, from the row groups that hold them.
+
+    Args:
+        file: the open file.
+        start: first row.
+        stop: the row after the last.
+        columns: names of columns; all of them for None.
+    """
+    groups: list[int] = []
+    first = before = 0
+    for group in range(file.metadata.num_row_groups):
+        after = before + file.metadata.row_group(group).num_rows
+        if before < stop and start < after:
+            first = before if not groups else first
+            groups.append(group)
+        before = after
+    names = None if columns is None else list(columns)
+    return file.read_row_groups(groups, columns=names).slice(start - first, stop - start)
+
+
 class IndexFile:
     """The open index: reads columns when asked, a split at a time, never all at once.
 
@@ -182,6 +206,10 @@ class IndexFile:
         """Columns of one split, in the order of its samples."""
         self.check_columns(columns)
         return self._file.read_row_groups(self._row_groups[split], columns=list(columns))
+
+    def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows [start, stop) of the whole table; reads only the row groups that hold them."""
+        return read_rows(self._file, start, stop, columns)
 
     def read_all(self) -> pa.Table:
         """The whole table."""

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from msdata.errors import DataError
 
 # Half of the usual limit of 1,024 open files a process.
 MAX_OPEN = 512
+# Reads with this flag give what is in memory and never wait for a disk.
+NOWAIT = os.RWF_NOWAIT
 
 
 class ShardFile:
@@ -30,6 +33,7 @@ class ShardFile:
 
     def __init__(self, path: Path, nbytes: int) -> None:
         self.path = path
+        self.nbytes = nbytes
         self.fd = -1
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -42,6 +46,21 @@ class ShardFile:
             raise storage_error("read", path, error) from error
         if found != nbytes:
             raise DataError(size_sentence(path, found, nbytes))
+
+    def read_now(self, buffers: Sequence[Any], offset: int) -> bool:
+        """Fills the buffers if all their bytes are in memory; says whether it did.
+
+        Where the file system cannot tell, the answer is no. Never waits for a disk.
+        """
+        try:
+            return os.preadv(self.fd, buffers, offset, NOWAIT) == sum(map(len, buffers))
+        except OSError:
+            return False
+
+    def announce(self, offset: int, nbytes: int) -> None:
+        """Tells the kernel that these bytes will be read soon; returns at once."""
+        with suppress(OSError):
+            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, buffers: Sequence[Any], offset: int) -> None:
         """Fills the buffers with the bytes from `offset` on.

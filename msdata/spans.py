@@ -7,6 +7,7 @@ array say it all; where they do not, all offsets are kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,6 @@ class Spans:
     """Places of the samples of one split.
 
     Attributes:
-        shard: int32 (samples,), position of each sample's shard in the split's list.
         first: int64 (samples,), offset of the first array.
         start: int64 (shards,), first sample of each shard.
         distance: int64 (shards, arrays), offset of each array less the first's, in sample 0.
@@ -28,7 +28,6 @@ class Spans:
         full: int64 (samples, arrays) where `distance` and `growth` do not describe the offsets.
     """
 
-    shard: NDArray[np.int32]
     first: NDArray[np.int64]
     start: NDArray[np.int64]
     distance: NDArray[np.int64]
@@ -36,7 +35,11 @@ class Spans:
     full: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.shard)
+        return len(self.first)
+
+    def shards(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Position in the split's list of the shard of each sample, int64 (n,)."""
+        return np.searchsorted(self.start, samples, side="right") - 1
 
     def offsets(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Offsets of the arrays of some samples.
@@ -49,51 +52,48 @@ class Spans:
         """
         if self.full is not None:
             return self.full[samples]
-        shard = self.shard[samples]
+        shard = self.shards(samples)
         position = (samples - self.start[shard])[:, None]
         return self.first[samples][:, None] + self.distance[shard] + self.growth[shard] * position
 
 
 def make_spans(
-    shard: NDArray[np.int32], offsets: list[NDArray[np.int64]], num_shards: int
+    shard_sizes: NDArray[np.int64], num_arrays: int, read: Callable[[int], NDArray[np.int64]]
 ) -> Spans:
-    """Spans from the index's columns.
+    """Spans from the index's columns, read one at a time to keep memory low.
 
     Args:
-        shard: int32 (samples,), ascending.
-        offsets: one int64 (samples,) an array, in the schema's order.
-        num_shards: shards of the split.
+        shard_sizes: int64 (shards,), samples of each shard, none of them empty.
+        num_arrays: arrays of a sample.
+        read: gives the int64 (samples,) offsets of array number a.
     """
-    sizes = np.bincount(shard, minlength=num_shards)
-    start = np.cumsum(sizes) - sizes
-    first = offsets[0]
-    distance = np.zeros((num_shards, len(offsets)), np.int64)
+    start = np.cumsum(shard_sizes) - shard_sizes
+    first = read(0)
+    distance = np.zeros((len(shard_sizes), num_arrays), np.int64)
     growth = np.zeros_like(distance)
-    filled = np.flatnonzero(sizes)
-    second = start[filled] + (sizes[filled] > 1)
     is_affine = True
-    for a, column in enumerate(offsets):
-        relative = column - first
-        distance[filled, a] = relative[start[filled]]
-        growth[filled, a] = relative[second] - relative[start[filled]]
-        expected = np.repeat(distance[:, a], sizes)
-        position = np.arange(len(shard)) - np.repeat(start, sizes)
-        expected += position * np.repeat(growth[:, a], sizes)
-        is_affine = is_affine and bool(np.array_equal(expected, relative))
-    return Spans(
-        shard=shard,
-        first=first,
-        start=start,
-        distance=distance,
-        growth=growth,
-        full=None if is_affine else np.stack(offsets, axis=1),
-    )
+    for a in range(1, num_arrays):
+        column = read(a)
+        for shard, (begin, size) in enumerate(zip(start, shard_sizes, strict=True)):
+            relative = column[begin : begin + size] - first[begin : begin + size]
+            distance[shard, a] = relative[0]
+            growth[shard, a] = relative[1] - relative[0] if size > 1 else 0
+            expected = distance[shard, a] + growth[shard, a] * np.arange(size)
+            is_affine = is_affine and bool(np.array_equal(expected, relative))
+    full = None if is_affine else np.stack([read(a) for a in range(num_arrays)], axis=1)
+    return Spans(first=first, start=start, distance=distance, growth=growth, full=full)
 
 
-def is_one_piece(schema: Schema, spans: Spans, max_gap_nbytes: int) -> bool:
-    """Whether every sample's arrays follow each other with constant small gaps."""
+def constant_gaps(schema: Schema, spans: Spans) -> list[int] | None:
+    """Bytes between one array of a sample and the next, where they are the same for all samples.
+
+    Returns:
+        int (arrays - 1,); None where they differ, or where an array does not follow the one before.
+    """
     if spans.full is not None or not len(spans) or bool(spans.growth.any()):
-        return False
+        return None
     sizes = np.array([a.nbytes for a in schema.arrays], np.int64)
     gaps = spans.distance[:, 1:] - (spans.distance[:, :-1] + sizes[:-1])
-    return bool(((gaps >= 0) & (gaps <= max_gap_nbytes) & (gaps == gaps[:1])).all())
+    if bool((gaps < 0).any()) or bool((gaps != gaps[:1]).any()):
+        return None
+    return [int(gap) for gap in gaps[0]]

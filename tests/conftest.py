@@ -1,4 +1,4 @@
-"""Sources to pack, made once a session, and what packing them undisturbed gives."""
+"""Settings of all tests, and sources to pack, made once a session."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 import numpy as np
 import packing
 import pytest
+from hypothesis import settings
+
+# Examples are timed by the wall clock: beside other work a deadline would fail sound tests.
+settings.register_profile("msdata", deadline=None)
+settings.load_profile("msdata")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -49,7 +50,11 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
             f"{state.out / REJECTED_NAME}"
         )
     digest = write_index(state.out, table, plan.schema)
-    root = {"source": str(settings.source.absolute())}
+    # A repair rebuilds a shard byte for byte: it needs the root, and the labels' order.
+    root = {
+        "source": str(settings.source.absolute()),
+        "labels": json.dumps(list(plan.label_columns)),
+    }
     write_table(state.out / SOURCES_NAME, sources.replace_schema_metadata(root), split_rows(table))
     manifest = Manifest(
         container=settings.container,

@@ -41,14 +41,14 @@ def make_tasks(
             preparation=preparation,
             sample_ids=rows["sample_id"].to_pylist(),
             locations=list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True)),
-            labels=[_json_values(r) for r in rows.select(list(plan.label_columns)).to_pylist()]
+            labels=[json_values(r) for r in rows.select(list(plan.label_columns)).to_pylist()]
             if plan.label_columns
             else [{}] * rows.num_rows,
             scalar_names=scalar_names(plan.schema, plan.label_columns),
         )
 
 
-def _json_values(row: dict[str, Any]) -> dict[str, Any]:
+def json_values(row: dict[str, Any]) -> dict[str, Any]:
     """Values that JSON holds: no NaN, no infinity."""
     return {k: None if _is_not_finite(v) else v for k, v in row.items()}
 

@@ -208,9 +208,11 @@ def _count_owned(owner_SG: NDArray[np.int64], num_nodes: int) -> NDArray[np.int6
 def _between(edges_SP: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     """True from each run's start to its end; runs of a row are disjoint and may be empty."""
     num_rows = len(edges_SP)
-    step = np.zeros(num_rows * (width + 1), dtype=np.int32)
+    step = np.zeros(num_rows * (width + 1), dtype=np.int8)  # empty runs wrap round and back
     rows = np.arange(num_rows, dtype=np.int64)[:, None] * (width + 1)
     np.add.at(step, (edges_SP[:, :, 0] + rows).ravel(), 1)
     np.subtract.at(step, (edges_SP[:, :, 1] + rows).ravel(), 1)
-    inside: NDArray[np.bool_] = np.cumsum(step).reshape(num_rows, width + 1)[:, :width] > 0
+    inside: NDArray[np.bool_] = (
+        np.cumsum(step, dtype=np.int8).reshape(num_rows, width + 1)[:, :width] > 0
+    )
     return inside

@@ -94,13 +94,13 @@ class Ownership:
         if ((self.owner_of_shard < 0) != (self.tier_of_shard == STORAGE)).any():
             raise UsageError("a shard has an owner exactly if it is not in storage alone")
 
-    def held_bytes(
-        self, shard_bytes: NDArray[np.int64], tier: int | None = None
+    def held(
+        self, amount_of_shard: NDArray[np.int64], tier: int | None = None
     ) -> NDArray[np.int64]:
-        """Bytes that each node keeps.
+        """Bytes, or samples, that each node keeps.
 
         Args:
-            shard_bytes: int64 (num_shards,).
+            amount_of_shard: int64 (num_shards,), bytes or samples of each shard.
             tier: `MEMORY` or `SSD`; None means both.
 
         Returns:
@@ -110,7 +110,7 @@ class Ownership:
         if tier is not None:
             chosen &= self.tier_of_shard == tier
         held = np.zeros(len(self.node_keys), dtype=np.int64)
-        np.add.at(held, self.owner_of_shard[chosen], shard_bytes[chosen])
+        np.add.at(held, self.owner_of_shard[chosen], amount_of_shard[chosen])
         return held
 
 
@@ -222,7 +222,9 @@ def _hand_to_joined(
         spare = np.where(spare > 0, spare + int(sizes.max(initial=0)), 0)
         shards = np.flatnonzero(in_source)
         shards = shards[accept_in_order(owner[shards], sizes[shards], spare)]
+        # No more than their share, rounded down to shards: what they do not take has a place. Not
+        # even an empty shard fits into -1.
         room = np.where(known, 0, np.maximum(share - held, 0))
-        left = np.where(known, 0, capacity - held)
+        left = np.where(known, -1, room)
         got = fill_nodes(shards, sizes[shards], nodes.keys, room, left)
         _place(owner, tier, (shards, target), got)

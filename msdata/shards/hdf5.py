@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from msdata.atomic_file import partial_path, publish, storage_error
 from msdata.checksum import crc32c
-from msdata.errors import MissingPackageError
+from msdata.errors import DataError, MissingPackageError
 from msdata.schema import Schema, Survey
+from msdata.shards.block_writer import BlockWriter
 from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
 
 SUFFIX = ".h5"
@@ -62,6 +63,8 @@ class Hdf5ShardWriter:
             self._fd = os.open(self._partial, os.O_RDWR)
         except OSError as error:
             raise storage_error("write", path, error) from error
+        # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
+        self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
 
     @property
     def fd(self) -> int:
@@ -70,10 +73,9 @@ class Hdf5ShardWriter:
 
     def append(self, record: Record) -> None:
         """Adds one sample; see `ShardWriter.append`."""
-        i = len(self._records)
         try:
-            for a, view in enumerate(array_views(record)):
-                pwrite_all(self._fd, [view], int(self._offsets[i, a]))
+            for stream, view in zip(self._streams, array_views(record), strict=True):
+                stream.append([view])
         except OSError as error:
             raise storage_error("write", self._path, error) from error
         self._records.append((record.sample_id, dict(record.metadata)))
@@ -82,6 +84,8 @@ class Hdf5ShardWriter:
         """Completes the shard; see `ShardWriter.finish`."""
         skeleton = self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix)
         try:
+            for stream in self._streams:
+                stream.flush()
             offsets = _make_skeleton(
                 skeleton, self._schema, len(self._records), self._records, self._chunked
             )
@@ -164,7 +168,7 @@ def _attributes(array: Survey) -> dict[str, Any]:
 
 def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.int64]:
     if dataset.chunks is None:
-        start = dataset.id.get_offset()
+        start = int(dataset.id.get_offset())
         return start + nbytes * np.arange(num_samples, dtype=np.int64)
     offsets = np.zeros(num_samples, np.int64)
 
@@ -172,6 +176,8 @@ def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.i
         offsets[chunk.chunk_offset[0]] = chunk.byte_offset
 
     dataset.id.chunk_iter(note)
+    if bool((np.diff(offsets) != nbytes).any()):
+        raise DataError(f"h5py placed the chunks of {dataset.name} apart; use a contiguous layout")
     return offsets
 
 

@@ -68,7 +68,7 @@ class ShardWriter(Protocol):
 
 def array_views(record: Record) -> list[memoryview]:
     """The arrays' bytes, without copies, in the schema's order."""
-    return [memoryview(array.reshape(-1).view(np.uint8)) for array in record.arrays]
+    return [memoryview(array.reshape(-1).view(np.uint8).data) for array in record.arrays]
 
 
 def pwrite_all(fd: int, buffers: Sequence[Any], offset: int) -> int:

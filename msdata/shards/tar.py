@@ -9,9 +9,11 @@ Source: POSIX.1-2001 ustar interchange format; the WebDataset convention (key up
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,15 +22,17 @@ import numpy as np
 from msdata.atomic_file import partial_path, publish, storage_error, write_whole
 from msdata.checksum import crc32c
 from msdata.errors import SampleError
-from msdata.schema import Schema
+from msdata.schema import Schema, Survey
+from msdata.shards.block_writer import BlockWriter
 from msdata.shards.npy import npy_header
-from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
+from msdata.shards.shard import Record, ShardSummary, array_views
 
 SUFFIX = ".tar"
 INDEX_SUFFIX = ".idx"
 _BLOCK = 512
 _NAME_BYTES = 100
 _END = bytes(2 * _BLOCK)
+_SIZE_AT = slice(124, 136)
 _CHECKSUM_AT = slice(148, 156)
 _DALI_INDEX_VERSION = "v1.2"
 # No owner, no time: equal input gives equal bytes.
@@ -48,6 +52,7 @@ def _padding(nbytes: int) -> int:
     return -nbytes % _BLOCK
 
 
+@functools.lru_cache(maxsize=1024)
 def _header_template(nbytes: int) -> tuple[bytes, int]:
     """The ustar header without a name, and the sum of its bytes with a blank checksum."""
     info = tarfile.TarInfo("")
@@ -71,6 +76,7 @@ class TarShardWriter:
     def __init__(self, path: Path, schema: Schema) -> None:
         self._path = path
         self._schema = schema
+        self._dali_members = dali_members(schema)
         self._npy = [npy_header(a) for a in schema.arrays]
         self._headers = [
             _header_template(len(npy) + a.nbytes)
@@ -89,6 +95,7 @@ class TarShardWriter:
             self._fd = os.open(partial_path(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         except OSError as error:
             raise storage_error("write", path, error) from error
+        self._blocks = BlockWriter(self._fd)
 
     @property
     def fd(self) -> int:
@@ -104,18 +111,18 @@ class TarShardWriter:
                 f"its id is too long for a tar member's name ({len(key)} of at most "
                 f"{_NAME_BYTES - longest} bytes)"
             )
-        buffers, offsets, members = self._record_parts(key, record)
+        buffers, offsets, members, nbytes = self._record_parts(key, record)
         try:
-            self._end += pwrite_all(self._fd, buffers, self._end)
+            self._blocks.append(buffers)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
+        self._end += nbytes
         self._offsets.append(offsets)
         self._index_lines.append(members)
 
-    def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str]:
+    def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str, int]:
         buffers: list[object] = []
         offsets: list[int] = []
-        members: list[str] = []
         at, frame, pending = self._end, self._frame_crc, b""
         for i, view in enumerate(array_views(record)):
             name = key + self._suffixes[i]
@@ -123,7 +130,6 @@ class TarShardWriter:
             frame = crc32c(head, frame)
             at += len(head)
             offsets.append(at)
-            members.append(self._dali_entry(name, at - len(self._npy[i]), view.nbytes, i))
             buffers += (head, view)
             at += view.nbytes
             pending = self._paddings[i]
@@ -132,26 +138,21 @@ class TarShardWriter:
         tail = pending + header + text + bytes(_padding(len(text)))
         buffers.append(tail)
         json_at = at + len(pending) + _BLOCK
-        members.append(f"json {json_at} {len(text)} {(key + b'.json').decode()}")
         self._frame_crc = crc32c(tail, frame)
-        return buffers, offsets, " ".join(members)
-
-    def _dali_entry(self, name: bytes, at: int, nbytes: int, i: int) -> str:
-        size = len(self._npy[i]) + nbytes
-        return f"{self._schema.arrays[i].name}.npy {at} {size} {name.decode()}"
+        line = dali_line(key.decode(), self._dali_members, offsets, (json_at, len(text)))
+        return buffers, offsets, line, at + len(tail) - self._end
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
         try:
-            os.pwrite(self._fd, _END, self._end)
+            self._blocks.append([_END])
+            self._blocks.flush()
             os.fsync(self._fd)
             os.close(self._fd)
             publish(self._path)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
-        header = f"{_DALI_INDEX_VERSION} {len(self._index_lines)}\n"
-        text = header + "".join(line + "\n" for line in self._index_lines)
-        write_whole(dali_index_path(self._path), text.encode())
+        write_whole(dali_index_path(self._path), dali_index_text(self._index_lines))
         shape = (len(self._offsets), len(self._schema.arrays))
         return ShardSummary(
             nbytes=self._end + len(_END),
@@ -168,6 +169,70 @@ class TarShardWriter:
 def dali_index_path(shard: Path) -> Path:
     """Where the DALI index of a tar shard lies."""
     return shard.with_suffix(INDEX_SUFFIX)
+
+
+def dali_index_text(lines: Sequence[str]) -> bytes:
+    """The content of a DALI index.
+
+    Args:
+        lines: `dali_line` of each sample.
+    """
+    header = f"{_DALI_INDEX_VERSION} {len(lines)}\n"
+    return (header + "".join(line + "\n" for line in lines)).encode()
+
+
+def dali_members(schema: Schema) -> list[tuple[str, int, int]]:
+    """(suffix, bytes before the pixels, bytes in all) of each array's member."""
+    heads = [len(npy_header(a)) for a in schema.arrays]
+    return [
+        (f"{a.name}.npy", head, head + a.nbytes)
+        for a, head in zip(schema.arrays, heads, strict=True)
+    ]
+
+
+def dali_line(
+    key: str,
+    members: Sequence[tuple[str, int, int]],
+    offsets: Sequence[int],
+    json_span: tuple[int, int],
+) -> str:
+    """One sample's line in the DALI index: suffix, place, bytes and name of each member.
+
+    Args:
+        key: the sample's `member_key`.
+        members: `dali_members` of the schema.
+        offsets: where each array's bytes begin.
+        json_span: where the JSON text begins, and its bytes.
+    """
+    parts = [
+        f"{suffix} {offset - head} {nbytes} {key}.{suffix}"
+        for (suffix, head, nbytes), offset in zip(members, offsets, strict=True)
+    ]
+    return " ".join((*parts, f"json {json_span[0]} {json_span[1]} {key}.json"))
+
+
+def array_head(sample_id: str, array: Survey) -> bytes:
+    """What stands before an array's bytes: the member's header and that of the `.npy`."""
+    npy = npy_header(array)
+    name = f"{member_key(sample_id)}.{array.name}.npy".encode()
+    return _member_header(name, _header_template(len(npy) + array.nbytes)) + npy
+
+
+def json_header(sample_id: str, nbytes: int) -> bytes:
+    """The tar header of a sample's JSON member of `nbytes` bytes."""
+    return _member_header(f"{member_key(sample_id)}.json".encode(), _header_template(nbytes))
+
+
+def json_distance(schema: Schema) -> int:
+    """Bytes from the beginning of a sample's last array to the header of its JSON member."""
+    last = schema.arrays[-1]
+    return last.nbytes + _padding(len(npy_header(last)) + last.nbytes)
+
+
+def member_nbytes(header: bytes | bytearray) -> int | None:
+    """The size that a member's tar header says; None where it is damaged."""
+    digits = header[_SIZE_AT].rstrip(b"\0 ")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
 def record_nbytes(schema: Schema, json_bytes: int) -> int:

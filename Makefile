@@ -1,0 +1,64 @@
+# make check: lint and test. make demo: from mock objects to batches, in minutes.
+# Needs Python 3.11 or later, make and a C compiler; everything else is installed into .venv.
+
+PYTHON ?= python3
+DEMO_DIR ?= demo
+DEMO_OBJECTS ?= 1200
+BENCH_DIR ?= bench-data
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# Console scripts, and the mpiexec of the mpich wheel, come from the venv.
+RUN := PATH="$(BIN):$$PATH"
+
+.PHONY: help venv demo test lint format bench check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    mock objects to shards to batches, with rates and a contact sheet ($(DEMO_DIR)/)'
+	@echo 'make check   lint and test'
+	@echo 'make test    all tests; PYTEST_ARGS="-k tar -x" narrows them'
+	@echo 'make lint    ruff and mypy;  make format  lets ruff rewrite'
+	@echo 'make bench   benchmarks, into benchmarks/results/ (data: $(BENCH_DIR)/, 8 GB)'
+	@echo 'make venv    only the virtual environment;  make clean  removes what make made'
+
+venv: $(STAMP)
+
+# torch by itself and first: see constraints.txt.
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "$(PYTHON) is missing or older than 3.11, so nothing can be installed; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no ensurepip, so it can make no virtual environment; install it (Debian: apt-get install python3-venv) or run make PYTHON=/path/to/another/python3" >&2; exit 1; }
+	@echo 'Installing into $(VENV) (once; minutes)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(RUN) python -m benchmarks.demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
+
+test: $(STAMP)
+	@$(RUN) python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+format: $(STAMP)
+	@$(RUN) ruff check --fix .
+	@$(RUN) ruff format .
+
+bench: $(STAMP)
+	@$(RUN) python -m benchmarks --data '$(BENCH_DIR)'
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) build dist msdata.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find msdata mstrain benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,162 @@
+"""`make demo`: mock objects to shards to batches, by the commands a user would type.
+
+Everything happens in one folder, which is marked as the demo's own and made anew every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import msdata
+from benchmarks.bare_reads import (
+    Batch,
+    edge_words,
+    fill_by_preadv,
+    fill_from_map,
+    open_shards,
+    read_samples,
+)
+from benchmarks.harness import compare, host_facts, take_turns
+from benchmarks.load_rates import BATCH_SIZE, LOADER, NUM_THREADS, SEED, make_loader, run_loader
+from benchmarks.workloads import run_msdata
+from msdata.dataset import Split
+from msdata.plan.order import epoch_order
+
+_MARK = ".msdata-demo"
+# Several shards a split, so that the demo crosses from one to the next.
+_SHARD_SIZE = "128MiB"
+_NUM_SHEET_OBJECTS = 16
+# Epochs of a thousand samples are over in a blink: the rate is the median of many.
+_NUM_TURNS = 15
+
+
+def take_folder(folder: Path) -> None:
+    """Empties the demo's folder, or makes it.
+
+    Raises:
+        SystemExit: the folder holds something that no demo has made.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARK).exists():
+            raise SystemExit(
+                f"{folder} is not empty and was not made by the demo; nothing was removed: "
+                "choose another folder with DEMO_DIR=..."
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
+
+
+def make_data(folder: Path, num_objects: int) -> Path:
+    """Makes mock objects, packs, verifies and describes them; returns the data set's folder."""
+    objects, data = folder / "objects", folder / "data"
+    run_msdata("mock", objects, "--n", str(num_objects), "--seed", "0")
+    catalog = objects / "catalog.csv"
+    run_msdata("pack", objects, data, "--catalog", catalog, "--shard-size", _SHARD_SIZE)
+    run_msdata("verify", data)
+    run_msdata("info", data)
+    return data
+
+
+def load_epochs(data: Path, num_epochs: int = 3) -> None:
+    """Epochs of batches as a training script would take them, with what came out of them."""
+    print(
+        f'\n>>> loader = msdata.Loader(msdata.open("{data}").split("train"), '
+        f"batch_size={BATCH_SIZE}, threads={NUM_THREADS})\n>>> for batch in loader: ..."
+    )
+    split = msdata.open(data).split("train")
+    with make_loader(split) as loader:
+        for epoch in range(num_epochs):
+            redshift_sum = 0.0
+            for batch in loader:
+                redshift_sum += float(batch["redshift"].sum())
+            stats = loader.stats()
+            print(
+                f"epoch {epoch}: {stats['samples']:,} samples in {stats['steps']} steps, "
+                f"{stats['samples_per_s']:,.0f} samples/s, mean redshift "
+                f"{redshift_sum / stats['samples']:.4f}",
+                flush=True,
+            )
+    shapes = ", ".join(f"{n} {batch[n].dtype} {batch[n].shape}" for n in split.schema.names)
+    print(f"last batch: {shapes}")
+
+
+def measure_rates(split: Split, num_turns: int) -> list[str]:
+    """Epochs through the loader in turns with bare reads of the same bytes; lines to print."""
+    words = edge_words(split)
+    order = epoch_order("shuffle", seed=SEED, epoch=0, num_samples=len(split))
+    batch = Batch(split, BATCH_SIZE, words)
+    with (
+        open_shards(split) as shards,
+        fill_from_map(split, batch) as fill_mapped,
+        make_loader(split) as loader,
+    ):
+        by_preadv = fill_by_preadv(shards, batch)
+        bare = {
+            "bare preadv": partial(read_samples, order, batch, by_preadv, NUM_THREADS),
+            "bare copies out of a memory map": partial(
+                read_samples, order, batch, fill_mapped, NUM_THREADS
+            ),
+        }
+        ours = partial(run_loader, loader, order, split.schema.names, words)
+        rates = take_turns({**bare, LOADER: ours}, num_turns, warm_ups=2)
+    found = compare(rates, list(bare))
+    lines = []
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        gigabytes = rate * split.schema.sample_nbytes / 1e9
+        ratio = found["contestants"][name]["of_limit"]["median"]
+        note = "the limit of this machine" if name == found["limit"] else f"{ratio:.2f} of it"
+        lines.append(f"  {name:<34}{rate:>9,.0f} samples/s {gigabytes:>6.2f} GB/s  {note}")
+    return lines
+
+
+def report(folder: Path, data: Path, num_turns: int, started_s: float) -> str:
+    """The demo's last words: what is where, and the rates."""
+    split = msdata.open(data).split("train")
+    host = host_facts()
+    lines = [
+        "",
+        f"msdata {msdata.__version__} demo, on {host['cores']} cores of {host['processor']}",
+        f"epochs of {len(split):,} samples from memory, {NUM_THREADS} threads, batches of "
+        f"{BATCH_SIZE}, every batch checked, median of {num_turns}:",
+        *measure_rates(split, num_turns),
+        f"data set:      {data}",
+        f"contact sheet: {sheet_path(folder)}",
+        f"report:        {folder / 'report.txt'}",
+        f"took {time.monotonic() - started_s:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+def sheet_path(folder: Path) -> Path:
+    """Where the contact sheet goes."""
+    return folder / "sheet.png"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo")
+    parser.add_argument("--dir", type=Path, default=Path("demo"), help="its own folder")
+    parser.add_argument("--objects", type=int, default=1200, help="mock objects, 0.6 MB each")
+    parser.add_argument("--turns", type=int, default=_NUM_TURNS, help="epochs timed")
+    args = parser.parse_args(argv)
+    started_s = time.monotonic()
+    take_folder(args.dir)
+    data = make_data(args.dir, args.objects)
+    load_epochs(data)
+    run_msdata("sheet", data, sheet_path(args.dir), "--n", str(_NUM_SHEET_OBJECTS))
+    text = report(args.dir, data, args.turns, started_s)
+    (args.dir / "report.txt").write_text(text.lstrip() + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

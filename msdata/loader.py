@@ -1,0 +1,302 @@
+"""The loader: index and plan in, batches out, at the speed of memory.
+
+A batch is filled by threads, in place, into one of a few buffers; nothing is collated, pickled or
+sent between processes. The order is a function of (seed, epoch), so the state of a run is three
+numbers, and a run goes on where it stopped on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from msdata.batch_columns import BatchColumns
+from msdata.dataset import Split
+from msdata.errors import UsageError
+from msdata.fill import Filling, FillPool, SampleReader
+from msdata.loader_state import LoaderState
+from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
+from msdata.ring import BatchBuffer, batch_arrays, make_ring, num_buffers_for
+from msdata.steps import Step, StepPlanner
+from msdata.topology import Topology, from_env
+
+Batch = dict[str, Any]
+
+
+class Loader:
+    """Hands out shuffled batches of a split, one epoch an iteration.
+
+    Every sample comes exactly once an epoch over all ranks, and every rank makes equally many
+    steps. A batch's arrays live in a ring of buffers: a batch is valid until the next but
+    `prefetch` is asked for, so of prefetch=3 the last four batches may be held. Copy what is to be
+    kept longer.
+
+    Args:
+        split: what to load; `msdata.open(path).split("train")`.
+        batch_size: samples a step on this rank.
+        seed: what the orders are drawn with; the same on every rank.
+        policy: "shuffle" (uniform) or "block" (shards in random order, shuffled within a buffer).
+        topology: this rank's place; None takes it from the launcher's environment.
+        cache: None; node caches arrive with the cache service.
+        threads: threads that fill batches; None means the cores this process may use, at most 8.
+        prefetch: batches filled ahead, at least 1.
+        columns: columns of the index to hand out as well; None means `redshift` if there is one.
+        last: what becomes of an incomplete last global batch. "short": it is dealt out as evenly
+            as can be, so ranks differ by one sample and a rank may get none; "drop": left out;
+            "pad": filled from the start of the order, with `batch["is_real"]` telling which
+            samples are real.
+        buffer_samples: policy "block": a sample moves by less than this many places.
+        verify: check every sample against its checksum; costs about 20 us a sample and thread.
+
+    Raises:
+        UsageError: an option makes no sense.
+        DataError: a shard is missing or truncated.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int = 128,
+        *,
+        seed: int = 0,
+        policy: str = "shuffle",
+        topology: Topology | None = None,
+        cache: None = None,
+        threads: int | None = None,
+        prefetch: int = 3,
+        columns: Sequence[str] | None = None,
+        last: str = "short",
+        buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
+        verify: bool = False,
+    ) -> None:
+        _check_options(batch_size, prefetch, threads, cache)
+        split.files.check_all()
+        self._split = split
+        self._sample_nbytes = split.schema.sample_nbytes
+        self._prefetch = prefetch
+        self._planner = StepPlanner(
+            policy=policy,
+            seed=seed,
+            shard_sizes=split.shard_sizes,
+            buffer_samples=buffer_samples,
+            batch_size=batch_size,
+            topology=from_env() if topology is None else topology,
+            last=last,
+        )
+        self._columns = BatchColumns(split, columns)
+        checksums = split.numbers("crc32c", np.uint32) if verify else None
+        self._reader = SampleReader(split, checksums)
+        self._pool = FillPool(threads or default_threads(), self._reader)
+        self._free = deque(
+            make_ring(split.schema, batch_size, num_buffers_for(prefetch), self._reader.gaps)
+        )
+        self._in_flight: deque[tuple[Step, Filling]] = deque()
+        self._held: deque[BatchBuffer] = deque()
+        self._epoch = 0
+        self._position = 0
+        self._resume_at = 0
+        self._stats = _Counters()
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, the same on every rank."""
+        return self._planner.num_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch, or what is left of it after `load_state_dict`."""
+        self._drain()
+        position, self._resume_at = self._resume_at, 0
+        if self._planner.steps_left(position) == 0 and position:
+            self._epoch, position = self._epoch + 1, 0
+        self._position = position
+        return self._run_epoch(self._epoch, position)
+
+    def _run_epoch(self, epoch: int, first_position: int) -> Iterator[Batch]:
+        order = self._planner.order(epoch)
+        num_steps = self._planner.steps_left(first_position)
+        self._reader.start_epoch()
+        self._stats = _Counters(epoch=epoch)
+        submitted = 0
+        for _ in range(num_steps):
+            if len(self._held) > self._prefetch:
+                self._free.append(self._held.popleft())
+            while self._free and submitted < num_steps:
+                self._submit(self._planner.step(order, first_position, submitted))
+                submitted += 1
+            yield self._next_batch()
+        self._epoch, self._position = epoch + 1, 0
+
+    def _submit(self, step: Step) -> None:
+        # The buffer used last is the one most likely to be in the cache still.
+        filling = self._reader.plan(step.samples, self._free.pop())
+        self._in_flight.append((step, filling))
+        self._pool.submit(filling)
+
+    def _next_batch(self) -> Batch:
+        step, filling = self._in_flight[0]
+        if not filling.done.is_set():
+            started_s = time.perf_counter()
+            filling.done.wait()
+            self._stats.wait_s += time.perf_counter() - started_s
+        if filling.error is not None:
+            self._drain()
+            raise filling.error
+        self._in_flight.popleft()
+        self._held.append(filling.buffer)
+        self._position = step.end
+        self._stats.count(len(step.samples), len(step.samples) * self._sample_nbytes)
+        batch: Batch = batch_arrays(filling.buffer, len(step.samples))
+        batch.update(self._columns.take(step.samples))
+        if self._planner.last == "pad":
+            batch["is_real"] = step.is_real
+        return batch
+
+    def _drain(self) -> None:
+        """Takes back every buffer; batches handed out before are valid no longer."""
+        for _, filling in self._in_flight:
+            filling.is_cancelled = True
+        for _, filling in self._in_flight:
+            filling.done.wait()
+            self._free.append(filling.buffer)
+        self._in_flight.clear()
+        self._free.extend(self._held)
+        self._held.clear()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration runs; without it they count up from 0.
+
+        A position that `load_state_dict` set stays if it is of this epoch.
+        """
+        if epoch < 0:
+            raise UsageError(f"epoch {epoch} is negative; epochs count from 0")
+        if epoch != self._epoch:
+            self._epoch, self._position, self._resume_at = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, after the batches handed out so far; cheap enough for every step."""
+        epoch, position = self._epoch, self._position
+        if position and self._planner.steps_left(position) == 0:
+            epoch, position = epoch + 1, 0
+        return self._state(epoch, position).to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Has the next iteration go on where the state was saved, on any number of ranks.
+
+        Raises:
+            UsageError: the state is of another data set, split, seed or policy.
+        """
+        loaded = LoaderState.from_dict(state)
+        loaded.check_fits(self._state(0, 0))
+        if loaded.position > self._planner.num_samples:
+            raise UsageError(f"the state's position {loaded.position} is past the split's end")
+        self._drain()
+        self._epoch = loaded.epoch
+        self._position = self._resume_at = loaded.position
+
+    def _state(self, epoch: int, position: int) -> LoaderState:
+        return LoaderState(
+            seed=self._planner.seed,
+            epoch=epoch,
+            position=position,
+            policy=self._planner.policy,
+            buffer_samples=self._planner.buffer_samples if self._planner.policy == "block" else 0,
+            split=self._split.name,
+            fingerprint=self._split.dataset.manifest.fingerprint,
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the epoch under way, or of the last one, on this rank.
+
+        Returns:
+            `epoch`, `steps`, `samples`, `bytes`, `seconds` since its start, `wait_s` (the caller
+            waited for batches), `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`,
+            over all epochs `cold_samples`, which were not in memory when they were read, and
+            `is_streaming`: whether samples in memory are copied by the C module.
+        """
+        return {
+            **self._stats.to_dict(),
+            "cold_samples": self._reader.num_cold,
+            "is_streaming": self._reader.is_streaming,
+        }
+
+    @property
+    def ring_nbytes(self) -> int:
+        """Memory of the batch buffers."""
+        return sum(
+            b.nbytes for b in (*self._free, *self._held, *(f.buffer for _, f in self._in_flight))
+        )
+
+    def close(self) -> None:
+        """Ends the threads; batches stay readable."""
+        self._drain()
+        self._pool.close()
+        self._planner.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass
+class _Counters:
+    """What `stats` shows of one epoch."""
+
+    epoch: int = 0
+    steps: int = 0
+    samples: int = 0
+    nbytes: int = 0
+    wait_s: float = 0.0
+    started_s: float = field(default_factory=time.perf_counter)
+    ended_s: float = 0.0
+
+    def count(self, samples: int, nbytes: int) -> None:
+        self.steps += 1
+        self.samples += samples
+        self.nbytes += nbytes
+        self.ended_s = time.perf_counter()
+
+    def to_dict(self) -> dict[str, Any]:
+        seconds = max(self.ended_s - self.started_s, 1e-9) if self.steps else 0.0
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "samples": self.samples,
+            "bytes": self.nbytes,
+            "seconds": seconds,
+            "wait_s": self.wait_s,
+            "wait_fraction": self.wait_s / seconds if seconds else 0.0,
+            "samples_per_s": self.samples / seconds if seconds else 0.0,
+            "bytes_per_s": self.nbytes / seconds if seconds else 0.0,
+        }
+
+
+def default_threads() -> int:
+    """Threads that fill batches: one a core this process may use, at most 8.
+
+    Eight threads saturate the memory of every node we know of; more only take cores from others.
+    """
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def _check_options(batch_size: int, prefetch: int, threads: int | None, cache: None) -> None:
+    if batch_size < 1:
+        raise UsageError(f"batch_size {batch_size} is empty; give at least 1")
+    if prefetch < 1:
+        raise UsageError(f"prefetch {prefetch}: at least one batch has to be filled ahead")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads}: at least one has to fill batches")
+    if cache is not None:
+        raise UsageError(f"cache={cache!r}: this version has no node cache yet; leave it None")

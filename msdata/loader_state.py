@@ -1,0 +1,70 @@
+"""The state of a loader: what it takes to go on, sample for sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from msdata.errors import UsageError
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderState:
+    """Where a run is; independent of ranks and batch size.
+
+    Attributes:
+        seed: of the orders.
+        epoch: the epoch under way.
+        position: samples of it that all ranks together have consumed.
+        policy: of the order.
+        buffer_samples: of policy "block", else 0.
+        split: name of the split.
+        fingerprint: of the data set.
+        version: of this record.
+    """
+
+    seed: int
+    epoch: int
+    position: int
+    policy: str
+    buffer_samples: int
+    split: str
+    fingerprint: str
+    version: int = STATE_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict, fit for JSON or `torch.save`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> LoaderState:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UsageError: it is no such state, or of a later version.
+        """
+        try:
+            state = cls(**fields)
+        except TypeError as error:
+            raise UsageError(
+                f"this is no loader state ({error}); pass what state_dict() gave"
+            ) from None
+        if state.version > STATE_VERSION:
+            raise UsageError(
+                f"the loader state has version {state.version}, this msdata reads up to "
+                f"{STATE_VERSION}; update msdata"
+            )
+        return state
+
+    def check_fits(self, other: LoaderState) -> None:
+        """Raises UsageError where `other`, the loader's own state, is of another run."""
+        for name in ("fingerprint", "split", "seed", "policy", "buffer_samples"):
+            saved, here = getattr(self, name), getattr(other, name)
+            if saved != here:
+                raise UsageError(
+                    f"the state was saved with {name} {saved!r}, this loader has {here!r}: its "
+                    f"samples would come in another order; make the loader with {name} {saved!r}"
+                )

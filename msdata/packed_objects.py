@@ -1,0 +1,99 @@
+"""The objects that a packed data set was made from, found again by `sources.parquet`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msdata.errors import DataError
+from msdata.expected_shard import ExpectedShard
+from msdata.index import fixed_columns, read_rows
+from msdata.manifest import Manifest
+from msdata.pack.planning import inpainted
+from msdata.pack.settings import PackSettings
+from msdata.preprocess import Preparation
+from msdata.sources.detect import detect_source
+from msdata.verify import SOURCES_NAME
+
+if TYPE_CHECKING:
+    from msdata.sources.source import Source
+
+
+class PackedObjects:
+    """Where the samples came from; the source is opened when the first one is asked for.
+
+    Args:
+        folder: the data set.
+        manifest: its manifest.
+        source: the folder with the objects; None takes the one that was packed.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, source: Path | None) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._root = source
+        self._opened: tuple[Any, Source] | None = None
+
+    def _open(self) -> tuple[Any, Source]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._opened is None:
+            path = self._folder / SOURCES_NAME
+            try:
+                table = pq.ParquetFile(path, memory_map=False)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(
+                    f"{path} is missing or damaged ({error}), so nobody knows which objects it "
+                    "was packed from; pack again"
+                ) from error
+            said = (table.schema_arrow.metadata or {}).get(b"source", b".").decode()
+            root = Path(said) if self._root is None else self._root
+            if not root.is_dir():
+                raise DataError(
+                    f"the objects' folder {root} is not there; say with --source DIR where it is"
+                )
+            self._opened = (table, detect_source(root))
+        return self._opened
+
+    @property
+    def source(self) -> Source:
+        """Reads the objects.
+
+        Raises:
+            DataError: the folder is not there.
+        """
+        return self._open()[1]
+
+    def locations(self, expected: ExpectedShard) -> list[tuple[str, int]]:
+        """(path, row) of each object of a shard, for `Source.read`."""
+        start, stop = expected.first_row, expected.first_row + expected.info.num_samples
+        rows = read_rows(self._open()[0], start, stop, ["path", "row"])
+        if rows.num_rows != expected.info.num_samples:
+            raise DataError(f"{SOURCES_NAME} does not fit the data set; pack again")
+        return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))
+
+    def label_columns(self, index_columns: Sequence[str]) -> list[str]:
+        """The catalogue's columns, in the order of the JSON members."""
+        schema = self._manifest.schema
+        said = (self._open()[0].schema_arrow.metadata or {}).get(b"labels")
+        own = {*fixed_columns(schema), *schema.scalars}
+        names = [n for n in index_columns if n not in own] if said is None else json.loads(said)
+        return [name for name in names if name in index_columns]
+
+    def preparation(self) -> Preparation:
+        """What the pack did about NaN."""
+        settings = self._manifest.provenance["settings"]
+        named = None if settings["inpaint"] is None else tuple(settings["inpaint"])
+        asked = PackSettings(source=self.source.root, out=self._folder, inpaint=named)
+        return Preparation(
+            inpaint=inpainted(self._manifest.schema, asked),
+            max_nan_fraction=settings["max_nan_fraction"],
+        )
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether HDF5 shards have one chunk a sample."""
+        return bool(self._manifest.provenance["settings"]["chunked"])

@@ -1,0 +1,181 @@
+"""How long an epoch takes on a machine whose bandwidths are known, and what it waits for.
+
+Tiers work at the same time, ahead of the training, so an epoch lasts as long as its slowest part;
+what changes from step to step is evened out by the prefetch and left out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import UsageError
+from msdata.plan.closed_form import expect_epoch, levelled_shares
+from msdata.plan.forecast import EpochForecast, Job
+from msdata.plan.ownership import Nodes, equal_nodes
+from msdata.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Bandwidths in bytes per second; None where unknown, and then without influence.
+
+    Attributes:
+        memory: copies of a node from its memory into batches.
+        ssd: reads of a node from its SSD.
+        network: what a node receives from peers.
+        storage: reads of one node from the shared storage.
+        storage_total: what the shared storage gives to all nodes together.
+        samples_per_s: samples that the GPU of one rank trains on, per second.
+    """
+
+    memory: float | None = None
+    ssd: float | None = None
+    network: float | None = None
+    storage: float | None = None
+    storage_total: float | None = None
+    samples_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} = {value} is no rate; leave it out where it is unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochTime:
+    """Seconds of an epoch.
+
+    Attributes:
+        busy_s: seconds for which each known part is busy, by name ("gpu" among them).
+        binds: name of the slowest part; None where nothing is known.
+        epoch_s: seconds of the epoch; None where nothing is known.
+        gpu_wait_s: seconds for which the GPUs wait; None where their rate is not known.
+    """
+
+    busy_s: dict[str, float]
+    binds: str | None
+    epoch_s: float | None
+    gpu_wait_s: float | None
+
+
+def time_epoch(forecast: EpochForecast, machine: Machine, topology: Topology) -> EpochTime:
+    """The time an epoch takes and the part that binds it.
+
+    Args:
+        forecast: reads of the epoch.
+        machine: bandwidths.
+        topology: nodes and ranks.
+
+    Returns:
+        Seconds; a part that has nothing to do counts 0.
+    """
+    tier_bytes = forecast.tier_bytes
+    storage_total = _seconds(np.atleast_1d(forecast.storage_bytes.sum()), machine.storage_total)
+    storage_node = _seconds(forecast.storage_bytes, machine.storage)
+    per_rank = float(forecast.tier_samples.sum()) / topology.num_ranks
+    parts = {
+        "memory": _seconds(tier_bytes.sum(axis=1), machine.memory),
+        "ssd": _seconds(forecast.ssd_bytes, machine.ssd),
+        "network": _seconds(tier_bytes[:, 2], machine.network),
+        "storage": max((s for s in (storage_node, storage_total) if s is not None), default=None),
+        "gpu": None if machine.samples_per_s is None else per_rank / machine.samples_per_s,
+    }
+    busy = {name: seconds for name, seconds in parts.items() if seconds is not None}
+    if not busy:
+        return EpochTime(busy_s={}, binds=None, epoch_s=None, gpu_wait_s=None)
+    binds = max(busy, key=lambda name: busy[name])
+    wait = busy[binds] - busy["gpu"] if "gpu" in busy else None
+    return EpochTime(busy_s=busy, binds=binds, epoch_s=busy[binds], gpu_wait_s=wait)
+
+
+def _seconds(nbytes: NDArray[np.number], bytes_per_s: float | None) -> float | None:
+    return None if bytes_per_s is None else float(nbytes.max()) / bytes_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the table of what would change.
+
+    Attributes:
+        name: what is changed, in words.
+        num_nodes: nodes of the changed job.
+        forecast: an epoch after the first, by the closed form.
+        time: its time.
+    """
+
+    name: str
+    num_nodes: int
+    forecast: EpochForecast
+    time: EpochTime
+
+
+def what_if(job: Job, machine: Machine) -> list[Variant]:
+    """What more nodes, memory, SSD, or samples of half the bytes would change.
+
+    Args:
+        job: the job as asked for.
+        machine: bandwidths.
+
+    Returns:
+        The job itself first, then one variant a row; batches per rank stay as they are.
+    """
+    nodes, memory = job.nodes, job.nodes.memory_bytes
+    variants = [
+        ("as asked", job),
+        ("one node more", on_nodes(job, job.topology.num_nodes + 1)),
+        ("twice the nodes", on_nodes(job, 2 * job.topology.num_nodes)),
+        ("twice the memory", replace(job, nodes=replace(nodes, memory_bytes=2 * memory))),
+        (
+            "SSD as large as the memory more",
+            replace(job, nodes=replace(nodes, ssd_bytes=nodes.ssd_bytes + memory)),
+        ),
+        ("half the bytes a sample", _halved(job)),
+    ]
+    return [_variant(name, changed, machine) for name, changed in variants]
+
+
+def by_nodes(job: Job, machine: Machine, numbers: Sequence[int]) -> list[Variant]:
+    """The same job on other numbers of nodes.
+
+    Args:
+        job: the job as asked for.
+        machine: bandwidths.
+        numbers: numbers of nodes.
+
+    Returns:
+        One variant a number.
+    """
+    return [_variant(f"{n} nodes", on_nodes(job, n), machine) for n in numbers]
+
+
+def on_nodes(job: Job, num_nodes: int) -> Job:
+    """The job on another number of nodes, all with the mean capacity of its present ones."""
+    nodes: Nodes = equal_nodes(
+        num_nodes,
+        memory_bytes=int(job.nodes.memory_bytes.mean()),
+        ssd_bytes=int(job.nodes.ssd_bytes.mean()),
+    )
+    topology = Topology(num_nodes=num_nodes, ranks_per_node=job.topology.ranks_per_node)
+    return replace(job, nodes=nodes, topology=topology)
+
+
+def _halved(job: Job) -> Job:
+    return replace(
+        job,
+        sample_bytes=max(1, job.sample_bytes // 2),
+        shard_bytes=np.maximum(1, job.cached_bytes // 2),
+    )
+
+
+def _variant(name: str, job: Job, machine: Machine) -> Variant:
+    forecast = expect_epoch(job, 1, levelled_shares(job))
+    return Variant(
+        name=name,
+        num_nodes=job.topology.num_nodes,
+        forecast=forecast,
+        time=time_epoch(forecast, machine, job.topology),
+    )

@@ -1,0 +1,254 @@
+"""`msdata plan`: what a job will read from where, before it is submitted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import DataError, UsageError
+from msdata.machine import RATES, load_machine, machine_from
+from msdata.plan.forecast import Job
+from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, LAST, POLICIES
+from msdata.plan.ownership import Nodes
+from msdata.plan.timing import Machine, by_nodes
+from msdata.plan_report import build_report
+from msdata.plan_text import render_report
+from msdata.topology import Topology
+
+_GIB = 1 << 30
+# 600 MB: what the README advises for a shard, about a thousand cutouts.
+_SHARD_BYTES = 600_000_000
+
+
+class SplitLike(Protocol):
+    """What a plan needs to know of a split; a `Dataset`'s split is one."""
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """int64 (num_shards,): samples of each shard, in index order."""
+
+    @property
+    def shard_bytes(self) -> NDArray[np.int64]:
+        """int64 (num_shards,): what each shard occupies in a cache."""
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of a sample's record."""
+
+    @property
+    def shard_of_sample(self) -> NDArray[np.int32]:
+        """int32 (num_samples,): shard of each sample, in index order."""
+
+    @property
+    def redshift(self) -> NDArray[np.float64] | None:
+        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
+
+
+class DatasetLike(Protocol):
+    """A data set that has splits."""
+
+    def split(self, name: str) -> SplitLike:
+        """The split of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanData:
+    """The data of a plan: a split that is there, or one that is assumed.
+
+    Attributes:
+        name: what to call it in the report.
+        shard_sizes: int64 (num_shards,), samples.
+        shard_bytes: int64 (num_shards,), bytes in a cache.
+        sample_bytes: bytes of a sample's record.
+        redshift: float64 (num_samples,), or None.
+    """
+
+    name: str
+    shard_sizes: NDArray[np.int64]
+    shard_bytes: NDArray[np.int64]
+    sample_bytes: int
+    redshift: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.shard_sizes) or int(self.shard_sizes.sum()) < 1:
+            raise UsageError(f"{self.name} has no samples: there is nothing to plan")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `msdata plan`."""
+    parser.add_argument("data", nargs="?", help="data set; not needed with --assume-samples")
+    parser.add_argument("--split", default="train", help="split to plan (%(default)s)")
+    parser.add_argument("--assume-samples", type=int, help="plan for so many samples instead")
+    parser.add_argument("--assume-bytes", type=int, help="bytes of an assumed sample")
+    parser.add_argument(
+        "--assume-shard-bytes",
+        type=int,
+        default=_SHARD_BYTES,
+        help="bytes of an assumed shard (%(default)s)",
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes (%(default)s)")
+    parser.add_argument("--ranks-per-node", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--batch-per-rank", type=int, default=64, help="(%(default)s)")
+    for tier in ("memory", "ssd"):
+        parser.add_argument(
+            f"--{tier}-gib",
+            default="0",
+            metavar="N[,N...]",
+            help=f"{tier} tier of every node, or of each in turn (%(default)s)",
+        )
+    parser.add_argument("--policy", choices=POLICIES, default="locality", help="(%(default)s)")
+    parser.add_argument("--last", choices=LAST, default="drop", help="(%(default)s)")
+    parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
+    parser.add_argument(
+        "--replay-epochs",
+        type=int,
+        help="epochs to replay exactly; the others are expected (15 million samples' worth)",
+    )
+    _add_rates(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="hits and time against nodes")
+
+
+def _add_rates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--machine", type=Path, help="machine.json of 'msdata probe'")
+    for name, meaning in (
+        ("memory", "copies of a node from memory"),
+        ("ssd", "reads of a node from its SSD"),
+        ("network", "what a node receives from peers"),
+        ("storage", "reads of one node from shared storage"),
+        ("storage-total", "reads of all nodes together from shared storage"),
+    ):
+        parser.add_argument(
+            f"--{name}-gbps", type=float, metavar="GB/S", help=f"{meaning}, 1e9 bytes a second"
+        )
+    parser.add_argument("--samples-per-s", type=float, help="samples one GPU trains on a second")
+
+
+def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] | None = None) -> int:
+    """Plan, and print what comes of it.
+
+    Args:
+        args: of `add_arguments`.
+        open_dataset: opens the data set where none is assumed.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: options that make no sense.
+    """
+    data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
+    if args.epochs < 1:
+        raise UsageError(f"--epochs {args.epochs}: a plan needs at least one")
+    job = _job(args, data)
+    machine = _machine(args)
+    report = build_report(
+        job,
+        machine,
+        num_epochs=args.epochs,
+        replay_epochs=args.replay_epochs,
+        redshift=data.redshift,
+    )
+    report["data"]["name"] = data.name
+    if args.figure is not None:
+        from msdata.plan_figure import draw_by_nodes
+
+        draw_by_nodes(by_nodes(job, machine, _numbers_of_nodes(args.nodes)), args.figure)
+    text = json.dumps(report, indent=2, allow_nan=False) if args.json else render_report(report)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _assumed(args: argparse.Namespace) -> PlanData:
+    if args.assume_bytes is None or args.assume_bytes < 1 or args.assume_samples < 1:
+        raise UsageError("--assume-samples needs a number above 0, and --assume-bytes beside it")
+    per_shard = max(1, args.assume_shard_bytes // args.assume_bytes)
+    num_shards = -(-args.assume_samples // per_shard)
+    sizes = np.full(num_shards, per_shard, dtype=np.int64)
+    sizes[-1] = args.assume_samples - per_shard * (num_shards - 1)
+    return PlanData(
+        name="assumed data",
+        shard_sizes=sizes,
+        shard_bytes=sizes * args.assume_bytes,
+        sample_bytes=args.assume_bytes,
+    )
+
+
+def _opened(
+    args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] | None
+) -> PlanData:
+    if args.data is None or open_dataset is None:
+        raise UsageError("name a data set, or assume one by --assume-samples and --assume-bytes")
+    split = open_dataset(Path(args.data)).split(args.split)
+    sizes = np.asarray(split.shard_sizes, dtype=np.int64)
+    in_runs = np.repeat(np.arange(len(sizes)), sizes)
+    if not np.array_equal(in_runs, split.shard_of_sample):
+        raise DataError(
+            f"{args.data}: the index of split {args.split!r} is not sorted by shard, so no plan "
+            "of whole shards fits it; run 'msdata verify --repair' on it"
+        )
+    return PlanData(
+        name=f"{args.data}, split {args.split}",
+        shard_sizes=sizes,
+        shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
+        sample_bytes=split.sample_nbytes,
+        redshift=split.redshift,
+    )
+
+
+def _job(args: argparse.Namespace, data: PlanData) -> Job:
+    topology = Topology(num_nodes=args.nodes, ranks_per_node=args.ranks_per_node)
+    nodes = Nodes(
+        memory_bytes=_capacities("--memory-gib", args.memory_gib, args.nodes),
+        ssd_bytes=_capacities("--ssd-gib", args.ssd_gib, args.nodes),
+        keys=np.arange(args.nodes, dtype=np.uint64),
+    )
+    return Job(
+        topology=topology,
+        nodes=nodes,
+        shard_sizes=data.shard_sizes,
+        shard_bytes=data.shard_bytes,
+        sample_bytes=data.sample_bytes,
+        batch_per_rank=args.batch_per_rank,
+        policy=args.policy,
+        seed=args.seed,
+        last=args.last,
+        buffer_samples=args.buffer_samples,
+    )
+
+
+def _capacities(option: str, text: str, num_nodes: int) -> NDArray[np.int64]:
+    try:
+        gib = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is no number of GiB, nor one a node") from None
+    if len(gib) not in (1, num_nodes) or not all(0 <= g < 2**33 for g in gib):
+        raise UsageError(
+            f"{option} {text!r} must be one number from 0 for all nodes, or {num_nodes} of them"
+        )
+    return np.array([int(g * _GIB) for g in gib * (num_nodes // len(gib))], dtype=np.int64)
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    fields: dict[str, Any] = {} if args.machine is None else load_machine(args.machine)
+    for name in RATES:
+        option = name.replace("_bytes_per_s", "_gbps")
+        value = getattr(args, option)
+        if value is not None:
+            fields[name] = value * (1e9 if option.endswith("_gbps") else 1)
+    return machine_from(fields)
+
+
+def _numbers_of_nodes(asked: int) -> list[int]:
+    powers = [2**k for k in range(max(4, (4 * asked).bit_length()))]
+    return sorted({asked, *powers})

@@ -1,0 +1,225 @@
+"""The figures of `msdata plan` as one plain dict: what `--json` prints and the text is made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.plan import quality
+from msdata.plan.assign import Assignment
+from msdata.plan.closed_form import expect_epoch, levelled_shares, moved_share, owned_shares
+from msdata.plan.forecast import (
+    TIERS,
+    EpochForecast,
+    Job,
+    assign_job,
+    count_epoch,
+    own_job,
+)
+from msdata.plan.order import epoch_order, num_steps
+from msdata.plan.ownership import MEMORY, SSD, Ownership
+from msdata.plan.timing import EpochTime, Machine, time_epoch, what_if
+
+# An epoch of 4.3 M samples is replayed in 0.3 s: three of them leave `msdata plan` of a hundred
+# epochs well within three seconds. Smaller sets are replayed whole.
+_REPLAYED_SAMPLES = 15_000_000
+# Label drift sorts what it looks at: some batches tell as much as all.
+_DRIFT_SAMPLES = 500_000
+
+
+def build_report(
+    job: Job,
+    machine: Machine,
+    *,
+    num_epochs: int,
+    replay_epochs: int | None = None,
+    redshift: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """Everything `msdata plan` has to say about a job.
+
+    Args:
+        job: the job.
+        machine: bandwidths.
+        num_epochs: epochs of the job, the cold one included.
+        replay_epochs: how many of them are replayed exactly; None means 25 M samples' worth.
+        redshift: float64 (num_samples,), NaN where unknown; None where there are none.
+
+    Returns:
+        Plain numbers, strings, lists and dicts; None for what cannot be known.
+    """
+    ownership = own_job(job)
+    if replay_epochs is None:
+        replay_epochs = max(2, _REPLAYED_SAMPLES // job.num_samples)
+    shares = owned_shares(job, ownership)
+    forecasts, seen = _forecast(job, ownership, num_epochs, min(replay_epochs, num_epochs))
+    times = [time_epoch(f, machine, job.topology) for f in forecasts]
+    expected = expect_epoch(job, 1, shares)
+    return {
+        "data": {
+            "samples": job.num_samples,
+            "sample_bytes": job.sample_bytes,
+            "bytes": int(job.cached_bytes.sum()),
+            "shards": len(job.shard_sizes),
+        },
+        "job": _describe_job(job, num_epochs),
+        "caches": _describe_caches(job, ownership),
+        "epochs": [_describe_epoch(f, t) for f, t in zip(forecasts, times, strict=True)],
+        "whole_job": _sum_up(forecasts, times),
+        "closed_form": _describe_closed_form(job, expected),
+        "what_if": [
+            {"name": v.name, "nodes": v.num_nodes, **_describe_epoch(v.forecast, v.time)}
+            for v in what_if(job, machine)
+        ],
+        "quality": _measure_quality(job, redshift, seen),
+        "machine": asdict(machine),
+    }
+
+
+def _forecast(
+    job: Job, ownership: Ownership, num_epochs: int, replay_epochs: int
+) -> tuple[list[EpochForecast], NDArray[np.float64]]:
+    """Forecast every epoch, and what rank 0 has seen of the data after each replayed one."""
+    forecasts, read_by_rank_0 = [], []
+    for epoch in range(replay_epochs):
+        assignment: Assignment = assign_job(job, ownership, epoch)
+        forecasts.append(count_epoch(assignment, job, ownership, epoch))
+        read_by_rank_0.append(assignment.samples[:, 0])
+    shares = owned_shares(job, ownership)
+    forecasts += [expect_epoch(job, e, shares) for e in range(replay_epochs, num_epochs)]
+    return forecasts, quality.seen_share(read_by_rank_0, job.num_samples)
+
+
+def _global_batch(job: Job) -> int:
+    return job.topology.num_ranks * job.batch_per_rank
+
+
+def _describe_job(job: Job, num_epochs: int) -> dict[str, Any]:
+    return {
+        "nodes": job.topology.num_nodes,
+        "ranks_per_node": job.topology.ranks_per_node,
+        "batch_per_rank": job.batch_per_rank,
+        "global_batch": _global_batch(job),
+        "steps_per_epoch": num_steps(job.num_samples, _global_batch(job), job.last),
+        "epochs": num_epochs,
+        "policy": job.policy,
+        "last": job.last,
+        "seed": job.seed,
+        "buffer_samples": job.buffer_samples if job.policy == "block" else None,
+    }
+
+
+def _describe_caches(job: Job, ownership: Ownership) -> dict[str, Any]:
+    owner = ownership.owner_of_shard
+    shards = np.bincount(owner[owner >= 0], minlength=job.topology.num_nodes)
+    return {
+        "memory_capacity_bytes": int(job.nodes.memory_bytes.sum()),
+        "ssd_capacity_bytes": int(job.nodes.ssd_bytes.sum()),
+        "memory_held_bytes": int(ownership.held(job.cached_bytes, MEMORY).sum()),
+        "ssd_held_bytes": int(ownership.held(job.cached_bytes, SSD).sum()),
+        "cached_share": float(ownership.held(job.shard_sizes).sum() / job.num_samples),
+        "fewest_shards_of_a_node": int(shards.min()),
+        "most_shards_of_a_node": int(shards.max()),
+    }
+
+
+def _describe_epoch(forecast: EpochForecast, time: EpochTime) -> dict[str, Any]:
+    tier_samples = forecast.tier_samples
+    described: dict[str, Any] = {
+        "epoch": forecast.epoch,
+        "exact": forecast.is_exact,
+        "shares": dict(zip(TIERS, forecast.shares.tolist(), strict=True)),
+        "samples": dict(zip(TIERS, tier_samples.sum(axis=0).tolist(), strict=True)),
+        "bytes": dict(zip(TIERS, forecast.tier_bytes.sum(axis=0).tolist(), strict=True)),
+        "storage_bytes": float(forecast.storage_bytes.sum()),
+        "busiest_node_storage_bytes": float(forecast.storage_bytes.max()),
+        "ssd_bytes": float(forecast.ssd_bytes.sum()),
+        "time": asdict(time),
+    }
+    if forecast.is_exact:
+        described["samples_by_node"] = tier_samples.tolist()
+    return described
+
+
+def _sum_up(forecasts: list[EpochForecast], times: list[EpochTime]) -> dict[str, Any]:
+    known = [t.epoch_s for t in times if t.epoch_s is not None]
+    return {
+        "storage_bytes": float(sum(f.storage_bytes.sum() for f in forecasts)),
+        "seconds": sum(known) if len(known) == len(times) else None,
+    }
+
+
+def _describe_closed_form(job: Job, expected: EpochForecast) -> dict[str, Any]:
+    topology = job.topology
+    many_shards = expect_epoch(job, 1, levelled_shares(job))
+    per_node = topology.ranks_per_node * job.batch_per_rank
+    capacity = int(job.nodes.memory_bytes.sum() + job.nodes.ssd_bytes.sum())
+    return {
+        "shares": dict(zip(TIERS, expected.shares.tolist(), strict=True)),
+        "shares_for_many_shards": dict(zip(TIERS, many_shards.shares.tolist(), strict=True)),
+        "hit_share": min(1.0, capacity / int(job.cached_bytes.sum())),
+        "moved_share_all_cached": moved_share(topology.num_nodes, per_node),
+    }
+
+
+def _measure_quality(
+    job: Job, redshift: NDArray[np.float64] | None, seen: NDArray[np.float64]
+) -> dict[str, Any] | None:
+    """Quality of epoch 1 and of the change from it to epoch 2; None if no batch is complete."""
+    batch = _global_batch(job)
+    if job.num_samples < max(2, batch):
+        return None
+    one, other = (_order(job, epoch) for epoch in (1, 2))
+    shard_of_sample = np.repeat(np.arange(len(job.shard_sizes), dtype=np.int32), job.shard_sizes)
+    batches = quality.batches_of(one, batch)
+    num_seen = len(seen)
+    measured = {
+        "same_shard_pairs_per_batch": quality.same_shard_pairs(batches, shard_of_sample),
+        "repeated_pairs_per_batch": quality.repeated_pairs(one, other, batch),
+        "displacement": quality.displacement(one, other),
+        "seen_by_one_rank": quality.Measured(
+            value=float(seen[-1]) if num_seen else 0.0,
+            uniform=quality.uniform_seen_share(job.topology.num_ranks, num_seen),
+        ),
+    }
+    if redshift is not None:
+        measured |= _measure_drift(one, redshift, batch)
+    described: dict[str, Any] = {name: _describe(m) for name, m in measured.items()}
+    described["seen_after_epochs"] = num_seen
+    return described
+
+
+def _order(job: Job, epoch: int) -> NDArray[np.int64]:
+    return epoch_order(
+        job.policy,
+        seed=job.seed,
+        epoch=epoch,
+        num_samples=job.num_samples,
+        shard_sizes=job.shard_sizes,
+        buffer_samples=job.buffer_samples,
+    )
+
+
+def _measure_drift(
+    order: NDArray[np.int64], redshift: NDArray[np.float64], batch: int
+) -> dict[str, quality.Measured]:
+    known = np.isfinite(redshift)
+    if np.count_nonzero(known) < batch:
+        return {}
+    # Samples without a redshift are left out, and the others numbered anew.
+    number = np.cumsum(known) - 1
+    batches = quality.batches_of(number[order[known[order]]], batch)
+    some = batches[:: max(1, batches.size // _DRIFT_SAMPLES)]
+    drift = quality.label_drift(some, redshift[known])
+    return {
+        "redshift_mean_scatter": drift.mean,
+        "redshift_distribution_distance": drift.distribution,
+    }
+
+
+def _describe(measured: quality.Measured) -> dict[str, Any]:
+    ratio = measured.ratio
+    return {**asdict(measured), "ratio": None if math.isnan(ratio) else ratio}

@@ -1,0 +1,256 @@
+"""What this node's memory and disks give, measured at the size of a sample.
+
+Every cold figure says how it was made sure that it is cold: pages of the file are dropped
+(posix_fadvise) before each measurement, and mincore counts the pages that stayed. What the network
+file system's servers still hold cannot be dropped from here: a file just written may be read back
+faster than an old one, so point the probe at an existing large file where that matters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from msdata.errors import StorageError, UsageError
+
+_SEQUENTIAL_BYTES = 8 << 20  # one read; parallel file systems want megabytes at a time
+_WRITTEN_BYTES = 64 << 20
+_BATCH_ROWS = 64  # of each thread: 38 MB of cutouts, more than a core's caches
+_CACHED_IS_COLD = 0.02  # pages that may stay: readahead and metadata, not the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRates:
+    """Read rates of one file, in bytes per second.
+
+    Attributes:
+        sequential: one thread, from start to end.
+        random: records of the sample's size at random places, by number of threads.
+        cached_share: greatest share of the file's pages still in memory before a measurement;
+            None where the system would not say.
+        write: of the temporary file, up to and including fsync; None for an existing file.
+    """
+
+    sequential: float
+    random: dict[int, float]
+    cached_share: float | None
+    write: float | None
+
+    def __post_init__(self) -> None:
+        if not self.random:
+            raise UsageError("no number of threads was given to read with")
+
+    @property
+    def is_cold(self) -> bool | None:
+        """Whether the rates are those of the device; None where unknown."""
+        return None if self.cached_share is None else self.cached_share <= _CACHED_IS_COLD
+
+    @property
+    def best_random(self) -> float:
+        """The rate with the best number of threads: what a loader gets."""
+        return max(self.random.values())
+
+
+def measure_memory_copy(
+    sample_bytes: int, *, num_threads: int, buffer_bytes: int, budget_s: float = 1.0
+) -> float:
+    """Rate of copying samples at random places of a large buffer into batch rows.
+
+    Args:
+        sample_bytes: bytes of a sample.
+        num_threads: threads that copy at the same time.
+        buffer_bytes: size of the buffer; larger than the last-level cache.
+        budget_s: seconds to measure for.
+
+    Returns:
+        Bytes per second over all threads.
+    """
+    rows = max(num_threads, buffer_bytes // sample_bytes)
+    source = np.ones((rows, sample_bytes), dtype=np.uint8)
+    target = np.ones((num_threads * _BATCH_ROWS, sample_bytes), dtype=np.uint8)
+    order = np.random.default_rng(0).permutation(rows)
+
+    def copy(thread: int, deadline: float) -> int:
+        copied = 0
+        while time.perf_counter() < deadline:
+            row = order[(thread + copied * num_threads) % rows]
+            target[thread * _BATCH_ROWS + copied % _BATCH_ROWS] = source[row]
+            copied += 1
+        return copied * sample_bytes
+
+    return _rate_over_threads(copy, num_threads, budget_s)
+
+
+def measure_file(
+    path: Path, sample_bytes: int, threads: Sequence[int], *, budget_s: float = 3.0
+) -> FileRates:
+    """Cold read rates of a file.
+
+    Args:
+        path: an existing file; it is only read.
+        sample_bytes: bytes of a random read.
+        threads: numbers of threads to try.
+        budget_s: seconds for each measurement; a slow disk is not read to the end.
+
+    Returns:
+        The rates.
+
+    Raises:
+        StorageError: the file cannot be read.
+        UsageError: the file is smaller than a sample.
+    """
+    try:
+        file_bytes = path.stat().st_size
+        if file_bytes < sample_bytes:
+            raise UsageError(f"{path} has {file_bytes} bytes, less than a sample of {sample_bytes}")
+        cached = [drop_from_cache(path)]
+        sequential = _read_sequentially(path, budget_s)
+        random = {}
+        for num_threads in threads:
+            cached.append(drop_from_cache(path))
+            random[num_threads] = _read_at_random(path, sample_bytes, num_threads, budget_s)
+    except OSError as error:
+        raise StorageError(f"cannot read {path} ({error}); probe another place") from error
+    known = [share for share in cached if share is not None]
+    return FileRates(
+        sequential=sequential,
+        random=random,
+        cached_share=max(known) if len(known) == len(cached) else None,
+        write=None,
+    )
+
+
+@contextmanager
+def temporary_file(directory: Path, file_bytes: int) -> Iterator[tuple[Path, float]]:
+    """A file of random bytes, which no file system can compress, gone at the end.
+
+    Args:
+        directory: where to write it.
+        file_bytes: its size.
+
+    Yields:
+        (path, bytes per second of writing it, fsync included).
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = directory / f".msdata-probe-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        try:
+            rate = _write_random(path, file_bytes)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {file_bytes:,} bytes to {directory} ({error}); probe another "
+                "place or a smaller --file-gib"
+            ) from error
+        yield path, rate
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def drop_from_cache(path: Path) -> float | None:
+    """Drop a file's pages from the page cache.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Share of its pages still in memory; None where the system does not tell (mincore says
+        nothing true of files that one may not write).
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # dirty pages cannot be dropped
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        return _cached_share(handle) if os.access(path, os.W_OK) else None
+    finally:
+        os.close(handle)
+
+
+def _cached_share(handle: int) -> float | None:
+    num_bytes = os.fstat(handle).st_size
+    if num_bytes == 0:
+        return 0.0
+    pages = -(-num_bytes // mmap.PAGESIZE)
+    resident = (ctypes.c_ubyte * pages)()
+    with mmap.mmap(handle, num_bytes, prot=mmap.PROT_READ) as mapped:
+        view = np.frombuffer(mapped, dtype=np.uint8)
+        address = view.ctypes.data
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), resident)
+        del view  # an exported buffer would keep the map open
+    if failed:
+        return None
+    return float(np.mean(np.frombuffer(bytes(resident), dtype=np.uint8) & 1))
+
+
+def _write_random(path: Path, file_bytes: int) -> float:
+    generator = np.random.default_rng()
+    elapsed = 0.0
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb", buffering=0) as file:
+        left = file_bytes
+        while left:
+            block = memoryview(generator.bytes(min(left, _WRITTEN_BYTES)))
+            start = time.perf_counter()
+            left -= file.write(block)
+            elapsed += time.perf_counter() - start
+        start = time.perf_counter()
+        os.fsync(file.fileno())
+        elapsed += time.perf_counter() - start
+    return file_bytes / elapsed
+
+
+def _read_sequentially(path: Path, budget_s: float) -> float:
+    buffer = bytearray(_SEQUENTIAL_BYTES)
+    read = 0
+    with path.open("rb", buffering=0) as file:
+        start = time.perf_counter()
+        while time.perf_counter() - start < budget_s:
+            got = file.readinto(buffer)
+            if not got:
+                break
+            read += got
+        return read / (time.perf_counter() - start)
+
+
+def _read_at_random(path: Path, sample_bytes: int, num_threads: int, budget_s: float) -> float:
+    """Each record at most once, so that no read finds what an earlier one brought in."""
+    records = np.random.default_rng(0).permutation(path.stat().st_size // sample_bytes)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+
+        def read(thread: int, deadline: float) -> int:
+            buffer = bytearray(sample_bytes)
+            total = 0
+            for record in records[thread::num_threads]:
+                if time.perf_counter() > deadline:
+                    break
+                total += os.preadv(handle, [buffer], int(record) * sample_bytes)
+            return total
+
+        return _rate_over_threads(read, num_threads, budget_s)
+    finally:
+        os.close(handle)
+
+
+def _rate_over_threads(
+    work: Callable[[int, float], int], num_threads: int, budget_s: float
+) -> float:
+    if num_threads < 1:
+        raise UsageError(f"{num_threads} threads do no work; at least 1 is needed")
+    start = time.perf_counter()
+    with ThreadPoolExecutor(num_threads) as pool:
+        done = sum(pool.map(work, range(num_threads), [start + budget_s] * num_threads))
+    return done / (time.perf_counter() - start)

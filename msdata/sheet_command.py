@@ -1,0 +1,115 @@
+"""`msdata sheet`: options, the choice of objects, the PNG."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import msdata
+from msdata.atomic_file import write_whole
+from msdata.dataset import Dataset
+from msdata.errors import MsdataError, UsageError
+from msdata.schema import Sample
+from msdata.sheet import draw_sheet
+
+_MAX_OBJECTS = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata sheet`."""
+    parser.add_argument("data", type=Path, help="folder of the data set")
+    parser.add_argument("out", type=Path, help="the picture, a .png")
+    parser.add_argument("--split", help="which split; default: test, or the last there is")
+    parser.add_argument("--n", type=int, default=12, help="objects to draw; %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice; %(default)s")
+    parser.add_argument("--ids", help="these objects instead, with commas between")
+    parser.add_argument(
+        "--columns", default="", help="further columns of the index to show, with commas between"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws a contact sheet; returns the exit code."""
+    if args.out.suffix.lower() != ".png":
+        raise UsageError(f"{args.out} is no .png; name the picture so")
+    if not 1 <= args.n <= _MAX_OBJECTS:
+        raise UsageError(f"--n {args.n}: a sheet holds 1 to {_MAX_OBJECTS} objects")
+    data = msdata.open(args.data)
+    shown = [name for name in args.columns.split(",") if name]
+    unknown = [name for name in shown if name not in data.columns]
+    if unknown:
+        raise UsageError(
+            f"{args.data} has no column {', '.join(unknown)}; it has {', '.join(data.columns)}"
+        )
+    samples, what = chosen(data, args)
+    captions = [caption(sample, shown) for sample in samples]
+    title = f"{args.data.name}  {data.manifest.fingerprint}  {what}"
+    image = draw_sheet(samples, data.schema, captions=captions, title=title)
+    write_whole(args.out, png_bytes(image))
+    print(f"drew {len(samples)} objects into {args.out} ({image.shape[1]} x {image.shape[0]})")
+    return 0
+
+
+def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """A picture as PNG.
+
+    Args:
+        image: uint8 (height, width, 3), blue, green, red.
+    """
+    import cv2
+
+    is_done, content = cv2.imencode(".png", image)
+    if not is_done:
+        raise MsdataError(f"OpenCV could not encode a picture of {image.shape}")
+    return bytes(content)
+
+
+def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:
+    """The objects to draw and a phrase that says which they are.
+
+    Raises:
+        UsageError: there is no such split or id.
+    """
+    if args.ids is not None:
+        names = data.splits if args.split is None else (args.split,)
+        return _by_id(data, names, args.ids.split(",")), "objects asked for"
+    default = "test" if "test" in data.splits else data.splits[-1]
+    split = data.split(default if args.split is None else args.split)
+    count = min(args.n, len(split))
+    rows = np.random.default_rng(args.seed).choice(len(split), count, replace=False)
+    return (
+        [split[int(row)] for row in rows],
+        f"{split.name}: {count} of {len(split):,} objects, seed {args.seed}",
+    )
+
+
+def _by_id(data: Dataset, names: Sequence[str], ids: Sequence[str]) -> list[Sample]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: dict[str, Sample] = {}
+    for name in names:
+        split = data.split(name)
+        column = split.table(["sample_id"]).column(0)
+        places = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()
+        found |= {i: split[row] for i, row in zip(ids, places, strict=True) if row is not None}
+    absent = [i for i in ids if i not in found]
+    if absent:
+        raise UsageError(f"{data.path} has no sample {', '.join(absent)} in {', '.join(names)}")
+    return [found[i] for i in ids]
+
+
+def caption(sample: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """The text under an object: id, redshift, and the columns asked for."""
+    parts = [str(sample["sample_id"])]
+    redshift = sample.get("redshift")
+    if redshift is not None:
+        parts.append(f"z = {redshift:.4f}")
+    for name in columns:
+        value = sample[name]
+        parts.append(f"{name} = {value:.5g}" if isinstance(value, float) else f"{name} = {value}")
+    return "   ".join(parts)

@@ -1,0 +1,134 @@
+"""From an epoch's order to the samples of each step on this rank."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import UsageError
+from msdata.plan.order import batch_bounds, epoch_order, num_steps, rank_positions, rank_slice
+from msdata.topology import Topology
+
+# `locality` deals samples to the nodes that cache them; it comes with the cache.
+LOADER_POLICIES = ("shuffle", "block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step on this rank.
+
+    Attributes:
+        samples: int64 (n,), numbers within the split, in the order of the batch.
+        is_real: bool (n,), False for padding.
+        end: position in the epoch's order after this global step.
+    """
+
+    samples: NDArray[np.int64]
+    is_real: NDArray[np.bool_]
+    end: int
+
+
+class StepPlanner:
+    """Knows every step of every epoch; computes the next epoch's order while this one runs.
+
+    Args:
+        policy: one of `LOADER_POLICIES`.
+        seed: of the orders.
+        shard_sizes: int64 (shards,), samples of each shard.
+        buffer_samples: for policy "block".
+        batch_size: samples a step on each rank.
+        topology: this rank's place.
+        last: one of `msdata.plan.order.LAST`.
+
+    Raises:
+        UsageError: an option makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        seed: int,
+        shard_sizes: NDArray[np.int64],
+        buffer_samples: int,
+        batch_size: int,
+        topology: Topology,
+        last: str,
+    ) -> None:
+        if policy not in LOADER_POLICIES:
+            raise UsageError(f"no policy {policy!r}; choose one of {', '.join(LOADER_POLICIES)}")
+        self.policy = policy
+        self.seed = seed
+        self.batch_size = batch_size
+        self.topology = topology
+        self.last = last
+        self.num_samples = int(shard_sizes.sum())
+        self._shard_sizes = shard_sizes
+        self.buffer_samples = buffer_samples
+        self._orders: dict[int, Future[NDArray[np.uint32]]] = {}
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="msdata-order")
+        self.num_steps = num_steps(self.num_samples, self.global_batch, last)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.batch_size * self.topology.num_ranks
+
+    def order(self, epoch: int) -> NDArray[np.uint32]:
+        """The epoch's order, uint32 (samples,); has the next one computed meanwhile."""
+        order = self._future(epoch).result()
+        for other in [e for e in self._orders if e not in (epoch, epoch + 1)]:
+            del self._orders[other]
+        self._future(epoch + 1)
+        return order
+
+    def _future(self, epoch: int) -> Future[NDArray[np.uint32]]:
+        if epoch not in self._orders:
+            self._orders[epoch] = self._executor.submit(self._compute_order, epoch)
+        return self._orders[epoch]
+
+    def _compute_order(self, epoch: int) -> NDArray[np.uint32]:
+        return epoch_order(
+            self.policy,
+            seed=self.seed,
+            epoch=epoch,
+            num_samples=self.num_samples,
+            shard_sizes=self._shard_sizes,
+            buffer_samples=self.buffer_samples,
+        ).astype(np.uint32)
+
+    def steps_left(self, position: int) -> int:
+        """Steps from a position of the order to the end of the epoch."""
+        return num_steps(self.num_samples - position, self.global_batch, self.last)
+
+    def step(self, order: NDArray[np.uint32], first_position: int, number: int) -> Step:
+        """Step `number` counted from `first_position`."""
+        low, high = batch_bounds(
+            number,
+            num_samples=self.num_samples,
+            global_batch=self.global_batch,
+            first_position=first_position,
+        )
+        if high - low == self.global_batch:
+            mine = rank_slice(self.topology.rank, self.batch_size)
+            samples = order[low + mine.start : low + mine.stop].astype(np.int64)
+            return Step(samples=samples, is_real=np.ones(len(samples), bool), end=high)
+        tail = rank_positions(
+            num_samples=self.num_samples,
+            batch_per_rank=self.batch_size,
+            num_ranks=self.topology.num_ranks,
+            rank=self.topology.rank,
+            last=self.last,
+            first_position=low,
+        )
+        positions, is_real = tail.positions[0], tail.is_real[0]
+        present = positions >= 0
+        samples = order[positions[present]].astype(np.int64)
+        return Step(samples=samples, is_real=is_real[present], end=high)
+
+    def close(self) -> None:
+        """Ends the thread that computes orders."""
+        self._executor.shutdown(wait=False, cancel_futures=True)

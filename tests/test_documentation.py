@@ -1,0 +1,155 @@
+"""What README, CONTRIBUTING and CHANGELOG name exists: links, commands, options, messages."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mstrain.cli
+from msdata.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(p for name in ("msdata", "mstrain", "benchmarks") for p in (ROOT / name).rglob("*.md")),
+]
+README = ROOT / "README.md"
+# Words in usage lines that stand for a number or a choice where the parser wants a real one.
+EXAMPLES = {"N": "3", "S": "0"}
+
+
+def page_id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code_of(page: Path) -> Iterator[str]:
+    """Lines of code blocks, and code spans of one line."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        yield from block.splitlines()
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"`([^`]+)`", prose.replace("\n", " "))
+
+
+def msdata_commands(page: Path) -> list[str]:
+    """Every `msdata SUBCOMMAND ...` with arguments, from after the program's name."""
+    starts = rf"(?:^|\s)msdata ((?:{'|'.join(COMMANDS)})\s[^`'#]*)"
+    return [m[1].strip() for line in code_of(page) for m in [re.search(starts, line)] if m]
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"msdata {command}", exit_on_error=False)
+    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    files = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:", t)]
+    missing = [f for f in files if f and not (page.parent / f).exists()]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_and_their_options_are_accepted_by_the_parser(page: Path) -> None:
+    for line in msdata_commands(page):
+        if "──" in line:
+            continue  # the picture
+        command, *words = [EXAMPLES.get(word, word) for word in shlex.split(line)]
+        try:
+            parser_of(command).parse_args(words)
+        except (SystemExit, argparse.ArgumentError) as error:
+            pytest.fail(f"{page_id(page)}: msdata {line}: {error}")
+
+
+def test_readme_shows_every_command() -> None:
+    shown = {line.split()[0] for line in msdata_commands(README)}
+    assert shown == set(COMMANDS)
+
+
+def test_options_named_by_themselves_belong_to_a_command() -> None:
+    known = {
+        option
+        for command in COMMANDS
+        for action in parser_of(command)._actions
+        for option in action.option_strings
+    }
+    named = {
+        word.partition("=")[0]
+        for span in code_of(README)
+        if span.startswith("--")
+        for word in span.split()
+        if word.startswith("--")
+    }
+    assert named
+    assert named <= known, named - known
+
+
+def test_make_targets_that_the_pages_name_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    named = {
+        word
+        for page in PAGES
+        for line in code_of(page)
+        for word in re.findall(r"^make ([a-z]+)", line)
+    }
+    assert {"demo", "test", "lint", "bench", "check"} <= targets
+    assert named <= targets, named - targets
+
+
+def test_modules_that_the_pages_run_exist() -> None:
+    modules = {
+        m for p in PAGES for line in code_of(p) for m in re.findall(r"python -m (\S+)", line)
+    }
+    missing = [m for m in modules if not (ROOT / f"{m.replace('.', '/')}.py").exists()]
+    assert modules
+    assert not missing, missing
+
+
+def literals(folder: Path) -> str:
+    """All text literals of a package's code, f-strings with `...` for what is filled in."""
+    texts = []
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "..." for v in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_of_the_troubleshooting_table_are_said_by_the_code() -> None:
+    table = README.read_text(encoding="utf-8").partition("## Troubleshooting")[2]
+    rows = re.findall(r"^\| `([^`]+)`", table.partition("\n## ")[0], flags=re.MULTILINE)
+    said = literals(ROOT / "msdata") + (ROOT / "Makefile").read_text(encoding="utf-8")
+    said = said.replace("$(PYTHON)", "python3")
+    assert len(rows) > 5
+    unsaid = [m for m in rows for part in m.split("...") if part.strip() and part not in said]
+    assert not unsaid, unsaid
+
+
+@pytest.mark.parametrize("module", ["msdata", "mstrain"])
+def test_both_commands_say_their_version(module: str) -> None:
+    run = [sys.executable, "-m", module, "--version"]
+    found = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert re.fullmatch(rf"{module} \d+\.\d+\.\d+\n", found.stdout)
+
+
+def test_mstrain_without_a_command_says_what_there_is_and_exits_with_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert mstrain.cli.main([]) == 2
+    assert "no training recipes yet" in capsys.readouterr().err

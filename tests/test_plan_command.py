@@ -1,0 +1,242 @@
+"""`msdata plan` prints a forecast, for people and for programs, of data there or assumed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from msdata import plan_command
+from msdata.errors import DataError, MissingPackageError, StorageError, UsageError
+from msdata.machine import load_machine, machine_from, save_machine
+from msdata.plan.forecast import Job, forecast_epoch, own_job
+from msdata.plan.ownership import equal_nodes
+from msdata.plan_figure import draw_by_nodes
+from msdata.plan_text import render_report
+from msdata.topology import Topology
+
+ASSUMED = "--assume-samples 40000 --assume-bytes 1000 --assume-shard-bytes 100000"
+RATES = "--storage-gbps 0.001 --network-gbps 0.01 --memory-gbps 1 --samples-per-s 100000"
+
+
+def plan(options, **keywords):
+    parser = argparse.ArgumentParser()
+    plan_command.add_arguments(parser)
+    return plan_command.run(parser.parse_args(options.split()), **keywords)
+
+
+def plan_json(capsys, options, **keywords):
+    assert plan(options + " --json", **keywords) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@dataclass
+class Split:
+    shard_sizes: np.ndarray
+    shard_bytes: np.ndarray
+    sample_nbytes: int
+    shard_of_sample: np.ndarray
+    redshift: np.ndarray | None
+
+
+class Dataset:
+    def __init__(self, split):
+        self.splits = {"train": split}
+
+    def split(self, name):
+        return self.splits[name]
+
+
+def small_split(**changes):
+    sizes = np.full(40, 50)
+    redshift = np.random.default_rng(0).gamma(2, 0.2, 2000)
+    redshift[::7] = np.nan
+    fields = {
+        "shard_sizes": sizes,
+        "shard_bytes": sizes * 1100,
+        "sample_nbytes": 1000,
+        "shard_of_sample": np.repeat(np.arange(40, dtype=np.int32), sizes),
+        "redshift": redshift,
+    }
+    return Split(**{**fields, **changes})
+
+
+def test_the_report_is_the_forecast_of_the_loaders_functions(capsys):
+    options = "--nodes 4 --ranks-per-node 2 --memory-gib 0.004 --epochs 4 " + ASSUMED
+    report = plan_json(capsys, options)
+    job = Job(
+        topology=Topology(num_nodes=4, ranks_per_node=2),
+        nodes=equal_nodes(4, memory_bytes=int(0.004 * 2**30)),
+        shard_sizes=np.full(400, 100),
+        sample_bytes=1000,
+        batch_per_rank=64,
+    )
+    ownership = own_job(job)
+    assert [e["exact"] for e in report["epochs"]] == [True] * 4
+    for epoch in report["epochs"]:
+        forecast = forecast_epoch(job, ownership, epoch["epoch"])
+        assert epoch["samples_by_node"] == forecast.tier_samples.tolist()
+        assert epoch["storage_bytes"] == forecast.storage_bytes.sum()
+    assert report["whole_job"]["storage_bytes"] == sum(e["storage_bytes"] for e in report["epochs"])
+
+
+def test_epochs_beyond_the_replayed_ones_are_expected_and_marked(capsys):
+    options = f"--nodes 2 --memory-gib 0.01 --epochs 9 --replay-epochs 3 {ASSUMED}"
+    report = plan_json(capsys, options)
+    assert [e["exact"] for e in report["epochs"]] == [True] * 3 + [False] * 6
+    replayed, expected = report["epochs"][2], report["epochs"][3]
+    for tier, share in replayed["shares"].items():
+        assert expected["shares"][tier] == pytest.approx(share, abs=0.005)
+    text = render_report({**report, "data": {**report["data"], "name": "x"}})
+    assert "3 to 8 ~" in text
+    assert "~ expected, by the closed form" in text
+
+
+def test_the_table_names_tiers_time_and_what_binds(capsys):
+    assert plan(f"--nodes 4 --memory-gib 0.004 {RATES} {ASSUMED}") == 0
+    text = capsys.readouterr().out
+    for word in ("local %", "storage %", "bound by", "GPU wait", "0 cold", "twice the nodes"):
+        assert word in text
+    first = next(line for line in text.splitlines() if line.startswith("1 "))
+    assert "storage" in first.split()
+    assert max(len(line) for line in text.splitlines()) <= 120
+    assert "pairs of one shard in a batch" in text
+
+
+def test_too_few_shards_for_the_nodes_are_pointed_out(capsys):
+    options = "--nodes 30 --memory-gib 1 --assume-samples 99200 --assume-bytes 1000"
+    assert plan(f"{options} --assume-shard-bytes 1600000") == 0
+    assert "note: nodes hold 2 to 3 shards" in capsys.readouterr().out
+
+
+def test_a_data_set_that_is_there_is_planned_with_its_redshifts(capsys):
+    dataset = Dataset(small_split())
+    report = plan_json(
+        capsys, "DATA --nodes 2 --batch-per-rank 20", open_dataset=lambda path: dataset
+    )
+    assert report["data"]["name"] == "DATA, split train"
+    assert report["data"]["bytes"] == 2000 * 1100
+    assert report["quality"]["redshift_mean_scatter"]["ratio"] == pytest.approx(1, abs=0.4)
+    distance = report["quality"]["redshift_distribution_distance"]
+    assert distance["ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_data_set_without_redshifts_is_planned_too(capsys):
+    for redshift in (None, np.full(2000, np.nan)):
+        dataset = Dataset(small_split(redshift=redshift))
+        report = plan_json(capsys, "DATA", open_dataset=lambda path, d=dataset: d)
+        assert "redshift_mean_scatter" not in report["quality"]
+
+
+def test_an_index_out_of_shard_order_is_refused():
+    order = np.repeat(np.arange(40)[::-1], 50)
+    dataset = Dataset(small_split(shard_of_sample=order))
+    with pytest.raises(DataError, match="'train' is not sorted by shard"):
+        plan("DATA", open_dataset=lambda path: dataset)
+
+
+def test_nodes_may_differ_in_capacity(capsys):
+    report = plan_json(capsys, f"--nodes 2 --memory-gib 0.004,0.008 {ASSUMED}")
+    assert report["caches"]["memory_capacity_bytes"] == int(0.004 * 2**30) + int(0.008 * 2**30)
+    by_node = report["epochs"][1]["samples_by_node"]
+    assert sum(by_node[0]) == sum(by_node[1])
+
+
+def test_a_machine_file_gives_the_rates_and_options_overrule_it(capsys, tmp_path):
+    path = tmp_path / "machine.json"
+    save_machine(path, {"storage_bytes_per_s": 1e6, "network_bytes_per_s": 1e9, "host": "n0"})
+    options = f"--machine {path} --storage-gbps 0.5 {ASSUMED}"
+    report = plan_json(capsys, options)
+    assert report["machine"]["storage"] == 0.5e9
+    assert report["machine"]["network"] == 1e9
+    assert report["machine"]["ssd"] is None
+
+
+def test_a_machine_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "machine.json"
+    save_machine(path, {"ssd_bytes_per_s": 1.0})
+    save_machine(path, {"ssd_bytes_per_s": 2.0})
+    assert machine_from(load_machine(path)).ssd == 2.0
+    with pytest.raises(TypeError):
+        save_machine(path, {"ssd_bytes_per_s": object()})
+    assert [p.name for p in tmp_path.iterdir()] == ["machine.json"]
+    with pytest.raises(StorageError, match="cannot write"):
+        save_machine(tmp_path / "nowhere" / "machine.json", {})
+
+
+def test_a_file_that_is_no_machine_is_refused(tmp_path):
+    path = tmp_path / "machine.json"
+    with pytest.raises(UsageError, match="does not exist"):
+        load_machine(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match="no machine file"):
+        load_machine(path)
+    path.write_text('{"format": 99}')
+    with pytest.raises(DataError, match="not of format 1"):
+        load_machine(path)
+
+
+def test_the_figure_is_a_png(capsys, tmp_path):
+    for rates, name in ((RATES, "times.png"), ("", "hits.png")):
+        assert (
+            plan(f"--nodes 3 --memory-gib 0.004 --figure {tmp_path / name} {rates} {ASSUMED}") == 0
+        )
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(StorageError, match="cannot write the figure"):
+        plan(f"--figure {tmp_path / 'nowhere' / 'a.png'} {ASSUMED}")
+
+
+def test_a_figure_without_matplotlib_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingPackageError, match=r"msdata\[bench\]"):
+        draw_by_nodes([], tmp_path / "a.png")
+
+
+def test_data_smaller_than_a_batch_are_planned_without_quality(capsys):
+    report = plan_json(capsys, "--assume-samples 10 --assume-bytes 5 --batch-per-rank 64")
+    assert report["quality"] is None
+    assert report["job"]["steps_per_epoch"] == 0
+    assert plan("--assume-samples 10 --assume-bytes 5 --batch-per-rank 64") == 0
+    assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "name a data set"),
+        ("DATA", "name a data set"),
+        ("--assume-samples 5", "--assume-bytes"),
+        ("--assume-samples 0 --assume-bytes 5", "above 0"),
+        (f"--epochs 0 {ASSUMED}", "at least one"),
+        (f"--nodes 3 --memory-gib 1,2 {ASSUMED}", "or 3 of them"),
+        (f"--memory-gib much {ASSUMED}", "no number of GiB"),
+        (f"--ssd-gib -1 {ASSUMED}", "from 0"),
+        (f"--nodes 0 {ASSUMED}", "at least one node"),
+        (f"--storage-gbps 0 {ASSUMED}", "no rate"),
+        (f"--policy block --buffer-samples 0 {ASSUMED}", "buffer of 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        plan(options)
+
+
+def test_an_empty_split_is_refused():
+    dataset = Dataset(
+        small_split(shard_sizes=np.zeros(0, np.int64), shard_of_sample=np.zeros(0, np.int32))
+    )
+    with pytest.raises(UsageError, match="no samples"):
+        plan("DATA", open_dataset=lambda path: dataset)
+
+
+def test_a_hundred_epochs_on_a_thousand_nodes_are_planned_in_three_seconds(capsys):
+    options = "--nodes 1024 --ranks-per-node 8 --memory-gib 4 --epochs 100"
+    start = time.perf_counter()
+    assert plan(f"{options} --assume-samples 4300000 --assume-bytes 594384") == 0
+    assert time.perf_counter() - start < 3
+    assert "3 to 99 ~" in capsys.readouterr().out
