@@ -55,7 +55,7 @@ BAD_OBJECTS = {
     "number": (lambda: _with(unwise=3.0), "is a float, not an array"),
     "nan": (lambda: _with(panstarrs=_bad_pixels(np.nan, 290)), "1.00 % of panstarrs band i is NaN"),
     "infinite": (lambda: _with(panstarrs=_bad_pixels(np.inf, 1)), "holds infinite pixels"),
-    "list": (lambda: [1, 2, 3], "not a dict of arrays"),
+    "list": (lambda: [1, 2, 3], "a plain .npy array"),
     "huge": (lambda: _with(unwise=np.full((2, 32, 32), 1e300)), "beyond the range"),
 }
 
@@ -80,8 +80,8 @@ def bad_source(tmp_path: Path) -> Path:
     labels += ["bad_label,,1,2,a", "bad_nanlabel,nan,1,2,a"]
     for name in ("label", "nanlabel", "norow"):
         packing.write_object(source / f"bad_{name}.pkl", packing.mantis_object(2))
-    with (source / "catalog.csv").open("a") as file:
-        file.write("\n".join(labels) + "\n")
+    labels += [f"{n:07d},0.5,1,2,a" for n in range(10)]
+    (source / "catalog.csv").write_text("\n".join(("mantis_id,redshift,ra,dec,fold", *labels)))
     return source
 
 

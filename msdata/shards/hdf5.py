@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,14 @@ class Hdf5ShardWriter:
         self._schema = schema
         self._chunked = chunked
         self._partial = partial_path(path)
+        self._skeleton = partial_path(path.with_name(path.name + ".skeleton"))
+        self._fd = -1
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
             self._offsets = _make_skeleton(self._partial, schema, max_samples, (), chunked)
             self._fd = os.open(self._partial, os.O_RDWR)
         except OSError as error:
+            self.abort()
             raise storage_error("write", path, error) from error
         # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
         self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
@@ -82,7 +86,7 @@ class Hdf5ShardWriter:
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
-        skeleton = self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix)
+        skeleton = self._skeleton
         try:
             for stream in self._streams:
                 stream.flush()
@@ -95,7 +99,7 @@ class Hdf5ShardWriter:
             os.ftruncate(self._fd, nbytes)
             frame_crc = _copy_frame(skeleton, self._fd, frame_ranges(offsets, sizes, nbytes))
             os.fsync(self._fd)
-            os.close(self._fd)
+            self._close()
             skeleton.unlink()
             publish(self._path)
         except OSError as error:
@@ -103,12 +107,18 @@ class Hdf5ShardWriter:
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
     def abort(self) -> None:
-        """Removes what was written."""
-        os.close(self._fd)
-        self._partial.unlink(missing_ok=True)
-        self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix).unlink(
-            missing_ok=True
-        )
+        """Removes what was written; silent, for it follows on an error that says more."""
+        with suppress(OSError):
+            self._close()
+        for path in (self._partial, self._skeleton):
+            with suppress(OSError):
+                path.unlink()
+
+    def _close(self) -> None:
+        # Marked first: closing twice might hit another thread's file of the same number.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _make_skeleton(
