@@ -29,6 +29,8 @@ from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
 _ALIGNMENT = 4096
+# Datasets up to this size are held in memory while others move.
+_HELD_BYTES = 1 << 20
 
 
 def _h5py() -> Any:
@@ -234,13 +236,27 @@ def _move_down(
 ) -> None:
     """Moves arrays to where the smaller skeleton has them.
 
-    Array after array, front to back: a destination never lies behind its source, so nothing is
-    overwritten before it has moved.
+    Datasets move front to back, so that nothing is overwritten before it has moved. That holds for
+    those that keep their order and never move up; HDF5 puts small ones anywhere, so these wait in
+    memory meanwhile.
     """
-    for a, size in enumerate(sizes):
-        for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
-            if source != target:
-                pwrite_all(fd, [os.pread(fd, size, source)], target)
+    held: list[tuple[int, bytes]] = []
+    moved_to = 0
+    in_file_order = np.argsort(old[0]) if len(old) else []
+    for is_held in (True, False):
+        for a in in_file_order:
+            if (len(new) * sizes[a] <= _HELD_BYTES) is not is_held:
+                continue
+            if not is_held and (new[0, a] > old[0, a] or new[0, a] < moved_to):
+                raise DataError("h5py laid out a smaller shard in another order; use --format tar")
+            for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
+                if is_held:
+                    held.append((target, os.pread(fd, sizes[a], source)))
+                elif source != target:
+                    pwrite_all(fd, [os.pread(fd, sizes[a], source)], target)
+            moved_to = moved_to if is_held else int(new[-1, a]) + sizes[a]
+    for target, content in held:
+        pwrite_all(fd, [content], target)
 
 
 def _copy_frame(skeleton: Path, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
