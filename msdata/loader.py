@@ -82,6 +82,8 @@ class Loader:
         self._split = split
         self._sample_nbytes = split.schema.sample_nbytes
         self._prefetch = prefetch
+        # A hash over all shards' entries: milliseconds, which a state is not worth at every step.
+        self._fingerprint = split.dataset.manifest.fingerprint
         self._planner = StepPlanner(
             policy=policy,
             seed=seed,
@@ -247,7 +249,7 @@ class Loader:
             policy=self._planner.policy,
             buffer_samples=self._planner.buffer_samples if self._planner.policy == "block" else 0,
             split=self._split.name,
-            fingerprint=self._split.dataset.manifest.fingerprint,
+            fingerprint=self._fingerprint,
         )
 
     def stats(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A data set of 4.3 million samples without their pixels: an index, and shards that are all hole."""
+"""4.3 million samples without their pixels: an index, and shards that are one hole each."""
 
 from __future__ import annotations
 
