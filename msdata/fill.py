@@ -111,10 +111,14 @@ class FillPool:
             if is_last:
                 filling.done.set()
 
-    def close(self) -> None:
-        """Ends the threads after what they are at."""
+    def stop(self) -> None:
+        """Has the threads end after what they are at, and does not wait for it."""
         for _ in self._threads:
             self._tasks.put(None)
+
+    def close(self) -> None:
+        """Ends the threads after what they are at."""
+        self.stop()
         for thread in self._threads:
             thread.join()
         self._threads = []
