@@ -10,14 +10,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from msdata.errors import DataError
-from msdata.manifest import ShardInfo
+from msdata.expected_shard import ExpectedShard
 from msdata.schema import Schema
 from msdata.shard_files import ShardFile
 from msdata.shards.hdf5 import frame_ranges
@@ -33,9 +29,6 @@ from msdata.shards.tar import (
     member_nbytes,
 )
 
-if TYPE_CHECKING:
-    pass
-
 _BLOCK = 512
 _END_NBYTES = 2 * _BLOCK
 _RECORD = re.compile(rb'\{"sample_id":')
@@ -43,52 +36,18 @@ _RECORD = re.compile(rb'\{"sample_id":')
 _MAX_SEARCHED_NBYTES = 64 << 20
 
 
-class Expected(Protocol):
-    """What is used of `ExpectedShard`."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def info(self) -> ShardInfo:
-        """Its entry in the manifest."""
-
-    @property
-    def schema(self) -> Schema:
-        """The arrays of every sample."""
-
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """int64 (samples, arrays), where each array begins."""
-
-    @property
-    def array_nbytes(self) -> list[int]:
-        """Bytes of each array."""
-
-    def sample_ids(self) -> list[str]:
-        """Ids of its samples."""
-
-    @property
-    def read_rows(self) -> Any:
-        """Reads rows of the index."""
-
-
-def locate_damage(
-    file: ShardFile, container: str, expected: Expected
-) -> list[tuple[int | None, str]]:
+def locate_damage(file: ShardFile, expected: ExpectedShard) -> list[tuple[int | None, str]]:
     """Names the samples whose bytes between the arrays were altered.
 
     Args:
         file: the open shard, of the right size.
-        container: "tar" or "hdf5".
         expected: what the shard has to be.
 
     Returns:
         (position in the shard or None, what is wrong) of each; empty where it cannot be told.
     """
     rows = expected.read_rows(None).to_pylist()
-    if container == "tar":
+    if expected.container == "tar":
         return list(_tar_damage(file, expected, rows))
     return list(_hdf5_damage(file, expected, rows))
 
@@ -100,7 +59,7 @@ def _read(file: ShardFile, start: int, stop: int) -> bytes:
 
 
 def _tar_damage(
-    file: ShardFile, expected: Expected, rows: Sequence[Mapping[str, Any]]
+    file: ShardFile, expected: ExpectedShard, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[int | None, str]]:
     arrays = expected.schema.arrays
     places = expected.offsets.tolist()
@@ -141,7 +100,7 @@ def _json_damage(member: bytes, row: Mapping[str, Any], schema: Schema) -> str:
 
 
 def _hdf5_damage(
-    file: ShardFile, expected: Expected, rows: Sequence[Mapping[str, Any]]
+    file: ShardFile, expected: ExpectedShard, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[int | None, str]]:
     # Read past the library, which may crash on a damaged file.
     ranges = frame_ranges(expected.offsets, expected.array_nbytes, expected.info.nbytes)
@@ -191,7 +150,7 @@ def _is_same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def check_dali_index(file: ShardFile, expected: Expected) -> str:
+def check_dali_index(file: ShardFile, expected: ExpectedShard) -> str:
     """Compares the DALI index beside a tar shard with one made anew.
 
     Args:
@@ -221,7 +180,7 @@ def check_dali_index(file: ShardFile, expected: Expected) -> str:
     return f"the index that DALI reads was altered, first at {where}; --repair makes it anew"
 
 
-def dali_index_of(file: ShardFile, expected: Expected) -> bytes:
+def dali_index_of(file: ShardFile, expected: ExpectedShard) -> bytes:
     """The DALI index of a tar shard, made from the index and the shard's headers.
 
     Raises:

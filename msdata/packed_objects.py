@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata.errors import DataError
+from msdata.expected_shard import ExpectedShard
 from msdata.index import fixed_columns, read_rows
 from msdata.manifest import Manifest
 from msdata.pack.run import inpainted
 from msdata.pack.settings import PackSettings
 from msdata.preprocess import Preparation
-from msdata.shard_check import ExpectedShard
 from msdata.sources.detect import detect_source
 from msdata.verify import SOURCES_NAME
 

@@ -22,13 +22,14 @@ import numpy as np
 from msdata.atomic_file import storage_error, sync_folder, write_whole
 from msdata.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError
+from msdata.expected_shard import ExpectedShard
 from msdata.frame_check import dali_index_of
 from msdata.pack.run import json_values
 from msdata.pack.shard_task import ShardResult, ShardTask, pack_shard
 from msdata.packed_objects import PackedObjects
 from msdata.preprocess import prepare
 from msdata.schema import Array
-from msdata.shard_check import PIECE_NBYTES, ExpectedShard, Fault, check_shard
+from msdata.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.shard_files import ShardFile
 from msdata.shards.shard import pwrite_all
 from msdata.shards.tar import dali_index_path

@@ -6,26 +6,21 @@ found becomes a `Fault`; only the caller's own mistakes raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msdata.atomic_file import storage_error
 from msdata.bit_flip import locate_bit_flip
 from msdata.checksum import crc32c
 from msdata.errors import DataError, StorageError
+from msdata.expected_shard import ExpectedShard
 from msdata.frame_check import check_dali_index, locate_damage
-from msdata.manifest import ShardInfo
-from msdata.schema import Schema
 from msdata.shard_files import ShardFile
 from msdata.shards.hdf5 import frame_ranges
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # One request of a parallel file system; larger ones gain nothing, smaller ones wait more often.
 PIECE_NBYTES = 8 << 20
@@ -55,41 +50,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpectedShard:
-    """What manifest and index say of one shard.
-
-    Attributes:
-        path: the file.
-        info: its entry in the manifest.
-        container: "tar" or "hdf5".
-        schema: the arrays of every sample.
-        offsets: int64 (samples, arrays), where each array begins.
-        crc32c: uint32 (samples,), checksum of each sample's arrays.
-        first_row: row of its first sample in the whole index.
-        read_rows: reads the index's rows of this shard; asked for the columns, None for all.
-    """
-
-    path: Path
-    info: ShardInfo
-    container: str
-    schema: Schema
-    offsets: NDArray[np.int64]
-    crc32c: NDArray[np.uint32]
-    first_row: int
-    read_rows: Callable[[Sequence[str] | None], pa.Table] = field(repr=False)
-
-    @property
-    def array_nbytes(self) -> list[int]:
-        """Bytes of each array."""
-        return [a.nbytes for a in self.schema.arrays]
-
-    def sample_ids(self) -> list[str]:
-        """Ids of its samples, in order."""
-        ids: list[str] = self.read_rows(["sample_id"])["sample_id"].to_pylist()
-        return ids
 
 
 def check_shard(expected: ExpectedShard, buffer: Any) -> list[Fault]:
@@ -178,7 +138,7 @@ def _content_faults(
     ]
     if nbytes == expected.info.nbytes and frame_crc != expected.info.frame_crc32c:
         said = expected.info.frame_crc32c
-        places = locate_damage(file, expected.container, expected)
+        places = locate_damage(file, expected)
         faults += [
             _fault(expected, "frame", text, [] if row is None else [row]) for row, text in places
         ] or [

@@ -138,11 +138,11 @@ def draw_sheet(
 
 
 def _cell_size(columns: Sequence[Column]) -> int:
-    sides = [max(_shape_HW(c)) for c in columns if len(_shape_HW(c)) == 2]
+    sides = [max(_image_shape(c)) for c in columns if len(_image_shape(c)) == 2]
     return int(np.clip(max(sides, default=CELL_MIN), CELL_MIN, CELL_MAX))
 
 
-def _shape_HW(column: Column) -> tuple[int, ...]:
+def _image_shape(column: Column) -> tuple[int, ...]:
     shape = column.array.shape
     if column.number is None:
         return shape
@@ -175,7 +175,7 @@ def _draw_heads(sheet: Image, columns: Sequence[Column], lefts: Sequence[int], t
 
 def _array_label(column: Column) -> str:
     scale = column.array.pixel_scale_arcsec
-    shape = "x".join(map(str, _shape_HW(column)))
+    shape = "x".join(map(str, _image_shape(column)))
     return f"{column.array.name}  {shape}" + (f'  {scale:g}"/pixel' if scale else "")
 
 
@@ -207,8 +207,7 @@ def _resized(stamp: Image, cell: int) -> Image:
         return np.repeat(np.repeat(stamp, factor, axis=0), factor, axis=1)
     shrink = cell / max(height, width)
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    resized: Image = cv2.resize(stamp, size, interpolation=cv2.INTER_AREA)
-    return resized
+    return np.asarray(cv2.resize(stamp, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _centred(stamp: Image, cell: int) -> Image:

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLACK_SIGMA = -2.0
+# Counts that cannot be negative begin at their smallest value instead.
+BLACK_SIGMA = -1.0
 # White is a bright pixel, but never so faint that mere noise fills the range.
 WHITE_PERCENTILE = 99.8
-MIN_WHITE_SIGMA = 6.0
+MIN_WHITE_SIGMA = 8.0
 # Linear up to about here, logarithmic beyond.
 SOFTENING_SIGMA = 3.0
 _MAD_TO_SIGMA = 1.4826
 STRETCH_TEXT = (
-    f"asinh stretch of each stamp on its own: black at median {BLACK_SIGMA:+g} sigma, white at the "
-    f"{WHITE_PERCENTILE:g}th percentile (at least {MIN_WHITE_SIGMA:+g} sigma), linear up to "
-    f"{SOFTENING_SIGMA:g} sigma; sigma from the median absolute deviation"
+    f"asinh stretch of each stamp on its own: black at median {BLACK_SIGMA:+g} sigma or the "
+    f"smallest value, white at the {WHITE_PERCENTILE:g}th percentile (at least "
+    f"{MIN_WHITE_SIGMA:+g} sigma), linear up to {SOFTENING_SIGMA:g} sigma; sigma from the median "
+    "absolute deviation"
 )
 
 
@@ -42,8 +44,9 @@ def stretch(image_HW: NDArray[Any]) -> NDArray[np.uint8]:
         return np.where(is_finite, 128, 0).astype(np.uint8)
     sky, sigma = _sky_and_noise(finite)
     bright = (float(np.percentile(finite, WHITE_PERCENTILE)) - sky) / sigma
+    dark = max(BLACK_SIGMA, (float(finite.min()) - sky) / sigma)
     low, high = (
-        np.arcsinh(limit / SOFTENING_SIGMA) for limit in (BLACK_SIGMA, max(MIN_WHITE_SIGMA, bright))
+        np.arcsinh(limit / SOFTENING_SIGMA) for limit in (dark, max(MIN_WHITE_SIGMA, bright))
     )
     with np.errstate(invalid="ignore"):
         scaled = (np.arcsinh((values - sky) / sigma / SOFTENING_SIGMA) - low) / (high - low)

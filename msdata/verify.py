@@ -21,11 +21,12 @@ import numpy as np
 from msdata.atomic_file import storage_error
 from msdata.dataset import Dataset
 from msdata.errors import DataError
+from msdata.expected_shard import ExpectedShard
 from msdata.index import FILE_NAME as INDEX_NAME
 from msdata.index import IndexFile, file_sha256
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.manifest import Manifest, ShardInfo, read_manifest
-from msdata.shard_check import PIECE_NBYTES, ExpectedShard, Fault, check_shard
+from msdata.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.shards.tar import INDEX_SUFFIX
 
 if TYPE_CHECKING:
