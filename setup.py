@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 
@@ -33,7 +33,16 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["msdata*", "mstrain*"]),
-    package_data={"msdata": ["py.typed"], "mstrain": ["py.typed"]},
+    # Optional: without a compiler the loader reads with preadv, a fifth slower.
+    ext_modules=[
+        Extension(
+            "msdata._stream_fill",
+            ["msdata/stream_fill.c"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        )
+    ],
+    package_data={"msdata": ["py.typed", "*.pyi"], "mstrain": ["py.typed"]},
     install_requires=[
         "numpy>=1.26",
         "pyarrow>=16",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from msdata import __version__
 from msdata.errors import MsdataError, UsageError
+from msdata.signals import exit_code_of, raise_on_sigterm
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
@@ -30,12 +31,22 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"msdata {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((a for a in argv if not a.startswith("-")), None)
+    chosen = _command(argv)
     for name, (module, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == chosen:
             importlib.import_module(module).add_arguments(sub)
     return parser
+
+
+def _command(argv: Sequence[str]) -> str | None:
+    return next((a for a in argv if not a.startswith("-")), None)
+
+
+def _consequence(argv: Sequence[str]) -> str:
+    """What the subcommand says of being interrupted, as far as it has been imported."""
+    module = sys.modules.get(COMMANDS.get(_command(argv) or "", ("", ""))[0])
+    return getattr(module, "WHEN_INTERRUPTED", "nothing finished is lost")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,19 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 good, 1 the work found faults, 2 wrong usage.
     """
+    raise_on_sigterm()
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(arguments).parse_args(arguments)
+    name = f"msdata {_command(arguments) or ''}".rstrip()
     try:
+        args = _parser(arguments).parse_args(arguments)
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except UsageError as error:
-        print(f"msdata {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except MsdataError as error:
-        print(f"msdata {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"msdata {args.command}: interrupted; nothing finished is lost", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"{name}: interrupted; {_consequence(arguments)}", file=sys.stderr)
+        return exit_code_of(error) or 1
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): no reason to complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,17 +1,16 @@
-"""Threads that fill batch buffers with samples, straight from the shards' pages.
+"""Threads that fill batch buffers with samples, straight from the page cache.
 
-A sample costs one system call (in HDF5 one an array), which releases the GIL; all that Python has
-to decide was decided before, batch by batch, so that a thread needs the GIL as seldom and as
-briefly as can be. What is not in memory is announced to the kernel before it is read, so that the
-disk sees deep queues however few threads there are.
+What is in memory is copied by `_stream_fill` (C, optional: see stream_fill.c), a chunk of samples
+a call, without the GIL. What is not, or where that module could not be built, is read with
+`preadv`: a system call a sample in tar, one an array in HDF5, after the kernel was told of the
+whole batch, so that the disk sees deep queues however few threads there are.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,16 +21,23 @@ from msdata.checksum import crc32c_of_parts
 from msdata.dataset import Split
 from msdata.errors import DataError
 from msdata.ring import BatchBuffer
-from msdata.shard_files import NOWAIT, ShardFile
+from msdata.shard_files import ShardFile
+from msdata.shard_maps import ShardMaps
 from msdata.spans import constant_gaps
+
+try:
+    from msdata import _stream_fill
+except ImportError:
+    # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
+    _stream_fill = None  # type: ignore[assignment]
 
 # Small enough that all threads share in every batch, large enough that handing out costs nothing.
 CHUNK_SAMPLES = 16
 # Arrays further apart are fetched by reads of their own.
 _MAX_GAP_NBYTES = 1 << 16
 
-# File descriptor, buffers to fill, offset, bytes: one system call.
-Read = tuple[int, list[Any], int, int]
+# Columns of the table that `_stream_fill` works on.
+_FD, _OFFSET, _NBYTES, _TARGET, _SOURCE = range(5)
 
 
 @dataclass
@@ -41,20 +47,25 @@ class Filling:
     Attributes:
         buffer: where it goes.
         samples: int64 (n,), the samples, in order.
-        reads: the system calls, `num_reads_per_sample` a sample.
+        shards: int64 (n,), each sample's shard.
+        offsets: int64 (n, arrays), where the arrays stand in their shards.
         files: the shards that are read, held open.
+        table: int64 (n * arrays, 5), what `_stream_fill` needs; None without that module.
         done: set when the last sample is there, or one has failed.
         error: what went wrong.
     """
 
     buffer: BatchBuffer
     samples: NDArray[np.int64]
-    reads: list[Read]
+    shards: NDArray[np.int64]
+    offsets: NDArray[np.int64]
     files: dict[int, ShardFile]
+    table: NDArray[np.int64] | None
     num_left: int = 0
     done: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     error: BaseException | None = None
+    is_announced: bool = False
     is_cancelled: bool = False
 
 
@@ -118,6 +129,7 @@ class SampleReader:
     Attributes:
         gaps: bytes between one array of a sample and the next, where one read fetches all; else
             None.
+        is_streaming: whether `_stream_fill` is there; may be set to False to do without.
         num_cold: samples that were not in memory when read.
     """
 
@@ -129,11 +141,17 @@ class SampleReader:
         gaps = constant_gaps(split.schema, self._spans)
         self.gaps = None if gaps is None or max(gaps, default=0) > _MAX_GAP_NBYTES else gaps
         sizes = [a.nbytes for a in split.schema.arrays]
-        self._read_sizes = sizes if self.gaps is None else [sum(sizes) + sum(self.gaps)]
+        self._sizes = np.array(sizes, np.int64)
+        self._maps = ShardMaps()
+        self.is_streaming = _stream_fill is not None
         self.num_cold = 0
 
+    def start_epoch(self) -> None:
+        """Looks anew at which shards are in memory; nothing may be being filled."""
+        self._maps.forget()
+
     def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
-        """Decides the system calls that fill a batch.
+        """Decides where each array of a batch comes from.
 
         Args:
             samples: int64 (n,), numbers within the split.
@@ -143,14 +161,32 @@ class SampleReader:
             DataError: a shard is missing or truncated.
             StorageError: the file system refused.
         """
-        per_sample = len(self._read_sizes)
         shards = self._spans.shards(samples)
         files = {n: self._files.open(n) for n in np.unique(shards).tolist()}
-        descriptors = [files[n].fd for n in np.repeat(shards, per_sample).tolist()]
-        places = self._spans.offsets(samples)[:, :per_sample].reshape(-1).tolist()
-        sizes = self._read_sizes * len(samples)
-        reads = list(zip(descriptors, buffer.targets, places, sizes, strict=False))
-        return Filling(buffer=buffer, samples=samples, reads=reads, files=files)
+        filling = Filling(
+            buffer=buffer,
+            samples=samples,
+            shards=shards,
+            offsets=self._spans.offsets(samples),
+            files=files,
+            table=None,
+        )
+        if self.is_streaming:
+            filling.table = self._table(filling)
+        return filling
+
+    def _table(self, filling: Filling) -> NDArray[np.int64]:
+        num_samples, num_arrays = filling.offsets.shape
+        table = np.empty((num_samples, num_arrays, 5), np.int64)
+        places = {n: (f.fd, self._maps.address(n, f)) for n, f in filling.files.items()}
+        of_sample = np.array([places[n] for n in filling.shards.tolist()], np.int64).reshape(-1, 2)
+        table[:, :, _FD] = of_sample[:, :1]
+        table[:, :, _OFFSET] = filling.offsets
+        table[:, :, _NBYTES] = self._sizes
+        table[:, :, _TARGET] = filling.buffer.addresses[:num_samples]
+        is_mapped = of_sample[:, 1:] != 0
+        table[:, :, _SOURCE] = np.where(is_mapped, of_sample[:, 1:] + filling.offsets, 0)
+        return table.reshape(-1, 5)
 
     def fill(self, filling: Filling, start: int, stop: int) -> None:
         """Reads the samples [start, stop) of a batch.
@@ -159,22 +195,50 @@ class SampleReader:
             DataError: a shard was truncated or altered.
             StorageError: the file system refused.
         """
-        per_sample = len(self._read_sizes)
-        reads = filling.reads[start * per_sample : stop * per_sample]
-        num_hot = _read_from_memory(reads)
-        if num_hot < len(reads):
-            self._read_from_storage(filling, reads[num_hot:])
+        first = start
+        if filling.table is not None and _stream_fill is not None:
+            rows = slice(start * len(self._sizes), stop * len(self._sizes))
+            self._maps.note(filling.table[rows, _SOURCE], filling.table[rows, _NBYTES])
+            done = _stream_fill.fill(filling.table, rows.start, rows.stop)
+            first = done // len(self._sizes)
+        if first < stop:
+            self._read(filling, first, stop)
         if self._checksums is not None:
             for i in range(start, stop):
                 self._check(filling, i)
 
-    def _read_from_storage(self, filling: Filling, reads: Sequence[Read]) -> None:
-        by_descriptor = {file.fd: file for file in filling.files.values()}
-        for descriptor, _, place, nbytes in reads:
-            by_descriptor[descriptor].announce(place, nbytes)
-        for descriptor, target, place, _ in reads:
-            by_descriptor[descriptor].read_into(target, place)
-        self.num_cold += len(reads) // len(self._read_sizes)
+    def _read(self, filling: Filling, start: int, stop: int) -> None:
+        """Reads with preadv: without waiting as long as it goes, then announced, with waiting."""
+        reads = list(self._reads(filling, start, stop))
+        done = 0
+        while done < len(reads) and reads[done][0].read_now(*reads[done][1:]):
+            done += 1
+        if done == len(reads):
+            return
+        self._announce(filling)
+        for file, targets, place in reads[done:]:
+            file.read_into(targets, place)
+        self.num_cold += stop - start - done * (stop - start) // len(reads)
+
+    def _announce(self, filling: Filling) -> None:
+        """Tells the kernel of a whole batch, once, when the first of it is not in memory."""
+        with filling.lock:
+            is_first = not filling.is_announced
+            filling.is_announced = True
+        if is_first:
+            for file, targets, place in self._reads(filling, 0, len(filling.samples)):
+                file.announce(place, sum(map(len, targets)))
+
+    def _reads(
+        self, filling: Filling, start: int, stop: int
+    ) -> Iterator[tuple[ShardFile, list[Any], int]]:
+        """File, buffers and offset of each system call for the samples [start, stop)."""
+        per_sample = 1 if self.gaps is not None else len(self._sizes)
+        targets = filling.buffer.targets
+        for i in range(start, stop):
+            file = filling.files[int(filling.shards[i])]
+            for a in range(per_sample):
+                yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
 
     def _check(self, filling: Filling, i: int) -> None:
         assert self._checksums is not None
@@ -182,23 +246,8 @@ class SampleReader:
         found = crc32c_of_parts(array[i] for array in filling.buffer.arrays.values())
         expected = int(self._checksums[sample])
         if found != expected:
-            shard = int(self._spans.shards(filling.samples[i : i + 1])[0])
             raise DataError(
-                f"{filling.files[shard].path}: sample {self._split.sample_id(sample)} was altered "
-                f"(checksum {found:08x}, the index says {expected:08x}); run 'msdata verify "
-                f"--repair {self._split.dataset.path}'"
+                f"{filling.files[int(filling.shards[i])].path}: sample "
+                f"{self._split.sample_id(sample)} was altered (checksum {found:08x}, the index "
+                f"says {expected:08x}); run 'msdata verify --repair {self._split.dataset.path}'"
             )
-
-
-def _read_from_memory(reads: Sequence[Read]) -> int:
-    """Does the reads until one meets bytes that are not in memory; returns how many were done."""
-    preadv = os.preadv
-    flags = NOWAIT
-    for number, (descriptor, target, place, nbytes) in enumerate(reads):
-        try:
-            if preadv(descriptor, target, place, flags) != nbytes:
-                return number
-        except OSError:
-            # Not in memory, or a file system that cannot tell: the waiting read will say.
-            return number
-    return len(reads)

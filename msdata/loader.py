@@ -120,6 +120,7 @@ class Loader:
     def _run_epoch(self, epoch: int, first_position: int) -> Iterator[Batch]:
         order = self._planner.order(epoch)
         num_steps = self._planner.steps_left(first_position)
+        self._reader.start_epoch()
         self._stats = _Counters(epoch=epoch)
         submitted = 0
         for _ in range(num_steps):
@@ -215,9 +216,14 @@ class Loader:
         Returns:
             `epoch`, `steps`, `samples`, `bytes`, `seconds` since its start, `wait_s` (the caller
             waited for batches), `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`,
-            and over all epochs `cold_samples`, which were not in memory when they were read.
+            over all epochs `cold_samples`, which were not in memory when they were read, and
+            `is_streaming`: whether samples in memory are copied by the C module.
         """
-        return {**self._stats.to_dict(), "cold_samples": self._reader.num_cold}
+        return {
+            **self._stats.to_dict(),
+            "cold_samples": self._reader.num_cold,
+            "is_streaming": self._reader.is_streaming,
+        }
 
     @property
     def ring_nbytes(self) -> int:

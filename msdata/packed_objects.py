@@ -11,7 +11,7 @@ from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
 from msdata.index import fixed_columns, read_rows
 from msdata.manifest import Manifest
-from msdata.pack.run import inpainted
+from msdata.pack.planning import inpainted
 from msdata.pack.settings import PackSettings
 from msdata.preprocess import Preparation
 from msdata.sources.detect import detect_source

@@ -101,9 +101,17 @@ def _refuse_strangers(sample: Mapping[str, Any], schema: Schema) -> None:
     if schema.name != "inferred" or len(sample) == len(schema.arrays) + len(schema.scalars):
         return
     known = {*schema.names, *schema.scalars}
-    for name in sample:
-        if name not in known:
+    for name, value in sample.items():
+        # Text and the like have no place in a shard, and do not hinder.
+        if name not in known and (isinstance(value, np.ndarray) or is_number(value)):
             raise SampleError(f"it has an entry {name!r} that the schema does not know")
+
+
+def is_number(value: Any) -> bool:
+    """Whether an entry of an object's dict is one real number."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iuf"
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def conform(sample: Mapping[str, Any], survey: Survey) -> Array:
@@ -225,8 +233,10 @@ def uncovered_bands(array: Array, survey: Survey) -> list[str]:
 
 def _scalar(sample: Mapping[str, Any], name: str) -> float | int:
     value = sample.get(name)
-    if (isinstance(value, np.ndarray) and value.ndim == 0) or isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise SampleError(f"it has no number {name!r}")
-    return value
+    number: Any = value
+    if np.asarray(number).dtype.kind == "f":
+        return float(number)
+    whole = int(number)
+    return whole if -(1 << 63) <= whole < 1 << 63 else float(whole)

@@ -24,8 +24,9 @@ from msdata.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError
 from msdata.expected_shard import ExpectedShard
 from msdata.frame_check import dali_index_of
-from msdata.pack.run import json_values
-from msdata.pack.shard_task import ShardResult, ShardTask, pack_shard
+from msdata.pack.column_names import scalar_names
+from msdata.pack.shard_task import Rejection, ShardResult, ShardTask, pack_shard
+from msdata.pack.tasks import json_values
 from msdata.packed_objects import PackedObjects
 from msdata.preprocess import prepare
 from msdata.schema import Array
@@ -183,7 +184,8 @@ def _overwrite(fd: int, made: ExpectedShard, row: int, arrays: Sequence[Array]) 
 def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
     """Packs the shard again, with the code that packed it."""
     rows = made.read_rows(None)
-    labels = rows.select(objects.label_columns(rows.column_names))
+    label_columns = objects.label_columns(rows.column_names)
+    labels = rows.select(label_columns)
     task = ShardTask(
         number=0,
         path=made.path,
@@ -196,14 +198,21 @@ def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
         labels=[json_values(r) for r in labels.to_pylist()]
         if labels.num_columns
         else [{}] * rows.num_rows,
+        scalar_names=scalar_names(made.schema, label_columns),
     )
-    result = pack_shard(task, objects.source, _no_progress)()
+    result = pack_shard(task, objects.source, _NoProgress())()
     _compare(task, result, made)
     return f"mended: {rows.num_rows:,} objects packed again"
 
 
-def _no_progress(*, nbytes: int, is_rejected: bool) -> None:
+class _NoProgress:
     """Shards are mended one by one, with a line each."""
+
+    def accept(self, nbytes: int) -> None:
+        """Nothing to show."""
+
+    def reject(self, rejection: Rejection) -> None:
+        """The result says it."""
 
 
 def _compare(task: ShardTask, result: ShardResult, made: ExpectedShard) -> None:

@@ -33,6 +33,7 @@ class BatchBuffer:
     Attributes:
         arrays: by name, shape (batch_size, *survey.shape), C-contiguous.
         targets: what each read fills, in the order of samples and arrays.
+        addresses: int64 (batch_size, number of arrays), where each sample's arrays go.
     """
 
     def __init__(self, schema: Schema, batch_size: int, gaps: Sequence[int] | None = None) -> None:
@@ -48,6 +49,14 @@ class BatchBuffer:
                 batch_size, *survey.shape
             )
             rows.append(raw.reshape(batch_size, survey.nbytes))
+        base = self._bytes.ctypes.data
+        self.addresses: NDArray[np.int64] = np.stack(
+            [
+                base + start + survey.nbytes * np.arange(batch_size, dtype=np.int64)
+                for survey, start in zip(schema.arrays, starts[:-1], strict=True)
+            ],
+            axis=1,
+        )
         self.targets: list[list[Any]] = []
         for i in range(batch_size):
             views = [row[i] for row in rows]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msdata.errors import UsageError
+from msdata.plan import assign
 from msdata.plan.assign import Assignment, assign_epoch, deal_columns, keep_and_miss
 from msdata.plan.order import LAST, BatchPositions, epoch_order, global_positions
 from msdata.plan.ownership import equal_nodes, own_shards
@@ -125,6 +126,16 @@ def test_global_batches_are_the_same_for_one_to_sixteen_nodes(job, nodes):
     )
     for left, right in zip(one.samples, many.samples, strict=True):
         np.testing.assert_array_equal(np.sort(left, axis=None), np.sort(right, axis=None))
+
+
+def test_dealing_in_chunks_is_dealing_at_once(monkeypatch):
+    owner = np.random.default_rng(0).integers(-1, 5, 6000).astype(np.int32)
+    topology = Topology(num_nodes=5, ranks_per_node=2)
+    whole = assign_whole(6000, topology, 3, owner, last="pad")
+    monkeypatch.setattr(assign, "_CHUNK_SAMPLES", 100)
+    chunked = assign_whole(6000, topology, 3, owner, last="pad")
+    np.testing.assert_array_equal(chunked.samples, whole.samples)
+    np.testing.assert_array_equal(chunked.is_real, whole.is_real)
 
 
 def test_nodes_take_turns_at_the_odd_miss():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import UsageError
@@ -42,7 +42,16 @@ def test_no_tier_of_any_node_holds_a_byte_more_than_its_capacity(sizes, nodes):
     assert (owned.held(sizes, SSD) <= nodes.ssd_bytes).all()
 
 
+@settings(max_examples=400)
 @given(sizes=shard_sizes, nodes=clusters())
+@example(
+    sizes=np.array([1, 2]),
+    nodes=Nodes(
+        memory_bytes=np.zeros(5, np.int64),
+        ssd_bytes=np.array([0, 0, 1, 1, 3]),
+        keys=np.arange(5, dtype=np.uint64),
+    ),
+)
 def test_a_shard_is_left_to_storage_only_if_no_tier_has_room_for_it(sizes, nodes):
     owned = own_shards(sizes, nodes)
     left = sizes[owned.tier_of_shard == STORAGE]
@@ -60,6 +69,7 @@ def test_ownership_is_a_function_of_its_arguments(sizes, nodes):
     np.testing.assert_array_equal(one.tier_of_shard, again.tier_of_shard)
 
 
+@settings(max_examples=400)
 @given(sizes=shard_sizes, nodes=clusters(), data=st.data())
 def test_only_the_lost_nodes_shards_move_when_nodes_leave(sizes, nodes, data):
     before = own_shards(sizes, nodes)
@@ -82,6 +92,7 @@ def test_only_the_lost_nodes_shards_move_when_nodes_leave(sizes, nodes, data):
     assert (after.held(sizes, SSD) <= survivors.ssd_bytes).all()
 
 
+@settings(max_examples=400)
 @given(sizes=shard_sizes, nodes=clusters(), extra=clusters())
 def test_shards_move_only_to_the_nodes_that_joined(sizes, nodes, extra):
     before = own_shards(sizes, nodes)
@@ -129,13 +140,14 @@ def test_where_the_data_exceed_the_caches_nodes_weigh_by_their_capacity():
     assert owned.held(sizes, SSD).tolist() == [0, 0, 2000]
 
 
-def test_a_joined_node_takes_its_fair_share_of_data_that_fit():
-    sizes = np.full(4300, 600)
-    before = own_shards(sizes, equal_nodes(99, memory_bytes=10**9))
-    after = own_shards(sizes, equal_nodes(100, memory_bytes=10**9), before)
-    counts = np.bincount(after.owner_of_shard)
-    assert counts[99] >= 42
-    assert (after.owner_of_shard != before.owner_of_shard).sum() == counts[99]
+@pytest.mark.parametrize(("num_shards", "num_nodes"), [(4300, 99), (99, 20)])
+def test_a_joined_node_takes_its_fair_share_of_data_that_fit(num_shards, num_nodes):
+    sizes = np.full(num_shards, 600)
+    before = own_shards(sizes, equal_nodes(num_nodes, memory_bytes=10**9))
+    after = own_shards(sizes, equal_nodes(num_nodes + 1, memory_bytes=10**9), before)
+    counts = np.bincount(after.owner_of_shard, minlength=num_nodes + 1)
+    assert counts[num_nodes] >= num_shards // (num_nodes + 1)
+    assert (after.owner_of_shard != before.owner_of_shard).sum() == counts[num_nodes]
 
 
 def test_without_a_previous_plan_most_shards_stay_when_a_node_joins():

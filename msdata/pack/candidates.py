@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from msdata.catalog import Catalog, join, read_catalog
 from msdata.errors import DataError, UsageError
+from msdata.pack.column_names import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
+from msdata.schema import Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,15 +56,15 @@ class Candidates:
 
 
 def plan_candidates(
-    objects: pa.Table, settings: PackSettings, record_nbytes: int, suffix: str
+    objects: pa.Table, schema: Schema, settings: PackSettings, record: tuple[int, str]
 ) -> Candidates:
     """Joins labels, draws splits and order, and cuts the order into shards.
 
     Args:
         objects: what `Source.scan` gave.
+        schema: the arrays of every object.
         settings: what the user asked for.
-        record_nbytes: bytes of one sample in a shard, headers included.
-        suffix: of the shards' names.
+        record: bytes of one sample in a shard, headers included, and the suffix of shards' names.
 
     Raises:
         UsageError: the catalogue does not fit, or there is no such split column.
@@ -80,13 +82,17 @@ def plan_candidates(
         raise DataError(f"no object of {settings.source} is usable; the first one: {reason}")
     keys = _hashes(kept["sample_id"].to_pylist(), settings.seed)
     splits = _splits(kept, keys[:, 0], settings)
+    record_nbytes, suffix = record
     kept, slices = _place(kept, splits, keys[:, 1], settings.shard_nbytes // record_nbytes, suffix)
+    names = label_names(label_columns, schema)
+    kept = kept.rename_columns([names.get(n, n) for n in kept.column_names])
+    renamed = [f"column {a!r} is kept as {b!r}" for a, b in names.items() if a != b]
     return Candidates(
         table=kept,
         slices=slices,
         rejected=rejected,
-        label_columns=label_columns,
-        notes=() if catalog is None else catalog.notes,
+        label_columns=tuple(names.values()),
+        notes=(*(() if catalog is None else catalog.notes), *renamed),
     )
 
 
@@ -138,10 +144,10 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
     if settings.split_column is not None:
         return _splits_of_column(table, settings.split_column)
     if "split" in table.column_names:
-        return [str(name) for name in table["split"].to_pylist()]
+        return list(map(str, table["split"].to_pylist()))
     edges = np.cumsum(settings.split_fractions)[:-1]
     numbers = np.searchsorted(edges, keys.astype(np.float64) * 2.0**-64, side="right")
-    return [SPLIT_NAMES[n] for n in numbers.tolist()]
+    return [SPLIT_NAMES[number] for number in numbers.tolist()]
 
 
 def _splits_of_column(table: pa.Table, column: str) -> list[str]:

@@ -8,17 +8,21 @@ import os
 import re
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msdata.errors import MsdataError, UsageError
 from msdata.manifest import CONTAINERS
 from msdata.pack.settings import DEFAULT_SHARD_NBYTES, PackSettings
+from msdata.signals import exit_code_of
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
     from msdata.pack.run import PackReport
 
+# Said after Ctrl-C or SIGTERM, which Slurm sends at the time limit.
+WHEN_INTERRUPTED = "what is finished is kept: run the same command with --resume"
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -63,7 +67,7 @@ def _parse_scale(text: str) -> tuple[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata pack`."""
     parser.add_argument("source", type=Path, help="folder of pickled dicts, or of block files")
-    parser.add_argument("out", type=Path, help="folder of the data set; new or empty")
+    parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
     parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table with the labels")
     parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
     parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
@@ -147,7 +151,8 @@ def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
     from msdata.mpi import communicator
-    from msdata.pack.ranks import PeerError, pack_on_ranks
+    from msdata.pack.rank_progress import PeerError
+    from msdata.pack.ranks import pack_on_ranks
 
     if args.jobs not in (None, 1):
         raise UsageError(
@@ -167,13 +172,20 @@ def _run_on_ranks(
         sys.exit(1)
     except MsdataError:
         raise
-    except BaseException:
-        # Ranks that wait for this one would wait forever.
-        import traceback
-
-        traceback.print_exc()
-        world.Abort(1)
+    except BaseException as error:
+        # Ranks that wait for this one would wait for ever.
+        _abort(error, world)
         raise
+
+
+def _abort(error: BaseException, world: Any) -> None:
+    code = exit_code_of(error)
+    if code is None:
+        traceback.print_exc()
+    elif world.Get_rank() == 0:
+        print(f"msdata pack: interrupted; {WHEN_INTERRUPTED}", file=sys.stderr)
+    sys.stderr.flush()
+    world.Abort(1 if code is None else code)
 
 
 def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float) -> None:

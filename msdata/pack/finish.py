@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ import pyarrow as pa
 
 from msdata import __version__
 from msdata.atomic_file import write_whole
-from msdata.errors import DataError
+from msdata.errors import DataError, StorageError
 from msdata.index import fixed_columns, split_rows, write_index, write_table
 from msdata.manifest import Manifest, ShardInfo
+from msdata.pack.column_names import scalar_names
 from msdata.pack.settings import PackSettings
+from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
 
 REJECTED_NAME = "rejected.csv"
@@ -38,10 +43,10 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
         StorageError: the file system refused.
     """
     table, sources, shards = _collect(state, plan)
-    num_rejected = write_rejected(state, plan)
+    num_unusable = write_rejected(state, plan)
     if table is None:
         raise DataError(
-            f"all {num_rejected} objects were rejected; the reasons are in "
+            f"all {num_unusable} objects were rejected; the reasons are in "
             f"{state.out / REJECTED_NAME}"
         )
     digest = write_index(state.out, table, plan.schema)
@@ -60,7 +65,7 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
         provenance={
             "msdata": __version__,
             "settings": settings.provenance(),
-            "num_rejected": num_rejected,
+            "num_rejected": num_unusable,
         },
     )
     manifest.write(state.out)
@@ -91,7 +96,7 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
         )
     if not rows:
         return None, pa.table({}), []
-    return pa.concat_tables(rows), pa.concat_tables(sources), shards
+    return _join_rows(rows), pa.concat_tables(sources), shards
 
 
 def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) -> pa.Table:
@@ -109,22 +114,41 @@ def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) ->
         columns[f"filled_{name}"] = found[f"filled_{name}"].cast(pa.int32())
         columns[f"nan_{name}"] = found[f"nan_{name}"].cast(pa.int32())
     ordered = {name: columns[name] for name in fixed_columns(plan.schema)}
-    for name in plan.schema.scalars:
-        # One shard's numbers may all be whole, another's not.
-        ordered[name] = found[name].cast(pa.float64())
+    for name, column in scalar_names(plan.schema, plan.label_columns).items():
+        ordered[column] = found[f"scalar_{name}"]
     for name in plan.label_columns:
-        ordered.setdefault(name, taken[name])
+        ordered[name] = taken[name]
     return pa.table(ordered)
 
 
-def write_rejected(state: PackState, plan: PackPlan) -> int:
-    """Writes `rejected.csv` from what is known so far; returns the number of its rows."""
+def _join_rows(parts: list[pa.Table]) -> pa.Table:
+    """One table of all shards; where one shard's numbers are all whole and another's not: floats.
+
+    Large whole numbers, such as a survey's object ids, stay whole where all are.
+    """
+    schema = parts[0].schema
+    for i, field in enumerate(schema):
+        if any(part.schema.field(i).type != field.type for part in parts):
+            schema = schema.set(i, field.with_type(pa.float64()))
+    return pa.concat_tables(part.cast(schema, safe=False) for part in parts)
+
+
+def write_rejected(state: PackState, plan: PackPlan, unfinished: Sequence[Rejection] = ()) -> int:
+    """Writes `rejected.csv` from what is known so far; returns the number of its rows.
+
+    Args:
+        state: the state.
+        plan: its plan.
+        unfinished: unusable objects of shards that are not finished.
+    """
     rows = [tuple(r.values()) for r in state.read_rejected().to_pylist()]
     candidates = state.open_candidates()
-    for number in range(len(plan.slices)):
-        if not state.note_path(number).exists():
-            continue
-        rejected = state.read_note(number).facts["rejected"]
+    by_shard: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for rejection in unfinished:
+        by_shard[rejection.number].append((rejection.position, rejection.reason))
+    for number in state.finished(plan):
+        by_shard[number] = state.read_note(number).facts["rejected"]
+    for number, rejected in by_shard.items():
         if not rejected:
             continue
         group = candidates.read_row_group(number, columns=["sample_id", "path", "row"])
@@ -134,5 +158,19 @@ def write_rejected(state: PackState, plan: PackPlan) -> int:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("sample_id", "path", "row", "reason"))
     writer.writerows(sorted(rows))
-    write_whole(state.out / REJECTED_NAME, text.getvalue().encode())
+    write_whole(state.out / REJECTED_NAME, text.getvalue().encode(errors="backslashreplace"))
     return len(rows)
+
+
+def write_rejected_so_far(
+    state: PackState, plan: PackPlan, unfinished: Sequence[Rejection]
+) -> None:
+    """Writes `rejected.csv` for a run that fails; a full disk must not hide why it fails."""
+    with suppress(StorageError):
+        write_rejected(state, plan, unfinished)
+
+
+def num_rejected(state: PackState, plan: PackPlan) -> int:
+    """Unusable objects that are known already: of the plan, and of finished shards."""
+    notes = (state.read_note(number) for number in state.finished(plan))
+    return plan.num_rejected + sum(len(note.facts["rejected"]) for note in notes)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from msdata.errors import DataError, SampleError, UsageError
+from msdata.pack.read_ahead import read_in_order, read_sample
+from msdata.preprocess import is_number
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.source import Source
 
@@ -33,11 +35,18 @@ def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema
     """
     votes: Counter[Schema] = Counter()
     reason = ""
-    for path, row in locations:
+
+    def look(number: int) -> Schema:
         try:
-            votes[schema_of(source.read(path, row))] += 1
-        except (SampleError, UsageError) as error:
-            reason = reason or f"{path}: {error}"
+            return schema_of(read_sample(source, *locations[number]))
+        except UsageError as error:
+            raise SampleError(str(error)) from error
+
+    for number, found in read_in_order(len(locations), look):
+        if isinstance(found, SampleError):
+            reason = reason or f"{locations[number][0]}: {found}"
+        else:
+            votes[found] += 1
     if not votes:
         raise DataError(
             f"none of the first {len(locations)} objects of {source.root} is usable; {reason}"
@@ -55,7 +64,7 @@ def schema_of(sample: Mapping[str, Any]) -> Schema:
         SampleError: it holds no numeric array, or something that is neither array, number nor text.
     """
     arrays = {n: v for n, v in sample.items() if isinstance(v, np.ndarray) and v.ndim}
-    scalars = tuple(n for n, v in sample.items() if n not in arrays and _is_number(v))
+    scalars = tuple(n for n, v in sample.items() if n not in arrays and is_number(v))
     if not arrays:
         raise SampleError("its dict holds no arrays")
     known = {a.name: a for a in MANTIS_SHRIMP.arrays}
@@ -63,12 +72,6 @@ def schema_of(sample: Mapping[str, Any]) -> Schema:
         return replace(MANTIS_SHRIMP, scalars=scalars)
     surveys = tuple(_survey_of(name, array, known.get(name)) for name, array in arrays.items())
     return Schema(name="inferred", arrays=surveys, scalars=scalars)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "iuf"
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _survey_of(name: str, array: np.ndarray[Any, Any], known: Survey | None) -> Survey:

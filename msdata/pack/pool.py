@@ -10,19 +10,36 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from msdata.errors import MsdataError
-from msdata.pack.shard_task import ShardResult, ShardTask
+from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
 from msdata.pack.worker import NUM_COUNTERS, SharedCounters
 
 _TICK_S = 0.2
+# Time for a worker to remove its unfinished shard when the run fails.
+_GRACE_S = 5.0
+# `-P` and a path at the end: a file in the current folder that is named like a module of Python's
+# must not be imported in its place.
+_BOOTSTRAP = (
+    "import sys; sys.path.append(sys.argv.pop(1)); import msdata.pack.worker as w; w.main()"
+)
+
+
+class Watcher(Protocol):
+    """Looks on while the workers work."""
+
+    def tick(self) -> None:
+        """Called several times a second; may raise to stop the work."""
+
+    def reject(self, rejection: Rejection) -> None:
+        """Told of each unusable object; may raise to stop the work."""
 
 
 @dataclass
@@ -39,44 +56,57 @@ class WorkerPool:
     Args:
         num_workers: processes to start.
         source_root: folder with the objects, which each worker opens by itself.
+        lock_fd: the folder's lock, which each worker keeps for as long as it lives.
     """
 
-    def __init__(self, num_workers: int, source_root: Path) -> None:
+    def __init__(self, num_workers: int, source_root: Path, lock_fd: int) -> None:
         self._source_root = source_root
         self._num_workers = num_workers
+        self._lock_fd = lock_fd
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> WorkerPool:
-        with tempfile.TemporaryFile() as file:
-            file.truncate(self._num_workers * NUM_COUNTERS * 8)
-            self.counters = SharedCounters(file.fileno(), self._num_workers).values
+        counters_fd = os.memfd_create("msdata-pack-counters")
+        # A signal's mask is inherited: Ctrl-C reaches all processes of the terminal, but only the
+        # parent is to act on it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            os.ftruncate(counters_fd, self._num_workers * NUM_COUNTERS * 8)
+            self.counters = SharedCounters(counters_fd, self._num_workers).values
             for number in range(self._num_workers):
-                self._workers.append(self._start(number, file.fileno()))
+                self._workers.append(self._start(number, counters_fd))
+        except OSError as error:
+            self._stop_all()
+            raise MsdataError(
+                f"cannot start {self._num_workers} worker processes: {error.strerror}; give a "
+                "smaller --jobs"
+            ) from error
+        finally:
+            os.close(counters_fd)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self
 
     def _start(self, number: int, counters_fd: int) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [
-                *(sys.executable, "-m", "msdata.pack.worker"),
+                *(sys.executable, "-P", "-c", _BOOTSTRAP, str(Path(__file__).parents[2])),
                 *(str(theirs.fileno()), str(counters_fd), str(number), str(self._num_workers)),
                 str(self._source_root),
             ]
-            package_root = str(Path(__file__).parents[2])
             process = subprocess.Popen(
                 command,
-                pass_fds=(theirs.fileno(), counters_fd),
+                pass_fds=(theirs.fileno(), counters_fd, self._lock_fd),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": _with(package_root)},
             )
         return _Worker(process=process, connection=Connection(ours.detach()))
 
-    def run(self, tasks: Iterator[ShardTask], tick: Callable[[], None]) -> Iterator[ShardResult]:
+    def run(self, tasks: Iterator[ShardTask], watcher: Watcher) -> Iterator[ShardResult]:
         """Hands out tasks in order and yields results as they come.
 
         Args:
             tasks: drawn one by one as workers ask.
-            tick: called several times a second; may raise to stop the work.
+            watcher: looks on.
 
         Yields:
             One result a task.
@@ -90,16 +120,15 @@ class WorkerPool:
                 if worker.is_idle and not worker.is_done:
                     task = next(tasks, None) if pending else None
                     pending = task is not None
-                    worker.connection.send(task)
+                    _send(worker, task)
                     worker.is_idle, worker.is_done = False, task is None
-            tick()
-            yield from self._collect()
-        while any(w.process.poll() is None for w in self._workers):
-            tick()
-            yield from self._collect()
-        yield from self._collect()
+            watcher.tick()
+            yield from self._collect(watcher)
+        while any(not w.connection.closed for w in self._workers):
+            watcher.tick()
+            yield from self._collect(watcher)
 
-    def _collect(self) -> Iterator[ShardResult]:
+    def _collect(self, watcher: Watcher) -> Iterator[ShardResult]:
         by_connection = {w.connection: w for w in self._workers if not w.connection.closed}
         for ready in wait(list(by_connection), _TICK_S):
             worker = by_connection[ready]  # type: ignore[index]
@@ -108,6 +137,8 @@ class WorkerPool:
                 raise message
             if isinstance(message, ShardResult):
                 yield message
+            elif isinstance(message, Rejection):
+                watcher.reject(message)
             elif not worker.is_done:
                 worker.is_idle = True
 
@@ -117,18 +148,42 @@ class WorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for worker in self._workers:
-            if error is not None and worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGKILL)
-            worker.connection.close()
-        for worker in self._workers:
-            worker.process.wait()
+        if error is None:
+            for worker in self._workers:
+                worker.connection.close()
+                worker.process.wait()
+        else:
+            self._stop_all()
+
+    def _stop_all(self) -> None:
+        """Asks the workers to remove what they have not finished; kills those that do not end."""
+        try:
+            for worker in self._workers:
+                worker.process.terminate()
+            deadline = time.monotonic() + _GRACE_S
+            for worker in self._workers:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            for worker in self._workers:
+                worker.process.kill()
+                worker.connection.close()
+                worker.process.wait()
+
+
+def _send(worker: _Worker, task: ShardTask | None) -> None:
+    try:
+        worker.connection.send(task)
+    except (BrokenPipeError, ConnectionResetError):
+        # It died; whatever it still said, and how it ended, is found by receiving.
+        return
 
 
 def _receive(worker: _Worker) -> Any:
     try:
         return worker.connection.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):
         pass
     code = worker.process.wait()
     worker.connection.close()
@@ -139,8 +194,3 @@ def _receive(worker: _Worker) -> Any:
         f"a pack worker {cause} (out of memory, or killed by hand?); what is finished is kept: "
         "run the same command with --resume"
     )
-
-
-def _with(folder: str) -> str:
-    rest = os.environ.get("PYTHONPATH")
-    return f"{folder}{os.pathsep}{rest}" if rest else folder

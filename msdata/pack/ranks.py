@@ -1,34 +1,30 @@
-"""A pack over MPI ranks: rank 0 plans and finishes, every rank writes its share of the shards."""
+"""A pack over MPI ranks: rank 0 plans and finishes, every rank writes its share of the shards.
+
+Whatever one rank does that may fail, all ranks learn of before they wait for each other: a rank
+that waits for one that has failed would wait for ever.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from msdata.errors import DataError, MsdataError
-from msdata.pack.finish import finish_pack
-from msdata.pack.run import (
-    PackReport,
-    RejectLimit,
-    make_plan,
-    make_tasks,
-    take_folder,
-    tasks_left,
-)
+from msdata.errors import MsdataError
+from msdata.manifest import Manifest
+from msdata.pack.finish import finish_pack, num_rejected, write_rejected_so_far
+from msdata.pack.folder_lock import folder_lock, share
+from msdata.pack.planning import make_plan
+from msdata.pack.rank_progress import PeerError, RankProgress
+from msdata.pack.reject_limit import RejectLimit
+from msdata.pack.run import PackReport, check_paths, finished_report
 from msdata.pack.settings import PackSettings
-from msdata.pack.shard_task import ShardResult, run_tasks
+from msdata.pack.shard_task import run_tasks
 from msdata.pack.state import PackPlan, PackState
-from msdata.progress import ProgressLine
+from msdata.pack.tasks import make_tasks, tasks_left
 from msdata.sources.detect import detect_source
 
-# How often rank 0 looks which shards the other ranks have finished.
-_LOOK_INTERVAL_S = 2.0
 _T = TypeVar("_T")
-
-
-class PeerError(MsdataError):
-    """Another rank failed and has said so."""
 
 
 def pack_on_ranks(
@@ -52,23 +48,26 @@ def pack_on_ranks(
         The report on rank 0, None on the others.
 
     Raises:
-        MsdataError: as `pack`, on rank 0 or on the rank that failed; the others raise PeerError.
+        MsdataError: as `pack`, on the first rank that failed; the others raise PeerError.
     """
     state = PackState(settings.out)
-    finished = _on_root(world, lambda: take_folder(state, resume=resume))
-    if finished is not None:
-        return finished if world.Get_rank() == 0 else None
-    if world.Get_rank() != 0:
-        _on_root(world, lambda: None)
-        _pack_share(state, settings, world, max_rejected, is_quiet=True)
-        _on_root(world, lambda: None)
+    with ExitStack() as stack:
+        begun = _on_root(world, lambda: _begin(state, settings, stack, resume=resume))
+        if begun is None:
+            return finished_report(state, settings) if world.Get_rank() == 0 else None
+        plan, left, num_noted = begun
+        if world.Get_rank():
+            shared = folder_lock(state.lock_path, is_shared=True)
+            _on_all(world, lambda: stack.enter_context(shared))
+        else:
+            _on_all(world, lambda: None)
+        limit = RejectLimit(num_noted, max_rejected, state.out)
+        progress = RankProgress(state, plan, left, world, limit, is_quiet=is_quiet)
+        _pack_share(state, plan, settings, progress, world)
+        packed = sum(world.allgather(progress.packed))
+        manifest = _on_root(world, lambda: _finish(state, plan, settings, max_rejected))
+    if world.Get_rank():
         return None
-    with state.locked():
-        plan = _on_root(world, lambda: make_plan(state, settings))
-        limit = RejectLimit(state, plan, max_rejected)
-        packed, rejected = _pack_share(state, settings, world, max_rejected, is_quiet=is_quiet)
-        limit.check(rejected)
-        manifest = _on_root(world, lambda: finish_pack(state, plan, settings))
     return PackReport(
         manifest=manifest,
         num_packed=packed,
@@ -77,11 +76,30 @@ def pack_on_ranks(
     )
 
 
-def _on_root(world: Any, work: Callable[[], _T]) -> _T:
-    """Does `work` on rank 0; if it fails there, every rank raises.
+def _begin(
+    state: PackState, settings: PackSettings, stack: ExitStack, *, resume: bool
+) -> tuple[PackPlan, list[int], int] | None:
+    """The plan, the shards that are left, the rejects so far; None for a finished data set."""
+    check_paths(state, settings, resume=resume)
+    if state.is_complete:
+        return None
+    lock_fd = stack.enter_context(folder_lock(state.lock_path))
+    if state.is_complete:
+        return None
+    plan = make_plan(state, settings)
+    share(lock_fd)
+    return plan, tasks_left(state, plan), num_rejected(state, plan)
 
-    On the other ranks the value is what rank 0 returned, as far as it can be sent: None otherwise.
-    """
+
+def _finish(
+    state: PackState, plan: PackPlan, settings: PackSettings, max_rejected: int | None
+) -> Manifest:
+    RejectLimit(num_rejected(state, plan), max_rejected, state.out).check()
+    return finish_pack(state, plan, settings)
+
+
+def _on_root(world: Any, work: Callable[[], _T]) -> _T:
+    """Does `work` on rank 0 and gives all ranks its value; if it fails there, all raise."""
     if world.Get_rank() != 0:
         failed, value = world.bcast(None, root=0)
         if failed:
@@ -90,102 +108,52 @@ def _on_root(world: Any, work: Callable[[], _T]) -> _T:
         return received
     try:
         result = work()
-    except BaseException:
+    except MsdataError:
         world.bcast((True, None), root=0)
         raise
     world.bcast((False, result), root=0)
     return result
 
 
-def _pack_share(
-    state: PackState,
-    settings: PackSettings,
-    world: Any,
-    max_rejected: int | None,
-    *,
-    is_quiet: bool,
-) -> tuple[int, int]:
-    """Packs this rank's shards; returns samples packed and rejected by all ranks together.
-
-    A failure is told to all ranks once they are done, so that every finished shard is kept.
-    """
-    plan = state.load_plan(settings)
-    left = tasks_left(state, plan)
-    mine = left[world.Get_rank() :: world.Get_size()]
-    # All ranks must have listed what is left before any of them finishes a shard.
-    world.Barrier()
-    progress = _RankProgress(state, plan, (left, mine), max_rejected, is_quiet=is_quiet)
+def _on_all(world: Any, work: Callable[[], object]) -> None:
+    """Does `work` on every rank; if it fails on any, every rank raises, the first its own error."""
     error: MsdataError | None = None
     try:
-        source = detect_source(settings.source)
-        tasks = make_tasks(state, plan, settings, mine)
-        run_tasks(tasks, source, progress, deliver=progress.deliver)
+        work()
     except MsdataError as caught:
         error = caught
-    progress.close()
-    failed = world.allgather(error is not None)
-    if error is not None:
-        raise error
+    # A rank that was stopped by another has nothing to say of its own.
+    failed = world.allgather(error is not None and not isinstance(error, PeerError))
     if any(failed):
-        raise PeerError(f"rank {failed.index(True)} failed")
-    packed, rejected = zip(*world.allgather((progress.packed, progress.rejected)), strict=True)
-    return sum(packed), sum(rejected)
+        first = failed.index(True)
+        if error is not None and first == world.Get_rank():
+            raise error
+        raise PeerError(f"rank {first} failed")
 
 
-class _RankProgress:
-    """Counts this rank's objects; shows them with the shards that other ranks have finished."""
+def _pack_share(
+    state: PackState, plan: PackPlan, settings: PackSettings, progress: RankProgress, world: Any
+) -> None:
+    """Packs this rank's shards. When one rank fails, all of them stop; what is finished is kept."""
 
-    def __init__(
-        self,
-        state: PackState,
-        plan: PackPlan,
-        left_and_mine: tuple[Sequence[int], Sequence[int]],
-        max_rejected: int | None,
-        *,
-        is_quiet: bool,
-    ) -> None:
-        left, mine = left_and_mine
-        self._state = state
-        self._sample_nbytes = plan.schema.sample_nbytes
-        self._max_rejected = max_rejected
-        self._sizes = {n: plan.slices[n].stop - plan.slices[n].start for n in left}
-        self._others = set(left) - set(mine)
-        self._done_by_others = 0
-        self._looked_s = time.monotonic()
-        self._is_quiet = is_quiet
-        self._line = ProgressLine("pack", sum(self._sizes.values()), is_quiet=is_quiet)
-        self.packed = 0
-        self.rejected = 0
+    def work() -> None:
+        try:
+            progress.limit.check()
+            tasks = make_tasks(state, plan, settings, progress.mine)
+            source = detect_source(settings.source)
+            run_tasks(tasks, source, progress, deliver=progress.deliver)
+        except PeerError:
+            raise
+        except MsdataError:
+            progress.stop_others()
+            raise
 
-    def __call__(self, *, nbytes: int, is_rejected: bool) -> None:
-        self.packed += not is_rejected
-        self.rejected += is_rejected
-        if self._max_rejected is not None and self.rejected > self._max_rejected:
-            raise DataError(
-                f"{self.rejected} objects are unusable, more than --max-rejected "
-                f"{self._max_rejected}; run again with --resume and a higher limit"
-            )
-        if not self._is_quiet:
-            self._look()
-            self._line.update(*self._totals())
-
-    def _totals(self) -> tuple[int, int]:
-        done = self.packed + self._done_by_others
-        return done + self.rejected, done * self._sample_nbytes
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        if now - self._looked_s < _LOOK_INTERVAL_S:
-            return
-        self._looked_s = now
-        for number in [n for n in self._others if self._state.note_path(n).exists()]:
-            self._others.discard(number)
-            self._done_by_others += self._sizes[number]
-
-    def deliver(self, result: ShardResult) -> None:
-        """Notes a finished shard."""
-        self._state.save_note(result)
-
-    def close(self) -> None:
-        """Ends the line."""
-        self._line.close(*self._totals())
+    try:
+        _on_all(world, work)
+    except MsdataError:
+        unfinished = world.gather(progress.limit.unfinished, root=0)
+        if world.Get_rank() == 0:
+            write_rejected_so_far(state, plan, [r for part in unfinished for r in part])
+        raise
+    finally:
+        progress.close()

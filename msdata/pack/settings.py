@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any
 from msdata.errors import UsageError
 from msdata.manifest import CONTAINERS
 
+# Which option sets what; for messages.
+OPTIONS = {
+    "source": "SRC",
+    "container": "--format",
+    "shard_nbytes": "--shard-size",
+    "split_fractions": "--split",
+    "pixel_scales_arcsec": "--pixel-scale",
+}
 SPLIT_NAMES = ("train", "val", "test")
 # Large enough for sequential reads on a parallel file system, small enough that thousands of nodes
 # can each own a few of 2.5 TB.
@@ -61,12 +70,17 @@ class PackSettings:
             raise UsageError(f"--shard-size {self.shard_nbytes} B is below 64 KiB; give e.g. 1GiB")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"--seed {self.seed} is out of range; give 0 to 2**63 - 1")
+        if not 0 <= self.max_nan_fraction <= 1:
+            raise UsageError(
+                f"--max-nan-fraction {self.max_nan_fraction} is no fraction; give 0 to 1"
+            )
+        for name, scale in (self.pixel_scales_arcsec or {}).items():
+            if not 0 < scale < math.inf:
+                raise UsageError(f"--pixel-scale {name}={scale:g} is no size; give arcseconds")
         fractions = self.split_fractions
-        if (
-            len(fractions) != len(SPLIT_NAMES)
-            or any(f < 0 for f in fractions)
-            or abs(sum(fractions) - 1) > 1e-6
-        ):
+        # Written so that NaN, of which no comparison is true, is refused as well.
+        are_fractions = all(f >= 0 for f in fractions) and abs(sum(fractions) - 1) <= 1e-6
+        if len(fractions) != len(SPLIT_NAMES) or not are_fractions:
             raise UsageError(
                 f"--split {','.join(f'{f:g}' for f in fractions)}: give three fractions (train, "
                 "val, test) that add up to 1, such as 0.7,0.1,0.2"
@@ -79,6 +93,25 @@ class PackSettings:
             "source": str(self.source.absolute()),
             **self.provenance(),
         }
+
+    def check_same(self, before: Mapping[str, Any], out: Path) -> None:
+        """Refuses to resume what was begun with other settings.
+
+        Args:
+            before: `to_json` or `provenance` of the settings it was begun with.
+            out: the data set's folder, for the message.
+
+        Raises:
+            UsageError: they differ; the message names the option.
+        """
+        for name, value in self.to_json().items():
+            if name in before and value != before[name]:
+                option = OPTIONS.get(name, "--" + name.replace("_", "-"))
+                raise UsageError(
+                    f"{out} was begun with {option} {_as_option(before.get(name))}, not "
+                    f"{_as_option(value)}; resume with the same options, or pack into another "
+                    "folder"
+                )
 
     def provenance(self) -> dict[str, Any]:
         """The settings that `dataset.json` records: no paths, they differ between machines."""
@@ -95,3 +128,13 @@ class PackSettings:
             "max_nan_fraction": self.max_nan_fraction,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
         }
+
+
+def _as_option(value: Any) -> str:
+    if value is None:
+        return "(none)"
+    if isinstance(value, list):
+        return ",".join(str(v) for v in value) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{k}={v}" for k, v in value.items()) or "(none)"
+    return str(value)

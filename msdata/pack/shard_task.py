@@ -1,15 +1,12 @@
 """One shard's work: what goes to a worker, what comes back, and the doing of it.
 
-Reads overlap in threads, because a parallel file system answers slowly however fast it streams;
-one thread writes, in order. NumPy only: a worker starts without pyarrow.
+Reads overlap in threads (`read_ahead.py`); one thread writes, in order. NumPy only: a worker starts
+without pyarrow.
 """
 
 from __future__ import annotations
 
-import errno
-import itertools
-import queue
-import threading
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,19 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from msdata.checksum import crc32c_of_parts
-from msdata.errors import SampleError, StorageError
+from msdata.errors import SampleError
+from msdata.pack.read_ahead import read_in_order, read_sample
 from msdata.preprocess import Preparation, Prepared, prepare
 from msdata.schema import Schema
 from msdata.shards.hdf5 import Hdf5ShardWriter
 from msdata.shards.shard import Record, ShardSummary, ShardWriter
 from msdata.shards.tar import TarShardWriter
 from msdata.sources.source import Source
-
-# 16 readers a process hide 5 ms a file at 3,200 files/s a process.
-NUM_READERS = 16
-_WINDOW = 2 * NUM_READERS
-# What the operating system says of one file; other errors are the file system's and stop the run.
-_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +41,7 @@ class ShardTask:
         sample_ids: id of each object.
         locations: (path, row) of each object, for `Source.read`.
         labels: catalogue columns of each object.
+        scalar_names: what the JSON member calls the numbers of the objects' dicts.
     """
 
     number: int
@@ -60,6 +53,7 @@ class ShardTask:
     sample_ids: Sequence[str]
     locations: Sequence[tuple[str, int]]
     labels: Sequence[Mapping[str, Any]]
+    scalar_names: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +64,7 @@ class ShardResult:
         number: the task's number.
         summary: the finished shard; None where all objects were rejected and there is no file.
         accepted: int64 (samples,), positions in the task of the samples, in shard order.
-        columns: index columns of the samples, by name.
+        columns: index columns of the samples, by name; `scalar_x` for the dicts' numbers.
         rejected: (position in the task, reason) of the others.
     """
 
@@ -81,11 +75,29 @@ class ShardResult:
     rejected: Sequence[tuple[int, str]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """An unusable object of a shard that is not finished yet.
+
+    Attributes:
+        number: the task's number.
+        position: the object's position in the task.
+        reason: why it is unusable.
+    """
+
+    number: int
+    position: int
+    reason: str
+
+
 class Progress(Protocol):
     """Told of each object; may raise to stop the work."""
 
-    def __call__(self, *, nbytes: int, is_rejected: bool) -> None:
-        """Counts one object of `nbytes` bytes."""
+    def accept(self, nbytes: int) -> None:
+        """Counts one sample of `nbytes` bytes."""
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts an unusable object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,18 +155,19 @@ def pack_shard(task: ShardTask, source: Source, progress: Progress) -> Callable[
     writer = _open_writer(task)
     rows: list[tuple[int, Mapping[str, Any]]] = []
     rejected: list[tuple[int, str]] = []
+    outcomes = read_in_order(len(task.sample_ids), partial(_read, task, source))
     try:
-        for position, outcome in _in_order(task, source):
+        for position, outcome in outcomes:
             try:
                 if isinstance(outcome, SampleError):
                     raise outcome
                 writer.append(outcome.record)
             except SampleError as error:
                 rejected.append((position, str(error)))
-                progress(nbytes=0, is_rejected=True)
+                progress.reject(Rejection(number=task.number, position=position, reason=str(error)))
                 continue
             rows.append((position, outcome.columns))
-            progress(nbytes=task.schema.sample_nbytes, is_rejected=False)
+            progress.accept(task.schema.sample_nbytes)
     except BaseException:
         writer.abort()
         raise
@@ -175,11 +188,13 @@ def _complete(
     rows: Sequence[tuple[int, Mapping[str, Any]]],
     rejected: Sequence[tuple[int, str]],
 ) -> ShardResult:
-    if rows:
-        summary = writer.finish()
-    else:
-        writer.abort()
-        summary = None
+    summary = None
+    try:
+        if rows:
+            summary = writer.finish()
+    finally:
+        if summary is None:
+            writer.abort()
     names = rows[0][1].keys() if rows else ()
     return ShardResult(
         number=task.number,
@@ -190,62 +205,10 @@ def _complete(
     )
 
 
-def _in_order(task: ShardTask, source: Source) -> Iterator[tuple[int, _Ready | SampleError]]:
-    """What the readers made of the objects, in the task's order.
-
-    At most `_WINDOW` objects are ahead of the writer, so memory stays bounded.
-    """
-    num_objects = len(task.sample_ids)
-    positions = itertools.count()
-    room = threading.Semaphore(_WINDOW)
-    done: queue.SimpleQueue[tuple[int, _Ready | BaseException]] = queue.SimpleQueue()
-    stopped = threading.Event()
-
-    def read() -> None:
-        while not stopped.is_set():
-            room.acquire()
-            position = next(positions)
-            if position >= num_objects or stopped.is_set():
-                return
-            done.put((position, _outcome(task, source, position)))
-
-    readers = [
-        threading.Thread(target=read, name=f"read-{i}", daemon=True)
-        for i in range(min(NUM_READERS, num_objects))
-    ]
-    for reader in readers:
-        reader.start()
-    early: dict[int, _Ready | BaseException] = {}
-    try:
-        for position in range(num_objects):
-            while position not in early:
-                number, outcome = done.get()
-                early[number] = outcome
-            outcome = early.pop(position)
-            if isinstance(outcome, BaseException) and not isinstance(outcome, SampleError):
-                raise outcome
-            yield position, outcome
-            room.release()
-    finally:
-        stopped.set()
-        for _ in readers:
-            room.release()
-
-
-def _outcome(task: ShardTask, source: Source, position: int) -> _Ready | BaseException:
-    """Reads and prepares one object; errors are handed on, never swallowed."""
-    try:
-        path, row = task.locations[position]
-        prepared = prepare(source.read(path, row), task.schema, task.preparation)
-    except SampleError as error:
-        return error
-    except StorageError as error:
-        if error.errno in _OF_ONE_FILE:
-            return SampleError(str(error))
-        return error
-    except BaseException as error:
-        return error
-    return _ready(task, position, prepared)
+def _read(task: ShardTask, source: Source, position: int) -> _Ready:
+    path, row = task.locations[position]
+    sample = read_sample(source, path, row)
+    return _ready(task, position, prepare(sample, task.schema, task.preparation))
 
 
 def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
@@ -254,7 +217,7 @@ def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
     metadata = {
         "sample_id": sample_id,
         **task.labels[position],
-        **prepared.scalars,
+        **{task.scalar_names[name]: _json_number(v) for name, v in prepared.scalars.items()},
         "missing_bands": list(prepared.missing_bands),
         "num_filled": _by_array(task.schema, prepared.num_filled),
         "num_nan": _by_array(task.schema, prepared.num_nan),
@@ -265,10 +228,15 @@ def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
         "missing_bands": ",".join(prepared.missing_bands),
         **_sums("filled", task.schema, prepared.num_filled),
         **_sums("nan", task.schema, prepared.num_nan),
-        **prepared.scalars,
+        **{f"scalar_{name}": v for name, v in prepared.scalars.items()},
     }
     record = Record(sample_id=sample_id, arrays=prepared.arrays, crc32c=crc, metadata=metadata)
     return _Ready(record=record, columns=columns)
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _by_array(schema: Schema, counts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:

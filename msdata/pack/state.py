@@ -6,30 +6,27 @@ moment a pack dies at, what is noted is whole, and what is not noted is done aga
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msdata.atomic_file import storage_error, whole_file, write_whole
-from msdata.errors import DataError, MsdataError, UsageError
+from msdata.errors import DataError, UsageError
 from msdata.index import write_table
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.pack.candidates import Candidates, ShardSlice
+from msdata.pack.folder_lock import is_busy, is_locked
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema
-
-_LOCK_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,48 +75,54 @@ class PackState:
         self._plan_table = self.folder / "plan.parquet"
         self._rejected = self.folder / "rejected.parquet"
 
-    def prepare_folder(self, *, resume: bool) -> None:
-        """Makes OUT ready, or refuses one that holds something else.
+    @property
+    def lock_path(self) -> Path:
+        """The file that `folder_lock` locks."""
+        return self.folder / "lock"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the data set is finished."""
+        return (self.out / MANIFEST_NAME).exists()
+
+    def check_folder(self, *, resume: bool) -> None:
+        """Refuses an OUT that holds something else. Changes nothing.
 
         Raises:
             UsageError: OUT is not empty, and not something to resume.
+            MsdataError: another pack is writing it.
             StorageError: the file system refused.
         """
         try:
             entries = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []
-            if entries and not resume:
-                cure = (
-                    "run the same command with --resume to finish it"
-                    if ".pack" in entries
-                    else "choose an empty or new folder"
-                )
-                raise UsageError(f"{self.out} is not empty: it holds {entries[0]!r}; {cure}")
-            if entries and ".pack" not in entries and MANIFEST_NAME not in entries:
-                raise UsageError(
-                    f"{self.out} holds {entries[0]!r} but no unfinished pack; nothing to resume"
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
+        except NotADirectoryError:
+            raise UsageError(f"{self.out} is a file; give a new or an empty folder") from None
         except OSError as error:
             raise storage_error("write", self.out, error) from error
+        if not entries or entries == [self.folder.name]:
+            # A pack that ended before it had a plan has nothing to resume, and nothing to lose.
+            entries = [self.folder.name] if self.has_plan() else []
+        if not entries or (resume and (self.is_complete or self.folder.name in entries)):
+            return
+        if is_locked(self.lock_path):
+            raise is_busy(self.out)
+        if resume:
+            raise UsageError(
+                f"{self.out} holds {entries[0]!r} but no unfinished pack; nothing to resume"
+            )
+        cure = "choose an empty or new folder"
+        if self.folder.name in entries and not self.is_complete:
+            cure = f"run the same command with --resume to finish it, or {cure}"
+        raise UsageError(f"{self.out} is not empty: it holds {entries[0]!r}; {cure}")
 
-    @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Keeps a second pack out of the same OUT; yields the lock's file descriptor.
-
-        Raises:
-            MsdataError: another pack holds it.
-            StorageError: the file system refused.
-        """
-        path = self.folder / "lock"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
-        try:
-            _wait_for_lock(fd, self.out)
-            yield fd
-        finally:
-            os.close(fd)
+    def forget_unplanned(self) -> None:
+        """Removes what a pack leaves that failed before it had a plan."""
+        if self.has_plan() or self.is_complete:
+            return
+        self.remove()
+        with suppress(OSError):
+            for folder in self.out.iterdir():
+                folder.rmdir()
 
     def has_plan(self) -> bool:
         """Whether planning was finished."""
@@ -155,13 +158,7 @@ class PackState:
             UsageError: it was made with other settings.
         """
         content = json.loads(self._plan_json.read_bytes())
-        before, now = content["settings"], settings.to_json()
-        for name in now:
-            if now[name] != before.get(name):
-                raise UsageError(
-                    f"{self.out} was begun with {name} {before.get(name)!r}, not {now[name]!r}; "
-                    "resume with the same arguments, or pack into another folder"
-                )
+        settings.check_same(content["settings"], self.out)
         return PackPlan(
             schema=Schema.from_json(content["schema"]),
             slices=tuple(
@@ -185,6 +182,15 @@ class PackState:
         """Where the note of shard `number` lies."""
         return self.folder / f"shard-{number:06d}.parquet"
 
+    def finished(self, plan: PackPlan) -> list[int]:
+        """Numbers of the shards that have a note."""
+        return sorted(self.finished_among(range(len(plan.slices))))
+
+    def finished_among(self, numbers: Iterable[int]) -> set[int]:
+        """Those of the shards that have a note; one listing, not a look-up each."""
+        names = {path.name for path in self.folder.iterdir()}
+        return {n for n in numbers if self.note_path(n).name in names}
+
     def save_note(self, result: ShardResult) -> None:
         """Notes that a shard is finished."""
         summary = result.summary
@@ -197,10 +203,11 @@ class PackState:
         if summary is not None:
             for a in range(summary.offsets.shape[1]):
                 columns[f"offset_{a}"] = pa.array(summary.offsets[:, a], pa.int64())
-        columns |= {name: pa.array(values) for name, values in result.columns.items()}
+        # By way of NumPy, for which whole numbers and others mix.
+        columns |= {name: pa.array(np.array(values)) for name, values in result.columns.items()}
         table = pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)})
         with whole_file(self.note_path(result.number)) as file:
-            pq.write_table(table, file, store_schema=True)
+            pq.write_table(table, file)
 
     def read_note(self, number: int) -> ShardNote:
         """Reads the note of a finished shard."""
@@ -222,21 +229,3 @@ def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -
     with whole_file(path) as file, pq.ParquetWriter(file, table.schema) as writer:
         for _, start, stop in parts:
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
-
-
-def _wait_for_lock(fd: int, out: Path) -> None:
-    """Takes the lock, giving the workers of a pack that was just killed time to end."""
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise MsdataError(
-                    f"another 'msdata pack' is writing {out}; wait for it, or choose another folder"
-                ) from None
-            time.sleep(0.1)
-        except OSError:
-            # Some parallel file systems are mounted without locks; a shard still appears whole.
-            return

@@ -10,14 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from msdata.pack.shard_task import ShardTask, run_tasks
+from msdata.errors import MsdataError
+from msdata.pack.shard_task import Rejection, ShardTask, run_tasks
 from msdata.sources.detect import detect_source
 
 # Counters of a worker in the shared file: samples, bytes, rejected.
@@ -40,26 +42,35 @@ class SharedCounters:
 class _WorkerProgress:
     """Counts objects, and ends the process when its parent is gone."""
 
-    def __init__(self, counters: Any) -> None:
+    def __init__(self, counters: Any, send: Callable[[Any], None]) -> None:
         self._counters = counters
+        self._send = send
         self._parent = os.getppid()
 
-    def __call__(self, *, nbytes: int, is_rejected: bool) -> None:
-        if os.getppid() != self._parent:
-            # An orphan would write on while a resumed pack writes the same shard.
-            os._exit(1)
-        self._counters[0] += not is_rejected
+    def accept(self, nbytes: int) -> None:
+        """Counts one sample of `nbytes` bytes."""
+        self._check_parent()
+        self._counters[0] += 1
         self._counters[1] += nbytes
-        self._counters[2] += is_rejected
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts an unusable object and tells the parent why it is."""
+        self._check_parent()
+        self._counters[2] += 1
+        self._send(rejection)
+
+    def _check_parent(self) -> None:
+        if os.getppid() != self._parent:
+            # Nobody would note what an orphan finishes.
+            raise SystemExit(1)
 
 
 def main() -> None:
     """Serves tasks until the pipe closes; `WorkerPool` makes the arguments."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     pipe_fd, counters_fd, number, num_workers = (int(a) for a in sys.argv[1:5])
     connection = Connection(pipe_fd)
     counters = SharedCounters(counters_fd, num_workers)
-    progress = _WorkerProgress(counters.values[number])
     source = detect_source(Path(sys.argv[5]))
     lock = threading.Lock()
 
@@ -74,18 +85,23 @@ def main() -> None:
             send(None)
 
     try:
-        run_tasks(tasks(), source, progress, deliver=send)
+        run_tasks(tasks(), source, _WorkerProgress(counters.values[number], send), deliver=send)
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(1)
     except Exception as error:  # handed to the parent, which raises it
+        if not isinstance(error, MsdataError):
+            error.add_note("in a pack worker:\n" + traceback.format_exc())
         send(error)
+
+
+def _end(number: int, frame: Any) -> None:
+    """Ends in good order: an exception removes the unfinished shard on its way out."""
+    raise SystemExit(128 + number)
 
 
 def _receive(connection: Connection) -> ShardTask | None:
     try:
         task: ShardTask | None = connection.recv()
-    except EOFError:
-        os._exit(1)
+    except (EOFError, ConnectionResetError):
+        sys.exit(1)
     return task
-
-
-if __name__ == "__main__":
-    main()

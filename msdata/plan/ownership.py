@@ -222,7 +222,9 @@ def _hand_to_joined(
         spare = np.where(spare > 0, spare + int(sizes.max(initial=0)), 0)
         shards = np.flatnonzero(in_source)
         shards = shards[accept_in_order(owner[shards], sizes[shards], spare)]
+        # No more than their share, rounded down to shards: what they do not take has a place. Not
+        # even an empty shard fits into -1.
         room = np.where(known, 0, np.maximum(share - held, 0))
-        left = np.where(known, 0, capacity - held)
+        left = np.where(known, -1, room)
         got = fill_nodes(shards, sizes[shards], nodes.keys, room, left)
         _place(owner, tier, (shards, target), got)

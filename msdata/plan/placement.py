@@ -73,8 +73,8 @@ def fill_nodes(
         shards: int64 (num_shards,), numbers of the shards, which their favourites depend on.
         sizes: int64 (num_shards,), bytes.
         keys: uint64 (num_nodes,).
-        room: int64 (num_nodes,), bytes each node should take; exceeded by at most the one shard
-            that crosses it, since sizes rarely add up to it.
+        room: int64 (num_nodes,), bytes each node should take, at most `left`; exceeded where
+            sizes do not add up to it, so that no shard is left over that fits somewhere.
         left: int64 (num_nodes,), bytes it can take; never exceeded.
 
     Returns:
@@ -89,7 +89,7 @@ def fill_nodes(
         by_score = np.argsort(score, kind="stable")[::-1]
         asks = pending[by_score]
         choice = choice[by_score]
-        accepted = accept_in_order(choice, sizes[asks], np.minimum(room, left))
+        accepted = accept_in_order(choice, sizes[asks], room)
         owner[asks[accepted]] = choice[accepted]
         for budget in (room, left):
             np.subtract.at(budget, choice[accepted], sizes[asks[accepted]])
@@ -124,12 +124,14 @@ def _fill_gaps(
     sizes: NDArray[np.int64],
     budgets: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
-    """Shards that fit into nobody's room go, one by one, where most of it is left."""
+    """Shards that fit into nobody's room go, one by one, where they fit and most room is left."""
     room, left = budgets
+    smallest = np.iinfo(np.int64).min
     for item in pending:
-        wanted = np.where(left >= sizes[item], room, 0)
+        # Room may be used up: small nodes cannot always take the shares they were reckoned with.
+        wanted = np.where(left >= sizes[item], room, smallest)
         node = int(wanted.argmax())
-        if wanted[node] <= 0:
+        if wanted[node] == smallest:
             continue
         owner[item] = node
         room[node] -= sizes[item]

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from msdata.errors import SampleError, StorageError
+from msdata.atomic_file import storage_error
+from msdata.errors import SampleError
 from msdata.schema import Sample
 from msdata.sources.opcodes import cut_payloads
 from msdata.sources.standins import Layout, ObjectArray, PickledArray, make_array
@@ -145,7 +146,8 @@ def _template(
 def _read_file(path: str | Path, aligned_offset: int) -> memoryview:
     """The file's bytes in a fresh buffer in which `aligned_offset` starts a cache line."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: a link to a named pipe would wait for a writer that never comes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             size = os.fstat(descriptor).st_size
             if not 0 < size <= MAX_OBJECT_NBYTES:
@@ -163,7 +165,7 @@ def _read_file(path: str | Path, aligned_offset: int) -> memoryview:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise storage_error("read", Path(path), error) from error
 
 
 def _pickle_start(view: memoryview, *, is_one: bool = True) -> int:

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msdata.errors import DataError, StorageError, UsageError
+from msdata.atomic_file import storage_error
+from msdata.errors import DataError, UsageError
 from msdata.schema import Sample
 from msdata.sources.objectfile import ObjectReader
 
@@ -129,4 +130,4 @@ def _list_folder(root: str, folder: str) -> _Listing:
             f"{root}/{folder} has a file name that is not UTF-8 ({error.object!r}); rename it"
         ) from error
     except OSError as error:
-        raise StorageError(f"cannot list {root}/{folder}: {error.strerror or error}") from error
+        raise storage_error("list", Path(root, folder), error) from error

@@ -1,0 +1,59 @@
+"""Settings of all tests, and sources to pack, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import packing
+import pytest
+from hypothesis import settings
+
+# Examples are timed by the wall clock: beside other work a deadline would fail sound tests.
+settings.register_profile("msdata", deadline=None)
+settings.load_profile("msdata")
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 objects of 1 KB in an inferred schema."""
+    return packing.make_source(tmp_path_factory.mktemp("tiny"), 300, packing.tiny_object)
+
+
+@pytest.fixture(scope="session")
+def mantis_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 objects of the default schema."""
+    return packing.make_source(tmp_path_factory.mktemp("mantis"), 40, packing.mantis_object)
+
+
+@pytest.fixture(scope="session")
+def flawed_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 tiny objects, a fifth of them unusable in different ways."""
+    folder = packing.make_source(tmp_path_factory.mktemp("flawed"), 120, packing.tiny_object)
+    for number in range(0, 120, 20):
+        path = next(folder.rglob(f"{number:07d}.*"))
+        path.write_bytes(path.read_bytes()[:-200])
+        next(folder.rglob(f"{number + 3:07d}.*")).write_bytes(b"")
+        wrong = {**packing.tiny_object(0), "image": np.zeros((3, 8, 9), np.float32)}
+        packing.write_object(next(folder.rglob(f"{number + 6:07d}.*")), wrong)
+    packing.write_catalog(folder / "catalog.csv", [n for n in range(120) if n % 20 != 9])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives the data set that one process makes of a source; each is packed once a session."""
+    made: dict[tuple[object, ...], Path] = {}
+
+    def pack_once(source: Path, *options: str) -> Path:
+        key = (source, *options)
+        if key not in made:
+            out = tmp_path_factory.mktemp("packed") / "out"
+            process = packing.pack(source, out, *options, "--jobs", "1")
+            assert process.returncode == 0, process.stderr
+            assert process.stderr == ""
+            made[key] = out
+        return made[key]
+
+    return pack_once
