@@ -120,7 +120,6 @@ class Loader:
     def _run_epoch(self, epoch: int, first_position: int) -> Iterator[Batch]:
         order = self._planner.order(epoch)
         num_steps = self._planner.steps_left(first_position)
-        self._reader.start_epoch()
         self._stats = _Counters(epoch=epoch)
         submitted = 0
         for _ in range(num_steps):
