@@ -19,6 +19,7 @@ _EXPORTS = {
     "Dataset": ("msdata.dataset", "Dataset"),
     "Split": ("msdata.dataset", "Split"),
     "Loader": ("msdata.loader", "Loader"),
+    "TorchDataset": ("msdata.torch_dataset", "TorchDataset"),
     "Schema": ("msdata.schema", "Schema"),
     "Survey": ("msdata.schema", "Survey"),
     "MANTIS_SHRIMP": ("msdata.schema", "MANTIS_SHRIMP"),
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from msdata.loader import Loader
     from msdata.schema import MANTIS_SHRIMP, Schema, Survey
     from msdata.topology import Topology
+    from msdata.torch_dataset import TorchDataset as TorchDataset
 
+# Without TorchDataset: `from msdata import *` must not need torch.
 __all__ = [
     "MANTIS_SHRIMP",
     "Dataset",

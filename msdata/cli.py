@@ -21,6 +21,8 @@ COMMANDS = {
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
+    "plan": ("msdata.plan_command", "say what a job will read from where, before it is submitted"),
+    "probe": ("msdata.probe_command", "measure this node's memory, disks and network"),
     "sheet": ("msdata.sheet_command", "draw a contact sheet of a data set"),
 }
 

@@ -60,6 +60,16 @@ class StepPlanner:
     ) -> None:
         if policy not in LOADER_POLICIES:
             raise UsageError(f"no policy {policy!r}; choose one of {', '.join(LOADER_POLICIES)}")
+        # Of no samples: refuses what makes no sense now, not in the middle of the first epoch.
+        none = np.zeros(0, np.int64)
+        epoch_order(
+            policy,
+            seed=seed,
+            epoch=0,
+            num_samples=0,
+            shard_sizes=none,
+            buffer_samples=buffer_samples,
+        )
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
