@@ -140,6 +140,21 @@ class Split:
         """int64 (shards,), samples in each shard."""
         return np.array([s.num_samples for s in self.shards], np.int64)
 
+    @property
+    def shard_bytes(self) -> NDArray[np.int64]:
+        """int64 (shards,), bytes that each shard's samples take in a cache."""
+        return self.shard_sizes * self.sample_nbytes
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of one sample's arrays."""
+        return self.schema.sample_nbytes
+
+    @property
+    def redshift(self) -> NDArray[np.float64] | None:
+        """float64 (samples,), NaN where unknown; None for a data set without labels."""
+        return self.numbers("redshift") if "redshift" in self.dataset.columns else None
+
     def __len__(self) -> int:
         return sum(s.num_samples for s in self.shards)
 

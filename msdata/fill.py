@@ -22,7 +22,6 @@ from msdata.dataset import Split
 from msdata.errors import DataError
 from msdata.ring import BatchBuffer
 from msdata.shard_files import ShardFile
-from msdata.shard_maps import ShardMaps
 from msdata.spans import constant_gaps
 
 try:
@@ -31,13 +30,13 @@ except ImportError:
     # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
     _stream_fill = None  # type: ignore[assignment]
 
-# Small enough that all threads share in every batch, large enough that handing out costs nothing.
-CHUNK_SAMPLES = 16
+# A batch is dealt out to all threads, in chunks not so small that handing them out costs time.
+_MIN_CHUNK_SAMPLES = 16
 # Arrays further apart are fetched by reads of their own.
 _MAX_GAP_NBYTES = 1 << 16
 
 # Columns of the table that `_stream_fill` works on.
-_FD, _OFFSET, _NBYTES, _TARGET, _SOURCE = range(5)
+_FD, _OFFSET, _NBYTES, _TARGET = range(4)
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Filling:
         shards: int64 (n,), each sample's shard.
         offsets: int64 (n, arrays), where the arrays stand in their shards.
         files: the shards that are read, held open.
-        table: int64 (n * arrays, 5), what `_stream_fill` needs; None without that module.
+        table: int64 (n * arrays, 4), what `_stream_fill` needs; None without that module.
         done: set when the last sample is there, or one has failed.
         error: what went wrong.
     """
@@ -89,12 +88,14 @@ class FillPool:
 
     def submit(self, filling: Filling) -> None:
         """Has a batch filled; `filling.done` tells when it is."""
-        starts = range(0, len(filling.samples), CHUNK_SAMPLES)
+        num_samples = len(filling.samples)
+        chunk = max(_MIN_CHUNK_SAMPLES, -(-num_samples // len(self._threads)))
+        starts = range(0, num_samples, chunk)
         filling.num_left = len(starts)
         if not starts:
             filling.done.set()
         for start in starts:
-            self._tasks.put((filling, start, min(start + CHUNK_SAMPLES, len(filling.samples))))
+            self._tasks.put((filling, start, min(start + chunk, num_samples)))
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -146,13 +147,8 @@ class SampleReader:
         self.gaps = None if gaps is None or max(gaps, default=0) > _MAX_GAP_NBYTES else gaps
         sizes = [a.nbytes for a in split.schema.arrays]
         self._sizes = np.array(sizes, np.int64)
-        self._maps = ShardMaps()
         self.is_streaming = _stream_fill is not None
         self.num_cold = 0
-
-    def start_epoch(self) -> None:
-        """Looks anew at which shards are in memory; nothing may be being filled."""
-        self._maps.forget()
 
     def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
         """Decides where each array of a batch comes from.
@@ -181,16 +177,14 @@ class SampleReader:
 
     def _table(self, filling: Filling) -> NDArray[np.int64]:
         num_samples, num_arrays = filling.offsets.shape
-        table = np.empty((num_samples, num_arrays, 5), np.int64)
-        places = {n: (f.fd, self._maps.address(n, f)) for n, f in filling.files.items()}
-        of_sample = np.array([places[n] for n in filling.shards.tolist()], np.int64).reshape(-1, 2)
-        table[:, :, _FD] = of_sample[:, :1]
+        descriptors = {number: file.fd for number, file in filling.files.items()}
+        table = np.empty((num_samples, num_arrays, 4), np.int64)
+        of_sample = np.array([descriptors[n] for n in filling.shards.tolist()], np.int64)
+        table[:, :, _FD] = of_sample[:, None]
         table[:, :, _OFFSET] = filling.offsets
         table[:, :, _NBYTES] = self._sizes
         table[:, :, _TARGET] = filling.buffer.addresses[:num_samples]
-        is_mapped = of_sample[:, 1:] != 0
-        table[:, :, _SOURCE] = np.where(is_mapped, of_sample[:, 1:] + filling.offsets, 0)
-        return table.reshape(-1, 5)
+        return table.reshape(-1, 4)
 
     def fill(self, filling: Filling, start: int, stop: int) -> None:
         """Reads the samples [start, stop) of a batch.
@@ -201,10 +195,9 @@ class SampleReader:
         """
         first = start
         if filling.table is not None and _stream_fill is not None:
-            rows = slice(start * len(self._sizes), stop * len(self._sizes))
-            self._maps.note(filling.table[rows, _SOURCE], filling.table[rows, _NBYTES])
-            done = _stream_fill.fill(filling.table, rows.start, rows.stop)
-            first = done // len(self._sizes)
+            num_arrays = len(self._sizes)
+            done = _stream_fill.fill(filling.table, start * num_arrays, stop * num_arrays)
+            first = done // num_arrays
         if first < stop:
             self._read(filling, first, stop)
         if self._checksums is not None:

@@ -65,8 +65,12 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
     missing = [name for name in fixed_columns(schema) if name not in table.column_names]
     if missing:
         raise UsageError(f"the index lacks the columns {', '.join(missing)}")
+    parts = split_rows(table)
+    shards = table.column("shard").to_numpy()
+    if any(bool((np.diff(shards[start:stop]) < 0).any()) for _, start, stop in parts):
+        raise UsageError("the index's rows must stand shard by shard within a split")
     path = folder / FILE_NAME
-    write_table(path, table, split_rows(table))
+    write_table(path, table, parts)
     return file_sha256(path)
 
 

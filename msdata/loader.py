@@ -138,7 +138,6 @@ class Loader:
         self._check_newest(iteration)
         order = self._planner.order(epoch)
         num_steps = self._planner.steps_left(first_position)
-        self._reader.start_epoch()
         self._stats = EpochCounters(epoch=epoch)
         submitted = 0
         for _ in range(num_steps):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from msdata.batch_columns import BatchColumns
 from msdata.dataset import Split, open_dataset
 from msdata.errors import MissingPackageError
-from msdata.fill import CHUNK_SAMPLES, SampleReader
+from msdata.fill import SampleReader
 from msdata.ring import BatchBuffer
 
 try:
@@ -129,10 +129,9 @@ class TorchDataset(Dataset[TorchSample]):
         if not len(numbers):
             return []
         rows = self._checked(numbers)
-        buffer = BatchBuffer(self._split.schema, len(rows), self._open_reader().gaps)
-        filling = self._open_reader().plan(rows, buffer)
-        for start in range(0, len(rows), CHUNK_SAMPLES):
-            self._open_reader().fill(filling, start, min(start + CHUNK_SAMPLES, len(rows)))
+        reader = self._open_reader()
+        buffer = BatchBuffer(self._split.schema, len(rows), reader.gaps)
+        reader.fill(reader.plan(rows, buffer), 0, len(rows))
         values = {n: torch.from_numpy(a).unbind(0) for n, a in buffer.arrays.items()}
         for name, column in self._columns.take(rows).items():
             values[name] = column.tolist()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata.errors import MsdataError, UsageError
+from msdata.exits import exit_code_of, ignore_signals
 from msdata.manifest import CONTAINERS
 from msdata.pack.settings import DEFAULT_SHARD_NBYTES, PackSettings
-from msdata.signals import exit_code_of
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def _run_on_ranks(
             max_rejected=args.max_rejected,
             is_quiet=args.quiet,
         )
-    except PeerError:
+    except PeerError as error:
         # The rank that failed says why; one message is enough.
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except MsdataError:
         raise
     except BaseException as error:
@@ -179,13 +179,14 @@ def _run_on_ranks(
 
 
 def _abort(error: BaseException, world: Any) -> None:
-    code = exit_code_of(error)
-    if code is None:
+    # The launcher answers the end of one rank with signals to the others.
+    ignore_signals()
+    if not isinstance(error, KeyboardInterrupt):
         traceback.print_exc()
     elif world.Get_rank() == 0:
         print(f"msdata pack: interrupted; {WHEN_INTERRUPTED}", file=sys.stderr)
     sys.stderr.flush()
-    world.Abort(1 if code is None else code)
+    world.Abort(exit_code_of(error))
 
 
 def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float) -> None:

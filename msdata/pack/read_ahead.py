@@ -9,6 +9,7 @@ import errno
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ NUM_READERS = 16
 _WINDOW = 2 * NUM_READERS
 # What the operating system says of one file; other errors are the file system's and stop the run.
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+_JOIN_S = 2.0
 _T = TypeVar("_T")
 
 
@@ -96,3 +98,8 @@ def read_in_order(
         stopped.set()
         for _ in readers:
             room.release()
+        # A thread inside a C++ library must not meet the end of the interpreter; one that the
+        # storage does not answer must not hold up the end for ever.
+        deadline = time.monotonic() + _JOIN_S
+        for reader in readers:
+            reader.join(max(0.0, deadline - time.monotonic()))

@@ -111,10 +111,10 @@ def _list_folder(root: str, folder: str) -> _Listing:
                 name = entry.name
                 if name.startswith(_TEMPORARY):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     status = entry.stat()
                     folders.append((prefix + name, (status.st_dev, status.st_ino)))
-                elif name.endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+                elif name.endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file()):
                     # A dangling link stays in: its read fails and is reported, not skipped.
                     stem = name[: name.rindex(".")]
                     if stem not in _NOT_OBJECTS and not stem.endswith(_UNFINISHED):
@@ -131,3 +131,11 @@ def _list_folder(root: str, folder: str) -> _Listing:
         ) from error
     except OSError as error:
         raise storage_error("list", Path(root, folder), error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself, or where nobody may look: its read fails and is reported.
+        return False
