@@ -225,9 +225,9 @@ def test_an_option_refused_leaves_no_thread(split) -> None:
 
 
 def test_loaders_that_nobody_holds_give_back_threads_files_and_memory(folder: Path) -> None:
-    def size_kib() -> int:
+    def resident_kib() -> int:
         text = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmSize:\s+(\d+)", text)[1])
+        return int(re.search(r"VmRSS:\s+(\d+)", text)[1])
 
     def abandon() -> None:
         split = loading.open_train(folder)
@@ -239,14 +239,14 @@ def test_loaders_that_nobody_holds_give_back_threads_files_and_memory(folder: Pa
 
     abandon()
     assert packing.wait_for(lambda: not loader_threads())
-    files, size = num_files(), size_kib()
+    files, size = num_files(), resident_kib()
     for _ in range(20):
         abandon()
     gc.collect()
     assert packing.wait_for(lambda: not loader_threads())
     assert num_files() <= files
     # Twenty rings of seven buffers would be 280 MiB.
-    assert size_kib() < size + (100 << 10)
+    assert resident_kib() < size + (100 << 10)
     assert str(folder) not in Path("/proc/self/maps").read_text()
 
 
