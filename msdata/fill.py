@@ -29,6 +29,10 @@ try:
 except ImportError:
     # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
     _stream_fill = None  # type: ignore[assignment]
+else:
+    # A copy built from older source reads the table otherwise: better none than that one.
+    if getattr(_stream_fill, "INTERFACE", 0) != 2:
+        _stream_fill = None  # type: ignore[assignment]
 
 # A batch is dealt out to all threads, in chunks not so small that handing them out costs time.
 _MIN_CHUNK_SAMPLES = 16

@@ -27,6 +27,7 @@
 #define BOUNCE_BYTES (384 * 1024) /* fits the second-level cache; 64 KiB was 10 % slower */
 #define DIRECT_BYTES (32 * 1024)  /* below this, two copies cost more than the lines saved */
 #define LINE 64
+#define INTERFACE 2 /* what msdata/fill.py expects; a copy built from older source is not used */
 
 typedef struct {
     int64_t fd, offset, nbytes, target;
@@ -166,6 +167,11 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__stream_fill(void)
 {
+    PyObject *module = PyModule_Create(&definition);
     stream_lines = choose_stream_lines();
-    return PyModuleDef_Init(&definition);
+    if (module != NULL && PyModule_AddIntMacro(module, INTERFACE) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
 }

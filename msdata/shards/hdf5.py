@@ -242,7 +242,7 @@ def _move_down(
     """
     held: list[tuple[int, bytes]] = []
     moved_to = 0
-    in_file_order = np.argsort(old[0]) if len(old) else []
+    in_file_order: list[int] = np.argsort(old[0]).tolist() if len(old) else []
     for is_held in (True, False):
         for a in in_file_order:
             if (len(new) * sizes[a] <= _HELD_BYTES) is not is_held:
