@@ -19,6 +19,8 @@ _EXPORTS = {
     "Dataset": ("msdata.dataset", "Dataset"),
     "Split": ("msdata.dataset", "Split"),
     "Loader": ("msdata.loader", "Loader"),
+    "CacheConfig": ("msdata.cache.config", "CacheConfig"),
+    "TorchDataset": ("msdata.torch_dataset", "TorchDataset"),
     "Schema": ("msdata.schema", "Schema"),
     "Survey": ("msdata.schema", "Survey"),
     "MANTIS_SHRIMP": ("msdata.schema", "MANTIS_SHRIMP"),
@@ -27,15 +29,19 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from msdata.cache.config import CacheConfig
     from msdata.dataset import Dataset, Split
     from msdata.dataset import open_dataset as open
     from msdata.errors import MsdataError
     from msdata.loader import Loader
     from msdata.schema import MANTIS_SHRIMP, Schema, Survey
     from msdata.topology import Topology
+    from msdata.torch_dataset import TorchDataset as TorchDataset
 
+# Without TorchDataset: `from msdata import *` must not need torch.
 __all__ = [
     "MANTIS_SHRIMP",
+    "CacheConfig",
     "Dataset",
     "Loader",
     "MsdataError",

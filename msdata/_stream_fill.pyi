@@ -4,4 +4,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+INTERFACE: int
+
 def fill(table: NDArray[Any], first: int, stop: int, /) -> int: ...

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient, Places
 from msdata.dataset import Split
-from msdata.fill import ARENA_FD, Filling, SampleReader, stream_fill
+from msdata.fill import (
+    FD,
+    NBYTES,
+    OFFSET,
+    SHARED_MEMORY,
+    TARGET,
+    Filling,
+    SampleReader,
+    stream_fill,
+)
 from msdata.ring import BatchBuffer, record_parts
 
 
@@ -92,12 +101,6 @@ class CachedReader:
         self._starts = np.cumsum(sizes) - sizes
         self._reads_per_sample = 1 if reader.gaps is not None else len(sizes)
 
-    def start_epoch(self) -> None:
-        """Counts anew; in fill mode "stage", waits until the cache is full."""
-        self._storage.start_epoch()
-        self._client.wait_until_filled()
-        self._client.counters.start_epoch()
-
     def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> CachedFilling:
         """Decides where each sample of a batch comes from.
 
@@ -149,12 +152,12 @@ class CachedReader:
             return None
         arena = self._client.tiers[LOCAL].slots
         sources = arena.address + slots[:, None] * arena.header.sample_nbytes + self._starts
-        table = np.zeros((*sources.shape, 5), np.int64)
-        table[:, :, 0] = ARENA_FD
-        table[:, :, 2] = self._sizes
-        table[:, :, 3] = addresses
-        table[:, :, 4] = sources
-        return table.reshape(-1, 5)
+        table = np.empty((*sources.shape, 4), np.int64)
+        table[:, :, FD] = SHARED_MEMORY
+        table[:, :, OFFSET] = sources
+        table[:, :, NBYTES] = self._sizes
+        table[:, :, TARGET] = addresses
+        return table.reshape(-1, 4)
 
     def fill(self, filling: CachedFilling, start: int, stop: int) -> None:
         """Reads the samples [start, stop) of a batch, counted in the order of its `rows`.

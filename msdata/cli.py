@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from msdata import __version__
-from msdata.errors import MsdataError, UsageError
-from msdata.signals import exit_code_of, raise_on_sigterm
+from msdata.errors import MsdataError
+from msdata.exits import exit_code_of, raise_on_sigterm
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
@@ -21,6 +21,8 @@ COMMANDS = {
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
+    "plan": ("msdata.plan_command", "say what a job will read from where, before it is submitted"),
+    "probe": ("msdata.probe_command", "measure this node's memory, disks and network"),
     "sheet": ("msdata.sheet_command", "draw a contact sheet of a data set"),
 }
 
@@ -64,15 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(arguments).parse_args(arguments)
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
-    except UsageError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
     except MsdataError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        return exit_code_of(error)
     except KeyboardInterrupt as error:
         print(f"{name}: interrupted; {_consequence(arguments)}", file=sys.stderr)
-        return exit_code_of(error) or 1
+        return exit_code_of(error)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): no reason to complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

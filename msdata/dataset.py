@@ -6,7 +6,7 @@ Opening reads `dataset.json` and the index's footer only; columns are read when 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,8 @@ class Split:
             s for s in dataset.manifest.shards if s.split == name
         )
         self._index = index
+        self._files: ShardFiles | None = None
+        self._files_pid = 0
 
     @property
     def schema(self) -> Schema:
@@ -137,6 +139,21 @@ class Split:
     def shard_sizes(self) -> NDArray[np.int64]:
         """int64 (shards,), samples in each shard."""
         return np.array([s.num_samples for s in self.shards], np.int64)
+
+    @property
+    def shard_bytes(self) -> NDArray[np.int64]:
+        """int64 (shards,), bytes that each shard's samples take in a cache."""
+        return self.shard_sizes * self.sample_nbytes
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of one sample's arrays."""
+        return self.schema.sample_nbytes
+
+    @property
+    def redshift(self) -> NDArray[np.float64] | None:
+        """float64 (samples,), NaN where unknown; None for a data set without labels."""
+        return self.numbers("redshift") if "redshift" in self.dataset.columns else None
 
     def __len__(self) -> int:
         return sum(s.num_samples for s in self.shards)
@@ -163,14 +180,33 @@ class Split:
 
         return make_spans(self.shard_sizes, len(names), read)
 
-    @cached_property
+    def column_type(self, column: str) -> pa.DataType:
+        """Arrow's type of a column of the index.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        return self._index.column_type(column)
+
+    def column_parts(self, column: str) -> Iterator[pa.Array]:
+        """One column, a part of the rows at a time, so that it is never held twice.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        return self._index.column_parts(self.name, column)
+
+    @property
     def files(self) -> ShardFiles:
-        """The shards' open files."""
-        return ShardFiles(self.shard_paths, [s.nbytes for s in self.shards])
+        """The shards' open files; others after a fork, whose lock another thread may have held."""
+        if self._files is None or self._files_pid != os.getpid():
+            self._files = ShardFiles(self.shard_paths, [s.nbytes for s in self.shards])
+            self._files_pid = os.getpid()
+        return self._files
 
     def sample_id(self, number: int) -> str:
         """The id of one sample, by its row within the split."""
-        return str(self._cached_table["sample_id"][number].as_py())
+        return str(self._index.read_row(self.name, number)["sample_id"])
 
     def __getitem__(self, number: int) -> Sample:
         """One sample, checked against its checksum.
@@ -188,7 +224,7 @@ class Split:
         row = number + len(self) if number < 0 else number
         if not 0 <= row < len(self):
             raise IndexError(f"sample {number} of {len(self)} in split {self.name!r}")
-        values = {k: v[0].as_py() for k, v in zip(*self._row(row), strict=True)}
+        values = self._index.read_row(self.name, row)
         spans = self.spans
         offsets = spans.offsets(np.array([row]))[0]
         file = self.files.open(int(spans.shards(np.array([row]))[0]))
@@ -205,14 +241,6 @@ class Split:
                 f"{self.dataset.path}'"
             )
         return {**sample, **values}
-
-    def _row(self, row: int) -> tuple[list[str], list[Any]]:
-        table = self._cached_table.slice(row, 1)
-        return table.column_names, table.columns
-
-    @cached_property
-    def _cached_table(self) -> pa.Table:
-        return self.table()
 
     def __repr__(self) -> str:
         return f"Split({self.name!r}, {len(self):,} samples in {len(self.shards)} shards)"

@@ -22,7 +22,6 @@ from msdata.dataset import Split
 from msdata.errors import DataError
 from msdata.ring import BatchBuffer
 from msdata.shard_files import ShardFile
-from msdata.shard_maps import ShardMaps
 from msdata.spans import constant_gaps
 
 try:
@@ -30,17 +29,21 @@ try:
 except ImportError:
     # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
     _stream_fill = None  # type: ignore[assignment]
+else:
+    # A copy built from older source reads the table otherwise: better none than that one.
+    if getattr(_stream_fill, "INTERFACE", 0) != 3:
+        _stream_fill = None  # type: ignore[assignment]
 stream_fill = _stream_fill
 
-# Small enough that all threads share in every batch, large enough that handing out costs nothing.
-CHUNK_SAMPLES = 16
+# A batch is dealt out to all threads, in chunks not so small that handing them out costs time.
+_MIN_CHUNK_SAMPLES = 16
 # Arrays further apart are fetched by reads of their own.
 _MAX_GAP_NBYTES = 1 << 16
 
 # Columns of the table that `_stream_fill` works on.
-_FD, _OFFSET, _NBYTES, _TARGET, _SOURCE = range(5)
-# In `_FD`: the source is shared memory.
-ARENA_FD = -1
+FD, OFFSET, NBYTES, TARGET = range(4)
+# In `FD`: the bytes are in shared memory, and `OFFSET` is their address.
+SHARED_MEMORY = -1
 
 
 @dataclass
@@ -52,8 +55,9 @@ class Filling:
         samples: int64 (n,), the samples, in order.
         shards: int64 (n,), each sample's shard.
         offsets: int64 (n, arrays), where the arrays stand in their shards.
-        files: the shards that are read, held open.
-        table: int64 (n * arrays, 5), what `_stream_fill` needs; None without that module.
+        files: the shards that are read, held open; none where they are too many for that.
+        table: int64 (n * arrays, 4), what `_stream_fill` needs; None without that module, and
+            without files.
         done: set when the last sample is there, or one has failed.
         error: what went wrong.
     """
@@ -91,9 +95,6 @@ class Rows(Protocol):
 class BatchReader(Protocol):
     """What fills batches: from storage (`SampleReader`), or from caches before that."""
 
-    def start_epoch(self) -> None:
-        """Prepares for an epoch; nothing may be being filled."""
-
     def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
         """Decides where each sample of a batch comes from."""
 
@@ -121,12 +122,14 @@ class FillPool:
 
     def submit(self, filling: Filling) -> None:
         """Has a batch filled; `filling.done` tells when it is."""
-        starts = range(0, len(filling.samples), CHUNK_SAMPLES)
+        num_samples = len(filling.samples)
+        chunk = max(_MIN_CHUNK_SAMPLES, -(-num_samples // len(self._threads)))
+        starts = range(0, num_samples, chunk)
         filling.num_left = len(starts)
         if not starts:
             filling.done.set()
         for start in starts:
-            self._tasks.put((filling, start, min(start + CHUNK_SAMPLES, len(filling.samples))))
+            self._tasks.put((filling, start, min(start + chunk, num_samples)))
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -142,10 +145,14 @@ class FillPool:
             if is_last:
                 filling.done.set()
 
-    def close(self) -> None:
-        """Ends the threads after what they are at."""
+    def stop(self) -> None:
+        """Has the threads end after what they are at, and does not wait for it."""
         for _ in self._threads:
             self._tasks.put(None)
+
+    def close(self) -> None:
+        """Ends the threads after what they are at."""
+        self.stop()
         for thread in self._threads:
             thread.join()
         self._threads = []
@@ -174,13 +181,8 @@ class SampleReader:
         self.gaps = None if gaps is None or max(gaps, default=0) > _MAX_GAP_NBYTES else gaps
         sizes = [a.nbytes for a in split.schema.arrays]
         self._sizes = np.array(sizes, np.int64)
-        self._maps = ShardMaps()
         self.is_streaming = _stream_fill is not None
         self.num_cold = 0
-
-    def start_epoch(self) -> None:
-        """Looks anew at which shards are in memory; nothing may be being filled."""
-        self._maps.forget()
 
     def plan(self, samples: NDArray[np.int64], buffer: Rows) -> Filling:
         """Decides where each array of a batch comes from.
@@ -194,7 +196,9 @@ class SampleReader:
             StorageError: the file system refused.
         """
         shards = self._spans.shards(samples)
-        files = {n: self._files.open(n) for n in np.unique(shards).tolist()}
+        numbers = np.unique(shards).tolist()
+        is_held = len(numbers) <= self._files.max_held
+        files = {n: self._files.open(n) for n in numbers} if is_held else {}
         filling = Filling(
             buffer=buffer,
             samples=samples,
@@ -203,22 +207,21 @@ class SampleReader:
             files=files,
             table=None,
         )
-        if self.is_streaming:
-            filling.table = self._table(filling)
+        if self.is_streaming and is_held:
+            filling.table = self._table(filling, files, slice(0, len(samples)))
         return filling
 
-    def _table(self, filling: Filling) -> NDArray[np.int64]:
-        num_samples, num_arrays = filling.offsets.shape
-        table = np.empty((num_samples, num_arrays, 5), np.int64)
-        places = {n: (f.fd, self._maps.address(n, f)) for n, f in filling.files.items()}
-        of_sample = np.array([places[n] for n in filling.shards.tolist()], np.int64).reshape(-1, 2)
-        table[:, :, _FD] = of_sample[:, :1]
-        table[:, :, _OFFSET] = filling.offsets
-        table[:, :, _NBYTES] = self._sizes
-        table[:, :, _TARGET] = filling.buffer.addresses[:num_samples]
-        is_mapped = of_sample[:, 1:] != 0
-        table[:, :, _SOURCE] = np.where(is_mapped, of_sample[:, 1:] + filling.offsets, 0)
-        return table.reshape(-1, 5)
+    def _table(
+        self, filling: Filling, files: dict[int, ShardFile], rows: slice
+    ) -> NDArray[np.int64]:
+        offsets = filling.offsets[rows]
+        table = np.empty((*offsets.shape, 4), np.int64)
+        of_sample = np.array([files[n].fd for n in filling.shards[rows].tolist()], np.int64)
+        table[:, :, FD] = of_sample[:, None]
+        table[:, :, OFFSET] = offsets
+        table[:, :, NBYTES] = self._sizes
+        table[:, :, TARGET] = filling.buffer.addresses[rows]
+        return table.reshape(-1, 4)
 
     def fill(self, filling: Filling, start: int, stop: int) -> None:
         """Reads the samples [start, stop) of a batch.
@@ -227,17 +230,29 @@ class SampleReader:
             DataError: a shard was truncated or altered.
             StorageError: the file system refused.
         """
-        first = start
-        if filling.table is not None and _stream_fill is not None:
-            rows = slice(start * len(self._sizes), stop * len(self._sizes))
-            self._maps.note(filling.table[rows, _SOURCE], filling.table[rows, _NBYTES])
-            done = _stream_fill.fill(filling.table, rows.start, rows.stop)
-            first = done // len(self._sizes)
-        if first < stop:
-            self._read(filling, first, stop)
+        # Where the batch's shards cannot all be open at once, a few samples are read at a time.
+        step = stop - start if filling.files else max(1, self._files.max_held // 4)
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            first = low + self._stream(filling, low, high) if self.is_streaming else low
+            if first < high:
+                self._read(filling, first, high)
         if self._checksums is not None:
             for i in range(start, stop):
                 self._check(filling, i)
+
+    def _stream(self, filling: Filling, start: int, stop: int) -> int:
+        """Copies the samples [start, stop) that are in memory; how many, up to the first other."""
+        if _stream_fill is None:
+            return 0
+        num_arrays = len(self._sizes)
+        if filling.table is not None:
+            done = _stream_fill.fill(filling.table, start * num_arrays, stop * num_arrays)
+            return done // num_arrays - start
+        # Held open by this variable until the bytes are there.
+        files = {n: self._files.open(n) for n in set(filling.shards[start:stop].tolist())}
+        table = self._table(filling, files, slice(start, stop))
+        return _stream_fill.fill(table, 0, len(table)) // num_arrays
 
     def _read(self, filling: Filling, start: int, stop: int) -> None:
         """Reads with preadv: without waiting as long as it goes, then announced, with waiting."""
@@ -268,7 +283,8 @@ class SampleReader:
         per_sample = 1 if self.gaps is not None else len(self._sizes)
         targets = filling.buffer.targets
         for i in range(start, stop):
-            file = filling.files[int(filling.shards[i])]
+            shard = int(filling.shards[i])
+            file = filling.files.get(shard) or self._files.open(shard)
             for a in range(per_sample):
                 yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
 
@@ -279,7 +295,7 @@ class SampleReader:
         expected = int(self._checksums[sample])
         if found != expected:
             raise DataError(
-                f"{filling.files[int(filling.shards[i])].path}: sample "
+                f"{self._files.path(int(filling.shards[i]))}: sample "
                 f"{self._split.sample_id(sample)} was altered (checksum {found:08x}, the index "
                 f"says {expected:08x}); run 'msdata verify --repair {self._split.dataset.path}'"
             )

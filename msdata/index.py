@@ -10,7 +10,7 @@ them come the numbers of the objects' dicts and the catalogue's columns, such as
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,12 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
     missing = [name for name in fixed_columns(schema) if name not in table.column_names]
     if missing:
         raise UsageError(f"the index lacks the columns {', '.join(missing)}")
+    parts = split_rows(table)
+    shards = table.column("shard").to_numpy()
+    if any(bool((np.diff(shards[start:stop]) < 0).any()) for _, start, stop in parts):
+        raise UsageError("the index's rows must stand shard by shard within a split")
     path = folder / FILE_NAME
-    write_table(path, table, split_rows(table))
+    write_table(path, table, parts)
     return file_sha256(path)
 
 
@@ -168,6 +172,7 @@ class IndexFile:
                 f"{manifest.num_samples} samples; restore it or pack again"
             )
         self._row_groups = self._split_row_groups(manifest)
+        self._last_group: tuple[int, Any] = (-1, None)
 
     @property
     def column_names(self) -> list[str]:
@@ -225,9 +230,34 @@ class IndexFile:
         num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
         values = np.empty(num_rows, dtype)
         start = 0
-        for group in groups:
-            part = self._file.read_row_group(group, columns=[column], use_threads=False)
-            array = part.column(0).to_numpy()
+        for part in self.column_parts(split, column):
+            array = part.to_numpy(zero_copy_only=False)
             values[start : start + len(array)] = array
             start += len(array)
         return values
+
+    def column_type(self, column: str) -> pa.DataType:
+        """Arrow's type of a column."""
+        self.check_columns([column])
+        return self._file.schema_arrow.field(column).type
+
+    def column_parts(self, split: str, column: str) -> Iterator[pa.Array]:
+        """One column of one split, a row group at a time, so that it is never held twice."""
+        self.check_columns([column])
+        for group in self._row_groups[split]:
+            table = self._file.read_row_group(group, columns=[column], use_threads=False)
+            yield table.column(0).combine_chunks()
+
+    def read_row(self, split: str, row: int) -> dict[str, Any]:
+        """One row of a split; reads the row group that holds it, unless it was the last one."""
+        for group in self._row_groups[split]:
+            count = self._file.metadata.row_group(group).num_rows
+            if row < count:
+                break
+            row -= count
+        number, table = self._last_group
+        if number != group:
+            table = self._file.read_row_group(group)
+            self._last_group = (group, table)
+        columns = zip(table.column_names, table.columns, strict=True)
+        return {name: column[row].as_py() for name, column in columns}

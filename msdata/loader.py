@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,12 +19,12 @@ import numpy as np
 
 from msdata.batch_columns import BatchColumns
 from msdata.cache.config import CacheConfig
-from msdata.cached_fill import CachedReader
 from msdata.dataset import Split
 from msdata.errors import UsageError
-from msdata.fill import BatchReader, Filling, FillPool, SampleReader
+from msdata.fill import Filling, FillPool, SampleReader
 from msdata.loader_state import LoaderState
-from msdata.node_cache import NodeCache, cache_config, open_node_cache
+from msdata.loader_stats import EpochCounters
+from msdata.node_cache import open_node_cache
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
 from msdata.ring import BatchBuffer, batch_arrays, make_ring, num_buffers_for
 from msdata.steps import Step, StepPlanner
@@ -46,8 +46,7 @@ class Loader:
         batch_size: samples a step on this rank.
         seed: what the orders are drawn with; the same on every rank.
         policy: "shuffle" (uniform), "locality" (the same global batches, dealt to the ranks by who
-            caches what; needs a cache) or "block" (shards in random order, shuffled within a
-            buffer).
+            caches what; needs a cache) or "block" (shards in random order, shuffled in a buffer).
         topology: this rank's place; None takes it from the launcher's environment.
         cache: None; "auto", the node's shared memory as far as it is free; or a `CacheConfig`.
         threads: threads that fill batches; None means the cores this process may use, at most 8.
@@ -86,8 +85,10 @@ class Loader:
         self._split = split
         self._sample_nbytes = split.schema.sample_nbytes
         self._prefetch = prefetch
+        # A hash over all shards' entries: milliseconds, which a state is not worth at every step.
+        self._fingerprint = split.dataset.manifest.fingerprint
         topology = from_env() if topology is None else topology
-        self._cache = _open_cache(split, cache, topology, policy)
+        self._cache = open_node_cache(split, cache, topology, needs_owners=policy == "locality")
         self._planner = StepPlanner(
             policy=policy,
             seed=seed,
@@ -101,10 +102,7 @@ class Loader:
         self._columns = BatchColumns(split, columns)
         checksums = split.numbers("crc32c", np.uint32) if verify else None
         self._storage = SampleReader(split, checksums)
-        self._reader: BatchReader = self._storage
-        if self._cache.client is not None:
-            self._reader = CachedReader(self._storage, self._cache.client, split, is_checked=verify)
-        self._pool = FillPool(threads or default_threads(), self._reader)
+        self._reader = self._cache.reader(self._storage, split, is_checked=verify)
         self._free = deque(
             make_ring(split.schema, batch_size, num_buffers_for(prefetch), self._storage.gaps)
         )
@@ -113,39 +111,79 @@ class Loader:
         self._epoch = 0
         self._position = 0
         self._resume_at = 0
-        self._stats = _Counters()
+        # Counts iterations: an older one must not take the batches of the newest.
+        self._iteration = 0
+        self._pid = os.getpid()
+        self._stats = EpochCounters()
+        # Last of all: whatever fails above leaves no threads behind.
+        self._pool = FillPool(threads or default_threads(), self._reader)
+        self._cache.start()
+        stops = (self._pool.stop, self._planner.close, self._cache.stop)
+        self._end = weakref.finalize(self, _end_threads, stops, self._in_flight, self._pid)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, the same on every rank."""
         return self._planner.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch, or what is left of it after `load_state_dict`."""
-        self._drain()
-        position, self._resume_at = self._resume_at, 0
-        if self._planner.steps_left(position) == 0 and position:
-            self._epoch, position = self._epoch + 1, 0
-        self._position = position
-        return self._run_epoch(self._epoch, position)
+        """One epoch, or what is left of it after `load_state_dict`.
 
-    def _run_epoch(self, epoch: int, first_position: int) -> Iterator[Batch]:
+        An epoch that was left early begins anew; after its last batch comes the next one.
+
+        Raises:
+            UsageError: the loader was closed, or made in another process.
+        """
+        self._check_usable()
+        self._cancel()
+        position = self._resume_at
+        if self._is_over(position or self._position):
+            self._epoch, position = self._epoch + 1, 0
+        self._position, self._resume_at = position, 0
+        return self._run_epoch(self._iteration, self._epoch, position)
+
+    def _run_epoch(self, iteration: int, epoch: int, first_position: int) -> Iterator[Batch]:
+        self._check_newest(iteration)
         order = self._planner.order(epoch)
         num_steps = self._planner.steps_left(first_position)
-        self._reader.start_epoch()
-        self._stats = _Counters(epoch=epoch)
+        self._cache.start_epoch()
+        self._stats = EpochCounters(epoch=epoch)
         submitted = 0
         for _ in range(num_steps):
+            self._check_newest(iteration)
             if len(self._held) > self._prefetch:
                 self._free.append(self._held.popleft())
             while self._free and submitted < num_steps:
                 self._submit(self._planner.step(order, first_position, submitted))
                 submitted += 1
             yield self._next_batch()
-        self._epoch, self._position = epoch + 1, 0
+        if iteration == self._iteration:
+            self._epoch, self._position = epoch + 1, 0
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "this loader was made before a fork, which its threads do not survive; make the "
+                "loader in the process that iterates it"
+            )
+        if not self._end.alive:
+            raise UsageError("the loader was closed; make a new one")
+
+    def _check_newest(self, iteration: int) -> None:
+        self._check_usable()
+        if iteration != self._iteration:
+            raise UsageError(
+                "another iteration of this loader was begun, or a state loaded: this one cannot "
+                "go on; make a loader for each iteration that runs beside others"
+            )
+
+    def _is_over(self, position: int) -> bool:
+        """Whether nothing of the epoch is left at a position."""
+        return position > 0 and self._planner.steps_left(position) == 0
 
     def _submit(self, step: Step) -> None:
         # The buffer used last is the one most likely to be in the cache still.
-        filling = self._reader.plan(step.samples, self._free.pop())
+        filling = self._reader.plan(step.samples, self._free[-1])
+        self._free.pop()
         self._in_flight.append((step, filling))
         self._pool.submit(filling)
 
@@ -156,7 +194,7 @@ class Loader:
             filling.done.wait()
             self._stats.wait_s += time.perf_counter() - started_s
         if filling.error is not None:
-            self._drain()
+            self._cancel()
             raise filling.error
         self._in_flight.popleft()
         self._held.append(filling.buffer)
@@ -168,16 +206,15 @@ class Loader:
             batch["is_real"] = step.is_real
         return batch
 
-    def _drain(self) -> None:
-        """Takes back every buffer; batches handed out before are valid no longer."""
+    def _cancel(self) -> None:
+        """Ends the iteration under way; batches handed out stay valid for as long as promised."""
+        self._iteration += 1
         for _, filling in self._in_flight:
             filling.is_cancelled = True
         for _, filling in self._in_flight:
             filling.done.wait()
             self._free.append(filling.buffer)
         self._in_flight.clear()
-        self._free.extend(self._held)
-        self._held.clear()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration runs; without it they count up from 0.
@@ -186,13 +223,13 @@ class Loader:
         """
         if epoch < 0:
             raise UsageError(f"epoch {epoch} is negative; epochs count from 0")
-        if epoch != self._epoch:
+        if epoch != self._epoch or (self._is_over(self._position) and not self._resume_at):
             self._epoch, self._position, self._resume_at = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, after the batches handed out so far; cheap enough for every step."""
         epoch, position = self._epoch, self._position
-        if position and self._planner.steps_left(position) == 0:
+        if self._is_over(position):
             epoch, position = epoch + 1, 0
         return self._state(epoch, position).to_dict()
 
@@ -206,7 +243,8 @@ class Loader:
         loaded.check_fits(self._state(0, 0))
         if loaded.position > self._planner.num_samples:
             raise UsageError(f"the state's position {loaded.position} is past the split's end")
-        self._drain()
+        self._check_usable()
+        self._cancel()
         self._epoch = loaded.epoch
         self._position = self._resume_at = loaded.position
 
@@ -218,7 +256,7 @@ class Loader:
             policy=self._planner.policy,
             buffer_samples=self._planner.buffer_samples if self._planner.policy == "block" else 0,
             split=self._split.name,
-            fingerprint=self._split.dataset.manifest.fingerprint,
+            fingerprint=self._fingerprint,
         )
 
     def stats(self) -> dict[str, Any]:
@@ -231,12 +269,11 @@ class Loader:
             `is_streaming`: whether samples in memory are copied by the C module. With a cache also
             `tiers` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
-        client = self._cache.client
         return {
             **self._stats.to_dict(),
             "cold_samples": self._storage.num_cold,
             "is_streaming": self._storage.is_streaming,
-            **({} if client is None else client.stats()),
+            **self._cache.stats(),
         }
 
     @property
@@ -247,12 +284,13 @@ class Loader:
         )
 
     def close(self) -> None:
-        """Ends the threads; batches stay readable."""
-        self._drain()
+        """Ends the threads; batches stay readable. A loader that nobody holds does the same."""
+        if os.getpid() != self._pid or not self._end.alive:
+            return
+        self._cancel()
+        self._end()
         self._pool.close()
-        self._planner.close()
-        if self._cache.client is not None:
-            self._cache.client.close()
+        self._cache.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -266,37 +304,16 @@ class Loader:
         self.close()
 
 
-@dataclass
-class _Counters:
-    """What `stats` shows of one epoch."""
-
-    epoch: int = 0
-    steps: int = 0
-    samples: int = 0
-    nbytes: int = 0
-    wait_s: float = 0.0
-    started_s: float = field(default_factory=time.perf_counter)
-    ended_s: float = 0.0
-
-    def count(self, samples: int, nbytes: int) -> None:
-        self.steps += 1
-        self.samples += samples
-        self.nbytes += nbytes
-        self.ended_s = time.perf_counter()
-
-    def to_dict(self) -> dict[str, Any]:
-        seconds = max(self.ended_s - self.started_s, 1e-9) if self.steps else 0.0
-        return {
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "samples": self.samples,
-            "bytes": self.nbytes,
-            "seconds": seconds,
-            "wait_s": self.wait_s,
-            "wait_fraction": self.wait_s / seconds if seconds else 0.0,
-            "samples_per_s": self.samples / seconds if seconds else 0.0,
-            "bytes_per_s": self.nbytes / seconds if seconds else 0.0,
-        }
+def _end_threads(
+    stops: Iterable[Callable[[], None]], in_flight: deque[tuple[Step, Filling]], pid: int
+) -> None:
+    """Has a loader's threads end soon, without waiting: the garbage collector may call from one."""
+    if os.getpid() != pid:
+        return
+    for _, filling in in_flight:
+        filling.is_cancelled = True
+    for stop in stops:
+        stop()
 
 
 def default_threads() -> int:
@@ -305,15 +322,6 @@ def default_threads() -> int:
     Eight threads saturate the memory of every node we know of; more only take cores from others.
     """
     return min(8, len(os.sched_getaffinity(0)))
-
-
-def _open_cache(
-    split: Split, cache: str | CacheConfig | None, topology: Topology, policy: str
-) -> NodeCache:
-    config = cache_config(cache)
-    if config is None:
-        return NodeCache(client=None, owner_of_shard=None)
-    return open_node_cache(split, config, topology, needs_owners=policy == "locality")
 
 
 def _check_options(batch_size: int, prefetch: int, threads: int | None) -> None:

@@ -35,6 +35,15 @@ class LoaderState:
     fingerprint: str
     version: int = STATE_VERSION
 
+    def __post_init__(self) -> None:
+        for name in ("seed", "epoch", "position", "buffer_samples", "version"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise UsageError(
+                    f"this is no loader state ({name} {value!r} is no number from 0); pass what "
+                    "state_dict() gave"
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, fit for JSON or `torch.save`."""
         return asdict(self)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from msdata.cache.client import CacheClient
 from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners
 from msdata.cache.tier import LOG
+from msdata.cached_fill import CachedReader
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
+from msdata.fill import BatchReader, SampleReader
 from msdata.plan.ownership import Nodes, own_shards
 from msdata.topology import Topology, job_name
 
@@ -22,39 +24,62 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCache:
-    """What a loader gets.
+    """What a loader has of its node's cache; all of it may be absent.
 
     Attributes:
-        client: the cache; None where it could not be had.
+        client: the cache; None where there is none to be, or where it could not be had.
         owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, the same on
             all ranks; None where they cannot be known.
     """
 
-    client: CacheClient | None
-    owner_of_shard: NDArray[np.int32] | None
+    client: CacheClient | None = None
+    owner_of_shard: NDArray[np.int32] | None = None
 
+    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
+        """What fills batches.
 
-def cache_config(cache: str | CacheConfig | None) -> CacheConfig | None:
-    """What the loader's argument means.
+        Args:
+            storage: reads from storage.
+            split: the data.
+            is_checked: check every record against its checksum.
+        """
+        if self.client is None:
+            return storage
+        return CachedReader(storage, self.client, split, is_checked=is_checked)
 
-    Raises:
-        UsageError: it means nothing.
-    """
-    if cache is None or isinstance(cache, CacheConfig):
-        return cache
-    if cache == AUTO:
-        return CacheConfig()
-    raise UsageError(f"cache={cache!r} is neither None, 'auto' nor a CacheConfig")
+    def start(self) -> None:
+        """Has the cache filled from now on."""
+        if self.client is not None:
+            self.client.start()
+
+    def start_epoch(self) -> None:
+        """Counts anew; in fill mode "stage", waits until the cache is full."""
+        if self.client is not None:
+            self.client.start_epoch()
+
+    def stats(self) -> dict[str, Any]:
+        """See `CacheClient.stats`; nothing without a cache."""
+        return {} if self.client is None else self.client.stats()
+
+    def stop(self) -> None:
+        """Ends filling soon, without waiting for it."""
+        if self.client is not None:
+            self.client.stop()
+
+    def close(self) -> None:
+        """Leaves the cache."""
+        if self.client is not None:
+            self.client.close()
 
 
 def open_node_cache(
-    split: Split, config: CacheConfig, topology: Topology, *, needs_owners: bool
+    split: Split, cache: str | CacheConfig | None, topology: Topology, *, needs_owners: bool
 ) -> NodeCache:
     """Joins this node's cache, or brings it up.
 
     Args:
         split: the data.
-        config: sizes and names.
+        cache: the loader's argument.
         topology: nodes, and this rank's.
         needs_owners: the policy deals by owner, on which all ranks have to agree.
 
@@ -62,11 +87,12 @@ def open_node_cache(
         The cache; without a client where something was wrong with it, which is logged.
 
     Raises:
-        UsageError: the ranks could not agree on owners.
+        UsageError: `cache` means nothing, or the ranks could not agree on owners.
         DataError: the index is damaged.
     """
-    if config.job is None:
-        config = replace(config, job=job_name())
+    config = _config(cache)
+    if config is None:
+        return NodeCache()
     cached = CachedSplit(
         fingerprint=split.dataset.manifest.fingerprint,
         name=split.name,
@@ -91,6 +117,16 @@ def open_node_cache(
             "what each node has free; give the cache a number: CacheConfig(memory_gib=...)"
         )
     return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def _config(cache: str | CacheConfig | None) -> CacheConfig | None:
+    if cache is None:
+        return None
+    if cache == AUTO:
+        cache = CacheConfig()
+    if not isinstance(cache, CacheConfig):
+        raise UsageError(f"cache={cache!r} is neither None, 'auto' nor a CacheConfig")
+    return cache if cache.job is not None else replace(cache, job=job_name())
 
 
 def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:

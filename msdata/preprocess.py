@@ -211,7 +211,8 @@ def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
             continue
         if mask.all():
             raise SampleError("a band is NaN throughout, there is nothing to fill it from")
-        # What stands under the mask does not matter: NaN, 0 and 1e6 give the same bits.
+        # In a band's first rows OpenCV looks under the mask: NaN would stay, or spread.
+        band[mask] = 0
         painted = cv2.inpaint(band, mask.view(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
         band[mask] = painted[mask]
     if not bool(np.isfinite(filled).all()):

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 from msdata.errors import MsdataError, StorageError, UsageError
 from msdata.machine import save_machine
+from msdata.mpi import communicator
 from msdata.probe import FileRates, measure_file, measure_memory_copy, temporary_file
 from msdata.probe_network import Communicator, measure_network
+from msdata.topology import from_env
 
 _Value = TypeVar("_Value")
 
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace, get_comm: Callable[[], Communicator] | None = 
     Args:
         args: of `add_arguments`.
         get_comm: gives the communicator of all ranks, one a node; asked only for `--network`.
+            None takes MPI's world.
 
     Returns:
         0.
@@ -221,9 +224,13 @@ def _communicator(
 ) -> Communicator | None:
     if not args.network:
         return None
-    if get_comm is None:
-        raise UsageError("--network needs MPI: pip install 'msdata[mpi]', then start by srun")
-    return get_comm()
+    if get_comm is not None:
+        return get_comm()
+    topology = from_env()
+    if topology.num_ranks < 2:
+        raise UsageError("--network needs two nodes or more: start by srun or mpiexec, one a node")
+    world: Communicator = communicator(topology)
+    return world
 
 
 def _by_all(comm: Communicator | None, work: Callable[[], _Value]) -> list[_Value]:

@@ -200,7 +200,7 @@ def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
         else [{}] * rows.num_rows,
         scalar_names=scalar_names(made.schema, label_columns),
     )
-    result = pack_shard(task, objects.source, _NoProgress())()
+    result = pack_shard(task, objects.source, _NoProgress()).complete()
     _compare(task, result, made)
     return f"mended: {rows.num_rows:,} objects packed again"
 

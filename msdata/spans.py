@@ -1,8 +1,9 @@
 """Where each sample's arrays lie, kept small: a 4.3-million-row index must fit beside the ring.
 
-In a tar the arrays of a record stand at fixed distances, in a contiguous HDF5 shard at distances
-that grow by a constant from sample to sample. So one offset a sample and two numbers a shard and
-array say it all; where they do not, all offsets are kept.
+In a contiguous HDF5 shard an array's offset grows by a constant from sample to sample, and so it
+does in a tar whose JSON members take equally many blocks, as they nearly always do. So two numbers
+a shard and array say it all; where the records of a tar differ in length, one offset a sample is
+kept beside them, and where even that does not do, all offsets are.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ class Spans:
     """Places of the samples of one split.
 
     Attributes:
-        first: int64 (samples,), offset of the first array.
+        num_samples: samples.
         start: int64 (shards,), first sample of each shard.
-        distance: int64 (shards, arrays), offset of each array less the first's, in sample 0.
+        distance: int64 (shards, arrays), offset of each array in the shard's sample 0; less the
+            first array's where `first` is kept.
         growth: int64 (shards, arrays), by how much that changes from sample to sample.
-        full: int64 (samples, arrays) where `distance` and `growth` do not describe the offsets.
+        first: int64 (samples,), offset of the first array, where it grows by no constant.
+        full: int64 (samples, arrays), all offsets, where nothing does.
     """
 
-    first: NDArray[np.int64]
+    num_samples: int
     start: NDArray[np.int64]
     distance: NDArray[np.int64]
     growth: NDArray[np.int64]
+    first: NDArray[np.int64] | None = None
     full: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.first)
+        return self.num_samples
 
     def shards(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position in the split's list of the shard of each sample, int64 (n,)."""
@@ -54,7 +58,10 @@ class Spans:
             return self.full[samples]
         shard = self.shards(samples)
         position = (samples - self.start[shard])[:, None]
-        return self.first[samples][:, None] + self.distance[shard] + self.growth[shard] * position
+        offsets = self.distance[shard] + self.growth[shard] * position
+        if self.first is not None:
+            offsets += self.first[samples][:, None]
+        return offsets
 
 
 def make_spans(
@@ -63,25 +70,52 @@ def make_spans(
     """Spans from the index's columns, read one at a time to keep memory low.
 
     Args:
-        shard_sizes: int64 (shards,), samples of each shard, none of them empty.
+        shard_sizes: int64 (shards,), samples of each shard.
         num_arrays: arrays of a sample.
         read: gives the int64 (samples,) offsets of array number a.
     """
     start = np.cumsum(shard_sizes) - shard_sizes
-    first = read(0)
+    num_samples = int(shard_sizes.sum())
     distance = np.zeros((len(shard_sizes), num_arrays), np.int64)
     growth = np.zeros_like(distance)
+    first = read(0) if num_arrays else np.zeros(num_samples, np.int64)
+    is_first_affine = _fit(first, start, shard_sizes, (distance[:, 0], growth[:, 0]))
+    if not is_first_affine:
+        distance[:, 0] = growth[:, 0] = 0
     is_affine = True
     for a in range(1, num_arrays):
         column = read(a)
-        for shard, (begin, size) in enumerate(zip(start, shard_sizes, strict=True)):
-            relative = column[begin : begin + size] - first[begin : begin + size]
-            distance[shard, a] = relative[0]
-            growth[shard, a] = relative[1] - relative[0] if size > 1 else 0
-            expected = distance[shard, a] + growth[shard, a] * np.arange(size)
-            is_affine = is_affine and bool(np.array_equal(expected, relative))
+        if not is_first_affine:
+            column -= first
+        is_affine = is_affine and _fit(column, start, shard_sizes, (distance[:, a], growth[:, a]))
     full = None if is_affine else np.stack([read(a) for a in range(num_arrays)], axis=1)
-    return Spans(first=first, start=start, distance=distance, growth=growth, full=full)
+    kept = None if is_first_affine or full is not None else first
+    return Spans(
+        num_samples=num_samples,
+        start=start,
+        distance=distance,
+        growth=growth,
+        first=kept,
+        full=full,
+    )
+
+
+def _fit(
+    column: NDArray[np.int64],
+    start: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    out: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> bool:
+    """Writes each shard's first value and growth; says whether they describe all values."""
+    distance, growth = out
+    for shard, (begin, size) in enumerate(zip(start.tolist(), sizes.tolist(), strict=True)):
+        values = column[begin : begin + size]
+        distance[shard] = values[0] if size else 0
+        growth[shard] = values[1] - values[0] if size > 1 else 0
+        expected = distance[shard] + growth[shard] * np.arange(size)
+        if not np.array_equal(expected, values):
+            return False
+    return True
 
 
 def constant_gaps(schema: Schema, spans: Spans) -> list[int] | None:
@@ -90,7 +124,9 @@ def constant_gaps(schema: Schema, spans: Spans) -> list[int] | None:
     Returns:
         int (arrays - 1,); None where they differ, or where an array does not follow the one before.
     """
-    if spans.full is not None or not len(spans) or bool(spans.growth.any()):
+    if spans.full is not None or not len(spans):
+        return None
+    if bool((spans.growth != spans.growth[:, :1]).any()):
         return None
     sizes = np.array([a.nbytes for a in schema.arrays], np.int64)
     gaps = spans.distance[:, 1:] - (spans.distance[:, :-1] + sizes[:-1])

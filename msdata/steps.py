@@ -75,6 +75,16 @@ class StepPlanner:
                 "policy 'locality' deals samples to the nodes that cache them, and there is no "
                 "cache; give the loader one, such as cache='auto', or choose 'shuffle'"
             )
+        # Of no samples: refuses what makes no sense now, not in the middle of the first epoch.
+        none = np.zeros(0, np.int64)
+        epoch_order(
+            policy,
+            seed=seed,
+            epoch=0,
+            num_samples=0,
+            shard_sizes=none,
+            buffer_samples=buffer_samples,
+        )
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -155,6 +156,25 @@ def children_of(pid: int) -> list[int]:
     """Process ids of a process's children."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(word) for word in text.split()]
+
+
+def kill(pid: int) -> None:
+    """`kill -9` of a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def msdata_processes(out: Path) -> list[int]:
+    """Process ids of the Python processes whose command line names the folder, by age."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if str(out).encode() in words and b"python" in words[0]:
+                found.append(int(entry.name))
+    return sorted(found)
 
 
 def content(out: Path) -> dict[str, bytes]:

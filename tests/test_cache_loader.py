@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import subprocess
@@ -133,7 +134,7 @@ def test_the_filler_skips_what_ranks_have_read(tar: Split, tmp_path: Path) -> No
         batches = iter(first)
         for _ in range(5):
             next(batches)
-        first._drain()
+        first._cancel()
         num_read = first.stats()["cache"]["local"]["filled"]
     assert 5 * caching.BATCH <= num_read < len(tar)
     with make(tar, config) as second:
@@ -345,6 +346,22 @@ def test_an_unknown_cache_is_refused(tar: Split) -> None:
 
 
 # Faults.
+
+
+def test_a_loader_that_cannot_be_made_leaves_no_arena(tar: Split, tmp_path: Path) -> None:
+    config = caching.config(tmp_path)
+    for options in ({"columns": ["none"]}, {"policy": "none"}, {"last": "none"}):
+        with pytest.raises(UsageError):
+            make(tar, config, **options)
+        gc.collect()
+        assert not list(caching.names_in(config.shm_dir))
+
+
+def test_a_loader_that_nobody_holds_leaves_the_arena(tar: Split, tmp_path: Path) -> None:
+    config = caching.config(tmp_path)
+    next(iter(make(tar, config)))
+    gc.collect()
+    assert packing.wait_for(lambda: not list(caching.names_in(config.shm_dir)))
 
 
 def test_without_shared_memory_all_comes_from_storage(

@@ -61,7 +61,7 @@ def test_a_pack_killed_at_random_moments_is_resumed(
         *((f"parent:fsync:{n}", "group") for n in (1, 8)),
         *((f"worker:replace:{n}", "kill") for n in (1, 2)),
         *((f"worker:fsync:{n}", "group") for n in (1, 2, 3)),
-        ("worker:pwritev:30", "kill"),
+        ("worker:pwritev:3", "kill"),
         ("parent:rmdir:1", "group"),
     ],
 )

@@ -226,7 +226,7 @@ def test_the_network_is_measured_under_mpiexec(tmp_path):
         ("--threads 1,x", "'1,x' must be numbers"),
         ("--threads 0", "'0' must be numbers"),
         ("--seconds 0", "above 0"),
-        ("--network", "needs MPI"),
+        ("--network", "needs two nodes"),
         ("--storage /nowhere", "neither a directory nor a file"),
     ],
 )

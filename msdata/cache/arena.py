@@ -117,9 +117,13 @@ class Arena:
 
     def close(self) -> None:
         """Leaves the arena; the last to do so removes it."""
-        self._at_exit.detach()
-        self.slots.close()
-        leave(self._fd, self.path, self._pid, is_kept=False)
+        if self._at_exit.detach() is not None:
+            self.slots.close()
+            leave(self._fd, self.path, self._pid, is_kept=False)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_at_exit"):
+            self.close()
 
 
 def _is_as_asked(header: Header, config: CacheConfig, node: int) -> bool:

@@ -43,7 +43,7 @@ class Places:
 
 
 class CacheClient:
-    """Opens this node's tiers and uses them; `close` leaves them.
+    """Opens this node's tiers and uses them; `start` has them filled, `close` leaves them.
 
     Args:
         config: sizes and names; `config.job` must be set.
@@ -73,14 +73,13 @@ class CacheClient:
         self._ssd: SsdTier | None = None
         slots = self._arena.slots
         self.owners: Owners = slots.owners
-        self.tiers: dict[int, Tier] = {LOCAL: Tier("local", self._arena.path, slots, split)}
+        self.tiers: dict[int, Tier] = {LOCAL: Tier("local", self._arena, split)}
         self._say_what_was_found()
         if config.ssd_nbytes:
             self._open_ssd(node)
         self.filler = Filler(
             list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
         )
-        self.filler.start()
         self._last_stats: dict[str, Any] | None = None
 
     def _open_ssd(self, node: int) -> None:
@@ -90,7 +89,7 @@ class CacheClient:
         except (MsdataError, OSError) as error:
             LOG.warning("no SSD tier: %s; what it would hold comes from storage", error)
             return
-        self.tiers[SSD] = Tier("ssd", self._ssd.path, self._ssd.slots, self._split)
+        self.tiers[SSD] = Tier("ssd", self._ssd, self._split)
 
     def _say_what_was_found(self) -> None:
         header = self._arena.slots.header
@@ -138,10 +137,19 @@ class CacheClient:
         if tier is not None:
             tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
 
-    def wait_until_filled(self) -> None:
-        """Waits, in fill mode "stage", until the tiers are full, as far as they can be."""
+    def start(self) -> None:
+        """Begins to fill the tiers."""
+        self.filler.start()
+
+    def start_epoch(self) -> None:
+        """Counts anew; in fill mode "stage", waits until the tiers are as full as they can be."""
         if self._config.fill == "stage":
             self.filler.wait()
+        self.counters.start_epoch()
+
+    def stop(self) -> None:
+        """Ends filling soon, without waiting for it."""
+        self.filler.request_stop()
 
     def stats(self) -> dict[str, Any]:
         """Counters of the epoch by tier, and of the cache as a whole.

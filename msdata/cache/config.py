@@ -49,6 +49,9 @@ class CacheConfig:
     shm_dir: Path = Path("/dev/shm")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shm_dir", Path(self.shm_dir))
+        if self.ssd_dir is not None:
+            object.__setattr__(self, "ssd_dir", Path(self.ssd_dir))
         if self.fill not in FILL_MODES:
             raise UsageError(f"fill {self.fill!r} is none of {', '.join(FILL_MODES)}")
         if (self.memory_gib is not None and self.memory_gib < 0) or self.ssd_gib < 0:

@@ -72,6 +72,10 @@ class Filler:
         """Whether there is nothing left to fill, here or by others."""
         return self._done.is_set()
 
+    def request_stop(self) -> None:
+        """Has it end after the sample it is at, and does not wait for that."""
+        self._stop.set()
+
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Ends after the sample it is at.
 

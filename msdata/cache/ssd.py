@@ -94,14 +94,22 @@ class SsdTier:
             self._leave()
             raise
         self.is_adopted = self.slots.num_ready > 0
+        self._is_closed = False
 
     def close(self) -> None:
         """Leaves the tier, which stays for later jobs."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         with suppress(OSError):
             # What the manifest promises should be on the disk, not on its way there.
             os.fsync(self._fd)
         self.slots.close()
         self._leave()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_is_closed"):
+            self.close()
 
     def _leave(self) -> None:
         leave(self._fd, self.path / _RECORDS, self._pid, is_kept=True)

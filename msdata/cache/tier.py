@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,24 @@ from msdata.checksum import crc32c_of_parts
 LOG = logging.getLogger("msdata.cache")
 
 
+class SlotSource(Protocol):
+    """An arena, or an SSD tier.
+
+    Attributes:
+        path: for messages.
+        slots: the file.
+    """
+
+    path: Path
+    slots: SlotFile
+
+
 class Tier:
     """A slot file with what it takes to use it without ever failing.
 
     Args:
         name: "local" or "ssd".
-        path: for messages.
-        slots: the file.
+        source: what holds the file open; not left while this is in use.
         split: the data.
 
     Attributes:
@@ -33,10 +45,11 @@ class Tier:
         num_refused: records whose bytes from storage did not fit their checksum.
     """
 
-    def __init__(self, name: str, path: Any, slots: SlotFile, split: CachedSplit) -> None:
+    def __init__(self, name: str, source: SlotSource, split: CachedSplit) -> None:
         self.name = name
-        self.path = path
-        self.slots = slots
+        self.path = source.path
+        self.slots = source.slots
+        self._source = source
         self._checksums = split.checksums
         self.is_writable = True
         self.num_corrupt = 0

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata.errors import MsdataError, UsageError
+from msdata.exits import exit_code_of, ignore_signals
 from msdata.manifest import CONTAINERS
-from msdata.pack.settings import DEFAULT_SHARD_NBYTES, PackSettings
-from msdata.signals import exit_code_of
+from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
     parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
     parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
-    parser.add_argument(
-        "--shard-size", default=None, help=f"default: {DEFAULT_SHARD_NBYTES >> 30}GiB"
-    )
+    parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
     parser.add_argument("--split", default="0.7,0.1,0.2", help="train,val,test; %(default)s")
     parser.add_argument("--split-column", help="catalogue column that names the split instead")
     parser.add_argument("--seed", type=int, default=0, help="of splits and order; %(default)s")
@@ -97,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> PackSettings:
     """The settings that the options ask for."""
-    shard_nbytes = DEFAULT_SHARD_NBYTES if args.shard_size is None else parse_bytes(args.shard_size)
+    shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
     return PackSettings(
         source=args.source,
         out=args.out,
@@ -167,9 +165,9 @@ def _run_on_ranks(
             max_rejected=args.max_rejected,
             is_quiet=args.quiet,
         )
-    except PeerError:
+    except PeerError as error:
         # The rank that failed says why; one message is enough.
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except MsdataError:
         raise
     except BaseException as error:
@@ -179,13 +177,14 @@ def _run_on_ranks(
 
 
 def _abort(error: BaseException, world: Any) -> None:
-    code = exit_code_of(error)
-    if code is None:
+    # The launcher answers the end of one rank with signals to the others.
+    ignore_signals()
+    if not isinstance(error, KeyboardInterrupt):
         traceback.print_exc()
     elif world.Get_rank() == 0:
         print(f"msdata pack: interrupted; {WHEN_INTERRUPTED}", file=sys.stderr)
     sys.stderr.flush()
-    world.Abort(1 if code is None else code)
+    world.Abort(exit_code_of(error))
 
 
 def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float) -> None:

@@ -18,7 +18,16 @@ _STOP_TAG = 4711
 
 
 class PeerError(MsdataError):
-    """Another rank failed and says so itself."""
+    """Another rank failed and says so itself.
+
+    Args:
+        message: which.
+        exit_code: that rank's, for this one to end with too.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RankProgress:

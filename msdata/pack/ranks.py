@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from msdata.errors import MsdataError
+from msdata.exits import exit_code_of
 from msdata.manifest import Manifest
 from msdata.pack.finish import finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock, share
@@ -101,17 +102,17 @@ def _finish(
 def _on_root(world: Any, work: Callable[[], _T]) -> _T:
     """Does `work` on rank 0 and gives all ranks its value; if it fails there, all raise."""
     if world.Get_rank() != 0:
-        failed, value = world.bcast(None, root=0)
-        if failed:
-            raise PeerError("rank 0 failed")
+        exit_code, value = world.bcast(None, root=0)
+        if exit_code:
+            raise PeerError("rank 0 failed", exit_code)
         received: _T = value
         return received
     try:
         result = work()
-    except MsdataError:
-        world.bcast((True, None), root=0)
+    except MsdataError as error:
+        world.bcast((exit_code_of(error), None), root=0)
         raise
-    world.bcast((False, result), root=0)
+    world.bcast((0, result), root=0)
     return result
 
 
@@ -123,12 +124,14 @@ def _on_all(world: Any, work: Callable[[], object]) -> None:
     except MsdataError as caught:
         error = caught
     # A rank that was stopped by another has nothing to say of its own.
-    failed = world.allgather(error is not None and not isinstance(error, PeerError))
-    if any(failed):
-        first = failed.index(True)
-        if error is not None and first == world.Get_rank():
-            raise error
-        raise PeerError(f"rank {first} failed")
+    is_own = error is not None and not isinstance(error, PeerError)
+    exit_codes = world.allgather(exit_code_of(error) if is_own else 0)
+    first = next((rank for rank, code in enumerate(exit_codes) if code), None)
+    if first is None:
+        return
+    if error is not None and first == world.Get_rank():
+        raise error
+    raise PeerError(f"rank {first} failed", exit_codes[first])
 
 
 def _pack_share(

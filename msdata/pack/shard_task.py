@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,15 +129,58 @@ def run_tasks(
     with ThreadPoolExecutor(1, thread_name_prefix="complete") as executor:
         completing: Future[None] | None = None
         for task in tasks:
-            complete = pack_shard(task, source, progress)
-            if completing is not None:
-                completing.result()
-            completing = executor.submit(lambda c: deliver(c()), complete)
+            packed = pack_shard(task, source, progress)
+            try:
+                if completing is not None:
+                    completing.result()
+                completing = executor.submit(lambda p: deliver(p.complete()), packed)
+            except BaseException:
+                packed.writer.abort()
+                raise
         if completing is not None:
             completing.result()
 
 
-def pack_shard(task: ShardTask, source: Source, progress: Progress) -> Callable[[], ShardResult]:
+@dataclass(frozen=True, kw_only=True)
+class PackedShard:
+    """A shard whose samples are written, but which has no name yet.
+
+    Attributes:
+        task: what was to be done.
+        writer: its writer, to be finished or aborted.
+        rows: position in the task and index columns of each sample.
+        rejected: (position in the task, reason) of the other objects.
+    """
+
+    task: ShardTask
+    writer: ShardWriter
+    rows: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+
+    def complete(self) -> ShardResult:
+        """Flushes the shard to the disk and names it; without samples, there is none.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        summary = None
+        try:
+            if self.rows:
+                summary = self.writer.finish()
+        finally:
+            if summary is None:
+                self.writer.abort()
+        names = self.rows[0][1].keys() if self.rows else ()
+        return ShardResult(
+            number=self.task.number,
+            summary=summary,
+            accepted=np.array([position for position, _ in self.rows], np.int64),
+            columns={name: [columns[name] for _, columns in self.rows] for name in names},
+            rejected=self.rejected,
+        )
+
+
+def pack_shard(task: ShardTask, source: Source, progress: Progress) -> PackedShard:
     """Reads, prepares and writes the objects of one shard.
 
     Args:
@@ -146,32 +189,29 @@ def pack_shard(task: ShardTask, source: Source, progress: Progress) -> Callable[
         progress: told of each object.
 
     Returns:
-        A function that flushes the shard to the disk, names it and returns the result; kept apart
-        so that the next shard can start meanwhile.
+        The shard, to be completed while the next one is packed.
 
     Raises:
         StorageError: the file system refused.
     """
-    writer = _open_writer(task)
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    rejected: list[tuple[int, str]] = []
-    outcomes = read_in_order(len(task.sample_ids), partial(_read, task, source))
+    packed = PackedShard(task=task, writer=_open_writer(task))
     try:
-        for position, outcome in outcomes:
+        for position, outcome in read_in_order(len(task.sample_ids), partial(_read, task, source)):
             try:
                 if isinstance(outcome, SampleError):
                     raise outcome
-                writer.append(outcome.record)
+                packed.writer.append(outcome.record)
             except SampleError as error:
-                rejected.append((position, str(error)))
-                progress.reject(Rejection(number=task.number, position=position, reason=str(error)))
+                reason = str(error)
+                packed.rejected.append((position, reason))
+                progress.reject(Rejection(number=task.number, position=position, reason=reason))
                 continue
-            rows.append((position, outcome.columns))
+            packed.rows.append((position, outcome.columns))
             progress.accept(task.schema.sample_nbytes)
     except BaseException:
-        writer.abort()
+        packed.writer.abort()
         raise
-    return partial(_complete, task, writer, rows, rejected)
+    return packed
 
 
 def _open_writer(task: ShardTask) -> ShardWriter:
@@ -179,29 +219,6 @@ def _open_writer(task: ShardTask) -> ShardWriter:
         return TarShardWriter(task.path, task.schema)
     return Hdf5ShardWriter(
         task.path, task.schema, max_samples=len(task.sample_ids), chunked=task.chunked
-    )
-
-
-def _complete(
-    task: ShardTask,
-    writer: ShardWriter,
-    rows: Sequence[tuple[int, Mapping[str, Any]]],
-    rejected: Sequence[tuple[int, str]],
-) -> ShardResult:
-    summary = None
-    try:
-        if rows:
-            summary = writer.finish()
-    finally:
-        if summary is None:
-            writer.abort()
-    names = rows[0][1].keys() if rows else ()
-    return ShardResult(
-        number=task.number,
-        summary=summary,
-        accepted=np.array([position for position, _ in rows], np.int64),
-        columns={name: [columns[name] for _, columns in rows] for name in names},
-        rejected=rejected,
     )
 
 

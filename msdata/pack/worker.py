@@ -68,6 +68,22 @@ class _WorkerProgress:
 def main() -> None:
     """Serves tasks until the pipe closes; `WorkerPool` makes the arguments."""
     signal.signal(signal.SIGTERM, _end)
+    exit_code = 1
+    try:
+        _serve()
+        exit_code = 0
+    except SystemExit as error:
+        exit_code = int(error.code or 0)
+    except (BrokenPipeError, ConnectionResetError):
+        # The parent has gone.
+        exit_code = 1
+    finally:
+        sys.stderr.flush()
+        # Readers that still wait for the storage are of no interest any more.
+        os._exit(exit_code)
+
+
+def _serve() -> None:
     pipe_fd, counters_fd, number, num_workers = (int(a) for a in sys.argv[1:5])
     connection = Connection(pipe_fd)
     counters = SharedCounters(counters_fd, num_workers)
@@ -87,7 +103,7 @@ def main() -> None:
     try:
         run_tasks(tasks(), source, _WorkerProgress(counters.values[number], send), deliver=send)
     except (BrokenPipeError, ConnectionResetError):
-        sys.exit(1)
+        raise
     except Exception as error:  # handed to the parent, which raises it
         if not isinstance(error, MsdataError):
             error.add_note("in a pack worker:\n" + traceback.format_exc())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
 _ALIGNMENT = 4096
+# Datasets up to this size are held in memory while others move.
+_HELD_BYTES = 1 << 20
 
 
 def _h5py() -> Any:
@@ -57,11 +60,14 @@ class Hdf5ShardWriter:
         self._schema = schema
         self._chunked = chunked
         self._partial = partial_path(path)
+        self._skeleton = partial_path(path.with_name(path.name + ".skeleton"))
+        self._fd = -1
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
             self._offsets = _make_skeleton(self._partial, schema, max_samples, (), chunked)
             self._fd = os.open(self._partial, os.O_RDWR)
         except OSError as error:
+            self.abort()
             raise storage_error("write", path, error) from error
         # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
         self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
@@ -82,7 +88,7 @@ class Hdf5ShardWriter:
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
-        skeleton = self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix)
+        skeleton = self._skeleton
         try:
             for stream in self._streams:
                 stream.flush()
@@ -95,7 +101,7 @@ class Hdf5ShardWriter:
             os.ftruncate(self._fd, nbytes)
             frame_crc = _copy_frame(skeleton, self._fd, frame_ranges(offsets, sizes, nbytes))
             os.fsync(self._fd)
-            os.close(self._fd)
+            self._close()
             skeleton.unlink()
             publish(self._path)
         except OSError as error:
@@ -103,12 +109,18 @@ class Hdf5ShardWriter:
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
     def abort(self) -> None:
-        """Removes what was written."""
-        os.close(self._fd)
-        self._partial.unlink(missing_ok=True)
-        self._path.with_name(self._path.name + ".skeleton" + self._partial.suffix).unlink(
-            missing_ok=True
-        )
+        """Removes what was written; silent, for it follows on an error that says more."""
+        with suppress(OSError):
+            self._close()
+        for path in (self._partial, self._skeleton):
+            with suppress(OSError):
+                path.unlink()
+
+    def _close(self) -> None:
+        # Marked first: closing twice might hit another thread's file of the same number.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _make_skeleton(
@@ -224,13 +236,27 @@ def _move_down(
 ) -> None:
     """Moves arrays to where the smaller skeleton has them.
 
-    Array after array, front to back: a destination never lies behind its source, so nothing is
-    overwritten before it has moved.
+    Datasets move front to back, so that nothing is overwritten before it has moved. That holds for
+    those that keep their order and never move up; HDF5 puts small ones anywhere, so these wait in
+    memory meanwhile.
     """
-    for a, size in enumerate(sizes):
-        for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
-            if source != target:
-                pwrite_all(fd, [os.pread(fd, size, source)], target)
+    held: list[tuple[int, bytes]] = []
+    moved_to = 0
+    in_file_order: list[int] = np.argsort(old[0]).tolist() if len(old) else []
+    for is_held in (True, False):
+        for a in in_file_order:
+            if (len(new) * sizes[a] <= _HELD_BYTES) is not is_held:
+                continue
+            if not is_held and (new[0, a] > old[0, a] or new[0, a] < moved_to):
+                raise DataError("h5py laid out a smaller shard in another order; use --format tar")
+            for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
+                if is_held:
+                    held.append((target, os.pread(fd, sizes[a], source)))
+                elif source != target:
+                    pwrite_all(fd, [os.pread(fd, sizes[a], source)], target)
+            moved_to = moved_to if is_held else int(new[-1, a]) + sizes[a]
+    for target, content in held:
+        pwrite_all(fd, [content], target)
 
 
 def _copy_frame(skeleton: Path, fd: int, ranges: Sequence[tuple[int, int]]) -> int:

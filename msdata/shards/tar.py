@@ -14,6 +14,7 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -148,7 +149,7 @@ class TarShardWriter:
             self._blocks.append([_END])
             self._blocks.flush()
             os.fsync(self._fd)
-            os.close(self._fd)
+            self._close()
             publish(self._path)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
@@ -161,9 +162,17 @@ class TarShardWriter:
         )
 
     def abort(self) -> None:
-        """Removes what was written."""
-        os.close(self._fd)
-        partial_path(self._path).unlink(missing_ok=True)
+        """Removes what was written; silent, for it follows on an error that says more."""
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            partial_path(self._path).unlink()
+
+    def _close(self) -> None:
+        # Marked first: closing twice might hit another thread's file of the same number.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def dali_index_path(shard: Path) -> Path:

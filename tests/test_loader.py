@@ -1,0 +1,252 @@
+"""The contract of the loader, held by every layout of shards, with and without the C module."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import loading
+import numpy as np
+import pytest
+
+import msdata
+import msdata.fill
+from msdata.errors import UsageError
+from msdata.plan.order import epoch_order
+
+Packed = Callable[..., Path]
+
+
+class LoaderContract:
+    """What holds for every layout; `layout` names one of `loading.LAYOUTS`."""
+
+    layout: str
+
+    @pytest.fixture(autouse=True, params=["streaming", "reading"])
+    def mode(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        assert msdata.fill._stream_fill is not None, "run python setup.py build_ext --inplace"
+        if request.param == "reading":
+            monkeypatch.setattr(msdata.fill, "_stream_fill", None)
+        return request.param
+
+    @pytest.fixture
+    def split(self, tiny_source: Path, packed: Packed):
+        return loading.open_train(packed(tiny_source, *loading.options_of(self.layout)))
+
+    def test_stats_say_which_way_samples_are_copied(self, split, mode) -> None:
+        with msdata.Loader(split, 16) as loader:
+            batches = loading.run_epoch(loader)
+            stats = loader.stats()
+        assert stats["is_streaming"] == (mode == "streaming")
+        assert stats["steps"] == len(batches) == 19
+        assert stats["samples"] == len(split) == loading.NUM_SAMPLES
+        assert stats["bytes"] == stats["samples"] * split.schema.sample_nbytes
+        assert 0 <= stats["wait_fraction"] <= 1
+        assert stats["cold_samples"] <= stats["samples"]
+
+    def test_every_sample_comes_once_an_epoch_as_its_pickle_has_it(self, split) -> None:
+        with msdata.Loader(split, 32, threads=2) as loader:
+            batches = loading.run_epoch(loader)
+        assert len(batches) == len(loader)
+        ids = loading.ids_of(batches)
+        assert sorted(ids) == [f"{n:07d}" for n in range(loading.NUM_SAMPLES)]
+        for batch in batches:
+            loading.assert_true_to_source(batch)
+
+    @pytest.mark.parametrize("policy", ["shuffle", "block"])
+    def test_the_order_is_the_plans_for_seed_and_epoch(self, split, policy) -> None:
+        ids = np.array(split.table(["sample_id"]).column(0).to_pylist())
+        with msdata.Loader(split, 32, seed=5, policy=policy, buffer_samples=40) as loader:
+            orders = []
+            for epoch in range(3):
+                orders.append(loading.ids_of(loading.run_epoch(loader)))
+                wanted = epoch_order(
+                    policy,
+                    seed=5,
+                    epoch=epoch,
+                    num_samples=len(split),
+                    shard_sizes=split.shard_sizes,
+                    buffer_samples=40,
+                )
+                assert orders[-1] == ids[wanted].tolist()
+        assert orders[0] != orders[1] != orders[2]
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 64, 500])
+    def test_threads_prefetch_and_batch_size_change_no_order(self, split, batch_size) -> None:
+        with msdata.Loader(split, 12, threads=1) as loader:
+            wanted = loading.joined(loading.run_epoch(loader))
+        for threads, prefetch in ((1, 1), (3, 2), (8, 3)):
+            with msdata.Loader(split, batch_size, threads=threads, prefetch=prefetch) as loader:
+                found = loading.joined(loading.run_epoch(loader))
+            loading.assert_equal_batches([found], [wanted])
+
+    def test_arrays_have_the_dtype_and_shape_of_the_schema(self, split) -> None:
+        with msdata.Loader(split, 32) as loader:
+            for count, batch in zip([32] * 9 + [12], loader, strict=True):
+                for name, (shape, dtype) in loading.ARRAYS.items():
+                    array = batch[name]
+                    assert array.shape == (count, *shape)
+                    assert array.dtype == np.dtype(dtype)
+                    assert array.flags.c_contiguous
+                    assert array.ctypes.data % 64 == 0
+                assert batch["sample_id"].shape == batch["redshift"].shape == (count,)
+
+    @pytest.mark.parametrize("prefetch", [1, 2, 3])
+    def test_a_batch_keeps_its_bytes_until_the_next_but_prefetch(self, split, prefetch) -> None:
+        held: list[tuple[dict, int]] = []
+        addresses = set()
+        with msdata.Loader(split, 8, prefetch=prefetch) as loader:
+            # Batches stay valid over the end of an epoch, too.
+            for batch in itertools.chain(loader, loader, loader):
+                addresses.add(batch["image"].ctypes.data)
+                held.append((batch, _checksum(batch)))
+                held = held[-(prefetch + 1) :]
+                assert all(_checksum(b) == checksum for b, checksum in held)
+            stats = loader.ring_nbytes
+        assert len(addresses) <= 2 * prefetch + 1
+        assert stats == (2 * prefetch + 1) * (2 << 20)
+
+    def test_columns_asked_for_come_with_their_samples(self, split) -> None:
+        columns = ["ra", "mantis_id", "fold", "missing_bands", "crc32c"]
+        with msdata.Loader(split, 50, columns=columns) as loader:
+            for batch in loader:
+                numbers = batch["sample_id"].astype(int)
+                assert set(batch) == {*loading.ARRAYS, "sample_id", *columns}
+                assert (batch["mantis_id"] == numbers).all()
+                assert (batch["ra"] == numbers % 360 + 0.25).all()
+                assert batch["fold"].tolist() == ["abc"[n % 3] for n in numbers]
+                assert batch["missing_bands"].tolist() == [""] * 50
+
+    def test_verify_accepts_sound_samples(self, split) -> None:
+        with msdata.Loader(split, 64, verify=True) as loader:
+            assert len(loading.ids_of(loading.run_epoch(loader))) == len(split)
+
+    def test_an_epoch_left_early_begins_anew(self, split) -> None:
+        with msdata.Loader(split, 10) as loader:
+            first = loading.run_epoch(loader)
+            second = loading.run_epoch(loader, 7)
+            for batch in loader:
+                loading.assert_equal_batches([loading.kept(batch)], second[:1])
+                break
+            loading.assert_equal_batches(loading.run_epoch(loader)[:7], second)
+            loader.set_epoch(0)
+            loading.assert_equal_batches(loading.run_epoch(loader), first)
+
+
+class TestTar(LoaderContract):
+    layout = "tar"
+
+
+class TestContiguousHdf5(LoaderContract):
+    layout = "contiguous"
+
+
+class TestChunkedHdf5(LoaderContract):
+    layout = "chunked"
+
+
+def _checksum(batch: dict) -> int:
+    checksum = 0
+    for name in loading.ARRAYS:
+        checksum = zlib.crc32(batch[name].tobytes(), checksum)
+    return checksum
+
+
+@pytest.fixture
+def split(tiny_source: Path, packed: Packed):
+    return loading.open_train(packed(tiny_source, *loading.options_of("tar")))
+
+
+def test_all_layouts_give_the_same_batches(tiny_source: Path, packed: Packed) -> None:
+    epochs = []
+    for layout in loading.LAYOUTS:
+        found = loading.open_train(packed(tiny_source, *loading.options_of(layout)))
+        with msdata.Loader(found, 16) as loader:
+            epochs.append(loading.run_epoch(loader))
+    loading.assert_equal_batches(epochs[0], epochs[1])
+    loading.assert_equal_batches(epochs[0], epochs[2])
+
+
+def test_seeds_give_different_orders(split) -> None:
+    orders = set()
+    for seed in range(4):
+        with msdata.Loader(split, 50, seed=seed) as loader:
+            orders.add(tuple(loading.ids_of(loading.run_epoch(loader))))
+    assert len(orders) == 4
+
+
+def test_after_the_last_batch_comes_the_next_epoch_whoever_counted_the_steps(split) -> None:
+    with msdata.Loader(split, 100) as counted, msdata.Loader(split, 100) as whole:
+        for _ in range(3):
+            found = loading.run_epoch(counted, len(counted))
+            loading.assert_equal_batches(found, loading.run_epoch(whole))
+
+
+def test_an_epoch_asked_for_again_comes_again(split) -> None:
+    with msdata.Loader(split, 100) as loader:
+        loader.set_epoch(2)
+        third = loading.run_epoch(loader)
+        loader.set_epoch(2)
+        loading.assert_equal_batches(loading.run_epoch(loader, len(loader)), third)
+        loader.set_epoch(2)
+        loading.assert_equal_batches(loading.run_epoch(loader), third)
+
+
+def test_an_older_iteration_cannot_go_on_beside_a_newer_one(split) -> None:
+    with msdata.Loader(split, 10) as loader:
+        older = iter(loader)
+        next(older)
+        newer = iter(loader)
+        first = loading.kept(next(newer))
+        with pytest.raises(UsageError, match="another iteration of this loader was begun"):
+            next(older)
+        rest = [loading.kept(batch) for batch in newer]
+        wanted = loading.run_epoch(loader)
+        loader.set_epoch(0)
+        wanted = loading.run_epoch(loader)
+        loading.assert_equal_batches([first, *rest], wanted)
+
+
+def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
+    loader = msdata.Loader(split, 10)
+    running = iter(loader)
+    batch = next(running)
+    loader.close()
+    loader.close()
+    loading.assert_true_to_source(batch)
+    for attempt in (lambda: next(running), lambda: iter(loader)):
+        with pytest.raises(UsageError, match="the loader was closed; make a new one"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 0}, "batch_size 0 is empty"),
+        ({"prefetch": 0}, "prefetch 0"),
+        ({"threads": 0}, "threads 0"),
+        ({"cache": "ssd"}, "neither None, 'auto' nor a CacheConfig"),
+        ({"policy": "locality"}, "policy 'locality' deals samples to the nodes that cache them"),
+        ({"last": "keep"}, "last='keep' is unknown"),
+        ({"columns": ["colour"]}, "has no column colour; it has sample_id"),
+        ({"seed": -1}, "seed -1"),
+        ({"policy": "block", "buffer_samples": 0}, "buffer of 0 samples"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_when_the_loader_is_made(
+    split, options, says
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        msdata.Loader(split, **options)
+
+
+def test_a_negative_epoch_is_refused(split) -> None:
+    with msdata.Loader(split) as loader, pytest.raises(UsageError, match="epoch -1 is negative"):
+        loader.set_epoch(-1)
+
+
+def test_a_split_that_got_no_samples_is_named_with_those_there_are(split) -> None:
+    with pytest.raises(UsageError, match="has no split 'val'; it has train"):
+        split.dataset.split("val")

@@ -1,0 +1,202 @@
+"""Objects are held to the schema, NaN are filled as OpenCV fills them, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msdata.errors import SampleError, UsageError
+from msdata.preprocess import Preparation, conform, count_nan, inpaint, prepare
+from msdata.schema import MANTIS_SHRIMP, Schema, Survey
+
+INPAINTING = Preparation(inpaint=("panstarrs",))
+
+
+def _sample(seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    return {a.name: random.normal(5, 2, a.shape).astype(np.float32) for a in MANTIS_SHRIMP.arrays}
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1 << 20), size=st.integers(3, 40), share=st.floats(0, 0.9))
+def test_inpainting_is_opencvs_and_leaves_other_pixels_bit_for_bit(
+    seed: int, size: int, share: float
+) -> None:
+    random = np.random.default_rng(seed)
+    image = random.normal(0, 1e4, (3, size, size + 1)).astype(np.float32)
+    image[random.random(image.shape) < share] = np.nan
+    image[:, 0, 0] = 1.0
+    before = image.copy()
+    filled = inpaint(image)
+    assert image.tobytes() == before.tobytes()
+    for band, result in zip(image, filled, strict=True):
+        mask = np.isnan(band)
+        zeroed = np.where(mask, np.float32(0), band)
+        wanted = cv2.inpaint(zeroed, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)
+        assert result[mask].tobytes() == wanted[mask].tobytes()
+        assert result[~mask].tobytes() == band[~mask].tobytes()
+        # OpenCV gives the same with the NaN left under the mask, where it gives a number at all.
+        left = cv2.inpaint(band, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)
+        inside = mask & np.isfinite(left)
+        inside[:4] = False
+        assert np.array_equal(left[inside], wanted[inside])
+
+
+@pytest.mark.parametrize("edge", [np.s_[:3], np.s_[-3:], np.s_[:, :3], np.s_[:, -3:]])
+def test_nan_at_every_edge_are_filled(edge: Any) -> None:
+    image = np.random.default_rng(1).normal(100, 1, (1, 170, 170)).astype(np.float32)
+    image[0][edge] = np.nan
+    filled = inpaint(image)
+    assert np.isfinite(filled).all()
+    assert 50 < filled.min() <= filled.max() < 150
+
+
+def test_negative_zero_and_denormals_survive_beside_filled_pixels() -> None:
+    image = np.zeros((1, 8, 8), np.float32)
+    image[0, 0] = -0.0
+    image[0, 1] = np.float32(1e-45)
+    image[0, 5, 5] = np.nan
+    filled = inpaint(image)
+    mask = np.isnan(image)
+    assert filled[~mask].tobytes() == image[~mask].tobytes()
+
+
+def test_a_band_of_nothing_but_nan_cannot_be_filled() -> None:
+    image = np.ones((2, 4, 4), np.float32)
+    image[1] = np.nan
+    with pytest.raises(SampleError, match="NaN throughout"):
+        inpaint(image)
+
+
+def test_preparing_changes_nothing_that_it_was_given() -> None:
+    sample = _sample()
+    sample["panstarrs"][1, 3:6, 3:6] = np.nan
+    before = {name: array.tobytes() for name, array in sample.items()}
+    prepared = prepare(sample, MANTIS_SHRIMP, INPAINTING)
+    assert {name: array.tobytes() for name, array in sample.items()} == before
+    assert prepared.num_filled == ((0, 9, 0, 0, 0), (), ())
+    assert np.isfinite(prepared.arrays[0]).all()
+
+
+@pytest.mark.parametrize(("count", "is_good"), [(289, True), (290, False)])
+def test_one_per_cent_of_a_band_is_the_limit(count: int, is_good: bool) -> None:
+    sample = _sample()
+    sample["panstarrs"][3].reshape(-1)[:count] = np.nan
+    if is_good:
+        assert prepare(sample, MANTIS_SHRIMP, INPAINTING).num_filled[0] == (0, 0, 0, count, 0)
+        return
+    with pytest.raises(SampleError, match=r"1\.00 % of panstarrs band z is NaN, more than 1 %"):
+        prepare(sample, MANTIS_SHRIMP, INPAINTING)
+
+
+def test_nan_in_arrays_that_are_not_inpainted_are_counted_and_kept() -> None:
+    sample = _sample()
+    sample["galex"][0, 1, 1:4] = np.nan
+    prepared = prepare(sample, MANTIS_SHRIMP, INPAINTING)
+    assert prepared.num_nan == ((), (3, 0), ())
+    assert np.array_equal(prepared.arrays[1], sample["galex"], equal_nan=True)
+
+
+def test_bands_of_zeros_are_flagged_where_zero_means_no_coverage() -> None:
+    sample = _sample()
+    sample["galex"][1] = 0
+    sample["unwise"][0] = 0
+    assert prepare(sample, MANTIS_SHRIMP, INPAINTING).missing_bands == ("galex.FUV",)
+    sample["galex"][1, 31, 31] = 1e-9
+    assert prepare(sample, MANTIS_SHRIMP, INPAINTING).missing_bands == ()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_pixels_of_a_survey_are_refused(value: float) -> None:
+    sample = _sample()
+    sample["unwise"][1, 2, 3] = value
+    with pytest.raises(SampleError, match="'unwise' holds infinite pixels"):
+        prepare(sample, MANTIS_SHRIMP, INPAINTING)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.astype(np.float64),
+        lambda a: a.astype(">f4"),
+        np.asfortranarray,
+        lambda a: np.stack([a, a], axis=-1)[..., 0],
+        lambda a: a[::-1].copy()[::-1],
+    ],
+    ids=["float64", "big-endian", "Fortran", "strided", "reversed"],
+)
+def test_other_layouts_of_the_same_values_give_the_same_bytes(change: Any) -> None:
+    sample = _sample()
+    wanted = prepare(sample, MANTIS_SHRIMP, INPAINTING).arrays
+    changed = {name: change(array) for name, array in sample.items()}
+    for found, array in zip(
+        prepare(changed, MANTIS_SHRIMP, INPAINTING).arrays, wanted, strict=True
+    ):
+        assert found.dtype == np.dtype("<f4")
+        assert found.flags.c_contiguous
+        assert found.tobytes() == array.tobytes()
+
+
+def test_an_inferred_schema_takes_casts_that_keep_every_value_and_no_others() -> None:
+    survey = Survey(name="x", shape=(3,), dtype="<i4")
+    assert conform({"x": np.array([1, 2, 3], np.int16)}, survey).dtype == np.dtype("<i4")
+    for array in (np.array([1, 2, 3], np.int64), np.array([1.0, 2, 3])):
+        with pytest.raises(SampleError, match="does not fit int32"):
+            conform({"x": array}, survey)
+    with pytest.raises(SampleError, match="not numbers"):
+        conform({"x": np.array(["a", "b", "c"])}, survey)
+
+
+def test_values_beyond_the_range_are_refused_rather_than_made_infinite() -> None:
+    sample = _sample()
+    sample["unwise"] = np.full((2, 32, 32), 1e39)
+    with pytest.raises(SampleError, match="beyond the range of float32"):
+        prepare(sample, MANTIS_SHRIMP, INPAINTING)
+
+
+def test_entries_that_an_inferred_schema_does_not_know_are_refused_unless_text() -> None:
+    schema = Schema(name="inferred", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
+    good = {"x": np.zeros(2, np.float32), "n": 3, "name": "M 31", "is_good": True, "note": None}
+    assert prepare(good, schema, Preparation()).scalars == {"n": 3}
+    for extra in (np.zeros(2), 7, 7.5, np.float32(1)):
+        with pytest.raises(SampleError, match="an entry 'y' that the schema does not know"):
+            prepare({**good, "y": extra}, schema, Preparation())
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (3, 3),
+        (np.int64(1) << 60, 1 << 60),
+        (np.array(2.5, ">f8"), 2.5),
+        (np.float32(0.5), 0.5),
+        (1 << 70, float(1 << 70)),
+        (np.uint64(2**64 - 1), float(2**64 - 1)),
+    ],
+)
+def test_numbers_of_any_kind_become_plain_ones(value: Any, wanted: float) -> None:
+    schema = Schema(name="inferred", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
+    sample = {"x": np.zeros(2, np.float32), "n": value}
+    found = prepare(sample, schema, Preparation()).scalars["n"]
+    assert found == wanted
+    assert type(found) is type(wanted)
+
+
+@pytest.mark.parametrize("value", [None, True, "3", 1j, np.zeros(1), np.array("3")])
+def test_what_is_no_number_is_refused_as_one(value: Any) -> None:
+    schema = Schema(name="mantis_shrimp", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
+    with pytest.raises(SampleError, match="it has no number 'n'"):
+        prepare({"x": np.zeros(2, np.float32), "n": value}, schema, Preparation())
+
+
+def test_integers_have_no_nan_and_a_fraction_is_a_fraction() -> None:
+    assert count_nan(np.zeros((2, 3), np.int16), Survey(name="x", shape=(2, 3), dtype="<i2")) == ()
+    for fraction in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UsageError, match="--max-nan-fraction"):
+            replace(Preparation(), max_nan_fraction=fraction)
