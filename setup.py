@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 
 EXTRAS = {
     "hdf5": ["h5py>=3.10"],
+    "zmq": ["pyzmq>=26"],
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],

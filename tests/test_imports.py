@@ -40,6 +40,7 @@ FREE_PACKAGES = {"numpy", "pyarrow", "crc32c"}
 HOMES: dict[str, set[str]] = {
     "h5py": {"msdata/shards/hdf5.py"},
     "mpi4py": {"msdata/mpi.py"},
+    "zmq": {"msdata/cache/zmq_transport.py"},
     # No optional package; two uses that share nothing: filling NaN, and drawing the contact sheet.
     "cv2": {"msdata/preprocess.py", "msdata/sheet.py", "msdata/sheet_command.py"},
     "torch": {"msdata/torch_dataset.py"},

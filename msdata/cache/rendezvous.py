@@ -1,0 +1,93 @@
+"""How the nodes of a job find and trust each other: a folder that all of them see.
+
+It holds the job's key, readable by its user alone, and a file for each node that serves. Whoever
+can read the key can read the data set anyway; a stranger on the network cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from msdata.atomic_file import storage_error, write_whole
+from msdata.errors import StorageError
+
+_KEY_FILE = "key.json"
+
+
+def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    """The job's public and secret key; the first to ask makes them.
+
+    Args:
+        folder: seen by all nodes; made if it is not there, for this user only.
+        make: makes a pair of keys.
+
+    Raises:
+        StorageError: the file system refused, or others may read the key.
+    """
+    path = folder / _KEY_FILE
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _offer(path, make())
+        found = path.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise StorageError(f"{path} may be read by others; remove it and start the job anew")
+        public, secret = json.loads(path.read_text())
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error("share", path, error) from error
+    except ValueError as error:
+        raise StorageError(f"{path} is no key ({error}); remove it and start anew") from error
+    return public, secret
+
+
+def _offer(path: Path, keys: tuple[str, str]) -> None:
+    """Puts the keys there, whole, unless others were first."""
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(keys, file)
+        with suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
+
+
+def announce(folder: Path, name: str, node: int, address: str) -> None:
+    """Tells where a node's records are served.
+
+    Args:
+        folder: as for `job_keys`.
+        name: of data set and split.
+        node: number of the node.
+        address: of its server.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    write_whole(_place(folder, name, node), json.dumps({"address": address}).encode())
+
+
+def withdraw(folder: Path, name: str, node: int, address: str) -> None:
+    """Takes an announcement back, unless another server has announced itself since."""
+    if address_of(folder, name, node) == address:
+        with suppress(OSError):
+            _place(folder, name, node).unlink()
+
+
+def address_of(folder: Path, name: str, node: int) -> str | None:
+    """Where a node's records are served; None where nobody has said so."""
+    try:
+        return str(json.loads(_place(folder, name, node).read_text())["address"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _place(folder: Path, name: str, node: int) -> Path:
+    return folder / f"{name}-n{node}.json"

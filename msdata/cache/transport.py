@@ -1,0 +1,44 @@
+"""What carries records between nodes, as the cache sees it: two small protocols.
+
+A server gives what its node has at the moment; a fetcher gets it or does not, within a time.
+Neither raises for a node that is gone, slow or wrong: a record that does not come is read from
+storage. What comes is held against the index's checksum by whoever asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+# Sample number -> its record as a contiguous buffer, if this node has it now; else None.
+Lookup = Callable[[int], Any | None]
+
+
+class Server(Protocol):
+    """Serves the records of one node until it is closed."""
+
+    @property
+    def address(self) -> str:
+        """What a fetcher needs to find it."""
+
+    def close(self) -> None:
+        """Stops serving; fetchers that wait for it get nothing."""
+
+
+class Fetcher(Protocol):
+    """Asks servers for records; used by all threads of a rank."""
+
+    def fetch(self, node: int, samples: Sequence[int]) -> list[Any | None]:
+        """Records of one node, as many and in the order asked for.
+
+        Args:
+            node: whose.
+            samples: numbers within the split.
+
+        Returns:
+            A buffer for each that came, None for each that did not. A node that did not answer in
+            time is not asked again for some seconds.
+        """
+
+    def close(self) -> None:
+        """Leaves all nodes."""
