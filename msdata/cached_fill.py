@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient, Places
+from msdata.cache.client import LOCAL, PEER, SSD, CacheClient, Places
 from msdata.dataset import Split
 from msdata.fill import (
     FD,
@@ -65,18 +65,18 @@ class _Picked:
 class CachedFilling(Filling):
     """A batch whose samples come from several tiers.
 
-    It is filled in the order of `rows`: from shared memory first, then SSD, then storage.
+    It is filled in the order of `rows`: from shared memory first, then SSD, peers, storage.
 
     Attributes:
         rows: int64 (n,), rows of the buffer.
         places: where the samples of those rows are.
-        ends: how many come from shared memory, and how many from there or SSD.
+        ends: how many come from shared memory, from there or SSD, from there or a peer.
         missing: the part that storage is asked for.
     """
 
     rows: NDArray[np.int64]
     places: Places
-    ends: tuple[int, int]
+    ends: tuple[int, int, int]
     missing: Filling
 
 
@@ -114,18 +114,11 @@ class CachedReader:
         """
         places = self._client.locate(samples)
         rows = np.argsort(places.source, kind="stable")
-        places = Places(
-            samples=samples[rows],
-            source=places.source[rows],
-            home=places.home[rows],
-            slots=places.slots[rows],
-        )
-        ends = (
-            int(np.count_nonzero(places.source == LOCAL)),
-            int(np.count_nonzero(places.source != STORAGE)),
-        )
+        places = places.taken(rows)
+        in_memory, cached, elsewhere = np.searchsorted(places.source, [LOCAL, SSD, PEER], "right")
+        ends = int(in_memory), int(cached), int(elsewhere)
         self._client.claim(places)
-        missing = self._missing(places.samples[ends[1] :], buffer, rows[ends[1] :])
+        missing = self._missing(places.samples[ends[2] :], buffer, rows[ends[2] :])
         return CachedFilling(
             buffer=buffer,
             samples=samples,
@@ -166,11 +159,12 @@ class CachedReader:
             DataError: a shard was truncated or altered.
             StorageError: the file system refused.
         """
-        in_memory, cached = filling.ends
+        in_memory, cached, elsewhere = filling.ends
         steps = (
             ("local", self._fill_local, start, min(stop, in_memory)),
             ("ssd", self._fill_ssd, max(start, in_memory), min(stop, cached)),
-            ("storage", self._fill_missing, max(start, cached), stop),
+            ("peer", self._fill_peer, max(start, cached), min(stop, elsewhere)),
+            ("storage", self._fill_missing, max(start, elsewhere), stop),
         )
         for tier, fill, first, end in steps:
             if first >= end:
@@ -190,9 +184,7 @@ class CachedReader:
         else:
             arena = self._client.tiers[LOCAL].slots
             for i in range(first, end):
-                record = arena.record(int(filling.places.slots[i]))
-                for part, at in zip(self._parts(filling, i), self._starts.tolist(), strict=True):
-                    part[:] = record[at : at + len(part)]
+                self._copy_record(filling, i, arena.record(int(filling.places.slots[i])))
         if not self._is_checked:
             return 0
         return sum(not self._is_sound(filling, i, LOCAL) for i in range(first, end))
@@ -209,11 +201,33 @@ class CachedReader:
             num_failed += not self._is_sound(filling, i, SSD)
         return num_failed
 
+    def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> int:
+        """Asks other nodes; returns how many samples storage had to give."""
+        places = filling.places
+        failed = []
+        for node in np.unique(places.owners[first:end]).tolist():
+            of_node = first + np.flatnonzero(places.owners[first:end] == node)
+            records = self._client.fetch(node, places.samples[of_node])
+            for i, record in zip(of_node.tolist(), records, strict=True):
+                if record is None:
+                    failed.append(i)
+                else:
+                    self._copy_record(filling, i, record)
+        if failed:
+            rows = filling.rows[failed]
+            missing = self._missing(places.samples[failed], filling.buffer, rows)
+            self._storage.fill(missing, 0, len(failed))
+        return len(failed)
+
+    def _copy_record(self, filling: CachedFilling, i: int, record: NDArray[np.uint8]) -> None:
+        for part, at in zip(self._parts(filling, i), self._starts.tolist(), strict=True):
+            part[:] = record[at : at + len(part)]
+
     def _fill_missing(self, filling: CachedFilling, first: int, end: int) -> int:
-        skipped = filling.ends[1]
+        skipped = filling.ends[2]
         self._storage.fill(filling.missing, first - skipped, end - skipped)
         for i in range(first, end):
-            if filling.places.home[i] != STORAGE:
+            if filling.places.slots[i] >= 0:
                 self._client.keep(filling.places, i, self._parts(filling, i))
         return 0
 

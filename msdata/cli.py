@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
     "plan": ("msdata.plan_command", "say what a job will read from where, before it is submitted"),
+    "cache": ("msdata.cache_command", "serve a node's cache to others, show and clean caches"),
     "probe": ("msdata.probe_command", "measure this node's memory, disks and network"),
     "sheet": ("msdata.sheet_command", "draw a contact sheet of a data set"),
 }

@@ -93,13 +93,7 @@ def open_node_cache(
     config = _config(cache)
     if config is None:
         return NodeCache()
-    cached = CachedSplit(
-        fingerprint=split.dataset.manifest.fingerprint,
-        name=split.name,
-        sample_nbytes=split.schema.sample_nbytes,
-        shard_sizes=split.shard_sizes,
-        checksums=split.numbers("crc32c", np.uint32),
-    )
+    cached = cached_split(split)
     own = owners_by_capacity(cached, topology)
     owners = None if config.memory_nbytes is None else own(config.memory_nbytes, config.ssd_nbytes)
     client = None
@@ -117,6 +111,17 @@ def open_node_cache(
             "what each node has free; give the cache a number: CacheConfig(memory_gib=...)"
         )
     return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def cached_split(split: Split) -> CachedSplit:
+    """What the cache is told of a split."""
+    return CachedSplit(
+        fingerprint=split.dataset.manifest.fingerprint,
+        name=split.name,
+        sample_nbytes=split.schema.sample_nbytes,
+        shard_sizes=split.shard_sizes,
+        checksums=split.numbers("crc32c", np.uint32),
+    )
 
 
 def _config(cache: str | CacheConfig | None) -> CacheConfig | None:

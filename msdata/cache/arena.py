@@ -46,8 +46,12 @@ def remove_stale_arenas(shm_dir: Path, own_job: str) -> list[Path]:
         What was removed.
     """
     mine = f"{_user_prefix()}-{_word(own_job)}-"
-    found = sorted(shm_dir.glob(f"{_user_prefix()}-*"))
-    return [p for p in found if not p.name.startswith(mine) and remove_if_unused(p)]
+    return [p for p in own_arenas(shm_dir) if not p.name.startswith(mine) and remove_if_unused(p)]
+
+
+def own_arenas(shm_dir: Path) -> list[Path]:
+    """All arenas of this user, in use or not."""
+    return sorted(shm_dir.glob(f"{_user_prefix()}-*"))
 
 
 def _user_prefix() -> str:

@@ -7,6 +7,7 @@ that comes from storage.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ from msdata.cache.arena import Arena
 from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.counters import Counters
 from msdata.cache.filler import Filler
+from msdata.cache.rendezvous import address_of, job_keys
 from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Tier
+from msdata.cache.transport import Fetcher
+from msdata.cache.zmq_transport import ZmqFetcher, make_keys
+from msdata.checksum import crc32c
 from msdata.errors import MsdataError
 
 # Where a sample of a batch is read from.
-LOCAL, SSD, STORAGE = 0, 1, 2
+LOCAL, SSD, PEER, STORAGE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +35,22 @@ class Places:
 
     Attributes:
         samples: int64 (n,), numbers within the split.
-        source: int8 (n,), `LOCAL`, `SSD` or `STORAGE`.
+        source: int8 (n,), `LOCAL`, `SSD`, `PEER` or `STORAGE`.
         home: int8 (n,), `LOCAL` or `SSD`, the tier that keeps the sample on this node, filled or
             not; `STORAGE` where none does.
         slots: int64 (n,), the slot there; -1 where there is none.
+        owners: int32 (n,), the node that keeps each; -1 for none.
     """
 
     samples: NDArray[np.int64]
     source: NDArray[np.int8]
     home: NDArray[np.int8]
     slots: NDArray[np.int64]
+    owners: NDArray[np.int32]
+
+    def taken(self, rows: NDArray[np.int64]) -> Places:
+        """Some of them, in another order."""
+        return Places(**{name: values[rows] for name, values in vars(self).items()})
 
 
 class CacheClient:
@@ -80,6 +91,7 @@ class CacheClient:
         self.filler = Filler(
             list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
         )
+        self._peers = self._open_peers()
         self._last_stats: dict[str, Any] | None = None
 
     def _open_ssd(self, node: int) -> None:
@@ -90,6 +102,17 @@ class CacheClient:
             LOG.warning("no SSD tier: %s; what it would hold comes from storage", error)
             return
         self.tiers[SSD] = Tier("ssd", self._ssd, self._split)
+
+    def _open_peers(self) -> Fetcher | None:
+        folder = self._config.peers_dir
+        if folder is None:
+            return None
+        try:
+            find = partial(address_of, folder, self._split.label)
+            return ZmqFetcher(find, job_keys(folder, make_keys))
+        except (MsdataError, OSError) as error:
+            LOG.warning("no peers: %s; what other nodes hold comes from storage", error)
+            return None
 
     def _say_what_was_found(self) -> None:
         header = self._arena.slots.header
@@ -102,6 +125,11 @@ class CacheClient:
                 "cache is smaller, the rest comes from storage",
                 *(self._arena.path, most / (1 << 30), planned / (1 << 30)),
             )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split."""
+        return len(self._split.checksums)
 
     def locate(self, samples: NDArray[np.int64]) -> Places:
         """Finds the samples of a batch.
@@ -118,7 +146,32 @@ class CacheClient:
             home[found >= 0] = code
             source[ready] = code
             slots = np.where(found >= 0, found, slots)
-        return Places(samples=samples, source=source, home=home, slots=slots)
+        owners = self.owners[0][shards]
+        if self._peers is not None:
+            source[(home == STORAGE) & (owners >= 0)] = PEER
+        return Places(samples=samples, source=source, home=home, slots=slots, owners=owners)
+
+    def fetch(self, node: int, samples: NDArray[np.int64]) -> list[Any | None]:
+        """Records from another node, those that come and are what the index says.
+
+        Args:
+            node: which.
+            samples: int64 (n,), numbers within the split.
+
+        Returns:
+            For each a uint8 array (sample_nbytes,), or None.
+        """
+        assert self._peers is not None
+        found = self._peers.fetch(node, samples.tolist())
+        records = [None if f is None else np.frombuffer(f, np.uint8) for f in found]
+        return [
+            record if record is not None and self._is_sound(int(sample), record) else None
+            for sample, record in zip(samples, records, strict=True)
+        ]
+
+    def _is_sound(self, sample: int, record: NDArray[np.uint8]) -> bool:
+        is_whole = len(record) == self._split.sample_nbytes
+        return is_whole and crc32c(record) == int(self._split.checksums[sample])
 
     def claim(self, places: Places) -> None:
         """Tells the filler which samples this rank will read from storage and keep."""
@@ -180,6 +233,8 @@ class CacheClient:
         if self._last_stats is not None:
             return
         self._last_stats = self.stats()
+        if self._peers is not None:
+            self._peers.close()
         if not self.filler.stop():
             # Its descriptors must stay its own; they are closed, and the lock freed, at the end.
             LOG.warning("storage hangs: the cache is left to the end of the process")

@@ -38,6 +38,8 @@ class CacheConfig:
             launcher's environment.
         node: names the node among pretended ones on one machine; None takes its number.
         shm_dir: the folder for shared memory.
+        peers_dir: a folder that all nodes see, where `msdata cache serve` of each node is found;
+            None asks no other node.
     """
 
     memory_gib: float | None = None
@@ -47,9 +49,12 @@ class CacheConfig:
     job: str | None = None
     node: str | None = None
     shm_dir: Path = Path("/dev/shm")
+    peers_dir: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shm_dir", Path(self.shm_dir))
+        if self.peers_dir is not None:
+            object.__setattr__(self, "peers_dir", Path(self.peers_dir))
         if self.ssd_dir is not None:
             object.__setattr__(self, "ssd_dir", Path(self.ssd_dir))
         if self.fill not in FILL_MODES:
@@ -96,6 +101,11 @@ class CachedSplit:
             raise UsageError(
                 f"shards of {int(self.shard_sizes.sum())} samples, {len(self.checksums)} checksums"
             )
+
+    @property
+    def label(self) -> str:
+        """Names data set and split among others."""
+        return f"{self.fingerprint}-{self.name}"
 
     @property
     def first_samples(self) -> NDArray[np.int64]:

@@ -168,6 +168,18 @@ def remove_if_unused(path: Path) -> bool:
     return True
 
 
+def is_used(path: Path) -> bool:
+    """Whether a process uses a file."""
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError:
+        return False
+    try:
+        return not try_flock(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def role(fd: int, number: int) -> Iterator[bool]:
     """Holds one role of the file, unless another process has it.

@@ -22,6 +22,8 @@ from msdata.errors import MissingPackageError
 TIMEOUT_S = 2.0
 # How long a node that did not answer is left alone.
 PAUSE_S = 5.0
+# Each failure in a row doubles that, up to this many times the first pause.
+_MOST_PAUSES = 64
 _POLL_MS = 100
 _HEARTBEAT_MS = 1000
 
@@ -160,8 +162,11 @@ class ZmqFetcher:
             found = self._ask(connection, node, samples)
             if found is None:
                 connection.close()
-                connection.paused_until_s = time.monotonic() + self._pause_s
+                connection.pauses = min(_MOST_PAUSES, 2 * connection.pauses or 1)
+                pause_s = connection.pauses * self._pause_s
+                connection.paused_until_s = time.monotonic() + pause_s
                 return [None] * len(samples)
+            connection.pauses = 0
             return found
 
     def _ask(
@@ -218,6 +223,7 @@ class _Connection:
         self.socket: Any = None
         self.number = 0
         self.paused_until_s = 0.0
+        self.pauses = 0
 
     def close(self) -> None:
         if self.socket is not None:
