@@ -69,12 +69,11 @@ with msdata.Loader(split, 16, threads=2, policy=sys.argv[2]) as loader:
         if steps == 0:
             first = time.perf_counter() - started - made
         steps += 1
-        if steps == 40:
+        if steps == 20:
             break
     loader._planner.order(1)
-    loader._planner.order(2)
     ring = loader.ring_nbytes
-    single = split[7]["sample_id"]
+    split.sample_id(7)
 print(json.dumps({"peak": peak_bytes() - ring, "made": made, "first": first}))
 """
 
@@ -126,4 +125,5 @@ def test_an_index_of_4_3_million_rows_opens_in_a_second_and_500_mb(big: Path) ->
 @pytest.mark.parametrize("policy", ["shuffle", "block"])
 def test_a_loader_of_4_3_million_samples_needs_the_ring_and_300_mb(big: Path, policy) -> None:
     found = json.loads(run_program(HEAD + BIG_EPOCH, big, policy))
-    assert found["peak"] < LIMIT_BYTES, found
+    print(found)
+    assert found["peak"] < LIMIT_BYTES

@@ -257,6 +257,9 @@ def _buffer_shuffle(num_items: int, buffer: int, *, seed: int, epoch: int) -> ND
     keys = random_words(num_items, seed=seed, epoch=epoch, stream=_SAMPLES)
     keys >>= np.uint64(40)
     keys *= np.uint64(buffer)
-    keys += np.arange(num_items, dtype=np.uint64) << np.uint64(24)
+    places = np.arange(num_items, dtype=np.uint64)
+    places <<= np.uint64(24)
+    keys += places
+    del places
     order: NDArray[np.int64] = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
     return order
