@@ -142,7 +142,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path} is no JSON ({error}); restore it or pack again") from error
     try:
         return _parse(path, content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it or pack again"
         ) from error

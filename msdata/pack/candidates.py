@@ -83,7 +83,8 @@ def plan_candidates(
     keys = _hashes(kept["sample_id"].to_pylist(), settings.seed)
     splits = _splits(kept, keys[:, 0], settings)
     record_nbytes, suffix = record
-    kept, slices = _place(kept, splits, keys[:, 1], settings.shard_nbytes // record_nbytes, suffix)
+    per_shard = settings.samples_per_shard(kept.num_rows, record_nbytes)
+    kept, slices = _place(kept, splits, keys[:, 1], per_shard, suffix)
     names = label_names(label_columns, schema)
     kept = kept.rename_columns([names.get(n, n) for n in kept.column_names])
     renamed = [f"column {a!r} is kept as {b!r}" for a, b in names.items() if a != b]
@@ -185,7 +186,7 @@ def _place(
     start = 0
     for number, name in enumerate(names):
         count = int(np.count_nonzero(numbers == number))
-        num_shards = -(-count // max(1, samples_per_shard))
+        num_shards = -(-count // samples_per_shard)
         edges = start + count * np.arange(num_shards + 1) // num_shards
         slices += (
             ShardSlice(split=name, name=f"shard-{i:06d}{suffix}", start=a, stop=b)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of, ignore_signals
 from msdata.manifest import CONTAINERS
-from msdata.pack.settings import DEFAULT_SHARD_NBYTES, PackSettings
+from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
     parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
     parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
-    parser.add_argument(
-        "--shard-size", default=None, help=f"default: {DEFAULT_SHARD_NBYTES >> 30}GiB"
-    )
+    parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
     parser.add_argument("--split", default="0.7,0.1,0.2", help="train,val,test; %(default)s")
     parser.add_argument("--split-column", help="catalogue column that names the split instead")
     parser.add_argument("--seed", type=int, default=0, help="of splits and order; %(default)s")
@@ -97,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> PackSettings:
     """The settings that the options ask for."""
-    shard_nbytes = DEFAULT_SHARD_NBYTES if args.shard_size is None else parse_bytes(args.shard_size)
+    shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
     return PackSettings(
         source=args.source,
         out=args.out,

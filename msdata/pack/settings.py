@@ -22,7 +22,11 @@ OPTIONS = {
 SPLIT_NAMES = ("train", "val", "test")
 # Large enough for sequential reads on a parallel file system, small enough that thousands of nodes
 # can each own a few of 2.5 TB.
-DEFAULT_SHARD_NBYTES = 1 << 30
+MAX_SHARD_NBYTES = 1 << 30
+# A small data set is cut finer, or the last shards would leave most processes and nodes without
+# work: two processes on four shards of 2.4 GB waited for each other a tenth of the time.
+_MIN_SHARDS = 24
+_MIN_SHARD_NBYTES = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class PackSettings:
         catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
         container: "tar" or "hdf5".
         chunked: HDF5 with one chunk a sample instead of contiguous arrays.
-        shard_nbytes: upper bound of a shard's size.
+        shard_nbytes: upper bound of a shard's size; None: 1 GiB, less for a small data set.
         split_fractions: fractions of train, val and test; they add up to 1.
         split_column: catalogue column that names each object's split instead.
         seed: what splits and placement are drawn with.
@@ -51,7 +55,7 @@ class PackSettings:
     catalog: Path | None = None
     container: str = "tar"
     chunked: bool = False
-    shard_nbytes: int = DEFAULT_SHARD_NBYTES
+    shard_nbytes: int | None = None
     split_fractions: tuple[float, ...] = (0.7, 0.1, 0.2)
     split_column: str | None = None
     seed: int = 0
@@ -66,7 +70,7 @@ class PackSettings:
             raise UsageError(f"--format {self.container!r} is none of {', '.join(CONTAINERS)}")
         if self.chunked and self.container != "hdf5":
             raise UsageError("--chunked is for --format hdf5 only")
-        if self.shard_nbytes < 1 << 16:
+        if self.shard_nbytes is not None and self.shard_nbytes < 1 << 16:
             raise UsageError(f"--shard-size {self.shard_nbytes} B is below 64 KiB; give e.g. 1GiB")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"--seed {self.seed} is out of range; give 0 to 2**63 - 1")
@@ -85,6 +89,19 @@ class PackSettings:
                 f"--split {','.join(f'{f:g}' for f in fractions)}: give three fractions (train, "
                 "val, test) that add up to 1, such as 0.7,0.1,0.2"
             )
+
+    def samples_per_shard(self, num_samples: int, record_nbytes: int) -> int:
+        """How many samples a shard may have.
+
+        Args:
+            num_samples: of the whole data set.
+            record_nbytes: bytes of one sample in a shard, headers included.
+        """
+        nbytes = self.shard_nbytes
+        if nbytes is None:
+            share = num_samples * record_nbytes // _MIN_SHARDS
+            nbytes = min(MAX_SHARD_NBYTES, max(_MIN_SHARD_NBYTES, share))
+        return max(1, nbytes // record_nbytes)
 
     def to_json(self) -> dict[str, Any]:
         """What `--resume` compares, and the provenance without paths."""

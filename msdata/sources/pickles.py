@@ -85,7 +85,7 @@ def _list_tree(root: str, num_listers: int) -> list[pa.Table]:
     top = Path(root).stat()
     seen = {(top.st_dev, top.st_ino)}
     with ThreadPoolExecutor(num_listers, thread_name_prefix="scan") as pool:
-        level = [""]
+        level = [("", top.st_dev)]
         while level:
             listings = list(pool.map(partial(_list_folder, root), level))
             chunks += [table for _, table in listings if table is not None]
@@ -93,14 +93,20 @@ def _list_tree(root: str, num_listers: int) -> list[pa.Table]:
             for folder, identity in itertools.chain.from_iterable(found for found, _ in listings):
                 if identity not in seen:
                     seen.add(identity)
-                    level.append(folder)
+                    level.append((folder, identity[0]))
     return chunks
 
 
-def _list_folder(root: str, folder: str) -> _Listing:
-    """Subfolders and object files of one folder, as paths relative to `root`."""
+def _list_folder(root: str, place: tuple[str, int]) -> _Listing:
+    """Subfolders and object files of one folder, as paths relative to `root`.
+
+    Args:
+        root: where all of them are.
+        place: the folder, relative to `root`, and its device.
+    """
     import pyarrow as pa
 
+    folder, device = place
     folders: list[tuple[str, tuple[int, int]]] = []
     stems: list[str] = []
     paths: list[str] = []
@@ -112,8 +118,7 @@ def _list_folder(root: str, folder: str) -> _Listing:
                 if name.startswith(_TEMPORARY):
                     continue
                 if _is_folder(entry):
-                    status = entry.stat()
-                    folders.append((prefix + name, (status.st_dev, status.st_ino)))
+                    folders.append((prefix + name, _identity(entry, device)))
                 elif name.endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file()):
                     # A dangling link stays in: its read fails and is reported, not skipped.
                     stem = name[: name.rindex(".")]
@@ -139,3 +144,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError:
         # A link that leads to itself, or where nobody may look: its read fails and is reported.
         return False
+
+
+def _identity(entry: os.DirEntry[str], device: int) -> tuple[int, int]:
+    """Device and inode of a folder; only a link costs the file system a question."""
+    if entry.is_symlink():
+        status = entry.stat()
+        return status.st_dev, status.st_ino
+    return device, entry.inode()

@@ -1,0 +1,147 @@
+"""The command line: what is printed where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import packing
+import pytest
+
+import msdata
+from msdata.errors import UsageError
+from msdata.pack.command import parse_bytes, parse_fractions
+from msdata.progress import ProgressLine, bytes_text, duration_text, progress_text
+
+Packed = Callable[..., Path]
+
+
+def test_json_alone_is_on_stdout(tiny_source: Path, packed: Packed, tmp_path: Path) -> None:
+    process = packing.pack(tiny_source, tmp_path / "out", "--json", "--jobs", "2")
+    assert process.returncode == 0
+    assert process.stderr == ""
+    result = json.loads(process.stdout)
+    data = msdata.open(packed(tiny_source))
+    assert result["num_samples"] == result["num_packed"] == 300
+    assert result["fingerprint"] == data.manifest.fingerprint
+    assert result["num_rejected"] == 0
+
+
+def test_a_short_run_without_a_terminal_prints_no_progress(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    process = packing.pack(tiny_source, tmp_path / "out", "--jobs", "1")
+    assert process.stderr == ""
+    assert re.fullmatch(r"packed 300 samples in .*: 300 samples\n", process.stdout)
+
+
+@pytest.mark.parametrize("options", [(), ("--quiet",)], ids=["shown", "quiet"])
+def test_a_terminal_gets_one_line_that_is_redrawn(
+    options: tuple[str, ...], tiny_source: Path, tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    command = packing.pack_command(tiny_source, tmp_path / "out", *options, "--jobs", "1")
+    env = packing.faulty_environment(FAULT_OPEN_DELAY_S="0.1")
+    with subprocess.Popen(command, env=env, stderr=theirs, stdout=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    if options:
+        assert shown == b""
+        return
+    lines = shown.decode().rstrip("\r\n").split("\r\x1b[K")
+    assert len(lines) > 2
+    assert "\n" not in "".join(lines)
+    assert re.search(r"\[#{24}\] 300/300 .* samples/s .* GB/s  0:00 left", lines[-1])
+
+
+def test_a_log_gets_whole_lines_and_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("msdata.progress.time.monotonic", lambda: now[0])
+    stream = StringIO()
+    line = ProgressLine("pack", 1000, stream=stream)
+    for done in range(1000):
+        now[0] += 0.1
+        line.update(done, done * 1000)
+    line.close(1000, 1_000_000)
+    lines = stream.getvalue().splitlines()
+    assert 5 <= len(lines) <= 12
+    assert all(text.startswith("pack [") for text in lines)
+    assert "\r" not in stream.getvalue()
+
+
+def test_progress_of_nothing_is_complete() -> None:
+    assert "0/0" in progress_text("pack", (0, 0), 0, 0.0)
+    assert progress_text("pack", (50, 100), 10**9, 10.0) == (
+        "pack [############............] 50/100  5 samples/s  0.10 GB/s  0:10 left"
+    )
+    assert duration_text(3725) == "1:02:05"
+    assert bytes_text(1536) == "1.50 KiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("1GiB", 1 << 30),
+        ("500MB", 500_000_000),
+        ("65536", 65536),
+        ("1.5k", 1500),
+        (" 2 ti ", 2 << 40),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
+    assert parse_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e9", "1GiBs"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        parse_bytes(text)
+
+
+def test_fractions_are_numbers() -> None:
+    assert parse_fractions("0.7,0.1,0.2") == (0.7, 0.1, 0.2)
+    with pytest.raises(UsageError, match="no list of fractions"):
+        parse_fractions("0.7;0.3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ((), 2, "usage: msdata"),
+        (("pakc",), 2, "invalid choice"),
+        (("pack",), 2, "required: source, out"),
+        (("pack", "a", "b", "--format", "zip"), 2, "invalid choice: 'zip'"),
+        (("pack", "--help"), 0, ""),
+        (("--version",), 0, ""),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...], code: int, says: str) -> None:
+    process = packing.run(["python", "-m", "msdata", *arguments])
+    assert process.returncode == code
+    assert says in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_source: Path, tmp_path: Path) -> None:
+    command = packing.pack_command(tiny_source, tmp_path / "out", "--json", "--jobs", "1")
+    process = packing.start(command)
+    process.stdout.close()  # type: ignore[union-attr]
+    assert process.wait(packing.TIMEOUT_S) in (0, 120)
+    assert "Traceback" not in process.stderr.read()  # type: ignore[union-attr]
+    process.stderr.close()  # type: ignore[union-attr]

@@ -1,0 +1,114 @@
+"""dataset.json and index.parquet: read back as written, and any damage is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import packing
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import msdata
+from msdata.errors import DataError, UsageError
+from msdata.index import file_sha256, fixed_columns, split_rows, write_index
+from msdata.manifest import read_manifest
+
+Packed = Callable[..., Path]
+
+
+@pytest.fixture
+def out(tiny_source: Path, packed: Packed, tmp_path: Path) -> Path:
+    """A data set of its own, to be damaged."""
+    return shutil.copytree(packed(tiny_source, *packing.TINY_SHARDS), tmp_path / "out")
+
+
+def test_a_manifest_is_read_as_it_was_written(out: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(out)
+    manifest.write(tmp_path)
+    assert (tmp_path / "dataset.json").read_bytes() == (out / "dataset.json").read_bytes()
+    assert manifest.splits == ("train", "val", "test")
+    assert manifest.num_samples == 300
+    assert manifest.index_sha256 == file_sha256(out / "index.parquet")
+    for shard in manifest.shards:
+        assert (out / shard.relative_path).stat().st_size == shard.nbytes
+
+
+def test_no_path_and_no_time_stands_in_the_manifest(out: Path, tiny_source: Path) -> None:
+    text = (out / "dataset.json").read_text()
+    assert str(tiny_source) not in text
+    assert json.loads(text)["provenance"].keys() == {"msdata", "settings", "num_rejected"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c.update(seed=7), "was altered: its fingerprint"),
+        (lambda c: c.update(format_version=99), "format version 99"),
+        (lambda c: c.pop("schema"), "is damaged"),
+        (lambda c: c.update(splits=[]), "is damaged"),
+    ],
+)
+def test_a_changed_manifest_is_refused(
+    change: Callable[[dict[str, object]], object], says: str, out: Path
+) -> None:
+    content = json.loads((out / "dataset.json").read_text())
+    change(content)
+    (out / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=says):
+        msdata.open(out)
+
+
+def test_what_is_no_data_set_is_told_from_one_half_packed(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        msdata.open(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="is no data set"):
+        msdata.open(tmp_path)
+    (out / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="is no JSON"):
+        msdata.open(out)
+    (out / "dataset.json").unlink()
+    (out / ".pack").mkdir()
+    with pytest.raises(UsageError, match=r"half packed; run the same 'msdata pack' with --resume"):
+        msdata.open(out)
+
+
+def test_the_index_has_its_columns_in_order_and_rows_by_split_and_shard(out: Path) -> None:
+    data = msdata.open(out)
+    fixed = fixed_columns(data.schema)
+    assert data.columns[: len(fixed)] == fixed
+    table = data.table
+    assert [name for name, _, _ in split_rows(table)] == list(data.splits)
+    for name in data.splits:
+        shards = data.split(name).table(["shard"])["shard"].to_numpy()
+        assert (np.diff(shards) >= 0).all()
+        sizes = np.bincount(shards)
+        assert sizes.max() - sizes.min() <= 1, "the shards of a split are of equal size"
+
+
+def test_a_missing_or_damaged_index_is_said(out: Path) -> None:
+    path = out / "index.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="is no Parquet file"):
+        msdata.open(out)
+    pq.write_table(pq.read_table(pa.BufferReader(content)).slice(0, 10), path)
+    with pytest.raises(DataError, match="has 10 rows"):
+        msdata.open(out)
+    path.unlink()
+    with pytest.raises(DataError, match=r"index\.parquet is missing"):
+        msdata.open(out)
+
+
+def test_an_index_that_makes_no_sense_is_not_written(out: Path, tmp_path: Path) -> None:
+    data = msdata.open(out)
+    with pytest.raises(UsageError, match="lacks the columns crc32c"):
+        write_index(tmp_path, data.table.drop_columns(["crc32c"]), data.schema)
+    torn = pa.concat_tables([data.table, data.table.slice(0, 1)])
+    with pytest.raises(UsageError, match="split by split"):
+        write_index(tmp_path, torn, data.schema)
+    assert not list(tmp_path.glob("index*"))
