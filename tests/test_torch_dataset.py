@@ -108,8 +108,8 @@ def test_collate_stacks_samples_of_different_buffers(tar_split) -> None:
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_data_loader_gives_every_sample_once(split, start: str) -> None:
-    dataset = TorchDataset(split, columns=["mantis_id", "redshift", "fold"])
+def test_a_data_loader_with_workers_gives_every_sample_once(tar_split, start: str) -> None:
+    dataset = TorchDataset(tar_split, columns=["mantis_id", "redshift", "fold"])
     dataset[0]  # Files are open and the reader made before the workers start.
     options = {"multiprocessing_context": start, "num_workers": 2, "persistent_workers": True}
     loader = DataLoader(dataset, 32, shuffle=True, collate_fn=collate, **options)
