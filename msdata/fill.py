@@ -52,8 +52,9 @@ class Filling:
         samples: int64 (n,), the samples, in order.
         shards: int64 (n,), each sample's shard.
         offsets: int64 (n, arrays), where the arrays stand in their shards.
-        files: the shards that are read, held open.
-        table: int64 (n * arrays, 4), what `_stream_fill` needs; None without that module.
+        files: the shards that are read, held open; none where they are too many for that.
+        table: int64 (n * arrays, 4), what `_stream_fill` needs; None without that module, and
+            without files.
         done: set when the last sample is there, or one has failed.
         error: what went wrong.
     """
@@ -166,7 +167,9 @@ class SampleReader:
             StorageError: the file system refused.
         """
         shards = self._spans.shards(samples)
-        files = {n: self._files.open(n) for n in np.unique(shards).tolist()}
+        numbers = np.unique(shards).tolist()
+        is_held = len(numbers) <= self._files.max_held
+        files = {n: self._files.open(n) for n in numbers} if is_held else {}
         filling = Filling(
             buffer=buffer,
             samples=samples,
@@ -175,19 +178,20 @@ class SampleReader:
             files=files,
             table=None,
         )
-        if self.is_streaming:
-            filling.table = self._table(filling)
+        if self.is_streaming and is_held:
+            filling.table = self._table(filling, files, slice(0, len(samples)))
         return filling
 
-    def _table(self, filling: Filling) -> NDArray[np.int64]:
-        num_samples, num_arrays = filling.offsets.shape
-        descriptors = {number: file.fd for number, file in filling.files.items()}
-        table = np.empty((num_samples, num_arrays, 4), np.int64)
-        of_sample = np.array([descriptors[n] for n in filling.shards.tolist()], np.int64)
+    def _table(
+        self, filling: Filling, files: dict[int, ShardFile], rows: slice
+    ) -> NDArray[np.int64]:
+        offsets = filling.offsets[rows]
+        table = np.empty((*offsets.shape, 4), np.int64)
+        of_sample = np.array([files[n].fd for n in filling.shards[rows].tolist()], np.int64)
         table[:, :, _FD] = of_sample[:, None]
-        table[:, :, _OFFSET] = filling.offsets
+        table[:, :, _OFFSET] = offsets
         table[:, :, _NBYTES] = self._sizes
-        table[:, :, _TARGET] = filling.buffer.addresses[:num_samples]
+        table[:, :, _TARGET] = filling.buffer.addresses[rows]
         return table.reshape(-1, 4)
 
     def fill(self, filling: Filling, start: int, stop: int) -> None:
@@ -197,16 +201,29 @@ class SampleReader:
             DataError: a shard was truncated or altered.
             StorageError: the file system refused.
         """
-        first = start
-        if filling.table is not None and _stream_fill is not None:
-            num_arrays = len(self._sizes)
-            done = _stream_fill.fill(filling.table, start * num_arrays, stop * num_arrays)
-            first = done // num_arrays
-        if first < stop:
-            self._read(filling, first, stop)
+        # Where the batch's shards cannot all be open at once, a few samples are read at a time.
+        step = stop - start if filling.files else max(1, self._files.max_held // 4)
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            first = low + self._stream(filling, low, high) if self.is_streaming else low
+            if first < high:
+                self._read(filling, first, high)
         if self._checksums is not None:
             for i in range(start, stop):
                 self._check(filling, i)
+
+    def _stream(self, filling: Filling, start: int, stop: int) -> int:
+        """Copies the samples [start, stop) that are in memory; how many, up to the first other."""
+        if _stream_fill is None:
+            return 0
+        num_arrays = len(self._sizes)
+        if filling.table is not None:
+            done = _stream_fill.fill(filling.table, start * num_arrays, stop * num_arrays)
+            return done // num_arrays - start
+        # Held open by this variable until the bytes are there.
+        files = {n: self._files.open(n) for n in set(filling.shards[start:stop].tolist())}
+        table = self._table(filling, files, slice(start, stop))
+        return _stream_fill.fill(table, 0, len(table)) // num_arrays
 
     def _read(self, filling: Filling, start: int, stop: int) -> None:
         """Reads with preadv: without waiting as long as it goes, then announced, with waiting."""
@@ -237,7 +254,8 @@ class SampleReader:
         per_sample = 1 if self.gaps is not None else len(self._sizes)
         targets = filling.buffer.targets
         for i in range(start, stop):
-            file = filling.files[int(filling.shards[i])]
+            shard = int(filling.shards[i])
+            file = filling.files.get(shard) or self._files.open(shard)
             for a in range(per_sample):
                 yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
 
@@ -248,7 +266,7 @@ class SampleReader:
         expected = int(self._checksums[sample])
         if found != expected:
             raise DataError(
-                f"{filling.files[int(filling.shards[i])].path}: sample "
+                f"{self._files.path(int(filling.shards[i]))}: sample "
                 f"{self._split.sample_id(sample)} was altered (checksum {found:08x}, the index "
                 f"says {expected:08x}); run 'msdata verify --repair {self._split.dataset.path}'"
             )

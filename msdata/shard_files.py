@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from msdata.atomic_file import storage_error
-from msdata.errors import DataError
+from msdata.errors import DataError, StorageError
 
-# Half of the usual limit of 1,024 open files a process.
-MAX_OPEN = 512
+# More open files than this make nothing faster.
+_MAX_OPEN = 512
+# Parts of the process's limit of open files, usually 1,024: what is kept open beyond its use, and
+# what each of the batches in flight may hold, of which there are seven unless told otherwise.
+_SHARE_KEPT = 4
+_SHARE_HELD = 28
 # Reads with this flag give what is in memory and never wait for a disk.
 NOWAIT = os.RWF_NOWAIT
 
@@ -117,17 +123,27 @@ class ShardFiles:
     Args:
         paths: the shards.
         nbytes: the size each has to have.
-        max_open: how many to keep open.
+        max_open: how many to keep open; None goes by the process's limit of open files.
+
+    Attributes:
+        max_held: files that each user should hold at once at most.
     """
 
     def __init__(
-        self, paths: Sequence[Path], nbytes: Sequence[int], *, max_open: int = MAX_OPEN
+        self, paths: Sequence[Path], nbytes: Sequence[int], *, max_open: int | None = None
     ) -> None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = _MAX_OPEN * _SHARE_HELD if limit == resource.RLIM_INFINITY else limit
+        self.max_held = max(1, limit // _SHARE_HELD)
         self._paths = paths
         self._nbytes = nbytes
-        self._max_open = max_open
+        self._max_open = max_open or max(1, min(_MAX_OPEN, limit // _SHARE_KEPT))
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
+
+    def path(self, number: int) -> Path:
+        """Where a shard lies."""
+        return self._paths[number]
 
     def open(self, number: int) -> ShardFile:
         """The open file of a shard; stays open for as long as the caller holds it.
@@ -139,13 +155,23 @@ class ShardFiles:
         with self._lock:
             file = self._open.get(number)
             if file is None:
-                file = ShardFile(self._paths[number], self._nbytes[number])
+                file = self._opened(number)
                 self._open[number] = file
                 if len(self._open) > self._max_open:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(number)
             return file
+
+    def _opened(self, number: int) -> ShardFile:
+        try:
+            return ShardFile(self._paths[number], self._nbytes[number])
+        except StorageError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        # Others need the process's files too; it works without those that nobody reads.
+        self._open.clear()
+        return ShardFile(self._paths[number], self._nbytes[number])
 
     def check_all(self) -> None:
         """Checks existence and size of every shard.

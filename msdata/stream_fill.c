@@ -140,7 +140,7 @@ static PyObject *fill(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "y*nn:fill", &table, &first, &stop))
         return NULL;
-    if (first < 0 || stop < first || stop * (Py_ssize_t)sizeof(row_t) > table.len) {
+    if (first < 0 || stop < first || stop > table.len / (Py_ssize_t)sizeof(row_t)) {
         PyBuffer_Release(&table);
         PyErr_Format(PyExc_IndexError, "rows [%zd, %zd) are not in the table", first, stop);
         return NULL;

@@ -129,9 +129,9 @@ class TorchDataset(Dataset[TorchSample]):
         if not len(numbers):
             return []
         rows = self._checked(numbers)
-        buffer = BatchBuffer(self._split.schema, len(rows), self._open_reader().gaps)
-        filling = self._open_reader().plan(rows, buffer)
-        self._open_reader().fill(filling, 0, len(rows))
+        reader = self._open_reader()
+        buffer = BatchBuffer(self._split.schema, len(rows), reader.gaps)
+        reader.fill(reader.plan(rows, buffer), 0, len(rows))
         values = {n: torch.from_numpy(a).unbind(0) for n, a in buffer.arrays.items()}
         for name, column in self._columns.take(rows).items():
             values[name] = column.tolist()
