@@ -206,7 +206,7 @@ class Split:
 
     def sample_id(self, number: int) -> str:
         """The id of one sample, by its row within the split."""
-        return str(self._index.read_row(self.name, number)["sample_id"])
+        return str(self._index.read_value(self.name, number, "sample_id"))
 
     def __getitem__(self, number: int) -> Sample:
         """One sample, checked against its checksum.

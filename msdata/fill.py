@@ -40,6 +40,11 @@ _MIN_CHUNK_SAMPLES = 16
 # Arrays further apart are fetched by reads of their own.
 _MAX_GAP_NBYTES = 1 << 16
 
+# Small arrays of one kind stand side by side in HDF5: fetching their neighbours, which the epoch
+# needs as well, costs a disk less than coming back for each.
+_SMALL_NBYTES = 1 << 16
+_WINDOW_NBYTES = 1 << 20
+
 # Columns of the table that `_stream_fill` works on.
 FD, OFFSET, NBYTES, TARGET = range(4)
 # In `FD`: the bytes are in shared memory, and `OFFSET` is their address.
@@ -272,9 +277,17 @@ class SampleReader:
         with filling.lock:
             is_first = not filling.is_announced
             filling.is_announced = True
-        if is_first:
-            for file, targets, place in self._reads(filling, 0, len(filling.samples)):
-                file.announce(place, sum(map(len, targets)))
+        if not is_first:
+            return
+        windows = set()
+        for file, targets, place in self._reads(filling, 0, len(filling.samples)):
+            nbytes = sum(map(len, targets))
+            if nbytes >= _SMALL_NBYTES:
+                file.announce(place, nbytes)
+            else:
+                windows.add((file, place // _WINDOW_NBYTES * _WINDOW_NBYTES))
+        for file, place in windows:
+            file.announce(place, _WINDOW_NBYTES)
 
     def _reads(
         self, filling: Filling, start: int, stop: int

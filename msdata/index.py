@@ -248,13 +248,23 @@ class IndexFile:
             table = self._file.read_row_group(group, columns=[column], use_threads=False)
             yield table.column(0).combine_chunks()
 
-    def read_row(self, split: str, row: int) -> dict[str, Any]:
-        """One row of a split; reads the row group that holds it, unless it was the last one."""
+    def read_value(self, split: str, row: int, column: str) -> Any:
+        """One value; for errors, which need one and may not have the memory for more."""
+        group, row = self._group_and_row(split, row)
+        table = self._file.read_row_group(group, columns=[column], use_threads=False)
+        return table.column(0)[row].as_py()
+
+    def _group_and_row(self, split: str, row: int) -> tuple[int, int]:
         for group in self._row_groups[split]:
             count = self._file.metadata.row_group(group).num_rows
             if row < count:
-                break
+                return group, row
             row -= count
+        raise IndexError(f"row {row} past the end of split {split!r}")
+
+    def read_row(self, split: str, row: int) -> dict[str, Any]:
+        """One row of a split; reads the row group that holds it, unless it was the last one."""
+        group, row = self._group_and_row(split, row)
         number, table = self._last_group
         if number != group:
             table = self._file.read_row_group(group)

@@ -49,7 +49,8 @@ class Loader:
             caches what; needs a cache) or "block" (shards in random order, shuffled in a buffer).
         topology: this rank's place; None takes it from the launcher's environment.
         cache: None; "auto", the node's shared memory as far as it is free; or a `CacheConfig`.
-        threads: threads that fill batches; None means the cores this process may use, at most 8.
+        threads: threads that fill batches; None means the cores this process may use, but 4
+            to 8.
         prefetch: batches filled ahead, at least 1.
         columns: columns of the index to hand out as well; None means `redshift` if there is one.
         last: what becomes of an incomplete last global batch. "short": it is dealt out as evenly
@@ -317,11 +318,12 @@ def _end_threads(
 
 
 def default_threads() -> int:
-    """Threads that fill batches: one a core this process may use, at most 8.
+    """Threads that fill batches: one a core this process may use, at least 4, at most 8.
 
     Eight threads saturate the memory of every node we know of; more only take cores from others.
+    Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
     """
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, max(4, len(os.sched_getaffinity(0))))
 
 
 def _check_options(batch_size: int, prefetch: int, threads: int | None) -> None:

@@ -54,7 +54,8 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(first, torch.Tensor):
         rows = _rows_of_one_buffer(values)
         return torch.stack(values) if rows is None else rows
-    return values if isinstance(first, str) else torch.tensor(values)
+    # Through NumPy, whose floats are double: torch.tensor would round labels to single precision.
+    return values if isinstance(first, str) else torch.from_numpy(np.array(values))
 
 
 def _rows_of_one_buffer(rows: list[torch.Tensor]) -> torch.Tensor | None:

@@ -26,9 +26,8 @@ def pattern() -> np.ndarray:
 
 def pattern_at(shard: int, offset: int, nbytes: int) -> bytes:
     """The bytes of a shard from an offset on."""
-    start = (shard + offset) % PATTERN_NBYTES
-    rolled = np.roll(pattern(), -start)
-    return np.resize(rolled, nbytes).tobytes()
+    places = (shard + offset + np.arange(nbytes)) % PATTERN_NBYTES
+    return pattern()[places].tobytes()
 
 
 def write_raw(folder: Path, schema: Schema, shard_sizes: Sequence[int]) -> Path:

@@ -55,6 +55,7 @@ def epochs(split: Split, cache: Any, count: int = 2, **options: Any) -> list[Any
 
 
 def wait_until_full(loader: msdata.Loader) -> None:
+    """Waits until the filler has done what it can: nothing, where it is held."""
     deadline = time.monotonic() + 20
     while not loader.stats()["cache"]["filler"]["is_done"]:
         assert time.monotonic() < deadline, loader.stats()
@@ -131,6 +132,7 @@ def test_the_filler_skips_what_ranks_have_read(tar: Split, tmp_path: Path) -> No
     config = caching.config(tmp_path)
     with held_filler():
         first = make(tar, config)
+        wait_until_full(first)
         batches = iter(first)
         for _ in range(5):
             next(batches)
@@ -461,6 +463,7 @@ def test_a_file_system_that_others_fill_gives_a_smaller_cache(
     try:
         with held_filler():
             loader = make(tar, config)
+            wait_until_full(loader)
         with loader:
             free = os.statvfs(config.shm_dir).f_bavail * 4096
             (config.shm_dir / "others").write_bytes(bytes(free - caching.split_nbytes(tar) // 2))
@@ -529,6 +532,7 @@ def test_a_claim_of_a_killed_rank_is_taken_over(tar: Split, tmp_path: Path) -> N
     config = caching.config(tmp_path)
     with held_filler():
         first = make(tar, config)
+        wait_until_full(first)
         first._cache.client.claim(first._cache.client.locate(np.arange(30)))
     with make(tar, config) as second:
         wait_until_full(second)
@@ -540,6 +544,7 @@ def test_a_filler_waits_while_another_process_fills(tar: Split, tmp_path: Path) 
     config = caching.config(tmp_path)
     with held_filler():
         first = make(tar, config)
+        wait_until_full(first)
     slots: SlotFile = first._cache.client.tiers[LOCAL].slots
     assert isinstance(first._cache.client._arena, Arena)
     with role(slots.fd, 0) as mine:

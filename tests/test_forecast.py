@@ -226,10 +226,10 @@ def test_hits_grow_with_the_number_of_nodes_until_all_data_are_held():
 
 def test_the_closed_form_for_a_thousand_nodes_comes_at_once():
     job = job_of(num_nodes=1024, ranks=8, memory=0.001, num_shards=4300, shard_samples=1000)
-    start = time.perf_counter()
+    start = time.process_time()
     for epoch in range(10):
         expect_epoch(job, epoch, levelled_shares(job))
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_an_epoch_of_four_million_samples_on_a_thousand_nodes_is_forecast_in_a_second():
@@ -244,9 +244,9 @@ def test_an_epoch_of_four_million_samples_on_a_thousand_nodes_is_forecast_in_a_s
     ownership = own_job(job)
     seconds = []
     for epoch in (1, 2):
-        start = time.perf_counter()
+        start = time.process_time()
         forecast = forecast_epoch(job, ownership, epoch)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 1.0
     # A batch is an eighth of the epoch: draws without replacement fluctuate 6 % less.
     expected = expect_epoch(job, 1, owned_shares(job, ownership))

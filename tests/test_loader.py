@@ -108,6 +108,14 @@ class LoaderContract:
         assert len(addresses) <= 2 * prefetch + 1
         assert stats == (2 * prefetch + 1) * (2 << 20)
 
+    def test_shards_too_many_to_be_all_open_give_the_same_batches(self, split) -> None:
+        with msdata.Loader(split, 100, threads=2) as loader:
+            wanted = loading.run_epoch(loader)
+        for max_held in (1, 5):
+            split.files.max_held = max_held
+            with msdata.Loader(split, 100, threads=2, verify=True) as loader:
+                loading.assert_equal_batches(loading.run_epoch(loader), wanted)
+
     def test_columns_asked_for_come_with_their_samples(self, split) -> None:
         columns = ["ra", "mantis_id", "fold", "missing_bands", "crc32c"]
         with msdata.Loader(split, 50, columns=columns) as loader:

@@ -196,8 +196,8 @@ def test_a_state_costs_less_than_a_tenth_of_a_millisecond(teams) -> None:
     times = []
     for _ in itertools.islice(loader, 10):
         for _ in range(20):
-            started = time.perf_counter()
+            started = time.thread_time()
             loader.state_dict()
-            times.append(time.perf_counter() - started)
+            times.append(time.thread_time() - started)
     assert statistics.median(times) < 100e-6
     assert np.isfinite(times).all()

@@ -229,7 +229,7 @@ def test_an_empty_split_is_refused():
 
 def test_a_hundred_epochs_on_a_thousand_nodes_are_planned_in_seconds(capsys):
     options = "--nodes 1024 --ranks-per-node 8 --memory-gib 4 --epochs 100"
-    start = time.perf_counter()
+    start = time.process_time()
     assert plan(f"{options} --assume-samples 4300000 --assume-bytes 594384") == 0
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 6
     assert "3 to 99 ~" in capsys.readouterr().out

@@ -112,6 +112,8 @@ def _serve() -> None:
 
 def _end(number: int, frame: Any) -> None:
     """Ends in good order: an exception removes the unfinished shard on its way out."""
+    # A second one, from the parent after the batch system's, must not interrupt the removing.
+    signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

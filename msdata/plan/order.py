@@ -24,6 +24,8 @@ LAST = ("drop", "pad", "short")
 # 16,384 cutouts of 0.6 MB are 10 GB: what a node can give to a shuffle buffer without thought.
 DEFAULT_BUFFER_SAMPLES = 16384
 
+_CHUNK = 1 << 16
+
 _SAMPLES, _SHARDS = 0, 1  # streams of random numbers within one epoch
 
 
@@ -60,8 +62,12 @@ def epoch_order(
         return uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
     if shard_sizes is None:
         raise UsageError("policy 'block' needs shard_sizes: it draws the order of whole shards")
+    order = _buffer_shuffle(num_samples, buffer_samples, seed=seed, epoch=epoch)
     stream = _shard_stream(shard_sizes, num_samples, seed=seed, epoch=epoch)
-    return stream[_buffer_shuffle(num_samples, buffer_samples, seed=seed, epoch=epoch)]
+    # In place, in chunks: millions of samples are held twice, not three times.
+    for low in range(0, num_samples, _CHUNK):
+        order[low : low + _CHUNK] = stream[order[low : low + _CHUNK]]
+    return order
 
 
 def num_steps(num_samples: int, global_batch: int, last: str) -> int:
@@ -257,6 +263,9 @@ def _buffer_shuffle(num_items: int, buffer: int, *, seed: int, epoch: int) -> ND
     keys = random_words(num_items, seed=seed, epoch=epoch, stream=_SAMPLES)
     keys >>= np.uint64(40)
     keys *= np.uint64(buffer)
-    keys += np.arange(num_items, dtype=np.uint64) << np.uint64(24)
+    places = np.arange(num_items, dtype=np.uint64)
+    places <<= np.uint64(24)
+    keys += places
+    del places
     order: NDArray[np.int64] = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
     return order

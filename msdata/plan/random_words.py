@@ -36,7 +36,10 @@ def uniform_permutation(num_items: int, *, seed: int, epoch: int, stream: int) -
     keys = random_words(num_items, seed=seed, epoch=epoch, stream=stream)
     keys >>= np.uint64(bits)
     keys <<= np.uint64(bits)
-    keys |= np.arange(num_items, dtype=np.uint64)
+    # In chunks: the numbers all at once would be as large as the keys.
+    for low in range(0, num_items, _CHUNK):
+        high = min(low + _CHUNK, num_items)
+        keys[low:high] |= np.arange(low, high, dtype=np.uint64)
     keys.sort()
     keys &= np.uint64((1 << bits) - 1)
     return keys.view(np.int64)

@@ -1,0 +1,135 @@
+"""The C module copies what NumPy would, and stops at what is not in memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msdata import _stream_fill
+
+FILE_NBYTES = 3 << 20
+# Around a cache line, a page, what is read directly, and the buffer that larger rows go through.
+SIZES = (1, 63, 64, 65, 4095, 4097, 32767, 32768, 32769, 393215, 393216, 393217, 1_000_003)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory):
+    path: Path = tmp_path_factory.mktemp("stream") / "shard"
+    content = np.random.default_rng(2).integers(0, 256, FILE_NBYTES, dtype=np.uint8)
+    path.write_bytes(content.tobytes())
+    fd = os.open(path, os.O_RDONLY)
+    yield fd, content
+    os.close(fd)
+
+
+def warm(fd: int) -> None:
+    assert len(os.pread(fd, FILE_NBYTES, 0)) == FILE_NBYTES
+
+
+def rows_of(rows: list[tuple[int, int, int, int]]) -> np.ndarray:
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_bytes_of_any_length_come_at_any_alignment(shard, nbytes: int) -> None:
+    fd, content = shard
+    warm(fd)
+    room = np.zeros(nbytes + 400, np.uint8)
+    for target in (0, 1, 17, 63, 64, 100):
+        for offset in (0, 1, 511, 4096, FILE_NBYTES - nbytes):
+            room[:] = 0xAA
+            table = rows_of([(fd, offset, nbytes, room.ctypes.data + 128 + target)])
+            assert _stream_fill.fill(table, 0, 1) == 1
+            start = 128 + target
+            assert np.array_equal(room[start : start + nbytes], content[offset : offset + nbytes])
+            # Nothing before, nothing after.
+            assert (room[:start] == 0xAA).all()
+            assert (room[start + nbytes :] == 0xAA).all()
+
+
+def test_random_tables_are_filled_as_numpy_would(shard) -> None:
+    fd, content = shard
+    warm(fd)
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        sizes = random.integers(0, 60_000, 12)
+        offsets = random.integers(0, FILE_NBYTES - sizes)
+        starts = np.cumsum(sizes + random.integers(0, 90, 12)) - sizes
+        room = np.zeros(int(starts[-1] + sizes[-1]), np.uint8)
+        wanted = room.copy()
+        for offset, size, start in zip(offsets, sizes, starts, strict=True):
+            wanted[start : start + size] = content[offset : offset + size]
+        columns = (np.full(12, fd), offsets, sizes, room.ctypes.data + starts)
+        table = np.ascontiguousarray(np.stack(columns, axis=1).astype(np.int64))
+        # In two calls, as two threads would.
+        assert _stream_fill.fill(table, 5, 12) == 12
+        assert _stream_fill.fill(table, 0, 5) == 5
+        assert np.array_equal(room, wanted)
+
+
+def test_only_the_rows_asked_for_are_filled(shard) -> None:
+    fd, content = shard
+    warm(fd)
+    room = np.zeros((4, 1000), np.uint8)
+    table = rows_of([(fd, 1000 * i, 1000, room[i].ctypes.data) for i in range(4)])
+    assert _stream_fill.fill(table, 1, 3) == 3
+    assert not room[[0, 3]].any()
+    assert np.array_equal(room[1:3].reshape(-1), content[1000:3000])
+
+
+def test_no_rows_are_done_at_once() -> None:
+    assert _stream_fill.fill(rows_of([]), 0, 0) == 0
+    assert _stream_fill.fill(rows_of([(-1, 0, 10, 0)] * 3), 2, 2) == 2
+
+
+@pytest.mark.parametrize("nbytes", [1000, 500_000])
+def test_a_cold_file_stops_at_the_first_row_that_is_not_in_memory(shard, nbytes: int) -> None:
+    fd, content = shard
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    offsets = (0, 1 << 20, 2 << 20)
+    room = np.zeros((3, nbytes), np.uint8)
+    table = rows_of([(fd, o, nbytes, r.ctypes.data) for o, r in zip(offsets, room, strict=True)])
+    assert _stream_fill.fill(table, 0, 3) == 0
+    # No read-ahead: only what is asked for comes into memory.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(fd, nbytes, 0)
+    assert _stream_fill.fill(table, 0, 3) == 1
+    assert np.array_equal(room[0], content[:nbytes])
+    warm(fd)
+    assert _stream_fill.fill(table, 1, 3) == 3
+    assert np.array_equal(room[2], content[2 << 20 : (2 << 20) + nbytes])
+
+
+def test_a_row_beyond_the_files_end_or_of_a_closed_file_is_not_done(shard) -> None:
+    fd, _ = shard
+    warm(fd)
+    room = np.zeros(1000, np.uint8)
+    for row in (
+        (fd, FILE_NBYTES - 999, 1000, room.ctypes.data),
+        (fd, FILE_NBYTES + 5000, 1000, room.ctypes.data),
+        (fd, -4096, 1000, room.ctypes.data),
+        (1 << 20, 0, 1000, room.ctypes.data),
+        (-1, 0, 1000, room.ctypes.data),
+    ):
+        assert _stream_fill.fill(rows_of([row]), 0, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "stop"),
+    [(-1, 1), (0, 4), (2, 1), (0, sys.maxsize), (0, 2**59), (sys.maxsize, sys.maxsize)],
+)
+def test_rows_outside_the_table_are_refused(first: int, stop: int) -> None:
+    with pytest.raises(IndexError, match="are not in the table"):
+        _stream_fill.fill(rows_of([(-1, 0, 1, 0)] * 3), first, stop)
+
+
+def test_what_is_no_table_is_refused() -> None:
+    table = rows_of([(-1, 0, 1, 0)] * 4)
+    for arguments in ((None, 0, 1), (table[::2], 0, 1), (table, 0), (table, 0, 1.5)):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            _stream_fill.fill(*arguments)
