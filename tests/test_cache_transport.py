@@ -40,8 +40,11 @@ class ZmqSuite:
         self._stack.callback(server.close)
         return server
 
-    def fetcher(self, keys: tuple[str, str] | None = None) -> Fetcher:
-        made = ZmqFetcher(self.addresses.get, keys or self.keys, timeout_s=0.5, pause_s=0.5)
+    def fetcher(
+        self, keys: tuple[str, str] | None = None, *, timeout_s: float = 10.0, pause_s: float = 60.0
+    ) -> Fetcher:
+        keys = keys or self.keys
+        made = ZmqFetcher(self.addresses.get, keys, timeout_s=timeout_s, pause_s=pause_s)
         self._stack.callback(made.close)
         return made
 
@@ -98,27 +101,25 @@ def test_threads_share_a_fetcher(suite: Any) -> None:
 def test_a_node_that_is_not_there_costs_no_time(suite: Any) -> None:
     started_s = time.monotonic()
     assert suite.fetcher().fetch(5, [1, 2]) == [None, None]
-    assert time.monotonic() - started_s < 0.4
+    assert time.monotonic() - started_s < 5
 
 
 def test_a_node_that_died_costs_one_timeout_and_is_left_alone(suite: Any) -> None:
     server = suite.serve(0)
-    fetcher = suite.fetcher()
+    fetcher = suite.fetcher(timeout_s=3.0)
     assert fetcher.fetch(0, [0])[0] is not None
     server.close()
     started_s = time.monotonic()
-    assert fetcher.fetch(0, [0, 2]) == [None, None]
-    assert fetcher.fetch(0, [0, 2]) == [None, None]
-    assert time.monotonic() - started_s < 0.9
+    for _ in range(20):
+        assert fetcher.fetch(0, [0, 2]) == [None, None]
+    assert 3 <= time.monotonic() - started_s < 6
 
 
 def test_a_node_that_comes_back_is_used_again(suite: Any) -> None:
-    suite.serve(0).close()
-    fetcher = suite.fetcher()
+    fetcher = suite.fetcher(pause_s=0.1)
     assert fetcher.fetch(0, [0]) == [None]
     suite.serve(0)
-    assert fetcher.fetch(0, [0]) == [None]
-    time.sleep(0.6)
+    time.sleep(0.2)
     assert bytes_of(fetcher.fetch(0, [0])) == [RECORDS[0].tobytes()]
 
 
@@ -128,22 +129,20 @@ def test_a_node_that_hangs_costs_one_timeout_and_its_late_answer_is_not_taken(
     is_open = threading.Event()
 
     def slow(sample: int) -> Any:
-        is_open.wait(5)
+        is_open.wait(20)
         return RECORDS[sample]
 
     suite.serve(0, slow)
-    fetcher = suite.fetcher()
-    started_s = time.monotonic()
+    fetcher = suite.fetcher(timeout_s=1.0, pause_s=0.1)
     assert fetcher.fetch(0, [1]) == [None]
-    assert time.monotonic() - started_s < 1.5
     is_open.set()
-    time.sleep(0.6)
+    time.sleep(0.2)
     assert bytes_of(fetcher.fetch(0, [2])) == [RECORDS[2].tobytes()]
 
 
 def test_a_stranger_without_the_jobs_key_gets_nothing(suite: Any) -> None:
     suite.serve(0)
-    stranger, friend = suite.fetcher(make_keys()), suite.fetcher()
+    stranger, friend = suite.fetcher(make_keys(), timeout_s=0.5), suite.fetcher()
     assert stranger.fetch(0, [0]) == [None]
     assert friend.fetch(0, [0])[0] is not None
 
@@ -152,7 +151,7 @@ def test_one_who_knows_the_public_key_only_gets_nothing(suite: Any) -> None:
     suite.serve(0)
     _, own_secret = make_keys()
     # Asks with a key of its own at a server whose public key it has overheard.
-    thief = suite.fetcher((suite.keys[0], own_secret))
+    thief = suite.fetcher((suite.keys[0], own_secret), timeout_s=0.5)
     assert thief.fetch(0, [0]) == [None]
 
 
@@ -163,7 +162,7 @@ def test_closing_twice_or_with_requests_under_way_is_no_error(suite: Any) -> Non
     thread.start()
     time.sleep(0.05)
     fetcher.close()
-    thread.join(2)
+    thread.join(20)
     assert not thread.is_alive()
     assert fetcher.fetch(0, [0]) == [None]
 
