@@ -31,7 +31,7 @@ except ImportError:
     _stream_fill = None  # type: ignore[assignment]
 else:
     # A copy built from older source reads the table otherwise: better none than that one.
-    if getattr(_stream_fill, "INTERFACE", 0) != 3:
+    if getattr(_stream_fill, "INTERFACE", 0) != 4:
         _stream_fill = None  # type: ignore[assignment]
 stream_fill = _stream_fill
 
@@ -48,7 +48,7 @@ _WINDOW_NBYTES = 1 << 20
 # Columns of the table that `_stream_fill` works on.
 FD, OFFSET, NBYTES, TARGET = range(4)
 # In `FD`: the bytes are in shared memory, and `OFFSET` is their address.
-SHARED_MEMORY = -1
+SHARED_MEMORY = -(2**63)
 
 
 @dataclass

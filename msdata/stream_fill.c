@@ -11,7 +11,7 @@
  * One function, fill(table, first, stop): table is int64 (rows, 4), C-contiguous, each row one array
  * of one sample:
  *     file descriptor, offset, bytes, address of the destination
- * Where the descriptor is -1, the "offset" is the address of bytes in mapped shared memory: they are
+ * Where the descriptor is SHARED_MEMORY, the "offset" is the address of bytes in mapped shared memory: they are
  * always there and are streamed to the destination at once.
  * It works on the rows [first, stop) without the GIL and returns the first row that it did not do
  * because its bytes are not in memory (or cannot be told to be): nothing here ever waits for a disk.
@@ -28,8 +28,9 @@
 
 #define BOUNCE_BYTES (384 * 1024) /* fits the second-level cache; 64 KiB was 10 % slower */
 #define DIRECT_BYTES (32 * 1024)  /* below this, two copies cost more than the lines saved */
+#define SHARED_MEMORY INT64_MIN /* no descriptor, not even a wrong one */
 #define LINE 64
-#define INTERFACE 3 /* what msdata/fill.py expects; a copy built from older source is not used */
+#define INTERFACE 4 /* what msdata/fill.py expects; a copy built from older source is not used */
 
 typedef struct {
     int64_t fd, offset, nbytes, target;
@@ -110,7 +111,7 @@ static ssize_t read_in_memory(const row_t *row, int64_t done, char *into, int64_
 static int read_row(const row_t *row)
 {
     char *target = (char *)(uintptr_t)row->target;
-    if (row->fd < 0) {
+    if (row->fd == SHARED_MEMORY) {
         stream_copy(target, (const char *)(uintptr_t)row->offset, (size_t)row->nbytes);
         return 1;
     }
