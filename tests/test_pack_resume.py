@@ -36,11 +36,15 @@ def test_a_pack_killed_at_random_moments_is_resumed(
     env = packing.faulty_environment(FAULT_OPEN_DELAY_S="0.03")
     command = packing.pack_command(tiny_source, tmp_path / "out", *options, "--jobs", "2")
     moments = random.Random(f"{container} {whole_group}")
+    # How long an undisturbed run takes here and now.
+    start_s = time.monotonic()
+    packing.start(command, env).communicate(timeout=packing.TIMEOUT_S)
+    whole_s = time.monotonic() - start_s
     interrupted = 0
     for _ in range(5):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         process = packing.start(command, env)
-        time.sleep(moments.uniform(0.25, 1.3))
+        time.sleep(moments.uniform(0.15, 0.85) * whole_s)
         interrupted += process.poll() is None
         if whole_group:
             packing.kill_group(process)
