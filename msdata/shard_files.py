@@ -7,8 +7,9 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,12 @@ class ShardFile:
         self.path = path
         self.nbytes = nbytes
         self.fd = -1
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            found = os.fstat(self.fd).st_size
-        except FileNotFoundError:
-            raise DataError(
-                f"{path} is missing; run 'msdata verify --repair {path.parents[1]}'"
-            ) from None
-        except OSError as error:
-            raise storage_error("read", path, error) from error
-        if found != nbytes:
-            raise DataError(size_sentence(path, found, nbytes))
+        _check_size(path, nbytes, self._open)
+
+    def _open(self) -> int:
+        """Opens the file; returns its size."""
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.fstat(self.fd).st_size
 
     def read_now(self, buffers: Sequence[Any], offset: int) -> bool:
         """Fills the buffers if all their bytes are in memory; says whether it did.
@@ -106,6 +102,24 @@ class ShardFile:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+def _stat_size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _check_size(path: Path, nbytes: int, look: Callable[[], int]) -> None:
+    """Raises unless `look` finds the shard there, and as large as it has to be."""
+    try:
+        found = look()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing; run 'msdata verify --repair {path.parents[1]}'"
+        ) from None
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if found != nbytes:
+        raise DataError(size_sentence(path, found, nbytes))
 
 
 def size_sentence(path: Path, found: int, expected: int) -> str:
@@ -180,13 +194,4 @@ class ShardFiles:
             DataError: the first fault found.
         """
         for path, nbytes in zip(self._paths, self._nbytes, strict=True):
-            try:
-                found = path.stat().st_size
-            except FileNotFoundError:
-                raise DataError(
-                    f"{path} is missing; run 'msdata verify --repair {path.parents[1]}'"
-                ) from None
-            except OSError as error:
-                raise storage_error("read", path, error) from error
-            if found != nbytes:
-                raise DataError(size_sentence(path, found, nbytes))
+            _check_size(path, nbytes, partial(_stat_size, path))

@@ -11,8 +11,8 @@
  * One function, fill(table, first, stop): table is int64 (rows, 4), C-contiguous, each row one array
  * of one sample:
  *     file descriptor, offset, bytes, address of the destination
- * Where the descriptor is SHARED_MEMORY, the "offset" is the address of bytes in mapped shared memory: they are
- * always there and are streamed to the destination at once.
+ * Where the descriptor is SHARED_MEMORY, the "offset" is the address of bytes in mapped shared
+ * memory: they are always there and are streamed to the destination at once.
  * It works on the rows [first, stop) without the GIL and returns the first row that it did not do
  * because its bytes are not in memory (or cannot be told to be): nothing here ever waits for a disk.
  */
