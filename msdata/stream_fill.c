@@ -4,8 +4,8 @@
  * kernel's too, first fetches every line of the destination from memory only to overwrite it.
  * Streaming stores do not, and no Python package offers them. So the kernel copies into a small buffer
  * that stays in the second-level cache, and from there the bytes are streamed to where they belong.
- * Against the better of bare preadv and bare row copies out of a memory map this reaches 0.9 to 1.0
- * on two cores, preadv straight into the batch 0.75 to 0.85. The module is optional: where it could not
+ * Against the better of bare preadv and bare row copies out of a memory map this reaches 0.85 to 1.0
+ * on two cores, preadv straight into the batch 0.6 to 0.85. The module is optional: where it could not
  * be built, msdata uses that.
  *
  * One function, fill(table, first, stop): table is int64 (rows, 4), C-contiguous, each row one array
