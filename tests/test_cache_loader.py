@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -423,12 +424,14 @@ def test_shared_memory_that_is_full_gives_a_smaller_cache_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    publish, left = SlotFile.publish, iter(range(40))
+    publish, left, lock = SlotFile.publish, iter(range(40)), threading.Lock()
 
     def publish_until_full(*arguments: Any) -> None:
-        if next(left, None) is None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        publish(*arguments)
+        # One at a time: all that came before the refusal are there when it is reported.
+        with lock:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            publish(*arguments)
 
     monkeypatch.setattr(SlotFile, "publish", publish_until_full)
     found = epochs(tar, caching.config(tmp_path), 3)

@@ -24,6 +24,8 @@ from msdata.sources.detect import detect_source
 
 # Counters of a worker in the shared file: samples, bytes, rejected.
 NUM_COUNTERS = 3
+# Until the end that a finaliser swallowed is asked for once more.
+_END_AGAIN_S = 0.01
 
 
 class SharedCounters:
@@ -68,6 +70,8 @@ class _WorkerProgress:
 def main() -> None:
     """Serves tasks until the pipe closes; `WorkerPool` makes the arguments."""
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGALRM, _end)
+    sys.unraisablehook = _end_again
     exit_code = 1
     try:
         _serve()
@@ -113,8 +117,16 @@ def _serve() -> None:
 def _end(number: int, frame: Any) -> None:
     """Ends in good order: an exception removes the unfinished shard on its way out."""
     # A second one, from the parent after the batch system's, must not interrupt the removing.
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _end_again(unraisable: Any) -> None:
+    """Asks again where the signal came inside a finaliser, which swallows exceptions."""
+    if isinstance(unraisable.exc_value, SystemExit):
+        signal.setitimer(signal.ITIMER_REAL, _END_AGAIN_S)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _receive(connection: Connection) -> ShardTask | None:

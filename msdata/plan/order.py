@@ -10,6 +10,7 @@ larger than all caches; `msdata.plan.quality` says how much is given up.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +63,14 @@ def epoch_order(
         return uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
     if shard_sizes is None:
         raise UsageError("policy 'block' needs shard_sizes: it draws the order of whole shards")
-    order = _buffer_shuffle(num_samples, buffer_samples, seed=seed, epoch=epoch)
-    stream = _shard_stream(shard_sizes, num_samples, seed=seed, epoch=epoch)
-    # In place, in chunks: millions of samples are held twice, not three times.
-    for low in range(0, num_samples, _CHUNK):
-        order[low : low + _CHUNK] = stream[order[low : low + _CHUNK]]
+    if not 1 <= buffer_samples < 1 << 32:
+        raise UsageError(f"a shuffle buffer of {buffer_samples} samples is none; use at least 1")
+    shift, ends = _shard_stream(shard_sizes, num_samples, seed=seed, epoch=epoch)
+    order = np.empty(num_samples, dtype=np.int64)
+    low = 0
+    for places in _buffer_shuffle(num_samples, buffer_samples, seed=seed, epoch=epoch):
+        order[low : low + len(places)] = places + shift[np.searchsorted(ends, places, "right")]
+        low += len(places)
     return order
 
 
@@ -232,11 +236,15 @@ def _even_split(
 
 def _shard_stream(
     shard_sizes: NDArray[np.int64], num_samples: int, *, seed: int, epoch: int
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Samples in index order within shards, the shards in random order.
 
     Within a shard the order of storage stays: any shuffle of it would be undone or outdone by the
     buffer, which spans many shards, and the reads are sequential.
+
+    Returns:
+        int64 (num_shards,) each, in the order of the stream: what to add to a place in the stream
+        for the sample that stands there, and the place where the shard ends.
     """
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     if sizes.ndim != 1 or (sizes < 0).any() or int(sizes.sum()) != num_samples:
@@ -247,25 +255,37 @@ def _shard_stream(
     order = uniform_permutation(len(sizes), seed=seed, epoch=epoch, stream=_SHARDS)
     starts = (np.cumsum(sizes) - sizes)[order]
     lengths = sizes[order]
-    shift = starts - (np.cumsum(lengths) - lengths)
-    stream = np.arange(num_samples, dtype=np.int64)
-    stream += np.repeat(shift, lengths)
-    return stream
+    ends = np.cumsum(lengths)
+    return starts - (ends - lengths), ends
 
 
-def _buffer_shuffle(num_items: int, buffer: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Positions sorted by position + buffer * u, u uniform in [0, 1): nobody moves by `buffer`.
+def _buffer_shuffle(
+    num_items: int, buffer: int, *, seed: int, epoch: int
+) -> Iterator[NDArray[np.int64]]:
+    """Places sorted by place + buffer * u, u uniform in [0, 1): nobody moves by `buffer`.
 
-    Keys are fixed-point numbers of 24 binary places, so the order rests on integers alone.
+    Keys are fixed-point numbers of 24 binary places, so the order rests on integers alone. They
+    are drawn and sorted in stretches, for the memory's sake: what sorts before the start of the
+    next stretch is final, the rest is carried over.
+
+    Yields:
+        int64 arrays that make a permutation of `range(num_items)` together.
     """
-    if not 1 <= buffer < 1 << 32:
-        raise UsageError(f"a shuffle buffer of {buffer} samples is none; it needs at least 1")
-    keys = random_words(num_items, seed=seed, epoch=epoch, stream=_SAMPLES)
-    keys >>= np.uint64(40)
-    keys *= np.uint64(buffer)
-    places = np.arange(num_items, dtype=np.uint64)
-    places <<= np.uint64(24)
-    keys += places
-    del places
-    order: NDArray[np.int64] = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
-    return order
+    stretch = max(_CHUNK, 4 * buffer)
+    carried_keys = np.empty(0, dtype=np.uint64)
+    carried = np.empty(0, dtype=np.int64)
+    for low in range(0, num_items, stretch):
+        high = min(low + stretch, num_items)
+        words = random_words(high - low, seed=seed, epoch=epoch, stream=_SAMPLES, first=low)
+        places = np.arange(low, high, dtype=np.int64)
+        drawn = (words >> np.uint64(40)) * np.uint64(buffer)
+        drawn += places.astype(np.uint64) << np.uint64(24)
+        keys = np.concatenate([carried_keys, drawn])
+        order = np.argsort(keys, kind="stable")
+        places = np.concatenate([carried, places])[order]
+        keys = keys[order]
+        num_final = len(keys)
+        if high < num_items:
+            num_final = int(np.searchsorted(keys, np.uint64(high << 24)))
+        yield places[:num_final]
+        carried_keys, carried = keys[num_final:], places[num_final:]

@@ -45,14 +45,17 @@ def uniform_permutation(num_items: int, *, seed: int, epoch: int, stream: int) -
     return keys.view(np.int64)
 
 
-def random_words(num_words: int, *, seed: int, epoch: int, stream: int) -> NDArray[np.uint64]:
+def random_words(
+    num_words: int, *, seed: int, epoch: int, stream: int, first: int = 0
+) -> NDArray[np.uint64]:
     """Uniform 64-bit words, a counter-based function of (seed, epoch, stream, number).
 
     Args:
-        num_words: how many, numbered from 0.
+        num_words: how many.
         seed: any integer from 0; taken modulo 2**64.
         epoch: any integer from 0; taken modulo 2**64.
         stream: tells apart the purposes that draw words for the same seed and epoch.
+        first: number of the first word.
 
     Returns:
         uint64 (num_words,).
@@ -66,7 +69,7 @@ def random_words(num_words: int, *, seed: int, epoch: int, stream: int) -> NDArr
     if seed < 0 or epoch < 0:
         raise UsageError(f"seed {seed} and epoch {epoch} must not be negative")
     start = _mixed_start(seed, epoch, stream)
-    words = np.arange(1, num_words + 1, dtype=np.uint64)
+    words = np.arange(first + 1, first + num_words + 1, dtype=np.uint64)
     for low in range(0, num_words, _CHUNK):
         chunk = words[low : low + _CHUNK]
         chunk *= np.uint64(_GOLDEN)
