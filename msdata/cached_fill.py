@@ -203,19 +203,13 @@ class CachedReader:
 
     def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> int:
         """Asks other nodes; returns how many samples storage had to give."""
-        places = filling.places
-        failed = []
-        for node in np.unique(places.owners[first:end]).tolist():
-            of_node = first + np.flatnonzero(places.owners[first:end] == node)
-            records = self._client.fetch(node, places.samples[of_node])
-            for i, record in zip(of_node.tolist(), records, strict=True):
-                if record is None:
-                    failed.append(i)
-                else:
-                    self._copy_record(filling, i, record)
+        rows = [self._parts(filling, i) for i in range(first, end)]
+        places = filling.places.taken(np.arange(first, end))
+        came = self._client.fetch(places, rows)
+        failed = [i for i, is_there in enumerate(came) if not is_there]
         if failed:
-            rows = filling.rows[failed]
-            missing = self._missing(places.samples[failed], filling.buffer, rows)
+            at = filling.rows[first:end][failed]
+            missing = self._missing(places.samples[failed], filling.buffer, at)
             self._storage.fill(missing, 0, len(failed))
         return len(failed)
 

@@ -21,6 +21,14 @@ RECORDS = np.random.default_rng(1).integers(0, 256, (20, 5000), dtype=np.uint8)
 RECORDS.setflags(write=False)
 
 
+def fetch(fetcher: Fetcher, node: int, samples: list[int]) -> list[bytes | None]:
+    """Records of one node as bytes; None for those that did not come."""
+    rows = np.zeros((len(samples), RECORDS.shape[1]), np.uint8)
+    parts = [[row[:2000], row[2000:2001], row[2001:]] for row in rows]
+    came = fetcher.fetch([node] * len(samples), samples, parts)
+    return [row.tobytes() if is_there else None for row, is_there in zip(rows, came, strict=True)]
+
+
 def even_records(sample: int) -> Any | None:
     """A node that has every other sample."""
     return RECORDS[sample] if sample % 2 == 0 else None
@@ -55,10 +63,6 @@ def suite(request: Any) -> Iterator[Any]:
         yield request.param(stack)
 
 
-def bytes_of(found: list[Any | None]) -> list[bytes | None]:
-    return [None if record is None else bytes(record) for record in found]
-
-
 def expected(samples: list[int]) -> list[bytes | None]:
     return [RECORDS[s].tobytes() if s % 2 == 0 else None for s in samples]
 
@@ -67,15 +71,32 @@ def test_records_come_in_the_order_asked_for_and_missing_ones_as_none(suite: Any
     suite.serve(3)
     fetcher = suite.fetcher()
     for samples in ([4, 1, 0, 18, 0], [7], [2], []):
-        assert bytes_of(fetcher.fetch(3, samples)) == expected(samples)
+        assert fetch(fetcher, 3, samples) == expected(samples)
 
 
 def test_several_nodes_are_told_apart(suite: Any) -> None:
     suite.serve(0)
     suite.serve(1, lambda sample: RECORDS[19 - sample])
     fetcher = suite.fetcher()
-    assert bytes_of(fetcher.fetch(0, [2])) == [RECORDS[2].tobytes()]
-    assert bytes_of(fetcher.fetch(1, [2])) == [RECORDS[17].tobytes()]
+    assert fetch(fetcher, 0, [2]) == [RECORDS[2].tobytes()]
+    assert fetch(fetcher, 1, [2]) == [RECORDS[17].tobytes()]
+
+
+def test_one_request_goes_to_all_nodes_that_are_named(suite: Any) -> None:
+    suite.serve(0)
+    suite.serve(1, lambda sample: RECORDS[19 - sample])
+    rows = np.zeros((5, 5000), np.uint8)
+    came = suite.fetcher().fetch([1, 0, 7, 1, 0], [2, 4, 6, 3, 5], [[row] for row in rows])
+    assert came == [True, True, False, True, False]
+    for row, sample in ((0, 17), (1, 4), (3, 16)):
+        assert rows[row].tobytes() == RECORDS[sample].tobytes()
+
+
+def test_a_record_of_another_size_is_not_taken_and_the_next_one_is(suite: Any) -> None:
+    suite.serve(0, lambda sample: RECORDS[sample][: 4000 if sample == 4 else 5000])
+    fetcher = suite.fetcher()
+    found = fetch(fetcher, 0, [2, 4, 6])
+    assert found == [RECORDS[2].tobytes(), None, RECORDS[6].tobytes()]
 
 
 def test_threads_share_a_fetcher(suite: Any) -> None:
@@ -87,7 +108,7 @@ def test_threads_share_a_fetcher(suite: Any) -> None:
         random = np.random.default_rng(seed)
         for _ in range(50):
             samples = random.integers(0, 20, 7).tolist()
-            if bytes_of(fetcher.fetch(0, samples)) != expected(samples):
+            if fetch(fetcher, 0, samples) != expected(samples):
                 faults.append(samples)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -100,27 +121,27 @@ def test_threads_share_a_fetcher(suite: Any) -> None:
 
 def test_a_node_that_is_not_there_costs_no_time(suite: Any) -> None:
     started_s = time.monotonic()
-    assert suite.fetcher().fetch(5, [1, 2]) == [None, None]
+    assert fetch(suite.fetcher(), 5, [1, 2]) == [None, None]
     assert time.monotonic() - started_s < 5
 
 
 def test_a_node_that_died_costs_one_timeout_and_is_left_alone(suite: Any) -> None:
     server = suite.serve(0)
     fetcher = suite.fetcher(timeout_s=3.0)
-    assert fetcher.fetch(0, [0])[0] is not None
+    assert fetch(fetcher, 0, [0])[0] is not None
     server.close()
     started_s = time.monotonic()
     for _ in range(20):
-        assert fetcher.fetch(0, [0, 2]) == [None, None]
+        assert fetch(fetcher, 0, [0, 2]) == [None, None]
     assert 3 <= time.monotonic() - started_s < 6
 
 
 def test_a_node_that_comes_back_is_used_again(suite: Any) -> None:
     fetcher = suite.fetcher(pause_s=0.1)
-    assert fetcher.fetch(0, [0]) == [None]
+    assert fetch(fetcher, 0, [0]) == [None]
     suite.serve(0)
     time.sleep(0.2)
-    assert bytes_of(fetcher.fetch(0, [0])) == [RECORDS[0].tobytes()]
+    assert fetch(fetcher, 0, [0]) == [RECORDS[0].tobytes()]
 
 
 def test_a_node_that_hangs_costs_one_timeout_and_its_late_answer_is_not_taken(
@@ -134,17 +155,17 @@ def test_a_node_that_hangs_costs_one_timeout_and_its_late_answer_is_not_taken(
 
     suite.serve(0, slow)
     fetcher = suite.fetcher(timeout_s=1.0, pause_s=0.1)
-    assert fetcher.fetch(0, [1]) == [None]
+    assert fetch(fetcher, 0, [1]) == [None]
     is_open.set()
     time.sleep(0.2)
-    assert bytes_of(fetcher.fetch(0, [2])) == [RECORDS[2].tobytes()]
+    assert fetch(fetcher, 0, [2]) == [RECORDS[2].tobytes()]
 
 
 def test_a_stranger_without_the_jobs_key_gets_nothing(suite: Any) -> None:
     suite.serve(0)
     stranger, friend = suite.fetcher(make_keys(), timeout_s=0.5), suite.fetcher()
-    assert stranger.fetch(0, [0]) == [None]
-    assert friend.fetch(0, [0])[0] is not None
+    assert fetch(stranger, 0, [0]) == [None]
+    assert fetch(friend, 0, [0])[0] is not None
 
 
 def test_one_who_knows_the_public_key_only_gets_nothing(suite: Any) -> None:
@@ -152,19 +173,19 @@ def test_one_who_knows_the_public_key_only_gets_nothing(suite: Any) -> None:
     _, own_secret = make_keys()
     # Asks with a key of its own at a server whose public key it has overheard.
     thief = suite.fetcher((suite.keys[0], own_secret), timeout_s=0.5)
-    assert thief.fetch(0, [0]) == [None]
+    assert fetch(thief, 0, [0]) == [None]
 
 
 def test_closing_twice_or_with_requests_under_way_is_no_error(suite: Any) -> None:
     suite.serve(0, lambda sample: time.sleep(0.2))
     fetcher = suite.fetcher()
-    thread = threading.Thread(target=fetcher.fetch, args=(0, [1]))
+    thread = threading.Thread(target=fetch, args=(fetcher, 0, [1]))
     thread.start()
     time.sleep(0.05)
     fetcher.close()
     thread.join(20)
     assert not thread.is_alive()
-    assert fetcher.fetch(0, [0]) == [None]
+    assert fetch(fetcher, 0, [0]) == [None]
 
 
 # The job's folder.

@@ -6,6 +6,7 @@ that comes from storage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Tier
 from msdata.cache.transport import Fetcher
 from msdata.cache.zmq_transport import ZmqFetcher, make_keys
-from msdata.checksum import crc32c
+from msdata.checksum import crc32c_of_parts
 from msdata.errors import MsdataError
 
 # Where a sample of a batch is read from.
@@ -151,27 +152,24 @@ class CacheClient:
             source[(home == STORAGE) & (owners >= 0)] = PEER
         return Places(samples=samples, source=source, home=home, slots=slots, owners=owners)
 
-    def fetch(self, node: int, samples: NDArray[np.int64]) -> list[Any | None]:
-        """Records from another node, those that come and are what the index says.
+    def fetch(self, places: Places, rows: Sequence[Sequence[Any]]) -> list[bool]:
+        """Puts records of other nodes where they belong, those that are what the index says.
 
         Args:
-            node: which.
-            samples: int64 (n,), numbers within the split.
+            places: of the samples asked for.
+            rows: for each the pieces of memory that its record fills, uint8 arrays.
 
         Returns:
-            For each a uint8 array (sample_nbytes,), or None.
+            Whether each is there and sound.
         """
         assert self._peers is not None
-        found = self._peers.fetch(node, samples.tolist())
-        records = [None if f is None else np.frombuffer(f, np.uint8) for f in found]
+        samples = places.samples.tolist()
+        came = self._peers.fetch(places.owners.tolist(), samples, rows)
+        checksums = self._split.checksums[places.samples].tolist()
         return [
-            record if record is not None and self._is_sound(int(sample), record) else None
-            for sample, record in zip(samples, records, strict=True)
+            is_there and crc32c_of_parts(row) == checksum
+            for is_there, row, checksum in zip(came, rows, checksums, strict=True)
         ]
-
-    def _is_sound(self, sample: int, record: NDArray[np.uint8]) -> bool:
-        is_whole = len(record) == self._split.sample_nbytes
-        return is_whole and crc32c(record) == int(self._split.checksums[sample])
 
     def claim(self, places: Places) -> None:
         """Tells the filler which samples this rank will read from storage and keep."""

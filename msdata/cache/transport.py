@@ -28,16 +28,20 @@ class Server(Protocol):
 class Fetcher(Protocol):
     """Asks servers for records; used by all threads of a rank."""
 
-    def fetch(self, node: int, samples: Sequence[int]) -> list[Any | None]:
-        """Records of one node, as many and in the order asked for.
+    def fetch(
+        self, nodes: Sequence[int], samples: Sequence[int], rows: Sequence[Sequence[Any]]
+    ) -> list[bool]:
+        """Puts records straight where they belong; asks all nodes at once.
 
         Args:
-            node: whose.
+            nodes: which node keeps each sample.
             samples: numbers within the split.
+            rows: for each sample the memory that its record fills, as pieces one after the other,
+                each a writable uint8 array.
 
         Returns:
-            A buffer for each that came, None for each that did not. A node that did not answer in
-            time is not asked again for some seconds.
+            Whether each came whole; what stands in the rows of others means nothing. A node that
+            did not answer in time is not asked again for some seconds.
         """
 
     def close(self) -> None:

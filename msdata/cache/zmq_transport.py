@@ -39,6 +39,23 @@ def _zmq() -> Any:
     return zmq
 
 
+def fill_row(row: Sequence[Any], record: Any) -> bool:
+    """Copies a record into the pieces of a row; False where it has another size.
+
+    Args:
+        row: writable uint8 arrays.
+        record: a buffer.
+    """
+    found = np.frombuffer(record, np.uint8)
+    if len(found) != sum(len(part) for part in row):
+        return False
+    start = 0
+    for part in row:
+        part[:] = found[start : start + len(part)]
+        start += len(part)
+    return True
+
+
 def make_keys() -> tuple[str, str]:
     """A new public and secret key.
 
@@ -152,8 +169,19 @@ class ZmqFetcher:
         self._lock = threading.Lock()
         self._nodes: dict[int, _Connection] = {}
 
-    def fetch(self, node: int, samples: Sequence[int]) -> list[Any | None]:
+    def fetch(
+        self, nodes: Sequence[int], samples: Sequence[int], rows: Sequence[Sequence[Any]]
+    ) -> list[bool]:
         """See `Fetcher`."""
+        came = [False] * len(samples)
+        for node in sorted(set(nodes)):
+            of_node = [i for i, n in enumerate(nodes) if n == node]
+            records = self._fetch_from(node, [samples[i] for i in of_node])
+            for i, record in zip(of_node, records, strict=True):
+                came[i] = record is not None and fill_row(rows[i], record)
+        return came
+
+    def _fetch_from(self, node: int, samples: Sequence[int]) -> list[Any | None]:
         with self._lock:
             connection = self._nodes.setdefault(node, _Connection())
         with connection.lock:
