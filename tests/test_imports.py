@@ -41,8 +41,11 @@ HOMES: dict[str, set[str]] = {
     "h5py": {"msdata/shards/hdf5.py"},
     "mpi4py": {"msdata/mpi.py"},
     "zmq": {"msdata/cache/zmq_transport.py"},
-    # No optional package; two uses that share nothing: filling NaN, and drawing the contact sheet.
-    "cv2": {"msdata/preprocess.py", "msdata/sheet.py", "msdata/sheet_command.py"},
+    # No optional package; uses that share nothing: filling NaN, the contact sheet, interpolation.
+    "cv2": {
+        *("msdata/preprocess.py", "msdata/sheet.py", "msdata/sheet_command.py"),
+        "msdata/augment/reference.py",
+    },
     "torch": {"msdata/torch_dataset.py"},
     "matplotlib": {"msdata/plan_figure.py"},
     "speclite": {"msdata/sources/mock/photometry.py"},

@@ -1,0 +1,24 @@
+"""From survey cutouts to network input: turned, cut, laid over each other, scaled; on CPU or GPU.
+
+with open_augmenter(data.schema, AugmentConfig(), seed=0, batch_size=128) as augmenter:
+    for batch, images in stream(loader, augmenter, epoch):
+        images["image"]  # float32 (128, 9, 120, 120)
+"""
+
+from msdata.augment.augmenter import BACKENDS, Augmenter, open_augmenter, stream
+from msdata.augment.config import AugmentConfig
+from msdata.augment.draws import Draws, draw
+from msdata.augment.statistics import BandStatistics, Statistics, read_statistics
+
+__all__ = [
+    "BACKENDS",
+    "AugmentConfig",
+    "Augmenter",
+    "BandStatistics",
+    "Draws",
+    "Statistics",
+    "draw",
+    "open_augmenter",
+    "read_statistics",
+    "stream",
+]

@@ -1,0 +1,110 @@
+"""What is done to images between loader and network: one frozen value, saved with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from msdata.errors import UsageError
+
+FUSIONS = ("early", "late")
+ROTATIONS = ("any", "exact", "none")
+GRIDS = ("sky", "crops")
+SCALINGS = ("linear10", "mantis", "asinh", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How images are turned, cut, resampled and scaled.
+
+    Attributes:
+        fusion: "early": all bands on one grid, as one image; "late": an image a survey, on its
+            own grid.
+        rotation: "any" angle from [0, 360) degrees; "exact": quarter turns, which interpolate
+            nothing on a survey's own grid; "none". All surveys of a sample turn alike.
+        flips: mirror half of the samples; with "exact" that makes the 8 symmetries of the square,
+            with "none" rows and columns are flipped independently.
+        scaling: the name of the curve from flux to network input; see `scaling.py`.
+        output_size: early fusion: pixels along a side of the common grid.
+        grid: early fusion: "sky": a pixel is the same place on the sky in every band, the field
+            that of the survey with the finest pixels; "crops": each survey's crop fills the grid,
+            whatever its field, as in Mantis Shrimp.
+        crops: pixels along a side of what is cut out of each survey's middle, by name; those not
+            named are cut as large as any rotation leaves without missing corners (170 -> 120,
+            32 -> 22). With fusion "early" and grid "sky" only the finest survey's matters.
+        surveys: arrays to use, in the order of their channels; None means every image of the
+            schema, and those of Mantis Shrimp by wavelength.
+        noise: Gaussian noise is added to each sample with a standard deviation drawn from
+            [0, noise] times the band's sky noise (needs statistics); 0: none.
+        psf_blur_arcsec: each sample is blurred by a Gaussian of a standard deviation drawn from
+            [0, psf_blur_arcsec]; 0: none.
+        band_dropout: each band of a sample is set to 0 with this probability, but never all.
+    """
+
+    fusion: str = "early"
+    rotation: str = "any"
+    flips: bool = True
+    scaling: str = "mantis"
+    output_size: int = 120
+    grid: str = "sky"
+    crops: Mapping[str, int] = field(default_factory=dict)
+    surveys: tuple[str, ...] | None = None
+    noise: float = 0.0
+    psf_blur_arcsec: float = 0.0
+    band_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        choices = {"fusion": FUSIONS, "rotation": ROTATIONS, "grid": GRIDS, "scaling": SCALINGS}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{name} {value!r} is none of {', '.join(known)}")
+        sizes = {"output_size": self.output_size, **{f"crop of {k}": v for k, v in _items(self)}}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise UsageError(f"{name} {size!r} is no number of pixels; give at least 1")
+        if not 0 <= self.band_dropout < 1:
+            raise UsageError(f"band_dropout {self.band_dropout} is no probability below 1")
+        for name in ("noise", "psf_blur_arcsec"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} {getattr(self, name)} is no number from 0")
+        if self.surveys is not None:
+            object.__setattr__(self, "surveys", tuple(self.surveys))
+        object.__setattr__(self, "crops", dict(self.crops))
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether numbers that `msdata stats` measures are needed."""
+        return self.scaling == "asinh" or self.noise > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dict, fit for JSON."""
+        values = asdict(self)
+        values["surveys"] = None if self.surveys is None else list(self.surveys)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AugmentConfig:
+        """The inverse of `as_dict`; what is absent takes its default.
+
+        Raises:
+            UsageError: an entry is unknown, or has no sense.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise UsageError(
+                f"augmentation has no setting {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(known)}"
+            )
+        return cls(**values)
+
+
+def _items(config: AugmentConfig) -> list[tuple[str, Any]]:
+    try:
+        return list(dict(config.crops).items())
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"crops {config.crops!r} are no pixels by survey; write {{'panstarrs': 120}}"
+        ) from None

@@ -1,0 +1,206 @@
+"""The random draws of augmentation, a function of (seed, epoch, sample id) and nothing else.
+
+A sample is turned alike on any number of ranks, in any batch, at any place in it: nothing of the
+draws has to be saved to resume. Legend: N samples, K blocks of four words, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.augment.config import AugmentConfig
+from msdata.errors import UsageError
+
+Words = NDArray[np.uint64]
+
+# Draws come in blocks of four 32-bit words. What a word is for never changes, whichever options
+# are on: turning on noise leaves all angles as they were.
+_ORIENTATION_BLOCK = 0
+_EXTRAS_BLOCK = 1
+_FIRST_DROPOUT_BLOCK = 2
+_WORDS_PER_BLOCK = 4
+
+_LOW_32 = np.uint64(0xFFFFFFFF)
+_SHIFT_32 = np.uint64(32)
+_FNV_OFFSET = 0xCBF29CE484222325
+_FNV_PRIME = 0x100000001B3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What is done to each sample of a batch.
+
+    An image is mirrored left to right first, then turned by `num_turns` quarter turns as by
+    `np.rot90` (counter-clockwise where rows run downwards), then by `angle_rad` further.
+
+    Attributes:
+        is_mirrored: bool (N,).
+        num_turns: int64 (N,), 0 to 3.
+        angle_rad: float64 (N,), [0, pi/2).
+        noise: float64 (N,), standard deviation of the added noise over the sky noise.
+        noise_place: float64 (N,), [0, 1): where in the noise bank the sample's noise begins.
+        blur_arcsec: float64 (N,), standard deviation of the blur.
+        is_dropped: bool (N, C), bands set to 0; C = 0 without dropout.
+    """
+
+    is_mirrored: NDArray[np.bool_]
+    num_turns: NDArray[np.int64]
+    angle_rad: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    noise_place: NDArray[np.float64]
+    blur_arcsec: NDArray[np.float64]
+    is_dropped: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.is_mirrored)
+
+
+def draw(
+    seed: int,
+    epoch: int,
+    sample_ids: Sequence[str] | NDArray[Any],
+    config: AugmentConfig,
+    *,
+    num_channels: int = 0,
+) -> Draws:
+    """The draws of some samples in an epoch.
+
+    Args:
+        seed: any integer from 0; taken modulo 2**64.
+        epoch: any integer from 0; taken modulo 2**32.
+        sample_ids: (N,) ids, text or integers.
+        config: which draws there are.
+        num_channels: bands of all surveys, for dropout.
+
+    Raises:
+        UsageError: a negative seed or epoch.
+    """
+    if seed < 0 or epoch < 0:
+        raise UsageError(f"seed {seed} and epoch {epoch} must not be negative")
+    num_dropout_blocks = -(-num_channels // _WORDS_PER_BLOCK) if config.band_dropout else 0
+    num_blocks = _FIRST_DROPOUT_BLOCK + num_dropout_blocks
+    words_NK4 = philox_words(id_hashes(sample_ids), seed=seed, epoch=epoch, num_blocks=num_blocks)
+    uniform_NK4: NDArray[np.float64] = words_NK4.astype(np.float64) * 2.0**-32
+    extras = uniform_NK4[:, _EXTRAS_BLOCK]
+    dropout = uniform_NK4[:, _FIRST_DROPOUT_BLOCK:].reshape(
+        len(words_NK4), num_dropout_blocks * _WORDS_PER_BLOCK
+    )
+    is_mirrored, num_turns, angle_rad = _orientations(words_NK4[:, _ORIENTATION_BLOCK], config)
+    return Draws(
+        is_mirrored=is_mirrored,
+        num_turns=num_turns,
+        angle_rad=angle_rad,
+        noise=extras[:, 0] * config.noise,
+        noise_place=extras[:, 1],
+        blur_arcsec=extras[:, 2] * config.psf_blur_arcsec,
+        is_dropped=_dropped(dropout[:, :num_channels], config.band_dropout),
+    )
+
+
+def no_draws(num_samples: int) -> Draws:
+    """The draws that change nothing: validation."""
+    zeros = np.zeros(num_samples)
+    return Draws(
+        is_mirrored=np.zeros(num_samples, bool),
+        num_turns=np.zeros(num_samples, np.int64),
+        angle_rad=zeros,
+        noise=zeros,
+        noise_place=zeros,
+        blur_arcsec=zeros,
+        is_dropped=np.zeros((num_samples, 0), bool),
+    )
+
+
+def _orientations(
+    words_N4: Words, config: AugmentConfig
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
+    """Mirrored, quarter turns, angle beyond them."""
+    is_mirrored = (words_N4[:, 0] & np.uint64(1)).astype(bool) & config.flips
+    num_turns = (words_N4[:, 1] >> np.uint64(30)).astype(np.int64)
+    angle_rad: NDArray[np.float64] = words_N4[:, 2].astype(np.float64) * (math.pi / 2 * 2.0**-32)
+    if config.rotation != "any":
+        angle_rad = np.zeros(len(words_N4))
+    if config.rotation == "none":
+        # A mirrored image turned half is one with its rows flipped.
+        num_turns = (num_turns & 2) * int(config.flips)
+    return is_mirrored, num_turns, angle_rad
+
+
+def _dropped(uniform_NC: NDArray[np.float64], probability: float) -> NDArray[np.bool_]:
+    is_dropped = uniform_NC < probability
+    # A sample without any light teaches nothing.
+    is_dropped &= ~is_dropped.all(axis=1, keepdims=True)
+    return is_dropped
+
+
+def id_hashes(sample_ids: Sequence[str] | NDArray[Any]) -> Words:
+    """64-bit hashes of ids; the same for one id in an array of any width.
+
+    Args:
+        sample_ids: (N,) text or integers; 7 and "7" are the same id.
+
+    Returns:
+        uint64 (N,).
+
+    Source: Fowler, Noll and Vo, FNV-1a (RFC 9923), over code points instead of bytes.
+    """
+    texts = np.ascontiguousarray(sample_ids, dtype=np.str_)
+    hashes = np.full(texts.shape, _FNV_OFFSET, np.uint64)
+    width = texts.dtype.itemsize // 4
+    for code_N in texts.view(np.uint32).reshape(len(texts), width).T if len(texts) else ():
+        mixed = (hashes ^ code_N) * np.uint64(_FNV_PRIME)
+        # NumPy pads short texts with zeros, which must not count.
+        hashes = np.where(code_N != 0, mixed, hashes)
+    return hashes
+
+
+def philox_words(hashes: Words, *, seed: int, epoch: int, num_blocks: int) -> Words:
+    """Random 32-bit words of samples: key = seed, counter = (id's hash, epoch, block).
+
+    Args:
+        hashes: uint64 (N,).
+        seed: from 0.
+        epoch: from 0.
+        num_blocks: K.
+
+    Returns:
+        uint64 (N, K, 4), each below 2**32.
+    """
+    counters = np.empty((4, len(hashes), num_blocks), np.uint64)
+    counters[0] = (hashes & _LOW_32)[:, None]
+    counters[1] = (hashes >> _SHIFT_32)[:, None]
+    counters[2] = epoch % 2**32
+    counters[3] = np.arange(num_blocks, dtype=np.uint64)
+    return np.moveaxis(philox4x32(counters, seed % 2**64), 0, -1)
+
+
+def philox4x32(counters: Words, key: int) -> Words:
+    """The Philox-4x32-10 generator.
+
+    Args:
+        counters: uint64 (4, ...), each below 2**32.
+        key: below 2**64.
+
+    Returns:
+        uint64 (4, ...), each below 2**32.
+
+    Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",
+    section 3.3 and table 2.
+    """
+    c0, c1, c2, c3 = counters
+    key_0, key_1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):
+        product_0 = c0 * np.uint64(0xD2511F53)
+        product_1 = c2 * np.uint64(0xCD9E8D57)
+        c0 = (product_1 >> _SHIFT_32) ^ c1 ^ np.uint64(key_0)
+        c2 = (product_0 >> _SHIFT_32) ^ c3 ^ np.uint64(key_1)
+        c1, c3 = product_1 & _LOW_32, product_0 & _LOW_32
+        key_0 = (key_0 + 0x9E3779B9) % 2**32
+        key_1 = (key_1 + 0xBB67AE85) % 2**32
+    return np.stack((c0, c1, c2, c3))

@@ -1,0 +1,229 @@
+"""Where the pixels of an augmented image lie in the arrays: one affine map a sample and survey.
+
+Coordinates: x along columns, y along rows, in pixels from the array's corner, so that the middle of
+the first pixel is (0.5, 0.5) and the middle of an array of any size is half its size.
+
+Pixel values stay surface brightness: counts of a pixel of the survey's own grid. An output pixel
+covers `flux_factor` of those, so flux = sum of output pixels * flux_factor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.augment.config import AugmentConfig
+from msdata.augment.draws import Draws
+from msdata.errors import UsageError
+from msdata.schema import Schema, Survey
+
+# Channels by wavelength, as in Mantis Shrimp's early fusion: NUV FUV g r i z y W1 W2.
+_WAVELENGTH_ORDER = ("galex", "panstarrs", "unwise")
+_TOLERANCE_PIXELS = 1e-6
+# Pixels up to this size sample any PSF seen from the ground well: 0.2 % of a turned star's light is
+# lost or won by interpolating at one place a pixel. Coarser ones (unWISE) would lose up to 1.5 %;
+# with 2, 3, 4 places along a side it is 0.7, 0.4, 0.1 %.
+_WELL_SAMPLED_ARCSEC = 0.5
+_COARSE_OVERSAMPLING = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How one survey's array becomes an image.
+
+    Attributes:
+        name: the array.
+        bands: its bands.
+        size: (height, width) of the array.
+        output_size: pixels along a side of the image.
+        ratio: pixels of the array in one of the image, along a side; 1: the survey's own grid.
+        oversampling: places along a side of an image pixel that are interpolated at; the pixel is
+            their mean.
+        pixel_scale_arcsec: of the image; None where the schema does not know.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    size: tuple[int, int]
+    output_size: int
+    ratio: float
+    oversampling: int
+    pixel_scale_arcsec: float | None
+
+    @property
+    def flux_factor(self) -> float:
+        """Area of an image pixel in pixels of the array: flux = sum of the image times this."""
+        return self.ratio**2
+
+    @property
+    def is_native(self) -> bool:
+        """Whether pixels of the image are pixels of the array where nothing is turned obliquely."""
+        return self.ratio == 1 and not any((n - self.output_size) % 2 for n in self.size)
+
+    @property
+    def sampled_size(self) -> int:
+        """Places along a side of the image that are interpolated at."""
+        return self.output_size * self.oversampling
+
+    @property
+    def crop(self) -> tuple[slice, slice]:
+        """Rows and columns of the array that an image on the survey's own grid shows."""
+        top, left = ((n - self.output_size) // 2 for n in self.size)
+        return slice(top, top + self.output_size), slice(left, left + self.output_size)
+
+    def matrices(self, draws: Draws) -> NDArray[np.float64]:
+        """Maps from the places interpolated at to the array.
+
+        Args:
+            draws: of N samples.
+
+        Returns:
+            float64 (N, 2, 3): (x, y) in the array = matrix @ (x, y, 1) in an image of
+            `sampled_size`, both from the corner.
+        """
+        linear = self.ratio / self.oversampling * turns(draws)
+        centre_in = np.array([self.size[1], self.size[0]]) / 2
+        shift = centre_in - linear.sum(axis=2) * (self.sampled_size / 2)
+        return np.concatenate([linear, shift[:, :, None]], axis=2)
+
+
+def turns(draws: Draws) -> NDArray[np.float64]:
+    """Where a point of the turned image was before.
+
+    Quarter turns move and negate entries, they multiply nothing: those are exact.
+
+    Returns:
+        float64 (N, 2, 2): (x, y) before = matrix @ (x, y) after, both from the middle.
+    """
+    cosine, sine = np.cos(draws.angle_rad), np.sin(draws.angle_rad)
+    quadrants = [(cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine)]
+    c = np.choose(draws.num_turns, [q[0] for q in quadrants])
+    s = np.choose(draws.num_turns, [q[1] for q in quadrants])
+    sign = np.where(draws.is_mirrored, -1.0, 1.0)
+    # Counter-clockwise where y runs downwards: a quarter turn takes (x, y) from (-y, x).
+    return np.stack([np.stack([sign * c, sign * -s], axis=1), np.stack([s, c], axis=1)], axis=1)
+
+
+def make_geometries(schema: Schema, config: AugmentConfig) -> tuple[Geometry, ...]:
+    """The geometry of each survey, in the order of channels.
+
+    Raises:
+        UsageError: a crop does not fit, a survey does not exist, or a pixel scale is unknown that
+            the grid needs.
+    """
+    surveys = [_image(schema, name) for name in survey_names(schema, config)]
+    unknown = [name for name in config.crops if name not in [s.name for s in surveys]]
+    if unknown:
+        raise UsageError(f"there is a crop for {', '.join(unknown)}, which is no image used here")
+    if config.fusion == "late":
+        geometries = [_own_grid(survey, _crop(survey, config)) for survey in surveys]
+    elif config.grid == "crops":
+        geometries = [_filled(survey, _crop(survey, config), config) for survey in surveys]
+    else:
+        geometries = _sky(surveys, config)
+    for geometry in geometries:
+        _check_fits(geometry, config)
+    return tuple(geometries)
+
+
+def survey_names(schema: Schema, config: AugmentConfig) -> tuple[str, ...]:
+    """The arrays that are images, or those asked for, in the order of channels.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if config.surveys is not None:
+        return config.surveys
+    images = [a.name for a in schema.arrays if len(a.shape) == 3]
+    if not images:
+        raise UsageError(
+            f"none of {', '.join(schema.names)} is an image of shape (bands, height, width)"
+        )
+    known = [name for name in _WAVELENGTH_ORDER if name in images]
+    return (*known, *(name for name in images if name not in known))
+
+
+def _image(schema: Schema, name: str) -> Survey:
+    if name not in schema.names:
+        raise UsageError(f"there is no array {name!r}; the schema has {', '.join(schema.names)}")
+    survey = schema[name]
+    if len(survey.shape) != 3 or survey.numpy_dtype.kind not in "biuf":
+        raise UsageError(
+            f"array {name!r} ({survey.dtype} {survey.shape}) is no image of real numbers and "
+            "shape (bands, height, width)"
+        )
+    return survey
+
+
+def _crop(survey: Survey, config: AugmentConfig) -> int:
+    if survey.name in config.crops:
+        return config.crops[survey.name]
+    side = min(survey.shape[1:])
+    crop = int(side / math.sqrt(2) + _TOLERANCE_PIXELS)
+    # Middle on middle without half a pixel's shift.
+    return max(crop - (side - crop) % 2, 2 - side % 2)
+
+
+def _geometry(survey: Survey, output_size: int, ratio: float) -> Geometry:
+    scale = survey.pixel_scale_arcsec
+    bands = survey.bands or tuple(str(i) for i in range(survey.shape[0]))
+    is_fine = scale is not None and scale <= _WELL_SAMPLED_ARCSEC
+    return Geometry(
+        name=survey.name,
+        bands=bands,
+        size=(survey.shape[1], survey.shape[2]),
+        output_size=output_size,
+        ratio=ratio,
+        oversampling=math.ceil(
+            ratio * (1 if is_fine else _COARSE_OVERSAMPLING) - _TOLERANCE_PIXELS
+        ),
+        pixel_scale_arcsec=None if scale is None else scale * ratio,
+    )
+
+
+def _own_grid(survey: Survey, crop: int) -> Geometry:
+    return _geometry(survey, crop, 1.0)
+
+
+def _filled(survey: Survey, crop: int, config: AugmentConfig) -> Geometry:
+    return _geometry(survey, config.output_size, crop / config.output_size)
+
+
+def _sky(surveys: list[Survey], config: AugmentConfig) -> list[Geometry]:
+    """All surveys on the pixels of the one with the finest, stretched to the output size."""
+    scales = []
+    for survey in surveys:
+        if survey.pixel_scale_arcsec is None:
+            raise UsageError(
+                f"the pixel scale of {survey.name!r} is unknown, so its sky cannot be laid over "
+                "the others'; use grid='crops', or pack with --pixel-scale"
+            )
+        scales.append(survey.pixel_scale_arcsec)
+    finest = int(np.argmin(scales))
+    zoom = _crop(surveys[finest], config) / config.output_size
+    ratios = [scales[finest] / scale * zoom for scale in scales]
+    return [_geometry(s, config.output_size, r) for s, r in zip(surveys, ratios, strict=True)]
+
+
+def _check_fits(geometry: Geometry, config: AugmentConfig) -> None:
+    """Raises UsageError where an image would show what the array does not hold."""
+    field = geometry.output_size * geometry.ratio
+    is_turned = config.rotation == "any"
+    needed = field * (math.sqrt(2) if is_turned else 1)
+    side = min(geometry.size)
+    if needed > side + _TOLERANCE_PIXELS:
+        why = " turned by any angle" if is_turned else ""
+        raise UsageError(
+            f"an image of {field:.6g} pixels of {geometry.name!r}{why} needs {needed:.6g}, the "
+            f"array has {side}; choose a smaller crop"
+            + (", or rotation='exact'" if is_turned else "")
+        )
+    if geometry.ratio == 1 and all((n - geometry.output_size) % 2 for n in geometry.size):
+        raise UsageError(
+            f"a crop of {geometry.output_size} pixels cannot lie in the middle of "
+            f"{geometry.size[0]} x {geometry.size[1]} of {geometry.name!r} without half a pixel's "
+            f"shift; choose {geometry.output_size - 1} or {geometry.output_size + 1}"
+        )

@@ -1,0 +1,329 @@
+"""What augmentation means, in NumPy and OpenCV; fast enough to train from on the CPU.
+
+Order: NaN to 0, one affine map with bilinear interpolation, blur, noise, scaling, dropout. Threads
+take a few samples each; OpenCV and NumPy release the GIL. Legend: N samples, B bands of a survey.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.augment.augmenter import Batch, Recipe, noise_bank
+from msdata.augment.draws import Draws
+from msdata.augment.geometry import Geometry
+from msdata.augment.scaling import column
+from msdata.errors import MissingPackageError, UsageError
+
+Image = NDArray[np.float32]
+
+_MAX_DEFAULT_THREADS = 8
+# A blur below a tenth of a pixel changes no pixel by more than a few thousandths.
+_MIN_BLUR_PIXELS = 0.1
+# The kernel reaches this many standard deviations of the largest blur that is drawn.
+_BLUR_REACH_SIGMA = 3.0
+_MIN_SAMPLES_PER_TASK = 4
+
+
+class ReferenceAugmenter:
+    """The `reference` backend; see `Augmenter`.
+
+    Args:
+        recipe: what is done.
+        batch_size: samples of the largest batch.
+        threads: threads; None means the cores this process may use, up to 8.
+    """
+
+    def __init__(self, recipe: Recipe, batch_size: int, *, threads: int | None = None) -> None:
+        _check_opencv()
+        for geometry in recipe.geometries:
+            is_blurred(geometry, recipe.config.psf_blur_arcsec)
+        self._recipe = recipe
+        self._batch_size = batch_size
+        self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
+        self._num_threads = threads or default_threads()
+        self._executor = ThreadPoolExecutor(self._num_threads, "msdata-augment")
+        self._under_way: deque[tuple[dict[str, Image], list[Future[None]]]] = deque()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shape (channels, height, width) of each image of a sample, by name."""
+        return self._recipe.shapes
+
+    @property
+    def num_channels(self) -> dict[str, int]:
+        """Channels of each image, by name."""
+        return {name: shape[0] for name, shape in self.shapes.items()}
+
+    @property
+    def flux_factors(self) -> dict[str, float]:
+        """By survey: flux in counts = sum of an unscaled image times this."""
+        return {g.name: g.flux_factor for g in self._recipe.geometries}
+
+    def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Image]:
+        """Augments one batch; see `Augmenter.run`."""
+        if self._under_way:
+            raise UsageError("a submitted batch is waiting for its result; ask for that first")
+        self.submit(batch, epoch, train)
+        return self.result()
+
+    def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
+        """Begins to augment a batch; see `Augmenter.submit`."""
+        arrays = self._recipe.arrays(batch)
+        check_length(len(arrays[0]), self._batch_size)
+        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
+
+    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
+        """Begins to augment arrays with given draws.
+
+        Args:
+            arrays: (N, B, height, width) in the order of channels.
+            draws: of the N samples.
+        """
+        num_samples = len(draws)
+        images = {
+            name: np.empty((num_samples, *shape), np.float32) for name, shape in self.shapes.items()
+        }
+        work = _Work(self._recipe, arrays, draws, images, self._bank)
+        step = max(_MIN_SAMPLES_PER_TASK, -(-num_samples // (4 * self._num_threads)))
+        futures = [
+            self._executor.submit(work.run, start, min(start + step, num_samples))
+            for start in range(0, num_samples, step)
+        ]
+        self._under_way.append((images, futures))
+
+    def result(self) -> dict[str, Image]:
+        """The images of the batch submitted first; see `Augmenter.result`."""
+        if not self._under_way:
+            raise UsageError("no batch was submitted; there is no result to wait for")
+        images, futures = self._under_way.popleft()
+        for future in futures:
+            future.result()
+        return images
+
+    def close(self) -> None:
+        """Ends the threads after what they are at."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._under_way.clear()
+
+    def __enter__(self) -> ReferenceAugmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def default_threads() -> int:
+    """The cores this process may use, but not more than 8 of them."""
+    return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
+
+
+def check_length(num_samples: int, batch_size: int) -> None:
+    """Raises UsageError for a batch longer than the augmenter was made for."""
+    if num_samples > batch_size:
+        raise UsageError(
+            f"a batch of {num_samples} samples for an augmenter of batch_size {batch_size}; open "
+            "it with the loader's batch_size"
+        )
+
+
+class _Work:
+    """One batch under way: what to read, what to do, where to write."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        arrays: list[NDArray[Any]],
+        draws: Draws,
+        images: dict[str, Image],
+        bank: Image | None,
+    ) -> None:
+        self._recipe = recipe
+        self._arrays = arrays
+        self._draws = draws
+        self._bank = bank
+        self._matrices = [opencv_matrices(g.matrices(draws)) for g in recipe.geometries]
+        self._is_turned = draws.angle_rad != 0
+        self._outputs = _outputs_by_survey(recipe, images)
+        self._noise_starts = noise_starts(recipe, draws, 0 if bank is None else len(bank))
+
+    def run(self, start: int, stop: int) -> None:
+        """Augments the samples [start, stop)."""
+        for i in range(start, stop):
+            for survey in range(len(self._arrays)):
+                self._augment(survey, i)
+
+    def _augment(self, survey: int, i: int) -> None:
+        geometry, draws = self._recipe.geometries[survey], self._draws
+        array_BHW = self._arrays[survey][i]
+        out_BHW = self._outputs[survey][i]
+        self._resample(survey, i, np.asarray(array_BHW, np.float32), out_BHW)
+        if not np.isfinite(out_BHW).all():
+            finite_BHW = np.where(np.isfinite(array_BHW), array_BHW, 0).astype(np.float32)
+            self._resample(survey, i, finite_BHW, out_BHW)
+        largest_arcsec = self._recipe.config.psf_blur_arcsec
+        if is_blurred(geometry, largest_arcsec) and draws.blur_arcsec[i] > 0:
+            scale = blur_scale(geometry)
+            _blur(out_BHW, draws.blur_arcsec[i] / scale, largest_arcsec / scale)
+        if self._bank is not None and draws.noise[i] > 0:
+            begin = self._noise_starts[survey][i]
+            noise_BHW = self._bank[begin : begin + out_BHW.size].reshape(out_BHW.shape)
+            sigmas = np.array(self._recipe.noise_sigmas[survey]) * draws.noise[i]
+            out_BHW += noise_BHW * column(sigmas.tolist())
+        self._recipe.curves[survey].apply(out_BHW)
+        if draws.is_dropped.size:
+            out_BHW[draws.is_dropped[i, self._recipe.channel_slices[survey]]] = 0
+
+    def _resample(self, survey: int, i: int, array_BHW: Image, out_BHW: Image) -> None:
+        """The affine map; nothing but moving pixels where only whole pixels have to move."""
+        geometry = self._recipe.geometries[survey]
+        if self._is_turned[i]:
+            _warp(array_BHW, self._matrices[survey][i], geometry, out_BHW)
+            return
+        straight_BHW = array_BHW[:, *geometry.crop]
+        if not geometry.is_native:
+            straight_BHW = interpolate_straight(array_BHW, geometry)
+        mirrored = straight_BHW[..., ::-1] if self._draws.is_mirrored[i] else straight_BHW
+        out_BHW[:] = np.rot90(mirrored, self._draws.num_turns[i], axes=(1, 2))
+
+
+def _outputs_by_survey(recipe: Recipe, images: dict[str, Image]) -> list[Image]:
+    """Where each survey's bands go."""
+    if recipe.config.fusion == "late":
+        return list(images.values())
+    (image_NCHW,) = images.values()
+    return [image_NCHW[:, channels] for channels in recipe.channel_slices]
+
+
+def opencv_matrices(matrices_N23: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Maps as OpenCV has them: the middle of the first pixel is (0, 0), not (0.5, 0.5)."""
+    shifted = matrices_N23.copy()
+    shifted[..., 2] += 0.5 * matrices_N23[..., :2].sum(axis=-1) - 0.5
+    return shifted
+
+
+def interpolate_straight(array_BHW: Image, geometry: Geometry) -> Image:
+    """An image that is neither mirrored nor turned, the same from left or right to the last bit.
+
+    Returns:
+        float32 (bands, output_size, output_size).
+    """
+    rows_BHW = _interpolate(array_BHW.astype(np.float64), 1, geometry)
+    image_BHW = _interpolate(rows_BHW, 2, geometry)
+    size, places = geometry.output_size, geometry.oversampling
+    if places > 1:
+        image_BHW = image_BHW.reshape(-1, size, places, size, places).mean(axis=(2, 4))
+    return image_BHW.astype(np.float32)
+
+
+def _interpolate(array: NDArray[np.float64], axis: int, geometry: Geometry) -> NDArray[np.float64]:
+    """Linear interpolation along one axis."""
+    length = array.shape[axis]
+    step = geometry.ratio / geometry.oversampling
+    count = geometry.sampled_size
+    place = (length - 1) / 2 + (np.arange(count) - (count - 1) / 2) * step
+    low = np.clip(np.floor(place).astype(np.int64), 0, length - 2)
+    share = np.clip(place - low, 0, 1)
+    share = share.reshape(-1, *(1,) * (array.ndim - axis - 1))
+    below, above = array.take(low, axis), array.take(low + 1, axis)
+    mixed: NDArray[np.float64] = below * (1 - share) + above * share
+    return mixed
+
+
+def _warp(
+    array_BHW: Image, matrix_23: NDArray[np.float64], geometry: Geometry, out_BHW: Image
+) -> None:
+    """Bilinear interpolation, band by band, straight into the batch."""
+    import cv2
+
+    sampled = (geometry.sampled_size, geometry.sampled_size)
+    size = (geometry.output_size, geometry.output_size)
+    for array_HW, out_HW in zip(array_BHW, out_BHW, strict=True):
+        places_HW = cv2.warpAffine(
+            array_HW,
+            matrix_23,
+            sampled,
+            dst=out_HW if sampled == size else None,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        if sampled != size:
+            cv2.resize(places_HW, size, dst=out_HW, interpolation=cv2.INTER_AREA)
+
+
+def blur_scale(geometry: Geometry) -> float:
+    """Arc seconds in a pixel of the image.
+
+    Raises:
+        UsageError: the schema does not know.
+    """
+    if geometry.pixel_scale_arcsec is None:
+        raise UsageError(
+            f"the pixel scale of {geometry.name!r} is unknown, so a blur in arc seconds has no "
+            "meaning; pack with --pixel-scale, or leave psf_blur_arcsec at 0"
+        )
+    return geometry.pixel_scale_arcsec
+
+
+def is_blurred(geometry: Geometry, largest_arcsec: float) -> bool:
+    """Whether the largest blur that is drawn can be seen on a survey's pixels."""
+    return bool(largest_arcsec) and largest_arcsec / blur_scale(geometry) >= _MIN_BLUR_PIXELS
+
+
+def blur_window(largest_pixels: float) -> int:
+    """Pixels along a side of the kernel, odd, for the largest blur that is drawn."""
+    return 2 * max(1, math.ceil(_BLUR_REACH_SIGMA * largest_pixels)) + 1
+
+
+def _blur(image_BHW: Image, sigma_pixels: float, largest_pixels: float) -> None:
+    import cv2
+
+    window = blur_window(largest_pixels)
+    for image_HW in image_BHW:
+        cv2.GaussianBlur(
+            image_HW,
+            (window, window),
+            sigma_pixels,
+            dst=image_HW,
+            borderType=cv2.BORDER_REFLECT_101,
+        )
+
+
+def noise_starts(recipe: Recipe, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
+    """Where in the bank the noise of each survey begins.
+
+    Returns:
+        int64 (N,) a survey; one sample's surveys follow each other.
+    """
+    sizes = [len(g.bands) * g.output_size**2 for g in recipe.geometries]
+    if bank_size and bank_size < sum(sizes):
+        raise UsageError(f"images of {sum(sizes)} pixels need more noise than {bank_size} numbers")
+    first = (draws.noise_place * max(bank_size - sum(sizes), 0)).astype(np.int64)
+    return [first + before for before in np.cumsum([0, *sizes[:-1]]).tolist()]
+
+
+def _check_opencv() -> None:
+    """Raises MissingPackageError where OpenCV rounds places to 1/32 pixel, as it did up to 4.10."""
+    import cv2
+
+    ramp = np.tile(np.arange(8, dtype=np.float32), (8, 1))
+    matrix = np.array([[1.0, 0.0, 1 / 128], [0.0, 1.0, 0.0]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    found = cv2.warpAffine(ramp, matrix, (4, 4), flags=flags)
+    if abs(float(found[1, 1]) - 1 - 1 / 128) > 1e-4:
+        raise MissingPackageError(
+            f"OpenCV {cv2.__version__} rounds the places it interpolates at to 1/32 pixel, which "
+            "loses flux; run pip install 'opencv-python-headless>=5'"
+        )

@@ -1,0 +1,140 @@
+"""Named curves from flux to network input, one a band: y = clip(outer * f(inner * x), low, high).
+
+`f` is asinh or nothing. All take 0 to 0, so a band without coverage stays 0. The numbers that have
+to be measured come from `msdata stats`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.augment.geometry import Geometry
+from msdata.augment.statistics import BandStatistics, Statistics
+from msdata.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The curve of one survey's bands.
+
+    Attributes:
+        is_asinh: f is asinh, not the identity.
+        inner: a factor a band.
+        outer: a factor a band.
+        low: smallest value, -inf for none.
+        high: largest value, inf for none.
+    """
+
+    is_asinh: bool
+    inner: tuple[float, ...]
+    outer: tuple[float, ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+    def apply(self, image_BHW: NDArray[np.float32]) -> None:
+        """Scales an image in place.
+
+        Args:
+            image_BHW: float32 (bands, height, width).
+        """
+        image_BHW *= column(self.inner)
+        if self.is_asinh:
+            np.arcsinh(image_BHW, out=image_BHW)
+        if any(factor != 1 for factor in self.outer):
+            image_BHW *= column(self.outer)
+        if self.low > -math.inf or self.high < math.inf:
+            np.clip(image_BHW, self.low, self.high, out=image_BHW)
+
+
+def column(values: Sequence[float]) -> NDArray[np.float32]:
+    """A number a band, in the shape that images of bands take: float32 (bands, 1, 1)."""
+    return np.array(values, np.float32).reshape(-1, 1, 1)
+
+
+def _linear10(geometry: Geometry, statistics: Statistics | None) -> Curve:
+    """A tenth of the flux, as in the notes of arXiv:2402.03535."""
+    ones = (1.0,) * len(geometry.bands)
+    return Curve(is_asinh=False, inner=tuple(0.1 * one for one in ones), outer=ones)
+
+
+def _mantis(geometry: Geometry, statistics: Statistics | None) -> Curve:
+    """What the released code of Mantis Shrimp does (github.com/pnnl/MantisShrimp)."""
+    ones = (1.0,) * len(geometry.bands)
+    if geometry.name == "galex":
+        inner = tuple(one / 0.05 for one in ones)
+        return Curve(is_asinh=False, inner=inner, outer=ones, low=0.0, high=1.0)
+    factors = {"panstarrs": (0.08, 1 / 8), "unwise": (0.6, 1 / 6)}
+    if geometry.name not in factors:
+        raise UsageError(
+            f"scaling 'mantis' is for galex, panstarrs and unwise, not {geometry.name!r}; use "
+            "'asinh' or 'linear10'"
+        )
+    inner, outer = (tuple(f * one for one in ones) for f in factors[geometry.name])
+    return Curve(is_asinh=True, inner=inner, outer=outer, low=0.0)
+
+
+def _asinh(geometry: Geometry, statistics: Statistics | None) -> Curve:
+    """Linear within the sky noise, logarithmic above, of about unit spread in every band.
+
+    Source: Lupton, Gunn and Szalay 1999, AJ 118, 1406: the softening is near the noise.
+    """
+    bands = bands_of(geometry, statistics, "scaling 'asinh'")
+    return Curve(
+        is_asinh=True,
+        inner=tuple(1 / b.sky_sigma for b in bands),
+        outer=tuple(1 / b.asinh_std for b in bands),
+    )
+
+
+def _none(geometry: Geometry, statistics: Statistics | None) -> Curve:
+    """The flux itself."""
+    ones = (1.0,) * len(geometry.bands)
+    return Curve(is_asinh=False, inner=ones, outer=ones)
+
+
+_CURVES: dict[str, Callable[[Geometry, Statistics | None], Curve]] = {
+    "linear10": _linear10,
+    "mantis": _mantis,
+    "asinh": _asinh,
+    "none": _none,
+}
+
+
+def make_curve(name: str, geometry: Geometry, statistics: Statistics | None) -> Curve:
+    """The curve of a name for one survey.
+
+    Args:
+        name: one of `config.SCALINGS`.
+        geometry: the survey.
+        statistics: of the data set, where the curve needs any.
+
+    Raises:
+        UsageError: the curve is not for this survey, or needs statistics.
+    """
+    return _CURVES[name](geometry, statistics)
+
+
+def bands_of(geometry: Geometry, statistics: Statistics | None, what: str) -> list[BandStatistics]:
+    """The statistics of a survey's bands, in order.
+
+    Raises:
+        UsageError: there are none; `what` says for what they are needed.
+    """
+    if statistics is None:
+        raise UsageError(
+            f"{what} needs the statistics of the data set: run 'msdata stats DATA' and pass what "
+            "read_statistics(DATA) gives"
+        )
+    found = statistics.arrays.get(geometry.name, {})
+    missing = [band for band in geometry.bands if band not in found]
+    if missing:
+        raise UsageError(
+            f"the statistics have no {geometry.name} {', '.join(missing)}: they are of another "
+            "data set; run 'msdata stats DATA'"
+        )
+    return [found[band] for band in geometry.bands]
