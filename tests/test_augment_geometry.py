@@ -104,8 +104,10 @@ def test_every_pixel_is_what_bilinear_interpolation_at_its_place_gives(
     images = by_survey(augmented(batch, drawn, **LAYOUTS[layout]))
     theta = turns * math.pi / 2 + angle
     for geometry in make_geometries(MANTIS_SHRIMP, AugmentConfig(**LAYOUTS[layout])):
-        # Several places a pixel where the survey's pixels are coarse: 4 by 4 in late fusion.
-        places = 4 if layout == "late" and geometry.name != "panstarrs" else 1
+        # Several places a pixel where the survey's pixels are coarse: 4 by 4 in late fusion; but
+        # whole pixels are only moved.
+        is_coarse = layout == "late" and geometry.name != "panstarrs"
+        places = 4 if is_coarse and angle else 1
         size, middle = geometry.output_size, geometry.size[0] / 2
 
         def place(x: Any, y: Any, n: int = places, g: Any = geometry, c: float = middle) -> Any:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.augment.augmenter import Batch, Recipe, noise_bank
 from msdata.augment.draws import Draws
 from msdata.augment.geometry import Geometry
+from msdata.augment.recipe import Batch, Recipe, noise_bank
 from msdata.augment.scaling import column
 from msdata.errors import MissingPackageError, UsageError
 

@@ -1,0 +1,135 @@
+"""What is fixed before the first batch: geometry, curves, noise, names and shapes of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.augment.config import AugmentConfig
+from msdata.augment.draws import Draws, draw, no_draws
+from msdata.augment.geometry import Geometry, make_geometries
+from msdata.augment.scaling import Curve, bands_of, make_curve
+from msdata.augment.statistics import Statistics
+from msdata.errors import UsageError
+from msdata.schema import Schema
+
+# The one image of early fusion.
+EARLY_NAME = "image"
+# Normal numbers to take noise from, 16 MiB: a sample uses 130,000 in a row from a drawn place.
+_NOISE_BANK_SIZE = 1 << 22
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that is fixed before the first batch.
+
+    Attributes:
+        config: what is done.
+        seed: of the draws.
+        geometries: a survey each, in the order of channels.
+        curves: the scaling of each.
+        noise_sigmas: sky noise of each survey's bands; empty without noise.
+    """
+
+    config: AugmentConfig
+    seed: int
+    geometries: tuple[Geometry, ...]
+    curves: tuple[Curve, ...]
+    noise_sigmas: tuple[tuple[float, ...], ...]
+
+    @property
+    def num_bands(self) -> int:
+        """Bands of all surveys."""
+        return sum(len(g.bands) for g in self.geometries)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shape (channels, height, width) of each image of a sample, by name."""
+        if self.config.fusion == "early":
+            size = self.config.output_size
+            return {EARLY_NAME: (self.num_bands, size, size)}
+        return {g.name: (len(g.bands), g.output_size, g.output_size) for g in self.geometries}
+
+    @property
+    def channels(self) -> dict[str, tuple[str, ...]]:
+        """Names of each image's channels, such as "galex.NUV"."""
+        names = [tuple(f"{g.name}.{b}" for b in g.bands) for g in self.geometries]
+        if self.config.fusion == "early":
+            return {EARLY_NAME: sum(names, ())}
+        return {g.name: n for g, n in zip(self.geometries, names, strict=True)}
+
+    @property
+    def channel_slices(self) -> list[slice]:
+        """Where each survey's bands stand among all."""
+        ends = np.cumsum([len(g.bands) for g in self.geometries]).tolist()
+        return [slice(e - len(g.bands), e) for e, g in zip(ends, self.geometries, strict=True)]
+
+    def draws(self, batch: Batch, epoch: int, train: bool) -> Draws:
+        """The draws of a batch's samples.
+
+        Raises:
+            UsageError: the batch has no ids to key them with.
+        """
+        if not train:
+            return no_draws(len(batch[self.geometries[0].name]))
+        if "sample_id" not in batch:
+            raise UsageError("the batch has no sample_id, which the draws are keyed with")
+        return draw(self.seed, epoch, batch["sample_id"], self.config, num_channels=self.num_bands)
+
+    def arrays(self, batch: Batch) -> list[NDArray[Any]]:
+        """The batch's arrays in the order of channels.
+
+        Raises:
+            UsageError: one is absent, or not of the schema's shape.
+        """
+        arrays = []
+        for geometry in self.geometries:
+            if geometry.name not in batch:
+                raise UsageError(f"the batch has no array {geometry.name!r}")
+            array = np.asarray(batch[geometry.name])
+            wanted = (len(geometry.bands), *geometry.size)
+            if array.shape[1:] != wanted or len(array) != len(batch[self.geometries[0].name]):
+                raise UsageError(
+                    f"array {geometry.name!r} of the batch has shape {array.shape}, the schema "
+                    f"says (samples, {', '.join(map(str, wanted))})"
+                )
+            arrays.append(array)
+        return arrays
+
+
+def make_recipe(
+    schema: Schema, config: AugmentConfig, seed: int, statistics: Statistics | None
+) -> Recipe:
+    """Works out what is fixed before the first batch.
+
+    Raises:
+        UsageError: config and schema do not go together, or statistics are needed.
+    """
+    if seed < 0:
+        raise UsageError(f"seed {seed} must not be negative")
+    geometries = make_geometries(schema, config)
+    sigmas: list[tuple[float, ...]] = []
+    if config.noise:
+        sigmas = [tuple(b.sky_sigma for b in bands_of(g, statistics, "noise")) for g in geometries]
+    return Recipe(
+        config=config,
+        seed=seed,
+        geometries=geometries,
+        curves=tuple(make_curve(config.scaling, g, statistics) for g in geometries),
+        noise_sigmas=tuple(sigmas),
+    )
+
+
+def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.float32]:
+    """Normal numbers that noise is taken from, the same for equal seeds.
+
+    Returns:
+        float32 (num_values,).
+    """
+    return np.random.Generator(np.random.Philox(seed)).standard_normal(num_values, np.float32)
