@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from msdata.cache.arena import own_arenas
-from msdata.cache.config import GIB, CacheConfig
+from msdata.cache.config import CacheConfig
 from msdata.cache.service import NodeService
-from msdata.cache.shared_file import is_used, remove_if_unused
-from msdata.cache.slot_file import SlotFile, read_header
+from msdata.cache.shared_file import remove_if_unused
+from msdata.cache_status import describe, look_at
+from msdata.cache_status_text import render_status
 from msdata.dataset import open_dataset
 from msdata.node_cache import cached_split, record_reader
 from msdata.topology import job_name
@@ -21,7 +24,9 @@ from msdata.topology import job_name
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
 _LOOK_S = 0.5
 _SHM_DIR = Path("/dev/shm")
-_BAR_WIDTH = 24
+_REDRAW_S = 1.0
+# To the upper left corner, and clear what is there.
+_CLEAR = "\x1b[H\x1b[J"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
     serve.add_argument("--host", help="name under which other nodes reach this one")
     status = commands.add_parser("status", help="show your arenas on this node")
+    status.add_argument(
+        "data",
+        type=Path,
+        nargs="?",
+        help="only caches of this data set, beside their forecast; redrawn on a terminal",
+    )
+    status.add_argument("--split", default="train", help="the split that is cached (train)")
+    status.add_argument("--once", action="store_true", help="on a terminal too, look only once")
     status.add_argument("--json", action="store_true", help="print the result as JSON")
     clean = commands.add_parser("clean", help="remove your arenas that no process uses")
     for command in (serve, status, clean):
@@ -79,65 +92,28 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    found = [s for s in map(arena_status, own_arenas(args.shm_dir)) if s is not None]
+    split = None if args.data is None else cached_split(open_dataset(args.data).split(args.split))
+
+    def look() -> list[dict[str, Any]]:
+        views = [v for v in map(look_at, own_arenas(args.shm_dir)) if v is not None]
+        return [describe(v, split) for v in views if split is None or v.header.is_of(split)]
+
     if args.json:
-        print(json.dumps(found))
-    elif not found:
-        print(f"no arenas of yours in {args.shm_dir}")
-    for status in [] if args.json else found:
-        print(status_line(status))
+        print(json.dumps(look()))
+    elif split is None or args.once or not sys.stdout.isatty():
+        print(render_status(look(), str(args.shm_dir)))
+    else:
+        _watch(lambda: render_status(look(), str(args.shm_dir)))
     return 0
 
 
-def arena_status(path: Path) -> dict[str, Any] | None:
-    """What an arena holds.
-
-    Args:
-        path: the arena.
-
-    Returns:
-        `name`, `split`, `node`, `slots`, `filled`, `bytes` of the filled ones, `is_used`; None
-        where it has just gone, or is none.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        header = read_header(fd)
-        if header is None:
-            return None
-        slots = SlotFile(fd, is_mapped=False)
-        num_slots, num_ready = slots.num_slots, slots.num_ready
-        slots.close()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return {
-        "name": path.name,
-        "split": header.split,
-        "node": header.node,
-        "slots": num_slots,
-        "filled": num_ready,
-        "bytes": num_ready * header.sample_nbytes,
-        "is_used": is_used(path),
-    }
-
-
-def status_line(status: dict[str, Any]) -> str:
-    """An arena for people.
-
-    Args:
-        status: what `arena_status` gives.
-    """
-    share = status["filled"] / max(1, status["slots"])
-    full = round(share * _BAR_WIDTH)
-    use = "in use" if status["is_used"] else "left by a dead job"
-    held = f"{status['filled']:,} of {status['slots']:,} samples, {status['bytes'] / GIB:.1f} GiB"
-    return (
-        f"{status['name']}  [{'#' * full}{'.' * (_BAR_WIDTH - full)}] {share:4.0%}  {held}, {use}"
-    )
+def _watch(render: Callable[[], str]) -> None:
+    """Redraws the terminal until interrupted, which is how it is meant to end."""
+    with suppress(KeyboardInterrupt):
+        while True:
+            sys.stdout.write(f"{_CLEAR}{render()}\n\nCtrl-C ends this view\n")
+            sys.stdout.flush()
+            time.sleep(_REDRAW_S)
 
 
 def _clean(args: argparse.Namespace) -> int:

@@ -118,7 +118,7 @@ class Loader:
         self._stats = EpochCounters()
         # Last of all: whatever fails above leaves no threads behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
-        self._cache.start()
+        self._cache.start(weakref.WeakMethod(self._report))
         stops = (self._pool.stop, self._planner.close, self._cache.stop)
         self._end = weakref.finalize(self, _end_threads, stops, self._in_flight, self._pid)
 
@@ -147,7 +147,12 @@ class Loader:
         order = self._planner.order(epoch)
         num_steps = self._planner.steps_left(first_position)
         self._cache.start_epoch()
-        self._stats = EpochCounters(epoch=epoch)
+        self._stats = EpochCounters(
+            epoch=epoch,
+            first_position=first_position,
+            num_steps=num_steps,
+            earlier_wait_s=self._stats.earlier_wait_s + self._stats.wait_s,
+        )
         submitted = 0
         for _ in range(num_steps):
             self._check_newest(iteration)
@@ -159,6 +164,7 @@ class Loader:
             yield self._next_batch()
         if iteration == self._iteration:
             self._epoch, self._position = epoch + 1, 0
+            self._cache.end_epoch()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
@@ -264,11 +270,12 @@ class Loader:
         """Counters of the epoch under way, or of the last one, on this rank.
 
         Returns:
-            `epoch`, `steps`, `samples`, `bytes`, `seconds` since its start, `wait_s` (the caller
-            waited for batches), `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`,
-            over all epochs `cold_samples`, which were not in memory when they were read, and
+            `epoch`, `first_position` in its order, `num_steps` from there, `steps` done, `samples`,
+            `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
+            `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
+            `total_wait_s` and `cold_samples`, which were not in memory when they were read;
             `is_streaming`: whether samples in memory are copied by the C module. With a cache also
-            `tiers` and `cache`, see `msdata.cache.client.CacheClient.stats`.
+            `tiers`, `totals` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
         return {
             **self._stats.to_dict(),
@@ -276,6 +283,10 @@ class Loader:
             "is_streaming": self._storage.is_streaming,
             **self._cache.stats(),
         }
+
+    def _report(self) -> dict[str, Any]:
+        """The counters and what they are of, for those who watch the run."""
+        return {**self.stats(), **self._planner.describe()}
 
     @property
     def ring_nbytes(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,13 @@ from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import BatchReader, SampleReader
 from msdata.plan.ownership import Nodes, own_shards
+from msdata.reporter import Reporter
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NodeCache:
     """What a loader has of its node's cache; all of it may be absent.
 
@@ -30,10 +33,12 @@ class NodeCache:
         client: the cache; None where there is none to be, or where it could not be had.
         owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, the same on
             all ranks; None where they cannot be known.
+        reporter: says how this rank is doing, once it has started.
     """
 
     client: CacheClient | None = None
     owner_of_shard: NDArray[np.int32] | None = None
+    reporter: Reporter | None = None
 
     def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
         """What fills batches.
@@ -47,29 +52,52 @@ class NodeCache:
             return storage
         return CachedReader(storage, self.client, split, is_checked=is_checked)
 
-    def start(self) -> None:
-        """Has the cache filled from now on."""
+    def start(self, describe: weakref.WeakMethod[Callable[[], dict[str, Any]]]) -> None:
+        """Has the cache filled, and the counters told to those who watch, from now on.
+
+        Args:
+            describe: gives the loader's counters, and what they are of.
+        """
         if self.client is not None:
             self.client.start()
+            self.reporter = Reporter(self.client, partial(_describe, describe))
 
     def start_epoch(self) -> None:
         """Counts anew; in fill mode "stage", waits until the cache is full."""
+        if self.reporter is not None:
+            self.reporter.start_epoch()
         if self.client is not None:
             self.client.start_epoch()
+
+    def end_epoch(self) -> None:
+        """Tells those who watch that the epoch is complete."""
+        if self.reporter is not None:
+            self.reporter.end_epoch(is_complete=True)
 
     def stats(self) -> dict[str, Any]:
         """See `CacheClient.stats`; nothing without a cache."""
         return {} if self.client is None else self.client.stats()
 
     def stop(self) -> None:
-        """Ends filling soon, without waiting for it."""
+        """Ends the threads soon, without waiting for it."""
+        if self.reporter is not None:
+            self.reporter.request_stop()
         if self.client is not None:
             self.client.stop()
 
     def close(self) -> None:
         """Leaves the cache."""
-        if self.client is not None:
+        if self.reporter is not None and not self.reporter.close():
+            LOG.warning("the disk of metrics_dir hangs: the cache is left to the process's end")
+        elif self.client is not None:
             self.client.close()
+
+
+def _describe(
+    describe: weakref.WeakMethod[Callable[[], dict[str, Any]]],
+) -> dict[str, Any] | None:
+    found = describe()
+    return None if found is None else found()
 
 
 def open_node_cache(

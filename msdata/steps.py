@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,22 @@ class StepPlanner:
     def global_batch(self) -> int:
         """Samples of a step over all ranks."""
         return self.batch_size * self.topology.num_ranks
+
+    def describe(self) -> dict[str, Any]:
+        """What the assignment of samples to steps and ranks depends on, as plain values."""
+        topology = self.topology
+        return {
+            "rank": topology.rank,
+            "node": topology.node,
+            "is_first_of_node": topology.local_rank == 0,
+            "num_nodes": topology.num_nodes,
+            "ranks_per_node": topology.ranks_per_node,
+            "batch_size": self.batch_size,
+            "policy": self.policy,
+            "seed": self.seed,
+            "last": self.last,
+            "buffer_samples": self.buffer_samples,
+        }
 
     def order(self, epoch: int) -> NDArray[np.uint32]:
         """The epoch's order, uint32 (samples,); has the next one computed meanwhile."""

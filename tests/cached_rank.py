@@ -55,6 +55,7 @@ def run(order: dict[str, Any]) -> None:
     fields = order["cache"]
     fields["shm_dir"] = Path(fields["shm_dir"])
     fields["ssd_dir"] = fields["ssd_dir"] and Path(fields["ssd_dir"])
+    fields["metrics_dir"] = fields["metrics_dir"] and Path(fields["metrics_dir"])
     if order.get("fill_s"):
         make_filling_slow(order["fill_s"])
     with msdata.Loader(

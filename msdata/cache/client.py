@@ -19,6 +19,8 @@ from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners, ReadRecor
 from msdata.cache.counters import Counters
 from msdata.cache.filler import Filler
 from msdata.cache.rendezvous import address_of, job_keys
+from msdata.cache.rows import Row
+from msdata.cache.slot_file import ROWS_AT
 from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Tier
 from msdata.cache.transport import Fetcher
@@ -68,6 +70,9 @@ class CacheClient:
         owners: owner and tier of every shard as this node's arena has them.
         tiers: by `LOCAL` and `SSD`.
         counters: of this rank and epoch.
+        config: as given.
+        row: where this process says how it is doing.
+        has_peers: whether other nodes are asked.
 
     Raises:
         StorageError: shared memory or SSD refused.
@@ -78,12 +83,13 @@ class CacheClient:
         self, config: CacheConfig, split: CachedSplit, node: int, own: Own, read: ReadRecord
     ) -> None:
         self._split = split
-        self._config = config
+        self.config = config
         self._first_samples = split.first_samples
         self.counters = Counters(split.sample_nbytes)
         self._arena = Arena(config, split, node, own)
         self._ssd: SsdTier | None = None
         slots = self._arena.slots
+        self.row = Row(slots.fd, ROWS_AT)
         self.owners: Owners = slots.owners
         self.tiers: dict[int, Tier] = {LOCAL: Tier("local", self._arena, split)}
         self._say_what_was_found()
@@ -93,19 +99,20 @@ class CacheClient:
             list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
         )
         self._peers = self._open_peers()
+        self.has_peers = self._peers is not None
         self._last_stats: dict[str, Any] | None = None
 
     def _open_ssd(self, node: int) -> None:
         planned = self._arena.slots.header.planned_nbytes, self.owners
         try:
-            self._ssd = SsdTier(self._config, self._split, node, planned)
+            self._ssd = SsdTier(self.config, self._split, node, planned)
         except (MsdataError, OSError) as error:
             LOG.warning("no SSD tier: %s; what it would hold comes from storage", error)
             return
         self.tiers[SSD] = Tier("ssd", self._ssd, self._split)
 
     def _open_peers(self) -> Fetcher | None:
-        folder = self._config.peers_dir
+        folder = self.config.peers_dir
         if folder is None:
             return None
         try:
@@ -126,6 +133,11 @@ class CacheClient:
                 "cache is smaller, the rest comes from storage",
                 *(self._arena.path, most / (1 << 30), planned / (1 << 30)),
             )
+
+    @property
+    def split_name(self) -> str:
+        """Name of the split."""
+        return self._split.name
 
     @property
     def num_samples(self) -> int:
@@ -194,7 +206,7 @@ class CacheClient:
 
     def start_epoch(self) -> None:
         """Counts anew; in fill mode "stage", waits until the tiers are as full as they can be."""
-        if self._config.fill == "stage":
+        if self.config.fill == "stage":
             self.filler.wait()
         self.counters.start_epoch()
 
@@ -206,14 +218,17 @@ class CacheClient:
         """Counters of the epoch by tier, and of the cache as a whole.
 
         Returns:
-            `tiers`: samples, bytes, seconds by "local", "ssd", "peer" and "storage"; `cache`:
-            by tier slots, filled ones, faults, and what this process's filler read.
+            `tiers`: samples, bytes and seconds of the epoch by "local", "ssd", "peer" and
+            "storage"; `totals`: the same of all epochs; `has_peers`; `cache`: by tier slots, filled
+            ones, faults, and what this process's filler read.
         """
         if self._last_stats is not None:
             return self._last_stats
         filler = self.filler
         return {
             "tiers": self.counters.to_dict(),
+            "totals": self.counters.totals(),
+            "has_peers": self.has_peers,
             "cache": {
                 **{tier.name: tier.to_dict() for tier in self.tiers.values()},
                 "filler": {

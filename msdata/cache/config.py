@@ -38,6 +38,8 @@ class CacheConfig:
             launcher's environment.
         node: names the node among pretended ones on one machine; None takes its number.
         shm_dir: the folder for shared memory.
+        metrics_dir: a folder for each rank's counters: `.prom`, for node_exporter's textfile
+            collector, and `.jsonl`, a line an epoch; None writes none.
         peers_dir: a folder that all nodes see, where `msdata cache serve` of each node is found;
             None asks no other node.
     """
@@ -50,13 +52,13 @@ class CacheConfig:
     node: str | None = None
     shm_dir: Path = Path("/dev/shm")
     peers_dir: Path | None = None
+    metrics_dir: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shm_dir", Path(self.shm_dir))
-        if self.peers_dir is not None:
-            object.__setattr__(self, "peers_dir", Path(self.peers_dir))
-        if self.ssd_dir is not None:
-            object.__setattr__(self, "ssd_dir", Path(self.ssd_dir))
+        for name in ("peers_dir", "ssd_dir", "metrics_dir"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.fill not in FILL_MODES:
             raise UsageError(f"fill {self.fill!r} is none of {', '.join(FILL_MODES)}")
         if (self.memory_gib is not None and self.memory_gib < 0) or self.ssd_gib < 0:

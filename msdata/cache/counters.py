@@ -36,10 +36,14 @@ class Counters:
         self._sample_nbytes = sample_nbytes
         self._lock = threading.Lock()
         self._tiers = {name: TierCount() for name in TIERS}
+        # Of the epochs before.
+        self._totals = {name: TierCount() for name in TIERS}
 
     def start_epoch(self) -> None:
         """Begins anew."""
         with self._lock:
+            for name, count in self._tiers.items():
+                self._totals[name] = _sum(self._totals[name], count)
             self._tiers = {name: TierCount() for name in TIERS}
 
     def add(self, tier: str, samples: int, seconds: float) -> None:
@@ -51,9 +55,24 @@ class Counters:
             count.seconds += seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """`samples`, `bytes` and `seconds` by tier."""
+        """`samples`, `bytes` and `seconds` by tier, of this epoch."""
         with self._lock:
-            return {
-                name: {"samples": c.samples, "bytes": c.nbytes, "seconds": c.seconds}
-                for name, c in self._tiers.items()
-            }
+            return {name: _fields(count) for name, count in self._tiers.items()}
+
+    def totals(self) -> dict[str, Any]:
+        """The same of all epochs so far."""
+        with self._lock:
+            both = {name: _sum(self._totals[name], count) for name, count in self._tiers.items()}
+        return {name: _fields(count) for name, count in both.items()}
+
+
+def _sum(one: TierCount, other: TierCount) -> TierCount:
+    return TierCount(
+        samples=one.samples + other.samples,
+        nbytes=one.nbytes + other.nbytes,
+        seconds=one.seconds + other.seconds,
+    )
+
+
+def _fields(count: TierCount) -> dict[str, Any]:
+    return {"samples": count.samples, "bytes": count.nbytes, "seconds": count.seconds}

@@ -180,6 +180,36 @@ def is_used(path: Path) -> bool:
         os.close(fd)
 
 
+def take_role(fd: int, number: int) -> bool:
+    """Takes a role of the file for as long as the descriptor is open; False where it is taken.
+
+    Args:
+        fd: from `join`.
+        number: of the role.
+    """
+    try:
+        _lock(fd, number, fcntl.F_WRLCK)
+    except OSError:
+        # Taken, or a file system without such locks: then nobody has roles.
+        return False
+    return True
+
+
+def is_role_taken(fd: int, number: int) -> bool:
+    """Whether somebody holds a role through another descriptor.
+
+    Args:
+        fd: of the file.
+        number: of the role.
+    """
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+    except OSError:
+        return False
+    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+
+
 @contextmanager
 def role(fd: int, number: int) -> Iterator[bool]:
     """Holds one role of the file, unless another process has it.
@@ -191,17 +221,13 @@ def role(fd: int, number: int) -> Iterator[bool]:
     Yields:
         Whether it was free.
     """
-
-    def lock(kind: int) -> None:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, number, 1, 0))
-
+    is_ours = take_role(fd, number)
     try:
-        lock(fcntl.F_WRLCK)
-    except OSError:
-        # Taken, or a file system without such locks: then nobody has roles.
-        yield False
-        return
-    try:
-        yield True
+        yield is_ours
     finally:
-        lock(fcntl.F_UNLCK)
+        if is_ours:
+            _lock(fd, number, fcntl.F_UNLCK)
+
+
+def _lock(fd: int, number: int, kind: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, number, 1, 0))

@@ -1,6 +1,6 @@
 """One file of a cache tier: a slot for every sample of the shards that this node keeps.
 
-    header | owner, tier and size of every shard | entry of every slot | records, packed
+    header | rows | owner, tier and size of every shard | entry of every slot | records, packed
 
 The file says by itself what is where, so any process of the user can read it. A slot is published
 by its state, written last: readers never see half a sample. All writing is by `pwrite`, readers map
@@ -23,11 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
+from msdata.cache.rows import NUM_ROWS, ROW_NBYTES
 
-FORMAT = 1
+FORMAT = 2
 EMPTY, CLAIMED, READY = 0, 1, 2
 _MAGIC = b"msdatacache\0"
 _HEADER_NBYTES = 4096
+ROWS_AT = _HEADER_NBYTES
+_TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
 _PAYLOAD_ALIGNMENT = 4096
 _SHARD = np.dtype([("size", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))])
 _SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
@@ -88,7 +91,7 @@ def build(fd: int, header: Header, split: CachedSplit, owners: Owners) -> None:
     os.ftruncate(fd, payload_at + num_slots * header.sample_nbytes)
     # Where there is no room for the entries either, let it fail here: later it would under a map.
     os.posix_fallocate(fd, 0, payload_at)
-    _write_all(fd, [shards.view(np.uint8)], _HEADER_NBYTES)
+    _write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
     _write_all(fd, [_MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
 
 
@@ -112,7 +115,7 @@ def _is_held(shards: NDArray[Any], header: Header) -> NDArray[np.bool_]:
 
 
 def _payload_at(num_shards: int, num_slots: int) -> int:
-    end = _HEADER_NBYTES + num_shards * _SHARD.itemsize + num_slots * _SLOT.itemsize
+    end = _TABLES_AT + num_shards * _SHARD.itemsize + num_slots * _SLOT.itemsize
     return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
 
 
@@ -152,7 +155,7 @@ class SlotFile:
             raise OSError("the cache file has lost its header")
         self.fd = fd
         self.header = header
-        raw = os.pread(fd, header.num_shards * _SHARD.itemsize, _HEADER_NBYTES)
+        raw = os.pread(fd, header.num_shards * _SHARD.itemsize, _TABLES_AT)
         shards = np.frombuffer(raw, _SHARD)
         self.owners: Owners = shards["owner"].copy(), shards["tier"].copy()
         self._sizes = shards["size"].astype(np.int64)
@@ -169,7 +172,7 @@ class SlotFile:
             # Only where the administrator set shmem_enabled to advise does this give huge pages.
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
-        entries_at = _HEADER_NBYTES + shards.nbytes
+        entries_at = _TABLES_AT + shards.nbytes
         self._entries_at = entries_at
         self.entries = self._bytes[entries_at : entries_at + num_slots * _SLOT.itemsize].view(_SLOT)
         self.address = int(self._bytes.ctypes.data) + self._payload_at if is_mapped else 0

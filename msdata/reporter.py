@@ -1,0 +1,151 @@
+"""Says how a rank is doing: in its node's arena, as JSON lines, and for Prometheus.
+
+A thread of its own writes, so that a slow disk never delays a batch. It holds the loader weakly: a
+loader that nobody holds ends, and its thread with it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from msdata.cache.client import CacheClient
+from msdata.cache.metrics import rank_families, remove_stale_metrics, write_metrics
+from msdata.cache.tier import LOG
+from msdata.errors import MsdataError
+
+ROW_S = 1.0
+METRICS_S = 10.0
+_CLOSE_S = 5.0
+# Of a report, what `msdata cache status` shows and reckons the forecast from.
+_ROW_FIELDS = (
+    *("kind", "rank", "node", "num_nodes", "ranks_per_node", "batch_size", "policy", "seed"),
+    *("last", "buffer_samples", "has_peers", "epoch", "first_position", "steps", "num_steps"),
+    *("samples", "seconds", "wait_s", "tiers", "written_s"),
+)
+
+Report = dict[str, Any]
+
+
+class Reporter:
+    """Writes a rank's reports from now on until it is closed.
+
+    Args:
+        client: the rank's cache.
+        describe: gives the loader's counters and what they are of; None when the loader is gone.
+    """
+
+    def __init__(
+        self,
+        client: CacheClient,
+        describe: Callable[[], Report | None],
+    ) -> None:
+        self._client = client
+        self._describe = describe
+        self._folder = client.config.metrics_dir
+        self._names = {"kind": "rank", "run": client.config.job, "split": client.split_name}
+        self._lines: deque[Report] = deque()
+        self._is_epoch_open = False
+        self._has_failed = False
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="msdata-report", daemon=True)
+        self._thread.start()
+
+    def start_epoch(self) -> None:
+        """An epoch begins; to be told before its counters begin anew."""
+        self.end_epoch(is_complete=False)
+        self._is_epoch_open = True
+
+    def end_epoch(self, *, is_complete: bool) -> None:
+        """The epoch is over: its counters become a line.
+
+        Args:
+            is_complete: its last batch was handed out.
+        """
+        report = self._report() if self._is_epoch_open else None
+        self._is_epoch_open = False
+        if report is not None and report["steps"] and self._folder is not None:
+            self._lines.append({**report, "is_complete": is_complete})
+            self._wake.set()
+
+    def request_stop(self) -> None:
+        """Ends soon, without waiting for it."""
+        self._stop.set()
+        self._wake.set()
+
+    def close(self) -> bool:
+        """Writes what is left, and ends.
+
+        Returns:
+            Whether it has ended; False where a file system hangs, and with it the thread.
+        """
+        self.end_epoch(is_complete=False)
+        self.request_stop()
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            return False
+        # The thread may have been told to end before this epoch's line was there.
+        self._write_lines()
+        return True
+
+    def _report(self) -> Report | None:
+        described = self._describe()
+        if described is None:
+            return None
+        return {**self._names, "written_s": time.time(), **described}
+
+    def _run(self) -> None:
+        metrics_due_s, path = 0.0, None
+        while True:
+            is_last = self._stop.is_set()
+            self._write_lines()
+            report = self._report()
+            try:
+                if report is not None:
+                    self._client.row.write({k: report[k] for k in _ROW_FIELDS})
+                if self._folder is not None and report is not None and not is_last:
+                    path = path or _path(self._folder, report, ".prom")
+                    if time.monotonic() >= metrics_due_s:
+                        metrics_due_s = time.monotonic() + METRICS_S
+                        _write_metrics(path, report)
+            except (MsdataError, OSError) as error:
+                self._fail(error)
+            if is_last or report is None:
+                break
+            self._wake.wait(ROW_S)
+            self._wake.clear()
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._has_failed:
+            LOG.warning("counters are not written: %s", error)
+        self._has_failed = True
+
+    def _write_lines(self) -> None:
+        while self._lines and self._folder is not None:
+            line = self._lines.popleft()
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with _path(self._folder, line, ".jsonl").open("ab", buffering=0) as file:
+                    file.write(json.dumps(line).encode() + b"\n")
+            except OSError as error:
+                self._fail(error)
+
+
+def _path(folder: Path, report: Report, suffix: str) -> Path:
+    return folder / f"msdata-{report['run']}-{report['split']}-rank{report['rank']}{suffix}"
+
+
+def _write_metrics(path: Path, report: Report) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_metrics(path.parent)
+    write_metrics(path, rank_families(report))
