@@ -15,6 +15,7 @@ from msdata.pack.planning import inpainted
 from msdata.pack.settings import PackSettings
 from msdata.preprocess import Preparation
 from msdata.sources.detect import detect_source
+from msdata.sources.fits_options import FitsOptions
 from msdata.verify import SOURCES_NAME
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class PackedObjects:
                 raise DataError(
                     f"the objects' folder {root} is not there; say with --source DIR where it is"
                 )
-            self._opened = (table, detect_source(root))
+            fits = self._manifest.provenance["settings"].get("fits")
+            options = None if fits is None else FitsOptions.from_json(fits)
+            self._opened = (table, detect_source(root, options))
         return self._opened
 
     @property

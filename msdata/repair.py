@@ -146,11 +146,12 @@ def _patch(
         objects.locations(made),
         objects.preparation(),
     )
+    labels = made.read_rows(None).take(rows).to_pylist()
     names: set[str] = set()
     with made.path.open("r+b") as file:
-        for row in rows:
+        for row, label in zip(rows, labels, strict=True):
             try:
-                sample = objects.source.read(*locations[row])
+                sample = objects.source.read(*locations[row], label)
                 arrays = prepare(sample, made.schema, preparation).arrays
             except MsdataError as error:
                 raise _changed(ids[row], f"its object {locations[row][0]}: {error}") from error

@@ -50,8 +50,12 @@ HOMES: dict[str, set[str]] = {
     "matplotlib": {"msdata/plan_figure.py"},
     "speclite": {"msdata/sources/mock/photometry.py"},
     "scipy": {"msdata/sources/mock/nonnegative.py"},
-    # Catalogues of the user; kcorrect's own tables for mock objects, which no user's data touch.
-    "astropy": {"msdata/catalogfile.py", "msdata/sources/mock/templates.py"},
+    # The user's catalogues and images; kcorrect's own tables, for mock objects.
+    "astropy": {
+        "msdata/catalogfile.py",
+        "msdata/sources/fits_image.py",
+        "msdata/sources/mock/templates.py",
+    },
 }
 
 # Subclasses of the package's own: imported with the module, which nothing imports unless asked to.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of, ignore_signals
 from msdata.manifest import CONTAINERS
+from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
 
@@ -66,7 +67,9 @@ def _parse_scale(text: str) -> tuple[str, float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata pack`."""
-    parser.add_argument("source", type=Path, help="folder of pickled dicts, or of block files")
+    parser.add_argument(
+        "source", type=Path, help="folder of pickled dicts, of block files, or of FITS files"
+    )
     parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
     parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table with the labels")
     parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
@@ -84,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
     )
+    add_fits_arguments(parser)
     parser.add_argument("--max-rejected", type=int, help="stop beyond this many unusable objects")
     parser.add_argument(
         "--jobs", type=int, help="worker processes; default: the cores of this node"
@@ -96,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings_of(args: argparse.Namespace) -> PackSettings:
     """The settings that the options ask for."""
     shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
+    scales = dict(_parse_scale(t) for t in args.pixel_scale)
     return PackSettings(
         source=args.source,
         out=args.out,
@@ -110,7 +115,8 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         redshift_column=args.redshift_column,
         inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
         max_nan_fraction=args.max_nan_fraction,
-        pixel_scales_arcsec=dict(_parse_scale(t) for t in args.pixel_scale),
+        pixel_scales_arcsec=scales,
+        fits=fits_options_of(args, scales),
     )
 
 

@@ -38,17 +38,24 @@ def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
 
 
 def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
-    source = detect_source(settings.source)
+    source = detect_source(settings.source, settings.fits)
     objects = source.scan()
-    head = objects.slice(0, NUM_LOOKED_AT)
-    locations = list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
-    schema = infer_schema(source, locations)
+    schema = source.schema
+    if schema is None:
+        head = objects.slice(0, NUM_LOOKED_AT)
+        locations = list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
+        schema = infer_schema(source, locations)
     schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
     check_array_names(schema)
     inpainted(schema, settings)
     candidates = plan_candidates(
         objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
     )
+    if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
+        raise UsageError(
+            f"FITS files are cut around the objects' positions, but catalogue {settings.catalog} "
+            "has no columns ra and dec; give one that has them with --catalog"
+        )
     for split in {s.split for s in candidates.slices}:
         _make_folder(state.out / split)
     return state.save_plan(settings, schema, candidates)

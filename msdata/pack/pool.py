@@ -5,6 +5,7 @@ Each is a fresh interpreter on a pipe. They start while the parent still lists t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from msdata.errors import MsdataError
+from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
 from msdata.pack.worker import NUM_COUNTERS, SharedCounters
 
@@ -55,12 +57,12 @@ class WorkerPool:
 
     Args:
         num_workers: processes to start.
-        source_root: folder with the objects, which each worker opens by itself.
+        settings: of the pack; each worker opens the source by itself.
         lock_fd: the folder's lock, which each worker keeps for as long as it lives.
     """
 
-    def __init__(self, num_workers: int, source_root: Path, lock_fd: int) -> None:
-        self._source_root = source_root
+    def __init__(self, num_workers: int, settings: PackSettings, lock_fd: int) -> None:
+        self._settings = settings
         self._num_workers = num_workers
         self._lock_fd = lock_fd
         self._workers: list[_Worker] = []
@@ -87,12 +89,14 @@ class WorkerPool:
         return self
 
     def _start(self, number: int, counters_fd: int) -> _Worker:
+        fits = self._settings.fits
         ours, theirs = socket.socketpair()
         with theirs:
             command = [
                 *(sys.executable, "-P", "-c", _BOOTSTRAP, str(Path(__file__).parents[2])),
                 *(str(theirs.fileno()), str(counters_fd), str(number), str(self._num_workers)),
-                str(self._source_root),
+                str(self._settings.source),
+                json.dumps(None if fits is None else fits.to_json()),
             ]
             process = subprocess.Popen(
                 command,

@@ -143,7 +143,7 @@ def _pack_share(
         try:
             progress.limit.check()
             tasks = make_tasks(state, plan, settings, progress.mine)
-            source = detect_source(settings.source)
+            source = detect_source(settings.source, settings.fits)
             run_tasks(tasks, source, progress, deliver=progress.deliver)
         except PeerError:
             raise

@@ -10,8 +10,8 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from msdata.errors import SampleError, StorageError
 from msdata.schema import Sample
@@ -28,20 +28,23 @@ _JOIN_S = 2.0
 _T = TypeVar("_T")
 
 
-def read_sample(source: Source, path: str, row: int) -> Sample:
+def read_sample(
+    source: Source, path: str, row: int, labels: Mapping[str, Any] | None = None
+) -> Sample:
     """Reads one object; what the system says of its file alone makes the object unusable.
 
     Args:
         source: where it is.
         path: as `Source.scan` lists it.
         row: as there.
+        labels: the object's row of the catalogue.
 
     Raises:
         SampleError: this object is unusable.
         StorageError: the file system refused, or the whole source has gone.
     """
     try:
-        return source.read(path, row)
+        return source.read(path, row, labels)
     except StorageError as error:
         # A source that was unmounted would otherwise end as a data set without samples.
         if error.errno in _OF_ONE_FILE and source.root.is_dir():

@@ -74,7 +74,7 @@ def pack(
         # The lock may have been held by a pack that has finished the data set meanwhile.
         if state.is_complete:
             return finished_report(state, settings)
-        with WorkerPool(jobs, settings.source, lock_fd) as pool:
+        with WorkerPool(jobs, settings, lock_fd) as pool:
             plan = make_plan(state, settings)
             limit = RejectLimit(num_rejected(state, plan), max_rejected, state.out)
             left = tasks_left(state, plan)
@@ -104,7 +104,7 @@ def check_paths(state: PackState, settings: PackSettings, *, resume: bool) -> No
     Raises:
         UsageError: there is no source, or OUT holds something else.
     """
-    detect_source(settings.source)
+    detect_source(settings.source, settings.fits)
     state.check_folder(resume=resume)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from msdata.errors import UsageError
 from msdata.manifest import CONTAINERS
+from msdata.sources.fits_options import FitsOptions
 
 # Which option sets what; for messages.
 OPTIONS = {
@@ -18,6 +19,7 @@ OPTIONS = {
     "shard_nbytes": "--shard-size",
     "split_fractions": "--split",
     "pixel_scales_arcsec": "--pixel-scale",
+    "fits": "--fits, --calibrate",
 }
 SPLIT_NAMES = ("train", "val", "test")
 # Large enough for sequential reads on a parallel file system, small enough that thousands of nodes
@@ -48,6 +50,7 @@ class PackSettings:
         inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
         max_nan_fraction: an object is rejected when more of a band is NaN.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
+        fits: how to read FITS files; None for pickled objects and blocks.
     """
 
     source: Path
@@ -64,6 +67,7 @@ class PackSettings:
     inpaint: tuple[str, ...] | None = None
     max_nan_fraction: float = 0.01
     pixel_scales_arcsec: Mapping[str, float] | None = None
+    fits: FitsOptions | None = None
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
@@ -144,6 +148,7 @@ class PackSettings:
             "inpaint": None if self.inpaint is None else list(self.inpaint),
             "max_nan_fraction": self.max_nan_fraction,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
+            **({} if self.fits is None else {"fits": self.fits.to_json()}),
         }
 
 

@@ -224,7 +224,7 @@ def _open_writer(task: ShardTask) -> ShardWriter:
 
 def _read(task: ShardTask, source: Source, position: int) -> _Ready:
     path, row = task.locations[position]
-    sample = read_sample(source, path, row)
+    sample = read_sample(source, path, row, task.labels[position])
     return _ready(task, position, prepare(sample, task.schema, task.preparation))
 
 

@@ -5,6 +5,7 @@ Started by `pool.py` as a fresh interpreter: a fork of a process that has thread
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
@@ -21,6 +22,7 @@ import numpy as np
 from msdata.errors import MsdataError
 from msdata.pack.shard_task import Rejection, ShardTask, run_tasks
 from msdata.sources.detect import detect_source
+from msdata.sources.fits_options import FitsOptions
 
 # Counters of a worker in the shared file: samples, bytes, rejected.
 NUM_COUNTERS = 3
@@ -91,7 +93,9 @@ def _serve() -> None:
     pipe_fd, counters_fd, number, num_workers = (int(a) for a in sys.argv[1:5])
     connection = Connection(pipe_fd)
     counters = SharedCounters(counters_fd, num_workers)
-    source = detect_source(Path(sys.argv[5]))
+    said = json.loads(sys.argv[6])
+    fits = None if said is None else FitsOptions.from_json(said)
+    source = detect_source(Path(sys.argv[5]), fits)
     lock = threading.Lock()
 
     def send(message: Any) -> None:

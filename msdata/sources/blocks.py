@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msdata.errors import DataError, SampleError, StorageError
-from msdata.schema import Array, Sample
+from msdata.schema import Array, Sample, Schema
 from msdata.sources.blockfile import BlockHeader, read_header, read_row
 from msdata.sources.objectfile import load_file
 from msdata.sources.standins import ObjectArray, PickledArray
@@ -58,7 +59,10 @@ class BlockFiles:
 
     Attributes:
         root: the folder the user named; paths are relative to it.
+        schema: None; it is inferred from the objects.
     """
+
+    schema: Schema | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -118,7 +122,7 @@ class BlockFiles:
         table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
         return table.replace_schema_metadata({"num_missing": str(num_missing)})
 
-    def read(self, path: str, row: int) -> Sample:
+    def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
         """Reads one object; see `Source.read` and `read_row`."""
         opened = self._open.get(path)
         if opened is None:

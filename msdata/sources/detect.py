@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from msdata.errors import UsageError
+from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.blocks import BlockFiles, find_blocks
-from msdata.sources.pickles import PickleTree
+from msdata.sources.fits import FitsTree
+from msdata.sources.fits_options import DEFAULT_PATTERNS, FitsOptions, pattern_expression
+from msdata.sources.pickles import PickleTree, take_pickle
 from msdata.sources.source import Source
 
 
-def detect_source(root: Path) -> Source:
-    """Picks `BlockFiles` where upstream's block layout is there, else `PickleTree`.
+def detect_source(root: Path, fits: FitsOptions | None = None) -> Source:
+    """Picks `FitsTree` where asked to, `BlockFiles` for upstream's blocks, else `PickleTree`.
 
     Args:
-        root: folder with block files or object files.
+        root: folder with FITS files, block files or object files.
+        fits: how to read FITS files; None for the others.
 
     Returns:
         The source, not yet scanned.
@@ -27,9 +32,33 @@ def detect_source(root: Path) -> Source:
         raise UsageError(f"{root} does not exist{_suggestion(root)}")
     if not root.is_dir():
         raise UsageError(f"{root} is a file; give the folder that holds the objects")
+    if fits is not None:
+        return FitsTree(root, fits)
     if find_blocks(root) is not None:
         return BlockFiles(root)
     return PickleTree(root)
+
+
+def holds_fits(root: Path) -> bool:
+    """Whether a folder's objects are FITS files of the usual names.
+
+    The first folder, in alphabetical order and depth first, that holds objects of either kind
+    decides; pickles before FITS.
+
+    Args:
+        root: folder the user named; False where it is none.
+    """
+    expressions = [
+        pattern_expression(pattern, MANTIS_SHRIMP[name].bands)
+        for name, pattern in DEFAULT_PATTERNS.items()
+    ]
+    for _, folders, names in os.walk(root):
+        folders.sort()
+        if any(take_pickle("", name) for name in names):
+            return False
+        if any(e.fullmatch(name) for name in names for e in expressions):
+            return True
+    return False
 
 
 def _suggestion(path: Path) -> str:

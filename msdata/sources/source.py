@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from msdata.schema import Sample
+from msdata.schema import Sample, Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 class Source(Protocol):
-    """A place with objects: listed once by `scan`, then read in any order by many threads."""
+    """A place with objects: listed once by `scan`, then read in any order by many threads.
+
+    Attributes:
+        root: the folder; paths are relative to it.
+        schema: what every object is, where the source knows; None where it is to be inferred.
+    """
 
     root: Path
+    schema: Schema | None
 
     def scan(self) -> pa.Table:
         """Lists the objects, sorted by `sample_id`, then `path`.
@@ -29,8 +36,13 @@ class Source(Protocol):
             DataError: nothing usable is there.
         """
 
-    def read(self, path: str, row: int) -> Sample:
+    def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
         """Reads one object; safe to call from many threads at once.
+
+        Args:
+            path: as `scan` lists it.
+            row: as there.
+            labels: the object's row of the catalogue; images of the sky are cut around `ra`, `dec`.
 
         Returns:
             The object's dict: name -> array or number, as stored (dtype, byte order, layout).

@@ -1,0 +1,259 @@
+"""A tree of raw FITS files: a few files an object, cut around the object's position.
+
+Which files belong to an object, and which bands they hold, is told by their names and headers,
+never by their order: a missing band makes the object unusable, it does not shift its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from msdata.atomic_file import storage_error
+from msdata.errors import DataError, SampleError, UsageError
+from msdata.schema import Array, Sample, Schema, Survey
+from msdata.sources.fits_image import MAX_NBYTES, Plane, read_planes
+from msdata.sources.fits_options import (
+    COMPRESSED,
+    FitsOptions,
+    pattern_expression,
+    zero_point_name,
+)
+from msdata.sources.listing import list_tree
+from msdata.sources.stamp import cut_stamp
+from msdata.sources.zero_points import nanomaggies_per_unit, zero_point_ab
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What headers call bands, in lower case, beside the bands' own names. GALEX numbers them 1 NUV, 2
+# FUV; the Legacy Survey viewer says n and f; WISE 1 and 2.
+_BAND_WORDS = {
+    "galex": {"1": "NUV", "2": "FUV", "n": "NUV", "f": "FUV", "nuv": "NUV", "fuv": "FUV"},
+    "unwise": {"1": "W1", "2": "W2", "w1": "W1", "w2": "W2"},
+    "panstarrs": {},
+}
+# Zero-points are told to a thousandth.
+_ZERO_POINT_TOLERANCE = 2e-3
+
+
+class FitsTree:
+    """Implements `Source` over raw FITS files.
+
+    Attributes:
+        root: the folder; paths are relative to it. A path is the folder that an object's files
+            share, and its id.
+        schema: what every object becomes.
+    """
+
+    def __init__(self, root: Path, options: FitsOptions) -> None:
+        self.root = root
+        self._schema = options.schema()
+        self.schema: Schema | None = self._schema
+        self._options = options
+        # Zero-points are those of the files, also where pixels are calibrated.
+        self._native = replace(options, calibration="none").schema()
+        self._expressions = {
+            name: pattern_expression(pattern, self._schema[name].bands)
+            for name, pattern in options.patterns.items()
+        }
+
+    def scan(self) -> pa.Table:
+        """Lists the objects; see `Source.scan`.
+
+        Returns:
+            Table with `sample_id`, `path` and `row` (-1), sorted by `sample_id`, then `path`. An
+            object is there if any of its files is.
+
+        Raises:
+            UsageError: the root is no folder.
+            DataError: no file, or none of one of the arrays, has a name of the pattern.
+            StorageError: the file system refused.
+        """
+        import pyarrow as pa
+
+        if not self.root.is_dir():
+            raise UsageError(f"{self.root} is no folder; give the folder that holds the FITS files")
+        found: set[str] = set()
+
+        def take(folder: str, name: str) -> tuple[str, str] | None:
+            match = self._match(folder + name)
+            if match is None:
+                return None
+            found.add(match[0])
+            return match[1:]
+
+        chunks = list_tree(str(self.root), take)
+        for name, pattern in self._options.patterns.items():
+            if name not in found:
+                others = [n for n in self._options.patterns if n in found]
+                cure = f"take only {', '.join(others)} with --fits, or " if others else ""
+                raise DataError(
+                    f"{self.root} holds no file named {pattern} for the array {name}; {cure}name "
+                    f"its files with --fits {name}=PATTERN"
+                )
+        table = pa.concat_tables(chunks).group_by(["sample_id", "path"]).aggregate([])
+        table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
+        return table.append_column("row", pa.repeat(pa.scalar(-1, pa.int64()), table.num_rows))
+
+    def _match(self, path: str) -> tuple[str, str, str] | None:
+        """Array, id and object's path of a file; None where it is of no object."""
+        for name, expression in self._expressions.items():
+            match = expression.fullmatch(path)
+            if match:
+                return name, match["id"], match["folder"] + match["id"]
+        return None
+
+    def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
+        """Reads one object's files and cuts its stamps; see `Source.read`.
+
+        Args:
+            path: folder and id, as `scan` lists them.
+            row: not used.
+            labels: `ra` and `dec` in degrees.
+
+        Returns:
+            float32 arrays (bands, size, size), rows from south to north and columns from east to
+            west; and the zero-point of each band's file.
+
+        Raises:
+            SampleError: a file or band is missing or unusable; the message names the file.
+            StorageError: the file system refused.
+        """
+        position = _position(labels or {})
+        folder, _, sample_id = path.rpartition("/")
+        sample: Sample = {}
+        for survey in self._schema.arrays:
+            planes = self._planes(survey, self.root / folder, sample_id)
+            bands = []
+            for band, (name, plane) in zip(survey.bands, planes, strict=True):
+                try:
+                    pixels, zero_point = self._stamp(survey, band, plane, position)
+                except SampleError as error:
+                    raise SampleError(f"{name}: {error}") from error
+                bands.append(pixels)
+                sample[zero_point_name(survey.name, band)] = zero_point
+            sample[survey.name] = np.stack(bands)
+        return sample
+
+    def _planes(self, survey: Survey, folder: Path, sample_id: str) -> Iterator[tuple[str, Plane]]:
+        """For each band of an array the file's name and the plane."""
+        pattern = self._options.patterns[survey.name].replace("{id}", sample_id)
+        if "{band}" not in pattern:
+            name, content = _read_first(folder, [pattern])
+            chosen = _by_band(survey, name, content, self._options.bands.get(survey.name))
+            yield from ((name, chosen[band]) for band in survey.bands)
+            return
+        for band in survey.bands:
+            names = [pattern.replace("{band}", word) for word in (band, band.lower(), band.upper())]
+            name, content = _read_first(folder, list(dict.fromkeys(names)))
+            plane = _named_planes(name, content)[0]
+            said = _band_of(survey, plane)
+            if said is not None and said != band:
+                raise SampleError(f"{name}: its header says that it holds band {said}")
+            yield name, plane
+
+    def _stamp(
+        self, survey: Survey, band: str, plane: Plane, position: tuple[float, float]
+    ) -> tuple[Array, float]:
+        """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
+        zero_point = zero_point_ab(self._native[survey.name], band, plane.photometry)
+        scale = survey.pixel_scale_arcsec
+        assert scale is not None
+        stamp = cut_stamp(plane.pixels, plane.grid.locate(*position), survey.shape[1], scale)
+        pixels = stamp.pixels
+        if self._options.calibration == "ab":
+            if zero_point is None:
+                raise SampleError("its header has no EXPTIME, so its zero-point is unknown")
+            pixels = pixels.astype(np.float64) * nanomaggies_per_unit(zero_point)
+        else:
+            _check_zero_point(survey, band, zero_point)
+        with np.errstate(over="ignore"):
+            return pixels.astype(np.float32), math.nan if zero_point is None else zero_point
+
+
+def _position(labels: Mapping[str, Any]) -> tuple[float, float]:
+    ra, dec = labels.get("ra"), labels.get("dec")
+    if ra is None or dec is None:
+        raise SampleError("it has no position (ra, dec) in the catalogue")
+    if not (-360 <= ra <= 720 and -90 <= dec <= 90):
+        raise SampleError(f"its position ra {ra}, dec {dec} is none in degrees")
+    return float(ra), float(dec)
+
+
+def _read_first(folder: Path, names: Sequence[str]) -> tuple[str, bytes]:
+    """Name and content of the first of the files that is there, compressed or not."""
+    for name in names:
+        for suffix in COMPRESSED:
+            path = folder / f"{name}{suffix}"
+            try:
+                with path.open("rb") as file:
+                    nbytes = os.fstat(file.fileno()).st_size
+                    if nbytes > MAX_NBYTES:
+                        raise SampleError(f"{path.name} has more than {MAX_NBYTES >> 20} MiB")
+                    return path.name, file.read()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise storage_error("read", path, error) from error
+    raise SampleError(f"it has no file {names[0]}")
+
+
+def _named_planes(name: str, content: bytes) -> list[Plane]:
+    try:
+        return read_planes(content)
+    except SampleError as error:
+        raise SampleError(f"{name}: {error}") from error
+
+
+def _band_of(survey: Survey, plane: Plane) -> str | None:
+    """The schema's name of a plane's band; what the header says where the schema has no such."""
+    if plane.band is None:
+        return None
+    own = {band.lower(): band for band in survey.bands}
+    words = {**_BAND_WORDS.get(survey.name, {}), **own}
+    return words.get(plane.band, plane.band)
+
+
+def _by_band(
+    survey: Survey, name: str, content: bytes, order: tuple[str, ...] | None
+) -> dict[str, Plane]:
+    """The plane of each band of a file with several; of planes of the same band the first counts.
+
+    A second image of the same bands is an inverse variance or a mask.
+    """
+    planes = _named_planes(name, content)
+    said = [_band_of(survey, plane) for plane in planes]
+    if order is not None and not any(said) and len(planes) == len(order):
+        said = list(order)
+    chosen: dict[str, Plane] = {}
+    for band, plane in zip(said, planes, strict=True):
+        if band is not None:
+            chosen.setdefault(band, plane)
+    missing = [band for band in survey.bands if band not in chosen]
+    if missing and not chosen:
+        raise SampleError(
+            f"{name}: its header does not name the bands of its {len(planes)} images; say their "
+            f"order with --fits-bands {survey.name}=..."
+        )
+    if missing:
+        raise SampleError(f"{name}: it has no band {missing[0]}, only {', '.join(chosen)}")
+    return chosen
+
+
+def _check_zero_point(survey: Survey, band: str, zero_point: float | None) -> None:
+    """Refuses pixels in another unit than the schema promises."""
+    if survey.zero_points_ab is None:
+        return
+    promised = survey.zero_points_ab[survey.bands.index(band)]
+    if zero_point is None or abs(zero_point - promised) > _ZERO_POINT_TOLERANCE:
+        said = "unknown" if zero_point is None else f"{zero_point:.3f}"
+        raise SampleError(
+            f"its AB zero-point is {said}, the schema's {promised:g}; pack with --calibrate ab"
+        )

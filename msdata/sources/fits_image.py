@@ -1,0 +1,256 @@
+"""Reads FITS images: planes with their band's name, their place on the sky, their photometry.
+
+The one file that opens images with astropy. Readers are called from many threads, and both astropy
+and the `warnings` module have state of their own, so a lock is held while a file is parsed; bytes
+are read from storage outside of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import re
+import threading
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import SampleError
+from msdata.sources.stamp import Placement
+
+# Four times a whole Pan-STARRS sky cell.
+MAX_NBYTES = 1 << 30
+# All that a position needs; the hundreds of other cards take most of the time.
+_WCS_CARD = re.compile(
+    r"WCSAXES|C(TYPE|RPIX|RVAL|DELT|UNIT|ROTA)[12]|(CD|PC|PV)[12]_\d+|LONPOLE|LATPOLE|RADE(SYS|CSYS)"
+    r"|EQUINOX|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)"
+)
+_OLD_PC_CARD = re.compile(r"PC00([12])00([12])")
+_BAND_CARDS = ("BAND", "FILTER", "FPA.FILTER", "FPA.FILTERID")
+# astropy is not safe against two threads; `warnings.catch_warnings` even less.
+_PARSING = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photometry:
+    """What a header says of its image's flux; None where it says nothing.
+
+    Attributes:
+        unit: BUNIT, in lower case without spaces; empty where absent.
+        exposure_s: EXPTIME, seconds.
+        zero_point: FPA.ZP (Pan-STARRS), magnitude of 1 count/s, AB.
+        vega_zero_point: MAGZP (WISE), magnitude of 1 count, Vega.
+    """
+
+    unit: str = ""
+    exposure_s: float | None = None
+    zero_point: float | None = None
+    vega_zero_point: float | None = None
+
+
+class SkyGrid:
+    """Where an image's pixels lie on the sky.
+
+    Args:
+        wcs: astropy's, celestial, two axes.
+    """
+
+    def __init__(self, wcs: Any) -> None:
+        self._wcs = wcs
+
+    def locate(self, ra: float, dec: float) -> Placement:
+        """Where a position lies in the image.
+
+        Args:
+            ra: degrees, ICRS.
+            dec: degrees.
+
+        Raises:
+            SampleError: the projection does not reach the position.
+        """
+        with _PARSING:
+            try:
+                x, y = self._wcs.all_world2pix([[ra, dec]], 0)[0]
+                around = [(x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)]
+                sky = np.radians(self._wcs.all_pix2world(around, 0))
+            except Exception as error:  # wcslib's errors have no common class
+                raise SampleError(f"its WCS does not reach the position: {error}") from error
+        if not (np.isfinite([x, y]).all() and np.isfinite(sky).all()):
+            raise SampleError("its WCS does not reach the position")
+        # Along local axes, so that the poles and right ascension 0 are like any other place.
+        directions = _unit_vectors(sky[:, 0], sky[:, 1])
+        steps = (directions[[1, 3]] - directions[[0, 2]]).T
+        ra_rad, dec_rad = math.radians(ra), math.radians(dec)
+        east = np.array([-math.sin(ra_rad), math.cos(ra_rad), 0.0])
+        north = np.array(
+            [
+                -math.sin(dec_rad) * math.cos(ra_rad),
+                -math.sin(dec_rad) * math.sin(ra_rad),
+                math.cos(dec_rad),
+            ]
+        )
+        sky_per_pixel = np.degrees(np.stack([east, north]) @ steps) * 3600
+        if abs(np.linalg.det(sky_per_pixel)) < 1e-12:
+            raise SampleError("its WCS gives pixels no area")
+        return Placement(x=float(x), y=float(y), sky_per_pixel=sky_per_pixel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """One band's image.
+
+    Attributes:
+        pixels: (height, width), native byte order, linear in flux.
+        band: what the header calls the band, lower case; None where it says nothing.
+        grid: its place on the sky.
+        photometry: its header's zero-point, exposure and unit.
+    """
+
+    pixels: NDArray[Any]
+    band: str | None
+    grid: SkyGrid
+    photometry: Photometry
+
+
+def read_planes(content: bytes) -> list[Plane]:
+    """The planes of all images in a FITS file, compressed or not, in their order.
+
+    Args:
+        content: the whole file; also compressed by gzip, or with compressed images inside.
+
+    Raises:
+        SampleError: it is no FITS, truncated, has no image, or no position on the sky.
+    """
+    if content[:2] == b"\x1f\x8b":
+        content = _unzip(content)
+    if content[:9] != b"SIMPLE  =":
+        text = content[:60].decode("ascii", "replace").strip()
+        raise SampleError(f"it is no FITS file; it begins with {text!r}")
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        planes = _parse(content)
+    if not planes:
+        raise SampleError("it holds no image, only headers")
+    return planes
+
+
+def _unzip(content: bytes) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(MAX_NBYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SampleError(f"its gzip stream is broken: {error}") from error
+    if len(unpacked) > MAX_NBYTES:
+        raise SampleError(f"unpacked it has more than {MAX_NBYTES >> 20} MiB")
+    return unpacked
+
+
+def _parse(content: bytes) -> list[Plane]:
+    from astropy.io import fits
+
+    planes: list[Plane] = []
+    try:
+        with fits.open(io.BytesIO(content), memmap=False, lazy_load_hdus=False) as hdus:
+            for hdu in hdus:
+                if not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU):
+                    continue
+                if hdu.header.get("NAXIS", 0) not in (2, 3) or hdu.data is None:
+                    continue
+                planes += _planes_of(hdu.header, hdu.data)
+    except SampleError:
+        raise
+    except Exception as error:  # astropy raises many kinds on broken files
+        raise SampleError(f"it is broken or truncated: {error}") from error
+    return planes
+
+
+def _planes_of(header: Any, data: Any) -> list[Plane]:
+    if data.dtype.kind not in "iuf":
+        raise SampleError(f"its pixels are {data.dtype}, not real numbers")
+    cube = data if data.ndim == 3 else data[None]
+    native = np.ascontiguousarray(cube, dtype=data.dtype.newbyteorder("="))
+    linear = _linear(native, header)
+    grid = _grid_of(header)
+    photometry = _photometry_of(header)
+    return [
+        Plane(pixels=image, band=_band_of(header, k, len(cube)), grid=grid, photometry=photometry)
+        for k, image in enumerate(linear)
+    ]
+
+
+def _linear(pixels: NDArray[Any], header: Mapping[str, Any]) -> NDArray[Any]:
+    """Undoes the asinh scaling that Pan-STARRS' stacks are stored with.
+
+    Source: Waters et al. 2020, ApJS 251, 4, section 3.5; fitscut's cutouts lack both cards.
+    """
+    softening, offset = _number(header, "BSOFTEN"), _number(header, "BOFFSET")
+    if softening is None or offset is None:
+        return pixels
+    scale = 2.5 * math.log10(math.e)
+    return np.asarray(offset + 2 * softening * np.sinh(pixels.astype(np.float64) / scale))
+
+
+def _grid_of(header: Any) -> SkyGrid:
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    cards = fits.Header()
+    for card in header.cards:
+        old = _OLD_PC_CARD.fullmatch(card.keyword)
+        name = f"PC{old[1]}_{old[2]}" if old else card.keyword
+        if _WCS_CARD.fullmatch(name) and card.value is not None:
+            cards[name] = card.value
+    cards["WCSAXES"] = 2
+    kinds = [str(cards.get(f"CTYPE{axis}", "")) for axis in (1, 2)]
+    if not (kinds[0].startswith("RA-") and kinds[1].startswith("DEC-")):
+        raise SampleError(f"its WCS axes are {kinds}, not right ascension and declination")
+    frame = str(cards.get("RADESYS", cards.get("RADECSYS", "ICRS"))).strip()
+    if frame not in ("ICRS", "FK5", "") or cards.get("EQUINOX", 2000.0) != 2000.0:
+        raise SampleError(
+            f"its coordinates are {frame} of {cards.get('EQUINOX')}, not ICRS or FK5 of 2000"
+        )
+    return SkyGrid(WCS(cards, fix=False))
+
+
+def _band_of(header: Mapping[str, Any], plane: int, num_planes: int) -> str | None:
+    """The header's word for the band of a plane: `BAND0`, a letter of `BANDS`, or one band's."""
+    word: Any = header.get(f"BAND{plane}")
+    bands = str(header.get("BANDS", "")).strip()
+    if word is None and len(bands) == num_planes:
+        word = bands[plane]
+    if word is None and num_planes == 1:
+        word = next((header[name] for name in _BAND_CARDS if name in header), None)
+    # Pan-STARRS writes g.00000.
+    text = "" if word is None else str(word).split(".")[0].strip().lower()
+    return text or None
+
+
+def _photometry_of(header: Mapping[str, Any]) -> Photometry:
+    return Photometry(
+        unit=str(header.get("BUNIT", "")).lower().replace(" ", ""),
+        exposure_s=_number(header, "EXPTIME"),
+        zero_point=_number(header, "FPA.ZP"),
+        vega_zero_point=_number(header, "MAGZP"),
+    )
+
+
+def _number(header: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of the header; Pan-STARRS writes the text 'NaN' for unknown ones."""
+    try:
+        value = float(header[name])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _unit_vectors(ra_rad: NDArray[np.float64], dec_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack(
+        [np.cos(dec_rad) * np.cos(ra_rad), np.cos(dec_rad) * np.sin(ra_rad), np.sin(dec_rad)],
+        axis=1,
+    )
