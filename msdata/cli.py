@@ -21,6 +21,7 @@ COMMANDS = {
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
+    "stats": ("msdata.stats_command", "measure noise and spread of each band, for augmentation"),
     "plan": ("msdata.plan_command", "say what a job will read from where, before it is submitted"),
     "cache": ("msdata.cache_command", "serve a node's cache to others, show and clean caches"),
     "probe": ("msdata.probe_command", "measure this node's memory, disks and network"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from msdata.info import DatasetInfo, Histogram, describe, info_json
 from msdata.progress import bytes_text
 from msdata.schema import Survey
+from msdata.table import table_lines
 
 _MIN_WIDTH = 40
 _LABEL_WIDTH = 13
@@ -57,24 +58,6 @@ def info_lines(info: DatasetInfo, width: int) -> Iterator[str]:
         if lines and number:
             yield ""
         yield from lines
-
-
-def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table in aligned columns: the first to the left, numbers to the right.
-
-    Args:
-        head: names of the columns; those that begin with "<" are aligned to the left.
-        rows: the cells.
-    """
-    names = [name.lstrip("<") for name in head]
-    is_left = [i == 0 or name.startswith("<") for i, name in enumerate(head)]
-    widths = [max(len(row[i]) for row in (names, *rows)) for i in range(len(names))]
-    for row in (names, *rows):
-        cells = (
-            cell.ljust(w) if left else cell.rjust(w)
-            for cell, w, left in zip(row, widths, is_left, strict=True)
-        )
-        yield "  ".join(cells)
 
 
 def _head(info: DatasetInfo) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msdata.atomic_file import storage_error
+from msdata.augment.statistics import FILE_NAME as STATISTICS_NAME
 from msdata.dataset import Dataset
 from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SOURCES_NAME = "sources.parquet"
-_KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, "rejected.csv")
+_KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, STATISTICS_NAME, "rejected.csv")
 
 # Told of (samples, bytes) as they are done, from any thread.
 Progress = Callable[[int, int], None]

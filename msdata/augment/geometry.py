@@ -137,13 +137,18 @@ def survey_names(schema: Schema, config: AugmentConfig) -> tuple[str, ...]:
     """
     if config.surveys is not None:
         return config.surveys
-    images = [a.name for a in schema.arrays if len(a.shape) == 3]
+    images = [a.name for a in schema.arrays if len(a.shape) == 3 and a.numpy_dtype.kind in "biuf"]
     if not images:
         raise UsageError(
             f"none of {', '.join(schema.names)} is an image of shape (bands, height, width)"
         )
     known = [name for name in _WAVELENGTH_ORDER if name in images]
     return (*known, *(name for name in images if name not in known))
+
+
+def band_names(survey: Survey) -> tuple[str, ...]:
+    """Names of an image's bands; numbers where the schema has none."""
+    return survey.bands or tuple(str(i) for i in range(survey.shape[0]))
 
 
 def _image(schema: Schema, name: str) -> Survey:
@@ -169,11 +174,10 @@ def _crop(survey: Survey, config: AugmentConfig) -> int:
 
 def _geometry(survey: Survey, output_size: int, ratio: float) -> Geometry:
     scale = survey.pixel_scale_arcsec
-    bands = survey.bands or tuple(str(i) for i in range(survey.shape[0]))
     is_fine = scale is not None and scale <= _WELL_SAMPLED_ARCSEC
     return Geometry(
         name=survey.name,
-        bands=bands,
+        bands=band_names(survey),
         size=(survey.shape[1], survey.shape[2]),
         output_size=output_size,
         ratio=ratio,

@@ -27,7 +27,7 @@ QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 # Sign, 8 bits of exponent and 9 of mantissa of a float32 name a bin.
 _DROPPED_BITS = 14
 NUM_BINS = 1 << (32 - _DROPPED_BITS)
-_SIGN = np.uint32(1 << 31)
+_EXPONENT = np.uint32(0x7F800000)
 _MAD_TO_SIGMA = 1.482602218505602
 
 
@@ -39,11 +39,11 @@ class BandStatistics:
         num_pixels: pixels that count: finite, and of samples with coverage.
         num_nan: pixels that are not finite.
         num_missing: samples without coverage: zero throughout.
-        mean: of the pixels.
+        mean: of the pixels; this and all that follows to 1/1024 of a pixel's value.
         std: their standard deviation.
         minimum: the smallest.
         maximum: the largest.
-        quantiles: value below which a share of the pixels lies, by share, to 1/512 of the value.
+        quantiles: value below which a share of the pixels lies, by share such as "0.5".
         sky_sigma: noise of the sky: 1.4826 times the median absolute deviation; where more than
             half of the pixels are equal, the spread of the fainter 95 %. Never 0.
         asinh_std: standard deviation of asinh(value / sky_sigma).
@@ -82,139 +82,131 @@ class Statistics:
         arrays = {a: {b: asdict(s) for b, s in bands.items()} for a, bands in self.arrays.items()}
         return {**asdict(self), "arrays": arrays, "format_version": FORMAT_VERSION}
 
-    def write(self, folder: Path) -> None:
-        """Writes `statistics.json` into the data set's folder, whole or not at all.
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all.
 
         Raises:
             StorageError: the file system refused.
         """
-        write_whole(folder / FILE_NAME, json.dumps(self.to_json(), indent=1).encode() + b"\n")
+        write_whole(path, json.dumps(self.to_json(), indent=1).encode() + b"\n")
 
 
-def read_statistics(path: str | Path) -> Statistics:
+def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Statistics:
     """Reads what `msdata stats` measured.
 
     Args:
-        path: the data set's folder, or its `statistics.json`.
+        path: the data set's folder, or a .json file.
+        fingerprint: of the data set that they must be of; None asks the `dataset.json` beside
+            the file, if there is one.
 
     Raises:
         UsageError: there are none yet.
-        DataError: they are damaged, or of another data set than the one they lie in.
+        DataError: they are damaged, or were measured on another data set.
         StorageError: the file system refused.
     """
     file = Path(path)
-    if file.name != FILE_NAME:
+    if file.suffix != ".json" or file.is_dir():
         file = file / FILE_NAME
     try:
-        content = json.loads(file.read_bytes())
-        arrays = {
-            array: {band: BandStatistics(**values) for band, values in bands.items()}
-            for array, bands in content["arrays"].items()
-        }
-        found = Statistics(
-            fingerprint=content["fingerprint"],
-            split=content["split"],
-            num_samples=content["num_samples"],
-            arrays=arrays,
-        )
+        found = _from_json(json.loads(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
-            f"{file.parent} has no {FILE_NAME}; run 'msdata stats {file.parent}'"
-        ) from None
+        raise UsageError(f"there is no {file}; run 'msdata stats {file.parent}'") from None
     except OSError as error:
         raise storage_error("read", file, error) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{file} is damaged ({type(error).__name__}: {error}); run 'msdata stats "
-            f"{file.parent}' again"
+            f"{file} holds no statistics ({type(error).__name__}: {error}); run 'msdata stats'"
         ) from None
-    _check_fresh(file, found)
+    wanted = _fingerprint_beside(file) if fingerprint is None else fingerprint
+    if wanted not in (None, found.fingerprint):
+        raise DataError(
+            f"{file} was measured on data set {found.fingerprint}, this is {wanted}: its noise and "
+            "spread may be others; run 'msdata stats' again"
+        )
     return found
 
 
-def _check_fresh(file: Path, statistics: Statistics) -> None:
-    """Raises DataError where the data set beside the file is another than the one measured."""
+def _from_json(content: Any) -> Statistics:
+    if content["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {content['format_version']}, not {FORMAT_VERSION}")
+    arrays = {
+        array: {band: BandStatistics(**values) for band, values in bands.items()}
+        for array, bands in content["arrays"].items()
+    }
+    return Statistics(
+        fingerprint=content["fingerprint"],
+        split=content["split"],
+        num_samples=content["num_samples"],
+        arrays=arrays,
+    )
+
+
+def _fingerprint_beside(file: Path) -> str | None:
     try:
-        fingerprint = json.loads((file.parent / "dataset.json").read_bytes())["fingerprint"]
+        return str(json.loads((file.parent / "dataset.json").read_bytes())["fingerprint"])
     except (OSError, ValueError, TypeError, KeyError):
         # A copy beside a run: there is nothing to hold it against.
-        return
-    if fingerprint != statistics.fingerprint:
-        raise DataError(
-            f"{file} was measured on data set {statistics.fingerprint}, this one is "
-            f"{fingerprint}; run 'msdata stats {file.parent}' again"
-        )
+        return None
 
 
-def count_values(values_P: NDArray[np.float32]) -> NDArray[np.int64]:
+def count_values(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """How many values fall into each bin.
 
     Args:
-        values_P: float32, finite.
+        values: float32, any shape; NaN and infinities have bins of their own.
 
     Returns:
-        int64 (K,), bins by value.
+        int64 (K,), bins by their bits.
     """
-    bits = np.ascontiguousarray(values_P.reshape(-1)).view(np.uint32)
-    # Floats compare like integers once the negative ones are turned round.
-    keys = np.where(bits & _SIGN, ~bits, bits | _SIGN) >> np.uint32(_DROPPED_BITS)
-    return np.bincount(keys.astype(np.int64), minlength=NUM_BINS)
+    bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
+    bins = (bits >> np.uint32(_DROPPED_BITS)).astype(np.int64)
+    return np.bincount(bins, minlength=NUM_BINS)
 
 
 def bin_values() -> NDArray[np.float64]:
-    """float64 (K,), the middle of each bin; NaN for bins of no finite number."""
-    keys = np.arange(NUM_BINS, dtype=np.uint32) << np.uint32(_DROPPED_BITS)
-    keys |= np.uint32(1 << (_DROPPED_BITS - 1))
-    bits = np.where(keys & _SIGN, keys & ~_SIGN, ~keys).astype(np.uint32)
-    values = bits.view(np.float32).astype(np.float64)
-    values[~np.isfinite(values)] = np.nan
-    # The numbers nearest zero: mostly exact zeros.
+    """float64 (K,), the middle of each bin; NaN for those of NaN and infinities."""
+    bits = np.arange(NUM_BINS, dtype=np.uint32) << np.uint32(_DROPPED_BITS)
+    bits |= np.uint32(1 << (_DROPPED_BITS - 1))
+    with np.errstate(invalid="ignore"):
+        values = bits.view(np.float32).astype(np.float64)
+    # The exponent of an infinity: its bin's middle is a NaN or none.
+    values[bits & _EXPONENT == _EXPONENT] = np.nan
+    # The numbers nearest zero: exact zeros.
     values[np.abs(values) < np.finfo(np.float32).tiny] = 0.0
     return values
 
 
-def summarise(
-    counts_K: NDArray[np.int64],
-    *,
-    moments: tuple[float, float],
-    limits: tuple[float, float],
-    num_nan: int,
-    num_missing: int,
-) -> BandStatistics:
+def summarise(counts_K: NDArray[np.int64], *, num_missing: int = 0) -> BandStatistics:
     """The statistics of one band.
 
     Args:
         counts_K: int64 (K,), its pixels by value.
-        moments: sum of the pixels and of their squares.
-        limits: the smallest and the largest.
-        num_nan: pixels left out because they are not finite.
         num_missing: samples left out because they have no coverage.
 
     Returns:
-        The numbers; those of a band without pixels are 0, its noise 1.
+        The numbers; those of a band without pixels are 0, its noise and spread 1.
     """
-    total = int(counts_K.sum())
-    occupied = np.flatnonzero(counts_K)
-    values, counts = bin_values()[occupied], counts_K[occupied]
-    mean = moments[0] / max(total, 1)
-    variance = moments[1] / max(total, 1) - mean**2
-    sky_sigma = _sky_sigma(values, counts) if total else 1.0
-    stretched = np.arcsinh(values / sky_sigma)
-    low, high = limits if total else (0.0, 0.0)
+    all_values = bin_values()
+    is_finite = np.isfinite(all_values)
+    num_nan = int(counts_K[~is_finite].sum())
+    occupied = np.flatnonzero((counts_K > 0) & is_finite)
+    order = np.argsort(all_values[occupied], kind="stable")
+    values, counts = all_values[occupied][order], counts_K[occupied][order]
+    if not len(values):
+        # One pixel of nothing, so that everything below has a value.
+        values, counts = np.zeros(1), np.ones(1, np.int64)
+    sky_sigma = _sky_sigma(values, counts)
     return BandStatistics(
-        num_pixels=total,
+        num_pixels=int(counts.sum()) if len(occupied) else 0,
         num_nan=num_nan,
         num_missing=num_missing,
-        mean=mean,
-        std=math.sqrt(max(variance, 0.0)),
-        minimum=low,
-        maximum=high,
-        quantiles={
-            f"{q:g}": min(max(_quantile(values, counts, q), low), high) if total else 0.0
-            for q in QUANTILES
-        },
+        mean=_mean(values, counts),
+        std=_spread(values, counts),
+        minimum=float(values[0]),
+        maximum=float(values[-1]),
+        quantiles={f"{q:g}": _quantile(values, counts, q) for q in QUANTILES},
         sky_sigma=sky_sigma,
-        asinh_std=_spread(stretched, counts) or 1.0,
+        asinh_std=_spread(np.arcsinh(values / sky_sigma), counts) or 1.0,
     )
 
 
@@ -225,12 +217,13 @@ def _quantile(values: NDArray[np.float64], counts: NDArray[np.int64], share: flo
     return float(values[min(int(place), len(values) - 1)])
 
 
+def _mean(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    return math.fsum(values * counts) / int(counts.sum())
+
+
 def _spread(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    total = int(counts.sum())
-    if not total:
-        return 0.0
-    mean = math.fsum(values * counts) / total
-    return math.sqrt(math.fsum((values - mean) ** 2 * counts) / total)
+    away = (values - _mean(values, counts)) ** 2
+    return math.sqrt(math.fsum(away * counts) / int(counts.sum()))
 
 
 def _sky_sigma(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
