@@ -12,7 +12,7 @@ EXTRAS = {
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
-    "train": ["torch>=2.7"],
+    "train": ["torch>=2.7", "matplotlib>=3.8"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.11"],
     "bench": ["webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9"],
 }
@@ -23,7 +23,9 @@ EXTRAS["dev"] = [
     "mypy>=1.10",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "qp-prob>=1.1",
     "ruff>=0.6",
+    "scoringrules>=0.8",
 ]
 
 setup(
