@@ -1,0 +1,306 @@
+"""The table of predictions: one Parquet file, a row a sample in the order of the index.
+
+sample_id, split       string
+redshift               float64, null where unknown; absent where the data set has no such column
+z_mean ... z_q84       float64, point estimates and spreads of the density
+pit ... log_likelihood float64, null where the redshift is
+density                fixed-size list of float32, per unit redshift in each bin
+further columns        of the index, as asked for
+
+The file's metadata hold the edges of the bins, and where the predictions came from. Densities are
+spooled to disk by each rank and joined by the first, so that memory holds their other columns only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file
+from msdata.errors import DataError, UsageError
+from mstrain.metrics.densities import Floats, make_densities
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"mstrain"
+# Rows of a group: 50 MB of densities of 400 bins.
+_GROUP_ROWS = 32_768
+_DENSITY = "density"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spooled:
+    """What one rank left on the disk.
+
+    Attributes:
+        path: file of float32 densities, row by row.
+        rows: int64 (n,), each density's row in the table.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+
+
+class Spool:
+    """Writes densities of one rank to a file beside the table to be; a context manager.
+
+    Args:
+        table: the table's file.
+        rank: of this process.
+        num_bins: values of each density.
+    """
+
+    def __init__(self, table: Path, rank: int, num_bins: int) -> None:
+        self.path = table.with_name(f".{table.name}.rank{rank:05d}{TEMPORARY_SUFFIX}")
+        self._num_bins = num_bins
+        self._rows: list[NDArray[np.int64]] = []
+        self._file: Any = None
+
+    def __enter__(self) -> Spool:
+        try:
+            self._file = self.path.open("wb")
+        except OSError as error:
+            raise storage_error("write", self.path, error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def add(self, density_NK: NDArray[np.float32], rows_N: NDArray[np.int64]) -> None:
+        """Appends densities.
+
+        Args:
+            density_NK: float32 (N, K).
+            rows_N: int64 (N,), their rows in the table.
+
+        Raises:
+            StorageError: the disk is full, or gone.
+        """
+        assert density_NK.dtype == np.float32
+        assert density_NK.shape == (len(rows_N), self._num_bins)
+        try:
+            self._file.write(np.ascontiguousarray(density_NK).data)
+        except OSError as error:
+            raise storage_error("write", self.path, error) from error
+        self._rows.append(rows_N)
+
+    def finish(self) -> Spooled:
+        """Makes what was added readable to the first rank, on whatever node."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise storage_error("write", self.path, error) from error
+        rows = np.concatenate([np.zeros(0, np.int64), *self._rows])
+        return Spooled(path=self.path, rows=rows)
+
+
+class SpooledDensities:
+    """The densities of all ranks by their rows in the table.
+
+    Args:
+        parts: of all ranks; every row of the table is in one of them.
+        num_rows: of the table.
+        num_bins: values of each density.
+
+    Raises:
+        DataError: a row is missing, or there twice.
+    """
+
+    def __init__(self, parts: Sequence[Spooled], num_rows: int, num_bins: int) -> None:
+        self._part = np.full(num_rows, -1, np.int64)
+        self._place = np.zeros(num_rows, np.int64)
+        self._maps = [_mapped(part, num_bins) for part in parts]
+        self._num_bins = num_bins
+        for number, part in enumerate(parts):
+            self._part[part.rows] = number
+            self._place[part.rows] = np.arange(len(part.rows))
+        num_given = sum(len(part.rows) for part in parts)
+        num_found = int((self._part >= 0).sum())
+        if num_given != num_rows or num_found != num_rows:
+            raise DataError(
+                f"the ranks gave {num_given} densities, {num_found} different ones, for {num_rows} "
+                "samples; this is a fault of mstrain, please report it"
+            )
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The densities of rows, float32 (n, K)."""
+        found = np.empty((len(rows), self._num_bins), np.float32)
+        part = self._part[rows]
+        for number, mapped in enumerate(self._maps):
+            here = part == number
+            found[here] = mapped[self._place[rows[here]]]
+        return found
+
+
+def _mapped(part: Spooled, num_bins: int) -> NDArray[np.float32]:
+    if not len(part.rows):
+        return np.zeros((0, num_bins), np.float32)
+    try:
+        return np.memmap(part.path, np.float32, "r", shape=(len(part.rows), num_bins))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{part.path} of another rank cannot be read here ({error}); write the predictions "
+            "to a folder that all nodes see"
+        ) from error
+
+
+def table_fields(columns: Mapping[str, NDArray[Any]], num_bins: int) -> pa.Schema:
+    """Arrow's schema of a table with these columns and densities."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field(
+            name, pa.string() if values.dtype.kind in "UO" else pa.from_numpy_dtype(values.dtype)
+        )
+        for name, values in columns.items()
+    ]
+    return pa.schema([*fields, pa.field(_DENSITY, pa.list_(pa.float32(), num_bins))])
+
+
+def write_predictions(
+    path: Path,
+    columns: Mapping[str, NDArray[Any]],
+    densities: SpooledDensities,
+    edges: Floats,
+    origin: Mapping[str, Any],
+) -> None:
+    """Writes the table, whole or not at all.
+
+    Args:
+        path: the file; what was there before stays until the new one is whole.
+        columns: (N,) each, in the order of the file; NaN is written as null.
+        densities: of the same rows.
+        edges: float64 (K + 1,), edges of the bins.
+        origin: where the predictions came from, for the metadata; plain values.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    num_rows = len(next(iter(columns.values())))
+    metadata = {"format_version": FORMAT_VERSION, "bin_edges": edges.tolist(), **origin}
+    schema = table_fields(columns, len(edges) - 1)
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    with (
+        whole_file(path) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer,
+    ):
+        for start in range(0, num_rows, _GROUP_ROWS):
+            rows = np.arange(start, min(start + _GROUP_ROWS, num_rows))
+            arrays = [pa.array(values[rows], from_pandas=True) for values in columns.values()]
+            flat = pa.array(densities[rows].ravel())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, len(edges) - 1))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), _GROUP_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """An open table of predictions.
+
+    Attributes:
+        path: its file.
+        edges: float64 (K + 1,), edges of the bins.
+        origin: the metadata.
+        columns: (N,) each, without the densities; null as NaN.
+    """
+
+    path: Path
+    edges: Floats
+    origin: Mapping[str, Any]
+    columns: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.columns["sample_id"])
+
+    def density_parts(self) -> Iterator[NDArray[np.float32]]:
+        """The densities, float32 (n, K), one part of the rows after the other."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.metadata.num_row_groups):
+                yield _density_array(file.read_row_group(group, [_DENSITY]), len(self.edges) - 1)
+
+    def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """The densities of some rows, float32 (n, K); reads the parts that hold them."""
+        found = np.empty((len(rows), len(self.edges) - 1), np.float32)
+        wanted, start = np.asarray(rows, np.int64), 0
+        for part in self.density_parts():
+            here = (wanted >= start) & (wanted < start + len(part))
+            found[here] = part[wanted[here] - start]
+            start += len(part)
+        return found
+
+    def mean_density(self, is_counted: NDArray[np.bool_]) -> Floats:
+        """Mean of the densities of some samples.
+
+        Args:
+            is_counted: bool (N,).
+
+        Returns:
+            float64 (K,), per unit redshift; zero where no sample counts.
+        """
+        total, start = np.zeros(len(self.edges) - 1), 0
+        for part in self.density_parts():
+            found = make_densities(part[is_counted[start : start + len(part)]], self.edges)
+            total += found.values.sum(axis=0)
+            start += len(part)
+        return np.asarray(total / max(1, int(is_counted.sum())), np.float64)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Opens a table that `write_predictions` wrote.
+
+    Raises:
+        UsageError: it is not there, or no such table.
+        StorageError: the file system refused.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            content = json.loads((file.schema_arrow.metadata or {})[METADATA_KEY])
+            names = [name for name in file.schema_arrow.names if name != _DENSITY]
+            table = file.read(names)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no table of predictions ({error}); give one that mstrain wrote"
+        ) from error
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    edges = np.array(content.pop("bin_edges"), np.float64)
+    columns = {name: _column_array(table.column(name)) for name in names}
+    return Predictions(path=path, edges=edges, origin=content, columns=columns)
+
+
+def _column_array(column: pa.ChunkedArray) -> NDArray[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_string(column.type):
+        return np.array(column.to_pylist(), object)
+    return np.asarray(column.to_numpy())
+
+
+def _density_array(table: pa.Table, num_bins: int) -> NDArray[np.float32]:
+    column = table.column(0).combine_chunks()
+    flat = np.asarray(column.flatten(), np.float32)
+    return flat.reshape(-1, num_bins)
