@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +79,9 @@ class Spool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # What a full disk no longer takes is thrown away all the same.
+        with suppress(OSError):
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def add(self, density_NK: NDArray[np.float32], rows_N: NDArray[np.int64]) -> None:
@@ -163,12 +166,11 @@ def table_fields(columns: Mapping[str, NDArray[Any]], num_bins: int) -> pa.Schem
     """Arrow's schema of a table with these columns and densities."""
     import pyarrow as pa
 
-    fields = [
-        pa.field(
-            name, pa.string() if values.dtype.kind in "UO" else pa.from_numpy_dtype(values.dtype)
-        )
-        for name, values in columns.items()
-    ]
+    fields = []
+    for name, values in columns.items():
+        is_text = values.dtype.kind in "UO"
+        kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
+        fields.append(pa.field(name, kind))
     return pa.schema([*fields, pa.field(_DENSITY, pa.list_(pa.float32(), num_bins))])
 
 

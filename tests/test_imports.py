@@ -47,7 +47,7 @@ HOMES: dict[str, set[str]] = {
         "msdata/augment/reference.py",
     },
     "torch": {"msdata/torch_dataset.py"},
-    "matplotlib": {"msdata/plan_figure.py"},
+    "matplotlib": {"msdata/plan_figure.py", "mstrain/report/canvas.py"},
     "speclite": {"msdata/sources/mock/photometry.py"},
     "scipy": {"msdata/sources/mock/nonnegative.py"},
     # The user's catalogues and images; kcorrect's own tables, for mock objects.

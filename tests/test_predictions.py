@@ -81,8 +81,9 @@ def test_a_table_comes_back_as_it_was_from_any_number_of_ranks(
 
 def test_the_table_is_plain_parquet_with_nulls_and_lists(tmp_path: Path) -> None:
     density = some_densities(20)
-    _, densities = spooled(tmp_path, density, 1)
+    spools, densities = spooled(tmp_path, density, 1)
     write_predictions(tmp_path / "p.parquet", columns_of(density), densities, EDGES, {})
+    spools[0].__exit__(None, None, None)
     table = pq.read_table(tmp_path / "p.parquet")
     assert str(table.schema.field("density").type) == f"fixed_size_list<element: float>[{NUM_BINS}]"
     assert table.column("redshift").null_count == table.column("pit").null_count == 4
