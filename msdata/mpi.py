@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from msdata.errors import MissingPackageError, UsageError
 from msdata.topology import Topology
+
+_END_TAG = 7001
+_POLL_S = 0.002
 
 
 def communicator(topology: Topology) -> Any:
@@ -34,3 +42,140 @@ def communicator(topology: Topology) -> Any:
             "launcher and MPI library do not match; under Slurm try srun --mpi=pmi2"
         )
     return world
+
+
+class Window:
+    """Memory that the processes of a group open to each other's one-sided reads.
+
+    Made by all at once (`MpiGroup.window`). A read needs nothing of the process whose memory it
+    is, but that its MPI library comes to its turn now and then (`MpiGroup.poll`).
+
+    Args:
+        world: the communicator.
+        memory: this process's share, a writable buffer; stays mapped until the group ends.
+    """
+
+    def __init__(self, world: Any, memory: Any) -> None:
+        from mpi4py import MPI
+
+        self._win = MPI.Win.Create(memory, 1, comm=world)
+        # A failed read is an exception here, not the end of the process.
+        self._win.Set_errhandler(MPI.ERRORS_RETURN)
+        self._error = MPI.Exception
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+
+    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> None:
+        """Begins to read `len(target)` bytes at a place of a process's memory.
+
+        Raises:
+            OSError: MPI refused.
+        """
+        try:
+            self._win.Get(target, rank, at)
+        except self._error as error:
+            raise OSError(f"MPI cannot read from rank {rank}: {error}") from error
+
+    def flush(self, rank: int) -> None:
+        """Waits until all that was asked of a process is here.
+
+        Raises:
+            OSError: MPI refused.
+        """
+        try:
+            self._win.Flush(rank)
+        except self._error as error:
+            raise OSError(f"MPI cannot read from rank {rank}: {error}") from error
+
+    def close(self) -> None:
+        """Takes the memory back; all processes of the group do so together."""
+        self._win.Unlock_all()
+        self._win.Free()
+
+
+class MpiGroup:
+    """The processes that were started together, one a node, as the cache's services see them.
+
+    MPI ends by all processes together or not at all, so whoever wants to end tells the others
+    (`announce_end`), and all `leave`.
+
+    Args:
+        topology: what `msdata.topology.from_env` found.
+
+    Attributes:
+        rank: of this process.
+        size: number of processes.
+
+    Raises:
+        MissingPackageError: mpi4py or an MPI library is absent.
+        UsageError: the processes do not find each other.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        try:
+            import mpi4py
+        except ImportError:
+            pass  # `communicator` says what is missing
+        else:
+            # At the end of a process MPI would wait for the others, even for dead ones.
+            mpi4py.rc.finalize = False
+        self._world = communicator(topology)
+        self.rank = int(self._world.Get_rank())
+        self.size = int(self._world.Get_size())
+        self._windows: list[Window] = []
+        self._sent: list[Any] = []
+
+    def allgather(self, value: Any) -> list[Any]:
+        """What each process gives, by rank."""
+        return list(self._world.allgather(value))
+
+    def broadcast(self, value: Any, root: int) -> Any:
+        """What the process `root` gives."""
+        return self._world.bcast(value, root)
+
+    def window(self, memory: Any) -> Window:
+        """See `Window`; all processes call it together."""
+        made = Window(self._world, memory)
+        self._windows.append(made)
+        return made
+
+    def begin_barrier(self) -> Callable[[], bool]:
+        """Says that this process has come so far; gives what tells whether all have."""
+        request = self._world.Ibarrier()
+        return lambda: bool(request.Test())
+
+    def poll(self) -> bool:
+        """Lets the MPI library work; says whether another process wants all to end."""
+        from mpi4py import MPI
+
+        return bool(self._world.Iprobe(source=MPI.ANY_SOURCE, tag=_END_TAG))
+
+    def announce_end(self) -> None:
+        """Has `poll` of all others tell them to end."""
+        word = np.zeros(1, np.uint8)
+        others = (r for r in range(self.size) if r != self.rank)
+        self._sent += [self._world.Isend(word, dest=r, tag=_END_TAG) for r in others]
+
+    def leave(self, timeout_s: float) -> bool:
+        """Ends MPI, together with the others.
+
+        Args:
+            timeout_s: how long to wait for them.
+
+        Returns:
+            Whether they came; if not, MPI is left as it is, to end with the process.
+        """
+        from mpi4py import MPI
+
+        have_all_come = self.begin_barrier()
+        deadline_s = time.monotonic() + timeout_s
+        while not have_all_come():
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(_POLL_S)
+        while self._world.Iprobe(source=MPI.ANY_SOURCE, tag=_END_TAG):
+            self._world.Recv(np.zeros(1, np.uint8), source=MPI.ANY_SOURCE, tag=_END_TAG)
+        MPI.Request.Waitall(self._sent)
+        for window in self._windows:
+            window.close()
+        MPI.Finalize()
+        return True

@@ -16,7 +16,8 @@ from pathlib import Path
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import CacheConfig, CachedSplit, Own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
-from msdata.cache.slot_file import Header, SlotFile, build, read_header
+from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
+from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
 _PREFIX = "msdata"
@@ -70,7 +71,8 @@ class Arena:
         config: sizes and names; `config.job` must be set.
         split: the data.
         node: number of the node.
-        own: gives the owners of all shards for the capacities of a node.
+        own: gives the owners of all shards for the capacities of a node; None joins an arena that
+            others have made, as it is.
 
     Attributes:
         path: its name.
@@ -83,7 +85,7 @@ class Arena:
         OSError: the folder for shared memory is not there.
     """
 
-    def __init__(self, config: CacheConfig, split: CachedSplit, node: int, own: Own) -> None:
+    def __init__(self, config: CacheConfig, split: CachedSplit, node: int, own: Own | None) -> None:
         self.path = arena_path(config, split, node)
         self.removed = remove_stale_arenas(config.shm_dir, config.job or "")
         self.is_made_here = False
@@ -92,11 +94,14 @@ class Arena:
             header = read_header(fd)
             if header is None or not header.is_of(split) or header.tier != MEMORY_TIER:
                 return False
-            return not is_alone or _is_as_asked(header, config, node)
+            return own is None or not is_alone or _is_as_asked(header, config, node, own)
 
         def make(fd: int) -> None:
+            if own is None:
+                raise StorageError("the processes that made it have ended")
             self.is_made_here = True
             planned, most = memory_budget(config.memory_nbytes, config.shm_dir)
+            owners = own(planned, config.ssd_nbytes)
             header = Header(
                 fingerprint=split.fingerprint,
                 split=split.name,
@@ -106,8 +111,9 @@ class Arena:
                 tier=MEMORY_TIER,
                 planned_nbytes=(planned, config.ssd_nbytes),
                 most_nbytes=most,
+                owners_crc32c=owners_checksum(owners),
             )
-            build(fd, header, split, own(planned, config.ssd_nbytes))
+            build(fd, header, split, owners)
 
         self._fd = join(self.path, fits, make)
         self._pid = os.getpid()
@@ -130,7 +136,7 @@ class Arena:
             self.close()
 
 
-def _is_as_asked(header: Header, config: CacheConfig, node: int) -> bool:
+def _is_as_asked(header: Header, config: CacheConfig, node: int, own: Own) -> bool:
     """Whether an arena that a killed job left is what this job would make."""
     memory, ssd = header.planned_nbytes
     return (
@@ -139,4 +145,6 @@ def _is_as_asked(header: Header, config: CacheConfig, node: int) -> bool:
         and config.ssd_nbytes == ssd
         # What fitted beside a dead job's processes may be less than what fits now.
         and header.most_nbytes == memory
+        # The same job may have been started anew on another number of nodes.
+        and header.owners_crc32c == owners_checksum(own(memory, ssd))
     )

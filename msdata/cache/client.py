@@ -63,8 +63,11 @@ class CacheClient:
         config: sizes and names; `config.job` must be set.
         split: the data.
         node: number of this node.
-        own: gives the owners of all shards for the capacities of a node.
+        own: gives the owners of all shards for the capacities of a node; None joins an arena that
+            others have made, as it is.
         read: gives the record of a sample from storage, for the filler.
+        peers: fetches what other nodes hold, and is closed with the client; None looks for nodes
+            in `config.peers_dir`.
 
     Attributes:
         owners: owner and tier of every shard as this node's arena has them.
@@ -80,7 +83,14 @@ class CacheClient:
     """
 
     def __init__(
-        self, config: CacheConfig, split: CachedSplit, node: int, own: Own, read: ReadRecord
+        self,
+        config: CacheConfig,
+        split: CachedSplit,
+        node: int,
+        own: Own | None,
+        read: ReadRecord,
+        *,
+        peers: Fetcher | None = None,
     ) -> None:
         self._split = split
         self.config = config
@@ -98,7 +108,7 @@ class CacheClient:
         self.filler = Filler(
             list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
         )
-        self._peers = self._open_peers()
+        self._peers = self._open_peers() if peers is None else peers
         self.has_peers = self._peers is not None
         self._last_stats: dict[str, Any] | None = None
 

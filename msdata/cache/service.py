@@ -17,12 +17,12 @@ import numpy as np
 
 from msdata.cache.arena import arena_path
 from msdata.cache.client import LOCAL, SSD, CacheClient
-from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
 from msdata.cache.rendezvous import announce, job_keys, withdraw
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
 from msdata.cache.zmq_transport import ZmqServer, make_keys
-from msdata.errors import MsdataError, StorageError, UsageError
+from msdata.errors import MsdataError, UsageError
 
 
 @dataclass
@@ -99,7 +99,7 @@ class NodeService:
             ssd_gib=ssd_gib,
             peers_dir=None,
         )
-        client = CacheClient(config, self._split, header.node, _own_nothing, self._make_reader())
+        client = CacheClient(config, self._split, header.node, None, self._make_reader())
         inode = os.fstat(client.tiers[LOCAL].slots.fd).st_ino
         server = ZmqServer(lambda sample: record_of(client, sample), self._keys, self._host)
         self._served[path] = _Served(client, server, header.node, inode)
@@ -148,10 +148,6 @@ def record_of(client: CacheClient, sample: int) -> Any | None:
         except OSError:
             return None
     return None
-
-
-def _own_nothing(memory_nbytes: int, ssd_nbytes: int) -> Owners:
-    raise StorageError("its ranks have ended, and a service makes no arena of its own")
 
 
 def _inode(path: Path) -> int | None:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.rows import NUM_ROWS, ROW_NBYTES
+from msdata.checksum import crc32c_of_parts
 
-FORMAT = 2
+FORMAT = 3
 EMPTY, CLAIMED, READY = 0, 1, 2
 _MAGIC = b"msdatacache\0"
 _HEADER_NBYTES = 4096
@@ -50,6 +51,7 @@ class Header:
         tier: code of the tier in `tier_of_shard`.
         planned_nbytes: capacities that the owners were reckoned with, memory and SSD.
         most_nbytes: no slot beyond so many bytes of records is ever used.
+        owners_crc32c: checksum of the owners and tiers of all shards.
         format: of the file.
     """
 
@@ -61,6 +63,7 @@ class Header:
     tier: int
     planned_nbytes: tuple[int, int]
     most_nbytes: int
+    owners_crc32c: int
     format: int = FORMAT
 
     def is_of(self, split: CachedSplit) -> bool:
@@ -93,6 +96,11 @@ def build(fd: int, header: Header, split: CachedSplit, owners: Owners) -> None:
     os.posix_fallocate(fd, 0, payload_at)
     _write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
     _write_all(fd, [_MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
+
+
+def owners_checksum(owners: Owners) -> int:
+    """A number that tells one table of owners from another."""
+    return crc32c_of_parts([np.ascontiguousarray(table) for table in owners])
 
 
 def read_header(fd: int) -> Header | None:

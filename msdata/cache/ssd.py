@@ -17,7 +17,7 @@ from msdata.atomic_file import write_whole
 from msdata.cache.arena import SSD_TIER
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
 from msdata.cache.shared_file import join, leave
-from msdata.cache.slot_file import Header, SlotFile, build, read_header
+from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
 
 MANIFEST = "manifest.json"
 _RECORDS = "records"
@@ -75,6 +75,7 @@ class SsdTier:
             tier=SSD_TIER,
             planned_nbytes=planned_nbytes,
             most_nbytes=0,
+            owners_crc32c=owners_checksum(owners),
         )
 
         def fits(fd: int, is_alone: bool) -> bool:

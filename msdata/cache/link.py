@@ -1,0 +1,269 @@
+"""How a rank asks its own node's service for what other nodes hold: a socket and a staging area.
+
+Ranks are no MPI processes (torchrun starts them), the service is. A rank hands it a piece of
+anonymous shared memory, names samples and places in it, and copies what has come into its batch,
+while the service fetches the next. Nothing here has a name in a file system, so nothing stays
+behind, whoever is killed. The end of the service is seen at once, because the socket ends with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.tier import LOG
+
+# A request takes milliseconds; a service that takes longer is worse than storage.
+TIMEOUT_S = 2.0
+# How long a service that failed is left alone. Each failure in a row doubles that, up to
+# `_MOST_PAUSES` times as long.
+PAUSE_S = 5.0
+_MOST_PAUSES = 64
+# Staging a connection: two halves, one of which is filled while the other is copied out. Larger
+# ones leave the processor's cache.
+_STAGING_NBYTES = 4 << 20
+_MAX_STAGED = 512
+# Connections of a rank; as many of its threads can ask at once.
+_MAX_LINKS = 4
+MAX_MESSAGE_NBYTES = 1 << 16
+_CREDENTIALS = "3i"
+# Messages; all others are requests and their answers, arrays of int64.
+DESCRIBE, STAGED = b"describe", b"staged"
+
+
+def link_address(arena: Path) -> str:
+    """The address in Linux's abstract namespace of the service that keeps an arena."""
+    return "\0msdata-cache-" + hashlib.sha256(str(arena.resolve()).encode()).hexdigest()[:32]
+
+
+def is_own_user(connection: socket.socket) -> bool:
+    """Whether the process at the other end is this user's."""
+    size = struct.calcsize(_CREDENTIALS)
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return bool(struct.unpack(_CREDENTIALS, raw)[1] == os.geteuid())
+
+
+def _connect(address: str, timeout_s: float) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        made.settimeout(timeout_s)
+        made.connect(address)
+        if not is_own_user(made):
+            raise PermissionError("another user's process is there")
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def describe_service(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any] | None:
+    """What a service says of itself; None where none answers.
+
+    Args:
+        address: from `link_address`.
+        timeout_s: what it has to answer.
+    """
+    try:
+        with _connect(address, timeout_s) as connection:
+            connection.send(DESCRIBE)
+            found: dict[str, Any] = json.loads(connection.recv(MAX_MESSAGE_NBYTES))
+            return found
+    except (OSError, ValueError):
+        return None
+
+
+class _Link:
+    """One connection of a rank, with its staging area; used by one thread at a time."""
+
+    def __init__(self, address: str, sample_nbytes: int, timeout_s: float) -> None:
+        num_slots = min(_MAX_STAGED, max(2, _STAGING_NBYTES // sample_nbytes))
+        self._half = num_slots // 2
+        self._socket = _connect(address, timeout_s)
+        try:
+            self._area, fd = _anonymous(num_slots * sample_nbytes)
+            try:
+                socket.send_fds(self._socket, [b"stage"], [fd])
+            finally:
+                os.close(fd)
+            if self._socket.recv(MAX_MESSAGE_NBYTES) != STAGED:
+                raise OSError("the service has taken no staging area")
+        except OSError:
+            self._socket.close()
+            raise
+        whole = np.frombuffer(self._area, np.uint8)
+        self._slots_SN = whole.reshape(num_slots, sample_nbytes)
+
+    def fetch(
+        self, nodes: NDArray[np.int64], samples: NDArray[np.int64], rows: Sequence[Sequence[Any]]
+    ) -> list[bool]:
+        """See `Fetcher`.
+
+        Raises:
+            OSError: the service has ended, or does not answer in time.
+        """
+        came: list[bool] = []
+        num_asked = 0
+        for turn, start in enumerate(range(0, len(samples), self._half)):
+            # One part comes into one half of the area while the other is copied out.
+            while num_asked < min(turn + 2, -(-len(samples) // self._half)):
+                self._ask(num_asked, nodes, samples)
+                num_asked += 1
+            first = turn % 2 * self._half
+            for i, is_there in enumerate(self._answer()):
+                came.append(is_there and fill_row(rows[start + i], self._slots_SN[first + i]))
+        return came
+
+    def _ask(self, turn: int, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
+        """Sends a part of a request, to go into one half of the staging area."""
+        part = slice(turn * self._half, (turn + 1) * self._half)
+        head = np.array([turn, turn % 2 * self._half], np.int64)
+        self._socket.send(np.concatenate([head, nodes[part], samples[part]]).tobytes())
+
+    def _answer(self) -> list[bool]:
+        """Takes the answer to the oldest part that has none."""
+        answer = self._socket.recv(MAX_MESSAGE_NBYTES)
+        if len(answer) < 8:
+            raise ConnectionResetError("it has ended")
+        return [bool(b) for b in answer[8:]]
+
+    def close(self) -> None:
+        """Ends it."""
+        self._socket.close()
+        self._slots_SN = np.empty((0, 0), np.uint8)
+        with suppress(BufferError):
+            self._area.close()
+
+
+def _anonymous(nbytes: int) -> tuple[mmap.mmap, int]:
+    """Shared memory without a name that nobody can shorten, and its descriptor."""
+    fd = os.memfd_create("msdata-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return mmap.mmap(fd, nbytes), fd
+    except OSError:
+        os.close(fd)
+        raise
+
+
+def fill_row(row: Sequence[Any], record: NDArray[np.uint8]) -> bool:
+    """Copies a record into the pieces of a row; False where it has another size.
+
+    Args:
+        row: writable uint8 arrays.
+        record: uint8 (nbytes,).
+    """
+    if len(record) != sum(len(part) for part in row):
+        return False
+    start = 0
+    for part in row:
+        part[:] = record[start : start + len(part)]
+        start += len(part)
+    return True
+
+
+class LinkFetcher:
+    """Fetches peers' records through this node's service; see `Fetcher`.
+
+    Args:
+        address: from `link_address`.
+        sample_nbytes: of a record.
+        timeout_s: what the service has to answer a part of a request.
+        pause_s: for how long one that failed is left alone.
+
+    Attributes:
+        num_lost: how often the service has ended or not answered.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        sample_nbytes: int,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        pause_s: float = PAUSE_S,
+    ) -> None:
+        self._address = address
+        self._sample_nbytes = sample_nbytes
+        self._timeout_s = timeout_s
+        self._pause_s = pause_s
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(_MAX_LINKS)
+        self._idle: list[_Link] = []
+        self._paused_until_s = 0.0
+        self._pauses = 0
+        self.num_lost = 0
+
+    def fetch(
+        self, nodes: Sequence[int], samples: Sequence[int], rows: Sequence[Sequence[Any]]
+    ) -> list[bool]:
+        """See `Fetcher`."""
+        with self._places:
+            if time.monotonic() < self._paused_until_s:
+                return [False] * len(samples)
+            link = self._link()
+            if link is None:
+                return [False] * len(samples)
+            try:
+                came = link.fetch(np.array(nodes, np.int64), np.array(samples, np.int64), rows)
+            except OSError as error:
+                link.close()
+                self._lose(error)
+                return [False] * len(samples)
+            with self._lock:
+                self._pauses = 0
+                if self._paused_until_s < float("inf"):
+                    self._idle.append(link)
+                    return came
+            link.close()
+            return came
+
+    def _link(self) -> _Link | None:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        try:
+            return _Link(self._address, self._sample_nbytes, self._timeout_s)
+        except OSError as error:
+            self._lose(error)
+            return None
+
+    def _lose(self, error: OSError) -> None:
+        """Leaves the service alone for a while; whoever comes first says so, once."""
+        with self._lock:
+            if time.monotonic() < self._paused_until_s:
+                return
+            self._pauses = min(_MOST_PAUSES, 2 * self._pauses or 1)
+            self._paused_until_s = time.monotonic() + self._pauses * self._pause_s
+            self.num_lost += 1
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()
+        log = LOG.warning if self.num_lost == 1 else LOG.info
+        log(
+            "the cache service of this node is gone (%s): what other nodes hold comes from storage "
+            "until it is back",
+            error,
+        )
+
+    def close(self) -> None:
+        """See `Fetcher`."""
+        with self._lock:
+            self._paused_until_s = float("inf")
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()
