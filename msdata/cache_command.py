@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from msdata.cache.arena import own_arenas
-from msdata.cache.config import CacheConfig
+from msdata.cache.config import FILL_MODES, CacheConfig
+from msdata.cache.group import OthersFailed, agree
+from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.service import NodeService
 from msdata.cache.shared_file import remove_if_unused
+from msdata.cache_serve import open_group, serve_member
 from msdata.cache_status import describe, look_at
 from msdata.cache_status_text import render_status
 from msdata.dataset import open_dataset
+from msdata.errors import UsageError
 from msdata.node_cache import cached_split, record_reader
-from msdata.topology import job_name
+from msdata.topology import from_env, job_name
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
 _LOOK_S = 0.5
@@ -36,17 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "serve",
         help="one process a node beside the ranks: keeps their arena, fills it, serves it to peers",
     )
-    serve.add_argument("data", type=Path, help="folder of the data set")
-    serve.add_argument(
-        "--peers-dir",
-        type=Path,
-        required=True,
-        help="folder that all nodes see; the same as CacheConfig(peers_dir=...)",
-    )
-    serve.add_argument("--split", default="train", help="the split that is cached (train)")
-    serve.add_argument("--ssd-dir", type=Path, help="the ranks' CacheConfig(ssd_dir=...)")
-    serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
-    serve.add_argument("--host", help="name under which other nodes reach this one")
+    _add_serve_arguments(serve)
     status = commands.add_parser("status", help="show your arenas on this node")
     status.add_argument(
         "data",
@@ -64,6 +58,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("data", type=Path, help="folder of the data set")
+    serve.add_argument(
+        "--memory-gib",
+        type=_gib_or_auto,
+        metavar="auto|N",
+        help="shared memory of this node; auto (the default) takes three quarters of what is free",
+    )
+    serve.add_argument("--ssd-dir", type=Path, help="folder on a local SSD for the second tier")
+    serve.add_argument("--ssd-gib", type=float, default=0.0, help="of that SSD (0)")
+    serve.add_argument(
+        "--fill",
+        choices=FILL_MODES,
+        default="overlap",
+        help="stage: ranks wait until all nodes are full; overlap (the default): they do not",
+    )
+    serve.add_argument(
+        "--transport",
+        choices=("mpi", "zmq"),
+        help="between nodes; mpi, unless --peers-dir is given",
+    )
+    serve.add_argument(
+        "--peers-dir",
+        type=Path,
+        help="zmq: folder that all nodes see; the same as CacheConfig(peers_dir=...), whose ranks "
+        "make the arenas and say how large they are",
+    )
+    serve.add_argument("--split", default="train", help="the split that is cached (train)")
+    serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
+    serve.add_argument("--host", help="zmq: name under which other nodes reach this one")
+
+
+def _gib_or_auto(word: str) -> float | None:
+    return None if word == "auto" else float(word)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs one of the actions; returns the exit code."""
     actions = {"serve": _serve, "status": _status, "clean": _clean}
@@ -71,6 +101,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    transport = args.transport or ("mpi" if args.peers_dir is None else "zmq")
+    if transport == "mpi":
+        return _serve_member(args)
+    if args.peers_dir is None:
+        raise UsageError("--transport zmq needs --peers-dir, a folder that all nodes see")
+    if args.memory_gib is not None or args.ssd_gib:
+        raise UsageError(
+            "under zmq the ranks make the arenas: give sizes to CacheConfig, not to the service"
+        )
+    return _serve_arenas(args)
+
+
+def _serve_member(args: argparse.Namespace) -> int:
+    if args.peers_dir is not None or args.host is not None:
+        raise UsageError("--peers-dir and --host belong to --transport zmq")
+    config = CacheConfig(
+        memory_gib=args.memory_gib,
+        ssd_dir=args.ssd_dir,
+        ssd_gib=args.ssd_gib,
+        fill=args.fill,
+        job=args.job or job_name(),
+        shm_dir=args.shm_dir,
+    )
+    group = open_group(from_env())
+    try:
+        split = agree(group, lambda: open_dataset(args.data).split(args.split))
+        serve_member(config, split, group)
+    except OthersFailed:
+        return 1
+    return 0
+
+
+def _serve_arenas(args: argparse.Namespace) -> int:
     split = open_dataset(args.data).split(args.split)
     config = CacheConfig(
         job=args.job or job_name(),
@@ -117,7 +180,7 @@ def _watch(render: Callable[[], str]) -> None:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    for path in own_arenas(args.shm_dir):
-        if remove_if_unused(path):
-            print(f"removed {path}")
+    removed = [path for path in own_arenas(args.shm_dir) if remove_if_unused(path)]
+    for path in (*removed, *remove_dead_shared_memory(args.shm_dir)):
+        print(f"removed {path}")
     return 0

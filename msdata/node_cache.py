@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from msdata.cache.client import CacheClient
 from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners
+from msdata.cache.link import LinkFetcher, link_address
+from msdata.cache.member import ServedArena, find_service
 from msdata.cache.tier import LOG
 from msdata.cached_fill import CachedReader
 from msdata.dataset import Split
@@ -23,6 +26,9 @@ from msdata.reporter import Reporter
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
+# Services and ranks are started at the same time; the former are ready within seconds.
+_SERVICE_WAIT_S = 20.0
+_POLL_S = 0.1
 
 
 @dataclass(kw_only=True)
@@ -34,11 +40,13 @@ class NodeCache:
         owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, the same on
             all ranks; None where they cannot be known.
         reporter: says how this rank is doing, once it has started.
+        served: the arena, where a service keeps it.
     """
 
     client: CacheClient | None = None
     owner_of_shard: NDArray[np.int32] | None = None
     reporter: Reporter | None = None
+    served: ServedArena | None = None
 
     def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
         """What fills batches.
@@ -63,9 +71,11 @@ class NodeCache:
             self.reporter = Reporter(self.client, partial(_describe, describe))
 
     def start_epoch(self) -> None:
-        """Counts anew; in fill mode "stage", waits until the cache is full."""
+        """Counts anew; in fill mode "stage", waits until the caches of all nodes are full."""
         if self.reporter is not None:
             self.reporter.start_epoch()
+        if self.served is not None:
+            self.served.wait_until_staged()
         if self.client is not None:
             self.client.start_epoch()
 
@@ -122,6 +132,9 @@ def open_node_cache(
     if config is None:
         return NodeCache()
     cached = cached_split(split)
+    served = _service_of(config, cached, topology)
+    if served is not None:
+        return _join_service(served, config, split, topology, needs_owners=needs_owners)
     own = owners_by_capacity(cached, topology)
     owners = None if config.memory_nbytes is None else own(config.memory_nbytes, config.ssd_nbytes)
     client = None
@@ -136,9 +149,60 @@ def open_node_cache(
             client.close()
         raise UsageError(
             "policy 'locality' needs the same owners on all ranks, and they cannot be told from "
-            "what each node has free; give the cache a number: CacheConfig(memory_gib=...)"
+            "what each node has free; start 'msdata cache serve' on each node, or give the cache a "
+            "number: CacheConfig(memory_gib=...)"
         )
     return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def _service_of(config: CacheConfig, cached: CachedSplit, topology: Topology) -> ServedArena | None:
+    """This node's service, where the caller leaves it to services how large the cache is."""
+    if config.memory_nbytes is not None or config.peers_dir is not None:
+        return None
+    wait_s = config.service_wait_s
+    if wait_s is None:
+        wait_s = _SERVICE_WAIT_S if topology.num_nodes > 1 else 0.0
+    deadline_s = time.monotonic() + wait_s
+    while (found := find_service(config, cached, topology.node)) is None:
+        if time.monotonic() >= deadline_s:
+            return None
+        time.sleep(_POLL_S)
+    return found
+
+
+def _join_service(
+    served: ServedArena,
+    asked: CacheConfig,
+    split: Split,
+    topology: Topology,
+    *,
+    needs_owners: bool,
+) -> NodeCache:
+    """Uses the arena of this node's service; all owners are as the services agreed."""
+    num_nodes, node = served.service["num_nodes"], served.service["node"]
+    if needs_owners and num_nodes != topology.num_nodes:
+        raise UsageError(
+            f"the cache's services run on {num_nodes} nodes, the ranks on {topology.num_nodes}, so "
+            "policy 'locality' cannot deal samples to their owners; start both on the same nodes"
+        )
+    if needs_owners and node != topology.node:
+        LOG.warning(
+            "this node is number %d among the ranks' and %d among the services', so under "
+            "'locality' most samples come from peers; number the ranks' nodes by host name",
+            *(topology.node, node),
+        )
+    cached = cached_split(split)
+    link = LinkFetcher(link_address(served.path), cached.sample_nbytes)
+    peers = link if num_nodes > 1 else None
+    try:
+        config = served.config(asked)
+        client = CacheClient(config, cached, node, None, record_reader(split), peers=peers)
+    except (MsdataError, OSError) as error:
+        if needs_owners:
+            raise
+        LOG.warning("no cache: %s; all samples come from storage", error)
+        return NodeCache()
+    return NodeCache(client=client, owner_of_shard=client.owners[0], served=served)
 
 
 def cached_split(split: Split) -> CachedSplit:
@@ -171,15 +235,28 @@ def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
     """
 
     def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
-        nodes = Nodes(
-            memory_bytes=np.full(topology.num_nodes, memory_nbytes, np.int64),
-            ssd_bytes=np.full(topology.num_nodes, ssd_nbytes, np.int64),
-            keys=np.arange(topology.num_nodes, dtype=np.uint64),
+        memory, ssd = (
+            np.full(topology.num_nodes, nbytes, np.int64) for nbytes in (memory_nbytes, ssd_nbytes)
         )
-        found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
-        return found.owner_of_shard, found.tier_of_shard
+        return owners_of_nodes(cached, memory, ssd)
 
     return own
+
+
+def owners_of_nodes(
+    cached: CachedSplit, memory_nbytes: NDArray[np.int64], ssd_nbytes: NDArray[np.int64]
+) -> Owners:
+    """The owners of all shards where nodes differ.
+
+    Args:
+        cached: the data.
+        memory_nbytes: int64 (nodes,), what each gives.
+        ssd_nbytes: int64 (nodes,), likewise.
+    """
+    keys = np.arange(len(memory_nbytes), dtype=np.uint64)
+    nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
+    found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
+    return found.owner_of_shard, found.tier_of_shard
 
 
 def record_reader(split: Split) -> Callable[[int], Any]:

@@ -95,10 +95,13 @@ def job_name(environ: Mapping[str, str] | None = None) -> str:
         environ: variables to read; None means those of this process.
 
     Returns:
+        `MSDATA_JOB` where it is set, for ranks and services that no common launcher started. Else
         Slurm's job number. Else the ranks' common parent, which is the launcher's process on this
         node; without a launcher, this process.
     """
     env = os.environ if environ is None else environ
+    if env.get("MSDATA_JOB"):
+        return env["MSDATA_JOB"]
     if "SLURM_JOB_ID" in env:
         return env["SLURM_JOB_ID"]
     is_launched = any(size in env and rank in env for size, rank, _ in _LAUNCHERS)

@@ -20,6 +20,9 @@ from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, rea
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
+# What stands in the name of an arena that a service made for the node, with a word behind it where
+# several services share a machine.
+SERVED = "served"
 _PREFIX = "msdata"
 
 

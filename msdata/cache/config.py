@@ -27,9 +27,10 @@ class CacheConfig:
     """How much of a node the cache may take, and how it fills.
 
     Attributes:
-        memory_gib: of shared memory on each node; None ("auto") takes what the first rank finds
-            free, see `msdata.cache.budget`. Policy `locality` over several nodes needs a number,
-            since all ranks have to reckon with the same.
+        memory_gib: of shared memory on each node; None ("auto") uses the arena of `msdata cache
+            serve` where that runs, else takes what the first rank finds free, see
+            `msdata.cache.budget`. Without services policy `locality` over several nodes needs a
+            number, since all ranks have to reckon with the same.
         ssd_dir: folder on a local SSD for the second tier; None has none.
         ssd_gib: of that SSD on each node.
         fill: "overlap": training starts at once, what ranks read goes into the cache and a filler
@@ -40,8 +41,10 @@ class CacheConfig:
         shm_dir: the folder for shared memory.
         metrics_dir: a folder for each rank's counters: `.prom`, for node_exporter's textfile
             collector, and `.jsonl`, a line an epoch; None writes none.
-        peers_dir: a folder that all nodes see, where `msdata cache serve` of each node is found;
-            None asks no other node.
+        peers_dir: a folder that all nodes see, where `msdata cache serve --peers-dir` of each node
+            is found; None asks no other node, unless services under MPI do.
+        service_wait_s: how long to wait for this node's service with `memory_gib` None; None means
+            20 s where there are several nodes, else not at all.
     """
 
     memory_gib: float | None = None
@@ -53,6 +56,7 @@ class CacheConfig:
     shm_dir: Path = Path("/dev/shm")
     peers_dir: Path | None = None
     metrics_dir: Path | None = None
+    service_wait_s: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shm_dir", Path(self.shm_dir))

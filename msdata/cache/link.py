@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.tier import LOG
+from msdata.cache.transport import fill_row
 
 # A request takes milliseconds; a service that takes longer is worse than storage.
 TIMEOUT_S = 2.0
@@ -158,22 +159,6 @@ def _anonymous(nbytes: int) -> tuple[mmap.mmap, int]:
     except OSError:
         os.close(fd)
         raise
-
-
-def fill_row(row: Sequence[Any], record: NDArray[np.uint8]) -> bool:
-    """Copies a record into the pieces of a row; False where it has another size.
-
-    Args:
-        row: writable uint8 arrays.
-        record: uint8 (nbytes,).
-    """
-    if len(record) != sum(len(part) for part in row):
-        return False
-    start = 0
-    for part in row:
-        part[:] = record[start : start + len(part)]
-        start += len(part)
-    return True
 
 
 class LinkFetcher:

@@ -30,7 +30,7 @@ class _Client:
 
     socket: socket.socket
     area: mmap.mmap | None = None
-    slots_SN: NDArray[np.uint8] | None = None
+    rows: NDArray[np.uint8] | None = None
 
 
 class LinkServer:
@@ -123,27 +123,27 @@ class LinkServer:
             return False
         client.area = mmap.mmap(fd, num_slots * self._sample_nbytes)
         whole = np.frombuffer(client.area, np.uint8)
-        client.slots_SN = whole.reshape(num_slots, self._sample_nbytes)
+        client.rows = whole.reshape(num_slots, self._sample_nbytes)
         client.socket.send(STAGED)
         return True
 
     def _fetch(self, client: _Client, request: NDArray[np.int64]) -> bool:
         """Answers [number, first slot, nodes, samples] by [number, whether each is there]."""
         num_samples = (len(request) - 2) // 2
-        if client.slots_SN is None or num_samples < 0:
+        if client.rows is None or num_samples < 0:
             return False
         first, stop = int(request[1]), int(request[1]) + num_samples
-        if not 0 <= first <= stop <= len(client.slots_SN):
+        if not 0 <= first <= stop <= len(client.rows):
             return False
         nodes, samples = request[2 : 2 + num_samples], request[2 + num_samples :]
-        came = self._read(nodes, samples, list(client.slots_SN[first:stop]))
+        came = self._read(nodes, samples, list(client.rows[first:stop]))
         client.socket.send(request[:1].tobytes() + came.astype(np.uint8).tobytes())
         return True
 
     def _drop(self, client: _Client) -> None:
         self._selector.unregister(client.socket)
         client.socket.close()
-        client.slots_SN = None
+        client.rows = None
         if client.area is not None:
             with suppress(BufferError):
                 client.area.close()

@@ -36,6 +36,7 @@ _PAYLOAD_ALIGNMENT = 4096
 _SHARD = np.dtype([("size", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))])
 _SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
 _STATE_AT = 12
+SLOT_NBYTES = _SLOT.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,68 @@ def _payload_at(num_shards: int, num_slots: int) -> int:
     return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlotPlaces:
+    """Where records lie in the files of all nodes.
+
+    Attributes:
+        first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1
+            where nobody keeps it in this tier.
+        entries_at: where in any file the entries of the slots begin.
+        payload_at: int64 (nodes,), where in each node's file the records begin.
+    """
+
+    first_slots: NDArray[np.int64]
+    entries_at: int
+    payload_at: NDArray[np.int64]
+
+
+def slots_at_owners(
+    owners: Owners, split: CachedSplit, num_nodes: int, tier: int = 0
+) -> SlotPlaces:
+    """Where each node's `SlotFile` has what it keeps, as far as the table of owners tells.
+
+    Args:
+        owners: owner and tier of every shard.
+        split: the data.
+        num_nodes: number of nodes.
+        tier: code of the tier.
+    """
+    owner_of_shard, tier_of_shard = owners
+    held = np.flatnonzero((tier_of_shard == tier) & (owner_of_shard >= 0))
+    by_owner = held[np.argsort(owner_of_shard[held], kind="stable")]
+    sizes = split.shard_sizes[by_owner]
+    ends = np.cumsum(sizes)
+    num_slots = np.zeros(num_nodes, np.int64)
+    np.add.at(num_slots, owner_of_shard[by_owner], sizes)
+    first_of_owner = np.cumsum(num_slots) - num_slots
+    first_slots = np.full(len(owner_of_shard), -1, np.int64)
+    first_slots[by_owner] = ends - sizes - first_of_owner[owner_of_shard[by_owner]]
+    num_shards = len(owner_of_shard)
+    return SlotPlaces(
+        first_slots=first_slots,
+        entries_at=_HEADER_NBYTES + num_shards * _SHARD.itemsize,
+        payload_at=np.array([_payload_at(num_shards, int(n)) for n in num_slots], np.int64),
+    )
+
+
+def are_of(
+    entries: NDArray[Any], samples: NDArray[np.int64], checksums: NDArray[np.uint32]
+) -> NDArray[np.bool_]:
+    """Which entries say that their slot holds its sample, with the index's checksum.
+
+    Args:
+        entries: of n slots, as they stand in the file: uint8 (n, `SLOT_NBYTES`).
+        samples: int64 (n,), what should be in them.
+        checksums: uint32 (n,), of those.
+    """
+    found = entries.view(_SLOT).reshape(len(samples))
+    ready: NDArray[np.bool_] = (
+        (found["state"] == READY) & (found["sample"] == samples) & (found["crc32c"] == checksums)
+    )
+    return ready
+
+
 def _write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
     """Writes all bytes or raises: the rest of a short write tells why it was short."""
     wanted = sum(len(b) for b in buffers)
@@ -214,12 +277,7 @@ class SlotFile:
         """
         ready = np.zeros(len(slots), bool)
         some = np.flatnonzero(slots >= 0)
-        found = self.entries[slots[some]]
-        ready[some] = (
-            (found["state"] == READY)
-            & (found["sample"] == samples[some])
-            & (found["crc32c"] == checksums[some])
-        )
+        ready[some] = are_of(self.entries[slots[some]], samples[some], checksums[some])
         return ready
 
     def state(self, slot: int) -> int:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from msdata.atomic_file import write_whole
-from msdata.cache.arena import SSD_TIER
+from msdata.cache.arena import SERVED, SSD_TIER
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
@@ -28,10 +28,10 @@ _SPARE = 0.02
 def ssd_folder(config: CacheConfig, split: CachedSplit, node: int) -> Path:
     """Where the SSD tier of one split lies; its name carries user and data set, but no job."""
     assert config.ssd_dir is not None
-    place = "" if config.node is None else f"-{config.node}"
+    is_pretended = config.node not in (None, SERVED)
     # Pretended nodes share one disk; on real ones the number may change from job to job.
-    number = f"-n{node}" if config.node is not None else ""
-    name = f"msdata-{os.geteuid()}-{split.fingerprint}-{split.name}{place}{number}"
+    place = f"-{config.node}-n{node}" if is_pretended else ""
+    name = f"msdata-{os.geteuid()}-{split.fingerprint}-{split.name}{place}"
     return config.ssd_dir / name
 
 

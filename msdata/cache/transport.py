@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 # Sample number -> its record as a contiguous buffer, if this node has it now; else None.
 Lookup = Callable[[int], Any | None]
 
@@ -46,3 +48,20 @@ class Fetcher(Protocol):
 
     def close(self) -> None:
         """Leaves all nodes."""
+
+
+def fill_row(row: Sequence[Any], record: Any) -> bool:
+    """Copies a record into the pieces of a row; False where it has another size.
+
+    Args:
+        row: writable uint8 arrays.
+        record: a buffer.
+    """
+    found = np.frombuffer(record, np.uint8)
+    if len(found) != sum(len(part) for part in row):
+        return False
+    start = 0
+    for part in row:
+        part[:] = found[start : start + len(part)]
+        start += len(part)
+    return True

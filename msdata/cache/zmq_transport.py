@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from msdata.cache.transport import Lookup
+from msdata.cache.transport import Lookup, fill_row
 from msdata.errors import MissingPackageError
 
 # A request of a batch's share from one node takes milliseconds; a node that takes longer is worse
@@ -37,23 +37,6 @@ def _zmq() -> Any:
             f"records between nodes need ZeroMQ: run pip install 'msdata[zmq]' ({error})"
         ) from error
     return zmq
-
-
-def fill_row(row: Sequence[Any], record: Any) -> bool:
-    """Copies a record into the pieces of a row; False where it has another size.
-
-    Args:
-        row: writable uint8 arrays.
-        record: a buffer.
-    """
-    found = np.frombuffer(record, np.uint8)
-    if len(found) != sum(len(part) for part in row):
-        return False
-    start = 0
-    for part in row:
-        part[:] = found[start : start + len(part)]
-        start += len(part)
-    return True
 
 
 def make_keys() -> tuple[str, str]:

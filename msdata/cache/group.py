@@ -1,0 +1,122 @@
+"""The services of a job as one of them sees the others; `msdata.mpi.MpiGroup`, or one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import StorageError
+
+T = TypeVar("T")
+
+
+class Window(Protocol):
+    """Memory that the services of a group open to each other's one-sided reads."""
+
+    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> None:
+        """Begins to read `len(target)` bytes at a place of a service's memory; or OSError."""
+
+    def flush(self, rank: int) -> None:
+        """Waits until all that was asked of a service is here; or OSError."""
+
+
+class Group(Protocol):
+    """The services that were started together, one a node; see `msdata.mpi.MpiGroup`."""
+
+    @property
+    def rank(self) -> int:
+        """Of this one."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+
+    def allgather(self, value: Any) -> list[Any]:
+        """What each gives, by rank."""
+
+    def broadcast(self, value: Any, root: int) -> Any:
+        """What `root` gives."""
+
+    def window(self, memory: Any) -> Window:
+        """Opens this one's memory; all call it together."""
+
+    def begin_barrier(self) -> Callable[[], bool]:
+        """Says that this one has come so far; gives what tells whether all have."""
+
+    def poll(self) -> bool:
+        """Does what the others need of this one; says whether one of them wants all to end."""
+
+    def announce_end(self) -> None:
+        """Has `poll` of all others tell them to end."""
+
+    def leave(self, timeout_s: float) -> bool:
+        """Ends, together with the others; says whether they came in time."""
+
+
+class Alone:
+    """A group of one, which needs no MPI."""
+
+    rank = 0
+    size = 1
+
+    def allgather(self, value: Any) -> list[Any]:
+        """See `Group`."""
+        return [value]
+
+    def broadcast(self, value: Any, root: int) -> Any:
+        """See `Group`."""
+        return value
+
+    def window(self, memory: Any) -> Window:
+        """See `Group`."""
+        raise StorageError("a service alone reads from no other")
+
+    def begin_barrier(self) -> Callable[[], bool]:
+        """See `Group`."""
+        return lambda: True
+
+    def poll(self) -> bool:
+        """See `Group`."""
+        return False
+
+    def announce_end(self) -> None:
+        """See `Group`."""
+
+    def leave(self, timeout_s: float) -> bool:
+        """See `Group`."""
+        return True
+
+
+class OthersFailed(Exception):  # noqa: N818
+    """Another service of the group failed and says why."""
+
+
+def agree(group: Group, work: Callable[[], T]) -> T:
+    """Does the same on all services, and fails on all where it fails on one.
+
+    Args:
+        group: the services.
+        work: what this one does.
+
+    Returns:
+        What it gives here.
+
+    Raises:
+        OthersFailed: it failed elsewhere, and one of those says why.
+        MsdataError: what `work` raised, on one of those where it failed.
+        OSError: likewise.
+    """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    failed = [rank for rank, is_bad in enumerate(group.allgather(error is not None)) if is_bad]
+    if not failed:
+        return result
+    if error is not None and group.rank == failed[0]:
+        raise error
+    raise OthersFailed

@@ -1,0 +1,80 @@
+"""Removes what killed MPI processes of this user left in shared memory.
+
+MPICH keeps a file of a few MB a node and run in `/dev/shm`, and removes it at an orderly end only.
+It is locked by nobody, so whether a process lives that uses it is asked of `/proc`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_SHM_DIR = Path("/dev/shm")
+_PATTERN = "mpich_shm_*"
+_PROC = Path("/proc")
+
+
+def remove_dead_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> list[Path]:
+    """Removes MPICH's files of this user that no living process has open or mapped.
+
+    Args:
+        shm_dir: where they are.
+        proc: where the kernel tells of processes.
+
+    Returns:
+        What was removed; nothing where a process of this user does not let itself be looked at.
+    """
+    # Listed before the processes are: a file that appears later belongs to a living one.
+    found = [path for path in sorted(shm_dir.glob(_PATTERN)) if _is_own(path)]
+    if not found:
+        return []
+    try:
+        used = {name for process in _own_processes(proc) for name in _files_of(process)}
+    except PermissionError:
+        return []
+    removed = []
+    for path in found:
+        if str(path) not in used:
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def _own_processes(proc: Path) -> Iterator[Path]:
+    for entry in proc.iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if entry.name.isdigit() and _user_of(entry) == os.geteuid():
+                yield entry
+
+
+def _user_of(process: Path) -> int:
+    # The folder's owner is root's for processes that refuse to be looked at.
+    fields = (process / "status").read_text().partition("\nUid:")[2].split()
+    return int(fields[1]) if len(fields) > 1 else -1
+
+
+def _files_of(process: Path) -> set[str]:
+    """Names of the files that a process has mapped or open; none of one that has just ended.
+
+    Raises:
+        PermissionError: it does not let itself be looked at.
+    """
+    names: set[str] = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        # In this order: a file is mapped before its descriptor is closed.
+        for link in (process / "fd").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                names.add(str(link.readlink()))
+        for line in (process / "maps").read_text(errors="replace").splitlines():
+            names.add(line[line.find("/") :] if "/" in line else "")
+    return names

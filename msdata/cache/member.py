@@ -1,0 +1,337 @@
+"""One of a job's services, a process a node: makes the node's arena, fills it, asks the others.
+
+The services agree on who owns what before the first rank asks: each offers what its node can give,
+the owners are reckoned from all offers, and stand in every arena. So nodes may differ, "auto" may
+find what it finds, and a rank has to know nothing but its job. (`msdata.cache.service` serves the
+arenas that ranks make themselves; there the owners are a function of settings.)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.arena import SERVED, arena_path
+from msdata.cache.budget import memory_budget
+from msdata.cache.client import LOCAL, CacheClient
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
+from msdata.cache.group import Group, agree
+from msdata.cache.leftovers import remove_dead_shared_memory
+from msdata.cache.link import describe_service, link_address
+from msdata.cache.link_server import LinkServer
+from msdata.cache.mpi_transport import WindowReader
+from msdata.cache.shared_file import is_used
+from msdata.cache.slot_file import Header, SlotFile, owners_checksum, read_header
+from msdata.cache.tier import LOG
+from msdata.errors import StorageError
+
+# Memory and SSD of every node, int64 (nodes,) each -> owners.
+OwnByCapacities = Callable[[NDArray[np.int64], NDArray[np.int64]], Owners]
+# How long the others may take to end.
+_LEAVE_S = 5.0
+# Between looks at what others need of this process; a request of its own ranks wakes it at once.
+_TURN_S = 0.001
+_TURN_ALONE_S = 0.1
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What one node can give.
+
+    Attributes:
+        memory_nbytes: of shared memory.
+        ssd_nbytes: of SSD.
+        bound_to: checksum of the owners in an arena of an earlier service that ranks still use, or
+            None.
+    """
+
+    memory_nbytes: int
+    ssd_nbytes: int
+    bound_to: int | None = None
+
+
+class MemberService:
+    """Keeps one node's arena; a context manager, whose `turn` is called again and again.
+
+    Args:
+        group: all services of the job.
+        config: sizes and names; `config.job` must be set.
+        split: the data.
+        own: gives the owners of all shards for the capacities of all nodes.
+        make_reader: gives a function that reads one record from storage.
+
+    Attributes:
+        node: number of this node; set by `open`, as the next two.
+        offers: what each node gives, by number.
+        path: of the arena.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        config: CacheConfig,
+        split: CachedSplit,
+        own: OwnByCapacities,
+        make_reader: Callable[[], ReadRecord],
+    ) -> None:
+        self._group = group
+        self._config = config
+        self._split = split
+        self._own = own
+        self._make_reader = make_reader
+        self._client: CacheClient | None = None
+        self._link: LinkServer | None = None
+        self._area: mmap.mmap | None = None
+        self._have_all_filled: Callable[[], bool] | None = None
+        self._is_told_to_end = False
+        self.node = 0
+        self.offers: tuple[Offer, ...] = ()
+        self.path = Path()
+
+    def open(self, host: str | None = None) -> None:
+        """Agrees with the others, makes the arena, begins to fill it and to answer ranks.
+
+        Args:
+            host: what names this machine; None takes its name.
+
+        Raises:
+            StorageError: shared memory, SSD or another process stood in the way here.
+            OthersFailed: it did elsewhere.
+        """
+        remove_dead_shared_memory()
+        group = self._group
+        hosts = group.allgather(socket.getfqdn() if host is None else host)
+        # In the order of their names, as torchrun numbers nodes (c10d rendezvous).
+        ranks = sorted(range(group.size), key=lambda rank: (hosts[rank], rank))
+        self.node = ranks.index(group.rank)
+        num_here = hosts.count(hosts[group.rank])
+        place = self._config.node or (f"n{self.node}" if num_here > 1 else None)
+        self._config = replace(self._config, node=served_place(place))
+        self.path = arena_path(self._config, self._split, self.node)
+        offers = group.allgather(agree(group, lambda: self._offer(num_here)))
+        self.offers = tuple(offers[rank] for rank in ranks)
+        owners = self._agree_on_owners(ranks)
+        agree(group, lambda: self._open_here(owners))
+        reader = self._open_window(ranks, owners)
+        agree(group, lambda: self._open_link(reader))
+        assert self._client is not None
+        self._client.start()
+
+    def _offer(self, num_here: int) -> Offer:
+        """What this node gives: as asked, or what is free, or what an earlier arena has."""
+        config = self._config
+        if describe_service(link_address(self.path)) is not None:
+            raise StorageError(
+                f"another service of job {config.job} runs on this node; end it, or name this job "
+                "differently by --job"
+            )
+        found = _found(self.path, self._split, self.node)
+        if found is not None and is_used(self.path):
+            header, owners = found
+            memory, ssd = header.planned_nbytes
+            bound_to = owners_checksum(owners)
+            return Offer(memory_nbytes=memory, ssd_nbytes=ssd, bound_to=bound_to)
+        asked = config.memory_nbytes
+        if asked is None and found is not None:
+            return Offer(memory_nbytes=found[0].planned_nbytes[0], ssd_nbytes=config.ssd_nbytes)
+        _, most = memory_budget(asked, config.shm_dir)
+        if asked is None:
+            most //= num_here
+        elif most < asked:
+            LOG.warning(
+                "%.2f of the %.2f GiB asked for are free in shared memory and cgroup; the cache is "
+                "smaller, the rest comes from storage",
+                *(most / GIB, asked / GIB),
+            )
+        return Offer(memory_nbytes=most, ssd_nbytes=config.ssd_nbytes)
+
+    def _agree_on_owners(self, ranks: Sequence[int]) -> Owners:
+        """The owners that all use: those in arenas still in use, or else by what nodes offer."""
+        bound = [n for n, offer in enumerate(self.offers) if offer.bound_to is not None]
+        if not bound:
+            memory = np.array([o.memory_nbytes for o in self.offers], np.int64)
+            ssd = np.array([o.ssd_nbytes for o in self.offers], np.int64)
+            return self._own(memory, ssd)
+        if len({self.offers[n].bound_to for n in bound}) > 1:
+            raise StorageError(
+                f"ranks of job {self._config.job} use arenas of several earlier services, which "
+                "disagree on who keeps what; end those ranks first"
+            )
+        found = _found(self.path, self._split, self.node) if self.node == bound[0] else None
+        owners: Owners = self._group.broadcast(found and found[1], ranks[bound[0]])
+        return owners
+
+    def _open_here(self, owners: Owners) -> None:
+        mine = self.offers[self.node]
+        config = replace(
+            self._config,
+            memory_gib=mine.memory_nbytes / GIB,
+            ssd_gib=mine.ssd_nbytes / GIB,
+            ssd_dir=self._config.ssd_dir if mine.ssd_nbytes else None,
+            peers_dir=None,
+        )
+        read = self._make_reader()
+        self._client = CacheClient(config, self._split, self.node, lambda *_: owners, read)
+
+    def _open_window(self, ranks: Sequence[int], owners: Owners) -> WindowReader | None:
+        """Opens this node's arena to the others' reads, and theirs to its own."""
+        if self._group.size == 1:
+            return None
+        slots = self._slots
+        # Network cards refuse memory that is mapped for reading only.
+        self._area = mmap.mmap(slots.fd, os.fstat(slots.fd).st_size)
+        window = self._group.window(self._area)
+        return WindowReader(window, ranks, owners, self._split)
+
+    @property
+    def _slots(self) -> SlotFile:
+        assert self._client is not None
+        return self._client.tiers[LOCAL].slots
+
+    def _open_link(self, reader: WindowReader | None) -> None:
+        def read_nothing(nodes: Any, samples: Any, targets: Any) -> NDArray[np.bool_]:
+            return np.zeros(len(samples), bool)
+
+        read = read_nothing if reader is None else reader.read
+        address = link_address(self.path)
+        try:
+            made = LinkServer(address, self.describe, read, self._split.sample_nbytes)
+        except OSError as error:
+            raise StorageError(f"another service keeps {self.path} ({error})") from error
+        self._link = made
+
+    def describe(self) -> dict[str, Any]:
+        """What ranks are told of this service."""
+        return {
+            "node": self.node,
+            "num_nodes": self._group.size,
+            "fill": self._config.fill,
+            "memory_gib": self.offers[self.node].memory_nbytes / GIB,
+            "ssd_gib": self.offers[self.node].ssd_nbytes / GIB,
+            "ssd_dir": str(self._config.ssd_dir or ""),
+            "is_full": bool(self._have_all_filled and self._have_all_filled()),
+        }
+
+    @property
+    def num_filled(self) -> int:
+        """Samples in this node's memory."""
+        return self._slots.num_ready
+
+    def turn(self) -> bool:
+        """Does what ranks and other services ask; says whether to go on."""
+        assert self._link is not None
+        assert self._client is not None
+        self._link.serve(_TURN_S if self._group.size > 1 else _TURN_ALONE_S)
+        self._is_told_to_end = self._group.poll()
+        if self._have_all_filled is None and self._client.filler.is_done:
+            self._have_all_filled = self._group.begin_barrier()
+        return not self._is_told_to_end
+
+    def close(self) -> None:
+        """Ends, and with it all services of the job; arenas that ranks use stay with them."""
+        if self._link is not None:
+            self._link.close()
+        with suppress(OSError):
+            if not self._is_told_to_end:
+                self._group.announce_end()
+            if not self._group.leave(_LEAVE_S):
+                LOG.info("other services of the job did not end in time")
+        if self._client is not None:
+            self._client.close()
+
+    def __enter__(self) -> MemberService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def served_place(place: str | None) -> str:
+    """What stands for the node in the name of a service's arena.
+
+    Args:
+        place: names the node among pretended ones on one machine; None on a real one.
+    """
+    return SERVED if place is None else f"{SERVED}.{place}"
+
+
+def _found(path: Path, split: CachedSplit, node: int) -> tuple[Header, Owners] | None:
+    """What an arena that an earlier service left is of; None where it cannot be used."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        header = read_header(fd)
+        if header is None or not header.is_of(split) or header.node != node:
+            return None
+        slots = SlotFile(fd, is_mapped=False)
+        owners = slots.owners
+        slots.close()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return header, owners
+
+
+def find_service(config: CacheConfig, split: CachedSplit, node: int) -> ServedArena | None:
+    """The service that keeps this node's arena; None where none answers.
+
+    Args:
+        config: names; `config.job` must be set.
+        split: the data.
+        node: this node's number by the ranks' launcher, which tells pretended nodes apart.
+    """
+    places = [config.node] if config.node is not None else [None, f"n{node}"]
+    for place in map(served_place, places):
+        path = arena_path(replace(config, node=place), split, node)
+        found = describe_service(link_address(path))
+        if found is not None:
+            return ServedArena(path=path, place=place, service=found)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedArena:
+    """An arena that a service keeps.
+
+    Attributes:
+        path: of the arena.
+        place: what `CacheConfig.node` has to be to join it.
+        service: what `MemberService.describe` says.
+    """
+
+    path: Path
+    place: str
+    service: dict[str, Any]
+
+    def wait_until_staged(self) -> None:
+        """In fill mode "stage", waits until all nodes are full, or this node's service is gone."""
+        found: dict[str, Any] | None = self.service
+        while found is not None and found["fill"] == "stage" and not found["is_full"]:
+            time.sleep(_POLL_S)
+            found = describe_service(link_address(self.path))
+
+    def config(self, asked: CacheConfig) -> CacheConfig:
+        """What a rank joins it with."""
+        ssd_gib, ssd_dir = self.service["ssd_gib"], self.service["ssd_dir"]
+        return replace(
+            asked,
+            node=self.place,
+            memory_gib=self.service["memory_gib"],
+            ssd_gib=ssd_gib,
+            ssd_dir=Path(ssd_dir) if ssd_gib else None,
+            fill=self.service["fill"],
+        )

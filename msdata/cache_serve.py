@@ -1,0 +1,79 @@
+"""What `msdata cache serve` does where services make the arenas themselves: under MPI, or alone."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from msdata.cache.config import GIB, CacheConfig
+from msdata.cache.group import Alone, Group
+from msdata.cache.member import MemberService
+from msdata.dataset import Split
+from msdata.exits import ignore_signals
+from msdata.node_cache import cached_split, owners_of_nodes, record_reader
+from msdata.topology import Topology
+
+_LOOK_S = 1.0
+
+
+def open_group(topology: Topology) -> Group:
+    """All services of the job; without MPI where there is only this one.
+
+    Args:
+        topology: what the launcher's variables say; every rank is a service.
+
+    Raises:
+        MissingPackageError: mpi4py or an MPI library is absent.
+        UsageError: the processes do not find each other.
+    """
+    if topology.num_ranks == 1:
+        return Alone()
+    from msdata.mpi import MpiGroup
+
+    return MpiGroup(topology)
+
+
+def serve_member(config: CacheConfig, split: Split, group: Group) -> None:
+    """Keeps this node's arena until it, or another service of the job, is told to end.
+
+    Args:
+        config: sizes and names; `config.job` must be set.
+        split: the data.
+        group: all services of the job.
+
+    Raises:
+        StorageError: shared memory, SSD or another process stood in the way here.
+        OthersFailed: it did elsewhere.
+    """
+    cached = cached_split(split)
+    own = partial(owners_of_nodes, cached)
+    with MemberService(group, config, cached, own, lambda: record_reader(split)) as service:
+        try:
+            service.open()
+            _say_what_is_served(service, config, group)
+            _serve_until_told(service)
+        except KeyboardInterrupt:
+            # A second signal would only leave more behind.
+            ignore_signals()
+            raise
+
+
+def _say_what_is_served(service: MemberService, config: CacheConfig, group: Group) -> None:
+    if group.rank:
+        return
+    for node, offer in enumerate(service.offers):
+        ssd = f", {offer.ssd_nbytes / GIB:.2f} GiB of SSD" if offer.ssd_nbytes else ""
+        print(f"node {node}: {offer.memory_nbytes / GIB:.2f} GiB of memory{ssd}")
+    print(f"serving {len(service.offers)} nodes of job {config.job}", flush=True)
+
+
+def _serve_until_told(service: MemberService) -> None:
+    is_said = False
+    look_at_s = time.monotonic() + _LOOK_S
+    while service.turn():
+        if is_said or time.monotonic() < look_at_s:
+            continue
+        look_at_s = time.monotonic() + _LOOK_S
+        if service.describe()["is_full"]:
+            print(f"node {service.node}: {service.num_filled:,} samples in memory", flush=True)
+            is_said = True
