@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import MissingPackageError, UsageError
-from msdata.topology import Topology
+from msdata.topology import Topology, set_one_sided_defaults
 
 _END_TAG = 7001
 _POLL_S = 0.002
@@ -111,6 +112,7 @@ class MpiGroup:
     """
 
     def __init__(self, topology: Topology) -> None:
+        set_one_sided_defaults()
         try:
             import mpi4py
         except ImportError:
@@ -121,8 +123,15 @@ class MpiGroup:
         self._world = communicator(topology)
         self.rank = int(self._world.Get_rank())
         self.size = int(self._world.Get_size())
+        # Barriers are told apart by their order on a communicator, and these may be in any.
+        self._communicators = [self._world.Dup(), self._world.Dup()]
+        self._barriers: list[Any] = [None, None]
         self._windows: list[Window] = []
         self._sent: list[Any] = []
+        self._word = np.zeros(1, np.uint8)
+        # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
+        # found by MPICH over UCX, and yet could not be received.
+        self._told = self._world.Irecv(self._word, tag=_END_TAG)
 
     def allgather(self, value: Any) -> list[Any]:
         """What each process gives, by rank."""
@@ -140,14 +149,17 @@ class MpiGroup:
 
     def begin_barrier(self) -> Callable[[], bool]:
         """Says that this process has come so far; gives what tells whether all have."""
-        request = self._world.Ibarrier()
-        return lambda: bool(request.Test())
+        self._is_passed(0)
+        return partial(self._is_passed, 0)
+
+    def _is_passed(self, number: int) -> bool:
+        if self._barriers[number] is None:
+            self._barriers[number] = self._communicators[number].Ibarrier()
+        return bool(self._barriers[number].Test())
 
     def poll(self) -> bool:
         """Lets the MPI library work; says whether another process wants all to end."""
-        from mpi4py import MPI
-
-        return bool(self._world.Iprobe(source=MPI.ANY_SOURCE, tag=_END_TAG))
+        return bool(self._told.Test())
 
     def announce_end(self) -> None:
         """Has `poll` of all others tell them to end."""
@@ -166,16 +178,18 @@ class MpiGroup:
         """
         from mpi4py import MPI
 
-        have_all_come = self.begin_barrier()
         deadline_s = time.monotonic() + timeout_s
-        while not have_all_come():
+        while not (self._is_passed(1) and self._is_passed(0)):
             if time.monotonic() > deadline_s:
                 return False
             time.sleep(_POLL_S)
-        while self._world.Iprobe(source=MPI.ANY_SOURCE, tag=_END_TAG):
-            self._world.Recv(np.zeros(1, np.uint8), source=MPI.ANY_SOURCE, tag=_END_TAG)
         MPI.Request.Waitall(self._sent)
+        if not self._told.Test():
+            self._told.Cancel()
+            self._told.Wait()
         for window in self._windows:
             window.close()
+        for barrier_world in self._communicators:
+            barrier_world.Free()
         MPI.Finalize()
         return True

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packing
 import pytest
+from peer_records import RECORDS, cached_records
 
+from msdata.cache.arena import arena_path
+from msdata.cache.config import CacheConfig
+from msdata.cache.leftovers import remove_dead_shared_memory
+from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.rendezvous import address_of, announce, job_keys, withdraw
 from msdata.cache.transport import Fetcher, Lookup, Server
 from msdata.cache.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.errors import StorageError
 
-RECORDS = np.random.default_rng(1).integers(0, 256, (20, 5000), dtype=np.uint8)
-RECORDS.setflags(write=False)
+# What two nodes have of what they own, the samples up to 9 and those from 10.
+KEPT = {0: range(0, 10, 2), 1: range(10, 20)}
 
 
 def fetch(fetcher: Fetcher, node: int, samples: list[int]) -> list[bytes | None]:
@@ -29,24 +39,39 @@ def fetch(fetcher: Fetcher, node: int, samples: list[int]) -> list[bytes | None]
     return [row.tobytes() if is_there else None for row, is_there in zip(rows, came, strict=True)]
 
 
-def even_records(sample: int) -> Any | None:
-    """A node that has every other sample."""
-    return RECORDS[sample] if sample % 2 == 0 else None
-
-
 class ZmqSuite:
-    """Makes servers and fetchers of the ZeroMQ transport."""
+    """Servers and fetchers of the ZeroMQ transport, all in this process."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, tmp_path: Path) -> None:
         self._stack = stack
         self.keys = make_keys()
         self.addresses: dict[int, str] = {}
+        self._servers: dict[int, Server] = {}
+        self._goes_on = threading.Event()
+        self._goes_on.set()
 
-    def serve(self, node: int, lookup: Lookup = even_records) -> Server:
+    def serve(self) -> None:
+        for node in KEPT:
+            self.serve_with(node, lambda sample, node=node: self._record(node, sample))
+
+    def serve_with(self, node: int, lookup: Lookup) -> None:
         server = ZmqServer(lookup, self.keys, "127.0.0.1")
         self.addresses[node] = server.address
+        self._servers[node] = server
         self._stack.callback(server.close)
-        return server
+
+    def _record(self, node: int, sample: int) -> Any | None:
+        self._goes_on.wait(20)
+        return RECORDS[sample] if sample in KEPT[node] else None
+
+    def kill(self, node: int) -> None:
+        self._servers[node].close()
+
+    def hang(self, node: int) -> None:
+        self._goes_on.clear()
+
+    def go_on(self, node: int) -> None:
+        self._goes_on.set()
 
     def fetcher(
         self, keys: tuple[str, str] | None = None, *, timeout_s: float = 10.0, pause_s: float = 60.0
@@ -57,61 +82,108 @@ class ZmqSuite:
         return made
 
 
-@pytest.fixture(params=[ZmqSuite])
-def suite(request: Any) -> Iterator[Any]:
+class MpiSuite:
+    """Three services under mpiexec; the third keeps nothing and is the one that is asked."""
+
+    _ASKED = 2
+
+    def __init__(self, stack: ExitStack, tmp_path: Path) -> None:
+        self._stack = stack
+        self._shm_dir = tmp_path
+        name = CacheConfig(job="contract", shm_dir=tmp_path, node=f"served.n{self._ASKED}")
+        self._address = link_address(arena_path(name, cached_records(), self._ASKED))
+
+    def serve(self) -> None:
+        order = {
+            "owners": [sample // 10 for sample in range(len(RECORDS))],
+            "kept": {sample: node for node, samples in KEPT.items() for sample in samples},
+            "shm_dir": str(self._shm_dir),
+        }
+        program = Path(__file__).with_name("peer_service.py")
+        command = [packing.mpiexec(), "-n", "3", sys.executable, program, json.dumps(order)]
+        process = packing.start([str(word) for word in command])
+        self._stack.callback(self._end, process)
+        assert packing.wait_for(lambda: len(list(self._shm_dir.glob("ready-?"))) == 3, process)
+
+    def _end(self, process: Any) -> None:
+        for node in range(3):
+            packing.kill(self._pid_of(node))
+        process.communicate(timeout=packing.TIMEOUT_S)
+        remove_dead_shared_memory()
+
+    def kill(self, node: int) -> None:
+        os.kill(self._pid_of(node), signal.SIGKILL)
+
+    def hang(self, node: int) -> None:
+        os.kill(self._pid_of(self._ASKED), signal.SIGSTOP)
+
+    def go_on(self, node: int) -> None:
+        os.kill(self._pid_of(self._ASKED), signal.SIGCONT)
+
+    def _pid_of(self, node: int) -> int:
+        return int((self._shm_dir / f"ready-{node}").read_text())
+
+    def fetcher(self, *, timeout_s: float = 10.0, pause_s: float = 60.0) -> Fetcher:
+        nbytes = RECORDS.shape[1]
+        made = LinkFetcher(self._address, nbytes, timeout_s=timeout_s, pause_s=pause_s)
+        self._stack.callback(made.close)
+        return made
+
+
+MPI = pytest.param(
+    MpiSuite,
+    marks=[
+        pytest.mark.mpi,
+        pytest.mark.skipif(not packing.mpiexec().exists(), reason="pip install mpich mpi4py"),
+    ],
+)
+
+
+@pytest.fixture(params=[ZmqSuite, MPI])
+def suite(request: Any, tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
-        yield request.param(stack)
+        yield request.param(stack, tmp_path)
 
 
-def expected(samples: list[int]) -> list[bytes | None]:
-    return [RECORDS[s].tobytes() if s % 2 == 0 else None for s in samples]
+@pytest.fixture
+def zmq_suite(tmp_path: Path) -> Iterator[ZmqSuite]:
+    with ExitStack() as stack:
+        yield ZmqSuite(stack, tmp_path)
 
 
-def test_records_come_in_the_order_asked_for_and_missing_ones_as_none(suite: Any) -> None:
-    suite.serve(3)
+def expected(node: int, samples: list[int]) -> list[bytes | None]:
+    return [RECORDS[s].tobytes() if s in KEPT[node] else None for s in samples]
+
+
+def test_records_come_from_their_nodes_in_the_order_asked_for_and_missing_ones_do_not(
+    suite: Any,
+) -> None:
+    suite.serve()
     fetcher = suite.fetcher()
-    for samples in ([4, 1, 0, 18, 0], [7], [2], []):
-        assert fetch(fetcher, 3, samples) == expected(samples)
-
-
-def test_several_nodes_are_told_apart(suite: Any) -> None:
-    suite.serve(0)
-    suite.serve(1, lambda sample: RECORDS[19 - sample])
-    fetcher = suite.fetcher()
-    assert fetch(fetcher, 0, [2]) == [RECORDS[2].tobytes()]
-    assert fetch(fetcher, 1, [2]) == [RECORDS[17].tobytes()]
-
-
-def test_one_request_goes_to_all_nodes_that_are_named(suite: Any) -> None:
-    suite.serve(0)
-    suite.serve(1, lambda sample: RECORDS[19 - sample])
-    rows = np.zeros((5, 5000), np.uint8)
-    came = suite.fetcher().fetch([1, 0, 7, 1, 0], [2, 4, 6, 3, 5], [[row] for row in rows])
-    assert came == [True, True, False, True, False]
-    for row, sample in ((0, 17), (1, 4), (3, 16)):
-        assert rows[row].tobytes() == RECORDS[sample].tobytes()
-
-
-def test_a_record_of_another_size_is_not_taken_and_the_next_one_is(suite: Any) -> None:
-    suite.serve(0, lambda sample: RECORDS[sample][: 4000 if sample == 4 else 5000])
-    fetcher = suite.fetcher()
-    found = fetch(fetcher, 0, [2, 4, 6])
-    assert found == [RECORDS[2].tobytes(), None, RECORDS[6].tobytes()]
+    for samples in ([4, 1, 0, 8, 0], [7], [2], [], [12]):
+        assert fetch(fetcher, 0, samples) == expected(0, samples)
+    assert fetch(fetcher, 1, [12, 11, 4]) == expected(1, [12, 11, 4])
+    rows = np.zeros((6, 5000), np.uint8)
+    nodes, samples = [1, 0, 7, 1, 0, 1], [12, 4, 6, 13, 5, 99]
+    came = fetcher.fetch(nodes, samples, [[row] for row in rows])
+    assert came == [True, True, False, True, False, False]
+    for row in (0, 1, 3):
+        assert rows[row].tobytes() == RECORDS[samples[row]].tobytes()
 
 
 def test_threads_share_a_fetcher(suite: Any) -> None:
-    suite.serve(0)
+    suite.serve()
     fetcher = suite.fetcher()
     faults: list[Any] = []
 
     def work(seed: int) -> None:
         random = np.random.default_rng(seed)
-        for _ in range(50):
+        for node in [0, 1] * 25:
             samples = random.integers(0, 20, 7).tolist()
-            if fetch(fetcher, 0, samples) != expected(samples):
+            if fetch(fetcher, node, samples) != expected(node, samples):
                 faults.append(samples)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -126,20 +198,21 @@ def test_a_node_that_is_not_there_costs_no_time(suite: Any) -> None:
 
 
 def test_a_node_that_died_costs_one_timeout_and_is_left_alone(suite: Any) -> None:
-    server = suite.serve(0)
+    suite.serve()
     fetcher = suite.fetcher(timeout_s=3.0)
     assert fetch(fetcher, 0, [0])[0] is not None
-    server.close()
+    suite.kill(0)
     started_s = time.monotonic()
+    packing.wait_for(lambda: fetch(fetcher, 0, [0, 2]) == [None, None])
     for _ in range(20):
         assert fetch(fetcher, 0, [0, 2]) == [None, None]
-    assert 3 <= time.monotonic() - started_s < 6
+    assert time.monotonic() - started_s < 6
 
 
 def test_a_node_that_comes_back_is_used_again(suite: Any) -> None:
     fetcher = suite.fetcher(pause_s=0.1)
     assert fetch(fetcher, 0, [0]) == [None]
-    suite.serve(0)
+    suite.serve()
     time.sleep(0.2)
     assert fetch(fetcher, 0, [0]) == [RECORDS[0].tobytes()]
 
@@ -147,45 +220,51 @@ def test_a_node_that_comes_back_is_used_again(suite: Any) -> None:
 def test_a_node_that_hangs_costs_one_timeout_and_its_late_answer_is_not_taken(
     suite: Any,
 ) -> None:
-    is_open = threading.Event()
-
-    def slow(sample: int) -> Any:
-        is_open.wait(20)
-        return RECORDS[sample]
-
-    suite.serve(0, slow)
+    suite.serve()
     fetcher = suite.fetcher(timeout_s=1.0, pause_s=0.1)
-    assert fetch(fetcher, 0, [1]) == [None]
-    is_open.set()
+    suite.hang(0)
+    assert fetch(fetcher, 0, [4]) == [None]
+    suite.go_on(0)
     time.sleep(0.2)
     assert fetch(fetcher, 0, [2]) == [RECORDS[2].tobytes()]
 
 
-def test_a_stranger_without_the_jobs_key_gets_nothing(suite: Any) -> None:
-    suite.serve(0)
-    stranger, friend = suite.fetcher(make_keys(), timeout_s=0.5), suite.fetcher()
-    assert fetch(stranger, 0, [0]) == [None]
-    assert fetch(friend, 0, [0])[0] is not None
-
-
-def test_one_who_knows_the_public_key_only_gets_nothing(suite: Any) -> None:
-    suite.serve(0)
-    _, own_secret = make_keys()
-    # Asks with a key of its own at a server whose public key it has overheard.
-    thief = suite.fetcher((suite.keys[0], own_secret), timeout_s=0.5)
-    assert fetch(thief, 0, [0]) == [None]
-
-
 def test_closing_twice_or_with_requests_under_way_is_no_error(suite: Any) -> None:
-    suite.serve(0, lambda sample: time.sleep(0.2))
+    suite.serve()
     fetcher = suite.fetcher()
-    thread = threading.Thread(target=fetch, args=(fetcher, 0, [1]))
+    suite.hang(0)
+    thread = threading.Thread(target=fetch, args=(fetcher, 0, [4]))
     thread.start()
     time.sleep(0.05)
+    threading.Timer(0.2, suite.go_on, [0]).start()
     fetcher.close()
     thread.join(20)
     assert not thread.is_alive()
     assert fetch(fetcher, 0, [0]) == [None]
+
+
+# ZeroMQ alone: what comes over a network from anybody.
+
+
+def test_a_record_of_another_size_is_not_taken_and_the_next_one_is(zmq_suite: ZmqSuite) -> None:
+    zmq_suite.serve_with(0, lambda sample: RECORDS[sample][: 4000 if sample == 4 else 5000])
+    found = fetch(zmq_suite.fetcher(), 0, [2, 4, 6])
+    assert found == [RECORDS[2].tobytes(), None, RECORDS[6].tobytes()]
+
+
+def test_a_stranger_without_the_jobs_key_gets_nothing(zmq_suite: ZmqSuite) -> None:
+    zmq_suite.serve()
+    stranger, friend = zmq_suite.fetcher(make_keys(), timeout_s=0.5), zmq_suite.fetcher()
+    assert fetch(stranger, 0, [0]) == [None]
+    assert fetch(friend, 0, [0])[0] is not None
+
+
+def test_one_who_knows_the_public_key_only_gets_nothing(zmq_suite: ZmqSuite) -> None:
+    zmq_suite.serve()
+    _, own_secret = make_keys()
+    # Asks with a key of its own at a server whose public key it has overheard.
+    thief = zmq_suite.fetcher((zmq_suite.keys[0], own_secret), timeout_s=0.5)
+    assert fetch(thief, 0, [0]) == [None]
 
 
 # The job's folder.

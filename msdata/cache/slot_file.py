@@ -123,8 +123,12 @@ def _is_held(shards: NDArray[Any], header: Header) -> NDArray[np.bool_]:
     return held
 
 
+def _entries_at(num_shards: int) -> int:
+    return _TABLES_AT + num_shards * _SHARD.itemsize
+
+
 def _payload_at(num_shards: int, num_slots: int) -> int:
-    end = _TABLES_AT + num_shards * _SHARD.itemsize + num_slots * _SLOT.itemsize
+    end = _entries_at(num_shards) + num_slots * _SLOT.itemsize
     return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
 
 
@@ -168,7 +172,7 @@ def slots_at_owners(
     num_shards = len(owner_of_shard)
     return SlotPlaces(
         first_slots=first_slots,
-        entries_at=_HEADER_NBYTES + num_shards * _SHARD.itemsize,
+        entries_at=_entries_at(num_shards),
         payload_at=np.array([_payload_at(num_shards, int(n)) for n in num_slots], np.int64),
     )
 
@@ -243,8 +247,7 @@ class SlotFile:
             # Only where the administrator set shmem_enabled to advise does this give huge pages.
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
-        entries_at = _TABLES_AT + shards.nbytes
-        self._entries_at = entries_at
+        self._entries_at = entries_at = _entries_at(header.num_shards)
         self.entries = self._bytes[entries_at : entries_at + num_slots * _SLOT.itemsize].view(_SLOT)
         self.address = int(self._bytes.ctypes.data) + self._payload_at if is_mapped else 0
 
