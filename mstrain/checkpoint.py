@@ -1,0 +1,268 @@
+"""Checkpoints: whole or not at all, read without executing anything, few kept.
+
+RUN/config.json                     the resolved configuration
+RUN/checkpoints/step-00001234.pt    all it takes to go on
+RUN/checkpoints/last                JSON that names the newest
+RUN/checkpoints/best.pt             the weights with the least validation loss
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import pickle
+import platform
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+import msdata
+from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file, write_whole
+from msdata.errors import DataError, UsageError
+from mstrain.config import TrainConfig
+from mstrain.fusion import RedshiftNet
+
+FORMAT_VERSION = 1
+_FOLDER = "checkpoints"
+_LAST = "last"
+_BEST = "best.pt"
+_LOCK = ".lock"
+# A killed training may take as long to end and let go of its run.
+_LOCK_PATIENCE_S = 15.0
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with."""
+    return {
+        "msdata": msdata.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@contextmanager
+def locked_run(run: Path) -> Iterator[None]:
+    """Keeps a second training out of a run's folder, which is made if it is not there.
+
+    Raises:
+        UsageError: another training holds it, and goes on holding it.
+        StorageError: the file system refused.
+    """
+    path = run / _LOCK
+    try:
+        (run / _FOLDER).mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise storage_error("write", run, error) from error
+    with file:
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while not _is_taken(file.fileno()):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"another training writes to {run}; wait for it, or give another --out"
+                )
+            time.sleep(0.1)
+        # Of a training that was killed while it wrote one.
+        for partial in (run / _FOLDER).glob(f"*{TEMPORARY_SUFFIX}"):
+            partial.unlink(missing_ok=True)
+        yield
+
+
+def _is_taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some parallel file systems are mounted without locks.
+        return True
+    return True
+
+
+def save_checkpoint(run: Path, state: Mapping[str, Any], *, step: int, keep: int) -> Path:
+    """Writes a checkpoint, makes it the last, and removes the oldest.
+
+    Args:
+        run: the run's folder.
+        state: tensors and plain values.
+        step: that its name tells.
+        keep: so many stay.
+
+    Returns:
+        Its file.
+
+    Raises:
+        StorageError: the file system refused; the former checkpoints stay.
+    """
+    path = run / _FOLDER / f"step-{step:08d}.pt"
+    _write(path, state)
+    write_whole(path.with_name(_LAST), json.dumps({"file": path.name, "step": step}).encode())
+    for old in _step_files(run)[:-keep]:
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def save_best(run: Path, state: Mapping[str, Any]) -> None:
+    """Writes the weights that did best so far."""
+    _write(run / _FOLDER / _BEST, state)
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    content = {"format_version": FORMAT_VERSION, "versions": versions(), **state}
+    with whole_file(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch reports a full disk as its own failure to write the archive.
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise cause from error
+            raise
+
+
+def _step_files(run: Path) -> list[Path]:
+    return sorted((run / _FOLDER).glob("step-*.pt"))
+
+
+def find_last(run: Path) -> Path | None:
+    """The newest checkpoint of a run; None where there is none.
+
+    Raises:
+        DataError: `last` names a file that is gone.
+    """
+    files = _step_files(run)
+    try:
+        named = json.loads((run / _FOLDER / _LAST).read_bytes())["file"]
+    except (FileNotFoundError, NotADirectoryError):
+        # Killed between its first checkpoint and `last`: the file is whole all the same.
+        return files[-1] if files else None
+    except (ValueError, KeyError, TypeError):
+        named = files[-1].name if files else ""
+    path = run / _FOLDER / str(named)
+    if not path.is_file():
+        raise DataError(
+            f"{run / _FOLDER / _LAST} names {named}, which is gone; put it back, or remove "
+            f"{run / _FOLDER / _LAST} to go on from the newest file there"
+        )
+    return path
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint; nothing in it is executed.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+
+    Raises:
+        DataError: it is damaged, or no checkpoint.
+        UsageError: it is of a later version.
+        StorageError: the file system refused.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise DataError(
+            f"{path} is damaged or no checkpoint ({str(error).splitlines()[0][:120]}); remove it "
+            f"and {path.with_name(_LAST)}, and the run goes on from the checkpoint before"
+        ) from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise DataError(f"{path} is no checkpoint of mstrain; give a run's folder")
+    if content["format_version"] > FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format version {content['format_version']}, this mstrain reads up to "
+            f"{FORMAT_VERSION}; update it"
+        )
+    return content
+
+
+def load_model(
+    run: Path | str, which: str = "best", device: torch.device | str = "cpu"
+) -> tuple[nn.Module, TrainConfig]:
+    """A trained network.
+
+    Args:
+        run: the run's folder.
+        which: "best" by validation loss, or "last".
+        device: where it goes.
+
+    Returns:
+        The network in evaluation mode (`network(images, ebv) -> logits`), and its configuration.
+
+    Raises:
+        UsageError: the run has no such checkpoint.
+        DataError: it is damaged.
+    """
+    content = read_checkpoint(checkpoint_path(Path(run), which), device)
+    config = TrainConfig.from_dict(content["config"])
+    shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+    model = RedshiftNet(shapes, config.model).to(device)
+    model.load_state_dict(content["model"] if content["average"] is None else content["average"])
+    return model.eval().requires_grad_(False), config
+
+
+def checkpoint_path(run: Path, which: str) -> Path:
+    """The file of the "best" or "last" checkpoint.
+
+    Raises:
+        UsageError: `which` is neither, or there is none yet.
+    """
+    if which not in ("best", "last"):
+        raise UsageError(f"{which!r} is neither 'best' nor 'last'; give one of them")
+    path = run / _FOLDER / _BEST if which == "best" else find_last(run)
+    if path is None or not path.exists():
+        raise UsageError(
+            f"{run} has no {which} checkpoint; give the --out of a training that has come to the "
+            "end of its first epoch"
+        )
+    return path
+
+
+def write_config(run: Path, content: Mapping[str, Any]) -> None:
+    """Writes `RUN/config.json`."""
+    write_whole(run / "config.json", json.dumps(content, indent=1).encode() + b"\n")
+
+
+def has_config(run: Path) -> bool:
+    """Whether the folder is a run's."""
+    return (run / "config.json").exists()
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Reads `RUN/config.json`.
+
+    Raises:
+        UsageError: the folder is no run's.
+        DataError: it is damaged.
+    """
+    path = run / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{run} is no run: it has no config.json; give the --out of a training"
+        ) from None
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); put its copy back") from error
+    if not isinstance(content, dict) or "config" not in content:
+        raise DataError(f"{path} is damaged (no 'config' in it); put its copy back")
+    return content

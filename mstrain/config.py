@@ -1,0 +1,324 @@
+"""What a training is made of: frozen values, one section a concern.
+
+Nothing here needs torch, so a wrong setting is refused before seconds go into imports. A run's
+resolved configuration is written beside it as JSON, and `from_dict` reads it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from msdata.augment import AugmentConfig
+from msdata.errors import UsageError
+from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, POLICIES
+
+DEPTHS = (10, 18, 34, 50)
+NORMS = ("batch", "group")
+OPTIMIZERS = ("nadam", "adamw")
+WEIGHTINGS = ("none", "inverse_count")
+PRECISIONS = ("float32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "dali")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the loader is asked for.
+
+    Attributes:
+        policy: of the loader, see `msdata.Loader`.
+        buffer_samples: of policy "block".
+        cache_gib: shared memory of each node for its cache; 0 has none, None ("auto") takes what
+            is free.
+        cache_ssd_dir: folder on a local SSD for the cache's second tier.
+        cache_ssd_gib: of that SSD on each node.
+        cache_peers_dir: folder that all nodes see, where each node's cache service is found.
+        cache_job: what separates this job's cache from others; None takes the launcher's.
+        backend: that augments: "reference" (CPU), "dali", or "auto": DALI where the network is on
+            a GPU.
+        threads: that fill batches; None lets the loader choose.
+        prefetch: batches that the loader fills ahead.
+    """
+
+    policy: str = "shuffle"
+    buffer_samples: int = DEFAULT_BUFFER_SAMPLES
+    cache_gib: float | None = 0.0
+    cache_ssd_dir: str | None = None
+    cache_ssd_gib: float = 0.0
+    cache_peers_dir: str | None = None
+    cache_job: str | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    prefetch: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice("data.policy", self.policy, POLICIES)
+        check_choice("data.backend", self.backend, BACKENDS)
+        check_range("data.prefetch", self.prefetch, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network; its encoders follow `augment.fusion`.
+
+    Attributes:
+        depth: layers of each ResNet, one of `DEPTHS`.
+        width: channels of the first stage; 64 in the paper.
+        small_stem_below: images of fewer pixels a side get a 3x3 stem without pooling, since the
+            usual one would leave a 22-pixel stamp a single pixel in the last stage.
+        norm: "batch", or "group", which no batch size and no number of ranks touches.
+        sync_batch_norm: take batch statistics over all ranks.
+        ebv_column: of the index, joined after pooling; None joins nothing.
+        hidden: units between the joined features and the bins, so that reddening may act on
+            colours; 0 has none.
+        num_bins: of redshift.
+        z_max: upper end of the last bin; the first begins at 0.
+    """
+
+    depth: int = 18
+    width: int = 64
+    small_stem_below: int = 64
+    norm: str = "batch"
+    sync_batch_norm: bool = True
+    ebv_column: str | None = "ebv_csfd"
+    hidden: int = 256
+    num_bins: int = 400
+    z_max: float = 1.6
+
+    def __post_init__(self) -> None:
+        check_choice("model.depth", self.depth, DEPTHS)
+        check_choice("model.norm", self.norm, NORMS)
+        check_range("model.width", self.width, 1)
+        check_range("model.hidden", self.hidden, 0)
+        check_range("model.num_bins", self.num_bins, 2)
+        check_positive("model.z_max", self.z_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy over the bins.
+
+    Attributes:
+        label_smoothing: share of each label that is spread evenly over all bins.
+        label_width: standard deviation in redshift of the Gaussian that a label is spread with;
+            0 puts it into its bin alone. Neighbouring bins so learn from each other, which pays
+            where samples are few a bin.
+        weighting: "none", or "inverse_count": weight 1/count of the sample's redshift among
+            `weight_bins` bins, with mean 1 over the split.
+        weight_bins: even bins of redshift for it.
+    """
+
+    label_smoothing: float = 0.0
+    label_width: float = 0.0
+    weighting: str = "none"
+    weight_bins: int = 50
+
+    def __post_init__(self) -> None:
+        check_choice("loss.weighting", self.weighting, WEIGHTINGS)
+        check_share("loss.label_smoothing", self.label_smoothing)
+        check_range("loss.label_width", self.label_width, 0)
+        check_range("loss.weight_bins", self.weight_bins, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser and schedule.
+
+    Attributes:
+        name: "nadam" or "adamw".
+        learning_rate: at the end of the warm-up.
+        weight_decay: decoupled; biases and norms have none.
+        beta1: decay of the mean gradient.
+        beta2: decay of the mean square.
+        eps: beside the root of the mean square.
+        warmup: share of all steps over which the rate rises from 0.
+        final_rate: share of the rate that is left at the end of the cosine.
+        clip_norm: greatest norm of the gradient; 0 never clips.
+        ema_decay: of the averaged weights that are validated and kept; 0 averages nothing.
+    """
+
+    name: str = "nadam"
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup: float = 0.05
+    final_rate: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_choice("optim.name", self.name, OPTIMIZERS)
+        check_positive("optim.learning_rate", self.learning_rate)
+        check_positive("optim.eps", self.eps)
+        for name in ("beta1", "beta2", "warmup", "ema_decay"):
+            check_share(f"optim.{name}", getattr(self, name))
+        check_range("optim.weight_decay", self.weight_decay, 0)
+        check_range("optim.clip_norm", self.clip_norm, 0)
+        check_range("optim.final_rate", self.final_rate, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the arithmetic is done.
+
+    Attributes:
+        device: "auto" is the GPU of this rank where there is one.
+        precision: of the forward pass: "float32", or autocast to "bf16" or "fp16".
+        channels_last: memory layout of images and kernels; what cuDNN and oneDNN like best.
+        compile: through `torch.compile`; minutes at the start, worth it on GPUs in long runs.
+        accumulate: parts that a rank's share of a batch is cut into, one after the other, where
+            memory is short; batch statistics are then those of a part.
+        threads: of torch on the CPU for each rank; None shares the cores out among a node's ranks.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    accumulate: int = 1
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("compute.device", self.device, DEVICES)
+        check_choice("compute.precision", self.precision, PRECISIONS)
+        check_range("compute.accumulate", self.accumulate, 1)
+        if self.threads is not None:
+            check_range("compute.threads", self.threads, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written down.
+
+    Attributes:
+        every_steps: steps between two lines of progress.
+        tensorboard: also write `RUN/tensorboard`.
+    """
+
+    every_steps: int = 50
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("log.every_steps", self.every_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept.
+
+    Attributes:
+        every_steps: steps between two checkpoints within an epoch; None has them only at its end.
+        keep: the newest so many stay; the best is kept besides.
+    """
+
+    every_steps: int | None = None
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        check_range("checkpoint.keep", self.keep, 1)
+        if self.every_steps is not None:
+            check_range("checkpoint.every_steps", self.every_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training.
+
+    Attributes:
+        recipe: the name of the recipe it came from.
+        seed: of initial weights, orders and augmentation.
+        epochs: passes over split "train".
+        batch_size: samples a step over all ranks together, so that a run may change its number of
+            ranks and stay the same run.
+        data: of the loader.
+        augment: of the augmentation.
+        model: of the network.
+        loss: of the loss.
+        optim: of the optimiser.
+        compute: of the arithmetic.
+        log: of what is written down.
+        checkpoint: of what is kept.
+    """
+
+    recipe: str = ""
+    seed: int = 0
+    epochs: int = 30
+    batch_size: int = 256
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0)
+        check_range("epochs", self.epochs, 1)
+        check_range("batch_size", self.batch_size, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dict, fit for JSON; `from_dict` is its inverse."""
+        plain = {
+            f.name: asdict(getattr(self, f.name)) if f.name in SECTIONS else getattr(self, f.name)
+            for f in fields(self)
+        }
+        return {**plain, "augment": self.augment.as_dict()}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> TrainConfig:
+        """The configuration that `as_dict` gave.
+
+        Raises:
+            UsageError: it holds a setting that this version does not know.
+        """
+        try:
+            sections = {n: kind(**saved[n]) for n, kind in SECTIONS.items() if n in saved}
+            augment = AugmentConfig.from_dict(saved["augment"])
+            rest = {n: v for n, v in saved.items() if n not in SECTIONS and n != "augment"}
+            return cls(**rest, **sections, augment=augment)
+        except (TypeError, KeyError) as error:
+            raise UsageError(
+                f"the configuration is of another version of mstrain ({error}); use the version "
+                "that wrote it, or begin a new run"
+            ) from error
+
+
+SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "compute": ComputeConfig,
+    "log": LogConfig,
+    "checkpoint": CheckpointConfig,
+}
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises UsageError where a setting is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name}={value} is none of {', '.join(map(str, choices))}; choose one")
+
+
+def check_range(name: str, value: float, least: float) -> None:
+    """Raises UsageError where a setting is less than it may be, or no number."""
+    if not value >= least:
+        raise UsageError(f"{name}={value} makes no sense; give at least {least}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises UsageError where a setting is not above zero."""
+    if not value > 0:
+        raise UsageError(f"{name}={value} makes no sense; give a number above 0")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises UsageError where a setting is not in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UsageError(f"{name}={value} makes no sense; give a number from 0 to below 1")

@@ -1,0 +1,123 @@
+"""Settings given as `key=value`: found, read by the type of what they replace, checked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from msdata.errors import UsageError
+from mstrain.config import TrainConfig
+
+_NONE = ("none", "null", "auto")
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its full name, such as ("optim.learning_rate", 3e-4).
+
+    Args:
+        config: a frozen dataclass, of dataclasses and plain values.
+        prefix: put before the names.
+    """
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from settings_of(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """The configuration with some settings replaced.
+
+    Args:
+        config: what is replaced in.
+        overrides: `key=value`; the key is a setting's full name, or its last part where no other
+            setting ends with it. "none" or "auto" where a setting may be unset.
+
+    Returns:
+        The new configuration, checked.
+
+    Raises:
+        UsageError: there is no such setting, or the value does not fit it.
+    """
+    names = [name for name, _ in settings_of(config) if name != "recipe"]
+    changes: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r} is no setting; write key=value, such as epochs=10")
+        name = _full_name(key.strip(), names)
+        if name in changes:
+            raise UsageError(f"{name} is given twice; give it once")
+        changes[name] = text.strip()
+    return typing.cast(TrainConfig, _replaced(config, changes, ""))
+
+
+def _full_name(key: str, names: Sequence[str]) -> str:
+    if key in names:
+        return key
+    ending = [name for name in names if name.rpartition(".")[2] == key]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise UsageError(f"{key} may mean {' or '.join(ending)}; give the full name")
+    close = difflib.get_close_matches(key, [*names, *(n.rpartition(".")[2] for n in names)], n=1)
+    hint = f"did you mean {close[0]}?" if close else "'mstrain train --settings' lists them"
+    raise UsageError(f"there is no setting {key!r}; {hint}")
+
+
+def _replaced(config: Any, changes: dict[str, str], prefix: str) -> Any:
+    """A copy of one dataclass with its own changes and those of its sections."""
+    hints = typing.get_type_hints(type(config))
+    new: dict[str, Any] = {}
+    for f in fields(config):
+        name, value = f"{prefix}{f.name}", getattr(config, f.name)
+        if is_dataclass(value):
+            if any(key.startswith(f"{name}.") for key in changes):
+                new[f.name] = _replaced(value, changes, f"{name}.")
+        elif name in changes:
+            new[f.name] = _read(name, changes[name], hints[f.name])
+    return replace(config, **new) if new else config
+
+
+def _read(name: str, text: str, hint: Any) -> Any:
+    """A value of the type that the setting has."""
+    kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if type(None) in kinds and text.lower() in _NONE:
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    try:
+        return _convert(text, kind)
+    except ValueError:
+        wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+        raise UsageError(
+            f"{name}={text} cannot be read as {wanted.replace('NoneType', 'none')}; mend the value"
+        ) from None
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _convert(text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) is typing.Literal or kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(text)
+        return _BOOLEANS[text.lower()]
+    if kind is int:
+        # 1e4 is a number of samples, too.
+        number = float(text)
+        if not number.is_integer():
+            raise ValueError(text)
+        return int(number)
+    if kind is float:
+        return float(text)
+    return json.loads(text)

@@ -1,0 +1,68 @@
+"""Training on several ranks, as real processes: the same run as on one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import packing
+import pytest
+import torch
+import training
+from torch import nn
+
+Packed = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path:
+    source = training.make_source(tmp_path_factory.mktemp("galaxies"))
+    return packed(source, "--split", "0.85,0.15,0", "--max-nan-fraction", "1")
+
+
+@pytest.mark.parametrize("sizes", ["4,4", "5,0,2"])
+def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
+    parts = [int(n) for n in sizes.split(",")]
+    words = [sys.executable, str(Path(__file__).with_name("norm_ranks.py")), sizes]
+    processes = training.start_ranks(words, len(parts))
+    outputs = [p.communicate(timeout=training.TIMEOUT_S) for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(parts), outputs
+    ranks = [json.loads(stdout) for stdout, _ in outputs]
+    norm = nn.BatchNorm2d(5)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    for step in "01":
+        whole = (torch.randn(sum(parts), 5, 4, 3) * 3 + 7).requires_grad_()
+        weights = torch.randn(sum(parts), 5, 4, 3)
+        norm.zero_grad()
+        result = norm(whole)
+        (result * weights).sum().backward()
+        for name, wanted in (("result", result), ("gradient", whole.grad)):
+            found = [sample for rank in ranks for sample in rank[step][name]]
+            np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
+        wanted = torch.cat([norm.weight.grad, norm.bias.grad]).numpy()
+        for rank in ranks:
+            np.testing.assert_allclose(rank[step]["parameters"], wanted, rtol=1e-4, atol=1e-4)
+    for rank in ranks:
+        np.testing.assert_allclose(rank["buffers"][0], norm.running_mean.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(rank["buffers"][1], norm.running_var.numpy(), rtol=1e-5)
+        assert rank["buffers"][2] == 2
+
+
+def test_losses_are_equal_on_one_two_and_four_ranks(data: Path, tmp_path: Path) -> None:
+    # 51 samples in batches of 12: the last has 3, so that one rank of four has none.
+    options = {"epochs": 5, "weighting": "inverse_count", "label_smoothing": "0.1"}
+    found = {}
+    for num_ranks in (1, 2, 4):
+        out = tmp_path / str(num_ranks)
+        training.run_ranks(training.command(data, out, **options), num_ranks)
+        found[num_ranks] = training.losses(out)
+        assert len(found[num_ranks]) >= 20
+    for num_ranks in (2, 4):
+        np.testing.assert_allclose(found[num_ranks][:20], found[1][:20], rtol=1e-5)
+    assert found[1][-1] < found[1][0]
