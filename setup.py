@@ -12,9 +12,9 @@ EXTRAS = {
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
-    "train": ["torch>=2.7", "matplotlib>=3.8"],
+    "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.8"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.11"],
-    "bench": ["webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9"],
+    "bench": ["webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9", "scikit-learn>=1.4"],
 }
 # The two DALI builds install the same module, so `all` takes the one for CUDA 12.
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})

@@ -41,8 +41,15 @@ def _command(argv: Sequence[str]) -> str | None:
     return next((a for a in argv if not a.startswith("-")), None)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses; settings may also stand after the options, where argparse takes no positionals."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; settings may stand after options, where argparse takes no positionals.
+
+    Args:
+        arguments: without the program's name.
+
+    Raises:
+        SystemExit: they make no sense; 2.
+    """
     parser = _parser(arguments)
     args, others = parser.parse_known_args(arguments)
     if others and (not hasattr(args, "settings") or any(w.startswith("-") for w in others)):
@@ -66,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     name = f"mstrain {_command(arguments) or ''}".rstrip()
     try:
-        args = _parse(arguments)
+        args = parse(arguments)
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except MsdataError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import msdata
 from msdata.augment import Statistics, read_statistics
+from msdata.augment.statistics import FILE_NAME
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.checkpoint import (
@@ -232,7 +233,7 @@ def _prepare(
         },
     )
     if statistics is not None:
-        statistics.write(out)
+        statistics.write(out / FILE_NAME)
     return saved
 
 

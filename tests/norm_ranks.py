@@ -41,7 +41,7 @@ def main() -> None:
             "parameters": gradients.tolist(),
         }
     buffers = [norm.running_mean.tolist(), norm.running_var.tolist()]
-    found["buffers"] = buffers + [int(norm.num_batches_tracked)]
+    found["buffers"] = [*buffers, int(norm.num_batches_tracked)]
     print(json.dumps(found))
     dist.destroy_process_group()
 

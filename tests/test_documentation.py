@@ -16,6 +16,8 @@ import pytest
 
 import mstrain.cli
 from msdata.cli import COMMANDS
+from mstrain.overrides import apply_overrides
+from mstrain.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -134,7 +136,11 @@ def literals(folder: Path) -> str:
 def test_messages_of_the_troubleshooting_table_are_said_by_the_code() -> None:
     table = README.read_text(encoding="utf-8").partition("## Troubleshooting")[2]
     rows = re.findall(r"^\| `([^`]+)`", table.partition("\n## ")[0], flags=re.MULTILINE)
-    said = literals(ROOT / "msdata") + (ROOT / "Makefile").read_text(encoding="utf-8")
+    said = (
+        literals(ROOT / "msdata")
+        + literals(ROOT / "mstrain")
+        + (ROOT / "Makefile").read_text(encoding="utf-8")
+    )
     said = said.replace("$(PYTHON)", "python3")
     assert len(rows) > 5
     unsaid = [m for m in rows for part in m.split("...") if part.strip() and part not in said]
@@ -151,5 +157,33 @@ def test_both_commands_say_their_version(module: str) -> None:
 def test_mstrain_without_a_command_says_what_there_is_and_exits_with_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert mstrain.cli.main([]) == 2
-    assert "no training recipes yet" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        mstrain.cli.main([])
+    assert ended.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def mstrain_commands(page: Path) -> list[str]:
+    """Every `mstrain SUBCOMMAND ...`, also as `-m mstrain.SUBCOMMAND`, from the subcommand on."""
+    starts = rf"(?:^|\s)mstrain[. ]((?:{'|'.join(mstrain.cli.COMMANDS)})\s[^`#]*)"
+    return [m[1].strip() for line in code_of(page) for m in [re.search(starts, line)] if m]
+
+
+def test_readme_shows_every_command_of_mstrain() -> None:
+    shown = {line.split()[0] for line in mstrain_commands(README)}
+    assert shown == set(mstrain.cli.COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_of_mstrain_are_accepted_with_their_settings(page: Path) -> None:
+    for line in mstrain_commands(page):
+        words = shlex.split(line.replace("[", "").replace("]", ""))
+        words = [w for w in words if w not in ("...", "key=value")]
+        try:
+            args = mstrain.cli.parse(words)
+        except SystemExit as ended:
+            # `--settings` and `--help` end well by themselves.
+            assert not ended.code, line
+            continue
+        if words[0] == "train" and args.recipe in RECIPES:
+            apply_overrides(RECIPES[args.recipe](), args.settings)

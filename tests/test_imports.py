@@ -36,6 +36,8 @@ STRANGERS = (
 
 # Packages that every installation has and any file may import.
 FREE_PACKAGES = {"numpy", "pyarrow", "crc32c"}
+# mstrain is made of torch; its command line and settings are not, see the test of start-up.
+FREE_PACKAGES_OF = {"msdata": FREE_PACKAGES, "mstrain": FREE_PACKAGES | {"torch"}}
 # All others: the files that import them, inside functions.
 HOMES: dict[str, set[str]] = {
     "h5py": {"msdata/shards/hdf5.py"},
@@ -222,7 +224,10 @@ def test_a_package_beyond_the_free_ones_has_one_home_and_is_imported_when_needed
     for path in source_files(package):
         for found in imports_of(path):
             name = found.target.split(".")[0]
-            if name in sys.stdlib_module_names or name in (*FREE_PACKAGES, "msdata", "mstrain"):
+            if name in sys.stdlib_module_names or name in (
+                *FREE_PACKAGES_OF[package],
+                *("msdata", "mstrain"),
+            ):
                 continue
             place_of = path.relative_to(ROOT).as_posix()
             is_home = place_of in HOMES.get(name, set())
@@ -239,6 +244,16 @@ def test_importing_msdata_loads_no_heavy_package() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_settings_and_command_line_of_mstrain_need_no_torch() -> None:
+    code = (
+        "import mstrain.cli, mstrain.recipes, mstrain.overrides, sys; print('torch' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.strip() == "False"
 
 
 def test_the_environment_is_read_in_listed_files_only() -> None:

