@@ -17,6 +17,7 @@ from msdata.exits import exit_code_of, ignore_signals
 from msdata.manifest import CONTAINERS
 from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
+from msdata.pack.without_pandas import refuse_pandas
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--max-rejected {args.max_rejected} is negative; give 0 or more")
     topology = from_env()
     started_s = time.monotonic()
+    refuse_pandas()
     if topology.num_ranks > 1:
         report = _run_on_ranks(args, settings, topology)
     else:

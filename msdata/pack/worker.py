@@ -5,6 +5,7 @@ Started by `pool.py` as a fresh interpreter: a fork of a process that has thread
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -74,6 +75,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGALRM, _end)
     sys.unraisablehook = _end_again
+    # What is made per object has no cycles; the modules' millions of objects need no second look.
+    gc.freeze()
+    gc.disable()
     exit_code = 1
     try:
         _serve()

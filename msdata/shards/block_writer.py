@@ -8,6 +8,7 @@ the memory-copy limit; aligned blocks left nothing else, and mapped reads reach 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,5 +75,7 @@ class BlockWriter:
                 taken.append(self._pending.pop(0))
                 left -= view.nbytes
         if taken:
+            start = self._offset
             self._offset += pwrite_all(self._fd, taken, self._offset)
+            os.posix_fadvise(self._fd, start, self._offset - start, os.POSIX_FADV_DONTNEED)
             self._num_pending -= nbytes
