@@ -158,6 +158,15 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
+def catches(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether a process has a handler of its own for a signal by now."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        text = Path(f"/proc/{process.pid}/status").read_text()
+        mask = next((x for x in text.splitlines() if x.startswith("SigCgt:")), "SigCgt: 0")
+        return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def kill(pid: int) -> None:
     """`kill -9` of a process that may have ended."""
     with contextlib.suppress(ProcessLookupError):
