@@ -51,7 +51,7 @@ setup(
         "pyarrow>=16",
         "crc32c>=2.7",
         # The build without windows: the other one needs libGL and X11, which compute nodes lack.
-        "opencv-python-headless>=4.9",
+        "opencv-python-headless>=5.0",
         "astropy>=6.0",
         "requests>=2.31",
     ],

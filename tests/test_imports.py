@@ -48,6 +48,7 @@ HOMES: dict[str, set[str]] = {
         *("msdata/preprocess.py", "msdata/sheet.py", "msdata/sheet_command.py"),
         "msdata/augment/reference.py",
     },
+    "nvidia": {"msdata/augment/dali.py"},
     "torch": {"msdata/torch_dataset.py"},
     "matplotlib": {"msdata/plan_figure.py", "mstrain/report/canvas.py"},
     "speclite": {"msdata/sources/mock/photometry.py"},

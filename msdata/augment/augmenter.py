@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from msdata.augment.config import AugmentConfig
+from msdata.augment.dali_augmenter import DaliAugmenter
 from msdata.augment.recipe import Batch, make_recipe
 from msdata.augment.reference import ReferenceAugmenter
 from msdata.augment.statistics import Statistics
 from msdata.errors import UsageError
 from msdata.schema import Schema
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "dali")
 
 
 class Augmenter(Protocol):
@@ -138,6 +139,8 @@ def open_augmenter(
     if batch_size < 1 or (threads is not None and threads < 1):
         raise UsageError(f"batch_size {batch_size} and threads {threads} must be at least 1")
     recipe = make_recipe(schema, config, seed, statistics)
+    if backend == "dali":
+        return DaliAugmenter(recipe, batch_size, device_id=device_id, threads=threads)
     if device_id is not None:
         raise UsageError("the reference backend runs on the CPU; leave device_id out")
     return ReferenceAugmenter(recipe, batch_size, threads=threads)

@@ -123,7 +123,9 @@ def _orientations(
     """Mirrored, quarter turns, angle beyond them."""
     is_mirrored = (words_N4[:, 0] & np.uint64(1)).astype(bool) & config.flips
     num_turns = (words_N4[:, 1] >> np.uint64(30)).astype(np.int64)
-    angle_rad: NDArray[np.float64] = words_N4[:, 2].astype(np.float64) * (math.pi / 2 * 2.0**-32)
+    # Half a step more, so that no angle is 0: a batch is turned obliquely throughout or not at all.
+    steps: NDArray[np.float64] = words_N4[:, 2].astype(np.float64) + 0.5
+    angle_rad = steps * (math.pi / 2 * 2.0**-32)
     if config.rotation != "any":
         angle_rad = np.zeros(len(words_N4))
     if config.rotation == "none":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,12 @@ EARLY_NAME = "image"
 # Normal numbers to take noise from, 16 MiB: a sample uses 130,000 in a row from a drawn place.
 _NOISE_BANK_SIZE = 1 << 22
 
+_MAX_DEFAULT_THREADS = 8
+# A blur below a tenth of a pixel changes no pixel by more than a few thousandths.
+_MIN_BLUR_PIXELS = 0.1
+# The kernel reaches this many standard deviations of the largest blur that is drawn.
+_BLUR_REACH_SIGMA = 3.0
+
 Batch = Mapping[str, Any]
 
 
@@ -35,6 +43,7 @@ class Recipe:
         geometries: a survey each, in the order of channels.
         curves: the scaling of each.
         noise_sigmas: sky noise of each survey's bands; empty without noise.
+        dtypes: of each survey's array.
     """
 
     config: AugmentConfig
@@ -42,6 +51,7 @@ class Recipe:
     geometries: tuple[Geometry, ...]
     curves: tuple[Curve, ...]
     noise_sigmas: tuple[tuple[float, ...], ...]
+    dtypes: tuple[np.dtype[Any], ...]
 
     @property
     def num_bands(self) -> int:
@@ -114,6 +124,8 @@ def make_recipe(
     if seed < 0:
         raise UsageError(f"seed {seed} must not be negative")
     geometries = make_geometries(schema, config)
+    for geometry in geometries:
+        is_blurred(geometry, config.psf_blur_arcsec)
     sigmas: list[tuple[float, ...]] = []
     if config.noise:
         sigmas = [tuple(b.sky_sigma for b in bands_of(g, statistics, "noise")) for g in geometries]
@@ -123,6 +135,7 @@ def make_recipe(
         geometries=geometries,
         curves=tuple(make_curve(config.scaling, g, statistics) for g in geometries),
         noise_sigmas=tuple(sigmas),
+        dtypes=tuple(schema[g.name].numpy_dtype for g in geometries),
     )
 
 
@@ -133,3 +146,54 @@ def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.floa
         float32 (num_values,).
     """
     return np.random.Generator(np.random.Philox(seed)).standard_normal(num_values, np.float32)
+
+
+def noise_starts(recipe: Recipe, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
+    """Where in the bank the noise of each survey begins.
+
+    Returns:
+        int64 (N,) a survey; one sample's surveys follow each other.
+    """
+    sizes = [len(g.bands) * g.output_size**2 for g in recipe.geometries]
+    if bank_size and bank_size < sum(sizes):
+        raise UsageError(f"images of {sum(sizes)} pixels need more noise than {bank_size} numbers")
+    first = (draws.noise_place * max(bank_size - sum(sizes), 0)).astype(np.int64)
+    return [first + before for before in np.cumsum([0, *sizes[:-1]]).tolist()]
+
+
+def blur_scale(geometry: Geometry) -> float:
+    """Arc seconds in a pixel of the image.
+
+    Raises:
+        UsageError: the schema does not know.
+    """
+    if geometry.pixel_scale_arcsec is None:
+        raise UsageError(
+            f"the pixel scale of {geometry.name!r} is unknown, so a blur in arc seconds has no "
+            "meaning; pack with --pixel-scale, or leave psf_blur_arcsec at 0"
+        )
+    return geometry.pixel_scale_arcsec
+
+
+def is_blurred(geometry: Geometry, largest_arcsec: float) -> bool:
+    """Whether the largest blur that is drawn can be seen on a survey's pixels."""
+    return bool(largest_arcsec) and largest_arcsec / blur_scale(geometry) >= _MIN_BLUR_PIXELS
+
+
+def blur_window(largest_pixels: float) -> int:
+    """Pixels along a side of the kernel, odd, for the largest blur that is drawn."""
+    return 2 * max(1, math.ceil(_BLUR_REACH_SIGMA * largest_pixels)) + 1
+
+
+def default_threads() -> int:
+    """The cores this process may use, but not more than 8 of them."""
+    return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
+
+
+def check_length(num_samples: int, batch_size: int) -> None:
+    """Raises UsageError for a batch longer than the augmenter was made for."""
+    if num_samples > batch_size:
+        raise UsageError(
+            f"a batch of {num_samples} samples for an augmenter of batch_size {batch_size}; open "
+            "it with the loader's batch_size"
+        )

@@ -6,8 +6,6 @@ take a few samples each; OpenCV and NumPy release the GIL. Legend: N samples, B 
 
 from __future__ import annotations
 
-import math
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -18,17 +16,22 @@ from numpy.typing import NDArray
 
 from msdata.augment.draws import Draws
 from msdata.augment.geometry import Geometry
-from msdata.augment.recipe import Batch, Recipe, noise_bank
+from msdata.augment.recipe import (
+    Batch,
+    Recipe,
+    blur_scale,
+    blur_window,
+    check_length,
+    default_threads,
+    is_blurred,
+    noise_bank,
+    noise_starts,
+)
 from msdata.augment.scaling import column
 from msdata.errors import MissingPackageError, UsageError
 
 Image = NDArray[np.float32]
 
-_MAX_DEFAULT_THREADS = 8
-# A blur below a tenth of a pixel changes no pixel by more than a few thousandths.
-_MIN_BLUR_PIXELS = 0.1
-# The kernel reaches this many standard deviations of the largest blur that is drawn.
-_BLUR_REACH_SIGMA = 3.0
 _MIN_SAMPLES_PER_TASK = 4
 
 
@@ -43,8 +46,6 @@ class ReferenceAugmenter:
 
     def __init__(self, recipe: Recipe, batch_size: int, *, threads: int | None = None) -> None:
         _check_opencv()
-        for geometry in recipe.geometries:
-            is_blurred(geometry, recipe.config.psf_blur_arcsec)
         self._recipe = recipe
         self._batch_size = batch_size
         self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
@@ -123,20 +124,6 @@ class ReferenceAugmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def default_threads() -> int:
-    """The cores this process may use, but not more than 8 of them."""
-    return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
-
-
-def check_length(num_samples: int, batch_size: int) -> None:
-    """Raises UsageError for a batch longer than the augmenter was made for."""
-    if num_samples > batch_size:
-        raise UsageError(
-            f"a batch of {num_samples} samples for an augmenter of batch_size {batch_size}; open "
-            "it with the loader's batch_size"
-        )
 
 
 class _Work:
@@ -263,30 +250,6 @@ def _warp(
             cv2.resize(places_HW, size, dst=out_HW, interpolation=cv2.INTER_AREA)
 
 
-def blur_scale(geometry: Geometry) -> float:
-    """Arc seconds in a pixel of the image.
-
-    Raises:
-        UsageError: the schema does not know.
-    """
-    if geometry.pixel_scale_arcsec is None:
-        raise UsageError(
-            f"the pixel scale of {geometry.name!r} is unknown, so a blur in arc seconds has no "
-            "meaning; pack with --pixel-scale, or leave psf_blur_arcsec at 0"
-        )
-    return geometry.pixel_scale_arcsec
-
-
-def is_blurred(geometry: Geometry, largest_arcsec: float) -> bool:
-    """Whether the largest blur that is drawn can be seen on a survey's pixels."""
-    return bool(largest_arcsec) and largest_arcsec / blur_scale(geometry) >= _MIN_BLUR_PIXELS
-
-
-def blur_window(largest_pixels: float) -> int:
-    """Pixels along a side of the kernel, odd, for the largest blur that is drawn."""
-    return 2 * max(1, math.ceil(_BLUR_REACH_SIGMA * largest_pixels)) + 1
-
-
 def _blur(image_BHW: Image, sigma_pixels: float, largest_pixels: float) -> None:
     import cv2
 
@@ -301,21 +264,8 @@ def _blur(image_BHW: Image, sigma_pixels: float, largest_pixels: float) -> None:
         )
 
 
-def noise_starts(recipe: Recipe, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
-    """Where in the bank the noise of each survey begins.
-
-    Returns:
-        int64 (N,) a survey; one sample's surveys follow each other.
-    """
-    sizes = [len(g.bands) * g.output_size**2 for g in recipe.geometries]
-    if bank_size and bank_size < sum(sizes):
-        raise UsageError(f"images of {sum(sizes)} pixels need more noise than {bank_size} numbers")
-    first = (draws.noise_place * max(bank_size - sum(sizes), 0)).astype(np.int64)
-    return [first + before for before in np.cumsum([0, *sizes[:-1]]).tolist()]
-
-
 def _check_opencv() -> None:
-    """Raises MissingPackageError where OpenCV rounds places to 1/32 pixel, as it did up to 4.10."""
+    """Raises MissingPackageError where OpenCV rounds places to 1/32 pixel, as it did up to 4.13."""
     import cv2
 
     ramp = np.tile(np.arange(8, dtype=np.float32), (8, 1))

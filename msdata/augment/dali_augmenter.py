@@ -1,0 +1,216 @@
+"""The `dali` backend: batches through DALI pipelines, on a GPU or on the CPU.
+
+Arrays are read from the loader's ring without a copy on the CPU; on the way to the GPU they are
+copied once, from page-locked memory, while the network and the batch before are at work.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.augment.dali import Lane, as_frames, repeated
+from msdata.augment.draws import Draws
+from msdata.augment.pinning import PinnedBuffers
+from msdata.augment.recipe import (
+    Batch,
+    Recipe,
+    blur_scale,
+    check_length,
+    default_threads,
+    is_blurred,
+    noise_bank,
+    noise_starts,
+)
+from msdata.errors import UsageError
+
+# Batches under way at a time, each in a pipeline of its own: one is copied while another is turned.
+# Deeper queues inside one pipeline would start with batches that are not there yet.
+_NUM_LANES = 2
+# A blur of nothing: a kernel of this width has one entry that is not 0.
+_NO_BLUR_PIXELS = 1e-3
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """A batch on its way."""
+
+    arrays: list[NDArray[Any]]
+    draws: Draws
+    lane: Lane | None = None
+    # What DALI reads without a copy, held until it has.
+    inputs: dict[str, Any] | None = None
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether images are turned obliquely; all of a batch are, or none."""
+        return bool(self.draws.angle_rad.any())
+
+
+class DaliAugmenter:
+    """The `dali` backend; see `Augmenter`.
+
+    Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay as they
+    are for as long as somebody holds them. An empty batch gives empty NumPy arrays.
+
+    Args:
+        recipe: what is done.
+        batch_size: samples of the largest batch.
+        device_id: number of the GPU; None for the CPU.
+        threads: CPU threads; None means the cores this process may use, up to 8.
+
+    Raises:
+        MissingPackageError: DALI is not installed.
+        UsageError: there is no such GPU.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        batch_size: int,
+        *,
+        device_id: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._recipe = recipe
+        self._batch_size = batch_size
+        self._device_id = device_id
+        self._num_threads = threads or default_threads()
+        self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
+        self._free: dict[bool, deque[Lane]] = {}
+        self._jobs: deque[_Job] = deque()
+        # The pipelines first: they find out whether there is a GPU, and say so in a sentence.
+        self._lanes_of(is_turned=recipe.config.rotation == "any")
+        self._pinned = None if device_id is None else PinnedBuffers(device_id)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shape (channels, height, width) of each image of a sample, by name."""
+        return self._recipe.shapes
+
+    @property
+    def num_channels(self) -> dict[str, int]:
+        """Channels of each image, by name."""
+        return {name: shape[0] for name, shape in self.shapes.items()}
+
+    @property
+    def flux_factors(self) -> dict[str, float]:
+        """By survey: flux in counts = sum of an unscaled image times this."""
+        return {g.name: g.flux_factor for g in self._recipe.geometries}
+
+    def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Any]:
+        """Augments one batch; see `Augmenter.run`."""
+        if self._jobs:
+            raise UsageError("a submitted batch is waiting for its result; ask for that first")
+        self.submit(batch, epoch, train)
+        return self.result()
+
+    def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
+        """Begins to augment a batch; see `Augmenter.submit`."""
+        arrays = self._recipe.arrays(batch)
+        check_length(len(arrays[0]), self._batch_size)
+        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
+
+    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
+        """Begins to augment arrays with given draws.
+
+        Args:
+            arrays: (N, B, height, width) in the order of channels.
+            draws: of the N samples; all are turned obliquely, or none.
+        """
+        contiguous = [np.ascontiguousarray(array) for array in arrays]
+        self._jobs.append(_Job(arrays=contiguous, draws=draws))
+        self._start_what_can()
+
+    def _start_what_can(self) -> None:
+        """Starts jobs in their order, as far as there are free lanes."""
+        for job in self._jobs:
+            if job.lane is not None or not len(job.draws):
+                continue
+            lanes = self._lanes_of(is_turned=job.is_turned)
+            if not lanes:
+                return
+            lane = lanes.popleft()
+            job.inputs = self._inputs(job, lane)
+            lane.start(job.inputs)
+            job.lane = lane
+
+    def _lanes_of(self, *, is_turned: bool) -> deque[Lane]:
+        if is_turned not in self._free:
+            self._free[is_turned] = deque(
+                Lane(
+                    self._recipe,
+                    self._batch_size,
+                    is_turned=is_turned,
+                    device_id=self._device_id,
+                    num_threads=self._num_threads,
+                )
+                for _ in range(_NUM_LANES)
+            )
+        return self._free[is_turned]
+
+    def _inputs(self, job: _Job, lane: Lane) -> dict[str, Any]:
+        """What a pipeline is fed with for one batch, by the name of its input."""
+        recipe, draws = self._recipe, job.draws
+        inputs: dict[str, Any] = {}
+        for k, (geometry, array) in enumerate(zip(lane.geometries, job.arrays, strict=True)):
+            is_pinned = self._pinned is not None and self._pinned.pin(array)
+            inputs[f"image_{k}"] = as_frames(array, is_pinned=is_pinned)
+            inputs[f"matrix_{k}"] = geometry.matrices(draws).astype(np.float32)
+            if is_blurred(geometry, recipe.config.psf_blur_arcsec):
+                pixels = draws.blur_arcsec / blur_scale(geometry)
+                inputs[f"blur_{k}"] = np.maximum(pixels, _NO_BLUR_PIXELS).astype(np.float32)
+            if recipe.noise_sigmas:
+                sigmas = draws.noise[:, None] * np.array(recipe.noise_sigmas[k])
+                inputs[f"noise_{k}"] = sigmas.astype(np.float32)[:, :, None, None]
+            if recipe.config.band_dropout:
+                inputs[f"kept_{k}"] = self._kept(draws, recipe.channel_slices[k])
+        if self._bank is not None:
+            inputs["bank"] = repeated(self._bank, len(draws))
+            for k, starts in enumerate(noise_starts(recipe, draws, len(self._bank))):
+                inputs[f"place_{k}"] = starts.astype(np.int32)[:, None]
+        return inputs
+
+    def _kept(self, draws: Draws, channels: slice) -> NDArray[np.float32]:
+        """1 for bands that stay, 0 for those that are dropped: (N, B, 1, 1)."""
+        if not draws.is_dropped.size:
+            return np.ones((len(draws), channels.stop - channels.start, 1, 1), np.float32)
+        return (~draws.is_dropped[:, channels, None, None]).astype(np.float32)
+
+    def result(self) -> dict[str, Any]:
+        """The images of the batch submitted first; see `Augmenter.result`."""
+        if not self._jobs:
+            raise UsageError("no batch was submitted; there is no result to wait for")
+        job = self._jobs.popleft()
+        if job.lane is None:
+            return {name: np.empty((0, *shape), np.float32) for name, shape in self.shapes.items()}
+        try:
+            images = job.lane.outputs()
+        finally:
+            self._lanes_of(is_turned=job.is_turned).append(job.lane)
+        self._start_what_can()
+        return dict(zip(self.shapes, images, strict=True))
+
+    def close(self) -> None:
+        """Waits for what is under way, then gives pipelines and page locks back."""
+        while self._jobs:
+            self.result()
+        self._free.clear()
+        if self._pinned is not None:
+            self._pinned.close()
+
+    def __enter__(self) -> DaliAugmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
