@@ -103,6 +103,7 @@ def write_table(path: Path, table: pa.Table, parts: Sequence[tuple[str, int, int
             table.schema,
             compression="zstd",
             use_dictionary=dictionaries,
+            write_page_checksum=True,
         ) as writer,
     ):
         for _, start, stop in parts:

@@ -44,7 +44,7 @@ class PackedObjects:
         if self._opened is None:
             path = self._folder / SOURCES_NAME
             try:
-                table = pq.ParquetFile(path, memory_map=False)
+                table = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(
                     f"{path} is missing or damaged ({error}), so nobody knows which objects it "
@@ -73,7 +73,12 @@ class PackedObjects:
     def locations(self, expected: ExpectedShard) -> list[tuple[str, int]]:
         """(path, row) of each object of a shard, for `Source.read`."""
         start, stop = expected.first_row, expected.first_row + expected.info.num_samples
-        rows = read_rows(self._open()[0], start, stop, ["path", "row"])
+        try:
+            rows = read_rows(self._open()[0], start, stop, ["path", "row"])
+        except OSError as error:
+            raise DataError(
+                f"{self._folder / SOURCES_NAME} was altered ({error}); pack again"
+            ) from error
         if rows.num_rows != expected.info.num_samples:
             raise DataError(f"{SOURCES_NAME} does not fit the data set; pack again")
         return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))

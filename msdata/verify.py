@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SOURCES_NAME = "sources.parquet"
-_KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, STATISTICS_NAME, "rejected.csv")
+REJECTED_NAME = "rejected.csv"
+_KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, STATISTICS_NAME, REJECTED_NAME)
 
 # Told of (samples, bytes) as they are done, from any thread.
 Progress = Callable[[int, int], None]
@@ -227,6 +228,7 @@ def _size_fault(folder: Path, shard: ShardInfo) -> Fault | None:
 
 def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield from _sources_notes(folder, manifest)
+    yield from _rejected_notes(folder, manifest)
     known = {s.relative_path for s in manifest.shards}
     if manifest.container == "tar":
         known |= {str(Path(name).with_suffix(INDEX_SUFFIX)) for name in known}
@@ -240,12 +242,26 @@ def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
                 yield f"{name} is no part of the data set: nothing reads it"
 
 
+def _rejected_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
+    expected = manifest.provenance.get("rejected_sha256")
+    if expected is None:
+        return
+    try:
+        if file_sha256(folder / REJECTED_NAME) != expected:
+            yield f"{REJECTED_NAME} was altered: the data are whole, the list of rejects is not"
+    except FileNotFoundError:
+        yield f"{REJECTED_NAME} is missing: the data are whole, the list of rejects is lost"
+    except OSError as error:
+        yield f"{REJECTED_NAME} is unreadable ({error.strerror})"
+
+
 def _sources_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        num_rows = pq.read_metadata(folder / SOURCES_NAME).num_rows
+        # Read whole: every page carries a checksum.
+        num_rows = pq.read_table(folder / SOURCES_NAME, page_checksum_verification=True).num_rows
     except FileNotFoundError:
         yield f"{SOURCES_NAME} is missing: the data are whole, but --repair cannot mend them"
         return

@@ -41,7 +41,12 @@ def test_a_manifest_is_read_as_it_was_written(out: Path, tmp_path: Path) -> None
 def test_no_path_and_no_time_stands_in_the_manifest(out: Path, tiny_source: Path) -> None:
     text = (out / "dataset.json").read_text()
     assert str(tiny_source) not in text
-    assert json.loads(text)["provenance"].keys() == {"msdata", "settings", "num_rejected"}
+    assert json.loads(text)["provenance"].keys() == {
+        "msdata",
+        "settings",
+        "num_rejected",
+        "rejected_sha256",
+    }
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,18 @@ def test_strange_files_and_a_missing_list_of_sources_are_notes(copy):
     ]
 
 
+def test_altered_lists_of_sources_and_rejects_are_notes_too(copy):
+    (copy.data / "rejected.csv").write_text("sample_id,path,row,reason\n7,x,0,lost\n")
+    sources = copy.data / "sources.parquet"
+    flip(sources, 40)
+    report = verify_dataset(copy.data)
+    assert report.faults == ()
+    assert [n.split(":")[0].split(" (")[0] for n in report.notes] == [
+        "sources.parquet is unreadable",
+        "rejected.csv was altered",
+    ]
+
+
 def test_a_changed_source_is_refused_and_nothing_is_lost(copy):
     expected = copy.expected
     sample_id = expected.sample_ids()[1]

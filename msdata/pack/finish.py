@@ -16,7 +16,7 @@ import pyarrow as pa
 from msdata import __version__
 from msdata.atomic_file import write_whole
 from msdata.errors import DataError, StorageError
-from msdata.index import fixed_columns, split_rows, write_index, write_table
+from msdata.index import file_sha256, fixed_columns, split_rows, write_index, write_table
 from msdata.manifest import Manifest, ShardInfo
 from msdata.pack.column_names import scalar_names
 from msdata.pack.settings import PackSettings
@@ -66,6 +66,7 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
             "msdata": __version__,
             "settings": settings.provenance(),
             "num_rejected": num_unusable,
+            "rejected_sha256": file_sha256(state.out / REJECTED_NAME),
         },
     )
     manifest.write(state.out)
