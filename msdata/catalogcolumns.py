@@ -70,6 +70,7 @@ def read_catalog(
     id_column: str | None = None,
     redshift_column: str | None = None,
     columns: Sequence[str] | None = None,
+    needs_redshift: bool = True,
 ) -> Catalog:
     """Reads a catalogue from CSV, Parquet or FITS.
 
@@ -78,6 +79,7 @@ def read_catalog(
         id_column: column that names the objects; None looks for a known name.
         redshift_column: column with the redshift; None looks for a known name.
         columns: further columns to keep, as named in the file; None keeps all.
+        needs_redshift: refuse a catalogue without redshifts.
 
     Returns:
         The catalogue.
@@ -90,7 +92,7 @@ def read_catalog(
     table, notes = read_table(path, lambda names: _id_name(path, names, id_column))
     names = table.column_names
     id_name = _id_name(path, names, id_column)
-    chosen = _canonical_columns(path, names, redshift_column)
+    chosen = _canonical_columns(path, names, redshift_column, needs_redshift=needs_redshift)
     for name in columns or ():
         _check_column(path, names, name, "--columns")
     kept, renamed = {}, []
@@ -129,7 +131,9 @@ def _id_name(path: Path, names: Sequence[str], asked: str | None) -> str | None:
     return _first_alias(names, ID_NAMES)
 
 
-def _canonical_columns(path: Path, names: Sequence[str], redshift: str | None) -> dict[str, str]:
+def _canonical_columns(
+    path: Path, names: Sequence[str], redshift: str | None, *, needs_redshift: bool
+) -> dict[str, str]:
     """The file's column for each canonical name that is there."""
     chosen = {}
     for canonical, aliases in _ALIASES.items():
@@ -138,7 +142,7 @@ def _canonical_columns(path: Path, names: Sequence[str], redshift: str | None) -
             found = _check_column(path, names, redshift, "--redshift-column")
         if found is not None:
             chosen[canonical] = found
-    if "redshift" not in chosen:
+    if needs_redshift and "redshift" not in chosen:
         raise UsageError(
             f"catalogue {path} has no redshift column of a known name; it has {', '.join(names)}; "
             "name it with --redshift-column"

@@ -18,6 +18,7 @@ from msdata.exits import exit_code_of, raise_on_sigterm
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
     "mock": ("msdata.sources.mock.command", "make mock objects and their catalogue"),
+    "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),

@@ -1,1 +1,1 @@
-"""Stand-ins for the public cutout services: their protocols, headers and faults, over a mock sky."""
+"""Stand-ins for the public cutout services: protocols, headers and faults over a mock sky."""

@@ -92,7 +92,7 @@ def list_stacks(asked: Asked) -> Answer:
             badflag = int(fault == "flagged" and is_struck)
             rows.append(_row(cell, band, asked.position, badflag))
             if fault == "two_stacks" and is_struck:
-                rows.append(rows[-1].replace(".unconv.", ".conv."))
+                rows.append(rows[-1].replace("/rings.v3.", "/rings.v4."))
     return _text("\n".join([_LIST_COLUMNS, *rows]) + "\n")
 
 
@@ -128,10 +128,8 @@ def cut_stack(asked: Asked) -> Answer:
         band = _FILTERS[(asked.choice(5) + 1) % 5]
     picture = stack_picture(asked, cell, band)
     content = imagery.stack_file(picture, cell, band, asked.seed)
-    if fault == "asinh" and is_struck:
-        cards = fitsfile.panstarrs_cards(picture.grid, band, cell.name, 43.0)
-        scaled = [("BOFFSET", 0.0), ("BSOFTEN", 11.2), *cards]
-        content = fitsfile.image_file(picture.pixels, scaled)
+    if fault == "no_exposure" and is_struck:
+        content = content.replace(b"EXPTIME = ", b"COMMENT   ")
     return _fits(content)
 
 

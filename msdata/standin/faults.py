@@ -17,7 +17,15 @@ PASSING = (
 )
 LASTING = (
     *("outside", "missing_band", "split_bands", "two_stacks", "flagged", "wrong_filter"),
-    *("asinh", "nan_band", "empty_fits", "no_such_layer", "one_band", "clamped", "off_centre"),
+    *(
+        "no_exposure",
+        "nan_band",
+        "empty_fits",
+        "no_such_layer",
+        "one_band",
+        "clamped",
+        "off_centre",
+    ),
 )
 ODDITIES = ("several_cells", "nan_core", "no_galex", "swapped_bands")
 

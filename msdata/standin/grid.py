@@ -51,11 +51,19 @@ class Grid:
         return replace(self, x=self.x - x0, y=self.y - y0, width=width, height=height)
 
     def sky(self) -> tuple[_Floats, _Floats]:
-        """Right ascension and declination of all pixels' centres, degrees, (height, width).
+        """Right ascension and declination of all pixels' centres, degrees, (height, width)."""
+        y, x = np.mgrid[: self.height, : self.width]
+        return self.position(x, y)
+
+    def position(self, x: _Floats | float, y: _Floats | float) -> tuple[_Floats, _Floats]:
+        """Right ascension and declination of pixels, degrees.
+
+        Args:
+            x: columns, counted from 0.
+            y: rows.
 
         Source: Calabretta & Greisen 2002, A&A 395, 1077, section 5.1.3 (TAN).
         """
-        y, x = np.mgrid[: self.height, : self.width]
         step = np.radians(self.scale_arcsec / 3600)
         xi, eta = -(x - self.x) * step, (y - self.y) * step
         sin0, cos0 = np.sin(np.radians(self.dec)), np.cos(np.radians(self.dec))

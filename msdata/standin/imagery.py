@@ -51,8 +51,7 @@ def _noise(seed: int, band: str, grid: Grid) -> NDArray[np.float64]:
 
 
 def _picture(seed: int, band: str, grid: Grid) -> Picture:
-    ra_HW, dec_HW = grid.sky()
-    image_HW = render(seed, band, ra_HW, dec_HW, grid.scale_arcsec) + _noise(seed, band, grid)
+    image_HW = render(seed, band, grid) + _noise(seed, band, grid)
     return Picture(pixels=image_HW.astype(np.float32), grid=grid)
 
 

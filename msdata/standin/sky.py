@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.standin.grid import Grid
+
 CELL_DEG = 1.0 / 60
-# Galaxies further from a cutout than this add less than float32 resolves.
-_REACH_DEG = 25.0 / 3600
+# Galaxies are cut off where they are fainter than a millionth of their centre.
+_REACH_SIGMA = 5.5
+_REACH_DEG = 15.0 / 3600
 _SIGMA_ARCSEC = (0.5, 1.6)
 # Bluest first; a galaxy's colour grows with its redshift, so that a network has something to learn.
 BANDS = ("FUV", "NUV", "g", "r", "i", "z", "y", "W1", "W2")
@@ -125,34 +128,40 @@ def galaxies_near(seed: int, ra: float, dec: float, radius_deg: float) -> Iterat
             yield galaxy_of(seed, row, column)
 
 
-def render(
-    seed: int, band: str, ra_HW: _Floats, dec_HW: _Floats, pixel_scale_arcsec: float
-) -> _Floats:
-    """Flux in each pixel.
+def render(seed: int, band: str, grid: Grid) -> _Floats:
+    """Flux in each pixel of a grid.
 
     Args:
         seed: the sky's.
         band: one of `BANDS`.
-        ra_HW: right ascension of the pixels' centres, degrees.
-        dec_HW: declination of the pixels' centres, degrees.
-        pixel_scale_arcsec: pixel size.
+        grid: the pixels on the sky.
 
     Returns:
         Float64 (height, width), in the survey's pixel unit.
     """
-    middle = (ra_HW.shape[0] // 2, ra_HW.shape[1] // 2)
-    ra, dec = float(ra_HW[middle]), float(dec_HW[middle])
-    radius = max(ra_HW.shape) * 0.75 * pixel_scale_arcsec / 3600
-    image_HW = np.zeros(ra_HW.shape)
-    for galaxy in galaxies_near(seed, ra, dec, radius):
-        east = (ra_HW - galaxy.ra + 180) % 360 - 180
-        east *= np.cos(np.radians(galaxy.dec)) * 3600
-        north = (dec_HW - galaxy.dec) * 3600
-        along = north * np.cos(galaxy.angle) + east * np.sin(galaxy.angle)
-        across = (east * np.cos(galaxy.angle) - north * np.sin(galaxy.angle)) / galaxy.axis_ratio
+    image_HW = np.zeros((grid.height, grid.width))
+    ra, dec = grid.position((grid.width - 1) / 2, (grid.height - 1) / 2)
+    radius_deg = np.hypot(grid.width, grid.height) / 2 * grid.scale_arcsec / 3600
+    for galaxy in galaxies_near(seed, float(ra), float(dec), float(radius_deg)):
         # Broad enough for the coarsest pixels to sample it.
-        sigma = np.hypot(galaxy.sigma_arcsec, 0.5 * pixel_scale_arcsec)
-        exponent = (along**2 + across**2) / (2 * sigma**2)
-        area = 2 * np.pi * sigma**2 * galaxy.axis_ratio / pixel_scale_arcsec**2
-        image_HW += galaxy.flux(band) / area * np.exp(-exponent)
+        sigma = float(np.hypot(galaxy.sigma_arcsec, 0.5 * grid.scale_arcsec))
+        reach = int(_REACH_SIGMA * sigma / grid.scale_arcsec) + 1
+        x, y = (round(v) for v in grid.pixel(galaxy.ra, galaxy.dec))
+        left, right = max(x - reach, 0), min(x + reach + 1, grid.width)
+        low, top = max(y - reach, 0), min(y + reach + 1, grid.height)
+        if left < right and low < top:
+            part = grid.cut(left, low, right - left, top - low)
+            image_HW[low:top, left:right] += _profile(galaxy, band, part, sigma)
     return image_HW
+
+
+def _profile(galaxy: Galaxy, band: str, grid: Grid, sigma_arcsec: float) -> _Floats:
+    ra_HW, dec_HW = grid.sky()
+    east = (ra_HW - galaxy.ra + 180) % 360 - 180
+    east *= np.cos(np.radians(galaxy.dec)) * 3600
+    north = (dec_HW - galaxy.dec) * 3600
+    along = north * np.cos(galaxy.angle) + east * np.sin(galaxy.angle)
+    across = (east * np.cos(galaxy.angle) - north * np.sin(galaxy.angle)) / galaxy.axis_ratio
+    exponent = (along**2 + across**2) / (2 * sigma_arcsec**2)
+    area = 2 * np.pi * sigma_arcsec**2 * galaxy.axis_ratio / grid.scale_arcsec**2
+    return np.asarray(galaxy.flux(band) / area * np.exp(-exponent))

@@ -3,6 +3,7 @@
 `FAULT_AT=role:call:number:what` strikes at the n-th call (from 1) of an `os` function in the parent
 or in each worker: `kill` ends the process as `kill -9` does, `group` its whole process group, the
 name of an `errno` raises that error. `FAULT_OPEN_DELAY_S` makes every open of an object file slow.
+With `LOOPBACK_ONLY` a connection to any address but 127.0.0.1 ends the process with code 97.
 """
 
 import errno
@@ -55,3 +56,22 @@ if "FAULT_AT" in os.environ:
         _wrap(name, int(number), what)
 if "FAULT_OPEN_DELAY_S" in os.environ:
     _delay(float(os.environ["FAULT_OPEN_DELAY_S"]))
+
+
+def _loopback_only():
+    import socket
+
+    real = socket.socket.connect
+
+    def connect(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] != "127.0.0.1":
+            # Beyond what any handler could swallow.
+            os.write(2, f"LOOPBACK_ONLY: a request to {address}\n".encode())
+            os._exit(97)
+        return real(self, address)
+
+    socket.socket.connect = connect
+
+
+if os.environ.get("LOOPBACK_ONLY"):
+    _loopback_only()

@@ -1,0 +1,1 @@
+"""Fetches cutouts from public services: politely, resumably, each answer checked."""

@@ -1,0 +1,225 @@
+"""Asks a service over HTTP: bounded in rate, time and size, with another try where one may help.
+
+The one file that imports requests.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msdata import __version__
+from msdata.fetch.backoff import delay_s, retry_after_s
+from msdata.fetch.failures import RefusedError, SpoiledError, StoppedError, UnavailableError
+from msdata.fetch.rate import RateLimiter
+from msdata.fetch.service import Service
+
+if TYPE_CHECKING:
+    import requests
+
+T = TypeVar("T")
+
+# A page that is not what was asked for, this often in a row, will not become it.
+SPOILED_TRIES = 4
+_RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+_BUSY_STATUSES = (429, 503)
+_LONGEST_BACKOFF_S = 120.0
+_CHUNK_NBYTES = 1 << 16
+
+
+class Client:
+    """A service's connections and counters, shared by all threads.
+
+    Args:
+        service: its settings.
+        stop: set when the run ends; waiting threads then raise.
+        first_after_s: no request before this time of the monotonic clock.
+        contact: an address for the service's operators, sent as part of the user agent.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        stop: threading.Event,
+        *,
+        first_after_s: float = 0.0,
+        contact: str | None = None,
+    ) -> None:
+        self.service = service
+        self.counts: Counter[str] = Counter()
+        self._limiter = RateLimiter(service.requests_per_s, stop, first_after_s=first_after_s)
+        self._stop = stop
+        self._connections = threading.BoundedSemaphore(service.connections)
+        self._counting = threading.Lock()
+        self._session = _new_session(service, contact)
+
+    def get(
+        self,
+        name: str,
+        parameters: Mapping[str, str],
+        max_nbytes: int,
+        check: Callable[[bytes], T],
+    ) -> T:
+        """Asks until there is an answer that passes its check.
+
+        Args:
+            name: what follows the base URL.
+            parameters: of the query.
+            max_nbytes: a longer answer is not read.
+            check: makes of the answer's bytes what is wanted, or raises.
+
+        Returns:
+            What `check` made.
+
+        Raises:
+            RefusedError: there will be no such answer.
+            UnavailableError: there was none in time; a later run may have one.
+            StoppedError: the run is ending.
+        """
+        spoiled = 0
+        tries = self.service.tries
+        for attempt in range(1, tries + 1):
+            try:
+                return check(self._get_once(name, parameters, max_nbytes))
+            except SpoiledError as error:
+                spoiled += 1
+                if spoiled == SPOILED_TRIES or attempt == tries:
+                    raise RefusedError(str(error)) from error
+                self._wait(attempt, UnavailableError(str(error)))
+            except UnavailableError as error:
+                if attempt == tries:
+                    raise UnavailableError(f"{error}; given up after {tries} tries") from error
+                self._wait(attempt, error)
+        raise AssertionError("the loop returns or raises")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._session.close()
+
+    def _count(self, **amounts: int) -> None:
+        with self._counting:
+            self.counts.update(amounts)
+
+    def _wait(self, attempt: int, error: UnavailableError) -> None:
+        self._count(retries=1)
+        seconds = error.retry_after_s
+        if seconds is not None and seconds > self.service.max_wait_s:
+            raise UnavailableError(
+                f"{error}; it asks to wait {seconds:g} s, longer than max_wait_s = "
+                f"{self.service.max_wait_s:g}"
+            ) from error
+        if seconds is None:
+            seconds = delay_s(attempt, self.service.backoff_s, _LONGEST_BACKOFF_S)
+        if error.is_busy:
+            # It concerns every thread: the others are not to be told one by one.
+            self._limiter.pause(seconds)
+        elif self._stop.wait(seconds):
+            raise StoppedError("the run is ending")
+
+    def _get_once(self, name: str, parameters: Mapping[str, str], max_nbytes: int) -> bytes:
+        import requests
+
+        url = f"{self.service.base_url.rstrip('/')}/{name}"
+        deadline_s = time.monotonic() + self.service.total_timeout_s
+        try:
+            with self._connections:
+                with self._limiter.slot():
+                    self._count(requests=1)
+                    response = self._session.get(
+                        url,
+                        params=parameters,
+                        stream=True,
+                        allow_redirects=False,
+                        timeout=(self.service.connect_timeout_s, self.service.read_timeout_s),
+                    )
+                with response:
+                    _check_status(response)
+                    return self._body(response, max_nbytes, deadline_s)
+        except requests.exceptions.RequestException as error:
+            raise UnavailableError(_sentence(error, self.service)) from error
+
+    def _body(self, response: requests.Response, max_nbytes: int, deadline_s: float) -> bytes:
+        promised = _content_length(response)
+        if promised is not None and promised > max_nbytes:
+            raise RefusedError(f"the answer has {promised:,} bytes, more than {max_nbytes:,}")
+        parts, nbytes = [], 0
+        for part in response.iter_content(_CHUNK_NBYTES):
+            parts.append(part)
+            nbytes += len(part)
+            self._count(nbytes=len(part))
+            if nbytes > max_nbytes:
+                raise RefusedError(f"the answer has more than {max_nbytes:,} bytes")
+            if time.monotonic() > deadline_s:
+                raise UnavailableError(
+                    f"the answer was not complete after {self.service.total_timeout_s:g} s"
+                )
+            if self._stop.is_set():
+                raise StoppedError("the run is ending")
+        if promised is not None and nbytes != promised:
+            raise UnavailableError(f"the answer was cut off: {nbytes:,} of {promised:,} bytes")
+        if not nbytes:
+            raise SpoiledError("the answer is empty")
+        return b"".join(parts)
+
+
+def _new_session(service: Service, contact: str | None) -> requests.Session:
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    session = requests.Session()
+    # No retries inside: each would escape the rate limit.
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=service.connections, max_retries=0)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    remark = f" ({contact})" if contact else ""
+    session.headers["User-Agent"] = f"msdata/{__version__}{remark}"
+    # Lengths are checked, which takes bytes as they were sent.
+    session.headers["Accept-Encoding"] = "identity"
+    return session
+
+
+def _check_status(response: requests.Response) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    if status in _RETRIED_STATUSES:
+        wait_s = retry_after_s(response.headers.get("Retry-After"), time.time())
+        raise UnavailableError(
+            f"HTTP {status} {response.reason}",
+            retry_after_s=wait_s,
+            is_busy=status in _BUSY_STATUSES,
+        )
+    if 300 <= status < 400:
+        raise RefusedError(
+            f"HTTP {status}: it has moved to {response.headers.get('Location')}; set its base_url"
+        )
+    raise RefusedError(f"HTTP {status} {response.reason}")
+
+
+def _content_length(response: requests.Response) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
+    return int(text) if is_plain and text.isascii() and text.isdigit() else None
+
+
+def _sentence(error: Any, service: Service) -> str:
+    """What went wrong, without the addresses and object names that differ from run to run."""
+    import requests
+
+    kinds = requests.exceptions
+    if isinstance(error, kinds.ConnectTimeout):
+        return f"no connection within {service.connect_timeout_s:g} s"
+    if isinstance(error, kinds.Timeout) or "Read timed out" in str(error):
+        return f"no answer within {service.read_timeout_s:g} s"
+    if isinstance(error, kinds.SSLError):
+        return f"its certificate was not accepted: {error}"
+    if isinstance(error, kinds.ProxyError):
+        return f"the proxy did not answer: {error}"
+    if isinstance(error, kinds.ChunkedEncodingError):
+        return "the answer was cut off"
+    if isinstance(error, kinds.ConnectionError):
+        return "the connection failed or was closed"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,206 @@
+"""`msdata fetch`: options, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msdata.errors import UsageError
+from msdata.fetch.service import Service, changed, read_services, service_name
+from msdata.fetch.targets import Slice, read_targets
+from msdata.progress import duration_text
+
+if TYPE_CHECKING:
+    from msdata.fetch.run import FetchReport
+    from msdata.fetch.settings import FetchSettings
+
+# Said after Ctrl-C or SIGTERM, which Slurm sends at the time limit.
+WHEN_INTERRUPTED = "what is fetched is kept: run the same command again"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata fetch`."""
+    parser.add_argument("catalog", type=Path, help="CSV, Parquet or FITS table: ids, positions")
+    parser.add_argument("out", type=Path, help="folder for the objects, new or begun before")
+    parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
+    parser.add_argument(
+        "--slice", default="0/1", help="part of the catalogue, such as 3/16; %(default)s"
+    )
+    parser.add_argument(
+        "--concurrent-slices",
+        type=int,
+        help="slices at work at a time, which share each rate; default: all",
+    )
+    parser.add_argument("--workers", type=int, default=8, help="objects at a time; %(default)s")
+    parser.add_argument("--services", type=Path, help="TOML file with settings of the services")
+    parser.add_argument(
+        "--rate", action="append", default=[], help="SERVICE=REQUESTS_PER_S, repeatable"
+    )
+    parser.add_argument("--base-url", action="append", default=[], help="SERVICE=URL, repeatable")
+    parser.add_argument("--unwise-from", default="legacy", help="legacy or unwise_me; %(default)s")
+    parser.add_argument(
+        "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
+    )
+    parser.add_argument("--contact", help="your address, for the services' operators")
+    parser.add_argument("--keep-fits", action="store_true", help="keep the FITS files, too")
+    parser.add_argument("--pack", type=Path, help="then pack all into a data set in this folder")
+    parser.add_argument(
+        "--retry-refused", action="store_true", help="ask again for objects that were refused"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would ask, and how long"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def _assignment(text: str, option: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise UsageError(f"{option} {text!r}: write NAME=VALUE")
+    return name, value
+
+
+def _number(text: str, option: str) -> tuple[str, float]:
+    name, value = _assignment(text, option)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: {value!r} is no number") from None
+
+
+def _services(args: argparse.Namespace) -> dict[str, Service]:
+    services = read_services(args.services)
+    changes: list[tuple[str, dict[str, Any]]] = []
+    changes += [(n, {"requests_per_s": v}) for n, v in (_number(t, "--rate") for t in args.rate)]
+    urls = (_assignment(t, "--base-url") for t in args.base_url)
+    changes += [(n, {"base_url": v}) for n, v in urls]
+    for name, change in changes:
+        services[service_name(name)] = changed(services[service_name(name)], change)
+    return services
+
+
+def settings_of(args: argparse.Namespace) -> FetchSettings:
+    """The settings that the options ask for."""
+    from msdata.fetch.settings import FetchSettings
+
+    return FetchSettings(
+        catalog=args.catalog,
+        out=args.out,
+        id_column=args.id_column,
+        services=_services(args),
+        unwise_from=args.unwise_from.replace(".", "_"),
+        pixel_scales_arcsec=dict(_number(t, "--pixel-scale") for t in args.pixel_scale),
+        part=Slice.parse(args.slice),
+        concurrent_slices=args.concurrent_slices,
+        workers=args.workers,
+        keep_fits=args.keep_fits,
+        retry_refused=args.retry_refused,
+        contact=args.contact,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetches; returns 0 when every object is there or cannot be had, else 1."""
+    settings = settings_of(args)
+    if args.pack is not None and settings.part.count > 1:
+        raise UsageError("--pack is for the whole catalogue; pack when all slices are fetched")
+    if args.dry_run:
+        _print_forecast(settings, args)
+        return 0
+    from msdata.fetch.run import fetch
+
+    started_s = time.monotonic()
+    report = fetch(settings, is_quiet=args.quiet)
+    packed = None
+    if args.pack is not None and report.is_settled:
+        packed = _pack(settings, args)
+    _print_report(report, args, time.monotonic() - started_s, packed)
+    return int(not report.is_settled)
+
+
+def _pack(settings: FetchSettings, args: argparse.Namespace) -> int:
+    """Packs the objects; returns the number of samples."""
+    from msdata.fetch.objects import OBJECTS
+    from msdata.pack.run import pack
+    from msdata.pack.settings import PackSettings
+
+    pack_settings = PackSettings(
+        source=settings.out / OBJECTS,
+        out=args.pack,
+        catalog=settings.catalog,
+        id_column=settings.id_column,
+        pixel_scales_arcsec=dict(settings.pixel_scales_arcsec),
+    )
+    report = pack(pack_settings, resume=(args.pack / ".pack").exists(), is_quiet=args.quiet)
+    return report.manifest.num_samples
+
+
+def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
+    targets, notes = read_targets(
+        settings.catalog, id_column=settings.id_column, part=settings.part
+    )
+    requests: Counter[str] = Counter()
+    for adapter in settings.adapters():
+        requests[adapter.service] += adapter.requests_per_object * len(targets)
+    services = settings.shared_services()
+    seconds = {name: n / services[name].requests_per_s for name, n in requests.items()}
+    if args.json:
+        result = {"num_objects": len(targets), "requests": dict(requests), "seconds": seconds}
+        print(json.dumps(result))
+        return
+    for note in notes:
+        print(f"note: {note}")
+    for name, count in requests.items():
+        service = services[name]
+        print(
+            f"{name}: {count:,} requests to {service.base_url}, at {service.requests_per_s:g}/s "
+            f"{duration_text(seconds[name])} or more"
+        )
+    longest = max(seconds.values())
+    print(f"{len(targets):,} objects, {duration_text(longest)} or more; nothing was asked")
+
+
+def _print_report(
+    report: FetchReport, args: argparse.Namespace, elapsed_s: float, packed: int | None
+) -> None:
+    from msdata.fetch.journal import FETCHED, REFUSED
+
+    num_fetched, num_refused = report.states.get(FETCHED, 0), report.states.get(REFUSED, 0)
+    num_left = report.num_objects - num_fetched - num_refused
+    if args.json:
+        result = {
+            "out": str(args.out),
+            "num_objects": report.num_objects,
+            "num_fetched": num_fetched,
+            "num_fetched_now": report.num_fetched_now,
+            "num_refused": num_refused,
+            "num_unsettled": num_left,
+            "no_coverage": dict(report.no_coverage),
+            "services": {name: dict(counts) for name, counts in report.services.items()},
+            "seconds": elapsed_s,
+            "num_packed": packed,
+            "notes": list(report.notes),
+        }
+        print(json.dumps(result))
+        return
+    for note in report.notes:
+        print(f"note: {note}")
+    for name, counts in report.services.items():
+        retries = counts.get("retries", 0)
+        print(f"{name}: {counts.get('requests', 0):,} requests, {retries:,} of them asked again")
+    for band, count in report.no_coverage.items():
+        print(f"{band}: {count:,} objects without coverage")
+    print(
+        f"fetched {report.num_fetched_now:,} objects in {elapsed_s:.1f} s into {args.out}: "
+        f"{num_fetched:,} of {report.num_objects:,} are there, {num_refused:,} cannot be had"
+        + (f" (see {report.failed_path.name})" if num_refused or num_left else "")
+    )
+    if num_left:
+        print(f"{num_left:,} were not delivered; run the same command again")
+    if packed is not None:
+        print(f"packed {packed:,} samples into {args.pack}")

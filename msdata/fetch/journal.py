@@ -1,0 +1,162 @@
+"""The manifest of a fetch: one line an object as it is settled, in a file that only ever grows.
+
+A line is written and on the disk before the next object counts, and after the object's own file is.
+So whatever kills the process, at most the last line is torn; it is ignored and its object fetched
+again. Each slice writes a journal of its own, all read all: slices may be cut anew between runs.
+SQLite would do the same, but not on parallel file systems, whose locks cannot be relied upon.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from msdata.atomic_file import storage_error
+from msdata.errors import MsdataError
+from msdata.fetch.targets import Slice, Target
+
+FOLDER = ".fetch"
+# An object is there; it cannot be had; its service did not deliver, a later run tries again.
+FETCHED, REFUSED, UNSETTLED = "fetched", "refused", "unsettled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What became of an object.
+
+    Attributes:
+        sample_id: which.
+        state: FETCHED, REFUSED or UNSETTLED.
+        ra: position it was looked for at, degrees; None where it has none.
+        dec: the same.
+        nbytes: size of its file.
+        crc32c: checksum of its file.
+        service: that failed it.
+        reason: why it failed.
+        notes: such as sky cell, NaN pixels, bands without coverage.
+    """
+
+    sample_id: str
+    state: str
+    ra: float | None
+    dec: float | None
+    nbytes: int = 0
+    crc32c: int = 0
+    service: str = ""
+    reason: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_of(self, target: Target) -> bool:
+        """Whether it tells of the object at that very position."""
+        if not target.has_position:
+            return self.ra is None
+        return (self.ra, self.dec) == target.position
+
+
+def read_entries(out: Path) -> dict[str, Entry]:
+    """The last entry of each object, from all journals.
+
+    Args:
+        out: the folder that is fetched into.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    found: dict[str, Entry] = {}
+    for path in sorted((out / FOLDER).glob("journal*.jsonl")):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise storage_error("read", path, error) from error
+        for entry in _entries(content):
+            before = found.get(entry.sample_id)
+            # Of two slices' entries one that has the object counts more.
+            if before is None or before.state != FETCHED or entry.state == FETCHED:
+                found[entry.sample_id] = entry
+    return found
+
+
+def _entries(content: bytes) -> Iterable[Entry]:
+    for line in content.splitlines():
+        # A torn line; so is the one that another slice is writing just now.
+        with suppress(ValueError, TypeError):
+            fields = json.loads(line)
+            if isinstance(fields, dict):
+                yield Entry(**fields)
+
+
+class Journal:
+    """Adds to a slice's journal; a context manager. One process at a time has it.
+
+    Args:
+        out: the folder that is fetched into.
+        part: the slice.
+    """
+
+    def __init__(self, out: Path, part: Slice) -> None:
+        self._out = out
+        self._path = out / FOLDER / f"journal{part.suffix}.jsonl"
+        self._fd = -1
+
+    def __enter__(self) -> Journal:
+        """Opens the journal.
+
+        Raises:
+            MsdataError: another process has it.
+            StorageError: the file system refused.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._lock()
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                os.write(self._fd, b"\n")
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise MsdataError(
+                f"another 'msdata fetch' is at work on {self._out} with the same --slice; wait for "
+                "it, or fetch another slice"
+            ) from None
+        except OSError:
+            # Some parallel file systems are mounted without locks; entries still are whole lines.
+            return
+
+    def add(self, entry: Entry) -> None:
+        """Writes an entry and waits until it is on the disk.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        fields = {k: v for k, v in asdict(entry).items() if v not in ("", 0, {})}
+        line = json.dumps({**fields, "ra": entry.ra, "dec": entry.dec}) + "\n"
+        try:
+            written = os.write(self._fd, line.encode())
+            if written != len(line):
+                raise OSError(errno.ENOSPC, "short write")
+            os.fsync(self._fd)
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error

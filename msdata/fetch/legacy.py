@@ -1,0 +1,56 @@
+"""GALEX and unWISE from the Legacy Survey viewer: `fits-cutout`, one answer with all bands.
+
+The viewer resamples so that the position lies exactly in the middle. It answers unknown `bands=`
+with all bands, so none are asked for and those that come are told by the header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msdata.fetch.adapter import Fetched, combined, degrees_text, max_fits_nbytes
+from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes, planes_by_band
+from msdata.fetch.client import Client
+from msdata.schema import Survey
+
+# Layer, the file's name after the id, and the viewer's words for the bands.
+LAYERS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
+    "galex": ("galex", "Galex.fits", {"n": "NUV", "f": "FUV", "nuv": "NUV", "fuv": "FUV"}),
+    "unwise": ("unwise-neo7", "Unwise.fits", {"1": "W1", "2": "W2", "w1": "W1", "w2": "W2"}),
+}
+
+
+class LegacyAdapter:
+    """Implements `Adapter` for the array "galex" or "unwise"."""
+
+    service = "legacy"
+    requests_per_object = 1
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+        self._layer, self._file_name, self._words = LAYERS[survey.name]
+
+    def fetch(self, client: Client, position: tuple[float, float]) -> Fetched:
+        """See `Adapter.fetch`."""
+        size = self.survey.shape[1]
+        query = {
+            "ra": degrees_text(position[0]),
+            "dec": degrees_text(position[1]),
+            "size": str(size),
+            "pixscale": f"{self.survey.pixel_scale_arcsec:g}",
+            "layer": self._layer,
+        }
+        wanted = Wanted(survey=self.survey, position=position, size=size, centre=(size - 1) / 2)
+        return client.get(
+            "fits-cutout",
+            query,
+            max_fits_nbytes(self.survey, size, len(self.survey.bands)),
+            lambda content: self._checked(content, wanted),
+        )
+
+    def _checked(self, content: bytes, wanted: Wanted) -> Fetched:
+        planes = planes_by_band(fits_planes(content), self.survey, self._words)
+        bands: dict[str, Band] = {
+            band: band_stamp(planes[band], band, wanted) for band in self.survey.bands
+        }
+        return combined(self.survey, bands, {self._file_name: content})

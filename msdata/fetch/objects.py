@@ -1,0 +1,121 @@
+"""Fetches one object: all its arrays, then its file, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msdata.atomic_file import storage_error, write_whole
+from msdata.checksum import crc32c
+from msdata.fetch.adapter import Adapter, Fetched
+from msdata.fetch.client import Client
+from msdata.fetch.failures import RefusedError, UnavailableError
+from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry
+from msdata.fetch.targets import Target, object_path
+from msdata.sources.fits_options import zero_point_name
+
+OBJECTS, FITS = "photometry", "fits"
+
+
+class ObjectFetcher:
+    """Fetches objects; called from many threads.
+
+    Args:
+        adapters: one for each array.
+        clients: by service.
+        out: folder for the objects.
+        keep_fits: write the services' files too.
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        clients: Mapping[str, Client],
+        out: Path,
+        *,
+        keep_fits: bool,
+    ) -> None:
+        self._adapters = adapters
+        self._clients = clients
+        self._out = out
+        self._keep_fits = keep_fits
+
+    def fetch(self, target: Target) -> Entry:
+        """Fetches one object and writes its file.
+
+        Returns:
+            What became of it.
+
+        Raises:
+            StorageError: the file system refused.
+            StoppedError: the run is ending.
+        """
+        if not target.has_position:
+            return _failed(target, REFUSED, "", "it has no position in the catalogue")
+        arrays: dict[str, Fetched] = {}
+        for adapter in self._adapters:
+            name = adapter.survey.name
+            try:
+                client = self._clients[adapter.service]
+                arrays[name] = adapter.fetch(client, target.position)
+            except RefusedError as error:
+                return _failed(target, REFUSED, adapter.service, f"{name}: {error}")
+            except UnavailableError as error:
+                return _failed(target, UNSETTLED, adapter.service, f"{name}: {error}")
+        if self._keep_fits:
+            self._write_fits(target, arrays)
+        content = object_bytes(arrays)
+        self._write(self._out / OBJECTS / object_path(target.sample_id, ".npy"), content)
+        ra, dec = target.position
+        notes = {name: dict(found.notes) for name, found in arrays.items() if found.notes}
+        return Entry(
+            sample_id=target.sample_id,
+            state=FETCHED,
+            ra=ra,
+            dec=dec,
+            nbytes=len(content),
+            crc32c=crc32c(content),
+            notes=notes,
+        )
+
+    def _write_fits(self, target: Target, arrays: Mapping[str, Fetched]) -> None:
+        for found in arrays.values():
+            for name, content in found.files.items():
+                path = self._out / FITS / object_path(target.sample_id, f".{name}")
+                self._write(path, content)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+        write_whole(path, content)
+
+
+def object_bytes(arrays: Mapping[str, Fetched]) -> bytes:
+    """An object's file: a pickled dict in an object-array `.npy`, as upstream writes them.
+
+    Args:
+        arrays: by name.
+
+    Returns:
+        The bytes: float32 arrays by name, and the AB zero-point of each band's file.
+    """
+    sample: dict[str, Any] = {name: found.pixels for name, found in arrays.items()}
+    for name, found in arrays.items():
+        for band, zero_point in found.zero_points.items():
+            sample[zero_point_name(name, band)] = zero_point
+    file = io.BytesIO()
+    np.save(file, np.array(sample, dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def _failed(target: Target, state: str, service: str, reason: str) -> Entry:
+    ra, dec = target.position if target.has_position else (None, None)
+    return Entry(
+        sample_id=target.sample_id, state=state, ra=ra, dec=dec, service=service, reason=reason
+    )

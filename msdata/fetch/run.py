@@ -1,0 +1,220 @@
+"""Runs a fetch: what is left of the slice, on threads, each object's fate into the journal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msdata.atomic_file import write_whole
+from msdata.errors import DataError
+from msdata.fetch.client import Client
+from msdata.fetch.crew import Crew
+from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, Journal, read_entries
+from msdata.fetch.objects import OBJECTS, ObjectFetcher
+from msdata.fetch.settings import FetchSettings, claim_folder
+from msdata.fetch.targets import Slice, Target, object_path, read_targets
+from msdata.progress import ProgressLine
+
+# A service that failed this many objects in a row is down, or wrongly named: to go on would only
+# cost it, and the user, more of the same.
+PATIENCE = 25
+# A killed run's last requests may have reached the services a moment ago.
+_PAUSE_BEFORE_RESUMING_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchReport:
+    """What a fetch did.
+
+    Attributes:
+        num_objects: of the slice.
+        states: how many of them are in which state now.
+        num_fetched_now: by this run.
+        services: counters of requests, retries and bytes by service.
+        failed_path: the list of failed objects.
+        no_coverage: how many fetched objects lack coverage, by band.
+        notes: remarks on the catalogue.
+    """
+
+    num_objects: int
+    states: Mapping[str, int]
+    num_fetched_now: int
+    services: Mapping[str, Mapping[str, int]]
+    failed_path: Path
+    no_coverage: Mapping[str, int]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every object is there or cannot be had."""
+        return not self.states.get(UNSETTLED) and sum(self.states.values()) == self.num_objects
+
+
+def failed_path(out: Path, part: Slice) -> Path:
+    """Where a slice's failed objects are listed."""
+    return out / f"failed{part.suffix}.csv"
+
+
+def targets_left(
+    targets: Iterable[Target], entries: Mapping[str, Entry], out: Path, *, retry_refused: bool
+) -> list[Target]:
+    """The objects that are to be fetched: those neither there nor refused.
+
+    Args:
+        targets: the slice's.
+        entries: what became of objects before.
+        out: folder of the objects; a file that is gone or of another size is fetched again.
+        retry_refused: ask for the refused again.
+    """
+    left = []
+    for target in targets:
+        entry = entries.get(target.sample_id)
+        is_settled = entry is not None and entry.is_of(target) and entry.state != UNSETTLED
+        if is_settled and entry is not None and entry.state == REFUSED:
+            is_settled = not retry_refused
+        elif is_settled and entry is not None:
+            path = out / OBJECTS / object_path(target.sample_id, ".npy")
+            is_settled = path.exists() and path.stat().st_size == entry.nbytes
+        if not is_settled:
+            left.append(target)
+    return left
+
+
+def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
+    """Fetches what is left of a slice.
+
+    Args:
+        settings: what, from where, how fast.
+        is_quiet: no progress line.
+
+    Returns:
+        What was done, and what is left.
+
+    Raises:
+        UsageError: settings, catalogue and folder do not fit.
+        DataError: a service failed object after object.
+        StorageError: the file system refused.
+    """
+    started_s = time.monotonic()
+    targets, notes = read_targets(
+        settings.catalog, id_column=settings.id_column, part=settings.part
+    )
+    has_begun = claim_folder(settings)
+    with Journal(settings.out, settings.part) as journal:
+        entries = read_entries(settings.out)
+        left = targets_left(targets, entries, settings.out, retry_refused=settings.retry_refused)
+        stop = threading.Event()
+        first_s = started_s + _PAUSE_BEFORE_RESUMING_S if has_begun else 0.0
+        clients = {
+            name: Client(service, stop, first_after_s=first_s, contact=settings.contact)
+            for name, service in settings.shared_services().items()
+        }
+        tally = _Tally(len(targets), len(targets) - len(left), clients, is_quiet=is_quiet)
+        fetcher = ObjectFetcher(
+            settings.adapters(), clients, settings.out, keep_fits=settings.keep_fits
+        )
+        try:
+            with Crew(fetcher.fetch, settings.workers, stop) as crew:
+                for entry in crew.results(iter(left)):
+                    journal.add(entry)
+                    entries[entry.sample_id] = entry
+                    tally.add(entry)
+        finally:
+            tally.close()
+            for client in clients.values():
+                client.close()
+            path = failed_path(settings.out, settings.part)
+            of_slice = _of_slice(targets, entries)
+            write_failed(path, of_slice)
+    return FetchReport(
+        num_objects=len(targets),
+        states=Counter(entry.state for entry in of_slice),
+        num_fetched_now=tally.num_fetched,
+        services={name: dict(client.counts) for name, client in clients.items()},
+        failed_path=path,
+        no_coverage=_no_coverage(of_slice),
+        notes=notes,
+    )
+
+
+def _of_slice(targets: Iterable[Target], entries: Mapping[str, Entry]) -> list[Entry]:
+    found = ((target, entries.get(target.sample_id)) for target in targets)
+    of_slice = [entry for target, entry in found if entry is not None and entry.is_of(target)]
+    return sorted(of_slice, key=lambda entry: entry.sample_id)
+
+
+def _no_coverage(entries: Iterable[Entry]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        for array, notes in entry.notes.items():
+            counts.update(f"{array}.{band}" for band in notes.get("no_coverage", ()))
+    return dict(sorted(counts.items()))
+
+
+def write_failed(path: Path, entries: Iterable[Entry]) -> None:
+    """Lists the objects that are not there, with the reason, as CSV.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["sample_id", "ra", "dec", "state", "service", "reason"])
+    for entry in entries:
+        if entry.state != FETCHED:
+            place = ["" if v is None else f"{v:.7f}" for v in (entry.ra, entry.dec)]
+            writer.writerow([entry.sample_id, *place, entry.state, entry.service, entry.reason])
+    write_whole(path, file.getvalue().encode())
+
+
+class _Tally:
+    """Counts, shows, and loses patience with a service that only fails."""
+
+    def __init__(
+        self, total: int, num_before: int, clients: Mapping[str, Client], *, is_quiet: bool
+    ) -> None:
+        self.num_fetched = 0
+        self._num_done = 0
+        self._clients = clients
+        self._line = ProgressLine("fetch", total - num_before, is_quiet=is_quiet)
+        self._in_a_row: Counter[str] = Counter()
+
+    def add(self, entry: Entry) -> None:
+        """Counts an object.
+
+        Raises:
+            DataError: its service has failed too many in a row.
+        """
+        self._num_done += 1
+        self._line.update(*self._state())
+        if entry.state == FETCHED:
+            self.num_fetched += 1
+            self._in_a_row.clear()
+            return
+        self._in_a_row[entry.service] += 1
+        is_only_failing = entry.state == UNSETTLED or not self.num_fetched
+        if entry.service and is_only_failing and self._in_a_row[entry.service] >= PATIENCE:
+            url = self._clients[entry.service].service.base_url
+            raise DataError(
+                f"service {entry.service} ({url}) failed {PATIENCE} objects in a row, the last: "
+                f"{entry.reason}; nothing finished is lost: see to the cause, then run the same "
+                "command again"
+            )
+
+    def close(self) -> None:
+        """Ends the line."""
+        self._line.close(*self._state())
+
+    def _state(self) -> tuple[int, int, str]:
+        parts = []
+        for name, client in self._clients.items():
+            again = f" ({client.counts['retries']:,} again)" if client.counts["retries"] else ""
+            parts.append(f"{name} {client.counts['requests']:,}{again}")
+        nbytes = sum(client.counts["nbytes"] for client in self._clients.values())
+        return self._num_done, nbytes, ", ".join(parts)

@@ -1,0 +1,179 @@
+"""What the user asks of a fetch, and the check that a folder is gone on with as it was begun."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from msdata.atomic_file import storage_error, write_whole
+from msdata.errors import DataError, UsageError
+from msdata.fetch.adapter import Adapter
+from msdata.fetch.journal import FOLDER
+from msdata.fetch.legacy import LegacyAdapter
+from msdata.fetch.panstarrs import PanstarrsAdapter
+from msdata.fetch.service import SERVICES, Service
+from msdata.fetch.targets import Slice
+from msdata.fetch.unwise_me import UnwiseMeAdapter
+from msdata.schema import MANTIS_SHRIMP
+
+_FORMAT_VERSION = 1
+UNWISE_SERVICES = ("legacy", "unwise_me")
+_OPTIONS = {"unwise_from": "--unwise-from", "pixel_scales_arcsec": "--pixel-scale"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """A fetch.
+
+    Attributes:
+        catalog: table with ids and positions.
+        out: folder for the objects.
+        id_column: the catalogue's column with the ids; None looks for a known name.
+        services: where to ask, by name.
+        unwise_from: "legacy" or "unwise_me".
+        pixel_scales_arcsec: of arrays that differ from the schema's.
+        part: the slice of the catalogue.
+        concurrent_slices: slices at work at a time; they share each service's rate.
+        workers: objects under way at a time.
+        keep_fits: keep the services' files too.
+        retry_refused: ask again for objects that were refused.
+        contact: address for the operators of the services.
+    """
+
+    catalog: Path
+    out: Path
+    id_column: str | None = None
+    services: Mapping[str, Service] = field(default_factory=lambda: dict(SERVICES))
+    unwise_from: str = "legacy"
+    pixel_scales_arcsec: Mapping[str, float] = field(default_factory=dict)
+    part: Slice = field(default_factory=Slice)
+    concurrent_slices: int | None = None
+    workers: int = 8
+    keep_fits: bool = False
+    retry_refused: bool = False
+    contact: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.unwise_from not in UNWISE_SERVICES:
+            raise UsageError(
+                f"--unwise-from {self.unwise_from!r} is none of {', '.join(UNWISE_SERVICES)}"
+            )
+        if not 1 <= self.workers <= 256:
+            raise UsageError(f"--workers {self.workers} is out of range; give 1 to 256")
+        shared = self.concurrent_slices
+        if shared is not None and not 1 <= shared <= self.part.count:
+            raise UsageError(
+                f"--concurrent-slices {shared}: there are {self.part.count} slices; give 1 to "
+                f"{self.part.count}"
+            )
+        for name, scale in self.pixel_scales_arcsec.items():
+            if name not in ("galex", "unwise"):
+                raise UsageError(
+                    f"--pixel-scale {name}={scale:g}: only galex and unwise are resampled by their "
+                    "service"
+                )
+            if not 0.1 <= scale <= 60:
+                raise UsageError(f"--pixel-scale {name}={scale:g} is no size; give arcseconds")
+        if self.contact is not None and not (
+            self.contact.isascii() and self.contact.isprintable() and len(self.contact) <= 200
+        ):
+            raise UsageError("--contact goes into a request's header; give an address in ASCII")
+
+    def adapters(self) -> list[Adapter]:
+        """One for each array, in the schema's order."""
+        surveys = {
+            a.name: replace(
+                a, pixel_scale_arcsec=self.pixel_scales_arcsec.get(a.name, a.pixel_scale_arcsec)
+            )
+            for a in MANTIS_SHRIMP.arrays
+        }
+        unwise = UnwiseMeAdapter if self.unwise_from == "unwise_me" else LegacyAdapter
+        return [
+            PanstarrsAdapter(surveys["panstarrs"]),
+            LegacyAdapter(surveys["galex"]),
+            unwise(surveys["unwise"]),
+        ]
+
+    def shared_services(self) -> dict[str, Service]:
+        """The services that are asked, each with this slice's share of its rate."""
+        share = self.concurrent_slices or self.part.count
+        return {
+            name: replace(service, requests_per_s=service.requests_per_s / share)
+            for name, service in self.services.items()
+            if name in {adapter.service for adapter in self.adapters()}
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the pixels; a folder is gone on with the same only."""
+        return {
+            "unwise_from": self.unwise_from,
+            "pixel_scales_arcsec": dict(sorted(self.pixel_scales_arcsec.items())),
+        }
+
+
+def claim_folder(settings: FetchSettings) -> bool:
+    """Takes the folder for a fetch with these settings; a new one is made.
+
+    Returns:
+        Whether a fetch had begun there before.
+
+    Raises:
+        UsageError: it was begun with others, or holds something else.
+        StorageError: the file system refused.
+    """
+    path = settings.out / FOLDER / "settings.json"
+    try:
+        if settings.out.exists() and not settings.out.is_dir():
+            raise UsageError(f"{settings.out} is a file; give a folder for the objects")
+        has_begun = path.parent.exists()
+        if not has_begun and settings.out.exists() and any(settings.out.iterdir()):
+            raise UsageError(
+                f"{settings.out} is not empty and was not made by 'msdata fetch'; give a new folder"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Slices begin at the same moment.
+        fd = os.open(path.parent / "settings.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise storage_error("write", settings.out, error) from error
+    try:
+        _lock(fd)
+        _check_or_write(path, settings)
+    finally:
+        os.close(fd)
+    return has_begun
+
+
+def _lock(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        # Some parallel file systems are mounted without locks.
+        return
+
+
+def _check_or_write(path: Path, settings: FetchSettings) -> None:
+    now = settings.to_json()
+    if not path.exists():
+        fields = {"format_version": _FORMAT_VERSION, **now}
+        write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        version = before["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is broken: {error}; fetch into a new folder, or restore it"
+        ) from error
+    if version != _FORMAT_VERSION:
+        raise UsageError(f"{settings.out} was begun by another version of msdata ({version})")
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UsageError(
+                f"{settings.out} was begun with {_OPTIONS[name]} {before.get(name) or '(none)'}, "
+                f"not {value or '(none)'}; go on with the same, or fetch into another folder"
+            )

@@ -1,0 +1,158 @@
+"""The objects to fetch: from a catalogue's rows to ids, positions and paths."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from msdata.catalogcolumns import missing_id_column, read_catalog
+from msdata.errors import UsageError
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_ID_DIGITS = 7
+# Objects of one strip of sky cells follow each other: servers have the files at hand then.
+_STRIP_DEG = 0.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One object.
+
+    Attributes:
+        sample_id: its id, as its file is named.
+        ra: right ascension, degrees; NaN where the catalogue has none.
+        dec: declination, degrees.
+    """
+
+    sample_id: str
+    ra: float
+    dec: float
+
+    @property
+    def has_position(self) -> bool:
+        """Whether it can be looked for."""
+        return math.isfinite(self.ra) and math.isfinite(self.dec) and -90 <= self.dec <= 90
+
+    @property
+    def position(self) -> tuple[float, float]:
+        """Right ascension from 0 to 360 and declination, degrees."""
+        return self.ra % 360, self.dec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A part of the catalogue: every `count`-th row from row `index` on.
+
+    Attributes:
+        index: which part, from 0.
+        count: parts in all.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                f"--slice {self.index}/{self.count}: slices count from 0/{self.count} to "
+                f"{self.count - 1}/{self.count}"
+            )
+
+    @property
+    def suffix(self) -> str:
+        """What the names of a slice's files end with; empty where there is but one."""
+        return "" if self.count == 1 else f"-{self.index:04d}-of-{self.count:04d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Slice:
+        """The slice of `3/16`.
+
+        Raises:
+            UsageError: the text is none.
+        """
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if match is None:
+            raise UsageError(f"--slice {text!r} is none; write 3/16 for the fourth of sixteen")
+        return cls(index=int(match[1]), count=int(match[2]))
+
+
+def object_path(sample_id: str, suffix: str) -> PurePosixPath:
+    """Where an object's file lies: four folders of a character each, then its name.
+
+    Args:
+        sample_id: of the object. Folders are its first four digits; of an id that is no number,
+            four digits of its hash.
+        suffix: what follows the id in the file's name, with the dot.
+    """
+    digits = sample_id if sample_id.isdigit() else hashlib.sha256(sample_id.encode()).hexdigest()
+    return PurePosixPath(*digits[:4], sample_id + suffix)
+
+
+def read_targets(
+    path: Path, *, id_column: str | None, part: Slice
+) -> tuple[list[Target], tuple[str, ...]]:
+    """Reads a catalogue's objects, those of one strip of the sky after each other.
+
+    Args:
+        path: CSV, Parquet or FITS table with ids and positions.
+        id_column: column with the ids; None looks for a known name.
+        part: which rows.
+
+    Returns:
+        The objects, each id once; and remarks for the user.
+
+    Raises:
+        UsageError: no ids or positions, or ids that cannot name files.
+        DataError: the file is broken.
+        StorageError: the file system refused.
+    """
+    catalog = read_catalog(path, id_column=id_column, columns=(), needs_redshift=False)
+    if catalog.ids is None:
+        raise missing_id_column(catalog)
+    for name in ("ra", "dec"):
+        if name not in catalog.columns.column_names:
+            raise UsageError(
+                f"catalogue {path} has no column {name!r} of a known name; it has "
+                f"{', '.join(catalog.file_columns)}; rename its position's columns to ra and dec"
+            )
+    ra = catalog.columns["ra"].to_numpy()
+    dec = catalog.columns["dec"].to_numpy()
+    found: dict[str, int] = {}
+    num_repeated = num_nameless = 0
+    for row, text in enumerate(catalog.ids.to_pylist()):
+        if text is None:
+            num_nameless += 1
+            continue
+        sample_id = _file_id(text, path)
+        num_repeated += sample_id in found
+        found.setdefault(sample_id, row)
+    rows = [(i, row) for i, row in found.items() if row % part.count == part.index]
+    targets = [Target(sample_id=i, ra=float(ra[row]), dec=float(dec[row])) for i, row in rows]
+    remarks = []
+    if num_repeated:
+        remarks.append(f"{num_repeated:,} rows repeat an id: the first row of each counts")
+    if num_nameless:
+        remarks.append(f"{num_nameless:,} rows have no id: left out")
+    return sorted(targets, key=_along_strips), tuple(remarks)
+
+
+def _along_strips(target: Target) -> tuple[float, float, str]:
+    if not target.has_position:
+        return math.inf, math.inf, target.sample_id
+    return float(np.floor(target.dec / _STRIP_DEG)), target.ra % 360, target.sample_id
+
+
+def _file_id(text: str, path: Path) -> str:
+    if text.isascii() and text.isdigit():
+        return text.zfill(_ID_DIGITS)
+    if _SAFE_ID.fullmatch(text):
+        return text
+    raise UsageError(
+        f"catalogue {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, or "
+        "name another column with --id-column"
+    )
