@@ -60,7 +60,8 @@ class Catalog:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.ids is not None and len(self.ids) != self.columns.num_rows:
+        is_empty = not self.columns.num_columns
+        if self.ids is not None and not is_empty and len(self.ids) != self.columns.num_rows:
             raise UsageError(f"{len(self.ids)} ids for {self.columns.num_rows} catalogue rows")
 
 

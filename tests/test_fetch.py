@@ -1,4 +1,4 @@
-"""200 objects from faulty services: all that can be had, once, bit for bit; kills change nothing."""
+"""200 objects from faulty services: all that can be had, bit for bit; kills change nothing."""
 
 from __future__ import annotations
 

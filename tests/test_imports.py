@@ -40,6 +40,7 @@ FREE_PACKAGES = {"numpy", "pyarrow", "crc32c"}
 FREE_PACKAGES_OF = {"msdata": FREE_PACKAGES, "mstrain": FREE_PACKAGES | {"torch"}}
 # All others: the files that import them, inside functions.
 HOMES: dict[str, set[str]] = {
+    "requests": {"msdata/fetch/client.py"},
     "h5py": {"msdata/shards/hdf5.py"},
     "mpi4py": {"msdata/mpi.py"},
     "zmq": {"msdata/cache/zmq_transport.py"},

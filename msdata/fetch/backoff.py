@@ -42,5 +42,5 @@ def delay_s(attempt: int, first_s: float, longest_s: float) -> float:
         first_s: the mean after the first.
         longest_s: never more than this.
     """
-    grown = first_s * 2 ** min(attempt - 1, _MAX_DOUBLINGS)
+    grown = first_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS)
     return min(longest_s, grown * random.uniform(0.5, 1.5))

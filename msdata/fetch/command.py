@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.pack is not None and settings.part.count > 1:
         raise UsageError("--pack is for the whole catalogue; pack when all slices are fetched")
+    if args.pack is not None and (args.pack / "dataset.json").exists():
+        raise UsageError(f"--pack: {args.pack} holds a data set already; give a new folder")
     if args.dry_run:
         _print_forecast(settings, args)
         return 0

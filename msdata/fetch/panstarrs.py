@@ -7,6 +7,7 @@ combined: cells of different projections are turned against each other.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ class PanstarrsAdapter:
                 "fitscut.cgi",
                 query,
                 max_fits_nbytes(self.survey, size, 1),
-                lambda content, band=band: _checked(content, band, wanted),
+                functools.partial(_checked, band, wanted),
             )
         notes = {"sky_cell": stacks.cell}
         if num_cells > 1:
@@ -99,7 +100,7 @@ class PanstarrsAdapter:
         return combined(self.survey, bands, files, **notes)
 
 
-def _checked(content: bytes, band: str, wanted: Wanted) -> tuple[Band, bytes]:
+def _checked(band: str, wanted: Wanted, content: bytes) -> tuple[Band, bytes]:
     planes = fits_planes(content)
     if len(planes) != 1:
         raise RefusedError(f"band {band}: it sent {len(planes)} images instead of one")

@@ -90,6 +90,8 @@ def read_services(path: Path | None) -> dict[str, Service]:
     """
     tables: Mapping[str, Any] = {}
     if path is not None:
+        if not path.is_file():
+            raise UsageError(f"services file {path} is no file; check the path")
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -83,6 +83,7 @@ class FetchSettings:
             self.contact.isascii() and self.contact.isprintable() and len(self.contact) <= 200
         ):
             raise UsageError("--contact goes into a request's header; give an address in ASCII")
+        self.adapters()
 
     def adapters(self) -> list[Adapter]:
         """One for each array, in the schema's order."""

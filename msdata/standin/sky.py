@@ -83,7 +83,7 @@ def hash_words(*words: int | _Words) -> _Words:
 
 def uniform(*words: int | _Words) -> _Floats:
     """Numbers in [0, 1) from the same mixture."""
-    return (hash_words(*words) >> np.uint64(11)) * 2.0**-53
+    return np.asarray((hash_words(*words) >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def _cells_in_row(row: int) -> int:
