@@ -20,11 +20,12 @@ from msdata.fetch.client import SPOILED_TRIES, Client
 from msdata.fetch.failures import RefusedError, SpoiledError, StoppedError, UnavailableError
 from msdata.fetch.service import SERVICES, Service, changed
 
+Answer = bytes | Callable[[socket.socket], None]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood"
 
 
 @contextlib.contextmanager
-def scripted(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str, list[float]]]:
+def scripted(*answers: Answer) -> Iterator[tuple[str, list[float]]]:
     """A server that gives these answers, one a connection, the last for ever; when it was asked."""
     with fetching.loopback_only(), socket.create_server(("127.0.0.1", 0)) as server:
         times_s: list[float] = []
@@ -91,7 +92,7 @@ def test_a_redirect_is_told_and_not_followed() -> None:
     answer = status(301, Location="https://elsewhere.example/")
     with (
         scripted(answer) as (url, _),
-        pytest.raises(RefusedError, match=r"moved to https://elsewhere\.example/; set its base_url"),
+        pytest.raises(RefusedError, match=r"moved to https://elsewhere\.example/; set its"),
     ):
         get(url)
 
@@ -109,9 +110,7 @@ def test_retry_after_is_obeyed_in_seconds_and_as_a_date() -> None:
 def test_retry_after_stops_all_threads_of_a_service() -> None:
     with scripted(status(429, Retry_After="1"), OK) as (url, times_s):
         client = Client(service(url), threading.Event())
-        threads = [
-            threading.Thread(target=client.get, args=("a", {}, 10, bytes)) for _ in range(4)
-        ]
+        threads = [threading.Thread(target=client.get, args=("a", {}, 10, bytes)) for _ in range(4)]
         threads[0].start()
         while not client.counts["retries"]:
             time.sleep(0.001)

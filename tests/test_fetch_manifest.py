@@ -131,7 +131,7 @@ def test_a_wrong_layer_ends_the_run_early(tmp_path: Path) -> None:
         settings = FetchSettings(
             catalog=catalog, out=tmp_path / "out", services=fetching.services(running.url)
         )
-        with pytest.raises(DataError, match="no such layer.*nothing finished is lost"):
+        with pytest.raises(DataError, match=r"no such layer.*nothing finished is lost"):
             fetch(settings)
 
 
@@ -211,9 +211,7 @@ def test_sigterm_ends_a_fetch_and_keeps_what_there_is(catalog: Path) -> None:
             catalog.parent / "services.toml", running.url, requests_per_s=10.0, read_timeout_s=50.0
         )
         options = ("--services", str(services), "--workers", "2")
-        process = packing.start(
-            fetching.command(catalog, out, *options), fetching.environment()
-        )
+        process = packing.start(fetching.command(catalog, out, *options), fetching.environment())
         assert packing.wait_for(lambda: list(out.rglob("*.npy")), process)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
@@ -289,5 +287,6 @@ def test_the_manifest_is_json_lines(running: StandIns, catalog: Path) -> None:
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert {e["state"] for e in entries} == {FETCHED}
     for e in entries:
-        assert e["nbytes"] == fetching.object_file(catalog.parent / "out", e["sample_id"]).stat().st_size
+        path = fetching.object_file(catalog.parent / "out", e["sample_id"])
+        assert e["nbytes"] == path.stat().st_size
         assert e["notes"]["panstarrs"]["sky_cell"]
