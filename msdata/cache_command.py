@@ -88,6 +88,15 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--split", default="train", help="the split that is cached (train)")
     serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
     serve.add_argument("--host", help="zmq: name under which other nodes reach this one")
+    serve.add_argument(
+        "--encrypt",
+        action="store_true",
+        help="zmq: encrypt the records too, at a third of the rate; keys and requests' secrets "
+        "always are",
+    )
+    serve.add_argument(
+        "--metrics-dir", type=Path, help="zmq: folder for this service's counters (.prom)"
+    )
 
 
 def _gib_or_auto(word: str) -> float | None:
@@ -114,8 +123,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _serve_member(args: argparse.Namespace) -> int:
-    if args.peers_dir is not None or args.host is not None:
-        raise UsageError("--peers-dir and --host belong to --transport zmq")
+    if args.peers_dir is not None or args.host is not None or args.encrypt or args.metrics_dir:
+        raise UsageError(
+            "--peers-dir, --host, --encrypt and --metrics-dir belong to --transport zmq"
+        )
     config = CacheConfig(
         memory_gib=args.memory_gib,
         ssd_dir=args.ssd_dir,
@@ -141,8 +152,15 @@ def _serve_arenas(args: argparse.Namespace) -> int:
         peers_dir=args.peers_dir,
         ssd_dir=args.ssd_dir,
         ssd_gib=1.0 if args.ssd_dir else 0.0,  # how much, the arenas say
+        metrics_dir=args.metrics_dir,
     )
-    with NodeService(config, cached_split(split), lambda: record_reader(split), args.host) as found:
+    with NodeService(
+        config,
+        cached_split(split),
+        lambda: record_reader(split),
+        args.host,
+        is_encrypted=args.encrypt,
+    ) as found:
         known: set[int] = set()
         while True:
             found.look()
@@ -151,6 +169,7 @@ def _serve_arenas(args: argparse.Namespace) -> int:
                 nodes = ", ".join(f"node {n}" for n in sorted(serving)) or "nothing yet"
                 print(f"serving {nodes} of job {config.job}", flush=True)
                 known = serving
+            found.write_metrics()
             time.sleep(_LOOK_S)
 
 

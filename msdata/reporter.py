@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from msdata.cache.client import CacheClient
-from msdata.cache.metrics import rank_families, remove_stale_metrics, write_metrics
+from msdata.cache.metrics import METRICS_S, rank_families, remove_stale_metrics, write_metrics
 from msdata.cache.tier import LOG
 from msdata.errors import MsdataError
 
 ROW_S = 1.0
-METRICS_S = 10.0
 _CLOSE_S = 5.0
 # Of a report, what `msdata cache status` shows and reckons the forecast from.
 _ROW_FIELDS = (

@@ -54,6 +54,15 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Options of a command and of its actions."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from options_of(inner)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
@@ -81,12 +90,7 @@ def test_readme_shows_every_command() -> None:
 
 
 def test_options_named_by_themselves_belong_to_a_command() -> None:
-    known = {
-        option
-        for command in COMMANDS
-        for action in parser_of(command)._actions
-        for option in action.option_strings
-    }
+    known = {option for command in COMMANDS for option in options_of(parser_of(command))}
     named = {
         word.partition("=")[0]
         for span in code_of(README)

@@ -6,6 +6,7 @@ that comes from storage.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +111,8 @@ class CacheClient:
         )
         self._peers = self._open_peers() if peers is None else peers
         self.has_peers = self._peers is not None
+        self._lock = threading.Lock()
+        self._num_altered = 0
         self._last_stats: dict[str, Any] | None = None
 
     def _open_ssd(self, node: int) -> None:
@@ -185,13 +188,16 @@ class CacheClient:
             Whether each is there and sound.
         """
         assert self._peers is not None
-        samples = places.samples.tolist()
-        came = self._peers.fetch(places.owners.tolist(), samples, rows)
         checksums = self._split.checksums[places.samples].tolist()
-        return [
-            is_there and crc32c_of_parts(row) == checksum
-            for is_there, row, checksum in zip(came, rows, checksums, strict=True)
-        ]
+
+        def is_sound(i: int) -> bool:
+            is_same: bool = crc32c_of_parts(rows[i]) == checksums[i]
+            if not is_same:
+                with self._lock:
+                    self._num_altered += 1
+            return is_same
+
+        return self._peers.fetch(places.owners.tolist(), places.samples.tolist(), rows, is_sound)
 
     def claim(self, places: Places) -> None:
         """Tells the filler which samples this rank will read from storage and keep."""
@@ -230,11 +236,13 @@ class CacheClient:
         Returns:
             `tiers`: samples, bytes and seconds of the epoch by "local", "ssd", "peer" and
             "storage"; `totals`: the same of all epochs; `has_peers`; `cache`: by tier slots, filled
-            ones, faults, and what this process's filler read.
+            ones, faults, and what this process's filler read; `peers`: `failures`, `down` as in
+            `Fetcher.stats`, and `corrupt` records.
         """
         if self._last_stats is not None:
             return self._last_stats
         filler = self.filler
+        peers = {} if self._peers is None else self._peers.stats()
         return {
             "tiers": self.counters.to_dict(),
             "totals": self.counters.totals(),
@@ -248,6 +256,7 @@ class CacheClient:
                     "failed_shards": filler.num_failed,
                     "is_done": filler.is_done,
                 },
+                **({"peers": {**peers, "corrupt": self._num_altered}} if peers else {}),
             },
         }
 

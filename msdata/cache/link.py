@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.tier import LOG
-from msdata.cache.transport import fill_row
+from msdata.cache.transport import IsSound, fill_row
 
 # A request takes milliseconds; a service that takes longer is worse than storage.
 TIMEOUT_S = 2.0
@@ -109,7 +109,11 @@ class _Link:
         self._slots_SN = whole.reshape(num_slots, sample_nbytes)
 
     def fetch(
-        self, nodes: NDArray[np.int64], samples: NDArray[np.int64], rows: Sequence[Sequence[Any]]
+        self,
+        nodes: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
     ) -> list[bool]:
         """See `Fetcher`.
 
@@ -125,7 +129,8 @@ class _Link:
                 num_asked += 1
             first = turn % 2 * self._half
             for i, is_there in enumerate(self._answer()):
-                came.append(is_there and fill_row(rows[start + i], self._slots_SN[first + i]))
+                record = self._slots_SN[first + i]
+                came.append(is_there and fill_row(rows[start + i], record) and is_sound(start + i))
         return came
 
     def _ask(self, turn: int, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
@@ -194,7 +199,11 @@ class LinkFetcher:
         self.num_lost = 0
 
     def fetch(
-        self, nodes: Sequence[int], samples: Sequence[int], rows: Sequence[Sequence[Any]]
+        self,
+        nodes: Sequence[int],
+        samples: Sequence[int],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
     ) -> list[bool]:
         """See `Fetcher`."""
         with self._places:
@@ -204,7 +213,8 @@ class LinkFetcher:
             if link is None:
                 return [False] * len(samples)
             try:
-                came = link.fetch(np.array(nodes, np.int64), np.array(samples, np.int64), rows)
+                numbers = np.array(nodes, np.int64), np.array(samples, np.int64)
+                came = link.fetch(*numbers, rows, is_sound)
             except OSError as error:
                 link.close()
                 self._lose(error)
@@ -244,6 +254,12 @@ class LinkFetcher:
             "until it is back",
             error,
         )
+
+    def stats(self) -> dict[str, int]:
+        """See `Fetcher`; of all nodes, a rank knows its own one's service only."""
+        with self._lock:
+            is_down = time.monotonic() < self._paused_until_s
+            return {"failures": self.num_lost, "down": int(is_down)}
 
     def close(self) -> None:
         """See `Fetcher`."""

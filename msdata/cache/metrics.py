@@ -19,6 +19,7 @@ from msdata.atomic_file import write_whole
 
 COUNTER, GAUGE = "counter", "gauge"
 _PREFIX = "msdata"
+METRICS_S = 10.0
 # Living processes renew their file every few seconds.
 _STALE_S = 600.0
 

@@ -8,21 +8,33 @@ it is one of the arena's users, so the arena outlives the ranks, and a restarted
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.cache.arena import arena_path
-from msdata.cache.client import LOCAL, SSD, CacheClient
+from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
+from msdata.cache.metrics import (
+    METRICS_S,
+    remove_stale_metrics,
+    service_families,
+    write_metrics,
+)
 from msdata.cache.rendezvous import announce, job_keys, withdraw
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
 from msdata.cache.zmq_transport import ZmqServer, make_keys
 from msdata.errors import MsdataError, UsageError
+
+_METRICS_PAUSE_S = 3600.0
 
 
 @dataclass
@@ -39,10 +51,12 @@ class NodeService:
     """Serves all arenas of one job and split on this node; a context manager.
 
     Args:
-        config: `job`, `peers_dir`, `shm_dir` and `ssd_dir` count; sizes are the arenas'.
+        config: `job`, `peers_dir`, `shm_dir`, `ssd_dir` and `metrics_dir` count; sizes are the
+            arenas'.
         split: the data.
         make_reader: gives a function that reads one record from storage.
         host: name or address under which other nodes reach this one; None takes its name.
+        is_encrypted: records leave this node encrypted, more slowly.
 
     Raises:
         UsageError: there is no `peers_dir`.
@@ -56,6 +70,8 @@ class NodeService:
         split: CachedSplit,
         make_reader: Callable[[], ReadRecord],
         host: str | None = None,
+        *,
+        is_encrypted: bool = False,
     ) -> None:
         if config.peers_dir is None:
             raise UsageError("a service needs a folder that all nodes see, to be found by them")
@@ -64,8 +80,10 @@ class NodeService:
         self._split = split
         self._make_reader = make_reader
         self._host = host
+        self._is_encrypted = is_encrypted
         self._keys = job_keys(self._folder, make_keys)
         self._served: dict[Path, _Served] = {}
+        self._metrics_due_s = 0.0
 
     def look(self) -> None:
         """Joins arenas that have appeared and leaves those whose name is gone."""
@@ -101,7 +119,9 @@ class NodeService:
         )
         client = CacheClient(config, self._split, header.node, None, self._make_reader())
         inode = os.fstat(client.tiers[LOCAL].slots.fd).st_ino
-        server = ZmqServer(lambda sample: record_of(client, sample), self._keys, self._host)
+        server = ZmqServer(
+            partial(records_of, client), self._keys, self._host, is_encrypted=self._is_encrypted
+        )
         self._served[path] = _Served(client, server, header.node, inode)
         client.start()
         announce(self._folder, self._split.label, header.node, server.address)
@@ -111,10 +131,39 @@ class NodeService:
         withdraw(self._folder, self._split.label, served.node, served.server.address)
         served.server.close()
         served.client.close()
+        if self._config.metrics_dir is not None:
+            with suppress(OSError):
+                self._metrics_path(self._config.metrics_dir, served.node).unlink()
 
     def stats(self) -> dict[int, dict[str, Any]]:
-        """What `CacheClient.stats` says of the cache, by number of node."""
-        return {s.node: s.client.stats()["cache"] for s in self._served.values()}
+        """By number of node: what `CacheClient.stats` says of the cache, and `served`."""
+        return {
+            s.node: {**s.client.stats()["cache"], "served": s.server.served}
+            for s in self._served.values()
+        }
+
+    def write_metrics(self) -> None:
+        """Writes counters into `config.metrics_dir`, where there is one, now and then."""
+        folder = self._config.metrics_dir
+        if folder is None or time.monotonic() < self._metrics_due_s:
+            return
+        self._metrics_due_s = time.monotonic() + METRICS_S
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_stale_metrics(folder)
+            for node, stats in self.stats().items():
+                labels = {"run": self._config.job, "split": self._split.name, "node": node}
+                write_metrics(
+                    self._metrics_path(folder, node),
+                    service_families(stats, stats["served"], labels),
+                )
+        except (MsdataError, OSError) as error:
+            # Not said again: the next try is hours away.
+            self._metrics_due_s = time.monotonic() + _METRICS_PAUSE_S
+            LOG.warning("counters are not written: %s", error)
+
+    def _metrics_path(self, folder: Path, node: int) -> Path:
+        return folder / f"msdata-{self._config.job}-{self._split.name}-service{node}.prom"
 
     def close(self) -> None:
         """Leaves all arenas."""
@@ -128,17 +177,23 @@ class NodeService:
         self.close()
 
 
-def record_of(client: CacheClient, sample: int) -> Any | None:
-    """A record that this node has at the moment, from memory or SSD.
+def records_of(client: CacheClient, samples: NDArray[np.int64]) -> list[Any | None]:
+    """The records that this node has at the moment, from memory or SSD.
 
     Args:
         client: of the node's cache.
-        sample: number within the split; one that is none gives None.
+        samples: int64 (n,), numbers within the split; those that are none give None.
     """
-    if not 0 <= sample < client.num_samples:
-        return None
-    places = client.locate(np.array([sample]))
-    source, slot = int(places.source[0]), int(places.slots[0])
+    is_one = (samples >= 0) & (samples < client.num_samples)
+    places = client.locate(np.where(is_one, samples, 0))
+    source = np.where(is_one, places.source, STORAGE)
+    return [
+        _record(client, where, slot)
+        for where, slot in zip(source.tolist(), places.slots.tolist(), strict=True)
+    ]
+
+
+def _record(client: CacheClient, source: int, slot: int) -> Any | None:
     if source == LOCAL:
         return client.tiers[LOCAL].slots.record(slot)
     if source == SSD:

@@ -2,7 +2,7 @@
 
 A server gives what its node has at the moment; a fetcher gets it or does not, within a time.
 Neither raises for a node that is gone, slow or wrong: a record that does not come is read from
-storage. What comes is held against the index's checksum by whoever asked.
+storage.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-# Sample number -> its record as a contiguous buffer, if this node has it now; else None.
-Lookup = Callable[[int], Any | None]
+# Numbers of samples, int64 (n,) -> for each its record as a contiguous buffer, if this node has it
+# now; else None.
+Lookup = Callable[[NDArray[np.int64]], Sequence[Any | None]]
+# Whether a row that was filled, by its place among those asked for, holds what it should.
+IsSound = Callable[[int], bool]
 
 
 class Server(Protocol):
@@ -23,6 +27,10 @@ class Server(Protocol):
     def address(self) -> str:
         """What a fetcher needs to find it."""
 
+    @property
+    def served(self) -> dict[str, int]:
+        """`samples` and `bytes` given out so far."""
+
     def close(self) -> None:
         """Stops serving; fetchers that wait for it get nothing."""
 
@@ -31,7 +39,11 @@ class Fetcher(Protocol):
     """Asks servers for records; used by all threads of a rank."""
 
     def fetch(
-        self, nodes: Sequence[int], samples: Sequence[int], rows: Sequence[Sequence[Any]]
+        self,
+        nodes: Sequence[int],
+        samples: Sequence[int],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
     ) -> list[bool]:
         """Puts records straight where they belong; asks all nodes at once.
 
@@ -40,11 +52,15 @@ class Fetcher(Protocol):
             samples: numbers within the split.
             rows: for each sample the memory that its record fills, as pieces one after the other,
                 each a writable uint8 array.
+            is_sound: asked of every row as soon as it is full, while others are on their way.
 
         Returns:
-            Whether each came whole; what stands in the rows of others means nothing. A node that
-            did not answer in time is not asked again for some seconds.
+            Whether each came and is sound; what stands in the rows of others means nothing. A node
+            that did not answer in time is not asked again for some seconds.
         """
+
+    def stats(self) -> dict[str, int]:
+        """`failures`, how often a node did not answer, and `down`, how many are left alone now."""
 
     def close(self) -> None:
         """Leaves all nodes."""

@@ -1,7 +1,9 @@
-"""Records between nodes over ZeroMQ: needs no MPI, and outlives the death of any node.
+"""Records between nodes without MPI, from nodes that may die: sessions over ZeroMQ, then plain TCP.
 
-Records go out as frames that point into shared memory, uncopied. Both ends have the job's CURVE
-key: the server admits no other, and what travels is encrypted.
+ZeroMQ's CURVE proves to both ends that the other has the job's key, and encrypts what they say.
+Over it a rank gets a session with a node: a number and a secret, with which it then opens plain
+connections for records (`msdata.cache.bulk`). A server told to encrypt gives no sessions, but the
+records themselves over CURVE, at a third of the rate.
 """
 
 from __future__ import annotations
@@ -9,23 +11,24 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from msdata.cache.transport import Lookup, fill_row
+from msdata.cache.bulk import BulkLink, Session, new_session
+from msdata.cache.bulk_server import BulkServer
+from msdata.cache.peer_links import PAUSE_S, TIMEOUT_S, Link, PeerLinks
+from msdata.cache.transport import IsSound, Lookup, fill_row
 from msdata.errors import MissingPackageError
 
-# A request of a batch's share from one node takes milliseconds; a node that takes longer is worse
-# than storage.
-TIMEOUT_S = 2.0
-# How long a node that did not answer is left alone.
-PAUSE_S = 5.0
-# Each failure in a row doubles that, up to this many times the first pause.
-_MOST_PAUSES = 64
 _POLL_MS = 100
 _HEARTBEAT_MS = 1000
+# What can be asked for over CURVE.
+_SESSION, _RECORDS = b"session", b"records"
+# A session is a rank's with a server, for as long as both live.
+_MOST_SESSIONS = 1 << 16
 
 
 def _zmq() -> Any:
@@ -50,21 +53,32 @@ def make_keys() -> tuple[str, str]:
 
 
 class ZmqServer:
-    """Serves the records of one node from a thread.
+    """Serves the records of one node.
 
     Args:
         lookup: gives the records.
         keys: the job's.
         host: name or address under which other nodes reach this one; None takes its name.
+        is_encrypted: records go over CURVE too.
 
     Raises:
         MissingPackageError: pyzmq is absent.
     """
 
-    def __init__(self, lookup: Lookup, keys: tuple[str, str], host: str | None = None) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        keys: tuple[str, str],
+        host: str | None = None,
+        *,
+        is_encrypted: bool = False,
+    ) -> None:
         zmq = _zmq()
         self._lookup = lookup
         self._public = zmq.utils.z85.decode(keys[0])
+        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
+        self._bulk = None if is_encrypted else BulkServer(lookup, self._secret_of)
+        self._num_samples = self._nbytes = 0
         self._context = zmq.Context()
         # Whom to admit is asked over this socket, by ZeroMQ itself (ZAP, RFC 27).
         self._door = self._context.socket(zmq.REP)
@@ -85,6 +99,22 @@ class ZmqServer:
     def address(self) -> str:
         """See `Server`."""
         return self._address
+
+    @property
+    def bulk_port(self) -> int | None:
+        """Where records go out unencrypted."""
+        return None if self._bulk is None else self._bulk.port
+
+    @property
+    def served(self) -> dict[str, int]:
+        """See `Server`."""
+        if self._bulk is None:
+            return {"samples": self._num_samples, "bytes": self._nbytes}
+        return {"samples": self._bulk.num_samples, "bytes": self._bulk.nbytes}
+
+    def _secret_of(self, number: bytes) -> bytes | None:
+        session = self._sessions.get(number)
+        return None if session is None else session.secret
 
     def _serve(self) -> None:
         zmq = _zmq()
@@ -107,30 +137,46 @@ class ZmqServer:
         self._door.send_multipart([version, number, *verdict, b"", b""])
 
     def _answer(self, request: list[bytes]) -> None:
-        """Sends the records that are here, empty frames for others; ignores what is no request."""
-        if len(request) != 3 or len(request[2]) % 8:
+        """Answers a request; ignores what is none."""
+        if len(request) != 4 or len(request[3]) % 8:
             return
-        asker, number, samples = request
-        found = [self._lookup(s) for s in np.frombuffer(samples, np.int64).tolist()]
-        self._socket.send_multipart(
-            [asker, number, *(b"" if record is None else record for record in found)], copy=False
-        )
+        asker, number, kind, samples = request
+        if kind == _SESSION:
+            self._socket.send_multipart([asker, number, *self._begin_session()])
+        elif kind == _RECORDS and self._bulk is None:
+            found = self._lookup(np.frombuffer(samples, "<i8"))
+            records = [b"" if record is None else record for record in found]
+            self._num_samples += sum(1 for record in records if len(record))
+            self._nbytes += sum(map(len, records))
+            self._socket.send_multipart([asker, number, *records], copy=False)
+
+    def _begin_session(self) -> tuple[bytes, ...]:
+        """What a client needs to open plain connections; nothing where there are to be none."""
+        if self._bulk is None:
+            return ()
+        session = new_session()
+        self._sessions[session.number] = session
+        if len(self._sessions) > _MOST_SESSIONS:
+            self._sessions.popitem(last=False)
+        return session.number, session.secret, self._bulk.port.to_bytes(2, "little")
 
     def close(self) -> None:
         """See `Server`."""
         self._stop.set()
         self._thread.join()
+        if self._bulk is not None:
+            self._bulk.close()
         self._context.destroy(linger=0)
 
 
-class ZmqFetcher:
-    """Fetches records; a connection a node, made when first needed.
+class ZmqFetcher(PeerLinks):
+    """Fetches records; connections are made when first needed.
 
     Args:
         find: gives the address of a node's server, None where there is none.
         keys: the job's.
-        timeout_s: what a node has to answer a request.
-        pause_s: for how long one that did not is left alone.
+        timeout_s: what a node has for a record.
+        pause_s: for how long one that failed is left alone.
 
     Raises:
         MissingPackageError: pyzmq is absent.
@@ -144,99 +190,118 @@ class ZmqFetcher:
         timeout_s: float = TIMEOUT_S,
         pause_s: float = PAUSE_S,
     ) -> None:
+        super().__init__(self._open, timeout_s=timeout_s, pause_s=pause_s)
         self._context = _zmq().Context()
         self._find = find
         self._keys = keys
-        self._timeout_s = timeout_s
-        self._pause_s = pause_s
-        self._lock = threading.Lock()
-        self._nodes: dict[int, _Connection] = {}
+        # Of each node: the address of its server, where its records are, and the session there.
+        self._known: dict[int, tuple[str, str, int, Session]] = {}
 
-    def fetch(
-        self, nodes: Sequence[int], samples: Sequence[int], rows: Sequence[Sequence[Any]]
-    ) -> list[bool]:
-        """See `Fetcher`."""
-        came = [False] * len(samples)
-        for node in sorted(set(nodes)):
-            of_node = [i for i, n in enumerate(nodes) if n == node]
-            records = self._fetch_from(node, [samples[i] for i in of_node])
-            for i, record in zip(of_node, records, strict=True):
-                came[i] = record is not None and fill_row(rows[i], record)
-        return came
-
-    def _fetch_from(self, node: int, samples: Sequence[int]) -> list[Any | None]:
-        with self._lock:
-            connection = self._nodes.setdefault(node, _Connection())
-        with connection.lock:
-            if time.monotonic() < connection.paused_until_s:
-                return [None] * len(samples)
-            found = self._ask(connection, node, samples)
-            if found is None:
-                connection.close()
-                connection.pauses = min(_MOST_PAUSES, 2 * connection.pauses or 1)
-                pause_s = connection.pauses * self._pause_s
-                connection.paused_until_s = time.monotonic() + pause_s
-                return [None] * len(samples)
-            connection.pauses = 0
-            return found
-
-    def _ask(
-        self, connection: _Connection, node: int, samples: Sequence[int]
-    ) -> list[Any | None] | None:
-        zmq = _zmq()
-        if connection.socket is None:
-            address = self._find(node)
-            if address is None:
-                return None
-            connection.socket = self._connected(address)
-        connection.number += 1
-        number = connection.number.to_bytes(8, "little")
-        deadline_s = time.monotonic() + self._timeout_s
+    def _open(self, node: int, timeout_s: float) -> Link:
+        address = self._find(node)
+        if address is None:
+            raise FileNotFoundError("it has not said where it is")
+        known = self._known.get(node)
+        if known is None or known[0] != address:
+            control = _ControlLink(self._context, address, self._keys, timeout_s)
+            try:
+                begun = control.begin_session(timeout_s)
+            except BaseException:
+                control.close()
+                raise
+            if begun is None:
+                return control
+            control.close()
+            known = self._known[node] = (address, _host_of(address), *begun)
         try:
-            connection.socket.send_multipart([number, np.array(samples, np.int64).tobytes()])
-            while (left_s := deadline_s - time.monotonic()) > 0:
-                if not connection.socket.poll(int(left_s * 1000) + 1):
-                    return None
-                answer, *records = connection.socket.recv_multipart(copy=False)
-                # An answer to a request that was given up may come late.
-                if answer.bytes == number and len(records) == len(samples):
-                    return [r.buffer if len(r.buffer) else None for r in records]
-        except zmq.ZMQError:
-            return None
-        return None
-
-    def _connected(self, address: str) -> Any:
-        zmq = _zmq()
-        made = self._context.socket(zmq.DEALER)
-        public, secret = (k.encode() for k in self._keys)
-        made.curve_serverkey = made.curve_publickey = public
-        made.curve_secretkey = secret
-        made.linger = 0
-        made.heartbeat_ivl = _HEARTBEAT_MS
-        made.sndtimeo = int(self._timeout_s * 1000)
-        made.connect(address)
-        return made
+            return BulkLink(*known[1:], timeout_s)
+        except OSError:
+            # A server started anew at the same address knows nothing of the session.
+            self._known.pop(node, None)
+            raise
 
     def close(self) -> None:
         """See `Fetcher`."""
-        for connection in self._nodes.values():
-            with connection.lock:
-                connection.close()
-                connection.paused_until_s = float("inf")
-        self._context.destroy(linger=0)
+        # ZeroMQ's sockets must not be taken from a thread that uses them.
+        if self._leave():
+            self._context.destroy(linger=0)
 
 
-class _Connection:
-    """One node's; used under its lock."""
+def _host_of(address: str) -> str:
+    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.socket: Any = None
-        self.number = 0
-        self.paused_until_s = 0.0
-        self.pauses = 0
+
+class _ControlLink:
+    """What is said over CURVE with one node."""
+
+    def __init__(self, context: Any, address: str, keys: tuple[str, str], timeout_s: float) -> None:
+        zmq = _zmq()
+        try:
+            self._socket = context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise ConnectionError(str(error)) from error
+        public, secret = (k.encode() for k in keys)
+        self._socket.curve_serverkey = self._socket.curve_publickey = public
+        self._socket.curve_secretkey = secret
+        self._socket.linger = 0
+        self._socket.heartbeat_ivl = _HEARTBEAT_MS
+        self._socket.sndtimeo = int(timeout_s * 1000)
+        self._socket.connect(address)
+        self._number = 0
+        self._is_interrupted = False
+
+    def begin_session(self, timeout_s: float) -> tuple[int, Session] | None:
+        """A port and a session for it; None where records come over this link."""
+        self._send(_SESSION, b"")
+        found = [frame.bytes for frame in self._receive(timeout_s)]
+        if not found:
+            return None
+        number, secret, port = found
+        return int.from_bytes(port, "little"), Session(number=number, secret=secret)
+
+    def ask(self, samples: Sequence[int]) -> None:
+        """See `Link`."""
+        self._send(_RECORDS, np.asarray(samples, "<i8").tobytes())
+
+    def take(
+        self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
+    ) -> list[bool]:
+        """See `Link`."""
+        records = self._receive(timeout_s)
+        if len(records) != len(rows):
+            raise ConnectionError("its answer is to another question")
+        return [
+            fill_row(rows[i], record.buffer) and is_sound(i) for i, record in enumerate(records)
+        ]
+
+    def _send(self, kind: bytes, body: bytes) -> None:
+        zmq = _zmq()
+        self._number += 1
+        try:
+            self._socket.send_multipart([self._number.to_bytes(8, "little"), kind, body])
+        except zmq.ZMQError as error:
+            raise ConnectionError(str(error)) from error
+
+    def _receive(self, timeout_s: float) -> list[Any]:
+        zmq = _zmq()
+        try:
+            deadline_s = time.monotonic() + timeout_s
+            while not self._socket.poll(_POLL_MS):
+                if self._is_interrupted:
+                    raise ConnectionError("it was given up")
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError(f"nothing for {timeout_s:.1f} s")
+            frames: list[Any] = self._socket.recv_multipart(copy=False)
+        except zmq.ZMQError as error:
+            raise ConnectionError(str(error)) from error
+        if frames[0].bytes != self._number.to_bytes(8, "little"):
+            raise ConnectionError("its answer is to another question")
+        return frames[1:]
+
+    def interrupt(self) -> None:
+        """See `Link`."""
+        self._is_interrupted = True
 
     def close(self) -> None:
-        if self.socket is not None:
-            self.socket.close(linger=0)
-        self.socket = None
+        """Ends it."""
+        self._socket.close(linger=0)

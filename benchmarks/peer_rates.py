@@ -1,0 +1,213 @@
+"""How near records fetched from another node come to a bare socket.
+
+python -m benchmarks.peer_rates --repeats 7
+
+Records of 0.59 MB in shared memory, asked for 16 at a time by one thread, received into the rows of
+a batch. The limit is the same over a bare TCP connection: `sendall` from the shared memory, then
+`recv_into` into the rows. Every record that our fetcher gives is held against its CRC32C, as the
+loader does it; of the others the first and last word are looked at. Server and client are processes
+of this machine, so both share its cores: ratios of one run mean something, GB/s do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import multiprocessing
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from msdata.cache.zmq_transport import ZmqFetcher, ZmqServer, make_keys
+from msdata.checksum import crc32c, crc32c_of_parts
+from msdata.schema import MANTIS_SHRIMP
+
+SAMPLE_NBYTES = sum(a.nbytes for a in MANTIS_SHRIMP.arrays)
+BATCH_SIZE = 128
+REQUEST_SIZE = 16
+NUM_RECORDS = 256
+BARE = "bare socket"
+BARE_ZMQ, BARE_CURVE = "bare ZeroMQ PAIR", "bare ZeroMQ PAIR, CURVE"
+
+# Takes the pipe on which the port is told; serves until its process is killed.
+Serve = Callable[[Any], None]
+# Receives records of some samples into rows.
+Receive = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
+
+
+def make_records() -> NDArray[np.uint8]:
+    """Records in shared memory, uint8 (NUM_RECORDS, SAMPLE_NBYTES); the same in every process."""
+    nbytes = NUM_RECORDS * SAMPLE_NBYTES
+    records = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8).reshape(NUM_RECORDS, SAMPLE_NBYTES)
+    one = np.random.default_rng(0).integers(0, 256, SAMPLE_NBYTES, dtype=np.uint8)
+    for number, record in enumerate(records):
+        record[:] = one
+        record[:8] = record[-8:] = np.array([number]).view(np.uint8)
+    return records
+
+
+def serve_bare(pipe: Any) -> None:
+    """Sends records over a bare connection."""
+    records = make_records()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pipe.send(listener.getsockname()[1])
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            request = connection.recv(8 * REQUEST_SIZE, socket.MSG_WAITALL)
+            for sample in np.frombuffer(request, np.int64).tolist():
+                connection.sendall(records[sample])
+
+
+def serve_bare_zmq(keys: tuple[str, str] | None, pipe: Any) -> None:
+    """Sends records over a pair of ZeroMQ's sockets, uncopied."""
+    import zmq
+
+    records = make_records()
+    made = zmq.Context().socket(zmq.PAIR)
+    if keys:
+        made.curve_server = True
+        made.curve_publickey, made.curve_secretkey = (k.encode() for k in keys)
+    pipe.send(made.bind_to_random_port("tcp://127.0.0.1"))
+    while True:
+        samples = np.frombuffer(made.recv(), np.int64).tolist()
+        made.send_multipart([records[sample] for sample in samples], copy=False)
+
+
+def serve_ours(keys: tuple[str, str], is_encrypted: bool, pipe: Any) -> None:
+    """Serves records as a service does."""
+    records = make_records()
+    server = ZmqServer(
+        lambda samples: [records[s] for s in samples.tolist()],
+        keys,
+        "127.0.0.1",
+        is_encrypted=is_encrypted,
+    )
+    pipe.send(server.address)
+    time.sleep(3600)
+
+
+@contextmanager
+def served(serve: Serve) -> Iterator[Any]:
+    """Another process that serves; gives where."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def receive_bare(connection: socket.socket, samples: NDArray[np.int64], rows: Any) -> None:
+    """See `serve_bare`."""
+    connection.sendall(samples.tobytes())
+    for row in rows:
+        view = memoryview(row)
+        while view:
+            view = view[connection.recv_into(view, len(view), socket.MSG_WAITALL) :]
+
+
+def receive_bare_zmq(made: Any, samples: NDArray[np.int64], rows: Any) -> None:
+    """See `serve_bare_zmq`."""
+    made.send(samples.tobytes())
+    for row, frame in zip(rows, made.recv_multipart(copy=False), strict=True):
+        row[:] = np.frombuffer(frame.buffer, np.uint8)
+
+
+def receive_ours(
+    fetcher: ZmqFetcher, checksums: list[int], samples: NDArray[np.int64], rows: Any
+) -> None:
+    """As the loader does: rows in three pieces, each record against its checksum."""
+    sizes = [a.nbytes for a in MANTIS_SHRIMP.arrays]
+    parts = [np.split(row, np.cumsum(sizes)[:-1]) for row in rows]
+    wanted = [checksums[sample] for sample in samples.tolist()]
+    came = fetcher.fetch(
+        [0] * len(rows),
+        samples.tolist(),
+        parts,
+        lambda i: crc32c_of_parts(parts[i]) == wanted[i],
+    )
+    if not all(came):
+        raise SystemExit("a record did not come, or was altered: no result")
+
+
+def run(receive: Receive, num_samples: int, rows: NDArray[np.uint8]) -> float:
+    """Receives records, batch after batch; samples per second.
+
+    Args:
+        receive: gets some of them.
+        num_samples: how many in all.
+        rows: uint8 (BATCH_SIZE, SAMPLE_NBYTES).
+    """
+    order = np.random.default_rng(1).integers(0, NUM_RECORDS, num_samples)
+    started_s = time.perf_counter()
+    for start in range(0, num_samples, REQUEST_SIZE):
+        samples = order[start : start + REQUEST_SIZE]
+        at = start % BATCH_SIZE
+        into = rows[at : at + len(samples)]
+        receive(samples, into)
+        if not (into[:, :8].copy().view(np.int64).ravel() == samples).all():
+            raise SystemExit("other records came than were asked for: no result")
+    return num_samples / (time.perf_counter() - started_s)
+
+
+def open_contestants(stack: ExitStack) -> dict[str, Receive]:
+    """All of them, each with a server process of its own."""
+    import zmq
+
+    keys = make_keys()
+    checksums = [crc32c(record) for record in make_records()]
+    port = stack.enter_context(served(serve_bare))
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+    found: dict[str, Receive] = {BARE: partial(receive_bare, connection)}
+    context = stack.enter_context(zmq.Context())
+    for name, their_keys in ((BARE_ZMQ, None), (BARE_CURVE, keys)):
+        port = stack.enter_context(served(partial(serve_bare_zmq, their_keys)))
+        made = stack.enter_context(context.socket(zmq.PAIR))
+        if their_keys:
+            made.curve_serverkey = made.curve_publickey = keys[0].encode()
+            made.curve_secretkey = keys[1].encode()
+        made.connect(f"tcp://127.0.0.1:{port}")
+        found[name] = partial(receive_bare_zmq, made)
+    for name, is_encrypted in (("ZmqFetcher", False), ("ZmqFetcher, encrypted", True)):
+        address = stack.enter_context(served(partial(serve_ours, keys, is_encrypted)))
+        fetcher = ZmqFetcher({0: address}.get, keys, timeout_s=20)
+        stack.callback(fetcher.close)
+        found[name] = partial(receive_ours, fetcher, checksums)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; writes `results/peer_rates.json`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_rates")
+    parser.add_argument("--samples", type=int, default=1600)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args(arguments)
+    rows = np.zeros((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
+    with ExitStack() as stack:
+        contestants = {
+            name: partial(run, receive, args.samples, rows)
+            for name, receive in open_contestants(stack).items()
+        }
+        found = compare(take_turns(contestants, args.repeats), [BARE])
+    print_comparison("records from another process", found, SAMPLE_NBYTES)
+    result = {"sample_nbytes": SAMPLE_NBYTES, "request_size": REQUEST_SIZE, "peer": found}
+    command = shlex.join(["python", "-m", "benchmarks.peer_rates", *arguments])
+    print(f"\n{write_result('peer_rates', result, command=command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
