@@ -146,8 +146,10 @@ def test_who_has_overheard_a_sessions_number_gets_a_challenge_and_no_record(
     hello = bulk.MAGIC + session.number + bytes(bulk.NONCE_NBYTES)
     guess = bytes(bulk.CODE_NBYTES)
     request = bulk.request_of(bytes(32), 1, [3])
-    assert len(answer_to(server.port, hello, guess, request)) == CHALLENGE_NBYTES
-    assert len(answer_to(server.port, hello, request)) == CHALLENGE_NBYTES
+    assert len(answer_to(server.port, hello)) == CHALLENGE_NBYTES
+    # What comes at once may be refused before the challenge is on its way.
+    assert len(answer_to(server.port, hello, guess, request)) <= CHALLENGE_NBYTES
+    assert len(answer_to(server.port, hello, request)) <= CHALLENGE_NBYTES
     assert server.num_samples == 0
     assert_serves(server, session)
 
