@@ -1,7 +1,8 @@
 """What `msdata pack` is held against, each a program of its own, as a user would write it.
 
 `bytes`: reads the files and writes their bytes to one file, with two processes: no format can be
-faster. `webdataset`: one process, `webdataset.TarWriter`. `h5py`: one process, contiguous datasets.
+faster. `flushed`: the same, and waits until the disk has them, as `msdata pack` does; what is not
+flushed is lost when the node dies. `webdataset`: one process, `webdataset.TarWriter`. `h5py`: one process, contiguous datasets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def object_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.npy") if path.is_file())
 
 
-def copy_bytes(objects: Path, out: Path) -> None:
+def copy_bytes(objects: Path, out: Path, *, is_flushed: bool = False) -> None:
     """Reads every file and writes its bytes to one file, with two processes."""
     files = object_files(objects)
     offsets = np.cumsum([0, *(path.stat().st_size for path in files)]).tolist()
@@ -36,6 +38,8 @@ def copy_bytes(objects: Path, out: Path) -> None:
             fd = os.open(out, os.O_WRONLY)
             for k in range(first, len(files), NUM_PROCESSES):
                 os.pwrite(fd, files[k].read_bytes(), offsets[k])
+            if is_flushed:
+                os.fsync(fd)
             os._exit(0)
         children.append(child)
     for child in children:
@@ -78,7 +82,12 @@ def write_h5py(objects: Path, out: Path) -> None:
         file["redshift"] = redshift
 
 
-PEERS = {"bytes": copy_bytes, "webdataset": write_webdataset, "h5py": write_h5py}
+PEERS: dict[str, Callable[[Path, Path], None]] = {
+    "bytes": copy_bytes,
+    "flushed": partial(copy_bytes, is_flushed=True),
+    "webdataset": write_webdataset,
+    "h5py": write_h5py,
+}
 
 if __name__ == "__main__":
     PEERS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -24,6 +24,7 @@ from benchmarks.harness import compare, print_comparison, take_turns, write_resu
 from benchmarks.pack_peers import NUM_PROCESSES, PEERS, object_files
 
 LIMIT = "bytes, 2 processes"
+FLUSHED = "bytes, flushed, 2 processes"
 
 
 def time_command(command: list[str], out: Path, num_objects: int) -> float:
@@ -43,7 +44,12 @@ def commands(objects: Path, out: Path) -> dict[str, list[str]]:
     pack = [sys.executable, "-m", "msdata", "pack", str(objects), str(out), "--quiet"]
     pack += ["--catalog", str(objects / "catalog.csv"), "--jobs", str(NUM_PROCESSES)]
     peer = [sys.executable, "-m", "benchmarks.pack_peers"]
-    titles = {"bytes": LIMIT, "webdataset": "webdataset.TarWriter", "h5py": "h5py, contiguous"}
+    titles = {
+        "bytes": LIMIT,
+        "flushed": FLUSHED,
+        "webdataset": "webdataset.TarWriter",
+        "h5py": "h5py, contiguous",
+    }
     return {
         "msdata pack --format tar": [*pack, "--format", "tar"],
         "msdata pack --format hdf5": [*pack, "--format", "hdf5"],
@@ -69,9 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
         rates = take_turns(contestants, args.repeats, before_each=os.sync)
     comparison = compare(rates, [LIMIT])
     print_comparison(f"pack {len(files):,} objects", comparison, nbytes // len(files))
+    flushed = compare(rates, [FLUSHED])
+    print_comparison("the same, of the flushed bytes", flushed, nbytes // len(files))
     command = "python -m benchmarks.pack_rates " + shlex.join(arguments or sys.argv[1:])
     facts = {"num_objects": len(files), "nbytes": nbytes, "repeats": args.repeats, "rates": rates}
-    print(write_result("pack_rates", {**facts, **comparison}, command=command))
+    found = {**facts, **comparison, "of_flushed": flushed["contestants"]}
+    print(write_result("pack_rates", found, command=command))
     return 0
 
 
