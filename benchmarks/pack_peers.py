@@ -2,7 +2,8 @@
 
 `bytes`: reads the files and writes their bytes to one file, with two processes: no format can be
 faster. `flushed`: the same, and waits until the disk has them, as `msdata pack` does; what is not
-flushed is lost when the node dies. `webdataset`: one process, `webdataset.TarWriter`. `h5py`: one process, contiguous datasets.
+flushed is lost when the node dies. `webdataset`: one process, `webdataset.TarWriter`. `h5py`: one
+process, contiguous datasets.
 """
 
 from __future__ import annotations
