@@ -7,7 +7,7 @@ Better is: of a survey that stands before it in the order; of the same survey, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,9 @@ def build_catalog(
 def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, dict[str, int]]:
     """Rows that pass, in the order of files and rows; rows read; rows dropped by reason."""
     further = [d.value for d in spec.dust if d.kind == "column"]
-    tables, counts, num_rows = [], [], 0
+    tables: list[pa.Table] = []
+    counts: list[Mapping[str, int]] = []
+    num_rows = 0
     for path in task.files:
         table = open_table(path, task.recipe.hdu)
         columns = find_columns(task.recipe, table.names, str(path), further)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata.errors import UsageError
-from msdata.table_text import table_lines
+from msdata.table import table_lines
 
 if TYPE_CHECKING:
     from msdata.skycatalog.build import BuiltCatalog
@@ -22,7 +22,9 @@ FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata catalog`."""
     actions = parser.add_subparsers(dest="action", required=True)
-    build = actions.add_parser("build", help="compile the spectroscopic sample from surveys' tables")
+    build = actions.add_parser(
+        "build", help="compile the spectroscopic sample from surveys' tables"
+    )
     build.add_argument("spec", type=Path, help="TOML file that names the tables")
     build.add_argument("out", type=Path, help="folder of the catalogue, new or empty")
     build.add_argument("--no-figure", action="store_true", help="no redshift histograms")
@@ -92,9 +94,7 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"{out} is not empty: it holds {entries[0]!r}; choose a new folder")
 
 
-def _write(
-    catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace
-) -> dict[str, Any]:
+def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -> dict[str, Any]:
     """Writes all files, `catalog.json` last; returns its content."""
     import pyarrow.csv
     import pyarrow.parquet
@@ -107,17 +107,13 @@ def _write(
     with whole_file(out / FILES[0]) as file:
         pyarrow.parquet.write_table(catalog.table, file, compression="zstd")
     with whole_file(out / FILES[1]) as file:
-        pyarrow.csv.write_csv(
-            catalog.table, file, pyarrow.csv.WriteOptions(quoting_style="needed")
-        )
+        pyarrow.csv.write_csv(catalog.table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
     if not args.no_figure:
         from msdata.skycatalog.figure import draw_redshifts
 
         names = [counts.name for counts in catalog.counts]
         with whole_file(out / FILES[3]) as file:
-            draw_redshifts(
-                catalog.table, names, (spec.redshift_above, spec.redshift_below), file
-            )
+            draw_redshifts(catalog.table, names, (spec.redshift_above, spec.redshift_below), file)
     text = "\n".join(markdown_lines(catalog, spec)) + "\n"
     write_whole(out / FILES[2], text.encode())
     sizes = {str(path): path.stat().st_size for task in spec.surveys for path in task.files}

@@ -45,16 +45,18 @@ def draw_redshifts(
         name: np.histogram(table.filter(pc.equal(table["survey"], name))["redshift"], edges)[0]
         for name in surveys
     }
+    below = np.zeros(num_bins)
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     whole, each = figure.subplots(2, 1, sharex=True)
-    middle = (edges[1:] + edges[:-1]) / 2
-    whole.stackplot(middle, *counts.values(), labels=list(counts), step="mid")
+    for name, count in counts.items():
+        whole.stairs(below + count, edges, baseline=below, fill=True, label=name)
+        below = below + count
     whole.set(ylabel=f"objects a bin of {edges[1] - edges[0]:.2f}")
     whole.legend(fontsize="small", ncols=2)
     for name, count in counts.items():
         if count.sum():
-            each.step(middle, count / count.max(), where="mid", label=f"{name} {count.sum():,}")
+            each.stairs(count / count.max(), edges, label=f"{name} {count.sum():,}")
     each.set(xlabel="redshift", ylabel="share of the survey's fullest bin", xlim=limits)
     each.legend(fontsize="small", ncols=2)
     # The version of matplotlib is no part of the result.

@@ -5,6 +5,8 @@ Source: Gorski et al. 2005, ApJ 622, 759, section 5 and equations 4 to 21.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,7 @@ def nside_of(num_pixels: int) -> int:
     Raises:
         UsageError: no map has that many pixels.
     """
-    nside = int(round((num_pixels / 12) ** 0.5))
+    nside = math.isqrt(num_pixels // 12)
     if 12 * nside * nside != num_pixels or nside < 1 or nside & (nside - 1):
         raise UsageError(f"{num_pixels:,} pixels are no HEALPix map of the whole sky")
     return nside

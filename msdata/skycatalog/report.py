@@ -40,10 +40,12 @@ def markdown_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
     head, rows = count_rows(catalog.counts)
     yield "# Spectroscopic sample"
     yield ""
-    yield f"{catalog.table.num_rows:,} objects with {spec.redshift_above:g} < z < "
-    yield f"{spec.redshift_below:g} and declination above {spec.dec_above:g} degrees; no two within"
-    yield f"{spec.separation_arcsec:g} arcsec. The better survey stands first. Other columns: rows"
-    yield "dropped, each for the first reason it met."
+    yield (
+        f"{catalog.table.num_rows:,} objects with {spec.redshift_above:g} < z < "
+        f"{spec.redshift_below:g} and declination above {spec.dec_above:g} degrees; no two within "
+        f"{spec.separation_arcsec:g} arcsec. The better survey stands first. Other columns: rows "
+        "dropped, each for the first reason it met."
+    )
     yield ""
     yield "| " + " | ".join(head) + " |"
     yield "|---" + "|---:" * (len(head) - 1) + "|"

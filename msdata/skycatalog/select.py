@@ -202,10 +202,9 @@ def angles(column: pa.ChunkedArray, *, is_hours: bool) -> _Float:
         return numbers(text)
     parts = pc.extract_regex(text, r"^(?P<sign>[+-]?)(?P<a>\d+) (?P<b>\d+) (?P<c>\d+\.?\d*)$")
     a, b, c = (numbers(_flat(pc.struct_field(parts, name))) for name in ("a", "b", "c"))
-    sign = np.where(
-        np.asarray(pc.fill_null(pc.equal(pc.struct_field(parts, "sign"), "-"), False)), -1.0, 1.0
-    )
-    return np.asarray(sign * (a + b / 60 + c / 3600) * (15.0 if is_hours else 1.0))
+    is_negative = np.asarray(pc.fill_null(pc.equal(pc.struct_field(parts, "sign"), "-"), False))
+    value = (a + b / 60 + c / 3600) * (15.0 if is_hours else 1.0)
+    return np.where(is_negative, -value, value)
 
 
 def _flat(column: Any) -> pa.ChunkedArray:
