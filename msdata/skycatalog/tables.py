@@ -129,7 +129,8 @@ def _first_bytes(path: Path) -> bytes:
 
 def _csv(path: Path, columns: Sequence[str] | None) -> Any:
     """A reader of a CSV file, also gzipped; lines of comment before the header are left out."""
-    is_gzip = path.open("rb").read(2) == b"\x1f\x8b"
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
     opener = gzip.open if is_gzip else open
     num_comments = 0
     with opener(path, "rb") as file:
