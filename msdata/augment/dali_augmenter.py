@@ -198,11 +198,14 @@ class DaliAugmenter:
 
     def close(self) -> None:
         """Waits for what is under way, then gives pipelines and page locks back."""
-        while self._jobs:
-            self.result()
-        self._free.clear()
-        if self._pinned is not None:
-            self._pinned.close()
+        try:
+            while self._jobs:
+                self.result()
+        finally:
+            self._jobs.clear()
+            self._free.clear()
+            if self._pinned is not None:
+                self._pinned.close()
 
     def __enter__(self) -> DaliAugmenter:
         return self
