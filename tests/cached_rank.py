@@ -16,6 +16,15 @@ import msdata.node_cache
 from msdata.cache.config import CacheConfig
 from msdata.topology import Topology
 
+WARNINGS: list[str] = []
+
+
+class WarningList(logging.Handler):
+    """Keeps what is logged for the test to see."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        WARNINGS.append(record.getMessage())
+
 
 def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
@@ -66,16 +75,22 @@ def run(order: dict[str, Any]) -> None:
         policy=order.get("policy", "shuffle"),
         threads=1,
     ) as loader:
+        if order.get("state"):
+            loader.load_state_dict(order["state"])
         while sys.stdin.readline().strip() == "epoch":
             for batch in loader:
-                say(digests=digest_of(batch))
+                say(digests=digest_of(batch), state=loader.state_dict())
                 time.sleep(order.get("step_s", 0))
-            say(stats=settled_stats(loader, order))
+            say(stats=settled_stats(loader, order), warnings=WARNINGS)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("msdata").addHandler(WarningList(logging.WARNING))
+    logging.getLogger("msdata").setLevel(logging.WARNING)
+    logging.getLogger("msdata").propagate = False
     while line := sys.stdin.readline():
+        WARNINGS.clear()
         run(json.loads(line))
         say(closed=True)
 
