@@ -208,33 +208,35 @@ class LinkFetcher:
         with self._places:
             if time.monotonic() < self._paused_until_s:
                 return [False] * len(samples)
-            link = self._link()
-            if link is None:
-                return [False] * len(samples)
+            wanted = np.array(nodes, np.int64), np.array(samples, np.int64), rows, is_sound
             try:
-                numbers = np.array(nodes, np.int64), np.array(samples, np.int64)
-                came = link.fetch(*numbers, rows, is_sound)
+                return self._fetch_over(self._idle_link(), wanted)
             except OSError as error:
-                link.close()
                 self._lose(error)
                 return [False] * len(samples)
-            with self._lock:
-                self._pauses = 0
-                if self._paused_until_s < float("inf"):
-                    self._idle.append(link)
-                    return came
-            link.close()
-            return came
 
-    def _link(self) -> _Link | None:
+    def _idle_link(self) -> _Link | None:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            return self._idle.pop() if self._idle else None
+
+    def _fetch_over(self, idle: _Link | None, wanted: Any) -> list[bool]:
+        """Fetches over a connection that was used before, or else a new one."""
+        link = idle or _Link(self._address, self._sample_nbytes, self._timeout_s)
         try:
-            return _Link(self._address, self._sample_nbytes, self._timeout_s)
+            came = link.fetch(*wanted)
         except OSError as error:
-            self._lose(error)
-            return None
+            link.close()
+            if idle is None or isinstance(error, TimeoutError):
+                raise
+            # The service has ended since; another may be there.
+            return self._fetch_over(None, wanted)
+        with self._lock:
+            self._pauses = 0
+            if self._paused_until_s < float("inf"):
+                self._idle.append(link)
+                return came
+        link.close()
+        return came
 
     def _lose(self, error: OSError) -> None:
         """Leaves the service alone for a while; whoever comes first says so, once."""
