@@ -70,9 +70,10 @@ def join(candidates: pa.Table, catalog: Catalog) -> Joined:
     if len(rows) and (rows < 0).all():
         raise _nothing_matches(candidates, catalog, by_row=by_row)
     labels = catalog.columns.take(pa.array(rows, pa.int64(), mask=rows < 0))
-    has_redshift = pc.fill_null(pc.is_finite(labels["redshift"]), False).to_numpy()
     reason = np.full(len(rows), None, object)
-    reason[~has_redshift] = NO_REDSHIFT
+    if catalog.needs_redshift:
+        has_redshift = pc.fill_null(pc.is_finite(labels["redshift"]), False).to_numpy()
+        reason[~has_redshift] = NO_REDSHIFT
     reason[conflicts] = CONFLICT
     reason[rows < 0] = NO_ROW
     _mark_duplicates(_flat(keys), candidates["path"], reason)

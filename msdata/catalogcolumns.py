@@ -49,6 +49,7 @@ class Catalog:
         id_column: the id's column in the file; None without ids.
         file_columns: names of all columns in the file.
         columns: `redshift` (float64), `ra` and `dec` (float64, where known), and the others.
+        needs_redshift: an object without redshift is of no use.
         notes: what was renamed or left out, for the report.
     """
 
@@ -57,6 +58,7 @@ class Catalog:
     id_column: str | None
     file_columns: tuple[str, ...]
     columns: pa.Table
+    needs_redshift: bool = True
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ def read_catalog(
         id_column: column that names the objects; None looks for a known name.
         redshift_column: column with the redshift; None looks for a known name.
         columns: further columns to keep, as named in the file; None keeps all.
-        needs_redshift: refuse a catalogue without redshifts.
+        needs_redshift: an object without redshift is of no use; else there need not be a column.
 
     Returns:
         The catalogue.
@@ -114,6 +116,7 @@ def read_catalog(
         id_column=id_name,
         file_columns=tuple(names),
         columns=pa.table(kept),
+        needs_redshift=needs_redshift,
         notes=(*notes, *renamed),
     )
 
@@ -146,7 +149,7 @@ def _canonical_columns(
     if needs_redshift and "redshift" not in chosen:
         raise UsageError(
             f"catalogue {path} has no redshift column of a known name; it has {', '.join(names)}; "
-            "name it with --redshift-column"
+            "name it with --redshift-column, or give --unlabelled for data without redshifts"
         )
     return chosen
 

@@ -233,3 +233,16 @@ def test_the_join_equals_a_plain_loop(ids: list[int], objects: list[int]) -> Non
             assert row["reason"] == "no row in the catalogue"
         else:
             assert row["reason"] is None and row["redshift"] == number / 10
+
+
+def test_objects_without_redshift_are_kept_where_they_are_wanted(tmp_path: Path) -> None:
+    text = "id,z,ebv\n1,0.5,0.1\n2,,0.2\n"
+    joined = join(_candidates(["1", "2"]), _csv(tmp_path, text, needs_redshift=False))
+    assert joined.num_rejected == 0
+    assert _column(joined, "redshift") == [0.5, None]
+    without = _csv(tmp_path, "id,ebv\n1,0.1\n2,0.2\n", needs_redshift=False)
+    joined = join(_candidates(["1", "2"]), without)
+    assert joined.num_rejected == 0
+    assert "redshift" not in joined.table.column_names
+    with pytest.raises(UsageError, match="or give --unlabelled"):
+        _csv(tmp_path, "id,ebv\n1,0.1\n")

@@ -45,8 +45,7 @@ class Augmenter(Protocol):
             train: False for no draws at all.
 
         Returns:
-            float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are
-            never written over: hold them as long as you like.
+            float32 (n, channels, height, width) by name, with DLPack; see `shapes`.
 
         Raises:
             UsageError: the batch is not of the schema, or longer than it was said to be.

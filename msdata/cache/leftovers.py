@@ -53,8 +53,7 @@ def _is_own(path: Path) -> bool:
 def _own_processes(proc: Path) -> Iterator[Path]:
     for entry in proc.iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):
-            # The first process, which may be root's and closed to root, runs no MPI.
-            if entry.name.isdigit() and entry.name != "1" and _user_of(entry) == os.geteuid():
+            if entry.name.isdigit() and _user_of(entry) == os.geteuid():
                 yield entry
 
 

@@ -105,6 +105,7 @@ def _read_catalog(settings: PackSettings) -> Catalog | None:
         id_column=settings.id_column,
         redshift_column=settings.redshift_column,
         columns=None,
+        needs_redshift=not settings.unlabelled,
     )
 
 

@@ -75,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table with the labels")
     parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
     parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
+    parser.add_argument(
+        "--unlabelled", action="store_true", help="keep objects without redshift, to predict theirs"
+    )
     parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
     parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
     parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
@@ -114,6 +117,7 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         seed=args.seed,
         id_column=args.id_column,
         redshift_column=args.redshift_column,
+        unlabelled=args.unlabelled,
         inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
         max_nan_fraction=args.max_nan_fraction,
         pixel_scales_arcsec=scales,

@@ -47,6 +47,7 @@ class PackSettings:
         seed: what splits and placement are drawn with.
         id_column: catalogue column with the objects' ids; None looks for a known name.
         redshift_column: catalogue column with the label; None looks for a known name.
+        unlabelled: objects need no redshift, the catalogue no column of it.
         inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
         max_nan_fraction: an object is rejected when more of a band is NaN.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
@@ -64,6 +65,7 @@ class PackSettings:
     seed: int = 0
     id_column: str | None = None
     redshift_column: str | None = None
+    unlabelled: bool = False
     inpaint: tuple[str, ...] | None = None
     max_nan_fraction: float = 0.01
     pixel_scales_arcsec: Mapping[str, float] | None = None
@@ -145,6 +147,7 @@ class PackSettings:
             "seed": self.seed,
             "id_column": self.id_column,
             "redshift_column": self.redshift_column,
+            "unlabelled": self.unlabelled,
             "inpaint": None if self.inpaint is None else list(self.inpaint),
             "max_nan_fraction": self.max_nan_fraction,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
