@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import augment_rates, load_rates
+from benchmarks import load_rates
 
 # Name -> (main, options beside --data).
-BENCHMARKS = {
-    "load_rates": (load_rates.main, ["--cold"]),
-    "augment_rates": (augment_rates.main, []),
-}
+BENCHMARKS = {"load_rates": (load_rates.main, ["--cold"])}
 
 
 def main(arguments: list[str]) -> int:

@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
     """What a checkpoint was written with."""
     return {
         "msdata": msdata.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }

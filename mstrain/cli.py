@@ -18,6 +18,8 @@ from msdata.exits import exit_code_of, raise_on_sigterm
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
     "train": ("mstrain.train", "train a network by a recipe, or go on with a run"),
+    "evaluate": ("mstrain.evaluate", "measure a trained network on a split, and draw a report"),
+    "predict": ("mstrain.predict", "write a table of redshift densities of a data set"),
 }
 
 
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return exit_code_of(error)
     except KeyboardInterrupt as error:
-        print(f"{name}: interrupted; finished checkpoints are kept", file=sys.stderr)
+        print(f"{name}: interrupted; what was finished before is kept", file=sys.stderr)
         return exit_code_of(error)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): no reason to complain.

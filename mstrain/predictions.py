@@ -3,7 +3,7 @@
 sample_id, split       string
 redshift               float64, null where unknown; absent where the data set has no such column
 z_mean ... z_q84       float64, point estimates and spreads of the density
-pit ... log_likelihood float64, null where the redshift is
+pit ... log_likelihood float64, null or absent where the redshift is
 density                fixed-size list of float32, per unit redshift in each bin
 further columns        of the index, as asked for
 
@@ -13,7 +13,9 @@ spooled to disk by each rank and joined by the first, so that memory holds their
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,16 +63,35 @@ class Spool:
     """
 
     def __init__(self, table: Path, rank: int, num_bins: int) -> None:
-        self.path = table.with_name(f".{table.name}.rank{rank:05d}{TEMPORARY_SUFFIX}")
-        self._num_bins = num_bins
-        self._rows: list[NDArray[np.int64]] = []
+        self.path = _spool_path(table, f"{rank:05d}")
+        self._table, self._rank, self._num_bins = table, rank, num_bins
         self._file: Any = None
 
-    def __enter__(self) -> Spool:
+    def open(self) -> None:
+        """Makes the file; the first rank does so before the others, and keeps a second job out.
+
+        Raises:
+            UsageError: another job is writing the same table.
+            StorageError: the file system refused.
+        """
         try:
-            self._file = self.path.open("wb")
+            self._file = self.path.open("ab")
+            if not _is_taken(self._file.fileno()):
+                self._file.close()
+                self._file = None
+                raise UsageError(
+                    f"another job is writing {self._table}; wait for it, or give another place"
+                )
+            self._file.truncate(0)
         except OSError as error:
             raise storage_error("write", self.path, error) from error
+        if self._rank == 0:
+            # Left over from a job that was killed.
+            for path in self._table.parent.glob(_spool_path(self._table, "*").name):
+                if path != self.path:
+                    path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Spool:
         return self
 
     def __exit__(
@@ -79,37 +100,56 @@ class Spool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._file is None:
+            return
+        self.path.unlink(missing_ok=True)
         # What a full disk no longer takes is thrown away all the same.
         with suppress(OSError):
             self._file.close()
-        self.path.unlink(missing_ok=True)
 
-    def add(self, density_NK: NDArray[np.float32], rows_N: NDArray[np.int64]) -> None:
-        """Appends densities.
-
-        Args:
-            density_NK: float32 (N, K).
-            rows_N: int64 (N,), their rows in the table.
+    def add(self, density_NK: NDArray[np.float32]) -> None:
+        """Appends densities, float32 (N, K).
 
         Raises:
             StorageError: the disk is full, or gone.
         """
         assert density_NK.dtype == np.float32
-        assert density_NK.shape == (len(rows_N), self._num_bins)
+        assert density_NK.shape[1] == self._num_bins
         try:
             self._file.write(np.ascontiguousarray(density_NK).data)
         except OSError as error:
             raise storage_error("write", self.path, error) from error
-        self._rows.append(rows_N)
 
-    def finish(self) -> Spooled:
-        """Makes what was added readable to the first rank, on whatever node."""
+    def finish(self, rows: NDArray[np.int64]) -> Spooled:
+        """Makes what was added readable to the first rank, on whatever node.
+
+        Args:
+            rows: int64 (n,), the row in the table of each density that was added.
+
+        Raises:
+            StorageError: the disk is full, or gone.
+        """
         try:
             self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error("write", self.path, error) from error
-        rows = np.concatenate([np.zeros(0, np.int64), *self._rows])
         return Spooled(path=self.path, rows=rows)
+
+
+def _spool_path(table: Path, rank: str) -> Path:
+    return table.with_name(f".{table.name}.rank{rank}{TEMPORARY_SUFFIX}")
+
+
+def _is_taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some parallel file systems are mounted without locks.
+        return True
+    return True
 
 
 class SpooledDensities:

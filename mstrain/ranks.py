@@ -89,6 +89,18 @@ class Ranks:
         summed: NDArray[np.int64] = total.numpy()
         return summed
 
+    def gather(self, value: Any) -> list[Any] | None:
+        """What all ranks pass, in their order, on the first rank; None on the others.
+
+        Args:
+            value: must be picklable.
+        """
+        if self.count == 1:
+            return [value]
+        box = [None] * self.count if self.is_first else None
+        dist.gather_object(value, box, dst=0, group=self.control)
+        return box
+
     def on_first(self, work: Callable[[], Result]) -> Result:
         """Has the first rank do something, for which the others wait.
 

@@ -229,6 +229,7 @@ def _prepare(
             "config": config.as_dict(),
             "data": str(data.path.absolute()),
             "fingerprint": data.manifest.fingerprint,
+            "schema": data.schema.to_json(),
             "versions": versions(),
         },
     )

@@ -34,11 +34,13 @@ def spooled(
     rows = np.random.default_rng(1).permutation(len(density))
     spools, parts = [], []
     for rank in range(num_ranks):
-        spool = Spool(folder / "p.parquet", rank, NUM_BINS).__enter__()
-        for piece in np.array_split(rows[rank::num_ranks], 3):
-            spool.add(density[piece], piece)
+        spool = Spool(folder / "p.parquet", rank, NUM_BINS)
+        spool.open()
+        mine = rows[rank::num_ranks]
+        for piece in np.array_split(mine, 3):
+            spool.add(density[piece])
         spools.append(spool)
-        parts.append(spool.finish())
+        parts.append(spool.finish(mine))
     return spools, SpooledDensities(parts, len(density), NUM_BINS)
 
 
@@ -93,8 +95,9 @@ def test_the_table_is_plain_parquet_with_nulls_and_lists(tmp_path: Path) -> None
 def test_missing_and_double_rows_are_refused(tmp_path: Path) -> None:
     density = some_densities(10)
     with Spool(tmp_path / "p.parquet", 0, NUM_BINS) as spool:
-        spool.add(density[:5], np.array([0, 1, 2, 3, 3]))
-        part = spool.finish()
+        spool.open()
+        spool.add(density[:5])
+        part = spool.finish(np.array([0, 1, 2, 3, 3]))
         with pytest.raises(DataError, match="5 densities, 4 different ones, for 5 samples"):
             SpooledDensities([part], 5, NUM_BINS)
         with pytest.raises(DataError, match="for 6 samples"):
@@ -124,9 +127,10 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
         pytest.raises(StorageError, match="disk is full"),
         Spool(tmp_path / "p.parquet", 0, NUM_BINS) as spool,
     ):
+        spool.open()
         spool._file.close()
         spool._file = full.open("wb", buffering=0)
-        spool.add(some_densities(4), np.arange(4))
+        spool.add(some_densities(4))
 
 
 def test_what_is_no_table_of_predictions_is_refused(tmp_path: Path) -> None:
@@ -140,3 +144,17 @@ def test_what_is_no_table_of_predictions_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UsageError, match="is no table of predictions"):
         read_predictions(tmp_path / "other.parquet")
+
+
+def test_a_second_job_is_kept_out_and_a_killed_one_s_files_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    killed = tmp_path / ".p.parquet.rank00007.partial"
+    killed.write_bytes(b"half")
+    with Spool(path, 0, NUM_BINS) as spool:
+        spool.open()
+        assert not killed.exists()
+        wait = pytest.raises(UsageError, match=r"another job is writing .*p\.parquet; wait")
+        with Spool(path, 0, NUM_BINS) as second, wait:
+            second.open()
+        assert spool.path.exists()
+    assert list(tmp_path.iterdir()) == []

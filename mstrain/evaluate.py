@@ -1,0 +1,323 @@
+"""`mstrain evaluate`: a run and a data set in; predictions, metrics and a report out.
+
+mstrain evaluate RUN DATA --split test
+torchrun --nproc-per-node 4 -m mstrain.evaluate RUN DATA --split test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import msdata
+from msdata.atomic_file import write_whole
+from msdata.dataset import Split
+from msdata.errors import DataError, UsageError
+from msdata.topology import from_env
+from mstrain.inference import DEFAULT_BATCH, predict_to
+from mstrain.journal import read_journal
+from mstrain.magnitudes import find_magnitude, sane_magnitudes
+from mstrain.metrics.binning import round_edges
+from mstrain.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.metrics.summary import Summary, summarise
+from mstrain.overrides import settings_of
+from mstrain.predictions import Predictions, read_predictions
+from mstrain.ranks import FirstRankError, Ranks, choose_device, joined_ranks, set_threads
+from mstrain.report.assemble import assemble
+from mstrain.report.canvas import check_installed
+from mstrain.report.page import render_page
+from mstrain.report.wording import summary_text
+from mstrain.trained_run import TrainedRun, check_data, open_run
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is evaluated, and how.
+
+    Attributes:
+        split: of the data set.
+        checkpoint: "best" or "last".
+        batch_size: samples of a rank at a time.
+        magnitude_column: of the index; None takes the r magnitude where there is one.
+        redshift_edges: of the bins; empty chooses round ones.
+        magnitude_edges: the same for the magnitude.
+        bootstrap: of the intervals.
+        has_report: also draw the report.
+        is_quiet: show no progress.
+    """
+
+    split: str = "test"
+    checkpoint: str = "best"
+    batch_size: int = DEFAULT_BATCH
+    magnitude_column: str | None = None
+    redshift_edges: tuple[float, ...] = ()
+    magnitude_edges: tuple[float, ...] = ()
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
+    has_report: bool = True
+    is_quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size} makes no sense; give at least 1")
+        for name in ("redshift", "magnitude"):
+            edges = getattr(self, f"{name}_edges")
+            if edges and (len(edges) < 2 or not (np.diff(edges) > 0).all()):
+                raise UsageError(
+                    f"--{name}-edges {','.join(map(str, edges))} do not ascend; give two or more "
+                    "numbers, such as 0,0.5,1"
+                )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `mstrain evaluate`."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    parser.add_argument("--split", default="test", help="which split; %(default)s")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="where predictions, metrics and report go; RUN"
+    )
+    add_network_arguments(parser)
+    parser.add_argument("--magnitude-column", metavar="NAME", help="for bins; default: r magnitude")
+    for name in ("redshift", "magnitude"):
+        parser.add_argument(
+            f"--{name}-edges", metavar="A,B,...", default="", help="of the bins; round numbers"
+        )
+    parser.add_argument(
+        "--replicates", type=int, default=DEFAULT_REPLICATES, help="of the bootstrap; %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; %(default)s")
+    parser.add_argument("--no-report", action="store_true", help="leave report.html out")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of all commands that run a trained network."""
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="%(default)s"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--batch-size", type=int, default=DEFAULT_BATCH, help="samples of a rank; %(default)s"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates; returns the exit code."""
+    config = EvaluationConfig(
+        split=args.split,
+        checkpoint=args.checkpoint,
+        batch_size=args.batch_size,
+        magnitude_column=args.magnitude_column,
+        redshift_edges=parse_edges("--redshift-edges", args.redshift_edges),
+        magnitude_edges=parse_edges("--magnitude-edges", args.magnitude_edges),
+        bootstrap=BootstrapConfig(num_replicates=args.replicates, seed=args.seed),
+        has_report=not args.no_report,
+        is_quiet=args.quiet,
+    )
+    topology = from_env()
+    device = choose_device(args.device, topology)
+    set_threads(None, topology)
+    try:
+        with joined_ranks(topology, device) as ranks:
+            result = evaluate(args.run, args.data, args.out or args.run, config, ranks)
+    except FirstRankError as error:
+        # The first rank says it for all.
+        return error.code
+    if result is not None:
+        _show(result, is_json=args.json)
+    return 0
+
+
+def parse_edges(option: str, text: str) -> tuple[float, ...]:
+    """Numbers with commas between.
+
+    Raises:
+        UsageError: they are none.
+    """
+    try:
+        return tuple(float(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        raise UsageError(f"{option} {text} are no numbers; give some such as 0,0.5,1") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        summary: the metrics.
+        origin: what was evaluated on what.
+        predictions: the table's file.
+        metrics: the JSON file.
+        report: the HTML file; None where none was asked for.
+    """
+
+    summary: Summary
+    origin: dict[str, Any]
+    predictions: Path
+    metrics: Path
+    report: Path | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dict, the content of the JSON file."""
+        files = {"predictions": self.predictions, "metrics": self.metrics, "report": self.report}
+        return {
+            "format_version": FORMAT_VERSION,
+            "origin": self.origin,
+            "metrics": self.summary.as_dict(),
+            "files": {name: str(path) for name, path in files.items() if path is not None},
+        }
+
+
+def evaluate(
+    run: Path, data: Path, out: Path, config: EvaluationConfig, ranks: Ranks
+) -> Evaluation | None:
+    """Evaluates a run on a split; all ranks call it.
+
+    Args:
+        run: the run's folder.
+        data: the data set's folder.
+        out: the folder of the results, which has to be there.
+        config: what and how.
+        ranks: this rank among the others.
+
+    Returns:
+        The result on the first rank, None on the others.
+
+    Raises:
+        UsageError: the run, the data or the options do not go together.
+        DataError: something is damaged, or the network gives no densities.
+        StorageError: the file system refused.
+    """
+    ranks.on_first(lambda: _check(run, data, out, config))
+    trained, split = open_run(run, config.checkpoint), msdata.open(data).split(config.split)
+    magnitude, why_not = find_magnitude(split, config.magnitude_column)
+    table = out / f"predictions-{split.name}.parquet"
+    predict_to(
+        table,
+        trained,
+        [split],
+        ranks,
+        columns=[] if magnitude is None else [magnitude],
+        batch_size=config.batch_size,
+        is_quiet=config.is_quiet,
+    )
+    if not ranks.is_first:
+        ranks.on_first(lambda: None)
+        return None
+    made: list[Evaluation] = []
+    ranks.on_first(
+        lambda: made.append(
+            _conclude(read_predictions(table), trained, split, config, magnitude or why_not)
+        )
+    )
+    return made[0]
+
+
+def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
+    """Refuses what cannot end well, before hours of computing."""
+    if config.has_report:
+        check_installed()
+    trained, opened = open_run(run, config.checkpoint), msdata.open(data)
+    check_data(trained, opened, [config.split])
+    check_folder(out)
+    split = opened.split(config.split)
+    find_magnitude(split, config.magnitude_column)
+    if split.redshift is None or not np.isfinite(split.redshift).any():
+        raise DataError(
+            f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
+            "compare with; 'mstrain predict' needs none"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError unless results can be written to a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; make it first, or give another --out")
+
+
+def _conclude(
+    predictions: Predictions,
+    trained: TrainedRun,
+    split: Split,
+    config: EvaluationConfig,
+    magnitude: str,
+) -> Evaluation:
+    """Metrics and report of a finished table; `magnitude` is its column, or why there is none."""
+    has_magnitude = magnitude in predictions.columns
+    num_known = int(np.isfinite(predictions.columns["redshift"]).sum())
+    # Thirty objects a bin, so that its intervals say something.
+    max_bins = int(np.clip(num_known // 30, 2, 10))
+    columns = predictions.columns
+    known = np.isfinite(columns["redshift"])
+    binned_by = {
+        "redshift": (
+            "redshift",
+            np.array(config.redshift_edges or round_edges(columns["redshift"], max_bins)),
+        )
+    }
+    if has_magnitude:
+        found = sane_magnitudes(columns[magnitude][known])
+        edges = config.magnitude_edges or (
+            round_edges(found, max_bins) if len(found) else (0.0, 1.0)
+        )
+        binned_by["magnitude"] = (magnitude, np.array(edges))
+    summary = summarise(
+        columns,
+        config.bootstrap,
+        binned_by=binned_by,
+        skipped={} if has_magnitude else {"magnitude": magnitude},
+    )
+    folder = predictions.path.parent
+    result = Evaluation(
+        summary=summary,
+        origin=dict(predictions.origin),
+        predictions=predictions.path,
+        metrics=folder / f"evaluation-{split.name}.json",
+        report=folder / "report.html" if config.has_report else None,
+    )
+    content = json.dumps(result.as_dict(), indent=1, allow_nan=False)
+    write_whole(result.metrics, content.encode() + b"\n")
+    if result.report is not None:
+        page = render_page(
+            assemble(
+                predictions,
+                summary,
+                split,
+                journal=read_journal(trained.path),
+                settings=dict(settings_of(trained.config)),
+                trained_on=trained.fingerprint,
+            )
+        )
+        write_whole(result.report, page.encode())
+    return result
+
+
+def _show(result: Evaluation, *, is_json: bool) -> None:
+    if is_json:
+        print(json.dumps(result.as_dict(), allow_nan=False))
+        return
+    print(
+        f"{result.origin['recipe']}, {result.origin['checkpoint']} checkpoint (step "
+        f"{result.origin['step']:,}), on split {result.origin['splits'][0]} of "
+        f"{result.origin['data']}: {result.summary.num_samples:,} objects\n"
+    )
+    print(summary_text(result.summary))
+    print(f"\npredictions: {result.predictions}\nmetrics:     {result.metrics}")
+    if result.report is not None:
+        print(f"report:      {result.report}")
+
+
+if __name__ == "__main__":
+    from mstrain.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,58 @@
+"""Which column of an index is the magnitude to bin by."""
+
+from __future__ import annotations
+
+from msdata.dataset import Split
+from msdata.errors import UsageError
+from mstrain.metrics.densities import Floats
+
+# What catalogues call the r magnitude, in lower case; the first that is there is taken.
+R_MAGNITUDES = (
+    *("mag_r_ab", "mag_r", "r_mag", "rmag", "magnitude_r", "r_magnitude", "modelmag_r"),
+    *("cmodelmag_r", "dered_r", "petromag_r", "rkronmag", "rmeankronmag", "psfmag_r"),
+)
+# Catalogues mark unknown magnitudes by numbers that are none, such as 99 or -999.
+_SANE = (-5.0, 45.0)
+
+
+def find_magnitude(split: Split, asked: str | None) -> tuple[str | None, str]:
+    """The column to bin by magnitude.
+
+    Args:
+        split: whose index.
+        asked: a column; None looks for an r magnitude.
+
+    Returns:
+        Its name and nothing, or None and the reason why there is none.
+
+    Raises:
+        UsageError: the column that was asked for is not there, or holds no numbers.
+    """
+    import pyarrow as pa
+
+    columns = split.dataset.columns
+    by_lower = {name.lower(): name for name in columns}
+    name = asked or next((by_lower[n] for n in R_MAGNITUDES if n in by_lower), None)
+    if name is None:
+        return None, (
+            f"the index has no column of an r magnitude (such as {', '.join(R_MAGNITUDES[:3])}), "
+            "and the zero-point of Pan-STARRS pixels differs from object to object; name a column "
+            "with --magnitude-column"
+        )
+    if name not in columns:
+        raise UsageError(
+            f"{split.dataset.path} has no column {name!r}; it has {', '.join(columns)}"
+        )
+    kind = split.column_type(name)
+    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    if is_number and len(sane_magnitudes(split.numbers(name))):
+        return name, ""
+    if asked:
+        raise UsageError(f"column {name!r} of {split.dataset.path} holds no magnitudes ({kind})")
+    return None, f"the column {name!r} holds no magnitudes"
+
+
+def sane_magnitudes(values_N: Floats) -> Floats:
+    """The values that are magnitudes and no marks of unknown ones, float64."""
+    low, high = _SANE
+    return values_N[(values_N > low) & (values_N < high)]

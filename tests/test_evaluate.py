@@ -1,0 +1,259 @@
+"""`mstrain evaluate` and `mstrain predict` on a trained network: one process, ranks, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import packing
+import pytest
+import training
+
+import mstrain.cli
+from msdata.atomic_file import TEMPORARY_SUFFIX
+from mstrain.metrics.binning import round_edges
+from mstrain.metrics.bootstrap import BootstrapConfig
+from mstrain.metrics.densities import make_densities
+from mstrain.metrics.scores import SCORES, point_estimates, scores
+from mstrain.metrics.summary import summarise
+from mstrain.predictions import Predictions, read_predictions
+
+SPLIT = ("--split", "0.5,0.1,0.4", "--jobs", "1")
+QUICK = ("--quiet", "--device", "cpu", "--replicates", "50")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.make_source(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture(scope="session")
+def data(source: Path, packed: Callable[..., Path]) -> Path:
+    return packed(source, *SPLIT)
+
+
+@pytest.fixture(scope="session")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    training.run_ranks(training.command(data, run, epochs="1"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation by one process."""
+    out = tmp_path_factory.mktemp("out")
+    options = ("--split", "test", "--out", str(out), "--no-report", *QUICK)
+    assert mstrain.cli.main(["evaluate", str(trained), str(data), *options]) == 0
+    return out
+
+
+def predictions_of(folder: Path) -> Predictions:
+    return read_predictions(folder / "predictions-test.parquet")
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "evaluation-test.json").read_text())
+    return found
+
+
+def test_the_report_and_the_files_stand_in_the_run(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert mstrain.cli.main(["evaluate", str(run), str(data), *QUICK]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"report:      {run / 'report.html'}" in said.out
+    assert "eta (t = 0.05)" in said.out
+    page = (run / "report.html").read_text()
+    nmad = metrics_of(run)["metrics"]["points"]["z_mean"]["nmad"]["value"]
+    assert f"{nmad:.4f}" in page
+    assert f"{nmad:.4f}" in said.out
+    assert "Learning curves" in page
+    assert not list(run.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+
+def test_the_table_holds_every_sample_in_the_order_of_the_index(
+    evaluated: Path, data: Path
+) -> None:
+    import msdata
+
+    split = msdata.open(data).split("test")
+    found = predictions_of(evaluated)
+    assert list(found.columns["sample_id"]) == split.table(["sample_id"]).column(0).to_pylist()
+    np.testing.assert_array_equal(found.columns["redshift"], split.redshift)
+    assert found.origin["fingerprint"] == split.dataset.manifest.fingerprint
+    assert found.origin["splits"] == ["test"]
+    density = np.concatenate(list(found.density_parts()))
+    assert density.std(axis=0).max() > 0
+    densities = make_densities(density, found.edges)
+    expected = {**point_estimates(densities), **scores(densities, split.redshift)}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.columns[name], values, atol=1e-13, err_msg=name)
+
+
+def test_the_densities_are_those_of_the_network(evaluated: Path, trained: Path, data: Path) -> None:
+    import torch
+
+    import msdata
+    from msdata.augment import open_augmenter
+    from mstrain.checkpoint import load_model
+
+    model, config = load_model(trained)
+    found = predictions_of(evaluated)
+    split = msdata.open(data).split("test")
+    density = np.concatenate(list(found.density_parts()))
+    for row in (0, len(split) - 1):
+        sample = {k: np.array([v]) for k, v in split[row].items()}
+        with open_augmenter(split.schema, config.augment, seed=0, batch_size=1) as augmenter:
+            images = {k: np.array(v) for k, v in augmenter.run(sample, 0, train=False).items()}
+        with torch.inference_mode():
+            ebv = torch.tensor(sample["ebv_csfd"], dtype=torch.float32)
+            logits = model({k: torch.from_numpy(v) for k, v in images.items()}, ebv)
+        expected = torch.softmax(logits, 1).numpy()[0] / np.diff(found.edges)
+        np.testing.assert_allclose(density[row], expected, rtol=1e-4)
+
+
+def test_metrics_are_a_function_of_the_table(evaluated: Path) -> None:
+    columns = predictions_of(evaluated).columns
+    edges = round_edges(columns["redshift"], 2)
+    again = summarise(
+        columns, BootstrapConfig(num_replicates=50), binned_by={"redshift": ("redshift", edges)}
+    ).as_dict()
+    found = metrics_of(evaluated)["metrics"]
+    assert found["binnings"].pop()["skipped"].startswith("the index has no column of an r magn")
+    assert json.loads(json.dumps(again)) == found
+
+
+def test_two_ranks_give_the_table_of_one_process(
+    evaluated: Path, trained: Path, data: Path, tmp_path: Path
+) -> None:
+    num_samples = len(predictions_of(evaluated))
+    # A step short of one sample for each rank: the second rank has none at the end.
+    size = (num_samples - 1) // 2
+    words = [sys.executable, "-m", "mstrain.evaluate", str(trained), str(data), "--json"]
+    words += ["--out", str(tmp_path), "--no-report", *QUICK, "--batch-size", str(size)]
+    processes = training.start_ranks(words, 2)
+    try:
+        outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
+    finally:
+        for process in processes:
+            packing.kill_group(process)
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert outputs[1] == ("", "")
+    assert json.loads(outputs[0][0]) == metrics_of(tmp_path)
+    one, two = predictions_of(evaluated), predictions_of(tmp_path)
+    assert list(one.columns["sample_id"]) == list(two.columns["sample_id"])
+    for name in (*SCORES, "z_mean", "z_median", "redshift"):
+        np.testing.assert_allclose(
+            np.asarray(two.columns[name]), one.columns[name], atol=1e-4, err_msg=name
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "evaluation-test.json",
+        "predictions-test.parquet",
+    ]
+
+
+def test_data_without_redshifts_are_predicted(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (source / "catalog.csv").read_text().splitlines()
+    rows = [",".join(line.split(",")[:1] + line.split(",")[2:]) for line in text[:13]]
+    (tmp_path / "catalog.csv").write_text("\n".join(rows) + "\n")
+    new = tmp_path / "new"
+    options = ("--catalog", str(tmp_path / "catalog.csv"), "--unlabelled", "--jobs", "1")
+    made = packing.pack(source, new, *options, "--split", "0.5,0,0.5")
+    assert made.returncode == 0, made.stderr
+    out = tmp_path / "new.parquet"
+    words = ["predict", str(trained), str(new), str(out), "--columns", "ra", *QUICK[:3], "--json"]
+    assert mstrain.cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out) == {"num_samples": 12, "predictions": str(out)}
+    found = read_predictions(out)
+    assert set(found.columns["split"]) == {"train", "test"}
+    assert sorted(found.columns["sample_id"]) == [f"{i:07d}" for i in range(12)]
+    assert "redshift" not in found.columns
+    assert not set(SCORES) & set(found.columns)
+    ra = dict(zip(found.columns["sample_id"], found.columns["ra"], strict=True))
+    assert ra["0000003"] == 3.5
+    assert mstrain.cli.main(["evaluate", str(trained), str(new), *QUICK]) == 1
+    assert "has a redshift, so there is nothing to compare with" in capsys.readouterr().err
+
+
+BAD = {
+    "no run": (["nowhere", "{data}"], "nowhere is no run: it has no config.json"),
+    "run is data": (["{data}", "{data}"], "is no run: it has no config.json"),
+    "no data": (["{run}", "nowhere"], "nowhere does not exist; check the path"),
+    "no split": (["{run}", "{data}", "--split", "tset"], "has no split 'tset'; it has train"),
+    "no out": (["{run}", "{data}", "--out", "/no/where"], "/no/where is no folder; make it first"),
+    "edges": (["{run}", "{data}", "--redshift-edges", "1,x"], "--redshift-edges 1,x are no num"),
+    "order": (["{run}", "{data}", "--redshift-edges", "1,0"], "1.0,0.0 do not ascend"),
+    "column": (["{run}", "{data}", "--magnitude-column", "mag"], "has no column 'mag'; it has"),
+    "text": (["{run}", "{data}", "--magnitude-column", "split"], "holds no magnitudes (string)"),
+    "few": (["{run}", "{data}", "--replicates", "3"], "3 bootstrap replicates say nothing"),
+    "batch": (["{run}", "{data}", "--batch-size", "0"], "--batch-size 0 makes no sense"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_before_anything_is_computed(
+    name: str, trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, says = BAD[name]
+    words = [w.format(run=trained, data=data) for w in words]
+    assert mstrain.cli.main(["evaluate", *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert says in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_run_without_checkpoint_is_refused(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    assert mstrain.cli.main(["evaluate", str(run), str(data)]) == 2
+    assert f"{run} has no best checkpoint" in capsys.readouterr().err
+
+
+def test_data_of_another_schema_are_refused(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    made = packing.pack(source, other, "--pixel-scale", "unwise=1.5", *SPLIT)
+    assert made.returncode == 0, made.stderr
+    assert mstrain.cli.main(["evaluate", str(trained), str(other)]) == 2
+    said = capsys.readouterr().err
+    assert "pixel_scale_arcsec of 'unwise' was 2.75 in training, in the data it is 1.5" in said
+    table = tmp_path / "p.csv"
+    assert mstrain.cli.main(["predict", str(trained), str(other), str(table)]) == 2
+    assert "p.csv is no .parquet" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_leaves_what_was_there(
+    evaluated: Path,
+    trained: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = evaluated / "predictions-test.parquet"
+    shutil.copy(before, tmp_path)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mstrain.inference._scored", interrupted)
+    words = ["evaluate", str(trained), str(data), "--out", str(tmp_path), *QUICK]
+    assert mstrain.cli.main(words) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [before.name]
+    assert (tmp_path / before.name).read_bytes() == before.read_bytes()
