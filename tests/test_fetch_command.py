@@ -12,6 +12,7 @@ import packing
 import pytest
 
 import msdata
+from msdata.cli import main
 from msdata.standin.faults import FaultPlan
 from msdata.standin.server import StandIns
 
@@ -25,6 +26,17 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running() -> Iterator[StandIns]:
     with fetching.standins() as found:
         yield found
+
+
+def refused(capsys: pytest.CaptureFixture[str], says: list[str], *words: str) -> None:
+    """The command refuses these words as wrong usage, with one sentence that says all of this."""
+    with fetching.loopback_only():
+        assert main(["fetch", *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    for text in says:
+        assert text in shown.err
 
 
 def at(running: StandIns, tmp_path: Path) -> tuple[str, str]:
@@ -90,10 +102,13 @@ def test_a_dry_run_asks_nothing(running: StandIns, catalog: Path, tmp_path: Path
     ],
 )
 def test_wrong_usage_is_one_sentence_and_nothing_is_made(
-    options: list[str], says: list[str], catalog: Path, tmp_path: Path
+    options: list[str],
+    says: list[str],
+    catalog: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process = fetching.run(catalog, tmp_path / "out", *options)
-    packing.assert_sentence(process, code=2, says=["msdata fetch: ", *says])
+    refused(capsys, ["msdata fetch: ", *says], str(catalog), str(tmp_path / "out"), *options)
     assert not (tmp_path / "out").exists()
 
 
@@ -109,21 +124,24 @@ def test_wrong_usage_is_one_sentence_and_nothing_is_made(
     ],
 )
 def test_a_faulty_services_file_is_one_sentence(
-    text: str, says: list[str], catalog: Path, tmp_path: Path
+    text: str,
+    says: list[str],
+    catalog: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "services.toml"
     path.write_text(text)
-    process = fetching.run(catalog, tmp_path / "out", "--services", str(path))
-    packing.assert_sentence(process, code=2, says=says)
+    refused(capsys, says, str(catalog), str(tmp_path / "out"), "--services", str(path))
 
 
-def test_a_missing_catalogue_or_position_is_one_sentence(tmp_path: Path) -> None:
-    process = fetching.run(tmp_path / "no.csv", tmp_path / "out")
-    packing.assert_sentence(process, code=2, says=["no.csv is no file"])
-    path = tmp_path / "catalog.csv"
+def test_a_missing_catalogue_or_position_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "catalog.csv", str(tmp_path / "out")
+    refused(capsys, ["catalog.csv is no file"], str(path), out)
     path.write_text("id,x,y\n1,2,3\n")
-    process = fetching.run(path, tmp_path / "out")
-    packing.assert_sentence(process, code=2, says=["has no column 'ra'", "rename"])
+    refused(capsys, ["has no column 'ra'", "rename"], str(path), out)
 
 
 def test_fetched_objects_and_their_fits_files_pack_to_the_same_samples(

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ FOLDER = ".fetch"
 FETCHED, REFUSED, UNSETTLED = "fetched", "refused", "unsettled"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """What became of an object.
 
@@ -61,11 +61,12 @@ class Entry:
         return (self.ra, self.dec) == target.position
 
 
-def read_entries(out: Path) -> dict[str, Entry]:
+def read_entries(out: Path, wanted: Container[str] | None = None) -> dict[str, Entry]:
     """The last entry of each object, from all journals.
 
     Args:
         out: the folder that is fetched into.
+        wanted: ids to look for, such as a slice's; None for all, gigabytes of millions.
 
     Raises:
         StorageError: the file system refused.
@@ -73,24 +74,25 @@ def read_entries(out: Path) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for path in sorted((out / FOLDER).glob("journal*.jsonl")):
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                for line in file:
+                    _take(line, found, wanted)
         except OSError as error:
             raise storage_error("read", path, error) from error
-        for entry in _entries(content):
-            before = found.get(entry.sample_id)
-            # Of two slices' entries one that has the object counts more.
-            if before is None or before.state != FETCHED or entry.state == FETCHED:
-                found[entry.sample_id] = entry
     return found
 
 
-def _entries(content: bytes) -> Iterable[Entry]:
-    for line in content.splitlines():
-        # A torn line; so is the one that another slice is writing just now.
-        with suppress(ValueError, TypeError):
-            fields = json.loads(line)
-            if isinstance(fields, dict):
-                yield Entry(**fields)
+def _take(line: bytes, found: dict[str, Entry], wanted: Container[str] | None) -> None:
+    # A line may be torn; so is the one that another slice is writing just now.
+    with suppress(ValueError, TypeError, KeyError):
+        fields = json.loads(line)
+        if wanted is not None and fields["sample_id"] not in wanted:
+            return
+        entry = Entry(**fields)
+        before = found.get(entry.sample_id)
+        # Of two slices' entries one that has the object counts more.
+        if before is None or before.state != FETCHED or entry.state == FETCHED:
+            found[entry.sample_id] = entry
 
 
 class Journal:

@@ -107,7 +107,7 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
     )
     has_begun = claim_folder(settings)
     with Journal(settings.out, settings.part) as journal:
-        entries = read_entries(settings.out)
+        entries = read_entries(settings.out, {target.sample_id for target in targets})
         left = targets_left(targets, entries, settings.out, retry_refused=settings.retry_refused)
         stop = threading.Event()
         first_s = started_s + _PAUSE_BEFORE_RESUMING_S if has_begun else 0.0
