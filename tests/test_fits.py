@@ -90,6 +90,17 @@ def test_whole_pixels_put_the_position_within_half_a_pixel_of_the_centre(x, y, s
     assert stamp.pixels[0, 0] + 60 * row + column == pytest.approx(60 * y + x)
 
 
+@given(st.floats(15.51, 16.49), st.floats(15.51, 16.49))
+def test_a_file_of_the_stamps_own_size_is_taken_as_fitscut_cuts_it(x, y):
+    # The corner is floor(x - size / 2 + 0.5), so the position lies in pixel 16 of 32.
+    image = np.arange(1024.0).reshape(32, 32)
+    stamp = cut_stamp(image, Placement(x=x, y=y, sky_per_pixel=np.diag([-1.5, 1.5])), 32, 1.5)
+    np.testing.assert_array_equal(stamp.pixels, image)
+    assert stamp.offset_pixels == pytest.approx((x - 15.5, y - 15.5))
+    with pytest.raises(SampleError, match="ends 2 pixels before the stamp"):
+        cut_stamp(image, Placement(x=x + 1.5, y=y, sky_per_pixel=np.diag([-1.5, 1.5])), 32, 1.5)
+
+
 @pytest.mark.parametrize("scale", [1.5, 1.2])
 def test_a_stamp_beyond_the_image_is_refused_with_how_much_is_missing(scale):
     image = np.zeros((40, 40))

@@ -5,7 +5,8 @@ files: drawn with the first row at the bottom, north is up and east is left.
 
 Two ways. Where the image has the wanted pixel scale and its axes lie along the sky's, whole pixels
 are taken, turned or mirrored where the image is: every pixel keeps its bits, and the position lies
-within half a pixel of the stamp's centre. Otherwise each pixel of the stamp takes from every pixel
+within half a pixel of the stamp's centre; within one pixel where the image is no larger than the
+stamp, since `fitscut` puts a position next to the middle of an even size. Otherwise each pixel of the stamp takes from every pixel
 of the image the share of its flux that it covers: flux is kept to rounding, the position lies
 exactly in the centre, and neighbouring pixels' noise becomes correlated.
 """
@@ -129,6 +130,8 @@ def _take(image: NDArray[Any], placement: Placement, size: int, turn: NDArray[np
     # Offsets of the stamp's first pixel from its centre, along the image's axes.
     corner = np.array([placement.x, placement.y]) - half
     low = np.floor(corner + 0.5 - _TIE).astype(int)
+    if image.shape == (size, size) and np.abs(low).max() == 1:
+        low[:] = 0
     x, y = (int(v) for v in low)
     _check_inside(image, (x, y), (x + size - 1, y + size - 1), size)
     cut = image[y : y + size, x : x + size]
