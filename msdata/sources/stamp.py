@@ -5,10 +5,11 @@ files: drawn with the first row at the bottom, north is up and east is left.
 
 Two ways. Where the image has the wanted pixel scale and its axes lie along the sky's, whole pixels
 are taken, turned or mirrored where the image is: every pixel keeps its bits, and the position lies
-within half a pixel of the stamp's centre; within one pixel where the image is no larger than the
-stamp, since `fitscut` puts a position next to the middle of an even size. Otherwise each pixel of the stamp takes from every pixel
-of the image the share of its flux that it covers: flux is kept to rounding, the position lies
-exactly in the centre, and neighbouring pixels' noise becomes correlated.
+within half a pixel of the stamp's centre; within a pixel where the image is no larger than the
+stamp, since `fitscut` puts a position next to the middle of an even size. Otherwise each pixel of
+the stamp takes from every pixel of the image the share of its flux that it covers: flux is kept to
+rounding, the position lies exactly in the centre, and noise of neighbouring pixels becomes
+correlated.
 """
 
 from __future__ import annotations
