@@ -10,7 +10,7 @@ see `msdata.sources.mock`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ CELL_DEG = 1.0 / 60
 # Galaxies are cut off where they are fainter than a millionth of their centre.
 _REACH_SIGMA = 5.5
 _REACH_DEG = 15.0 / 3600
+_BLUR_PIXELS = 0.6
 _SIGMA_ARCSEC = (0.5, 1.6)
 # Bluest first; a galaxy's colour grows with its redshift, so that a network has something to learn.
 BANDS = ("FUV", "NUV", "g", "r", "i", "z", "y", "W1", "W2")
@@ -143,25 +144,27 @@ def render(seed: int, band: str, grid: Grid) -> _Floats:
     ra, dec = grid.position((grid.width - 1) / 2, (grid.height - 1) / 2)
     radius_deg = np.hypot(grid.width, grid.height) / 2 * grid.scale_arcsec / 3600
     for galaxy in galaxies_near(seed, float(ra), float(dec), float(radius_deg)):
-        # Broad enough for the coarsest pixels to sample it.
-        sigma = float(np.hypot(galaxy.sigma_arcsec, 0.5 * grid.scale_arcsec))
-        reach = int(_REACH_SIGMA * sigma / grid.scale_arcsec) + 1
+        # Blurred by the pixel, so that the coarsest ones sample it.
+        blur = _BLUR_PIXELS * grid.scale_arcsec
+        sigmas = [float(np.hypot(s * galaxy.sigma_arcsec, blur)) for s in (1, galaxy.axis_ratio)]
+        reach = int(_REACH_SIGMA * sigmas[0] / grid.scale_arcsec) + 1
         x, y = (round(v) for v in grid.pixel(galaxy.ra, galaxy.dec))
         left, right = max(x - reach, 0), min(x + reach + 1, grid.width)
         low, top = max(y - reach, 0), min(y + reach + 1, grid.height)
         if left < right and low < top:
             part = grid.cut(left, low, right - left, top - low)
-            image_HW[low:top, left:right] += _profile(galaxy, band, part, sigma)
+            image_HW[low:top, left:right] += _profile(galaxy, band, part, sigmas)
     return image_HW
 
 
-def _profile(galaxy: Galaxy, band: str, grid: Grid, sigma_arcsec: float) -> _Floats:
+def _profile(galaxy: Galaxy, band: str, grid: Grid, sigmas_arcsec: Sequence[float]) -> _Floats:
     ra_HW, dec_HW = grid.sky()
     east = (ra_HW - galaxy.ra + 180) % 360 - 180
     east *= np.cos(np.radians(galaxy.dec)) * 3600
     north = (dec_HW - galaxy.dec) * 3600
     along = north * np.cos(galaxy.angle) + east * np.sin(galaxy.angle)
-    across = (east * np.cos(galaxy.angle) - north * np.sin(galaxy.angle)) / galaxy.axis_ratio
-    exponent = (along**2 + across**2) / (2 * sigma_arcsec**2)
-    area = 2 * np.pi * sigma_arcsec**2 * galaxy.axis_ratio / grid.scale_arcsec**2
+    across = east * np.cos(galaxy.angle) - north * np.sin(galaxy.angle)
+    major, minor = sigmas_arcsec
+    exponent = (along / major) ** 2 / 2 + (across / minor) ** 2 / 2
+    area = 2 * np.pi * major * minor / grid.scale_arcsec**2
     return np.asarray(galaxy.flux(band) / area * np.exp(-exponent))
