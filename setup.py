@@ -14,12 +14,15 @@ EXTRAS = {
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
     "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.8"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.11"],
+    "catalog": ["matplotlib>=3.8"],
     "bench": ["webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9", "scikit-learn>=1.4"],
 }
 # The two DALI builds install the same module, so `all` takes the one for CUDA 12.
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
 EXTRAS["dev"] = [
+    "astropy-healpix>=1.0",
     "hypothesis>=6.100",
+    "mlcroissant>=1.0",
     "mypy>=1.10",
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -45,7 +48,10 @@ setup(
             optional=True,
         )
     ],
-    package_data={"msdata": ["py.typed", "*.pyi"], "mstrain": ["py.typed"]},
+    package_data={
+        "msdata": ["py.typed", "*.pyi", "skycatalog/recipes/*.toml", "skycatalog/surveys/*.md"],
+        "mstrain": ["py.typed"],
+    },
     install_requires=[
         "numpy>=1.26",
         "pyarrow>=16",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import load_rates
+from benchmarks import augment_rates, load_rates
 
 # Name -> (main, options beside --data).
-BENCHMARKS = {"load_rates": (load_rates.main, ["--cold"])}
+BENCHMARKS = {
+    "load_rates": (load_rates.main, ["--cold"]),
+    "augment_rates": (augment_rates.main, []),
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-_VERSIONS_OF = ("msdata", "numpy", "pyarrow", "h5py", "torch", "webdataset", "nvidia-dali-cuda120")
+_VERSIONS_OF = (
+    *("msdata", "numpy", "pyarrow", "h5py", "opencv-python-headless", "torch", "webdataset"),
+    "nvidia-dali-cuda120",
+)
 
 # A contestant runs once and returns its rate, in samples per second.
 Contestant = Callable[[], float]

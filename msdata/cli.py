@@ -20,6 +20,10 @@ COMMANDS = {
     "mock": ("msdata.sources.mock.command", "make mock objects and their catalogue"),
     "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
+    "catalog": (
+        "msdata.skycatalog.command",
+        "compile a spectroscopic sample from surveys' tables",
+    ),
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
     "stats": ("msdata.stats_command", "measure noise and spread of each band, for augmentation"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from msdata.cache.client import CacheClient
 from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners
+from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.member import ServedArena, find_service
 from msdata.cache.tier import LOG
@@ -101,6 +102,8 @@ class NodeCache:
             LOG.warning("the disk of metrics_dir hangs: the cache is left to the process's end")
         elif self.client is not None:
             self.client.close()
+        if self.served is not None and not self.served.is_served():
+            remove_dead_shared_memory()
 
 
 def _describe(

@@ -11,6 +11,8 @@ import numpy as np
 
 import msdata
 from msdata.atomic_file import write_whole
+from msdata.augment.config import FUSIONS
+from msdata.augment.preview import preview
 from msdata.dataset import Dataset
 from msdata.errors import MsdataError, UsageError
 from msdata.schema import Sample
@@ -27,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=12, help="objects to draw; %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the choice; %(default)s")
     parser.add_argument("--ids", help="these objects instead, with commas between")
+    parser.add_argument(
+        "--augment",
+        choices=FUSIONS,
+        help="show the images as a network of that fusion gets them in its first epoch with --seed",
+    )
     parser.add_argument(
         "--columns", default="", help="further columns of the index to show, with commas between"
     )
@@ -48,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     samples, what = chosen(data, args)
     captions = [caption(sample, shown) for sample in samples]
     title = f"{args.data.name}  {data.manifest.fingerprint}  {what}"
-    image = draw_sheet(samples, data.schema, captions=captions, title=title)
+    schema = data.schema
+    if args.augment is not None:
+        samples, schema = preview(samples, schema, args.augment, seed=args.seed)
+        title += f", augmented for {args.augment} fusion"
+    image = draw_sheet(samples, schema, captions=captions, title=title)
     write_whole(args.out, png_bytes(image))
     print(f"drew {len(samples)} objects into {args.out} ({image.shape[1]} x {image.shape[0]})")
     return 0

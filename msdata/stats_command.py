@@ -46,14 +46,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--max-samples {args.max_samples} is no number of samples; give some")
     if args.out is not None and args.out.suffix != ".json":
         raise UsageError(f"{args.out} is no .json; name the file so")
+    path = args.data / FILE_NAME if args.out is None else args.out
     data = msdata.open(args.data)
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}, the folder of --out, does not exist; make it first")
     default = "train" if "train" in data.splits else data.splits[0]
     split = data.split(default if args.split is None else args.split)
     total = min(args.max_samples, len(split))
     line = ProgressLine("stats", total, is_quiet=args.quiet)
     statistics = measure(split, max_samples=total, jobs=jobs, progress=line.update)
     line.close(total, total * split.sample_nbytes)
-    path = args.data / FILE_NAME if args.out is None else args.out
     statistics.write(path)
     if args.json:
         print(json.dumps({**statistics.to_json(), "path": str(path)}))

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ import msdata
 import msdata.node_cache
 from msdata.cache.config import CacheConfig
 from msdata.topology import Topology
+
+WARNINGS: list[str] = []
+
+
+class WarningList(logging.Handler):
+    """Keeps what is logged for the test to see."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        WARNINGS.append(record.getMessage())
 
 
 def say(**fields: Any) -> None:
@@ -34,6 +44,12 @@ def make_filling_slow(seconds: float) -> None:
         return read_slowly
 
     msdata.node_cache.record_reader = slow
+
+
+def make_services_patient() -> None:
+    """A busy machine takes longer than a product should wait; an ended service is seen anyway."""
+    patient = partial(msdata.node_cache.LinkFetcher, timeout_s=60.0)
+    msdata.node_cache.LinkFetcher = patient  # type: ignore[misc,assignment]
 
 
 def settled_stats(loader: msdata.Loader, order: dict[str, Any]) -> dict[str, Any]:
@@ -66,16 +82,23 @@ def run(order: dict[str, Any]) -> None:
         policy=order.get("policy", "shuffle"),
         threads=1,
     ) as loader:
+        if order.get("state"):
+            loader.load_state_dict(order["state"])
         while sys.stdin.readline().strip() == "epoch":
             for batch in loader:
-                say(digests=digest_of(batch))
+                say(digests=digest_of(batch), state=loader.state_dict())
                 time.sleep(order.get("step_s", 0))
-            say(stats=settled_stats(loader, order))
+            say(stats=settled_stats(loader, order), warnings=WARNINGS)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.ERROR)
+    make_services_patient()
+    logging.getLogger("msdata").addHandler(WarningList(logging.WARNING))
+    logging.getLogger("msdata").setLevel(logging.WARNING)
+    logging.getLogger("msdata").propagate = False
     while line := sys.stdin.readline():
+        WARNINGS.clear()
         run(json.loads(line))
         say(closed=True)
 

@@ -14,8 +14,13 @@ from typing import Any
 import packing
 
 from msdata.cache.config import GIB
-from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import link_address
+
+
+def _mpi_files(pid: int) -> list[Path]:
+    """What MPI keeps in shared memory for a process."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [Path(name) for name in {line.split()[-1] for line in lines if "/mpich_shm_" in line}]
 
 
 class Services:
@@ -45,6 +50,7 @@ class Services:
             self.end()
             raise
         self.pids = [self._pid_of(arena) for arena in self.arenas]
+        self.mpi_files = [path for pid in self.pids for path in _mpi_files(pid)]
 
     def _wait(self) -> None:
         assert self.process.stdout is not None
@@ -89,7 +95,6 @@ class Services:
         for pid in packing.msdata_processes(self.shm_dir):
             packing.kill(pid)
         self.process.communicate()
-        remove_dead_shared_memory()
 
     def __enter__(self) -> Services:
         return self

@@ -204,6 +204,7 @@ def test_stream_hands_out_every_batch_with_its_own_images() -> None:
     [
         ({"galex": None}, "the batch has no array 'galex'"),
         ({"sample_id": None}, "the batch has no sample_id, which the draws are keyed with"),
+        ({"sample_id": np.array(["1"])}, "the batch has 1 ids for 2 samples"),
         ({"galex": np.zeros((2, 2, 32, 30))}, r"the schema says \(samples, 2, 32, 32\)"),
         ({"unwise": np.zeros((3, 2, 32, 32))}, r"has shape \(3, 2, 32, 32\)"),
     ],
@@ -228,6 +229,17 @@ def test_wrong_use_is_refused() -> None:
         augmenter.submit(batch, 0)
         with pytest.raises(UsageError, match="ask for that first"):
             augmenter.run(batch, 0)
+    for backend in ("reference", "dali"):
+        closed = open_augmenter(
+            MANTIS_SHRIMP, AugmentConfig(), seed=0, batch_size=3, backend=backend, threads=1
+        )
+        closed.submit(batch, 0)
+        closed.close()
+        closed.close()
+        with pytest.raises(UsageError, match="the augmenter was closed; open a new one"):
+            closed.run(batch, 0)
+    with pytest.raises(UsageError, match="seed 'a' is no whole number from 0"):
+        open_augmenter(MANTIS_SHRIMP, AugmentConfig(), seed="a", batch_size=1)  # type: ignore
     with pytest.raises(UsageError, match="backend 'gpu' is none of"):
         open_augmenter(MANTIS_SHRIMP, AugmentConfig(), seed=0, batch_size=1, backend="gpu")
     with pytest.raises(UsageError, match="runs on the CPU"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from services import Services
 
 import msdata
 from msdata.cache.config import CacheConfig
+from msdata.cache.leftovers import remove_dead_shared_memory
+from msdata.cache.link import PAUSE_S
 from msdata.dataset import Split
 from msdata.plan.forecast import Job, assign_job, count_tiers, forecast_epoch, own_job
 from msdata.plan.ownership import Nodes
@@ -128,3 +133,138 @@ def test_what_each_rank_reads_from_each_tier_is_what_the_forecast_says(
         _, errors = services.terminate()
         assert errors.count("interrupted") == 1
     assert not list(caching.names_in(config.shm_dir))
+
+
+def start_epoch(ranks: Sequence[caching.Rank], num_steps: int) -> list[list[dict[str, Any]]]:
+    """Starts an epoch, and waits until each rank has made some steps."""
+    for rank in ranks:
+        rank.start_epoch()
+    return [[rank.read() for _ in range(num_steps)] for rank in ranks]
+
+
+def end_epoch(
+    ranks: Sequence[caching.Rank], begun: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The epoch's results, those of its first steps included."""
+    results = [rank.end_epoch() for rank in ranks]
+    for result, steps in zip(results, begun, strict=True):
+        for step in steps:
+            assert not result["digests"].keys() & step["digests"].keys()
+            result["digests"] |= step["digests"]
+    return results
+
+
+def total(results: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Samples by tier over all ranks."""
+    found = np.array([tiers_of(r) for r in results]).sum(axis=0).tolist()
+    return dict(zip(("local", "ssd", "peer", "storage"), found, strict=True))
+
+
+@pytest.mark.parametrize("killed", [(1,), (0, 1, 2)])
+def test_ranks_go_on_when_services_are_killed_and_leave_nothing(
+    split: Split, expected: dict[str, int], config: CacheConfig, killed: tuple[int, ...]
+) -> None:
+    memory = capacities(split, 1.1, (1, 1, 1))
+    data = split.dataset.path
+    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+        ranks = caching.start_ranks(data, config, 3, 1, step_s=0.05)
+        before = caching.run_epoch(ranks)
+        begun = start_epoch(ranks, 3)
+        services.kill(*killed)
+        after = end_epoch(ranks, begun)
+        code, _ = services.wait()
+        assert code != 0
+        assert all(path.exists() for path in services.mpi_files)
+    assert caching.merged(before) == caching.merged(after) == expected
+    assert total(before)["storage"] == 0
+    assert total(after)["storage"] > 0
+    for result in after:
+        # Its own node's memory stays with it.
+        assert tiers_of(result)[0] > 0
+        assert result["stats"]["wait_s"] < 5
+        (warning,) = result["warnings"]
+        assert "the cache service of this node is gone" in warning
+    again = caching.run_epoch(ranks)
+    assert caching.merged(again) == expected
+    assert total(again)["peer"] == 0
+    assert total(again)["local"] > 0
+    assert all(len(result["warnings"]) == 1 for result in again)
+    for rank in ranks:
+        rank.end()
+    assert not list(caching.names_in(config.shm_dir))
+    assert services.mpi_files
+    assert not any(path.exists() for path in services.mpi_files)
+
+
+def test_the_job_of_a_killed_rank_resumes_from_memory(
+    split: Split, expected: dict[str, int], config: CacheConfig
+) -> None:
+    memory = capacities(split, 1.1, (1, 1))
+    data = split.dataset.path
+    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+        ranks = caching.start_ranks(data, config, 2, 2, step_s=0.05)
+        begun = start_epoch(ranks, 3)
+        ranks[1].kill()
+        # torchrun ends the others and starts all anew, which go on after the last whole step.
+        for rank in (ranks[0], *ranks[2:]):
+            rank.kill()
+        state = begun[0][-1]["state"]
+        again = caching.start_ranks(data, config, 2, 2, state=state)
+        results = caching.run_epoch(again)
+        assert total(results)["storage"] == 0
+        found = caching.merged(results)
+        for steps in begun:
+            for step in steps:
+                assert not found.keys() & step["digests"].keys()
+                found |= step["digests"]
+        assert found == expected
+        for rank in again:
+            rank.end()
+
+
+def test_services_that_are_started_again_take_up_the_arenas_in_use(
+    split: Split, expected: dict[str, int], config: CacheConfig
+) -> None:
+    memory = capacities(split, 0.7, (3, 1, 2))
+    data = split.dataset.path
+    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+        ranks = caching.start_ranks(data, config, 3, 1, policy="locality")
+        caching.run_epoch(ranks)
+        services.kill(0, 1, 2)
+        services.wait()
+    assert caching.merged(caching.run_epoch(ranks)) == expected
+    # Other sizes are asked for; what ranks use already stays as it is.
+    with Services(data, config.shm_dir, capacities(split, 1, (1, 1, 1)), "--fill", "stage"):
+        time.sleep(PAUSE_S + 0.5)
+        results = caching.run_epoch(ranks)
+        assert caching.merged(results) == expected
+        assert_as_forecast(split, job_of(split, "locality", memory, 1), 2, results)
+        for rank in ranks:
+            rank.end()
+
+
+def test_the_next_start_and_clean_remove_what_a_killed_job_left(
+    split: Split, config: CacheConfig
+) -> None:
+    data = split.dataset.path
+    folder = config.shm_dir
+    memory = capacities(split, 1.1, (1, 1))
+    for is_cleaned_by_hand in (False, True):
+        services = Services(data, folder, memory)
+        ranks = caching.start_ranks(data, config, 2, 1)
+        caching.run_epoch(ranks)
+        for rank in ranks:
+            rank.kill()
+        services.kill(0, 1)
+        services.wait()
+        left = set(caching.names_in(folder))
+        assert len(left) == 2
+        if is_cleaned_by_hand:
+            command = [sys.executable, "-m", "msdata", "cache", "clean", "--shm-dir", str(folder)]
+            (folder / "mpich_shm_of_a_dead_process_0").write_bytes(b"x")
+            assert packing.run(command).stdout.count("removed") == 3
+        else:
+            with msdata.Loader(split, caching.BATCH, cache=replace(config, job="next")):
+                assert not left & set(caching.names_in(folder))
+        assert not list(folder.iterdir())
+    remove_dead_shared_memory()

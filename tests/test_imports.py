@@ -21,6 +21,7 @@ LAYERS = (
     {"errors", "schema", "topology", "atomic_file", "checksum", "progress"},
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),
+        "skycatalog",
         *("mpi", "machine", "probe", "probe_network", "augment", "cache"),
     },
     {"manifest", "index", "spans", "shard_files", "dataset"},
@@ -51,12 +52,17 @@ HOMES: dict[str, set[str]] = {
     },
     "nvidia": {"msdata/augment/dali.py"},
     "torch": {"msdata/torch_dataset.py"},
-    "matplotlib": {"msdata/plan_figure.py", "mstrain/report/canvas.py"},
+    "matplotlib": {
+        "msdata/plan_figure.py",
+        "msdata/skycatalog/figure.py",
+        "mstrain/report/canvas.py",
+    },
     "speclite": {"msdata/sources/mock/photometry.py"},
     "scipy": {"msdata/sources/mock/nonnegative.py"},
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalogfile.py",
+        "msdata/skycatalog/tables.py",
         "msdata/sources/fits_image.py",
         "msdata/sources/mock/templates.py",
     },

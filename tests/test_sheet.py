@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+import msdata
+from msdata.augment import AugmentConfig, open_augmenter
+from msdata.augment.preview import preview
 from msdata.cli import main
 from msdata.errors import UsageError
 from msdata.pack.run import pack
@@ -143,3 +146,35 @@ def test_the_stretch_keeps_the_order_of_pixels_and_shows_faint_and_bright():
     counts = np.zeros((32, 32))
     counts[::8, ::8] = 3
     assert np.median(stretch(counts)) == 0
+
+
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_augmented_objects_are_drawn_as_a_training_of_that_seed_sees_them(data, tmp_path, fusion):
+    pictures = {}
+    for name, options in {
+        "plain": (),
+        "drawn": ("--augment", fusion),
+        "again": ("--augment", fusion),
+        "other": ("--augment", fusion, "--seed", "1"),
+    }.items():
+        out = tmp_path / f"{name}.png"
+        assert main(["sheet", str(data), str(out), "--ids", "g1,g4", *options]) == 0
+        pictures[name] = out.read_bytes()
+    assert pictures["drawn"] == pictures["again"]
+    assert len(set(pictures.values())) == 3
+
+
+def test_an_augmented_sample_is_what_the_augmenter_gives(data):
+    split = msdata.open(data).split("test")
+    samples = [split[i] for i in range(3)]
+    turned, schema = preview(samples, split.schema, "early", seed=5, epoch=2)
+    assert schema["unwise"].shape == (2, 120, 120)
+    assert schema["unwise"].pixel_scale_arcsec == pytest.approx(0.25)
+    batch = {name: np.stack([s[name] for s in samples]) for name in schema.names}
+    batch["sample_id"] = [s["sample_id"] for s in samples]
+    config = AugmentConfig(scaling="none")
+    with open_augmenter(split.schema, config, seed=5, batch_size=3) as augmenter:
+        image = augmenter.run(batch, 2)["image"]
+    for i, sample in enumerate(turned):
+        assert np.array_equal(np.concatenate([sample[n] for n in schema.names]), image[i])
+        assert sample["redshift"] == samples[i]["redshift"]

@@ -151,6 +151,7 @@ def test_wrong_usage_is_said_in_one_sentence(
         ("--jobs", "0"): "--jobs 0 is no number of threads",
         ("--split", "trian"): "has no split 'trian'",
         ("--out", "s.txt"): "s.txt is no .json",
+        ("--out", "/nowhere/s.json"): "/nowhere, the folder of --out, does not exist",
     }
     for options, words in cases.items():
         assert stats(data, *options) == 2

@@ -45,7 +45,8 @@ class Augmenter(Protocol):
             train: False for no draws at all.
 
         Returns:
-            float32 (n, channels, height, width) by name, with DLPack; see `shapes`.
+            float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are
+            never written over: hold them as long as you like.
 
         Raises:
             UsageError: the batch is not of the schema, or longer than it was said to be.

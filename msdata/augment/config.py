@@ -64,13 +64,15 @@ class AugmentConfig:
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise UsageError(f"{name} {size!r} is no number of pixels; give at least 1")
-        if not 0 <= self.band_dropout < 1:
-            raise UsageError(f"band_dropout {self.band_dropout} is no probability below 1")
+        if not isinstance(self.flips, bool):
+            raise UsageError(f"flips {self.flips!r} is neither True nor False")
+        if not (_is_number(self.band_dropout) and 0 <= self.band_dropout < 1):
+            raise UsageError(f"band_dropout {self.band_dropout!r} is no probability below 1")
         for name in ("noise", "psf_blur_arcsec"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} {getattr(self, name)} is no number from 0")
-        if self.surveys is not None:
-            object.__setattr__(self, "surveys", tuple(self.surveys))
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < float("inf")):
+                raise UsageError(f"{name} {value!r} is no number from 0")
+        object.__setattr__(self, "surveys", _checked_surveys(self.surveys))
         object.__setattr__(self, "crops", dict(self.crops))
 
     @property
@@ -99,6 +101,21 @@ class AugmentConfig:
                 f"{', '.join(known)}"
             )
         return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checked_surveys(surveys: Any) -> tuple[str, ...] | None:
+    if surveys is None:
+        return None
+    names = () if isinstance(surveys, str) else tuple(surveys)
+    if not names or len(set(names)) != len(names):
+        raise UsageError(
+            f"surveys {surveys!r} are no distinct names of arrays; write ('galex', 'unwise')"
+        )
+    return names
 
 
 def _items(config: AugmentConfig) -> list[tuple[str, Any]]:

@@ -22,6 +22,7 @@ from msdata.augment.recipe import (
     Recipe,
     blur_scale,
     check_length,
+    check_open,
     default_threads,
     is_blurred,
     noise_bank,
@@ -84,6 +85,7 @@ class DaliAugmenter:
         self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
         self._free: dict[bool, deque[Lane]] = {}
         self._jobs: deque[_Job] = deque()
+        self._is_closed = False
         # The pipelines first: they find out whether there is a GPU, and say so in a sentence.
         self._lanes_of(is_turned=recipe.config.rotation == "any")
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
@@ -123,6 +125,7 @@ class DaliAugmenter:
             arrays: (N, B, height, width) in the order of channels.
             draws: of the N samples; all are turned obliquely, or none.
         """
+        check_open(self._is_closed)
         contiguous = [np.ascontiguousarray(array) for array in arrays]
         self._jobs.append(_Job(arrays=contiguous, draws=draws))
         self._start_what_can()
@@ -130,15 +133,18 @@ class DaliAugmenter:
     def _start_what_can(self) -> None:
         """Starts jobs in their order, as far as there are free lanes."""
         for job in self._jobs:
-            if job.lane is not None or not len(job.draws):
-                continue
-            lanes = self._lanes_of(is_turned=job.is_turned)
-            if not lanes:
+            if job.lane is None and len(job.draws) and not self._start(job):
                 return
-            lane = lanes.popleft()
-            job.inputs = self._inputs(job, lane)
-            lane.start(job.inputs)
-            job.lane = lane
+
+    def _start(self, job: _Job) -> bool:
+        """Starts a job where there is a free lane; whether there was."""
+        lanes = self._lanes_of(is_turned=job.is_turned)
+        if not lanes:
+            return False
+        job.inputs = self._inputs(job, lanes[0])
+        lanes[0].start(job.inputs)
+        job.lane = lanes.popleft()
+        return True
 
     def _lanes_of(self, *, is_turned: bool) -> deque[Lane]:
         if is_turned not in self._free:
@@ -187,22 +193,35 @@ class DaliAugmenter:
         if not self._jobs:
             raise UsageError("no batch was submitted; there is no result to wait for")
         job = self._jobs.popleft()
-        if job.lane is None:
+        if not len(job.draws):
             return {name: np.empty((0, *shape), np.float32) for name, shape in self.shapes.items()}
-        try:
-            images = job.lane.outputs()
-        finally:
-            self._lanes_of(is_turned=job.is_turned).append(job.lane)
+        if job.lane is None:
+            # It failed to start when it was submitted: its error comes again.
+            self._start(job)
+        images = self._finish(job)
         self._start_what_can()
         return dict(zip(self.shapes, images, strict=True))
 
+    def _finish(self, job: _Job) -> list[Any]:
+        """Waits for a job that was started."""
+        assert job.lane is not None
+        try:
+            return job.lane.outputs()
+        finally:
+            self._lanes_of(is_turned=job.is_turned).append(job.lane)
+
     def close(self) -> None:
         """Waits for what is under way, then gives pipelines and page locks back."""
-        while self._jobs:
-            self.result()
-        self._free.clear()
-        if self._pinned is not None:
-            self._pinned.close()
+        self._is_closed = True
+        try:
+            for job in self._jobs:
+                if job.lane is not None:
+                    self._finish(job)
+        finally:
+            self._jobs.clear()
+            self._free.clear()
+            if self._pinned is not None:
+                self._pinned.close()
 
     def __enter__(self) -> DaliAugmenter:
         return self

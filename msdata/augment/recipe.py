@@ -90,7 +90,11 @@ class Recipe:
             return no_draws(len(batch[self.geometries[0].name]))
         if "sample_id" not in batch:
             raise UsageError("the batch has no sample_id, which the draws are keyed with")
-        return draw(self.seed, epoch, batch["sample_id"], self.config, num_channels=self.num_bands)
+        ids = batch["sample_id"]
+        num_samples = len(batch[self.geometries[0].name])
+        if len(ids) != num_samples:
+            raise UsageError(f"the batch has {len(ids)} ids for {num_samples} samples")
+        return draw(self.seed, epoch, ids, self.config, num_channels=self.num_bands)
 
     def arrays(self, batch: Batch) -> list[NDArray[Any]]:
         """The batch's arrays in the order of channels.
@@ -121,8 +125,8 @@ def make_recipe(
     Raises:
         UsageError: config and schema do not go together, or statistics are needed.
     """
-    if seed < 0:
-        raise UsageError(f"seed {seed} must not be negative")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise UsageError(f"seed {seed!r} is no whole number from 0")
     geometries = make_geometries(schema, config)
     for geometry in geometries:
         is_blurred(geometry, config.psf_blur_arcsec)
@@ -188,6 +192,12 @@ def blur_window(largest_pixels: float) -> int:
 def default_threads() -> int:
     """The cores this process may use, but not more than 8 of them."""
     return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
+
+
+def check_open(is_closed: bool) -> None:
+    """Raises UsageError for an augmenter that was closed."""
+    if is_closed:
+        raise UsageError("the augmenter was closed; open a new one")
 
 
 def check_length(num_samples: int, batch_size: int) -> None:

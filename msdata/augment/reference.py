@@ -22,6 +22,7 @@ from msdata.augment.recipe import (
     blur_scale,
     blur_window,
     check_length,
+    check_open,
     default_threads,
     is_blurred,
     noise_bank,
@@ -51,6 +52,7 @@ class ReferenceAugmenter:
         self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
         self._num_threads = threads or default_threads()
         self._executor = ThreadPoolExecutor(self._num_threads, "msdata-augment")
+        self._is_closed = False
         self._under_way: deque[tuple[dict[str, Image], list[Future[None]]]] = deque()
 
     @property
@@ -88,6 +90,7 @@ class ReferenceAugmenter:
             arrays: (N, B, height, width) in the order of channels.
             draws: of the N samples.
         """
+        check_open(self._is_closed)
         num_samples = len(draws)
         images = {
             name: np.empty((num_samples, *shape), np.float32) for name, shape in self.shapes.items()
@@ -111,6 +114,7 @@ class ReferenceAugmenter:
 
     def close(self) -> None:
         """Ends the threads after what they are at."""
+        self._is_closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._under_way.clear()
 

@@ -53,7 +53,8 @@ def _is_own(path: Path) -> bool:
 def _own_processes(proc: Path) -> Iterator[Path]:
     for entry in proc.iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):
-            if entry.name.isdigit() and _user_of(entry) == os.geteuid():
+            # The first process, which may be root's and closed to root, runs no MPI.
+            if entry.name.isdigit() and entry.name != "1" and _user_of(entry) == os.geteuid():
                 yield entry
 
 

@@ -30,9 +30,10 @@ from msdata.cache.transport import IsSound, fill_row
 
 # A request takes milliseconds; a service that takes longer is worse than storage.
 TIMEOUT_S = 2.0
-# How long a service that failed is left alone. Each failure in a row doubles that, up to
-# `_MOST_PAUSES` times as long.
-PAUSE_S = 5.0
+# How long a service that failed is left alone. Where it let a request wait in vain, each such
+# failure in a row doubles that, up to `_MOST_PAUSES` times as long; one that is not there costs
+# nothing to look for.
+PAUSE_S = 1.0
 _MOST_PAUSES = 64
 # Staging a connection: two halves, one of which is filled while the other is copied out. Larger
 # ones leave the processor's cache.
@@ -175,8 +176,6 @@ class LinkFetcher:
         timeout_s: what the service has to answer a part of a request.
         pause_s: for how long one that failed is left alone.
 
-    Attributes:
-        num_lost: how often the service has ended or not answered.
     """
 
     def __init__(
@@ -196,7 +195,7 @@ class LinkFetcher:
         self._idle: list[_Link] = []
         self._paused_until_s = 0.0
         self._pauses = 0
-        self.num_lost = 0
+        self._num_lost = 0
 
     def fetch(
         self,
@@ -209,46 +208,49 @@ class LinkFetcher:
         with self._places:
             if time.monotonic() < self._paused_until_s:
                 return [False] * len(samples)
-            link = self._link()
-            if link is None:
-                return [False] * len(samples)
+            wanted = np.array(nodes, np.int64), np.array(samples, np.int64), rows, is_sound
             try:
-                numbers = np.array(nodes, np.int64), np.array(samples, np.int64)
-                came = link.fetch(*numbers, rows, is_sound)
+                return self._fetch_over(self._idle_link(), wanted)
             except OSError as error:
-                link.close()
                 self._lose(error)
                 return [False] * len(samples)
-            with self._lock:
-                self._pauses = 0
-                if self._paused_until_s < float("inf"):
-                    self._idle.append(link)
-                    return came
-            link.close()
-            return came
 
-    def _link(self) -> _Link | None:
+    def _idle_link(self) -> _Link | None:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            return self._idle.pop() if self._idle else None
+
+    def _fetch_over(self, idle: _Link | None, wanted: Any) -> list[bool]:
+        """Fetches over a connection that was used before, or else a new one."""
+        link = idle or _Link(self._address, self._sample_nbytes, self._timeout_s)
         try:
-            return _Link(self._address, self._sample_nbytes, self._timeout_s)
+            came = link.fetch(*wanted)
         except OSError as error:
-            self._lose(error)
-            return None
+            link.close()
+            if idle is None or isinstance(error, TimeoutError):
+                raise
+            # The service has ended since; another may be there.
+            return self._fetch_over(None, wanted)
+        with self._lock:
+            self._pauses = 0
+            if self._paused_until_s < float("inf"):
+                self._idle.append(link)
+                return came
+        link.close()
+        return came
 
     def _lose(self, error: OSError) -> None:
         """Leaves the service alone for a while; whoever comes first says so, once."""
         with self._lock:
             if time.monotonic() < self._paused_until_s:
                 return
-            self._pauses = min(_MOST_PAUSES, 2 * self._pauses or 1)
-            self._paused_until_s = time.monotonic() + self._pauses * self._pause_s
-            self.num_lost += 1
+            if isinstance(error, TimeoutError):
+                self._pauses = min(_MOST_PAUSES, 2 * self._pauses or 5)
+            self._paused_until_s = time.monotonic() + max(1, self._pauses) * self._pause_s
+            self._num_lost += 1
             idle, self._idle = self._idle, []
         for link in idle:
             link.close()
-        log = LOG.warning if self.num_lost == 1 else LOG.info
+        log = LOG.warning if self._num_lost == 1 else LOG.info
         log(
             "the cache service of this node is gone (%s): what other nodes hold comes from storage "
             "until it is back",
@@ -259,7 +261,7 @@ class LinkFetcher:
         """See `Fetcher`; of all nodes, a rank knows its own one's service only."""
         with self._lock:
             is_down = time.monotonic() < self._paused_until_s
-            return {"failures": self.num_lost, "down": int(is_down)}
+            return {"failures": self._num_lost, "down": int(is_down)}
 
     def close(self) -> None:
         """See `Fetcher`."""

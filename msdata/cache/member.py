@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ class MemberService:
         owners = self._agree_on_owners(ranks)
         agree(group, lambda: self._open_here(owners))
         reader = self._open_window(ranks, owners)
+        if reader is not None:
+            agree(group, partial(reader.check, group.rank))
         agree(group, lambda: self._open_link(reader))
         assert self._client is not None
         self._client.start()
@@ -316,6 +319,10 @@ class ServedArena:
     path: Path
     place: str
     service: dict[str, Any]
+
+    def is_served(self) -> bool:
+        """Whether its service still answers."""
+        return describe_service(link_address(self.path)) is not None
 
     def wait_until_staged(self) -> None:
         """In fill mode "stage", waits until all nodes are full, or this node's service is gone."""

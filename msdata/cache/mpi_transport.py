@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.group import Window
-from msdata.cache.slot_file import SLOT_NBYTES, are_of, slots_at_owners
+from msdata.cache.slot_file import MAGIC, SLOT_NBYTES, are_of, slots_at_owners
 from msdata.cache.tier import LOG
+from msdata.errors import StorageError
 
 
 class WindowReader:
@@ -43,6 +44,26 @@ class WindowReader:
         # Slots that were seen full: they stay so, and their record is asked for with the entry.
         self._is_full = np.zeros(len(split.checksums), bool)
         self.num_failures = 0
+
+    def check(self, own_rank: int) -> None:
+        """Reads the first bytes of every arena: connections are made now, not at first need.
+
+        Args:
+            own_rank: of this process; each begins with the one after it.
+
+        Raises:
+            StorageError: something else came.
+        """
+        others = sorted(self._ranks, key=lambda rank: (rank - own_rank) % len(self._ranks))
+        for rank in others:
+            found = np.zeros(len(MAGIC), np.uint8)
+            self._window.get(rank, found, 0)
+            self._window.flush(rank)
+            if found.tobytes() != MAGIC:
+                raise StorageError(
+                    f"one-sided MPI reads from process {rank} give other bytes than are there; use "
+                    "--transport zmq"
+                )
 
     def read(
         self,

@@ -28,7 +28,7 @@ from msdata.checksum import crc32c_of_parts
 
 FORMAT = 3
 EMPTY, CLAIMED, READY = 0, 1, 2
-_MAGIC = b"msdatacache\0"
+MAGIC = b"msdatacache\0"
 _HEADER_NBYTES = 4096
 ROWS_AT = _HEADER_NBYTES
 _TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
@@ -96,7 +96,7 @@ def build(fd: int, header: Header, split: CachedSplit, owners: Owners) -> None:
     # Where there is no room for the entries either, let it fail here: later it would under a map.
     os.posix_fallocate(fd, 0, payload_at)
     _write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
-    _write_all(fd, [_MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
+    _write_all(fd, [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
 
 
 def owners_checksum(owners: Owners) -> int:
@@ -107,10 +107,10 @@ def owners_checksum(owners: Owners) -> int:
 def read_header(fd: int) -> Header | None:
     """The header; None where there is none, or none of this version."""
     raw = os.pread(fd, _HEADER_NBYTES, 0)
-    if not raw.startswith(_MAGIC):
+    if not raw.startswith(MAGIC):
         return None
     try:
-        fields = json.loads(raw[len(_MAGIC) :].partition(b"\n")[0])
+        fields = json.loads(raw[len(MAGIC) :].partition(b"\n")[0])
         fields["planned_nbytes"] = tuple(fields["planned_nbytes"])
         header = Header(**fields)
     except (ValueError, TypeError, KeyError):

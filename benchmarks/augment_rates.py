@@ -1,0 +1,286 @@
+"""How near augmentation comes to bare interpolation, and how true its images are.
+
+python -m benchmarks.augment_rates [--repeats 7] [--gpu 0]
+
+Rates: batches of 128 samples of the Mantis Shrimp schema, early fusion, any angle, from memory to
+memory, in samples per second of a core: by processor time, so that other work on the machine counts
+less. The limit is OpenCV's warp of every band and nothing else. A DALI pipeline with an operator a
+step (rotate, flip, crop, resize; no scaling) stands for how it is usually written.
+
+With --gpu: DALI on that GPU, from page-locked buffers, by the wall clock; the limit is copying the
+batch there.
+
+Truth: the largest error of a star's total flux, and the largest difference of the backends on stars
+as a share of the brightest pixel, over angles and places drawn at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from msdata.augment import AugmentConfig, Augmenter, open_augmenter
+from msdata.augment.draws import draw
+from msdata.augment.geometry import make_geometries
+from msdata.augment.reference import opencv_matrices
+from msdata.ring import BatchBuffer
+from msdata.schema import MANTIS_SHRIMP, Survey
+
+BATCH_SIZE = 128
+NUM_THREADS = 2
+SEED = 0
+NUM_STARS = 256
+WARPS = "OpenCV's warps alone"
+# Full width at half maximum of a star in each survey's sharpest band.
+FWHM_ARCSEC = {"panstarrs": 1.09, "galex": 4.2, "unwise": 6.1}
+FWHM_PER_SIGMA = 2.354_82
+LAYOUTS = {
+    "early": AugmentConfig(scaling="none"),
+    "early, crops": AugmentConfig(scaling="none", grid="crops"),
+    "late": AugmentConfig(scaling="none", fusion="late"),
+}
+
+Batch = dict[str, Any]
+
+
+def make_batch() -> Batch:
+    """A batch in a buffer of the loader's ring, every pixel different."""
+    random = np.random.default_rng(SEED)
+    arrays = BatchBuffer(MANTIS_SHRIMP, BATCH_SIZE).arrays
+    for array in arrays.values():
+        array[:] = random.normal(3, 10, array.shape)
+    return {**arrays, "sample_id": np.array([f"{i:07d}" for i in range(BATCH_SIZE)])}
+
+
+def rate_of(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    """Samples per second, of the wall or of the processor, of something that augments a batch."""
+    started_s = clock()
+    run()
+    return BATCH_SIZE / (clock() - started_s)
+
+
+def warps_alone(batch: Batch) -> Callable[[], Any]:
+    """Every band through `cv2.warpAffine`, straight to the output grid, on two threads."""
+    import cv2
+
+    config = AugmentConfig()
+    draws = draw(SEED, 0, batch["sample_id"], config)
+    geometries = make_geometries(MANTIS_SHRIMP, config)
+    matrices = [opencv_matrices(g.matrices(draws)) for g in geometries]
+    image = np.empty((BATCH_SIZE, 9, 120, 120), np.float32)
+
+    def one(i: int) -> None:
+        channel = 0
+        for geometry, of_survey in zip(geometries, matrices, strict=True):
+            for band in batch[geometry.name][i]:
+                flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+                cv2.warpAffine(band, of_survey[i], (120, 120), dst=image[i, channel], flags=flags)
+                channel += 1
+
+    executor = ThreadPoolExecutor(NUM_THREADS)
+    return lambda: list(executor.map(one, range(BATCH_SIZE)))
+
+
+def dali_step_by_step(batch: Batch) -> Callable[[], Any]:
+    """A DALI pipeline with an operator a step, on the CPU; without scaling."""
+    from nvidia.dali import Pipeline, fn, types
+
+    pipeline: Any = Pipeline(BATCH_SIZE, NUM_THREADS, None, prefetch_queue_depth=1)
+    crops = {"galex": 20, "panstarrs": 120, "unwise": 10}
+    with pipeline:
+        angle = fn.external_source(name="angle", dtype=types.FLOAT, ndim=0)
+        images = []
+        for name, crop in crops.items():
+            image = fn.external_source(
+                name=name, no_copy=True, dtype=types.FLOAT, ndim=4, layout="FHWC"
+            )
+            image = fn.rotate(image, angle=angle, keep_size=True)
+            image = fn.flip(image, horizontal=1)
+            image = fn.crop(image, crop_h=crop, crop_w=crop)
+            if crop != 120:
+                image = fn.resize(image, size=[120, 120])
+            images.append(image)
+        pipeline.set_outputs(fn.cat(*images, axis=0))
+    pipeline.build()
+    angles = np.linspace(0, 360, BATCH_SIZE, dtype=np.float32)
+
+    def run() -> Any:
+        pipeline.feed_input("angle", angles)
+        for name in crops:
+            pipeline.feed_input(name, batch[name][..., None], layout="FHWC")
+        pipeline.schedule_run()
+        return pipeline.outputs()
+
+    return run
+
+
+def copies_to_gpu(batch: Batch, device_id: int) -> Callable[[], Any]:
+    """A DALI pipeline that only copies the batch to the GPU, from page-locked memory."""
+    from nvidia.dali import Pipeline, fn, tensors, types
+
+    from msdata.augment.pinning import PinnedBuffers
+
+    pipeline: Any = Pipeline(BATCH_SIZE, NUM_THREADS, device_id, prefetch_queue_depth=1)
+    names = MANTIS_SHRIMP.names
+    with pipeline:
+        arrays = [
+            fn.external_source(name=name, no_copy=True, dtype=types.FLOAT, ndim=3) for name in names
+        ]
+        pipeline.set_outputs(*(array.gpu() for array in arrays))
+    pipeline.build()
+    pinned = PinnedBuffers(device_id)
+
+    def run() -> Any:
+        for name in names:
+            is_pinned = pinned.pin(batch[name])
+            pipeline.feed_input(name, tensors.TensorListCPU(batch[name], "CHW", is_pinned))
+        pipeline.schedule_run()
+        return pipeline.outputs()
+
+    return run
+
+
+def opened(backend: str, config: AugmentConfig, device_id: int | None = None) -> Augmenter:
+    """An augmenter as the benchmark runs it."""
+    return open_augmenter(
+        MANTIS_SHRIMP,
+        config,
+        seed=SEED,
+        batch_size=BATCH_SIZE,
+        backend=backend,
+        device_id=device_id,
+        threads=NUM_THREADS,
+    )
+
+
+def pipelined(augmenter: Augmenter, batch: Batch) -> Callable[[], Any]:
+    """As in training: the next batch is under way while one is waited for."""
+    augmenter.submit(batch, 0)
+
+    def run() -> Any:
+        augmenter.submit(batch, 0)
+        return augmenter.result()
+
+    return run
+
+
+def measure_rates(repeats: int, device_id: int | None) -> dict[str, Any]:
+    """Rates on the CPU, or on a GPU; see `compare` for what is returned."""
+    batch = make_batch()
+    if device_id is not None:
+        limit = "copies to the GPU alone"
+        with opened("dali", AugmentConfig(), device_id) as dali:
+            runs = {limit: copies_to_gpu(batch, device_id), "dali": pipelined(dali, batch)}
+            return _compared(runs, repeats, limit, time.perf_counter)
+    exact, late = AugmentConfig(rotation="exact"), AugmentConfig(fusion="late")
+    with (
+        opened("reference", AugmentConfig()) as reference,
+        opened("reference", exact) as reference_exact,
+        opened("reference", late) as reference_late,
+        opened("dali", AugmentConfig()) as dali,
+    ):
+        runs = {
+            WARPS: warps_alone(batch),
+            "reference": lambda: reference.run(batch, 0),
+            "reference, validation": lambda: reference.run(batch, 0, train=False),
+            "reference, rotation=exact": lambda: reference_exact.run(batch, 0),
+            "reference, fusion=late": lambda: reference_late.run(batch, 0),
+            "dali on the CPU": lambda: dali.run(batch, 0),
+            "DALI, an operator a step": dali_step_by_step(batch),
+        }
+        return _compared(runs, repeats, WARPS, time.process_time)
+
+
+def _compared(
+    runs: dict[str, Callable[[], Any]], repeats: int, limit: str, clock: Callable[[], float]
+) -> dict[str, Any]:
+    contestants = {name: (lambda run=run: rate_of(run, clock)) for name, run in runs.items()}
+    return compare(take_turns(contestants, repeats), [limit])
+
+
+def star(survey: Survey, x_arcsec: float, y_arcsec: float) -> NDArray[np.float32]:
+    """A star of unit flux in every band, that far from the middle: right and down."""
+    scale = survey.pixel_scale_arcsec or 1.0
+    sigma = FWHM_ARCSEC[survey.name] / FWHM_PER_SIGMA / scale
+    size = survey.shape[1]
+    rows, columns = (
+        np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2 - offset / scale) / sigma) ** 2)
+        for offset in (y_arcsec, x_arcsec)
+    )
+    image = np.outer(rows, columns) / (2 * math.pi * sigma**2)
+    return np.broadcast_to(image, survey.shape).astype(np.float32)
+
+
+def measure_truth(device_id: int | None) -> dict[str, Any]:
+    """Errors of flux, and differences of the backends, by layout and survey."""
+    random = np.random.default_rng(SEED)
+    found: dict[str, Any] = {}
+    for layout, config in LAYOUTS.items():
+        flux: dict[str, float] = {}
+        difference = 0.0
+        with opened("reference", config) as reference, opened("dali", config, device_id) as dali:
+            for epoch in range(-(-NUM_STARS // BATCH_SIZE)):
+                places = random.uniform(-1.5, 1.5, (BATCH_SIZE, 2))
+                batch: Batch = {
+                    a.name: np.stack([star(a, x, y) for x, y in places])
+                    for a in MANTIS_SHRIMP.arrays
+                }
+                batch["sample_id"] = np.arange(BATCH_SIZE)
+                images = reference.run(batch, epoch)
+                for name, image in dali.run(batch, epoch).items():
+                    host = np.array(image.as_cpu()) if device_id is not None else np.array(image)
+                    away = float(np.abs(host - images[name]).max())
+                    difference = max(difference, away / float(images[name].max()))
+                for name, error in _flux_errors(images, batch, reference.flux_factors).items():
+                    flux[name] = max(flux.get(name, 0.0), error)
+        found[layout] = {
+            "flux_error": {name: round(error, 6) for name, error in flux.items()},
+            "difference_of_backends": round(difference, 7),
+        }
+    return found
+
+
+def _flux_errors(images: Batch, batch: Batch, factors: dict[str, float]) -> dict[str, float]:
+    """The largest error of total flux, as a share, by survey."""
+    channels = {"galex": slice(0, 2), "panstarrs": slice(2, 7), "unwise": slice(7, 9)}
+    errors = {}
+    for name, factor in factors.items():
+        image = images["image"][:, channels[name]] if "image" in images else images[name]
+        flux = image.sum(axis=(2, 3), dtype=np.float64) * factor
+        truth = batch[name].sum(axis=(2, 3), dtype=np.float64)
+        errors[name] = float(np.abs(flux / truth - 1).max())
+    return errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; writes `results/augment_rates.json`, with --gpu `..._gpu.json`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.augment_rates")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--gpu", type=int, help="number of the GPU to measure on")
+    parser.add_argument("--data", help="not needed: the batch is made up")
+    args = parser.parse_args(arguments)
+    rates = measure_rates(args.repeats, args.gpu)
+    print_comparison("augmentation, early fusion", rates, MANTIS_SHRIMP.sample_nbytes)
+    truth = measure_truth(args.gpu)
+    for layout, numbers in truth.items():
+        print(f"  {layout}: {numbers}")
+    result = {"batch_size": BATCH_SIZE, "threads": NUM_THREADS, "rates": rates, "truth": truth}
+    name = "augment_rates" if args.gpu is None else "augment_rates_gpu"
+    command = shlex.join(["python", "-m", "benchmarks.augment_rates", *arguments])
+    print(f"\n{write_result(name, result, command=command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Compiles a spectroscopic sample from surveys' tables: recipes, cuts, duplicates, reddening."""
