@@ -110,7 +110,7 @@ def test_both_backends_give_the_same_images(name: str, device_id: int | None) ->
                 assert image.dtype == np.float32
                 assert image.shape == wanted[key].shape
                 assert np.abs(image - wanted[key]).max() < tolerance, (key, train)
-                if options.get("fusion") == "late" and not train and "noise" not in options:
+                if options == CONFIGS["late and exact"]:
                     assert np.array_equal(image, wanted[key]), key
 
 
@@ -225,8 +225,8 @@ def test_the_pipeline_of_a_gpu_can_be_laid_out_without_one() -> None:
     for options in CONFIGS.values():
         config = AugmentConfig(**{"scaling": "asinh", **options})
         recipe = make_recipe(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
-        for is_turned in (True, False):
-            make_pipeline(recipe, 8, is_turned=is_turned, device_id=0, num_threads=1)
+        for is_interpolated in (True, False):
+            make_pipeline(recipe, 8, is_interpolated=is_interpolated, device_id=0, num_threads=1)
 
 
 @pytest.mark.skipif(num_gpus() > 0, reason="there is a GPU")

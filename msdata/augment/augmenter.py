@@ -42,7 +42,7 @@ class Augmenter(Protocol):
         Args:
             batch: of the loader: the schema's arrays (n, ...) and `sample_id` (n,).
             epoch: what the draws are keyed with, beside seed and ids.
-            train: False for no draws at all.
+            train: False for no draws at all; see `draws.no_draws`.
 
         Returns:
             float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are

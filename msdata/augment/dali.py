@@ -28,7 +28,7 @@ class Lane:
     Args:
         recipe: what is done.
         batch_size: samples of the largest batch.
-        is_turned: whether images are turned obliquely.
+        is_interpolated: whether pixels lie between those of the arrays.
         device_id: number of the GPU; None for the CPU.
         num_threads: CPU threads.
 
@@ -45,16 +45,16 @@ class Lane:
         recipe: Recipe,
         batch_size: int,
         *,
-        is_turned: bool,
+        is_interpolated: bool,
         device_id: int | None,
         num_threads: int,
     ) -> None:
         _check_dali()
-        self.geometries = lane_geometries(recipe, is_turned=is_turned)
+        self.geometries = lane_geometries(recipe, is_interpolated=is_interpolated)
         self._pipeline = make_pipeline(
             recipe,
             batch_size,
-            is_turned=is_turned,
+            is_interpolated=is_interpolated,
             device_id=device_id,
             num_threads=num_threads,
         )
@@ -115,22 +115,27 @@ def repeated(values: NDArray[np.float32], num_samples: int) -> Any:
     return tensors.TensorListCPU.broadcast(tensors.TensorCPU(values), num_samples)
 
 
-def lane_geometries(recipe: Recipe, *, is_turned: bool) -> tuple[Geometry, ...]:
+def lane_geometries(recipe: Recipe, *, is_interpolated: bool) -> tuple[Geometry, ...]:
     """The geometries of a pipeline: where whole pixels are only moved, one place a pixel does."""
-    if is_turned:
+    if is_interpolated:
         return recipe.geometries
     return tuple(replace(g, oversampling=1) if g.is_native else g for g in recipe.geometries)
 
 
 def make_pipeline(
-    recipe: Recipe, batch_size: int, *, is_turned: bool, device_id: int | None, num_threads: int
+    recipe: Recipe,
+    batch_size: int,
+    *,
+    is_interpolated: bool,
+    device_id: int | None,
+    num_threads: int,
 ) -> Any:
     """Lays out a pipeline; it is not built yet, so no GPU is needed.
 
     Args:
         recipe: what is done.
         batch_size: samples of the largest batch.
-        is_turned: whether images are turned obliquely.
+        is_interpolated: whether pixels lie between those of the arrays.
         device_id: number of the GPU; None for the CPU.
         num_threads: CPU threads.
     """
@@ -146,7 +151,7 @@ def make_pipeline(
         bank = _input("bank", "FLOAT", 1) if recipe.config.noise else None
         images = [
             _survey_image(recipe, k, geometry, bank=bank, is_gpu=device_id is not None)
-            for k, geometry in enumerate(lane_geometries(recipe, is_turned=is_turned))
+            for k, geometry in enumerate(lane_geometries(recipe, is_interpolated=is_interpolated))
         ]
         if recipe.config.fusion == "early" and len(images) > 1:
             images = [fn.cat(*images, axis=0)]

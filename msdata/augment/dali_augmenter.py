@@ -48,9 +48,9 @@ class _Job:
     inputs: dict[str, Any] | None = None
 
     @property
-    def is_turned(self) -> bool:
-        """Whether images are turned obliquely; all of a batch are, or none."""
-        return bool(self.draws.angle_rad.any())
+    def is_interpolated(self) -> bool:
+        """Whether pixels lie between those of the arrays; in all of a batch, or in none."""
+        return bool(self.draws.is_interpolated.any())
 
 
 class DaliAugmenter:
@@ -87,7 +87,7 @@ class DaliAugmenter:
         self._jobs: deque[_Job] = deque()
         self._is_closed = False
         # The pipelines first: they find out whether there is a GPU, and say so in a sentence.
-        self._lanes_of(is_turned=recipe.config.rotation == "any")
+        self._lanes_of(is_interpolated=recipe.config.rotation == "any")
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
 
     @property
@@ -123,7 +123,7 @@ class DaliAugmenter:
 
         Args:
             arrays: (N, B, height, width) in the order of channels.
-            draws: of the N samples; all are turned obliquely, or none.
+            draws: of the N samples; pixels of all lie between those of the arrays, or of none.
         """
         check_open(self._is_closed)
         contiguous = [np.ascontiguousarray(array) for array in arrays]
@@ -138,7 +138,7 @@ class DaliAugmenter:
 
     def _start(self, job: _Job) -> bool:
         """Starts a job where there is a free lane; whether there was."""
-        lanes = self._lanes_of(is_turned=job.is_turned)
+        lanes = self._lanes_of(is_interpolated=job.is_interpolated)
         if not lanes:
             return False
         job.inputs = self._inputs(job, lanes[0])
@@ -146,19 +146,19 @@ class DaliAugmenter:
         job.lane = lanes.popleft()
         return True
 
-    def _lanes_of(self, *, is_turned: bool) -> deque[Lane]:
-        if is_turned not in self._free:
-            self._free[is_turned] = deque(
+    def _lanes_of(self, *, is_interpolated: bool) -> deque[Lane]:
+        if is_interpolated not in self._free:
+            self._free[is_interpolated] = deque(
                 Lane(
                     self._recipe,
                     self._batch_size,
-                    is_turned=is_turned,
+                    is_interpolated=is_interpolated,
                     device_id=self._device_id,
                     num_threads=self._num_threads,
                 )
                 for _ in range(_NUM_LANES)
             )
-        return self._free[is_turned]
+        return self._free[is_interpolated]
 
     def _inputs(self, job: _Job, lane: Lane) -> dict[str, Any]:
         """What a pipeline is fed with for one batch, by the name of its input."""
@@ -208,7 +208,7 @@ class DaliAugmenter:
         try:
             return job.lane.outputs()
         finally:
-            self._lanes_of(is_turned=job.is_turned).append(job.lane)
+            self._lanes_of(is_interpolated=job.is_interpolated).append(job.lane)
 
     def close(self) -> None:
         """Waits for what is under way, then gives pipelines and page locks back."""

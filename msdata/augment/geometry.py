@@ -84,9 +84,13 @@ class Geometry:
             float64 (N, 2, 3): (x, y) in the array = matrix @ (x, y, 1) in an image of
             `sampled_size`, both from the corner.
         """
-        linear = self.ratio / self.oversampling * turns(draws)
+        spacing = self.ratio / self.oversampling
+        linear = spacing * turns(draws)
         centre_in = np.array([self.size[1], self.size[0]]) / 2
         shift = centre_in - linear.sum(axis=2) * (self.sampled_size / 2)
+        if 1 in (spacing, self.ratio):
+            # Elsewhere places fall anywhere between pixels by themselves.
+            shift += draws.phase[:, None]
         return np.concatenate([linear, shift[:, :, None]], axis=2)
 
 

@@ -87,7 +87,7 @@ class Recipe:
             UsageError: the batch has no ids to key them with.
         """
         if not train:
-            return no_draws(len(batch[self.geometries[0].name]))
+            return no_draws(len(batch[self.geometries[0].name]), self.config)
         if "sample_id" not in batch:
             raise UsageError("the batch has no sample_id, which the draws are keyed with")
         ids = batch["sample_id"]

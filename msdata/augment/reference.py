@@ -146,7 +146,7 @@ class _Work:
         self._draws = draws
         self._bank = bank
         self._matrices = [opencv_matrices(g.matrices(draws)) for g in recipe.geometries]
-        self._is_turned = draws.angle_rad != 0
+        self._is_interpolated = draws.is_interpolated
         self._outputs = _outputs_by_survey(recipe, images)
         self._noise_starts = noise_starts(recipe, draws, 0 if bank is None else len(bank))
 
@@ -180,7 +180,7 @@ class _Work:
     def _resample(self, survey: int, i: int, array_BHW: Image, out_BHW: Image) -> None:
         """The affine map; nothing but moving pixels where only whole pixels have to move."""
         geometry = self._recipe.geometries[survey]
-        if self._is_turned[i]:
+        if self._is_interpolated[i]:
             _warp(array_BHW, self._matrices[survey][i], geometry, out_BHW)
             return
         straight_BHW = array_BHW[:, *geometry.crop]
