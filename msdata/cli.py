@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "verify": ("msdata.verify_command", "check every byte of a data set"),
     "info": ("msdata.info_command", "show counts, sizes and statistics of a data set"),
+    "card": ("msdata.card_command", "write a data card, for people and for machines"),
     "stats": ("msdata.stats_command", "measure noise and spread of each band, for augmentation"),
     "plan": ("msdata.plan_command", "say what a job will read from where, before it is submitted"),
     "cache": ("msdata.cache_command", "serve a node's cache to others, show and clean caches"),

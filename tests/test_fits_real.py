@@ -17,6 +17,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
 import msdata
+from msdata.augment import AugmentConfig, open_augmenter
 from msdata.cli import main
 
 PLACES = [folder / "shared" / "realdata" for folder in Path(__file__).parents]
@@ -101,10 +102,40 @@ def galex_and_wise(tmp_path_factory) -> tuple[Path, dict[str, tuple[float, float
     return folder, positions
 
 
+def loaded(out: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays by sample and name, as one batch of the loader has them."""
+    data = msdata.open(out)
+    split = data.split("train")
+    (batch,) = msdata.Loader(split, batch_size=len(split), seed=0)
+    ids = batch["sample_id"]
+    names = data.schema.names
+    return {str(n): {a: batch[a][k].copy() for a in names} for k, n in enumerate(ids)}
+
+
+def augmented(out: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The same after the augmentation that changes nothing."""
+    data = msdata.open(out)
+    samples = loaded(out)
+    batch = {a: np.stack([s[a] for s in samples.values()]) for a in data.schema.names}
+    batch["sample_id"] = np.array(list(samples))
+    config = AugmentConfig(
+        fusion="late",
+        rotation="none",
+        flips=False,
+        scaling="none",
+        crops={a.name: a.shape[1] for a in data.schema.arrays},
+    )
+    with open_augmenter(data.schema, config, seed=0, batch_size=len(samples)) as augmenter:
+        images = {a: np.array(v) for a, v in augmenter.run(batch, 0).items()}
+        images = {a: v * augmenter.flux_factors[a] for a, v in images.items()}
+    return {n: {a: v[k] for a, v in images.items()} for k, n in enumerate(samples)}
+
+
+@pytest.mark.parametrize("read", [loaded, augmented])
 @pytest.mark.parametrize("name", OBJECTS)
-def test_galex_and_wise_magnitudes_survive_pack_and_load(galex_and_wise, name):
+def test_galex_and_wise_magnitudes_survive_pack_load_and_augmentation(galex_and_wise, name, read):
     folder, positions = galex_and_wise
-    sample = skyimages.packed_samples(folder / "out")[name]
+    sample = read(folder / "out")[name]
     surveys = {a.name: a for a in msdata.open(folder / "out").schema.arrays}
     num_measured = 0
     for array, radius in (("galex", 12.0), ("unwise", 16.5)):
@@ -144,10 +175,12 @@ def panstarrs(tmp_path_factory) -> tuple[Path, tuple[float, float]]:
     return folder, at
 
 
-def test_panstarrs_magnitudes_survive_pack_and_load(panstarrs):
+@pytest.mark.parametrize("read", [loaded, augmented])
+def test_panstarrs_magnitudes_survive_pack_load_and_augmentation(panstarrs, read):
     folder, at = panstarrs
     data = msdata.open(folder / "out")
-    survey, sample = data.schema["panstarrs"], data[0]
+    survey = data.schema["panstarrs"]
+    sample = {**data[0], **read(folder / "out")["SN2006bh"]}
     assert sample["panstarrs"].shape == (4, 170, 170)
     for k, band in enumerate("griz"):
         path = folder / "raw" / f"SN2006bh.{band}.fits"

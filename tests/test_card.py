@@ -1,0 +1,149 @@
+"""The data card: what it says is so, and Croissant's own reader accepts it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import packing
+import pytest
+
+import msdata
+from msdata.card import count_rejected
+from msdata.cli import main
+
+SAID = {
+    "--name": "Galaxies",
+    "--licence": "https://creativecommons.org/licenses/by/4.0/",
+    "--url": "https://example.org/galaxies",
+    "--creator": "A group",
+    "--published": "2026-11-21",
+    "--cite": "A group 2026",
+}
+# Reads the records as somebody else would; runs in a process of its own for its warnings.
+READER = """
+import json, sys
+import mlcroissant
+data = mlcroissant.Dataset(jsonld=sys.argv[1])
+assert not data.metadata.issues.errors, data.metadata.issues.errors
+rows = list(data.records("samples"))
+arrays = list(data.records("arrays"))
+text = lambda v: v.decode() if isinstance(v, bytes) else v
+print(json.dumps({
+    "warnings": sorted(map(str, data.metadata.issues.warnings)),
+    "ids": [text(r["samples/sample_id"]) for r in rows],
+    "redshifts": [float(r["samples/redshift"]) for r in rows],
+    "arrays": [text(a["arrays/name"]) for a in arrays],
+}))
+"""
+
+
+def copy(packed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed, tmp_path / "data"))
+
+
+def card(data: Path, *options: str) -> int:
+    return main(["card", str(data), "--quiet", *options])
+
+
+def said() -> list[str]:
+    return [word for pair in SAID.items() for word in pair]
+
+
+def test_the_card_has_counts_licence_and_checksums_that_hold(mantis_source, packed, tmp_path):
+    data = copy(packed(mantis_source), tmp_path)
+    assert card(data, "--sums", *said()) == 0
+    text = (data / "CARD.md").read_text()
+    manifest = msdata.open(data).manifest
+    assert text.startswith("# Galaxies\n")
+    for words in (
+        *SAID.values(),
+        f"{manifest.num_samples:,} of",
+        f"`{manifest.fingerprint}`",
+        f"| `index.parquet` | `{manifest.index_sha256}` |",
+        "| panstarrs | 5 x 170 x 170 | <f4 | g, r, i, z, y | 0.25 | count | differ by object |",
+        "20.08, 18.82",
+        "Morrissey et al. 2007",
+        "`split_fractions` | `[0.7, 0.1, 0.2]`",
+    ):
+        assert words in text
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=data, capture_output=True).returncode == 0
+    listed = {line.split("  ")[1] for line in (data / "SHA256SUMS").read_text().splitlines()}
+    assert {s.relative_path for s in manifest.shards} < listed
+    assert main(["verify", str(data), "--quiet"]) == 0
+
+
+def test_croissants_own_reader_accepts_the_card_and_finds_the_samples(
+    mantis_source, packed, tmp_path
+):
+    data = copy(packed(mantis_source), tmp_path)
+    assert card(data, *said()) == 0
+    command = [sys.executable, "-c", READER, str(data / "croissant.json")]
+    process = packing.run(command)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    table = msdata.open(data).table
+    assert found["warnings"] == []
+    assert found["ids"] == table["sample_id"].to_pylist()
+    assert found["redshifts"] == pytest.approx(table["redshift"].to_pylist())
+    assert found["arrays"] == ["panstarrs", "galex", "unwise"]
+
+
+def test_equal_data_give_equal_cards_and_a_second_one_replaces_the_first(
+    tiny_source, packed, tmp_path, capsys
+):
+    data = copy(packed(tiny_source), tmp_path)
+    assert card(data) == 0
+    assert "nobody has said --licence, --creator, --url, --published" in capsys.readouterr().out
+    first = packing.content(data)
+    assert card(data, "--name", "other") == 0
+    assert card(data) == 0
+    assert packing.content(data) == first
+
+
+def test_reasons_of_rejected_objects_are_counted_by_kind(flawed_source, packed, tmp_path):
+    data = copy(packed(flawed_source), tmp_path)
+    assert card(data) == 0
+    kinds = count_rejected(data)
+    assert sum(kinds.values()) == msdata.open(data).manifest.provenance["num_rejected"]
+    assert kinds["no row in the catalogue"] == 6
+    assert kinds["array 'image' has shape (N, N, N) instead of (N, N, N)"] == 6
+    assert "| no row in the catalogue | 6 |" in (data / "CARD.md").read_text()
+
+
+def test_the_catalogues_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):
+    (tmp_path / "gama.csv").write_text("CATAID,RA,DEC,Z,NQ\n1,10,1,0.1,4\n2,11,1,0.1,2\n")
+    (tmp_path / "spec.toml").write_text('[surveys.gama]\nfiles = "gama.csv"\n')
+    build = ["catalog", "build", str(tmp_path / "spec.toml"), str(tmp_path / "c"), "--quiet"]
+    assert main([*build, "--no-figure"]) == 0
+    data = copy(packed(tiny_source), tmp_path)
+    assert card(data, "--catalog", str(tmp_path / "c")) == 0
+    text = (data / "CARD.md").read_text()
+    assert "| GAMA | gama.csv | 2 | 1 | NQ at least 3 | Driver et al. 2022" in text
+    assert "1 objects, 0 < z < 1.6, declination above -30 degrees, no two within 3 arcsec" in text
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
+    tiny_source, packed, tmp_path, capsys
+):
+    data = copy(packed(tiny_source), tmp_path)
+    (tmp_path / "other.json").write_text("{}")
+    wrong = [
+        ([str(tmp_path)], 2, "is no data set"),
+        ([str(data), "--published", "yesterday"], 2, "write YYYY-MM-DD"),
+        ([str(data), "--catalog", str(tmp_path / "absent")], 2, "does not exist"),
+        ([str(data), "--catalog", str(tmp_path / "other.json")], 1, "no report of msdata catalog"),
+    ]
+    for arguments, code, says in wrong:
+        assert main(["card", *arguments]) == code
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    index = data / "index.parquet"
+    index.write_bytes(index.read_bytes() + b" ")
+    assert main(["card", str(data)]) == 1
+    assert not (data / "CARD.md").exists()
