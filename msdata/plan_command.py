@@ -113,6 +113,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_rates(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument(
+        "--by-nodes",
+        default="",
+        metavar="N[,N...]",
+        help="also what an epoch reads on so many nodes of the same memory and SSD each",
+    )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="hits and time against nodes")
 
 
@@ -155,6 +161,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         num_epochs=args.epochs,
         replay_epochs=args.replay_epochs,
         redshift=data.redshift,
+        by_nodes=_node_numbers(args.by_nodes),
     )
     report["data"]["name"] = data.name
     if args.figure is not None:
@@ -236,6 +243,16 @@ def _machine(args: argparse.Namespace) -> Machine:
         if value is not None:
             fields[name] = value * (1e9 if option.endswith("_gbps") else 1)
     return machine_from(fields)
+
+
+def _node_numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = [0]
+    if any(not 0 < n < 2**20 for n in numbers):
+        raise UsageError(f"--by-nodes {text!r} must be numbers of nodes, such as 1,2,4,8")
+    return numbers
 
 
 def _numbers_of_nodes(asked: int) -> list[int]:

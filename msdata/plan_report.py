@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.plan import quality
+from msdata.plan import quality, timing
 from msdata.plan.assign import Assignment
 from msdata.plan.closed_form import expect_epoch, levelled_shares, moved_share, owned_shares
 from msdata.plan.forecast import (
@@ -38,6 +39,7 @@ def build_report(
     num_epochs: int,
     replay_epochs: int | None = None,
     redshift: NDArray[np.float64] | None = None,
+    by_nodes: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Everything `msdata plan` has to say about a job.
 
@@ -45,8 +47,9 @@ def build_report(
         job: the job.
         machine: bandwidths.
         num_epochs: epochs of the job, the cold one included.
-        replay_epochs: how many of them are replayed exactly; None means 25 M samples' worth.
+        replay_epochs: how many of them are replayed exactly; None means 15 M samples' worth.
         redshift: float64 (num_samples,), NaN where unknown; None where there are none.
+        by_nodes: numbers of nodes to compare.
 
     Returns:
         Plain numbers, strings, lists and dicts; None for what cannot be known.
@@ -70,13 +73,16 @@ def build_report(
         "epochs": [_describe_epoch(f, t) for f, t in zip(forecasts, times, strict=True)],
         "whole_job": _sum_up(forecasts, times),
         "closed_form": _describe_closed_form(job, expected),
-        "what_if": [
-            {"name": v.name, "nodes": v.num_nodes, **_describe_epoch(v.forecast, v.time)}
-            for v in what_if(job, machine)
-        ],
+        "what_if": [_describe_variant(v) for v in what_if(job, machine)],
+        "by_nodes": [_describe_variant(v) for v in timing.by_nodes(job, machine, by_nodes)],
         "quality": _measure_quality(job, redshift, seen),
         "machine": asdict(machine),
     }
+
+
+def _describe_variant(variant: timing.Variant) -> dict[str, Any]:
+    described = _describe_epoch(variant.forecast, variant.time)
+    return {"name": variant.name, "nodes": variant.num_nodes, **described}
 
 
 def _forecast(

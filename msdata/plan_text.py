@@ -33,6 +33,7 @@ def render_report(report: dict[str, Any]) -> str:
         _render_epochs(report),
         _render_closed_form(report),
         _render_what_if(report["what_if"]),
+        *_render_by_nodes(report["by_nodes"]),
         _render_quality(report["quality"]),
         *_notes(report),
     ]
@@ -71,8 +72,12 @@ def _render_epochs(report: dict[str, Any]) -> str:
     if whole["seconds"] is not None:
         total += f", {_duration(whole['seconds'])}"
     legend = "reads by tier; exact, replayed from the loader's own functions"
-    if not all(e["exact"] for e in epochs):
-        legend += "; ~ expected, by the closed form"
+    num_exact = sum(e["exact"] for e in epochs)
+    if num_exact < len(epochs):
+        legend += (
+            f";\n~ expected, by the closed form; {num_exact} of {len(epochs)} epochs were "
+            "replayed, --replay-epochs N replays more"
+        )
     return "\n".join([legend, *_table(header, rows), total])
 
 
@@ -118,6 +123,15 @@ def _render_what_if(variants: Sequence[dict[str, Any]]) -> str:
     header += ["from storage", "time", "bound by", "GPU wait"]
     title = "what would change, expected for an epoch after the first"
     return "\n".join([title, *_table(header, rows)])
+
+
+def _render_by_nodes(variants: Sequence[dict[str, Any]]) -> list[str]:
+    if not variants:
+        return []
+    rows = [[str(v["nodes"]), *_epoch_row("", v)[1:]] for v in variants]
+    header = ["nodes", *(f"{t} %" for t in TIERS), "from storage", "time", "bound by", "GPU wait"]
+    title = "on other numbers of nodes, expected for an epoch after the first"
+    return ["\n".join([title, *_table(header, rows)])]
 
 
 def _render_quality(measured: dict[str, Any] | None) -> str:

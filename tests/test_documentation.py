@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import msdata.cli
 import mstrain.cli
 from msdata.cli import COMMANDS
 from mstrain.overrides import apply_overrides
@@ -37,7 +38,7 @@ def code_of(page: Path) -> Iterator[str]:
     """Lines of code blocks, and code spans of one line."""
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
-        yield from block.splitlines()
+        yield from block.replace("\\\n", " ").splitlines()
     prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     yield from re.findall(r"`([^`]+)`", prose.replace("\n", " "))
 
@@ -157,6 +158,17 @@ def test_messages_of_the_troubleshooting_table_are_said_by_the_code() -> None:
     assert len(rows) > 5
     unsaid = [m for m in rows for part in m.split("...") if part.strip() and part not in said]
     assert not unsaid, unsaid
+
+
+def test_the_worked_example_of_a_plan_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text("utf-8"), flags=re.M | re.S)
+    at = next(i for i, block in enumerate(blocks) if "--by-nodes" in block)
+    command = blocks[at].replace("\\\n", " ")
+    assert msdata.cli.main(shlex.split(command)[1:]) == 0
+    assert blocks[at + 1].count("\n") == 7
+    assert blocks[at + 1] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["msdata", "mstrain"])

@@ -174,6 +174,21 @@ def test_a_file_that_is_no_machine_is_refused(tmp_path):
         load_machine(path)
 
 
+def test_other_numbers_of_nodes_are_compared(capsys):
+    assert plan(f"--nodes 2 --memory-gib 0.004 --by-nodes 1,2,40 --json {ASSUMED}") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [v["nodes"] for v in found["by_nodes"]] == [1, 2, 40]
+    hits = [1 - v["shares"]["storage"] for v in found["by_nodes"]]
+    assert hits == sorted(hits)
+    assert found["by_nodes"][1]["shares"] == found["what_if"][0]["shares"]
+
+
+@pytest.mark.parametrize("numbers", ["0", "a", "1,-2", "9999999999"])
+def test_numbers_of_nodes_that_are_none_are_refused(numbers):
+    with pytest.raises(UsageError, match="must be numbers of nodes"):
+        plan(f"--by-nodes={numbers} {ASSUMED}")
+
+
 def test_the_figure_is_a_png(capsys, tmp_path):
     for rates, name in ((RATES, "times.png"), ("", "hits.png")):
         assert (
