@@ -13,8 +13,11 @@ from typing import Any
 from caching import BATCH, digest_of
 
 import msdata
+import msdata.cache.client
 import msdata.node_cache
 from msdata.cache.config import CacheConfig
+from msdata.cache.peer_links import PAUSE_S
+from msdata.cache.zmq_transport import ZmqFetcher
 from msdata.topology import Topology
 
 WARNINGS: list[str] = []
@@ -46,10 +49,15 @@ def make_filling_slow(seconds: float) -> None:
     msdata.node_cache.record_reader = slow
 
 
+def make_peers_impatient(pause_s: float) -> None:
+    """Has nodes that failed be tried again soon."""
+    msdata.cache.client.ZmqFetcher = partial(ZmqFetcher, pause_s=pause_s)
+
+
 def make_services_patient() -> None:
     """A busy machine takes longer than a product should wait; an ended service is seen anyway."""
     patient = partial(msdata.node_cache.LinkFetcher, timeout_s=60.0)
-    msdata.node_cache.LinkFetcher = patient  # type: ignore[misc,assignment]
+    msdata.node_cache.LinkFetcher = patient
 
 
 def settled_stats(loader: msdata.Loader, order: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +80,10 @@ def run(order: dict[str, Any]) -> None:
     fields["shm_dir"] = Path(fields["shm_dir"])
     fields["ssd_dir"] = fields["ssd_dir"] and Path(fields["ssd_dir"])
     fields["metrics_dir"] = fields["metrics_dir"] and Path(fields["metrics_dir"])
+    fields["peers_dir"] = fields["peers_dir"] and Path(fields["peers_dir"])
     if order.get("fill_s"):
         make_filling_slow(order["fill_s"])
+    make_peers_impatient(order.get("pause_s", PAUSE_S))
     with msdata.Loader(
         msdata.open(order["data"]).split("train"),
         BATCH,
@@ -81,6 +91,7 @@ def run(order: dict[str, Any]) -> None:
         cache=CacheConfig(**fields),
         policy=order.get("policy", "shuffle"),
         threads=1,
+        prefetch=order.get("prefetch", 3),
     ) as loader:
         if order.get("state"):
             loader.load_state_dict(order["state"])

@@ -85,10 +85,13 @@ def forecast(
 _idle: list[subprocess.Popen[str]] = []
 
 
-def start_process() -> subprocess.Popen[str]:
-    """A process that runs ranks, one after the other; see `cached_rank.py`."""
+def start_process(prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A process that runs ranks, one after the other; see `cached_rank.py`.
+
+    `prefix` is a command that starts another one, such as `ip netns exec NAME`.
+    """
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("cached_rank.py"))],
+        [*prefix, sys.executable, str(Path(__file__).with_name("cached_rank.py"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -109,9 +112,19 @@ def end_idle_processes() -> list[int]:
 class Rank:
     """A rank as a process of its own."""
 
-    def __init__(self, data: Path, topology: Topology, cache: CacheConfig, **options: Any) -> None:
+    def __init__(
+        self,
+        data: Path,
+        topology: Topology,
+        cache: CacheConfig,
+        *,
+        prefix: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        self._prefix = prefix
+        self.has_ended = False
         order = {"data": str(data), "topology": asdict(topology), "cache": asdict(cache), **options}
-        self.process = _idle.pop() if _idle else start_process()
+        self.process = _idle.pop() if _idle and not prefix else start_process(prefix)
         self._send(json.dumps(order, default=str))
 
     def _send(self, line: str) -> None:
@@ -143,6 +156,7 @@ class Rank:
 
     def kill(self) -> None:
         """Ends its process by SIGKILL."""
+        self.has_ended = True
         self.process.kill()
         self.process.communicate()
 
@@ -150,7 +164,12 @@ class Rank:
         """Has it close its loader."""
         self._send("end")
         assert self.read() == {"closed": True}
-        _idle.append(self.process)
+        self.has_ended = True
+        if self._prefix:
+            self.process.communicate(timeout=60)
+            assert self.process.returncode == 0
+        else:
+            _idle.append(self.process)
 
 
 def start_ranks(
