@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from msdata.cache.transport import Fetcher
 from msdata.cache.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.checksum import crc32c, crc32c_of_parts
 from msdata.schema import MANTIS_SHRIMP
@@ -126,14 +127,14 @@ def receive_bare_zmq(made: Any, samples: NDArray[np.int64], rows: Any) -> None:
 
 
 def receive_ours(
-    fetcher: ZmqFetcher, checksums: list[int], samples: NDArray[np.int64], rows: Any
+    fetcher: Fetcher, checksums: list[int], samples: NDArray[np.int64], rows: Any, node: int = 0
 ) -> None:
     """As the loader does: rows in three pieces, each record against its checksum."""
     sizes = [a.nbytes for a in MANTIS_SHRIMP.arrays]
     parts = [np.split(row, np.cumsum(sizes)[:-1]) for row in rows]
     wanted = [checksums[sample] for sample in samples.tolist()]
     came = fetcher.fetch(
-        [0] * len(rows),
+        [node] * len(rows),
         samples.tolist(),
         parts,
         lambda i: crc32c_of_parts(parts[i]) == wanted[i],

@@ -37,7 +37,7 @@ PAUSE_S = 1.0
 _MOST_PAUSES = 64
 # Staging a connection: two halves, one of which is filled while the other is copied out. Larger
 # ones leave the processor's cache.
-_STAGING_NBYTES = 4 << 20
+_STAGING_NBYTES = 8 << 20
 _MAX_STAGED = 512
 # Connections of a rank; as many of its threads can ask at once.
 _MAX_LINKS = 4

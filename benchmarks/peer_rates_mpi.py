@@ -1,0 +1,184 @@
+"""How near records fetched through MPI services come to a bare one-sided read.
+
+python -m benchmarks.peer_rates_mpi --repeats 7
+
+Two services under mpiexec, a rank beside them: this process. Records of 0.59 MB that the second
+node keeps are asked for 16 at a time, received into the rows of a batch, and held against their
+CRC32C as the loader does it. The limit is a bare `MPI_Get` of the same records into rows of a
+batch, in the first service's process, 16 between flushes, unchecked. All processes share this
+machine's cores: ratios of one run mean something, GB/s do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import select
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from benchmarks.peer_rates import (
+    BATCH_SIZE,
+    NUM_RECORDS,
+    REQUEST_SIZE,
+    SAMPLE_NBYTES,
+    Receive,
+    make_records,
+    receive_ours,
+    run,
+)
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
+from msdata.cache.link import LinkFetcher, link_address
+from msdata.cache.member import MemberService
+from msdata.cache.slot_file import slots_at_owners
+from msdata.checksum import crc32c
+from msdata.mpi import MpiGroup, Window
+from msdata.topology import from_env
+
+BARE = "bare MPI_Get"
+SHARD_SIZE = 16
+NUM_SHARDS = NUM_RECORDS // SHARD_SIZE
+KEEPER = 1
+
+
+def own(memory_nbytes: Any = None, ssd_nbytes: Any = None) -> Owners:
+    """All shards are the second node's."""
+    return np.full(NUM_SHARDS, KEEPER, np.int32), np.zeros(NUM_SHARDS, np.int8)
+
+
+def cached_records(records: NDArray[np.uint8]) -> CachedSplit:
+    """The records as a split."""
+    return CachedSplit(
+        fingerprint="bench",
+        name="train",
+        sample_nbytes=SAMPLE_NBYTES,
+        shard_sizes=np.full(NUM_SHARDS, SHARD_SIZE, np.int64),
+        checksums=np.array([crc32c(record) for record in records], np.uint32),
+    )
+
+
+def serve(shm_dir: Path) -> None:
+    """One of the services; the first also reads barely, as many records as a line on stdin says."""
+    records = make_records()
+    split = cached_records(records)
+    config = CacheConfig(memory_gib=records.nbytes * 1.01 / GIB, job="bench", shm_dir=shm_dir)
+    group = MpiGroup(from_env())
+    with MemberService(group, config, split, own, lambda: lambda s: records[s]) as service:
+        service.open("host")
+        with service.path.open("r+b") as file:
+            window = group.window(mmap.mmap(file.fileno(), 0))
+        places = slots_at_owners(own(), split, group.size)
+        first_at = int(places.payload_at[KEEPER])
+        rows = np.zeros((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
+        is_said = False
+        while service.turn():
+            if group.rank == 0 and not is_said and service.describe()["is_full"]:
+                print("full", service.path, flush=True)
+                is_said = True
+            if group.rank == 0 and select.select([sys.stdin], [], [], 0)[0]:
+                line = sys.stdin.readline()
+                if not line:
+                    return
+                print(run(partial(get_barely, window, first_at), int(line), rows), flush=True)
+
+
+def get_barely(
+    window: Window, first_at: int, samples: NDArray[np.int64], rows: NDArray[np.uint8]
+) -> None:
+    """Reads records by `MPI_Get`, and nothing else."""
+    for row, sample in zip(rows, samples.tolist(), strict=True):
+        window.get(KEEPER, row, first_at + sample * SAMPLE_NBYTES)
+    window.flush(KEEPER)
+
+
+@contextmanager
+def services() -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Two of them under mpiexec; gives the launcher, and the first one's arena."""
+    launcher = Path(sys.executable).with_name("mpiexec")
+    with tempfile.TemporaryDirectory(prefix="msdata-bench-", dir="/dev/shm") as folder:
+        words = [str(launcher), "-n", "2", sys.executable, "-m", "benchmarks.peer_rates_mpi"]
+        with subprocess.Popen(
+            [*words, "--serve", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            word, _, path = process.stdout.readline().strip().partition(" ")
+            if word != "full":
+                raise SystemExit("the services did not start: no result")
+            yield process, Path(path)
+            process.stdin.close()
+
+
+def ask_for_bare(process: subprocess.Popen[str], num_samples: int) -> float:
+    """Rate of bare reads in the first service; samples per second."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{num_samples}\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def run_threads(receive: Receive, num_samples: int, threads: int) -> float:
+    """Threads that fetch at the same time, as a loader's do; samples per second."""
+    rows = np.zeros((threads, BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
+    share = -(-num_samples // threads)
+    workers = [threading.Thread(target=run, args=(receive, share, mine)) for mine in rows]
+    started_s = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return share * threads / (time.perf_counter() - started_s)
+
+
+def measure(num_samples: int, repeats: int) -> dict[str, Any]:
+    """Bare reads and fetched records, in turns; see `compare` for what is returned."""
+    checksums = [int(c) for c in cached_records(make_records()).checksums]
+    with services() as (process, path):
+        fetcher = LinkFetcher(link_address(path), SAMPLE_NBYTES, timeout_s=60)
+        rows = np.zeros((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
+        receive = partial(receive_ours, fetcher, checksums, node=KEEPER)
+        contestants = {
+            BARE: partial(ask_for_bare, process, num_samples),
+            "LinkFetcher": partial(run, receive, num_samples, rows),
+            "LinkFetcher, 2 threads": partial(run_threads, receive, num_samples, 2),
+        }
+        found = compare(take_turns(contestants, repeats), [BARE])
+        fetcher.close()
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; writes `results/peer_rates_mpi.json`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_rates_mpi")
+    parser.add_argument("--samples", type=int, default=1600)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--serve", type=Path, metavar="FOLDER", help="be one of the services")
+    args = parser.parse_args(arguments)
+    if args.serve is not None:
+        serve(args.serve)
+        return 0
+    found = measure(args.samples, args.repeats)
+    print_comparison("records from another node over MPI", found, SAMPLE_NBYTES)
+    result = {"sample_nbytes": SAMPLE_NBYTES, "request_size": REQUEST_SIZE, "peer": found}
+    command = shlex.join(["python", "-m", "benchmarks.peer_rates_mpi", *arguments])
+    print(f"\n{write_result('peer_rates_mpi', result, command=command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
