@@ -1,8 +1,9 @@
 """Records between nodes by one-sided MPI reads: the owner's processor has no part in it.
 
 Where a sample lies in its owner's arena follows from the table of owners, so a service reads it
-there without asking: the slot's entry and the record in one go, over RDMA where the fabric has it.
-The entry is held against the index here, the record by the rank that asked.
+there without asking, over RDMA where the fabric has it. A slot's entry is held against the index
+before its record is read for the first time (full slots stay full); every record is, each time, by
+the rank that asked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class WindowReader:
         self._split = split
         self._first_samples = split.first_samples
         self._places = slots_at_owners(owners, split, len(self._ranks))
-        # Slots that were seen full: they stay so, and their record is asked for with the entry.
+        # Slots that were seen full, by sample.
         self._is_full = np.zeros(len(split.checksums), bool)
         self.num_failures = 0
 
@@ -81,14 +82,12 @@ class WindowReader:
         Returns:
             bool (n,), which are there with the sample number and checksum of the index.
         """
-        came = self._are_kept(nodes, samples)
+        came, slots = self._kept(nodes, samples)
         try:
-            unseen = np.flatnonzero(came)[~self._is_full[samples[came]]]
+            unseen = np.flatnonzero(came & ~self._is_full[np.where(came, samples, 0)])
             if len(unseen):
-                came[unseen] = self._look(nodes[unseen], samples[unseen], None)
-            rows = np.flatnonzero(came)
-            chosen = [targets[i] for i in rows.tolist()]
-            came[rows] = self._look(nodes[rows], samples[rows], chosen)
+                came[unseen] = self._look(nodes[unseen], samples[unseen], slots[unseen])
+            self._get(nodes, slots, targets, np.flatnonzero(came).tolist())
         except OSError as error:
             self.num_failures += 1
             if self.num_failures == 1:
@@ -96,36 +95,46 @@ class WindowReader:
             came[:] = False
         return came
 
-    def _are_kept(self, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which samples the nodes keep in memory at all."""
+    def _kept(
+        self, nodes: NDArray[np.int64], samples: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which samples the nodes keep in memory at all, and in which slots."""
         is_known = (samples >= 0) & (samples < len(self._is_full))
-        shards = self._shards(np.where(is_known, samples, 0))
-        is_owner = self._owner_of_shard[shards] == nodes
-        kept: NDArray[np.bool_] = is_known & is_owner & (self._places.first_slots[shards] >= 0)
-        return kept
-
-    def _shards(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self._first_samples, samples, side="right") - 1
+        found = np.where(is_known, samples, 0)
+        shards = np.searchsorted(self._first_samples, found, side="right") - 1
+        first_slots = self._places.first_slots[shards]
+        kept: NDArray[np.bool_] = is_known & (self._owner_of_shard[shards] == nodes)
+        kept &= first_slots >= 0
+        return kept, first_slots + found - self._first_samples[shards]
 
     def _look(
-        self,
-        nodes: NDArray[np.int64],
-        samples: NDArray[np.int64],
-        targets: Sequence[NDArray[np.uint8]] | None,
+        self, nodes: NDArray[np.int64], samples: NDArray[np.int64], slots: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Reads slots' entries, and their records where there are targets."""
-        shards = self._shards(samples)
-        slots = self._places.first_slots[shards] + samples - self._first_samples[shards]
-        entries_at = self._places.entries_at + slots * SLOT_NBYTES
-        records_at = self._places.payload_at[nodes] + slots * self._split.sample_nbytes
+        """Which slots hold their samples by now."""
         entries = np.zeros((len(samples), SLOT_NBYTES), np.uint8)
         ranks = [self._ranks[n] for n in nodes.tolist()]
-        for i, (rank, at) in enumerate(zip(ranks, entries_at.tolist(), strict=True)):
-            self._window.get(rank, entries[i], at)
-        for target, rank, at in zip(targets or (), ranks, records_at.tolist(), strict=False):
-            self._window.get(rank, target, at)
+        places = self._places.entries_at + slots * SLOT_NBYTES
+        for entry, rank, at in zip(entries, ranks, places.tolist(), strict=True):
+            self._window.get(rank, entry, at)
         for rank in set(ranks):
             self._window.flush(rank)
         ready = are_of(entries, samples, self._split.checksums[samples])
         self._is_full[samples] = ready
         return ready
+
+    def _get(
+        self,
+        nodes: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        targets: Sequence[NDArray[np.uint8]],
+        rows: Sequence[int],
+    ) -> None:
+        """Reads the records of some rows."""
+        ranks = set()
+        for i in rows:
+            node, slot = int(nodes[i]), int(slots[i])
+            at = int(self._places.payload_at[node]) + slot * self._split.sample_nbytes
+            ranks.add(rank := self._ranks[node])
+            self._window.get(rank, targets[i], at)
+        for rank in ranks:
+            self._window.flush(rank)
