@@ -126,7 +126,10 @@ class Trainer:
             DivergedError: the loss is no number any more.
         """
         while progress.validated < self.config.epochs:
-            values = {"samples_per_s": 0.0, "data_wait_fraction": 0.0, "seconds": 0.0}
+            values: dict[str, Any] = dict.fromkeys(
+                ("samples_per_s", "data_wait_fraction", "seconds"), 0.0
+            )
+            values |= hit_values(None, None)
             # A run that was stopped during validation has the epoch's steps behind it.
             if progress.trained == progress.validated:
                 values = self._train_epoch(stream, progress)

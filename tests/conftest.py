@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import packing
 import pytest
+import training
 from hypothesis import settings
 
 # Examples are timed by the wall clock: beside other work a deadline would fail sound tests.
@@ -57,3 +58,17 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return pack_once
+
+
+@pytest.fixture(scope="session")
+def galaxies(tmp_path_factory: pytest.TempPathFactory, packed: Callable[..., Path]) -> Path:
+    """A small data set to train on: 51 samples in "train", 9 in "val"."""
+    source = training.make_source(tmp_path_factory.mktemp("galaxies"))
+    return packed(source, "--split", "0.85,0.15,0", "--max-nan-fraction", "1")
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[training.Ranks]:
+    """Processes that train."""
+    with training.Ranks() as made:
+        yield made

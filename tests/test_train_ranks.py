@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import packing
 import pytest
 import torch
 import training
 from torch import nn
-
-Packed = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path:
-    source = training.make_source(tmp_path_factory.mktemp("galaxies"))
-    return packed(source, "--split", "0.85,0.15,0", "--max-nan-fraction", "1")
 
 
 @pytest.mark.parametrize("sizes", ["4,4", "5,0,2"])
 def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
     parts = [int(n) for n in sizes.split(",")]
     words = [sys.executable, str(Path(__file__).with_name("norm_ranks.py")), sizes]
-    processes = training.start_ranks(words, len(parts))
-    outputs = [p.communicate(timeout=training.TIMEOUT_S) for p in processes]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(training.free_port())}
+    place |= {"WORLD_SIZE": str(len(parts)), "OMP_NUM_THREADS": "1"}
+    processes = [
+        packing.start(words, packing.environment(**place, RANK=str(rank)))
+        for rank in range(len(parts))
+    ]
+    outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
     assert [p.returncode for p in processes] == [0] * len(parts), outputs
     ranks = [json.loads(stdout) for stdout, _ in outputs]
     norm = nn.BatchNorm2d(5)
@@ -53,13 +50,15 @@ def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> N
         assert rank["buffers"][2] == 2
 
 
-def test_losses_are_equal_on_one_two_and_four_ranks(data: Path, tmp_path: Path) -> None:
+def test_losses_are_equal_on_one_two_and_four_ranks(
+    galaxies: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
     # 51 samples in batches of 12: the last has 3, so that one rank of four has none.
     options = {"epochs": 5, "weighting": "inverse_count", "label_smoothing": "0.1"}
     found = {}
     for num_ranks in (1, 2, 4):
         out = tmp_path / str(num_ranks)
-        training.run_ranks(training.command(data, out, **options), num_ranks)
+        ranks.run(training.words_of(galaxies, out, **options), num_ranks)
         found[num_ranks] = training.losses(out)
         assert len(found[num_ranks]) >= 20
     for num_ranks in (2, 4):

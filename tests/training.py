@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -12,11 +13,9 @@ from typing import Any
 import numpy as np
 import packing
 
-from mstrain.journal import read_journal
-
 NUM_OBJECTS = 60
 # A narrow network on coarse images; one thread, since the ranks share the cores.
-SETTINGS = {
+SETTINGS: dict[str, str] = {
     "output_size": "24",
     "scaling": "linear10",
     "depth": "10",
@@ -31,7 +30,6 @@ SETTINGS = {
     "compute.threads": "1",
     "data.threads": "1",
 }
-TIMEOUT_S = 120.0
 
 
 def make_source(folder: Path) -> Path:
@@ -47,40 +45,81 @@ def make_source(folder: Path) -> Path:
     return folder
 
 
-def command(data: Path, out: Path, **settings: Any) -> list[str]:
-    """`mstrain train demo` with quick settings; `a__b` stands for `a.b`."""
+def words_of(data: Path, out: Path, **settings: Any) -> list[str]:
+    """`train demo` with quick settings; `a__b` stands for `a.b`."""
     given = {**SETTINGS, **{n.replace("__", "."): v for n, v in settings.items()}}
-    words = [f"{name}={value}" for name, value in given.items()]
-    return [sys.executable, "-m", "mstrain.train", "demo", str(data), "--out", str(out), *words]
+    return ["train", "demo", str(data), "--out", str(out)] + [f"{n}={v}" for n, v in given.items()]
 
 
-def start_ranks(
-    words: Sequence[str], num_ranks: int, env: Mapping[str, str] | None = None
-) -> list[subprocess.Popen[str]]:
-    """Starts a command on so many ranks of one node, as a launcher would."""
-    place = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    place |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-    return [
-        packing.start(words, packing.environment(**place, **(env or {}), RANK=str(rank)))
-        for rank in range(num_ranks)
-    ]
+class Rank:
+    """A rank as a process of its own, which outlives its command; see `training_rank.py`."""
+
+    def __init__(self) -> None:
+        program = [sys.executable, str(Path(__file__).with_name("training_rank.py"))]
+        self.process = subprocess.Popen(
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=packing.environment(OMP_NUM_THREADS="1"),
+        )
+
+    def start(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Has it run a command."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"words": words, "environment": environment}) + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> tuple[int | None, str]:
+        """The command's exit code, and what it said on stderr; None for one that was killed."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            return None, ""
+        answer = json.loads(line)
+        return answer["code"], answer["said"]
 
 
-def end_ranks(processes: Sequence[subprocess.Popen[str]]) -> tuple[list[int], str]:
-    """Waits for ranks; their exit codes and what they said on stderr."""
-    try:
-        said = [p.communicate(timeout=TIMEOUT_S)[1] for p in processes]
-    finally:
-        for process in processes:
-            packing.kill_group(process)
-    return [p.returncode for p in processes], "".join(said)
+class Ranks:
+    """The processes of all tests of a session; a context manager."""
 
+    def __init__(self) -> None:
+        self._idle: list[Rank] = []
 
-def run_ranks(words: Sequence[str], num_ranks: int = 1) -> str:
-    """Runs a command on so many ranks to its good end; what they said on stderr."""
-    codes, said = end_ranks(start_ranks(words, num_ranks))
-    assert codes == [0] * num_ranks, said
-    return said
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        for rank in self._idle:
+            rank.process.kill()
+            rank.process.communicate()
+
+    def start(self, words: Sequence[str], num_ranks: int = 1) -> list[Rank]:
+        """Starts a command on so many ranks of one node, as a launcher would."""
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        place |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
+        while len(self._idle) < num_ranks:
+            self._idle.append(Rank())
+        ranks = [self._idle.pop(0) for _ in range(num_ranks)]
+        for number, rank in enumerate(ranks):
+            rank.start(words, {**place, "RANK": str(number)})
+        return ranks
+
+    def end(self, ranks: Sequence[Rank]) -> tuple[list[int | None], str]:
+        """Waits for the ranks; their exit codes, and what they said on stderr."""
+        answers = [rank.end() for rank in ranks]
+        for rank, (code, _) in zip(ranks, answers, strict=True):
+            if code is None:
+                rank.process.communicate()
+            else:
+                self._idle.append(rank)
+        return [code for code, _ in answers], "".join(said for _, said in answers)
+
+    def run(self, words: Sequence[str], num_ranks: int = 1) -> str:
+        """Runs a command to its good end; what the ranks said on stderr."""
+        codes, said = self.end(self.start(words, num_ranks))
+        assert codes == [0] * num_ranks, said
+        return said
 
 
 def free_port() -> int:
@@ -93,4 +132,7 @@ def free_port() -> int:
 
 def losses(run: Path, kind: str = "step") -> np.ndarray:
     """The losses of a run's steps, or epochs."""
+    # Here, since conftest imports this file: torch comes with it, and takes seconds.
+    from mstrain.journal import read_journal
+
     return np.array([line["loss"] for line in read_journal(run) if line["kind"] == kind])

@@ -1,0 +1,33 @@
+"""A process that runs `mstrain` commands as a rank, one after the other: importing torch is slow.
+
+Reads lines of JSON, {"words": [...], "environment": {...}}; answers each with {"code", "said"}.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+
+# Whatever the command will need, while nobody waits for it.
+import torch._dynamo
+
+from mstrain.cli import main
+
+
+def run(words: list[str], environment: dict[str, str]) -> dict[str, object]:
+    """Runs one command as if the process had been started for it."""
+    os.environ.update(environment)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), warnings.catch_warnings(record=True):
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code
+    return {"code": code, "said": said.getvalue()}
+
+
+assert torch is not None
+for line in sys.stdin:
+    print(json.dumps(run(**json.loads(line))), flush=True)
