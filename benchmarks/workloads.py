@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 CONTAINERS = ("tar", "hdf5")
@@ -12,9 +13,18 @@ CONTAINERS = ("tar", "hdf5")
 
 def run_msdata(*arguments: str | Path) -> None:
     """Runs and shows an `msdata` command; ends this process with its exit code if it fails."""
+    _run("msdata", arguments)
+
+
+def run_mstrain(*arguments: str | Path) -> None:
+    """Runs and shows an `mstrain` command; ends this process with its exit code if it fails."""
+    _run("mstrain", arguments)
+
+
+def _run(module: str, arguments: Sequence[str | Path]) -> None:
     words = [str(a) for a in arguments]
-    print(f"\n$ msdata {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "msdata", *words]).returncode
+    print(f"\n$ {module} {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", module, *words]).returncode
     if code:
         raise SystemExit(code)
 
