@@ -1,4 +1,4 @@
-# make check: lint and test. make demo: from mock objects to batches, in minutes.
+# make check: lint and test. make demo: from mock objects to a trained network, in minutes.
 # Needs Python 3.11 or later, make and a C compiler; everything else is installed into .venv.
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ RUN := PATH="$(BIN):$$PATH"
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo    mock objects to shards to batches, with rates and a contact sheet ($(DEMO_DIR)/)'
+	@echo 'make demo    mock objects to shards to a trained network, with rates ($(DEMO_DIR)/)'
 	@echo 'make check   lint and test'
 	@echo 'make test    all tests; PYTEST_ARGS="-k tar -x" narrows them'
 	@echo 'make lint    ruff and mypy;  make format  lets ruff rewrite'
