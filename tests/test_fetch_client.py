@@ -16,8 +16,14 @@ from hypothesis import strategies as st
 
 from msdata.errors import UsageError
 from msdata.fetch.backoff import delay_s, retry_after_s
-from msdata.fetch.client import SPOILED_TRIES, Client
-from msdata.fetch.failures import RefusedError, SpoiledError, StoppedError, UnavailableError
+from msdata.fetch.client import PATIENCE, SPOILED_TRIES, Client
+from msdata.fetch.failures import (
+    LostError,
+    RefusedError,
+    SpoiledError,
+    StoppedError,
+    UnavailableError,
+)
 from msdata.fetch.service import SERVICES, Service, changed
 
 Answer = bytes | Callable[[socket.socket], None]
@@ -203,6 +209,35 @@ def test_a_closed_port_is_unavailable_in_words_that_do_not_change() -> None:
     with pytest.raises(UnavailableError) as caught:
         get(f"http://127.0.0.1:{port}", tries=2)
     assert str(caught.value) == "the connection failed or was closed; given up after 2 tries"
+
+
+def ask_often(client: Client) -> int:
+    """Asks 40 times; how often in vain."""
+    in_vain = 0
+    for _ in range(40):
+        with contextlib.suppress(UnavailableError):
+            client.get("name", {}, 10, bytes)
+            continue
+        in_vain += 1
+    client.close()
+    return in_vain
+
+
+def test_a_service_that_never_answers_is_lost_soon() -> None:
+    with scripted(status(502)) as (url, times_s):
+        client = Client(service(url, tries=1), threading.Event())
+        with pytest.raises(LostError, match=r"25 requests in a row and answered none.*HTTP 502"):
+            ask_often(client)
+    assert len(times_s) == PATIENCE
+
+
+def test_a_service_that_has_answered_is_waited_for_until_the_longest_outage() -> None:
+    with scripted(OK, status(502)) as (url, _):
+        assert ask_often(Client(service(url, tries=1), threading.Event())) == 39
+    with scripted(OK, status(502)) as (url, _):
+        client = Client(service(url, tries=1, max_outage_s=0.001), threading.Event())
+        with pytest.raises(LostError, match=r"has delivered nothing for 0\.001 s"):
+            ask_often(client)
 
 
 def test_the_end_of_the_run_ends_a_wait() -> None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msdata import __version__
 from msdata.fetch.backoff import delay_s, retry_after_s
-from msdata.fetch.failures import RefusedError, SpoiledError, StoppedError, UnavailableError
+from msdata.fetch.failures import (
+    LostError,
+    RefusedError,
+    SpoiledError,
+    StoppedError,
+    UnavailableError,
+)
 from msdata.fetch.rate import RateLimiter
 from msdata.fetch.service import Service
 
@@ -24,6 +30,9 @@ T = TypeVar("T")
 
 # A page that is not what was asked for, this often in a row, will not become it.
 SPOILED_TRIES = 4
+# A service that fails so often in a row and has never answered is not there: a node without the
+# internet, a wrong address. One that has answered before may come back; see `max_outage_s`.
+PATIENCE = 25
 _RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _BUSY_STATUSES = (429, 503)
 _LONGEST_BACKOFF_S = 120.0
@@ -54,6 +63,8 @@ class Client:
         self._stop = stop
         self._connections = threading.BoundedSemaphore(service.connections)
         self._counting = threading.Lock()
+        self._failures_in_a_row = 0
+        self._last_answer_s: float | None = None
         self._session = _new_session(service, contact)
 
     def get(
@@ -77,19 +88,23 @@ class Client:
         Raises:
             RefusedError: there will be no such answer.
             UnavailableError: there was none in time; a later run may have one.
+            LostError: the service delivers nothing at all.
             StoppedError: the run is ending.
         """
         spoiled = 0
         tries = self.service.tries
         for attempt in range(1, tries + 1):
             try:
-                return check(self._get_once(name, parameters, max_nbytes))
+                content = self._get_once(name, parameters, max_nbytes)
+                self._note_answer()
+                return check(content)
             except SpoiledError as error:
                 spoiled += 1
                 if spoiled == SPOILED_TRIES or attempt == tries:
                     raise RefusedError(str(error)) from error
                 self._wait(attempt, UnavailableError(str(error)))
             except UnavailableError as error:
+                self._note_failure(error)
                 if attempt == tries:
                     raise UnavailableError(f"{error}; given up after {tries} tries") from error
                 self._wait(attempt, error)
@@ -102,6 +117,30 @@ class Client:
     def _count(self, **amounts: int) -> None:
         with self._counting:
             self.counts.update(amounts)
+
+    def _note_answer(self) -> None:
+        with self._counting:
+            self._failures_in_a_row = 0
+            self._last_answer_s = time.monotonic()
+
+    def _note_failure(self, error: UnavailableError) -> None:
+        """Counts a failure; loses patience with a service that is not there."""
+        with self._counting:
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row < PATIENCE:
+                return
+            since_s = self._last_answer_s
+        if since_s is None:
+            fact = f"has failed {PATIENCE} requests in a row and answered none"
+        elif time.monotonic() - since_s > self.service.max_outage_s:
+            fact = f"has delivered nothing for {self.service.max_outage_s:g} s"
+        else:
+            return
+        raise LostError(
+            f"service {self.service.name} ({self.service.base_url}) {fact}, the last time: "
+            f"{error}; "
+            "nothing finished is lost: see to the cause, then run the same command again"
+        )
 
     def _wait(self, attempt: int, error: UnavailableError) -> None:
         self._count(retries=1)

@@ -11,6 +11,8 @@ from msdata.fetch.failures import StoppedError
 from msdata.fetch.journal import Entry
 from msdata.fetch.targets import Target
 
+_TICK_S = 1.0
+
 
 class Crew:
     """Runs a function on many threads over a stream of objects; a context manager.
@@ -47,8 +49,8 @@ class Crew:
         for _ in range(self._num_threads):
             self._tasks.put(None)
 
-    def results(self, targets: Iterator[Target]) -> Iterator[Entry]:
-        """What became of each object, as they are done.
+    def results(self, targets: Iterator[Target]) -> Iterator[Entry | None]:
+        """What became of each object, as they are done; None every second without one.
 
         Raises:
             BaseException: whatever a thread did not expect.
@@ -60,7 +62,11 @@ class Crew:
                 num_out += 1
             if not num_out:
                 return
-            result = self._results.get()
+            try:
+                result = self._results.get(timeout=_TICK_S)
+            except queue.Empty:
+                yield None
+                continue
             num_out -= 1
             if isinstance(result, BaseException):
                 raise result

@@ -30,5 +30,9 @@ class UnavailableError(DataError):
         self.is_busy = is_busy
 
 
+class LostError(DataError):
+    """A service is down, or never was where it is looked for; the run ends."""
+
+
 class StoppedError(MsdataError):
     """The run is ending; nothing is wrong with the object."""

@@ -21,8 +21,8 @@ from msdata.fetch.settings import FetchSettings, claim_folder
 from msdata.fetch.targets import Slice, Target, object_path, read_targets
 from msdata.progress import ProgressLine
 
-# A service that failed this many objects in a row is down, or wrongly named: to go on would only
-# cost it, and the user, more of the same.
+# Where so many objects were refused and none fetched, a layer or address is wrong: to go on would
+# only cost the service, and the user, more of the same.
 PATIENCE = 25
 # A killed run's last requests may have reached the services a moment ago.
 _PAUSE_BEFORE_RESUMING_S = 1.0
@@ -98,7 +98,7 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
 
     Raises:
         UsageError: settings, catalogue and folder do not fit.
-        DataError: a service failed object after object.
+        DataError: a service is down, or refused object after object.
         StorageError: the file system refused.
     """
     started_s = time.monotonic()
@@ -122,9 +122,11 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
         try:
             with Crew(fetcher.fetch, settings.workers, stop) as crew:
                 for entry in crew.results(iter(left)):
-                    journal.add(entry)
-                    entries[entry.sample_id] = entry
-                    tally.add(entry)
+                    if entry is not None:
+                        journal.add(entry)
+                        entries[entry.sample_id] = entry
+                        tally.add(entry)
+                    tally.show()
         finally:
             tally.close()
             for client in clients.values():
@@ -174,7 +176,7 @@ def write_failed(path: Path, entries: Iterable[Entry]) -> None:
 
 
 class _Tally:
-    """Counts, shows, and loses patience with a service that only fails."""
+    """Counts, shows, and loses patience with a service that only refuses."""
 
     def __init__(
         self, total: int, num_before: int, clients: Mapping[str, Client], *, is_quiet: bool
@@ -183,29 +185,30 @@ class _Tally:
         self._num_done = 0
         self._clients = clients
         self._line = ProgressLine("fetch", total - num_before, is_quiet=is_quiet)
-        self._in_a_row: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
 
     def add(self, entry: Entry) -> None:
         """Counts an object.
 
         Raises:
-            DataError: its service has failed too many in a row.
+            DataError: its service has refused all so far, and they are many.
         """
         self._num_done += 1
-        self._line.update(*self._state())
-        if entry.state == FETCHED:
-            self.num_fetched += 1
-            self._in_a_row.clear()
+        self.num_fetched += entry.state == FETCHED
+        if entry.state != REFUSED or not entry.service or self.num_fetched:
             return
-        self._in_a_row[entry.service] += 1
-        is_only_failing = entry.state == UNSETTLED or not self.num_fetched
-        if entry.service and is_only_failing and self._in_a_row[entry.service] >= PATIENCE:
+        self._refused[entry.service] += 1
+        if self._refused[entry.service] == PATIENCE:
             url = self._clients[entry.service].service.base_url
             raise DataError(
-                f"service {entry.service} ({url}) failed {PATIENCE} objects in a row, the last: "
+                f"service {entry.service} ({url}) refused the first {PATIENCE} objects, the last: "
                 f"{entry.reason}; nothing finished is lost: see to the cause, then run the same "
-                "command again"
+                "command again, with --retry-refused"
             )
+
+    def show(self) -> None:
+        """Shows how far it is, now and then."""
+        self._line.update(*self._state())
 
     def close(self) -> None:
         """Ends the line."""

@@ -31,6 +31,7 @@ class Service:
         tries: of a request before the object is left for a later run.
         backoff_s: mean wait after the first failure; doubled after each.
         max_wait_s: a service that asks to wait longer is left for a later run.
+        max_outage_s: the run ends when the service has delivered nothing for so long.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Service:
     tries: int = 6
     backoff_s: float = 1.0
     max_wait_s: float = 600.0
+    max_outage_s: float = 3600.0
 
     def __post_init__(self) -> None:
         _check_url(self.name, self.base_url)
