@@ -382,7 +382,7 @@ def _placer(config: TrainConfig, device: torch.device) -> Callable[[Any], Tensor
         tensor: Tensor = from_dlpack(image)
         if device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
-        # A copy, always: the augmenter may write its next batch over this one.
-        return tensor.to(device, memory_format=layout, copy=True, non_blocking=True)
+        # No copy where device and layout are right: the augmenter never writes over its images.
+        return tensor.to(device, memory_format=layout, non_blocking=True)
 
     return place

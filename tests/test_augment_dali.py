@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,29 @@ def test_torch_takes_the_images_without_a_copy_and_may_keep_them() -> None:
         assert [len(t) for t in kept] == [4, 4, 3, 4, 2]
     for tensor, values in zip(kept, wanted, strict=True):
         assert torch.equal(tensor, values)
+
+
+@pytest.mark.parametrize("backend", ["reference", "dali"])
+def test_training_takes_the_images_without_a_copy(backend: str) -> None:
+    torch = pytest.importorskip("torch")
+    from mstrain.config import TrainConfig
+    from mstrain.data import to_tensors
+
+    config = TrainConfig()
+    config = replace(
+        config,
+        model=replace(config.model, ebv_column=None),
+        compute=replace(config.compute, channels_last=False),
+    )
+    batch = augmenting.noise_batch(2)
+    with opened(backend, {}) as augmenter:
+        images = augmenter.run(batch, 0)
+        tensors = to_tensors(batch, images, config, torch.device("cpu")).images
+        assert tensors["image"].data_ptr() == torch.from_dlpack(images["image"]).data_ptr()
+        before = tensors["image"].clone()
+        for epoch in range(1, 4):
+            augmenter.run(batch, epoch)
+        assert torch.equal(tensors["image"], before)
 
 
 def test_any_number_of_batches_may_be_submitted_and_come_in_order() -> None:
