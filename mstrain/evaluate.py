@@ -255,8 +255,8 @@ def _conclude(
     """Metrics and report of a finished table; `magnitude` is its column, or why there is none."""
     has_magnitude = magnitude in predictions.columns
     num_known = int(np.isfinite(predictions.columns["redshift"]).sum())
-    # Thirty objects a bin, so that its intervals say something.
-    max_bins = int(np.clip(num_known // 30, 2, 10))
+    # Twenty objects a bin, so that its intervals say something.
+    max_bins = int(np.clip(num_known // 20, 4, 10))
     columns = predictions.columns
     known = np.isfinite(columns["redshift"])
     binned_by = {

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file
 from msdata.errors import DataError, UsageError
-from mstrain.metrics.densities import Floats, make_densities
+from mstrain.metrics.densities import Floats
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -300,8 +300,7 @@ class Predictions:
         """
         total, start = np.zeros(len(self.edges) - 1), 0
         for part in self.density_parts():
-            found = make_densities(part[is_counted[start : start + len(part)]], self.edges)
-            total += found.values.sum(axis=0)
+            total += part[is_counted[start : start + len(part)]].sum(axis=0, dtype=np.float64)
             start += len(part)
         return np.asarray(total / max(1, int(is_counted.sum())), np.float64)
 

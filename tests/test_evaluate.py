@@ -123,7 +123,7 @@ def test_the_densities_are_those_of_the_network(evaluated: Path, trained: Path, 
 
 def test_metrics_are_a_function_of_the_table(evaluated: Path) -> None:
     columns = predictions_of(evaluated).columns
-    edges = round_edges(columns["redshift"], 2)
+    edges = round_edges(columns["redshift"], 4)
     again = summarise(
         columns, BootstrapConfig(num_replicates=50), binned_by={"redshift": ("redshift", edges)}
     ).as_dict()

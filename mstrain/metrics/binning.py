@@ -76,8 +76,7 @@ def metrics_in_bins(
         inside = {key: np.asarray(values)[is_in_N] for key, values in columns.items()}
         metrics: dict[str, Estimate] = {}
         if count >= MIN_BIN_COUNT:
-            metrics = metrics_of(inside, config, estimate=POINT_ESTIMATES[0])
-            metrics |= metrics_of(inside, config, estimate=None)
+            metrics = metrics_of(inside, config, estimate=POINT_ESTIMATES[0], has_densities=True)
         bins.append(Bin(low=float(low), high=float(high), num_samples=count, metrics=metrics))
     return Binning(name=name, column=column, bins=tuple(bins))
 
@@ -97,7 +96,7 @@ def round_edges(values_N: NDArray[Any], max_bins: int = 10) -> Floats:
     low, high = float(finite.min()), float(finite.max())
     span = max(high - low, 1e-6)
     power = 10.0 ** np.floor(np.log10(span / max_bins))
-    for factor in (1, 2, 5, 10, 20, 50, 100):
+    for factor in (1, 2, 2.5, 5, 10, 20, 50, 100):
         step = factor * power
         first, last = np.floor(low / step), np.floor(high / step) + 1
         if last - first <= max_bins:

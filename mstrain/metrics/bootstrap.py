@@ -63,7 +63,7 @@ class Replicates:
 
     Attributes:
         means: float64 (R, M), weighted means.
-        nmads: float64 (R,); empty where none were asked for.
+        nmads: float64 (R,).
     """
 
     means: Floats
@@ -71,23 +71,21 @@ class Replicates:
 
 
 def bootstrap(
-    averaged: Mapping[str, Floats], residual_N: Floats | None, config: BootstrapConfig
+    averaged: Mapping[str, Floats], residual_N: Floats, config: BootstrapConfig
 ) -> Replicates:
     """Means and NMAD of resampled objects.
 
     Args:
         averaged: M arrays float64 (N,), whose means are wanted.
-        residual_N: float64 (N,), whose NMAD is wanted; None where none is.
+        residual_N: float64 (N,), whose NMAD is wanted.
         config: number of replicates and seed.
 
     Returns:
         The replicates; the same for any number of threads.
     """
-    values_NM = np.stack(list(averaged.values()), axis=1)
-    sorted_N = None
-    if residual_N is not None:
-        order_N = np.argsort(residual_N, kind="stable")
-        sorted_N, values_NM = residual_N[order_N], values_NM[order_N]
+    order_N = np.argsort(residual_N, kind="stable")
+    sorted_N = residual_N[order_N]
+    values_NM = np.stack([values[order_N] for values in averaged.values()], axis=1)
     rows = max(1, _PIECE_WEIGHTS // len(values_NM))
     sizes = [
         min(rows, config.num_replicates - start) for start in range(0, config.num_replicates, rows)
@@ -97,8 +95,7 @@ def bootstrap(
     def piece(size: int, seed: np.random.SeedSequence) -> tuple[Floats, Floats]:
         random = np.random.Generator(np.random.SFC64(seed))
         weights_RN = poisson_weights(random, size, len(values_NM))
-        nmads_R = np.zeros(0) if sorted_N is None else weighted_nmads(weights_RN, sorted_N)
-        return _weighted_means(weights_RN, values_NM), nmads_R
+        return _weighted_means(weights_RN, values_NM), weighted_nmads(weights_RN, sorted_N)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         pieces = list(threads.map(piece, sizes, seeds))

@@ -176,29 +176,24 @@ def crps(densities: Densities, redshift_N: Floats) -> Floats:
         float64 (N,), in units of redshift.
 
     Source: Matheson and Winkler 1976, Management Science 22, 1087; Gneiting and Raftery 2007,
-    JASA 102, 359, equation 20. In a bin the CDF is linear, so its square integrates to
-    width (a^2 + ab + b^2) / 3 between the values a and b.
+    JASA 102, 359, equation 20. Between the edges it is the integral of CDF^2, less twice that of
+    the CDF above the truth, plus the distance from there to the last edge; in a bin the CDF is
+    linear, so CDF^2 integrates to width (a^2 + ab + b^2) / 3 between the values a and b.
     """
-    cdf_NE, width_K = densities.cdf, densities.widths
     bin_N, _ = _bins_of(densities, redshift_N)
     rows = np.arange(len(densities))
-    low_N, high_N = densities.edges[bin_N], densities.edges[bin_N + 1]
-    inside_N = np.clip(redshift_N, low_N, high_N)
+    below_NK, above_NK = densities.cdf[:, :-1], densities.cdf[:, 1:]
+    square_N = (below_NK**2 + below_NK * above_NK + above_NK**2) @ densities.widths / 3
+    # Integral of the CDF up to each bin's upper edge, and from the truth to its bin's.
+    area_NK = np.cumsum((below_NK + above_NK) * (densities.widths / 2), axis=1)
+    upper_N = densities.edges[bin_N + 1]
+    inside_N = np.clip(redshift_N, densities.edges[bin_N], upper_N)
     pit_N = cdf_at(densities, redshift_N)
-    is_left_NK = np.arange(len(width_K)) < bin_N[:, None]
-    is_right_NK = np.arange(len(width_K)) > bin_N[:, None]
-    left_NK = _squares(cdf_NE[:, :-1], cdf_NE[:, 1:])
-    right_NK = _squares(1 - cdf_NE[:, :-1], 1 - cdf_NE[:, 1:])
-    whole_N = np.where(is_left_NK, left_NK, 0) @ width_K
-    whole_N += np.where(is_right_NK, right_NK, 0) @ width_K
-    split_N = (inside_N - low_N) * _squares(cdf_NE[rows, bin_N], pit_N)
-    split_N += (high_N - inside_N) * _squares(1 - pit_N, 1 - cdf_NE[rows, bin_N + 1])
-    return whole_N + split_N + np.abs(redshift_N - inside_N)
-
-
-def _squares(a: Floats, b: Floats) -> Floats:
-    """Mean square of a line from a to b."""
-    return (a * a + a * b + b * b) / 3
+    rest_N = (upper_N - inside_N) * (pit_N + above_NK[rows, bin_N]) / 2
+    right_N = area_NK[:, -1] - area_NK[rows, bin_N] + rest_N
+    last = densities.edges[-1]
+    found_N: Floats = square_N - 2 * right_N + (last - inside_N) + np.abs(redshift_N - inside_N)
+    return found_N
 
 
 def cde_loss(densities: Densities, redshift_N: Floats) -> Floats:

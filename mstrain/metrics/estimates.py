@@ -56,25 +56,26 @@ def coverage_name(level: float) -> str:
     return f"coverage_{level:g}"
 
 
+POINT_METRICS = ("bias", "nmad", *(outlier_name(t) for t in OUTLIER_THRESHOLDS))
+
+
 def metrics_of(
-    columns: Columns, config: BootstrapConfig, *, estimate: str | None
+    columns: Columns, config: BootstrapConfig, *, estimate: str, has_densities: bool = False
 ) -> dict[str, Estimate]:
     """Metrics of objects.
 
     Args:
         columns: (N,) each: "redshift", the point estimates and the scores; N > 0, nothing NaN.
         config: of the intervals.
-        estimate: bias, nmad and eta of this point estimate; for None the metrics of densities.
+        estimate: bias, nmad and eta of this point estimate.
+        has_densities: also the metrics of densities, from the same resamplings.
     """
-    if estimate is None:
-        averaged = density_averages(columns)
-        return _estimates(averaged, bootstrap(averaged, None, config), config)
     residual_N = scaled_residual(columns[estimate], columns["redshift"])
-    averaged = point_averages(residual_N)
+    averaged = point_averages(residual_N) | (density_averages(columns) if has_densities else {})
     replicates = bootstrap(averaged, residual_N, config)
     found = _estimates(averaged, replicates, config)
     found["nmad"] = _estimate(nmad(residual_N), replicates.nmads, config)
-    return {name: found[name] for name in ("bias", "nmad", *found)}
+    return {name: found[name] for name in dict.fromkeys(("bias", "nmad", *found))}
 
 
 def point_averages(residual_N: Floats) -> dict[str, Floats]:

@@ -12,7 +12,7 @@ from msdata.errors import DataError
 from mstrain.metrics.binning import Binning, metrics_in_bins
 from mstrain.metrics.bootstrap import BootstrapConfig
 from mstrain.metrics.densities import LIKELIHOOD_FLOOR, Floats
-from mstrain.metrics.estimates import Columns, Estimate, metrics_of
+from mstrain.metrics.estimates import POINT_METRICS, Columns, Estimate, metrics_of
 from mstrain.metrics.kolmogorov import kolmogorov_smirnov
 from mstrain.metrics.scores import POINT_ESTIMATES
 
@@ -75,14 +75,19 @@ def summarise(
             "compare with; 'mstrain predict' needs none"
         )
     known = {name: np.asarray(values)[is_known_N] for name, values in columns.items()}
+    first = POINT_ESTIMATES[0]
+    metrics = {
+        name: metrics_of(known, config, estimate=name, has_densities=name == first)
+        for name in POINT_ESTIMATES
+    }
     distance, probability = kolmogorov_smirnov(known["pit"])
     floor = np.log(LIKELIHOOD_FLOOR)
     return Summary(
         num_samples=num_known,
         num_unlabelled=len(truth_N) - num_known,
         num_floored=int((known["log_likelihood"] <= floor).sum()),
-        points={name: metrics_of(known, config, estimate=name) for name in POINT_ESTIMATES},
-        density=metrics_of(known, config, estimate=None),
+        points={name: {n: found[n] for n in POINT_METRICS} for name, found in metrics.items()},
+        density={n: e for n, e in metrics[first].items() if n not in POINT_METRICS},
         pit_ks=distance,
         pit_ks_p=probability,
         binnings=(
