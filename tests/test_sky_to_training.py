@@ -94,6 +94,6 @@ def test_survey_tables_become_a_trained_network(tmp_path: Path) -> None:
     assert not by_id
 
     run_whole(["msdata", "stats", str(data), "--quiet"])
-    training.run_ranks(training.command(data, run, epochs=12, scaling="asinh"))
+    run_whole(["mstrain", *training.words_of(data, run, epochs=12, scaling="asinh")])
     losses = training.losses(run, "epoch")
     assert losses[-3:].mean() < losses[0]
