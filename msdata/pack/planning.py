@@ -52,9 +52,12 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
     )
     if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
+        found = "no catalogue was given"
+        if settings.catalog is not None:
+            found = f"catalogue {settings.catalog} has no columns ra and dec"
         raise UsageError(
-            f"FITS files are cut around the objects' positions, but catalogue {settings.catalog} "
-            "has no columns ra and dec; give one that has them with --catalog"
+            f"FITS files are cut around the objects' positions, but {found}; give one that has "
+            "them with --catalog"
         )
     for split in {s.split for s in candidates.slices}:
         _make_folder(state.out / split)

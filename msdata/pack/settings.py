@@ -19,7 +19,11 @@ OPTIONS = {
     "shard_nbytes": "--shard-size",
     "split_fractions": "--split",
     "pixel_scales_arcsec": "--pixel-scale",
-    "fits": "--fits, --calibrate",
+    "fits.patterns": "--fits",
+    "fits.bands": "--fits-bands",
+    "fits.sizes": "--fits-size",
+    "fits.pixel_scales_arcsec": "--pixel-scale",
+    "fits.calibration": "--calibrate",
 }
 SPLIT_NAMES = ("train", "val", "test")
 # Large enough for sequential reads on a parallel file system, small enough that thousands of nodes
@@ -127,11 +131,12 @@ class PackSettings:
         Raises:
             UsageError: they differ; the message names the option.
         """
-        for name, value in self.to_json().items():
-            if name in before and value != before[name]:
+        begun_with = _flat(before)
+        for name, value in _flat(self.to_json()).items():
+            if name in begun_with and value != begun_with[name]:
                 option = OPTIONS.get(name, "--" + name.replace("_", "-"))
                 raise UsageError(
-                    f"{out} was begun with {option} {_as_option(before.get(name))}, not "
+                    f"{out} was begun with {option} {_as_option(begun_with[name])}, not "
                     f"{_as_option(value)}; resume with the same options, or pack into another "
                     "folder"
                 )
@@ -153,6 +158,12 @@ class PackSettings:
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
             **({} if self.fits is None else {"fits": self.fits.to_json()}),
         }
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with those for FITS files one by one, as options are given."""
+    flat = {name: value for name, value in values.items() if name != "fits"}
+    return flat | {f"fits.{name}": value for name, value in (values.get("fits") or {}).items()}
 
 
 def _as_option(value: Any) -> str:

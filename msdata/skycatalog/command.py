@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from msdata.skycatalog.build import BuiltCatalog
     from msdata.skycatalog.spec import CatalogSpec
 
-WHEN_INTERRUPTED = "nothing was written"
+WHEN_INTERRUPTED = "the catalogue is not finished: run the same command again"
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
 
 
