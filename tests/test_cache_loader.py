@@ -18,13 +18,16 @@ import caching
 import numpy as np
 import packing
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import msdata
-from msdata.cache.arena import Arena
+from msdata.cache.arena import SSD_TIER, Arena
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig
+from msdata.cache.reorder import place_shards
 from msdata.cache.shared_file import role
-from msdata.cache.slot_file import SlotFile
+from msdata.cache.slot_file import SlotFile, packed_slots
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.topology import Topology
@@ -243,13 +246,67 @@ def test_an_ssd_tier_gives_the_same_batches_and_outlives_the_job(
     assert len(list((tmp_path / "ssd").rglob("manifest.json"))) == 1
 
 
-def test_an_ssd_tier_of_other_capacity_is_made_anew(tar: Split, tmp_path: Path) -> None:
-    epochs(tar, ssd_config(tar, tmp_path), 1)
+@pytest.mark.parametrize(
+    ("memory", "ssd"), [(0.0, 1.1), (0.0, 0.5), (0.5, 0.25), (0.1, 0.7), (1.1, 0.2)]
+)
+def test_an_ssd_tier_of_other_capacities_gives_what_both_jobs_want(
+    split: Split, tmp_path: Path, memory: float, ssd: float
+) -> None:
+    expected = epochs(split, None)
+    with make(split, ssd_config(split, tmp_path, job="first")) as loader:
+        wait_until_full(loader)
+        first = loader._cache.client.owners[1] == SSD_TIER
+    shares = {"memory_gib": caching.gib_of(split, memory), "ssd_gib": caching.gib_of(split, ssd)}
+    config = caching.config(tmp_path, ssd_dir=tmp_path / "ssd", job="second", **shares)
+    with held_filler(), make(split, config) as loader:
+        slots = loader._cache.client.tiers[SSD].slots
+        second = loader._cache.client.owners[1] == SSD_TIER
+        assert slots.num_ready == split.shard_sizes[first & second].sum()
+        assert slots.num_slots == split.shard_sizes[second].sum()
+    with make(split, config) as loader:
+        wait_until_full(loader)
+        for epoch in expected:
+            caching.assert_same_batches(caching.copies(loader), epoch)
+        stats = loader.stats()
+        assert stats["tiers"]["ssd"]["samples"] == slots.num_slots
+        assert stats["cache"]["ssd"]["filled"] == stats["cache"]["ssd"]["slots"]
+        assert stats["cache"]["ssd"]["corrupt"] == 0
+
+
+def test_an_ssd_tier_whose_rearrangement_was_interrupted_is_made_anew(
+    tar: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs(tar, ssd_config(tar, tmp_path, job="first"), 1)
     config = caching.config(tmp_path, memory_gib=0, ssd_dir=tmp_path / "ssd", ssd_gib=1.0)
+    with monkeypatch.context() as patch:
+
+        def die(*arguments: Any) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr("msdata.cache.reorder.build", die)
+        assert sum(len(b["sample_id"]) for b in epochs(tar, config, 1)[0]) == len(tar)
     with make(tar, config) as loader:
         wait_until_full(loader)
-        assert loader.stats()["cache"]["filler"]["samples"] == len(tar)
-        assert loader.stats()["cache"]["ssd"]["slots"] == len(tar)
+        caching.assert_same_batches(caching.copies(loader), epochs(tar, None, 1)[0])
+        assert loader.stats()["cache"]["ssd"]["filled"] == len(tar)
+
+
+@given(st.data())
+def test_shards_find_slots_without_overlap_and_those_that_can_stay_do(data: Any) -> None:
+    sizes = np.array(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12)))
+    of_shards = st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))
+    before, held = (np.array(data.draw(of_shards)) for _ in range(2))
+    old = packed_slots(before, sizes)
+    num_slots = data.draw(st.integers(0, int(sizes.sum())))
+    first = place_shards(held, sizes, old, num_slots)
+    stays = held & before & (old + sizes <= num_slots)
+    assert (first[stays] == old[stays]).all()
+    assert (first[~held] == -1).all()
+    taken = [s for f, n in zip(first, sizes, strict=True) if f >= 0 for s in range(f, f + n)]
+    assert len(taken) == len(set(taken))
+    assert all(s < num_slots for s in taken)
+    if num_slots == sizes.sum() and len(set(sizes.tolist())) == 1:
+        assert (first[held] >= 0).all()
 
 
 def test_an_ssd_tier_of_an_older_version_of_the_data_is_not_used(

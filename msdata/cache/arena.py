@@ -16,7 +16,7 @@ from pathlib import Path
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import CacheConfig, CachedSplit, Own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
-from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
+from msdata.cache.slot_file import Header, SlotFile, build, is_held, owners_checksum, read_header
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
@@ -115,6 +115,7 @@ class Arena:
                 planned_nbytes=(planned, config.ssd_nbytes),
                 most_nbytes=most,
                 owners_crc32c=owners_checksum(owners),
+                num_entries=int(split.shard_sizes[is_held(owners, node, MEMORY_TIER)].sum()),
             )
             build(fd, header, split, owners)
 

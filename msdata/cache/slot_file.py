@@ -1,6 +1,6 @@
 """One file of a cache tier: a slot for every sample of the shards that this node keeps.
 
-    header | rows | owner, tier and size of every shard | entry of every slot | records, packed
+    header | rows | owner, tier, size, place of every shard | entry of every slot | records, packed
 
 The file says by itself what is where, so any process of the user can read it. A slot is published
 by its state, written last: readers never see half a sample. All writing is by `pwrite`, readers map
@@ -26,17 +26,19 @@ from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.rows import NUM_ROWS, ROW_NBYTES
 from msdata.checksum import crc32c_of_parts
 
-FORMAT = 3
+FORMAT = 4
 EMPTY, CLAIMED, READY = 0, 1, 2
 MAGIC = b"msdatacache\0"
 _HEADER_NBYTES = 4096
 ROWS_AT = _HEADER_NBYTES
 _TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
 _PAYLOAD_ALIGNMENT = 4096
-_SHARD = np.dtype([("size", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))])
-_SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
+_SHARD = np.dtype(
+    [("size", "<i8"), ("first", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))]
+)
+SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
 _STATE_AT = 12
-SLOT_NBYTES = _SLOT.itemsize
+SLOT_NBYTES = SLOT.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Header:
         planned_nbytes: capacities that the owners were reckoned with, memory and SSD.
         most_nbytes: no slot beyond so many bytes of records is ever used.
         owners_crc32c: checksum of the owners and tiers of all shards.
+        num_entries: slots that there is a table for; none beyond it is ever used.
         format: of the file.
     """
 
@@ -65,6 +68,7 @@ class Header:
     planned_nbytes: tuple[int, int]
     most_nbytes: int
     owners_crc32c: int
+    num_entries: int
     format: int = FORMAT
 
     def is_of(self, split: CachedSplit) -> bool:
@@ -75,14 +79,39 @@ class Header:
         )
 
 
-def build(fd: int, header: Header, split: CachedSplit, owners: Owners) -> None:
-    """Writes an empty slot file; the header last, so that it is whole where it is there.
+def is_held(owners: Owners, node: int, tier: int) -> NDArray[np.bool_]:
+    """Which shards a node keeps in a tier, bool (shards,)."""
+    held: NDArray[np.bool_] = (owners[0] == node) & (owners[1] == tier)
+    return held
+
+
+def packed_slots(held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The slot of each shard's first sample where they lie one after the other; -1 for others.
 
     Args:
-        fd: of an empty file.
+        held: bool (shards,), which there are.
+        sizes: int64 (shards,), samples of each.
+    """
+    kept = np.where(held, sizes, 0)
+    return np.where(held, np.cumsum(kept) - kept, -1)
+
+
+def build(
+    fd: int,
+    header: Header,
+    split: CachedSplit,
+    owners: Owners,
+    first_slots: NDArray[np.int64] | None = None,
+) -> None:
+    """Writes the tables of a slot file; the header last, so that it is whole where it is there.
+
+    Args:
+        fd: of an empty file, or of one whose header is gone; entries and records stay.
         header: what it is of.
         split: the data.
         owners: owner and tier of every shard.
+        first_slots: int64 (shards,), slot of each shard's first sample, -1 where it has none; None
+            packs them.
 
     Raises:
         OSError: the file system refused.
@@ -90,13 +119,17 @@ def build(fd: int, header: Header, split: CachedSplit, owners: Owners) -> None:
     shards = np.zeros(header.num_shards, _SHARD)
     shards["size"] = split.shard_sizes
     shards["owner"], shards["tier"] = owners
-    num_slots = int(split.shard_sizes[_is_held(shards, header)].sum())
-    payload_at = _payload_at(header.num_shards, num_slots)
+    if first_slots is None:
+        held = is_held(owners, header.node, header.tier)
+        first_slots = packed_slots(held, split.shard_sizes)
+    shards["first"] = first_slots
+    num_slots = int(np.where(first_slots >= 0, first_slots + split.shard_sizes, 0).max(initial=0))
+    payload_at = _payload_at(header.num_shards, header.num_entries)
     os.ftruncate(fd, payload_at + num_slots * header.sample_nbytes)
     # Where there is no room for the entries either, let it fail here: later it would under a map.
     os.posix_fallocate(fd, 0, payload_at)
-    _write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
-    _write_all(fd, [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
+    write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
+    write_all(fd, [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
 
 
 def owners_checksum(owners: Owners) -> int:
@@ -118,17 +151,13 @@ def read_header(fd: int) -> Header | None:
     return header if header.format == FORMAT else None
 
 
-def _is_held(shards: NDArray[Any], header: Header) -> NDArray[np.bool_]:
-    held: NDArray[np.bool_] = (shards["owner"] == header.node) & (shards["tier"] == header.tier)
-    return held
-
-
-def _entries_at(num_shards: int) -> int:
+def entries_at(num_shards: int) -> int:
+    """Where in a file the entries of the slots begin."""
     return _TABLES_AT + num_shards * _SHARD.itemsize
 
 
-def _payload_at(num_shards: int, num_slots: int) -> int:
-    end = _entries_at(num_shards) + num_slots * _SLOT.itemsize
+def _payload_at(num_shards: int, num_entries: int) -> int:
+    end = entries_at(num_shards) + num_entries * SLOT.itemsize
     return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
 
 
@@ -172,7 +201,7 @@ def slots_at_owners(
     num_shards = len(owner_of_shard)
     return SlotPlaces(
         first_slots=first_slots,
-        entries_at=_entries_at(num_shards),
+        entries_at=entries_at(num_shards),
         payload_at=np.array([_payload_at(num_shards, int(n)) for n in num_slots], np.int64),
     )
 
@@ -187,15 +216,24 @@ def are_of(
         samples: int64 (n,), what should be in them.
         checksums: uint32 (n,), of those.
     """
-    found = entries.view(_SLOT).reshape(len(samples))
+    found = entries.view(SLOT).reshape(len(samples))
     ready: NDArray[np.bool_] = (
         (found["state"] == READY) & (found["sample"] == samples) & (found["crc32c"] == checksums)
     )
     return ready
 
 
-def _write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
-    """Writes all bytes or raises: the rest of a short write tells why it was short."""
+def write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
+    """Writes all bytes or raises: the rest of a short write tells why it was short.
+
+    Args:
+        fd: of the file.
+        buffers: of bytes, one after the other.
+        offset: where to.
+
+    Raises:
+        OSError: the file system refused.
+    """
     wanted = sum(len(b) for b in buffers)
     done = os.pwritev(fd, buffers, offset)
     if done < wanted:
@@ -235,20 +273,23 @@ class SlotFile:
         self.owners: Owners = shards["owner"].copy(), shards["tier"].copy()
         self._sizes = shards["size"].astype(np.int64)
         self._first_samples = np.cumsum(self._sizes) - self._sizes
-        held = _is_held(shards, header)
-        kept = np.where(held, self._sizes, 0)
-        num_slots = int(kept.sum())
-        self.first_slots = np.where(held, np.cumsum(kept) - kept, -1)
-        self.num_slots = min(num_slots, header.most_nbytes // header.sample_nbytes)
-        self._payload_at = _payload_at(header.num_shards, num_slots)
-        end = self._payload_at + num_slots * header.sample_nbytes * is_mapped
+        self.first_slots = shards["first"].astype(np.int64)
+        # No slot from here on is used.
+        self._end = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
+        ends = np.where(self.first_slots >= 0, self.first_slots + self._sizes, 0)
+        used = np.minimum(ends, self._end) - self.first_slots
+        self.num_slots = int(used[(self.first_slots >= 0) & (used > 0)].sum())
+        num_mapped = int(ends.max(initial=0)) if is_mapped else 0
+        self._payload_at = _payload_at(header.num_shards, header.num_entries)
+        end = self._payload_at + num_mapped * header.sample_nbytes
         self._map = mmap.mmap(fd, end, prot=mmap.PROT_READ)
         with suppress(OSError, AttributeError):
             # Only where the administrator set shmem_enabled to advise does this give huge pages.
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
-        self._entries_at = entries_at = _entries_at(header.num_shards)
-        self.entries = self._bytes[entries_at : entries_at + num_slots * _SLOT.itemsize].view(_SLOT)
+        self._entries_at = at = entries_at(header.num_shards)
+        entries_nbytes = header.num_entries * SLOT.itemsize
+        self.entries = self._bytes[at : at + entries_nbytes].view(SLOT)
         self.address = int(self._bytes.ctypes.data) + self._payload_at if is_mapped else 0
 
     def slots(self, samples: NDArray[np.int64], shards: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -260,12 +301,12 @@ class SlotFile:
         """
         first = self.first_slots[shards]
         slots = first + samples - self._first_samples[shards]
-        return np.where((first >= 0) & (slots < self.num_slots), slots, -1)
+        return np.where((first >= 0) & (slots < self._end), slots, -1)
 
     def slots_of_shard(self, shard: int) -> tuple[range, int]:
         """The slots of a shard, and the number of the sample in the first."""
         first = int(self.first_slots[shard])
-        stop = min(first + int(self._sizes[shard]), self.num_slots) if first >= 0 else first
+        stop = min(first + int(self._sizes[shard]), self._end) if first >= 0 else first
         return range(first, max(first, stop)), int(self._first_samples[shard])
 
     def are_ready(
@@ -290,7 +331,7 @@ class SlotFile:
     @property
     def num_ready(self) -> int:
         """Slots that hold their sample."""
-        return int(np.count_nonzero(self.entries["state"][: self.num_slots] == READY))
+        return int(np.count_nonzero(self.entries["state"][: self._end] == READY))
 
     def record_at(self, slot: int) -> int:
         """Where in the file a slot's record begins."""
@@ -313,7 +354,7 @@ class SlotFile:
         Raises:
             OSError: the file system refused.
         """
-        at = self._entries_at + slot * _SLOT.itemsize + _STATE_AT
+        at = self._entries_at + slot * SLOT.itemsize + _STATE_AT
         os.pwrite(self.fd, bytes((state,)), at)
 
     def publish(self, slot: int, sample: int, checksum: int, parts: Sequence[Any]) -> None:
@@ -328,16 +369,16 @@ class SlotFile:
         Raises:
             OSError: the file system refused; the slot stays as it was.
         """
-        _write_all(self.fd, parts, self.record_at(slot))
-        entry = np.zeros(1, _SLOT)
+        write_all(self.fd, parts, self.record_at(slot))
+        entry = np.zeros(1, SLOT)
         entry["sample"], entry["crc32c"] = sample, checksum
-        at = self._entries_at + slot * _SLOT.itemsize
-        _write_all(self.fd, [entry.tobytes()[:_STATE_AT]], at)
+        at = self._entries_at + slot * SLOT.itemsize
+        write_all(self.fd, [entry.tobytes()[:_STATE_AT]], at)
         self.set_state(slot, READY)
 
     def close(self) -> None:
         """Unmaps the file, unless batches still being filled use it."""
-        self.entries = np.empty(0, _SLOT)
+        self.entries = np.empty(0, SLOT)
         self._bytes = np.empty(0, np.uint8)
         with suppress(BufferError):
             self._map.close()

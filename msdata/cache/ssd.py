@@ -1,9 +1,9 @@
 """The SSD tier: a slot file on a node's local disk, which outlives the job.
 
 A manifest beside it says what it holds, readable for people and checked before the next job adopts
-it; contents of another version of the data, or for other capacities, are thrown away. Disks lose
-what was not written through before a power cut, so every record read from here is held against
-the index's checksum.
+it. Where that job has other capacities, or this node another number, the shards that both jobs want
+here stay; contents of another version of the data are never used. Disks lose what was not written
+through before a power cut, so every record read from here is held against the index's checksum.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from msdata.atomic_file import write_whole
 from msdata.cache.arena import SERVED, SSD_TIER
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
+from msdata.cache.reorder import reorder
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
 
@@ -76,14 +77,23 @@ class SsdTier:
             planned_nbytes=planned_nbytes,
             most_nbytes=0,
             owners_crc32c=owners_checksum(owners),
+            # For all that a later job may want here; 16 bytes a sample.
+            num_entries=len(split.checksums),
         )
 
         def fits(fd: int, is_alone: bool) -> bool:
             header = read_header(fd)
-            return header is not None and _same(header, wanted)
+            if header is None or not header.is_of(split) or header.tier != SSD_TIER:
+                return False
+            if is_alone and not _same(header, wanted):
+                # Of the same data for other capacities or another node: most of it is of use.
+                made = self._header(fd, wanted, config.ssd_nbytes)
+                _write_manifest(self.path, reorder(fd, made, split, owners))
+                return True
+            return _same(header, wanted)
 
         def make(fd: int) -> None:
-            made = Header(**{**vars(wanted), "most_nbytes": _room(self.path, config.ssd_nbytes)})
+            made = self._header(fd, wanted, config.ssd_nbytes)
             build(fd, made, split, owners)
             _write_manifest(self.path, made)
 
@@ -96,6 +106,12 @@ class SsdTier:
             raise
         self.is_adopted = self.slots.num_ready > 0
         self._is_closed = False
+
+    def _header(self, fd: int, wanted: Header, asked_nbytes: int) -> Header:
+        """What is wanted, with the room that there is; what the file has already counts as such."""
+        had_nbytes = os.fstat(fd).st_blocks * 512
+        most_nbytes = min(asked_nbytes, _room(self.path, asked_nbytes) + had_nbytes)
+        return Header(**{**vars(wanted), "most_nbytes": most_nbytes})
 
     def close(self) -> None:
         """Leaves the tier, which stays for later jobs."""
