@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from msdata.cache.arena import own_arenas
-from msdata.cache.config import FILL_MODES, CacheConfig
+from msdata.cache.budget import memory_budget
+from msdata.cache.config import FILL_MODES, GIB, CacheConfig
 from msdata.cache.group import OthersFailed, agree
 from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.service import NodeService
@@ -52,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status.add_argument("--once", action="store_true", help="on a terminal too, look only once")
     status.add_argument("--json", action="store_true", help="print the result as JSON")
     clean = commands.add_parser("clean", help="remove your arenas that no process uses")
-    for command in (serve, status, clean):
+    size = commands.add_parser("size", help="print the GiB that a cache may take on this node")
+    for command in (serve, status, clean, size):
         command.add_argument(
             "--shm-dir", type=Path, default=_SHM_DIR, help=f"shared memory ({_SHM_DIR})"
         )
@@ -105,7 +108,7 @@ def _gib_or_auto(word: str) -> float | None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs one of the actions; returns the exit code."""
-    actions = {"serve": _serve, "status": _status, "clean": _clean}
+    actions = {"serve": _serve, "status": _status, "clean": _clean, "size": _size}
     return actions[args.action](args)
 
 
@@ -202,4 +205,10 @@ def _clean(args: argparse.Namespace) -> int:
     removed = [path for path in own_arenas(args.shm_dir) if remove_if_unused(path)]
     for path in (*removed, *remove_dead_shared_memory(args.shm_dir)):
         print(f"removed {path}")
+    return 0
+
+
+def _size(args: argparse.Namespace) -> int:
+    planned_nbytes, _ = memory_budget(None, args.shm_dir)
+    print(f"{math.floor(10 * planned_nbytes / GIB) / 10}")
     return 0

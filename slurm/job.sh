@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# What the batch scripts share: the site's modules, steps of one task a node, waiting for a step
+# while signals arrive, requeueing. Sourced on the job's first node, never run.
+# shellcheck disable=SC2034  # used where this is sourced
+set -euo pipefail
+
+slurm_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+say() { printf '%(%F %T)T %s\n' -1 "$*"; }
+
+# Wrong usage and missing software: exit code 2, as of the msdata command.
+die() {
+  say "${SLURM_JOB_NAME:-job}: $*" >&2
+  exit 2
+}
+
+[[ ${SLURM_JOB_ID:-} && ${SLURM_JOB_NUM_NODES:-} ]] ||
+  die "this is no Slurm job; submit it: sbatch ${0##*/} ..."
+
+# The modules' own scripts are written for shells without these options.
+set +eu
+# shellcheck source=slurm/site.sh
+source "${MSDATA_SITE:-$slurm_dir/site.sh}" || die "${MSDATA_SITE:-$slurm_dir/site.sh} failed"
+set -eu
+
+PYTHON=${PYTHON:-$(command -v python || command -v python3 || true)}
+[[ $PYTHON ]] || die "there is no python; name an environment in ${MSDATA_SITE:-$slurm_dir/site.sh}"
+export PYTHON
+"$PYTHON" -c 'import msdata' 2>/dev/null ||
+  die "$PYTHON has no msdata; activate its environment in ${MSDATA_SITE:-$slurm_dir/site.sh}"
+
+# Steps take the environment from here, also of a job that was submitted with --export=NONE; and
+# they ask for CPUs and tasks themselves: what sbatch was given for tasks would shrink them.
+export SLURM_EXPORT_ENV=ALL
+cpus_per_node=${SLURM_CPUS_ON_NODE:-1}
+tasks_per_node=${SLURM_NTASKS_PER_NODE:-1}
+unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK
+unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_DISTRIBUTION
+
+# One task on every node beside the other steps, free to use all the CPUs that the job has there.
+# Slurm would otherwise bind the one task, and all its children, to one core.
+per_node=(
+  srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
+  --ntasks-per-node=1 --wait=0
+)
+if scontrol show config | grep -q '^TaskPlugin .*affinity'; then
+  per_node+=(--cpu-bind=none)
+fi
+# For steps without use for GPUs: releases of Slurm before 21.08 do not share them between steps.
+without_gpus=(env -u SLURM_GPUS -u SLURM_GPUS_PER_NODE -u SLURM_GPUS_PER_TASK)
+
+# The address at which Slurm itself reaches the job's first node: names of nodes need not resolve.
+head_address() {
+  local head address
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  address=$(scontrol --oneliner show node "$head" | grep -o ' NodeAddr=[^ ]*' || true)
+  printf '%s\n' "${address#*=}" | grep . || printf '%s\n' "$head"
+}
+
+# wait_for PID: its exit code, however many signals arrive meanwhile. Traps must set `interrupted`.
+wait_for() {
+  local status
+  while :; do
+    interrupted=
+    status=0
+    wait "$1" || status=$?
+    [[ $interrupted ]] || return "$status"
+  done
+}
+
+# tell_step PID: asks a step for a good end. srun hands SIGUSR1 to every process of the step; of
+# SIGTERM it makes a SIGKILL.
+tell_step() { kill -USR1 "$1" 2>/dev/null || true; }
+
+# Whether the job is running, and not being cancelled, preempted or requeued by somebody else.
+is_running() {
+  [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format %T 2>/dev/null) == RUNNING ]]
+}
+
+# GiB that every node can give to its cache.
+smallest_cache_gib() {
+  "${without_gpus[@]}" "${per_node[@]}" "$PYTHON" -m msdata cache size | sort -g | head -n 1
+}
+
+# module_dir NAME: where a Python package lies, without importing it.
+module_dir() {
+  "$PYTHON" -c 'import importlib.util as u, sys
+print(u.find_spec(sys.argv[1]).submodule_search_locations[0])' "$1"
+}

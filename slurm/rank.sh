@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# One rank under torchrun, and what its exit code means.
+#
+#   torchrun --no-python ... rank.sh REQUEUE_FILE ASKED_FILE COMMAND...
+#
+# Exit code 85 says: saved, requeue me. torchrun would take it for a crash and start the ranks
+# again, so here it becomes a file, for the batch script, and a 0. ASKED_FILE is there when the ranks
+# were asked to save before this one was started.
+set -uo pipefail
+
+requeue_file=$1 asked_file=$2
+shift 2
+stopped='' interrupted=''
+
+# SIGUSR1, once, when the program catches it: before it would be lost, and a second one might kill
+# Python on its way out.
+ask() {
+  local caught
+  interrupted=1
+  while kill -0 "$child" 2>/dev/null; do
+    caught=$(sed -n 's/^SigCgt:\s*//p' "/proc/$child/status" 2>/dev/null)
+    if ((0x${caught:-0} & 1 << 9)); then
+      kill -USR1 "$child" 2>/dev/null
+      return
+    fi
+    sleep 0.2
+  done
+}
+
+trap 'stopped=1 interrupted=1' TERM
+trap '' USR1
+"$@" &
+child=$!
+trap ask USR1
+[[ -e $asked_file ]] && ask
+# A signal ends the wait, not the child.
+interrupted=1
+while [[ $interrupted ]]; do
+  interrupted=''
+  wait "$child"
+  status=$?
+done
+case $status in
+  85)
+    touch "$requeue_file"
+    exit 0
+    ;;
+  0)
+    # A rank that torchrun had stopped asked to be requeued; the ranks that it started next ended.
+    rm -f "$requeue_file"
+    exit 0
+    ;;
+esac
+[[ $stopped ]] && exit 0
+exit "$status"

@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Trains under DistributedDataParallel on the nodes of a job, with the node cache's service beside.
+#
+#   sbatch [options of sbatch] slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]
+#
+#   sbatch --nodes=4 --gpus-per-node=4 --cpus-per-task=64 --mem=480G --time=12:00:00 \
+#     slurm/train_ddp.sh resnet50_early /project/DATA /project/runs/first
+#   sbatch --nodes=2 --ntasks-per-node=8 --cpus-per-task=8 --mem=200G slurm/train_ddp.sh ...
+#
+# One rank a GPU; without GPUs one a task of --ntasks-per-node. The job requeues itself before its
+# time is over and when it is preempted, and goes on at the same step. Logs: RUN/logs/JOB/.
+#
+#SBATCH --job-name=mstrain
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@180
+
+# --- Variables, by the environment: CACHE_GIB=300 sbatch slurm/train_ddp.sh ... -----------------
+# MSDATA_SITE       file with the site's modules; the one file to edit     (slurm/site.sh)
+# PYTHON            interpreter                                            (python in PATH)
+# RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks a node)
+# OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
+# CACHE_GIB         memory of each node for the cache; 0: none             (3/4 of what is free)
+# CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
+# CACHE_TRANSPORT   between nodes: zmq, none                               (zmq)
+# SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
+# DOCTOR            warn; strict: no training on nodes with faults; off    (warn)
+# MAX_RESTARTS      times that torchrun starts the ranks again             (3)
+# RDZV_PORT         of the rendezvous on the first node                    (from the job's number)
+# STOP_GRACE_S      seconds to save after a cancellation; below KillWait   (20)
+# TRAIN_MODULE      what ranks run: python -m ... RECIPE DATA --out RUN    (mstrain.train)
+# ------------------------------------------------------------------------------------------------
+source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ ! -e $source_dir/job.sh && ${SLURM_JOB_ID:-} ]]; then
+  # sbatch runs a copy; Slurm knows where it came from.
+  source_dir=$(squeue --noheader --job "$SLURM_JOB_ID" --format %o)
+  source_dir=${source_dir%%/train_ddp.sh*}
+fi
+# shellcheck source=slurm/job.sh
+source "$source_dir/job.sh"
+
+(($# >= 3)) || die "usage: sbatch slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]"
+recipe=$1 data=$2 run=$3
+shift 3
+[[ -e $data/dataset.json ]] || die "$data is no data set: it has no dataset.json; see msdata pack"
+data=$(realpath "$data")
+mkdir -p "$run" || die "$run cannot be made; name a folder that all nodes see and you may write to"
+run=$(realpath "$run")
+
+# What this job's nodes tell each other; it goes with the job. The service keeps a key in it.
+job_dir=$run/.job-$SLURM_JOB_ID
+log_dir=$run/logs/$SLURM_JOB_ID
+requeue_file=$job_dir/requeue
+rm -rf "$job_dir"
+mkdir -m 700 "$job_dir"
+mkdir -p "$log_dir"
+
+serve_pid='' train_pid='' interrupted='' asked=''
+on_signal() {
+  interrupted=1 asked=1
+  say "SIG$1: the ranks save and end"
+  if [[ $train_pid ]]; then
+    tell_step "$train_pid"
+  fi
+}
+end_job() {
+  trap '' USR1 TERM
+  if [[ $serve_pid ]]; then
+    tell_step "$serve_pid"
+    wait "$serve_pid" || true
+    serve_pid=''
+  fi
+  rm -rf "$job_dir"
+}
+trap 'on_signal USR1' USR1
+trap 'on_signal TERM' TERM
+trap end_job EXIT
+
+ranks_per_node=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$tasks_per_node}}
+threads=$((cpus_per_node / ranks_per_node))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+cache_gib=${CACHE_GIB:-$(smallest_cache_gib)}
+[[ $cache_gib =~ ^[0-9]*\.?[0-9]+$ ]] || die "CACHE_GIB=$cache_gib is no number; give GiB, or 0 for no cache"
+
+say "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST) x $ranks_per_node ranks," \
+  "$cache_gib GiB of cache a node; start ${SLURM_RESTART_COUNT:-0}; logs in $log_dir"
+
+if [[ ${DOCTOR:-warn} != off ]]; then
+  "$PYTHON" -m msdata doctor "$data" --ranks-per-node "$ranks_per_node" --memory-gib "$cache_gib" ||
+    [[ ${DOCTOR:-warn} == warn ]] || die "not trained: msdata doctor found faults and DOCTOR=$DOCTOR"
+fi
+
+# What the caller says himself of these is left alone: a setting may be given once.
+settings=("$@")
+set_default() {
+  local setting
+  for setting in "${settings[@]}"; do
+    [[ ${setting%%=*} == "${1%%=*}" || data.${setting%%=*} == "${1%%=*}" ]] && return
+  done
+  settings+=("$1")
+}
+
+if [[ ! $cache_gib =~ ^[0.]+$ ]]; then
+  serve=(cache serve "$data")
+  set_default "data.cache_gib=$cache_gib"
+  if ((SLURM_JOB_NUM_NODES > 1)); then
+    set_default data.policy=locality
+  fi
+  if [[ ${CACHE_SSD_GIB:-0} != 0 ]]; then
+    set_default "data.cache_ssd_gib=$CACHE_SSD_GIB"
+    set_default 'data.cache_ssd_dir={scratch}/ssd'
+    serve+=(--ssd-dir '{scratch}/ssd')
+  fi
+  case ${CACHE_TRANSPORT:-zmq} in
+    zmq) set_default "data.cache_peers_dir=$job_dir/peers" ;;
+    none) ;;
+    *) die "CACHE_TRANSPORT=$CACHE_TRANSPORT is neither zmq nor none" ;;
+  esac
+  # One service lost is storage reads for its peers, no reason to end the others.
+  "${without_gpus[@]}" "${per_node[@]}" --gres=none --kill-on-bad-exit=0 --job-name=cache \
+    "$source_dir/node.sh" serve "$log_dir" "$PYTHON" -m msdata "${serve[@]}" \
+    --peers-dir "$job_dir/peers" &
+  serve_pid=$!
+fi
+
+torchrun=(
+  "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES"
+  --nproc-per-node="$ranks_per_node" --max-restarts="${MAX_RESTARTS:-3}"
+  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+  --rdzv-endpoint="$(head_address):${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 12000))}"
+  # Whose store it is must not be guessed from names. Imports from a parallel file system take time.
+  --rdzv-conf='is_host={is_first},read_timeout=600'
+  --no-python
+)
+# Ranks answer signals themselves. Older torchruns stop them at once, or after 30 s, by SIGKILL.
+if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
+  torchrun+=("--signals-to-handle=SIGINT,SIGHUP,SIGQUIT")
+fi
+torchrun+=("$source_dir/rank.sh" "$requeue_file" '{scratch}/asked')
+"${per_node[@]}" --kill-on-bad-exit=1 --job-name=train \
+  "$source_dir/node.sh" train "$log_dir" "${torchrun[@]}" \
+  "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}" &
+train_pid=$!
+
+status=0
+wait_for "$train_pid" || status=$?
+train_pid=''
+
+# 138: the step died of SIGUSR1 before it had begun.
+if [[ -e $requeue_file || ($asked && $status == 138) ]]; then
+  end_job
+  if ! is_running; then
+    say "saved; Slurm is ending this job, which goes on at the same step when it is started again"
+  elif scontrol requeue "$SLURM_JOB_ID"; then
+    say "saved; requeued, to go on at the same step"
+  else
+    say "saved, but not requeued; submit the same command to go on at the same step" >&2
+    exit 1
+  fi
+elif ((status)); then
+  say "training failed with exit code $status; the last lines of $log_dir:" >&2
+  tail -n 15 "$log_dir"/*.train.log >&2
+  exit "$status"
+else
+  say "done: $run"
+fi
