@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": ("msdata.plan_command", "say what a job will read from where, before it is submitted"),
     "cache": ("msdata.cache_command", "serve a node's cache to others, show and clean caches"),
     "probe": ("msdata.probe_command", "measure this node's memory, disks and network"),
+    "doctor": ("msdata.doctor.command", "say what is wrong with a job's nodes, and the cure"),
     "sheet": ("msdata.sheet_command", "draw a contact sheet of a data set"),
 }
 

@@ -118,6 +118,52 @@ def set_one_sided_defaults() -> None:
     os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """What Slurm says of the job that this process belongs to.
+
+    Attributes:
+        num_nodes: of the job.
+        node: name of this process's node.
+        cpus_on_node: that the job has on it; None where unsaid.
+        gpus_on_node: likewise.
+        tasks_per_node: that were asked for; None where they were not.
+        step_task: number of this process in its step; None in the batch script or a shell.
+    """
+
+    num_nodes: int
+    node: str
+    cpus_on_node: int | None = None
+    gpus_on_node: int | None = None
+    tasks_per_node: int | None = None
+    step_task: int | None = None
+
+
+def slurm_job(environ: Mapping[str, str]) -> SlurmJob | None:
+    """The Slurm job that this process belongs to; None outside of jobs.
+
+    Args:
+        environ: variables to read.
+
+    Raises:
+        UsageError: a variable is no number.
+    """
+    if "SLURM_JOB_ID" not in environ or "SLURM_JOB_NUM_NODES" not in environ:
+        return None
+
+    def number(key: str) -> int | None:
+        return _number(environ, key) if key in environ else None
+
+    return SlurmJob(
+        num_nodes=_number(environ, "SLURM_JOB_NUM_NODES"),
+        node=environ.get("SLURMD_NODENAME", ""),
+        cpus_on_node=number("SLURM_CPUS_ON_NODE"),
+        gpus_on_node=number("SLURM_GPUS_ON_NODE"),
+        tasks_per_node=number("SLURM_NTASKS_PER_NODE"),
+        step_task=number("SLURM_PROCID") if "SLURM_STEP_ID" in environ else None,
+    )
+
+
 def _is_batch_shell(env: Mapping[str, str], rank_key: str) -> bool:
     return rank_key == "SLURM_PROCID" and "SLURM_STEP_ID" not in env
 

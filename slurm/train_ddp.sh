@@ -87,7 +87,8 @@ say "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST) x $rank
   "$cache_gib GiB of cache a node; start ${SLURM_RESTART_COUNT:-0}; logs in $log_dir"
 
 if [[ ${DOCTOR:-warn} != off ]]; then
-  "$PYTHON" -m msdata doctor "$data" --ranks-per-node "$ranks_per_node" --memory-gib "$cache_gib" ||
+  "$PYTHON" -m msdata doctor "$data" --ranks-per-node "$ranks_per_node" \
+    --threads "$OMP_NUM_THREADS" --memory-gib "$cache_gib" ||
     [[ ${DOCTOR:-warn} == warn ]] || die "not trained: msdata doctor found faults and DOCTOR=$DOCTOR"
 fi
 

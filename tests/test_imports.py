@@ -73,7 +73,7 @@ SUBCLASSES = {"msdata/torch_dataset.py"}
 
 # Launchers' variables are read in topology; worker processes inherit the environment of their
 # parent with one addition.
-ENVIRONMENT_READERS = {"msdata/topology.py", "msdata/pack/pool.py"}
+ENVIRONMENT_READERS = {"msdata/topology.py", "msdata/pack/pool.py", "msdata/doctor/command.py"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
