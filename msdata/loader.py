@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from msdata.batch_columns import BatchColumns
-from msdata.cache.config import CacheConfig
+from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
 from msdata.errors import UsageError
 from msdata.fill import Filling, FillPool, SampleReader
@@ -283,6 +283,11 @@ class Loader:
             "is_streaming": self._storage.is_streaming,
             **self._cache.stats(),
         }
+
+    @property
+    def cache_owners(self) -> Owners | None:
+        """Owner (int32) and tier (int8) of every shard, by which a forecast is made; or None."""
+        return self._cache.owners
 
     def _report(self) -> dict[str, Any]:
         """The counters and what they are of, for those who watch the run."""

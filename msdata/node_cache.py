@@ -49,6 +49,11 @@ class NodeCache:
     reporter: Reporter | None = None
     served: ServedArena | None = None
 
+    @property
+    def owners(self) -> Owners | None:
+        """Owner and tier of every shard by this node's arena; None without a cache."""
+        return None if self.client is None else self.client.owners
+
     def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
         """What fills batches.
 

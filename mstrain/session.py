@@ -36,7 +36,7 @@ from mstrain.data import (
     steps_per_epoch,
     training_stream,
 )
-from mstrain.hits import Counts, count_hits, forecast_hits
+from mstrain.hits import HitCounter
 from mstrain.journal import Journal
 from mstrain.learner import Learner
 from mstrain.loss import redshift_weights
@@ -85,6 +85,7 @@ def train(
         progress = _resume(saved, learner, loader, ranks)
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
+        counter = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
         trainer = Trainer(
             config=config,
             ranks=ranks,
@@ -92,7 +93,7 @@ def train(
             journal=journal,
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
-            count_hits=partial(_count, split, config, ranks),
+            count_hits=counter.count,
             save=partial(_save, out, config, ranks, _extras(config, data, shapes)),
             stop=stop,
         )
@@ -157,16 +158,6 @@ def _validation(
     loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
-
-
-def _count(
-    split: Split, config: TrainConfig, ranks: Ranks, stats: dict[str, Any], epoch: int
-) -> tuple[Counts | None, Counts | None]:
-    hits = count_hits(stats, ranks)
-    # A forecast is of a whole epoch; after a resume within one there is nothing to compare with.
-    is_whole = hits is not None and sum(hits.values()) == len(split)
-    forecast = forecast_hits(split, config, ranks, stats, epoch) if is_whole else None
-    return hits, forecast
 
 
 def _extras(
