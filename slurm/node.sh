@@ -51,25 +51,33 @@ ask_to_end() {
   [[ $kind == train ]] || kill -TERM "$child" 2>/dev/null
 }
 
-# Only a cancellation is short of time: after SIGUSR1 the ranks may save as long as they need.
-on_term() {
-  asked=1 interrupted=1
-  ask_to_end
+kill_later() {
   [[ ${killer:-} ]] && return
   {
     trap '' TERM USR1
     # A sleep without a process of its own, which would outlive this one.
     read -r -t "$grace_s" <><(:)
-    echo "$node: not ended $grace_s s after SIGTERM: killed"
+    echo "$node: not ended in $grace_s s: killed"
     [[ $kind == train ]] && kill_ranks
     kill -KILL "$child" 2>/dev/null
   } &
   killer=$!
 }
 
+on_term() {
+  asked=1 interrupted=1
+  ask_to_end
+  kill_later
+}
+
+# Only a cancellation is short of time: the ranks may take as long to save as they need.
 on_usr1() {
   # For ranks that torchrun is about to start again.
-  [[ $kind == train ]] && touch "$node_scratch/asked"
+  if [[ $kind == train ]]; then
+    touch "$node_scratch/asked"
+  else
+    kill_later
+  fi
   asked=1 interrupted=1
   ask_to_end
 }
@@ -77,7 +85,7 @@ on_usr1() {
 # What killed processes left in shared memory; what others use stays. Starting Python takes longer
 # than looking whether there is anything.
 clean_shm() {
-  if compgen -G "/dev/shm/msdata-$EUID-${1:-}*" >/dev/null; then
+  if [[ $kind == serve ]] || compgen -G "/dev/shm/msdata-$EUID-${1:-}*" >/dev/null; then
     "$PYTHON" -m msdata cache clean
   fi
 }

@@ -21,9 +21,11 @@
 # PYTHON            interpreter                                            (python in PATH)
 # RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks a node)
 # OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
-# CACHE_GIB         memory of each node for the cache; 0: none             (3/4 of what is free)
+# CACHE_GIB         memory of each node for the cache; 0: none             (auto: 3/4 of what is free)
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
-# CACHE_TRANSPORT   between nodes: zmq, none                               (zmq)
+# CACHE_TRANSPORT   between nodes: a flavour of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
+#                   zmq, where nodes may die or there is no MPI; none      (pmi2)
+# CACHE_WAIT_S      how long the cache's services may take to start        (60)
 # SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
 # DOCTOR            warn; strict: no training on nodes with faults; off    (warn)
 # MAX_RESTARTS      times that torchrun starts the ranks again             (3)
@@ -50,7 +52,7 @@ run=$(realpath "$run")
 
 # What this job's nodes tell each other; it goes with the job. The service keeps a key in it.
 job_dir=$run/.job-$SLURM_JOB_ID
-log_dir=$run/logs/$SLURM_JOB_ID
+log_dir=$run/logs/$SLURM_JOB_ID${SLURM_RESTART_COUNT:+.$SLURM_RESTART_COUNT}
 requeue_file=$job_dir/requeue
 rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
@@ -80,15 +82,25 @@ trap end_job EXIT
 ranks_per_node=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$tasks_per_node}}
 threads=$((cpus_per_node / ranks_per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-cache_gib=${CACHE_GIB:-$(smallest_cache_gib)}
-[[ $cache_gib =~ ^[0-9]*\.?[0-9]+$ ]] || die "CACHE_GIB=$cache_gib is no number; give GiB, or 0 for no cache"
+cache_gib=${CACHE_GIB:-auto}
+transport=${CACHE_TRANSPORT:-pmi2}
+[[ $cache_gib =~ ^(auto|[0-9]*\.?[0-9]+)$ ]] ||
+  die "CACHE_GIB=$cache_gib is no number; give GiB, 0 for no cache, or auto"
+if [[ $cache_gib =~ ^[0.]+$ ]]; then
+  cache_gib=0
+elif [[ $cache_gib == auto && $SLURM_JOB_NUM_NODES != 1 && $transport =~ ^(zmq|none)$ ]]; then
+  # Without services that agree on it, all nodes have to reckon with the same.
+  cache_gib=$(smallest_cache_gib)
+fi
 
 say "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST) x $ranks_per_node ranks," \
-  "$cache_gib GiB of cache a node; start ${SLURM_RESTART_COUNT:-0}; logs in $log_dir"
+  "cache of $cache_gib GiB a node; start ${SLURM_RESTART_COUNT:-0}; logs in $log_dir"
 
 if [[ ${DOCTOR:-warn} != off ]]; then
+  planned=()
+  [[ $cache_gib == auto ]] || planned+=(--memory-gib "$cache_gib")
   "$PYTHON" -m msdata doctor "$data" --ranks-per-node "$ranks_per_node" \
-    --threads "$OMP_NUM_THREADS" --memory-gib "$cache_gib" ||
+    --threads "$OMP_NUM_THREADS" "${planned[@]}" ||
     [[ ${DOCTOR:-warn} == warn ]] || die "not trained: msdata doctor found faults and DOCTOR=$DOCTOR"
 fi
 
@@ -102,28 +114,58 @@ set_default() {
   settings+=("$1")
 }
 
-if [[ ! $cache_gib =~ ^[0.]+$ ]]; then
-  serve=(cache serve "$data")
-  set_default "data.cache_gib=$cache_gib"
-  if ((SLURM_JOB_NUM_NODES > 1)); then
-    set_default data.policy=locality
-  fi
-  if [[ ${CACHE_SSD_GIB:-0} != 0 ]]; then
-    set_default "data.cache_ssd_gib=$CACHE_SSD_GIB"
-    set_default 'data.cache_ssd_dir={scratch}/ssd'
-    serve+=(--ssd-dir '{scratch}/ssd')
-  fi
-  case ${CACHE_TRANSPORT:-zmq} in
-    zmq) set_default "data.cache_peers_dir=$job_dir/peers" ;;
-    none) ;;
-    *) die "CACHE_TRANSPORT=$CACHE_TRANSPORT is neither zmq nor none" ;;
-  esac
-  # One service lost is storage reads for its peers, no reason to end the others.
-  "${without_gpus[@]}" "${per_node[@]}" --gres=none --kill-on-bad-exit=0 --job-name=cache \
-    "$source_dir/node.sh" serve "$log_dir" "$PYTHON" -m msdata "${serve[@]}" \
-    --peers-dir "$job_dir/peers" &
+# start_service FLAVOUR OPTIONS...: a service a node, which keeps the node's memory while ranks restart.
+start_service() {
+  local flavour=$1
+  shift
+  "${without_gpus[@]}" "${per_node[@]}" --gres=none --mpi="$flavour" --kill-on-bad-exit=0 \
+    --job-name=cache "$source_dir/node.sh" serve "$log_dir" \
+    "$PYTHON" -m msdata cache serve "$data" "$@" &
   serve_pid=$!
+}
+
+# Whether the services have come up together.
+await_service() {
+  local deadline=$((SECONDS + ${CACHE_WAIT_S:-60}))
+  until grep -qs '^serving' "$log_dir"/*.serve.log; do
+    kill -0 "$serve_pid" 2>/dev/null && ((SECONDS < deadline)) || return 1
+    sleep 0.5
+  done
+}
+
+ssd=()
+if [[ $cache_gib != 0 && ${CACHE_SSD_GIB:-0} != 0 ]]; then
+  ssd=('{scratch}/ssd' "$CACHE_SSD_GIB")
 fi
+if [[ $cache_gib != 0 && $SLURM_JOB_NUM_NODES != 1 ]]; then
+  set_default data.policy=locality
+fi
+case $cache_gib,$transport in
+  0,*) ;;
+  *,zmq | *,none)
+    set_default "data.cache_gib=$cache_gib"
+    if ((${#ssd[@]})); then
+      set_default "data.cache_ssd_dir=${ssd[0]}"
+      set_default "data.cache_ssd_gib=${ssd[1]}"
+    fi
+    if [[ $transport == zmq ]]; then
+      set_default "data.cache_peers_dir=$job_dir/peers"
+      start_service none --peers-dir "$job_dir/peers" ${ssd:+--ssd-dir "${ssd[0]}"}
+    fi
+    ;;
+  *)
+    ((SLURM_JOB_NUM_NODES > 1)) || transport=none
+    start_service "$transport" --memory-gib "$cache_gib" \
+      ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
+    if ! await_service; then
+      [[ $cache_gib != auto ]] || cache_gib=$(smallest_cache_gib)
+      say "no cache between nodes: its services have not started, see $log_dir/*.serve.log;" \
+        "each node goes by its own memory, $cache_gib GiB" >&2
+      set_default "data.cache_gib=$cache_gib"
+    fi
+    set_default data.cache_gib=auto
+    ;;
+esac
 
 torchrun=(
   "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES"
@@ -159,6 +201,8 @@ if [[ -e $requeue_file || ($asked && $status == 138) ]]; then
     say "saved, but not requeued; submit the same command to go on at the same step" >&2
     exit 1
   fi
+elif [[ $asked ]]; then
+  say "ended as asked, with nothing new to save"
 elif ((status)); then
   say "training failed with exit code $status; the last lines of $log_dir:" >&2
   tail -n 15 "$log_dir"/*.train.log >&2
