@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from msdata.topology import Topology, set_one_sided_defaults
 
 _END_TAG = 7001
 _POLL_S = 0.002
+_LEAST_END_S = 2.0
 
 
 def communicator(topology: Topology) -> Any:
@@ -176,13 +178,21 @@ class MpiGroup:
         Returns:
             Whether they came; if not, MPI is left as it is, to end with the process.
         """
-        from mpi4py import MPI
-
         deadline_s = time.monotonic() + timeout_s
         while not (self._is_passed(1) and self._is_passed(0)):
             if time.monotonic() > deadline_s:
                 return False
             time.sleep(_POLL_S)
+        # Freeing and finalising wait for the others once more: for ever, if one has given up
+        # or was killed meanwhile.
+        end = threading.Thread(target=self._end, name="msdata-mpi-end", daemon=True)
+        end.start()
+        end.join(max(_LEAST_END_S, deadline_s - time.monotonic()))
+        return not end.is_alive()
+
+    def _end(self) -> None:
+        from mpi4py import MPI
+
         MPI.Request.Waitall(self._sent)
         if not self._told.Test():
             self._told.Cancel()
@@ -192,4 +202,3 @@ class MpiGroup:
         for barrier_world in self._communicators:
             barrier_world.Free()
         MPI.Finalize()
-        return True
