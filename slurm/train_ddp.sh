@@ -25,6 +25,7 @@
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavour of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
 #                   zmq, where nodes may die or there is no MPI; none      (pmi2)
+# CACHE_FILL        stage: the first epoch waits until it is full          (overlap)
 # CACHE_WAIT_S      how long the cache's services may take to start        (60)
 # SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
 # DOCTOR            warn; strict: no training on nodes with faults; off    (warn)
@@ -155,7 +156,7 @@ case $cache_gib,$transport in
     ;;
   *)
     ((SLURM_JOB_NUM_NODES > 1)) || transport=none
-    start_service "$transport" --memory-gib "$cache_gib" \
+    start_service "$transport" --memory-gib "$cache_gib" --fill "${CACHE_FILL:-overlap}" \
       ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
     if ! await_service; then
       [[ $cache_gib != auto ]] || cache_gib=$(smallest_cache_gib)
