@@ -87,3 +87,22 @@ module_dir() {
   "$PYTHON" -c 'import importlib.util as u, sys
 print(u.find_spec(sys.argv[1]).submodule_search_locations[0])' "$1"
 }
+
+# has_split DATA NAME: whether a data set has samples in a split.
+has_split() {
+  "$PYTHON" -c 'import sys, msdata
+data = msdata.open(sys.argv[1])
+sys.exit(sys.argv[2] not in data.splits or not len(data.split(sys.argv[2])))' "$1" "$2"
+}
+
+# check_settings RECIPE key=value...: whether mstrain knows them; says what is wrong if not.
+check_settings() {
+  "$PYTHON" -c 'import sys
+from msdata.errors import UsageError
+from mstrain.overrides import apply_overrides
+from mstrain.recipes import find_recipe
+try:
+    apply_overrides(find_recipe(sys.argv[1]), sys.argv[2:])
+except UsageError as error:
+    sys.exit(f"mstrain train: {error}")' "$@"
+}

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # One node's part of a step: scratch on the node, a log of its own, and nothing left behind.
 #
-#   srun --ntasks-per-node=1 node.sh train|serve|work LOG_DIR COMMAND...
+#   srun --ntasks-per-node=1 node.sh train|evaluate|serve LOG_DIR COMMAND...
 #
 # SIGUSR1 and SIGTERM ask for a good end; Slurm hands them to every process of a step at once.
 #   train  COMMAND is torchrun. It is made to ignore both, so that it does not stop its ranks while
 #          they save; they answer themselves, and torchrun ends when they have.
-#   serve  COMMAND ends by SIGTERM, and gets one also for a SIGUSR1.
-#   work   likewise; its output goes to the step's.
+#   evaluate, serve  COMMAND ends by SIGTERM, and gets one also for a SIGUSR1.
 # What has not ended after STOP_GRACE_S is killed, so that there is time to clean up before Slurm
 # kills everything: KillWait after a cancellation, 30 s unless the site has changed it.
 # shellcheck disable=SC2317  # traps call what looks unreachable
@@ -17,9 +16,7 @@ kind=$1 log_dir=$2
 shift 2
 node=${SLURMD_NODENAME:-$(hostname -s)}
 grace_s=${STOP_GRACE_S:-20}
-if [[ $kind != work ]]; then
-  exec >>"$log_dir/$node.$kind.log" 2>&1 </dev/null
-fi
+exec >>"$log_dir/$node.$kind.log" 2>&1 </dev/null
 
 # A folder for each node, since nodes of a test share a machine, and in it one for each step.
 node_scratch=${SCRATCH_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/msdata-$SLURM_JOB_ID-$node
@@ -31,6 +28,8 @@ if [[ ! -O $node_scratch ]] || ! mkdir -p "$scratch"; then
 fi
 # Compiled kernels and lock files: many small writes, which parallel file systems are bad at.
 export TMPDIR=$scratch TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
+# torchrun would hand ranks that it starts again the store of those before, with their addresses.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # {scratch} in an argument means the node's folder, which all its steps see.
 set -- "${@//\{scratch\}/$node_scratch}"
 set -- "${@//\{is_first\}/$((SLURM_NODEID == 0))}"
@@ -111,11 +110,7 @@ printf '%(%F %T)T %s: job %s, start %s: %s\n' -1 "$node" "$SLURM_JOB_ID" \
 clean_shm
 (
   trap '' USR1
-  if [[ $kind == train ]]; then
-    trap '' TERM
-    # torchrun would hand ranks that it starts again the store of those before, with their addresses.
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-  fi
+  [[ $kind == train ]] && trap '' TERM
   exec "$@"
 ) &
 child=$!

@@ -11,6 +11,9 @@ set -uo pipefail
 requeue_file=$1 asked_file=$2
 shift 2
 stopped='' interrupted=''
+# Wrong usage is no crash: it would be as wrong again, so the ranks that torchrun starts next end.
+usage_file=${requeue_file%/*}/wrong-usage
+[[ -e $usage_file ]] && exit 2
 
 # SIGUSR1, once, when the program catches it: before it would be lost, and a second one might kill
 # Python on its way out.
@@ -50,6 +53,7 @@ case $status in
     rm -f "$requeue_file"
     exit 0
     ;;
+  2) touch "$usage_file" ;;
 esac
 [[ $stopped ]] && exit 0
 exit "$status"

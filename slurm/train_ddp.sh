@@ -32,6 +32,7 @@
 # MAX_RESTARTS      times that torchrun starts the ranks again             (3)
 # RDZV_PORT         of the rendezvous on the first node                    (from the job's number)
 # STOP_GRACE_S      seconds to save after a cancellation; below KillWait   (20)
+# EVALUATE          split that the network is tried on after training; none  (test, if there is one)
 # TRAIN_MODULE      what ranks run: python -m ... RECIPE DATA --out RUN    (mstrain.train)
 # ------------------------------------------------------------------------------------------------
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -50,6 +51,9 @@ shift 3
 data=$(realpath "$data")
 mkdir -p "$run" || die "$run cannot be made; name a folder that all nodes see and you may write to"
 run=$(realpath "$run")
+
+# A wrong setting is refused here, not by every rank on every node, three times.
+[[ ${TRAIN_MODULE:-} ]] || check_settings "$recipe" "$@" || exit 2
 
 # What this job's nodes tell each other; it goes with the job. The service keeps a key in it.
 job_dir=$run/.job-$SLURM_JOB_ID
@@ -168,31 +172,43 @@ case $cache_gib,$transport in
     ;;
 esac
 
-torchrun=(
-  "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES"
-  --nproc-per-node="$ranks_per_node" --max-restarts="${MAX_RESTARTS:-3}"
-  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
-  --rdzv-endpoint="$(head_address):${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 12000))}"
+# torchrun_step KIND MAX_RESTARTS WORDS...: WORDS end with what each rank runs.
+torchrun_step() {
+  local kind=$1 restarts=$2
+  shift 2
   # Whose store it is must not be guessed from names. Imports from a parallel file system take time.
-  --rdzv-conf='is_host={is_first},read_timeout=600'
-  --no-python
-)
-# Ranks answer signals themselves. Older torchruns stop them at once, or after 30 s, by SIGKILL.
-if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
-  torchrun+=("--signals-to-handle=SIGINT,SIGHUP,SIGQUIT")
-fi
-torchrun+=("$source_dir/rank.sh" "$requeue_file" '{scratch}/asked')
-"${per_node[@]}" --kill-on-bad-exit=1 --job-name=train \
-  "$source_dir/node.sh" train "$log_dir" "${torchrun[@]}" \
-  "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}" &
-train_pid=$!
+  "${per_node[@]}" --kill-on-bad-exit=1 --job-name="$kind" "$source_dir/node.sh" "$kind" "$log_dir" \
+    "$PYTHON" -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" \
+    --nproc-per-node="$ranks_per_node" --max-restarts="$restarts" \
+    --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$kind" \
+    --rdzv-endpoint="$(head_address):${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 12000))}" \
+    --rdzv-conf='is_host={is_first},read_timeout=600' "$@" &
+  train_pid=$!
+  status=0
+  wait_for "$train_pid" || status=$?
+  train_pid=''
+}
 
-status=0
-wait_for "$train_pid" || status=$?
-train_pid=''
+# Ranks answer signals themselves. Older torchruns stop them at once, or after 30 s, by SIGKILL.
+handled=()
+if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
+  handled=("--signals-to-handle=SIGINT,SIGHUP,SIGQUIT")
+fi
+torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
+  "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
+  "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
+
+evaluated=${EVALUATE:-test}
+if [[ $status == 0 && ! $asked && $evaluated != none ]] && has_split "$data" "$evaluated"; then
+  torchrun_step evaluate 0 -m mstrain.evaluate "$run" "$data" --split "$evaluated"
+  if [[ $asked ]]; then
+    # Started again, the training finds itself done, and the evaluation begins anew.
+    touch "$requeue_file"
+  fi
+fi
 
 # 138: the step died of SIGUSR1 before it had begun.
-if [[ -e $requeue_file || ($asked && $status == 138) ]]; then
+if [[ (-e $requeue_file && $status == 0) || ($asked && $status == 138) ]]; then
   end_job
   if ! is_running; then
     say "saved; Slurm is ending this job, which goes on at the same step when it is started again"
@@ -205,8 +221,9 @@ if [[ -e $requeue_file || ($asked && $status == 138) ]]; then
 elif [[ $asked ]]; then
   say "ended as asked, with nothing new to save"
 elif ((status)); then
-  say "training failed with exit code $status; the last lines of $log_dir:" >&2
-  tail -n 15 "$log_dir"/*.train.log >&2
+  say "failed with exit code $status; the last lines of $log_dir:" >&2
+  shopt -s nullglob
+  tail -n 15 "$log_dir"/*.train.log "$log_dir"/*.evaluate.log >&2
   exit "$status"
 else
   say "done: $run"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ SLURM = ROOT / "slurm"
 TIMEOUT_S = 600
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
 NUM_EPOCHS = 3
-STEPS_PER_EPOCH = 5
+STEPS_PER_EPOCH = 4
 # Two nodes of two ranks each.
 RANKS = ("--nodes=2", "--ntasks-per-node=2")
 Packed = Callable[..., Path]
@@ -87,9 +89,9 @@ def test_doctor_asks_both_nodes_and_tries_the_mpi_flavour(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path:
-    """51 galaxies to train on, in eight shards."""
+    """Some 40 galaxies to train on, in several shards."""
     source = training.make_source(tmp_path_factory.mktemp("galaxies"))
-    options = ("--split", "0.85,0.15,0", "--max-nan-fraction", "1", "--shard-size", "4MiB")
+    options = ("--split", "0.8,0.1,0.1", "--max-nan-fraction", "1", "--shard-size", "4MiB")
     return packed(source, *options)
 
 
@@ -106,7 +108,7 @@ def train(
     settings = {**training.SETTINGS, "epochs": NUM_EPOCHS, "checkpoint.every_steps": 1}
     words = [f"{name}={value}" for name, value in settings.items()]
     out = run.with_suffix(".out")
-    variables = {"CACHE_FILL": "stage", "STOP_GRACE_S": "25", **environ}
+    variables = {"CACHE_FILL": "stage", "STOP_GRACE_S": "25", "EVALUATE": "none", **environ}
     batch = (*(options or RANKS), SLURM / "train_ddp.sh", "demo", data, run, *words)
     return submit(cluster, out, *batch, **variables), out
 
@@ -155,8 +157,10 @@ def weights_of(run: Path) -> dict[str, np.ndarray]:
 def assert_same_weights(run: Path, undisturbed: Path) -> None:
     found, wanted = weights_of(run), weights_of(undisturbed)
     assert found.keys() == wanted.keys()
+    # Another cache deals other samples to a rank: the same sums in another order.
+    np.testing.assert_allclose(training.losses(run), training.losses(undisturbed), rtol=1e-4)
     for name in wanted:
-        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +169,13 @@ def undisturbed(
 ) -> Path:
     """A run of two nodes whose memory holds half of the data."""
     run = tmp_path_factory.mktemp("jobs") / "undisturbed"
-    job, out = train(cluster, data, run, CACHE_GIB=gib_of(data, 0.6))
+    job, out = train(cluster, data, run, CACHE_GIB=gib_of(data, 0.6), EVALUATE="test")
     fields = ended(cluster, job, run, out)
     assert fields["JobState"] == "COMPLETED", said(run, out)
     return run
 
 
-def test_training_on_two_nodes_beside_the_cache_leaves_checkpoints_and_metrics(
+def test_training_on_two_nodes_beside_the_cache_leaves_checkpoints_metrics_and_report(
     undisturbed: Path,
 ) -> None:
     assert steps_of(undisturbed) == list(range(1, NUM_EPOCHS * STEPS_PER_EPOCH + 1))
@@ -179,8 +183,9 @@ def test_training_on_two_nodes_beside_the_cache_leaves_checkpoints_and_metrics(
     assert weights_of(undisturbed)
     (logs,) = (undisturbed / "logs").iterdir()
     assert {p.name for p in logs.iterdir()} == {
-        f"{node}.{kind}.log" for node in ("n0", "n1") for kind in ("serve", "train")
+        f"{node}.{kind}.log" for node in ("n0", "n1") for kind in ("serve", "train", "evaluate")
     }
+    assert "<html" in (undisturbed / "report.html").read_text()
 
 
 def test_hits_of_the_cache_are_those_of_the_forecast(undisturbed: Path) -> None:
@@ -222,7 +227,8 @@ def test_a_job_that_is_told_its_end_is_near_saves_and_is_requeued(
     run = tmp_path / "requeued"
     # Pretended GPUs, which both steps have to share.
     options = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
-    job, out = train(cluster, data, run, *options, CACHE_GIB=gib_of(data, 0.6))
+    environ = {"CACHE_GIB": gib_of(data, 0.6), "CACHE_TRANSPORT": "zmq"}
+    job, out = train(cluster, data, run, *options, **environ)
     wait_for_step(run, 3, out)
     # What Slurm itself does for --signal=B:USR1@180.
     cluster.run("scancel", "--batch", "--signal=USR1", job)
@@ -234,20 +240,29 @@ def test_a_job_that_is_told_its_end_is_near_saves_and_is_requeued(
     assert_same_weights(run, undisturbed)
 
 
+def shared_memory_of(cluster: SlurmCluster, job: str) -> set[str]:
+    """Files in shared memory that a job has mapped; others may work on this machine too."""
+    names = set()
+    for pid in cluster.processes(job):
+        with suppress(OSError):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            names |= set(re.findall(r"/dev/shm/\S+", maps))
+    return names
+
+
 def test_scancel_leaves_no_process_no_shared_memory_and_nothing_half_written(
     cluster: SlurmCluster, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "cancelled"
-    shm = set(Path("/dev/shm").iterdir())
-    environ = {"CACHE_TRANSPORT": "zmq", "CACHE_GIB": gib_of(data, 0.6)}
-    job, out = train(cluster, data, run, **environ)
+    job, out = train(cluster, data, run, CACHE_GIB=gib_of(data, 0.6))
     wait_for_step(run, 2, out)
+    shared = shared_memory_of(cluster, job)
+    assert any(f"-{job}-" in name for name in shared)
+    assert any("mpich_shm" in name for name in shared)
     cluster.run("scancel", job)
     fields = ended(cluster, job, run, out)
     assert fields["JobState"] == "CANCELLED", said(run, out)
-    assert {
-        p.name for p in set(Path("/dev/shm").iterdir()) - shm if p.name.startswith("mpich_")
-    } == set()
+    assert [name for name in shared if Path(name).exists()] == []
     files = {p.name for p in (run / "checkpoints").iterdir()}
     assert all(n in ("last", "best.pt") or n.startswith("step-") for n in files), files
     last = find_last(run)
@@ -255,3 +270,15 @@ def test_scancel_leaves_no_process_no_shared_memory_and_nothing_half_written(
     # Whole, and of the step at which the ranks were told to end.
     assert read_checkpoint(last)["model"]
     assert last.name == f"step-{max(steps_of(run)):08d}.pt"
+
+
+def test_wrong_settings_are_refused_before_anything_is_started(
+    cluster: SlurmCluster, data: Path, tmp_path: Path
+) -> None:
+    batch = (*RANKS, SLURM / "train_ddp.sh", "demo", data, tmp_path / "run", "epoch=3")
+    job = submit(cluster, tmp_path / "out", *batch)
+    fields = cluster.wait(job, TIMEOUT_S)
+    assert fields["ExitCode"] == "2:0"
+    text = (tmp_path / "out").read_text()
+    assert "there is no setting 'epoch'; did you mean epochs?" in text
+    assert not list((tmp_path / "run").glob(".job-*"))
