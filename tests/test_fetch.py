@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import fetching
@@ -13,6 +15,7 @@ import pytest
 
 from msdata.fetch.run import fetch
 from msdata.fetch.settings import FetchSettings
+from msdata.standin import imagery
 from msdata.standin.faults import LASTING, ODDITIES, PASSING, FaultPlan
 
 SEED = 3
@@ -29,6 +32,14 @@ PLAN = FaultPlan(
     retry_after_s=0,
 )
 NUM_KILLS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_picture_once() -> Iterator[None]:
+    """Servers and expectations draw the same pictures several times; it takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagery, "_picture", functools.cache(imagery._picture))
+        yield
 
 
 @pytest.fixture(scope="module")

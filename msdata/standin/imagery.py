@@ -74,9 +74,10 @@ def stack_cutout(
     x0, y0 = int(np.floor(x - size / 2 + 0.5)), int(np.floor(y - size / 2 + 0.5))
     picture = _picture(seed, band, cell.grid.cut(x0, y0, size, size))
     columns, rows = x0 + np.arange(size), y0 + np.arange(size)
-    picture.pixels[:, (columns < 0) | (columns >= cell.grid.width)] = np.nan
-    picture.pixels[(rows < 0) | (rows >= cell.grid.height)] = np.nan
-    return picture
+    pixels = picture.pixels.copy()
+    pixels[:, (columns < 0) | (columns >= cell.grid.width)] = np.nan
+    pixels[(rows < 0) | (rows >= cell.grid.height)] = np.nan
+    return replace(picture, pixels=pixels)
 
 
 def beyond_the_edge(picture: Picture) -> Picture:
