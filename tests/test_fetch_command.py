@@ -54,6 +54,16 @@ def test_it_says_what_it_fetched_and_from_whom(
     assert "12 of 12 are there, 0 cannot be had" in process.stdout
 
 
+def test_a_dry_run_counts_what_is_left(
+    running: StandIns, catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fetch", str(catalog), str(tmp_path / "out"), *at(running, tmp_path), "--quiet"]
+    assert main([*words, "--slice", "0/2"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--dry-run"]) == 0
+    assert "6 of 12 objects are left" in capsys.readouterr().out
+
+
 def test_json_alone_is_on_stdout(running: StandIns, catalog: Path, tmp_path: Path) -> None:
     process = fetching.run(catalog, tmp_path / "out", *at(running, tmp_path), "--json")
     result = json.loads(process.stdout)
@@ -75,7 +85,7 @@ def test_a_dry_run_asks_nothing(running: StandIns, catalog: Path, tmp_path: Path
     process = fetching.run(catalog, tmp_path / "out", *at(running, tmp_path), *options)
     assert process.returncode == 0, process.stderr
     assert "ps1: 36 requests to http://127.0.0.1" in process.stdout
-    assert "6 objects, 1:12 or more; nothing was asked" in process.stdout
+    assert "6 of 6 objects are left, 1:12 or more; nothing was asked" in process.stdout
     assert not running.log
     assert not (tmp_path / "out").exists()
 

@@ -143,16 +143,27 @@ def _pack(settings: FetchSettings, args: argparse.Namespace) -> int:
 
 
 def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
+    from msdata.fetch.journal import read_entries
+    from msdata.fetch.run import targets_left
+
     targets, notes = read_targets(
         settings.catalog, id_column=settings.id_column, part=settings.part
     )
+    entries = read_entries(settings.out, {target.sample_id for target in targets})
+    retry = settings.retry_refused
+    left = targets_left(targets, entries, settings.out, retry_refused=retry)
     requests: Counter[str] = Counter()
     for adapter in settings.adapters():
-        requests[adapter.service] += adapter.requests_per_object * len(targets)
+        requests[adapter.service] += adapter.requests_per_object * len(left)
     services = settings.shared_services()
     seconds = {name: n / services[name].requests_per_s for name, n in requests.items()}
     if args.json:
-        result = {"num_objects": len(targets), "requests": dict(requests), "seconds": seconds}
+        result = {
+            "num_objects": len(targets),
+            "num_left": len(left),
+            "requests": dict(requests),
+            "seconds": seconds,
+        }
         print(json.dumps(result))
         return
     for note in notes:
@@ -164,7 +175,10 @@ def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
             f"{duration_text(seconds[name])} or more"
         )
     longest = max(seconds.values())
-    print(f"{len(targets):,} objects, {duration_text(longest)} or more; nothing was asked")
+    print(
+        f"{len(left):,} of {len(targets):,} objects are left, {duration_text(longest)} or more; "
+        "nothing was asked"
+    )
 
 
 def _print_report(
