@@ -52,12 +52,24 @@ def holds_fits(root: Path) -> bool:
         pattern_expression(pattern, MANTIS_SHRIMP[name].bands)
         for name, pattern in DEFAULT_PATTERNS.items()
     ]
-    for _, folders, names in os.walk(root):
-        folders.sort()
-        if any(take_pickle("", name) for name in names):
-            return False
-        if any(e.fullmatch(name) for name in names for e in expressions):
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        below, has_fits = [], False
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    # A folder may hold millions: the first pickle is enough.
+                    if take_pickle("", entry.name) is not None:
+                        return False
+                    has_fits = has_fits or any(e.fullmatch(entry.name) for e in expressions)
+                    if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        below.append(folder / entry.name)
+        except OSError:
+            continue  # whoever reads the folder says what is wrong with it
+        if has_fits:
             return True
+        folders += sorted(below, reverse=True)
     return False
 
 

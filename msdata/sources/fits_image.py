@@ -201,11 +201,11 @@ def _grid_of(header: Any) -> SkyGrid:
     from astropy.wcs import WCS
 
     cards = fits.Header()
-    for card in header.cards:
-        old = _OLD_PC_CARD.fullmatch(card.keyword)
-        name = f"PC{old[1]}_{old[2]}" if old else card.keyword
-        if _WCS_CARD.fullmatch(name) and card.value is not None:
-            cards[name] = card.value
+    for keyword in header:
+        old = _OLD_PC_CARD.fullmatch(keyword)
+        name = f"PC{old[1]}_{old[2]}" if old else keyword
+        if _WCS_CARD.fullmatch(name) and isinstance(header[keyword], str | int | float):
+            cards[name] = header[keyword]
     cards["WCSAXES"] = 2
     kinds = [str(cards.get(f"CTYPE{axis}", "")) for axis in (1, 2)]
     if not (kinds[0].startswith("RA-") and kinds[1].startswith("DEC-")):
