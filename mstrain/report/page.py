@@ -35,9 +35,9 @@ h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--l
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; }
 a { color: var(--blue); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
-         margin: 1.2rem 0; padding: 0; }
-.tiles div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; padding: 0; }
+.tiles div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem;
+             flex: 1 1 9.5rem; }
 .tiles dt { color: var(--grey); font-size: .85rem; }
 .tiles dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .tiles small { display: block; color: var(--grey); font-size: .8rem; }
@@ -54,7 +54,9 @@ figure img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--grey); font-size: .88rem; max-width: 46rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--blue); }
 footer { color: var(--grey); font-size: .85rem; margin: 3rem 0 2rem; }
-@media print { nav, details { display: none; } figure, table { break-inside: avoid; } }
+@media print { nav, details { display: none; } figure, table { break-inside: avoid; }
+               .scroll { overflow: visible; } table { font-size: .62rem; }
+               th, td { padding-right: .4rem; } }
 """
 
 

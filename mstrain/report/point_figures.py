@@ -48,7 +48,7 @@ def draw_redshifts(content: Content) -> Picture:
             f"{len(truth):,} objects, with the line of equality and the limits of outliers.",
             caption="Objects in each cell. Solid: equality; dashed and dotted: the limits beyond "
             "which an object counts as an outlier"
-            + (f"; {outside:,} objects lie outside of the picture." if outside else "."),
+            + (f"; objects outside of the picture: {outside:,}." if outside else "."),
         )
 
 
