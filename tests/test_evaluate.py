@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,10 @@ def data(source: Path, packed: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(data: Path, ranks: training.Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    training.run_ranks(training.command(data, run, epochs="1"))
+    ranks.run(training.words_of(data, run, epochs="1"))
     return run
 
 
@@ -133,22 +132,18 @@ def test_metrics_are_a_function_of_the_table(evaluated: Path) -> None:
 
 
 def test_two_ranks_give_the_table_of_one_process(
-    evaluated: Path, trained: Path, data: Path, tmp_path: Path
+    evaluated: Path, trained: Path, data: Path, ranks: training.Ranks, tmp_path: Path
 ) -> None:
     num_samples = len(predictions_of(evaluated))
     # A step short of one sample for each rank: the second rank has none at the end.
     size = (num_samples - 1) // 2
-    words = [sys.executable, "-m", "mstrain.evaluate", str(trained), str(data), "--json"]
-    words += ["--out", str(tmp_path), "--no-report", *QUICK, "--batch-size", str(size)]
-    processes = training.start_ranks(words, 2)
-    try:
-        outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
-    finally:
-        for process in processes:
-            packing.kill_group(process)
-    assert [p.returncode for p in processes] == [0, 0], outputs
-    assert outputs[1] == ("", "")
-    assert json.loads(outputs[0][0]) == metrics_of(tmp_path)
+    words = ["evaluate", str(trained), str(data), "--json", "--out", str(tmp_path)]
+    words += ["--no-report", *QUICK, "--batch-size", str(size)]
+    started = ranks.start(words, 2)
+    codes, said = ranks.end(started)
+    assert (codes, said) == ([0, 0], "")
+    assert json.loads(started[0].printed) == metrics_of(tmp_path)
+    assert started[1].printed == ""
     one, two = predictions_of(evaluated), predictions_of(tmp_path)
     assert list(one.columns["sample_id"]) == list(two.columns["sample_id"])
     for name in (*SCORES, "z_mean", "z_median", "redshift"):

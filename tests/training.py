@@ -52,9 +52,14 @@ def words_of(data: Path, out: Path, **settings: Any) -> list[str]:
 
 
 class Rank:
-    """A rank as a process of its own, which outlives its command; see `training_rank.py`."""
+    """A rank as a process of its own, which outlives its command; see `training_rank.py`.
+
+    Attributes:
+        printed: by its last command.
+    """
 
     def __init__(self) -> None:
+        self.printed = ""
         program = [sys.executable, str(Path(__file__).with_name("training_rank.py"))]
         self.process = subprocess.Popen(
             program,
@@ -77,6 +82,7 @@ class Rank:
         if not line:
             return None, ""
         answer = json.loads(line)
+        self.printed = answer["printed"]
         return answer["code"], answer["said"]
 
 

@@ -1,6 +1,7 @@
 """A process that runs `mstrain` commands as a rank, one after the other: importing torch is slow.
 
-Reads lines of JSON, {"words": [...], "environment": {...}}; answers each with {"code", "said"}.
+Reads lines of JSON, {"words": [...], "environment": {...}}; answers each with {"code", "said",
+"printed"}: the exit code, stderr and stdout.
 """
 
 import contextlib
@@ -19,13 +20,17 @@ from mstrain.cli import main
 def run(words: list[str], environment: dict[str, str]) -> dict[str, object]:
     """Runs one command as if the process had been started for it."""
     os.environ.update(environment)
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), warnings.catch_warnings(record=True):
+    said, printed = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(record=True),
+    ):
         try:
             code = main(words)
         except SystemExit as ended:
             code = ended.code
-    return {"code": code, "said": said.getvalue()}
+    return {"code": code, "said": said.getvalue(), "printed": printed.getvalue()}
 
 
 assert torch is not None
