@@ -18,10 +18,11 @@ from services import Services
 import msdata
 from msdata.cache.config import CacheConfig
 from msdata.cache.leftovers import remove_dead_shared_memory
-from msdata.cache.link import PAUSE_S
+from msdata.cache.link import PAUSE_S, describe_service, link_address
 from msdata.dataset import Split
 from msdata.plan.forecast import Job, assign_job, count_tiers, forecast_epoch, own_job
 from msdata.plan.ownership import Nodes
+from msdata.probe import drop_from_cache
 from msdata.topology import Topology
 
 pytestmark = [
@@ -128,6 +129,9 @@ def test_what_each_rank_reads_from_each_tier_is_what_the_forecast_says(
                 results = caching.run_epoch(ranks)
                 assert caching.merged(results) == expected
                 assert_as_forecast(split, job, epoch, results)
+                hits = len(split) - total(results)["storage"]
+                room = min(1, share) * len(split)
+                assert room - NODES * split.shard_sizes.max() < hits <= room
             for rank in ranks:
                 rank.end()
         _, errors = services.terminate()
@@ -268,3 +272,64 @@ def test_the_next_start_and_clean_remove_what_a_killed_job_left(
                 assert not left & set(caching.names_in(folder))
         assert not list(folder.iterdir())
     remove_dead_shared_memory()
+
+
+@pytest.mark.parametrize("container", ["tar", "hdf5"])
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
+def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
+    packed: Callable[..., Path],
+    tiny_source: Path,
+    config: CacheConfig,
+    num_nodes: int,
+    container: str,
+) -> None:
+    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", container)
+    train = msdata.open(data).split("train")
+    memory = capacities(train, 0.8, [1] * num_nodes)
+    found = dict.fromkeys(("local", "ssd", "peer", "storage"), 0)
+    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+        for rank in range(num_nodes):
+            options = {"topology": Topology(num_nodes=num_nodes, rank=rank), "threads": 2}
+            with (
+                msdata.Loader(train, caching.BATCH, cache=config, **options) as cached,
+                msdata.Loader(train, caching.BATCH, **options) as plain,
+            ):
+                for _ in range(2):
+                    caching.assert_same_batches(caching.copies(cached), caching.copies(plain))
+                for name, count in cached.stats()["tiers"].items():
+                    found[name] += count["samples"]
+    assert min(found["local"], found["storage"]) > 0
+    assert (found["peer"] > 0) == (num_nodes > 1)
+
+
+def read_bytes(pid: int) -> int:
+    """What the kernel has fetched from disks for a process."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
+
+
+def test_a_data_set_that_fits_is_read_from_storage_once_by_the_programs_and_the_kernels_count(
+    packed: Callable[..., Path], mantis_source: Path, config: CacheConfig
+) -> None:
+    data = packed(mantis_source, "--split", "1,0,0", "--shard-size", "2MiB")
+    train = msdata.open(data).split("train")
+    for path in train.shard_paths:
+        drop_from_cache(path)
+    memory = capacities(train, 1.4, (1, 1))
+    with Services(data, config.shm_dir, memory) as services:
+        ranks = caching.start_ranks(data, config, 2, 1)
+        before = sum(read_bytes(pid) for pid in services.pids)
+        results = [caching.run_epoch(ranks) for _ in range(3)][-1]
+        filled = [describe_service(link_address(path)) for path in services.arenas]
+        by_kernel = sum(read_bytes(pid) for pid in services.pids)
+        by_kernel += sum(read_bytes(rank.process.pid) for rank in ranks) - before
+        for rank in ranks:
+            rank.end()
+    nbytes = caching.split_nbytes(train)
+    read = sum(r["stats"]["totals"]["storage"]["bytes"] for r in results)
+    read += sum(f["filled_samples"] * train.schema.sample_nbytes for f in filled if f)
+    read += sum(r["stats"]["cache"]["filler"]["bytes"] for r in results)
+    assert total(results)["storage"] == 0
+    assert nbytes <= read <= 1.05 * nbytes
+    # Programs start meanwhile; what they are made of has been read before, as a rule.
+    assert by_kernel <= 1.05 * nbytes + (4 << 20), (by_kernel, nbytes)

@@ -224,6 +224,7 @@ class MemberService:
             "ssd_gib": self.offers[self.node].ssd_nbytes / GIB,
             "ssd_dir": str(self._config.ssd_dir or ""),
             "is_full": bool(self._have_all_filled and self._have_all_filled()),
+            "filled_samples": self._client.filler.num_samples if self._client else 0,
         }
 
     @property
