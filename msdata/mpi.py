@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from msdata.errors import MissingPackageError, UsageError
 from msdata.topology import Topology, set_one_sided_defaults
 
-_END_TAG = 7001
+_END_TAG, _ASK_TAG, _ANSWER_TAG = 7001, 7002, 7003
+# Samples that a message can ask for.
+MOST_ASKED = 4096
+_ANSWER_POLL_S = 50e-6
 _POLL_S = 0.002
 _LEAST_END_S = 2.0
 
@@ -95,6 +98,89 @@ class Window:
         self._win.Free()
 
 
+class Exchange:
+    """Records that no window shows, such as those on disks: asked for and given by messages.
+
+    A process answers at its turns (`MpiGroup.poll`), and while it waits for answers itself.
+
+    Args:
+        world: the communicator; all processes make an exchange together.
+        answer: numbers of samples, int64 (n,) -> for each its record, or None.
+    """
+
+    def __init__(self, world: Any, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> None:
+        self._world = world.Dup()
+        self._answer = answer
+        # Who asks, how many samples, and which.
+        self._asked = np.zeros(2 + MOST_ASKED, np.int64)
+        self._awaited = self._world.Irecv(self._asked, tag=_ASK_TAG)
+        self._sent: list[tuple[Any, Any]] = []
+        self._given_up: list[Any] = []
+
+    def serve(self) -> None:
+        """Answers what has been asked so far."""
+        while self._awaited.Test():
+            rank, count = self._asked[:2].tolist()
+            samples = self._asked[2 : 2 + count].copy()
+            self._awaited = self._world.Irecv(self._asked, tag=_ASK_TAG)
+            for record in self._answer(samples):
+                content = np.frombuffer(b"" if record is None else record, np.uint8)
+                sending = self._world.Isend(content, dest=rank, tag=_ANSWER_TAG)
+                self._sent.append((sending, content))
+        self._sent = [(sending, content) for sending, content in self._sent if not sending.Test()]
+
+    def fetch(
+        self,
+        ranks: Sequence[int],
+        samples: Sequence[int],
+        targets: Sequence[NDArray[np.uint8]],
+        timeout_s: float,
+    ) -> list[bool]:
+        """Asks other processes for records.
+
+        Args:
+            ranks: whom, for each.
+            samples: numbers, at most `MOST_ASKED`.
+            targets: where each goes, uint8 (record's bytes,).
+            timeout_s: how long to wait for all.
+
+        Returns:
+            Whether each has come.
+
+        Raises:
+            TimeoutError: not all have answered; who has not must not be asked again.
+        """
+        from mpi4py import MPI
+
+        receiving = []
+        for rank in sorted(set(ranks)):
+            rows = [i for i, r in enumerate(ranks) if r == rank]
+            words = np.array([self._world.Get_rank(), len(rows), *(samples[i] for i in rows)])
+            self._sent.append((self._world.Isend(words, dest=rank, tag=_ASK_TAG), words))
+            receiving += [
+                (i, self._world.Irecv(targets[i], source=rank, tag=_ANSWER_TAG)) for i in rows
+            ]
+        requests, statuses = [r for _, r in receiving], [MPI.Status() for _ in receiving]
+        deadline_s = time.monotonic() + timeout_s
+        while not MPI.Request.Testall(requests, statuses):
+            self.serve()
+            if time.monotonic() > deadline_s:
+                # What comes late still goes into this memory, which must stay until then.
+                self._given_up += zip(requests, targets, strict=True)
+                raise TimeoutError("other services did not answer in time")
+            time.sleep(_ANSWER_POLL_S)
+        came = [False] * len(ranks)
+        for (i, _), status in zip(receiving, statuses, strict=True):
+            came[i] = status.Get_count() == len(targets[i])
+        return came
+
+    def close(self) -> None:
+        """Expects no more requests; all processes of the group do so together."""
+        self._awaited.Cancel()
+        self._awaited.Wait()
+        self._world.Free()
+
+
 class MpiGroup:
     """The processes that were started together, one a node, as the cache's services see them.
 
@@ -129,6 +215,7 @@ class MpiGroup:
         self._communicators = [self._world.Dup(), self._world.Dup()]
         self._barriers: list[Any] = [None, None]
         self._windows: list[Window] = []
+        self._exchange: Exchange | None = None
         self._sent: list[Any] = []
         self._word = np.zeros(1, np.uint8)
         # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
@@ -149,6 +236,11 @@ class MpiGroup:
         self._windows.append(made)
         return made
 
+    def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
+        """See `Exchange`; all processes call it together, once."""
+        self._exchange = Exchange(self._world, answer)
+        return self._exchange
+
     def begin_barrier(self) -> Callable[[], bool]:
         """Says that this process has come so far; gives what tells whether all have."""
         self._is_passed(0)
@@ -160,7 +252,9 @@ class MpiGroup:
         return bool(self._barriers[number].Test())
 
     def poll(self) -> bool:
-        """Lets the MPI library work; says whether another process wants all to end."""
+        """Does what others need of this process; says whether one of them wants all to end."""
+        if self._exchange is not None:
+            self._exchange.serve()
         return bool(self._told.Test())
 
     def announce_end(self) -> None:
@@ -199,6 +293,8 @@ class MpiGroup:
             self._told.Wait()
         for window in self._windows:
             window.close()
+        if self._exchange is not None:
+            self._exchange.close()
         for barrier_world in self._communicators:
             barrier_world.Free()
         MPI.Finalize()

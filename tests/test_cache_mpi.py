@@ -16,7 +16,7 @@ import pytest
 from services import Services
 
 import msdata
-from msdata.cache.config import CacheConfig
+from msdata.cache.config import GIB, CacheConfig
 from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import PAUSE_S, describe_service, link_address
 from msdata.dataset import Split
@@ -66,14 +66,16 @@ def capacities(split: Split, share: float, weights: Sequence[float]) -> list[int
     return [int(total * w / sum(weights)) for w in weights]
 
 
-def job_of(split: Split, policy: str, memory: Sequence[int], ranks_per_node: int) -> Job:
+def job_of(
+    split: Split, policy: str, memory: Sequence[int], ranks_per_node: int, ssd_nbytes: int = 0
+) -> Job:
     """What `msdata plan` is told."""
     num_nodes = len(memory)
     return Job(
         topology=Topology(num_nodes=num_nodes, ranks_per_node=ranks_per_node),
         nodes=Nodes(
             memory_bytes=np.array(memory, np.int64),
-            ssd_bytes=np.zeros(num_nodes, np.int64),
+            ssd_bytes=np.full(num_nodes, ssd_nbytes, np.int64),
             keys=np.arange(num_nodes, dtype=np.uint64),
         ),
         shard_sizes=split.shard_sizes,
@@ -162,6 +164,26 @@ def total(results: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Samples by tier over all ranks."""
     found = np.array([tiers_of(r) for r in results]).sum(axis=0).tolist()
     return dict(zip(("local", "ssd", "peer", "storage"), found, strict=True))
+
+
+@pytest.mark.parametrize("policy", ["shuffle", "locality"])
+def test_what_peers_keep_on_their_disks_comes_from_there(
+    split: Split, expected: dict[str, int], config: CacheConfig, tmp_path: Path, policy: str
+) -> None:
+    memory = capacities(split, 0.3, (2, 1))
+    ssd_gib = caching.gib_of(split, 0.2)
+    options = ("--ssd-dir", str(tmp_path / "ssd"), "--ssd-gib", repr(ssd_gib))
+    data = split.dataset.path
+    job = job_of(split, policy, memory, 2, int(ssd_gib * GIB))
+    with Services(data, config.shm_dir, memory, "--fill", "stage", *options):
+        ranks = caching.start_ranks(data, config, 2, 2, policy=policy)
+        for epoch in range(2):
+            results = caching.run_epoch(ranks)
+            assert caching.merged(results) == expected
+            assert_as_forecast(split, job, epoch, results)
+        assert total(results)["ssd"] > 0
+        for rank in ranks:
+            rank.end()
 
 
 @pytest.mark.parametrize("killed", [(1,), (0, 1, 2)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +21,19 @@ class Window(Protocol):
 
     def flush(self, rank: int) -> None:
         """Waits until all that was asked of a service is here; or OSError."""
+
+
+class Exchange(Protocol):
+    """Records of other services that no window shows."""
+
+    def fetch(
+        self,
+        ranks: Sequence[int],
+        samples: Sequence[int],
+        targets: Sequence[NDArray[np.uint8]],
+        timeout_s: float,
+    ) -> list[bool]:
+        """Asks services for records; says which have come. `TimeoutError` where one is silent."""
 
 
 class Group(Protocol):
@@ -42,6 +55,9 @@ class Group(Protocol):
 
     def window(self, memory: Any) -> Window:
         """Opens this one's memory; all call it together."""
+
+    def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
+        """Gives out this one's records by messages; all call it together, once."""
 
     def begin_barrier(self) -> Callable[[], bool]:
         """Says that this one has come so far; gives what tells whether all have."""
@@ -73,6 +89,10 @@ class Alone:
     def window(self, memory: Any) -> Window:
         """See `Group`."""
         raise StorageError("a service alone reads from no other")
+
+    def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
+        """See `Group`."""
+        raise StorageError("a service alone asks no other")
 
     def begin_barrier(self) -> Callable[[], bool]:
         """See `Group`."""

@@ -31,6 +31,7 @@ from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import describe_service, link_address
 from msdata.cache.link_server import LinkServer
 from msdata.cache.mpi_transport import WindowReader
+from msdata.cache.service import records_of
 from msdata.cache.shared_file import is_used
 from msdata.cache.slot_file import Header, SlotFile, owners_checksum, read_header
 from msdata.cache.tier import LOG
@@ -195,7 +196,11 @@ class MemberService:
         # Network cards refuse memory that is mapped for reading only.
         self._area = mmap.mmap(slots.fd, os.fstat(slots.fd).st_size)
         window = self._group.window(self._area)
-        return WindowReader(window, ranks, owners, self._split)
+        exchange = None
+        if any(offer.ssd_nbytes for offer in self.offers):
+            assert self._client is not None
+            exchange = self._group.exchange(partial(records_of, self._client))
+        return WindowReader(window, ranks, owners, self._split, exchange)
 
     @property
     def _slots(self) -> SlotFile:

@@ -3,7 +3,7 @@
 Where a sample lies in its owner's arena follows from the table of owners, so a service reads it
 there without asking, over RDMA where the fabric has it. A slot's entry is held against the index
 before its record is read for the first time (full slots stay full); every record is, each time, by
-the rank that asked.
+the rank that asked. What stands on an owner's disk, MPI cannot read: a message asks for that.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.cache.arena import SSD_TIER
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.group import Window
+from msdata.cache.group import Exchange, Window
 from msdata.cache.slot_file import MAGIC, SLOT_NBYTES, are_of, slots_at_owners
 from msdata.cache.tier import LOG
 from msdata.errors import StorageError
+
+# What others have to answer for what is on their disks: less than ranks wait.
+_ANSWER_S = 1.5
 
 
 class WindowReader:
@@ -28,17 +32,24 @@ class WindowReader:
         ranks: the process whose memory each node's arena is.
         owners: owner and tier of every shard.
         split: the data.
+        exchange: for what is on disks; None where nothing is.
 
     Attributes:
         num_failures: how often MPI refused.
     """
 
     def __init__(
-        self, window: Window, ranks: Sequence[int], owners: Owners, split: CachedSplit
+        self,
+        window: Window,
+        ranks: Sequence[int],
+        owners: Owners,
+        split: CachedSplit,
+        exchange: Exchange | None = None,
     ) -> None:
         self._window = window
         self._ranks = list(ranks)
-        self._owner_of_shard = owners[0]
+        self._owner_of_shard, self._tier_of_shard = owners
+        self._exchange = exchange
         self._split = split
         self._first_samples = split.first_samples
         self._places = slots_at_owners(owners, split, len(self._ranks))
@@ -88,6 +99,12 @@ class WindowReader:
             if len(unseen):
                 came[unseen] = self._look(nodes[unseen], samples[unseen], slots[unseen])
             self._get(nodes, slots, targets, np.flatnonzero(came).tolist())
+            if self._exchange is not None:
+                self._ask(came, nodes, samples, targets)
+        except TimeoutError as error:
+            LOG.warning("%s: what is on their disks comes from storage from now on", error)
+            self._exchange = None
+            came[:] = False
         except OSError as error:
             self.num_failures += 1
             if self.num_failures == 1:
@@ -121,6 +138,26 @@ class WindowReader:
         ready = are_of(entries, samples, self._split.checksums[samples])
         self._is_full[samples] = ready
         return ready
+
+    def _ask(
+        self,
+        came: NDArray[np.bool_],
+        nodes: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        targets: Sequence[NDArray[np.uint8]],
+    ) -> None:
+        """Fetches what their nodes keep on disk."""
+        is_known = (samples >= 0) & (samples < len(self._is_full))
+        found = np.where(is_known, samples, 0)
+        shards = np.searchsorted(self._first_samples, found, side="right") - 1
+        is_kept = is_known & (self._owner_of_shard[shards] == nodes)
+        rows = np.flatnonzero(is_kept & (self._tier_of_shard[shards] == SSD_TIER)).tolist()
+        if not rows:
+            return
+        assert self._exchange is not None
+        ranks = [self._ranks[int(nodes[i])] for i in rows]
+        wanted = [int(samples[i]) for i in rows], [targets[i] for i in rows]
+        came[rows] = self._exchange.fetch(ranks, *wanted, _ANSWER_S)
 
     def _get(
         self,
