@@ -70,7 +70,7 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
         help="shared memory of this node; auto (the default) takes three quarters of what is free",
     )
     serve.add_argument("--ssd-dir", type=Path, help="folder on a local SSD for the second tier")
-    serve.add_argument("--ssd-gib", type=float, default=0.0, help="of that SSD (0)")
+    serve.add_argument("--ssd-gib", type=_gib, default=0.0, help="of that SSD (0)")
     serve.add_argument(
         "--fill",
         choices=FILL_MODES,
@@ -103,7 +103,17 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
 
 
 def _gib_or_auto(word: str) -> float | None:
-    return None if word == "auto" else float(word)
+    return None if word == "auto" else _gib(word)
+
+
+def _gib(word: str) -> float:
+    try:
+        gib = float(word)
+    except ValueError:
+        gib = math.nan
+    if not 0 <= gib < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r} is no size; give GiB, 0 or more")
+    return gib
 
 
 def run(args: argparse.Namespace) -> int:

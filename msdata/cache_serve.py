@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 
+from msdata.atomic_file import storage_error
 from msdata.cache.config import GIB, CacheConfig
 from msdata.cache.group import Alone, Group
 from msdata.cache.member import MemberService
 from msdata.dataset import Split
+from msdata.errors import StorageError
 from msdata.exits import ignore_signals
 from msdata.node_cache import cached_split, owners_of_nodes, record_reader
 from msdata.topology import Topology
@@ -49,13 +52,22 @@ def serve_member(config: CacheConfig, split: Split, group: Group) -> None:
     own = partial(owners_of_nodes, cached)
     with MemberService(group, config, cached, own, lambda: record_reader(split)) as service:
         try:
-            service.open()
+            _open(service, config.shm_dir)
             _say_what_is_served(service, config, group)
             _serve_until_told(service)
         except KeyboardInterrupt:
             # A second signal would only leave more behind.
             ignore_signals()
             raise
+
+
+def _open(service: MemberService, shm_dir: Path) -> None:
+    try:
+        service.open()
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error("keep a cache in", shm_dir, error) from error
 
 
 def _say_what_is_served(service: MemberService, config: CacheConfig, group: Group) -> None:

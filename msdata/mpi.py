@@ -217,10 +217,12 @@ class MpiGroup:
         self._windows: list[Window] = []
         self._exchange: Exchange | None = None
         self._sent: list[Any] = []
-        self._word = np.zeros(1, np.uint8)
         # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
         # found by MPICH over UCX, and yet could not be received.
-        self._told = self._world.Irecv(self._word, tag=_END_TAG)
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        self._words = np.zeros((2, self.size), np.uint8)
+        self._told = [self._world.Irecv(self._words[0, r : r + 1], r, _END_TAG) for r in others]
+        self._is_told = False
 
     def allgather(self, value: Any) -> list[Any]:
         """What each process gives, by rank."""
@@ -255,13 +257,16 @@ class MpiGroup:
         """Does what others need of this process; says whether one of them wants all to end."""
         if self._exchange is not None:
             self._exchange.serve()
-        return bool(self._told.Test())
+        if self._told and not self._is_told:
+            self._is_told = bool(type(self._told[0]).Testany(self._told)[1])
+        return self._is_told
 
     def announce_end(self) -> None:
         """Has `poll` of all others tell them to end."""
-        word = np.zeros(1, np.uint8)
-        others = (r for r in range(self.size) if r != self.rank)
-        self._sent += [self._world.Isend(word, dest=r, tag=_END_TAG) for r in others]
+        if not self._sent:
+            others = (r for r in range(self.size) if r != self.rank)
+            word = self._words[1, :1]
+            self._sent = [self._world.Isend(word, dest=r, tag=_END_TAG) for r in others]
 
     def leave(self, timeout_s: float) -> bool:
         """Ends MPI, together with the others.
@@ -272,6 +277,8 @@ class MpiGroup:
         Returns:
             Whether they came; if not, MPI is left as it is, to end with the process.
         """
+        # A message from each to each, so that none is left over, which MPI would not forgive.
+        self.announce_end()
         deadline_s = time.monotonic() + timeout_s
         while not (self._is_passed(1) and self._is_passed(0)):
             if time.monotonic() > deadline_s:
@@ -287,10 +294,7 @@ class MpiGroup:
     def _end(self) -> None:
         from mpi4py import MPI
 
-        MPI.Request.Waitall(self._sent)
-        if not self._told.Test():
-            self._told.Cancel()
-            self._told.Wait()
+        MPI.Request.Waitall(self._sent + self._told)
         for window in self._windows:
             window.close()
         if self._exchange is not None:

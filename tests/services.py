@@ -84,9 +84,10 @@ class Services:
         _, errors = self.process.communicate(timeout=packing.TIMEOUT_S)
         return self.process.returncode, errors
 
-    def terminate(self) -> tuple[int, str]:
-        """Ends them by SIGTERM to one, as `scancel` and batch scripts do to all."""
-        os.kill(self.pids[0], signal.SIGTERM)
+    def terminate(self, *nodes: int) -> tuple[int, str]:
+        """SIGTERM to some, on which all end; exit code and what they said."""
+        for node in nodes:
+            os.kill(self.pids[node], signal.SIGTERM)
         return self.wait()
 
     def end(self) -> None:

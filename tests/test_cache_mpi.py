@@ -19,6 +19,7 @@ import msdata
 from msdata.cache.config import GIB, CacheConfig
 from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import PAUSE_S, describe_service, link_address
+from msdata.cli import main
 from msdata.dataset import Split
 from msdata.plan.forecast import Job, assign_job, count_tiers, forecast_epoch, own_job
 from msdata.plan.ownership import Nodes
@@ -136,8 +137,7 @@ def test_what_each_rank_reads_from_each_tier_is_what_the_forecast_says(
                 assert room - NODES * split.shard_sizes.max() < hits <= room
             for rank in ranks:
                 rank.end()
-        _, errors = services.terminate()
-        assert errors.count("interrupted") == 1
+        services.terminate(0)
     assert not list(caching.names_in(config.shm_dir))
 
 
@@ -355,3 +355,62 @@ def test_a_data_set_that_fits_is_read_from_storage_once_by_the_programs_and_the_
     assert nbytes <= read <= 1.05 * nbytes
     # Programs start meanwhile; what they are made of has been read before, as a rule.
     assert by_kernel <= 1.05 * nbytes + (4 << 20), (by_kernel, nbytes)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--memory-gib", "much"), "'much' is no size; give GiB, 0 or more"),
+        (("--memory-gib", "nan"), "'nan' is no size"),
+        (("--ssd-gib", "1"), "needs both, ssd_dir and ssd_gib"),
+        (("--transport", "zmq"), "needs --peers-dir"),
+        (("--peers-dir", "x", "--memory-gib", "1"), "give sizes to CacheConfig"),
+        (("--split", "none"), "has no split 'none'"),
+        (("--shm-dir", "/none"), "cannot keep a cache in /none: it does not exist"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(
+    split: Split, options: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["cache", "serve", str(split.dataset.path), "--job", "odd", *options])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    assert code == (1 if "cannot" in says else 2)
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_services_fail_together_and_one_of_them_says_why(split: Split, tmp_path: Path) -> None:
+    serve = [sys.executable, "-m", "msdata", "cache", "serve", str(split.dataset.path)]
+    serve += ["--job", "test", "--memory-gib", "0.001", "--shm-dir"]
+    launcher = [str(packing.mpiexec()), "-n", "1", *serve, str(tmp_path), ":", "-n", "2"]
+    process = packing.run([*launcher, *serve, str(tmp_path / "none")])
+    assert process.returncode == 1
+    said = [line for line in process.stderr.splitlines() if line.startswith("msdata")]
+    assert len(said) == 1, process.stderr
+    assert "none: it does not exist" in said[0]
+    assert not list(caching.names_in(tmp_path))
+
+
+def test_a_second_service_of_the_same_job_is_refused(split: Split, config: CacheConfig) -> None:
+    memory = capacities(split, 1, (1,))
+    serve = [sys.executable, "-m", "msdata", "cache", "serve", str(split.dataset.path)]
+    with Services(split.dataset.path, config.shm_dir, memory):
+        process = packing.run([*serve, "--job", "test", "--shm-dir", str(config.shm_dir)])
+        assert process.returncode == 1
+        assert "another service of job test runs on this node" in process.stderr
+
+
+@pytest.mark.parametrize("told", [(1,), (0, 1, 2)])
+def test_services_end_together_when_one_or_all_are_told_to_and_leave_nothing(
+    split: Split, config: CacheConfig, told: tuple[int, ...]
+) -> None:
+    memory = capacities(split, 1, (1, 1, 1))
+    with Services(split.dataset.path, config.shm_dir, memory) as services:
+        code, errors = services.terminate(*told)
+    assert code == 128 + 15
+    lines = errors.splitlines()
+    assert 1 <= len(lines) <= len(told), errors
+    assert all("interrupted; arenas that ranks still use stay with them" in line for line in lines)
+    assert not list(caching.names_in(config.shm_dir))
+    assert not any(path.exists() for path in services.mpi_files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class CacheConfig:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         if self.fill not in FILL_MODES:
             raise UsageError(f"fill {self.fill!r} is none of {', '.join(FILL_MODES)}")
-        if (self.memory_gib is not None and self.memory_gib < 0) or self.ssd_gib < 0:
+        if not all(0 <= gib < math.inf for gib in (self.memory_gib or 0, self.ssd_gib)):
             raise UsageError(
                 f"a cache of {self.memory_gib} GiB of memory and {self.ssd_gib} GiB of SSD makes "
                 "no sense; give numbers from 0 up, or memory_gib=None for what is free"

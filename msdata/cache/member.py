@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +95,6 @@ class MemberService:
         self._link: LinkServer | None = None
         self._area: mmap.mmap | None = None
         self._have_all_filled: Callable[[], bool] | None = None
-        self._is_told_to_end = False
         self.node = 0
         self.offers: tuple[Offer, ...] = ()
         self.path = Path()
@@ -242,22 +240,20 @@ class MemberService:
         assert self._link is not None
         assert self._client is not None
         self._link.serve(_TURN_S if self._group.size > 1 else _TURN_ALONE_S)
-        self._is_told_to_end = self._group.poll()
         if self._have_all_filled is None and self._client.filler.is_done:
             self._have_all_filled = self._group.begin_barrier()
-        return not self._is_told_to_end
+        return not self._group.poll()
 
     def close(self) -> None:
         """Ends, and with it all services of the job; arenas that ranks use stay with them."""
         if self._link is not None:
             self._link.close()
-        with suppress(OSError):
-            if not self._is_told_to_end:
-                self._group.announce_end()
-            if not self._group.leave(_LEAVE_S):
-                LOG.info("other services of the job did not end in time")
+        self._group.announce_end()
+        # First the arena, then MPI: launchers kill the others as soon as the first has ended.
         if self._client is not None:
             self._client.close()
+        if not self._group.leave(_LEAVE_S):
+            LOG.info("other services of the job did not end in time")
 
     def __enter__(self) -> MemberService:
         return self
