@@ -129,6 +129,7 @@ def train_network(folder: Path, data: Path) -> list[str]:
     """
     run = folder / "run"
     run_mstrain("train", "demo", data, "--out", run)
+    run_mstrain("evaluate", run, data, "--quiet")
     opened = msdata.open(data)
     found = against_the_mean(run, opened)
     nmad, limit = found["network"]["nmad"], found["mean redshift"]["nmad"] * _MAX_NMAD_RATIO
@@ -139,7 +140,7 @@ def train_network(folder: Path, data: Path) -> list[str]:
     for name, values in found.items():
         numbers = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
         lines.append(f"  {name:<34}{numbers}")
-    return [*lines, f"run:           {run}"]
+    return [*lines, f"run:           {run}", f"its report:    {run / 'report.html'}"]
 
 
 def report(folder: Path, data: Path, learned: list[str], num_turns: int, started_s: float) -> str:
