@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import augment_rates, load_rates
+from benchmarks import augment_rates, load_rates, train_wait
 
 # Name -> (main, options beside --data).
 BENCHMARKS = {
     "load_rates": (load_rates.main, ["--cold"]),
     "augment_rates": (augment_rates.main, []),
+    "train_wait": (train_wait.main, []),
 }
 
 

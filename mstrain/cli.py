@@ -54,8 +54,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = _parser(arguments)
     args, others = parser.parse_known_args(arguments)
-    if others and (not hasattr(args, "settings") or any(w.startswith("-") for w in others)):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    unknown = [w for w in others if w.startswith("-") or not hasattr(args, "settings")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if others:
         args.settings = [*args.settings, *others]
     return args

@@ -149,7 +149,8 @@ def choose_device(wanted: str, topology: Topology) -> torch.device:
     if number >= num_gpus or (num_gpus == 1 and topology.ranks_per_node > 1 and wanted == "auto"):
         raise UsageError(
             f"{topology.ranks_per_node} ranks on a node with {num_gpus} GPU(s): give each rank a "
-            "GPU of its own (--nproc-per-node), or train with compute.device=cpu"
+            "GPU of its own (--nproc-per-node), or give compute.device=cpu, or =cuda where each "
+            "rank is shown its own GPU only"
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)

@@ -83,6 +83,9 @@ def train(
         weights = _weights(split, config, journal)
         learner = Learner(config, shapes, ranks, weights=weights, num_steps=num_steps)
         progress = _resume(saved, learner, loader, ranks)
+        # At once: the first batch is made while the rest is opened.
+        batches = training_stream(loader, augmenter, config, ranks.device)
+        stream = stack.enter_context(Ahead(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
         counter = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
@@ -97,8 +100,7 @@ def train(
             save=partial(_save, out, config, ranks, _extras(config, data, shapes)),
             stop=stop,
         )
-        batches = training_stream(loader, augmenter, config, ranks.device)
-        trainer.fit(stack.enter_context(Ahead(batches)), progress)
+        trainer.fit(stream, progress)
 
 
 def _split(data: msdata.Dataset, name: str) -> Split | None:

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain train`."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings of the recipe")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*", default=[], help="settings of the recipe"
+    )
     parser.add_argument(
         "--out",
         metavar="RUN",
