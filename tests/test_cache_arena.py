@@ -234,6 +234,18 @@ def test_a_name_that_others_may_open_is_refused(config: CacheConfig) -> None:
     assert path.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
+def test_another_users_file_of_that_name_is_refused_and_stays(config: CacheConfig) -> None:
+    path = arena_path(config, SPLIT, 0)
+    path.write_bytes(b"theirs")
+    path.chmod(0o600)
+    os.chown(path, 12345, 12345)
+    with pytest.raises(StorageError, match="belongs to another user"):
+        Arena(config, SPLIT, 0, own)
+    assert remove_stale_arenas(config.shm_dir, "any") == []
+    assert path.read_bytes() == b"theirs"
+
+
 def test_a_link_in_place_of_the_arena_is_refused(config: CacheConfig, tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_bytes(b"precious")

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import caching
+import numpy as np
 import packing
 import pytest
 
 import msdata
+import msdata.node_cache
 from msdata.cache.client import LOCAL
 from msdata.cache.config import CacheConfig
 from msdata.cache.service import NodeService
 from msdata.dataset import Split
-from msdata.errors import UsageError
+from msdata.errors import DataError, UsageError
 from msdata.node_cache import cached_split, record_reader
+from msdata.plan.ownership import equal_nodes, own_shards
 from msdata.topology import Topology
 
 NODES = 3
@@ -197,6 +200,34 @@ def test_a_service_leaves_an_arena_whose_name_is_gone_and_joins_the_next(
     assert service.stats().keys() == {0}
 
 
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_a_service_counts_what_it_gives_and_writes_it_for_the_collector(
+    cluster: Cluster, tmp_path: Path, is_encrypted: bool
+) -> None:
+    cluster.services.pop(0).close()
+    service = NodeService(
+        replace(cluster.configs[0], memory_gib=None, metrics_dir=tmp_path / "metrics"),
+        cached_split(cluster.split),
+        lambda: record_reader(cluster.split),
+        "127.0.0.1",
+        is_encrypted=is_encrypted,
+    )
+    cluster.services.append(service)
+    service.look()
+    cluster.epoch()
+    given = service.stats()[0]["served"]
+    asked = sum(r.stats()["tiers"]["peer"]["samples"] for r in cluster.loaders[1:])
+    assert 0 < given["samples"] <= asked
+    assert given["bytes"] == given["samples"] * cluster.split.schema.sample_nbytes
+    service.write_metrics()
+    (path,) = (tmp_path / "metrics").iterdir()
+    assert path.name == "msdata-test-train-service0.prom"
+    labels = '{run="test",split="train",node="0"}'
+    assert f"\nmsdata_served_samples_total{labels} {given['samples']}\n" in path.read_text()
+    service.close()
+    assert not path.exists()
+
+
 def test_without_services_all_that_peers_hold_comes_from_storage(
     split: Split, expected: dict[str, int], tmp_path: Path
 ) -> None:
@@ -207,6 +238,47 @@ def test_without_services_all_that_peers_hold_comes_from_storage(
         assert found == expected
         assert sum(t["peer"] for t in tiers) == 0
         assert sum(t["storage"] for t in tiers) > 0
+
+
+def test_a_shard_that_one_node_cannot_read_is_left_out_there_and_others_read_it(
+    split: Split,
+    expected: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    owners = own_shards(
+        split.shard_sizes * split.schema.sample_nbytes,
+        equal_nodes(NODES, memory_bytes=int(caching.split_nbytes(split) * 1.2 / NODES)),
+    ).owner_of_shard
+    shard = int(np.flatnonzero(owners == 0)[0])
+    first = int(split.shard_sizes[:shard].sum())
+    bad = range(first, first + int(split.shard_sizes[shard]))
+    made = msdata.node_cache.record_reader
+
+    def failing(split: Split) -> Callable[[int], Any]:
+        read = made(split)
+
+        def read_or_fail(sample: int) -> Any:
+            # Only its owner's fillers come here with it.
+            if sample in bad:
+                raise DataError("shard-000000.tar: the storage reported an I/O error")
+            return read(sample)
+
+        return read_or_fail
+
+    for module in (msdata.node_cache, sys.modules[__name__]):
+        monkeypatch.setattr(module, "record_reader", failing)
+    with Cluster(split, tmp_path, 1.2, "shuffle") as cluster:
+        found, tiers = cluster.epoch()
+        assert found == expected
+        others = [t["storage"] for t in tiers[1:]]
+        assert 0 < sum(others) <= len(bad)
+        assert sum(t["peer"] for t in tiers) > 0
+        # What its own ranks could read all the same is in the cache now.
+        _, later = cluster.epoch()
+        assert sum(t["storage"] for t in later) < sum(t["storage"] for t in tiers)
+    assert len([r for r in caplog.records if "leaves it out" in r.getMessage()]) == 2
 
 
 def test_a_service_without_a_folder_to_be_found_in_is_refused(split: Split, tmp_path: Path) -> None:
