@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -157,7 +158,14 @@ def _serve_member(args: argparse.Namespace) -> int:
     return 0
 
 
+def _allow_many_connections() -> None:
+    """Each rank of the job may have a connection or more; the usual limit is 1,024 files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _serve_arenas(args: argparse.Namespace) -> int:
+    _allow_many_connections()
     split = open_dataset(args.data).split(args.split)
     config = CacheConfig(
         job=args.job or job_name(),
