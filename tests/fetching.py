@@ -39,7 +39,7 @@ REASONS = {
     "off_centre": "more than half a pixel",
 }
 # Fast enough for a test; tests of the rate set their own.
-QUICK = {"requests_per_s": 1000.0, "connections": 8, "backoff_s": 0.01, "read_timeout_s": 2.0}
+QUICK = {"requests_per_s": 1000.0, "connections": 8, "backoff_s": 0.01, "read_timeout_s": 20.0}
 
 
 @contextlib.contextmanager

@@ -55,7 +55,10 @@ def test_every_good_object_arrives_once_and_bit_correct_and_every_bad_one_is_nam
     out = tmp_path / "out"
     with fetching.standins(PLAN, seed=SEED) as running:
         settings = FetchSettings(
-            catalog=catalog, out=out, services=fetching.services(running.url), workers=16
+            catalog=catalog,
+            out=out,
+            services=fetching.services(running.url, read_timeout_s=2.0),
+            workers=16,
         )
         report = fetch(settings)
         log = list(running.log)
@@ -79,7 +82,7 @@ def test_a_fetch_that_is_killed_ten_times_and_resumed_gives_the_same(
     moments = random.Random(SEED)
     with fetching.standins(PLAN, seed=SEED) as running:
         services = fetching.services_file(
-            tmp_path / "services.toml", running.url, requests_per_s=float(rate)
+            tmp_path / "services.toml", running.url, requests_per_s=float(rate), read_timeout_s=2.0
         )
         options = ("--services", str(services), "--workers", "16", "--quiet")
         command = fetching.command(catalog, out, *options)

@@ -72,7 +72,9 @@ def test_survey_tables_become_a_trained_network(tmp_path: Path) -> None:
     assert len(rows) == NUM_GALAXIES
 
     with fetching.standins(PLAN, seed=SEED) as running:
-        services = fetching.services_file(tmp_path / "services.toml", running.url)
+        services = fetching.services_file(
+            tmp_path / "services.toml", running.url, read_timeout_s=2.0
+        )
         words = ["msdata", "fetch", str(table), str(tmp_path / "objects"), "--json", "--quiet"]
         words += ["--services", str(services), "--pack", str(data)]
         report = json.loads(run_whole(words))
