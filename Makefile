@@ -57,7 +57,7 @@ format: $(STAMP)
 	@$(RUN) ruff format .
 
 bench: $(STAMP)
-	@$(RUN) python -m benchmarks --data '$(BENCH_DIR)'
+	@$(RUN) python -m benchmarks rates --data '$(BENCH_DIR)'
 
 check: lint test
 

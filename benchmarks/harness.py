@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from msdata.atomic_file import write_whole
+
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS_OF = (
     *("msdata", "numpy", "pyarrow", "h5py", "opencv-python-headless", "torch", "webdataset"),
@@ -76,11 +78,12 @@ def compare(rates: Mapping[str, Sequence[float]], limit_names: Sequence[str]) ->
     contestants = {}
     for name, values in rates.items():
         ratios = [rate / best for rate, best in zip(values, rates[limit], strict=True)]
-        contestants[name] = {"samples_per_s": _spread(values), "of_limit": _spread(ratios)}
+        contestants[name] = {"samples_per_s": spread(values), "of_limit": spread(ratios)}
     return {"limit": limit, "contestants": contestants}
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, and the interval from the least to the greatest value over turns."""
     return {
         "median": round(statistics.median(values), 4),
         "least": round(min(values), 4),
@@ -105,29 +108,33 @@ def print_comparison(title: str, comparison: Mapping[str, Any], sample_nbytes: i
         print(f"  {name:<34}{rate:>10,.0f}{gigabytes:>7.2f}{ratio['median']:>14.2f}{spread:>15}")
 
 
-def write_result(name: str, result: Mapping[str, Any], *, command: str) -> Path:
-    """Writes a benchmark's result with versions and host.
+def write_result(
+    name: str, result: Mapping[str, Any], *, command: str, folder: Path = RESULTS
+) -> Path:
+    """Writes a benchmark's result with versions, host and file system; whole or not at all.
 
     Args:
-        name: the benchmark; the file is `results/NAME.json`.
-        result: what it found.
+        name: the benchmark; the file is `FOLDER/NAME.json`.
+        result: what it found. `shown` is what `python -m benchmarks report` shows of it, `ratios`
+            (name to median, least, greatest) what `python -m benchmarks compare` guards.
         command: what was typed.
+        folder: made if need be.
 
     Returns:
         The file.
     """
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     content = {
         "benchmark": name,
         "command": command,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
-        "host": host_facts(),
+        "host": {**host_facts(), "file_system": file_system_of(folder)},
         "versions": {"python": platform.python_version(), **_versions()},
         **result,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return path
 
 
@@ -142,6 +149,18 @@ def host_facts() -> dict[str, Any]:
         "kernel": platform.release(),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def file_system_of(path: Path) -> dict[str, str]:
+    """Type and mount options of the file system that holds a path, of the kernel's list."""
+    place, found = path.resolve(), {"type": "unknown", "options": ""}
+    best = -1
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _, mounted, kind, options, *_ = line.split()
+        point = Path(mounted.replace("\\040", " "))
+        if place.is_relative_to(point) and len(point.parts) >= best:
+            best, found = len(point.parts), {"type": kind, "options": options}
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -2,13 +2,185 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import msdata
+from msdata.atomic_file import partial_path
+from msdata.checksum import crc32c
+from msdata.schema import MANTIS_SHRIMP
 
 CONTAINERS = ("tar", "hdf5")
+OBJECTS, TRUTH = "objects", "truth.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Frozen mock samples: the same bytes for the same name and number, on any machine.
+
+    Attributes:
+        name: what is written with results.
+        arrays: for each array of a sample its shape and dtype.
+        num_samples: samples of a full run.
+        num_quick: samples of a quick run.
+        batch_size: samples of a batch.
+    """
+
+    name: str
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    num_samples: int
+    num_quick: int
+    batch_size: int
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of a sample's arrays."""
+        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in self.arrays.values())
+
+
+WORKLOADS = {
+    w.name: w
+    for w in (
+        # Cutouts in nine bands, 0.59 MB: this project's own.
+        Workload(
+            name="mantis",
+            arrays={a.name: (a.shape, a.dtype) for a in MANTIS_SHRIMP.arrays},
+            num_samples=4000,
+            num_quick=600,
+            batch_size=64,
+        ),
+        # Stamps in three bands, 49 KB: where the cost of a sample is no longer that of its bytes.
+        Workload(
+            name="stamps",
+            arrays={"image": ((64, 64, 3), "<f4")},
+            num_samples=40_000,
+            num_quick=6000,
+            batch_size=256,
+        ),
+        # Frames of 4 MB: where a batch no longer fits a processor's cache.
+        Workload(
+            name="large",
+            arrays={"image": ((4, 512, 512), "<f4")},
+            num_samples=800,
+            num_quick=160,
+            batch_size=16,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Objects that every contestant converts, and what each sample must be.
+
+    Attributes:
+        folder: holds `objects/`, pickled dicts with `catalog.csv`, one object a file.
+        arrays: for each array of a sample its shape and dtype, in order.
+        checksums: uint32 (samples, arrays), CRC32C of each array's bytes.
+        edges: uint8 (samples, arrays, 8), the first and the last four bytes of each array.
+    """
+
+    folder: Path
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    checksums: NDArray[np.uint32]
+    edges: NDArray[np.uint8]
+
+    @property
+    def objects(self) -> Path:
+        """The folder of the pickles."""
+        return self.folder / OBJECTS
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of a sample's arrays."""
+        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in self.arrays.values())
+
+
+def object_path(objects: Path, number: int) -> Path:
+    """Where the object of a number lies: a thousand a folder, as upstream's tree has them."""
+    return objects / f"{number // 1000:04d}" / f"{number:07d}.pkl"
+
+
+def redshift_of(number: int) -> float:
+    """The label of an object, between 0 and 1.6 and unlike its neighbours'."""
+    return round((number * 0.618034) % 1 * 1.6, 4)
+
+
+def mock_objects(workload: Workload, num_samples: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """The workload's samples: Gaussian noise on a flat sky, which hardly compresses."""
+    for number in range(num_samples):
+        random = np.random.default_rng((1729, number))
+        yield {
+            name: 10 + random.standard_normal(shape, np.float32).astype(dtype)
+            for name, (shape, dtype) in workload.arrays.items()
+        }
+
+
+def dataset_objects(data: Path, num_samples: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """The first samples of a packed data set's split "train"."""
+    split = msdata.open(data).split("train")
+    for number in range(min(num_samples, len(split))):
+        sample = split[number]
+        yield {name: np.ascontiguousarray(sample[name]) for name in split.schema.names}
+
+
+def write_source(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> Source:
+    """Writes objects, their catalogue and their checksums; whole or not at all.
+
+    Args:
+        folder: what stands there already is taken as it is.
+        objects: dicts of arrays, all of the same shapes.
+
+    Returns:
+        The source.
+    """
+    if not (folder / TRUTH).is_file():
+        partial = partial_path(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        _write_objects(partial, objects)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    first = pickle.loads(object_path(folder / OBJECTS, 0).read_bytes())
+    with np.load(folder / TRUTH) as truth:
+        return Source(
+            folder=folder,
+            arrays={name: (array.shape, array.dtype.str) for name, array in first.items()},
+            checksums=truth["checksums"],
+            edges=truth["edges"],
+        )
+
+
+def _write_objects(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> None:
+    checksums, edges = [], []
+    lines = ["mantis_id,redshift,ra,dec"]
+    for number, arrays in enumerate(objects):
+        path = object_path(folder / OBJECTS, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(arrays, protocol=4))
+        lines.append(f"{number:07d},{redshift_of(number)},{number % 360}.5,{number % 90 - 45}.5")
+        checksums.append([crc32c(array) for array in arrays.values()])
+        edges.append(edge_bytes({n: a[None] for n, a in arrays.items()})[0])
+    (folder / OBJECTS / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    np.savez(folder / TRUTH, checksums=np.array(checksums, np.uint32), edges=np.array(edges))
+
+
+def edge_bytes(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """The first and the last four bytes of each array of each row: uint8 (rows, arrays, 8)."""
+    found = []
+    for array in arrays.values():
+        flat = array.reshape(len(array), -1).view(np.uint8)
+        found.append(np.concatenate([flat[:, :4], flat[:, -4:]], axis=1))
+    return np.stack(found, axis=1)
 
 
 def run_msdata(*arguments: str | Path) -> None:

@@ -1,0 +1,87 @@
+"""What a contestant of the benchmark `loaders` is: how it converts, how it reads, what it promises.
+
+One file a contestant. It imports its own package only when it is asked for something, so that the
+list of contestants can be read where hardly any of them is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Ids of the samples, int64 (rows,), and each array of them, C-contiguous (rows, *shape). A batch
+# may be overwritten once the next is asked for.
+Batch = tuple[NDArray[np.int64], Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How batches are asked for, the same for every contestant.
+
+    Attributes:
+        arrays: for each array of a sample its shape and dtype, in order.
+        num_samples: samples of an epoch.
+        batch_size: rows of a batch; the last one may be shorter.
+        num_workers: threads or processes that may work.
+        seed: of the shuffle.
+    """
+
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    num_samples: int
+    batch_size: int
+    num_workers: int
+    seed: int = 0
+
+    def dtype(self) -> np.dtype[Any]:
+        """A record of one sample: its arrays one after the other, without padding."""
+        return np.dtype([(name, dtype, shape) for name, (shape, dtype) in self.arrays.items()])
+
+    def empty_batch(self) -> dict[str, NDArray[Any]]:
+        """Uninitialised arrays of a whole batch."""
+        return {
+            name: np.empty((self.batch_size, *shape), dtype)
+            for name, (shape, dtype) in self.arrays.items()
+        }
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """A uniform shuffle for the contestants that leave the order to their user."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+
+
+# Gives the batches of an epoch, by its number.
+Epochs = Callable[[int], Iterator[Batch]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A contestant.
+
+    Attributes:
+        title: its name in tables.
+        packages: distributions whose versions are printed.
+        open: what has to be set up before the first epoch, and closed after the last: from the
+            converted data and the reading to `Epochs`.
+        convert: writes the objects of a folder (`Source.objects`) in its own format; None where it
+            reads the objects as they are.
+        shuffle: what its shuffle promises.
+        resume: "exact", "approximate" or "none", and why, as its documentation says.
+        advice: which advice of its documentation was followed.
+        is_limit: no product but what the machine allows.
+        is_ours: of this project.
+    """
+
+    title: str
+    packages: tuple[str, ...]
+    open: Callable[[Path, Reading], AbstractContextManager[Epochs]]
+    convert: Callable[[Path, Path, Reading], None] | None
+    shuffle: str
+    resume: str
+    advice: str
+    is_limit: bool = False
+    is_ours: bool = False

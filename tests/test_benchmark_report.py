@@ -1,0 +1,210 @@
+"""The report opens in a browser with every chart drawn; the guard flags ratios that fell."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import needs_browser, open_page
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.__main__ import main
+from benchmarks.charts import draw, ticks
+from benchmarks.harness import take_turns, write_result
+from benchmarks.question import Chart, Series, Shown, Table
+from benchmarks.regressions import find_falls
+from benchmarks.report import page
+
+BARS = Chart(
+    title="bars",
+    kind="bars",
+    labels=["ours <b>", "a peer"],
+    series=[Series(name="hot", values=[9.0, 3.0], least=[8.0, 2.5], greatest=[9.5, 3.5])],
+)
+LINES = Chart(
+    title="lines",
+    kind="lines",
+    is_log=True,
+    series=[
+        Series(name="measured", x=[1, 2, 4], values=[10.0, 19.0, 37.0]),
+        Series(name="forecast", x=[1, 2, 4], values=[10.0, 20.0, 40.0]),
+    ],
+)
+TABLE = Table(
+    title="rates", columns=("who", "samples/s"), rows=[["a|b", 1234.5], ["c", None]], in_readme=True
+)
+SHOWN = Shown(title="How fast?", sentences=["Ours is 3 < 4."], tables=[TABLE], charts=[BARS, LINES])
+
+
+def write_shown(folder: Path, name: str = "loaders", **more: Any) -> Path:
+    result = {"shown": SHOWN.to_json(), "quick": True, **more}
+    return write_result(name, result, command="python -m benchmarks", folder=folder)
+
+
+def ratio(median: float, scatter: float = 0.02) -> dict[str, float]:
+    return {"median": median, "least": median - scatter, "greatest": median + scatter}
+
+
+@needs_browser
+def test_a_browser_draws_every_chart_and_its_console_stays_silent(tmp_path: Path) -> None:
+    write_shown(tmp_path / "out")
+    assert main(["report", str(tmp_path / "out")]) == 0
+    opened = open_page(tmp_path / "out" / "report.html", tmp_path / "profile")
+    assert opened.console == []
+    assert 'data-charts-drawn="2 of 2"' in opened.dom
+    assert re.search(r'id="faults"></p>', opened.dom)
+
+
+@needs_browser
+def test_the_page_says_so_itself_where_a_chart_is_empty_or_a_script_fails(tmp_path: Path) -> None:
+    result = json.loads(write_shown(tmp_path).read_text())
+    text = page([result]).replace('class="mark"', 'class="none"')
+    broken = tmp_path / "broken.html"
+    broken.write_text(text.replace("</body>", "<script>console.error('ill')</script></body>"))
+    opened = open_page(broken, tmp_path / "profile")
+    assert "2 charts of this page are empty" in opened.dom
+    assert any("ill" in line for line in opened.console)
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    text = page([json.loads(write_shown(tmp_path).read_text())])
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(?!data:)\w", text)
+    assert "ours &lt;b&gt;" in text
+    assert "ours <b>" not in text
+    assert "Ours is 3 &lt; 4." in text
+
+
+def test_the_markdown_holds_the_tables_for_the_readme_and_the_sentences(tmp_path: Path) -> None:
+    write_shown(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "| a\\|b | 1,234 |" in text
+    assert "| c | – |" in text
+    assert "- Ours is 3 < 4." in text
+
+
+def test_questions_stand_in_their_order_whatever_their_files_are_called(tmp_path: Path) -> None:
+    for name in ("scale", "cache", "limit", "another"):
+        write_shown(tmp_path, name)
+    main(["report", str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<section>") == 4
+
+
+def test_what_is_shown_survives_its_way_through_the_file(tmp_path: Path) -> None:
+    content = json.loads(write_shown(tmp_path).read_text())
+    again = Shown.from_json(content["shown"])
+    assert [draw(c) for c in again.charts] == [draw(BARS), draw(LINES)]
+    assert {"type", "options"} <= content["host"]["file_system"].keys()
+
+
+@given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=8), st.booleans(), st.sampled_from("bl"))
+def test_no_value_is_drawn_outside_of_its_chart(
+    values: list[float], is_log: bool, kind: str
+) -> None:
+    labels = [str(k) for k in range(len(values))]
+    series = Series(name="s", values=values, x=[k + 1.0 for k in range(len(values))])
+    name = "bars" if kind == "b" else "lines"
+    svg = draw(Chart(title="t", kind=name, series=[series], labels=labels, is_log=is_log))
+    height = float(re.search(r'viewBox="0 0 860 (\d+)"', svg)[1])  # type: ignore[index]
+    places = [float(x) for x in re.findall(r' c?[xy][12]?="([^"]+)"', svg)]
+    assert all(math.isfinite(p) and 0 <= p <= max(860, height) for p in places)
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
+def test_ticks_enclose_the_values(least: float, span: float) -> None:
+    found = ticks(least, least + span, is_log=False)
+    assert found[0] <= least + 1e-9 * abs(least)
+    assert found[-1] >= least + span - 1e-9 * (abs(least) + span)
+    assert 2 <= len(found) <= 12
+
+
+def test_a_ratio_that_fell_by_more_than_its_interval_is_flagged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {"workload": "mantis", "sample_nbytes": 1}
+    old = write_shown(tmp_path, "a", ratios={"ours hot": ratio(0.9), "peer": ratio(0.5)}, **common)
+    content = json.loads(old.read_text())
+    new = tmp_path / "new.json"
+
+    new.write_text(json.dumps(content))
+    assert main(["compare", str(old), str(new)]) == 0
+    content["ratios"]["ours hot"] = ratio(0.7)
+    new.write_text(json.dumps(content))
+    assert main(["compare", str(old), str(new)]) == 1
+    assert "fell: ours hot: 0.900 (0.880 to 0.920) before, 0.700" in capsys.readouterr().out
+    del content["ratios"]["ours hot"]
+    new.write_text(json.dumps(content))
+    assert main(["compare", str(old), str(new)]) == 1
+    assert "not measured now" in capsys.readouterr().out
+
+
+@given(st.floats(0.1, 1), st.floats(0, 0.2), st.floats(-0.5, 0.5), st.floats(0, 0.2))
+def test_a_fall_is_flagged_only_where_neither_interval_explains_it(
+    median: float, scatter: float, change: float, new_scatter: float
+) -> None:
+    falls = find_falls({"r": ratio(median, scatter)}, {"r": ratio(median + change, new_scatter)})
+    if change > -scatter or change > -new_scatter:
+        assert not falls
+    if change < -1.01 * max(scatter, new_scatter) - 1e-9:
+        assert falls
+
+
+def test_results_that_mean_different_things_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratios = {"r": ratio(1)}
+    old = write_shown(tmp_path / "1", workload="mantis", ratios=ratios)
+    new = write_shown(tmp_path / "2", workload="large", ratios=ratios)
+    assert main(["compare", str(old), str(new)]) == 2
+    assert "workload is 'mantis'" in capsys.readouterr().err
+    assert main(["compare", str(old), str(write_shown(tmp_path / "3"))]) == 2
+    assert "holds no ratios" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["limit", "--data", "nowhere", "--out", "o"], "nowhere is no data set"),
+        (["limit", "--mock", "0", "--out", "o"], "makes no samples"),
+        (["report", "nowhere"], "nowhere is no folder"),
+        (["report", "."], "holds no result to show"),
+        (["compare", "nowhere.json", "nowhere.json"], "cannot read nowhere.json"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_contestants_take_turns_and_warm_ups_do_not_count() -> None:
+    seen: list[str] = []
+
+    def contestant(name: str) -> Any:
+        def run() -> float:
+            seen.append(name)
+            return float(len(seen))
+
+        return run
+
+    names = "abc"
+    rates = take_turns({n: contestant(n) for n in names}, 4, warm_ups=2)
+    turns = ["".join(seen[k : k + 3]) for k in range(0, len(seen), 3)]
+    assert all(sorted(turn) == list(names) for turn in turns)
+    assert len(turns) == 6
+    assert {n: len(r) for n, r in rates.items()} == dict.fromkeys(names, 4)
+    assert min(min(r) for r in rates.values()) > 6
