@@ -141,6 +141,8 @@ def _opening(
     out: Path, config: TrainConfig, ranks: Ranks, progress: Progress, num_steps: int
 ) -> str:
     place = f"{ranks.count} rank(s) on {ranks.device.type}, {out}"
+    if progress.validated == config.epochs:
+        return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
     if progress.step:
         return f"{config.recipe}: going on after step {progress.step:,} of {num_steps:,}, {place}"
     return f"{config.recipe}: {num_steps:,} steps, {place}"
