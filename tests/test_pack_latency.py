@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import packing
 import pytest
@@ -23,9 +25,9 @@ _LATENCY_S = 0.005
 class SlowTree(PickleTree):
     """Answers late, as a busy parallel file system does."""
 
-    def read(self, path: str, row: int) -> Sample:
+    def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
         time.sleep(_LATENCY_S)
-        return super().read(path, row)
+        return super().read(path, row, labels)
 
 
 class Counter:
@@ -76,12 +78,12 @@ def test_the_first_objects_are_looked_at_together(tiny_source: Path) -> None:
     everybody = threading.Barrier(NUM_LOOKED_AT, timeout=30)
 
     class Counting(PickleTree):
-        def read(self, path: str, row: int) -> Sample:
+        def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
             with lock:
                 at_work.append(path)
             # Passes only when all of them are being read at once.
             everybody.wait()
-            return super().read(path, row)
+            return super().read(path, row, labels)
 
     table = source.scan().slice(0, NUM_LOOKED_AT)
     locations = list(zip(table["path"].to_pylist(), table["row"].to_pylist(), strict=True))

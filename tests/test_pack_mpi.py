@@ -157,7 +157,8 @@ def test_sigterm_to_all_ranks_ends_them_and_resume_completes(
     _, stderr = process.communicate(timeout=packing.TIMEOUT_S)
     assert process.returncode != 0
     assert "Traceback" not in stderr
-    assert len(_sentences(stderr)) <= 1
+    # Each rank may have said it before the first one took the others along.
+    assert len(set(_sentences(stderr))) <= 1
     resumed = packing.pack(tiny_source, out, *TINY, "--resume", ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     packing.assert_same(out, packed(tiny_source, *TINY))
