@@ -194,9 +194,15 @@ handled=()
 if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
   handled=("--signals-to-handle=SIGINT,SIGHUP,SIGQUIT")
 fi
-torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
-  "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
-  "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
+status=0
+if [[ $asked ]]; then
+  # Asked before there was anything to save.
+  touch "$requeue_file"
+else
+  torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
+    "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
+    "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
+fi
 
 evaluated=${EVALUATE:-test}
 if [[ $status == 0 && ! $asked && $evaluated != none ]] && has_split "$data" "$evaluated"; then
