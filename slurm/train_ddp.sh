@@ -71,13 +71,16 @@ on_signal() {
     tell_step "$train_pid"
   fi
 }
-end_job() {
-  trap '' USR1 TERM
+end_service() {
   if [[ $serve_pid ]]; then
     tell_step "$serve_pid"
-    wait "$serve_pid" || true
+    wait_for "$serve_pid" || true
     serve_pid=''
   fi
+}
+end_job() {
+  trap '' USR1 TERM
+  end_service
   rm -rf "$job_dir"
 }
 trap 'on_signal USR1' USR1
@@ -160,9 +163,15 @@ case $cache_gib,$transport in
     ;;
   *)
     ((SLURM_JOB_NUM_NODES > 1)) || transport=none
-    start_service "$transport" --memory-gib "$cache_gib" --fill "${CACHE_FILL:-overlap}" \
-      ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
-    if ! await_service; then
+    # Twice: on a busy node Slurm's pmi2 (22.05) at times loses part of a message, and MPI hangs.
+    for attempt in 1 2; do
+      start_service "$transport" --memory-gib "$cache_gib" --fill "${CACHE_FILL:-overlap}" \
+        ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
+      await_service && break
+      [[ $attempt == 1 && ! $asked ]] && say "the cache's services have not started: once more" >&2
+      end_service
+    done
+    if [[ ! $serve_pid ]]; then
       [[ $cache_gib != auto ]] || cache_gib=$(smallest_cache_gib)
       say "no cache between nodes: its services have not started, see $log_dir/*.serve.log;" \
         "each node goes by its own memory, $cache_gib GiB" >&2
