@@ -272,6 +272,21 @@ def test_scancel_leaves_no_process_no_shared_memory_and_nothing_half_written(
     assert last.name == f"step-{max(steps_of(run)):08d}.pt"
 
 
+def test_without_services_each_node_goes_by_its_own_memory_and_the_run_is_made(
+    cluster: SlurmCluster, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "alone"
+    # Two nodes on one machine are more than pmix can do.
+    environ = {"CACHE_TRANSPORT": "pmix", "CACHE_WAIT_S": "5", "STOP_GRACE_S": "5"}
+    job, out = train(cluster, data, run, CACHE_GIB=gib_of(data, 1.6), DOCTOR="off", **environ)
+    fields = ended(cluster, job, run, out)
+    assert fields["JobState"] == "COMPLETED", said(run, out)
+    assert "no cache between nodes" in out.read_text()
+    last = epochs_of(run)[-1]
+    assert last["hits"] == last["forecast_hits"]
+    assert last["hits"]["local"] > last["hits"]["storage"] > 0
+
+
 def test_wrong_settings_are_refused_before_anything_is_started(
     cluster: SlurmCluster, data: Path, tmp_path: Path
 ) -> None:
