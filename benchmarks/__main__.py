@@ -17,6 +17,7 @@ from msdata.errors import MsdataError, UsageError
 # Name -> (module with `answer(settings) -> int`, what it asks).
 QUESTIONS = {
     "limit": ("benchmarks.limit", "how fast could this machine be?"),
+    "loaders": ("benchmarks.loaders", "how fast are we, and everyone else, on the same bytes?"),
 }
 # Benchmarks of one part of the product, into benchmarks/results/: `rates` runs them all.
 RATES: dict[str, list[str]] = {

@@ -55,16 +55,16 @@ WORKLOADS = {
         Workload(
             name="mantis",
             arrays={a.name: (a.shape, a.dtype) for a in MANTIS_SHRIMP.arrays},
-            num_samples=4000,
-            num_quick=600,
+            num_samples=4096,
+            num_quick=640,
             batch_size=64,
         ),
         # Stamps in three bands, 49 KB: where the cost of a sample is no longer that of its bytes.
         Workload(
             name="stamps",
             arrays={"image": ((64, 64, 3), "<f4")},
-            num_samples=40_000,
-            num_quick=6000,
+            num_samples=40_960,
+            num_quick=6144,
             batch_size=256,
         ),
         # Frames of 4 MB: where a batch no longer fits a processor's cache.

@@ -1,0 +1,131 @@
+"""What the machine allows: one file of records, read by threads into a small ring of batches.
+
+No product: no format, no ids but positions, no resume. The ring is what keeps the threads busy
+across batches, as in any product, so that the limit is one a product could reach.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.objects import read_objects, record_of
+from benchmarks.peers.protocol import Batch, Epochs, Reading
+
+RECORDS = "records.bin"
+_NUM_AHEAD = 2
+
+Arrays = dict[str, NDArray[Any]]
+# Fills rows of a batch with samples.
+Fill = Callable[[Arrays, slice, NDArray[np.int64]], None]
+
+
+def write_records(objects: Path, out: Path, reading: Reading) -> None:
+    """All samples one after the other in one file."""
+    out.mkdir()
+    with (out / RECORDS).open("wb") as file:
+        for _, arrays in read_objects(objects, reading):
+            file.write(record_of(arrays, reading).tobytes())
+
+
+def run_ring(
+    order: NDArray[np.int64], fill: Fill, reading: Reading, pool: ThreadPoolExecutor, threads: int
+) -> Iterator[Batch]:
+    """The batches of an order, each filled by all threads, some ahead of the one handed out."""
+    size = reading.batch_size
+    ring = deque(reading.empty_batch() for _ in range(_NUM_AHEAD + 1))
+    waiting: deque[tuple[NDArray[np.int64], Arrays, list[Future[None]]]] = deque()
+    bounds = [size * t // threads for t in range(threads + 1)]
+    starts = iter(range(0, len(order), size))
+
+    def submit() -> None:
+        first = next(starts, None)
+        if first is None:
+            return
+        ids, batch = order[first : first + size], ring.popleft()
+        rows = [slice(bounds[t], min(bounds[t + 1], len(ids))) for t in range(threads)]
+        waiting.append((ids, batch, [pool.submit(fill, batch, r, ids[r]) for r in rows]))
+
+    for _ in range(_NUM_AHEAD):
+        submit()
+    while waiting:
+        ids, batch, futures = waiting.popleft()
+        for future in futures:
+            future.result()
+        submit()
+        yield ids, {name: array[: len(ids)] for name, array in batch.items()}
+        ring.append(batch)
+
+
+@contextmanager
+def open_map(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """Rows copied out of a memory map."""
+    with (data / RECORDS).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    source = np.frombuffer(mapped, reading.dtype())
+    # One view an array: indexing a structured array costs more than the copy of a small sample.
+    views = {name: source[name] for name in reading.arrays}
+
+    def fill(batch: Arrays, rows: slice, samples: NDArray[np.int64]) -> None:
+        for name, target in batch.items():
+            view = views[name]
+            for row, sample in enumerate(samples.tolist(), rows.start):
+                target[row] = view[sample]
+
+    with ThreadPoolExecutor(reading.num_workers) as pool:
+        yield lambda number: run_ring(
+            reading.order(number), fill, reading, pool, reading.num_workers
+        )
+
+
+def _read_rows(
+    fd: int, nbytes: int, names: list[str], batch: Arrays, rows: slice, samples: NDArray[np.int64]
+) -> None:
+    for row, sample in enumerate(samples.tolist(), rows.start):
+        targets = [batch[name][row].reshape(-1).view(np.uint8) for name in names]
+        if os.preadv(fd, targets, sample * nbytes) != nbytes:
+            raise OSError(f"sample {sample} was read in part")
+
+
+@contextmanager
+def open_preadv(factor: int, data: Path, reading: Reading) -> Iterator[Epochs]:
+    """One scattering `preadv` a sample; `factor` threads a worker, which a disk may want."""
+    names, nbytes = list(reading.arrays), reading.dtype().itemsize
+    fd = os.open(data / RECORDS, os.O_RDONLY)
+    threads = factor * reading.num_workers
+
+    def fill(batch: Arrays, rows: slice, samples: NDArray[np.int64]) -> None:
+        _read_rows(fd, nbytes, names, batch, rows, samples)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield lambda number: run_ring(reading.order(number), fill, reading, pool, threads)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_sequential(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """The records in the order of the file, for what the disk gives at best."""
+    names, nbytes = list(reading.arrays), reading.dtype().itemsize
+    fd = os.open(data / RECORDS, os.O_RDONLY)
+
+    def fill(batch: Arrays, rows: slice, samples: NDArray[np.int64]) -> None:
+        _read_rows(fd, nbytes, names, batch, rows, samples)
+
+    in_order = np.arange(reading.num_samples)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with ThreadPoolExecutor(1) as pool:
+            yield lambda _: run_ring(in_order, fill, reading, pool, 1)
+    finally:
+        os.close(fd)

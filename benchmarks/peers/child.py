@@ -1,0 +1,224 @@
+"""The process of one contestant: obeys commands, one JSON a line, and answers in kind.
+
+`python -m benchmarks.peers.child NAME`. What the contestant prints goes to the standard error, so
+that nothing it says can be taken for an answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.protocol import Batch, Epochs, Peer, Reading
+from benchmarks.workloads import TRUTH, edge_bytes
+from msdata.checksum import crc32c
+
+# A folder of packages that cannot be installed beside the others; see no-deps.txt.
+EXTRA_PACKAGES = "MSDATA_BENCH_PEERS"
+
+
+class WrongBatchError(Exception):
+    """A batch is not what it should be."""
+
+
+def check_batch(batch: Batch, reading: Reading, edges: NDArray[np.uint8]) -> None:
+    """Refuses a batch of other shapes, or whose arrays begin or end otherwise than they should.
+
+    Args:
+        batch: ids and arrays.
+        reading: what was asked for.
+        edges: uint8 (samples, arrays, 8).
+
+    Raises:
+        WrongBatchError: it is wrong.
+    """
+    ids, arrays = batch
+    for name, (shape, dtype) in reading.arrays.items():
+        array = arrays[name]
+        if array.shape != (len(ids), *shape) or array.dtype != np.dtype(dtype):
+            raise WrongBatchError(f"{name} came as {array.dtype}{array.shape}")
+        if not array.flags.c_contiguous:
+            raise WrongBatchError(f"{name} is not contiguous")
+    if not np.array_equal(edge_bytes({n: arrays[n] for n in reading.arrays}), edges[ids]):
+        raise WrongBatchError("a batch holds other values than its samples")
+
+
+def check_every_byte(batch: Batch, reading: Reading, checksums: NDArray[np.uint32]) -> None:
+    """Refuses a batch any byte of which differs.
+
+    Args:
+        batch: ids and arrays.
+        reading: what was asked for.
+        checksums: uint32 (samples, arrays), CRC32C.
+
+    Raises:
+        WrongBatchError: it differs.
+    """
+    ids, arrays = batch
+    for a, name in enumerate(reading.arrays):
+        for row, sample in enumerate(ids.tolist()):
+            if crc32c(arrays[name][row]) != checksums[sample, a]:
+                raise WrongBatchError(f"sample {sample}: {name} holds other bytes than its object")
+
+
+class Contestant:
+    """Obeys the commands for one contestant."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._opened = ExitStack()
+        self._epochs: Epochs | None = None
+        self._number = 0
+
+    def convert(self, objects: str, out: str, reading: Reading) -> dict[str, Any]:
+        """Converts, and waits until the disk has it."""
+        if self._peer.convert is None:
+            return {"seconds": None}
+        started_s = time.perf_counter()
+        self._peer.convert(Path(objects), Path(out), reading)
+        for path in Path(out).rglob("*"):
+            if path.is_file():
+                fd = os.open(path, os.O_RDONLY)
+                os.fsync(fd)
+                os.close(fd)
+        return {"seconds": time.perf_counter() - started_s}
+
+    def open(self, data: str, truth: str, reading: Reading) -> dict[str, Any]:
+        """Sets up what the epochs need, untimed."""
+        with np.load(Path(truth) / TRUTH) as found:
+            self._checksums, self._edges = found["checksums"], found["edges"]
+        self._reading = reading
+        self._opened = ExitStack()
+        self._epochs = self._opened.enter_context(self._peer.open(Path(data), reading))
+        return {}
+
+    def close(self) -> dict[str, Any]:
+        """Lets go of everything, so that no map holds a page in memory."""
+        self._epochs = None
+        self._opened.close()
+        gc.collect()
+        return {}
+
+    def run(
+        self, warm_ups: int, epochs: int, compute_rate: float | None, is_checked: bool
+    ) -> dict[str, Any]:
+        """Runs epochs without a pause between them.
+
+        Args:
+            warm_ups: epochs before the timed ones.
+            epochs: timed epochs.
+            compute_rate: samples a second that the stub of a training step takes; None for none.
+            is_checked: whether every byte is compared (then nothing is a rate).
+
+        Returns:
+            Seconds of the timed epochs, samples, seconds of compute, waits for batches, and the
+            order of samples in each checked epoch.
+        """
+        for _ in range(warm_ups):
+            self._epoch(None, False)
+        found = [self._epoch(compute_rate, is_checked) for _ in range(epochs)]
+        return {
+            "seconds": sum(f["seconds"] for f in found),
+            "compute_s": sum(f["compute_s"] for f in found),
+            "num_samples": sum(f["num_samples"] for f in found),
+            "waits_s": [w for f in found for w in f["waits_s"]],
+            "orders": [f["order"] for f in found] if is_checked else [],
+        }
+
+    def _epoch(self, compute_rate: float | None, is_checked: bool) -> dict[str, Any]:
+        assert self._epochs is not None
+        waits, ids, compute_s = [], [], 0.0
+        started_s = asked_s = time.perf_counter()
+        for batch in self._epochs(self._number):
+            waits.append(time.perf_counter() - asked_s)
+            check_batch(batch, self._reading, self._edges)
+            if is_checked:
+                check_every_byte(batch, self._reading, self._checksums)
+            ids.append(np.array(batch[0]))
+            if compute_rate is not None:
+                before_s = time.perf_counter()
+                time.sleep(len(batch[0]) / compute_rate)
+                compute_s += time.perf_counter() - before_s
+            asked_s = time.perf_counter()
+        seconds = time.perf_counter() - started_s
+        self._number += 1
+        order = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        if not np.array_equal(np.sort(order), np.arange(self._reading.num_samples)):
+            raise WrongBatchError(
+                f"an epoch held {len(order)} samples, {len(np.unique(order))} different ones, not "
+                f"each of {self._reading.num_samples} once"
+            )
+        return {
+            "seconds": seconds,
+            "compute_s": compute_s,
+            "num_samples": len(order),
+            "waits_s": waits,
+            "order": order.tolist() if is_checked else [],
+        }
+
+
+def versions_of(peer: Peer) -> dict[str, str]:
+    """Versions of the contestant's packages that are installed."""
+    found = {}
+    for name in peer.packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def reading_of(fields: Mapping[str, Any]) -> Reading:
+    """A reading out of its JSON."""
+    arrays = {name: (tuple(shape), dtype) for name, (shape, dtype) in fields["arrays"].items()}
+    return Reading(**{**fields, "arrays": arrays})
+
+
+def obey(contestant: Contestant, command: dict[str, Any]) -> dict[str, Any]:
+    """Does what a command says and gives the answer, or what went wrong."""
+    arguments = {k: v for k, v in command.items() if k != "do"}
+    if "reading" in arguments:
+        arguments["reading"] = reading_of(arguments["reading"])
+    try:
+        answer: dict[str, Any] = getattr(contestant, command["do"])(**arguments)
+    except (Exception, SystemExit) as error:  # the parent says it beside the contestant's name
+        traceback.print_exc()
+        text = str(error).strip().splitlines() or [""]
+        return {"error": f"{type(error).__name__}: {text[0]}", "is_wrong": _is_wrong(error)}
+    return answer
+
+
+def _is_wrong(error: BaseException) -> bool:
+    return isinstance(error, WrongBatchError)
+
+
+def main(name: str) -> int:
+    """Obeys until the standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    if os.environ.get(EXTRA_PACKAGES):
+        sys.path.append(os.environ[EXTRA_PACKAGES])
+    peer: Peer = importlib.import_module(f"benchmarks.peers.{name}").PEER
+    contestant = Contestant(peer)
+    print(json.dumps({"versions": versions_of(peer)}), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(obey(contestant, json.loads(line))), file=answers)
+    contestant.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
