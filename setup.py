@@ -15,7 +15,12 @@ EXTRAS = {
     "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.8"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.11"],
     "catalog": ["matplotlib>=3.8"],
-    "bench": ["webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9", "scikit-learn>=1.4"],
+    # The peers that install beside the rest; benchmarks/peers/no-deps.txt has the others.
+    "bench": [
+        *("webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9", "scikit-learn>=1.4"),
+        *("grain>=0.2.15", "array_record>=0.8; sys_platform == 'linux'", "portpicker>=1.6"),
+        *("spdl>=0.1.6", "zarr>=3.0"),
+    ],
 }
 # The two DALI builds install the same module, so `all` takes the one for CUDA 12.
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
