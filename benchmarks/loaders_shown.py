@@ -105,8 +105,8 @@ def _goals(result: Mapping[str, Any], ours: list[str]) -> list[str]:
             found.append(f"{kind}: {best:.2f} of the limit; the goal of {GOAL_OF_LIMIT} is {word}.")
             if best > 1.05:
                 found.append(
-                    f"{kind}: above 1, so the bare reads, in Python, are not the machine's limit at "
-                    "this size of a sample."
+                    f"{kind}: above 1, so the bare reads, in Python, are not the machine's limit "
+                    "at this size of a sample."
                 )
     for rate, utilisation in result["utilisation"].items():
         best = max((utilisation[n]["median"] for n in ours if n in utilisation), default=None)
