@@ -75,6 +75,10 @@ def main(arguments: list[str]) -> int:
     except MsdataError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        print(f"benchmarks: cannot go on:{place}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

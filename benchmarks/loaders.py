@@ -24,6 +24,7 @@ import msdata
 from benchmarks.harness import compare, spread, take_turns, write_result
 from benchmarks.loaders_shown import show
 from benchmarks.peers import PEER_NAMES
+from benchmarks.peers.child import WrongBatchError
 from benchmarks.peers.process import PeerError, PeerProcess, WrongDataError
 from benchmarks.peers.protocol import Peer, Reading
 from benchmarks.question import Settings
@@ -84,37 +85,33 @@ def make_race(settings: Settings) -> Race:
     """
     workload = WORKLOADS[settings.workload]
     count = settings.mock or (workload.num_quick if settings.quick else workload.num_samples)
+    if settings.data is not None:
+        count = min(count, len(msdata.open(settings.data).split("train")))
+    if count < 4:
+        raise UsageError(f"{count} samples are too few to race on; at least 4 are needed")
+    # Whole batches only: what an incomplete one is differs from contestant to contestant.
+    size = min(workload.batch_size, count // 4)
+    num_samples = count // size * size
+    if num_samples < count:
+        print(f"  {num_samples} of {count} samples, which make whole batches of {size}")
     if settings.data is None:
-        name, objects = f"{workload.name}-{count}", mock_objects(workload, count)
+        name, objects = f"{workload.name}-{num_samples}", mock_objects(workload, num_samples)
     else:
         fingerprint = msdata.open(settings.data).manifest.fingerprint
-        name, objects = f"data-{fingerprint[:12]}-{count}", dataset_objects(settings.data, count)
+        name = f"data-{fingerprint[:12]}-{num_samples}"
+        objects = dataset_objects(settings.data, num_samples)
     source = write_source(settings.work / name, objects)
-    num_samples = len(source.checksums)
-    # Whole batches only: what an incomplete one is differs from contestant to contestant.
-    size = min(workload.batch_size, max(1, num_samples // 4))
-    if num_samples < 4:
-        raise UsageError(f"{num_samples} samples are too few to race on; at least 4 are needed")
     reading = Reading(
         arrays=source.arrays,
-        num_samples=num_samples // size * size,
+        num_samples=num_samples,
         batch_size=size,
         num_workers=len(os.sched_getaffinity(0)),
     )
     return Race(
-        source=_cut(source, reading.num_samples),
+        source=source,
         reading=reading,
         work=settings.work / "converted",
         logs=settings.out / "logs",
-    )
-
-
-def _cut(source: Source, num_samples: int) -> Source:
-    """The source without the objects that fill no batch; our own pack takes all that lie there."""
-    if num_samples == len(source.checksums):
-        return source
-    raise UsageError(
-        f"{len(source.checksums)} samples do not make whole batches: give --mock {num_samples}"
     )
 
 
@@ -237,6 +234,7 @@ def run_training(race: Race, contender: Contender, compute_rate: int, epochs: in
 
 
 def take_part(
+    title: str,
     contenders: list[Contender],
     contestant: Callable[[Contender], float],
     repeats: int,
@@ -253,6 +251,7 @@ def take_part(
             lost[contender.name] = str(error)
             return 0.0
 
+    print(f"  {len(contenders)} contestants, {repeats} turns: {title}", flush=True)
     turns = take_turns({c.name: partial(run, c) for c in contenders}, repeats, warm_ups=0)
     return {name: rates for name, rates in turns.items() if name not in lost}
 
@@ -263,9 +262,11 @@ def race_all(race: Race, contenders: list[Contender], *, is_quick: bool) -> dict
     limits = [c.name for c in contenders if c.peer.is_limit]
     lost: dict[str, dict[str, str]] = {"hot": {}, "cold": {}, "training": {}}
     rates = {
-        "hot": take_part(contenders, lambda c: run_hot(race, c, epochs), repeats, lost["hot"]),
+        "hot": take_part(
+            "hot", contenders, lambda c: run_hot(race, c, epochs), repeats, lost["hot"]
+        ),
         "cold": take_part(
-            contenders, lambda c: run_cold(race, c), max(2, repeats - 1), lost["cold"]
+            "cold", contenders, lambda c: run_cold(race, c), max(2, repeats - 1), lost["cold"]
         ),
     }
     found: dict[str, Any] = {"rates": rates, "lost": lost, "utilisation": {}}
@@ -274,6 +275,7 @@ def race_all(race: Race, contenders: list[Contender], *, is_quick: bool) -> dict
         found[name] = compare(rates[name], present) if present else {}
     for compute_rate in COMPUTE_RATES:
         turns = take_part(
+            f"training at {compute_rate:,} samples/s",
             contenders,
             lambda c, r=compute_rate: run_training(race, c, r, epochs),  # type: ignore[misc]
             2 if is_quick else 3,
@@ -334,6 +336,7 @@ def answer(settings: Settings) -> int:
     wrong: dict[str, str] = {}
     contenders: list[Contender] = []
     with ExitStack() as stack:
+        stack.callback(shutil.rmtree, race.work, ignore_errors=True)
         for name in PEER_NAMES:
             try:
                 contenders.append(enter(race, name, stack))
@@ -364,5 +367,5 @@ def answer(settings: Settings) -> int:
         print(f"  {sentence}")
     result["shown"] = shown.to_json()
     print(write_result("loaders", result, command=settings.command, folder=settings.out))
-    shutil.rmtree(race.work, ignore_errors=True)
-    return 1 if wrong else 0
+    late = [reason for reasons in found["lost"].values() for reason in reasons.values()]
+    return 1 if wrong or any(WrongBatchError.__name__ in reason for reason in late) else 0

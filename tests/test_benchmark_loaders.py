@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 
 import benchmarks.loaders
+import msdata
 from benchmarks.__main__ import main
 from benchmarks.harness import spread
-from benchmarks.loaders import quality_of
+from benchmarks.loaders import make_race, quality_of
 from benchmarks.loaders_shown import sentences_of
 from benchmarks.peers import PEER_NAMES
 from benchmarks.peers.bare import RECORDS
 from benchmarks.peers.child import Contestant, WrongBatchError, check_batch
 from benchmarks.peers.process import PeerError, PeerProcess, WrongDataError
 from benchmarks.peers.protocol import Epochs, Peer, Reading
+from benchmarks.question import Settings
 from benchmarks.workloads import WORKLOADS, Source, Workload, mock_objects, write_source
+from msdata.checksum import crc32c
 
 NUM_SAMPLES = 24
 TINY = Workload(
@@ -227,10 +230,18 @@ def test_the_report_says_in_words_where_ours_is_not_ahead() -> None:
     assert "Not raced: q: no module." in behind
 
 
-@pytest.mark.parametrize("count", [3, 515])
-def test_samples_that_make_no_whole_batches_are_refused_with_the_number_that_does(
-    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_race_runs_on_whole_batches_of_the_users_own_data(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
 ) -> None:
-    words = ["loaders", "--workload", "stamps", "--mock", str(count), "--out", str(tmp_path)]
-    assert main(words) == 2
-    assert ("too few" if count == 3 else "give --mock 512") in capsys.readouterr().err
+    data = packed(tiny_source, "--split", "1,0,0")
+    race = make_race(Settings(data=data, out=tmp_path, quick=True))
+    assert race.reading.num_samples == 256
+    assert len(race.source.checksums) == 256
+    split = msdata.open(data).split("train")
+    names = split.schema.names
+    assert race.source.checksums[9].tolist() == [crc32c(split[9][name]) for name in names]
+
+
+def test_too_few_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["loaders", "--mock", "3", "--out", str(tmp_path)]) == 2
+    assert "3 samples are too few to race on" in capsys.readouterr().err

@@ -88,6 +88,9 @@ class PeerProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(self._timeout_s):
+                # A late answer would be taken for that of the next command.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
                 raise PeerError(f"{self._name}: no answer within {self._timeout_s:.0f} s")
         line = self._process.stdout.readline()
         if not line:
