@@ -6,6 +6,8 @@ DEMO_DIR ?= demo
 DEMO_OBJECTS ?= 1200
 BENCH_DIR ?= bench-data
 PYTEST_ARGS ?=
+# Files of tests run side by side; each is one after the other in itself.
+PYTEST_JOBS ?= 2
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -45,7 +47,7 @@ demo: $(STAMP)
 	@$(RUN) python -m benchmarks.demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
 
 test: $(STAMP)
-	@$(RUN) python -m pytest $(PYTEST_ARGS)
+	@$(RUN) python -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(RUN) ruff check .

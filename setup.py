@@ -31,6 +31,7 @@ EXTRAS["dev"] = [
     "mypy>=1.10",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "qp-prob>=1.1",
     "ruff>=0.6",
     "scoringrules>=0.8",

@@ -72,3 +72,14 @@ def ranks() -> Iterator[training.Ranks]:
     """Processes that train."""
     with training.Ranks() as made:
         yield made
+
+
+# Files run side by side (`make test`): the longest start first, and two Slurms do not meet.
+_FIRST = ("test_slurm_jobs.py", "test_fetch.py", "test_pack_resume.py", "test_train_resume.py")
+_LAST = ("test_fetch_slurm.py",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts long files first; within a file the order stays."""
+    rank = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(_LAST, 2)}
+    items.sort(key=lambda item: rank.get(item.path.name, 1))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from services import Services
 
 import msdata
+import msdata.node_cache
 from msdata.cache.config import GIB, CacheConfig
 from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import PAUSE_S, describe_service, link_address
@@ -304,7 +306,11 @@ def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     config: CacheConfig,
     num_nodes: int,
     container: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A busy machine takes longer than a product should wait.
+    patient = partial(msdata.node_cache.LinkFetcher, timeout_s=60.0)
+    monkeypatch.setattr("msdata.node_cache.LinkFetcher", patient)
     data = packed(tiny_source, *packing.TINY_SHARDS, "--format", container)
     train = msdata.open(data).split("train")
     memory = capacities(train, 0.8, [1] * num_nodes)

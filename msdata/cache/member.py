@@ -27,7 +27,7 @@ from msdata.cache.client import LOCAL, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
 from msdata.cache.group import Group, agree
 from msdata.cache.leftovers import remove_dead_shared_memory
-from msdata.cache.link import describe_service, link_address
+from msdata.cache.link import TIMEOUT_S, describe_service, link_address
 from msdata.cache.link_server import LinkServer
 from msdata.cache.mpi_transport import WindowReader
 from msdata.cache.service import records_of
@@ -44,6 +44,8 @@ _LEAVE_S = 5.0
 _TURN_S = 0.001
 _TURN_ALONE_S = 0.1
 _POLL_S = 0.1
+# A service that is gone refuses at once; one that is busy with filling may miss a turn or more.
+_MOST_LATE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,9 +331,17 @@ class ServedArena:
     def wait_until_staged(self) -> None:
         """In fill mode "stage", waits until all nodes are full, or this node's service is gone."""
         found: dict[str, Any] | None = self.service
-        while found is not None and found["fill"] == "stage" and not found["is_full"]:
+        num_late = 0
+        while num_late < _MOST_LATE and (
+            found is None or (found["fill"] == "stage" and not found["is_full"])
+        ):
             time.sleep(_POLL_S)
+            asked_s = time.monotonic()
             found = describe_service(link_address(self.path))
+            is_late = time.monotonic() - asked_s >= TIMEOUT_S
+            if found is None and not is_late:
+                return
+            num_late = num_late + 1 if found is None else 0
 
     def config(self, asked: CacheConfig) -> CacheConfig:
         """What a rank joins it with."""
