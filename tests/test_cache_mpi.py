@@ -311,10 +311,10 @@ def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     # A busy machine takes longer than a product should wait.
     patient = partial(msdata.node_cache.LinkFetcher, timeout_s=60.0)
     monkeypatch.setattr("msdata.node_cache.LinkFetcher", patient)
-    # Shards of which a quarter of the cache still holds one, in either container.
-    data = packed(tiny_source, "--shard-size", "24KiB", "--format", container)
+    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", container)
     train = msdata.open(data).split("train")
-    memory = capacities(train, 0.8, [1] * num_nodes)
+    # A quarter of the cache would hold none of the four HDF5 shards; a third holds one.
+    memory = capacities(train, 0.8, [2, 1, 2, 1][:num_nodes])
     found = dict.fromkeys(("local", "ssd", "peer", "storage"), 0)
     with Services(data, config.shm_dir, memory, "--fill", "stage"):
         for rank in range(num_nodes):
