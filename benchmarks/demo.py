@@ -33,6 +33,11 @@ _MARK = ".msdata-demo"
 # Several shards a split, so that the demo crosses from one to the next.
 _SHARD_SIZE = "128MiB"
 _NUM_SHEET_OBJECTS = 16
+# A job on two nodes, each with room for half of the shards.
+_PLAN = (
+    *("--nodes", "2", "--ranks-per-node", "2", "--batch-per-rank", "32", "--epochs", "2"),
+    *("--policy", "locality", "--memory-gib", "0.3"),
+)
 # Epochs of a thousand samples are over in a blink: the rate is the median of many.
 _NUM_TURNS = 15
 # Of the network's NMAD to that of always saying the mean.
@@ -57,13 +62,14 @@ def take_folder(folder: Path) -> None:
 
 
 def make_data(folder: Path, num_objects: int) -> Path:
-    """Makes mock objects, packs, verifies and describes them; returns the data set's folder."""
+    """Makes mock objects, packs, verifies, describes and plans; returns the data set's folder."""
     objects, data = folder / "objects", folder / "data"
     run_msdata("mock", objects, "--n", str(num_objects), "--seed", "0")
     catalog = objects / "catalog.csv"
     run_msdata("pack", objects, data, "--catalog", catalog, "--shard-size", _SHARD_SIZE)
     run_msdata("verify", data)
     run_msdata("info", data)
+    run_msdata("plan", data, *_PLAN)
     return data
 
 
