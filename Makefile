@@ -47,7 +47,12 @@ demo: $(STAMP)
 	@$(RUN) python -m benchmarks.demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
 
 test: $(STAMP)
-	@$(RUN) python -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(RUN) python -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); \
+	code=$$?; \
+	if [ $$code -eq 1 ]; then \
+	  echo 'What failed side by side is tried once more, by itself:'; \
+	  $(RUN) python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS); code=$$?; \
+	fi; exit $$code
 
 lint: $(STAMP)
 	@$(RUN) ruff check .
