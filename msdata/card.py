@@ -14,16 +14,16 @@ from typing import Any
 from msdata.atomic_file import storage_error
 from msdata.errors import DataError, UsageError
 from msdata.info import DatasetInfo
+from msdata.manifest import REJECTED_NAME, SOURCES_NAME
 from msdata.progress import bytes_text
 from msdata.schema import Survey
 
 CARD_NAME = "CARD.md"
-REJECTED_NAME = "rejected.csv"
 # Files whose SHA-256 the card gives: they hold the checksums of everything else.
 SUMMED_FILES = (
     "dataset.json",
     "index.parquet",
-    "sources.parquet",
+    SOURCES_NAME,
     REJECTED_NAME,
     "statistics.json",
 )

@@ -14,6 +14,9 @@ from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 
 FILE_NAME = "dataset.json"
+# Beside it: where each sample came from, and what was left out.
+SOURCES_NAME = "sources.parquet"
+REJECTED_NAME = "rejected.csv"
 FORMAT_VERSION = 1
 CONTAINERS = ("tar", "hdf5")
 

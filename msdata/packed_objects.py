@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
 from msdata.index import fixed_columns, read_rows
-from msdata.manifest import Manifest
+from msdata.manifest import SOURCES_NAME, Manifest
 from msdata.pack.planning import inpainted
 from msdata.pack.settings import PackSettings
 from msdata.preprocess import Preparation
 from msdata.sources.detect import detect_source
 from msdata.sources.fits_options import FitsOptions
-from msdata.verify import SOURCES_NAME
 
 if TYPE_CHECKING:
     from msdata.sources.source import Source

@@ -26,15 +26,13 @@ from msdata.expected_shard import ExpectedShard
 from msdata.index import FILE_NAME as INDEX_NAME
 from msdata.index import IndexFile, file_sha256
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
-from msdata.manifest import Manifest, ShardInfo, read_manifest
+from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo, read_manifest
 from msdata.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.shards.tar import INDEX_SUFFIX
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SOURCES_NAME = "sources.parquet"
-REJECTED_NAME = "rejected.csv"
 _KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, STATISTICS_NAME, REJECTED_NAME)
 
 # Told of (samples, bytes) as they are done, from any thread.

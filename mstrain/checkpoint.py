@@ -8,7 +8,6 @@ RUN/checkpoints/best.pt             the weights with the least validation loss
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import time
@@ -25,6 +24,7 @@ import msdata
 from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file, write_whole
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
+from mstrain.file_lock import take_lock
 from mstrain.fusion import RedshiftNet
 
 FORMAT_VERSION = 1
@@ -62,7 +62,7 @@ def locked_run(run: Path) -> Iterator[None]:
         raise storage_error("write", run, error) from error
     with file:
         deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while not _is_taken(file.fileno()):
+        while not take_lock(file.fileno()):
             if time.monotonic() > deadline:
                 raise UsageError(
                     f"another training writes to {run}; wait for it, or give another --out"
@@ -72,17 +72,6 @@ def locked_run(run: Path) -> Iterator[None]:
         for partial in (run / _FOLDER).glob(f"*{TEMPORARY_SUFFIX}"):
             partial.unlink(missing_ok=True)
         yield
-
-
-def _is_taken(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some parallel file systems are mounted without locks.
-        return True
-    return True
 
 
 def save_checkpoint(run: Path, state: Mapping[str, Any], *, step: int, keep: int) -> Path:

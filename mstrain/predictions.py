@@ -13,7 +13,6 @@ spooled to disk by each rank and joined by the first, so that memory holds their
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file
 from msdata.errors import DataError, UsageError
+from mstrain.file_lock import take_lock
 from mstrain.metrics.densities import Floats
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Spool:
         """
         try:
             self._file = self.path.open("ab")
-            if not _is_taken(self._file.fileno()):
+            if not take_lock(self._file.fileno()):
                 self._file.close()
                 self._file = None
                 raise UsageError(
@@ -139,17 +139,6 @@ class Spool:
 
 def _spool_path(table: Path, rank: str) -> Path:
     return table.with_name(f".{table.name}.rank{rank}{TEMPORARY_SUFFIX}")
-
-
-def _is_taken(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some parallel file systems are mounted without locks.
-        return True
-    return True
 
 
 class SpooledDensities:

@@ -17,14 +17,11 @@ from msdata import __version__
 from msdata.atomic_file import write_whole
 from msdata.errors import DataError, StorageError
 from msdata.index import file_sha256, fixed_columns, split_rows, write_index, write_table
-from msdata.manifest import Manifest, ShardInfo
+from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
 from msdata.pack.column_names import scalar_names
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
-
-REJECTED_NAME = "rejected.csv"
-SOURCES_NAME = "sources.parquet"
 
 
 def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Manifest:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from msdata.errors import DataError
-from msdata.pack.finish import REJECTED_NAME
+from msdata.manifest import REJECTED_NAME
 from msdata.pack.shard_task import Rejection, ShardResult
 
 

@@ -77,5 +77,7 @@ class BlockWriter:
         if taken:
             start = self._offset
             self._offset += pwrite_all(self._fd, taken, self._offset)
+            # Has the disk begin at once, so that the last flush finds little left. What is still
+            # being written stays in the page cache.
             os.posix_fadvise(self._fd, start, self._offset - start, os.POSIX_FADV_DONTNEED)
             self._num_pending -= nbytes

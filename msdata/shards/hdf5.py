@@ -72,11 +72,6 @@ class Hdf5ShardWriter:
         # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
         self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
 
-    @property
-    def fd(self) -> int:
-        """The open file, for early flushing while it is written."""
-        return self._fd
-
     def append(self, record: Record) -> None:
         """Adds one sample; see `ShardWriter.append`."""
         try:

@@ -102,11 +102,6 @@ class TarShardWriter:
         self._blocks = BlockWriter(self._fd)
         self._reserved = 0
 
-    @property
-    def fd(self) -> int:
-        """The open file, for early flushing while it is written."""
-        return self._fd
-
     def append(self, record: Record) -> None:
         """Adds one sample; see `ShardWriter.append`."""
         key = member_key(record.sample_id).encode()
