@@ -62,6 +62,7 @@ class Hdf5ShardWriter:
         self._partial = partial_path(path)
         self._skeleton = partial_path(path.with_name(path.name + ".skeleton"))
         self._fd = -1
+        self._streams: list[BlockWriter] = []
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
             self._offsets = _make_skeleton(self._partial, schema, max_samples, (), chunked)
@@ -112,6 +113,8 @@ class Hdf5ShardWriter:
                 path.unlink()
 
     def _close(self) -> None:
+        for stream in self._streams:
+            stream.close()
         # Marked first: closing twice might hit another thread's file of the same number.
         fd, self._fd = self._fd, -1
         if fd >= 0:

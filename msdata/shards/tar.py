@@ -172,6 +172,7 @@ class TarShardWriter:
             partial_path(self._path).unlink()
 
     def _close(self) -> None:
+        self._blocks.close()
         # Marked first: closing twice might hit another thread's file of the same number.
         fd, self._fd = self._fd, -1
         if fd >= 0:
