@@ -17,7 +17,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def raise_on_sigterm() -> None:
-    """Lets SIGTERM raise `Terminated`; does nothing outside of the main thread."""
+    """Lets the first SIGTERM raise `Terminated`; does nothing outside of the main thread.
+
+    Launchers send several, and a second one would cut short what the first one has begun: removing
+    unfinished files, and saying so.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
 
@@ -40,4 +44,5 @@ def exit_code_of(error: BaseException | None) -> int:
 
 
 def _raise(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
     raise Terminated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from hypothesis import settings
 # Examples are timed by the wall clock: beside other work a deadline would fail sound tests.
 settings.register_profile("msdata", deadline=None)
 settings.load_profile("msdata")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ import re
 import sys
 import time
 import traceback
+import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of, ignore_signals
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Said after Ctrl-C or SIGTERM, which Slurm sends at the time limit.
 WHEN_INTERRUPTED = "what is finished is kept: run the same command with --resume"
+# How long a rank waits for another one to say so and to end all.
+_LAST_WORD_S = 5.0
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -163,12 +166,14 @@ def _run_on_ranks(
     from msdata.mpi import communicator
     from msdata.pack.rank_progress import PeerError
     from msdata.pack.ranks import pack_on_ranks
+    from msdata.pack.state import PackState
 
     if args.jobs not in (None, 1):
         raise UsageError(
             f"--jobs {args.jobs} under MPI: the ranks are the processes; ask for more ranks"
         )
     world = communicator(topology)
+    run_id = world.bcast(uuid.uuid4().hex, root=0)
     try:
         return pack_on_ranks(
             settings,
@@ -184,19 +189,35 @@ def _run_on_ranks(
         raise
     except BaseException as error:
         # Ranks that wait for this one would wait for ever.
-        _abort(error, world)
-        raise
+        _abort(error, world, PackState(settings.out).interruption_path(run_id))
 
 
-def _abort(error: BaseException, world: Any) -> None:
+def _abort(error: BaseException, world: Any, claim: Path) -> NoReturn:
     # The launcher answers the end of one rank with signals to the others.
     ignore_signals()
     if not isinstance(error, KeyboardInterrupt):
         traceback.print_exc()
-    elif world.Get_rank() == 0:
+    elif _speaks_for_all(claim, world):
         print(f"msdata pack: interrupted; {WHEN_INTERRUPTED}", file=sys.stderr)
+    else:
+        # Whoever speaks for all also ends all, unless something holds it up.
+        time.sleep(_LAST_WORD_S)
     sys.stderr.flush()
     world.Abort(exit_code_of(error))
+    # MPICH's Abort may come back, and whoever goes on would say the same once more.
+    os._exit(exit_code_of(error))
+
+
+def _speaks_for_all(claim: Path, world: Any) -> bool:
+    """Whether this rank is the first of those interrupted: any may be, rank 0 need not be."""
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        # No folder yet: all ranks but the first are waiting for it, deaf to signals.
+        return int(world.Get_rank()) == 0
+    return True
 
 
 def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float) -> None:

@@ -80,6 +80,14 @@ class PackState:
         """The file that `folder_lock` locks."""
         return self.folder / "lock"
 
+    def interruption_path(self, run_id: str) -> Path:
+        """The file that the first rank of a run to be interrupted makes.
+
+        Args:
+            run_id: of this run alone: a second one may be waiting for the folder.
+        """
+        return self.folder / f"interrupted-{run_id}"
+
     @property
     def is_complete(self) -> bool:
         """Whether the data set is finished."""
