@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from msdata.cache.arena import peek
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.rows import read_rows
 from msdata.cache.shared_file import is_used
-from msdata.cache.slot_file import ROWS_AT, Header, SlotFile, read_header
+from msdata.cache.slot_file import ROWS_AT, Header, SlotFile
 from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
 from msdata.plan.ownership import Ownership, equal_nodes
 from msdata.topology import Topology
@@ -54,30 +54,19 @@ def look_at(path: Path) -> ArenaView | None:
     Returns:
         What is there; None where it has just gone, or is none.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        header = read_header(fd)
-        if header is None:
-            return None
-        slots = SlotFile(fd, is_mapped=False)
-        found = ArenaView(
+
+    def look(header: Header, slots: SlotFile) -> ArenaView:
+        return ArenaView(
             path=path,
             header=header,
             num_slots=slots.num_slots,
             num_ready=slots.num_ready,
             owners=slots.owners,
-            rows=read_rows(fd, ROWS_AT),
+            rows=read_rows(slots.fd, ROWS_AT),
             is_used=is_used(path),
         )
-        slots.close()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return found
+
+    return peek(path, look)
 
 
 def describe(view: ArenaView, split: CachedSplit | None) -> Status:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msdata
 from msdata.augment.statistics import FILE_NAME, BandStatistics, Statistics
 from msdata.errors import UsageError
+from msdata.jobs import add_jobs, num_jobs
 from msdata.progress import ProgressLine
 from msdata.stats import DEFAULT_MAX_SAMPLES, measure
 from msdata.table import table_lines
@@ -32,16 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help=f"the file to write, a .json; default: {FILE_NAME} in the data set"
     )
-    parser.add_argument("--jobs", type=int, help="threads; default: the cores")
+    add_jobs(parser, "threads")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures a data set's bands and writes the statistics; returns the exit code."""
-    jobs = len(os.sched_getaffinity(0)) if args.jobs is None else args.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs} is no number of threads; give at least 1")
+    jobs = num_jobs(args.jobs)
     if args.max_samples < 1:
         raise UsageError(f"--max-samples {args.max_samples} is no number of samples; give some")
     if args.out is not None and args.out.suffix != ".json":

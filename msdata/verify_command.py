@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.errors import DataError, UsageError
+from msdata.jobs import add_jobs, num_jobs
 from msdata.manifest import read_manifest
 from msdata.progress import ProgressLine, bytes_text
 from msdata.repair import Mending, repair
@@ -32,16 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=Path, help="with --repair: where the objects are now, if they moved"
     )
-    parser.add_argument("--jobs", type=int, help="shards at a time; default: the cores")
+    add_jobs(parser, "shards at a time")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
 
 
 def run(args: argparse.Namespace) -> int:
     """Checks a data set, mends it where asked to; returns the exit code."""
-    jobs = len(os.sched_getaffinity(0)) if args.jobs is None else args.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs} is no number of threads; give at least 1")
+    jobs = num_jobs(args.jobs)
     if args.source is not None and not args.repair:
         raise UsageError("--source is for --repair only")
     report = _verify(args, jobs)

@@ -65,6 +65,14 @@ def digest_of(batch: dict[str, Any]) -> dict[str, int]:
     }
 
 
+def digests(split: Split) -> dict[str, int]:
+    """`digest_of` all samples, read without a cache."""
+    with msdata.Loader(split, BATCH) as loader:
+        found = merged([{"digests": digest_of(batch)} for batch in loader])
+    assert len(found) == len(split)
+    return found
+
+
 def forecast(
     split: Split, policy: str, memory_nbytes: int, topology: Topology, epoch: int
 ) -> EpochForecast:

@@ -43,12 +43,7 @@ def split(packed: Callable[..., Path], tiny_source: Path) -> Split:
 
 @pytest.fixture(scope="module")
 def expected(split: Split) -> dict[str, int]:
-    """Checksums of all samples, read without a cache."""
-    with msdata.Loader(split, caching.BATCH) as loader:
-        digests: dict[str, int] = {}
-        for batch in loader:
-            digests |= caching.digest_of(batch)
-    return digests
+    return caching.digests(split)
 
 
 @pytest.fixture(scope="module", autouse=True)

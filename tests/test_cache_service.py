@@ -102,11 +102,7 @@ class Cluster:
 
 @pytest.fixture
 def expected(split: Split) -> dict[str, int]:
-    with msdata.Loader(split, caching.BATCH) as loader:
-        digests: dict[str, int] = {}
-        for batch in loader:
-            digests |= caching.digest_of(batch)
-    return digests
+    return caching.digests(split)
 
 
 @pytest.fixture

@@ -142,11 +142,7 @@ def local_job(job: Job) -> Job:
 
 @pytest.fixture
 def expected(split: Split) -> dict[str, int]:
-    with msdata.Loader(split, caching.BATCH) as loader:
-        digests: dict[str, int] = {}
-        for batch in loader:
-            digests |= caching.digest_of(batch)
-    return digests
+    return caching.digests(split)
 
 
 def samples(results: Sequence[dict[str, Any]], tier: str) -> list[int]:

@@ -148,7 +148,7 @@ def test_wrong_usage_is_said_in_one_sentence(
 ) -> None:
     cases = {
         ("--max-samples", "0"): "--max-samples 0 is no number of samples",
-        ("--jobs", "0"): "--jobs 0 is no number of threads",
+        ("--jobs", "0"): "--jobs 0 leaves nobody to do the work; give at least 1",
         ("--split", "trian"): "has no split 'trian'",
         ("--out", "s.txt"): "s.txt is no .json",
         ("--out", "/nowhere/s.json"): "/nowhere, the folder of --out, does not exist",

@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import CacheConfig, CachedSplit, Own
@@ -24,6 +26,7 @@ MEMORY_TIER, SSD_TIER = 0, 1
 # several services share a machine.
 SERVED = "served"
 _PREFIX = "msdata"
+_T = TypeVar("_T")
 
 
 def arena_path(config: CacheConfig, split: CachedSplit, node: int) -> Path:
@@ -65,6 +68,35 @@ def _user_prefix() -> str:
 def _word(text: str) -> str:
     """Text that may stand between dashes in a file name."""
     return re.sub(r"[^A-Za-z0-9_.]", "_", text)[:60]
+
+
+def peek(path: Path, look: Callable[[Header, SlotFile], _T | None]) -> _T | None:
+    """Looks at an arena without joining it.
+
+    Args:
+        path: the arena.
+        look: given what it is of and what it holds, which last as long as the call.
+
+    Returns:
+        What `look` gave; None where the arena has just gone, or is none.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        header = read_header(fd)
+        if header is None:
+            return None
+        slots = SlotFile(fd, is_mapped=False)
+        try:
+            return look(header, slots)
+        finally:
+            slots.close()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 class Arena:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.arena import SERVED, arena_path
+from msdata.cache.arena import SERVED, arena_path, peek
 from msdata.cache.budget import memory_budget
 from msdata.cache.client import LOCAL, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
@@ -32,7 +32,7 @@ from msdata.cache.link_server import LinkServer
 from msdata.cache.mpi_transport import WindowReader
 from msdata.cache.service import records_of
 from msdata.cache.shared_file import is_used
-from msdata.cache.slot_file import Header, SlotFile, owners_checksum, read_header
+from msdata.cache.slot_file import Header, SlotFile, owners_checksum
 from msdata.cache.tier import LOG
 from msdata.errors import StorageError
 
@@ -275,22 +275,12 @@ def served_place(place: str | None) -> str:
 
 def _found(path: Path, split: CachedSplit, node: int) -> tuple[Header, Owners] | None:
     """What an arena that an earlier service left is of; None where it cannot be used."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        header = read_header(fd)
-        if header is None or not header.is_of(split) or header.node != node:
-            return None
-        slots = SlotFile(fd, is_mapped=False)
-        owners = slots.owners
-        slots.close()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return header, owners
+
+    def look(header: Header, slots: SlotFile) -> tuple[Header, Owners] | None:
+        is_same = header.is_of(split) and header.node == node
+        return (header, slots.owners) if is_same else None
+
+    return peek(path, look)
 
 
 def find_service(config: CacheConfig, split: CachedSplit, node: int) -> ServedArena | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of, ignore_signals
+from msdata.jobs import add_jobs, num_jobs
 from msdata.manifest import CONTAINERS
 from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
@@ -96,9 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_fits_arguments(parser)
     parser.add_argument("--max-rejected", type=int, help="stop beyond this many unusable objects")
-    parser.add_argument(
-        "--jobs", type=int, help="worker processes; default: the cores of this node"
-    )
+    add_jobs(parser, "worker processes")
     parser.add_argument("--resume", action="store_true", help="take up an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
@@ -148,12 +147,9 @@ def run(args: argparse.Namespace) -> int:
 def _run_here(args: argparse.Namespace, settings: PackSettings) -> PackReport:
     from msdata.pack.run import pack
 
-    jobs = len(os.sched_getaffinity(0)) if args.jobs is None else args.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs} is not a number of processes; give at least 1")
     return pack(
         settings,
-        jobs=jobs,
+        jobs=num_jobs(args.jobs),
         resume=args.resume,
         max_rejected=args.max_rejected,
         is_quiet=args.quiet,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msdata.jobs import add_jobs, num_jobs
 from msdata.sources.mock.write import write_mock
 
 # Seconds between two lines where the output is no terminal.
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: 0)"
     )
-    parser.add_argument(
-        "--jobs", type=int, default=None, metavar="J", help="processes (default: one a processor)"
-    )
+    add_jobs(parser, "processes")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         num_objects=args.n,
         seed=args.seed,
-        jobs=args.jobs,
+        jobs=num_jobs(args.jobs),
         progress=_progress_printer(args.n),
     )
     seconds = time.perf_counter() - started_s

@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 
 from msdata.errors import StorageError, UsageError
+from msdata.jobs import num_cores
 from msdata.sources.mock.objects import (
     CATALOG_COLUMNS,
     NUM_IDS,
@@ -67,7 +68,7 @@ def write_mock(
             `catalog.csv`.
     """
     out = Path(out)
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    jobs = num_cores() if jobs is None else jobs
     _check_numbers(num_objects, seed, jobs)
     _check_empty(out)
     return _write_dataset(build_model(), out, seed, (num_objects, jobs), progress)
