@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.dataset import Split
+from msdata.index import arrow_numbers
 
 DEFAULT_COLUMNS = ("redshift",)
 _ID = "sample_id"
@@ -46,7 +47,7 @@ class BatchColumns:
 
         kind = split.column_type(name)
         if str(kind) not in ("string", "large_string"):
-            parts = (p.to_numpy(zero_copy_only=False) for p in split.column_parts(name))
+            parts = (arrow_numbers(part) for part in split.column_parts(name))
             self._numbers[name] = _joined(parts, len(split), np.float64)
         elif all(_fits(part) for part in split.column_parts(name)):
             self._fixed[name] = _joined(
@@ -93,13 +94,14 @@ def _fixed_width(part: Any) -> NDArray[np.bytes_]:
 
     lengths = pc.min_max(pc.binary_length(part))
     width = lengths["max"].as_py() or 1
-    if lengths["min"].as_py() == width:
-        same = part.cast(pa.binary()).cast(pa.binary(width))
-        return np.frombuffer(same.buffers()[1], f"S{width}")[same.offset :][: len(part)]
     fixed = np.empty(len(part), f"S{width}")
     for start in range(0, len(part), _CONVERTED_AT_ONCE):
         some = part.slice(start, _CONVERTED_AT_ONCE)
-        fixed[start : start + len(some)] = some.to_numpy(zero_copy_only=False)
+        if lengths["min"].as_py() != width:
+            some = pc.ascii_rpad(some, width, padding="\0")
+        same = some.cast(pa.binary()).cast(pa.binary(width))
+        values = np.frombuffer(same.buffers()[1], fixed.dtype)
+        fixed[start : start + len(some)] = values[same.offset :][: len(some)]
     return fixed
 
 

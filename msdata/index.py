@@ -141,6 +141,35 @@ def read_rows(
     return file.read_row_groups(groups, columns=names).slice(start - first, stop - start)
 
 
+def arrow_numbers(part: pa.Array) -> NDArray[Any]:
+    """The values of an Arrow array of numbers, in its own memory where they are all there.
+
+    Arrow's `to_numpy` gives the same, but imports pandas where there is one, which costs every
+    process that loads data 26 MiB and a third of a second.
+
+    Args:
+        part: of integers or floats; what else NumPy has a type for goes through `to_numpy`.
+
+    Returns:
+        (n,); nulls are NaN, and make integers float64.
+    """
+    import pyarrow as pa
+
+    if not (pa.types.is_integer(part.type) or pa.types.is_floating(part.type)):
+        return np.asarray(part.to_numpy(zero_copy_only=False))
+    if not len(part):
+        return np.empty(0, part.type.to_pandas_dtype())
+    buffer = part.buffers()[1]
+    values = np.frombuffer(buffer, part.type.to_pandas_dtype())
+    values = values[part.offset : part.offset + len(part)]
+    if not part.null_count:
+        return values
+    nulls = part.is_null().cast(pa.uint8())
+    is_null = np.frombuffer(nulls.buffers()[1], np.bool_)[nulls.offset :][: len(part)]
+    kind = values.dtype if pa.types.is_floating(part.type) else np.float64
+    return np.where(is_null, np.nan, values).astype(kind)
+
+
 class IndexFile:
     """The open index: reads columns when asked, a split at a time, never all at once.
 
@@ -232,7 +261,7 @@ class IndexFile:
         values = np.empty(num_rows, dtype)
         start = 0
         for part in self.column_parts(split, column):
-            array = part.to_numpy(zero_copy_only=False)
+            array = arrow_numbers(part)
             values[start : start + len(array)] = array
             start += len(array)
         return values

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import loading
 import numpy as np
 import packing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import msdata
 from msdata.errors import DataError, UsageError
-from msdata.index import file_sha256, fixed_columns, split_rows, write_index
+from msdata.index import arrow_numbers, file_sha256, fixed_columns, split_rows, write_index
 from msdata.manifest import read_manifest
 
 Packed = Callable[..., Path]
@@ -117,3 +123,28 @@ def test_an_index_that_makes_no_sense_is_not_written(out: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="split by split"):
         write_index(tmp_path, torn, data.schema)
     assert not list(tmp_path.glob("index*"))
+
+
+@given(
+    values=st.lists(st.none() | st.integers(-(2**31), 2**31 - 1), max_size=40),
+    kind=st.sampled_from([pa.int32(), pa.int64(), pa.float32(), pa.float64()]),
+    start=st.integers(0, 10),
+)
+def test_numbers_of_an_arrow_array_are_those_that_arrow_gives(values, kind, start) -> None:
+    part = pa.array(values, pa.int64()).cast(kind, safe=False).slice(start)
+    found, wanted = arrow_numbers(part), part.to_numpy(zero_copy_only=False)
+    assert found.dtype == wanted.dtype or not len(part)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.skipif(find_spec("pandas") is None, reason="there is no pandas to be imported")
+def test_a_process_that_loads_does_not_import_pandas(tiny_source: Path, packed: Packed) -> None:
+    data = packed(tiny_source, *loading.options_of("tar"))
+    code = (
+        "import msdata, sys\n"
+        f"split = msdata.open({str(data)!r}).split('train')\n"
+        "with msdata.Loader(split, 50, columns=['redshift', 'fold', 'crc32c']) as loader:\n"
+        "    print(sum(len(batch['fold']) for batch in loader), 'pandas' in sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.split() == [str(loading.NUM_SAMPLES), "False"], found.stderr
