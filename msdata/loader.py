@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from msdata.batch_columns import BatchColumns
 from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
-from msdata.errors import UsageError
+from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
 from msdata.loader_state import LoaderState
 from msdata.loader_stats import EpochCounters
@@ -52,6 +53,9 @@ class Loader:
         threads: threads that fill batches; None means the cores this process may use, but 4
             to 8.
         prefetch: batches filled ahead, at least 1.
+        across_epochs: while an epoch's last batches are used, fill the first of the next one, so
+            that no epoch begins with a wait; without a cache only, whose counts by tier are exact
+            to the epoch. False for a loader that runs one epoch, or the same one again.
         columns: columns of the index to hand out as well; None means `redshift` if there is one.
         last: what becomes of an incomplete last global batch. "short": it is dealt out as evenly
             as can be, so ranks differ by one sample and a rank may get none; "drop": left out;
@@ -76,6 +80,7 @@ class Loader:
         cache: str | CacheConfig | None = None,
         threads: int | None = None,
         prefetch: int = 3,
+        across_epochs: bool = True,
         columns: Sequence[str] | None = None,
         last: str = "short",
         buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
@@ -109,6 +114,9 @@ class Loader:
         )
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._held: deque[BatchBuffer] = deque()
+        # The epoch of the last batches in flight, if it is not the one under way, and how many.
+        self._crosses_epochs = across_epochs and cache is None
+        self._ahead_epoch, self._num_ahead = -1, 0
         self._epoch = 0
         self._position = 0
         self._resume_at = 0
@@ -135,11 +143,13 @@ class Loader:
             UsageError: the loader was closed, or made in another process.
         """
         self._check_usable()
-        self._cancel()
         position = self._resume_at
         if self._is_over(position or self._position):
             self._epoch, position = self._epoch + 1, 0
         self._position, self._resume_at = position, 0
+        if position or not self._is_begun(self._epoch):
+            self._cancel()
+        self._iteration += 1
         return self._run_epoch(self._iteration, self._epoch, position)
 
     def _run_epoch(self, iteration: int, epoch: int, first_position: int) -> Iterator[Batch]:
@@ -153,7 +163,9 @@ class Loader:
             num_steps=num_steps,
             earlier_wait_s=self._stats.earlier_wait_s + self._stats.wait_s,
         )
-        submitted = 0
+        # What was begun while the epoch before ended, or nothing.
+        submitted = len(self._in_flight)
+        self._ahead_epoch, self._num_ahead = -1, 0
         for _ in range(num_steps):
             self._check_newest(iteration)
             if len(self._held) > self._prefetch:
@@ -161,10 +173,25 @@ class Loader:
             while self._free and submitted < num_steps:
                 self._submit(self._planner.step(order, first_position, submitted))
                 submitted += 1
+            if submitted == num_steps and self._crosses_epochs:
+                self._begin_ahead(epoch + 1)
             yield self._next_batch()
         if iteration == self._iteration:
             self._epoch, self._position = epoch + 1, 0
             self._cache.end_epoch()
+
+    def _begin_ahead(self, epoch: int) -> None:
+        """Has what buffers are left filled with the first batches of the next epoch."""
+        order = self._planner.order_at_hand(epoch)
+        # A fault of that epoch is raised by that epoch.
+        with suppress(MsdataError):
+            while order is not None and self._free and self._num_ahead < len(self):
+                self._submit(self._planner.step(order, 0, self._num_ahead))
+                self._ahead_epoch, self._num_ahead = epoch, self._num_ahead + 1
+
+    def _is_begun(self, epoch: int) -> bool:
+        """Whether the first batches of an epoch, and no others, are in flight."""
+        return epoch == self._ahead_epoch and len(self._in_flight) == self._num_ahead
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
@@ -222,6 +249,7 @@ class Loader:
             filling.done.wait()
             self._free.append(filling.buffer)
         self._in_flight.clear()
+        self._ahead_epoch, self._num_ahead = -1, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration runs; without it they count up from 0.

@@ -83,6 +83,7 @@ def measure(
             topology=alone,
             threads=jobs,
             prefetch=_PREFETCH,
+            across_epochs=False,
             columns=(),
         ) as loader,
         ThreadPoolExecutor(jobs, "msdata-stats") as executor,

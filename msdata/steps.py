@@ -130,6 +130,11 @@ class StepPlanner:
         self._future(epoch + 1)
         return order
 
+    def order_at_hand(self, epoch: int) -> NDArray[np.uint32] | None:
+        """The epoch's order if it has been computed, for those who must not wait for it."""
+        future = self._orders.get(epoch)
+        return future.result() if future is not None and future.done() else None
+
     def _future(self, epoch: int) -> Future[NDArray[np.uint32]]:
         if epoch not in self._orders:
             self._orders[epoch] = self._executor.submit(self._compute_order, epoch)

@@ -197,7 +197,8 @@ def make_loader(
             once an epoch in any order.
     """
     data = config.data
-    options: dict[str, Any] = {}
+    # A validation begins with the same epoch each time: none is to be begun ahead.
+    options: dict[str, Any] = {"across_epochs": False}
     if is_training:
         options = {
             "policy": data.policy,
