@@ -111,14 +111,6 @@ def record_parts(buffer: BatchBuffer, row: int) -> list[NDArray[np.uint8]]:
     return [array[row : row + 1].reshape(-1).view(np.uint8) for array in buffer.arrays.values()]
 
 
-def num_buffers_for(prefetch: int) -> int:
-    """Buffers of a ring: what the user may hold, and as much again being filled.
-
-    A batch stays valid until the next but `prefetch` is asked for: `prefetch + 1` are held.
-    """
-    return 2 * prefetch + 1
-
-
 def make_ring(
     schema: Schema, batch_size: int, num_buffers: int, gaps: Sequence[int] | None
 ) -> list[BatchBuffer]:

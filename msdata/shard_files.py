@@ -19,7 +19,7 @@ from msdata.errors import DataError, StorageError
 # More open files than this make nothing faster.
 _MAX_OPEN = 512
 # Parts of the process's limit of open files, usually 1,024: what is kept open beyond its use, and
-# what each of the batches in flight may hold, of which there are seven unless told otherwise.
+# what each of the batches in flight may hold, of which there are a few.
 _SHARE_KEPT = 4
 _SHARE_HELD = 28
 # Reads with this flag give what is in memory and never wait for a disk.

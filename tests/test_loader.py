@@ -93,20 +93,21 @@ class LoaderContract:
                     assert array.ctypes.data % 64 == 0
                 assert batch["sample_id"].shape == batch["redshift"].shape == (count,)
 
-    @pytest.mark.parametrize("prefetch", [1, 2, 3])
-    def test_a_batch_keeps_its_bytes_until_the_next_but_prefetch(self, split, prefetch) -> None:
+    @pytest.mark.parametrize(("prefetch", "hold"), [(1, None), (2, None), (3, 1), (1, 4), (2, 2)])
+    def test_as_many_batches_as_are_held_keep_their_bytes(self, split, prefetch, hold) -> None:
+        num_held = prefetch + 1 if hold is None else hold
         held: list[tuple[dict, int]] = []
         addresses = set()
-        with msdata.Loader(split, 8, prefetch=prefetch) as loader:
+        with msdata.Loader(split, 8, prefetch=prefetch, hold=hold) as loader:
             # Batches stay valid over the end of an epoch, too.
             for batch in itertools.chain(loader, loader, loader):
                 addresses.add(batch["image"].ctypes.data)
                 held.append((batch, _checksum(batch)))
-                held = held[-(prefetch + 1) :]
+                held = held[-num_held:]
                 assert all(_checksum(b) == checksum for b, checksum in held)
             stats = loader.ring_nbytes
-        assert len(addresses) <= 2 * prefetch + 1
-        assert stats == (2 * prefetch + 1) * (2 << 20)
+        assert len(addresses) <= prefetch + num_held
+        assert stats == (prefetch + num_held) * (2 << 20)
 
     def test_shards_too_many_to_be_all_open_give_the_same_batches(self, split) -> None:
         with msdata.Loader(split, 100, threads=2) as loader:
@@ -234,6 +235,7 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
     [
         ({"batch_size": 0}, "batch_size 0 is empty"),
         ({"prefetch": 0}, "prefetch 0"),
+        ({"hold": 0}, "hold 0: at least the batch that was handed out"),
         ({"threads": 0}, "threads 0"),
         ({"cache": "ssd"}, "neither None, 'auto' nor a CacheConfig"),
         ({"policy": "locality"}, "policy 'locality' deals samples to the nodes that cache them"),

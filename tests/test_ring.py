@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +11,6 @@ from msdata.ring import (
     array_starts,
     batch_arrays,
     make_ring,
-    num_buffers_for,
     ring_nbytes,
 )
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
@@ -62,13 +60,6 @@ def test_a_read_fills_one_sample_of_every_array(schema, batch_size, gap) -> None
         )
         raw = array.reshape(batch_size, -1).view(np.uint8)
         assert (raw == (np.arange(batch_size) % 2)[:, None]).all()
-
-
-@pytest.mark.parametrize("prefetch", [1, 2, 3, 10])
-def test_the_ring_holds_what_the_user_may_and_as_much_again_being_filled(prefetch) -> None:
-    num_buffers = num_buffers_for(prefetch)
-    held = prefetch + 1
-    assert num_buffers - held >= prefetch
 
 
 def test_a_ring_is_handed_out_by_the_kernel_before_the_first_batch() -> None:

@@ -14,6 +14,6 @@ PEER = Peer(
     convert=partial(pack, "tar"),
     shuffle="shards in random order, shuffled in a buffer",
     resume=RESUME,
-    advice="README: threads as many as cores",
+    advice="README: hold=1, as each batch is done with before the next; threads=cores",
     is_ours=True,
 )

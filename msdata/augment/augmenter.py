@@ -82,7 +82,8 @@ def stream(
     """Augments the next batches while the network is at work on this one.
 
     Args:
-        batches: a loader; its `prefetch` must be at least `ahead`, as so many batches are held.
+        batches: a loader that holds more than `ahead` batches, as it does of itself where its
+            `prefetch` is at least `ahead`.
         augmenter: what augments them.
         epoch: what the draws are keyed with.
         train: False for no draws.
