@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from msdata.checksum import crc32c, crc32c_of_parts
 from msdata.schema import MANTIS_SHRIMP
 
 SAMPLE_NBYTES = sum(a.nbytes for a in MANTIS_SHRIMP.arrays)
+# Where in a record its arrays begin and end.
+PIECES = tuple(pairwise(accumulate((a.nbytes for a in MANTIS_SHRIMP.arrays), initial=0)))
 BATCH_SIZE = 128
 REQUEST_SIZE = 16
 NUM_RECORDS = 256
@@ -130,8 +133,7 @@ def receive_ours(
     fetcher: Fetcher, checksums: list[int], samples: NDArray[np.int64], rows: Any, node: int = 0
 ) -> None:
     """As the loader does: rows in three pieces, each record against its checksum."""
-    sizes = [a.nbytes for a in MANTIS_SHRIMP.arrays]
-    parts = [np.split(row, np.cumsum(sizes)[:-1]) for row in rows]
+    parts = [[row[start:stop] for start, stop in PIECES] for row in rows]
     wanted = [checksums[sample] for sample in samples.tolist()]
     came = fetcher.fetch(
         [node] * len(rows),

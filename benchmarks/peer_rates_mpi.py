@@ -45,7 +45,7 @@ from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.member import MemberService
 from msdata.cache.slot_file import slots_at_owners
 from msdata.checksum import crc32c
-from msdata.mpi import MpiGroup, Window
+from msdata.mpi import MpiGroup
 from msdata.topology import from_env
 
 BARE = "bare MPI_Get"
@@ -79,7 +79,7 @@ def serve(shm_dir: Path) -> None:
     with MemberService(group, config, split, own, lambda: lambda s: records[s]) as service:
         service.open("host")
         with service.path.open("r+b") as file:
-            window = group.window(mmap.mmap(file.fileno(), 0))
+            window = group.window(mmap.mmap(file.fileno(), 0)).bare
         places = slots_at_owners(own(), split, group.size)
         first_at = int(places.payload_at[KEEPER])
         rows = np.zeros((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
@@ -96,12 +96,12 @@ def serve(shm_dir: Path) -> None:
 
 
 def get_barely(
-    window: Window, first_at: int, samples: NDArray[np.int64], rows: NDArray[np.uint8]
+    window: Any, first_at: int, samples: NDArray[np.int64], rows: NDArray[np.uint8]
 ) -> None:
-    """Reads records by `MPI_Get`, and nothing else."""
+    """Reads records by `MPI_Get` of mpi4py's window, and nothing else."""
     for row, sample in zip(rows, samples.tolist(), strict=True):
-        window.get(KEEPER, row, first_at + sample * SAMPLE_NBYTES)
-    window.flush(KEEPER)
+        window.Get(row, KEEPER, first_at + sample * SAMPLE_NBYTES)
+    window.Flush(KEEPER)
 
 
 @contextmanager

@@ -59,43 +59,53 @@ class Window:
     Args:
         world: the communicator.
         memory: this process's share, a writable buffer; stays mapped until the group ends.
+
+    Attributes:
+        bare: mpi4py's window.
     """
 
     def __init__(self, world: Any, memory: Any) -> None:
         from mpi4py import MPI
 
-        self._win = MPI.Win.Create(memory, 1, comm=world)
+        self.bare = MPI.Win.Create(memory, 1, comm=world)
         # A failed read is an exception here, not the end of the process.
-        self._win.Set_errhandler(MPI.ERRORS_RETURN)
+        self.bare.Set_errhandler(MPI.ERRORS_RETURN)
         self._error = MPI.Exception
-        self._win.Lock_all(MPI.MODE_NOCHECK)
+        self._wait = MPI.Request.Waitall
+        self.bare.Lock_all(MPI.MODE_NOCHECK)
 
-    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> None:
+    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
         """Begins to read `len(target)` bytes at a place of a process's memory.
 
-        Raises:
-            OSError: MPI refused.
-        """
-        try:
-            self._win.Get(target, rank, at)
-        except self._error as error:
-            raise OSError(f"MPI cannot read from rank {rank}: {error}") from error
-
-    def flush(self, rank: int) -> None:
-        """Waits until all that was asked of a process is here.
+        Returns:
+            What `wait` takes; the target must not be touched before.
 
         Raises:
             OSError: MPI refused.
         """
         try:
-            self._win.Flush(rank)
+            return self.bare.Rget(target, rank, at)
         except self._error as error:
             raise OSError(f"MPI cannot read from rank {rank}: {error}") from error
+
+    def wait(self, begun: Sequence[Any]) -> None:
+        """Waits until what was begun is here.
+
+        Args:
+            begun: what `get` gave; None for nothing.
+
+        Raises:
+            OSError: MPI refused.
+        """
+        try:
+            self._wait([b for b in begun if b is not None])
+        except self._error as error:
+            raise OSError(f"MPI cannot read from another process: {error}") from error
 
     def close(self) -> None:
         """Takes the memory back; all processes of the group do so together."""
-        self._win.Unlock_all()
-        self._win.Free()
+        self.bare.Unlock_all()
+        self.bare.Free()
 
 
 class Exchange:
@@ -214,7 +224,7 @@ class MpiGroup:
         # Barriers are told apart by their order on a communicator, and these may be in any.
         self._communicators = [self._world.Dup(), self._world.Dup()]
         self._barriers: list[Any] = [None, None]
-        self._windows: list[Window] = []
+        self.baredows: list[Window] = []
         self._exchange: Exchange | None = None
         self._sent: list[Any] = []
         # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
@@ -235,7 +245,7 @@ class MpiGroup:
     def window(self, memory: Any) -> Window:
         """See `Window`; all processes call it together."""
         made = Window(self._world, memory)
-        self._windows.append(made)
+        self.baredows.append(made)
         return made
 
     def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
@@ -295,7 +305,7 @@ class MpiGroup:
         from mpi4py import MPI
 
         MPI.Request.Waitall(self._sent + self._told)
-        for window in self._windows:
+        for window in self.baredows:
             window.close()
         if self._exchange is not None:
             self._exchange.close()

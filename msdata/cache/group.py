@@ -16,11 +16,11 @@ T = TypeVar("T")
 class Window(Protocol):
     """Memory that the services of a group open to each other's one-sided reads."""
 
-    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> None:
+    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
         """Begins to read `len(target)` bytes at a place of a service's memory; or OSError."""
 
-    def flush(self, rank: int) -> None:
-        """Waits until all that was asked of a service is here; or OSError."""
+    def wait(self, begun: Sequence[Any]) -> None:
+        """Waits until what was begun, as `get` gave it, is here (None: nothing); or OSError."""
 
 
 class Exchange(Protocol):

@@ -94,6 +94,7 @@ class _Link:
     def __init__(self, address: str, sample_nbytes: int, timeout_s: float) -> None:
         num_slots = min(_MAX_STAGED, max(2, _STAGING_NBYTES // sample_nbytes))
         self._half = num_slots // 2
+        self._timeout_s = timeout_s
         self._socket = _connect(address, timeout_s)
         try:
             self._area, fd = _anonymous(num_slots * sample_nbytes)
@@ -128,10 +129,7 @@ class _Link:
             while num_asked < min(turn + 2, -(-len(samples) // self._half)):
                 self._ask(num_asked, nodes, samples)
                 num_asked += 1
-            first = turn % 2 * self._half
-            for i, is_there in enumerate(self._answer()):
-                record = self._slots_SN[first + i]
-                came.append(is_there and fill_row(rows[start + i], record) and is_sound(start + i))
+            self._take(came, (turn, min(start + self._half, len(samples))), rows, is_sound)
         return came
 
     def _ask(self, turn: int, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
@@ -140,10 +138,29 @@ class _Link:
         head = np.array([turn, turn % 2 * self._half], np.int64)
         self._socket.send(np.concatenate([head, nodes[part], samples[part]]).tobytes())
 
+    def _take(
+        self,
+        came: list[bool],
+        part: tuple[int, int],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
+    ) -> None:
+        """Copies a part of what was asked for out of its half, some while others are on the way."""
+        turn, stop = part
+        shift = (turn % 2 - turn) * self._half
+        deadline_s = time.monotonic() + self._timeout_s
+        while len(came) < stop:
+            for is_there in self._answer():
+                i = len(came)
+                is_whole = is_there and fill_row(rows[i], self._slots_SN[shift + i])
+                came.append(is_whole and is_sound(i))
+            if len(came) < stop and time.monotonic() > deadline_s:
+                raise TimeoutError("it is too slow")
+
     def _answer(self) -> list[bool]:
-        """Takes the answer to the oldest part that has none."""
+        """Whether the next samples are there, as many as the service has looked at since."""
         answer = self._socket.recv(MAX_MESSAGE_NBYTES)
-        if len(answer) < 8:
+        if len(answer) <= 8:
             raise ConnectionResetError("it has ended")
         return [bool(b) for b in answer[8:]]
 

@@ -8,7 +8,7 @@ import mmap
 import os
 import selectors
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from msdata.cache.link import DESCRIBE, MAX_MESSAGE_NBYTES, STAGED, is_own_user
 
-# Nodes, samples, and a writable uint8 array (sample_nbytes,) for each -> whether each is there.
+# Nodes, samples, and a writable uint8 array (sample_nbytes,) for each -> whether each is there, for
+# some after the other, as they come.
 ReadPeers = Callable[
-    [NDArray[np.int64], NDArray[np.int64], Sequence[NDArray[np.uint8]]], NDArray[np.bool_]
+    [NDArray[np.int64], NDArray[np.int64], Sequence[NDArray[np.uint8]]],
+    Iterable[NDArray[np.bool_]],
 ]
 
 
@@ -128,7 +130,11 @@ class LinkServer:
         return True
 
     def _fetch(self, client: _Client, request: NDArray[np.int64]) -> bool:
-        """Answers [number, first slot, nodes, samples] by [number, whether each is there]."""
+        """Answers [number, first slot, nodes, samples] by [number, whether each is there].
+
+        What is there is said at once, in as many answers as it takes, so that a rank copies some
+        records out while others are on their way.
+        """
         num_samples = (len(request) - 2) // 2
         if client.rows is None or num_samples < 0:
             return False
@@ -136,8 +142,9 @@ class LinkServer:
         if not 0 <= first <= stop <= len(client.rows):
             return False
         nodes, samples = request[2 : 2 + num_samples], request[2 + num_samples :]
-        came = self._read(nodes, samples, list(client.rows[first:stop]))
-        client.socket.send(request[:1].tobytes() + came.astype(np.uint8).tobytes())
+        number = request[:1].tobytes()
+        for came in self._read(nodes, samples, list(client.rows[first:stop])):
+            client.socket.send(number + came.tobytes())
         return True
 
     def _drop(self, client: _Client) -> None:

@@ -12,7 +12,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -208,8 +208,8 @@ class MemberService:
         return self._client.tiers[LOCAL].slots
 
     def _open_link(self, reader: WindowReader | None) -> None:
-        def read_nothing(nodes: Any, samples: Any, targets: Any) -> NDArray[np.bool_]:
-            return np.zeros(len(samples), bool)
+        def read_nothing(nodes: Any, samples: Any, targets: Any) -> Iterable[NDArray[np.bool_]]:
+            yield np.zeros(len(samples), bool)
 
         read = read_nothing if reader is None else reader.read
         address = link_address(self.path)
