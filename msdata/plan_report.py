@@ -19,15 +19,18 @@ from msdata.plan.forecast import (
     Job,
     assign_job,
     count_epoch,
+    order_job,
     own_job,
 )
-from msdata.plan.order import epoch_order, num_steps
+from msdata.plan.order import num_steps
 from msdata.plan.ownership import MEMORY, SSD, Ownership
 from msdata.plan.timing import EpochTime, Machine, time_epoch, what_if
 
 # An epoch of 4.3 M samples is replayed in 0.3 s: three of them leave `msdata plan` of a hundred
 # epochs well within three seconds. Smaller sets are replayed whole.
 _REPLAYED_SAMPLES = 15_000_000
+# Shuffle quality is that of the first of these, and of the change to the second.
+_COMPARED_EPOCHS = (1, 2)
 # Label drift sorts what it looks at: some batches tell as much as all.
 _DRIFT_SAMPLES = 500_000
 
@@ -58,7 +61,8 @@ def build_report(
     if replay_epochs is None:
         replay_epochs = max(2, _REPLAYED_SAMPLES // job.num_samples)
     shares = owned_shares(job, ownership)
-    forecasts, seen = _forecast(job, ownership, num_epochs, min(replay_epochs, num_epochs))
+    orders = _Orders(job)
+    forecasts, seen = _forecast(orders, ownership, num_epochs, min(replay_epochs, num_epochs))
     times = [time_epoch(f, machine, job.topology) for f in forecasts]
     expected = expect_epoch(job, 1, shares)
     return {
@@ -75,7 +79,7 @@ def build_report(
         "closed_form": _describe_closed_form(job, expected),
         "what_if": [_describe_variant(v) for v in what_if(job, machine)],
         "by_nodes": [_describe_variant(v) for v in timing.by_nodes(job, machine, by_nodes)],
-        "quality": _measure_quality(job, redshift, seen),
+        "quality": _measure_quality(orders, redshift, seen),
         "machine": asdict(machine),
     }
 
@@ -85,13 +89,30 @@ def _describe_variant(variant: timing.Variant) -> dict[str, Any]:
     return {"name": variant.name, "nodes": variant.num_nodes, **described}
 
 
+class _Orders:
+    """Orders of a job's epochs; those that are used twice are drawn once."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._kept: dict[int, NDArray[np.int64]] = {}
+
+    def of(self, epoch: int) -> NDArray[np.int64]:
+        found = self._kept.get(epoch)
+        if found is None:
+            found = order_job(self.job, epoch)
+            if epoch in _COMPARED_EPOCHS:
+                self._kept[epoch] = found
+        return found
+
+
 def _forecast(
-    job: Job, ownership: Ownership, num_epochs: int, replay_epochs: int
+    orders: _Orders, ownership: Ownership, num_epochs: int, replay_epochs: int
 ) -> tuple[list[EpochForecast], NDArray[np.float64]]:
     """Forecast every epoch, and what rank 0 has seen of the data after each replayed one."""
+    job = orders.job
     forecasts, read_by_rank_0 = [], []
     for epoch in range(replay_epochs):
-        assignment: Assignment = assign_job(job, ownership, epoch)
+        assignment: Assignment = assign_job(job, ownership, epoch, order=orders.of(epoch))
         forecasts.append(count_epoch(assignment, job, ownership, epoch))
         read_by_rank_0.append(assignment.samples[:, 0])
     shares = owned_shares(job, ownership)
@@ -172,13 +193,14 @@ def _describe_closed_form(job: Job, expected: EpochForecast) -> dict[str, Any]:
 
 
 def _measure_quality(
-    job: Job, redshift: NDArray[np.float64] | None, seen: NDArray[np.float64]
+    orders: _Orders, redshift: NDArray[np.float64] | None, seen: NDArray[np.float64]
 ) -> dict[str, Any] | None:
     """Quality of epoch 1 and of the change from it to epoch 2; None if no batch is complete."""
+    job = orders.job
     batch = _global_batch(job)
     if job.num_samples < max(2, batch):
         return None
-    one, other = (_order(job, epoch) for epoch in (1, 2))
+    one, other = map(orders.of, _COMPARED_EPOCHS)
     shard_of_sample = np.repeat(np.arange(len(job.shard_sizes), dtype=np.int32), job.shard_sizes)
     batches = quality.batches_of(one, batch)
     num_seen = len(seen)
@@ -196,17 +218,6 @@ def _measure_quality(
     described: dict[str, Any] = {name: _describe(m) for name, m in measured.items()}
     described["seen_after_epochs"] = num_seen
     return described
-
-
-def _order(job: Job, epoch: int) -> NDArray[np.int64]:
-    return epoch_order(
-        job.policy,
-        seed=job.seed,
-        epoch=epoch,
-        num_samples=job.num_samples,
-        shard_sizes=job.shard_sizes,
-        buffer_samples=job.buffer_samples,
-    )
 
 
 def _measure_drift(

@@ -80,6 +80,20 @@ def test_labels_sorted_into_shards_drift_under_a_block_shuffle():
     assert drift.distribution.ratio > 3
 
 
+def test_the_distance_of_distributions_is_that_of_kolmogorov_and_smirnov():
+    random = np.random.default_rng(4)
+    # Rounded, so that there are ties.
+    label = random.gamma(2, 0.15, 500).round(2)
+    batches = quality.batches_of(random.permutation(500), 50)
+    expected = []
+    for batch in batches:
+        middle = [((label < v).sum() + (label <= v).sum()) / 1000 for v in np.sort(label[batch])]
+        steps = np.arange(51) / 50
+        expected.append(max(np.abs(middle - steps[1:]).max(), np.abs(middle - steps[:-1]).max()))
+    drift = quality.label_drift(batches, label)
+    assert drift.distribution.value == pytest.approx(np.mean(expected), abs=1e-12)
+
+
 def test_coarse_labels_are_compared_in_the_middle_of_their_ties():
     label = np.repeat([0.0, 1.0], NUM_SAMPLES // 2)
     drift = quality.label_drift(np.arange(NUM_SAMPLES)[None], label)

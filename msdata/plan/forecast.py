@@ -124,8 +124,25 @@ def own_job(job: Job) -> Ownership:
     return own_shards(job.cached_bytes, job.nodes)
 
 
+def order_job(job: Job, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch of a job, int64 (num_samples,); see `epoch_order`."""
+    return epoch_order(
+        job.policy,
+        seed=job.seed,
+        epoch=epoch,
+        num_samples=job.num_samples,
+        shard_sizes=job.shard_sizes,
+        buffer_samples=job.buffer_samples,
+    )
+
+
 def assign_job(
-    job: Job, ownership: Ownership, epoch: int, *, first_position: int = 0
+    job: Job,
+    ownership: Ownership,
+    epoch: int,
+    *,
+    first_position: int = 0,
+    order: NDArray[np.int64] | None = None,
 ) -> Assignment:
     """The samples of every rank and step of an epoch: what the loader hands out.
 
@@ -134,18 +151,11 @@ def assign_job(
         ownership: of its shards.
         epoch: number of the epoch.
         first_position: where in the epoch's order the run resumes.
+        order: what `order_job` gives, where it is known already.
 
     Returns:
         The assignment.
     """
-    order = epoch_order(
-        job.policy,
-        seed=job.seed,
-        epoch=epoch,
-        num_samples=job.num_samples,
-        shard_sizes=job.shard_sizes,
-        buffer_samples=job.buffer_samples,
-    )
     batches = global_positions(
         num_samples=job.num_samples,
         batch_per_rank=job.batch_per_rank,
@@ -155,7 +165,7 @@ def assign_job(
     )
     return assign_epoch(
         job.policy,
-        order=order,
+        order=order_job(job, epoch) if order is None else order,
         batches=batches,
         topology=job.topology,
         owner_of_sample=np.repeat(ownership.owner_of_shard, job.shard_sizes),
