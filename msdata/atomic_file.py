@@ -19,6 +19,8 @@ TEMPORARY_SUFFIX = ".partial"
 _CURES = {
     errno.ENOSPC: "the disk is full; free some space, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
+    errno.EFBIG: "a file gets larger than 'ulimit -f' or the file system allows; raise the limit, "
+    "or ask for smaller files",
     errno.EROFS: "the file system is mounted read-only; choose another target",
     errno.EACCES: "permission is denied; choose another path or mend its permissions",
     errno.EPERM: "the operation is not permitted; choose another path or mend its permissions",

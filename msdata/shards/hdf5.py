@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -128,7 +129,28 @@ def _make_skeleton(
     records: Sequence[tuple[str, dict[str, Any]]],
     chunked: bool,
 ) -> NDArray[np.int64]:
-    """Writes a shard without pixels; returns the offsets (samples, arrays) reserved for them."""
+    """Writes a shard without pixels; returns the offsets (samples, arrays) reserved for them.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    try:
+        return _write_skeleton(path, schema, num_samples, records, chunked)
+    except RuntimeError as error:
+        # What the system refuses while a file is being closed is no OSError of h5py's.
+        found = re.search(r"errno = (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def _write_skeleton(
+    path: Path,
+    schema: Schema,
+    num_samples: int,
+    records: Sequence[tuple[str, dict[str, Any]]],
+    chunked: bool,
+) -> NDArray[np.int64]:
     h5py = _h5py()
     # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
     with h5py.File(

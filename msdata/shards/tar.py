@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -114,14 +115,22 @@ class TarShardWriter:
         buffers, offsets, members, nbytes = self._record_parts(key, record)
         try:
             if self._end + nbytes > self._reserved:
-                self._reserved = self._end + nbytes + _RESERVE
-                os.ftruncate(self._fd, self._reserved)
+                self._reserve(self._end + nbytes + _RESERVE)
             self._blocks.append(buffers)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
         self._end += nbytes
         self._offsets.append(offsets)
         self._index_lines.append(members)
+
+    def _reserve(self, nbytes: int) -> None:
+        try:
+            os.ftruncate(self._fd, nbytes)
+            self._reserved = nbytes
+        except OSError:
+            # A limit of files' sizes that the shard may yet keep, or no room where there are no
+            # holes: the writes will say so if they meet it.
+            self._reserved = sys.maxsize
 
     def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str, int]:
         buffers: list[object] = []
