@@ -112,6 +112,9 @@ def hit_share(ranks: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> float | None:
+    # The weights are the rank's own: an onlooker cannot draw with them.
+    if rank.get("is_weighted"):
+        return None
     owner, tier = view.owners
     fields = ("num_nodes", "ranks_per_node", "batch_size", "policy", "seed", "last")
     return _hits_of_epoch(

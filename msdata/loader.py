@@ -17,18 +17,19 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.batch_columns import BatchColumns
 from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
-from msdata.loader_state import LoaderState
+from msdata.loader_state import LoaderState, weights_digest
 from msdata.loader_stats import EpochCounters
 from msdata.node_cache import open_node_cache
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
 from msdata.ring import BatchBuffer, batch_arrays, make_ring
-from msdata.steps import Step, StepPlanner
+from msdata.steps import Step, StepPlanner, checked_weights
 from msdata.topology import Topology, from_env
 
 Batch = dict[str, Any]
@@ -37,10 +38,10 @@ Batch = dict[str, Any]
 class Loader:
     """Hands out shuffled batches of a split, one epoch an iteration.
 
-    Every sample comes exactly once an epoch over all ranks, and every rank makes equally many
-    steps. A batch's arrays live in a ring of buffers: the last `hold` batches are valid, by default
-    until the next but `prefetch` is asked for, so of prefetch=2 the last three. Copy what is to be
-    kept longer.
+    Every sample comes exactly once an epoch over all ranks, unless `weights` are given, and every
+    rank makes equally many steps. A batch's arrays live in a ring of buffers: the last `hold`
+    batches are valid, by default until the next but `prefetch` is asked for, so of prefetch=2 the
+    last three. Copy what is to be kept longer.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
@@ -67,6 +68,10 @@ class Loader:
             samples are real.
         buffer_samples: policy "block": a sample moves by less than this many places.
         verify: check every sample against its checksum; costs about 20 us a sample and thread.
+        weights: float64 (len(split),), in the order of the index: the samples of an epoch are drawn
+            with replacement in proportion to them, as many as the split has. Some then come
+            several times an epoch and others not at all; `batch["repeat"]` tells how often each
+            has come before, and augmentation draws anew. None takes each exactly once.
 
     Raises:
         UsageError: an option makes no sense.
@@ -90,9 +95,11 @@ class Loader:
         last: str = "short",
         buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self._hold = prefetch + 1 if hold is None else hold
         _check_options(batch_size, prefetch, self._hold, threads)
+        weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split = split
         self._sample_nbytes = split.schema.sample_nbytes
@@ -109,7 +116,9 @@ class Loader:
             topology=topology,
             last=last,
             owner_of_shard=self._cache.owner_of_shard,
+            weights=weights,
         )
+        self._weights_digest = weights_digest(weights)
         self._columns = BatchColumns(split, columns)
         checksums = split.numbers("crc32c", np.uint32) if verify else None
         self._storage = SampleReader(split, checksums)
@@ -241,6 +250,8 @@ class Loader:
         batch.update(self._columns.take(step.samples))
         if self._planner.last == "pad":
             batch["is_real"] = step.is_real
+        if step.repeats is not None:
+            batch["repeat"] = step.repeats
         return batch
 
     def _cancel(self) -> None:
@@ -295,6 +306,7 @@ class Loader:
             buffer_samples=self._planner.buffer_samples if self._planner.policy == "block" else 0,
             split=self._split.name,
             fingerprint=self._fingerprint,
+            weights=self._weights_digest,
         )
 
     def stats(self) -> dict[str, Any]:

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.checksum import crc32c_of_parts
 from msdata.errors import UsageError
 
 STATE_VERSION = 1
@@ -23,6 +27,7 @@ class LoaderState:
         buffer_samples: of policy "block", else 0.
         split: name of the split.
         fingerprint: of the data set.
+        weights: checksum of those that samples are drawn with; "" where each comes once.
         version: of this record.
     """
 
@@ -33,6 +38,7 @@ class LoaderState:
     buffer_samples: int
     split: str
     fingerprint: str
+    weights: str = ""
     version: int = STATE_VERSION
 
     def __post_init__(self) -> None:
@@ -77,3 +83,20 @@ class LoaderState:
                     f"the state was saved with {name} {saved!r}, this loader has {here!r}: its "
                     f"samples would come in another order; make the loader with {name} {saved!r}"
                 )
+        if self.weights != other.weights:
+            raise UsageError(
+                "the state was saved with other weights of the samples, or without any: they would "
+                "come in another order; make the loader with the weights it was saved with"
+            )
+
+
+def weights_digest(weights: NDArray[np.float64] | None) -> str:
+    """What tells the weights of one run from those of another.
+
+    Args:
+        weights: float64 (samples,), or None.
+
+    Returns:
+        Their CRC32C as eight digits; "" for None.
+    """
+    return "" if weights is None else f"{crc32c_of_parts([weights.view(np.uint8)]):08x}"

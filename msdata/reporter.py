@@ -25,7 +25,16 @@ _CLOSE_S = 5.0
 # Of a report, what `msdata cache status` shows and reckons the forecast from.
 _ROW_FIELDS = (
     *("kind", "rank", "node", "num_nodes", "ranks_per_node", "batch_size", "policy", "seed"),
-    *("last", "buffer_samples", "has_peers", "epoch", "first_position", "steps", "num_steps"),
+    *(
+        "last",
+        "buffer_samples",
+        "is_weighted",
+        "has_peers",
+        "epoch",
+        "first_position",
+        "steps",
+        "num_steps",
+    ),
     *("samples", "seconds", "wait_s", "tiers", "written_s"),
 )
 

@@ -15,12 +15,14 @@ from msdata.plan.order import (
     POLICIES,
     BatchPositions,
     batch_bounds,
+    check_weighted_policy,
     epoch_order,
     global_positions,
     num_steps,
     rank_positions,
     rank_slice,
 )
+from msdata.plan.weighted import check_weights, repeats_of
 from msdata.topology import Topology
 
 
@@ -30,13 +32,56 @@ class Step:
 
     Attributes:
         samples: int64 (n,), numbers within the split, in the order of the batch.
+        repeats: int64 (n,), how often each came before in this epoch; None where each comes once.
         is_real: bool (n,), False for padding.
         end: position in the epoch's order after this global step.
     """
 
     samples: NDArray[np.int64]
+    repeats: NDArray[np.int64] | None
     is_real: NDArray[np.bool_]
     end: int
+
+
+def checked_weights(
+    weights: NDArray[np.float64] | None, policy: str, num_samples: int
+) -> NDArray[np.float64] | None:
+    """The weights that a loader draws with: a copy, which nobody changes.
+
+    Args:
+        weights: of all samples of a split, in the order of its index; None draws nothing.
+        policy: one of `msdata.plan.order.POLICIES`.
+        num_samples: samples of the split.
+
+    Raises:
+        UsageError: they are of another split or no weights, or the policy cannot draw by them.
+    """
+    if weights is None:
+        return None
+    check_weighted_policy(policy)
+    return check_weights(weights, num_samples).copy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """An epoch's order.
+
+    Attributes:
+        samples: uint32 (samples,), numbers within the split.
+        repeats: uint32 (samples,), how often each came before; None where each comes once.
+    """
+
+    samples: NDArray[np.uint32]
+    repeats: NDArray[np.uint32] | None
+
+    def step(self, positions: NDArray[np.int64], is_real: NDArray[np.bool_], end: int) -> Step:
+        """The step that takes some positions of the order."""
+        return Step(
+            samples=self.samples[positions].astype(np.int64),
+            repeats=None if self.repeats is None else self.repeats[positions].astype(np.int64),
+            is_real=is_real,
+            end=end,
+        )
 
 
 class StepPlanner:
@@ -52,6 +97,7 @@ class StepPlanner:
         last: one of `msdata.plan.order.LAST`.
         owner_of_shard: int32 (shards,), the node that caches each shard, -1 for none; the same on
             all ranks. Policy "locality" needs it.
+        weights: from `checked_weights`, to draw samples with replacement; None takes each once.
 
     Raises:
         UsageError: an option makes no sense.
@@ -68,6 +114,7 @@ class StepPlanner:
         topology: Topology,
         last: str,
         owner_of_shard: NDArray[np.int32] | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         if policy not in POLICIES:
             raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
@@ -86,6 +133,7 @@ class StepPlanner:
             shard_sizes=none,
             buffer_samples=buffer_samples,
         )
+        self.weights = weights
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
@@ -97,7 +145,7 @@ class StepPlanner:
             None if owner_of_shard is None else np.repeat(owner_of_shard, shard_sizes)
         )
         self.buffer_samples = buffer_samples
-        self._orders: dict[int, Future[NDArray[np.uint32]]] = {}
+        self._orders: dict[int, Future[Order]] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="msdata-order")
         self.num_steps = num_steps(self.num_samples, self.global_batch, last)
 
@@ -120,41 +168,45 @@ class StepPlanner:
             "seed": self.seed,
             "last": self.last,
             "buffer_samples": self.buffer_samples,
+            "is_weighted": self.weights is not None,
         }
 
-    def order(self, epoch: int) -> NDArray[np.uint32]:
-        """The epoch's order, uint32 (samples,); has the next one computed meanwhile."""
+    def order(self, epoch: int) -> Order:
+        """The epoch's order; has the next one computed meanwhile."""
         order = self._future(epoch).result()
         for other in [e for e in self._orders if e not in (epoch, epoch + 1)]:
             del self._orders[other]
         self._future(epoch + 1)
         return order
 
-    def order_at_hand(self, epoch: int) -> NDArray[np.uint32] | None:
+    def order_at_hand(self, epoch: int) -> Order | None:
         """The epoch's order if it has been computed, for those who must not wait for it."""
         future = self._orders.get(epoch)
         return future.result() if future is not None and future.done() else None
 
-    def _future(self, epoch: int) -> Future[NDArray[np.uint32]]:
+    def _future(self, epoch: int) -> Future[Order]:
         if epoch not in self._orders:
             self._orders[epoch] = self._executor.submit(self._compute_order, epoch)
         return self._orders[epoch]
 
-    def _compute_order(self, epoch: int) -> NDArray[np.uint32]:
-        return epoch_order(
+    def _compute_order(self, epoch: int) -> Order:
+        order = epoch_order(
             self.policy,
             seed=self.seed,
             epoch=epoch,
             num_samples=self.num_samples,
             shard_sizes=self._shard_sizes,
             buffer_samples=self.buffer_samples,
-        ).astype(np.uint32)
+            weights=self.weights,
+        )
+        repeats = None if self.weights is None else repeats_of(order)
+        return Order(samples=order.astype(np.uint32), repeats=repeats)
 
     def steps_left(self, position: int) -> int:
         """Steps from a position of the order to the end of the epoch."""
         return num_steps(self.num_samples - position, self.global_batch, self.last)
 
-    def step(self, order: NDArray[np.uint32], first_position: int, number: int) -> Step:
+    def step(self, order: Order, first_position: int, number: int) -> Step:
         """Step `number` counted from `first_position`."""
         low, high = batch_bounds(
             number,
@@ -166,8 +218,8 @@ class StepPlanner:
             return self._step_by_owner(order, (low, high), number)
         if high - low == self.global_batch:
             mine = rank_slice(self.topology.rank, self.batch_size)
-            samples = order[low + mine.start : low + mine.stop].astype(np.int64)
-            return Step(samples=samples, is_real=np.ones(len(samples), bool), end=high)
+            within = np.arange(low + mine.start, low + mine.stop)
+            return order.step(within, np.ones(len(within), bool), high)
         tail = rank_positions(
             num_samples=self.num_samples,
             batch_per_rank=self.batch_size,
@@ -178,19 +230,16 @@ class StepPlanner:
         )
         positions, is_real = tail.positions[0], tail.is_real[0]
         present = positions >= 0
-        samples = order[positions[present]].astype(np.int64)
-        return Step(samples=samples, is_real=is_real[present], end=high)
+        return order.step(positions[present], is_real[present], high)
 
-    def _step_by_owner(
-        self, order: NDArray[np.uint32], bounds: tuple[int, int], number: int
-    ) -> Step:
+    def _step_by_owner(self, order: Order, bounds: tuple[int, int], number: int) -> Step:
         """The step by the function that the forecast replays; all ranks compute the same."""
         low, high = bounds
         num_ranks = self.topology.num_ranks
         if high - low == self.global_batch:
             positions = np.arange(self.global_batch).reshape(1, num_ranks, -1)
             batch = BatchPositions(positions=positions, is_real=np.ones(positions.shape, bool))
-            samples = order[low:high].astype(np.int64)
+            within = np.arange(low, high)
         else:
             batch = global_positions(
                 num_samples=self.num_samples,
@@ -199,17 +248,19 @@ class StepPlanner:
                 last=self.last,
                 first_position=low,
             )
-            samples = order.astype(np.int64)
+            within = np.arange(self.num_samples)
+        assert self._owner_of_sample is not None
+        # Positions are dealt, not samples: of one that comes twice, each keeps its repeat.
         dealt = assign_epoch(
             self.policy,
-            order=samples,
+            order=np.arange(len(within)),
             batches=batch,
             topology=self.topology,
-            owner_of_sample=self._owner_of_sample,
+            owner_of_sample=self._owner_of_sample[order.samples[within]],
             first_step=number,
         )
         mine, is_real = dealt.samples[0, self.topology.rank], dealt.is_real[0, self.topology.rank]
-        return Step(samples=mine[mine >= 0], is_real=is_real[mine >= 0], end=high)
+        return order.step(within[mine[mine >= 0]], is_real[mine >= 0], high)
 
     def close(self) -> None:
         """Ends the thread that computes orders."""

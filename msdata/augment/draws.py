@@ -1,7 +1,10 @@
 """The random draws of augmentation, a function of (seed, epoch, sample id) and nothing else.
 
-A sample is turned alike on any number of ranks, in any batch, at any place in it: nothing of the
-draws has to be saved to resume. Legend: N samples, K blocks of four words, C channels.
+Where samples are drawn with replacement, how often one came before in the epoch is a part of the
+key: it is turned anew each time. A sample is turned alike on any number of ranks, in any batch, at
+any place in it: nothing of the draws has to be saved to resume.
+
+Legend: N samples, K blocks of four words, C channels.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ MEAN_PHASE = (1 - math.sqrt(1 / 3)) / 2
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
+# Blocks of a sample are numbered below its repeats.
+_REPEAT_SHIFT = np.uint64(16)
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 
@@ -81,6 +86,7 @@ def draw(
     config: AugmentConfig,
     *,
     num_channels: int = 0,
+    repeats: NDArray[np.int64] | None = None,
 ) -> Draws:
     """The draws of some samples in an epoch.
 
@@ -90,6 +96,8 @@ def draw(
         sample_ids: (N,) ids, text or integers.
         config: which draws there are.
         num_channels: bands of all surveys, for dropout.
+        repeats: int64 (N,), how often each sample came before in this epoch, taken modulo 2**16;
+            None where each comes once.
 
     Raises:
         UsageError: a negative seed or epoch.
@@ -98,7 +106,8 @@ def draw(
         raise UsageError(f"seed {seed} and epoch {epoch} must not be negative")
     num_dropout_blocks = -(-num_channels // _WORDS_PER_BLOCK) if config.band_dropout else 0
     num_blocks = _FIRST_DROPOUT_BLOCK + num_dropout_blocks
-    words_NK4 = philox_words(id_hashes(sample_ids), seed=seed, epoch=epoch, num_blocks=num_blocks)
+    hashes = id_hashes(sample_ids)
+    words_NK4 = philox_words(hashes, seed=seed, epoch=epoch, num_blocks=num_blocks, repeats=repeats)
     uniform_NK4: NDArray[np.float64] = words_NK4.astype(np.float64) * 2.0**-32
     extras = uniform_NK4[:, _EXTRAS_BLOCK]
     dropout = uniform_NK4[:, _FIRST_DROPOUT_BLOCK:].reshape(
@@ -188,14 +197,22 @@ def id_hashes(sample_ids: Sequence[str] | NDArray[Any]) -> Words:
     return hashes
 
 
-def philox_words(hashes: Words, *, seed: int, epoch: int, num_blocks: int) -> Words:
-    """Random 32-bit words of samples: key = seed, counter = (id's hash, epoch, block).
+def philox_words(
+    hashes: Words,
+    *,
+    seed: int,
+    epoch: int,
+    num_blocks: int,
+    repeats: NDArray[np.int64] | None = None,
+) -> Words:
+    """Random 32-bit words of samples: key = seed, counter = (id's hash, epoch, repeat and block).
 
     Args:
         hashes: uint64 (N,).
         seed: from 0.
         epoch: from 0.
-        num_blocks: K.
+        num_blocks: K, at most 2**16.
+        repeats: int64 (N,), taken modulo 2**16; None for 0.
 
     Returns:
         uint64 (N, K, 4), each below 2**32.
@@ -205,6 +222,10 @@ def philox_words(hashes: Words, *, seed: int, epoch: int, num_blocks: int) -> Wo
     counters[1] = (hashes >> _SHIFT_32)[:, None]
     counters[2] = epoch % 2**32
     counters[3] = np.arange(num_blocks, dtype=np.uint64)
+    if repeats is not None:
+        counters[3] += (np.asarray(repeats).astype(np.uint64) % np.uint64(1 << 16))[
+            :, None
+        ] << _REPEAT_SHIFT
     return np.moveaxis(philox4x32(counters, seed % 2**64), 0, -1)
 
 

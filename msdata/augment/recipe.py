@@ -94,7 +94,14 @@ class Recipe:
         num_samples = len(batch[self.geometries[0].name])
         if len(ids) != num_samples:
             raise UsageError(f"the batch has {len(ids)} ids for {num_samples} samples")
-        return draw(self.seed, epoch, ids, self.config, num_channels=self.num_bands)
+        return draw(
+            self.seed,
+            epoch,
+            ids,
+            self.config,
+            num_channels=self.num_bands,
+            repeats=batch.get("repeat"),
+        )
 
     def arrays(self, batch: Batch) -> list[NDArray[Any]]:
         """The batch's arrays in the order of channels.

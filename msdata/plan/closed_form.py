@@ -39,7 +39,7 @@ def moved_share(num_nodes: int, samples_per_node: float) -> float:
 
 
 def owned_shares(job: Job, ownership: Ownership) -> tuple[Shares, Shares]:
-    """Share of the samples that each node holds.
+    """Share of an epoch's reads that each node could serve: of the samples, or of their weights.
 
     Args:
         job: the job.
@@ -48,9 +48,21 @@ def owned_shares(job: Job, ownership: Ownership) -> tuple[Shares, Shares]:
     Returns:
         (memory, SSD), each float64 (num_nodes,).
     """
-    samples = max(1, job.num_samples)
-    memory = ownership.held(job.shard_sizes, MEMORY) / samples
-    return memory, ownership.held(job.shard_sizes, SSD) / samples
+    share = _share_of_shard(job)
+    shares = np.zeros((2, job.topology.num_nodes))
+    for row, tier in zip(shares, (MEMORY, SSD), strict=True):
+        held = ownership.tier_of_shard == tier
+        np.add.at(row, ownership.owner_of_shard[held], share[held])
+    return shares[0], shares[1]
+
+
+def _share_of_shard(job: Job) -> Shares:
+    samples = job.shard_sizes.astype(np.float64)
+    if job.weights is not None:
+        ends = np.cumsum(job.shard_sizes)
+        up_to = np.concatenate([[0.0], np.cumsum(job.weights)])
+        samples = up_to[ends] - up_to[ends - job.shard_sizes]
+    return samples / max(float(samples.sum()), np.finfo(np.float64).tiny)
 
 
 def levelled_shares(job: Job) -> tuple[Shares, Shares]:
@@ -108,7 +120,8 @@ def _kept_share(job: Job, owned: Shares) -> Shares:
 
     With p the share that a node owns and h that of all, a batch of G has c of its samples and C of
     anybody's; the node keeps at most a = b - (G - C)/P of them. c - a is nearly normal: its mean is
-    G p - b h, its variance as below, for draws without replacement from N samples.
+    G p - b h, its variance as below, for draws without replacement from N samples. Draws by weights
+    are with replacement, and scatter more.
     """
     num_nodes = job.topology.num_nodes
     batch = num_nodes * job.topology.ranks_per_node * job.batch_per_rank
@@ -118,6 +131,8 @@ def _kept_share(job: Job, owned: Shares) -> Shares:
         owned * (1 - owned) - 2 * owned * (1 - held) / num_nodes + held * (1 - held) / num_nodes**2
     )
     without_replacement = max(0.0, (samples - batch) / (samples - 1))
+    if job.weights is not None:
+        without_replacement = 1.0
     sigma = np.sqrt(np.maximum(batch * spread * without_replacement, 0.0))
     excess = batch * (owned - held / num_nodes)
     surplus = _mean_positive_part(excess, sigma)

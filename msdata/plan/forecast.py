@@ -39,6 +39,8 @@ class Job:
         buffer_samples: shuffle buffer of policy `block`.
         shard_bytes: int64 (num_shards,), what each shard occupies in a cache; None means that of
             its samples' records.
+        weights: float64 (num_samples,), with which the samples of an epoch are drawn; None takes
+            each once.
     """
 
     topology: Topology
@@ -51,6 +53,7 @@ class Job:
     last: str = "drop"
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
     shard_bytes: NDArray[np.int64] | None = None
+    weights: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.shard_bytes is not None and self.shard_bytes.shape != self.shard_sizes.shape:
@@ -133,6 +136,7 @@ def order_job(job: Job, epoch: int) -> NDArray[np.int64]:
         num_samples=job.num_samples,
         shard_sizes=job.shard_sizes,
         buffer_samples=job.buffer_samples,
+        weights=job.weights,
     )
 
 
@@ -185,7 +189,8 @@ def count_epoch(
     In epoch 0 nothing is cached yet. A shard is read from storage once, by its owner, whether its
     ranks come first or its filler; what others need of it they get from the owner. So what later
     comes from a node's own tiers counts as storage in epoch 0, and `storage_bytes` are those of the
-    whole cache and of the misses.
+    whole cache and of the misses. Where samples are drawn by weights, a second draw of one is a
+    hit that epoch 0 does not count: when its owner has it depends on who is faster.
 
     Args:
         assignment: what the ranks read.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from msdata.errors import UsageError
 from msdata.plan.random_words import random_words, uniform_permutation
+from msdata.plan.weighted import check_weights, weighted_order
 
 POLICIES = ("shuffle", "locality", "block")
 LAST = ("drop", "pad", "short")
@@ -38,6 +39,7 @@ def epoch_order(
     num_samples: int,
     shard_sizes: NDArray[np.int64] | None = None,
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
+    weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """The samples of an epoch in the order in which the job consumes them.
 
@@ -48,17 +50,23 @@ def epoch_order(
         num_samples: samples of the split.
         shard_sizes: int64 (num_shards,), samples of each shard in index order; `block` needs it.
         buffer_samples: `block` displaces a sample by less than this many positions.
+        weights: float64 (num_samples,), to draw samples with replacement; None takes every sample
+            once.
 
     Returns:
-        int64 (num_samples,): a permutation of `range(num_samples)`.
+        int64 (num_samples,): a permutation of `range(num_samples)`; with weights as many draws.
 
     Raises:
-        UsageError: an unknown policy, a negative number, or shards that do not add up.
+        UsageError: an unknown policy, a negative number, shards that do not add up, or weights
+            that nothing can be drawn from.
     """
     if policy not in POLICIES:
         raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
     if num_samples < 0:
         raise UsageError(f"an epoch cannot have {num_samples} samples")
+    if weights is not None:
+        check_weighted_policy(policy)
+        return weighted_order(check_weights(weights, num_samples), seed=seed, epoch=epoch)
     if policy != "block":
         return uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
     if shard_sizes is None:
@@ -72,6 +80,15 @@ def epoch_order(
         order[low : low + len(places)] = places + shift[np.searchsorted(ends, places, "right")]
         low += len(places)
     return order
+
+
+def check_weighted_policy(policy: str) -> None:
+    """Raises UsageError for a policy whose samples cannot be drawn with replacement."""
+    if policy == "block":
+        raise UsageError(
+            "policy 'block' reads whole shards, each sample once, so it cannot draw samples by "
+            "weights; choose 'shuffle' or 'locality', or put the weights into the loss"
+        )
 
 
 def num_steps(num_samples: int, global_batch: int, last: str) -> int:
