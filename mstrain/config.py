@@ -12,12 +12,13 @@ from typing import Any
 
 from msdata.augment import AugmentConfig
 from msdata.errors import UsageError
-from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, POLICIES
+from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, POLICIES, check_weighted_policy
 
 DEPTHS = (10, 18, 34, 50)
 NORMS = ("batch", "group")
 OPTIMIZERS = ("nadam", "adamw")
 WEIGHTINGS = ("none", "inverse_count")
+WEIGHT_PLACES = ("loss", "sampler")
 PRECISIONS = ("float32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference", "dali")
@@ -107,16 +108,26 @@ class LossConfig:
             where samples are few a bin.
         weighting: "none", or "inverse_count": weight 1/count of the sample's redshift among
             `weight_bins` bins, with mean 1 over the split.
+        weights_in: "loss": every sample comes once an epoch and counts by its weight; "sampler": as
+            many samples are drawn with replacement, in proportion to their weights, and count
+            alike. See DESIGN.md for what that costs.
         weight_bins: even bins of redshift for it.
     """
 
     label_smoothing: float = 0.0
     label_width: float = 0.0
     weighting: str = "none"
+    weights_in: str = "loss"
     weight_bins: int = 50
 
     def __post_init__(self) -> None:
         check_choice("loss.weighting", self.weighting, WEIGHTINGS)
+        check_choice("loss.weights_in", self.weights_in, WEIGHT_PLACES)
+        if self.weights_in == "sampler" and self.weighting == "none":
+            raise UsageError(
+                "loss.weights_in=sampler has no weights to draw samples by; give "
+                "loss.weighting=inverse_count, or leave it at loss.weights_in=loss"
+            )
         check_share("loss.label_smoothing", self.label_smoothing)
         check_range("loss.label_width", self.label_width, 0)
         check_range("loss.weight_bins", self.weight_bins, 1)
@@ -258,6 +269,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        if self.loss.weights_in == "sampler":
+            check_weighted_policy(self.data.policy)
         check_range("seed", self.seed, 0)
         check_range("epochs", self.epochs, 1)
         check_range("batch_size", self.batch_size, 1)

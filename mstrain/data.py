@@ -29,6 +29,7 @@ from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import DataConfig, TrainConfig
+from mstrain.loss import draw_weights
 from mstrain.ranks import Ranks
 
 Item = TypeVar("Item")
@@ -204,6 +205,7 @@ def make_loader(
             "policy": data.policy,
             "buffer_samples": data.buffer_samples,
             "cache": cache_of(data),
+            "weights": split_weights(split, config),
         }
     return msdata.Loader(
         split,
@@ -215,6 +217,13 @@ def make_loader(
         columns=index_columns(split, config, needs_redshift=is_training),
         **options,
     )
+
+
+def split_weights(split: Split, config: TrainConfig) -> NDArray[np.float64] | None:
+    """Weights that the training loader draws with, float64 (samples,); None where it draws none."""
+    if config.loss.weights_in != "sampler":
+        return None
+    return draw_weights(split.numbers("redshift"), config.loss, config.model.z_max)
 
 
 def cache_of(data: DataConfig) -> msdata.CacheConfig | None:

@@ -13,7 +13,7 @@ from msdata.dataset import Split
 from msdata.plan.forecast import TIERS, Job, forecast_epoch
 from msdata.plan.ownership import Ownership, equal_nodes
 from mstrain.config import TrainConfig
-from mstrain.data import batch_per_rank
+from mstrain.data import batch_per_rank, split_weights
 from mstrain.ranks import Ranks
 
 Counts = dict[str, int]
@@ -72,6 +72,7 @@ class HitCounter:
             seed=self.config.seed,
             last="short",
             buffer_samples=self.config.data.buffer_samples,
+            weights=split_weights(self.split, self.config),
         )
         ownership = Ownership(
             owner_of_shard=self.owners[0],

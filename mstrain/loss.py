@@ -38,6 +38,28 @@ def redshift_weights(redshift: NDArray[np.float64], config: LossConfig, z_max: f
     return (weights * count.sum() / is_filled.sum().clamp_min(1)).float()
 
 
+def draw_weights(
+    redshift: NDArray[np.float64], config: LossConfig, z_max: float
+) -> NDArray[np.float64]:
+    """Weight of each sample where the loader draws by weights.
+
+    Args:
+        redshift: float (samples,), of the whole split.
+        config: `weight_bins` counts.
+        z_max: upper end of the last bin.
+
+    Returns:
+        float64 (samples,): 1 / count of the sample's bin; 0 where the redshift is outside
+        [0, z_max] or unknown.
+    """
+    is_known = (redshift >= 0) & (redshift <= z_max)
+    place = (redshift[is_known] / z_max * config.weight_bins).astype(np.int64)
+    place = np.minimum(place, config.weight_bins - 1)
+    weights = np.zeros(len(redshift))
+    weights[is_known] = 1 / np.bincount(place)[place]
+    return weights
+
+
 class BinLoss(nn.Module):
     """Weighted cross-entropy of logits against redshifts.
 

@@ -31,6 +31,7 @@ from mstrain.data import (
     Ahead,
     TensorBatch,
     evaluation_stream,
+    index_columns,
     make_augmenter,
     make_loader,
     steps_per_epoch,
@@ -75,12 +76,12 @@ def train(
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     saved = ranks.on_first(lambda: _prepare(out, config, data, statistics))
     with ExitStack() as stack:
+        journal = Journal(out, config.log, is_writer=ranks.is_first)
+        weights = _weights(split, config, journal)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         num_steps = config.epochs * steps_per_epoch(len(split), config)
-        journal = Journal(out, config.log, is_writer=ranks.is_first)
         shapes = dict(augmenter.shapes)
-        weights = _weights(split, config, journal)
         learner = Learner(config, shapes, ranks, weights=weights, num_steps=num_steps)
         progress = _resume(saved, learner, loader, ranks)
         # At once: the first batch is made while the rest is opened.
@@ -115,12 +116,15 @@ def _split(data: msdata.Dataset, name: str) -> Split | None:
 
 
 def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | None:
-    """Weights of the loss; says how many samples have none.
+    """Weights of the loss, None where all count alike; says how many samples count nothing.
 
     Raises:
+        UsageError: the data set has no redshifts.
         DataError: no sample has a redshift within the bins.
     """
+    index_columns(split, config, needs_redshift=True)
     redshift, z_max = split.numbers("redshift"), config.model.z_max
+    is_drawn = config.loss.weights_in == "sampler"
     num_known = int(np.count_nonzero((redshift >= 0) & (redshift <= z_max)))
     if not num_known:
         raise DataError(
@@ -130,9 +134,9 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     if num_known < len(redshift):
         journal.say(
             f"{len(redshift) - num_known:,} of {len(redshift):,} samples have no redshift in "
-            f"[0, {z_max}]: they count nothing in the loss"
+            f"[0, {z_max}]: they {'are never drawn' if is_drawn else 'count nothing in the loss'}"
         )
-    if config.loss.weighting == "none":
+    if is_drawn or config.loss.weighting == "none":
         return None
     return redshift_weights(redshift, config.loss, z_max)
 

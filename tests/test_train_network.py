@@ -14,7 +14,7 @@ from torch import nn
 from mstrain.config import LossConfig, ModelConfig, OptimConfig
 from mstrain.fusion import RedshiftNet
 from mstrain.heads import bin_edges, bin_of, density
-from mstrain.loss import BinLoss, redshift_weights
+from mstrain.loss import BinLoss, draw_weights, redshift_weights
 from mstrain.norms import make_norm, synchronise_norms
 from mstrain.optim import AveragedModel, learning_rate, make_optimizer
 from mstrain.resnet import ResNet
@@ -213,3 +213,19 @@ def test_the_average_follows_weights_and_batch_statistics() -> None:
             torch.testing.assert_close(value, wanted[name])
     assert average.model[1].num_batches_tracked == 200
     assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_samples_are_drawn_by_what_they_would_weigh_in_the_loss() -> None:
+    z = np.random.default_rng(0).gamma(2, 0.3, 500)
+    z[:9] = [np.nan, -0.1, 1.7, 0, 1.6, np.nan, 0.1, 0.2, 0.3]
+    config = LossConfig(weighting="inverse_count", weights_in="sampler", weight_bins=16)
+    drawn = draw_weights(z, config, 1.6)
+    assert (drawn > 0).tolist() == ((z >= 0) & (z <= 1.6)).tolist()
+    loss = BinLoss(config, BINS, redshift_weights(z, config, 1.6))
+    weighed = loss._weight(torch.from_numpy(z), bin_of(torch.from_numpy(z), BINS)).numpy()
+    known = drawn > 0
+    np.testing.assert_allclose(drawn / drawn.sum(), weighed / weighed.sum(), rtol=1e-5)
+    # Every bin that has samples is drawn as often as any other.
+    bins = np.minimum((z[known] / 0.1).astype(int), 15)
+    sums = np.bincount(bins, drawn[known])
+    assert sums[sums > 0] == pytest.approx(1)

@@ -65,3 +65,27 @@ def test_losses_are_equal_on_one_two_and_four_ranks(
         np.testing.assert_allclose(found[num_ranks][:20], found[1][:20], rtol=1e-5)
     # Something was learned meanwhile: equal they would be of a network that stands still, too.
     assert found[1].std() > 0.01
+
+
+def test_a_run_that_draws_by_weights_is_the_same_on_two_ranks_and_after_a_stop(
+    galaxies: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
+    options = {"weighting": "inverse_count", "weights_in": "sampler", "weight_bins": "5"}
+    for num_ranks in (1, 2):
+        out = tmp_path / str(num_ranks)
+        ranks.run(training.words_of(galaxies, out, **options), num_ranks)
+    wanted = training.losses(tmp_path / "1")
+    assert wanted.std() > 0.01
+    np.testing.assert_allclose(training.losses(tmp_path / "2"), wanted, rtol=1e-4)
+    # Another order than that of weights in the loss, and than that of another seed.
+    ranks.run(training.words_of(galaxies, tmp_path / "loss", weighting="inverse_count"))
+    assert abs(training.losses(tmp_path / "loss")[0] - wanted[0]) > 1e-4
+
+    out = tmp_path / "stopped"
+    words = training.words_of(galaxies, out, **{**options, "checkpoint.every_steps": 1})
+    (rank,) = started = ranks.start(words)
+    assert packing.wait_for(lambda: len(training.losses(out)) >= 3, rank.process)
+    rank.process.kill()
+    assert ranks.end(started)[0] == [None]
+    ranks.run(words, 2)
+    np.testing.assert_allclose(training.losses(out), wanted, rtol=1e-4)

@@ -145,8 +145,10 @@ def test_late_fusion_trains(galaxies: Path, tmp_path: Path) -> None:
 def test_hits_of_the_cache_are_those_forecast(galaxies: Path, tmp_path: Path) -> None:
     split = msdata.open(galaxies).split("train")
     half = len(split) // 2 * split.sample_nbytes / 2**30
-    for gib, name in ((1.0, "all"), (half, "half")):
+    drawn = {"weighting": "inverse_count", "weights_in": "sampler", "weight_bins": 5}
+    for gib, name in ((1.0, "all"), (half, "half"), (half, "drawn")):
         options = {"epochs": 3, "data__cache_gib": gib, "data__cache_job": f"test-{name}"}
+        options |= drawn if name == "drawn" else {}
         assert train(galaxies, tmp_path / name, **options) == 0
         epochs = [line for line in read_journal(tmp_path / name) if line["kind"] == "epoch"]
         assert epochs[-1]["hits"] == epochs[-1]["forecast_hits"]

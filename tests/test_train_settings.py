@@ -82,6 +82,16 @@ def test_a_setting_that_makes_no_sense_is_refused_with_a_sentence(word: str, say
     assert "\n" not in str(caught.value)
 
 
+def test_samples_drawn_by_weights_need_weights_and_a_policy_that_can_draw() -> None:
+    by_sampler = "weights_in=sampler"
+    with pytest.raises(UsageError, match=r"give loss\.weighting=inverse_count"):
+        apply_overrides(find_recipe("demo"), [by_sampler])
+    with pytest.raises(UsageError, match="policy 'block' reads whole shards"):
+        apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=block"])
+    config = apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=locality"])
+    assert TrainConfig.from_dict(config.as_dict()) == config
+
+
 def test_a_setting_given_twice_is_refused() -> None:
     with pytest.raises(UsageError, match=r"optim\.learning_rate is given twice"):
         apply_overrides(find_recipe("demo"), ["learning_rate=1e-3", "optim.learning_rate=1e-4"])
