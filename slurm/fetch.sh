@@ -49,7 +49,7 @@ if ((${throttle:-0} > 0 && throttle < together)); then
 fi
 
 say "job $SLURM_JOB_ID: slice $index/$slices of $1 into $2, $together at a time"
-interrupted=''
+interrupted='' child=''
 trap 'interrupted=1; kill -TERM "$child" 2>/dev/null' TERM
 "$PYTHON" -m msdata fetch "$@" --slice "$index/$slices" --concurrent-slices "$together" &
 child=$!

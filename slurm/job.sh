@@ -5,11 +5,44 @@
 set -euo pipefail
 
 slurm_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=slurm/wait.sh
+source "$slurm_dir/wait.sh"
 
 say() { printf '%(%F %T)T %s\n' -1 "$*"; }
 
+# Whether the job is running, and not being cancelled, preempted or requeued by somebody else.
+is_running() {
+  [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format %T 2>/dev/null) == RUNNING ]]
+}
+
+# requeue_job DONE: ends the script, after its `end_job` if it has one, and has the job started again
+# unless Slurm is ending it anyway.
+requeue_job() {
+  trap '' USR1 TERM
+  asked=''
+  if declare -F end_job >/dev/null; then
+    end_job
+  fi
+  if ! is_running; then
+    say "$1; Slurm is ending this job, which goes on at the same step when it is started again"
+  elif scontrol requeue "$SLURM_JOB_ID"; then
+    say "$1; requeued, to go on at the same step"
+  else
+    say "$1, but not requeued; submit the same command to go on at the same step" >&2
+    exit 1
+  fi
+  exit 0
+}
+
+# Where a script that requeues itself was asked to end before it began: it sets `asked` in its traps.
+stop_if_asked() {
+  [[ ! ${asked:-} ]] || requeue_job "SIG$asked came before anything was begun"
+}
+
 # Wrong usage and missing software: exit code 2, as of the msdata command.
 die() {
+  # What a signal to the whole job has ended is nobody's mistake.
+  stop_if_asked
   say "${SLURM_JOB_NAME:-job}: $*" >&2
   exit 2
 }
@@ -57,25 +90,9 @@ head_address() {
   printf '%s\n' "${address#*=}" | grep . || printf '%s\n' "$head"
 }
 
-# wait_for PID: its exit code, however many signals arrive meanwhile. Traps must set `interrupted`.
-wait_for() {
-  local status
-  while :; do
-    interrupted=
-    status=0
-    wait "$1" || status=$?
-    [[ $interrupted ]] || return "$status"
-  done
-}
-
 # tell_step PID: asks a step for a good end. srun hands SIGUSR1 to every process of the step; of
 # SIGTERM it makes a SIGKILL.
 tell_step() { kill -USR1 "$1" 2>/dev/null || true; }
-
-# Whether the job is running, and not being cancelled, preempted or requeued by somebody else.
-is_running() {
-  [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format %T 2>/dev/null) == RUNNING ]]
-}
 
 # GiB that every node can give to its cache.
 smallest_cache_gib() {

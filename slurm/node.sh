@@ -12,6 +12,8 @@
 # shellcheck disable=SC2317  # traps call what looks unreachable
 set -uo pipefail
 
+# shellcheck source=slurm/wait.sh
+source "${BASH_SOURCE[0]%/*}/wait.sh"
 kind=$1 log_dir=$2
 shift 2
 node=${SLURMD_NODENAME:-$(hostname -s)}
@@ -115,13 +117,8 @@ clean_shm
 ) &
 child=$!
 
-# A signal ends the wait, not the child.
-interrupted=1
-while [[ $interrupted ]]; do
-  interrupted=''
-  wait "$child"
-  status=$?
-done
+status=0
+wait_for "$child" || status=$?
 # Whoever was asked to end has ended well, or was killed; neither is a reason to fail the step and
 # have Slurm kill the other nodes' tasks, which may be saving.
 [[ $asked ]] && status=0

@@ -8,9 +8,11 @@
 # were asked to save before this one was started.
 set -uo pipefail
 
+# shellcheck source=slurm/wait.sh
+source "${BASH_SOURCE[0]%/*}/wait.sh"
 requeue_file=$1 asked_file=$2
 shift 2
-stopped='' interrupted=''
+stopped=''
 # Wrong usage is no crash: it would be as wrong again, so the ranks that torchrun starts next end.
 usage_file=${requeue_file%/*}/wrong-usage
 [[ -e $usage_file ]] && exit 2
@@ -36,13 +38,8 @@ trap '' USR1
 child=$!
 trap ask USR1
 [[ -e $asked_file ]] && ask
-# A signal ends the wait, not the child.
-interrupted=1
-while [[ $interrupted ]]; do
-  interrupted=''
-  wait "$child"
-  status=$?
-done
+status=0
+wait_for "$child" || status=$?
 case $status in
   85)
     touch "$requeue_file"

@@ -35,6 +35,12 @@
 # EVALUATE          split that the network is tried on after training; none  (test, if there is one)
 # TRAIN_MODULE      what ranks run: python -m ... RECIPE DATA --out RUN    (mstrain.train)
 # ------------------------------------------------------------------------------------------------
+# From the first moment: a signal would end this script, and the job would not be requeued. Modules and
+# imports from a parallel file system take their time.
+asked='' interrupted='' serve_pid='' train_pid='' told=''
+trap 'asked=USR1 interrupted=1' USR1
+trap 'asked=TERM interrupted=1' TERM
+
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ ! -e $source_dir/job.sh && ${SLURM_JOB_ID:-} ]]; then
   # sbatch runs a copy; Slurm knows where it came from.
@@ -43,6 +49,9 @@ if [[ ! -e $source_dir/job.sh && ${SLURM_JOB_ID:-} ]]; then
 fi
 # shellcheck source=slurm/job.sh
 source "$source_dir/job.sh"
+# Also where a signal has ended what this script was waiting for, and `set -e` the script.
+trap stop_if_asked EXIT
+stop_if_asked
 
 (($# >= 3)) || die "usage: sbatch slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]"
 recipe=$1 data=$2 run=$3
@@ -53,7 +62,8 @@ mkdir -p "$run" || die "$run cannot be made; name a folder that all nodes see an
 run=$(realpath "$run")
 
 # A wrong setting is refused here, not by every rank on every node, three times.
-[[ ${TRAIN_MODULE:-} ]] || check_settings "$recipe" "$@" || exit 2
+[[ ${TRAIN_MODULE:-} ]] || check_settings "$recipe" "$@" || { stop_if_asked && exit 2; }
+stop_if_asked
 
 # What this job's nodes tell each other; it goes with the job. The service keeps a key in it.
 job_dir=$run/.job-$SLURM_JOB_ID
@@ -63,11 +73,15 @@ rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
 mkdir -p "$log_dir"
 
-serve_pid='' train_pid='' interrupted='' asked=''
 on_signal() {
-  interrupted=1 asked=1
-  say "SIG$1: the ranks save and end"
-  if [[ $train_pid ]]; then
+  interrupted=1 asked=$1
+  say "SIG$1: ${train_pid:+the ranks save and }the job ends"
+  tell_ranks
+}
+# Once: a second signal might meet a rank that has saved and does not expect one any more.
+tell_ranks() {
+  if [[ $train_pid && ! $told ]]; then
+    told=1
     tell_step "$train_pid"
   fi
 }
@@ -85,7 +99,7 @@ end_job() {
 }
 trap 'on_signal USR1' USR1
 trap 'on_signal TERM' TERM
-trap end_job EXIT
+trap 'end_job; stop_if_asked' EXIT
 
 ranks_per_node=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$tasks_per_node}}
 threads=$((cpus_per_node / ranks_per_node))
@@ -112,6 +126,8 @@ if [[ ${DOCTOR:-warn} != off ]]; then
     [[ ${DOCTOR:-warn} == warn ]] || die "not trained: msdata doctor found faults and DOCTOR=$DOCTOR"
 fi
 
+stop_if_asked
+
 # What the caller says himself of these is left alone: a setting may be given once.
 settings=("$@")
 set_default() {
@@ -136,7 +152,7 @@ start_service() {
 await_service() {
   local deadline=$((SECONDS + ${CACHE_WAIT_S:-60}))
   until grep -qs '^serving' "$log_dir"/*.serve.log; do
-    kill -0 "$serve_pid" 2>/dev/null && ((SECONDS < deadline)) || return 1
+    kill -0 "$serve_pid" 2>/dev/null && ((SECONDS < deadline)) && [[ ! $asked ]] || return 1
     sleep 0.5
   done
 }
@@ -168,7 +184,8 @@ case $cache_gib,$transport in
       start_service "$transport" --memory-gib "$cache_gib" --fill "${CACHE_FILL:-overlap}" \
         ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
       await_service && break
-      [[ $attempt == 1 && ! $asked ]] && say "the cache's services have not started: once more" >&2
+      stop_if_asked
+      [[ $attempt == 1 ]] && say "the cache's services have not started: once more" >&2
       end_service
     done
     if [[ ! $serve_pid ]]; then
@@ -192,7 +209,9 @@ torchrun_step() {
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$kind" \
     --rdzv-endpoint="$(head_address):${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 12000))}" \
     --rdzv-conf='is_host={is_first},read_timeout=600' "$@" &
-  train_pid=$!
+  train_pid=$! told=''
+  # Of a signal that came while it was being started.
+  [[ ! $asked ]] || tell_ranks
   status=0
   wait_for "$train_pid" || status=$?
   train_pid=''
@@ -204,14 +223,10 @@ if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
   handled=("--signals-to-handle=SIGINT,SIGHUP,SIGQUIT")
 fi
 status=0
-if [[ $asked ]]; then
-  # Asked before there was anything to save.
-  touch "$requeue_file"
-else
-  torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
-    "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
-    "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
-fi
+stop_if_asked
+torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
+  "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
+  "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
 
 evaluated=${EVALUATE:-test}
 if [[ $status == 0 && ! $asked && $evaluated != none ]] && has_split "$data" "$evaluated"; then
@@ -222,18 +237,12 @@ if [[ $status == 0 && ! $asked && $evaluated != none ]] && has_split "$data" "$e
   fi
 fi
 
-# 138: the step died of SIGUSR1 before it had begun.
-if [[ (-e $requeue_file && $status == 0) || ($asked && $status == 138) ]]; then
-  end_job
-  if ! is_running; then
-    say "saved; Slurm is ending this job, which goes on at the same step when it is started again"
-  elif scontrol requeue "$SLURM_JOB_ID"; then
-    say "saved; requeued, to go on at the same step"
-  else
-    say "saved, but not requeued; submit the same command to go on at the same step" >&2
-    exit 1
-  fi
+# 138: the step died of SIGUSR1 before it had begun. A job that had just come to its end when it was
+# asked finds nothing to do when it is started again, but for the evaluation.
+if [[ (-e $requeue_file && $status == 0) || ($asked && $status =~ ^(0|138)$) ]]; then
+  requeue_job saved
 elif [[ $asked ]]; then
+  asked=''
   say "ended as asked, with nothing new to save"
 elif ((status)); then
   say "failed with exit code $status; the last lines of $log_dir:" >&2

@@ -37,7 +37,7 @@ def test_shellcheck_has_nothing_to_say() -> None:
 
 
 def test_scripts_that_are_started_may_be() -> None:
-    assert {p.name for p in SCRIPTS} >= {*STARTED, "job.sh", "site.sh"}
+    assert {p.name for p in SCRIPTS} >= {*STARTED, "job.sh", "wait.sh", "site.sh"}
     assert [name for name in STARTED if not os.access(FOLDER / name, os.X_OK)] == []
 
 
