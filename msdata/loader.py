@@ -24,7 +24,7 @@ from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
-from msdata.loader_state import LoaderState, weights_digest
+from msdata.loader_state import LoaderState
 from msdata.loader_stats import EpochCounters
 from msdata.node_cache import open_node_cache
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
@@ -118,14 +118,11 @@ class Loader:
             owner_of_shard=self._cache.owner_of_shard,
             weights=weights,
         )
-        self._weights_digest = weights_digest(weights)
         self._columns = BatchColumns(split, columns)
-        checksums = split.numbers("crc32c", np.uint32) if verify else None
-        self._storage = SampleReader(split, checksums)
+        self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._free = deque(
-            make_ring(split.schema, batch_size, prefetch + self._hold, self._storage.gaps)
-        )
+        ring = make_ring(split.schema, batch_size, prefetch + self._hold, self._storage.gaps)
+        self._free = deque(ring)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._held: deque[BatchBuffer] = deque()
         # The epoch of the last batches in flight, if it is not the one under way, and how many.
@@ -306,7 +303,7 @@ class Loader:
             buffer_samples=self._planner.buffer_samples if self._planner.policy == "block" else 0,
             split=self._split.name,
             fingerprint=self._fingerprint,
-            weights=self._weights_digest,
+            weights=self._planner.weights_digest,
         )
 
     def stats(self) -> dict[str, Any]:

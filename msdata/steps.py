@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import UsageError
+from msdata.loader_state import weights_digest
 from msdata.plan.assign import assign_epoch
 from msdata.plan.order import (
     POLICIES,
@@ -134,6 +135,7 @@ class StepPlanner:
             buffer_samples=buffer_samples,
         )
         self.weights = weights
+        self.weights_digest = weights_digest(weights)
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
