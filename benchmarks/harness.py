@@ -36,6 +36,7 @@ def take_turns(
     *,
     warm_ups: int = 1,
     before_each: Callable[[], None] | None = None,
+    budget_s: float | None = None,
 ) -> dict[str, list[float]]:
     """Runs every contestant once a turn, in another order each turn.
 
@@ -44,13 +45,16 @@ def take_turns(
         repeats: turns that count.
         warm_ups: turns before them that do not.
         before_each: called before every run, not timed; drops the page cache for instance.
+        budget_s: seconds; a turn that would end later is not begun, for nobody, once there are two.
 
     Returns:
         For each contestant its rates, one a turn.
     """
     shuffler = random.Random(0)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
+    started_s = time.perf_counter()
     for turn in range(-warm_ups, repeats):
+        turn_s = time.perf_counter()
         names = list(contestants)
         shuffler.shuffle(names)
         for name in names:
@@ -59,6 +63,10 @@ def take_turns(
             rate = contestants[name]()
             if turn >= 0:
                 rates[name].append(rate)
+        now_s = time.perf_counter()
+        is_late = budget_s is not None and 2 * now_s - turn_s - started_s > budget_s
+        if is_late and turn >= 1:
+            break
     return rates
 
 

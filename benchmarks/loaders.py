@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import msdata
-from benchmarks.harness import compare, spread, take_turns, write_result
+from benchmarks.harness import write_result
 from benchmarks.loaders_shown import show
+from benchmarks.loaders_turns import FULL, QUICK, Contender, Race, open_contender, race_all
 from benchmarks.peers import PEER_NAMES
 from benchmarks.peers.child import WrongBatchError
 from benchmarks.peers.process import PeerError, PeerProcess, WrongDataError
@@ -30,51 +29,14 @@ from benchmarks.peers.protocol import Peer, Reading
 from benchmarks.question import Settings
 from benchmarks.workloads import (
     WORKLOADS,
-    Source,
     dataset_objects,
     mock_objects,
     write_source,
 )
 from msdata.errors import UsageError
 from msdata.plan.quality import displacement, repeated_pairs
-from msdata.probe import drop_from_cache
 
-# What the stub of a training step takes, in samples per second of one node.
-COMPUTE_RATES = (2000, 10_000)
-MAX_CACHED_SHARE = 0.01
 CHECKED_EPOCHS = 3
-
-
-@dataclass
-class Contender:
-    """A contestant that converted and delivered what it should, and what was found of it."""
-
-    name: str
-    peer: Peer
-    process: PeerProcess
-    data: Path
-    found: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Race:
-    """What all contestants run on.
-
-    Attributes:
-        source: the objects.
-        reading: how batches are asked for.
-        work: where conversions go.
-        logs: where contestants' words go.
-    """
-
-    source: Source
-    reading: Reading
-    work: Path
-    logs: Path
-
-    def fields(self) -> dict[str, Any]:
-        """The reading, for a command."""
-        return asdict(self.reading)
 
 
 def make_race(settings: Settings) -> Race:
@@ -92,6 +54,7 @@ def make_race(settings: Settings) -> Race:
     # Whole batches only: what an incomplete one is differs from contestant to contestant.
     size = min(workload.batch_size, count // 4)
     num_samples = count // size * size
+    _check_room(settings.work, num_samples * _sample_nbytes(settings))
     if num_samples < count:
         print(f"  {num_samples} of {count} samples, which make whole batches of {size}")
     if settings.data is None:
@@ -115,6 +78,29 @@ def make_race(settings: Settings) -> Race:
     )
 
 
+def _sample_nbytes(settings: Settings) -> int:
+    if settings.data is None:
+        return WORKLOADS[settings.workload].sample_nbytes
+    return msdata.open(settings.data).schema.sample_nbytes
+
+
+def _check_room(work: Path, nbytes: int) -> None:
+    """Refuses a race whose conversions, one a contestant, the disk cannot hold.
+
+    Raises:
+        UsageError: it is too small.
+    """
+    needed = nbytes * (len(PEER_NAMES) + 1)
+    place = next(folder for folder in (work, *work.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UsageError(
+            f"{place} has {free / 1e9:.1f} GB free, and the samples as each of {len(PEER_NAMES)} "
+            f"contestants wants them take {needed / 1e9:.1f} GB; give --out on another disk, or "
+            "fewer samples with --mock N"
+        )
+
+
 def enter(race: Race, name: str, stack: ExitStack) -> Contender:
     """Starts a contestant, lets it convert, and compares every byte it delivers.
 
@@ -134,7 +120,7 @@ def enter(race: Race, name: str, stack: ExitStack) -> Contender:
     )
     data = race.source.objects if peer.convert is None else out
     contender = Contender(name, peer, process, data)
-    _open(race, contender)
+    open_contender(race, contender)
     run, peak = process.command_with_memory(
         "run", warm_ups=0, epochs=CHECKED_EPOCHS, compute_rate=None, is_checked=True
     )
@@ -142,9 +128,10 @@ def enter(race: Race, name: str, stack: ExitStack) -> Contender:
     seconds = answer["seconds"]
     contender.found = {
         "convert_per_s": None if seconds is None else race.reading.num_samples / seconds,
-        "convert_memory": memory,
+        "convert_memory": memory.own,
         "bytes_on_disk": sum(p.stat().st_blocks * 512 for p in data.rglob("*") if p.is_file()),
-        "peak_memory": peak,
+        "peak_memory": peak.own,
+        "peak_memory_with_files": peak.with_files,
         "quality": quality_of(run["orders"], race.reading.batch_size),
         "versions": process.versions,
     }
@@ -170,122 +157,6 @@ def quality_of(orders: list[list[int]], batch_size: int) -> dict[str, float]:
     }
 
 
-def _open(race: Race, contender: Contender) -> None:
-    contender.process.command(
-        "open", data=str(contender.data), truth=str(race.source.folder), reading=race.fields()
-    )
-
-
-def drop_folder(folder: Path) -> float:
-    """Drops all files below a folder from the page cache.
-
-    Returns:
-        The share of their bytes that stayed.
-
-    Raises:
-        PeerError: more than a little stayed, or nobody can tell.
-    """
-    stayed = total = 0.0
-    for path in folder.rglob("*"):
-        if not path.is_file():
-            continue
-        share, size = drop_from_cache(path), path.stat().st_size
-        if share is None:
-            raise PeerError(f"the system does not tell what of {path} is in the page cache")
-        stayed, total = stayed + share * size, total + size
-    share = stayed / max(1.0, total)
-    if share > MAX_CACHED_SHARE:
-        raise PeerError(f"{share:.1%} of {folder} stayed in the page cache")
-    return share
-
-
-def run_hot(race: Race, contender: Contender, epochs: int) -> float:
-    """Samples per second from the page cache, after a warm-up epoch."""
-    _open(race, contender)
-    run = contender.process.command(
-        "run", warm_ups=1, epochs=epochs, compute_rate=None, is_checked=False
-    )
-    contender.process.command("close")
-    return float(run["num_samples"] / run["seconds"])
-
-
-def run_cold(race: Race, contender: Contender) -> float:
-    """Samples per second of the first epoch after its files' pages were dropped."""
-    _open(race, contender)
-    share = drop_folder(contender.data)
-    contender.found["cached_share"] = max(share, contender.found.get("cached_share", 0.0))
-    run = contender.process.command(
-        "run", warm_ups=0, epochs=1, compute_rate=None, is_checked=False
-    )
-    contender.process.command("close")
-    return float(run["num_samples"] / run["seconds"])
-
-
-def run_training(race: Race, contender: Contender, compute_rate: int, epochs: int) -> float:
-    """Accelerator utilisation: the time that the stub computes over the time of the epochs."""
-    _open(race, contender)
-    run = contender.process.command(
-        "run", warm_ups=1, epochs=epochs, compute_rate=compute_rate, is_checked=False
-    )
-    contender.process.command("close")
-    waits = contender.found.setdefault("waits_s", {}).setdefault(str(compute_rate), [])
-    waits += run["waits_s"]
-    return float(run["compute_s"] / run["seconds"])
-
-
-def take_part(
-    title: str,
-    contenders: list[Contender],
-    contestant: Callable[[Contender], float],
-    repeats: int,
-    lost: dict[str, str],
-) -> dict[str, list[float]]:
-    """Turns of all contenders; one that fails is out of this measurement, and it is said why."""
-
-    def run(contender: Contender) -> float:
-        if contender.name in lost:
-            return 0.0
-        try:
-            return contestant(contender)
-        except PeerError as error:
-            lost[contender.name] = str(error)
-            return 0.0
-
-    print(f"  {len(contenders)} contestants, {repeats} turns: {title}", flush=True)
-    turns = take_turns({c.name: partial(run, c) for c in contenders}, repeats, warm_ups=0)
-    return {name: rates for name, rates in turns.items() if name not in lost}
-
-
-def race_all(race: Race, contenders: list[Contender], *, is_quick: bool) -> dict[str, Any]:
-    """Hot, cold and with the stub of a training step, in turns."""
-    # Quick: within ten minutes on two cores, of which the slowest peers take most.
-    repeats, epochs = (3, 1) if is_quick else (7, 3)
-    limits = [c.name for c in contenders if c.peer.is_limit]
-    lost: dict[str, dict[str, str]] = {"hot": {}, "cold": {}, "training": {}}
-    rates = {
-        "hot": take_part(
-            "hot", contenders, lambda c: run_hot(race, c, epochs), repeats, lost["hot"]
-        ),
-        "cold": take_part(
-            "cold", contenders, lambda c: run_cold(race, c), max(2, repeats - 1), lost["cold"]
-        ),
-    }
-    found: dict[str, Any] = {"rates": rates, "lost": lost, "utilisation": {}}
-    for name in ("hot", "cold"):
-        present = [limit for limit in limits if limit in rates[name]]
-        found[name] = compare(rates[name], present) if present else {}
-    for compute_rate in COMPUTE_RATES:
-        turns = take_part(
-            f"training at {compute_rate:,} samples/s",
-            contenders,
-            lambda c, r=compute_rate: run_training(race, c, r, epochs),  # type: ignore[misc]
-            2 if is_quick else 3,
-            lost["training"],
-        )
-        found["utilisation"][str(compute_rate)] = {n: spread(v) for n, v in turns.items()}
-    return found
-
-
 def describe(contender: Contender) -> dict[str, Any]:
     """What is written of a contestant."""
     peer = contender.peer
@@ -297,6 +168,7 @@ def describe(contender: Contender) -> dict[str, Any]:
         "title": peer.title,
         "is_ours": peer.is_ours,
         "is_limit": peer.is_limit,
+        "reads_ahead": peer.reads_ahead,
         "shuffle": peer.shuffle,
         "resume": peer.resume,
         "advice": peer.advice,
@@ -332,6 +204,7 @@ def answer(settings: Settings) -> int:
     Returns:
         0; 1 where a contestant delivered wrong samples.
     """
+    started_s = time.perf_counter()
     race = make_race(settings)
     missing: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -348,7 +221,9 @@ def answer(settings: Settings) -> int:
             except PeerError as error:
                 missing[name] = str(error)
                 print(f"  not here: {error}", flush=True)
-        found = race_all(race, contenders, is_quick=settings.quick)
+        seconds = time.perf_counter() - started_s
+        print(f"  converted and compared in {seconds:.0f} s", flush=True)
+        found = race_all(race, contenders, QUICK if settings.quick else FULL)
     contestants = {c.name: describe(c) for c in contenders}
     result: dict[str, Any] = {
         "workload": str(settings.data or settings.workload),
@@ -357,6 +232,7 @@ def answer(settings: Settings) -> int:
         "num_samples": race.reading.num_samples,
         "batch_size": race.reading.batch_size,
         "num_workers": race.reading.num_workers,
+        "seconds": round(time.perf_counter() - started_s),
         "contestants": contestants,
         "missing": missing,
         "wrong": wrong,

@@ -11,6 +11,8 @@ from benchmarks.question import Chart, Series, Shown, Table
 UNIFORM_WITHIN = 0.1
 GOAL_OF_LIMIT, GOAL_UTILISATION = 0.9, 0.9
 
+MEMORY = "peak memory"
+
 Contestants = Mapping[str, Mapping[str, Any]]
 
 
@@ -39,7 +41,7 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
         }
         figures |= {
             "conversion": contestant["convert_per_s"],
-            "peak memory": contestant["peak_memory"],
+            MEMORY: contestant["peak_memory"],
         }
         for rate, utilisation in result["utilisation"].items():
             figures[f"utilisation at {int(rate):,} samples/s"] = utilisation.get(name, {}).get(
@@ -47,6 +49,39 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
             )
         found[name] = figures
     return found
+
+
+def leads_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each peer the measures by which it is ahead of the best of ours; limits have none."""
+    contestants: Contestants = result["contestants"]
+    figures = figures_of(result)
+    ours = [n for n, c in contestants.items() if c["is_ours"] and is_uniform(c["quality"])]
+    found = {}
+    for name, contestant in contestants.items():
+        if contestant["is_ours"] or contestant["is_limit"]:
+            continue
+        found[name] = [
+            measure
+            for measure, value in figures[name].items()
+            if value is not None and _is_ahead(measure, value, _best(measure, ours, figures)[0])
+        ]
+    return found
+
+
+def _is_ahead(measure: str, value: float, other: float | None) -> bool:
+    if other is None:
+        return False
+    return value < other if measure == MEMORY else value > other
+
+
+def _best(
+    measure: str, names: list[str], figures: Mapping[str, Mapping[str, float | None]]
+) -> tuple[float | None, str]:
+    """The best figure of some contestants, and whose it is; None where none has one."""
+    found = [(v, n) for n in names if (v := figures[n][measure]) is not None]
+    if not found:
+        return None, ""
+    return min(found) if measure == MEMORY else max(found)
 
 
 def sentences_of(result: Mapping[str, Any]) -> list[str]:
@@ -64,6 +99,11 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
             sentence = _standing(measure, ours, names, contestants, figures)
             if sentence:
                 found.append(sentence.format(whom=whom))
+    reading_ahead = [n for n in peers if contestants[n]["reads_ahead"]]
+    if len(reading_ahead) < len(peers):
+        sentence = _standing(MEMORY, ours, reading_ahead, contestants, figures)
+        if sentence:
+            found.append(sentence.format(whom="that read ahead while the training computes"))
     found += _goals(result, ours)
     for kind, text in (("missing", "Not raced"), ("wrong", "Delivered wrong samples")):
         found += [f"{text}: {reason}." for reason in result[kind].values()]
@@ -79,16 +119,12 @@ def _standing(
     contestants: Contestants,
     figures: Mapping[str, Mapping[str, float | None]],
 ) -> str | None:
-    is_less_better = measure == "peak memory"
-    key = lambda pair: -pair[0] if is_less_better else pair[0]  # noqa: E731
-    mine = [(v, n) for n in ours if (v := figures[n][measure]) is not None]
-    theirs = [(v, n) for n in peers if (v := figures[n][measure]) is not None]
-    if not mine or not theirs:
+    own, own_name = _best(measure, ours, figures)
+    best, best_name = _best(measure, peers, figures)
+    if own is None or best is None:
         return None
-    (own, own_name), (best, best_name) = max(mine, key=key), max(theirs, key=key)
-    is_ahead = own < best if is_less_better else own > best
     ratio = own / best if best else float("inf")
-    word = "ahead" if is_ahead else "NOT AHEAD"
+    word = "ahead" if _is_ahead(measure, own, best) else "NOT AHEAD"
     return (
         f"{measure}: {contestants[own_name]['title']} is {word} of the best of the peers {{whom}} "
         f"({contestants[best_name]['title']}): {ratio:.2f} of its figure."
@@ -171,8 +207,16 @@ def _ratio_text(result: Mapping[str, Any], kind: str, name: str) -> str | None:
     return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['greatest']:.2f})"
 
 
+def _num_turns(result: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        kind: max(map(len, rates.values()), default=0) for kind, rates in result["rates"].items()
+    }
+
+
 def _table(result: Mapping[str, Any]) -> Table:
     figures, rates = figures_of(result), list(result["utilisation"])
+    leads = leads_of(result)
+    turns = ", ".join(f"{kind} {n} turns" for kind, n in _num_turns(result).items())
     rows = []
     for name, contestant in result["contestants"].items():
         quality, waits = contestant["quality"], contestant["waits"].get(rates[0], {})
@@ -182,13 +226,15 @@ def _table(result: Mapping[str, Any]) -> Table:
             row += [figures[name][kind], _ratio_text(result, kind, name)]
         row += [waits.get(key) for key in ("p50_ms", "p95_ms", "p99_ms")]
         row += [figures[name][f"utilisation at {int(rate):,} samples/s"] for rate in rates]
-        row += [contestant["peak_memory"] / (1 << 30)]
+        row += [contestant[key] / (1 << 20) for key in ("peak_memory", "peak_memory_with_files")]
         row += [quality["displacement"], quality["repeated_pairs"]]
-        rows.append([*row, contestant["resume"].partition(":")[0]])
+        row += [contestant["resume"].partition(":")[0]]
+        rows.append([*row, ", ".join(leads[name]) or "nothing" if name in leads else None])
     heads = ["contestant", "converts/s", "GB on disk", "hot/s", "of the limit", "cold/s"]
     heads += ["of the limit", "wait p50 ms", "p95", "p99"]
     heads += [f"AU at {int(rate):,}/s" for rate in rates]
-    heads += ["peak GiB", "displacement", "repeated pairs", "resume"]
+    heads += ["peak MiB", "with mapped files", "displacement", "repeated pairs", "resume"]
+    heads += ["ahead of ours in"]
     return Table(
         title="Contestants",
         columns=heads,
@@ -196,14 +242,16 @@ def _table(result: Mapping[str, Any]) -> Table:
         in_readme=True,
         note=(
             f"{result['num_samples']:,} samples of {result['sample_nbytes']:,} bytes, batches of "
-            f"{result['batch_size']}, {result['num_workers']} workers. AU: time of a stub that "
-            "sleeps as long as a step at that rate would take, over the time of the epoch; waits "
-            f"for batches are those at {int(rates[0]):,}/s. Peak: PSS of anonymous and shared "
-            "memory of the process tree while every byte is compared. Displacement and repeated "
-            "pairs: over those of a uniform shuffle, 1 is uniform. A dash in converts/s: reads the "
-            "objects as they are. Cold includes the start of workers. Peers with a shuffle buffer "
-            "are measured as they were here: a buffer that holds the whole of so few samples "
-            "shuffles them uniformly, one of millions does not."
+            f"{result['batch_size']}, {result['num_workers']} workers; {turns}. AU: time of a stub "
+            "that sleeps as long as a step at that rate would take, over the time of the epochs; "
+            f"waits are those at {int(rates[0]):,}/s. Peak: PSS of anonymous and shared "
+            "memory of the process tree while every byte is compared; beside it with pages of "
+            "mapped files, which the kernel drops when it needs room. Displacement and repeated "
+            "pairs: over those of a uniform shuffle, 1 is uniform. Ahead of ours in: of the best "
+            "of ours, by medians. A dash in converts/s: reads the objects as they are. Cold "
+            "includes the start of workers. Peers with a shuffle buffer are measured as they were "
+            "here: a buffer that holds the whole of so few samples shuffles them uniformly, one of "
+            "millions does not."
         ),
     )
 

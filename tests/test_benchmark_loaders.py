@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,9 +17,9 @@ import pytest
 import benchmarks.loaders
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.harness import spread
+from benchmarks.harness import spread, take_turns
 from benchmarks.loaders import make_race, quality_of
-from benchmarks.loaders_shown import sentences_of
+from benchmarks.loaders_shown import leads_of, sentences_of
 from benchmarks.peers import PEER_NAMES
 from benchmarks.peers.bare import RECORDS
 from benchmarks.peers.child import Contestant, WrongBatchError, check_batch
@@ -184,7 +185,7 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
     assert {"ours_tar", "bare_map", "h5py_straight"} <= result["contestants"].keys()
     for name in ("ours_tar", "bare_map", "h5py_straight"):
         contestant = result["contestants"][name]
-        assert contestant["peak_memory"] > 1 << 20
+        assert contestant["peak_memory_with_files"] > contestant["peak_memory"] > 1 << 20
         assert contestant["cached_share"] <= 0.01
         assert contestant["bytes_on_disk"] >= 512 * result["sample_nbytes"]
         assert 0 < result["utilisation"]["2000"][name]["median"] <= 1
@@ -197,15 +198,20 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
     assert "msdata, tar, shuffle" in (out / "report.md").read_text()
 
 
+def memory_of(peak: int, *, reads_ahead: bool = True) -> dict[str, Any]:
+    return {"peak_memory": peak, "peak_memory_with_files": peak + 50, "reads_ahead": reads_ahead}
+
+
 def result_of(ours: float, peer: float) -> dict[str, Any]:
     """A result with two contestants and their hot rates."""
     uniform = {"displacement": 1.0, "repeated_pairs": 1.0}
-    base = {"is_limit": False, "convert_per_s": None, "peak_memory": 100, "quality": uniform}
-    rates = {"o": [ours], "p": [peer]}
+    base = {"is_limit": False, "convert_per_s": None, "quality": uniform}
+    rates = {"o": [ours], "p": [peer], "s": [1.0]}
     return {
         "contestants": {
-            "o": {**base, "title": "Ours", "is_ours": True},
-            "p": {**base, "title": "Peer", "is_ours": False},
+            "o": {**base, "title": "Ours", "is_ours": True, **memory_of(100)},
+            "p": {**base, "title": "Peer", "is_ours": False, **memory_of(200)},
+            "s": {**base, "title": "Small", "is_ours": False, **memory_of(50, reads_ahead=False)},
         },
         "hot": {
             "contestants": {
@@ -225,6 +231,11 @@ def test_the_report_says_in_words_where_ours_is_not_ahead() -> None:
     ahead, behind = sentences_of(result_of(95, 50)), sentences_of(result_of(40, 50))
     assert "hot: Ours is ahead of" in ahead[0]
     assert "hot: Ours is NOT AHEAD of" in behind[0]
+    memory = [s for s in ahead if s.startswith("peak memory")]
+    assert "Ours is NOT AHEAD of the best of the peers that shuffle uniformly (Small)" in memory[0]
+    assert "Ours is ahead of the best of the peers that read ahead" in memory[1]
+    assert leads_of(result_of(95, 50)) == {"p": [], "s": ["peak memory"]}
+    assert leads_of(result_of(40, 50)) == {"p": ["hot"], "s": ["peak memory"]}
     assert any("0.95 of the limit; the goal of 0.9 is reached" in s for s in ahead)
     assert any("0.40 of the limit; the goal of 0.9 is NOT reached" in s for s in behind)
     assert "Not raced: q: no module." in behind
@@ -240,6 +251,47 @@ def test_a_race_runs_on_whole_batches_of_the_users_own_data(
     split = msdata.open(data).split("train")
     names = split.schema.names
     assert race.source.checksums[9].tolist() == [crc32c(split[9][name]) for name in names]
+
+
+def test_an_epoch_of_milliseconds_is_repeated_until_it_was_timed_for_long_enough(
+    bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path
+) -> None:
+    convert(bare, tmp_path / "out", source, reading)
+    told = {"data": str(tmp_path / "out"), "truth": str(source.folder), "reading": asdict(reading)}
+    bare.command("open", **told)
+    run = bare.command(
+        "run", warm_ups=1, epochs=2, compute_rate=10_000, is_checked=True, least_s=0.2
+    )
+    bare.command("close")
+    assert run["num_epochs"] > 2
+    assert run["num_samples"] == run["num_epochs"] * NUM_SAMPLES
+    assert run["seconds"] >= 0.2
+    assert run["compute_s"] < run["seconds"]
+    # Epochs that follow each other without a break are each an epoch, and all shuffled anew.
+    assert len({tuple(order) for order in run["orders"]}) == run["num_epochs"]
+
+
+def test_no_turn_is_begun_that_would_go_past_the_budget_and_all_have_as_many() -> None:
+    def slow() -> float:
+        time.sleep(0.05)
+        return 1.0
+
+    rates = take_turns({"a": slow, "b": slow}, 50, warm_ups=0, budget_s=0.35)
+    assert len(rates["a"]) == len(rates["b"])
+    assert 2 <= len(rates["a"]) <= 3
+    assert len(take_turns({"a": slow}, 5, warm_ups=0, budget_s=0.0)["a"]) == 2
+    assert len(take_turns({"a": slow}, 3, warm_ups=0)["a"]) == 3
+
+
+def test_a_race_that_the_disk_cannot_hold_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["loaders", "--mock", "1000000000", "--out", str(out)]) == 2
+    found = capsys.readouterr().err
+    assert f"{tmp_path} has" in found
+    assert "or fewer samples with --mock N" in found
+    assert not out.exists()
 
 
 def test_too_few_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
 """What the machine allows: one file of records, read by threads into a small ring of batches.
 
 No product: no format, no ids but positions, no resume. The ring is what keeps the threads busy
-across batches, as in any product, so that the limit is one a product could reach.
+across batches and epochs, as in any product, so that the limit is one a product could reach.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from collections import deque
@@ -38,32 +39,57 @@ def write_records(objects: Path, out: Path, reading: Reading) -> None:
 
 
 def run_ring(
-    order: NDArray[np.int64], fill: Fill, reading: Reading, pool: ThreadPoolExecutor, threads: int
+    orders: Iterator[NDArray[np.int64]],
+    fill: Fill,
+    reading: Reading,
+    pool: ThreadPoolExecutor,
+    threads: int,
 ) -> Iterator[Batch]:
-    """The batches of an order, each filled by all threads, some ahead of the one handed out."""
+    """The batches of epochs, each filled by all threads, some ahead of the one handed out."""
     size = reading.batch_size
     ring = deque(reading.empty_batch() for _ in range(_NUM_AHEAD + 1))
     waiting: deque[tuple[NDArray[np.int64], Arrays, list[Future[None]]]] = deque()
     bounds = [size * t // threads for t in range(threads + 1)]
-    starts = iter(range(0, len(order), size))
+    batches = (order[first : first + size] for order in orders for first in _starts(order, size))
 
     def submit() -> None:
-        first = next(starts, None)
-        if first is None:
-            return
-        ids, batch = order[first : first + size], ring.popleft()
+        ids, batch = next(batches), ring.popleft()
         rows = [slice(bounds[t], min(bounds[t + 1], len(ids))) for t in range(threads)]
         waiting.append((ids, batch, [pool.submit(fill, batch, r, ids[r]) for r in rows]))
 
     for _ in range(_NUM_AHEAD):
         submit()
-    while waiting:
+    while True:
         ids, batch, futures = waiting.popleft()
         for future in futures:
             future.result()
         submit()
         yield ids, {name: array[: len(ids)] for name, array in batch.items()}
         ring.append(batch)
+
+
+def _starts(order: NDArray[np.int64], size: int) -> range:
+    return range(0, len(order), size)
+
+
+def epochs_of(
+    order: Callable[[int], NDArray[np.int64]],
+    fill: Fill,
+    reading: Reading,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> Epochs:
+    """Epochs that follow each other without a break, from the first that is asked for."""
+    num_batches = -(-reading.num_samples // reading.batch_size)
+    running: list[Iterator[Batch]] = []
+
+    def epoch(number: int) -> Iterator[Batch]:
+        if not running:
+            orders = map(order, itertools.count(number))
+            running.append(run_ring(orders, fill, reading, pool, threads))
+        return itertools.islice(running[0], num_batches)
+
+    return epoch
 
 
 @contextmanager
@@ -82,9 +108,7 @@ def open_map(data: Path, reading: Reading) -> Iterator[Epochs]:
                 target[row] = view[sample]
 
     with ThreadPoolExecutor(reading.num_workers) as pool:
-        yield lambda number: run_ring(
-            reading.order(number), fill, reading, pool, reading.num_workers
-        )
+        yield epochs_of(reading.order, fill, reading, pool, reading.num_workers)
 
 
 def _read_rows(
@@ -108,7 +132,7 @@ def open_preadv(factor: int, data: Path, reading: Reading) -> Iterator[Epochs]:
 
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield lambda number: run_ring(reading.order(number), fill, reading, pool, threads)
+            yield epochs_of(reading.order, fill, reading, pool, threads)
     finally:
         os.close(fd)
 
@@ -126,6 +150,6 @@ def open_sequential(data: Path, reading: Reading) -> Iterator[Epochs]:
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         with ThreadPoolExecutor(1) as pool:
-            yield lambda _: run_ring(in_order, fill, reading, pool, 1)
+            yield epochs_of(lambda _: in_order, fill, reading, pool, 1)
     finally:
         os.close(fd)

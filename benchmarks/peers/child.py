@@ -113,35 +113,51 @@ class Contestant:
         return {}
 
     def run(
-        self, warm_ups: int, epochs: int, compute_rate: float | None, is_checked: bool
+        self,
+        warm_ups: int,
+        epochs: int,
+        compute_rate: float | None,
+        is_checked: bool,
+        least_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Runs epochs without a pause between them.
+        """Runs whole epochs without a pause between them.
+
+        The clock runs from the first timed epoch to the end of the last, what is between them
+        included: whoever reads ahead across that border ends with as much begun as at the start.
 
         Args:
             warm_ups: epochs before the timed ones.
-            epochs: timed epochs.
+            epochs: timed epochs, at least.
             compute_rate: samples a second that the stub of a training step takes; None for none.
             is_checked: whether every byte is compared (then nothing is a rate).
+            least_s: epochs are added until so many seconds have passed, so that a contestant whose
+                epochs take milliseconds is timed for as long as the others.
 
         Returns:
-            Seconds of the timed epochs, samples, seconds of compute, waits for batches, and the
-            order of samples in each checked epoch.
+            Seconds of the timed epochs, how many, samples, seconds of compute, waits for batches,
+            and the order of samples in each checked epoch.
         """
         for _ in range(warm_ups):
-            self._epoch(None, False)
-        found = [self._epoch(compute_rate, is_checked) for _ in range(epochs)]
+            self._ordered(self._epoch(None, False))
+        found = []
+        started_s = time.perf_counter()
+        while len(found) < epochs or time.perf_counter() - started_s < least_s:
+            found.append(self._epoch(compute_rate, is_checked))
+        seconds = time.perf_counter() - started_s
+        orders = [self._ordered(epoch) for epoch in found]
         return {
-            "seconds": sum(f["seconds"] for f in found),
+            "seconds": seconds,
+            "num_epochs": len(found),
             "compute_s": sum(f["compute_s"] for f in found),
-            "num_samples": sum(f["num_samples"] for f in found),
+            "num_samples": sum(map(len, orders)),
             "waits_s": [w for f in found for w in f["waits_s"]],
-            "orders": [f["order"] for f in found] if is_checked else [],
+            "orders": [order.tolist() for order in orders] if is_checked else [],
         }
 
     def _epoch(self, compute_rate: float | None, is_checked: bool) -> dict[str, Any]:
         assert self._epochs is not None
         waits, ids, compute_s = [], [], 0.0
-        started_s = asked_s = time.perf_counter()
+        asked_s = time.perf_counter()
         for batch in self._epochs(self._number):
             waits.append(time.perf_counter() - asked_s)
             check_batch(batch, self._reading, self._edges)
@@ -153,21 +169,19 @@ class Contestant:
                 time.sleep(len(batch[0]) / compute_rate)
                 compute_s += time.perf_counter() - before_s
             asked_s = time.perf_counter()
-        seconds = time.perf_counter() - started_s
         self._number += 1
-        order = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        return {"compute_s": compute_s, "waits_s": waits, "ids": ids}
+
+    def _ordered(self, epoch: dict[str, Any]) -> NDArray[np.int64]:
+        """The order of an epoch's samples, which must be each once; looked at off the clock."""
+        ids = epoch["ids"]
+        order: NDArray[np.int64] = np.concatenate(ids) if ids else np.zeros(0, np.int64)
         if not np.array_equal(np.sort(order), np.arange(self._reading.num_samples)):
             raise WrongBatchError(
                 f"an epoch held {len(order)} samples, {len(np.unique(order))} different ones, not "
                 f"each of {self._reading.num_samples} once"
             )
-        return {
-            "seconds": seconds,
-            "compute_s": compute_s,
-            "num_samples": len(order),
-            "waits_s": waits,
-            "order": order.tolist() if is_checked else [],
-        }
+        return order
 
 
 def versions_of(peer: Peer) -> dict[str, str]:

@@ -51,6 +51,7 @@ PEER = Peer(
     open=_open,
     convert=write_hdf5,
     shuffle="uniform",
+    reads_ahead=False,
     resume="none: left to its user",
     advice="h5py, Datasets: read_direct avoids an intermediate copy",
 )

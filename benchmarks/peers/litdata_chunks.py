@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.peers.objects import read_object
-from benchmarks.peers.protocol import Batch, Epochs, Peer, Reading
+from benchmarks.peers.protocol import Epochs, Peer, Reading
+from benchmarks.peers.torch_loading import epochs_of
 
 
 def _sample(objects: Path, number: int) -> dict[str, Any]:
@@ -42,12 +41,7 @@ def _open(data: Path, reading: Reading) -> Iterator[Epochs]:
         persistent_workers=True,
     )
 
-    def epoch(_number: int) -> Iterator[Batch]:
-        for batch in loader:
-            arrays = {name: np.asarray(batch[name]) for name in reading.arrays}
-            yield np.asarray(batch["id"]).astype(np.int64), arrays
-
-    yield epoch
+    yield epochs_of(loader, reading)
 
 
 PEER = Peer(

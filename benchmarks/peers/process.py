@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ class PeerError(MsdataError):
 
 class WrongDataError(PeerError):
     """A contestant delivered other samples than it should."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of memory of some processes.
+
+    Attributes:
+        own: anonymous and shared memory, which the kernel cannot drop.
+        with_files: and mapped pages of files, programs among them, which it drops when it needs
+            room and which others may map as well.
+    """
+
+    own: int
+    with_files: int
 
 
 class PeerProcess:
@@ -98,9 +113,9 @@ class PeerProcess:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def command_with_memory(self, do: str, **arguments: Any) -> tuple[dict[str, Any], int]:
-        """A command, and the greatest memory in bytes that the process and its children held."""
-        peaks = []
+    def command_with_memory(self, do: str, **arguments: Any) -> tuple[dict[str, Any], Memory]:
+        """A command, and the most memory that the process and its children held meanwhile."""
+        peaks: list[Memory] = []
         over = threading.Event()
 
         def watch() -> None:
@@ -117,29 +132,29 @@ class PeerProcess:
         finally:
             over.set()
             watcher.join()
-        return answer, max(peaks)
+        return answer, Memory(
+            own=max(peak.own for peak in peaks), with_files=max(peak.with_files for peak in peaks)
+        )
 
 
-def tree_memory(pid: int) -> int:
-    """Bytes that a process and all below it hold and the kernel cannot drop.
-
-    PSS of anonymous and shared memory, so that pages of several processes count once, and pages of
-    mapped files, which the kernel drops when it needs room, do not count.
-    """
+def tree_memory(pid: int) -> Memory:
+    """Memory of a process and all below it, by PSS, so that shared pages count once."""
     import psutil
 
     try:
         root = psutil.Process(pid)
         members = [root, *root.children(recursive=True)]
     except psutil.Error:
-        return 0
-    return sum(_held(member.pid) for member in members)
+        return Memory(own=0, with_files=0)
+    held = [_held(member.pid) for member in members]
+    return Memory(own=sum(h.own for h in held), with_files=sum(h.with_files for h in held))
 
 
-def _held(pid: int) -> int:
+def _held(pid: int) -> Memory:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:
-        return 0
+        return Memory(own=0, with_files=0)
     fields = {line.split(":")[0]: line.split()[1] for line in text.splitlines()[1:]}
-    return 1024 * (int(fields.get("Pss_Anon", 0)) + int(fields.get("Pss_Shmem", 0)))
+    own = int(fields.get("Pss_Anon", 0)) + int(fields.get("Pss_Shmem", 0))
+    return Memory(own=1024 * own, with_files=1024 * int(fields.get("Pss", 0)))

@@ -74,6 +74,7 @@ class Peer:
         advice: which advice of its documentation was followed.
         is_limit: no product but what the machine allows.
         is_ours: of this project.
+        reads_ahead: whether it reads while the training computes.
     """
 
     title: str
@@ -85,3 +86,4 @@ class Peer:
     advice: str
     is_limit: bool = False
     is_ours: bool = False
+    reads_ahead: bool = True

@@ -19,7 +19,7 @@ ADVICE = "PyTorch, torch.utils.data: num_workers=cores, persistent_workers, defa
 
 
 class Samples:
-    """A map-style data set: (id, arrays) of a number.
+    """A map-style data set: the arrays of a number, and the number at "id".
 
     Args:
         read: gives the arrays of a sample.
@@ -33,8 +33,8 @@ class Samples:
     def __len__(self) -> int:
         return self._num_samples
 
-    def __getitem__(self, number: int) -> tuple[int, dict[str, NDArray[Any]]]:
-        return number, self._read(number)
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {"id": number, **self._read(number)}
 
 
 @contextmanager
@@ -51,8 +51,15 @@ def open_dataloader(samples: Samples, reading: Reading) -> Iterator[Epochs]:
         generator=torch.Generator().manual_seed(reading.seed),
     )
 
-    def epoch(_number: int) -> Iterator[Batch]:
-        for ids, arrays in loader:
-            yield ids.numpy().astype(np.int64), {n: arrays[n].numpy() for n in reading.arrays}
+    yield epochs_of(loader, reading)
 
-    yield epoch
+
+def epochs_of(loader: Any, reading: Reading) -> Epochs:
+    """The epochs of a loader whose batches are dicts of tensors, the ids at "id"."""
+
+    def epoch(_number: int) -> Iterator[Batch]:
+        for batch in loader:
+            arrays = {name: np.asarray(batch[name]) for name in reading.arrays}
+            yield np.asarray(batch["id"]).astype(np.int64), arrays
+
+    return epoch

@@ -59,6 +59,7 @@ PEER = Peer(
     open=_open,
     convert=_convert,
     shuffle="uniform",
+    reads_ahead=False,
     resume="none: left to its user",
     advice="Zarr, performance: chunks as they are read, in shards; oindex of a batch",
 )
