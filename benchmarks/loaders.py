@@ -1,10 +1,11 @@
 """How fast are we, and everyone else, on the same bytes?
 
-Every contestant is a process of its own. It converts the same pickled objects, delivers two epochs
-of which every byte is compared (each sample once; nothing there is timed but memory is watched),
-then all take turns: hot epochs after a warm-up epoch, cold epochs after the pages of its files were
-dropped and counted, epochs with the stub of a training step that sleeps a fixed time a batch.
-Timed batches are checked too: shapes, each sample once, first and last bytes of every array.
+Every contestant is a process of its own. It converts the same pickled objects, delivers three
+epochs of which every byte is compared (each sample once; nothing there is timed but memory is
+watched), then all take turns: hot epochs after a warm-up epoch, of files that were read from front
+to back before; cold epochs after the pages of its files were dropped and counted; hot epochs with
+the stub of a training step that sleeps a fixed time a batch. Timed batches are checked too: shapes,
+each sample once, first and last bytes of every array.
 """
 
 from __future__ import annotations
