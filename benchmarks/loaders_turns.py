@@ -46,7 +46,7 @@ class Effort:
 
 # Quick: within ten minutes on two cores that do other things besides.
 QUICK = Effort(hot=3, cold=2, training=2, least_s=0.5, budget_s=90.0)
-FULL = Effort(hot=7, cold=5, training=5, least_s=2.0, budget_s=600.0)
+FULL = Effort(hot=7, cold=5, training=5, least_s=2.0, budget_s=420.0)
 
 
 @dataclass
