@@ -5,6 +5,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 DEMO_OBJECTS ?= 1200
 BENCH_DIR ?= bench-data
+RACE ?= --mock 1536
 PYTEST_ARGS ?=
 # Files of tests run side by side; each is one after the other in itself.
 PYTEST_JOBS ?= 2
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # Console scripts, and the mpiexec of the mpich wheel, come from the venv.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help venv demo test lint format bench check clean
+.PHONY: help venv demo test lint format bench race check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +25,7 @@ help:
 	@echo 'make check   lint and test'
 	@echo 'make test    all tests; PYTEST_ARGS="-k tar -x" narrows them'
 	@echo 'make lint    ruff and mypy;  make format  lets ruff rewrite'
+	@echo 'make race    our loader and its peers, into benchmarks/results/ (half an hour, 18 GB)'
 	@echo 'make bench   benchmarks, into benchmarks/results/ (data: $(BENCH_DIR)/, 8 GB)'
 	@echo 'make venv    only the virtual environment;  make clean  removes what make made'
 
@@ -65,6 +67,11 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) python -m benchmarks rates --data '$(BENCH_DIR)'
+
+# Half an hour on two cores that have nothing else to do; RACE=--quick: less than ten minutes.
+race: $(STAMP)
+	@$(RUN) python -m benchmarks loaders --out benchmarks/results $(RACE)
+	@$(RUN) python -m benchmarks report benchmarks/results
 
 check: lint test
 

@@ -95,7 +95,8 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _facts(result: Mapping[str, Any]) -> str:
+def _facts(result: Mapping[str, Any]) -> list[str]:
+    """Command, commit, host and versions, a sentence each."""
     host = result["host"]
     system = host.get("file_system", {})
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
@@ -109,7 +110,7 @@ def _facts(result: Mapping[str, Any]) -> str:
     ]
     if result.get("quick"):
         lines.insert(0, "Measured with --quick: few samples and repeats, not for publication.")
-    return '<p class="facts">' + "<br>".join(escape(text) for text in lines) + "</p>"
+    return lines
 
 
 def _section(result: Mapping[str, Any]) -> str:
@@ -117,9 +118,10 @@ def _section(result: Mapping[str, Any]) -> str:
     sentences = "".join(f"<li>{escape(s)}</li>" for s in shown.sentences)
     charts = "".join(f"<h3>{escape(c.title)}</h3>{draw(c)}" for c in shown.charts)
     tables = "".join(html_table(t) for t in shown.tables)
+    facts = "<br>".join(escape(text) for text in _facts(result))
     return (
         f"<section><h2>{escape(shown.title)}</h2><ul>{sentences}</ul>{charts}{tables}"
-        f"{_facts(result)}</section>"
+        f'<p class="facts">{facts}</p></section>'
     )
 
 
@@ -140,7 +142,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """The tables for the README, each with the sentences of its question."""
+    """The tables for the README, each with the sentences of its question and what it was run on."""
     parts = []
     for result in results:
         shown = Shown.from_json(result["shown"])
@@ -148,7 +150,8 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         if tables:
             sentences = "\n".join(f"- {s}" for s in shown.sentences)
             body = "\n\n".join(f"{markdown_table(t)}\n\n{t.note}".strip() for t in tables)
-            parts.append(f"{body}\n\n{sentences}\n\nFrom `{result['command']}`.")
+            facts = "\n".join(f"- {fact}" for fact in _facts(result))
+            parts.append(f"## {shown.title}\n\n{body}\n\n{sentences}\n\n{facts}")
     return "\n\n".join(parts) + "\n"
 
 
