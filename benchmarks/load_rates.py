@@ -103,7 +103,7 @@ def measure_hot(split: Split, repeats: int) -> dict[str, Any]:
     drop_all(split.shard_paths)
     read_sequentially(split.shard_paths, len(split), 1)
     check_every_byte(split)
-    return _measure_from_memory(split, repeats)
+    return measure_from_memory(split, repeats)
 
 
 def measure_hot_after_random(split: Split, repeats: int) -> dict[str, Any]:
@@ -111,10 +111,11 @@ def measure_hot_after_random(split: Split, repeats: int) -> dict[str, Any]:
     gc.collect()  # a loader's maps would hold their pages
     drop_all(split.shard_paths)
     check_every_byte(split)
-    return _measure_from_memory(split, repeats)
+    return measure_from_memory(split, repeats)
 
 
-def _measure_from_memory(split: Split, repeats: int) -> dict[str, Any]:
+def measure_from_memory(split: Split, repeats: int) -> dict[str, Any]:
+    """Loader and bare reads of pages that are in memory however they came there; see `compare`."""
     words = edge_words(split)
     order = epoch_order("shuffle", seed=SEED, epoch=0, num_samples=len(split))
     batch = Batch(split, BATCH_SIZE, words)

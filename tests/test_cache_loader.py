@@ -60,7 +60,7 @@ def epochs(split: Split, cache: Any, count: int = 2, **options: Any) -> list[Any
 
 def wait_until_full(loader: msdata.Loader) -> None:
     """Waits until the filler has done what it can: nothing, where it is held."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not loader.stats()["cache"]["filler"]["is_done"]:
         assert time.monotonic() < deadline, loader.stats()
         time.sleep(0.01)

@@ -413,6 +413,7 @@ def test_services_end_together_when_one_or_all_are_told_to_and_leave_nothing(
     assert code == 128 + 15
     lines = errors.splitlines()
     assert 1 <= len(lines) <= len(told), errors
-    assert all("interrupted; arenas that ranks still use stay with them" in line for line in lines)
+    said = "interrupted; arenas that ranks still use stay with them"
+    assert all(said in line for line in lines), errors
     assert not list(caching.names_in(config.shm_dir))
     assert not any(path.exists() for path in services.mpi_files)

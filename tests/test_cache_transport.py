@@ -214,7 +214,8 @@ def test_a_node_that_died_costs_one_timeout_at_most_and_is_left_alone(suite: Any
     packing.wait_for(lambda: fetch(fetcher, 0, [0, 2]) == [None, None])
     for _ in range(20):
         assert fetch(fetcher, 0, [0, 2]) == [None, None]
-    assert time.monotonic() - started_s < 6
+    # A timeout for each of them would be a minute.
+    assert time.monotonic() - started_s < 30
     assert fetcher.stats()["failures"] == fetcher.stats()["down"] <= 1
 
 
@@ -247,7 +248,7 @@ def test_a_node_that_hangs_costs_one_timeout_and_its_late_answer_is_not_taken(
     suite.hang(0)
     assert fetch(fetcher, 0, [4]) == [None]
     suite.go_on(0)
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + packing.TIMEOUT_S
     # Never the late answer to the first request.
     while (found := fetch(fetcher, 0, [2])) == [None]:
         assert time.monotonic() < deadline_s

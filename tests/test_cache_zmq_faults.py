@@ -117,6 +117,13 @@ class Job:
             results.append(result)
         return results
 
+    def first_epoch_without_storage(self) -> list[dict[str, Any]]:
+        """Epochs until nodes have found each other again; gives the last."""
+        deadline_s = time.monotonic() + packing.TIMEOUT_S
+        while sum(samples(results := self.epoch(), "storage")):
+            assert time.monotonic() < deadline_s
+        return results
+
     def end(self) -> None:
         """Ends ranks, then services; nothing is left in shared memory."""
         for rank in self.ranks:
@@ -188,13 +195,7 @@ def test_a_service_that_is_killed_costs_little_and_the_others_serve_each_other(
     assert all(n > 0 for n in samples(after, "peer"))
     assert all(n > 0 for n in samples(after, "storage")[1:])
     job.services[0] = job.service(0)
-    again = job.epoch()
-    for _ in range(20):
-        if sum(samples(again, "storage")) == 0:
-            break
-        again = job.epoch()
-    assert caching.merged(again) == expected
-    assert sum(samples(again, "storage")) == 0
+    assert caching.merged(job.first_epoch_without_storage()) == expected
     job.end()
 
 
@@ -340,12 +341,7 @@ def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_mend
     assert_warned_once(after, range(NODES))
     # Trying the lost nodes again costs the ranks nothing.
     for one, other in zip(before, after, strict=True):
-        assert other["stats"]["wait_s"] < 1 + 5 * one["stats"]["wait_s"]
+        assert other["stats"]["wait_s"] < MOST_LOST_S / 2 + 5 * one["stats"]["wait_s"]
     network.mend(0)
-    deadline_s = time.monotonic() + 60
-    again = job.epoch()
-    while sum(samples(again, "storage")):
-        assert time.monotonic() < deadline_s
-        again = job.epoch()
-    assert caching.merged(again) == expected
+    assert caching.merged(job.first_epoch_without_storage()) == expected
     job.end()

@@ -107,10 +107,12 @@ def test_retry_after_is_obeyed_in_seconds_and_as_a_date() -> None:
     with scripted(status(503, Retry_After="1"), OK) as (url, times_s):
         get(url)
     assert times_s[1] - times_s[0] >= 1.0
-    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 2.5))
+    due_s = int(time.time() + 2.5)
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(due_s))
     with scripted(status(429, Retry_After=date), OK) as (url, times_s):
         get(url)
-    assert times_s[1] - times_s[0] >= 1.0
+    assert len(times_s) == 2
+    assert time.time() >= due_s
 
 
 def test_retry_after_stops_all_threads_of_a_service() -> None:
@@ -181,10 +183,11 @@ def test_a_body_that_is_cut_off_is_asked_for_again() -> None:
 
 def test_a_hang_ends_at_the_timeout() -> None:
     def hang(connection: socket.socket) -> None:
-        time.sleep(0.6)
+        # Until the client has given up.
+        connection.recv(1)
 
     with scripted(hang, OK) as (url, _):
-        assert get(url, read_timeout_s=0.3) == b"good"
+        assert get(url, read_timeout_s=0.3, tries=20) == b"good"
 
 
 def test_a_body_that_trickles_ends_at_the_total_timeout() -> None:
