@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import packing
 import pytest
 import training
 from hypothesis import settings
+from slurm_cluster import SlurmCluster, why_not
 
 # Examples are timed by the wall clock: beside other work a deadline would fail sound tests.
 settings.register_profile("msdata", deadline=None)
@@ -78,9 +80,20 @@ def ranks() -> Iterator[training.Ranks]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    """A Slurm of two nodes on this machine."""
+    reason = why_not()
+    if reason:
+        assert not os.environ.get("CI"), f"CI must not skip Slurm tests: {reason}"
+        pytest.skip(reason)
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
 # Files run side by side (`make test`): the longest start first, and two Slurms do not meet.
 _FIRST = ("test_slurm_jobs.py", "test_fetch.py", "test_pack_resume.py", "test_train_resume.py")
-_LAST = ("test_fetch_slurm.py",)
+_LAST = ("test_slurm_short_jobs.py",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

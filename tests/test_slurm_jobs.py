@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import packing
 import pytest
 import torch
 import training
-from slurm_cluster import SlurmCluster, wait_until, why_not
+from slurm_cluster import SlurmCluster, wait_until
 
 from mstrain.checkpoint import find_last, read_checkpoint
 from mstrain.journal import read_journal
@@ -29,16 +29,6 @@ STEPS_PER_EPOCH = 4
 # Two nodes of two ranks each.
 RANKS = ("--nodes=2", "--ntasks-per-node=2")
 Packed = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    reason = why_not()
-    if reason:
-        assert not os.environ.get("CI"), f"CI must not skip Slurm tests: {reason}"
-        pytest.skip(reason)
-    with SlurmCluster() as cluster:
-        yield cluster
 
 
 def submit(cluster: SlurmCluster, out: Path, *words: object, **environ: str) -> str:

@@ -1,15 +1,13 @@
-"""slurm/fetch.sh on a real Slurm: an array of jobs fetches a catalogue and keeps the rate."""
+"""Jobs of seconds on a real Slurm: an array that fetches, and all benchmarks on two nodes."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fetching
 import pytest
-from slurm_cluster import SlurmCluster, wait_until, why_not
+from slurm_cluster import SlurmCluster, wait_until
 
 from msdata.standin.faults import FaultPlan
 
@@ -17,16 +15,6 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "slurm" / "fetch.sh"
 TIMEOUT_S = 300
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    reason = why_not()
-    if reason:
-        assert not os.environ.get("CI"), f"CI must not skip Slurm tests: {reason}"
-        pytest.skip(reason)
-    with SlurmCluster() as cluster:
-        yield cluster
 
 
 def test_an_array_of_jobs_fetches_a_catalogue_and_keeps_the_rate(
