@@ -18,6 +18,7 @@ from msdata.errors import MsdataError, UsageError
 QUESTIONS = {
     "limit": ("benchmarks.limit", "how fast could this machine be?"),
     "loaders": ("benchmarks.loaders", "how fast are we, and everyone else, on the same bytes?"),
+    "scale": ("benchmarks.scale", "what will N nodes do?"),
 }
 # Benchmarks of one part of the product, into benchmarks/results/: `rates` runs them all.
 RATES: dict[str, list[str]] = {
@@ -33,6 +34,16 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="question", required=True, metavar="QUESTION")
     for name, (_, text) in QUESTIONS.items():
         add_arguments(commands.add_parser(name, help=text, description=text))
+    commands.choices["loaders"].add_argument(
+        "--peers",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="NAME[,NAME...]",
+        help="race these only, such as ours_tar,bare_map",
+    )
+    commands.choices["scale"].add_argument(
+        "--machine", type=Path, metavar="JSON", help="rates of `msdata probe`; else measured"
+    )
     report = commands.add_parser("report", help="one HTML page of all results in a folder")
     report.add_argument("folder", type=Path, metavar="DIR")
     compared = commands.add_parser("compare", help="flags ratios that fell; exit code 1 if any")

@@ -199,6 +199,20 @@ def ratios_of(found: dict[str, Any], contestants: dict[str, Any]) -> dict[str, A
     return ratios
 
 
+def chosen_peers(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """The contestants asked for, all for none, in the order of tables.
+
+    Raises:
+        UsageError: one of them is unknown.
+    """
+    unknown = [name for name in asked if name not in PEER_NAMES]
+    if unknown:
+        raise UsageError(
+            f"--peers {unknown[0]} is no contestant; there are {', '.join(PEER_NAMES)}"
+        )
+    return tuple(name for name in PEER_NAMES if name in asked) if asked else PEER_NAMES
+
+
 def answer(settings: Settings) -> int:
     """Races all contestants and writes `loaders.json`.
 
@@ -206,13 +220,14 @@ def answer(settings: Settings) -> int:
         0; 1 where a contestant delivered wrong samples.
     """
     started_s = time.perf_counter()
+    names = chosen_peers(settings.peers)
     race = make_race(settings)
     missing: dict[str, str] = {}
     wrong: dict[str, str] = {}
     contenders: list[Contender] = []
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, race.work, ignore_errors=True)
-        for name in PEER_NAMES:
+        for name in names:
             try:
                 contenders.append(enter(race, name, stack))
                 print(f"  {name}: converted, every byte compared", flush=True)

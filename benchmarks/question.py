@@ -27,6 +27,8 @@ class Settings:
         out: folder of the results; `out/work` holds data that is made.
         quick: fewer samples and repeats, to see that all works; not figures to publish.
         workload: name of the mock samples' kind, see `benchmarks.workloads.WORKLOADS`.
+        peers: question `loaders`: contestants to race; empty for all.
+        machine: question `scale`: rates of `msdata probe`; None has them measured.
         command: what was typed.
     """
 
@@ -35,6 +37,8 @@ class Settings:
     mock: int | None = None
     quick: bool = False
     workload: str = "mantis"
+    peers: tuple[str, ...] = ()
+    machine: Path | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -176,5 +180,7 @@ def settings_of(args: argparse.Namespace, command: str) -> Settings:
         mock=args.mock,
         quick=args.quick,
         workload=args.workload,
+        peers=getattr(args, "peers", ()),
+        machine=getattr(args, "machine", None),
         command=command,
     )
