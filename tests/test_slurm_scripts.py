@@ -12,8 +12,8 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 # Handed to sbatch by users, or started by srun on the nodes.
-STARTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "node.sh", "rank.sh")
-SUBMITTED = ("train_ddp.sh", "pack.sh", "fetch.sh")
+STARTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh", "node.sh", "rank.sh")
+SUBMITTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh")
 
 
 def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Benchmarks a cluster's I/O on the nodes of a job: what the storage and the nodes could do, how fast
+# loaders are on the same bytes, what the cache gives, how it scales; and a report of it all.
+#
+#   sbatch [options of sbatch] slurm/bench_io.sh OUT [options of python -m benchmarks QUESTION]
+#
+#   sbatch --nodes=8 --exclusive --time=2:00:00 slurm/bench_io.sh /project/bench --data /project/DATA
+#   sbatch --nodes=2 --time=0:30:00 slurm/bench_io.sh /project/bench --quick
+#
+# OUT lies on the storage that is to be measured, where all nodes see it. `limit` and `loaders` run on
+# the job's first node; `cache` and `scale` on 1, 2, 4, ... and all of them. A question that fails
+# leaves the others' results as they are, and the job's exit code tells. OUT/report.html is written
+# last, of what there is.
+#
+#SBATCH --job-name=msdata-bench
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+
+# --- Variables, by the environment: QUESTIONS="limit scale" sbatch slurm/bench_io.sh ... ----------
+# MSDATA_SITE     file with the site's modules; the one file to edit       (slurm/site.sh)
+# PYTHON          interpreter                                              (python in PATH)
+# QUESTIONS       what to ask, in this order                               (limit loaders cache scale)
+# PEERS           contestants of loaders, such as ours_tar,dali_webdataset (all that are installed)
+# MACHINE         machine.json of msdata probe, for scale                  (measured)
+# RANKS_PER_NODE  loaders on each node, for scale                          (tasks a node)
+# SRUN_MPI        srun's --mpi: pmi2 for MPICH and its kin, pmix for Open MPI  (pmi2)
+# ------------------------------------------------------------------------------------------------
+source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ ! -e $source_dir/job.sh && ${SLURM_JOB_ID:-} ]]; then
+  # sbatch runs a copy; Slurm knows where it came from.
+  source_dir=$(squeue --noheader --job "$SLURM_JOB_ID" --format %o)
+  source_dir=${source_dir%%/bench_io.sh*}
+fi
+# shellcheck source=slurm/job.sh
+source "$source_dir/job.sh"
+
+[[ ${1:--} != -* ]] ||
+  die "usage: sbatch slurm/bench_io.sh OUT [--data DATA | --mock N] [--workload NAME] [--quick]"
+out=$1
+shift
+mkdir -p "$out" || die "$out cannot be made; name a folder that all nodes see and you may write to"
+out=$(realpath "$out")
+root=${source_dir%/*}
+[[ -d $root/benchmarks ]] || die "$root has no benchmarks: submit this script from a clone of msdata"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export RANKS_PER_NODE=${RANKS_PER_NODE:-$tasks_per_node} SRUN_MPI=${SRUN_MPI:-pmi2}
+"$PYTHON" -c 'import sys; from msdata.fill import stream_fill; sys.exit(stream_fill is None)' ||
+  say "note: the loader's C module is not built here, so rates are lower: pip install -e $root" >&2
+
+child='' interrupted='' asked=''
+on_term() {
+  interrupted=1 asked=1
+  if [[ $child ]]; then
+    kill -TERM "$child" 2>/dev/null || true
+  fi
+}
+trap on_term TERM
+
+# Questions for one node start ranks of their own, whom an mpiexec would else send to other nodes.
+alone=(env)
+for name in $(compgen -e SLURM); do
+  alone+=(-u "$name")
+done
+
+# ask QUESTION OPTIONS...: its exit code.
+ask() {
+  local question=$1 prefix=()
+  case $question in
+    limit) prefix=("${alone[@]}") ;;
+    loaders)
+      prefix=("${alone[@]}")
+      [[ ${PEERS:-} ]] && set -- "$@" --peers "$PEERS"
+      ;;
+    scale) [[ ${MACHINE:-} ]] && set -- "$@" --machine "$MACHINE" ;;
+  esac
+  "${prefix[@]}" "$PYTHON" -u -m benchmarks "$@" --out "$out" &
+  child=$!
+  local status=0
+  wait_for "$child" || status=$?
+  child=''
+  return "$status"
+}
+
+say "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), results in $out"
+failed=()
+for question in ${QUESTIONS:-limit loaders cache scale}; do
+  if [[ $asked ]]; then
+    failed+=("$question (not asked)")
+    continue
+  fi
+  "$PYTHON" -m benchmarks "$question" --help >/dev/null 2>&1 || {
+    [[ ${QUESTIONS:-} ]] && failed+=("$question (there is no such question)")
+    continue
+  }
+  say "$question"
+  status=0
+  ask "$question" "$@" || status=$?
+  ((status == 0)) || failed+=("$question (exit code $status)")
+done
+
+trap '' TERM
+"$PYTHON" -m benchmarks report "$out" || failed+=("report")
+if ((${#failed[@]})); then
+  printf -v text '%s, ' "${failed[@]}"
+  say "not all is well: ${text%, }; results of the others are in $out" >&2
+  exit 1
+fi
+say "done: $out/report.html"
