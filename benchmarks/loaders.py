@@ -115,6 +115,7 @@ def enter(race: Race, name: str, stack: ExitStack) -> Contender:
     process = stack.enter_context(PeerProcess(name, race.logs / f"{name}.txt"))
     out = race.work / name
     shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     objects = str(race.source.objects)
     answer, memory = process.command_with_memory(
         "convert", objects=objects, out=str(out), reading=race.fields()
