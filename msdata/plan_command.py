@@ -25,6 +25,7 @@ from msdata.plan_text import render_report
 from msdata.topology import Topology
 
 _GIB = 1 << 30
+_MOST_NODES = 1 << 20
 # 600 MB: what the README advises for a shard, about a thousand cutouts.
 _SHARD_BYTES = 600_000_000
 
@@ -91,7 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_SHARD_BYTES,
         help="bytes of an assumed shard (%(default)s)",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="number of nodes (%(default)s)")
+    parser.add_argument(
+        "--nodes", type=int, help="number of nodes (as many as capacities are listed, else 1)"
+    )
     parser.add_argument("--ranks-per-node", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--batch-per-rank", type=int, default=64, help="(%(default)s)")
     for tier in ("memory", "ssd"):
@@ -99,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{tier}-gib",
             default="0",
             metavar="N[,N...]",
-            help=f"{tier} tier of every node, or of each in turn (%(default)s)",
+            help=f"{tier} tier of every node, or of each in turn; 6x400,2x200 is 400 of six nodes "
+            "and 200 of two (%(default)s)",
         )
     parser.add_argument("--policy", choices=POLICIES, default="locality", help="(%(default)s)")
     parser.add_argument("--last", choices=LAST, default="drop", help="(%(default)s)")
@@ -167,7 +171,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     if args.figure is not None:
         from msdata.plan_figure import draw_by_nodes
 
-        draw_by_nodes(by_nodes(job, machine, _numbers_of_nodes(args.nodes)), args.figure)
+        draw_by_nodes(by_nodes(job, machine, _numbers_of_nodes(job.nodes.num_nodes)), args.figure)
     text = json.dumps(report, indent=2, allow_nan=False) if args.json else render_report(report)
     sys.stdout.write(text + "\n")
     return 0
@@ -203,14 +207,9 @@ def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike
 
 
 def _job(args: argparse.Namespace, data: PlanData) -> Job:
-    topology = Topology(num_nodes=args.nodes, ranks_per_node=args.ranks_per_node)
-    nodes = Nodes(
-        memory_bytes=_capacities("--memory-gib", args.memory_gib, args.nodes),
-        ssd_bytes=_capacities("--ssd-gib", args.ssd_gib, args.nodes),
-        keys=np.arange(args.nodes, dtype=np.uint64),
-    )
+    nodes = _nodes(args)
     return Job(
-        topology=topology,
+        topology=Topology(num_nodes=nodes.num_nodes, ranks_per_node=args.ranks_per_node),
         nodes=nodes,
         shard_sizes=data.shard_sizes,
         shard_bytes=data.shard_bytes,
@@ -223,16 +222,41 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
     )
 
 
-def _capacities(option: str, text: str, num_nodes: int) -> NDArray[np.int64]:
-    try:
-        gib = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} {text!r} is no number of GiB, nor one a node") from None
-    if len(gib) not in (1, num_nodes) or not all(0 <= g < 2**33 for g in gib):
+def _nodes(args: argparse.Namespace) -> Nodes:
+    options = {"--memory-gib": args.memory_gib, "--ssd-gib": args.ssd_gib}
+    listed = {option: _listed(option, text) for option, text in options.items()}
+    num_nodes = max(map(len, listed.values())) if args.nodes is None else args.nodes
+    if num_nodes < 1:
+        raise UsageError(f"--nodes {num_nodes}: a plan needs at least one node")
+    for option, gib in listed.items():
+        if len(gib) not in (1, num_nodes):
+            raise UsageError(
+                f"{option} {options[option]!r} is of {len(gib)} nodes, the job has {num_nodes}: "
+                f"give one number for all nodes, or {num_nodes} of them"
+            )
+    memory, ssd = (
+        np.array([int(g * _GIB) for g in gib * (num_nodes // len(gib))], dtype=np.int64)
+        for gib in listed.values()
+    )
+    keys = np.arange(num_nodes, dtype=np.uint64)
+    return Nodes(memory_bytes=memory, ssd_bytes=ssd, keys=keys)
+
+
+def _listed(option: str, text: str) -> list[float]:
+    """Capacities as they are listed, in GiB; "6x400" stands for six of 400."""
+    found: list[float] = []
+    for part in text.split(","):
+        count, times, gib = part.rpartition("x")
+        try:
+            found += [float(gib)] * (min(int(count), _MOST_NODES) if times else 1)
+        except ValueError:
+            found.append(-1.0)
+    if not found or not all(0 <= g < 2**33 for g in found):
         raise UsageError(
-            f"{option} {text!r} must be one number from 0 for all nodes, or {num_nodes} of them"
+            f"{option} {text!r} is no number of GiB from 0, nor a list of them such as 400,400,200 "
+            "or 2x400,200"
         )
-    return np.array([int(g * _GIB) for g in gib * (num_nodes // len(gib))], dtype=np.int64)
+    return found
 
 
 def _machine(args: argparse.Namespace) -> Machine:
@@ -250,7 +274,7 @@ def _node_numbers(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",") if part]
     except ValueError:
         numbers = [0]
-    if any(not 0 < n < 2**20 for n in numbers):
+    if any(not 0 < n < _MOST_NODES for n in numbers):
         raise UsageError(f"--by-nodes {text!r} must be numbers of nodes, such as 1,2,4,8")
     return numbers
 

@@ -74,6 +74,7 @@ def build_report(
         },
         "job": _describe_job(job, num_epochs),
         "caches": _describe_caches(job, ownership),
+        "kinds_of_nodes": _describe_kinds(job, ownership, [*forecasts[1:2], expected][0]),
         "epochs": [_describe_epoch(f, t) for f, t in zip(forecasts, times, strict=True)],
         "whole_job": _sum_up(forecasts, times),
         "closed_form": _describe_closed_form(job, expected),
@@ -137,6 +138,32 @@ def _describe_job(job: Job, num_epochs: int) -> dict[str, Any]:
         "seed": job.seed,
         "buffer_samples": job.buffer_samples if job.policy == "block" else None,
     }
+
+
+def _describe_kinds(
+    job: Job, ownership: Ownership, forecast: EpochForecast
+) -> list[dict[str, Any]]:
+    """What nodes of the same capacities hold and read in an epoch, the largest first."""
+    capacities = np.stack([job.nodes.memory_bytes, job.nodes.ssd_bytes], axis=1)
+    kinds, kind_of_node = np.unique(capacities, axis=0, return_inverse=True)
+    described = []
+    for number, (memory, ssd) in enumerate(kinds.tolist()):
+        mine = kind_of_node.ravel() == number
+        by_tier = forecast.tier_samples[mine].sum(axis=0) / max(
+            1, forecast.tier_samples[mine].sum()
+        )
+        described.append(
+            {
+                "nodes": int(mine.sum()),
+                "memory_capacity_bytes": memory,
+                "ssd_capacity_bytes": ssd,
+                "held_bytes_a_node": float(ownership.held(job.cached_bytes)[mine].mean()),
+                "epoch": forecast.epoch,
+                "shares": dict(zip(TIERS, by_tier.tolist(), strict=True)),
+                "storage_bytes_a_node": float(forecast.storage_bytes[mine].mean()),
+            }
+        )
+    return described[::-1]
 
 
 def _describe_caches(job: Job, ownership: Ownership) -> dict[str, Any]:

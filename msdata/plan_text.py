@@ -31,6 +31,7 @@ def render_report(report: dict[str, Any]) -> str:
     parts = [
         _render_head(report),
         _render_epochs(report),
+        *_render_kinds(report["kinds_of_nodes"]),
         _render_closed_form(report),
         _render_what_if(report["what_if"]),
         *_render_by_nodes(report["by_nodes"]),
@@ -79,6 +80,25 @@ def _render_epochs(report: dict[str, Any]) -> str:
             "replayed, --replay-epochs N replays more"
         )
     return "\n".join([legend, *_table(header, rows), total])
+
+
+def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
+    if len(kinds) < 2:
+        return []
+    rows = [
+        [
+            str(kind["nodes"]),
+            _size(kind["memory_capacity_bytes"]),
+            _size(kind["ssd_capacity_bytes"]),
+            _size(kind["held_bytes_a_node"]),
+            *(f"{100 * kind['shares'][t]:.2f}" for t in TIERS),
+            _size(kind["storage_bytes_a_node"]),
+        ]
+        for kind in kinds
+    ]
+    header = ["nodes", "memory", "SSD", "cached", *(f"{t} %" for t in TIERS), "from storage"]
+    title = f"nodes by capacity, each of them in epoch {kinds[0]['epoch']}"
+    return ["\n".join([title, *_table(header, rows)])]
 
 
 def _epoch_name(epoch: dict[str, Any]) -> str:

@@ -140,6 +140,40 @@ def test_nodes_may_differ_in_capacity(capsys):
     assert sum(by_node[0]) == sum(by_node[1])
 
 
+def test_nodes_of_each_capacity_are_told_of_tier_by_tier(capsys):
+    options = f"--memory-gib 3x0.002,0.008 --ssd-gib 0.001 --ranks-per-node 2 {ASSUMED}"
+    report = plan_json(capsys, options)
+    assert report["job"]["nodes"] == 4
+    epoch = report["epochs"][1]
+    large, small = report["kinds_of_nodes"]
+    for kind, nodes, gib in ((large, [3], 0.008), (small, [0, 1, 2], 0.002)):
+        assert kind["nodes"] == len(nodes)
+        assert kind["memory_capacity_bytes"] == int(gib * 2**30)
+        assert kind["ssd_capacity_bytes"] == int(0.001 * 2**30)
+        room = kind["memory_capacity_bytes"] + kind["ssd_capacity_bytes"]
+        assert room - 2 * 100_000 < kind["held_bytes_a_node"] <= room
+        counts = np.array(epoch["samples_by_node"])[nodes].sum(axis=0)
+        assert list(kind["shares"].values()) == pytest.approx(counts / counts.sum())
+        assert kind["storage_bytes_a_node"] * len(nodes) == counts[3] * 1000
+    assert large["shares"]["local"] > small["shares"]["local"]
+    assert plan(options) == 0
+    text = capsys.readouterr().out
+    table = text[text.index("nodes by capacity, each of them in epoch 1") :].splitlines()
+    assert [row.split()[0] for row in table[1:4]] == ["nodes", "1", "3"]
+    assert table[2].split()[1:3] == ["8.59", "MB"]
+
+
+def test_nodes_that_are_all_the_same_have_no_table_of_kinds(capsys):
+    for options in ("--nodes 3 --memory-gib 0.004", "--memory-gib 3x0.004", "--memory-gib 0.004"):
+        assert plan(f"{options} {ASSUMED}") == 0
+        assert "nodes by capacity" not in capsys.readouterr().out
+
+
+def test_a_plan_of_one_epoch_tells_what_nodes_would_read_in_the_next(capsys):
+    report = plan_json(capsys, f"--memory-gib 0.002,0.008 --epochs 1 {ASSUMED}")
+    assert [kind["epoch"] for kind in report["kinds_of_nodes"]] == [1, 1]
+
+
 def test_a_machine_file_gives_the_rates_and_options_overrule_it(capsys, tmp_path):
     path = tmp_path / "machine.json"
     save_machine(path, {"storage_bytes_per_s": 1e6, "network_bytes_per_s": 1e9, "host": "n0"})
@@ -221,7 +255,11 @@ def test_data_smaller_than_a_batch_are_planned_without_quality(capsys):
         ("--assume-samples 5", "--assume-bytes"),
         ("--assume-samples 0 --assume-bytes 5", "above 0"),
         (f"--epochs 0 {ASSUMED}", "at least one"),
-        (f"--nodes 3 --memory-gib 1,2 {ASSUMED}", "or 3 of them"),
+        (f"--nodes 3 --memory-gib 1,2 {ASSUMED}", "is of 2 nodes, the job has 3: .* or 3 of them"),
+        (f"--memory-gib 1,2 --ssd-gib 1,2,3 {ASSUMED}", "--memory-gib '1,2' is of 2 nodes"),
+        (f"--memory-gib ax1 {ASSUMED}", "such as 400,400,200 or 2x400,200"),
+        (f"--memory-gib 1,,2 {ASSUMED}", "no number of GiB"),
+        (f"--memory-gib nan {ASSUMED}", "no number of GiB"),
         (f"--memory-gib much {ASSUMED}", "no number of GiB"),
         (f"--ssd-gib -1 {ASSUMED}", "from 0"),
         (f"--nodes 0 {ASSUMED}", "at least one node"),
