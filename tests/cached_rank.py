@@ -86,7 +86,7 @@ def run(order: dict[str, Any]) -> None:
     make_peers_impatient(order.get("pause_s", PAUSE_S))
     with msdata.Loader(
         msdata.open(order["data"]).split("train"),
-        BATCH,
+        order.get("batch_size", BATCH),
         topology=Topology(**order["topology"]),
         cache=CacheConfig(**fields),
         policy=order.get("policy", "shuffle"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from msdata.checksum import crc32c
 from msdata.index import fixed_columns, write_index
 from msdata.manifest import Manifest, ShardInfo
 from msdata.schema import Schema
@@ -30,7 +31,9 @@ def pattern_at(shard: int, offset: int, nbytes: int) -> bytes:
     return pattern()[places].tobytes()
 
 
-def write_raw(folder: Path, schema: Schema, shard_sizes: Sequence[int]) -> Path:
+def write_raw(
+    folder: Path, schema: Schema, shard_sizes: Sequence[int], *, has_checksums: bool = False
+) -> Path:
     """Writes a data set of one split, "train", whose shards have no headers; returns its folder."""
     (folder / "train").mkdir(parents=True)
     shards, offsets = [], []
@@ -44,6 +47,8 @@ def write_raw(folder: Path, schema: Schema, shard_sizes: Sequence[int]) -> Path:
             ShardInfo(split="train", name=name, num_samples=count, nbytes=nbytes, frame_crc32c=0)
         )
     columns = _columns(schema, shard_sizes, np.concatenate(offsets))
+    if has_checksums:
+        columns["crc32c"] = _checksums(schema, shard_sizes)
     sha256 = write_index(folder, pa.table(columns), schema)
     Manifest(
         container="tar", schema=schema, shards=tuple(shards), seed=0, index_sha256=sha256
@@ -57,6 +62,15 @@ def _write_shard(path: Path, number: int, nbytes: int) -> None:
         # Large writes: the page cache then holds the shard in large folios, as msdata pack's do.
         while nbytes > 0:
             nbytes -= file.write(piece[:nbytes].data)
+
+
+def _checksums(schema: Schema, shard_sizes: Sequence[int]) -> np.ndarray:
+    found = []
+    for number, count in enumerate(shard_sizes):
+        shard = pattern_at(number, 0, count * schema.sample_nbytes)
+        records = np.frombuffer(shard, np.uint8).reshape(count, -1)
+        found += [crc32c(record) for record in records]
+    return np.array(found, np.uint32)
 
 
 def _columns(schema: Schema, shard_sizes: Sequence[int], offsets: np.ndarray) -> dict:
