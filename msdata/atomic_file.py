@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,16 +64,22 @@ def sync_folder(folder: Path) -> None:
 
 def publish(path: Path) -> None:
     """Renames the finished, fsynced temporary file of `path` to its final name."""
-    partial_path(path).replace(path)
+    _publish(partial_path(path), path)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    temporary.replace(path)
     sync_folder(path.parent)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, is_contended: bool = False) -> Iterator[IO[bytes]]:
     """A binary file that gets its name only once it is complete and on the disk.
 
     Args:
         path: the final name; what was there before stays until the new file is whole.
+        is_contended: several may write it at the same time; each does so under a name of its own,
+            and the last to end stays.
 
     Yields:
         The open temporary file.
@@ -81,12 +88,14 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         StorageError: the file system refused; the temporary file is removed.
     """
     temporary = partial_path(path)
+    if is_contended:
+        temporary = temporary.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        publish(path)
+        _publish(temporary, path)
     except OSError as error:
         _discard(temporary)
         if isinstance(error, StorageError):
@@ -102,7 +111,7 @@ def _discard(path: Path) -> None:
         path.unlink()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, is_contended: bool = False) -> None:
     """Writes `content` to `path`, whole or not at all; see `whole_file`."""
-    with whole_file(path) as file:
+    with whole_file(path, is_contended=is_contended) as file:
         file.write(content)

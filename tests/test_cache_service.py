@@ -196,6 +196,26 @@ def test_a_service_leaves_an_arena_whose_name_is_gone_and_joins_the_next(
     assert service.stats().keys() == {0}
 
 
+def test_a_service_that_cannot_be_announced_says_so_once_and_tries_again(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = cluster.configs[0]
+    assert config.peers_dir is not None
+    (announcement,) = config.peers_dir.glob("*-n0.json")
+    cluster.services.pop(0).close()
+    announcement.mkdir()
+    service = cluster.service(config)
+    cluster.services.append(service)
+    service.look()
+    assert service.stats() == {}
+    (said,) = [r.message for r in caplog.records if "is not served" in r.message]
+    assert "cannot write" in said
+    announcement.rmdir()
+    service.look()
+    assert service.stats().keys() == {0}
+    assert announcement.is_file()
+
+
 @pytest.mark.parametrize("is_encrypted", [False, True])
 def test_a_service_counts_what_it_gives_and_writes_it_for_the_collector(
     cluster: Cluster, tmp_path: Path, is_encrypted: bool

@@ -336,6 +336,28 @@ def test_a_key_that_is_no_secret_or_no_key_is_refused(
         job_keys(tmp_path, make_keys)
 
 
+def test_services_that_announce_a_node_at_the_same_time_do_not_disturb_each_other(
+    tmp_path: Path,
+) -> None:
+    faults: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(60):
+                announce(tmp_path, "data", 0, f"tcp://host:{number}")
+        except StorageError as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert address_of(tmp_path, "data", 0) in {f"tcp://host:{number}" for number in range(4)}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_announcement_is_found_and_taken_back_by_its_maker_only(tmp_path: Path) -> None:
     assert address_of(tmp_path, "data", 0) is None
     announce(tmp_path, "data", 0, "tcp://a:1")

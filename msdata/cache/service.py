@@ -7,6 +7,7 @@ it is one of the arena's users, so the arena outlives the ranks, and a restarted
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -83,6 +84,7 @@ class NodeService:
         self._is_encrypted = is_encrypted
         self._keys = job_keys(self._folder, make_keys)
         self._served: dict[Path, _Served] = {}
+        self._refused: dict[Path, str] = {}
         self._metrics_due_s = 0.0
 
     def look(self) -> None:
@@ -97,7 +99,13 @@ class NodeService:
             try:
                 self._join(path)
             except (MsdataError, OSError) as error:
-                LOG.warning("%s is not served: %s", path, error)
+                is_news = self._refused.get(path) != str(error)
+                LOG.log(
+                    logging.WARNING if is_news else logging.DEBUG,
+                    "%s is not served: %s; tried again every second",
+                    *(path, error),
+                )
+                self._refused[path] = str(error)
 
     def _join(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -123,8 +131,13 @@ class NodeService:
             partial(records_of, client), self._keys, self._host, is_encrypted=self._is_encrypted
         )
         self._served[path] = _Served(client, server, header.node, inode)
+        try:
+            announce(self._folder, self._split.label, header.node, server.address)
+        except MsdataError:
+            # Whoever cannot be found serves nobody; the next look tries again.
+            self._leave(path)
+            raise
         client.start()
-        announce(self._folder, self._split.label, header.node, server.address)
 
     def _leave(self, path: Path) -> None:
         served = self._served.pop(path)
