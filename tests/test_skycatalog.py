@@ -25,7 +25,7 @@ from benchmarks.catalog_build import differences
 from benchmarks.mock_surveys import FAULTS, LAYOUTS, Truth, make_tables
 from msdata.catalogcolumns import read_catalog
 from msdata.cli import main
-from msdata.errors import UsageError
+from msdata.errors import DataError, UsageError
 from msdata.skycatalog.dust import galactic, reddening
 from msdata.skycatalog.healpix import pixel_of
 from msdata.skycatalog.recipe import BUILT_IN, load_recipe
@@ -124,6 +124,13 @@ def test_the_redshift_of_sdss_is_by_eye_then_without_quasars_then_the_pipelines(
     assert first_redshift(arrays, "1").tolist() == [0.5, 0.6, 0.7, 0.7]
     velocity = pa.chunked_array([pa.array([29979.2458])])
     assert first_redshift([velocity], "km/s")[0] == pytest.approx(0.1)
+
+
+def test_a_cz_that_is_no_velocity_is_refused():
+    with pytest.raises(DataError, match="all lie from -1 to 1 km/s: that is no c z"):
+        first_redshift([pa.chunked_array([pa.array([-0.93, 0.2, np.nan])])], "km/s")
+    nothing = pa.chunked_array([pa.array([np.nan, 0.0])])
+    assert np.isnan(first_redshift([nothing], "km/s")[0])
 
 
 def test_angles_in_text_are_read_as_degrees_or_sexagesimal():

@@ -217,13 +217,25 @@ def first_redshift(columns: Sequence[pa.ChunkedArray], unit: str) -> _Float:
     Args:
         columns: in order of trust.
         unit: "1", or "km/s" for c z.
+
+    Raises:
+        DataError: these are no velocities.
     """
     chosen = numbers(columns[-1]).copy()
     for column in reversed(columns[:-1]):
         values = numbers(column)
         with np.errstate(invalid="ignore"):
             chosen = np.where(np.isfinite(values) & (values > 0), values, chosen)
-    return chosen / SPEED_OF_LIGHT_KM_S if unit == "km/s" else chosen
+    if unit != "km/s":
+        return chosen
+    given = chosen[np.isfinite(chosen) & (chosen != 0)]
+    if given.size and np.abs(given).max() <= 1:
+        # 6dF's database has a CZ of this kind, too; as a velocity it would pass all cuts.
+        raise DataError(
+            "its velocities all lie from -1 to 1 km/s: that is no c z but a redshift or a "
+            "Cartesian coordinate; give the table that holds c z"
+        )
+    return chosen / SPEED_OF_LIGHT_KM_S
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
