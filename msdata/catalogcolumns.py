@@ -100,7 +100,7 @@ def read_catalog(
         _check_column(path, names, name, "--columns")
     kept, renamed = {}, []
     for canonical, name in chosen.items():
-        kept[canonical] = _as_float(path, name, table.column(name))
+        kept[canonical] = _as_float(path, name, table.column(name), canonical)
     for name in names:
         if name in chosen.values() or (columns is not None and name not in columns):
             continue
@@ -179,13 +179,17 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _as_float(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _as_float(path: Path, name: str, column: pa.ChunkedArray, canonical: str) -> pa.ChunkedArray:
     if pa.types.is_null(column.type):
         return column.cast(pa.float64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        cure = "mend the file, or leave the column out"
+        if canonical == "redshift":
+            cure = "mend the file or name another column with --redshift-column"
+        elif canonical in ("ra", "dec"):
+            cure = "write positions as decimal degrees"
         raise UsageError(
-            f"catalogue {path}: column {name!r} holds {column.type}, not numbers; mend the file or "
-            "name another column with --redshift-column"
+            f"catalogue {path}: column {name!r} holds {column.type}, not numbers; {cure}"
         )
     return pc.cast(column, pa.float64(), safe=False)
 

@@ -53,6 +53,8 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
             )
         else:
             table = _read_csv(path, "gzip" if is_gzip else None, choose_text)
+        if not table.num_rows:
+            raise UsageError(f"catalogue {path} has no rows, only names of columns")
     except (pa.ArrowInvalid, gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"catalogue {path} is broken: {error}") from error
     except OSError as error:
@@ -109,6 +111,9 @@ def _scalar_columns(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
             column = column.cast(pa.float64())
         elif pa.types.is_float16(kind):
             column = column.cast(pa.float32())
+        elif pa.types.is_null(kind):
+            # Every value is empty.
+            column = column.cast(pa.float64())
         elif not (
             pa.types.is_integer(kind)
             or pa.types.is_floating(kind)

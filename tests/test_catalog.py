@@ -246,3 +246,13 @@ def test_objects_without_redshift_are_kept_where_they_are_wanted(tmp_path: Path)
     assert "redshift" not in joined.table.column_names
     with pytest.raises(UsageError, match="or give --unlabelled"):
         _csv(tmp_path, "id,ebv\n1,0.1\n")
+
+
+def test_a_catalogue_without_rows_or_with_sexagesimal_positions_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.csv"
+    path.write_text("id,ra,dec,redshift\n")
+    with pytest.raises(UsageError, match=r"catalog\.csv has no rows, only names of columns"):
+        read_catalog(path)
+    path.write_text("id,ra,dec,redshift\n1,10h,5,0.1\n")
+    with pytest.raises(UsageError, match=r"'ra' holds string.*write positions as decimal degrees"):
+        read_catalog(path)

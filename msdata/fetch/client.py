@@ -256,7 +256,10 @@ def _sentence(error: Any, service: Service) -> str:
     if isinstance(error, kinds.SSLError):
         return f"its certificate was not accepted: {error}"
     if isinstance(error, kinds.ProxyError):
-        return f"the proxy did not answer: {error}"
+        return (
+            "the proxy of the environment did not answer (see http_proxy and https_proxy; hosts in "
+            "no_proxy are asked without it)"
+        )
     if isinstance(error, kinds.ChunkedEncodingError):
         return "the answer was cut off"
     if isinstance(error, kinds.ConnectionError):

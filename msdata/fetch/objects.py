@@ -55,7 +55,10 @@ class ObjectFetcher:
             StoppedError: the run is ending.
         """
         if not target.has_position:
-            return _failed(target, REFUSED, "", "it has no position in the catalogue")
+            reason = "it has no position in the catalogue"
+            if abs(target.dec) > 90:
+                reason = f"its declination {target.dec:g} is beyond 90 degrees"
+            return _failed(target, REFUSED, "", reason)
         arrays: dict[str, Fetched] = {}
         for adapter in self._adapters:
             name = adapter.survey.name
