@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import requests
 
-from msdata.fetch.answer import fits_planes, planes_by_band
+from msdata.fetch.answer import Wanted, band_stamp, fits_planes, planes_by_band
 from msdata.fetch.failures import RefusedError, SpoiledError
+from msdata.fetch.journal import read_entries
 from msdata.fetch.legacy import LAYERS
-from msdata.fetch.panstarrs import choose_stacks
+from msdata.fetch.panstarrs import Cut, _check_one_grid, choose_stacks
 from msdata.fetch.run import FetchReport, fetch
 from msdata.fetch.settings import FetchSettings
 from msdata.schema import MANTIS_SHRIMP
@@ -25,7 +26,7 @@ from msdata.sources.objectfile import read_object
 from msdata.standin.answers import Asked, neighbour_of, stack_picture
 from msdata.standin.faults import LASTING, ODDITIES, PASSING, FaultPlan
 from msdata.standin.grid import home_cell, tiles_at
-from msdata.standin.imagery import coadd_cutout
+from msdata.standin.imagery import coadd_cutout, exposure_s
 
 PANSTARRS = MANTIS_SHRIMP["panstarrs"]
 Fetch = Callable[..., FetchReport]
@@ -114,6 +115,45 @@ def test_of_several_sky_cells_the_one_without_missing_pixels_is_taken(
     assert np.isnan(wrong.pixels).any()
     found = read_object(fetching.object_file(tmp_path / "out", sample_id))
     assert np.isfinite(found["panstarrs"]).all()
+
+
+@pytest.mark.parametrize("kind", ["split_bands", "ragged_cells"])
+def test_bands_of_one_projections_cells_are_combined_and_each_keeps_its_own_zero_point(
+    kind: str, fetched: Fetch, catalog: Path, tmp_path: Path
+) -> None:
+    plan = FaultPlan(lasting_fraction=1, lasting=(kind,))
+    fetched(plan)
+    entries = read_entries(tmp_path / "out")
+    for sample_id, ra, dec in fetching.rows_of(catalog):
+        query = {"ra": f"{ra:.8f}", "dec": f"{dec:.8f}", "size": "172"}
+        asked = Asked(seed=0, plan=plan, query=query)
+        cells = {band: fetching.cell_of(asked, band) for band in "grizy"}
+        assert len({cell.name for cell in cells.values()}) == 2
+        found = read_object(fetching.object_file(tmp_path / "out", sample_id))
+        assert np.isfinite(found["panstarrs"]).all()
+        for band, cell in cells.items():
+            seconds = exposure_s(0, cell, band)
+            expected = 25 + 2.5 * np.log10(seconds)
+            assert found[f"zero_point_panstarrs_{band}"] == pytest.approx(expected, abs=1e-4)
+            assert entries[sample_id].notes["panstarrs"]["sky_cell"][band] == cell.name
+
+
+def test_bands_whose_pixel_grids_differ_are_refused_not_resampled() -> None:
+    with fetching.standins() as running:
+        query = {"ra": "10", "dec": "5", "size": "172", "format": "fits"}
+        home = home_cell(10, 5)
+        red = f"/rings.v3.skycell/x/rings.v3.skycell.{home.name}.stk.g.unconv.fits"
+        url = f"{running.url}/cgi-bin/fitscut.cgi"
+        content = requests.get(url, params={**query, "red": red}, timeout=10).content
+    wanted = Wanted(survey=PANSTARRS, position=(10.0, 5.0), size=172, centre=86)
+    (plane,) = fits_planes(content)
+    right = Cut(cell="1329.005", band=band_stamp(plane, "g", wanted), content=b"")
+    x, y = right.band.offset_pixels
+    _check_one_grid({"g": right, "r": right})
+    for changes in ({"offset_pixels": (x, y + 0.1)}, {"tilt_deg": right.band.tilt_deg + 0.1}):
+        other = replace(right, cell="1329.006", band=replace(right.band, **changes))
+        with pytest.raises(RefusedError, match="lies on another grid of pixels than band g"):
+            _check_one_grid({"g": right, "r": other})
 
 
 def test_nan_cores_stay_nan_for_pack_to_fill(fetched: Fetch, tmp_path: Path) -> None:
@@ -241,4 +281,7 @@ def test_an_object_without_a_position_is_refused_without_a_request(tmp_path: Pat
         assert not running.log
     with (tmp_path / "out" / "failed.csv").open() as file:
         reasons = [row["reason"] for row in csv.DictReader(file)]
-    assert reasons == ["it has no position in the catalogue"] * 2
+    assert reasons == [
+        "it has no position in the catalogue",
+        "its declination 95 is beyond 90 degrees",
+    ]

@@ -55,11 +55,15 @@ class Band:
         pixels: float32 (size, size) of the schema.
         zero_point: AB magnitude of a pixel value of 1.
         num_nan: NaN pixels in it.
+        offset_pixels: from the stamp's centre to the position, (columns, rows).
+        tilt_deg: angle from the columns' direction to north.
     """
 
     pixels: NDArray[np.float32]
     zero_point: float
     num_nan: int
+    offset_pixels: tuple[float, float] = (0.0, 0.0)
+    tilt_deg: float = 0.0
 
 
 def fits_planes(content: bytes) -> list[Plane]:
@@ -140,7 +144,13 @@ def band_stamp(plane: Plane, band: str, wanted: Wanted) -> Band:
         raise RefusedError(f"band {band} is NaN throughout")
     if bool(np.isinf(pixels).any()):
         raise RefusedError(f"band {band} holds infinite pixels")
-    return Band(pixels=pixels, zero_point=_zero_point(plane, band, wanted), num_nan=num_nan)
+    return Band(
+        pixels=pixels,
+        zero_point=_zero_point(plane, band, wanted),
+        num_nan=num_nan,
+        offset_pixels=stamp.offset_pixels,
+        tilt_deg=placement.tilt_deg,
+    )
 
 
 def _scale(survey: Survey) -> float:

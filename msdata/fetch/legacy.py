@@ -1,18 +1,24 @@
 """GALEX and unWISE from the Legacy Survey viewer: `fits-cutout`, one answer with all bands.
 
 The viewer resamples so that the position lies exactly in the middle. It answers unknown `bands=`
-with all bands, so none are asked for and those that come are told by the header.
+with all bands, so none are asked for and those that come are told by the header. Where coadds
+overlap the viewer itself lays them over the one grid, so there is nothing to choose; where it has
+none at hand it sends zeros, which no noise of unWISE gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from msdata.fetch.adapter import Fetched, combined, degrees_text, max_fits_nbytes
 from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes, planes_by_band
 from msdata.fetch.client import Client
+from msdata.fetch.failures import RefusedError
 from msdata.schema import Survey
 
+_MAX_ZERO_FRACTION = 0.01
 # Layer, the file's name after the id, and the viewer's words for the bands.
 LAYERS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "galex": ("galex", "Galex.fits", {"n": "NUV", "f": "FUV", "nuv": "NUV", "fuv": "FUV"}),
@@ -53,4 +59,15 @@ class LegacyAdapter:
         bands: dict[str, Band] = {
             band: band_stamp(planes[band], band, wanted) for band in self.survey.bands
         }
+        if not self.survey.zero_is_no_coverage:
+            for band, stamp in bands.items():
+                _check_filled(band, stamp)
         return combined(self.survey, bands, {self._file_name: content})
+
+
+def _check_filled(band: str, stamp: Band) -> None:
+    num_zero = int(np.count_nonzero(stamp.pixels == 0))
+    if num_zero > _MAX_ZERO_FRACTION * stamp.pixels.size:
+        raise RefusedError(
+            f"band {band} has {num_zero} pixels of exactly 0: the service has no coadd there"
+        )

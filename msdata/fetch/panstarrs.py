@@ -1,15 +1,24 @@
 """Pan-STARRS stacks: `ps1filenames.py` tells the files, `fitscut.cgi` cuts a band out of each.
 
-Where several sky cells reach a position, each that has all bands is asked for, and the one with the
-fewest missing pixels is taken, of equals the lowest number. Bands of different sky cells are never
-combined: cells of different projections are turned against each other.
+Where several sky cells reach a position, each that has all bands is asked for, and the one without
+missing pixels is taken. Where none is, bands may come from different sky cells of one projection:
+these are cut out of one grid of pixels, so that nothing is resampled, and that the grids agree is
+checked on the answers. Cells of different projections are turned against each other and never
+combined. No band is put together from two cells: they overlap by 480 pixels, so where one ends
+within a stamp of 170 another holds all of it.
+
+Source: Waters et al. 2020, ApJS 251, 4, section 3 (the tessellation RINGS.V3).
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from msdata.fetch.adapter import Fetched, combined, degrees_text, max_fits_nbytes
 from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes
@@ -23,6 +32,9 @@ _MARGIN_PIXELS = 2
 _LIST_NBYTES = 1 << 20
 _COLUMNS = ("projcell", "subcell", "ra", "dec", "filter", "type", "filename")
 _POSITION_TOLERANCE_DEG = 1 / 3600
+# Headers of one projection's cells differ by their rounding alone.
+_GRID_TOLERANCE_PIXELS = 0.02
+_GRID_TOLERANCE_DEG = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +42,17 @@ class Stacks:
     """The stacks of one sky cell.
 
     Attributes:
-        cell: its name, such as "1329.005".
-        files: path on the server by band.
+        cell: its name, such as "1329.005"; cells with the same first number share a grid.
+        files: path on the server by band; not always of all bands.
     """
 
     cell: str
     files: dict[str, str]
+
+    @property
+    def projection(self) -> str:
+        """Name of the projection cell."""
+        return self.cell.split(".")[0]
 
 
 class PanstarrsAdapter:
@@ -49,10 +66,9 @@ class PanstarrsAdapter:
 
     def fetch(self, client: Client, position: tuple[float, float]) -> Fetched:
         """See `Adapter.fetch`."""
-        ra, dec = position
         query = {
-            "ra": degrees_text(ra),
-            "dec": degrees_text(dec),
+            "ra": degrees_text(position[0]),
+            "dec": degrees_text(position[1]),
             "filters": "".join(self.survey.bands),
             "type": "stack",
         }
@@ -62,42 +78,133 @@ class PanstarrsAdapter:
             _LIST_NBYTES,
             lambda content: choose_stacks(content, self.survey, position),
         )
-        best: tuple[int, Fetched] | None = None
+        cutter = _Cutter(client, self.survey, position)
+        options: list[dict[str, Cut]] = []
         for stacks in cells:
-            found = self._cut(client, position, stacks, len(cells))
-            num_nan = sum(found.notes.get("nan_pixels", {}).values())
-            if best is None or num_nan < best[0]:
-                best = num_nan, found
-            if num_nan == 0:
+            cuts = cutter.cut(stacks)
+            if len(cuts) < len(self.survey.bands):
+                continue
+            options.append(cuts)
+            if not _num_nan(cuts):
                 break
-        assert best is not None
-        return best[1]
+        else:
+            options += self._combined_cells(cutter, cells)
+        if not options:
+            raise RefusedError("; ".join(dict.fromkeys(cutter.reasons)))
+        # Of equals the first: one cell before several, the lowest number.
+        return self._fetched(min(options, key=_num_nan), len(cells))
 
-    def _cut(
-        self, client: Client, position: tuple[float, float], stacks: Stacks, num_cells: int
-    ) -> Fetched:
-        size = self.survey.shape[1] + _MARGIN_PIXELS
-        wanted = Wanted(survey=self.survey, position=position, size=size, centre=size // 2)
-        bands: dict[str, Band] = {}
-        files: dict[str, bytes] = {}
-        for band in self.survey.bands:
-            query = {
-                "ra": degrees_text(position[0]),
-                "dec": degrees_text(position[1]),
-                "size": str(size),
-                "format": "fits",
-                "red": stacks.files[band],
+    def _combined_cells(self, cutter: _Cutter, cells: Sequence[Stacks]) -> list[dict[str, Cut]]:
+        """Each projection's best cell of every band."""
+        found = []
+        for projection in dict.fromkeys(stacks.projection for stacks in cells):
+            group = [cutter.cut(stacks) for stacks in cells if stacks.projection == projection]
+            if len(group) < 2:
+                continue
+            best = {
+                band: min(of_band, key=lambda cut: cut.band.num_nan)
+                for band in self.survey.bands
+                if (of_band := [cuts[band] for cuts in group if band in cuts])
             }
-            bands[band], files[f"{band}.fits"] = client.get(
-                "fitscut.cgi",
-                query,
-                max_fits_nbytes(self.survey, size, 1),
-                functools.partial(_checked, band, wanted),
-            )
-        notes = {"sky_cell": stacks.cell}
+            if len(best) == len(self.survey.bands):
+                found.append(best)
+        return found
+
+    def _fetched(self, cuts: Mapping[str, Cut], num_cells: int) -> Fetched:
+        _check_one_grid(cuts)
+        names = {band: cut.cell for band, cut in cuts.items()}
+        notes: dict[str, Any] = {"sky_cell": names}
+        if len(set(names.values())) == 1:
+            notes["sky_cell"] = next(iter(names.values()))
         if num_cells > 1:
             notes["of_sky_cells"] = str(num_cells)
-        return combined(self.survey, bands, files, **notes)
+        return combined(
+            self.survey,
+            {band: cut.band for band, cut in cuts.items()},
+            {f"{band}.fits": cut.content for band, cut in cuts.items()},
+            **notes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A band out of a sky cell.
+
+    Attributes:
+        cell: name of the sky cell.
+        band: the stamp.
+        content: the file that it was cut from.
+    """
+
+    cell: str
+    band: Band
+    content: bytes
+
+
+class _Cutter:
+    """Cuts bands out of sky cells, each once."""
+
+    def __init__(self, client: Client, survey: Survey, position: tuple[float, float]) -> None:
+        self.reasons: list[str] = []
+        self._client = client
+        self._survey = survey
+        self._position = position
+        self._cuts: dict[str, dict[str, Cut]] = {}
+
+    def cut(self, stacks: Stacks) -> dict[str, Cut]:
+        """The bands of a sky cell that can be used; why others cannot goes to `reasons`."""
+        if stacks.cell not in self._cuts:
+            self._cuts[stacks.cell] = dict(self._usable(stacks))
+        return self._cuts[stacks.cell]
+
+    def _usable(self, stacks: Stacks) -> Iterator[tuple[str, Cut]]:
+        for band in self._survey.bands:
+            if band not in stacks.files:
+                continue
+            try:
+                yield band, self._cut_band(stacks, band)
+            except RefusedError as error:
+                self.reasons.append(str(error))
+
+    def _cut_band(self, stacks: Stacks, band: str) -> Cut:
+        size = self._survey.shape[1] + _MARGIN_PIXELS
+        wanted = Wanted(survey=self._survey, position=self._position, size=size, centre=size // 2)
+        query = {
+            "ra": degrees_text(self._position[0]),
+            "dec": degrees_text(self._position[1]),
+            "size": str(size),
+            "format": "fits",
+            "red": stacks.files[band],
+        }
+        found, content = self._client.get(
+            "fitscut.cgi",
+            query,
+            max_fits_nbytes(self._survey, size, 1),
+            functools.partial(_checked, band, wanted),
+        )
+        return Cut(cell=stacks.cell, band=found, content=content)
+
+
+def _num_nan(cuts: Mapping[str, Cut]) -> int:
+    return sum(cut.band.num_nan for cut in cuts.values())
+
+
+def _check_one_grid(cuts: Mapping[str, Cut]) -> None:
+    """Makes sure that a pixel is the same place on the sky in every band.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    (first, one), *others = cuts.items()
+    for band, cut in others:
+        apart = np.subtract(cut.band.offset_pixels, one.band.offset_pixels)
+        turned_deg = abs(cut.band.tilt_deg - one.band.tilt_deg)
+        if np.abs(apart).max() > _GRID_TOLERANCE_PIXELS or turned_deg > _GRID_TOLERANCE_DEG:
+            raise RefusedError(
+                f"band {band} of sky cell {cut.cell} lies on another grid of pixels than band "
+                f"{first} of {one.cell} ({np.abs(apart).max():.2f} pixels, {turned_deg:.3f} "
+                "degrees apart); bands are not resampled"
+            )
 
 
 def _checked(band: str, wanted: Wanted, content: bytes) -> tuple[Band, bytes]:
@@ -110,7 +217,7 @@ def _checked(band: str, wanted: Wanted, content: bytes) -> tuple[Band, bytes]:
 
 
 def choose_stacks(content: bytes, survey: Survey, position: tuple[float, float]) -> list[Stacks]:
-    """The sky cells that have a stack of every band, by number.
+    """The sky cells of projections that have a stack of every band.
 
     Args:
         content: answer of `ps1filenames.py`.
@@ -118,10 +225,10 @@ def choose_stacks(content: bytes, survey: Survey, position: tuple[float, float])
         position: right ascension and declination that were asked for, degrees.
 
     Returns:
-        At least one.
+        At least one; first those that have every band themselves, of these the lowest numbers.
 
     Raises:
-        RefusedError: there are no stacks, not of all bands, or more than one of a band.
+        RefusedError: there are no stacks, or in no projection one stack of each band.
         SpoiledError: the answer is no such table.
     """
     rows = _rows(content)
@@ -138,17 +245,20 @@ def choose_stacks(content: bytes, survey: Survey, position: tuple[float, float])
             flagged.add(band)
             continue
         cells[f"{int(row['projcell']):04d}.{int(row['subcell']):03d}"][band].add(row["filename"])
-    whole = [cell for cell in sorted(cells) if all(band in cells[cell] for band in survey.bands)]
-    if not whole:
-        raise RefusedError(_missing(cells, survey, flagged))
-    for cell in whole:
-        for band, names in cells[cell].items():
-            if len(names) > 1:
-                raise RefusedError(f"sky cell {cell} has {len(names)} stacks of band {band}")
-    return [
-        Stacks(cell=cell, files={band: min(cells[cell][band]) for band in survey.bands})
-        for cell in whole
+    found = [
+        Stacks(
+            cell=cell,
+            files={b: min(cells[cell][b]) for b in survey.bands if len(cells[cell][b]) == 1},
+        )
+        for cell in sorted(cells)
     ]
+    bands_of: dict[str, set[str]] = defaultdict(set)
+    for stacks in found:
+        bands_of[stacks.projection].update(stacks.files)
+    usable = [s for s in found if bands_of[s.projection].issuperset(survey.bands)]
+    if not usable:
+        raise RefusedError(_missing(cells, survey, flagged))
+    return sorted(usable, key=lambda s: (len(s.files) < len(survey.bands), s.cell))
 
 
 def _rows(content: bytes) -> list[dict[str, str]]:
@@ -181,14 +291,21 @@ def _check_position(row: dict[str, str], position: tuple[float, float]) -> None:
 
 def _missing(cells: dict[str, dict[str, set[str]]], survey: Survey, flagged: set[str]) -> str:
     """Why no sky cell will do."""
-    there = {band for bands in cells.values() for band in bands}
+    there = {band for bands in cells.values() for band in bands if bands[band]}
     missing = [band for band in survey.bands if band not in there]
     if missing:
         bad = [band for band in missing if band in flagged]
         remark = f" ({', '.join(bad)} is flagged as bad)" if bad else ""
         return f"there is no stack of band {', '.join(missing)}{remark}"
+    for cell in sorted(cells):
+        for band in survey.bands:
+            if len(cells[cell][band]) > 1:
+                return f"sky cell {cell} has {len(cells[cell][band])} stacks of band {band}"
     lacks = (
-        f"{cell} lacks {', '.join(b for b in survey.bands if b not in cells[cell])}"
+        f"{cell} lacks {', '.join(b for b in survey.bands if not cells[cell][b])}"
         for cell in sorted(cells)
     )
-    return f"no sky cell has stacks of all bands: {'; '.join(lacks)}"
+    return (
+        "its bands lie in sky cells of different projections, whose pixels are turned against "
+        f"each other: {'; '.join(lacks)}"
+    )

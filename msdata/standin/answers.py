@@ -80,12 +80,12 @@ def list_stacks(asked: Asked) -> Answer:
     rows = []
     for number, band in enumerate(bands):
         cells, is_struck = [home], number == odd_band % len(bands)
-        if fault in ("several_cells", "split_bands"):
+        if fault in ("several_cells", "ragged_cells", "nan_cell"):
             cells = [neighbour, home]
         if fault == "split_bands" and is_struck:
             cells = [neighbour]
-        if fault == "split_bands" and number == (odd_band + 1) % len(bands):
-            cells = [home]
+        if fault == "split_projections" and is_struck:
+            cells = [sky_cell(home.projection + 1, home.number)]
         if fault == "outside" or (fault == "missing_band" and is_struck):
             cells = []
         for cell in cells:
@@ -139,10 +139,18 @@ def stack_picture(asked: Asked, cell: SkyCell, band: str) -> Picture:
     size = int(asked.query.get("size", 240))
     picture = imagery.stack_cutout(asked.seed, cell, band, asked.position, size)
     fault, is_struck = asked.fault, _FILTERS[asked.choice(5)] == band
+    is_whole = cell.name == home.name
     if cell.name != home.name:
-        # The mock cells overlap less than the real ones; this stands for one that ends here.
+        # The mock cells overlap less than the real ones, so this has the pixels of the home cell's
+        # part of the projection: all of them, or those up to where the cell ends.
         picture = imagery.stack_cutout(asked.seed, home, band, asked.position, size)
+        is_whole = fault == "split_bands"
+    if fault == "ragged_cells":
+        is_whole = is_struck == (cell.name != home.name)
+    if not is_whole:
         picture = imagery.beyond_the_edge(picture)
+    if fault == "nan_cell" and cell.name != home.name:
+        picture = replace(picture, pixels=np.full_like(picture.pixels, np.nan))
     if fault == "nan_core" and is_struck:
         picture = imagery.with_nan_core(picture)
     if fault == "nan_band" and is_struck:
@@ -183,6 +191,10 @@ def layer_picture(asked: Asked, layer: str, band: str, *, is_struck: bool = Fals
         dec += 0.8 * scale / 3600
     name = imagery.LAYERS[layer][1][band]
     picture = imagery.viewer_cutout(asked.seed, name, (ra, dec), size, scale)
+    if asked.fault == "no_unwise" and layer == "unwise-neo7":
+        pixels = picture.pixels.copy()
+        pixels[: pixels.shape[0] // 4] = 0
+        picture = replace(picture, pixels=pixels)
     if asked.fault == "no_galex" and layer == "galex" and (band == "f" or asked.choice(2)):
         picture = replace(picture, pixels=np.zeros_like(picture.pixels))
     return picture

@@ -16,7 +16,7 @@ PASSING = (
     *("hang", "reset", "truncated", "empty", "busy-page"),
 )
 LASTING = (
-    *("outside", "missing_band", "split_bands", "two_stacks", "flagged", "wrong_filter"),
+    *("outside", "missing_band", "split_projections", "two_stacks", "flagged", "wrong_filter"),
     *(
         "no_exposure",
         "nan_band",
@@ -25,9 +25,13 @@ LASTING = (
         "one_band",
         "clamped",
         "off_centre",
+        "no_unwise",
     ),
 )
-ODDITIES = ("several_cells", "nan_core", "no_galex", "swapped_bands")
+ODDITIES = (
+    *("several_cells", "split_bands", "ragged_cells", "nan_cell"),
+    *("nan_core", "no_galex", "swapped_bands"),
+)
 
 
 def position_key(ra: float, dec: float) -> str:
