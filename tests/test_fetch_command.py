@@ -105,7 +105,7 @@ def test_a_dry_run_asks_nothing(running: StandIns, catalog: Path, tmp_path: Path
         (["--unwise-from", "irsa"], ["--unwise-from 'irsa' is none of legacy, unwise_me"]),
         (["--unwise-from", "unwise.me", "--pixel-scale", "unwise=1.5"], ["unwise.me has 2.75"]),
         (["--pixel-scale", "panstarrs=1"], ["only galex and unwise are resampled"]),
-        (["--slice", "0/2", "--pack", "data"], ["--pack is for the whole catalogue"]),
+        (["--keep-pickles"], ["--keep-pickles is for --pack only"]),
         (["--id-column", "name"], ["has no column 'name' (--id-column)"]),
         (["--contact", "me\nX-Evil: 1"], ["--contact goes into a request's header"]),
         (["--services", "no.toml"], ["services file no.toml is no file"]),
@@ -177,8 +177,8 @@ def test_fetched_objects_and_their_fits_files_pack_to_the_same_samples(
             assert a["sample_id"] == b["sample_id"]
             for name in ("panstarrs", "galex", "unwise"):
                 np.testing.assert_array_equal(a[name], b[name])
-    # A finished data set is not added to behind its reader's back.
-    last = fetching.run(catalog, out, *options)
+    # A data set of other objects is not added to behind its reader's back.
+    last = fetching.run(catalog, tmp_path / "other", *options)
     packing.assert_sentence(last, code=2, says=["holds a data set already"])
 
 

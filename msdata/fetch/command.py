@@ -15,6 +15,7 @@ from msdata.fetch.targets import Slice, read_targets
 from msdata.progress import duration_text
 
 if TYPE_CHECKING:
+    from msdata.fetch.into_shards import Shards
     from msdata.fetch.run import FetchReport
     from msdata.fetch.settings import FetchSettings
 
@@ -47,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--contact", help="your address, for the services' operators")
     parser.add_argument("--keep-fits", action="store_true", help="keep the FITS files, too")
-    parser.add_argument("--pack", type=Path, help="then pack all into a data set in this folder")
+    parser.add_argument(
+        "--pack", type=Path, help="pack all into a data set in this folder, then remove the objects"
+    )
+    parser.add_argument(
+        "--keep-pickles", action="store_true", help="with --pack: do not remove the objects"
+    )
     parser.add_argument(
         "--retry-refused", action="store_true", help="ask again for objects that were refused"
     )
@@ -101,48 +107,32 @@ def settings_of(args: argparse.Namespace) -> FetchSettings:
         keep_fits=args.keep_fits,
         retry_refused=args.retry_refused,
         contact=args.contact,
+        pack=args.pack,
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Fetches; returns 0 when every object is there or cannot be had, else 1."""
     settings = settings_of(args)
-    if args.pack is not None and settings.part.count > 1:
-        raise UsageError("--pack is for the whole catalogue; pack when all slices are fetched")
-    if args.pack is not None and (args.pack / "dataset.json").exists():
-        raise UsageError(f"--pack: {args.pack} holds a data set already; give a new folder")
+    if args.keep_pickles and args.pack is None:
+        raise UsageError("--keep-pickles is for --pack only; without it all objects stay files")
     if args.dry_run:
         _print_forecast(settings, args)
         return 0
+    from msdata.fetch.into_shards import into_shards
     from msdata.fetch.run import fetch
 
     started_s = time.monotonic()
     report = fetch(settings, is_quiet=args.quiet)
-    packed = None
+    shards = None
     if args.pack is not None and report.is_settled:
-        packed = _pack(settings, args)
-    _print_report(report, args, time.monotonic() - started_s, packed)
+        shards = into_shards(settings, keep_pickles=args.keep_pickles, is_quiet=args.quiet)
+    _print_report(report, args, time.monotonic() - started_s, shards)
     return int(not report.is_settled)
 
 
-def _pack(settings: FetchSettings, args: argparse.Namespace) -> int:
-    """Packs the objects; returns the number of samples."""
-    from msdata.fetch.objects import OBJECTS
-    from msdata.pack.run import pack
-    from msdata.pack.settings import PackSettings
-
-    pack_settings = PackSettings(
-        source=settings.out / OBJECTS,
-        out=args.pack,
-        catalog=settings.catalog,
-        id_column=settings.id_column,
-        pixel_scales_arcsec=dict(settings.pixel_scales_arcsec),
-    )
-    report = pack(pack_settings, resume=(args.pack / ".pack").exists(), is_quiet=args.quiet)
-    return report.manifest.num_samples
-
-
 def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
+    from msdata.fetch.into_shards import check_target
     from msdata.fetch.journal import read_entries
     from msdata.fetch.run import targets_left
 
@@ -150,8 +140,7 @@ def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
         settings.catalog, id_column=settings.id_column, part=settings.part
     )
     entries = read_entries(settings.out, {target.sample_id for target in targets})
-    retry = settings.retry_refused
-    left = targets_left(targets, entries, settings.out, retry_refused=retry)
+    left = targets_left(targets, entries, settings, is_packed=check_target(settings))
     requests: Counter[str] = Counter()
     for adapter in settings.adapters():
         requests[adapter.service] += adapter.requests_per_object * len(left)
@@ -182,7 +171,7 @@ def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
 
 
 def _print_report(
-    report: FetchReport, args: argparse.Namespace, elapsed_s: float, packed: int | None
+    report: FetchReport, args: argparse.Namespace, elapsed_s: float, shards: Shards | None
 ) -> None:
     from msdata.fetch.journal import FETCHED, REFUSED
 
@@ -199,7 +188,8 @@ def _print_report(
             "no_coverage": dict(report.no_coverage),
             "services": {name: dict(counts) for name, counts in report.services.items()},
             "seconds": elapsed_s,
-            "num_packed": packed,
+            "num_packed": None if shards is None else shards.num_samples,
+            "num_removed": 0 if shards is None else shards.num_removed,
             "notes": list(report.notes),
         }
         print(json.dumps(result))
@@ -218,5 +208,19 @@ def _print_report(
     )
     if num_left:
         print(f"{num_left:,} were not delivered; run the same command again")
-    if packed is not None:
-        print(f"packed {packed:,} samples into {args.pack}")
+    if shards is not None:
+        _print_shards(shards, args)
+
+
+def _print_shards(shards: Shards, args: argparse.Namespace) -> None:
+    if shards.num_samples is None:
+        print(f"{args.pack} is not packed yet: {shards.note}")
+        return
+    print(f"packed {shards.num_samples:,} samples into {args.pack}")
+    if shards.num_removed:
+        print(f"removed the files of {shards.num_removed:,} objects, which are in it")
+    if shards.num_rejected:
+        print(
+            f"{shards.num_rejected:,} objects were rejected (see {args.pack / 'rejected.csv'}); "
+            "their files are kept"
+        )

@@ -15,6 +15,7 @@ from msdata.atomic_file import write_whole
 from msdata.errors import DataError
 from msdata.fetch.client import Client
 from msdata.fetch.crew import Crew
+from msdata.fetch.into_shards import check_target, check_unfinished
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, Journal, read_entries
 from msdata.fetch.objects import OBJECTS, ObjectFetcher
 from msdata.fetch.settings import FetchSettings, claim_folder
@@ -62,24 +63,28 @@ def failed_path(out: Path, part: Slice) -> Path:
 
 
 def targets_left(
-    targets: Iterable[Target], entries: Mapping[str, Entry], out: Path, *, retry_refused: bool
+    targets: Iterable[Target],
+    entries: Mapping[str, Entry],
+    settings: FetchSettings,
+    *,
+    is_packed: bool,
 ) -> list[Target]:
     """The objects that are to be fetched: those neither there nor refused.
 
     Args:
         targets: the slice's.
         entries: what became of objects before.
-        out: folder of the objects; a file that is gone or of another size is fetched again.
-        retry_refused: ask for the refused again.
+        settings: the fetch; a file that is gone or of another size is fetched again.
+        is_packed: fetched objects are in the data set and need no files.
     """
     left = []
     for target in targets:
         entry = entries.get(target.sample_id)
         is_settled = entry is not None and entry.is_of(target) and entry.state != UNSETTLED
         if is_settled and entry is not None and entry.state == REFUSED:
-            is_settled = not retry_refused
-        elif is_settled and entry is not None:
-            path = out / OBJECTS / object_path(target.sample_id, ".npy")
+            is_settled = not settings.retry_refused
+        elif is_settled and entry is not None and not is_packed:
+            path = settings.out / OBJECTS / object_path(target.sample_id, ".npy")
             is_settled = path.exists() and path.stat().st_size == entry.nbytes
         if not is_settled:
             left.append(target)
@@ -105,10 +110,12 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
     targets, notes = read_targets(
         settings.catalog, id_column=settings.id_column, part=settings.part
     )
+    is_packed = check_target(settings)
     has_begun = claim_folder(settings)
     with Journal(settings.out, settings.part) as journal:
         entries = read_entries(settings.out, {target.sample_id for target in targets})
-        left = targets_left(targets, entries, settings.out, retry_refused=settings.retry_refused)
+        left = targets_left(targets, entries, settings, is_packed=is_packed)
+        check_unfinished(settings, len(left))
         stop = threading.Event()
         first_s = started_s + _PAUSE_BEFORE_RESUMING_S if has_begun else 0.0
         clients = {

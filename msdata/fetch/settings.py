@@ -43,6 +43,7 @@ class FetchSettings:
         keep_fits: keep the services' files too.
         retry_refused: ask again for objects that were refused.
         contact: address for the operators of the services.
+        pack: data set that all objects go into in the end; None for files alone.
     """
 
     catalog: Path
@@ -57,6 +58,7 @@ class FetchSettings:
     keep_fits: bool = False
     retry_refused: bool = False
     contact: str | None = None
+    pack: Path | None = None
 
     def __post_init__(self) -> None:
         if self.unwise_from not in UNWISE_SERVICES:

@@ -1,0 +1,297 @@
+"""`--pack`: the fetched objects become a data set, and their files go once it is whole.
+
+In this order, so that a kill at any moment costs nothing but time: the data set is packed (complete
+with its `dataset.json`, or taken up again), every byte of it is checked, `.fetch/packed.json` says
+so, and only then are the files of those objects removed that are in it. An object that the pack
+rejected keeps its file.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msdata.atomic_file import storage_error, write_whole
+from msdata.catalogcolumns import read_catalog
+from msdata.errors import DataError, UsageError
+from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
+from msdata.fetch.objects import OBJECTS
+from msdata.fetch.settings import FetchSettings
+from msdata.fetch.targets import Slice, read_targets
+from msdata.jobs import num_jobs
+from msdata.manifest import FILE_NAME as MANIFEST_NAME
+from msdata.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
+from msdata.pack.run import pack
+from msdata.pack.settings import PackSettings
+from msdata.pack.state import PackState
+from msdata.verify import verify_dataset
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MARKER_NAME = "packed.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """What became of the data set.
+
+    Attributes:
+        num_samples: in it; None where it is not packed yet.
+        num_removed: objects whose files this run removed.
+        num_rejected: objects that the pack rejected.
+        note: why it is not packed yet; empty where it is.
+    """
+
+    num_samples: int | None = None
+    num_removed: int = 0
+    num_rejected: int = 0
+    note: str = ""
+
+
+def check_target(settings: FetchSettings) -> bool:
+    """Looks at the folders before anything is asked for.
+
+    Args:
+        settings: the fetch; `pack` is the data set's folder, None for a tree of files.
+
+    Returns:
+        Whether the data set is there, whole and checked, so that objects need no files.
+
+    Raises:
+        UsageError: the folder holds another data set, or the objects went into another one.
+        StorageError: the file system refused.
+    """
+    marker, data = _read_marker(settings.out), settings.pack
+    if data is not None and (data / MANIFEST_NAME).exists():
+        fingerprint = read_manifest(data).fingerprint
+        if marker is not None and marker["fingerprint"] == fingerprint:
+            return True
+        if marker is None and _source_of(data) == str((settings.out / OBJECTS).absolute()):
+            return False
+        raise UsageError(
+            f"--pack: {data} holds a data set already, which was not packed from {settings.out}; "
+            "give a new folder"
+        )
+    if marker is None:
+        if data is not None:
+            PackState(data).check_folder(resume=_is_begun(data))
+            # What pack itself would say after days of fetching.
+            read_catalog(settings.catalog, id_column=settings.id_column, columns=())
+        return False
+    raise UsageError(
+        f"the objects of {settings.out} went into the data set {marker['data']}, and their files "
+        "were removed; give that folder to --pack (or where it is now), or fetch into a new folder"
+    )
+
+
+def check_unfinished(settings: FetchSettings, num_left: int) -> None:
+    """Refuses to fetch objects for a data set that is finished without them.
+
+    Raises:
+        UsageError: there are such objects.
+    """
+    if num_left and settings.pack is not None and (settings.pack / MANIFEST_NAME).exists():
+        raise UsageError(
+            f"--pack: {settings.pack} is finished, and {num_left:,} objects are not in it; fetch "
+            "these into folders of their own"
+        )
+
+
+def into_shards(settings: FetchSettings, *, keep_pickles: bool, is_quiet: bool = True) -> Shards:
+    """Packs the whole catalogue's objects once all slices are through, then removes their files.
+
+    Args:
+        settings: the fetch, with `pack`.
+        keep_pickles: leave the files.
+        is_quiet: no progress line.
+
+    Raises:
+        UsageError: catalogue and folder do not fit.
+        DataError: the data set that was packed is damaged, or lacks objects.
+        StorageError: the file system refused.
+    """
+    ids, num_left = _settled(settings)
+    if num_left:
+        note = f"{num_left:,} objects of other slices are left: the last to finish packs"
+        return Shards(note=note)
+    with _packing_lock(settings.out) as is_mine:
+        if not is_mine:
+            return Shards(note="another slice is packing; should it fail, run any slice again")
+        return _packed(settings, ids, keep_pickles=keep_pickles, is_quiet=is_quiet)
+
+
+def _packed(
+    settings: FetchSettings, ids: set[str], *, keep_pickles: bool, is_quiet: bool
+) -> Shards:
+    assert settings.pack is not None
+    data, objects = settings.pack, settings.out / OBJECTS
+    is_checked = check_target(settings)
+    if is_checked:
+        manifest = read_manifest(data)
+        num_rejected = int(manifest.provenance.get("num_rejected", 0))
+    else:
+        pack_settings = PackSettings(
+            source=objects,
+            out=data,
+            catalog=settings.catalog,
+            id_column=settings.id_column,
+            pixel_scales_arcsec=dict(settings.pixel_scales_arcsec),
+        )
+        report = pack(pack_settings, jobs=num_jobs(None), resume=_is_begun(data), is_quiet=is_quiet)
+        manifest, num_rejected = report.manifest, report.num_rejected
+    rows, num_removed = _source_rows(data), 0
+    if not keep_pickles:
+        if not is_checked:
+            _check(settings, ids, rows)
+            _write_marker(settings.out, data, manifest.fingerprint)
+        num_removed = _remove(objects, rows.values())
+    return Shards(
+        num_samples=manifest.num_samples, num_removed=num_removed, num_rejected=num_rejected
+    )
+
+
+def _is_begun(data: Path) -> bool:
+    state = PackState(data)
+    return state.is_complete or state.folder.exists()
+
+
+def _settled(settings: FetchSettings) -> tuple[set[str], int]:
+    """Ids of the whole catalogue's fetched objects, and how many objects are not settled yet."""
+    targets, _ = read_targets(settings.catalog, id_column=settings.id_column, part=Slice())
+    entries = read_entries(settings.out, {target.sample_id for target in targets})
+    fetched, num_left = set[str](), 0
+    for target in targets:
+        entry = entries.get(target.sample_id)
+        if entry is None or not entry.is_of(target) or entry.state == UNSETTLED:
+            num_left += 1
+        elif entry.state == FETCHED:
+            fetched.add(target.sample_id)
+    return fetched, num_left
+
+
+def _source_table(data: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(data / SOURCES_NAME, columns=["sample_id", "path"])
+    except OSError as error:
+        raise storage_error("read", data / SOURCES_NAME, error) from error
+
+
+def _source_of(data: Path) -> str:
+    """The folder that a data set was packed from; empty where it does not say."""
+    if not (data / SOURCES_NAME).exists():
+        return ""
+    metadata: dict[bytes, bytes] = _source_table(data).schema.metadata or {}
+    return metadata.get(b"source", b"").decode()
+
+
+def _source_rows(data: Path) -> dict[str, str]:
+    """Path below the objects' folder of each sample, by id."""
+    table = _source_table(data)
+    return dict(zip(table["sample_id"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+
+def _check(settings: FetchSettings, ids: set[str], rows: Mapping[str, str]) -> None:
+    """Makes sure that no object is lost with its file.
+
+    Raises:
+        DataError: the data set is damaged, lacks objects, or is older than an object.
+    """
+    assert settings.pack is not None
+    data, objects = settings.pack, settings.out / OBJECTS
+    cure = (
+        "the objects' files are kept; pack them into a new folder: "
+        f"msdata pack {objects} NEW --catalog {settings.catalog}"
+    )
+    missing = ids - rows.keys()
+    missing -= _rejected_ids(data) if missing else set()
+    if missing:
+        raise DataError(f"{data} lacks {len(missing):,} objects, such as {min(missing)}; {cure}")
+    packed_ns = (data / MANIFEST_NAME).stat().st_mtime_ns
+    for sample_id, relative in rows.items():
+        with suppress(FileNotFoundError):
+            if (objects / relative).stat().st_mtime_ns > packed_ns:
+                raise DataError(f"object {sample_id} was fetched after {data} was packed; {cure}")
+    report = verify_dataset(data, jobs=num_jobs(None))
+    if report.faults:
+        raise DataError(
+            f"{data} has {len(report.faults)} faults, the first: {report.faults[0].message}; the "
+            f"objects' files are kept: run 'msdata verify --repair {data}', then the same command"
+        )
+
+
+def _rejected_ids(data: Path) -> set[str]:
+    try:
+        with (data / REJECTED_NAME).open(encoding="utf-8", newline="") as file:
+            return {row["sample_id"] for row in csv.DictReader(file)}
+    except OSError as error:
+        raise storage_error("read", data / REJECTED_NAME, error) from error
+
+
+def _write_marker(out: Path, data: Path, fingerprint: str) -> None:
+    fields = {"data": str(data.absolute()), "fingerprint": fingerprint}
+    write_whole(out / FOLDER / _MARKER_NAME, (json.dumps(fields, indent=1) + "\n").encode())
+
+
+def _read_marker(out: Path) -> dict[str, str] | None:
+    path = out / FOLDER / _MARKER_NAME
+    try:
+        fields = json.loads(path.read_bytes())
+        return {"data": str(fields["data"]), "fingerprint": str(fields["fingerprint"])}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is broken: {error}; fetch into a new folder") from error
+
+
+def _remove(objects: Path, paths: Iterable[str]) -> int:
+    """Removes objects' files and the folders that they leave empty; returns how many."""
+    num_removed, folders = 0, set[Path]()
+    for relative in paths:
+        path = objects / relative
+        try:
+            path.unlink()
+            num_removed += 1
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error("remove", path, error) from error
+        folders.update(p for p in path.parents if p.is_relative_to(objects))
+    for folder in sorted(folders, key=lambda p: len(p.parts), reverse=True):
+        # Objects that were rejected keep theirs.
+        with suppress(OSError):
+            folder.rmdir()
+    return num_removed
+
+
+@contextmanager
+def _packing_lock(out: Path) -> Iterator[bool]:
+    """Of slices that finish at the same moment one packs; yields whether it is this one."""
+    path = out / FOLDER / "pack.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    try:
+        is_mine = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_mine = False
+        except OSError:
+            # Some parallel file systems are mounted without locks; pack's own folder is safe still.
+            pass
+        yield is_mine
+    finally:
+        os.close(fd)
