@@ -274,6 +274,13 @@ def spoil(folder: Path) -> dict[str, str]:
     make("h", "it is broken or truncated")
     path = folder / "h.g.fits"
     path.write_bytes(path.read_bytes()[:-5000])
+    make("i", "i.r.fits: its pixels lie 0.00 pixels and 2.00 degrees off those of band g; cut all")
+    turned = skyimages.header_of(200, 0.25, style="old_pc", turn_deg=2.0)
+    with fits.open(folder / "i.r.fits", mode="update") as hdus:
+        hdus[0].header.update(turned)
+    make("j", "j.y.fits: its pixels lie 0.30 pixels and 0.00 degrees off those of band g")
+    with fits.open(folder / "j.y.fits", mode="update") as hdus:
+        hdus[0].header["CRPIX1"] += 0.3
     return reasons
 
 

@@ -149,7 +149,7 @@ def band_stamp(plane: Plane, band: str, wanted: Wanted) -> Band:
         zero_point=_zero_point(plane, band, wanted),
         num_nan=num_nan,
         offset_pixels=stamp.offset_pixels,
-        tilt_deg=placement.tilt_deg,
+        tilt_deg=stamp.tilt_deg,
     )
 
 

@@ -26,7 +26,7 @@ from msdata.sources.fits_options import (
     zero_point_name,
 )
 from msdata.sources.listing import list_tree
-from msdata.sources.stamp import cut_stamp
+from msdata.sources.stamp import Stamp, apart, cut_stamp
 from msdata.sources.zero_points import nanomaggies_per_unit, zero_point_ab
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ _BAND_WORDS = {
 }
 # Zero-points are told to a thousandth.
 _ZERO_POINT_TOLERANCE = 2e-3
+# A tenth of a pixel, at the centre and in the corner of 170: what headers' rounding explains.
+_GRID_TOLERANCE_PIXELS = 0.1
+_GRID_TOLERANCE_DEG = 0.05
 
 
 class FitsTree:
@@ -131,12 +134,16 @@ class FitsTree:
         sample: Sample = {}
         for survey in self._schema.arrays:
             planes = self._planes(survey, self.root / folder, sample_id)
-            bands = []
+            bands: list[Array] = []
+            stamps: list[Stamp] = []
             for band, (name, plane) in zip(survey.bands, planes, strict=True):
                 try:
-                    pixels, zero_point = self._stamp(survey, band, plane, position)
+                    stamp = _cut(survey, plane, position)
+                    pixels, zero_point = self._pixels(survey, band, plane, stamp)
+                    _check_one_grid(survey, [*stamps, stamp])
                 except SampleError as error:
                     raise SampleError(f"{name}: {error}") from error
+                stamps.append(stamp)
                 bands.append(pixels)
                 sample[zero_point_name(survey.name, band)] = zero_point
             sample[survey.name] = np.stack(bands)
@@ -159,14 +166,9 @@ class FitsTree:
                 raise SampleError(f"{name}: its header says that it holds band {said}")
             yield name, plane
 
-    def _stamp(
-        self, survey: Survey, band: str, plane: Plane, position: tuple[float, float]
-    ) -> tuple[Array, float]:
+    def _pixels(self, survey: Survey, band: str, plane: Plane, stamp: Stamp) -> tuple[Array, float]:
         """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
         zero_point = zero_point_ab(self._native[survey.name], band, plane.photometry)
-        scale = survey.pixel_scale_arcsec
-        assert scale is not None
-        stamp = cut_stamp(plane.pixels, plane.grid.locate(*position), survey.shape[1], scale)
         pixels = stamp.pixels
         if self._options.calibration == "ab":
             if zero_point is None:
@@ -176,6 +178,25 @@ class FitsTree:
             _check_zero_point(survey, band, zero_point)
         with np.errstate(over="ignore"):
             return pixels.astype(np.float32), math.nan if zero_point is None else zero_point
+
+
+def _cut(survey: Survey, plane: Plane, position: tuple[float, float]) -> Stamp:
+    scale = survey.pixel_scale_arcsec
+    assert scale is not None
+    return cut_stamp(plane.pixels, plane.grid.locate(*position), survey.shape[1], scale)
+
+
+def _check_one_grid(survey: Survey, stamps: Sequence[Stamp]) -> None:
+    """Refuses bands that are whole pixels of different grids: their pixels are different sky."""
+    first, last = stamps[0], stamps[-1]
+    if first.is_resampled or last.is_resampled:
+        return
+    pixels, degrees = apart(first, last)
+    if pixels > _GRID_TOLERANCE_PIXELS or degrees > _GRID_TOLERANCE_DEG:
+        raise SampleError(
+            f"its pixels lie {pixels:.2f} pixels and {degrees:.2f} degrees off those of band "
+            f"{survey.bands[0]}; cut all bands of {survey.name} out of one sky cell or tile"
+        )
 
 
 def _position(labels: Mapping[str, Any]) -> tuple[float, float]:

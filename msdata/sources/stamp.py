@@ -74,11 +74,23 @@ class Stamp:
         pixels: (size, size), of the image's dtype where whole pixels were taken, else float64.
         offset_pixels: from the stamp's centre to the position, (columns, rows).
         is_resampled: whether pixels were mixed.
+        tilt_deg: angle from the stamp's columns to north, towards east.
     """
 
     pixels: NDArray[Any]
     offset_pixels: tuple[float, float]
     is_resampled: bool
+    tilt_deg: float = 0.0
+
+
+def apart(one: Stamp, other: Stamp) -> tuple[float, float]:
+    """How far two stamps around a position are from showing the same sky in each pixel.
+
+    Returns:
+        Pixels, along the axis where it is more; and degrees.
+    """
+    off = np.subtract(one.offset_pixels, other.offset_pixels)
+    return float(np.abs(off).max()), abs(one.tilt_deg - other.tilt_deg)
 
 
 def cut_stamp(
@@ -143,10 +155,12 @@ def _take(image: NDArray[Any], placement: Placement, size: int, turn: NDArray[np
     along_rows = turn[0, 1] + turn[1, 1]
     cut = cut[:: int(along_rows), :: int(along_columns)]
     offset = turn.T @ (corner - low)
+    east, north = placement.sky_per_pixel @ turn[:, 1]
     return Stamp(
         pixels=np.ascontiguousarray(cut),
         offset_pixels=(float(offset[0]), float(offset[1])),
         is_resampled=False,
+        tilt_deg=float(np.degrees(np.arctan2(east, north))),
     )
 
 
