@@ -1,19 +1,11 @@
-"""The `mstrain` command: finds the subcommand, prints errors as one sentence.
-
-Each subcommand's module is imported only when it is asked for: importing torch takes seconds.
-"""
+"""The `mstrain` command: its subcommands; `msdata.program` does the rest."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
-import sys
 from collections.abc import Sequence
 
-from msdata import __version__
-from msdata.errors import MsdataError
-from msdata.exits import exit_code_of, raise_on_sigterm
+from msdata.program import Program
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
@@ -23,37 +15,9 @@ COMMANDS = {
 }
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mstrain",
-        description="Trains and evaluates redshift networks on data sets made by msdata.",
-    )
-    # Both packages come in one distribution and have one version.
-    parser.add_argument("--version", action="version", version=f"mstrain {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = _command(argv)
-    for name, (module, text) in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        if name == chosen:
-            importlib.import_module(module).add_arguments(sub)
-    return parser
-
-
-def _command(argv: Sequence[str]) -> str | None:
-    return next((a for a in argv if not a.startswith("-")), None)
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses a command line; settings may stand after options, where argparse takes no positionals.
-
-    Args:
-        arguments: without the program's name.
-
-    Raises:
-        SystemExit: they make no sense; 2.
-    """
-    parser = _parser(arguments)
-    args, others = parser.parse_known_args(arguments)
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Settings may stand after options, where argparse takes no positionals."""
+    args, others = parser.parse_known_args(words)
     unknown = [w for w in others if w.startswith("-") or not hasattr(args, "settings")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -62,29 +26,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+PROGRAM = Program(
+    name="mstrain",
+    description="Trains and evaluates redshift networks on data sets made by msdata.",
+    commands=COMMANDS,
+    when_interrupted="what was finished before is kept",
+    parse=_parse,
+)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line.
 
     Args:
-        argv: arguments without the program's name; None means those of this process.
+        words: without the program's name.
+
+    Raises:
+        SystemExit: they make no sense; 2.
+    """
+    return _parse(PROGRAM.parser(words), words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; see `Program.main`.
 
     Returns:
-        Exit code: 0 good, 1 the work found faults, 2 wrong usage; 85 where a training was told to
-        stop and has saved its state.
+        Also 85, where a training was told to stop and has saved its state.
     """
-    raise_on_sigterm()
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    name = f"mstrain {_command(arguments) or ''}".rstrip()
-    try:
-        args = parse(arguments)
-        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
-    except MsdataError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return exit_code_of(error)
-    except KeyboardInterrupt as error:
-        print(f"{name}: interrupted; what was finished before is kept", file=sys.stderr)
-        return exit_code_of(error)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): no reason to complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return PROGRAM.main(argv)

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.augment.backend import Backend
 from msdata.augment.dali import Lane, as_frames, repeated
 from msdata.augment.draws import Draws
 from msdata.augment.pinning import PinnedBuffers
 from msdata.augment.recipe import (
-    Batch,
     Recipe,
     blur_scale,
-    check_length,
     check_open,
     default_threads,
     is_blurred,
     noise_bank,
     noise_starts,
 )
-from msdata.errors import UsageError
 
 # Batches under way at a time, each in a pipeline of its own: one is copied while another is turned.
 # Deeper queues inside one pipeline would start with batches that are not there yet.
@@ -53,7 +50,7 @@ class _Job:
         return bool(self.draws.is_interpolated.any())
 
 
-class DaliAugmenter:
+class DaliAugmenter(Backend[_Job]):
     """The `dali` backend; see `Augmenter`.
 
     Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay as they
@@ -78,45 +75,14 @@ class DaliAugmenter:
         device_id: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self._recipe = recipe
-        self._batch_size = batch_size
+        super().__init__(recipe, batch_size)
         self._device_id = device_id
         self._num_threads = threads or default_threads()
         self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
         self._free: dict[bool, deque[Lane]] = {}
-        self._jobs: deque[_Job] = deque()
-        self._is_closed = False
         # The pipelines first: they find out whether there is a GPU, and say so in a sentence.
         self._lanes_of(is_interpolated=recipe.config.rotation == "any")
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shape (channels, height, width) of each image of a sample, by name."""
-        return self._recipe.shapes
-
-    @property
-    def num_channels(self) -> dict[str, int]:
-        """Channels of each image, by name."""
-        return {name: shape[0] for name, shape in self.shapes.items()}
-
-    @property
-    def flux_factors(self) -> dict[str, float]:
-        """By survey: flux in counts = sum of an unscaled image times this."""
-        return {g.name: g.flux_factor for g in self._recipe.geometries}
-
-    def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Any]:
-        """Augments one batch; see `Augmenter.run`."""
-        if self._jobs:
-            raise UsageError("a submitted batch is waiting for its result; ask for that first")
-        self.submit(batch, epoch, train)
-        return self.result()
-
-    def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
-        """Begins to augment a batch; see `Augmenter.submit`."""
-        arrays = self._recipe.arrays(batch)
-        check_length(len(arrays[0]), self._batch_size)
-        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
         """Begins to augment arrays with given draws.
@@ -127,12 +93,12 @@ class DaliAugmenter:
         """
         check_open(self._is_closed)
         contiguous = [np.ascontiguousarray(array) for array in arrays]
-        self._jobs.append(_Job(arrays=contiguous, draws=draws))
+        self._under_way.append(_Job(arrays=contiguous, draws=draws))
         self._start_what_can()
 
     def _start_what_can(self) -> None:
         """Starts jobs in their order, as far as there are free lanes."""
-        for job in self._jobs:
+        for job in self._under_way:
             if job.lane is None and len(job.draws) and not self._start(job):
                 return
 
@@ -188,21 +154,17 @@ class DaliAugmenter:
             return np.ones((len(draws), channels.stop - channels.start, 1, 1), np.float32)
         return (~draws.is_dropped[:, channels, None, None]).astype(np.float32)
 
-    def result(self) -> dict[str, Any]:
-        """The images of the batch submitted first; see `Augmenter.result`."""
-        if not self._jobs:
-            raise UsageError("no batch was submitted; there is no result to wait for")
-        job = self._jobs.popleft()
+    def _finish(self, job: _Job) -> dict[str, Any]:
         if not len(job.draws):
             return {name: np.empty((0, *shape), np.float32) for name, shape in self.shapes.items()}
         if job.lane is None:
             # It failed to start when it was submitted: its error comes again.
             self._start(job)
-        images = self._finish(job)
+        images = self._outputs(job)
         self._start_what_can()
         return dict(zip(self.shapes, images, strict=True))
 
-    def _finish(self, job: _Job) -> list[Any]:
+    def _outputs(self, job: _Job) -> list[Any]:
         """Waits for a job that was started."""
         assert job.lane is not None
         try:
@@ -214,22 +176,11 @@ class DaliAugmenter:
         """Waits for what is under way, then gives pipelines and page locks back."""
         self._is_closed = True
         try:
-            for job in self._jobs:
+            for job in self._under_way:
                 if job.lane is not None:
-                    self._finish(job)
+                    self._outputs(job)
         finally:
-            self._jobs.clear()
+            self._under_way.clear()
             self._free.clear()
             if self._pinned is not None:
                 self._pinned.close()
-
-    def __enter__(self) -> DaliAugmenter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -6,22 +6,19 @@ take a few samples each; OpenCV and NumPy release the GIL. Legend: N samples, B 
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.augment.backend import Backend
 from msdata.augment.draws import Draws
 from msdata.augment.geometry import Geometry
 from msdata.augment.recipe import (
-    Batch,
     Recipe,
     blur_scale,
     blur_window,
-    check_length,
     check_open,
     default_threads,
     is_blurred,
@@ -29,14 +26,16 @@ from msdata.augment.recipe import (
     noise_starts,
 )
 from msdata.augment.scaling import column
-from msdata.errors import MissingPackageError, UsageError
+from msdata.errors import MissingPackageError
 
 Image = NDArray[np.float32]
+# The images of a batch, and what fills them.
+_UnderWay = tuple[dict[str, Image], list[Future[None]]]
 
 _MIN_SAMPLES_PER_TASK = 4
 
 
-class ReferenceAugmenter:
+class ReferenceAugmenter(Backend[_UnderWay]):
     """The `reference` backend; see `Augmenter`.
 
     Args:
@@ -47,41 +46,10 @@ class ReferenceAugmenter:
 
     def __init__(self, recipe: Recipe, batch_size: int, *, threads: int | None = None) -> None:
         _check_opencv()
-        self._recipe = recipe
-        self._batch_size = batch_size
+        super().__init__(recipe, batch_size)
         self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
         self._num_threads = threads or default_threads()
         self._executor = ThreadPoolExecutor(self._num_threads, "msdata-augment")
-        self._is_closed = False
-        self._under_way: deque[tuple[dict[str, Image], list[Future[None]]]] = deque()
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shape (channels, height, width) of each image of a sample, by name."""
-        return self._recipe.shapes
-
-    @property
-    def num_channels(self) -> dict[str, int]:
-        """Channels of each image, by name."""
-        return {name: shape[0] for name, shape in self.shapes.items()}
-
-    @property
-    def flux_factors(self) -> dict[str, float]:
-        """By survey: flux in counts = sum of an unscaled image times this."""
-        return {g.name: g.flux_factor for g in self._recipe.geometries}
-
-    def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Image]:
-        """Augments one batch; see `Augmenter.run`."""
-        if self._under_way:
-            raise UsageError("a submitted batch is waiting for its result; ask for that first")
-        self.submit(batch, epoch, train)
-        return self.result()
-
-    def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
-        """Begins to augment a batch; see `Augmenter.submit`."""
-        arrays = self._recipe.arrays(batch)
-        check_length(len(arrays[0]), self._batch_size)
-        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
         """Begins to augment arrays with given draws.
@@ -103,11 +71,8 @@ class ReferenceAugmenter:
         ]
         self._under_way.append((images, futures))
 
-    def result(self) -> dict[str, Image]:
-        """The images of the batch submitted first; see `Augmenter.result`."""
-        if not self._under_way:
-            raise UsageError("no batch was submitted; there is no result to wait for")
-        images, futures = self._under_way.popleft()
+    def _finish(self, work: _UnderWay) -> dict[str, Image]:
+        images, futures = work
         for future in futures:
             future.result()
         return images
@@ -117,17 +82,6 @@ class ReferenceAugmenter:
         self._is_closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._under_way.clear()
-
-    def __enter__(self) -> ReferenceAugmenter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Work:

@@ -1,0 +1,94 @@
+"""What the backends have in common: a batch is checked and its draws made; the rest is theirs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from numpy.typing import NDArray
+
+from msdata.augment.draws import Draws
+from msdata.augment.recipe import Batch, Recipe, check_length
+from msdata.errors import UsageError
+
+Work = TypeVar("Work")
+
+
+class Backend(ABC, Generic[Work]):
+    """The front of a backend; see `Augmenter`.
+
+    Args:
+        recipe: what is done.
+        batch_size: samples of the largest batch.
+    """
+
+    def __init__(self, recipe: Recipe, batch_size: int) -> None:
+        self._recipe = recipe
+        self._batch_size = batch_size
+        # Batches that were submitted and not asked for yet, in their order.
+        self._under_way: deque[Work] = deque()
+        self._is_closed = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shape (channels, height, width) of each image of a sample, by name."""
+        return self._recipe.shapes
+
+    @property
+    def num_channels(self) -> dict[str, int]:
+        """Channels of each image, by name."""
+        return {name: shape[0] for name, shape in self.shapes.items()}
+
+    @property
+    def flux_factors(self) -> dict[str, float]:
+        """By survey: flux in counts = sum of an unscaled image times this."""
+        return {g.name: g.flux_factor for g in self._recipe.geometries}
+
+    def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Any]:
+        """Augments one batch; see `Augmenter.run`."""
+        if self._under_way:
+            raise UsageError("a submitted batch is waiting for its result; ask for that first")
+        self.submit(batch, epoch, train)
+        return self.result()
+
+    def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
+        """Begins to augment a batch; see `Augmenter.submit`."""
+        arrays = self._recipe.arrays(batch)
+        check_length(len(arrays[0]), self._batch_size)
+        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
+
+    @abstractmethod
+    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
+        """Begins to augment arrays with given draws.
+
+        Args:
+            arrays: (N, B, height, width) in the order of channels.
+            draws: of the N samples.
+        """
+
+    def result(self) -> dict[str, Any]:
+        """The images of the batch submitted first; see `Augmenter.result`."""
+        if not self._under_way:
+            raise UsageError("no batch was submitted; there is no result to wait for")
+        return self._finish(self._under_way.popleft())
+
+    @abstractmethod
+    def _finish(self, work: Work) -> dict[str, Any]:
+        """Waits for the images of a batch that is no longer under way."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives threads and memory back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
