@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 import msdata
 from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import DataConfig, TrainConfig
+from mstrain.handover import Handover, use_device
 from mstrain.loss import draw_weights
 from mstrain.ranks import Ranks
 
@@ -277,22 +277,23 @@ def training_stream(
         config: of the run.
         device: of the network.
     """
-    while (epoch := loader.state_dict()["epoch"]) < config.epochs:
-        states: deque[dict[str, Any]] = deque()
-        images = stream(_noted(loader, states), augmenter, epoch)
-        for number, (batch, image) in enumerate(images, start=1):
-            state = states.popleft()
-            # The last batch leaves the loader at the beginning of the next epoch.
-            is_last = state["epoch"] != epoch
-            yield to_tensors(
-                batch,
-                image,
-                config,
-                device,
-                ends_step=is_last or number % config.compute.accumulate == 0,
-                loader_state=state,
-            )
-        yield EpochEnd(epoch=epoch, stats=loader.stats())
+    with make_handover(config, device) as handover:
+        while (epoch := loader.state_dict()["epoch"]) < config.epochs:
+            states: deque[dict[str, Any]] = deque()
+            images = stream(_noted(loader, states), augmenter, epoch)
+            for number, (batch, image) in enumerate(images, start=1):
+                state = states.popleft()
+                # The last batch leaves the loader at the beginning of the next epoch.
+                is_last = state["epoch"] != epoch
+                yield to_tensors(
+                    batch,
+                    image,
+                    config,
+                    handover,
+                    ends_step=is_last or number % config.compute.accumulate == 0,
+                    loader_state=state,
+                )
+            yield EpochEnd(epoch=epoch, stats=loader.stats())
 
 
 def _noted(loader: msdata.Loader, states: deque[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -316,8 +317,9 @@ def evaluation_stream(
         device: of the network.
     """
     loader.set_epoch(0)
-    for batch, images in stream(loader, augmenter, 0, train=False):
-        yield to_tensors(batch, images, config, device)
+    with make_handover(config, device) as handover:
+        for batch, images in stream(loader, augmenter, 0, train=False):
+            yield to_tensors(batch, images, config, handover)
 
 
 def evaluation_batches(
@@ -354,11 +356,23 @@ def evaluation_batches(
         yield from batches
 
 
+def make_handover(config: TrainConfig, device: torch.device) -> Handover:
+    """What brings batches to a device; to be made in the thread that makes them.
+
+    Args:
+        config: of the run.
+        device: of the network.
+    """
+    use_device(device)
+    is_last = config.compute.channels_last
+    return Handover(device, torch.channels_last if is_last else torch.contiguous_format)
+
+
 def to_tensors(
     batch: Mapping[str, Any],
     images: Mapping[str, Any],
     config: TrainConfig,
-    device: torch.device,
+    handover: Handover,
     **marks: Any,
 ) -> TensorBatch:
     """A loader's batch and its augmented images as tensors on the device.
@@ -367,32 +381,18 @@ def to_tensors(
         batch: from the loader; its labels are taken.
         images: from the augmenter: NumPy arrays, or what speaks DLPack.
         config: of the run.
-        device: of the network.
+        handover: to the network's device.
         **marks: further fields of `TensorBatch`.
     """
-    place = _placer(config, device)
     column = config.model.ebv_column
-    ebv = None if column is None else torch.from_numpy(np.array(batch[column], np.float32))
+    ebv = None if column is None else handover.numbers(np.asarray(batch[column], np.float32))
     redshift = batch.get("redshift")
     if redshift is None:
         redshift = np.full(len(batch["sample_id"]), np.nan)
     return TensorBatch(
-        images={name: place(image) for name, image in images.items()},
-        ebv=None if ebv is None else ebv.to(device),
-        redshift=torch.from_numpy(np.array(redshift, np.float64)).to(device),
+        images={name: handover.image(image) for name, image in images.items()},
+        ebv=ebv,
+        redshift=handover.numbers(np.asarray(redshift, np.float64)),
         sample_id=np.array(batch["sample_id"]),
         **marks,
     )
-
-
-def _placer(config: TrainConfig, device: torch.device) -> Callable[[Any], Tensor]:
-    layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
-
-    def place(image: Any) -> Tensor:
-        tensor: Tensor = from_dlpack(image)
-        if device.type == "cuda" and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory()
-        # No copy where device and layout are right: the augmenter never writes over its images.
-        return tensor.to(device, memory_format=layout, non_blocking=True)
-
-    return place

@@ -116,9 +116,9 @@ class Learner:
             loss_sum, weight_sum = self.loss(logits, batch.redshift)
             nominal = self._config.batch_size / self._ranks.count
             self._scaler.scale(loss_sum / nominal).backward()
-        self._sums += torch.stack(
-            [loss_sum.detach(), weight_sum, weight_sum.new_tensor(len(batch))]
-        )
+        # new_tensor would copy a number to the GPU, and wait there for the whole step.
+        count = weight_sum.new_full((), len(batch))
+        self._sums += torch.stack([loss_sum.detach(), weight_sum, count])
 
     def step(self, number: int) -> StepSums:
         """Makes the step that the added batches belong to.

@@ -46,7 +46,8 @@ class Augmenter(Protocol):
 
         Returns:
             float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are
-            never written over: hold them as long as you like.
+            not written over while somebody holds them. On a GPU that is until kernels which read
+            them have *run*, not until they are queued: let go only after an event behind them.
 
         Raises:
             UsageError: the batch is not of the schema, or longer than it was said to be.

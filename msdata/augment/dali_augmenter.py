@@ -7,6 +7,7 @@ copied once, from page-locked memory, while the network and the batch before are
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +108,9 @@ class DaliAugmenter(Backend[_Job]):
         lanes = self._lanes_of(is_interpolated=job.is_interpolated)
         if not lanes:
             return False
-        job.inputs = self._inputs(job, lanes[0])
-        lanes[0].start(job.inputs)
+        with nullcontext() if self._pinned is None else self._pinned.current():
+            job.inputs = self._inputs(job, lanes[0])
+            lanes[0].start(job.inputs)
         job.lane = lanes.popleft()
         return True
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -81,13 +83,21 @@ class PinnedBuffers:
             )
         return code in (_SUCCESS, _ALREADY_REGISTERED)
 
-    def _within_context(self, call: Any) -> int:
-        """Calls the driver with the GPU's primary context current, whatever was before."""
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes the GPU the calling thread's current one for a while, whatever it was before.
+
+        A thread begins with the first GPU; DALI takes page-locked memory for the current one's.
+        """
         self._check("cuCtxPushCurrent", self._driver.cuCtxPushCurrent_v2(self._context))
         try:
-            return int(call())
+            yield
         finally:
             self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+    def _within_context(self, call: Any) -> int:
+        with self.current():
+            return int(call())
 
     def _check(self, name: str, code: int) -> None:
         if code != _SUCCESS:
