@@ -34,9 +34,9 @@ requeue_job() {
   exit 0
 }
 
-# Where a script that requeues itself was asked to end before it began: it sets `asked` in its traps.
+# Where a script that says `requeues_itself` was asked to end before it began: its traps set `asked`.
 stop_if_asked() {
-  [[ ! ${asked:-} ]] || requeue_job "SIG$asked came before anything was begun"
+  [[ ! ${asked:-} || ! ${requeues_itself:-} ]] || requeue_job "SIG$asked came before anything was begun"
 }
 
 # Wrong usage and missing software: exit code 2, as of the msdata command.

@@ -37,7 +37,7 @@
 # ------------------------------------------------------------------------------------------------
 # From the first moment: a signal would end this script, and the job would not be requeued. Modules and
 # imports from a parallel file system take their time.
-asked='' interrupted='' serve_pid='' train_pid='' told=''
+requeues_itself=1 asked='' interrupted='' serve_pid='' train_pid='' told=''
 trap 'asked=USR1 interrupted=1' USR1
 trap 'asked=TERM interrupted=1' TERM
 
