@@ -35,10 +35,9 @@ from msdata.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError, StorageError
 from msdata.fill import SampleReader
 from msdata.node_cache import cached_split, open_node_cache
-from msdata.ring import num_buffers_for
 from msdata.topology import Topology, from_env, job_name
 
-PREFETCH = 3
+PREFETCH = HOLD = 2
 SERVICE_WAIT_S = 60.0
 # Pretended nodes share cores: a service that waits for its turn is not a dead one.
 PATIENCE_S = 60.0
@@ -118,7 +117,7 @@ class Rank:
         contestant = CONTESTANTS[name]
         cache = None
         if contestant.private is not None:
-            spare = num_buffers_for(PREFETCH) * self._order["batch_size"]
+            spare = (PREFETCH + HOLD) * self._order["batch_size"]
             capacity = memory_nbytes // self._split.schema.sample_nbytes
             table = PrivateTable(capacity, contestant.private, spare)
             made = PrivateCache(table=table)
@@ -136,6 +135,8 @@ class Rank:
                     cache=cache,
                     threads=self._order["threads"],
                     prefetch=PREFETCH,
+                    hold=HOLD,
+                    across_epochs=False,
                     columns=[],
                 )
             )

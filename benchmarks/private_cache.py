@@ -9,6 +9,7 @@ Source: Mohan et al., Analyzing and Mitigating Data Stalls in DNN Training, VLDB
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
@@ -123,8 +124,11 @@ class PrivateReader:
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._per_row = 1 if storage.gaps is not None else len(self._sizes)
         shape = (table.num_slots, split.schema.sample_nbytes)
+        memory = mmap.mmap(-1, max(1, shape[0] * shape[1]))
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        self._records = np.frombuffer(memory, np.uint8, shape[0] * shape[1]).reshape(shape)
         # Touched now: pages that are first written in a timed epoch cost more than the copy.
-        self._records = np.full(shape, 0, np.uint8)
+        self._records[:] = 0
 
     def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> PrivateFilling:
         """Decides what is a hit; in the order of the epoch, since the loader asks in it."""
