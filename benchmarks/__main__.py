@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.question import add_arguments, settings_of
 from msdata.errors import MsdataError, UsageError
+from msdata.exits import exit_code_of
 
 # Name -> (module with `answer(settings) -> int`, what it asks).
 QUESTIONS = {
@@ -91,6 +92,9 @@ def main(arguments: list[str]) -> int:
         place = f" {error.filename}" if error.filename else ""
         print(f"benchmarks: cannot go on:{place}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print("benchmarks: interrupted: this question has no result", file=sys.stderr)
+        return exit_code_of(error)
 
 
 if __name__ == "__main__":

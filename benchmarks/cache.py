@@ -283,7 +283,7 @@ def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[dict[
         for rate in (None, *slowed):
             runs.measure(rate)
         ranks.ask("close")
-    points = [point_of(runs, contestant, rate) for contestant, rate in runs.epochs]
+    points = [point_of(runs, c, rate) for rate in (None, *slowed) for c in CONTESTANTS]
     is_good = all(point["is_as_forecast"] for point in points)
     print(
         f"  {setup.num_nodes} nodes that hold {setup.share:.0%}: "

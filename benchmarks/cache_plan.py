@@ -56,7 +56,7 @@ class Contestant:
 
 CONTESTANTS = {
     "locality": Contestant(
-        title="ours, locality",
+        title="ours (locality)",
         whose="msdata",
         text="`msdata cache serve` on every node, each sample on one of them; the uniform order's "
         "global batches dealt by owner, the surplus from peers",
@@ -64,28 +64,28 @@ CONTESTANTS = {
         is_served=True,
     ),
     "shuffle": Contestant(
-        title="ours, plain peer fetch",
+        title="ours (plain peer fetch)",
         whose="msdata",
         text="the same services; ranks take their samples by position (policy shuffle) and fetch "
         "from peers what those hold",
         is_served=True,
     ),
     "block": Contestant(
-        title="ours, block",
+        title="ours (block)",
         whose="msdata",
         text="the same services; shards in random order, shuffled in a buffer only",
         policy="block",
         is_served=True,
     ),
     "never-evict": Contestant(
-        title="private, never evicting",
+        title="private (never evicts)",
         whose="this benchmark, after MinIO (CoorDL)",
         text="each rank keeps what it read first, in its own memory of the same bytes; no peers. "
         "In msdata's loader in place of the cache",
         private=NEVER_EVICTS,
     ),
     "lru": Contestant(
-        title="private, LRU",
+        title="private (LRU)",
         whose="this benchmark",
         text="each rank keeps what it read last, in its own memory of the same bytes; no peers. In "
         "msdata's loader in place of the cache",

@@ -15,6 +15,8 @@ _STORAGE = 3
 NEAR = 0.15
 # Rates that differ by less are equal.
 EQUAL = 1.05
+# Ours hold the same whatever the policy: one of them stands for all where hits are drawn.
+_DRAWN_HITS = ("locality", "never-evict", "lru")
 
 
 def title_of(point: Mapping[str, Any]) -> str:
@@ -74,13 +76,22 @@ def _standings(result: Mapping[str, Any]) -> list[str]:
         word = "ahead of" if ratio > EQUAL else "NOT AHEAD of"
         found.append(
             f"{most} nodes that hold {min(share, 1):.0%}, storage slowed to {_rate_text(rate)}: "
-            f"ours, locality, with {hits['locality']:.1f} % hits is {word} the best of the others "
+            f"ours (locality) with {hits['locality']:.1f} % hits is {word} the best of the others "
             f"({CONTESTANTS[best].title}, {hits[best]:.1f} % hits): {ratio:.2f} of its rate; LRU "
             f"has {hits['lru']:.1f} % hits, private caches that never evict "
             f"{hits['never-evict']:.1f} %. Plain peer fetch: "
-            f"{speed['shuffle'] / ours:.2f} of locality's rate."
+            f"{speed['shuffle'] / ours:.2f} of locality's rate. What binds, by forecast: "
+            f"{_bounds(there)}."
         )
     return found
+
+
+def _bounds(points: Sequence[Point]) -> str:
+    by_part: dict[str, list[str]] = {}
+    for name in CONTESTANTS:
+        (point,) = pick(points, contestant=name)
+        by_part.setdefault(point["bound_by"], []).append(title_of(point))
+    return "; ".join(f"{part}: {', '.join(names)}" for part, names in by_part.items())
 
 
 def _times(points: Sequence[Point]) -> list[str]:
@@ -198,9 +209,8 @@ def _by_share(result: Mapping[str, Any], num_nodes: int) -> list[Chart]:
     for name, contestant in CONTESTANTS.items():
         mine = sorted(pick(points, contestant=name), key=lambda p: float(p["share"]))
         x = [100 * p["share"] for p in mine]
-        if name != "none":
+        if name in _DRAWN_HITS:
             hits.append(Series(name=contestant.title, x=x, values=[hits_of(p) for p in mine]))
-        if name in ("locality", "lru"):
             foretold = [hits_of(p, "forecast_tier_shares") for p in mine]
             hits.append(Series(name=f"{contestant.title}: forecast", x=x, values=foretold))
         speeds.append(_speed(contestant.title, x, mine))
@@ -242,7 +252,8 @@ def _by_nodes(result: Mapping[str, Any]) -> list[Chart]:
     for name, contestant in CONTESTANTS.items():
         mine = sorted(pick(same, contestant=name), key=lambda p: int(p["num_nodes"]))
         x = [float(p["num_nodes"]) for p in mine]
-        hits.append(Series(name=contestant.title, x=x, values=[hits_of(p) for p in mine]))
+        if name in _DRAWN_HITS:
+            hits.append(Series(name=contestant.title, x=x, values=[hits_of(p) for p in mine]))
         speeds.append(_speed(contestant.title, x, mine))
     what = f"each node holds {each:.0%}"
     return [

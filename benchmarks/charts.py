@@ -16,6 +16,7 @@ _WIDTH = 860
 _LABEL_WIDTH = 300
 _BAR_HEIGHT = 18
 _PLOT_HEIGHT = 300
+_LEGEND_HEIGHT = 18
 
 
 def draw(chart: Chart) -> str:
@@ -83,16 +84,20 @@ def _frame(chart: Chart, height: float, parts: Sequence[str]) -> str:
     )
 
 
-def _legend(series: Sequence[Series], y: float) -> list[str]:
+def _legend(series: Sequence[Series]) -> tuple[list[str], float]:
+    """The names of the series, in as many lines as they need, and where what follows may begin."""
     if len(series) < 2:
-        return []
-    parts, x = [], 10.0
+        return [], 12.0
+    parts, x, y = [], 10.0, 16.0
     for k, one in enumerate(series):
         colour = COLOURS[k % len(COLOURS)]
+        width = 36 + 7.0 * len(one.name)
+        if x > 10 and x + width > _WIDTH:
+            x, y = 10.0, y + _LEGEND_HEIGHT
         parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
         parts.append(_text(x + 16, y, one.name))
-        x += 36 + 7.0 * len(one.name)
-    return parts
+        x += width
+    return parts, y + 14
 
 
 def _extent(series: Sequence[Series]) -> list[float]:
@@ -100,11 +105,10 @@ def _extent(series: Sequence[Series]) -> list[float]:
 
 
 def _bars(chart: Chart) -> str:
-    top = 30.0
+    parts, top = _legend(chart.series)
     group = _BAR_HEIGHT * len(chart.series) + 8
     bottom = top + group * len(chart.labels)
     axis = _Axis(_extent(chart.series), _LABEL_WIDTH, _WIDTH - 80, chart.is_log)
-    parts = _legend(chart.series, 16)
     for value in axis.ticks:
         parts.append(_line(axis(value), top, axis(value), bottom, "#ddd"))
         parts.append(_text(axis(value), bottom + 16, _number(value), "middle"))
@@ -133,11 +137,12 @@ def _bar(axis: _Axis, series: Series, row: int, y: float, colour: str) -> list[s
 
 
 def _lines(chart: Chart) -> str:
-    left, top, bottom = 80.0, 30.0, 30.0 + _PLOT_HEIGHT
+    parts, legend_end = _legend(chart.series)
+    left, top = 80.0, legend_end + _LEGEND_HEIGHT
+    bottom = top + _PLOT_HEIGHT
     xs = [x for s in chart.series for x in s.x]
     across = _Axis(xs, left, _WIDTH - 30, chart.is_log)
     upward = _Axis(_extent(chart.series), bottom, top, chart.is_log)
-    parts = _legend(chart.series, 16)
     for value in across.ticks:
         parts.append(_line(across(value), top, across(value), bottom, "#eee"))
         parts.append(_text(across(value), bottom + 16, _number(value), "middle"))

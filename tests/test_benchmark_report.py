@@ -119,7 +119,7 @@ def test_no_value_is_drawn_outside_of_its_chart(
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
 def test_ticks_enclose_the_values(least: float, span: float) -> None:
     found = ticks(least, least + span, is_log=False)
-    assert found[0] <= least + 1e-9 * abs(least)
+    assert found[0] <= least + 1e-9 * (abs(least) + span)
     assert found[-1] >= least + span - 1e-9 * (abs(least) + span)
     assert 2 <= len(found) <= 12
 
