@@ -147,6 +147,7 @@ def make_bench(settings: Settings) -> Bench:
         "batch_size": batch_size,
         "threads": None,
         "shm_dir": str(SHM),
+        "is_served": False,
     }
     bench = Bench(
         split=split,
@@ -273,7 +274,7 @@ def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[dict[
     name = f"{setup.num_nodes}-nodes-{setup.share}"
     data = bench.split.dataset.path
     logs = bench.work / f"services-{name}"
-    order = bench.order
+    order = {**bench.order, "is_served": True}
     with (
         services(bench.nodes, data, setup.memory_nbytes, setup.num_nodes, logs),
         CacheRanks(bench.nodes, setup.num_nodes, order, bench.work / f"ranks-{name}.log") as ranks,
@@ -341,7 +342,7 @@ def answer(settings: Settings) -> int:
         "sample_nbytes": bench.split.schema.sample_nbytes,
         "batch_size": bench.order["batch_size"],
         "num_shards": len(bench.split.shards),
-        "are_nodes_pretended": not bench.nodes.is_slurm,
+        "share_a_machine": bench.nodes.per_machine(bench.nodes.most) > 1,
         "slowed_bytes_per_s": slowed,
         "measured_bytes_per_s": rates,
         "points": points,

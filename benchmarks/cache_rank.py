@@ -30,7 +30,7 @@ from benchmarks.private_cache import PrivateCache, PrivateTable
 from benchmarks.workloads import edge_bytes
 from msdata.cache.config import CacheConfig
 from msdata.cache.link import LinkFetcher
-from msdata.cache.member import find_service
+from msdata.cache.member import ServedArena, find_service
 from msdata.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError, StorageError
 from msdata.fill import SampleReader
@@ -88,13 +88,24 @@ class Rank:
     """Obeys the commands.
 
     Args:
-        order: `data`, `edges` (file of uint8 (samples, arrays, 8)), `batch_size`, `threads`.
-        topology: this rank's place; one rank a node.
+        order: `data`, `edges` (file of uint8 (samples, arrays, 8)), `batch_size`, `threads`,
+            `is_served`, `shm_dir`.
+        topology: this rank's place by its launcher; one rank a node.
+
+    Attributes:
+        topology: its place by the services, which number nodes by the names of hosts.
+
+    Raises:
+        StorageError: no service answers where there should be one.
     """
 
     def __init__(self, order: dict[str, Any], topology: Topology) -> None:
-        self._order, self._topology = order, topology
+        self._order, self.topology = order, topology
         self._split = msdata.open(order["data"]).split("train")
+        self._config = CacheConfig(job=job_name(), shm_dir=Path(order["shm_dir"]))
+        if order["is_served"]:
+            node = self._find_service().service["node"]
+            self.topology = Topology(num_nodes=topology.num_nodes, rank=node)
         ids = (self._split.sample_id(n) for n in range(len(self._split)))
         self._number_of = {sample_id: number for number, sample_id in enumerate(ids)}
         self._edges = np.load(order["edges"])
@@ -110,9 +121,6 @@ class Rank:
         Args:
             name: of the contestant.
             memory_nbytes: of its cache on this node.
-
-        Raises:
-            StorageError: no service answers.
         """
         contestant = CONTESTANTS[name]
         cache = None
@@ -123,7 +131,9 @@ class Rank:
             made = PrivateCache(table=table)
             msdata.loader.open_node_cache = lambda *_, **__: made  # type: ignore[assignment]
         elif contestant.is_served:
-            cache = self._served()
+            # Without a service a loader would make an arena of its own.
+            self._find_service()
+            cache = self._config
         try:
             self._loaders[name] = self._stack.enter_context(
                 msdata.Loader(
@@ -131,7 +141,7 @@ class Rank:
                     self._order["batch_size"],
                     seed=SEED,
                     policy=contestant.policy,
-                    topology=self._topology,
+                    topology=self.topology,
                     cache=cache,
                     threads=self._order["threads"],
                     prefetch=PREFETCH,
@@ -144,16 +154,14 @@ class Rank:
             msdata.loader.open_node_cache = open_node_cache
         return {}
 
-    def _served(self) -> CacheConfig:
-        """The cache of this node's service: without one a loader would make an arena of its own."""
-        config = CacheConfig(job=job_name(), shm_dir=Path(self._order["shm_dir"]))
+    def _find_service(self) -> ServedArena:
         deadline_s = time.monotonic() + SERVICE_WAIT_S
         cached = cached_split(self._split)
-        while find_service(config, cached, self._topology.node) is None:
+        while (found := find_service(self._config, cached, self.topology.node)) is None:
             if time.monotonic() > deadline_s:
-                raise StorageError(f"node {self._topology.node} finds no service of its cache")
+                raise StorageError(f"node {self.topology.node} finds no service of its cache")
             time.sleep(0.1)
-        return config
+        return found
 
     def epoch(
         self, name: str, storage_bytes_per_s: float | None, is_checked: bool
@@ -216,10 +224,15 @@ class Rank:
 
 def main(order: dict[str, Any], topology: Topology) -> None:
     """Answers lines until stdin ends."""
-    if order["is_pretended"]:
+    if order["share_a_machine"]:
         patient = partial(LinkFetcher, timeout_s=PATIENCE_S)
         msdata.node_cache.LinkFetcher = patient  # type: ignore[misc,assignment]
-    rank = Rank(order, topology)
+    try:
+        rank = Rank(order, topology)
+    except MsdataError as error:
+        say(topology, error=str(error))
+        return
+    topology = rank.topology
     say(topology)
     commands = {"open": rank.open, "epoch": rank.epoch, "close": rank.close}
     for line in sys.stdin:

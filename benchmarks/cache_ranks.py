@@ -84,7 +84,8 @@ class CacheRanks:
         self._processes: list[subprocess.Popen[bytes]] = []
         log.parent.mkdir(parents=True, exist_ok=True)
         path = f"{ROOT}{os.pathsep}{nodes.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-        order = {**order, "num_nodes": num_nodes, "is_pretended": not nodes.is_slurm}
+        shared = nodes.per_machine(num_nodes) > 1
+        order = {**order, "num_nodes": num_nodes, "share_a_machine": shared}
         with log.open("ab") as errors:
             for command in _commands(nodes, num_nodes, order):
                 process = subprocess.Popen(
@@ -97,7 +98,11 @@ class CacheRanks:
                 self._processes.append(process)
 
     def __enter__(self) -> CacheRanks:
-        self._hear()
+        try:
+            self._hear()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def ask(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
@@ -113,14 +118,13 @@ class CacheRanks:
             with suppress(BrokenPipeError):
                 process.stdin.write(line)
                 process.stdin.flush()
-        answers = self._hear()
-        for answer in answers:
-            if "error" in answer:
-                raise StorageError(f"rank {answer['rank']}: {answer['error']}")
-        return answers
+        return self._hear()
 
     def _hear(self) -> list[dict[str, Any]]:
         found = [answer for process in self._processes for answer in self._answers(process)]
+        for answer in found:
+            if "error" in answer:
+                raise StorageError(f"rank {answer['rank']}: {answer['error']}")
         return sorted(found, key=lambda answer: int(answer["rank"]))
 
     def _answers(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:

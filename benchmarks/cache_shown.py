@@ -187,10 +187,10 @@ def _rates_table(result: Mapping[str, Any]) -> Table:
 
 def _note(result: Mapping[str, Any]) -> str:
     pretended = (
-        "Nodes are processes of one machine, which share its cores: rates of different numbers of "
+        "Nodes here share a machine and its cores: rates of different numbers of "
         "nodes do not show how real ones scale, and times without slowed storage exceed the "
         "forecast, in which a node's tiers work at the same time. "
-        if result["are_nodes_pretended"]
+        if result["share_a_machine"]
         else ""
     )
     return (
