@@ -36,7 +36,7 @@ from benchmarks.cache_ranks import CacheRanks, Epoch, joined
 from benchmarks.cache_shown import show
 from benchmarks.cache_timing import add_forecast_times, ratios_of
 from benchmarks.harness import spread, take_turns, write_result
-from benchmarks.node_steps import Nodes, find_nodes, services
+from benchmarks.node_steps import Nodes, find_nodes, mpiexec, services
 from benchmarks.question import Settings
 from benchmarks.workloads import (
     WORKLOADS,
@@ -54,6 +54,8 @@ from msdata.plan.forecast import EpochForecast
 SHM = Path("/dev/shm")
 # Shards are what the caches are made of: of so many a half can be held to a percent.
 NUM_SHARDS = 64
+# Of samples: an epoch has at least as many steps, on one node.
+FEWEST = 16
 MOST_NBYTES, MOST_QUICK_NBYTES = 1 << 30, 192 << 20
 # Pretended nodes share the machine: more of them would measure how its cores are shared.
 MOST_PRETENDED, MOST_QUICK = 4, 2
@@ -90,14 +92,11 @@ class Bench:
         return len(self.split) * self.split.schema.sample_nbytes
 
 
-def make_data(settings: Settings) -> tuple[Path, int]:
-    """Packs mock samples, or some of the data set given, into many small shards.
-
-    Returns:
-        The data set, and the size of a batch.
+def size_of(settings: Settings) -> tuple[int, int]:
+    """How many samples are run on, and bytes of each.
 
     Raises:
-        UsageError: there are too few samples.
+        UsageError: there are too few.
     """
     workload = WORKLOADS[settings.workload]
     count = settings.mock or (workload.num_quick if settings.quick else workload.num_samples)
@@ -109,9 +108,24 @@ def make_data(settings: Settings) -> tuple[Path, int]:
         # Held once by the services, twice by the private caches.
         most = MOST_QUICK_NBYTES if settings.quick else MOST_NBYTES
         count = min(count, max(1, most // nbytes))
-    if count < NUM_SHARDS:
-        raise UsageError(f"{count} samples are too few for {NUM_SHARDS} shards; give more of them")
+    if count < FEWEST:
+        raise UsageError(f"{count} samples are too few to cache a part of; give at least {FEWEST}")
+    return count, nbytes
+
+
+def make_data(settings: Settings, count: int, nbytes: int) -> Path:
+    """Packs mock samples, or the first of the data set given, into many small shards.
+
+    Args:
+        settings: whose.
+        count: samples.
+        nbytes: bytes of each.
+
+    Returns:
+        The data set.
+    """
     if settings.data is None:
+        workload = WORKLOADS[settings.workload]
         name, objects = f"{workload.name}-{count}", mock_objects(workload, count)
     else:
         fingerprint = msdata.open(settings.data).manifest.fingerprint
@@ -121,22 +135,25 @@ def make_data(settings: Settings) -> tuple[Path, int]:
     if not (out / "dataset.json").is_file():
         options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--quiet", "--resume")
         # A record is longer in its shard than its arrays are: by headers, rounded to 512 bytes.
-        shard_kib = -(-count // NUM_SHARDS) * (nbytes + 4096) >> 10
+        shard_kib = -(-count // min(NUM_SHARDS, count // 2)) * (nbytes + 4096) >> 10
         catalog = source.objects / "catalog.csv"
         sizes = ("--shard-size", f"{max(1, shard_kib)}KiB")
         run_msdata("pack", source.objects, out, "--catalog", catalog, *options, *sizes)
-    return out, min(workload.batch_size, max(1, count // 16))
+    return out
 
 
 def make_bench(settings: Settings) -> Bench:
     """Data, nodes and orders.
 
     Raises:
-        UsageError: there is no mpiexec, or too little data.
-        StorageError: the data does not fit into this machine's memory often enough.
+        UsageError: there is no mpiexec, too little data, or too much for this machine's memory.
     """
     nodes = find_nodes(os.environ, MOST_QUICK if settings.quick else MOST_PRETENDED)
-    data, batch_size = make_data(settings)
+    if not nodes.is_slurm:
+        mpiexec()
+    count, nbytes = size_of(settings)
+    _check_memory(nodes, count * nbytes)
+    data = make_data(settings, count, nbytes)
     split = msdata.open(data).split("train")
     edges = settings.work / "edges.npy"
     words = edge_words(split)
@@ -144,26 +161,29 @@ def make_bench(settings: Settings) -> Bench:
     order = {
         "data": str(data.resolve()),
         "edges": str(edges.resolve()),
-        "batch_size": batch_size,
+        "batch_size": min(WORKLOADS[settings.workload].batch_size, count // FEWEST),
         "threads": None,
         "shm_dir": str(SHM),
         "is_served": False,
     }
-    bench = Bench(
+    return Bench(
         split=split,
         nodes=nodes,
         order=order,
         repeats=QUICK_REPEATS if settings.quick else REPEATS,
         work=settings.out.resolve() / "logs",
     )
+
+
+def _check_memory(nodes: Nodes, nbytes: int) -> None:
+    """Refuses what this machine cannot hold, as far as the nodes are pretended."""
     # The services' arenas, and two private caches.
-    asked = int(3 * max(SHARES) * bench.nbytes)
+    asked = int(3 * max(SHARES) * nbytes)
     if not nodes.is_slurm and memory_budget(asked, SHM)[1] < asked:
-        raise StorageError(
+        raise UsageError(
             f"the caches would take {asked / 1e9:.1f} GB of memory, which this machine does not "
             "have free; give fewer samples by --mock N"
         )
-    return bench
 
 
 @dataclass

@@ -315,10 +315,20 @@ def test_the_forecast_of_private_caches_replays_each_rank_by_itself(split: Split
     assert share == pytest.approx(capacity / len(split), abs=0.03)
 
 
-def test_too_few_samples_are_refused_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.mpi
+@pytest.mark.skipif(not packing.mpiexec().exists(), reason="pip install mpich mpi4py")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("3", "3 samples are too few to cache a part of; give at least 16"),
+        ("999999999", "GB of memory, which this machine does not have free"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence_before_anything_is_made(
+    number: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["cache", "--mock", "3", "--out", str(tmp_path)]) == 2
+    assert main(["cache", "--mock", number, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "3 samples are too few for 64 shards" in error
+    assert said in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.pkl"))
