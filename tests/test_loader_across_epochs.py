@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,3 +113,16 @@ def test_a_fault_of_the_next_epoch_is_raised_by_the_next_epoch(split, monkeypatc
         assert len(loading.ids_of(loading.run_epoch(loader))) == len(split)
         with pytest.raises(DataError, match="a shard is missing"):
             loading.run_epoch(loader)
+
+
+def test_a_process_that_ends_with_batches_begun_ahead_ends_well(split) -> None:
+    code = (
+        "import msdata\n"
+        f"split = msdata.open({str(split.dataset.path)!r}).split('train')\n"
+        f"loader = msdata.Loader(split, {BATCH_SIZE}, threads=4)\n"
+        "loader._planner._future(1).result()\n"
+        "print(sum(len(batch['image']) for batch in loader), len(loader._in_flight))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.split() == [str(len(split)), "2"]
