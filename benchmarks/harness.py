@@ -6,6 +6,7 @@ is reported are ratios within a turn; seconds from different runs are never comp
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +26,8 @@ _VERSIONS_OF = (
     *("msdata", "numpy", "pyarrow", "h5py", "opencv-python-headless", "torch", "webdataset"),
     "nvidia-dali-cuda120",
 )
+
+_REALTIME_PRIORITY = 10
 
 # A contestant runs once and returns its rate, in samples per second.
 Contestant = Callable[[], float]
@@ -68,6 +71,27 @@ def take_turns(
         if is_late and turn >= 1:
             break
     return rates
+
+
+def add_realtime(parser: argparse.ArgumentParser) -> None:
+    """Declares `--realtime`, for machines that other work shares."""
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run all contestants alike before other processes of the machine (SCHED_FIFO; root)",
+    )
+
+
+def run_first() -> None:
+    """Has this process, and those it starts from now on, run before others of the machine.
+
+    Raises:
+        SystemExit: the system does not allow it.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
+    except PermissionError:
+        raise SystemExit("--realtime needs root, or CAP_SYS_NICE: run it without") from None
 
 
 def compare(rates: Mapping[str, Sequence[float]], limit_names: Sequence[str]) -> dict[str, Any]:

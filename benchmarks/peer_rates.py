@@ -27,7 +27,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from benchmarks.harness import (
+    add_realtime,
+    compare,
+    print_comparison,
+    run_first,
+    take_turns,
+    write_result,
+)
 from msdata.cache.transport import Fetcher
 from msdata.cache.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.checksum import crc32c, crc32c_of_parts
@@ -197,7 +204,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_rates")
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--repeats", type=int, default=7)
+    add_realtime(parser)
     args = parser.parse_args(arguments)
+    if args.realtime:
+        run_first()
     rows = np.zeros((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
     with ExitStack() as stack:
         contestants = {

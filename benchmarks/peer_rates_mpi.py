@@ -29,7 +29,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from benchmarks.harness import (
+    add_realtime,
+    compare,
+    print_comparison,
+    run_first,
+    take_turns,
+    write_result,
+)
 from benchmarks.peer_rates import (
     BATCH_SIZE,
     NUM_RECORDS,
@@ -168,7 +175,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--serve", type=Path, metavar="FOLDER", help="be one of the services")
+    add_realtime(parser)
     args = parser.parse_args(arguments)
+    if args.realtime:
+        run_first()
     if args.serve is not None:
         serve(args.serve)
         return 0

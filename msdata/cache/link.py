@@ -36,8 +36,8 @@ TIMEOUT_S = 2.0
 PAUSE_S = 1.0
 _MOST_PAUSES = 64
 # Staging a connection: two halves, one of which is filled while the other is copied out. Larger
-# ones leave the processor's cache.
-_STAGING_NBYTES = 8 << 20
+# ones leave the processor's cache: one thread came to 0.71 of bare reads with 8 MiB, 0.75 with 5.
+_STAGING_NBYTES = 5 << 20
 _MAX_STAGED = 512
 # Connections of a rank; as many of its threads can ask at once.
 _MAX_LINKS = 4
