@@ -1,6 +1,6 @@
 """How near records fetched from another node come to a bare socket.
 
-python -m benchmarks.peer_rates --repeats 7
+python -m benchmarks.peer_rates --realtime --samples 480 --repeats 25
 
 Records of 0.59 MB in shared memory, asked for 16 at a time by one thread, received into the rows of
 a batch. The limit is the same over a bare TCP connection: `sendall` from the shared memory, then

@@ -1,6 +1,6 @@
 """How near records fetched through MPI services come to a bare one-sided read.
 
-python -m benchmarks.peer_rates_mpi --repeats 7
+python -m benchmarks.peer_rates_mpi --realtime --samples 480 --repeats 41
 
 Two services under mpiexec, a rank beside them: this process. Records of 0.59 MB that the second
 node keeps are asked for 16 at a time, received into the rows of a batch, and held against their
