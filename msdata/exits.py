@@ -5,7 +5,9 @@ SIGTERM is one of them: Slurm sends it at the time limit, and unfinished files a
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -24,6 +26,16 @@ def raise_on_sigterm() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
+
+
+def keep_lines_whole() -> None:
+    """Has standard error take a line at a time: else other ranks' words get into the middle of it.
+
+    Python writes a sentence and the end of its line one after the other, and launchers put together
+    what comes from all ranks.
+    """
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(line_buffering=True, write_through=False)
 
 
 def ignore_signals() -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -20,6 +22,19 @@ from msdata.pack.command import parse_bytes, parse_fractions
 from msdata.progress import ProgressLine, bytes_text, duration_text, progress_text
 
 Packed = Callable[..., Path]
+
+
+@pytest.mark.parametrize("package", ["msdata", "mstrain"])
+def test_a_sentence_and_the_end_of_its_line_are_written_at_once(package: str) -> None:
+    # Each write is a message of its own here.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = "card" if package == "msdata" else "evaluate"
+    with ours, theirs:
+        subprocess.run([sys.executable, "-m", package, command, "nowhere"], stderr=theirs)
+        theirs.close()
+        written = list(iter(lambda: ours.recv(65536), b""))
+    assert written
+    assert all(text.endswith(b"\n") for text in written), written
 
 
 def test_json_alone_is_on_stdout(tiny_source: Path, packed: Packed, tmp_path: Path) -> None:
