@@ -393,7 +393,7 @@ def test_locality_without_a_cache_is_refused(tar: Split) -> None:
 
 def test_locality_over_nodes_that_take_what_is_free_is_refused(tar: Split, tmp_path: Path) -> None:
     topology = Topology(num_nodes=2, ranks_per_node=1, rank=0)
-    config = caching.config(tmp_path)
+    config = caching.config(tmp_path, service_wait_s=0.0)
     with pytest.raises(UsageError, match="memory_gib"):
         make(tar, config, policy="locality", topology=topology)
     assert not list(caching.names_in(config.shm_dir))
