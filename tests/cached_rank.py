@@ -50,8 +50,8 @@ def make_filling_slow(seconds: float) -> None:
 
 
 def make_peers_impatient(pause_s: float) -> None:
-    """Has nodes that failed be tried again soon."""
-    msdata.cache.client.ZmqFetcher = partial(ZmqFetcher, pause_s=pause_s)
+    """Has nodes that failed be tried again soon; but those that answer late have not failed."""
+    msdata.cache.client.ZmqFetcher = partial(ZmqFetcher, pause_s=pause_s, timeout_s=4.0)
 
 
 def make_services_patient() -> None:
