@@ -237,14 +237,13 @@ if [[ $status == 0 && ! $asked && $evaluated != none ]] && has_split "$data" "$e
   fi
 fi
 
-# 138: the step died of SIGUSR1 before it had begun. A job that had just come to its end when it was
-# asked finds nothing to do when it is started again, but for the evaluation.
-if [[ (-e $requeue_file && $status == 0) || ($asked && $status =~ ^(0|138)$) ]]; then
+# Asked, the job goes on whatever the step's exit code was: it may have died of the signal before it
+# had begun (138), bash may have lost the code to the signal (0, 255), and of a job that had just come
+# to its end only the evaluation is done again. Wrong usage would be as wrong again.
+if [[ (-e $requeue_file && $status == 0) || ($asked && $status != 2) ]]; then
   requeue_job saved
-elif [[ $asked ]]; then
-  asked=''
-  say "ended as asked, with nothing new to save"
 elif ((status)); then
+  asked=''
   say "failed with exit code $status; the last lines of $log_dir:" >&2
   shopt -s nullglob
   tail -n 15 "$log_dir"/*.train.log "$log_dir"/*.evaluate.log >&2
