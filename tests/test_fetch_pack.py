@@ -209,7 +209,12 @@ def test_what_pack_would_refuse_is_said_before_anything_is_asked_for(
     fetch(tmp_path, "--pack", str(tmp_path / "data"), code=2)
     assert "redshift" in capsys.readouterr().err
     (tmp_path / "catalog.csv").write_text("id,ra,dec,redshift\n1,10,5,0.1\n")
-    fetch(tmp_path, "--pack", str(tmp_path), code=2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    fetch(tmp_path, "--pack", str(tmp_path / "full"), code=2)
     assert "is not empty" in capsys.readouterr().err
+    for inside in (tmp_path, tmp_path / "out", tmp_path / "out" / "photometry" / "data"):
+        fetch(tmp_path, "--pack", str(inside), code=2)
+        assert "lie in each other" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert len(running.log) == log

@@ -70,6 +70,8 @@ def check_target(settings: FetchSettings) -> bool:
         StorageError: the file system refused.
     """
     marker, data = _read_marker(settings.out), settings.pack
+    if data is not None:
+        _check_apart(settings.out.absolute(), data.absolute())
     if data is not None and (data / MANIFEST_NAME).exists():
         fingerprint = read_manifest(data).fingerprint
         if marker is not None and marker["fingerprint"] == fingerprint:
@@ -90,6 +92,14 @@ def check_target(settings: FetchSettings) -> bool:
         f"the objects of {settings.out} went into the data set {marker['data']}, and their files "
         "were removed; give that folder to --pack (or where it is now), or fetch into a new folder"
     )
+
+
+def _check_apart(out: Path, data: Path) -> None:
+    if out.is_relative_to(data) or data.is_relative_to(out / OBJECTS):
+        raise UsageError(
+            f"--pack {data} and the objects' folder {out} lie in each other; give the data set a "
+            "folder of its own"
+        )
 
 
 def check_unfinished(settings: FetchSettings, num_left: int) -> None:
@@ -166,7 +176,8 @@ def _is_begun(data: Path) -> bool:
 def _settled(settings: FetchSettings) -> tuple[set[str], int]:
     """Ids of the whole catalogue's fetched objects, and how many objects are not settled yet."""
     targets, _ = read_targets(settings.catalog, id_column=settings.id_column, part=Slice())
-    entries = read_entries(settings.out, {target.sample_id for target in targets})
+    wanted = {target.sample_id for target in targets}
+    entries = read_entries(settings.out, wanted, keep_notes=False)
     fetched, num_left = set[str](), 0
     for target in targets:
         entry = entries.get(target.sample_id)

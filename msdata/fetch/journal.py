@@ -26,6 +26,8 @@ from msdata.fetch.targets import Slice, Target
 FOLDER = ".fetch"
 # An object is there; it cannot be had; its service did not deliver, a later run tries again.
 FETCHED, REFUSED, UNSETTLED = "fetched", "refused", "unsettled"
+# One for all entries without: millions of empty dicts are not nothing.
+_NO_NOTES: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,7 @@ class Entry:
     crc32c: int = 0
     service: str = ""
     reason: str = ""
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=lambda: _NO_NOTES)
 
     def is_of(self, target: Target) -> bool:
         """Whether it tells of the object at that very position."""
@@ -61,12 +63,15 @@ class Entry:
         return (self.ra, self.dec) == target.position
 
 
-def read_entries(out: Path, wanted: Container[str] | None = None) -> dict[str, Entry]:
+def read_entries(
+    out: Path, wanted: Container[str] | None = None, *, keep_notes: bool = True
+) -> dict[str, Entry]:
     """The last entry of each object, from all journals.
 
     Args:
         out: the folder that is fetched into.
         wanted: ids to look for, such as a slice's; None for all, gigabytes of millions.
+        keep_notes: without notes and reasons an entry takes 400 bytes instead of 1,000.
 
     Raises:
         StorageError: the file system refused.
@@ -76,18 +81,23 @@ def read_entries(out: Path, wanted: Container[str] | None = None) -> dict[str, E
         try:
             with path.open("rb") as file:
                 for line in file:
-                    _take(line, found, wanted)
+                    _take(line, found, wanted, keep_notes=keep_notes)
         except OSError as error:
             raise storage_error("read", path, error) from error
     return found
 
 
-def _take(line: bytes, found: dict[str, Entry], wanted: Container[str] | None) -> None:
+def _take(
+    line: bytes, found: dict[str, Entry], wanted: Container[str] | None, *, keep_notes: bool
+) -> None:
     # A line may be torn; so is the one that another slice is writing just now.
     with suppress(ValueError, TypeError, KeyError):
         fields = json.loads(line)
         if wanted is not None and fields["sample_id"] not in wanted:
             return
+        if not keep_notes:
+            fields.pop("notes", None)
+            fields.pop("reason", None)
         entry = Entry(**fields)
         before = found.get(entry.sample_id)
         # Of two slices' entries one that has the object counts more.
