@@ -20,6 +20,7 @@ QUESTIONS = {
     "limit": ("benchmarks.limit", "how fast could this machine be?"),
     "loaders": ("benchmarks.loaders", "how fast are we, and everyone else, on the same bytes?"),
     "cache": ("benchmarks.cache", "what does the cache give, and does the forecast hold?"),
+    "policies": ("benchmarks.policies", "does an order made for the cache cost accuracy?"),
     "scale": ("benchmarks.scale", "what will N nodes do?"),
 }
 # Benchmarks of one part of the product, into benchmarks/results/: `rates` runs them all.

@@ -100,10 +100,10 @@ class Ranks:
             rank.process.kill()
             rank.process.communicate()
 
-    def start(self, words: Sequence[str], num_ranks: int = 1) -> list[Rank]:
-        """Starts a command on so many ranks of one node, as a launcher would."""
+    def start(self, words: Sequence[str], num_ranks: int = 1, num_nodes: int = 1) -> list[Rank]:
+        """Starts a command on so many ranks, as a launcher would; nodes are pretended."""
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        place |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
+        place |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks // num_nodes)}
         while len(self._idle) < num_ranks:
             self._idle.append(Rank())
         ranks = [self._idle.pop(0) for _ in range(num_ranks)]
@@ -121,9 +121,9 @@ class Ranks:
                 self._idle.append(rank)
         return [code for code, _ in answers], "".join(said for _, said in answers)
 
-    def run(self, words: Sequence[str], num_ranks: int = 1) -> str:
+    def run(self, words: Sequence[str], num_ranks: int = 1, num_nodes: int = 1) -> str:
         """Runs a command to its good end; what the ranks said on stderr."""
-        codes, said = self.end(self.start(words, num_ranks))
+        codes, said = self.end(self.start(words, num_ranks, num_nodes))
         assert codes == [0] * num_ranks, said
         return said
 

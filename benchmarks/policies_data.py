@@ -1,0 +1,210 @@
+"""Small data sets for the study of policies: stamps of 24 x 24 pixels in nine bands, packed twice.
+
+Both packs of a seed hold the same samples in the same splits. In one the shards are filled in
+random order, as `msdata pack` does; in the other by redshift, as a pack that kept a sorted
+catalogue's order would be. That other is the control: without it, nobody could tell a harmless
+order from a study that sees no harm at all.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import msdata
+from msdata.atomic_file import partial_path, whole_file
+from msdata.augment import AugmentConfig, open_augmenter
+from msdata.augment.statistics import FILE_NAME
+from msdata.errors import UsageError
+from msdata.pack.run import pack
+from msdata.pack.settings import PackSettings
+from msdata.schema import MANTIS_SHRIMP, Schema
+from msdata.stats import measure
+
+RANDOM, BY_REDSHIFT = "random", "redshift"
+EBV = "ebv_csfd"
+SIZE = 24
+SPLIT = (0.7, 0.0, 0.3)
+# One arcsec a pixel: 24 arcsec of the sky, of which a turned crop takes 16.
+_RESAMPLING = AugmentConfig(
+    fusion="early",
+    rotation="none",
+    flips=False,
+    scaling="none",
+    output_size=SIZE,
+    crops={"panstarrs": 4 * SIZE},
+)
+_CHUNK = 100
+# Headers, padding and labels, beside 20.7 KB of pixels.
+_TAR_OVERHEAD = 1.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamps:
+    """Objects that are small enough to train on in seconds.
+
+    Attributes:
+        images: float32 (N, 9, 24, 24), surface brightness, NUV FUV g r i z y W1 W2.
+        redshift: float64 (N,).
+        ebv: float64 (N,), E(B-V) in magnitudes.
+    """
+
+    images: NDArray[np.float32]
+    redshift: NDArray[np.float64]
+    ebv: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.redshift)
+
+    def write(self, path: Path) -> None:
+        """Writes them as `.npz`, whole or not at all."""
+        with whole_file(path) as file:
+            np.savez(file, images=self.images, redshift=self.redshift, ebv=self.ebv)
+
+    @classmethod
+    def read(cls, path: Path) -> Stamps:
+        """The inverse of `write`."""
+        with np.load(path) as found:
+            return cls(images=found["images"], redshift=found["redshift"], ebv=found["ebv"])
+
+
+def make_stamps(data: Path | None, num_objects: int, jobs: int) -> Stamps:
+    """Stamps of mock objects, or of the first objects of a data set.
+
+    Args:
+        data: a data set of Mantis Shrimp's arrays; None for mock objects.
+        num_objects: at most so many.
+        jobs: processes that make mock objects.
+
+    Raises:
+        UsageError: the data set has other arrays, or no redshifts.
+    """
+    if data is not None:
+        return _joined(_packed_chunks(data, num_objects))
+    starts = range(0, num_objects, _CHUNK)
+    with ProcessPoolExecutor(jobs) as pool:
+        return _joined(pool.map(_mock_chunk, starts, [num_objects] * len(starts)))
+
+
+def _mock_chunk(start: int, num_objects: int) -> Stamps:
+    from msdata.sources.mock.objects import build_model, make_object
+
+    model = build_model()
+    found = [make_object(model, 0, n) for n in range(start, min(start + _CHUNK, num_objects))]
+    batch = {name: np.stack([one.sample[name] for one in found]) for name in MANTIS_SHRIMP.names}
+    rows = {c: np.array([float(one.row[c]) for one in found]) for c in ("redshift", EBV)}
+    return _reduced(MANTIS_SHRIMP, batch, rows["redshift"], rows[EBV])
+
+
+def _packed_chunks(data: Path, num_objects: int) -> Iterator[Stamps]:
+    dataset = msdata.open(data)
+    if set(dataset.schema.names) != set(MANTIS_SHRIMP.names):
+        raise UsageError(
+            f"{data} holds {', '.join(dataset.schema.names)}; the study of policies makes its "
+            f"stamps of {', '.join(MANTIS_SHRIMP.names)}: give such a data set, or --mock N"
+        )
+    missing = [c for c in ("redshift", EBV) if c not in dataset.columns]
+    if missing:
+        raise UsageError(f"{data} has no column {missing[0]!r}; pack it with a catalogue that has")
+    left = num_objects
+    for name in dataset.splits:
+        with msdata.Loader(dataset.split(name), _CHUNK, columns=["redshift", EBV]) as loader:
+            for batch in loader:
+                chunk = _reduced(dataset.schema, batch, batch["redshift"], batch[EBV])
+                is_known = np.isfinite(chunk.redshift) & np.isfinite(chunk.ebv)
+                kept = np.flatnonzero(is_known)[:left]
+                left -= len(kept)
+                yield Stamps(
+                    images=chunk.images[kept], redshift=chunk.redshift[kept], ebv=chunk.ebv[kept]
+                )
+                if not left:
+                    return
+
+
+def _reduced(schema: Schema, batch: Any, redshift: Any, ebv: Any) -> Stamps:
+    """The batch on the stamps' grid, by the augmenter as it is for validation."""
+    with open_augmenter(schema, _RESAMPLING, seed=0, batch_size=_CHUNK, threads=1) as augmenter:
+        images = augmenter.run(batch, 0, train=False)["image"]
+    return Stamps(
+        images=np.array(images),
+        redshift=np.array(redshift, np.float64),
+        ebv=np.array(ebv, np.float64),
+    )
+
+
+def _joined(chunks: Iterable[Stamps]) -> Stamps:
+    parts = list(chunks)
+    return Stamps(
+        images=np.concatenate([p.images for p in parts]),
+        redshift=np.concatenate([p.redshift for p in parts]),
+        ebv=np.concatenate([p.ebv for p in parts]),
+    )
+
+
+def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> None:
+    """Packs the stamps in random order and by redshift, unless it was done.
+
+    Args:
+        stamps: the objects.
+        folder: gets the data sets `random` and `redshift`, each with its statistics.
+        seed: of splits and order.
+        num_shards: about so many in split "train".
+    """
+    numbers = np.arange(len(stamps))
+    random = _packed(stamps, folder / RANDOM, numbers, (seed, num_shards))
+    # The k-th place of the random pack's order is given to the object of the k-th redshift: pack
+    # knows no other order than that of the ids' hashes.
+    for name in msdata.open(random).splits:
+        ids = msdata.open(random).split(name).table(["sample_id"]).column(0).to_pylist()
+        places = np.array([int(i) for i in ids])
+        in_split = np.sort(places)
+        numbers[places] = in_split[np.argsort(stamps.redshift[in_split], kind="stable")]
+    _packed(stamps, folder / BY_REDSHIFT, numbers, (seed, num_shards))
+
+
+def _packed(
+    stamps: Stamps, out: Path, numbers: NDArray[np.int64], settings: tuple[int, int]
+) -> Path:
+    """Packs the stamp `numbers[i]` under the id `i`; its own number becomes a column."""
+    if (out / FILE_NAME).is_file():
+        return out
+    seed, num_shards = settings
+    source = partial_path(out.with_name(f"{out.name}-objects"))
+    for old in (source, out):
+        shutil.rmtree(old, ignore_errors=True)
+    _write_objects(stamps, source, numbers)
+    shard_nbytes = int(_TAR_OVERHEAD * stamps.images.nbytes * SPLIT[0] / num_shards)
+    pack(
+        PackSettings(
+            source=source,
+            out=out,
+            catalog=source / "catalog.csv",
+            seed=seed,
+            split_fractions=SPLIT,
+            shard_nbytes=shard_nbytes,
+        ),
+        jobs=1,
+        is_quiet=True,
+    )
+    shutil.rmtree(source)
+    measure(msdata.open(out).split("train")).write(out / FILE_NAME)
+    return out
+
+
+def _write_objects(stamps: Stamps, folder: Path, numbers: NDArray[np.int64]) -> None:
+    folder.mkdir(parents=True)
+    lines = [f"mantis_id,redshift,{EBV},object"]
+    for place, number in enumerate(numbers.tolist()):
+        path = folder / f"{place:07d}.pkl"
+        path.write_bytes(pickle.dumps({"image": stamps.images[number]}, protocol=4))
+        redshift, ebv = stamps.redshift[number].item(), stamps.ebv[number].item()
+        lines.append(f"{place:07d},{redshift!r},{ebv!r},{number}")
+    (folder / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
