@@ -173,6 +173,8 @@ def test_a_killed_worker_is_reported_in_one_sentence(
     assert process.returncode == 1
     assert stderr.count("\n") == 1, stderr
     assert "worker was killed by signal 9" in stderr
+    # The parent removes what the dead could not.
+    assert not list(out.rglob("*.partial"))
     assert "--resume" in stderr
     expected = packed(tiny_source, *packing.TINY_SHARDS)
     _resume(tiny_source, out, *packing.TINY_SHARDS, expected=expected)

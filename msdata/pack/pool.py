@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from msdata.atomic_file import TEMPORARY_SUFFIX
 from msdata.errors import MsdataError
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
@@ -59,6 +61,8 @@ class _Worker:
     connection: Connection
     is_idle: bool = True
     is_done: bool = False
+    # Shards that it was given and has not told of, by the task's number.
+    unfinished: dict[int, Path] = field(default_factory=dict)
 
 
 class WorkerPool:
@@ -134,6 +138,8 @@ class WorkerPool:
                 if worker.is_idle and not worker.is_done:
                     task = next(tasks, None) if pending else None
                     pending = task is not None
+                    if task is not None:
+                        worker.unfinished[task.number] = task.path
                     _send(worker, task)
                     worker.is_idle, worker.is_done = False, task is None
             watcher.tick()
@@ -150,6 +156,7 @@ class WorkerPool:
             if isinstance(message, Exception):
                 raise message
             if isinstance(message, ShardResult):
+                worker.unfinished.pop(message.number, None)
                 yield message
             elif isinstance(message, Rejection):
                 watcher.reject(message)
@@ -184,6 +191,15 @@ class WorkerPool:
                 worker.process.kill()
                 worker.connection.close()
                 worker.process.wait()
+                for path in worker.unfinished.values():
+                    _remove_parts(path)
+
+
+def _remove_parts(shard: Path) -> None:
+    """Removes what a worker left that was killed, or told to end before it could."""
+    for part in shard.parent.glob(f"{shard.name}*{TEMPORARY_SUFFIX}"):
+        with suppress(OSError):
+            part.unlink()
 
 
 def _send(worker: _Worker, task: ShardTask | None) -> None:
