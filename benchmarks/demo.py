@@ -80,7 +80,7 @@ def load_epochs(data: Path, num_epochs: int = 3) -> None:
         f"batch_size={BATCH_SIZE}, threads={NUM_THREADS})\n>>> for batch in loader: ..."
     )
     split = msdata.open(data).split("train")
-    with make_loader(split) as loader:
+    with make_loader(split, NUM_THREADS) as loader:
         for epoch in range(num_epochs):
             redshift_sum = 0.0
             for batch in loader:
@@ -104,7 +104,7 @@ def measure_rates(split: Split, num_turns: int) -> list[str]:
     with (
         open_shards(split) as shards,
         fill_from_map(split, batch) as fill_mapped,
-        make_loader(split) as loader,
+        make_loader(split, NUM_THREADS) as loader,
     ):
         by_preadv = fill_by_preadv(shards, batch)
         bare = {

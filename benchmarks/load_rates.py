@@ -10,7 +10,7 @@ back before, so that the page cache has them in large folios; `hot_after_random`
 only the loader read them before, in its random order, for which the kernel takes single pages.
 
 Cold: the shards' pages are dropped before every run, and counted. The limit is the best rate of
-bare `preadv`, sequential or random, with any of 1, 2, 4, 8 threads.
+bare `preadv`, sequential or random, with any of 1, 2, 4, 8 threads; the loader takes its default.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ MAX_CACHED_SHARE = 0.01
 LOADER = "msdata.Loader"
 
 
-def make_loader(split: Split) -> msdata.Loader:
-    """The loader under test: as a user would call it, two threads."""
+def make_loader(split: Split, threads: int | None) -> msdata.Loader:
+    """The loader under test, as a user would call it; None for as many threads as it takes."""
     return msdata.Loader(
-        split, batch_size=BATCH_SIZE, seed=SEED, threads=NUM_THREADS, topology=Topology()
+        split, batch_size=BATCH_SIZE, seed=SEED, threads=threads, topology=Topology()
     )
 
 
@@ -122,7 +122,7 @@ def measure_from_memory(split: Split, repeats: int) -> dict[str, Any]:
     with (
         open_shards(split) as shards,
         fill_from_map(split, batch) as fill_mapped,
-        make_loader(split) as loader,
+        make_loader(split, NUM_THREADS) as loader,
     ):
         bare: dict[str, Contestant] = {
             "bare preadv": partial(
@@ -149,7 +149,7 @@ def measure_cold(split: Split, repeats: int) -> dict[str, Any]:
         shares.append(drop_all(split.shard_paths))
 
     def ours() -> float:
-        with make_loader(split) as loader:
+        with make_loader(split, None) as loader:
             return run_loader(loader, order, split.schema.names, words)
 
     with open_shards(split) as shards:
