@@ -40,8 +40,8 @@ class Loader:
 
     Every sample comes exactly once an epoch over all ranks, unless `weights` are given, and every
     rank makes equally many steps. A batch's arrays live in a ring of buffers: the last `hold`
-    batches are valid, by default until the next but `prefetch` is asked for, so of prefetch=2 the
-    last three. Copy what is to be kept longer.
+    batches are valid, by default until the next but `prefetch` is asked for, so of prefetch=3 the
+    last four. Copy what is to be kept longer.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
@@ -53,8 +53,8 @@ class Loader:
         cache: None; "auto", the node's shared memory as far as it is free; or a `CacheConfig`.
         threads: threads that fill batches; None means the cores this process may use, but 4
             to 8.
-        prefetch: batches filled ahead, at least 1; two gave what three give, at less memory, where
-            one gave four fifths on a busy machine.
+        prefetch: batches filled ahead, at least 1. From memory two give what three give, at less
+            memory; from a disk three gave a tenth more.
         hold: how many batches stay valid, the newest included; None means prefetch + 1. The ring
             has prefetch + hold buffers: 1, where each batch is done with before the next is asked
             for, takes least memory.
@@ -88,7 +88,7 @@ class Loader:
         topology: Topology | None = None,
         cache: str | CacheConfig | None = None,
         threads: int | None = None,
-        prefetch: int = 2,
+        prefetch: int = 3,
         hold: int | None = None,
         across_epochs: bool = True,
         columns: Sequence[str] | None = None,

@@ -42,6 +42,7 @@ def load(policy: str, data: Path, reading: Reading) -> Iterator[Epochs]:
         policy=policy,
         topology=msdata.Topology(),
         threads=reading.num_workers,
+        prefetch=2,
         hold=1,
         columns=[],
     ) as loader:

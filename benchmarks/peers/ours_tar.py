@@ -14,6 +14,6 @@ PEER = Peer(
     convert=partial(pack, "tar"),
     shuffle="uniform",
     resume=RESUME,
-    advice="README: hold=1, as each batch is done with before the next; threads=cores",
+    advice="README: hold=1, prefetch=2: each batch is done with before the next; threads=cores",
     is_ours=True,
 )
