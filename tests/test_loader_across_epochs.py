@@ -119,7 +119,7 @@ def test_a_process_that_ends_with_batches_begun_ahead_ends_well(split) -> None:
     code = (
         "import msdata\n"
         f"split = msdata.open({str(split.dataset.path)!r}).split('train')\n"
-        f"loader = msdata.Loader(split, {BATCH_SIZE}, threads=4)\n"
+        f"loader = msdata.Loader(split, {BATCH_SIZE}, threads=4, prefetch={PREFETCH})\n"
         "loader._planner._future(1).result()\n"
         "print(sum(len(batch['image']) for batch in loader), len(loader._in_flight))\n"
     )
