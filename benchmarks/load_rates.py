@@ -58,7 +58,12 @@ LOADER = "msdata.Loader"
 def make_loader(split: Split, threads: int | None) -> msdata.Loader:
     """The loader under test, as a user would call it; None for as many threads as it takes."""
     return msdata.Loader(
-        split, batch_size=BATCH_SIZE, seed=SEED, threads=threads, topology=Topology()
+        split,
+        batch_size=BATCH_SIZE,
+        seed=SEED,
+        threads=threads,
+        topology=Topology(),
+        across_epochs=False,  # every run is of epoch 0
     )
 
 

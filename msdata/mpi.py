@@ -224,7 +224,7 @@ class MpiGroup:
         # Barriers are told apart by their order on a communicator, and these may be in any.
         self._communicators = [self._world.Dup(), self._world.Dup()]
         self._barriers: list[Any] = [None, None]
-        self.baredows: list[Window] = []
+        self._windows: list[Window] = []
         self._exchange: Exchange | None = None
         self._sent: list[Any] = []
         # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
@@ -245,7 +245,7 @@ class MpiGroup:
     def window(self, memory: Any) -> Window:
         """See `Window`; all processes call it together."""
         made = Window(self._world, memory)
-        self.baredows.append(made)
+        self._windows.append(made)
         return made
 
     def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
@@ -305,7 +305,7 @@ class MpiGroup:
         from mpi4py import MPI
 
         MPI.Request.Waitall(self._sent + self._told)
-        for window in self.baredows:
+        for window in self._windows:
             window.close()
         if self._exchange is not None:
             self._exchange.close()

@@ -23,8 +23,8 @@ from torch import nn
 import msdata
 from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file, write_whole
 from msdata.errors import DataError, UsageError
+from msdata.file_lock import take_lock
 from mstrain.config import TrainConfig
-from mstrain.file_lock import take_lock
 from mstrain.fusion import RedshiftNet
 
 FORMAT_VERSION = 1

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file
 from msdata.errors import DataError, UsageError
-from mstrain.file_lock import take_lock
+from msdata.file_lock import take_lock
 from mstrain.metrics.densities import Floats
 
 if TYPE_CHECKING:

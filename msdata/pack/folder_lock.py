@@ -6,7 +6,6 @@ has ended. Under MPI, which may span nodes, every rank holds a shared one.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from msdata.atomic_file import storage_error
 from msdata.errors import MsdataError
+from msdata.file_lock import take_lock
 
 _WAIT_S = 10.0
 
@@ -26,14 +26,9 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return not take_lock(fd)
     finally:
         os.close(fd)
-    return False
 
 
 @contextmanager
@@ -49,7 +44,7 @@ def folder_lock(path: Path, *, is_shared: bool = False) -> Iterator[int]:
         StorageError: the file system refused.
     """
     try:
-        fd = _take(path, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+        fd = _take(path, is_shared)
     except OSError as error:
         raise storage_error("write", path, error) from error
     try:
@@ -60,23 +55,16 @@ def folder_lock(path: Path, *, is_shared: bool = False) -> Iterator[int]:
 
 def share(fd: int) -> None:
     """Turns the lock that was taken alone into one that the other ranks can take too."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MsdataError(
-            "another 'msdata pack' has taken the folder; choose another folder"
-        ) from None
-    except OSError:
-        # See `_lock`.
-        return
+    if not take_lock(fd, is_shared=True):
+        raise MsdataError("another 'msdata pack' has taken the folder; choose another folder")
 
 
-def _take(path: Path, operation: int) -> int:
+def _take(path: Path, is_shared: bool) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(fd, operation, path.parents[1])
+            _lock(fd, is_shared, path.parents[1])
             if os.fstat(fd).st_nlink:
                 return fd
         except BaseException:
@@ -86,20 +74,13 @@ def _take(path: Path, operation: int) -> int:
         os.close(fd)
 
 
-def _lock(fd: int, operation: int, out: Path) -> None:
+def _lock(fd: int, is_shared: bool, out: Path) -> None:
     """Takes the lock, giving the workers of a pack that was just killed time to end."""
     deadline = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            fcntl.flock(fd, operation | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise is_busy(out) from None
-            time.sleep(0.05)
-        except OSError:
-            # Some parallel file systems are mounted without locks; a shard still appears whole.
-            return
+    while not take_lock(fd, is_shared=is_shared):
+        if time.monotonic() > deadline:
+            raise is_busy(out)
+        time.sleep(0.05)
 
 
 def is_busy(out: Path) -> MsdataError:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,33 +134,19 @@ def _make_skeleton(
     Raises:
         OSError: the file system refused.
     """
-    try:
-        return _write_skeleton(path, schema, num_samples, records, chunked)
-    except RuntimeError as error:
-        # What the system refuses while a file is being closed is no OSError of h5py's.
-        found = re.search(r"errno = (\d+)", str(error))
-        if found is None:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-
-
-def _write_skeleton(
-    path: Path,
-    schema: Schema,
-    num_samples: int,
-    records: Sequence[tuple[str, dict[str, Any]]],
-    chunked: bool,
-) -> NDArray[np.int64]:
     h5py = _h5py()
     # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
-    with h5py.File(
-        path,
-        "w",
-        libver=("v110", "v110"),
-        track_order=False,
-        alignment_threshold=_ALIGNMENT,
-        alignment_interval=_ALIGNMENT,
-    ) as file:
+    with (
+        _system_errors(),
+        h5py.File(
+            path,
+            "w",
+            libver=("v110", "v110"),
+            track_order=False,
+            alignment_threshold=_ALIGNMENT,
+            alignment_interval=_ALIGNMENT,
+        ) as file,
+    ):
         file.attrs["format"] = "msdata"
         offsets = np.zeros((num_samples, len(schema.arrays)), np.int64)
         if num_samples:
@@ -172,6 +158,18 @@ def _write_skeleton(
         if records:
             _write_columns(file, records)
     return offsets
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Makes an OSError of what the system refuses while h5py closes a file."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"errno = (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def _reserve(h5py: Any, file: Any, array: Survey, num_samples: int, chunked: bool) -> Any:
