@@ -15,9 +15,8 @@ from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.rows import read_rows
 from msdata.cache.shared_file import is_used
 from msdata.cache.slot_file import ROWS_AT, Header, SlotFile
-from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
-from msdata.plan.ownership import Ownership, equal_nodes
-from msdata.topology import Topology
+from msdata.hit_forecast import RUN_FIELDS, forecast_hits
+from msdata.plan.forecast import TIERS
 
 Status = dict[str, Any]
 
@@ -79,7 +78,8 @@ def describe(view: ArenaView, split: CachedSplit | None) -> Status:
     Returns:
         `name`, `split`, `node`, `slots`, `filled`, `bytes` of the filled ones, `is_used`; `ranks`:
         a dict each; with ranks also `epoch`, `hit_share` of their reads in it so far, and with the
-        data `forecast_hit_share` of the whole epoch.
+        data `forecast_hit_share` of the whole epoch, which ranks that draw by weights say
+        themselves.
     """
     status: Status = {
         "name": view.path.name,
@@ -95,7 +95,10 @@ def describe(view: ArenaView, split: CachedSplit | None) -> Status:
         status["epoch"] = max(r["epoch"] for r in status["ranks"])
         ranks = [r for r in status["ranks"] if r["epoch"] == status["epoch"]]
         status["hit_share"] = hit_share(ranks)
-        if split is not None and view.header.is_of(split):
+        if ranks[0]["is_weighted"]:
+            said = (r.get("forecast_hit_share") for r in ranks)
+            status["forecast_hit_share"] = next((s for s in said if s is not None), None)
+        elif split is not None and view.header.is_of(split):
             status["forecast_hit_share"] = _forecast(view, split, ranks[0])
     return status
 
@@ -112,14 +115,10 @@ def hit_share(ranks: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> float | None:
-    # The weights are the rank's own: an onlooker cannot draw with them.
-    if rank.get("is_weighted"):
-        return None
     owner, tier = view.owners
-    fields = ("num_nodes", "ranks_per_node", "batch_size", "policy", "seed", "last")
     return _hits_of_epoch(
-        tuple(rank[f] for f in (*fields, "buffer_samples", "epoch", "first_position")),
-        (view.header.node, bool(rank["has_peers"])),
+        tuple(rank[field] for field in RUN_FIELDS),
+        view.header.node,
         split.sample_nbytes,
         split.shard_sizes.tobytes(),
         (owner.tobytes(), tier.tobytes()),
@@ -129,34 +128,16 @@ def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> floa
 @functools.lru_cache(maxsize=16)
 def _hits_of_epoch(
     run: tuple[Any, ...],
-    reader: tuple[int, bool],
+    node: int,
     sample_nbytes: int,
     shard_sizes: bytes,
     owners: tuple[bytes, bytes],
 ) -> float | None:
-    """Replays an epoch: half a second for millions of samples, so once and not at every look."""
-    num_nodes, ranks_per_node, batch_size, policy, seed, last, buffer, epoch, position = run
-    job = Job(
-        topology=Topology(num_nodes=num_nodes, ranks_per_node=ranks_per_node),
-        nodes=equal_nodes(num_nodes, memory_bytes=0),
+    """Replayed once and not at every look."""
+    return forecast_hits(
+        dict(zip(RUN_FIELDS, run, strict=True)),
+        node,
         shard_sizes=np.frombuffer(shard_sizes, np.int64),
-        sample_bytes=sample_nbytes,
-        batch_per_rank=batch_size,
-        policy=policy,
-        seed=seed,
-        last=last,
-        # Of no use to the other policies, whose reports have none.
-        buffer_samples=buffer,
+        sample_nbytes=sample_nbytes,
+        owners=(np.frombuffer(owners[0], np.int32), np.frombuffer(owners[1], np.int8)),
     )
-    ownership = Ownership(
-        owner_of_shard=np.frombuffer(owners[0], np.int32),
-        tier_of_shard=np.frombuffer(owners[1], np.int8),
-        node_keys=np.arange(num_nodes, dtype=np.uint64),
-    )
-    assignment = assign_job(job, ownership, epoch, first_position=position)
-    local, ssd, peer, storage = count_epoch(assignment, job, ownership, epoch).tier_samples[
-        reader[0]
-    ]
-    hits = local + ssd + (peer if reader[1] else 0)
-    total = local + ssd + peer + storage
-    return float(hits / total) if total else None

@@ -135,7 +135,7 @@ class Loader:
         self._stats = EpochCounters()
         # Last of all: whatever fails above leaves no threads behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
-        self._cache.start(weakref.WeakMethod(self._report))
+        self._cache.start(weakref.WeakMethod(self._report), split, weights)
         stops = (self._pool.stop, self._planner.close, self._cache.stop)
         self._end = weakref.finalize(self, _end_threads, stops, self._in_flight, self._pid)
 

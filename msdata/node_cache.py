@@ -22,6 +22,7 @@ from msdata.cached_fill import CachedReader
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import BatchReader, SampleReader
+from msdata.hit_forecast import WeightedForecast
 from msdata.plan.ownership import Nodes, own_shards
 from msdata.reporter import Reporter
 from msdata.topology import Topology, job_name
@@ -66,15 +67,31 @@ class NodeCache:
             return storage
         return CachedReader(storage, self.client, split, is_checked=is_checked)
 
-    def start(self, describe: weakref.WeakMethod[Callable[[], dict[str, Any]]]) -> None:
+    def start(
+        self,
+        describe: weakref.WeakMethod[Callable[[], dict[str, Any]]],
+        split: Split,
+        weights: NDArray[np.float64] | None,
+    ) -> None:
         """Has the cache filled, and the counters told to those who watch, from now on.
 
         Args:
             describe: gives the loader's counters, and what they are of.
+            split: the data.
+            weights: that its samples are drawn with, or None.
         """
-        if self.client is not None:
-            self.client.start()
-            self.reporter = Reporter(self.client, partial(_describe, describe))
+        if self.client is None:
+            return
+        self.client.start()
+        forecast = None
+        if weights is not None:
+            forecast = WeightedForecast(
+                shard_sizes=split.shard_sizes,
+                sample_nbytes=split.sample_nbytes,
+                owners=self.client.owners,
+                weights=weights,
+            ).of
+        self.reporter = Reporter(self.client, partial(_describe, describe), forecast)
 
     def start_epoch(self) -> None:
         """Counts anew; in fill mode "stage", waits until the caches of all nodes are full."""

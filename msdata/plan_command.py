@@ -22,6 +22,8 @@ from msdata.plan.ownership import Nodes
 from msdata.plan.timing import Machine, by_nodes
 from msdata.plan_report import build_report
 from msdata.plan_text import render_report
+from msdata.plan_weights import add_arguments as add_weights
+from msdata.plan_weights import plan_weights
 from msdata.topology import Topology
 
 _GIB = 1 << 30
@@ -49,6 +51,9 @@ class SplitLike(Protocol):
     def redshift(self) -> NDArray[np.float64] | None:
         """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
 
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """float64 (num_samples,): a column of the index, NaN where unknown."""
+
 
 class DatasetLike(Protocol):
     """A data set that has splits."""
@@ -67,6 +72,7 @@ class PlanData:
         shard_bytes: int64 (num_shards,), bytes in a cache.
         sample_bytes: bytes of a sample's record.
         redshift: float64 (num_samples,), or None.
+        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
     """
 
     name: str
@@ -74,6 +80,7 @@ class PlanData:
     shard_bytes: NDArray[np.int64]
     sample_bytes: int
     redshift: NDArray[np.float64] | None = None
+    weights: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.shard_sizes) or int(self.shard_sizes.sum()) < 1:
@@ -108,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", choices=POLICIES, default="locality", help="(%(default)s)")
     parser.add_argument("--last", choices=LAST, default="drop", help="(%(default)s)")
     parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
+    add_weights(parser)
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
     parser.add_argument(
@@ -168,6 +176,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         by_nodes=_node_numbers(args.by_nodes),
     )
     report["data"]["name"] = data.name
+    report["job"]["weights_of"] = args.weights
     if args.figure is not None:
         from msdata.plan_figure import draw_by_nodes
 
@@ -189,6 +198,7 @@ def _assumed(args: argparse.Namespace) -> PlanData:
         shard_sizes=sizes,
         shard_bytes=sizes * args.assume_bytes,
         sample_bytes=args.assume_bytes,
+        weights=plan_weights(args, None, args.assume_samples),
     )
 
 
@@ -203,6 +213,7 @@ def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike
         shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
         sample_bytes=split.sample_nbytes,
         redshift=split.redshift,
+        weights=plan_weights(args, split, int(sizes.sum())),
     )
 
 
@@ -219,6 +230,7 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
         seed=args.seed,
         last=args.last,
         buffer_samples=args.buffer_samples,
+        weights=data.weights,
     )
 
 

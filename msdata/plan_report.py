@@ -25,6 +25,7 @@ from msdata.plan.forecast import (
 from msdata.plan.order import num_steps
 from msdata.plan.ownership import MEMORY, SSD, Ownership
 from msdata.plan.timing import EpochTime, Machine, time_epoch, what_if
+from msdata.plan_weights import describe_weights
 
 # An epoch of 4.3 M samples is replayed in 0.3 s: three of them leave `msdata plan` of a hundred
 # epochs well within three seconds. Smaller sets are replayed whole.
@@ -80,7 +81,7 @@ def build_report(
         "closed_form": _describe_closed_form(job, expected),
         "what_if": [_describe_variant(v) for v in what_if(job, machine)],
         "by_nodes": [_describe_variant(v) for v in timing.by_nodes(job, machine, by_nodes)],
-        "quality": _measure_quality(orders, redshift, seen),
+        "quality": _measure_quality(orders, redshift, seen, min(replay_epochs, num_epochs)),
         "machine": asdict(machine),
     }
 
@@ -108,8 +109,8 @@ class _Orders:
 
 def _forecast(
     orders: _Orders, ownership: Ownership, num_epochs: int, replay_epochs: int
-) -> tuple[list[EpochForecast], NDArray[np.float64]]:
-    """Forecast every epoch, and what rank 0 has seen of the data after each replayed one."""
+) -> tuple[list[EpochForecast], quality.Measured]:
+    """Forecast every epoch, and what rank 0 has seen of the data after the replayed ones."""
     job = orders.job
     forecasts, read_by_rank_0 = [], []
     for epoch in range(replay_epochs):
@@ -118,7 +119,16 @@ def _forecast(
         read_by_rank_0.append(assignment.samples[:, 0])
     shares = owned_shares(job, ownership)
     forecasts += [expect_epoch(job, e, shares) for e in range(replay_epochs, num_epochs)]
-    return forecasts, quality.seen_share(read_by_rank_0, job.num_samples)
+    return forecasts, _measure_seen(read_by_rank_0, job)
+
+
+def _measure_seen(epochs: Sequence[NDArray[np.int64]], job: Job) -> quality.Measured:
+    seen = quality.seen_share(epochs, job.num_samples)
+    uniform = quality.uniform_seen_share(job.topology.num_ranks, len(epochs))
+    if job.weights is not None:
+        num_draws = sum(int(np.count_nonzero(samples >= 0)) for samples in epochs)
+        uniform = quality.drawn_share(job.weights, num_draws)
+    return quality.Measured(value=float(seen[-1]) if len(seen) else 0.0, uniform=uniform)
 
 
 def _global_batch(job: Job) -> int:
@@ -137,6 +147,7 @@ def _describe_job(job: Job, num_epochs: int) -> dict[str, Any]:
         "last": job.last,
         "seed": job.seed,
         "buffer_samples": job.buffer_samples if job.policy == "block" else None,
+        "weights": describe_weights(job.weights),
     }
 
 
@@ -220,44 +231,62 @@ def _describe_closed_form(job: Job, expected: EpochForecast) -> dict[str, Any]:
 
 
 def _measure_quality(
-    orders: _Orders, redshift: NDArray[np.float64] | None, seen: NDArray[np.float64]
+    orders: _Orders,
+    redshift: NDArray[np.float64] | None,
+    seen: quality.Measured,
+    num_replayed: int,
 ) -> dict[str, Any] | None:
     """Quality of epoch 1 and of the change from it to epoch 2; None if no batch is complete."""
     job = orders.job
     batch = _global_batch(job)
     if job.num_samples < max(2, batch):
         return None
-    one, other = map(orders.of, _COMPARED_EPOCHS)
+    one = orders.of(_COMPARED_EPOCHS[0])
     shard_of_sample = np.repeat(np.arange(len(job.shard_sizes), dtype=np.int32), job.shard_sizes)
     batches = quality.batches_of(one, batch)
-    num_seen = len(seen)
     measured = {
-        "same_shard_pairs_per_batch": quality.same_shard_pairs(batches, shard_of_sample),
-        "repeated_pairs_per_batch": quality.repeated_pairs(one, other, batch),
-        "displacement": quality.displacement(one, other),
-        "seen_by_one_rank": quality.Measured(
-            value=float(seen[-1]) if num_seen else 0.0,
-            uniform=quality.uniform_seen_share(job.topology.num_ranks, num_seen),
+        "same_shard_pairs_per_batch": quality.same_shard_pairs(
+            batches, shard_of_sample, job.weights
         ),
+        **_measure_change(orders),
+        "seen_by_one_rank": seen,
     }
     if redshift is not None:
-        measured |= _measure_drift(one, redshift, batch)
+        measured |= _measure_drift(one, redshift, job)
     described: dict[str, Any] = {name: _describe(m) for name, m in measured.items()}
-    described["seen_after_epochs"] = num_seen
+    described["seen_after_epochs"] = num_replayed
     return described
 
 
+def _measure_change(orders: _Orders) -> dict[str, quality.Measured]:
+    """What tells one epoch from the next; of draws by weights, how many samples one has."""
+    job = orders.job
+    one, other = map(orders.of, _COMPARED_EPOCHS)
+    if job.weights is None:
+        return {
+            "repeated_pairs_per_batch": quality.repeated_pairs(one, other, _global_batch(job)),
+            "displacement": quality.displacement(one, other),
+        }
+    drawn = quality.Measured(
+        value=len(np.unique(one)) / len(one), uniform=quality.drawn_share(job.weights, len(one))
+    )
+    return {"drawn_in_an_epoch": drawn}
+
+
 def _measure_drift(
-    order: NDArray[np.int64], redshift: NDArray[np.float64], batch: int
+    order: NDArray[np.int64], redshift: NDArray[np.float64], job: Job
 ) -> dict[str, quality.Measured]:
+    batch = _global_batch(job)
     known = np.isfinite(redshift)
-    if np.count_nonzero(known) < batch:
+    order = order[known[order]]
+    if len(order) < batch:
         return {}
     # Samples without a redshift are left out, and the others numbered anew.
     number = np.cumsum(known) - 1
-    batches = quality.batches_of(number[order[known[order]]], batch)
+    batches = quality.batches_of(number[order], batch)
     some = batches[:: max(1, batches.size // _DRIFT_SAMPLES)]
-    drift = quality.label_drift(some, redshift[known])
+    weights = None if job.weights is None else job.weights[known]
+    drift = quality.label_drift(some, redshift[known], weights)
     return {
         "redshift_mean_scatter": drift.mean,
         "redshift_distribution_distance": drift.distribution,

@@ -12,6 +12,7 @@ _SHOWN_EPOCHS = 12
 _QUALITY = {
     "same_shard_pairs_per_batch": "pairs of one shard in a batch",
     "repeated_pairs_per_batch": "pairs that shared a batch in the epoch before",
+    "drawn_in_an_epoch": "data that an epoch draws at least once",
     "displacement": "displacement between epochs, of the epoch",
     "redshift_mean_scatter": "scatter of the mean redshift of batches",
     "redshift_distribution_distance": "distance of redshift distributions (KS)",
@@ -51,6 +52,7 @@ def _render_head(report: dict[str, Any]) -> str:
         f"{job['batch_per_rank']} samples = {job['global_batch']:,} a step, "
         f"{job['steps_per_epoch']:,} steps an epoch ({job['last']} the rest)",
         f"        policy {job['policy']}, seed {job['seed']}, {job['epochs']} epochs",
+        *_weights_lines(job),
         f"caches  memory {_size(caches['memory_capacity_bytes'])}, "
         f"SSD {_size(caches['ssd_capacity_bytes'])}: room for {capacity / data['bytes']:.1%} of "
         f"the data; {caches['cached_share']:.2%} of the samples cached, "
@@ -58,6 +60,18 @@ def _render_head(report: dict[str, Any]) -> str:
         "node",
     ]
     return "\n".join(lines)
+
+
+def _weights_lines(job: dict[str, Any]) -> list[str]:
+    weights = job["weights"]
+    if weights is None:
+        return []
+    return [
+        f"        drawn with replacement by {job.get('weights_of', 'weights')}: "
+        f"{weights['effective_samples']:,.0f} effective samples,",
+        f"        the largest weight {weights['largest_over_mean']:,.4g} times the mean, "
+        f"{weights['never_drawn']:,} samples never drawn",
+    ]
 
 
 def _render_epochs(report: dict[str, Any]) -> str:
@@ -165,10 +179,25 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
             label = words.format(measured["seen_after_epochs"])
             rows.append([label, f"{one['value']:.4g}", f"{one['uniform']:.4g}", ratio])
     header = ["shuffle quality", "measured", "uniform draw", "ratio"]
+    if "drawn_in_an_epoch" in measured:
+        header[2] = "independent"
     return "\n".join(_table(header, rows))
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
+    return [*_note_of_draws(report), *_note_of_shards(report)]
+
+
+def _note_of_draws(report: dict[str, Any]) -> list[str]:
+    if report["job"]["weights"] is None:
+        return []
+    return [
+        "note: in the cold epoch a sample that is drawn again counts as read from storage; where "
+        "its owner holds it by\nthen, it is a hit more"
+    ]
+
+
+def _note_of_shards(report: dict[str, Any]) -> list[str]:
     closed, caches = report["closed_form"], report["caches"]
     extra = closed["shares"]["peer"] - closed["shares_for_many_shards"]["peer"]
     fewest, most = caches["fewest_shards_of_a_node"], caches["most_shards_of_a_node"]

@@ -29,6 +29,7 @@ _ROW_FIELDS = (
         "last",
         "buffer_samples",
         "is_weighted",
+        "forecast_hit_share",
         "has_peers",
         "epoch",
         "first_position",
@@ -47,15 +48,20 @@ class Reporter:
     Args:
         client: the rank's cache.
         describe: gives the loader's counters and what they are of; None when the loader is gone.
+        forecast: of a run that draws by weights, which only its ranks know; else None.
     """
 
     def __init__(
         self,
         client: CacheClient,
         describe: Callable[[], Report | None],
+        forecast: Callable[[Report], float | None] | None = None,
     ) -> None:
         self._client = client
         self._describe = describe
+        self._forecast = forecast
+        # What was forecast last, and of which epoch and position.
+        self._forecast_of: tuple[Any, float | None] = (None, None)
         self._folder = client.config.metrics_dir
         self._names = {"kind": "rank", "run": client.config.job, "split": client.split_name}
         self._lines: deque[Report] = deque()
@@ -117,6 +123,7 @@ class Reporter:
             report = self._report()
             try:
                 if report is not None:
+                    report["forecast_hit_share"] = self._forecast_hits(report)
                     self._client.row.write({k: report[k] for k in _ROW_FIELDS})
                 if self._folder is not None and report is not None and not is_last:
                     path = path or _path(self._folder, report, ".prom")
@@ -132,6 +139,15 @@ class Reporter:
         if path is not None:
             with suppress(OSError):
                 path.unlink()
+
+    def _forecast_hits(self, report: Report) -> float | None:
+        """Reckoned once an epoch and node, in this thread: batches do not wait for it."""
+        if self._forecast is None or not report["is_first_of_node"]:
+            return None
+        run = (report["epoch"], report["first_position"], report["has_peers"])
+        if self._forecast_of[0] != run:
+            self._forecast_of = (run, self._forecast(report))
+        return self._forecast_of[1]
 
     def _fail(self, error: Exception) -> None:
         if not self._has_failed:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msdata.plan.weighted import inverse_count_weights
 from mstrain.config import LossConfig, ModelConfig
 from mstrain.heads import bin_edges, bin_of
 
@@ -52,12 +53,7 @@ def draw_weights(
         float64 (samples,): 1 / count of the sample's bin; 0 where the redshift is outside
         [0, z_max] or unknown.
     """
-    is_known = (redshift >= 0) & (redshift <= z_max)
-    place = (redshift[is_known] / z_max * config.weight_bins).astype(np.int64)
-    place = np.minimum(place, config.weight_bins - 1)
-    weights = np.zeros(len(redshift))
-    weights[is_known] = 1 / np.bincount(place)[place]
-    return weights
+    return inverse_count_weights(redshift, num_bins=config.weight_bins, upper=z_max)
 
 
 class BinLoss(nn.Module):

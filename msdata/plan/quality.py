@@ -25,7 +25,8 @@ class Measured:
 
     Attributes:
         value: as measured.
-        uniform: as a uniform draw without replacement has it on average.
+        uniform: as a uniform draw without replacement has it on average; where samples are drawn
+            by weights, as independent draws by those weights have it.
     """
 
     value: float
@@ -53,12 +54,17 @@ def batches_of(order: NDArray[np.int64], global_batch: int) -> NDArray[np.int64]
     return order[: steps * global_batch].reshape(steps, global_batch)
 
 
-def same_shard_pairs(batch_SG: NDArray[np.int64], shard_of_sample: NDArray[np.int32]) -> Measured:
+def same_shard_pairs(
+    batch_SG: NDArray[np.int64],
+    shard_of_sample: NDArray[np.int32],
+    weights: NDArray[np.float64] | None = None,
+) -> Measured:
     """Pairs of a batch that come from the same shard, mean over batches.
 
     Args:
         batch_SG: int64 (num_steps, global_batch), samples.
         shard_of_sample: int32 (num_samples,).
+        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
 
     Returns:
         The mean number of pairs; under a uniform draw each pair of samples is as likely as any.
@@ -66,6 +72,10 @@ def same_shard_pairs(batch_SG: NDArray[np.int64], shard_of_sample: NDArray[np.in
     num_steps, global_batch = batch_SG.shape
     num_samples = len(shard_of_sample)
     in_batch = _equal_pairs(np.sort(shard_of_sample[batch_SG], axis=1)) / num_steps
+    if weights is not None:
+        by_shard = np.bincount(shard_of_sample, weights / weights.max())
+        chance = float(((by_shard / by_shard.sum()) ** 2).sum())
+        return Measured(value=in_batch, uniform=_pairs(global_batch) * chance)
     sizes = np.bincount(shard_of_sample).astype(np.float64)
     in_all = float((sizes * (sizes - 1) / 2).sum())
     chance = _pairs(global_batch) / max(1.0, _pairs(num_samples))
@@ -130,12 +140,17 @@ class LabelDrift:
     num_batches: int
 
 
-def label_drift(batch_SG: NDArray[np.int64], label: NDArray[np.float64]) -> LabelDrift:
+def label_drift(
+    batch_SG: NDArray[np.int64],
+    label: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+) -> LabelDrift:
     """Drift of the label's distribution from batch to batch, such as of the redshift.
 
     Args:
         batch_SG: int64 (num_steps, global_batch), samples.
         label: float64 (num_samples,), finite.
+        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
 
     Returns:
         Scatter of means and distances of distributions, beside those of a uniform draw.
@@ -152,9 +167,16 @@ def label_drift(batch_SG: NDArray[np.int64], label: NDArray[np.float64]) -> Labe
         )
     num_steps, global_batch = batch_SG.shape
     without_replacement = math.sqrt(max(0.0, 1 - global_batch / len(label)))
-    scatter = float((label[batch_SG].mean(axis=1) - label.mean()).std())
-    expected = float(label.std()) / math.sqrt(global_batch) * without_replacement
-    distance = _mean_distance(batch_SG, label)
+    if weights is None:
+        weights = np.ones(len(label))
+    else:
+        # Relative ones: sums of huge ones would overflow.
+        weights, without_replacement = weights / weights.max(), 1.0
+    center = float(np.average(label, weights=weights))
+    spread = math.sqrt(float(np.average((label - center) ** 2, weights=weights)))
+    scatter = float((label[batch_SG].mean(axis=1) - center).std())
+    expected = spread / math.sqrt(global_batch) * without_replacement
+    distance = _mean_distance(batch_SG, label, weights)
     root = math.sqrt(global_batch)
     uniform = _KOLMOGOROV_MEAN / (root + 0.12 + 0.11 / root) * without_replacement
     return LabelDrift(
@@ -164,15 +186,19 @@ def label_drift(batch_SG: NDArray[np.int64], label: NDArray[np.float64]) -> Labe
     )
 
 
-def _mean_distance(batch_SG: NDArray[np.int64], label: NDArray[np.float64]) -> float:
+def _mean_distance(
+    batch_SG: NDArray[np.int64], label: NDArray[np.float64], weights: NDArray[np.float64]
+) -> float:
     global_batch = batch_SG.shape[1]
     # Labels as the fraction of all labels up to them, in the middle of ties. Sorted ones are looked
     # up in the order of memory: of three million, thirty times faster.
-    in_order = np.sort(label)
+    ascending = np.argsort(label, kind="stable")
+    in_order = label[ascending]
+    up_to = np.concatenate([[0.0], np.cumsum(weights[ascending])])
     label_SG = np.sort(label[batch_SG], axis=1)
-    low = np.searchsorted(in_order, label_SG, side="left")
-    high = np.searchsorted(in_order, label_SG, side="right")
-    fraction_SG = (low + high) / (2 * len(label))
+    low = up_to[np.searchsorted(in_order, label_SG, side="left")]
+    high = up_to[np.searchsorted(in_order, label_SG, side="right")]
+    fraction_SG = (low + high) / (2 * up_to[-1])
     steps = np.arange(global_batch + 1) / global_batch
     above = np.abs(fraction_SG - steps[1:]).max(axis=1)
     below = np.abs(fraction_SG - steps[:-1]).max(axis=1)
@@ -208,6 +234,22 @@ def uniform_seen_share(num_ranks: int, num_epochs: int) -> float:
         1 - (1 - 1/num_ranks)**num_epochs.
     """
     return 1 - (1 - 1 / num_ranks) ** num_epochs
+
+
+def drawn_share(weights: NDArray[np.float64], num_draws: int) -> float:
+    """Share of the samples that independent draws by weights bring at least once, on average.
+
+    Args:
+        weights: float64 (num_samples,).
+        num_draws: draws.
+
+    Returns:
+        The mean of 1 - (1 - p)**num_draws over the samples' chances p.
+    """
+    relative = weights / weights.max()
+    with np.errstate(divide="ignore"):  # a chance of 1
+        missed = np.exp(num_draws * np.log1p(-relative / relative.sum())) if num_draws else 1.0
+    return float(1 - np.mean(missed))
 
 
 def _pairs(items: int) -> float:

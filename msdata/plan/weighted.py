@@ -51,6 +51,33 @@ def check_weights(weights: NDArray[np.float64], num_samples: int) -> NDArray[np.
     return checked
 
 
+def inverse_count_weights(
+    values: NDArray[np.float64], *, num_bins: int, upper: float
+) -> NDArray[np.float64]:
+    """Weights with which every filled bin of a label is drawn equally often.
+
+    Args:
+        values: float64 (num_samples,), such as redshifts.
+        num_bins: even bins of [0, upper].
+        upper: end of the last bin, which belongs to it.
+
+    Returns:
+        float64 (num_samples,): 1 / count of the sample's bin; 0 where the value is outside
+        [0, upper] or unknown.
+
+    Raises:
+        UsageError: there are no bins.
+    """
+    if num_bins < 1 or not 0 < upper < np.inf:
+        raise UsageError(f"{num_bins} bins of [0, {upper}] hold nothing; give at least 1, above 0")
+    is_known = (values >= 0) & (values <= upper)
+    place = (values[is_known] / upper * num_bins).astype(np.int64)
+    place = np.minimum(place, num_bins - 1)
+    weights = np.zeros(len(values))
+    weights[is_known] = 1 / np.bincount(place)[place]
+    return weights
+
+
 def weighted_order(weights: NDArray[np.float64], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """The samples of an epoch, each drawn with replacement in proportion to its weight.
 
