@@ -51,8 +51,8 @@ from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
 from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.member import MemberService
 from msdata.cache.slot_file import slots_at_owners
+from msdata.cache_serve import ending_together, open_group
 from msdata.checksum import crc32c
-from msdata.mpi import MpiGroup
 from msdata.topology import from_env
 
 BARE = "bare MPI_Get"
@@ -82,8 +82,11 @@ def serve(shm_dir: Path) -> None:
     records = make_records()
     split = cached_records(records)
     config = CacheConfig(memory_gib=records.nbytes * 1.01 / GIB, job="bench", shm_dir=shm_dir)
-    group = MpiGroup(from_env())
-    with MemberService(group, config, split, own, lambda: lambda s: records[s]) as service:
+    group = open_group(from_env())
+    with (
+        ending_together(group),
+        MemberService(group, config, split, own, lambda: lambda s: records[s]) as service,
+    ):
         service.open("host")
         with service.path.open("r+b") as file:
             window = group.window(mmap.mmap(file.fileno(), 0)).bare

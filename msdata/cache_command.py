@@ -16,11 +16,11 @@ from typing import Any
 from msdata.cache.arena import own_arenas
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import FILL_MODES, GIB, CacheConfig
-from msdata.cache.group import OthersFailed, agree
+from msdata.cache.group import agree
 from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.service import NodeService
 from msdata.cache.shared_file import remove_if_unused
-from msdata.cache_serve import open_group, serve_member
+from msdata.cache_serve import ending_together, open_group, serve_member
 from msdata.cache_status import describe, look_at
 from msdata.cache_status_text import render_status
 from msdata.dataset import open_dataset
@@ -150,11 +150,9 @@ def _serve_member(args: argparse.Namespace) -> int:
         shm_dir=args.shm_dir,
     )
     group = open_group(from_env())
-    try:
+    with ending_together(group):
         split = agree(group, lambda: open_dataset(args.data).split(args.split))
         serve_member(config, split, group)
-    except OthersFailed:
-        return 1
     return 0
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from msdata.atomic_file import storage_error
 from msdata.cache.config import GIB, CacheConfig
-from msdata.cache.group import Alone, Group
+from msdata.cache.group import Alone, EndedElsewhere, Group
+from msdata.cache.leftovers import remove_own_shared_memory
 from msdata.cache.member import MemberService
 from msdata.dataset import Split
 from msdata.errors import StorageError
-from msdata.exits import ignore_signals
+from msdata.exits import ending_at_once, exit_code_of, ignore_signals
 from msdata.node_cache import cached_split, owners_of_nodes, record_reader
 from msdata.topology import Topology
 
 _LOOK_S = 1.0
+# How long the others may take to end.
+_LEAVE_S = 5.0
 
 
 def open_group(topology: Topology) -> Group:
@@ -31,9 +36,36 @@ def open_group(topology: Topology) -> Group:
     """
     if topology.num_ranks == 1:
         return Alone()
-    from msdata.mpi import MpiGroup
+    from msdata.cache.mpi_group import MpiGroup
 
-    return MpiGroup(topology)
+    with ending_at_once():
+        group = MpiGroup(topology)
+    # All have been made, so nobody needs the names any more.
+    remove_own_shared_memory()
+    return group
+
+
+@contextmanager
+def ending_together(group: Group) -> Iterator[None]:
+    """Has all services of a group end where one of them does, and one of them say why.
+
+    What ended this one is raised here only where it is this one that says what ended all.
+
+    Args:
+        group: the services; they have ended afterwards.
+    """
+    cause: BaseException | None = None
+    try:
+        yield
+    except EndedElsewhere:
+        pass
+    except BaseException as error:
+        cause = error
+    if group.size > 1:
+        # Launchers send signals to all, one after the other, and the first one ends all.
+        ignore_signals()
+    if group.leave(exit_code_of(cause), _LEAVE_S) and cause is not None:
+        raise cause
 
 
 def serve_member(config: CacheConfig, split: Split, group: Group) -> None:
@@ -46,7 +78,7 @@ def serve_member(config: CacheConfig, split: Split, group: Group) -> None:
 
     Raises:
         StorageError: shared memory, SSD or another process stood in the way here.
-        OthersFailed: it did elsewhere.
+        EndedElsewhere: it did elsewhere.
     """
     cached = cached_split(split)
     own = partial(owners_of_nodes, cached)
@@ -55,6 +87,7 @@ def serve_member(config: CacheConfig, split: Split, group: Group) -> None:
             _open(service, config.shm_dir)
             _say_what_is_served(service, config, group)
             _serve_until_told(service)
+            ignore_signals()
         except KeyboardInterrupt:
             # A second signal would only leave more behind.
             ignore_signals()

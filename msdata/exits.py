@@ -6,9 +6,12 @@ SIGTERM is one of them: Slurm sends it at the time limit, and unfinished files a
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from msdata.errors import UsageError
@@ -28,6 +31,24 @@ def raise_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _raise)
 
 
+def end_on_sigterm(says: str) -> None:
+    """Lets SIGTERM end the process with a line on standard error, before there is work to tidy up.
+
+    An exception would not do: while modules are imported it is swallowed or made into another.
+    Does nothing outside of the main thread.
+
+    Args:
+        says: the line.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        os.write(2, f"{says}\n".encode())
+        os._exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
 def keep_lines_whole() -> None:
     """Has standard error take a line at a time: else other ranks' words get into the middle of it.
 
@@ -42,6 +63,22 @@ def ignore_signals() -> None:
     """From here on neither Ctrl-C nor SIGTERM interrupts: the process is ending already."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within it Ctrl-C and SIGTERM end the process at once, in C code too; nothing is tidied up.
+
+    Elsewhere they are heard when a call returns, which MPI's start does not without the others.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def exit_code_of(error: BaseException | None) -> int:

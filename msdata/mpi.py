@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import MissingPackageError, UsageError
-from msdata.topology import Topology, set_one_sided_defaults
+from msdata.topology import Topology
 
-_END_TAG, _ASK_TAG, _ANSWER_TAG = 7001, 7002, 7003
+_ASK_TAG, _ANSWER_TAG = 7002, 7003
 # Samples that a message can ask for.
 MOST_ASKED = 4096
 _ANSWER_POLL_S = 50e-6
-_POLL_S = 0.002
-_LEAST_END_S = 2.0
 
 
 def communicator(topology: Topology) -> Any:
@@ -191,124 +187,22 @@ class Exchange:
         self._world.Free()
 
 
-class MpiGroup:
-    """The processes that were started together, one a node, as the cache's services see them.
+def finalize_when_told() -> None:
+    """Has a process end without MPI's own end, which waits for the others, even for dead ones."""
+    try:
+        import mpi4py
+    except ImportError:
+        return  # `communicator` says what is missing
+    mpi4py.rc.finalize = False
 
-    MPI ends by all processes together or not at all, so whoever wants to end tells the others
-    (`announce_end`), and all `leave`.
+
+def finalize(requests: Sequence[Any]) -> None:
+    """Ends MPI; waits for the other processes.
 
     Args:
-        topology: what `msdata.topology.from_env` found.
-
-    Attributes:
-        rank: of this process.
-        size: number of processes.
-
-    Raises:
-        MissingPackageError: mpi4py or an MPI library is absent.
-        UsageError: the processes do not find each other.
+        requests: what is waited for before.
     """
+    from mpi4py import MPI
 
-    def __init__(self, topology: Topology) -> None:
-        set_one_sided_defaults()
-        try:
-            import mpi4py
-        except ImportError:
-            pass  # `communicator` says what is missing
-        else:
-            # At the end of a process MPI would wait for the others, even for dead ones.
-            mpi4py.rc.finalize = False
-        self._world = communicator(topology)
-        self.rank = int(self._world.Get_rank())
-        self.size = int(self._world.Get_size())
-        # Barriers are told apart by their order on a communicator, and these may be in any.
-        self._communicators = [self._world.Dup(), self._world.Dup()]
-        self._barriers: list[Any] = [None, None]
-        self._windows: list[Window] = []
-        self._exchange: Exchange | None = None
-        self._sent: list[Any] = []
-        # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
-        # found by MPICH over UCX, and yet could not be received.
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        self._words = np.zeros((2, self.size), np.uint8)
-        self._told = [self._world.Irecv(self._words[0, r : r + 1], r, _END_TAG) for r in others]
-        self._is_told = False
-
-    def allgather(self, value: Any) -> list[Any]:
-        """What each process gives, by rank."""
-        return list(self._world.allgather(value))
-
-    def broadcast(self, value: Any, root: int) -> Any:
-        """What the process `root` gives."""
-        return self._world.bcast(value, root)
-
-    def window(self, memory: Any) -> Window:
-        """See `Window`; all processes call it together."""
-        made = Window(self._world, memory)
-        self._windows.append(made)
-        return made
-
-    def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
-        """See `Exchange`; all processes call it together, once."""
-        self._exchange = Exchange(self._world, answer)
-        return self._exchange
-
-    def begin_barrier(self) -> Callable[[], bool]:
-        """Says that this process has come so far; gives what tells whether all have."""
-        self._is_passed(0)
-        return partial(self._is_passed, 0)
-
-    def _is_passed(self, number: int) -> bool:
-        if self._barriers[number] is None:
-            self._barriers[number] = self._communicators[number].Ibarrier()
-        return bool(self._barriers[number].Test())
-
-    def poll(self) -> bool:
-        """Does what others need of this process; says whether one of them wants all to end."""
-        if self._exchange is not None:
-            self._exchange.serve()
-        if self._told and not self._is_told:
-            self._is_told = bool(type(self._told[0]).Testany(self._told)[1])
-        return self._is_told
-
-    def announce_end(self) -> None:
-        """Has `poll` of all others tell them to end."""
-        if not self._sent:
-            others = (r for r in range(self.size) if r != self.rank)
-            word = self._words[1, :1]
-            self._sent = [self._world.Isend(word, dest=r, tag=_END_TAG) for r in others]
-
-    def leave(self, timeout_s: float) -> bool:
-        """Ends MPI, together with the others.
-
-        Args:
-            timeout_s: how long to wait for them.
-
-        Returns:
-            Whether they came; if not, MPI is left as it is, to end with the process.
-        """
-        # A message from each to each, so that none is left over, which MPI would not forgive.
-        self.announce_end()
-        deadline_s = time.monotonic() + timeout_s
-        while not (self._is_passed(1) and self._is_passed(0)):
-            if time.monotonic() > deadline_s:
-                return False
-            time.sleep(_POLL_S)
-        # Freeing and finalising wait for the others once more: for ever, if one has given up
-        # or was killed meanwhile.
-        end = threading.Thread(target=self._end, name="msdata-mpi-end", daemon=True)
-        end.start()
-        end.join(max(_LEAST_END_S, deadline_s - time.monotonic()))
-        return not end.is_alive()
-
-    def _end(self) -> None:
-        from mpi4py import MPI
-
-        MPI.Request.Waitall(self._sent + self._told)
-        for window in self._windows:
-            window.close()
-        if self._exchange is not None:
-            self._exchange.close()
-        for barrier_world in self._communicators:
-            barrier_world.Free()
-        MPI.Finalize()
+    MPI.Request.Waitall(requests)
+    MPI.Finalize()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from msdata import __version__
 from msdata.errors import MsdataError
-from msdata.exits import exit_code_of, keep_lines_whole, raise_on_sigterm
+from msdata.exits import end_on_sigterm, exit_code_of, keep_lines_whole, raise_on_sigterm
 
 Parse = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
 
@@ -67,12 +67,13 @@ class Program:
         Returns:
             Exit code: 0 good, 1 the work found faults, 2 wrong usage, or what the subcommand says.
         """
-        raise_on_sigterm()
-        keep_lines_whole()
         words = sys.argv[1:] if argv is None else list(argv)
         name = f"{self.name} {_command(words) or ''}".rstrip()
+        end_on_sigterm(f"{name}: interrupted; nothing was begun")
+        keep_lines_whole()
         try:
             args = self.parse(self.parser(words), words)
+            raise_on_sigterm()
             return int(importlib.import_module(self.commands[args.command][0]).run(args))
         except MsdataError as error:
             print(f"{name}: {error}", file=sys.stderr)

@@ -13,8 +13,8 @@ from peer_records import RECORDS, cached_records
 
 from msdata.cache.config import CacheConfig, Owners
 from msdata.cache.member import MemberService
+from msdata.cache_serve import ending_together, open_group
 from msdata.errors import StorageError
-from msdata.mpi import MpiGroup
 from msdata.topology import from_env
 
 
@@ -31,9 +31,12 @@ def main() -> None:
             raise StorageError("not there")
         return RECORDS[sample]
 
-    group = MpiGroup(from_env())
+    group = open_group(from_env())
     config = CacheConfig(memory_gib=1e-3, job="contract", shm_dir=Path(order["shm_dir"]))
-    with MemberService(group, config, cached_records(), own, lambda: read) as service:
+    with (
+        ending_together(group),
+        MemberService(group, config, cached_records(), own, lambda: read) as service,
+    ):
         service.open("host")
         is_said = False
         while service.turn():

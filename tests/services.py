@@ -17,10 +17,10 @@ from msdata.cache.config import GIB
 from msdata.cache.link import link_address
 
 
-def _mpi_files(pid: int) -> list[Path]:
-    """What MPI keeps in shared memory for a process."""
+def _mpi_memory(pid: int) -> set[str]:
+    """What MPI keeps in shared memory for a process, as the kernel calls it."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return [Path(name) for name in {line.split()[-1] for line in lines if "/mpich_shm_" in line}]
+    return {line[line.index("/") :] for line in lines if "/mpich_shm_" in line}
 
 
 class Services:
@@ -50,7 +50,7 @@ class Services:
             self.end()
             raise
         self.pids = [self._pid_of(arena) for arena in self.arenas]
-        self.mpi_files = [path for pid in self.pids for path in _mpi_files(pid)]
+        self.mpi_memory = set[str]().union(*map(_mpi_memory, self.pids))
 
     def _wait(self) -> None:
         assert self.process.stdout is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from msdata.cache.leftovers import remove_dead_shared_memory
+from msdata.cache.leftovers import remove_dead_shared_memory, remove_own_shared_memory
 
 HOLD = """
 import mmap, sys
@@ -70,3 +70,17 @@ def test_nothing_is_removed_while_a_process_of_the_user_is_closed_to_us(
     (proc / "8" / "status").write_text("Name:\tx\nUid:\t1\t4242\t1\t1\n")
     process_folder(proc, 9, os.geteuid())
     assert remove_dead_shared_memory(shm, proc) == [shm / "mpich_shm_a_0"]
+
+
+def test_only_names_of_what_this_process_has_mapped_are_removed(tmp_path: Path) -> None:
+    mapped, foreign, other = (tmp_path / n for n in ("mpich_shm_a_0", "mpich_shm_b_0", "other_0"))
+    for path in (mapped, foreign, other):
+        path.write_bytes(bytes(mmap.PAGESIZE))
+    with mapped.open("r+b") as a, other.open("r+b") as b:
+        areas = [mmap.mmap(file.fileno(), mmap.PAGESIZE) for file in (a, b)]
+    assert remove_own_shared_memory(tmp_path) == [mapped]
+    areas[0][:3] = b"yes"
+    assert areas[0][:3] == b"yes"
+    assert sorted(tmp_path.iterdir()) == [foreign, other]
+    for area in areas:
+        area.close()

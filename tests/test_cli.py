@@ -165,3 +165,30 @@ def test_a_reader_that_goes_away_is_no_error(tiny_source: Path, tmp_path: Path) 
     assert process.wait(packing.TIMEOUT_S) in (0, 120)
     assert "Traceback" not in process.stderr.read()  # type: ignore[union-attr]
     process.stderr.close()  # type: ignore[union-attr]
+
+
+SIGNALLED_WHILE_IMPORTING = """
+import os, signal, sys, types
+from msdata.program import Program
+
+class Importing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:
+                pass
+        return None
+
+sys.meta_path.insert(0, Importing())
+command = Program(
+    name="tool", description="d", commands={"c": ("numpy", "h")}, when_interrupted="never said"
+)
+sys.exit(command.main(["c"]))
+"""
+
+
+def test_sigterm_while_modules_are_imported_ends_the_program_whatever_they_catch() -> None:
+    process = packing.run([sys.executable, "-c", SIGNALLED_WHILE_IMPORTING])
+    assert process.returncode == 128 + 15
+    assert process.stderr == "tool c: interrupted; nothing was begun\n"

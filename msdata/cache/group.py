@@ -1,4 +1,4 @@
-"""The services of a job as one of them sees the others; `msdata.mpi.MpiGroup`, or one alone."""
+"""The services of a job as one of them sees the others; `mpi_group.MpiGroup`, or one alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class Exchange(Protocol):
 
 
 class Group(Protocol):
-    """The services that were started together, one a node; see `msdata.mpi.MpiGroup`."""
+    """The services that were started together, one a node; see `msdata.cache.mpi_group.MpiGroup`.
+
+    Whatever ends one of them ends all: all `leave`, and `poll` tells those that do not know yet.
+    """
 
     @property
     def rank(self) -> int:
@@ -65,11 +68,16 @@ class Group(Protocol):
     def poll(self) -> bool:
         """Does what the others need of this one; says whether one of them wants all to end."""
 
-    def announce_end(self) -> None:
-        """Has `poll` of all others tell them to end."""
+    def leave(self, code: int, timeout_s: float) -> bool:
+        """Ends, together with the others.
 
-    def leave(self, timeout_s: float) -> bool:
-        """Ends, together with the others; says whether they came in time."""
+        Args:
+            code: exit code with which this one would end.
+            timeout_s: how long to wait for them.
+
+        Returns:
+            Whether it is for this one to say why all end, and to end with its code.
+        """
 
 
 class Alone:
@@ -102,16 +110,13 @@ class Alone:
         """See `Group`."""
         return False
 
-    def announce_end(self) -> None:
+    def leave(self, code: int, timeout_s: float) -> bool:
         """See `Group`."""
-
-    def leave(self, timeout_s: float) -> bool:
-        """See `Group`."""
-        return True
+        return code != 0
 
 
-class OthersFailed(Exception):  # noqa: N818
-    """Another service of the group failed and says why."""
+class EndedElsewhere(Exception):  # noqa: N818
+    """Another service of the group failed, or was told to end, and says why."""
 
 
 def agree(group: Group, work: Callable[[], T]) -> T:
@@ -125,7 +130,7 @@ def agree(group: Group, work: Callable[[], T]) -> T:
         What it gives here.
 
     Raises:
-        OthersFailed: it failed elsewhere, and one of those says why.
+        EndedElsewhere: it failed elsewhere, and one of those says why.
         MsdataError: what `work` raised, on one of those where it failed.
         OSError: likewise.
     """
@@ -139,4 +144,4 @@ def agree(group: Group, work: Callable[[], T]) -> T:
         return result
     if error is not None and group.rank == failed[0]:
         raise error
-    raise OthersFailed
+    raise EndedElsewhere

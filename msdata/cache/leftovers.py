@@ -43,6 +43,28 @@ def remove_dead_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> l
     return removed
 
 
+def remove_own_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> list[Path]:
+    """Removes the names of MPICH's files that this process has mapped, which stay mapped.
+
+    So nothing is left of it in shared memory, however it ends. To be called when all processes of
+    the machine that share them have mapped them.
+
+    Args:
+        shm_dir: where they are.
+        proc: where the kernel tells of processes.
+
+    Returns:
+        What was removed.
+    """
+    mapped = [name for name in _files_of(proc / "self") if Path(name).match(_PATTERN)]
+    removed = []
+    for path in (Path(name) for name in sorted(mapped) if Path(name).parent == shm_dir):
+        with suppress(OSError):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
 def _is_own(path: Path) -> bool:
     try:
         return path.lstat().st_uid == os.geteuid()

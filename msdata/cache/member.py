@@ -38,8 +38,6 @@ from msdata.errors import StorageError
 
 # Memory and SSD of every node, int64 (nodes,) each -> owners.
 OwnByCapacities = Callable[[NDArray[np.int64], NDArray[np.int64]], Owners]
-# How long the others may take to end.
-_LEAVE_S = 5.0
 # Between looks at what others need of this process; a request of its own ranks wakes it at once.
 _TURN_S = 0.001
 _TURN_ALONE_S = 0.1
@@ -109,7 +107,7 @@ class MemberService:
 
         Raises:
             StorageError: shared memory, SSD or another process stood in the way here.
-            OthersFailed: it did elsewhere.
+            EndedElsewhere: it did elsewhere.
         """
         remove_dead_shared_memory()
         group = self._group
@@ -247,15 +245,11 @@ class MemberService:
         return not self._group.poll()
 
     def close(self) -> None:
-        """Ends, and with it all services of the job; arenas that ranks use stay with them."""
+        """Leaves the arena, which stays with ranks that use it; the other services go on."""
         if self._link is not None:
             self._link.close()
-        self._group.announce_end()
-        # First the arena, then MPI: launchers kill the others as soon as the first has ended.
         if self._client is not None:
             self._client.close()
-        if not self._group.leave(_LEAVE_S):
-            LOG.info("other services of the job did not end in time")
 
     def __enter__(self) -> MemberService:
         return self
