@@ -8,6 +8,8 @@ same order into one preallocated batch. Every batch is checked in the timed runs
 word of each array), every byte once before them (CRC32C of the index). The files were read front to
 back before, so that the page cache has them in large folios; `hot_after_random` is the same where
 only the loader read them before, in its random order, for which the kernel takes single pages.
+The loader runs as it is by default, which reads the page cache, and with the node's cache, whose
+shared memory the runs that are not counted have filled.
 
 Cold: the shards' pages are dropped before every run, and counted. The limit is the best rate of
 bare `preadv`, sequential or random, with any of 1, 2, 4, 8 threads; the loader takes its default.
@@ -53,9 +55,10 @@ SEED = 0
 # Readahead of the last bytes looked at may leave a few pages.
 MAX_CACHED_SHARE = 0.01
 LOADER = "msdata.Loader"
+CACHED = "msdata.Loader, cache='auto'"
 
 
-def make_loader(split: Split, threads: int | None) -> msdata.Loader:
+def make_loader(split: Split, threads: int | None, cache: str | None = None) -> msdata.Loader:
     """The loader under test, as a user would call it; None for as many threads as it takes."""
     return msdata.Loader(
         split,
@@ -63,6 +66,7 @@ def make_loader(split: Split, threads: int | None) -> msdata.Loader:
         seed=SEED,
         threads=threads,
         topology=Topology(),
+        cache=cache,
         across_epochs=False,  # every run is of epoch 0
     )
 
@@ -128,6 +132,7 @@ def measure_from_memory(split: Split, repeats: int) -> dict[str, Any]:
         open_shards(split) as shards,
         fill_from_map(split, batch) as fill_mapped,
         make_loader(split, NUM_THREADS) as loader,
+        make_loader(split, NUM_THREADS, "auto") as cached,
     ):
         bare: dict[str, Contestant] = {
             "bare preadv": partial(
@@ -137,8 +142,11 @@ def measure_from_memory(split: Split, repeats: int) -> dict[str, Any]:
                 read_samples, order, batch, fill_mapped, NUM_THREADS
             ),
         }
-        ours = partial(run_loader, loader, order, split.schema.names, words)
-        rates = take_turns({**bare, LOADER: ours}, repeats, warm_ups=2)
+        ours: dict[str, Contestant] = {
+            name: partial(run_loader, each, order, split.schema.names, words)
+            for name, each in ((LOADER, loader), (CACHED, cached))
+        }
+        rates = take_turns({**bare, **ours}, repeats, warm_ups=2)
         return compare(rates, list(bare))
 
 

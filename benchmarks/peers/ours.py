@@ -30,7 +30,9 @@ def pack(container: str, objects: Path, out: Path, reading: Reading) -> None:
 
 
 @contextmanager
-def load(policy: str, data: Path, reading: Reading) -> Iterator[Epochs]:
+def load(
+    policy: str, data: Path, reading: Reading, *, cache: str | None = None
+) -> Iterator[Epochs]:
     """`msdata.Loader` over the whole split."""
     import msdata
 
@@ -41,6 +43,7 @@ def load(policy: str, data: Path, reading: Reading) -> Iterator[Epochs]:
         seed=reading.seed,
         policy=policy,
         topology=msdata.Topology(),
+        cache=cache,
         threads=reading.num_workers,
         prefetch=2,
         hold=1,
