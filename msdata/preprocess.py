@@ -6,6 +6,7 @@ the reason that `rejected.csv` shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from msdata.schema import Array, Schema, Survey
 
 # OpenCV's radius, in pixels, of the neighbourhood of each filled pixel; upstream's value.
 INPAINT_RADIUS = 3
+# Stays in the cache nearest to the processor; more than 10,000 make OpenBLAS start its threads.
+_SUMMED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +169,28 @@ def count_nan(array: Array, survey: Survey) -> tuple[int, ...]:
     """
     if array.dtype.kind not in "fc":
         return ()
-    if bool(np.isfinite(array).all()):
+    if _is_finite(array):
         return ()
     if survey.bands and bool(np.any(np.isinf(array))):
         raise SampleError(f"array {survey.name!r} holds infinite pixels")
     bands = array.reshape(survey.num_bands, -1)
     counts = tuple(int(n) for n in np.count_nonzero(np.isnan(bands), axis=1))
     return counts if any(counts) else ()
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all values are finite.
+
+    A sum of squares is finite only where all values are, and takes a fifth of the time that looking
+    at each does. Where it is not, large values may be why: each is looked at.
+    """
+    if array.dtype.char in "fd":
+        flat = array.reshape(-1)
+        parts = (flat[i : i + _SUMMED_AT_ONCE] for i in range(0, len(flat), _SUMMED_AT_ONCE))
+        with np.errstate(over="ignore", invalid="ignore"):
+            if all(math.isfinite(np.dot(part, part)) for part in parts):
+                return True
+    return bool(np.isfinite(array).all())
 
 
 def _check_nan(num_nan: tuple[int, ...], survey: Survey, max_fraction: float) -> None:

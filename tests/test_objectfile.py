@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,29 @@ def test_files_that_differ_outside_their_pixels_do_not_use_the_last_files_templa
     for sample in (first, renamed, first, swapped, first):
         _save(path, sample, 4)
         _same(reader.read(path), sample)
+
+
+def test_what_is_no_such_file_any_more_is_refused_as_if_it_were_the_first(tmp_path: Path) -> None:
+    reader, path = ObjectReader(), tmp_path / "x.pkl"
+    _save(path, _sample(0), 4)
+    reader.read(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x")
+    with pytest.raises(SampleError, match="1 bytes follow the end"):
+        reader.read(path)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(SampleError, match="without a STOP"):
+        reader.read(path)
+    path.unlink()
+    with pytest.raises(StorageError, match="it does not exist"):
+        reader.read(path)
+    os.mkfifo(path)
+    with pytest.raises(SampleError, match="the file is empty"):
+        reader.read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises((SampleError, StorageError)):
+        reader.read(path)
 
 
 def test_a_dict_in_an_object_array_of_one_item_is_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from msdata.errors import SampleError, StorageError
 from msdata.pack.infer_schema import NUM_LOOKED_AT, infer_schema
-from msdata.pack.read_ahead import read_in_order, read_sample
+from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
 from msdata.pack.shard_task import Rejection, ShardTask, pack_shard
 from msdata.preprocess import Preparation
 from msdata.schema import Sample
@@ -91,17 +91,35 @@ def test_the_first_objects_are_looked_at_together(tiny_source: Path) -> None:
     assert len(at_work) == NUM_LOOKED_AT
 
 
-def test_results_come_in_order_whatever_the_readers_do() -> None:
+@pytest.mark.parametrize("run_length", [1, 7, 64, 200])
+def test_results_come_in_order_whatever_the_readers_do(run_length: int) -> None:
     def read(number: int) -> int:
         time.sleep(0.001 * (number * 7 % 5))
         if number % 10 == 3:
             raise SampleError(f"bad {number}")
         return number
 
-    outcomes = list(read_in_order(100, read, num_readers=8))
+    outcomes = list(read_in_order(100, read, num_readers=8, run_length=run_length))
     assert [n for n, _ in outcomes] == list(range(100))
     for number, outcome in outcomes:
         assert str(outcome) == (f"bad {number}" if number % 10 == 3 else str(number))
+
+
+def test_more_readers_start_only_while_the_processor_is_idle() -> None:
+    def read(number: int, work_s: float, wait_s: float) -> str:
+        end_s = time.thread_time() + work_s
+        while time.thread_time() < end_s:
+            pass
+        time.sleep(wait_s)
+        return threading.current_thread().name
+
+    def readers(work_s: float, wait_s: float) -> int:
+        outcomes = read_in_order(200, lambda number: read(number, work_s, wait_s))
+        return len({name for _, name in outcomes})
+
+    # On a machine that has other work a busy process looks idle; it may have a few more.
+    assert min(readers(5e-4, 0) for _ in range(5)) <= 8
+    assert readers(0, 5e-3) == NUM_READERS
 
 
 def test_memory_is_bounded_when_the_writer_is_slow() -> None:
@@ -122,8 +140,9 @@ def test_an_error_of_the_file_system_ends_the_reading() -> None:
             raise StorageError("cannot read: I/O error")
         return number
 
-    with pytest.raises(StorageError, match="I/O error"):
-        list(read_in_order(100, read))
+    for run_length in (1, 8):
+        with pytest.raises(StorageError, match="I/O error"):
+            list(read_in_order(100, read, run_length=run_length))
 
 
 def test_one_file_that_is_gone_is_that_objects_fault_alone(tmp_path: Path) -> None:

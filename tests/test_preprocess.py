@@ -57,6 +57,26 @@ def test_nan_at_every_edge_are_filled(edge: Any) -> None:
     assert 50 < filled.min() <= filled.max() < 150
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    dtype=st.sampled_from(["<f2", "<f4", "<f8"]),
+    size=st.integers(1, 20_000),
+    exponent=st.integers(-300, 300),
+    num_nan=st.integers(0, 3),
+)
+def test_nan_are_counted_among_values_of_any_size(
+    seed: int, dtype: str, size: int, exponent: int, num_nan: int
+) -> None:
+    random = np.random.default_rng(seed)
+    largest = float(np.finfo(dtype).max)
+    values = random.choice([-1.0, 1.0], size) * min(10.0**exponent, largest)
+    values[random.permutation(size)[:num_nan]] = np.nan
+    survey = Survey(name="image", shape=(size,), dtype=dtype)
+    found = min(num_nan, size)
+    assert count_nan(values.astype(dtype), survey) == ((found,) if found else ())
+
+
 def test_negative_zero_and_denormals_survive_beside_filled_pixels() -> None:
     image = np.zeros((1, 8, 8), np.float32)
     image[0, 0] = -0.0

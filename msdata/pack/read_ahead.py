@@ -11,17 +11,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from msdata.errors import SampleError, StorageError
 from msdata.schema import Sample
 from msdata.sources.source import Source
 
-# Each of 32 readers may wait 10 ms for a file, and a process still gets 3,200 files/s. Without any
-# waiting 4, 16 and 32 readers are equally fast.
+# Each of 32 readers may wait 10 ms for a file, and a process still gets 3,200 files/s.
 NUM_READERS = 32
-# Objects that may be ahead of the writer; bounds the memory.
+# Runs of objects that may be ahead of the writer; bounds the memory.
 _WINDOW = 2 * NUM_READERS
+# Two threads keep the interpreter busy as long as the files are in memory.
+_FIRST_READERS = 2
+# A process that computes less than this share of a moment this long waits for the storage.
+_BUSY_SHARE = 0.7
+_PATIENCE_S = 0.002
 # What the operating system says of one file; other errors are the file system's and stop the run.
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _JOIN_S = 2.0
@@ -53,57 +58,104 @@ def read_sample(
 
 
 def read_in_order(
-    count: int, read: Callable[[int], _T], *, num_readers: int = NUM_READERS
+    count: int, read: Callable[[int], _T], *, num_readers: int = NUM_READERS, run_length: int = 1
 ) -> Iterator[tuple[int, _T | SampleError]]:
     """Calls `read(0) ... read(count - 1)` in threads and yields what they return, in order.
 
     Args:
         count: how many there are.
         read: safe to call from many threads.
-        num_readers: threads.
+        num_readers: threads at most; those beyond the first few start while the storage answers
+            slowly.
+        run_length: how many a thread reads one after the other before it hands them over: of
+            small objects handing over costs as much as reading.
 
     Yields:
         The number and what `read` gave; a `SampleError` is yielded too, other errors are raised.
     """
-    numbers = itertools.count()
-    room = threading.Semaphore(max(_WINDOW, num_readers))
-    done: queue.SimpleQueue[tuple[int, _T | BaseException]] = queue.SimpleQueue()
-    stopped = threading.Event()
-
-    def serve() -> None:
-        while not stopped.is_set():
-            room.acquire()
-            number = next(numbers)
-            if number >= count or stopped.is_set():
-                return
-            try:
-                done.put((number, read(number)))
-            except BaseException as error:  # handed to the consumer, which raises it
-                done.put((number, error))
-
-    readers = [
-        threading.Thread(target=serve, name=f"read-{i}", daemon=True)
-        for i in range(min(num_readers, count))
-    ]
-    for reader in readers:
-        reader.start()
-    early: dict[int, _T | BaseException] = {}
+    readers = _Readers(count, read, num_readers=num_readers, run_length=run_length)
     try:
-        for wanted in range(count):
-            while wanted not in early:
-                number, outcome = done.get()
-                early[number] = outcome
-            result = early.pop(wanted)
-            if isinstance(result, BaseException) and not isinstance(result, SampleError):
-                raise result
-            yield wanted, result
-            room.release()
+        for start in range(0, count, run_length):
+            for number, outcome in enumerate(readers.run_from(start), start):
+                if isinstance(outcome, BaseException) and not isinstance(outcome, SampleError):
+                    raise outcome
+                yield number, outcome
+            readers.room.release()
     finally:
-        stopped.set()
-        for _ in readers:
-            room.release()
+        readers.stop()
+
+
+class _Readers:
+    """Threads that read runs of objects ahead; more of them while the processor is idle.
+
+    Threads that wait for the storage cost nothing, but those that compete for the interpreter cost
+    half as much again as reading a small object from memory.
+    """
+
+    def __init__(
+        self, count: int, read: Callable[[int], Any], *, num_readers: int, run_length: int
+    ) -> None:
+        self._count, self._read, self._run_length = count, read, run_length
+        self._most = min(num_readers, -(-count // run_length))
+        self._starts = itertools.count(0, run_length)
+        self.room = threading.Semaphore(max(_WINDOW, num_readers))
+        self._done: queue.SimpleQueue[tuple[int, list[Any]]] = queue.SimpleQueue()
+        self._early: dict[int, list[Any]] = {}
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._hire(_FIRST_READERS)
+        self._looked_s = time.perf_counter()
+        self._worked_s = time.process_time()
+
+    def _hire(self, num_readers: int) -> None:
+        for number in range(len(self._threads), min(num_readers, self._most)):
+            thread = threading.Thread(target=self._serve, name=f"read-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self) -> None:
+        while not self._stopped.is_set():
+            self.room.acquire()
+            start = next(self._starts)
+            if start >= self._count:
+                return
+            run: list[Any] = []
+            for number in range(start, min(start + self._run_length, self._count)):
+                if self._stopped.is_set():
+                    return
+                try:
+                    run.append(self._read(number))
+                except BaseException as error:  # handed to the consumer, which raises it
+                    run.append(error)
+            self._done.put((start, run))
+
+    def run_from(self, start: int) -> list[Any]:
+        """The outcomes of the run that begins with object `start`, when they are there."""
+        while start not in self._early:
+            with suppress(queue.Empty):
+                found, run = self._done.get(timeout=_PATIENCE_S)
+                self._early[found] = run
+            if len(self._threads) < self._most:
+                self._look()
+        return self._early.pop(start)
+
+    def _look(self) -> None:
+        """Doubles the readers if the processor was mostly idle since the last look."""
+        now_s = time.perf_counter()
+        if now_s - self._looked_s < _PATIENCE_S:
+            return
+        worked_s = time.process_time()
+        if worked_s - self._worked_s < _BUSY_SHARE * (now_s - self._looked_s):
+            self._hire(2 * len(self._threads))
+        self._looked_s, self._worked_s = now_s, worked_s
+
+    def stop(self) -> None:
+        """Ends the threads, waiting for those that the storage answers."""
+        self._stopped.set()
+        for _ in self._threads:
+            self.room.release()
         # A thread inside a C++ library must not meet the end of the interpreter; one that the
         # storage does not answer must not hold up the end for ever.
         deadline = time.monotonic() + _JOIN_S
-        for reader in readers:
-            reader.join(max(0.0, deadline - time.monotonic()))
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))

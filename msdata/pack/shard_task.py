@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +17,17 @@ import numpy as np
 
 from msdata.checksum import crc32c_of_parts
 from msdata.errors import SampleError
-from msdata.pack.read_ahead import read_in_order, read_sample
-from msdata.preprocess import Preparation, Prepared, prepare
+from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
+from msdata.preprocess import Preparation, prepare
 from msdata.schema import Schema
 from msdata.shards.hdf5 import Hdf5ShardWriter
 from msdata.shards.shard import Record, ShardSummary, ShardWriter
 from msdata.shards.tar import TarShardWriter
 from msdata.sources.source import Source
+
+# What a reader hands over at a time: of small objects several, for handing over takes 10 µs.
+_RUN_NBYTES = 1 << 19
+_MAX_RUN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +198,12 @@ def pack_shard(task: ShardTask, source: Source, progress: Progress) -> PackedSha
         StorageError: the file system refused.
     """
     packed = PackedShard(task=task, writer=_open_writer(task))
+    sample_nbytes = task.schema.sample_nbytes
+    outcomes = read_in_order(
+        len(task.sample_ids), _reader(task, source), run_length=_run_length(task)
+    )
     try:
-        for position, outcome in read_in_order(len(task.sample_ids), partial(_read, task, source)):
+        for position, outcome in outcomes:
             try:
                 if isinstance(outcome, SampleError):
                     raise outcome
@@ -207,7 +214,7 @@ def pack_shard(task: ShardTask, source: Source, progress: Progress) -> PackedSha
                 progress.reject(Rejection(number=task.number, position=position, reason=reason))
                 continue
             packed.rows.append((position, outcome.columns))
-            progress.accept(task.schema.sample_nbytes)
+            progress.accept(sample_nbytes)
     except BaseException:
         packed.writer.abort()
         raise
@@ -222,33 +229,44 @@ def _open_writer(task: ShardTask) -> ShardWriter:
     )
 
 
-def _read(task: ShardTask, source: Source, position: int) -> _Ready:
-    path, row = task.locations[position]
-    sample = read_sample(source, path, row, task.labels[position])
-    return _ready(task, position, prepare(sample, task.schema, task.preparation))
+def _run_length(task: ShardTask) -> int:
+    """How many objects a reader hands over at a time; short tasks are shared by all readers."""
+    share = len(task.sample_ids) // (2 * NUM_READERS)
+    return max(1, min(_RUN_NBYTES // task.schema.sample_nbytes, share, _MAX_RUN))
 
 
-def _ready(task: ShardTask, position: int, prepared: Prepared) -> _Ready:
-    sample_id = task.sample_ids[position]
-    crc = crc32c_of_parts(prepared.arrays)
-    metadata = {
-        "sample_id": sample_id,
-        **task.labels[position],
-        **{task.scalar_names[name]: _json_number(v) for name, v in prepared.scalars.items()},
-        "missing_bands": list(prepared.missing_bands),
-        "num_filled": _by_array(task.schema, prepared.num_filled),
-        "num_nan": _by_array(task.schema, prepared.num_nan),
-        "crc32c": crc,
-    }
-    columns = {
-        "crc32c": crc,
-        "missing_bands": ",".join(prepared.missing_bands),
-        **_sums("filled", task.schema, prepared.num_filled),
-        **_sums("nan", task.schema, prepared.num_nan),
-        **{f"scalar_{name}": v for name, v in prepared.scalars.items()},
-    }
-    record = Record(sample_id=sample_id, arrays=prepared.arrays, crc32c=crc, metadata=metadata)
-    return _Ready(record=record, columns=columns)
+def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
+    """What reads the object at a position of the task and makes it ready."""
+    schema, names = task.schema, task.schema.names
+    # Nearly all objects have no NaN: what is said of those is the same for all.
+    no_sums = {f"{prefix}_{name}": 0 for prefix in ("filled", "nan") for name in names}
+
+    def read(position: int) -> _Ready:
+        path, row = task.locations[position]
+        labels, sample_id = task.labels[position], task.sample_ids[position]
+        prepared = prepare(read_sample(source, path, row, labels), schema, task.preparation)
+        crc = crc32c_of_parts(prepared.arrays)
+        metadata = {
+            "sample_id": sample_id,
+            **labels,
+            **{task.scalar_names[n]: _json_number(v) for n, v in prepared.scalars.items()},
+            "missing_bands": list(prepared.missing_bands),
+            "num_filled": _by_array(names, prepared.num_filled),
+            "num_nan": _by_array(names, prepared.num_nan),
+            "crc32c": crc,
+        }
+        columns = {
+            "crc32c": crc,
+            "missing_bands": ",".join(prepared.missing_bands),
+            **no_sums,
+            **_sums("filled", names, prepared.num_filled),
+            **_sums("nan", names, prepared.num_nan),
+            **{f"scalar_{name}": v for name, v in prepared.scalars.items()},
+        }
+        record = Record(sample_id=sample_id, arrays=prepared.arrays, crc32c=crc, metadata=metadata)
+        return _Ready(record=record, columns=columns)
+
+    return read
 
 
 def _json_number(value: float) -> float | None:
@@ -256,9 +274,13 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _by_array(schema: Schema, counts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:
-    return {name: list(c) for name, c in zip(schema.names, counts, strict=True) if c}
+def _by_array(names: Sequence[str], counts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:
+    if not any(counts):
+        return {}
+    return {name: list(c) for name, c in zip(names, counts, strict=True) if c}
 
 
-def _sums(prefix: str, schema: Schema, counts: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    return {f"{prefix}_{n}": sum(c) for n, c in zip(schema.names, counts, strict=True)}
+def _sums(prefix: str, names: Sequence[str], counts: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    if not any(counts):
+        return {}
+    return {f"{prefix}_{n}": sum(c) for n, c in zip(names, counts, strict=True)}

@@ -42,6 +42,8 @@ _CHECKSUM_AT = slice(148, 156)
 _DALI_INDEX_VERSION = "v1.2"
 # No owner, no time: equal input gives equal bytes.
 _MODE = 0o644
+# `json.dumps` makes an encoder a call where it is told of separators.
+_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def member_key(sample_id: str) -> str:
@@ -58,21 +60,19 @@ def _padding(nbytes: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _header_template(nbytes: int) -> tuple[bytes, int]:
-    """The ustar header without a name, and the sum of its bytes with a blank checksum."""
+def _header_template(nbytes: int) -> tuple[bytes, bytes, int]:
+    """A ustar header between name and checksum, behind it, and the sum with a blank checksum."""
     info = tarfile.TarInfo("")
     info.size, info.mode, info.mtime = nbytes, _MODE, 0
     blank = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
     blank[_CHECKSUM_AT] = b" " * 8
-    return bytes(blank[_NAME_BYTES:]), sum(blank)
+    before, after = blank[_NAME_BYTES : _CHECKSUM_AT.start], blank[_CHECKSUM_AT.stop :]
+    return bytes(before), bytes(after), sum(blank)
 
 
-def _member_header(name: bytes, template: tuple[bytes, int]) -> bytes:
-    rest, blank_sum = template
-    checksum = b"%06o\0 " % (blank_sum + sum(name))
-    start = _CHECKSUM_AT.start - _NAME_BYTES
-    padded = name + bytes(_NAME_BYTES - len(name))
-    return b"".join((padded, rest[:start], checksum, rest[start + 8 :]))
+def _member_header(name: bytes, template: tuple[bytes, bytes, int]) -> bytes:
+    before, after, blank_sum = template
+    return b"%b%b%06o\0 %b" % (name.ljust(_NAME_BYTES, b"\0"), before, blank_sum + sum(name), after)
 
 
 class TarShardWriter:
@@ -88,6 +88,7 @@ class TarShardWriter:
             for npy, a in zip(self._npy, schema.arrays, strict=True)
         ]
         self._suffixes = [f".{a.name}.npy".encode() for a in schema.arrays]
+        self._max_key = _NAME_BYTES - max(map(len, (*self._suffixes, b".json")))
         self._paddings = [
             bytes(_padding(len(npy) + a.nbytes))
             for npy, a in zip(self._npy, schema.arrays, strict=True)
@@ -106,11 +107,10 @@ class TarShardWriter:
     def append(self, record: Record) -> None:
         """Adds one sample; see `ShardWriter.append`."""
         key = member_key(record.sample_id).encode()
-        longest = max(max(map(len, self._suffixes)), len(b".json"))
-        if len(key) + longest > _NAME_BYTES:
+        if len(key) > self._max_key:
             raise SampleError(
                 f"its id is too long for a tar member's name ({len(key)} of at most "
-                f"{_NAME_BYTES - longest} bytes)"
+                f"{self._max_key} bytes)"
             )
         buffers, offsets, members, nbytes = self._record_parts(key, record)
         try:
@@ -145,7 +145,7 @@ class TarShardWriter:
             buffers += (head, view)
             at += view.nbytes
             pending = self._paddings[i]
-        text = json.dumps(dict(record.metadata), separators=(",", ":"), allow_nan=False).encode()
+        text = _encode_json(record.metadata).encode()
         header = _member_header(key + b".json", _header_template(len(text)))
         tail = pending + header + text + bytes(_padding(len(text)))
         buffers.append(tail)
