@@ -159,6 +159,18 @@ def test_a_signal_at_any_early_moment_ends_with_one_sentence(
         _resume(tiny_source, out, *packing.TINY_SHARDS, expected=expected)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_worker_that_dies_while_it_ends_a_shard_leaves_nothing_unfinished(
+    tiny_source: Path, tmp_path: Path, number: int
+) -> None:
+    out = tmp_path / "out"
+    # It flushes the shard, the folder, the DALI index, the folder.
+    env = packing.faulty_environment(FAULT_AT=f"worker:fsync:{number}:kill")
+    done = packing.pack(tiny_source, out, *packing.TINY_SHARDS, "--jobs", "1", env=env)
+    packing.assert_sentence(done, code=1, says=["worker was killed by signal 9", "--resume"])
+    assert not list(out.rglob("*.partial"))
+
+
 def test_a_killed_worker_is_reported_in_one_sentence(
     tiny_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
