@@ -26,7 +26,7 @@ from msdata.expected_shard import ExpectedShard
 from msdata.frame_check import dali_index_of
 from msdata.pack.column_names import scalar_names
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask, pack_shard
-from msdata.pack.tasks import json_values
+from msdata.pack.tasks import label_rows
 from msdata.packed_objects import PackedObjects
 from msdata.preprocess import prepare
 from msdata.schema import Array
@@ -186,7 +186,6 @@ def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
     """Packs the shard again, with the code that packed it."""
     rows = made.read_rows(None)
     label_columns = objects.label_columns(rows.column_names)
-    labels = rows.select(label_columns)
     task = ShardTask(
         number=0,
         path=made.path,
@@ -196,9 +195,7 @@ def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
         preparation=objects.preparation(),
         sample_ids=rows["sample_id"].to_pylist(),
         locations=objects.locations(made),
-        labels=[json_values(r) for r in labels.to_pylist()]
-        if labels.num_columns
-        else [{}] * rows.num_rows,
+        labels=label_rows(rows.select(label_columns)),
         scalar_names=scalar_names(made.schema, label_columns),
     )
     result = pack_shard(task, objects.source, _NoProgress()).complete()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.catalog import Catalog, join, read_catalog
 from msdata.errors import DataError, UsageError
 from msdata.pack.column_names import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
@@ -22,6 +21,8 @@ from msdata.schema import Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from msdata.catalog import Catalog
 
 _SOURCE_COLUMNS = ("sample_id", "path", "row", "split", "catalog_row", "reason")
 
@@ -100,6 +101,8 @@ def plan_candidates(
 def _read_catalog(settings: PackSettings) -> Catalog | None:
     if settings.catalog is None:
         return None
+    from msdata.catalog import read_catalog
+
     return read_catalog(
         settings.catalog,
         id_column=settings.id_column,
@@ -117,6 +120,8 @@ def _join(objects: pa.Table, catalog: Catalog | None) -> tuple[pa.Table, tuple[s
         paths = objects["path"].to_pylist()
         reasons = _duplicates(ids, paths)
         return objects.append_column("reason", pa.array(reasons, pa.string())), ()
+    from msdata.catalog import join
+
     table = join(objects, catalog).table
     labels = tuple(n for n in table.column_names if n not in _SOURCE_COLUMNS)
     return table, labels

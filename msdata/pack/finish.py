@@ -9,9 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from msdata import __version__
 from msdata.atomic_file import write_whole
@@ -22,6 +20,9 @@ from msdata.pack.column_names import scalar_names
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Manifest:
@@ -72,6 +73,8 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
 
 
 def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Table, list[ShardInfo]]:
+    import pyarrow as pa
+
     rows, sources, shards = [], [], []
     candidates = state.open_candidates()
     for number, part in enumerate(plan.slices):
@@ -98,6 +101,8 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
 
 
 def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) -> pa.Table:
+    import pyarrow as pa
+
     num_rows = taken.num_rows
     columns: dict[str, Any] = {
         "sample_id": taken["sample_id"],
@@ -124,6 +129,8 @@ def _join_rows(parts: list[pa.Table]) -> pa.Table:
 
     Large whole numbers, such as a survey's object ids, stay whole where all are.
     """
+    import pyarrow as pa
+
     schema = parts[0].schema
     for i, field in enumerate(schema):
         if any(part.schema.field(i).type != field.type for part in parts):

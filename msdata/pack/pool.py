@@ -39,9 +39,11 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 # `-P` and a path at the end: a file in the current folder that is named like a module of Python's
-# must not be imported in its place.
+# must not be imported in its place. Imports leave hardly any garbage, and looking for it takes a
+# tenth of their time.
 _BOOTSTRAP = (
-    "import sys; sys.path.append(sys.argv.pop(1)); import msdata.pack.worker as w; w.main()"
+    "import gc, sys; gc.disable(); sys.path.append(sys.argv.pop(1)); "
+    "import msdata.pack.worker as w; w.main()"
 )
 
 

@@ -12,11 +12,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from msdata.atomic_file import storage_error, whole_file, write_whole
 from msdata.errors import DataError, UsageError
@@ -27,6 +25,11 @@ from msdata.pack.folder_lock import is_busy, is_locked
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema
+
+# Imported where it is used: workers start meanwhile.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +183,14 @@ class PackState:
 
     def open_candidates(self) -> pq.ParquetFile:
         """The plan's table; row group k holds the objects of shard k."""
+        import pyarrow.parquet as pq
+
         return pq.ParquetFile(self._plan_table)
 
     def read_rejected(self) -> pa.Table:
         """`sample_id`, `path`, `row`, `reason` of what was out before any object was read."""
+        import pyarrow.parquet as pq
+
         return pq.read_table(self._rejected)
 
     def note_path(self, number: int) -> Path:
@@ -201,6 +208,9 @@ class PackState:
 
     def save_note(self, result: ShardResult) -> None:
         """Notes that a shard is finished."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         summary = result.summary
         facts = {
             "nbytes": None if summary is None else summary.nbytes,
@@ -219,6 +229,9 @@ class PackState:
 
     def read_note(self, number: int) -> ShardNote:
         """Reads the note of a finished shard."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             table = pq.read_table(self.note_path(number))
         except pa.ArrowInvalid as error:
@@ -234,6 +247,8 @@ class PackState:
 
 def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -> None:
     """Writes a Parquet file with one row group a part."""
+    import pyarrow.parquet as pq
+
     with whole_file(path) as file, pq.ParquetWriter(file, table.schema) as writer:
         for _, start, stop in parts:
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msdata.pack.column_names import scalar_names
 from msdata.pack.planning import inpainted
@@ -11,6 +12,9 @@ from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
 from msdata.pack.state import PackPlan, PackState
 from msdata.preprocess import Preparation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def tasks_left(state: PackState, plan: PackPlan) -> list[int]:
@@ -41,16 +45,24 @@ def make_tasks(
             preparation=preparation,
             sample_ids=rows["sample_id"].to_pylist(),
             locations=list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True)),
-            labels=[json_values(r) for r in rows.select(list(plan.label_columns)).to_pylist()]
-            if plan.label_columns
-            else [{}] * rows.num_rows,
+            labels=label_rows(rows.select(list(plan.label_columns))),
             scalar_names=scalar_names(plan.schema, plan.label_columns),
         )
 
 
-def json_values(row: dict[str, Any]) -> dict[str, Any]:
-    """Values that JSON holds: no NaN, no infinity."""
-    return {k: None if _is_not_finite(v) else v for k, v in row.items()}
+def label_rows(labels: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table as dicts of what JSON holds: no NaN, no infinity."""
+    if not labels.num_columns:
+        return [{}] * labels.num_rows
+    names, columns = labels.column_names, map(_json_column, labels.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _json_column(column: pa.ChunkedArray) -> list[Any]:
+    values = column.to_pylist()
+    if str(column.type) in ("float", "double"):
+        return [v if v is None or math.isfinite(v) else None for v in values]
+    return [None if _is_not_finite(v) else v for v in values]
 
 
 def _is_not_finite(value: Any) -> bool:
