@@ -6,7 +6,9 @@ every byte of them, is decided by the plan alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from msdata.errors import MsdataError
@@ -17,7 +19,7 @@ from msdata.pack.planning import make_plan
 from msdata.pack.pool import WorkerPool
 from msdata.pack.reject_limit import RejectLimit
 from msdata.pack.settings import PackSettings
-from msdata.pack.shard_task import Rejection
+from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
 from msdata.pack.tasks import make_tasks, tasks_left
 from msdata.progress import ProgressLine
@@ -81,9 +83,8 @@ def pack(
             progress = _PoolProgress(pool, plan, left, limit, is_quiet=is_quiet)
             try:
                 limit.check()
-                for result in pool.run(make_tasks(state, plan, settings, left), progress):
-                    state.save_note(result)
-                    limit.note(result)
+                results = pool.run(make_tasks(state, plan, settings, left), progress)
+                _save_notes(state, results, limit)
             except MsdataError:
                 write_rejected_so_far(state, plan, limit.unfinished)
                 raise
@@ -96,6 +97,28 @@ def pack(
         num_rejected=int(manifest.provenance["num_rejected"]),
         notes=plan.notes,
     )
+
+
+def _save_notes(state: PackState, results: Iterator[ShardResult], limit: RejectLimit) -> None:
+    """Notes each shard that is finished; a thread does, so that no worker waits for its next task.
+
+    Raises:
+        MsdataError: a worker failed, a note could not be written, or too many were rejected.
+    """
+    saving: deque[tuple[Future[None], ShardResult]] = deque()
+
+    def take_first() -> None:
+        future, result = saving.popleft()
+        future.result()
+        limit.note(result)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="note") as executor:
+        for result in results:
+            saving.append((executor.submit(state.save_note, result), result))
+            while saving and saving[0][0].done():
+                take_first()
+        while saving:
+            take_first()
 
 
 def check_paths(state: PackState, settings: PackSettings, *, resume: bool) -> None:

@@ -31,10 +31,14 @@ TakeFile = Callable[[str, str], tuple[str, str] | None]
 _TEMPORARY = (".", "~", "#")
 # Enough to hide a parallel file system's answer times; local listings are bound by the GIL.
 NUM_LISTERS = 16
+# Handing a folder to a thread costs more than listing it where the answer is at hand, so threads
+# take several; but every thread several times, for folders are not alike.
+_BATCHES_PER_LISTER = 4
+_MAX_BATCH = 64
 
 
 def list_tree(root: str, take: TakeFile, num_listers: int = NUM_LISTERS) -> list[pa.Table]:
-    """Tables of `sample_id` and `path` of each folder under `root` that has object files.
+    """Tables of `sample_id` and `path` of the object files under `root`.
 
     Args:
         root: the folder.
@@ -52,7 +56,8 @@ def list_tree(root: str, take: TakeFile, num_listers: int = NUM_LISTERS) -> list
     with ThreadPoolExecutor(num_listers, thread_name_prefix="scan") as pool:
         level = [("", top.st_dev)]
         while level:
-            listings = list(pool.map(partial(_list_folder, root, take), level))
+            batches = _batches(level, num_listers)
+            listings = list(pool.map(partial(_list_folders, root, take), batches))
             chunks += [table for _, table in listings if table is not None]
             level = []
             for folder, identity in itertools.chain.from_iterable(found for found, _ in listings):
@@ -62,20 +67,48 @@ def list_tree(root: str, take: TakeFile, num_listers: int = NUM_LISTERS) -> list
     return chunks
 
 
-def _list_folder(root: str, take: TakeFile, place: tuple[str, int]) -> _Listing:
-    """Subfolders and objects of one folder, as paths relative to `root`.
+def _batches(level: list[tuple[str, int]], num_listers: int) -> list[list[tuple[str, int]]]:
+    size = len(level) // (num_listers * _BATCHES_PER_LISTER)
+    size = max(1, min(size, _MAX_BATCH))
+    return [level[start : start + size] for start in range(0, len(level), size)]
+
+
+def _list_folders(root: str, take: TakeFile, places: list[tuple[str, int]]) -> _Listing:
+    """Subfolders and objects of some folders, as paths relative to `root`.
 
     Args:
         root: where all of them are.
         take: says which files count.
-        place: the folder, relative to `root`, and its device.
+        places: the folders, relative to `root`, and their devices.
     """
     import pyarrow as pa
 
-    folder, device = place
     folders: list[tuple[str, tuple[int, int]]] = []
-    stems: list[str] = []
-    paths: list[str] = []
+    objects: list[tuple[str, str]] = []
+    for place in places:
+        _list_folder(root, take, place, (folders, objects))
+    if not objects:
+        return folders, None
+    stems, paths = zip(*objects, strict=True)
+    try:
+        return folders, pa.table(
+            {"sample_id": pa.array(stems, pa.string()), "path": pa.array(paths, pa.string())}
+        )
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{root} has a file name that is not UTF-8 ({error.object!r}); rename it"
+        ) from error
+
+
+def _list_folder(
+    root: str,
+    take: TakeFile,
+    place: tuple[str, int],
+    found: tuple[list[tuple[str, tuple[int, int]]], list[tuple[str, str]]],
+) -> None:
+    """Adds the subfolders and objects of one folder to what was found."""
+    folder, device = place
+    folders, objects = found
     prefix = f"{folder}/" if folder else ""
     try:
         with os.scandir(f"{root}/{folder}") as entries:
@@ -89,17 +122,7 @@ def _list_folder(root: str, take: TakeFile, place: tuple[str, int]) -> _Listing:
                 taken = take(prefix, name)
                 # A dangling link stays in: its read fails and is reported, not skipped.
                 if taken is not None and (entry.is_symlink() or entry.is_file()):
-                    stems.append(taken[0])
-                    paths.append(taken[1])
-        if not paths:
-            return folders, None
-        return folders, pa.table(
-            {"sample_id": pa.array(stems, pa.string()), "path": pa.array(paths, pa.string())}
-        )
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{root}/{folder} has a file name that is not UTF-8 ({error.object!r}); rename it"
-        ) from error
+                    objects.append(taken)
     except OSError as error:
         raise storage_error("list", Path(root, folder), error) from error
 
