@@ -68,7 +68,7 @@ class BatchColumns:
             Arrays (n,) by name; text as NumPy strings.
         """
         taken: dict[str, Any] = {
-            name: column[samples].astype(np.str_) for name, column in self._fixed.items()
+            name: _as_text(column[samples]) for name, column in self._fixed.items()
         }
         for name, column in self._texts.items():
             texts = ["" if t is None else t for t in column.take(samples).to_pylist()]
@@ -76,6 +76,13 @@ class BatchColumns:
         for name, values in self._numbers.items():
             taken[name] = values[samples]
         return taken
+
+
+def _as_text(fixed: NDArray[np.bytes_]) -> NDArray[np.str_]:
+    """ASCII bytes as text; `astype` gives the same and takes five times as long."""
+    width = fixed.dtype.itemsize
+    codes = fixed.view(np.uint8).reshape(len(fixed), width).astype(np.uint32)
+    return codes.reshape(-1).view(f"U{width}")
 
 
 def _fits(part: Any) -> bool:

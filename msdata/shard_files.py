@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -166,16 +166,23 @@ class ShardFiles:
             DataError: it is missing or of another size.
             StorageError: the file system refused.
         """
+        return self.open_all((number,))[number]
+
+    def open_all(self, numbers: Iterable[int]) -> dict[int, ShardFile]:
+        """The open files of several shards, by number; see `open`."""
+        files = {}
         with self._lock:
-            file = self._open.get(number)
-            if file is None:
-                file = self._opened(number)
-                self._open[number] = file
-                if len(self._open) > self._max_open:
-                    self._open.popitem(last=False)
-            else:
-                self._open.move_to_end(number)
-            return file
+            for number in numbers:
+                file = self._open.get(number)
+                if file is None:
+                    file = self._opened(number)
+                    self._open[number] = file
+                    if len(self._open) > self._max_open:
+                        self._open.popitem(last=False)
+                else:
+                    self._open.move_to_end(number)
+                files[number] = file
+        return files
 
     def _opened(self, number: int) -> ShardFile:
         try:

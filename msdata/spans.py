@@ -45,18 +45,21 @@ class Spans:
         """Position in the split's list of the shard of each sample, int64 (n,)."""
         return np.searchsorted(self.start, samples, side="right") - 1
 
-    def offsets(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def offsets(
+        self, samples: NDArray[np.int64], shards: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """Offsets of the arrays of some samples.
 
         Args:
             samples: int64 (n,), numbers within the split.
+            shards: what `shards` gives for them, where that is known already.
 
         Returns:
             int64 (n, arrays).
         """
         if self.full is not None:
             return self.full[samples]
-        shard = self.shards(samples)
+        shard = self.shards(samples) if shards is None else shards
         position = (samples - self.start[shard])[:, None]
         offsets = self.distance[shard] + self.growth[shard] * position
         if self.first is not None:

@@ -75,7 +75,9 @@ class Order:
     samples: NDArray[np.uint32]
     repeats: NDArray[np.uint32] | None
 
-    def step(self, positions: NDArray[np.int64], is_real: NDArray[np.bool_], end: int) -> Step:
+    def step(
+        self, positions: NDArray[np.int64] | slice, is_real: NDArray[np.bool_], end: int
+    ) -> Step:
         """The step that takes some positions of the order."""
         return Step(
             samples=self.samples[positions].astype(np.int64),
@@ -220,8 +222,8 @@ class StepPlanner:
             return self._step_by_owner(order, (low, high), number)
         if high - low == self.global_batch:
             mine = rank_slice(self.topology.rank, self.batch_size)
-            within = np.arange(low + mine.start, low + mine.stop)
-            return order.step(within, np.ones(len(within), bool), high)
+            within = slice(low + mine.start, low + mine.stop)
+            return order.step(within, np.ones(mine.stop - mine.start, bool), high)
         tail = rank_positions(
             num_samples=self.num_samples,
             batch_per_rank=self.batch_size,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.peers.protocol import Batch, Epochs, Reading
 
@@ -27,6 +28,13 @@ def pack(container: str, objects: Path, out: Path, reading: Reading) -> None:
     code = main(["pack", str(objects), str(out), *catalog, *options, *jobs])
     if code:
         raise SystemExit(f"msdata pack ended with {code}")
+
+
+def _numbers(ids: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Ids of digits as numbers; `astype` takes longer for them than the loader for the batch."""
+    codes = ids.view(np.uint32).reshape(len(ids), ids.dtype.itemsize // 4)
+    digits = codes.astype(np.int64) - ord("0")
+    return digits @ 10 ** np.arange(digits.shape[1])[::-1]
 
 
 @contextmanager
@@ -53,7 +61,6 @@ def load(
         def epoch(number: int) -> Iterator[Batch]:
             loader.set_epoch(number)
             for batch in loader:
-                ids = np.asarray(batch["sample_id"]).astype(np.int64)
-                yield ids, {name: batch[name] for name in reading.arrays}
+                yield _numbers(batch["sample_id"]), {name: batch[name] for name in reading.arrays}
 
         yield epoch
