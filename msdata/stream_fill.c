@@ -27,7 +27,7 @@
 #endif
 
 #define BOUNCE_BYTES (384 * 1024) /* fits the second-level cache; 64 KiB was 10 % slower */
-#define DIRECT_BYTES (32 * 1024)  /* below this, two copies cost more than the lines saved */
+#define DIRECT_BYTES (64 * 1024)  /* up to this, two copies cost more than the lines saved */
 #define SHARED_MEMORY INT64_MIN /* no descriptor, not even a wrong one */
 #define LINE 64
 #define INTERFACE 4 /* what msdata/fill.py expects; a copy built from older source is not used */
