@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import loading
@@ -20,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msdata
+from msdata.batch_columns import fixed_width, is_short_ascii
 from msdata.errors import DataError, UsageError
 from msdata.index import arrow_numbers, file_sha256, fixed_columns, split_rows, write_index
 from msdata.manifest import read_manifest
@@ -137,14 +137,38 @@ def test_numbers_of_an_arrow_array_are_those_that_arrow_gives(values, kind, star
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.skipif(find_spec("pandas") is None, reason="there is no pandas to be imported")
-def test_a_process_that_loads_does_not_import_pandas(tiny_source: Path, packed: Packed) -> None:
+@given(
+    texts=st.lists(st.text(st.characters(max_codepoint=127, exclude_characters="\0"), max_size=24)),
+    kind=st.sampled_from([pa.string(), pa.large_string()]),
+    start=st.integers(0, 10),
+)
+def test_short_ascii_texts_become_bytes_of_one_width(
+    texts: list[str], kind: pa.DataType, start: int
+) -> None:
+    part = pa.array(texts, kind).slice(start)
+    assert is_short_ascii(part)
+    found = fixed_width(part)
+    assert found.dtype.itemsize == max(1, *map(len, [*texts[start:], ""]), 0)
+    assert [text.decode() for text in found.tolist()] == texts[start:]
+
+
+@pytest.mark.parametrize("odd", ["é", "x" * 25, None])
+def test_other_texts_are_left_to_arrow(odd: str | None) -> None:
+    assert not is_short_ascii(pa.array(["a", odd, "b"], pa.string()))
+    assert is_short_ascii(pa.array(["a", odd, "b"], pa.string()).slice(2))
+
+
+# Each would cost every process that loads megabytes, and pandas a third of a second.
+@pytest.mark.parametrize("module", ["pandas", "pyarrow.compute"])
+def test_a_process_that_loads_imports_arrow_alone(
+    tiny_source: Path, packed: Packed, module: str
+) -> None:
     data = packed(tiny_source, *loading.options_of("tar"))
     code = (
         "import msdata, sys\n"
         f"split = msdata.open({str(data)!r}).split('train')\n"
         "with msdata.Loader(split, 50, columns=['redshift', 'fold', 'crc32c']) as loader:\n"
-        "    print(sum(len(batch['fold']) for batch in loader), 'pandas' in sys.modules)\n"
+        f"    print(sum(len(batch['fold']) for batch in loader), {module!r} in sys.modules)\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.split() == [str(loading.NUM_SAMPLES), "False"], found.stderr

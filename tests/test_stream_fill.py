@@ -13,7 +13,7 @@ from msdata import _stream_fill
 
 FILE_NBYTES = 3 << 20
 # Around a cache line, a page, what is read directly, and the buffer that larger rows go through.
-SIZES = (1, 63, 64, 65, 4095, 4097, 32767, 32768, 32769, 393215, 393216, 393217, 1_000_003)
+SIZES = (1, 63, 64, 65, 4095, 4097, 65535, 65536, 65537, 393215, 393216, 393217, 1_000_003)
 
 
 @pytest.fixture(scope="module")
