@@ -1,7 +1,8 @@
 """Labels: a catalogue of redshifts and positions, joined to the objects a source has listed.
 
-Ids are compared as text; where all of a catalogue's ids are whole numbers, leading zeros do not
-count, so that the file `0001234.npy` finds the integer 1234. Vectorised, for millions of objects.
+Ids are compared as text, but leading zeros of whole numbers do not count, so that the file
+`0001234.npy` finds the integer 1234, unless two ids of the catalogue differ by nothing else.
+Vectorised, for millions of objects.
 """
 
 from __future__ import annotations
@@ -92,10 +93,7 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _keys(ids: pa.Array, catalog_ids: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """What to compare: values where all catalogue ids are numbers and no two texts mean one."""
-    # Trimming is much faster than a regular expression, and ids of "--5" need no care.
-    if not pc.all(pc.ascii_is_decimal(pc.ascii_ltrim(catalog_ids, characters="-"))).as_py():
-        return ids, catalog_ids
+    """What to compare: whole numbers without leading zeros where no two texts mean one of them."""
     values = _without_zeros(catalog_ids)
     lengths = pc.min_max(pc.binary_length(catalog_ids)).as_py()
     # Texts of one length, or without zeros, cannot mean the same number; counting takes seconds.
@@ -103,12 +101,15 @@ def _keys(ids: pa.Array, catalog_ids: pa.Array) -> tuple[pa.Array, pa.Array]:
         num_values = pc.count_distinct(values).as_py()
         if num_values != pc.count_distinct(catalog_ids).as_py():
             return ids, catalog_ids
-    return pc.if_else(pc.ascii_is_decimal(ids), _without_zeros(ids), ids), values
+    return _without_zeros(ids), values
 
 
-def _without_zeros(digits: pa.Array) -> pa.Array:
-    trimmed = pc.utf8_ltrim(digits, characters="0")
-    return pc.if_else(pc.equal(trimmed, ""), "0", trimmed)
+def _without_zeros(ids: pa.Array) -> pa.Array:
+    """Ids, of which those that are whole numbers have lost their leading zeros."""
+    trimmed = pc.utf8_ltrim(ids, characters="0")
+    values = pc.if_else(pc.equal(trimmed, ""), "0", trimmed)
+    # One name among the numbers, such as a footer's, must not undo the join of all others.
+    return pc.if_else(pc.ascii_is_decimal(ids), values, ids)
 
 
 def _first_of_each(keys: pa.Array) -> tuple[pa.Array, _Rows, _Rows]:

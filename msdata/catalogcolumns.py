@@ -7,7 +7,7 @@ that the index needs for itself are moved out of the way.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,16 @@ _RESERVED = frozenset(
     )
 )
 _RESERVED_PREFIXES = ("offset_", "nbytes_", "crc32c_")
+# Names that mean an object's own id; of the others a catalogue may have several.
+_OWN_ID_NAMES = ID_NAMES[:3]
+# What pandas writes of a column of large integers in which one value is absent.
+_EXPONENT = r"^-?[0-9]\.[0-9]+e\+[0-9]+$"
+_FLOAT = r"^-?[0-9]+(\.[0-9]*)?(e\+[0-9]+)?$"
+_POINT_ZERO = r"\.0*$"
+# Above this a double cannot tell neighbouring whole numbers apart.
+_MAX_EXACT = 2**53
+# -1 would be light from behind infinity; -9, -99 and -9999 mean that there is none.
+_IMPOSSIBLE_REDSHIFT = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +109,12 @@ def read_catalog(
     for name in columns or ():
         _check_column(path, names, name, "--columns")
     kept, renamed = {}, []
+    notes = (*notes, *_other_ids(names, id_name, id_column))
     for canonical, name in chosen.items():
         kept[canonical] = _as_float(path, name, table.column(name), canonical)
+    if "redshift" in kept:
+        kept["redshift"], absent = _possible_redshifts(kept["redshift"])
+        notes = (*notes, *absent)
     for name in names:
         if name in chosen.values() or (columns is not None and name not in columns):
             continue
@@ -112,7 +126,7 @@ def read_catalog(
         kept[free] = table.column(name)
     return Catalog(
         path=path,
-        ids=None if id_name is None else _id_text(table.column(id_name)),
+        ids=None if id_name is None else _id_text(path, id_name, table.column(id_name)),
         id_column=id_name,
         file_columns=tuple(names),
         columns=pa.table(kept),
@@ -144,6 +158,13 @@ def _canonical_columns(
         found = _first_alias(names, aliases)
         if canonical == "redshift" and redshift is not None:
             found = _check_column(path, names, redshift, "--redshift-column")
+        elif found is not None and found.lower() == "z" and _has_magnitudes(names):
+            if needs_redshift:
+                raise UsageError(
+                    f"catalogue {path} has {found!r} beside g, r and i, so it may be a magnitude; "
+                    f"say which is the redshift: --redshift-column {found}, or another"
+                )
+            continue
         if found is not None:
             chosen[canonical] = found
     if needs_redshift and "redshift" not in chosen:
@@ -152,6 +173,22 @@ def _canonical_columns(
             "name it with --redshift-column, or give --unlabelled for data without redshifts"
         )
     return chosen
+
+
+def _has_magnitudes(names: Sequence[str]) -> bool:
+    return {"g", "r", "i"} <= {name.lower() for name in names}
+
+
+def _other_ids(names: Sequence[str], chosen: str | None, asked: str | None) -> Iterator[str]:
+    """A note where the id could be in another column as well."""
+    if chosen is None or asked is not None or chosen.lower() in _OWN_ID_NAMES:
+        return
+    others = [name for name in names if name.lower() in ID_NAMES and name != chosen]
+    if others:
+        yield (
+            f"ids are taken from column {chosen!r}, not from {', '.join(map(repr, others))}; "
+            "--id-column names another"
+        )
 
 
 def _first_alias(names: Sequence[str], aliases: Sequence[str]) -> str | None:
@@ -189,17 +226,73 @@ def _as_float(path: Path, name: str, column: pa.ChunkedArray, canonical: str) ->
         elif canonical in ("ra", "dec"):
             cure = "write positions as decimal degrees"
         raise UsageError(
-            f"catalogue {path}: column {name!r} holds {column.type}, not numbers; {cure}"
+            f"catalogue {path}: column {name!r} holds {column.type}, not numbers"
+            f"{_first_text(column)}; {cure}"
         )
     return pc.cast(column, pa.float64(), safe=False)
 
 
-def _id_text(column: pa.ChunkedArray) -> pa.Array:
-    """Ids as text, without the spaces and decimal points that tables add; empty ones null."""
+def _first_text(column: pa.ChunkedArray) -> str:
+    """Says where the first value is that makes a column one of text."""
+    if not pa.types.is_string(column.type):
+        return ""
+    for number, value in enumerate(column.to_pylist(), start=1):
+        try:
+            float(value or "nan")
+        except ValueError:
+            return f", the first is {value[:40]!r} in row {number:,}"
+    return ""
+
+
+def _possible_redshifts(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, tuple[str, ...]]:
+    """Redshifts with null for those that none can have, and a note on them."""
+    is_impossible = pc.fill_null(pc.less_equal(column, _IMPOSSIBLE_REDSHIFT), False)
+    num_impossible = pc.sum(is_impossible).as_py() or 0
+    if not num_impossible:
+        return column, ()
+    example = column.filter(is_impossible)[0].as_py()
+    kept = pc.if_else(is_impossible, pa.scalar(None, pa.float64()), column)
+    note = f"{num_impossible:,} redshifts of -1 or below, such as {example:g}, count as absent"
+    return kept, (note,)
+
+
+def _id_text(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
+    """Ids as text, without the spaces and decimal points that tables add; empty ones null.
+
+    Raises:
+        UsageError: they were written as floating-point numbers and have lost their last digits.
+    """
     if pa.types.is_floating(column.type):
         values = column.to_numpy()
         if np.all(np.isnan(values) | (values == np.trunc(values))):
+            if np.any(np.abs(values) >= _MAX_EXACT):
+                raise _rounded_ids(path, name, f"{np.nanmax(np.abs(values)):.0f}")
             column = pc.cast(column, pa.int64(), safe=False)
     text = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    return _without_points(path, name, text)
+
+
+def _without_points(path: Path, name: str, text: pa.Array) -> pa.Array:
+    """Ids without the `.0` that a column of floating-point numbers adds to every one of them."""
+    has_point = pc.match_substring(text, ".")
+    if not pc.any(has_point).as_py() or not pc.all(pc.match_substring_regex(text, _FLOAT)).as_py():
+        return text
+    written = text.filter(pc.match_substring_regex(text, _EXPONENT))
+    if len(written):
+        raise _rounded_ids(path, name, written[0].as_py())
+    whole = pc.replace_substring_regex(text, _POINT_ZERO, "")
+    if pc.any(pc.match_substring(whole, ".")).as_py():
+        return text
+    large = whole.filter(pc.greater_equal(pc.cast(whole, pa.float64()), float(_MAX_EXACT)))
+    if len(large):
+        raise _rounded_ids(path, name, large[0].as_py())
+    return whole
+
+
+def _rounded_ids(path: Path, name: str, example: str) -> UsageError:
+    return UsageError(
+        f"catalogue {path}: the ids in column {name!r} were written as floating-point numbers, "
+        f"such as {example}, and have lost their last digits; save them as integers or as text"
+    )

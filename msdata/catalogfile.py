@@ -43,6 +43,7 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
     try:
         start, is_gzip = _first_bytes(path)
         if start[:4] == b"PAR1":
+            _check_names(path, pyarrow.parquet.read_schema(path).names)
             table = pyarrow.parquet.read_table(path)
         elif start[:9] == b"SIMPLE  =":
             return _read_fits(path)
@@ -77,6 +78,7 @@ def _first_bytes(path: Path) -> tuple[bytes, bool]:
 def _read_csv(path: Path, compression: str | None, choose_text: ChooseText) -> pa.Table:
     with pa.input_stream(str(path), compression=compression) as stream:
         names = pyarrow.csv.open_csv(stream).schema.names
+    _check_names(path, names)
     text = choose_text(names)
     options = pyarrow.csv.ConvertOptions(
         column_types={} if text is None else {text: pa.string()}, strings_can_be_null=True
@@ -86,6 +88,22 @@ def _read_csv(path: Path, compression: str | None, choose_text: ChooseText) -> p
     if text is None:
         return table
     return table.set_column(names.index(text), text, _as_integers(table.column(text)))
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Refuses what cannot be told apart by name: a wrong label would be taken in silence."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(
+            f"catalogue {path} has {names.count(repeated[0])} columns named {repeated[0]!r}; "
+            "rename all but one"
+        )
+    separator = next((s for s in ";\t|" if len(names) == 1 and s in names[0]), None)
+    if separator is not None:
+        raise UsageError(
+            f"catalogue {path} has {separator!r} between its columns; save it with commas, or as "
+            "Parquet"
+        )
 
 
 def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:

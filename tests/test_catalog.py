@@ -256,3 +256,71 @@ def test_a_catalogue_without_rows_or_with_sexagesimal_positions_says_so(tmp_path
     path.write_text("id,ra,dec,redshift\n1,10h,5,0.1\n")
     with pytest.raises(UsageError, match=r"'ra' holds string.*write positions as decimal degrees"):
         read_catalog(path)
+
+
+def test_one_name_among_the_numbers_does_not_undo_the_join(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n0,0.1\n1,0.2\n-3,0.4\ntotal,0.3\n,0.5\n")
+    joined = join(_candidates(["0000000", "0000001", "-3", "total", "Total"]), catalog)
+    assert _column(joined, "redshift") == [0.1, 0.2, 0.4, 0.3, None]
+
+
+def test_ids_with_a_decimal_point_are_whole_numbers_unless_digits_are_lost(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n12.0,0.1\n-7.0,0.2\n,0.3\n")
+    joined = join(_candidates(["0000012", "-7"]), catalog)
+    assert _column(joined, "redshift") == [0.1, 0.2]
+    names = _csv(tmp_path, "id,z\n12.0,0.1\nx.0,0.2\n")
+    assert _column(join(_candidates(["12.0"]), names), "redshift") == [0.1]
+    for text in (f"{2**53 + 2}.0", "1.237648720693756e+18"):
+        with pytest.raises(UsageError, match=r"'id' were written as floating-point .*lost their"):
+            _csv(tmp_path, f"id,z\n1.0,0.1\n{text},0.2\n")
+    path = tmp_path / "c.parquet"
+    pa.parquet.write_table(pa.table({"id": [1.0, 2.0**53], "z": [0.1, 0.2]}), path)
+    with pytest.raises(UsageError, match="such as 9007199254740992, and have lost"):
+        read_catalog(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"c.{kind}"
+    table = pa.Table.from_arrays([[1], [0.1], [0.9]], names=["id", "redshift", "redshift"])
+    (pa.csv.write_csv if kind == "csv" else pa.parquet.write_table)(table, path)
+    with pytest.raises(UsageError, match=r"has 2 columns named 'redshift'; rename all but one"):
+        read_catalog(path)
+
+
+def test_a_z_that_may_be_a_magnitude_is_asked_about(tmp_path: Path) -> None:
+    text = "id,u,G,r,i,z\n1,22,21,20,19.5,19.1\n"
+    with pytest.raises(UsageError, match=r"'z' beside g, r and i.*--redshift-column z, or another"):
+        _csv(tmp_path, text)
+    asked = _csv(tmp_path, text, redshift_column="z")
+    assert _column(join(_candidates(["1"]), asked), "redshift") == [19.1]
+    assert "redshift" not in _csv(tmp_path, text, needs_redshift=False).columns.column_names
+    named = _csv(tmp_path, "id,g,r,i,z,zspec\n1,21,20,19.5,19.1,0.3\n")
+    assert _column(join(_candidates(["1"]), named), "redshift") == [0.3]
+
+
+def test_redshifts_that_none_can_have_are_absent(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n1,-99\n2,-1\n3,-0.002\n4,0\n")
+    assert catalog.notes == ("2 redshifts of -1 or below, such as -99, count as absent",)
+    joined = join(_candidates(["1", "2", "3", "4"]), catalog)
+    assert _column(joined, "redshift") == [None, None, -0.002, 0.0]
+    assert joined.num_rejected == 2
+
+
+def test_text_among_redshifts_is_shown_with_its_row(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds string, not numbers, the first is '--' in row 2;"):
+        _csv(tmp_path, "id,z\n1,0.1\n2,--\n3,\n")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_than_a_comma_is_named(tmp_path: Path, separator: str) -> None:
+    text = "id,redshift\n1,0.1\n".replace(",", separator)
+    with pytest.raises(UsageError, match=r"has '.{1,2}' between its columns; save it with commas"):
+        _csv(tmp_path, text)
+
+
+def test_a_second_column_that_could_be_the_id_is_noted(tmp_path: Path) -> None:
+    notes = _csv(tmp_path, "id,objid,z\n1,7,0.1\n").notes
+    assert notes == ("ids are taken from column 'objid', not from 'id'; --id-column names another",)
+    assert not _csv(tmp_path, "id,objid,z\n1,7,0.1\n", id_column="id").notes
+    assert not _csv(tmp_path, "id,mantis_id,z\n1,7,0.1\n").notes
