@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from msdata.program import Program
@@ -36,3 +37,7 @@ PROGRAM = Program(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; see `Program.main`."""
     return PROGRAM.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,6 +49,22 @@ def end_on_sigterm(says: str) -> None:
         signal.signal(signal.SIGTERM, end)
 
 
+def open_standard_streams() -> None:
+    """Opens those of standard input, output and error that the caller has closed, on nothing.
+
+    Else the first files to be opened get their numbers, and what a process says goes into them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The system gives the lowest free number.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 def keep_lines_whole() -> None:
     """Has standard error take a line at a time: else other ranks' words get into the middle of it.
 

@@ -7,15 +7,24 @@ importing torch takes seconds.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from msdata import __version__
+from msdata.atomic_file import storage_error
 from msdata.errors import MsdataError
-from msdata.exits import end_on_sigterm, exit_code_of, keep_lines_whole, raise_on_sigterm
+from msdata.exits import (
+    end_on_sigterm,
+    exit_code_of,
+    keep_lines_whole,
+    open_standard_streams,
+    raise_on_sigterm,
+)
 
 Parse = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
 
@@ -70,6 +79,7 @@ class Program:
         words = sys.argv[1:] if argv is None else list(argv)
         name = f"{self.name} {_command(words) or ''}".rstrip()
         end_on_sigterm(f"{name}: interrupted; nothing was begun")
+        open_standard_streams()
         keep_lines_whole()
         try:
             args = self.parse(self.parser(words), words)
@@ -85,12 +95,25 @@ class Program:
             # The reader of our output has gone (`| head`): no reason to complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except OSError as error:
+            print(f"{name}: {_refusal(error)}", file=sys.stderr)
+            return exit_code_of(error)
 
     def _consequence(self, words: Sequence[str]) -> str:
         """What the subcommand says of being interrupted, as far as it has been imported."""
         module = sys.modules.get(self.commands.get(_command(words) or "", ("", ""))[0])
         says: str = getattr(module, "WHEN_INTERRUPTED", self.when_interrupted)
         return says
+
+
+def _refusal(error: OSError) -> str:
+    """The sentence for what the system refused where nobody expected it to."""
+    if error.filename is not None:
+        return str(storage_error("use", Path(os.fsdecode(error.filename)), error))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        # Only what is printed has no name.
+        return str(storage_error("write", Path("what is printed here"), error))
+    return f"the system refused: {error.strerror or error}"
 
 
 def _command(words: Sequence[str]) -> str | None:

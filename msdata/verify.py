@@ -232,9 +232,14 @@ def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
         known |= {str(Path(name).with_suffix(INDEX_SUFFIX)) for name in known}
     known |= {*_KNOWN_FILES, *manifest.splits}
     for place in ("", *manifest.splits):
-        if not (folder / place).is_dir():
+        try:
+            entries = sorted((folder / place).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        for entry in sorted((folder / place).iterdir()):
+        except OSError as error:
+            yield str(storage_error("list", folder / place, error))
+            continue
+        for entry in entries:
             name = entry.relative_to(folder).as_posix()
             if name not in known:
                 yield f"{name} is no part of the data set: nothing reads it"

@@ -95,8 +95,8 @@ class WorkerPool:
         except OSError as error:
             self._stop_all()
             raise MsdataError(
-                f"cannot start {self._num_workers} worker processes: {error.strerror}; give a "
-                "smaller --jobs"
+                f"cannot start {self._num_workers} worker processes of {sys.executable}: "
+                f"{error.strerror}; give a smaller --jobs, or see that everybody may run it"
             ) from error
         finally:
             os.close(counters_fd)

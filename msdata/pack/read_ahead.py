@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from msdata.errors import SampleError, StorageError
@@ -52,9 +54,18 @@ def read_sample(
         return source.read(path, row, labels)
     except StorageError as error:
         # A source that was unmounted would otherwise end as a data set without samples.
-        if error.errno in _OF_ONE_FILE and source.root.is_dir():
+        if error.errno in _OF_ONE_FILE and _holds_anything(source.root):
             raise SampleError(str(error)) from error
         raise
+
+
+def _holds_anything(root: Path) -> bool:
+    """Whether a folder is there and has entries; where a disk was mounted, an empty one is left."""
+    try:
+        with os.scandir(root) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def read_in_order(

@@ -99,7 +99,6 @@ def _serve() -> None:
     counters = SharedCounters(counters_fd, num_workers)
     said = json.loads(sys.argv[6])
     fits = None if said is None else FitsOptions.from_json(said)
-    source = detect_source(Path(sys.argv[5]), fits)
     lock = threading.Lock()
 
     def send(message: Any) -> None:
@@ -113,6 +112,7 @@ def _serve() -> None:
             send(None)
 
     try:
+        source = detect_source(Path(sys.argv[5]), fits)
         run_tasks(tasks(), source, _WorkerProgress(counters.values[number], send), deliver=send)
     except (BrokenPipeError, ConnectionResetError):
         raise

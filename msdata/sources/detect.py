@@ -6,6 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
+from msdata.atomic_file import storage_error
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.blocks import BlockFiles, find_blocks
@@ -27,7 +28,15 @@ def detect_source(root: Path, fits: FitsOptions | None = None) -> Source:
 
     Raises:
         UsageError: the path is missing, or no folder.
+        StorageError: the file system refused to say.
     """
+    try:
+        return _detect(root, fits)
+    except OSError as error:
+        raise storage_error("look into", root, error) from error
+
+
+def _detect(root: Path, fits: FitsOptions | None) -> Source:
     if not root.exists():
         raise UsageError(f"{root} does not exist{_suggestion(root)}")
     if not root.is_dir():
