@@ -3,6 +3,9 @@
 Each message says the fact with its values, the consequence and the cure.
 """
 
+# How the message of every `UnsafePickleError` ends.
+NOTHING_EXECUTED = "it was refused and nothing was executed"
+
 
 class MsdataError(Exception):
     """Root of all errors that msdata raises on purpose."""

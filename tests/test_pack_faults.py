@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import pickle
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -89,7 +90,13 @@ def test_bad_objects_are_listed_with_their_reasons_and_stop_nothing(
     bad_source: Path, tmp_path: Path
 ) -> None:
     process = packing.pack(bad_source, tmp_path / "out", "--jobs", "2")
-    assert process.returncode == 0, process.stderr
+    assert process.returncode == 1
+    hostile = re.escape(f"msdata pack: {bad_source / 'bad_hostile.pkl'}: it asks for the global ")
+    assert re.fullmatch(
+        rf"{hostile}\S+\.system; it was refused and nothing was executed; the data set is whole "
+        r"without it, see rejected\.csv\n",
+        process.stderr,
+    )
     assert len(msdata.open(tmp_path / "out")) == 10
     assert not (tmp_path / "executed").exists()
     reasons = _reasons(tmp_path / "out")

@@ -222,3 +222,17 @@ def test_a_damaged_pickle_loads_or_is_a_sample_error(data: st.DataObject) -> Non
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(SampleError):
         _load(bytes(stream))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"hello world, this is a text\n" * 9, "begins with the byte 0x68"),
+        (b"id,redshift\n1,0.3\n", "begins with the byte 0x69"),
+        (b"PK\x03\x04" + bytes(90), "a zip archive, as savez and torch.save write them"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_taken_for_an_attack(content: bytes, says: str) -> None:
+    with pytest.raises(SampleError, match=rf"^no pickle: .*{says}") as caught:
+        _load(content)
+    assert not isinstance(caught.value, UnsafePickleError)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of, ignore_signals
 from msdata.jobs import add_jobs, num_jobs
-from msdata.manifest import CONTAINERS
+from msdata.manifest import CONTAINERS, REJECTED_NAME
 from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
 from msdata.pack.without_pandas import refuse_pandas
@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         report = _run_here(args, settings)
     if report is not None:
         _print_report(report, args, time.monotonic() - started_s)
+        return _tell_of_unsafe(report, settings)
     return 0
 
 
@@ -216,6 +217,24 @@ def _speaks_for_all(claim: Path, world: Any) -> bool:
     return True
 
 
+def _tell_of_unsafe(report: PackReport, settings: PackSettings) -> int:
+    """The exit code: a data set with pickles that wanted more than data is no plain success."""
+    from msdata.pack.finish import unsafe_objects
+
+    if not (report.num_packed and report.num_rejected):
+        return 0
+    unsafe = unsafe_objects(settings.out)
+    if unsafe is None:
+        return 0
+    others = f" and {unsafe.count - 1:,} more such files" if unsafe.count > 1 else ""
+    print(
+        f"msdata pack: {settings.source / unsafe.path}: {unsafe.reason}; the data set is whole "
+        f"without it{others}, see {REJECTED_NAME}",
+        file=sys.stderr,
+    )
+    return 1
+
+
 def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float) -> None:
     manifest = report.manifest
     rate = report.num_packed / max(elapsed_s, 1e-6)
@@ -239,7 +258,9 @@ def _print_report(report: PackReport, args: argparse.Namespace, elapsed_s: float
     rejected = (
         f", {report.num_rejected:,} rejected (see rejected.csv)" if report.num_rejected else ""
     )
+    num_shards = len(manifest.shards)
     print(
         f"packed {report.num_packed:,} samples in {elapsed_s:.1f} s ({rate:,.0f}/s) into "
-        f"{len(manifest.shards)} shards of {args.out}: {manifest.num_samples:,} samples{rejected}"
+        f"{num_shards} shard{'s' * (num_shards != 1)} of {args.out}: "
+        f"{manifest.num_samples:,} samples{rejected}"
     )

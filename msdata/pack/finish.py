@@ -8,12 +8,13 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata import __version__
-from msdata.atomic_file import write_whole
-from msdata.errors import DataError, StorageError
+from msdata.atomic_file import storage_error, write_whole
+from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
 from msdata.index import file_sha256, fixed_columns, split_rows, write_index, write_table
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
 from msdata.pack.column_names import scalar_names
@@ -173,6 +174,38 @@ def write_rejected_so_far(
     """Writes `rejected.csv` for a run that fails; a full disk must not hide why it fails."""
     with suppress(StorageError):
         write_rejected(state, plan, unfinished)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsafeObjects:
+    """Objects whose pickles ask for more than data, which is never an accident of the storage.
+
+    Attributes:
+        count: how many there are.
+        path: the first one, as the source lists it.
+        reason: what it asks for.
+    """
+
+    count: int
+    path: str
+    reason: str
+
+
+def unsafe_objects(out: Path) -> UnsafeObjects | None:
+    """Those that `rejected.csv` lists; None where there are none.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    path = out / REJECTED_NAME
+    try:
+        with path.open(newline="") as file:
+            found = [r for r in csv.DictReader(file) if r["reason"].endswith(NOTHING_EXECUTED)]
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if not found:
+        return None
+    return UnsafeObjects(count=len(found), path=found[0]["path"], reason=found[0]["reason"])
 
 
 def num_rejected(state: PackState, plan: PackPlan) -> int:

@@ -77,6 +77,20 @@ def _argument_table() -> tuple[int, ...]:
 
 
 _ARGUMENT = _argument_table()
+# What takes something from the stack or the memo cannot come first: such a file is no pickle at
+# all, however much one of its letters looks like an order.
+_NEVER_FIRST = frozenset(
+    opcode[0]
+    for opcode in (
+        *(pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.STOP, pickle.REDUCE, pickle.BUILD),
+        *(pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS, pickle.DICT, pickle.LIST),
+        *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.STACK_GLOBAL),
+        *(pickle.MEMOIZE, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.GET),
+        *(pickle.BINGET, pickle.LONG_BINGET, pickle.INST, pickle.OBJ, pickle.NEWOBJ),
+        *(pickle.NEWOBJ_EX, pickle.BINPERSID, pickle.ADDITEMS, pickle.FROZENSET),
+    )
+)
+_ZIP = b"PK\x03\x04"
 _PAYLOAD = frozenset((pickle.BINBYTES[0], pickle.BINBYTES8[0], pickle.BYTEARRAY8[0]))
 _PUT = pickle.PUT[0]
 
@@ -99,6 +113,7 @@ def cut_payloads(view: memoryview, start: int = 0) -> tuple[bytes, list[slice]]:
     pieces: list[bytes | memoryview] = []
     payloads: list[slice] = []
     position, kept_from, size, argument = start, start, len(view), _ARGUMENT
+    _check_first(view, start)
     while True:
         if position >= size:
             raise SampleError(f"truncated pickle: it ends at byte {size} without a STOP")
@@ -135,6 +150,18 @@ def cut_payloads(view: memoryview, start: int = 0) -> tuple[bytes, list[slice]]:
         raise SampleError(f"{size - position - 1} bytes follow the end of the pickle")
     pieces.append(view[kept_from:])
     return b"".join(pieces), payloads
+
+
+def _check_first(view: memoryview, start: int) -> None:
+    """Refuses at once what only looks like a pickle.
+
+    Raises:
+        SampleError: it is none.
+    """
+    if view[start : start + 4] == _ZIP:
+        raise SampleError("no pickle: a zip archive, as savez and torch.save write them")
+    if start < len(view) and view[start] in _NEVER_FIRST:
+        raise SampleError(f"no pickle: it begins with the byte 0x{view[start]:02x}")
 
 
 def _after_lines(view: memoryview, position: int, kind: int) -> int:
