@@ -51,14 +51,14 @@ class Prepared:
         num_filled: per array, pixels filled in each band; empty where none was.
         num_nan: per array, NaN pixels that were left in each band; empty where there are none.
         missing_bands: names of bands without coverage, as "galex.FUV".
-        scalars: the schema's numbers from the object's dict.
+        scalars: the schema's numbers from the object's dict; None where it holds None.
     """
 
     arrays: tuple[Array, ...]
     num_filled: tuple[tuple[int, ...], ...]
     num_nan: tuple[tuple[int, ...], ...]
     missing_bands: tuple[str, ...]
-    scalars: Mapping[str, float | int]
+    scalars: Mapping[str, float | int | None]
 
 
 def prepare(sample: Mapping[str, Any], schema: Schema, preparation: Preparation) -> Prepared:
@@ -81,10 +81,12 @@ def prepare(sample: Mapping[str, Any], schema: Schema, preparation: Preparation)
     for survey in schema.arrays:
         array = conform(sample, survey)
         num_filled: tuple[int, ...] = ()
-        num_nan = count_nan(array, survey)
+        is_filled = survey.name in preparation.inpaint
+        num_nan = count_nan(array, survey, is_stack=is_filled)
         if num_nan:
-            _check_nan(num_nan, survey, preparation.max_nan_fraction)
-            if survey.name in preparation.inpaint:
+            if survey.bands or is_filled:
+                _check_nan(num_nan, survey, preparation.max_nan_fraction)
+            if is_filled:
                 array, num_filled, num_nan = inpaint(array), num_nan, ()
         arrays.append(array)
         filled.append(num_filled)
@@ -161,8 +163,13 @@ def _cast(array: Array, survey: Survey, wanted: np.dtype[Any]) -> Array:
     return cast
 
 
-def count_nan(array: Array, survey: Survey) -> tuple[int, ...]:
+def count_nan(array: Array, survey: Survey, *, is_stack: bool = False) -> tuple[int, ...]:
     """NaN pixels of each band; empty where there is none, or where the dtype has no NaN.
+
+    Args:
+        array: the array.
+        survey: what it is.
+        is_stack: its first axis is the band, also where bands have no names.
 
     Raises:
         SampleError: an array with bands holds an infinity, which no survey delivers.
@@ -173,7 +180,7 @@ def count_nan(array: Array, survey: Survey) -> tuple[int, ...]:
         return ()
     if survey.bands and bool(np.any(np.isinf(array))):
         raise SampleError(f"array {survey.name!r} holds infinite pixels")
-    bands = array.reshape(survey.num_bands, -1)
+    bands = array.reshape(len(array) if is_stack else survey.num_bands, -1)
     counts = tuple(int(n) for n in np.count_nonzero(np.isnan(bands), axis=1))
     return counts if any(counts) else ()
 
@@ -194,11 +201,10 @@ def _is_finite(array: Array) -> bool:
 
 
 def _check_nan(num_nan: tuple[int, ...], survey: Survey, max_fraction: float) -> None:
-    """Only an array with bands has a fraction of a band; others may use NaN as they like."""
-    if not survey.bands:
-        return
+    """Only an array of bands has a fraction of a band; others may use NaN as they like."""
     pixels = int(np.prod(survey.shape[1:], dtype=np.int64))
-    for band, count in zip(survey.bands, num_nan, strict=True):
+    names = survey.bands or tuple(map(str, range(len(num_nan))))
+    for band, count in zip(names, num_nan, strict=True):
         if count > max_fraction * pixels:
             raise SampleError(
                 f"{100 * count / pixels:.2f} % of {survey.name} band {band} is NaN, more than "
@@ -250,8 +256,10 @@ def uncovered_bands(array: Array, survey: Survey) -> list[str]:
     ]
 
 
-def _scalar(sample: Mapping[str, Any], name: str) -> float | int:
+def _scalar(sample: Mapping[str, Any], name: str) -> float | int | None:
     value = sample.get(name)
+    if value is None and name in sample:
+        return None
     if not is_number(value):
         raise SampleError(f"it has no number {name!r}")
     number: Any = value

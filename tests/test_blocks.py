@@ -184,3 +184,19 @@ def test_a_source_that_went_to_another_process_opens_its_own_files(tmp_path: Pat
 def test_a_folder_without_blocks_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no train/, val/ or test/mantis_shrimp_K\.npy"):
         BlockFiles(tmp_path).scan()
+
+
+def test_indices_in_one_row_are_those_of_the_blocks_one_after_the_other(tmp_path: Path) -> None:
+    written = _save_blocks(tmp_path, {"train": {0: 2, 3: 1}})
+    np.save(tmp_path / "train_indices.npy", np.array([7, 3, 5]))
+    with BlockFiles(tmp_path) as source:
+        rows = {row["catalog_row"]: (row["path"], row["row"]) for row in source.scan().to_pylist()}
+        assert rows == {
+            7: ("train/mantis_shrimp_0.npy", 0),
+            3: ("train/mantis_shrimp_0.npy", 1),
+            5: ("train/mantis_shrimp_3.npy", 0),
+        }
+        _check(source, written)
+    np.save(tmp_path / "train_indices.npy", np.array([7, 3]))
+    with pytest.raises(DataError, match="holds 2 numbers in one row for 3 rows in 2 blocks"):
+        BlockFiles(tmp_path).scan()

@@ -243,6 +243,9 @@ def test_block_files_keep_the_splits_they_have(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     data = msdata.open(tmp_path / "out")
     assert {s: len(data.split(s)) for s in data.splits} == counts
+    refused = packing.pack(tmp_path / "blocks", tmp_path / "again", "--split", "1,0,0")
+    assert refused.returncode == 2
+    assert "are split already, by their folders; leave it out" in refused.stderr
 
 
 def test_rejected_csv_is_sorted_and_complete(flawed_source: Path, packed: Packed) -> None:
@@ -255,3 +258,33 @@ def test_rejected_csv_is_sorted_and_complete(flawed_source: Path, packed: Packed
     assert reasons[3] == "the file is empty"
     assert "shape (3, 8, 9) instead of (3, 8, 8)" in reasons[6]
     assert reasons[9] == "no row in the catalogue"
+
+
+def test_what_an_object_holds_beside_its_arrays_does_not_cost_it(tmp_path: Path) -> None:
+    for number in range(6):
+        sample = packing.tiny_object(number)
+        sample["exposure_s"] = None if number == 4 else 1.5 * number
+        sample["header"] = {"cards": {"EXPTIME": [1, 2]}}
+        packing.write_object(tmp_path / "in" / f"{number}.pkl", sample)
+    for container in ("tar", "hdf5"):
+        out = tmp_path / container
+        process = packing.pack(tmp_path / "in", out, "--format", container, "--jobs", "1")
+        assert process.returncode == 0, process.stderr
+        found = {r["sample_id"]: r["exposure_s"] for r in msdata.open(out).table.to_pylist()}
+        assert found == {str(n): None if n == 4 else 1.5 * n for n in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--split", "1,0,0", "--split-column", "fold"), "contradict each other; give one of them"),
+        (("--max-nan-fraction", "0.5"), "no array here has named bands"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    options: tuple[str, ...], says: str, tiny_source: Path, tmp_path: Path
+) -> None:
+    process = packing.pack(tiny_source, tmp_path / "out", *options)
+    assert process.returncode == 2
+    assert says in process.stderr
+    assert process.stderr.count("\n") == 1

@@ -208,7 +208,7 @@ def test_numbers_of_any_kind_become_plain_ones(value: Any, wanted: float) -> Non
     assert type(found) is type(wanted)
 
 
-@pytest.mark.parametrize("value", [None, True, "3", 1j, np.zeros(1), np.array("3")])
+@pytest.mark.parametrize("value", [True, "3", 1j, np.zeros(1), np.array("3")])
 def test_what_is_no_number_is_refused_as_one(value: Any) -> None:
     schema = Schema(name="mantis_shrimp", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
     with pytest.raises(SampleError, match="it has no number 'n'"):
@@ -220,3 +220,14 @@ def test_integers_have_no_nan_and_a_fraction_is_a_fraction() -> None:
     for fraction in (-0.1, 1.5, float("nan")):
         with pytest.raises(UsageError, match="--max-nan-fraction"):
             replace(Preparation(), max_nan_fraction=fraction)
+
+
+def test_arrays_that_are_filled_by_request_are_held_to_the_fraction_too() -> None:
+    schema = Schema(name="inferred", arrays=(Survey(name="image", shape=(2, 20, 20)),))
+    image = np.ones((2, 20, 20), np.float32)
+    image[1, 3, :5] = np.nan
+    with pytest.raises(SampleError, match=r"1\.25 % of image band 1 is NaN, more than 1 %"):
+        prepare({"image": image}, schema, Preparation(inpaint=("image",)))
+    lenient = Preparation(inpaint=("image",), max_nan_fraction=0.02)
+    assert prepare({"image": image}, schema, lenient).num_filled == ((0, 5),)
+    assert prepare({"image": image}, schema, Preparation()).num_nan == ((5,),)

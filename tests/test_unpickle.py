@@ -199,8 +199,12 @@ def test_structured_and_object_arrays_inside_the_dict_are_refused() -> None:
         _load(pickle.dumps({"o": np.array([1, "x"], object)}))
     with pytest.raises(SampleError, match="neither numbers nor text"):
         _load(pickle.dumps({"s": np.zeros(2, [("a", "f4")])}))
-    with pytest.raises(SampleError, match="nested"):
-        _load(pickle.dumps({"s": [np.zeros(2)]}))
+
+
+def test_what_is_nested_deeper_is_emptied_and_costs_nothing_beside_it() -> None:
+    nested = {"l": [np.zeros(2)], "t": ([1],), "d": {"header": {"exptime": 3.0}}}
+    loaded = _load(pickle.dumps({**nested, "n": [1, None], "x": 1.5}))
+    assert loaded == {"l": [], "t": (), "d": {}, "n": [1, None], "x": 1.5}
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -151,6 +151,11 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
     if settings.split_column is not None:
         return _splits_of_column(table, settings.split_column)
     if "split" in table.column_names:
+        if settings.split_fractions != PackSettings.split_fractions:
+            raise UsageError(
+                f"--split: the objects of {settings.source} are split already, by their folders; "
+                "leave it out, or name a --split-column"
+            )
         return list(map(str, table["split"].to_pylist()))
     edges = np.cumsum(settings.split_fractions)[:-1]
     numbers = np.searchsorted(edges, keys.astype(np.float64) * 2.0**-64, side="right")

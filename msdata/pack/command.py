@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
     parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
     parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
-    parser.add_argument("--split", default="0.7,0.1,0.2", help="train,val,test; %(default)s")
+    parser.add_argument("--split", help="train,val,test; default: 0.7,0.1,0.2")
     parser.add_argument("--split-column", help="catalogue column that names the split instead")
     parser.add_argument("--seed", type=int, default=0, help="of splits and order; %(default)s")
     parser.add_argument("--inpaint", help="arrays whose NaN to fill, or none; default: panstarrs")
@@ -114,7 +114,7 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         container=args.format,
         chunked=args.chunked,
         shard_nbytes=shard_nbytes,
-        split_fractions=parse_fractions(args.split),
+        split_fractions=_split_fractions(args),
         split_column=args.split_column,
         seed=args.seed,
         id_column=args.id_column,
@@ -125,6 +125,17 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         pixel_scales_arcsec=scales,
         fits=fits_options_of(args, scales),
     )
+
+
+def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
+    if args.split is None:
+        return PackSettings.split_fractions
+    if args.split_column is not None:
+        raise UsageError(
+            f"--split {args.split} and --split-column {args.split_column} contradict each other; "
+            "give one of them"
+        )
+    return parse_fractions(args.split)
 
 
 def run(args: argparse.Namespace) -> int:

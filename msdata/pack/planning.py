@@ -47,7 +47,7 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         schema = infer_schema(source, locations)
     schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
     check_array_names(schema)
-    inpainted(schema, settings)
+    _check_nan_fraction(schema, settings, inpainted(schema, settings))
     candidates = plan_candidates(
         objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
     )
@@ -80,6 +80,17 @@ def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:
         if len(schema[name].shape) != 3 or schema[name].dtype != "<f4":
             raise UsageError(f"--inpaint {name}: it is no float32 (bands, height, width) array")
     return settings.inpaint
+
+
+def _check_nan_fraction(schema: Schema, settings: PackSettings, filled: tuple[str, ...]) -> None:
+    """Refuses a fraction that nothing would be held to."""
+    is_default = settings.max_nan_fraction == PackSettings.max_nan_fraction
+    if is_default or filled or any(array.bands for array in schema.arrays):
+        return
+    raise UsageError(
+        f"--max-nan-fraction {settings.max_nan_fraction:g}: no array here has named bands; name "
+        "those to be held to it, and filled, with --inpaint"
+    )
 
 
 def _record_nbytes(schema: Schema, settings: PackSettings) -> int:

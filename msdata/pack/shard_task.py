@@ -269,9 +269,9 @@ def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
     return read
 
 
-def _json_number(value: float) -> float | None:
+def _json_number(value: float | None) -> float | None:
     """JSON has neither NaN nor infinity."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _by_array(names: Sequence[str], counts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:

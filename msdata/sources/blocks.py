@@ -186,6 +186,8 @@ def _read_indices(folder: Path, split: str, blocks: list[_Block]) -> list[Array]
     if not blocks:
         return []
     per_rank = _load_arrays(path)
+    if per_rank and all(np.ndim(item) == 0 for item in per_rank):
+        per_rank = _cut_flat(path, np.asarray(per_rank), blocks)
     result = []
     for block in blocks:
         if block.number >= len(per_rank):
@@ -204,6 +206,20 @@ def _read_indices(folder: Path, split: str, blocks: list[_Block]) -> list[Array]
             )
         result.append(numbers.astype(np.int64))
     return result
+
+
+def _cut_flat(path: Path, numbers: Array, blocks: list[_Block]) -> list[Any]:
+    """Numbers of all blocks in one row, cut into those of each block, as upstream numbers them."""
+    sizes = [block.header.num_rows for block in blocks]
+    if numbers.size != sum(sizes):
+        raise DataError(
+            f"{path} holds {numbers.size} numbers in one row for {sum(sizes)} rows in "
+            f"{len(blocks)} blocks; it belongs to other blocks"
+        )
+    parts: list[Any] = [None] * (blocks[-1].number + 1)
+    for block, part in zip(blocks, np.split(numbers, np.cumsum(sizes)[:-1]), strict=True):
+        parts[block.number] = part
+    return parts
 
 
 def _load_arrays(path: Path) -> list[Any]:

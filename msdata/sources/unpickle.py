@@ -197,10 +197,11 @@ def plain(value: Any, key: object) -> Any:
         key: its key, for the message.
 
     Returns:
-        Array, number, text, None, or a container of plain values.
+        Array, number, text, None, or a container of plain values; an empty one in place of what
+        is nested deeper, which is no pixels and must not cost the pixels beside it.
 
     Raises:
-        SampleError: an object array, or containers nested in containers.
+        SampleError: an object array.
     """
     if type(value) is PickledArray:
         value = value.value
@@ -211,9 +212,9 @@ def plain(value: Any, key: object) -> Any:
         return value
     if isinstance(value, memoryview | bytearray):
         return bytes(value)
-    if isinstance(value, list | tuple | dict) and len(value) <= _MAX_ITEMS:
+    if isinstance(value, list | tuple | dict):
         items = value.values() if isinstance(value, dict) else value
-        if all(isinstance(item, _PLAIN) for item in items):
+        if len(items) <= _MAX_ITEMS and all(isinstance(item, _PLAIN) for item in items):
             return value
-        raise SampleError(f"value {key!r} is a nested {type(value).__name__}; use arrays")
+        return type(value)()
     raise SampleError(f"value {key!r} is neither an array nor a number nor text")
