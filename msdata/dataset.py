@@ -5,6 +5,7 @@ Opening reads `dataset.json` and the index's footer only; columns are read when 
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -221,7 +222,8 @@ class Split:
             IndexError: there is no such sample.
             DataError: its shard is missing, truncated or altered.
         """
-        row = number + len(self) if number < 0 else number
+        row = operator.index(number)
+        row += len(self) if row < 0 else 0
         if not 0 <= row < len(self):
             raise IndexError(f"sample {number} of {len(self)} in split {self.name!r}")
         values = self._index.read_row(self.name, row)

@@ -24,11 +24,12 @@ from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
+from msdata.loader_options import allocate_ring, check_epoch, check_options
 from msdata.loader_state import LoaderState
 from msdata.loader_stats import EpochCounters
 from msdata.node_cache import open_node_cache
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
-from msdata.ring import BatchBuffer, batch_arrays, make_ring
+from msdata.ring import BatchBuffer, batch_arrays
 from msdata.steps import Step, StepPlanner, checked_weights
 from msdata.topology import Topology, from_env
 
@@ -98,7 +99,7 @@ class Loader:
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         self._hold = prefetch + 1 if hold is None else hold
-        _check_options(batch_size, prefetch, self._hold, threads)
+        check_options(batch_size, seed, prefetch, self._hold, threads)
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split = split
@@ -121,7 +122,7 @@ class Loader:
         self._columns = BatchColumns(split, columns)
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        ring = make_ring(split.schema, batch_size, prefetch + self._hold, self._storage.gaps)
+        ring = allocate_ring(split, batch_size, last, prefetch + self._hold, self._storage.gaps)
         self._free = deque(ring)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._held: deque[BatchBuffer] = deque()
@@ -267,8 +268,7 @@ class Loader:
 
         A position that `load_state_dict` set stays if it is of this epoch.
         """
-        if epoch < 0:
-            raise UsageError(f"epoch {epoch} is negative; epochs count from 0")
+        check_epoch(epoch)
         if epoch != self._epoch or (self._is_over(self._position) and not self._resume_at):
             self._epoch, self._position, self._resume_at = epoch, 0, 0
 
@@ -380,14 +380,3 @@ def default_threads() -> int:
     Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
     """
     return min(8, max(4, len(os.sched_getaffinity(0))))
-
-
-def _check_options(batch_size: int, prefetch: int, hold: int, threads: int | None) -> None:
-    if batch_size < 1:
-        raise UsageError(f"batch_size {batch_size} is empty; give at least 1")
-    if prefetch < 1:
-        raise UsageError(f"prefetch {prefetch}: at least one batch has to be filled ahead")
-    if hold < 1:
-        raise UsageError(f"hold {hold}: at least the batch that was handed out has to stay valid")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads}: at least one has to fill batches")

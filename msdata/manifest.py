@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Names the data set's content: equal for equal samples in equal shards."""
-        return hashlib.sha256(_canonical(self._content())).hexdigest()[:16]
+        return _fingerprint(self._content())
 
     def _content(self) -> dict[str, Any]:
         splits: dict[str, Any] = {}
@@ -119,8 +120,9 @@ class Manifest:
         write_whole(folder / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+def _fingerprint(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(canonical).hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -152,6 +154,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _absence(folder: Path) -> str:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
+        return f"{folder} is a URL; give the path of a folder in a mounted file system"
     if not folder.exists():
         return f"{folder} does not exist; check the path"
     if (folder / ".pack").exists():
@@ -179,9 +183,11 @@ def _parse(path: Path, content: Any) -> Manifest:
         index_sha256=content["index_sha256"],
         provenance=content["provenance"],
     )
-    if content["fingerprint"] != manifest.fingerprint:
+    # Of what is written, not of what was read: counts are written twice.
+    found = _fingerprint({name: value for name, value in content.items() if name != "fingerprint"})
+    if content["fingerprint"] != found:
         raise DataError(
             f"{path} was altered: its fingerprint is {content['fingerprint']}, its content gives "
-            f"{manifest.fingerprint}; restore it or pack again"
+            f"{found}; restore it or pack again"
         )
     return manifest

@@ -242,6 +242,10 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
         ({"last": "keep"}, "last='keep' is unknown"),
         ({"columns": ["colour"]}, "has no column colour; it has sample_id"),
         ({"seed": -1}, "seed -1"),
+        ({"seed": 1 << 64}, "seed 18446744073709551616 is out of range"),
+        ({"seed": 0.5}, "seed 0.5 is no whole number"),
+        ({"batch_size": "8"}, "batch_size '8' is no whole number"),
+        ({"batch_size": 10**9, "last": "pad"}, "7 batches of 1,000,000,000 samples take .* are fr"),
         ({"policy": "block", "buffer_samples": 0}, "buffer of 0 samples"),
     ],
 )
@@ -252,9 +256,30 @@ def test_an_option_that_makes_no_sense_is_refused_when_the_loader_is_made(
         msdata.Loader(split, **options)
 
 
-def test_a_negative_epoch_is_refused(split) -> None:
-    with msdata.Loader(split) as loader, pytest.raises(UsageError, match="epoch -1 is negative"):
-        loader.set_epoch(-1)
+def test_an_epoch_that_is_none_is_refused(split) -> None:
+    with msdata.Loader(split) as loader:
+        with pytest.raises(UsageError, match="epoch -1 is negative"):
+            loader.set_epoch(-1)
+        with pytest.raises(UsageError, match=r"epoch 1\.5 is no whole number"):
+            loader.set_epoch(1.5)
+
+
+def test_a_batch_larger_than_the_split_takes_no_more_memory_than_the_split(split) -> None:
+    with msdata.Loader(split, 300) as fitting, msdata.Loader(split, 10**5) as loader:
+        assert loader.ring_nbytes == fitting.ring_nbytes
+        assert [len(batch["sample_id"]) for batch in loader] == [300]
+
+
+def test_what_is_no_place_of_a_sample_is_refused(split) -> None:
+    assert split[np.int64(-1)]["sample_id"] == split[299]["sample_id"]
+    for place in ("0000001", 1.0, slice(2)):
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            split[place]
+
+
+def test_a_url_is_no_path() -> None:
+    with pytest.raises(UsageError, match="s3:/bucket/data is a URL; give the path of a folder"):
+        msdata.open("s3://bucket/data")
 
 
 def test_a_split_that_got_no_samples_is_named_with_those_there_are(split) -> None:

@@ -311,6 +311,9 @@ def test_an_altered_manifest_is_a_fault_and_none_at_all_is_wrong_usage(copy, cap
     path.write_text(text.replace('"seed": 0', '"seed": 1'))
     (fault,) = faults_of(copy)
     assert "its fingerprint is" in fault.message
+    path.write_text(text.replace('"num_samples": ', '"num_samples": 1', 1))
+    assert "its fingerprint is" in faults_of(copy)[0].message
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
     assert main(["verify", str(copy.data), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["is_whole"] is False
     path.write_text(text[:-20])
