@@ -1,5 +1,6 @@
 """Types of the optional C module; see stream_fill.c."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -7,3 +8,6 @@ from numpy.typing import NDArray
 INTERFACE: int
 
 def fill(table: NDArray[Any], first: int, stop: int, /) -> int: ...
+
+# Where the CPU can.
+def copy_crc32c(source: Any, targets: Sequence[Any], /) -> int: ...

@@ -5,11 +5,19 @@ Source: RFC 3720, section 12.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+try:
+    from msdata._stream_fill import copy_crc32c as _copy_crc32c
+except ImportError:
+    # Not built, or not for this CPU.
+    _copy_crc32c = None  # type: ignore[assignment]
 
 
 def _compiled_crc32c() -> Callable[[Any, int], int]:
@@ -56,3 +64,25 @@ def crc32c_of_parts(parts: Iterable[Any]) -> int:
     for part in parts:
         crc = crc32c(part, crc)
     return crc
+
+
+def copy_crc32c(record: Any, parts: Sequence[Any]) -> int | None:
+    """Copies a record into the pieces where it belongs, and checks what was copied.
+
+    Args:
+        record: a C-contiguous buffer.
+        parts: writable uint8 arrays, to be filled one after the other.
+
+    Returns:
+        CRC32C of what stands in the pieces; None where the record has another size.
+    """
+    found = np.frombuffer(record, np.uint8)
+    if len(found) != sum(len(part) for part in parts):
+        return None
+    if _copy_crc32c is not None:
+        return _copy_crc32c(found, parts)
+    start = 0
+    for part in parts:
+        part[:] = found[start : start + len(part)]
+        start += len(part)
+    return crc32c_of_parts(parts)

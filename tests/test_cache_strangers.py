@@ -43,7 +43,7 @@ def server(session: Session) -> Iterator[BulkServer]:
 def fetched(link: BulkLink, samples: list[int]) -> list[bytes | None]:
     rows = np.zeros((len(samples), RECORDS.shape[1]), np.uint8)
     link.ask(samples)
-    came = link.take([[row] for row in rows], 5.0, lambda i: True)
+    came = link.take([[row] for row in rows], 5.0, lambda i, crc: True)
     return [row.tobytes() if ok else None for row, ok in zip(rows, came, strict=True)]
 
 
@@ -261,7 +261,7 @@ def service(request: Any) -> Iterator[tuple[ZmqServer, ZmqFetcher]]:
 
 def assert_served(friend: ZmqFetcher) -> None:
     row = np.zeros(RECORDS.shape[1], np.uint8)
-    assert friend.fetch([0], [5], [[row]], lambda i: True) == [True]
+    assert friend.fetch([0], [5], [[row]], lambda i, crc: True) == [True]
     assert row.tobytes() == RECORDS[5].tobytes()
 
 

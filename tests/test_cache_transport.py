@@ -25,6 +25,7 @@ from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.rendezvous import address_of, announce, job_keys, withdraw
 from msdata.cache.transport import Fetcher, Lookup, Server
 from msdata.cache.zmq_transport import ZmqFetcher, ZmqServer, make_keys
+from msdata.checksum import crc32c
 from msdata.errors import StorageError
 
 # What two nodes have of what they own, the samples up to 9 and those from 10.
@@ -35,7 +36,7 @@ def fetch(fetcher: Fetcher, node: int, samples: list[int]) -> list[bytes | None]
     """Records of one node as bytes; None for those that did not come."""
     rows = np.zeros((len(samples), RECORDS.shape[1]), np.uint8)
     parts = [[row[:2000], row[2000:2001], row[2001:]] for row in rows]
-    came = fetcher.fetch([node] * len(samples), samples, parts, lambda i: True)
+    came = fetcher.fetch([node] * len(samples), samples, parts, lambda i, crc: True)
     return [row.tobytes() if is_there else None for row, is_there in zip(rows, came, strict=True)]
 
 
@@ -173,7 +174,7 @@ def test_records_come_from_their_nodes_in_the_order_asked_for_and_missing_ones_d
     assert fetch(fetcher, 1, [12, 11, 4]) == expected(1, [12, 11, 4])
     rows = np.zeros((6, 5000), np.uint8)
     nodes, samples = [1, 0, 7, 1, 0, 1], [12, 4, 6, 13, 5, 99]
-    came = fetcher.fetch(nodes, samples, [[row] for row in rows], lambda i: True)
+    came = fetcher.fetch(nodes, samples, [[row] for row in rows], lambda i, crc: True)
     assert came == [True, True, False, True, False, False]
     for row in (0, 1, 3):
         assert rows[row].tobytes() == RECORDS[samples[row]].tobytes()
@@ -224,7 +225,8 @@ def test_a_row_that_is_found_altered_did_not_come(suite: Any) -> None:
     rows = np.zeros((3, 5000), np.uint8)
     full = []
 
-    def is_sound(i: int) -> bool:
+    def is_sound(i: int, crc: int) -> bool:
+        assert crc == crc32c(rows[i])
         full.append(rows[i].tobytes())
         return i != 1
 

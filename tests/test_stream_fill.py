@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from msdata import _stream_fill
+from msdata import _stream_fill, checksum
+from msdata.checksum import crc32c
 
 FILE_NBYTES = 3 << 20
 # Around a cache line, a page, what is read directly, and the buffer that larger rows go through.
@@ -133,3 +136,69 @@ def test_what_is_no_table_is_refused() -> None:
     for arguments in ((None, 0, 1), (table[::2], 0, 1), (table, 0), (table, 0, 1.5)):
         with pytest.raises((TypeError, ValueError, BufferError)):
             _stream_fill.fill(*arguments)
+
+
+needs_folding = pytest.mark.skipif(
+    not hasattr(_stream_fill, "copy_crc32c"), reason="this CPU has no VPCLMULQDQ with AVX-512"
+)
+
+
+@needs_folding
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 1500), max_size=5), st.integers(0, 64), st.integers(0, 2**32 - 1))
+def test_a_copy_with_its_checksum_is_the_copy_and_the_checksum(
+    sizes: list[int], offset: int, seed: int
+) -> None:
+    nbytes = sum(sizes)
+    random = np.random.default_rng(seed)
+    source = random.integers(0, 256, nbytes + 64, dtype=np.uint8)[offset:][:nbytes]
+    rooms = [np.full(size + 200, 0xAA, np.uint8) for size in sizes]
+    starts = random.integers(0, 130, len(sizes)).tolist()
+    targets = [r[at : at + n] for r, at, n in zip(rooms, starts, sizes, strict=True)]
+    assert _stream_fill.copy_crc32c(source[:nbytes], targets) == crc32c(source[:nbytes])
+    assert b"".join(t.tobytes() for t in targets) == source.tobytes()
+    for room, at, size in zip(rooms, starts, sizes, strict=True):
+        assert (room[:at] == 0xAA).all()
+        assert (room[at + size :] == 0xAA).all()
+
+
+@needs_folding
+def test_every_flipped_bit_of_a_large_record_changes_its_checksum() -> None:
+    record = np.random.default_rng(5).integers(0, 256, 594_384, dtype=np.uint8)
+    target = np.zeros_like(record)
+    sound = _stream_fill.copy_crc32c(record, [target])
+    for place in np.random.default_rng(6).integers(0, 8 * len(record), 300).tolist():
+        record[place // 8] ^= 1 << place % 8
+        found = _stream_fill.copy_crc32c(record, [target])
+        assert found != sound
+        assert found == crc32c(record)
+        record[place // 8] ^= 1 << place % 8
+
+
+@needs_folding
+def test_a_copy_that_does_not_fit_or_could_not_be_written_is_refused() -> None:
+    record, target = np.zeros(10, np.uint8), np.full(10, 1, np.uint8)
+    frozen = target.copy()
+    frozen.setflags(write=False)
+    for source, targets, error in (
+        (record, [target[:9]], ValueError),
+        (record, [target, target], ValueError),
+        (record, [frozen], ValueError),
+        (record, 3, TypeError),
+        (record, [target[:0]] * 65, ValueError),
+        (record[::2], [target[:5]], ValueError),
+    ):
+        with pytest.raises(error):
+            _stream_fill.copy_crc32c(source, targets)
+    assert (target == 1).all()
+
+
+def test_without_the_c_module_a_checked_copy_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = np.arange(100, dtype=np.uint8)
+    for function in (checksum._copy_crc32c, None):
+        monkeypatch.setattr(checksum, "_copy_crc32c", function)
+        target = np.zeros(100, np.uint8)
+        pieces = [target[:30], target[30:30], target[30:]]
+        assert checksum.copy_crc32c(record, pieces) == crc32c(record)
+        assert (target == record).all()
+        assert checksum.copy_crc32c(record[1:], pieces) is None

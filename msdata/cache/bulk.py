@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from msdata.cache.transport import IsSound
+from msdata.checksum import crc32c_of_parts
 
 MAGIC = b"msdata1\0"
 NONCE_NBYTES = 16
@@ -164,7 +165,7 @@ class BulkLink:
                 self._receive(row)
             else:
                 self._skip(size)
-            came.append(is_fitting and is_sound(i))
+            came.append(is_fitting and is_sound(i, crc32c_of_parts(row)))
             done += size
             if time.monotonic() - started_s > timeout_s + done / _LEAST_BYTES_PER_S:
                 raise TimeoutError("it is slower than storage")

@@ -26,7 +26,6 @@ from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Tier
 from msdata.cache.transport import Fetcher
 from msdata.cache.zmq_transport import ZmqFetcher, make_keys
-from msdata.checksum import crc32c_of_parts
 from msdata.errors import MsdataError
 
 # Where a sample of a batch is read from.
@@ -190,8 +189,8 @@ class CacheClient:
         assert self._peers is not None
         checksums = self._split.checksums[places.samples].tolist()
 
-        def is_sound(i: int) -> bool:
-            is_same: bool = crc32c_of_parts(rows[i]) == checksums[i]
+        def is_sound(i: int, crc: int) -> bool:
+            is_same: bool = crc == checksums[i]
             if not is_same:
                 with self._lock:
                     self._num_altered += 1

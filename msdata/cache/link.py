@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.tier import LOG
-from msdata.cache.transport import IsSound, fill_row
+from msdata.cache.transport import IsSound
+from msdata.checksum import copy_crc32c
 
 # A request takes milliseconds; a service that takes longer is worse than storage.
 TIMEOUT_S = 2.0
@@ -152,8 +153,8 @@ class _Link:
         while len(came) < stop:
             for is_there in self._answer():
                 i = len(came)
-                is_whole = is_there and fill_row(rows[i], self._slots_SN[shift + i])
-                came.append(is_whole and is_sound(i))
+                crc = copy_crc32c(self._slots_SN[shift + i], rows[i]) if is_there else None
+                came.append(crc is not None and is_sound(i, crc))
             if len(came) < stop and time.monotonic() > deadline_s:
                 raise TimeoutError("it is too slow")
 

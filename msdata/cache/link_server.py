@@ -99,7 +99,10 @@ class LinkServer:
         """Does what one message asks; False where the connection is of no more use."""
         fds: list[int] = []
         try:
-            message, fds, _, _ = socket.recv_fds(client.socket, MAX_MESSAGE_NBYTES, 1)
+            if client.area is None:
+                message, fds, _, _ = socket.recv_fds(client.socket, MAX_MESSAGE_NBYTES, 1)
+            else:
+                message = client.socket.recv(MAX_MESSAGE_NBYTES)
             if fds:
                 return self._stage(client, fds[0])
             if message == DESCRIBE:

@@ -8,6 +8,7 @@ the rank that asked. What stands on an owner's disk, MPI cannot read: a message 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -52,14 +53,18 @@ class WindowReader:
         exchange: Exchange | None = None,
     ) -> None:
         self._window = window
-        self._ranks = np.array(ranks, np.int64)
-        self._owner_of_shard, self._tier_of_shard = owners
         self._exchange = exchange
         self._split = split
-        self._first_samples = split.first_samples
-        self._places = slots_at_owners(owners, split, len(self._ranks))
+        places = slots_at_owners(owners, split, len(ranks))
+        # Lists: a few samples at a time are looked up faster than in arrays.
+        self._rank_of_node = list(ranks)
+        self._firsts: list[int] = split.first_samples.tolist()
+        self._owners, self._tiers = (of_shard.tolist() for of_shard in owners)
+        self._first_slots: list[int] = places.first_slots.tolist()
+        self._entries_at = places.entries_at
+        self._payload_at = places.payload_at.tolist()
         # Slots that were seen full, by sample.
-        self._is_full = np.zeros(len(split.checksums), bool)
+        self._is_full = bytearray(len(split.checksums))
         self.num_failures = 0
 
     def check(self, own_rank: int) -> None:
@@ -71,8 +76,8 @@ class WindowReader:
         Raises:
             StorageError: something else came.
         """
-        num_ranks = len(self._ranks)
-        others = sorted(self._ranks.tolist(), key=lambda rank: (rank - own_rank) % num_ranks)
+        num_ranks = len(self._rank_of_node)
+        others = sorted(self._rank_of_node, key=lambda rank: (rank - own_rank) % num_ranks)
         for rank in others:
             found = np.zeros(len(MAGIC), np.uint8)
             self._window.wait([self._window.get(rank, found, 0)])
@@ -100,16 +105,22 @@ class WindowReader:
             For some samples after the other, as soon as it is known, which are there with the
             sample number and checksum of the index: bool (m,), n in all.
         """
-        came, slots = self._kept(nodes, samples)
+        wanted = list(zip(nodes.tolist(), samples.tolist(), strict=True))
+        slots = [self._slot(node, sample) for node, sample in wanted]
         begun: list[Any] = []
         done = 0
         try:
-            unseen = np.flatnonzero(came & ~self._is_full[np.where(came, samples, 0)])
-            if len(unseen):
-                came[unseen] = self._look(nodes[unseen], samples[unseen], slots[unseen])
-            self._begin(nodes, slots, targets, (came, begun))
+            unseen = [
+                i
+                for i, (_, sample) in enumerate(wanted)
+                if slots[i] >= 0 and not self._is_full[sample]
+            ]
+            if unseen:
+                self._look([wanted[i] for i in unseen], unseen, slots)
+            came = np.array([slot >= 0 for slot in slots])
+            self._begin(wanted, slots, targets, begun)
             if self._exchange is not None:
-                self._ask(came, nodes, samples, targets)
+                self._ask(came, wanted, targets)
             step = -(-_RUN_NBYTES // self._split.sample_nbytes)
             for start in range(0, len(samples), step):
                 self._window.wait(begun[start : start + step])
@@ -125,66 +136,77 @@ class WindowReader:
             with suppress(OSError):
                 self._window.wait(begun[done:])
 
-    def _kept(
-        self, nodes: NDArray[np.int64], samples: NDArray[np.int64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which samples the nodes keep in memory at all, and in which slots."""
-        is_known = (samples >= 0) & (samples < len(self._is_full))
-        found = samples if is_known.all() else np.where(is_known, samples, 0)
-        shards = np.searchsorted(self._first_samples, found, side="right") - 1
-        first_slots = self._places.first_slots[shards]
-        kept: NDArray[np.bool_] = (self._owner_of_shard[shards] == nodes) & (first_slots >= 0)
-        kept &= is_known
-        return kept, first_slots + found - self._first_samples[shards]
+    def _shard_kept(self, node: int, sample: int) -> int | None:
+        """The shard of a sample; None where the node does not keep it, or there is no such one."""
+        if not 0 <= sample < len(self._is_full):
+            return None
+        shard = bisect_right(self._firsts, sample) - 1
+        return shard if self._owners[shard] == node else None
+
+    def _slot(self, node: int, sample: int) -> int:
+        """In which slot a node keeps a sample in memory; -1 where it does not."""
+        shard = self._shard_kept(node, sample)
+        if shard is None or self._first_slots[shard] < 0:
+            return -1
+        return self._first_slots[shard] + sample - self._firsts[shard]
+
+    def _is_on_disk(self, node: int, sample: int) -> bool:
+        """Whether a node keeps a sample on its disk."""
+        shard = self._shard_kept(node, sample)
+        return shard is not None and self._tiers[shard] == SSD_TIER
 
     def _look(
-        self, nodes: NDArray[np.int64], samples: NDArray[np.int64], slots: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Which slots hold their samples by now."""
-        entries = np.zeros((len(samples), SLOT_NBYTES), np.uint8)
-        ranks = self._ranks[nodes]
-        places = self._places.entries_at + slots * SLOT_NBYTES
-        get = self._window.get
-        self._window.wait(list(map(get, ranks.tolist(), entries, places.tolist())))
-        ready = are_of(entries, samples, self._split.checksums[samples])
-        self._is_full[samples] = ready
-        return ready
+        self, wanted: Sequence[tuple[int, int]], rows: Sequence[int], slots: list[int]
+    ) -> None:
+        """Looks at the entries of slots not yet seen full; those of other content become -1."""
+        entries = np.zeros((len(rows), SLOT_NBYTES), np.uint8)
+        begun = [
+            self._window.get(
+                self._rank_of_node[node], entry, self._entries_at + slots[i] * SLOT_NBYTES
+            )
+            for (node, _), i, entry in zip(wanted, rows, entries, strict=True)
+        ]
+        self._window.wait(begun)
+        samples = np.array([sample for _, sample in wanted], np.int64)
+        ready = are_of(entries, samples, self._split.checksums[samples]).tolist()
+        for (_, sample), i, is_ready in zip(wanted, rows, ready, strict=True):
+            if is_ready:
+                self._is_full[sample] = True
+            else:
+                slots[i] = -1
 
     def _ask(
         self,
         came: NDArray[np.bool_],
-        nodes: NDArray[np.int64],
-        samples: NDArray[np.int64],
+        wanted: Sequence[tuple[int, int]],
         targets: Sequence[NDArray[np.uint8]],
     ) -> None:
         """Fetches what their nodes keep on disk."""
-        is_known = (samples >= 0) & (samples < len(self._is_full))
-        found = np.where(is_known, samples, 0)
-        shards = np.searchsorted(self._first_samples, found, side="right") - 1
-        is_kept = is_known & (self._owner_of_shard[shards] == nodes)
-        rows = np.flatnonzero(is_kept & (self._tier_of_shard[shards] == SSD_TIER)).tolist()
+        rows = [i for i, (node, sample) in enumerate(wanted) if self._is_on_disk(node, sample)]
         if not rows:
             return
         assert self._exchange is not None
-        ranks = self._ranks[nodes[rows]].tolist()
-        wanted = [int(samples[i]) for i in rows], [targets[i] for i in rows]
+        ranks = [self._rank_of_node[wanted[i][0]] for i in rows]
+        samples = [wanted[i][1] for i in rows]
+        into = [targets[i] for i in rows]
         try:
-            came[rows] = self._exchange.fetch(ranks, *wanted, _ANSWER_S)
+            came[rows] = self._exchange.fetch(ranks, samples, into, _ANSWER_S)
         except TimeoutError as error:
             LOG.warning("%s: what is on their disks comes from storage from now on", error)
             self._exchange = None
 
     def _begin(
         self,
-        nodes: NDArray[np.int64],
-        slots: NDArray[np.int64],
+        wanted: Sequence[tuple[int, int]],
+        slots: Sequence[int],
         targets: Sequence[NDArray[np.uint8]],
-        into: tuple[NDArray[np.bool_], list[Any]],
+        begun: list[Any],
     ) -> None:
         """Begins to read those records that are there; a None stands for each other."""
-        came, begun = into
-        known = np.where(came, nodes, 0)
-        ranks = self._ranks[known].tolist()
-        places = (self._places.payload_at[known] + slots * self._split.sample_nbytes).tolist()
-        for i, is_there in enumerate(came.tolist()):
-            begun.append(self._window.get(ranks[i], targets[i], places[i]) if is_there else None)
+        nbytes = self._split.sample_nbytes
+        for (node, _), slot, target in zip(wanted, slots, targets, strict=True):
+            if slot < 0:
+                begun.append(None)
+                continue
+            at = self._payload_at[node] + slot * nbytes
+            begun.append(self._window.get(self._rank_of_node[node], target, at))

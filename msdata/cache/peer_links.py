@@ -149,7 +149,7 @@ class PeerLinks:
         timeout_s = min(left_s, self._patience_s())
         try:
             found = request.link.take(
-                [rows[i] for i in places], timeout_s, lambda i: is_sound(places[i])
+                [rows[i] for i in places], timeout_s, lambda i, crc: is_sound(places[i], crc)
             )
         except OSError as error:
             self._fail(request.node, error, request.link)

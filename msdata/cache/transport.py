@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 # Numbers of samples, int64 (n,) -> for each its record as a contiguous buffer, if this node has it
 # now; else None.
 Lookup = Callable[[NDArray[np.int64]], Sequence[Any | None]]
-# Whether a row that was filled, by its place among those asked for, holds what it should.
-IsSound = Callable[[int], bool]
+# Whether a row that was filled, by its place among those asked for and the CRC32C of what is in it,
+# holds what it should.
+IsSound = Callable[[int, int], bool]
 
 
 class Server(Protocol):
@@ -64,20 +65,3 @@ class Fetcher(Protocol):
 
     def close(self) -> None:
         """Leaves all nodes."""
-
-
-def fill_row(row: Sequence[Any], record: Any) -> bool:
-    """Copies a record into the pieces of a row; False where it has another size.
-
-    Args:
-        row: writable uint8 arrays.
-        record: a buffer.
-    """
-    found = np.frombuffer(record, np.uint8)
-    if len(found) != sum(len(part) for part in row):
-        return False
-    start = 0
-    for part in row:
-        part[:] = found[start : start + len(part)]
-        start += len(part)
-    return True

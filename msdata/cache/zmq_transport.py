@@ -20,7 +20,8 @@ import numpy as np
 from msdata.cache.bulk import BulkLink, Session, new_session
 from msdata.cache.bulk_server import BulkServer
 from msdata.cache.peer_links import PAUSE_S, TIMEOUT_S, Link, PeerLinks
-from msdata.cache.transport import IsSound, Lookup, fill_row
+from msdata.cache.transport import IsSound, Lookup
+from msdata.checksum import copy_crc32c
 from msdata.errors import MissingPackageError
 
 _POLL_MS = 100
@@ -270,9 +271,8 @@ class _ControlLink:
         records = self._receive(timeout_s)
         if len(records) != len(rows):
             raise ConnectionError("its answer is to another question")
-        return [
-            fill_row(rows[i], record.buffer) and is_sound(i) for i, record in enumerate(records)
-        ]
+        found = [copy_crc32c(record.buffer, row) for record, row in zip(records, rows, strict=True)]
+        return [crc is not None and is_sound(i, crc) for i, crc in enumerate(found)]
 
     def _send(self, kind: bytes, body: bytes) -> None:
         zmq = _zmq()
