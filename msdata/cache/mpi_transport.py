@@ -26,7 +26,8 @@ from msdata.errors import StorageError
 # What others have to answer for what is on their disks: less than ranks wait.
 _ANSWER_S = 1.5
 # So much is waited for at once: a rank copies it out while more comes. Where records were told of
-# all together, one thread of a rank came to 0.40 of bare reads in place of 0.73 (two busy cores).
+# all together, one thread of a rank came to 0.40 of bare reads in place of 0.73 (two busy cores;
+# both before records were checked as they are copied).
 _RUN_NBYTES = 1 << 20
 
 
