@@ -61,6 +61,24 @@ def fill_from_arena(slots: SlotFile, batch: Batch) -> FillRow:
     return fill
 
 
+def wait_until_full(loader: msdata.Loader, slots: SlotFile, split: Split) -> None:
+    """Waits until the arena holds all samples.
+
+    Raises:
+        SystemExit: it never will.
+    """
+    while slots.num_ready < len(split):
+        # In this order: what the filler has filled last counts.
+        is_done = loader.stats()["cache"]["filler"]["is_done"]
+        if is_done and slots.num_ready < len(split):
+            raise SystemExit(
+                f"the cache could be filled with {slots.num_ready:,} of {len(split):,} samples of "
+                f"{split.dataset.path} only: no result; free shared memory, or run 'msdata verify "
+                f"{split.dataset.path}' to find what is altered"
+            )
+        time.sleep(0.05)
+
+
 def measure(split: Split, repeats: int) -> dict[str, Any]:
     """Loader and bare copies in turns; see `compare` for what is returned."""
     words = edge_words(split)
@@ -70,8 +88,7 @@ def measure(split: Split, repeats: int) -> dict[str, Any]:
         (path,) = (p for p in own_arenas(_SHM_DIR) if _JOB in p.name)
         with path.open("rb") as file:
             slots = SlotFile(file.fileno(), is_mapped=True)
-            while slots.num_ready < len(split):
-                time.sleep(0.05)
+            wait_until_full(loader, slots, split)
             slots.prefault(0, slots.num_slots)
             bare = partial(read_samples, order, batch, fill_from_arena(slots, batch), NUM_THREADS)
             ours = partial(run_loader, loader, order, split.schema.names, words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import msdata
 import msdata.loader
+from benchmarks import cache_rates
 from benchmarks.__main__ import main
 from benchmarks.cache_plan import CONTESTANTS, SEED, foretell, make_setup
 from benchmarks.cache_rank import SlowedReader, Throttle
@@ -332,3 +334,19 @@ def test_what_cannot_be_run_is_refused_in_one_sentence_before_anything_is_made(
     assert said in error
     assert error.count("\n") == 1
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_cache_that_cannot_be_filled_is_said_at_once(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(packed(tiny_source, *packing.TINY_SHARDS, "--split", "1,0,0"), data)
+    split = msdata.open(data).split("train")
+    place = int(split.spans.offsets(np.array([9]))[0][0])
+    with split.shard_paths[0].open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(SystemExit, match=r"with 299 of 300 samples of .* only: no result"):
+        cache_rates.measure(split, 1)
