@@ -6,6 +6,7 @@ resolved configuration is written beside it as JSON, and `from_dict` reads it ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -21,6 +22,7 @@ WEIGHTINGS = ("none", "inverse_count")
 WEIGHT_PLACES = ("loss", "sampler")
 PRECISIONS = ("float32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
+_MAX_SEED = 2**63 - 1
 BACKENDS = ("auto", "reference", "dali")
 
 
@@ -58,6 +60,11 @@ class DataConfig:
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
         check_range("data.prefetch", self.prefetch, 1)
+        if self.policy == "locality" and self.cache_gib == 0 and not self.cache_ssd_gib:
+            raise UsageError(
+                "data.policy=locality deals samples to the nodes that cache them, and there is no "
+                "cache; give data.cache_gib=auto, or data.policy=shuffle"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +279,8 @@ class TrainConfig:
         if self.loss.weights_in == "sampler":
             check_weighted_policy(self.data.policy)
         check_range("seed", self.seed, 0)
+        if self.seed > _MAX_SEED:
+            raise UsageError(f"seed={self.seed} is more than torch takes; give at most {_MAX_SEED}")
         check_range("epochs", self.epochs, 1)
         check_range("batch_size", self.batch_size, 1)
 
@@ -321,13 +330,13 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def check_range(name: str, value: float, least: float) -> None:
     """Raises UsageError where a setting is less than it may be, or no number."""
-    if not value >= least:
+    if not least <= value < math.inf:
         raise UsageError(f"{name}={value} makes no sense; give at least {least}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raises UsageError where a setting is not above zero."""
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"{name}={value} makes no sense; give a number above 0")
 
 

@@ -95,10 +95,16 @@ def _read(name: str, text: str, hint: Any) -> Any:
     try:
         return _convert(text, kind)
     except ValueError:
-        wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-        raise UsageError(
-            f"{name}={text} cannot be read as {wanted.replace('NoneType', 'none')}; mend the value"
-        ) from None
+        raise UsageError(f"{name}={text} cannot be read{_cure(name, kind, kinds)}") from None
+
+
+def _cure(name: str, kind: Any, kinds: tuple[Any, ...]) -> str:
+    """What a value should have been, in words that end a sentence."""
+    if kind not in (bool, int, float):
+        example = '["galex"]' if typing.get_origin(kind) is tuple else '{"panstarrs": 120}'
+        return f"; write JSON, in quotes for the shell: '{name}={example}'"
+    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    return f" as {wanted.replace('NoneType', 'none')}; mend the value"
 
 
 def _is_union(hint: Any) -> bool:

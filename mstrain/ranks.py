@@ -144,6 +144,12 @@ def choose_device(wanted: str, topology: Topology) -> torch.device:
     num_gpus = 0 if wanted == "cpu" else torch.cuda.device_count()
     if wanted == "cpu" or (wanted == "auto" and not num_gpus):
         return torch.device("cpu")
+    if not num_gpus:
+        raise UsageError(
+            "compute.device=cuda, and torch sees no GPU here; look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES, whether this torch was built for CUDA, or give "
+            "compute.device=cpu"
+        )
     # Some launchers show each rank its own GPU only.
     number = topology.local_rank if num_gpus > 1 else 0
     if number >= num_gpus or (num_gpus == 1 and topology.ranks_per_node > 1 and wanted == "auto"):

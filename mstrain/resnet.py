@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mstrain.norms import make_norm
 
@@ -27,10 +28,29 @@ def _convolution(num_in: int, num_out: int, size: int, stride: int = 1) -> nn.Co
     return nn.Conv2d(num_in, num_out, size, stride, padding=size // 2, bias=False)
 
 
+class SubsamplingConv2d(nn.Conv2d):
+    """A 1x1 convolution of every other pixel; parameters and results are those of `nn.Conv2d`.
+
+    On a CPU the pixels are picked first: oneDNN's own strided 1x1 convolutions, of channels-last
+    images whose number of channels is no multiple of 16, write past their memory in the backward
+    pass (torch 2.13: the training crashes, or hangs).
+    """
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, channels out, H / stride, W / stride), rounded up."""
+        if image_BCHW.device.type != "cpu":
+            return super().forward(image_BCHW)
+        rows, columns = self.stride
+        picked_BCHW = image_BCHW[:, :, ::rows, ::columns]
+        return functional.conv2d(picked_BCHW, self.weight, self.bias)
+
+
 def _shortcut(num_in: int, num_out: int, stride: int, norm: str) -> nn.Module:
     if num_in == num_out and stride == 1:
         return nn.Identity()
-    return nn.Sequential(_convolution(num_in, num_out, 1, stride), make_norm(norm, num_out))
+    kind = nn.Conv2d if stride == 1 else SubsamplingConv2d
+    convolution = kind(num_in, num_out, 1, stride, bias=False)
+    return nn.Sequential(convolution, make_norm(norm, num_out))
 
 
 class BasicBlock(nn.Module):

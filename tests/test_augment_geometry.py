@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.geometry import make_geometries
+from msdata.augment.recipe import make_recipe
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -286,3 +287,17 @@ def test_validation_shows_pixels_as_they_are_where_whole_pixels_are_moved(rotati
         images = augmenter.run(batch, 0, train=False)
     assert np.array_equal(images["panstarrs"], batch["panstarrs"][:, :, 25:145, 25:145])
     assert np.array_equal(images["unwise"], batch["unwise"][:, :, 5:27, 5:27])
+
+
+def test_one_survey_alone_needs_no_pixel_scale() -> None:
+    schema = Schema(name="x", arrays=(Survey(name="img", shape=(3, 64, 64)),))
+    (sky,) = make_geometries(schema, AugmentConfig(output_size=40))
+    (crops,) = make_geometries(schema, AugmentConfig(output_size=40, grid="crops"))
+    assert sky == crops
+    assert sky.ratio == 44 / 40
+
+
+def test_a_blur_wider_than_the_image_is_refused() -> None:
+    config = AugmentConfig(psf_blur_arcsec=1e6)
+    with pytest.raises(UsageError, match=r"leaves nothing of 'galex'.*give at most 10"):
+        make_recipe(MANTIS_SHRIMP, config, 0, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from mstrain.heads import bin_edges, bin_of, density
 from mstrain.loss import BinLoss, draw_weights, redshift_weights
 from mstrain.norms import make_norm, synchronise_norms
 from mstrain.optim import AveragedModel, learning_rate, make_optimizer
-from mstrain.resnet import ResNet
+from mstrain.resnet import ResNet, SubsamplingConv2d
 
 BINS = ModelConfig(num_bins=16, z_max=1.6)
 
@@ -229,3 +231,35 @@ def test_samples_are_drawn_by_what_they_would_weigh_in_the_loss() -> None:
     bins = np.minimum((z[known] / 0.1).astype(int), 15)
     sums = np.bincount(bins, drawn[known])
     assert sums[sums > 0] == pytest.approx(1)
+
+
+NARROW_NETWORK_ON_NINE_THREADS = """
+import torch
+from mstrain.config import ModelConfig
+from mstrain.fusion import RedshiftNet
+torch.set_num_threads(9)
+model = RedshiftNet({"x": (3, 44, 44)}, ModelConfig(depth=10, width=8, num_bins=4, ebv_column=None))
+model = model.to(memory_format=torch.channels_last)
+for _ in range(4):
+    images = torch.rand(31, 3, 44, 44).to(memory_format=torch.channels_last)
+    model({"x": images}).square().sum().backward()
+print("alive")
+"""
+
+
+def test_a_narrow_network_trains_on_many_threads() -> None:
+    # oneDNN's strided 1x1 convolutions wrote past their memory: in a process that may crash.
+    run = subprocess.run(
+        [sys.executable, "-c", NARROW_NETWORK_ON_NINE_THREADS], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 7), (9, 8)])
+def test_a_subsampling_convolution_is_a_strided_one(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 3, 1, 2, bias=False)
+    ours = SubsamplingConv2d(5, 3, 1, 2, bias=False)
+    ours.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 5, *size)
+    torch.testing.assert_close(ours(image), plain(image))

@@ -6,12 +6,15 @@ import json
 from typing import get_type_hints
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import UsageError
+from msdata.topology import Topology
 from mstrain.config import SECTIONS, TrainConfig
 from mstrain.overrides import apply_overrides, settings_of
+from mstrain.ranks import choose_device
 from mstrain.recipes import RECIPES, find_recipe
 
 
@@ -72,7 +75,13 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
         ("precision=double", "compute.precision=double is none of float32, bf16, fp16"),
         ("policy=random", "data.policy=random is none of"),
         ("rotation=left", "rotation 'left' is none of any, exact, none"),
-        ("crops={", "augment.crops={ cannot be read as"),
+        ("crops={", "augment.crops={ cannot be read; write JSON"),
+        ("surveys=galex", "write JSON, in quotes for the shell: 'augment.surveys=[\"galex\"]'"),
+        ("learning_rate=inf", "optim.learning_rate=inf makes no sense"),
+        ("label_width=inf", "loss.label_width=inf makes no sense"),
+        ("weight_decay=inf", "optim.weight_decay=inf makes no sense"),
+        ("seed=1e30", "is more than torch takes"),
+        ("policy=locality", "there is no cache; give data.cache_gib=auto"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_with_a_sentence(word: str, says: str) -> None:
@@ -88,7 +97,9 @@ def test_samples_drawn_by_weights_need_weights_and_a_policy_that_can_draw() -> N
         apply_overrides(find_recipe("demo"), [by_sampler])
     with pytest.raises(UsageError, match="policy 'block' reads whole shards"):
         apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=block"])
-    config = apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=locality"])
+    config = apply_overrides(
+        find_recipe("resnet18_early"), [by_sampler, "policy=locality", "cache_gib=auto"]
+    )
     assert TrainConfig.from_dict(config.as_dict()) == config
 
 
@@ -118,3 +129,23 @@ def test_a_configuration_of_another_version_is_refused() -> None:
         TrainConfig.from_dict({**saved, "colour": 1})
     with pytest.raises(UsageError, match="of another version of mstrain"):
         TrainConfig.from_dict({**saved, "model": {**saved["model"], "colour": 1}})
+
+
+def test_a_gpu_that_torch_does_not_see_is_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UsageError, match="torch sees no GPU here; look at nvidia-smi"):
+        choose_device("cuda", Topology())
+    assert choose_device("auto", Topology()).type == "cpu"
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    ranks = Topology(num_nodes=2, ranks_per_node=4, rank=6)
+    assert choose_device("auto", ranks) == torch.device("cuda", 2)
+    # Each rank is shown its own GPU only.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("cuda", ranks) == torch.device("cuda", 0)
+    with pytest.raises(UsageError, match=r"4 ranks on a node with 1 GPU\(s\)"):
+        choose_device("auto", ranks)
+    assert chosen == [2, 0]

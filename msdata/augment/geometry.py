@@ -121,10 +121,14 @@ def make_geometries(schema: Schema, config: AugmentConfig) -> tuple[Geometry, ..
     surveys = [_image(schema, name) for name in survey_names(schema, config)]
     unknown = [name for name in config.crops if name not in [s.name for s in surveys]]
     if unknown:
-        raise UsageError(f"there is a crop for {', '.join(unknown)}, which is no image used here")
+        raise UsageError(
+            f"there is a crop for {', '.join(unknown)}, which is no image used here; name those of "
+            f"{', '.join(s.name for s in surveys)}, or none (crops={{}})"
+        )
     if config.fusion == "late":
         geometries = [_own_grid(survey, _crop(survey, config)) for survey in surveys]
-    elif config.grid == "crops":
+    elif config.grid == "crops" or len(surveys) == 1:
+        # One survey lies over no other: its pixels' size on the sky does not matter.
         geometries = [_filled(survey, _crop(survey, config), config) for survey in surveys]
     else:
         geometries = _sky(surveys, config)

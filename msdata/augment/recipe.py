@@ -136,7 +136,7 @@ def make_recipe(
         raise UsageError(f"seed {seed!r} is no whole number from 0")
     geometries = make_geometries(schema, config)
     for geometry in geometries:
-        is_blurred(geometry, config.psf_blur_arcsec)
+        _check_blur(geometry, config.psf_blur_arcsec)
     sigmas: list[tuple[float, ...]] = []
     if config.noise:
         sigmas = [tuple(b.sky_sigma for b in bands_of(g, statistics, "noise")) for g in geometries]
@@ -189,6 +189,19 @@ def blur_scale(geometry: Geometry) -> float:
 def is_blurred(geometry: Geometry, largest_arcsec: float) -> bool:
     """Whether the largest blur that is drawn can be seen on a survey's pixels."""
     return bool(largest_arcsec) and largest_arcsec / blur_scale(geometry) >= _MIN_BLUR_PIXELS
+
+
+def _check_blur(geometry: Geometry, largest_arcsec: float) -> None:
+    """Raises UsageError for a blur whose kernel is wider than an image and what lies around it."""
+    if not is_blurred(geometry, largest_arcsec):
+        return
+    scale = blur_scale(geometry)
+    largest = geometry.output_size * scale / _BLUR_REACH_SIGMA
+    if largest_arcsec > largest:
+        raise UsageError(
+            f"psf_blur_arcsec={largest_arcsec:g} leaves nothing of {geometry.name!r}, whose image "
+            f"is {geometry.output_size * scale:.3g} arcsec wide; give at most {largest:.3g}"
+        )
 
 
 def blur_window(largest_pixels: float) -> int:
