@@ -60,11 +60,6 @@ class DataConfig:
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
         check_range("data.prefetch", self.prefetch, 1)
-        if self.policy == "locality" and self.cache_gib == 0 and not self.cache_ssd_gib:
-            raise UsageError(
-                "data.policy=locality deals samples to the nodes that cache them, and there is no "
-                "cache; give data.cache_gib=auto, or data.policy=shuffle"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,15 +196,24 @@ def make_loader(
         ranks: this rank's place.
         is_training: with the run's policy and cache; else plain, since a validation split is read
             once an epoch in any order.
+
+    Raises:
+        UsageError: policy "locality" without a cache, or a column that the data set lacks.
     """
     data = config.data
     # A validation begins with the same epoch each time: none is to be begun ahead.
     options: dict[str, Any] = {"across_epochs": False}
     if is_training:
+        cache = cache_of(data)
+        if cache is None and data.policy == "locality":
+            raise UsageError(
+                "data.policy=locality deals samples to the nodes that cache them, and there is no "
+                "cache; give data.cache_gib=auto, or data.policy=shuffle"
+            )
         options = {
             "policy": data.policy,
             "buffer_samples": data.buffer_samples,
-            "cache": cache_of(data),
+            "cache": cache,
             "weights": split_weights(split, config),
         }
     return msdata.Loader(

@@ -170,6 +170,7 @@ def test_a_network_without_ebv_and_a_data_set_without_validation_train(
         ({"z_max": 0.001}, 1, "no sample of split 'train' has a redshift in [0, 0.001]"),
         ({"scaling": "asinh"}, 2, "run 'msdata stats"),
         ({"device": "cuda"}, 2, "GPU"),
+        ({"policy": "locality"}, 2, "there is no cache; give data.cache_gib=auto"),
         ({"learning_rate": "1e30", "clip_norm": "0"}, 1, "the training has diverged"),
     ],
 )

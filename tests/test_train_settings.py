@@ -81,7 +81,6 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
         ("label_width=inf", "loss.label_width=inf makes no sense"),
         ("weight_decay=inf", "optim.weight_decay=inf makes no sense"),
         ("seed=1e30", "is more than torch takes"),
-        ("policy=locality", "there is no cache; give data.cache_gib=auto"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_with_a_sentence(word: str, says: str) -> None:
@@ -97,9 +96,7 @@ def test_samples_drawn_by_weights_need_weights_and_a_policy_that_can_draw() -> N
         apply_overrides(find_recipe("demo"), [by_sampler])
     with pytest.raises(UsageError, match="policy 'block' reads whole shards"):
         apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=block"])
-    config = apply_overrides(
-        find_recipe("resnet18_early"), [by_sampler, "policy=locality", "cache_gib=auto"]
-    )
+    config = apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=locality"])
     assert TrainConfig.from_dict(config.as_dict()) == config
 
 
