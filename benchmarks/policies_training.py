@@ -23,11 +23,10 @@ from msdata.augment import open_augmenter, read_statistics
 from msdata.cache.config import Owners
 from msdata.dataset import Split
 from msdata.topology import Topology
-from mstrain.config import TrainConfig
+from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.data import (
     EpochEnd,
     TensorBatch,
-    batch_per_rank,
     evaluation_batches,
     index_columns,
     steps_per_epoch,

@@ -317,6 +317,21 @@ SECTIONS: dict[str, Any] = {
 }
 
 
+def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:
+    """Samples that a rank takes at once.
+
+    Raises:
+        UsageError: the global batch does not divide.
+    """
+    parts = num_ranks * config.compute.accumulate
+    if config.batch_size % parts:
+        raise UsageError(
+            f"batch_size={config.batch_size} does not divide into {num_ranks} rank(s) times "
+            f"compute.accumulate={config.compute.accumulate}; choose a multiple of {parts}"
+        )
+    return config.batch_size // parts
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raises UsageError where a setting is none of the choices."""
     if value not in choices:

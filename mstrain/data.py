@@ -27,7 +27,7 @@ import msdata
 from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
-from mstrain.config import DataConfig, TrainConfig
+from mstrain.config import DataConfig, TrainConfig, batch_per_rank
 from mstrain.handover import Handover, use_device
 from mstrain.loss import draw_weights
 from mstrain.ranks import Ranks
@@ -135,21 +135,6 @@ class Ahead(Generic[Item]):
             except queue.Full:
                 continue
         return False
-
-
-def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:
-    """Samples that a rank takes at once.
-
-    Raises:
-        UsageError: the global batch does not divide.
-    """
-    parts = num_ranks * config.compute.accumulate
-    if config.batch_size % parts:
-        raise UsageError(
-            f"batch_size={config.batch_size} does not divide into {num_ranks} rank(s) times "
-            f"compute.accumulate={config.compute.accumulate}; choose a multiple of {parts}"
-        )
-    return config.batch_size // parts
 
 
 def steps_per_epoch(num_samples: int, config: TrainConfig) -> int:

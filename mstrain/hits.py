@@ -12,8 +12,8 @@ from msdata.cache.config import Owners
 from msdata.dataset import Split
 from msdata.plan.forecast import TIERS, Job, forecast_epoch
 from msdata.plan.ownership import Ownership, equal_nodes
-from mstrain.config import TrainConfig
-from mstrain.data import batch_per_rank, split_weights
+from mstrain.config import TrainConfig, batch_per_rank
+from mstrain.data import split_weights
 from mstrain.ranks import Ranks
 
 Counts = dict[str, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -194,12 +195,17 @@ def _wrapped(
     net: nn.Module = torch.compile(model) if compute.compile else model  # type: ignore[assignment]
     if ranks.count == 1:
         return net
-    # Synchronised statistics are equal on all ranks already.
+    options: dict[str, Any] = {}
+    if is_synced:
+        # Synchronised statistics are equal on all ranks already. Older torches know the other name.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers"
+        options[name if name in known else "broadcast_buffers"] = False
     return DistributedDataParallel(
         net,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        broadcast_buffers=not is_synced,
         gradient_as_bucket_view=True,
+        **options,
     )
 
 

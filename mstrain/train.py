@@ -18,7 +18,7 @@ from msdata.exits import exit_code_of
 from msdata.topology import from_env
 from mstrain import REQUEUE_EXIT_CODE
 from mstrain.checkpoint import locked_run
-from mstrain.data import batch_per_rank
+from mstrain.config import batch_per_rank
 from mstrain.learner import DivergedError
 from mstrain.overrides import apply_overrides, settings_of
 from mstrain.ranks import (

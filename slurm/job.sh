@@ -66,7 +66,11 @@ export PYTHON
 # they ask for CPUs and tasks themselves: what sbatch was given for tasks would shrink them.
 export SLURM_EXPORT_ENV=ALL
 cpus_per_node=${SLURM_CPUS_ON_NODE:-1}
-tasks_per_node=${SLURM_NTASKS_PER_NODE:-1}
+# --ntasks alone is as good, where the nodes can share it evenly.
+tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
+[[ ${SLURM_NTASKS_PER_NODE:-} ]] || ((tasks % SLURM_JOB_NUM_NODES == 0)) ||
+  die "$tasks tasks are not as many on each of $SLURM_JOB_NUM_NODES nodes; give --ntasks-per-node"
+tasks_per_node=${SLURM_NTASKS_PER_NODE:-$((tasks / SLURM_JOB_NUM_NODES))}
 unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK
 unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_DISTRIBUTION
 
@@ -112,14 +116,17 @@ data = msdata.open(sys.argv[1])
 sys.exit(sys.argv[2] not in data.splits or not len(data.split(sys.argv[2])))' "$1" "$2"
 }
 
-# check_settings RECIPE key=value...: whether mstrain knows them; says what is wrong if not.
+# check_settings RANKS RECIPE key=value...: whether mstrain knows them, and so many ranks can share
+# the batch; says what is wrong if not.
 check_settings() {
   "$PYTHON" -c 'import sys
 from msdata.errors import UsageError
+from mstrain.config import batch_per_rank
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import find_recipe
 try:
-    apply_overrides(find_recipe(sys.argv[1]), sys.argv[2:])
+    config = apply_overrides(find_recipe(sys.argv[2]), sys.argv[3:])
+    batch_per_rank(config, int(sys.argv[1]))
 except UsageError as error:
     sys.exit(f"mstrain train: {error}")' "$@"
 }

@@ -61,8 +61,14 @@ data=$(realpath "$data")
 mkdir -p "$run" || die "$run cannot be made; name a folder that all nodes see and you may write to"
 run=$(realpath "$run")
 
+gpus_per_node=${SLURM_GPUS_ON_NODE:-0}
+ranks_per_node=${RANKS_PER_NODE:-$((gpus_per_node > 0 ? gpus_per_node : tasks_per_node))}
+[[ $ranks_per_node =~ ^[1-9][0-9]*$ ]] ||
+  die "RANKS_PER_NODE=$ranks_per_node is no number of ranks; give at least 1"
 # A wrong setting is refused here, not by every rank on every node, three times.
-[[ ${TRAIN_MODULE:-} ]] || check_settings "$recipe" "$@" || { stop_if_asked && exit 2; }
+[[ ${TRAIN_MODULE:-} ]] ||
+  check_settings $((ranks_per_node * SLURM_JOB_NUM_NODES)) "$recipe" "$@" ||
+  { stop_if_asked && exit 2; }
 stop_if_asked
 
 # What this job's nodes tell each other; it goes with the job. The service keeps a key in it.
@@ -101,7 +107,6 @@ trap 'on_signal USR1' USR1
 trap 'on_signal TERM' TERM
 trap 'end_job; stop_if_asked' EXIT
 
-ranks_per_node=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$tasks_per_node}}
 threads=$((cpus_per_node / ranks_per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 cache_gib=${CACHE_GIB:-auto}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,32 @@ def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_b
         )
         assert named, name
         assert [v for v in sorted(named) if v not in code] == [], name
+
+
+@pytest.mark.parametrize(
+    ("tasks", "ranks", "says"),
+    [
+        ("3", "2", "3 tasks are not as many on each of 2 nodes; give --ntasks-per-node"),
+        ("4", "3", "batch_size=64 does not divide into 3 rank(s)"),
+        ("4", "2", "tasks a node: 2, taken"),
+    ],
+)
+def test_a_jobs_tasks_and_the_ranks_share_of_a_batch_are_looked_at_first(
+    tmp_path: Path, tasks: str, ranks: str, says: str
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\n")
+    scontrol.chmod(0o755)
+    words = f'source "{FOLDER}/job.sh"; check_settings {ranks} demo epochs=2'
+    found = subprocess.run(
+        ["bash", "-c", f'{words} && echo "tasks a node: $tasks_per_node, taken"'],
+        capture_output=True,
+        text=True,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
+            **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable},
+            **{"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": tasks},
+        },
+    )
+    assert says in found.stdout + found.stderr
+    assert (found.returncode == 0) == ("taken" in says)

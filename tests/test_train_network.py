@@ -13,12 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mstrain.config import LossConfig, ModelConfig, OptimConfig
+from msdata.topology import Topology
+from mstrain import learner
+from mstrain.config import ComputeConfig, LossConfig, ModelConfig, OptimConfig
 from mstrain.fusion import RedshiftNet
 from mstrain.heads import bin_edges, bin_of, density
 from mstrain.loss import BinLoss, draw_weights, redshift_weights
 from mstrain.norms import make_norm, synchronise_norms
 from mstrain.optim import AveragedModel, learning_rate, make_optimizer
+from mstrain.ranks import Ranks
 from mstrain.resnet import ResNet, SubsamplingConv2d
 
 BINS = ModelConfig(num_bins=16, z_max=1.6)
@@ -263,3 +266,34 @@ def test_a_subsampling_convolution_is_a_strided_one(size: tuple[int, int]) -> No
     ours.load_state_dict(plain.state_dict())
     image = torch.rand(2, 5, *size)
     torch.testing.assert_close(ours(image), plain(image))
+
+
+class OldJoined(nn.Module):
+    """Takes what DistributedDataParallel of older torches takes."""
+
+    def __init__(self, net, device_ids=None, gradient_as_bucket_view=False, **options) -> None:
+        super().__init__()
+        self.device_ids, self.options = device_ids, options
+
+
+class NewJoined(OldJoined):
+    """The same, with the option's newer name in its signature."""
+
+    def __init__(self, net, forward_sync_buffers=True, **options) -> None:
+        super().__init__(net, forward_sync_buffers=forward_sync_buffers, **options)
+
+
+@pytest.mark.parametrize(
+    ("joined", "name"),
+    [(OldJoined, "broadcast_buffers"), (NewJoined, "forward_sync_buffers")],
+)
+def test_synchronised_buffers_are_not_sent_again_whatever_torch_calls_that(
+    monkeypatch: pytest.MonkeyPatch, joined: type, name: str
+) -> None:
+    monkeypatch.setattr(learner, "DistributedDataParallel", joined)
+    ranks = Ranks(topology=Topology(ranks_per_node=2), device=torch.device("cuda", 1))
+    wrapped = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=True)
+    assert wrapped.options == {name: False}
+    assert wrapped.device_ids == [torch.device("cuda", 1)]
+    apart = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
+    assert False not in apart.options.values()
