@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.budget import free_memory
-from msdata.errors import UsageError
 from msdata.schema import Array, Schema
 
 _HUGE_PAGE = 2 << 20
-_GIB = 1 << 30
 # Arrays begin on page boundaries: what a GPU's driver pins, and more than any SIMD load needs.
 _ALIGNMENT = 4096
 
@@ -117,19 +114,7 @@ def record_parts(buffer: BatchBuffer, row: int) -> list[NDArray[np.uint8]]:
 def make_ring(
     schema: Schema, batch_size: int, num_buffers: int, gaps: Sequence[int] | None
 ) -> list[BatchBuffer]:
-    """Allocates the buffers of a ring and touches them, two at a time; see `BatchBuffer`.
-
-    Raises:
-        UsageError: they are more than what memory is free.
-    """
-    needed, free = ring_nbytes(schema, batch_size, num_buffers), free_memory()
-    # Nothing free at all: a system that does not say.
-    if needed > free > 0:
-        raise UsageError(
-            f"{num_buffers} buffers for batches of {batch_size:,} samples take "
-            f"{needed / _GIB:,.1f} GiB, {free / _GIB:,.1f} GiB are free; give a smaller batch_size "
-            "or prefetch"
-        )
+    """Allocates the buffers of a ring and touches them, two at a time; see `BatchBuffer`."""
     buffers = [BatchBuffer(schema, batch_size, gaps) for _ in range(num_buffers)]
     with ThreadPoolExecutor(2) as executor:
         list(executor.map(BatchBuffer.touch, buffers))

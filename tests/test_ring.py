@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msdata.errors import UsageError
 from msdata.ring import (
     BatchBuffer,
     array_starts,
@@ -84,8 +82,3 @@ def test_arrays_outlive_their_buffer() -> None:
     arrays = batch_arrays(BatchBuffer(MANTIS_SHRIMP, 4), 4)
     arrays["unwise"][:] = 7
     assert (arrays["unwise"] == 7).all()
-
-
-def test_a_ring_that_memory_does_not_hold_is_refused_with_a_sentence() -> None:
-    with pytest.raises(UsageError, match=r"batches of 10,000,000,000 samples take .* GiB are free"):
-        make_ring(MANTIS_SHRIMP, 10**10, 2, None)
