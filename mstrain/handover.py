@@ -42,6 +42,11 @@ def _record() -> Any:
     return event
 
 
+def _pinned(tensor: Tensor) -> Tensor:
+    """In page-locked memory, where there is anything to lock."""
+    return tensor.pin_memory() if tensor.numel() else tensor
+
+
 class Handover:
     """Brings batches to a device; a context manager.
 
@@ -84,9 +89,7 @@ class Handover:
             return source.to(self._device, memory_format=self._layout)
         if source.device.type == "cpu":
             # torch's allocator knows of copies from memory that it has page-locked itself.
-            return source.pin_memory().to(
-                self._device, memory_format=self._layout, non_blocking=True
-            )
+            return _pinned(source).to(self._device, memory_format=self._layout, non_blocking=True)
         return self.copied(source)
 
     def copied(self, source: Tensor) -> Tensor:
@@ -116,4 +119,4 @@ class Handover:
         tensor = torch.from_numpy(np.array(values))
         if self._device.type != "cuda":
             return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        return _pinned(tensor).to(self._device, non_blocking=True)

@@ -104,30 +104,45 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
+class DeviceSyncBatchNorm(nn.SyncBatchNorm):
+    """`torch.nn.SyncBatchNorm`, also where a rank's share of the last batch is empty.
+
+    Under autocast torch's own (2.11 to 2.13) has a rank without samples take part with zeros of the
+    images' half precision, while the others send float32: they wait for each other for ever.
+    """
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Normalises; where there is nothing, takes part in the sums of the others."""
+        if image_BCHW.numel():
+            return super().forward(image_BCHW)
+        return super().forward(image_BCHW.float()).to(image_BCHW.dtype)
+
+
 def synchronise_norms(model: nn.Module, device: torch.device, group: Any = None) -> nn.Module:
     """The network with batch statistics over all ranks.
 
     Args:
         model: its `BatchNorm2d` layers are replaced; parameters and buffers stay the same objects.
-        device: where it runs: `torch.nn.SyncBatchNorm` on a GPU, `RankBatchNorm2d` elsewhere.
+        device: where it runs: `DeviceSyncBatchNorm` on a GPU, `RankBatchNorm2d` elsewhere.
         group: process group; None means all ranks.
 
     Returns:
         The network, changed.
     """
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
-        return converted
     for module in model.modules():
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _over_ranks(child, group))
+                setattr(module, name, _over_ranks(child, device, group))
     return model
 
 
-def _over_ranks(norm: nn.BatchNorm2d, group: Any) -> RankBatchNorm2d:
+def _over_ranks(norm: nn.BatchNorm2d, device: torch.device, group: Any) -> nn.Module:
     assert norm.momentum is not None
-    new = RankBatchNorm2d(norm.num_features, norm.eps, norm.momentum, group)
+    new: RankBatchNorm2d | DeviceSyncBatchNorm
+    if device.type == "cuda":
+        new = DeviceSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, process_group=group)
+    else:
+        new = RankBatchNorm2d(norm.num_features, norm.eps, norm.momentum, group)
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var
     new.num_batches_tracked = norm.num_batches_tracked

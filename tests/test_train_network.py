@@ -297,3 +297,23 @@ def test_synchronised_buffers_are_not_sent_again_whatever_torch_calls_that(
     assert wrapped.device_ids == [torch.device("cuda", 1)]
     apart = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
     assert False not in apart.options.values()
+
+
+@pytest.mark.parametrize(("num_samples", "meets"), [(0, torch.float32), (2, torch.bfloat16)])
+def test_a_gpu_without_samples_takes_part_in_float32_as_the_others_do(
+    monkeypatch: pytest.MonkeyPatch, num_samples: int, meets: torch.dtype
+) -> None:
+    met: list[torch.dtype] = []
+
+    def forward(norm: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        met.append(image.dtype)
+        return image
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    state = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    synced = synchronise_norms(model, torch.device("cuda"))
+    assert isinstance(synced[1], nn.SyncBatchNorm)
+    assert {n: v.data_ptr() for n, v in synced.state_dict().items()} == state
+    found = synced[1](torch.ones(num_samples, 4, 2, 2, dtype=torch.bfloat16))
+    assert (met, found.dtype) == ([meets], torch.bfloat16)
