@@ -17,6 +17,7 @@ from msdata.expected_shard import ExpectedShard
 from msdata.schema import Schema
 from msdata.shard_files import ShardFile
 from msdata.shards.hdf5 import frame_ranges
+from msdata.shards.shard import metadata_text
 from msdata.shards.tar import (
     array_head,
     dali_index_path,
@@ -127,7 +128,7 @@ def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
     """Whether a JSON text is what the writer would have made of the index's row."""
     try:
         content = json.loads(text)
-        again = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+        again = metadata_text(content)
         if again != text:
             return False
         sums = {

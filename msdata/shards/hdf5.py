@@ -9,7 +9,6 @@ Source: HDF5 File Format Specification 3.0, storage of contiguous and of chunked
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from msdata.checksum import crc32c
 from msdata.errors import DataError, MissingPackageError
 from msdata.schema import Schema, Survey
 from msdata.shards.block_writer import BlockWriter
-from msdata.shards.shard import Record, ShardSummary, array_views, pwrite_all
+from msdata.shards.shard import Record, ShardSummary, array_views, metadata_text, pwrite_all
 
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
@@ -215,7 +214,7 @@ def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> 
     """Stores ids, labels and further metadata as one dataset a name."""
     ids = [sample_id.encode() for sample_id, _ in records]
     _create_column(file, "sample_id", np.array(ids, dtype=f"S{max(map(len, ids))}"))
-    texts = [json.dumps(m, separators=(",", ":"), allow_nan=False).encode() for _, m in records]
+    texts = [metadata_text(metadata) for _, metadata in records]
     _create_column(file, "json", np.array(texts, dtype=f"S{max(map(len, texts))}"))
     for name in records[0][1]:
         values = [metadata[name] for _, metadata in records]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,19 @@ class ShardWriter(Protocol):
 
     def abort(self) -> None:
         """Removes what was written."""
+
+
+# `json.dumps` would make an encoder a call, since it is told of separators.
+_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def metadata_text(metadata: Mapping[str, Any]) -> bytes:
+    """A sample's metadata as shards hold it: JSON without spaces.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return _encode_json(metadata).encode()
 
 
 def array_views(record: Record) -> list[memoryview]:

@@ -10,7 +10,6 @@ Source: POSIX.1-2001 ustar interchange format; the WebDataset convention (key up
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 import tarfile
@@ -27,7 +26,7 @@ from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
 from msdata.shards.block_writer import BlockWriter
 from msdata.shards.npy import npy_header
-from msdata.shards.shard import Record, ShardSummary, array_views
+from msdata.shards.shard import Record, ShardSummary, array_views, metadata_text
 
 SUFFIX = ".tar"
 INDEX_SUFFIX = ".idx"
@@ -42,8 +41,6 @@ _CHECKSUM_AT = slice(148, 156)
 _DALI_INDEX_VERSION = "v1.2"
 # No owner, no time: equal input gives equal bytes.
 _MODE = 0o644
-# `json.dumps` makes an encoder a call where it is told of separators.
-_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def member_key(sample_id: str) -> str:
@@ -145,7 +142,7 @@ class TarShardWriter:
             buffers += (head, view)
             at += view.nbytes
             pending = self._paddings[i]
-        text = _encode_json(record.metadata).encode()
+        text = metadata_text(record.metadata)
         header = _member_header(key + b".json", _header_template(len(text)))
         tail = pending + header + text + bytes(_padding(len(text)))
         buffers.append(tail)
