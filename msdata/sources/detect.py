@@ -10,7 +10,6 @@ from msdata.atomic_file import storage_error
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.blocks import BlockFiles, find_blocks
-from msdata.sources.fits import FitsTree
 from msdata.sources.fits_options import DEFAULT_PATTERNS, FitsOptions, pattern_expression
 from msdata.sources.pickles import PickleTree, take_pickle
 from msdata.sources.source import Source
@@ -42,6 +41,9 @@ def _detect(root: Path, fits: FitsOptions | None) -> Source:
     if not root.is_dir():
         raise UsageError(f"{root} is a file; give the folder that holds the objects")
     if fits is not None:
+        # Each worker of a pack would import it, and hardly any needs it.
+        from msdata.sources.fits import FitsTree
+
         return FitsTree(root, fits)
     if find_blocks(root) is not None:
         return BlockFiles(root)
