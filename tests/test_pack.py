@@ -274,6 +274,13 @@ def test_what_an_object_holds_beside_its_arrays_does_not_cost_it(tmp_path: Path)
         assert found == {str(n): None if n == 4 else 1.5 * n for n in range(6)}
 
 
+def test_no_fraction_of_nan_may_be_too_large_whatever_the_arrays(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    process = packing.pack(tiny_source, tmp_path / "out", "--max-nan-fraction", "1", "--jobs", "1")
+    assert process.returncode == 0, process.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

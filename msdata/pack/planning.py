@@ -83,8 +83,8 @@ def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:
 
 
 def _check_nan_fraction(schema: Schema, settings: PackSettings, filled: tuple[str, ...]) -> None:
-    """Refuses a fraction that nothing would be held to."""
-    is_default = settings.max_nan_fraction == PackSettings.max_nan_fraction
+    """Refuses a fraction that nothing would be held to; 1 asks for just that, of any arrays."""
+    is_default = settings.max_nan_fraction in (PackSettings.max_nan_fraction, 1)
     if is_default or filled or any(array.bands for array in schema.arrays):
         return
     raise UsageError(
