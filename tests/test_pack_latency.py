@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import packing
@@ -105,21 +106,28 @@ def test_results_come_in_order_whatever_the_readers_do(run_length: int) -> None:
         assert str(outcome) == (f"bad {number}" if number % 10 == 3 else str(number))
 
 
-def test_more_readers_start_only_while_the_processor_is_idle() -> None:
-    def read(number: int, work_s: float, wait_s: float) -> str:
-        end_s = time.thread_time() + work_s
+def test_more_readers_start_only_while_the_processor_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def readers(read_one: Callable[[], object]) -> int:
+        def read(number: int) -> str:
+            read_one()
+            return threading.current_thread().name
+
+        return len({name for _, name in read_in_order(300, read)})
+
+    def compute() -> None:
+        end_s = time.thread_time() + 2e-4
         while time.thread_time() < end_s:
             pass
-        time.sleep(wait_s)
-        return threading.current_thread().name
 
-    def readers(work_s: float, wait_s: float) -> int:
-        outcomes = read_in_order(200, lambda number: read(number, work_s, wait_s))
-        return len({name for _, name in outcomes})
-
-    # On a machine that has other work a busy process looks idle; it may have a few more.
-    assert min(readers(5e-4, 0) for _ in range(5)) <= 8
-    assert readers(0, 5e-3) == NUM_READERS
+    assert readers(lambda: time.sleep(_LATENCY_S)) == NUM_READERS
+    # On a machine with other work the wall clock runs on while this process computes.
+    alone = SimpleNamespace(
+        perf_counter=time.process_time, process_time=time.process_time, monotonic=time.monotonic
+    )
+    monkeypatch.setattr("msdata.pack.read_ahead.time", alone)
+    assert readers(compute) <= 2
 
 
 def test_memory_is_bounded_when_the_writer_is_slow() -> None:
