@@ -252,8 +252,8 @@ def _possible_redshifts(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, tuple
         return column, ()
     example = column.filter(is_impossible)[0].as_py()
     kept = pc.if_else(is_impossible, pa.scalar(None, pa.float64()), column)
-    note = f"{num_impossible:,} redshifts of -1 or below, such as {example:g}, count as absent"
-    return kept, (note,)
+    what = f"{num_impossible:,} redshift{'s' * (num_impossible > 1)} of -1 or below"
+    return kept, (f"{what}, such as {example:g}, counted as absent",)
 
 
 def _id_text(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:

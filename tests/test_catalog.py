@@ -301,7 +301,7 @@ def test_a_z_that_may_be_a_magnitude_is_asked_about(tmp_path: Path) -> None:
 
 def test_redshifts_that_none_can_have_are_absent(tmp_path: Path) -> None:
     catalog = _csv(tmp_path, "id,z\n1,-99\n2,-1\n3,-0.002\n4,0\n")
-    assert catalog.notes == ("2 redshifts of -1 or below, such as -99, count as absent",)
+    assert catalog.notes == ("2 redshifts of -1 or below, such as -99, counted as absent",)
     joined = join(_candidates(["1", "2", "3", "4"]), catalog)
     assert _column(joined, "redshift") == [None, None, -0.002, 0.0]
     assert joined.num_rejected == 2

@@ -233,9 +233,18 @@ def _members(loaded: Any) -> dict[str, Any]:
     if not loaded:
         raise SampleError("the dict is empty")
     for key in loaded:
-        if type(key) is not str:
+        if type(key) is not str or not _is_unicode(key):
             raise SampleError(f"the dict has the key {str(key)[:40]!r}, which is not text")
     return loaded
+
+
+def _is_unicode(key: str) -> bool:
+    """False for half a surrogate pair, which no file format takes for a name."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(loaded: object) -> str:
