@@ -39,7 +39,7 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * tasks_per
   --mpi="${SRUN_MPI:-pmi2}" "$PYTHON" -m msdata pack "$@" --resume &
 status=0
 wait_for $! || status=$?
-if ((status)) && [[ -e $data/dataset.json ]]; then
+if ((status == 1)) && [[ -e $data/dataset.json ]]; then
   say "packed, but not without faults (exit code $status), see above" >&2
 elif ((status)); then
   say "not finished (exit code $status); what is packed stays, the same command goes on" >&2
