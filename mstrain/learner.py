@@ -19,7 +19,13 @@ from mstrain.data import TensorBatch
 from mstrain.fusion import RedshiftNet
 from mstrain.loss import BinLoss
 from mstrain.norms import synchronise_norms
-from mstrain.optim import AveragedModel, learning_rate, make_optimizer, set_learning_rate
+from mstrain.optim import (
+    AveragedModel,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    set_learning_rate,
+)
 from mstrain.ranks import Ranks
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -184,7 +190,7 @@ class Learner:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from mstrain.config import OptimConfig
+
+# Of a parameter's state: plain numbers, as tensors.
+_HOST_NUMBERS = ("step", "mu_product")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -34,6 +38,25 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     if config.name == "adamw":
         return torch.optim.AdamW(groups, **options)
     return torch.optim.NAdam(groups, decoupled_weight_decay=True, **options)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Takes up an optimiser's state; the numbers in it stay on the host.
+
+    `load_state_dict` moves NAdam's to the parameters' GPU, and each step would then wait for the
+    GPU once a parameter to read them.
+
+    Args:
+        optimizer: of the same parameters.
+        saved: of its `state_dict`, on any device.
+    """
+    optimizer.load_state_dict(dict(saved))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    places = [place for group in saved["param_groups"] for place in group["params"]]
+    for parameter, place in zip(parameters, places, strict=True):
+        for name, value in saved["state"].get(place, {}).items():
+            if name in _HOST_NUMBERS:
+                optimizer.state[parameter][name] = value.detach().cpu().clone()
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:

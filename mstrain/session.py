@@ -83,7 +83,7 @@ def train(
         num_steps = config.epochs * steps_per_epoch(len(split), config)
         shapes = dict(augmenter.shapes)
         learner = Learner(config, shapes, ranks, weights=weights, num_steps=num_steps)
-        progress = _resume(saved, learner, loader, ranks)
+        progress = _resume(saved, learner, loader)
         # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Ahead(batches))
@@ -199,11 +199,12 @@ def _save(
     ranks.on_first(write)
 
 
-def _resume(saved: Path | None, learner: Learner, loader: msdata.Loader, ranks: Ranks) -> Progress:
+def _resume(saved: Path | None, learner: Learner, loader: msdata.Loader) -> Progress:
     """Takes up a checkpoint; a fresh start where there is none."""
     if saved is None:
         return Progress()
-    content = read_checkpoint(saved, ranks.device)
+    # On the host: what belongs on a GPU is copied into what is there already.
+    content = read_checkpoint(saved)
     learner.load_state_dict(content)
     progress = Progress.from_dict(content["progress"])
     if progress.loader is not None:

@@ -20,7 +20,7 @@ from mstrain.fusion import RedshiftNet
 from mstrain.heads import bin_edges, bin_of, density
 from mstrain.loss import BinLoss, draw_weights, redshift_weights
 from mstrain.norms import make_norm, synchronise_norms
-from mstrain.optim import AveragedModel, learning_rate, make_optimizer
+from mstrain.optim import AveragedModel, learning_rate, load_optimizer, make_optimizer
 from mstrain.ranks import Ranks
 from mstrain.resnet import ResNet, SubsamplingConv2d
 
@@ -317,3 +317,24 @@ def test_a_gpu_without_samples_takes_part_in_float32_as_the_others_do(
     assert {n: v.data_ptr() for n, v in synced.state_dict().items()} == state
     found = synced[1](torch.ones(num_samples, 4, 2, 2, dtype=torch.bfloat16))
     assert (met, found.dtype) == ([meets], torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["nadam", "adamw"])
+def test_numbers_of_a_resumed_optimiser_stay_on_the_host(name) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model, OptimConfig(name=name))
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    saved = optimizer.state_dict()
+    # Parameters on another device, as on a GPU.
+    elsewhere = nn.Linear(3, 2, device="meta")
+    other = make_optimizer(elsewhere, OptimConfig(name=name))
+    load_optimizer(other, saved)
+    for old, new in zip(model.parameters(), elsewhere.parameters(), strict=True):
+        was, now = optimizer.state[old], other.state[new]
+        assert now.keys() == was.keys()
+        assert now["exp_avg"].device.type == "meta"
+        for number in {"step", "mu_product"} & was.keys():
+            assert now[number].device.type == "cpu"
+            assert now[number] == was[number]
