@@ -56,7 +56,8 @@ def make_race(settings: Settings) -> Race:
     # Whole batches only: what an incomplete one is differs from contestant to contestant.
     size = min(workload.batch_size, count // 4)
     num_samples = count // size * size
-    _check_room(settings.work, num_samples * _sample_nbytes(settings))
+    num_contestants = len(chosen_peers(settings.peers))
+    _check_room(settings.work, num_samples * _sample_nbytes(settings), num_contestants)
     if num_samples < count:
         print(f"  {num_samples} of {count} samples, which make whole batches of {size}")
     if settings.data is None:
@@ -91,18 +92,18 @@ def _sample_nbytes(settings: Settings) -> int:
     return msdata.open(settings.data).schema.sample_nbytes
 
 
-def _check_room(work: Path, nbytes: int) -> None:
+def _check_room(work: Path, nbytes: int, num_contestants: int) -> None:
     """Refuses a race whose conversions, one a contestant, the disk cannot hold.
 
     Raises:
         UsageError: it is too small.
     """
-    needed = nbytes * (len(PEER_NAMES) + 1)
+    needed = nbytes * (num_contestants + 1)
     place = next(folder for folder in (work, *work.resolve().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UsageError(
-            f"{place} has {free / 1e9:.1f} GB free, and the samples as each of {len(PEER_NAMES)} "
+            f"{place} has {free / 1e9:.1f} GB free, and the samples as each of {num_contestants} "
             f"contestants wants them take {needed / 1e9:.1f} GB; give --out on another disk, or "
             "fewer samples with --mock N"
         )
