@@ -16,6 +16,8 @@ _ASK_TAG, _ANSWER_TAG = 7002, 7003
 # Samples that a message can ask for.
 MOST_ASKED = 4096
 _ANSWER_POLL_S = 50e-6
+# A look at MPI moves some KB of what is read within one machine.
+_TESTS_A_TURN = 64
 
 
 def communicator(topology: Topology) -> Any:
@@ -67,7 +69,7 @@ class Window:
         # A failed read is an exception here, not the end of the process.
         self.bare.Set_errhandler(MPI.ERRORS_RETURN)
         self._error = MPI.Exception
-        self._wait = MPI.Request.Waitall
+        self._test = MPI.Request.Testall
         self.bare.Lock_all(MPI.MODE_NOCHECK)
 
     def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
@@ -84,8 +86,30 @@ class Window:
         except self._error as error:
             raise OSError(f"MPI cannot read from rank {rank}: {error}") from error
 
-    def wait(self, begun: Sequence[Any]) -> None:
-        """Waits until what was begun is here.
+    def wait(self, begun: Sequence[Any], timeout_s: float) -> None:
+        """Waits until what was begun is here; in Python, where signals are heard.
+
+        Args:
+            begun: what `get` gave; None for nothing.
+            timeout_s: for how long.
+
+        Raises:
+            TimeoutError: it is not; `is_here` may tell later that it is.
+            OSError: MPI refused.
+        """
+        requests = [b for b in begun if b is not None]
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            while not any(self._test(requests) for _ in range(_TESTS_A_TURN)):
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError("another process does not let itself be read in time")
+                # Lets the thread that fills the arena have its turn.
+                time.sleep(0)
+        except self._error as error:
+            raise OSError(f"MPI cannot read from another process: {error}") from error
+
+    def is_here(self, begun: Sequence[Any]) -> bool:
+        """Whether all of what was begun is here.
 
         Args:
             begun: what `get` gave; None for nothing.
@@ -94,7 +118,7 @@ class Window:
             OSError: MPI refused.
         """
         try:
-            self._wait([b for b in begun if b is not None])
+            return bool(self._test([b for b in begun if b is not None]))
         except self._error as error:
             raise OSError(f"MPI cannot read from another process: {error}") from error
 

@@ -19,8 +19,16 @@ class Window(Protocol):
     def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
         """Begins to read `len(target)` bytes at a place of a service's memory; or OSError."""
 
-    def wait(self, begun: Sequence[Any]) -> None:
-        """Waits until what was begun, as `get` gave it, is here (None: nothing); or OSError."""
+    def wait(self, begun: Sequence[Any], timeout_s: float) -> None:
+        """Waits until what was begun, as `get` gave it, is here (None: nothing).
+
+        Raises:
+            TimeoutError: it is not.
+            OSError: something else went wrong.
+        """
+
+    def is_here(self, begun: Sequence[Any]) -> bool:
+        """Whether what was begun is here; or OSError."""
 
 
 class Exchange(Protocol):

@@ -7,6 +7,7 @@ tell each other the code with which they would end, and one ends with its code, 
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import socket
@@ -27,6 +28,8 @@ from msdata.topology import Topology, set_one_sided_defaults
 _END_TAG = 7001
 _POLL_S = 0.002
 _LEAST_END_S = 2.0
+# How long an answer may still come when one process wants all to end; less than it waits for them.
+_LAST_ANSWER_S = 2.0
 # How long the one that ends last waits for those of its machine to have ended, and for those of
 # other machines, which it does not see.
 _MOST_OUTLIVED_S = 5.0
@@ -79,9 +82,13 @@ class MpiGroup:
         return [pickle.loads(part.data) for part in np.split(gathered, np.cumsum(sizes)[:-1])]
 
     def _finish(self, begun: Any) -> None:
-        """Waits in Python, where signals are heard; and no longer than all want to go on."""
+        """Waits in Python, where signals are heard; and not long after one wants all to end."""
+        # One that ends after it had this answer may be ahead of it: then it still comes.
+        deadline_s = math.inf
         while not begun.Test():
             if self.poll():
+                deadline_s = min(deadline_s, time.monotonic() + _LAST_ANSWER_S)
+            if time.monotonic() > deadline_s:
                 raise EndedElsewhere
             time.sleep(_POLL_S)
 

@@ -23,8 +23,12 @@ from msdata.cache.slot_file import MAGIC, SLOT_NBYTES, are_of, slots_at_owners
 from msdata.cache.tier import LOG
 from msdata.errors import StorageError
 
-# What others have to answer for what is on their disks: less than ranks wait.
+# What others have to let themselves be read, or to answer for what is on their disks: less than
+# ranks wait. While one is late, the next gets less: all may be, where it is this node's own link.
 _ANSWER_S = 1.5
+_NEXT_ANSWER_S = 0.3
+# Connections are made one after the other, on all nodes at once.
+_FIRST_ANSWER_S = 60.0
 # So much is waited for at once: a rank copies it out while more comes. Where records were told of
 # all together, one thread of a rank came to 0.40 of bare reads in place of 0.73 (two busy cores;
 # both before records were checked as they are copied).
@@ -66,6 +70,8 @@ class WindowReader:
         self._payload_at = places.payload_at.tolist()
         # Slots that were seen full, by sample.
         self._is_full = bytearray(len(split.checksums))
+        # What came too late so far: the node, what was begun, and the memory it goes into.
+        self._late: list[tuple[int, Any, Any]] = []
         self.num_failures = 0
 
     def check(self, own_rank: int) -> None:
@@ -81,7 +87,7 @@ class WindowReader:
         others = sorted(self._rank_of_node, key=lambda rank: (rank - own_rank) % num_ranks)
         for rank in others:
             found = np.zeros(len(MAGIC), np.uint8)
-            self._window.wait([self._window.get(rank, found, 0)])
+            self._window.wait([self._window.get(rank, found, 0)], _FIRST_ANSWER_S)
             if found.tobytes() != MAGIC:
                 raise StorageError(
                     f"one-sided MPI reads from process {rank} give other bytes than are there; use "
@@ -107,7 +113,8 @@ class WindowReader:
             sample number and checksum of the index: bool (m,), n in all.
         """
         wanted = list(zip(nodes.tolist(), samples.tolist(), strict=True))
-        slots = [self._slot(node, sample) for node, sample in wanted]
+        left_alone = self._late_nodes() if self._late else set()
+        slots = [-1 if node in left_alone else self._slot(node, sample) for node, sample in wanted]
         begun: list[Any] = []
         done = 0
         try:
@@ -124,7 +131,7 @@ class WindowReader:
                 self._ask(came, wanted, targets)
             step = -(-_RUN_NBYTES // self._split.sample_nbytes)
             for start in range(0, len(samples), step):
-                self._window.wait(begun[start : start + step])
+                self._wait(begun[start : start + step])
                 done = min(start + step, len(samples))
                 yield came[start:done]
         except OSError as error:
@@ -133,9 +140,35 @@ class WindowReader:
                 LOG.warning("%s; what other nodes hold comes from storage", error)
             yield np.zeros(len(samples) - done, bool)
         finally:
-            # Nothing may still be on its way when the targets are given up.
+            self._give_up(wanted[done:], begun[done:], targets[done:])
+
+    def _wait(self, begun: Sequence[Any]) -> None:
+        self._window.wait(begun, _NEXT_ANSWER_S if self._late else _ANSWER_S)
+
+    def _give_up(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        begun: Sequence[Any],
+        targets: Sequence[NDArray[np.uint8]],
+    ) -> None:
+        """Keeps the memory into which something is still on its way; its nodes are left alone.
+
+        What a rank copies out of it is checked as it is copied.
+        """
+        for (node, _), mine, target in zip(wanted, begun, targets, strict=False):
             with suppress(OSError):
-                self._window.wait(begun[done:])
+                if mine is not None and not self._window.is_here([mine]):
+                    self._late.append((node, mine, target))
+
+    def _late_nodes(self) -> set[int]:
+        """Nodes that still owe something; others are asked again."""
+        late = []
+        for node, mine, target in self._late:
+            with suppress(OSError):
+                if not self._window.is_here([mine]):
+                    late.append((node, mine, target))
+        self._late = late
+        return {node for node, _, _ in late}
 
     def _shard_kept(self, node: int, sample: int) -> int | None:
         """The shard of a sample; None where the node does not keep it, or there is no such one."""
@@ -167,7 +200,11 @@ class WindowReader:
             )
             for (node, _), i, entry in zip(wanted, rows, entries, strict=True)
         ]
-        self._window.wait(begun)
+        try:
+            self._wait(begun)
+        except OSError:
+            self._give_up(wanted, begun, list(entries))
+            raise
         samples = np.array([sample for _, sample in wanted], np.int64)
         ready = are_of(entries, samples, self._split.checksums[samples]).tolist()
         for (_, sample), i, is_ready in zip(wanted, rows, ready, strict=True):
