@@ -80,7 +80,7 @@ def load_epochs(data: Path, num_epochs: int = 3) -> None:
         f"batch_size={BATCH_SIZE}, threads={NUM_THREADS})\n>>> for batch in loader: ..."
     )
     split = msdata.open(data).split("train")
-    with make_loader(split, NUM_THREADS) as loader:
+    with msdata.Loader(split, batch_size=BATCH_SIZE, threads=NUM_THREADS) as loader:
         for epoch in range(num_epochs):
             redshift_sum = 0.0
             for batch in loader:

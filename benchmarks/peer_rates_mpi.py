@@ -92,8 +92,7 @@ def serve(shm_dir: Path) -> None:
             window = group.window(mmap.mmap(file.fileno(), 0)).bare
         places = slots_at_owners(own(), split, group.size)
         first_at = int(places.payload_at[KEEPER])
-        rows = np.zeros((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
-        rows[:] = 1
+        rows = np.ones((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
         is_said = False
         while service.turn():
             if group.rank == 0 and not is_said and service.describe()["is_full"]:
@@ -166,8 +165,7 @@ def measure(num_samples: int, repeats: int) -> dict[str, Any]:
     checksums = [int(c) for c in cached_records(make_records()).checksums]
     with services() as (process, path):
         fetcher = LinkFetcher(link_address(path), SAMPLE_NBYTES, timeout_s=60)
-        rows = np.zeros((2, BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
-        rows[:] = 1
+        rows = np.ones((2, BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
         receive = partial(receive_ours, fetcher, checksums, node=KEEPER)
         contestants = {
             BARE: partial(ask_for_bare, process, num_samples),

@@ -86,14 +86,16 @@ def _list_folders(root: str, take: TakeFile, places: list[tuple[str, int]]) -> _
     folders: list[tuple[str, tuple[int, int]]] = []
     objects: list[tuple[str, str]] = []
     for place in places:
-        _list_folder(root, take, place, (folders, objects))
+        found_folders, found_objects = _list_folder(root, take, place)
+        folders += found_folders
+        objects += found_objects
     if not objects:
         return folders, None
     stems, paths = zip(*objects, strict=True)
     try:
-        return folders, pa.table(
-            {"sample_id": pa.array(stems, pa.string()), "path": pa.array(paths, pa.string())}
-        )
+        # The paths first: where a name is refused, the sentence then says in which folder.
+        path = pa.array(paths, pa.string())
+        return folders, pa.table({"sample_id": pa.array(stems, pa.string()), "path": path})
     except UnicodeEncodeError as error:
         raise DataError(
             f"{root} has a file name that is not UTF-8 ({error.object!r}); rename it"
@@ -101,14 +103,12 @@ def _list_folders(root: str, take: TakeFile, places: list[tuple[str, int]]) -> _
 
 
 def _list_folder(
-    root: str,
-    take: TakeFile,
-    place: tuple[str, int],
-    found: tuple[list[tuple[str, tuple[int, int]]], list[tuple[str, str]]],
-) -> None:
-    """Adds the subfolders and objects of one folder to what was found."""
+    root: str, take: TakeFile, place: tuple[str, int]
+) -> tuple[list[tuple[str, tuple[int, int]]], list[tuple[str, str]]]:
+    """Subfolders of one folder, and id and path of its objects."""
     folder, device = place
-    folders, objects = found
+    folders: list[tuple[str, tuple[int, int]]] = []
+    objects: list[tuple[str, str]] = []
     prefix = f"{folder}/" if folder else ""
     try:
         with os.scandir(f"{root}/{folder}") as entries:
@@ -125,6 +125,7 @@ def _list_folder(
                     objects.append(taken)
     except OSError as error:
         raise storage_error("list", Path(root, folder), error) from error
+    return folders, objects
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
