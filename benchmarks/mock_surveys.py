@@ -83,24 +83,31 @@ LAYOUTS: dict[str, dict[str, str]] = {
 
 # What spoils a row, by survey: reason -> column and value. Reasons stand in the order of the cuts.
 FAULTS: dict[str, dict[str, tuple[str, Any]]] = {
-    "sdss": {"redshift warning": ("ZWARNING", 4), "no galaxy": ("CLASS", b"QSO")},
-    "desi": {"redshift warning": ("ZWARN", 1024), "no galaxy": ("SPECTYPE", b"STAR")},
-    "gama": {"insecure redshift": ("NQ", 2)},
+    "sdss": {
+        **{"not the primary spectrum": ("SPECPRIMARY", 0), "redshift warning": ("ZWARNING", 4)},
+        "no galaxy": ("CLASS", b"QSO"),
+    },
+    "desi": {
+        **{"sky or a broken fibre": ("OBJTYPE", b"SKY"), "no target id": ("TARGETID", -1)},
+        "not the primary spectrum": ("ZCAT_PRIMARY", False),
+        **{"redshift warning": ("ZWARN", 1024), "no galaxy": ("SPECTYPE", b"STAR")},
+    },
+    "gama": {
+        **{"of another survey": ("SURVEY", b"SDSS"), "insecure redshift": ("NQ", 2)},
+        "star": ("Z", 0.0019),
+    },
     "deep2": {"insecure redshift": ("ZQUALITY", 2), "no galaxy": ("CLASS", b"AGN")},
     "vipers": {"insecure redshift": ("zflg", 12.5), "no galaxy target": ("classFlag", 2)},
-    "vvds": {"insecure redshift": ("ZFLAGS", 23)},
-    "wigglez": {"insecure redshift": ("Q", 3)},
+    **{"vvds": {"insecure redshift": ("ZFLAGS", 23)}, "wigglez": {"insecure redshift": ("Q", 6)}},
     "sixdf": {"insecure redshift": ("QUALITY", 6)},
 }
 _COLUMNS = {  # id, right ascension, declination, redshift
     "sdss": ("BESTOBJID", "PLUG_RA", "PLUG_DEC", "Z"),
     "desi": ("TARGETID", "TARGET_RA", "TARGET_DEC", "Z"),
-    "gama": ("CATAID", "RA", "DEC", "Z"),
-    "deep2": ("OBJNO", "RA", "DEC", "ZBEST"),
+    **{"gama": ("CATAID", "RA", "DEC", "Z"), "sixdf": ("TARGETID", "RA", "DEC", "CZ")},
+    **{"deep2": ("OBJNO", "RA", "DEC", "ZBEST"), "vvds": ("NUM", "ALPHA", "DELTA", "Z")},
     "vipers": ("id_IAU", "alpha", "delta", "zspec"),
-    "vvds": ("NUM", "ALPHA", "DELTA", "Z"),
     "wigglez": ("WiggleZ_Name", "RA", "Dec", "redshift"),
-    "sixdf": ("TARGETID", "RA", "DEC", "CZ"),
 }
 _FIRST_ID = {"sdss": 1237645879551000001, "desi": 39627000000000001}
 
@@ -342,13 +349,10 @@ def _fill(key: str, rows: _Rows, mine: _Int, random: np.random.Generator) -> NDA
 def _fill_good(key: str, table: NDArray[Any]) -> None:
     values: Mapping[str, Any] = {
         "sdss": {"CLASS": b"GALAXY", "SURVEY": b"boss", "SPECPRIMARY": 1},
-        "desi": {"SPECTYPE": b"GALAXY", "SURVEY": b"main", "ZCAT_PRIMARY": True},
-        "gama": {"NQ": 4, "IS_BEST": 1, "SURVEY": b"GAMA"},
-        "deep2": {"ZQUALITY": 4, "CLASS": b"GALAXY"},
+        "desi": {"SPECTYPE": b"GALAXY", "ZCAT_PRIMARY": True, "OBJTYPE": b"TGT"},
+        **{"gama": {"NQ": 4, "SURVEY": b"GAMA"}, "deep2": {"ZQUALITY": 4, "CLASS": b"GALAXY"}},
         "vipers": {"zflg": 3.5, "classFlag": 1},
-        "vvds": {"ZFLAGS": 3},
-        "wigglez": {"Q": 4},
-        "sixdf": {"QUALITY": 4},
+        **{"vvds": {"ZFLAGS": 3}, "wigglez": {"Q": 4}, "sixdf": {"QUALITY": 4}},
     }[key]
     for column, value in values.items():
         table[column] = value

@@ -1,8 +1,8 @@
 """Labels: a catalogue of redshifts and positions, joined to the objects a source has listed.
 
-Ids are compared as text, but leading zeros of whole numbers do not count, so that the file
-`0001234.npy` finds the integer 1234, unless two ids of the catalogue differ by nothing else.
-Vectorised, for millions of objects.
+Ids are compared as text, but leading zeros of integers do not count, so that the file
+`0001234.npy` finds the integer 1234. Where two ids of the catalogue differ by nothing else, objects
+of that number are ambiguous and rejected. Vectorised, for millions of objects.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = ["Catalog", "Joined", "join", "read_catalog"]
 NO_ROW = "no row in the catalogue"
 NO_REDSHIFT = "no redshift in the catalogue"
 CONFLICT = "conflicting rows in the catalogue"
+AMBIGUOUS = "ambiguous id: rows of the catalogue differ from each other by leading zeros alone"
 
 _Rows = NDArray[np.int64]
 
@@ -62,20 +63,23 @@ def join(candidates: pa.Table, catalog: Catalog) -> Joined:
         keys = candidates["sample_id"].combine_chunks()
         wanted = candidates["catalog_row"].to_numpy()
         rows = np.where((wanted >= 0) & (wanted < catalog.columns.num_rows), wanted, -1)
-        conflicts = np.zeros(len(rows), bool)
+        conflicts = ambiguous = np.zeros(len(rows), bool)
     else:
         if catalog.ids is None:
             raise missing_id_column(catalog)
-        keys, catalog_keys = _keys(_flat(candidates["sample_id"]), catalog.ids)
-        rows, conflicts = _match(_flat(keys), catalog_keys, catalog.columns)
+        keys = without_zeros(_flat(candidates["sample_id"]))
+        rows, conflicts, ambiguous = _match(keys, catalog.ids, catalog.columns)
     if len(rows) and (rows < 0).all():
         raise _nothing_matches(candidates, catalog, by_row=by_row)
-    labels = catalog.columns.take(pa.array(rows, pa.int64(), mask=rows < 0))
+    row_of_each = pa.array(rows, pa.int64(), mask=rows < 0)
+    labels = catalog.columns.take(row_of_each)
     reason = np.full(len(rows), None, object)
     if catalog.needs_redshift:
         has_redshift = pc.fill_null(pc.is_finite(labels["redshift"]), False).to_numpy()
         reason[~has_redshift] = NO_REDSHIFT
+        _mark_doubted(catalog, row_of_each, reason)
     reason[conflicts] = CONFLICT
+    reason[ambiguous] = AMBIGUOUS
     reason[rows < 0] = NO_ROW
     _mark_duplicates(_flat(keys), candidates["path"], reason)
     table = candidates
@@ -92,20 +96,12 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _keys(ids: pa.Array, catalog_ids: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """What to compare: whole numbers without leading zeros where no two texts mean one of them."""
-    values = _without_zeros(catalog_ids)
-    lengths = pc.min_max(pc.binary_length(catalog_ids)).as_py()
-    # Texts of one length, or without zeros, cannot mean the same number; counting takes seconds.
-    if lengths["min"] != lengths["max"] and not values.equals(catalog_ids):
-        num_values = pc.count_distinct(values).as_py()
-        if num_values != pc.count_distinct(catalog_ids).as_py():
-            return ids, catalog_ids
-    return _without_zeros(ids), values
+def without_zeros(ids: pa.Array) -> pa.Array:
+    """Ids, of which those that are integers have lost their leading zeros.
 
-
-def _without_zeros(ids: pa.Array) -> pa.Array:
-    """Ids, of which those that are whole numbers have lost their leading zeros."""
+    Args:
+        ids: strings.
+    """
     trimmed = pc.utf8_ltrim(ids, characters="0")
     values = pc.if_else(pc.equal(trimmed, ""), "0", trimmed)
     # One name among the numbers, such as a footer's, must not undo the join of all others.
@@ -124,19 +120,23 @@ def _first_of_each(keys: pa.Array) -> tuple[pa.Array, _Rows, _Rows]:
 
 
 def _match(
-    keys: pa.Array, catalog_keys: pa.Array, columns: pa.Table
-) -> tuple[_Rows, NDArray[np.bool_]]:
-    """Catalogue row of each key (-1: none), and whether the catalogue contradicts itself there."""
-    distinct, codes, first = _first_of_each(catalog_keys)
+    keys: pa.Array, ids: pa.Array, columns: pa.Table
+) -> tuple[_Rows, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Catalogue row of each key (-1: none); whether its rows conflict; whether it is ambiguous."""
+    distinct, codes, first = _first_of_each(without_zeros(ids))
     found = pc.fill_null(pc.index_in(keys, value_set=distinct), -1).to_numpy().astype(np.int64)
-    is_contradicted = np.zeros(len(distinct) + 1, bool)  # the last is read for the key -1
+    # The last of each is read for the key -1.
+    is_contradicted, is_ambiguous = np.zeros((2, len(distinct) + 1), bool)
     repeated = np.flatnonzero(codes >= 0)
     repeated = repeated[first[codes[repeated]] != repeated]
     if repeated.size:
-        differs = _differ(columns.take(repeated), columns.take(first[codes[repeated]]))
+        firsts = first[codes[repeated]]
+        differs = _differ(columns.take(repeated), columns.take(firsts))
         is_contradicted[codes[repeated[differs]]] = True
+        differs = pc.not_equal(ids.take(repeated), ids.take(firsts)).to_numpy(zero_copy_only=False)
+        is_ambiguous[codes[repeated[differs]]] = True
     rows = np.where(found >= 0, np.append(first, -1)[found], -1)
-    return rows, is_contradicted[found]
+    return rows, is_contradicted[found], is_ambiguous[found]
 
 
 def _differ(left: pa.Table, right: pa.Table) -> NDArray[np.bool_]:
@@ -149,6 +149,16 @@ def _differ(left: pa.Table, right: pa.Table) -> NDArray[np.bool_]:
         ).to_numpy()
         differs |= ~(same | both_absent)
     return differs
+
+
+def _mark_doubted(catalog: Catalog, rows: pa.Array, reason: NDArray[np.object_]) -> None:
+    if catalog.doubted is None:
+        return
+    doubted = catalog.doubted.take(rows)
+    places = np.flatnonzero(doubted.is_valid().to_numpy())
+    low, high = catalog.redshift_range
+    for place, value in zip(places.tolist(), doubted.drop_null().to_pylist(), strict=True):
+        reason[place] = f"redshift {value:g} in the catalogue is outside {low:g} to {high:g}"
 
 
 def _mark_duplicates(keys: pa.Array, paths: pa.ChunkedArray, reason: NDArray[np.object_]) -> None:

@@ -11,11 +11,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from msdata.catalogfile import read_table
+from msdata.catalogvalues import (
+    EBV_RANGE,
+    REDSHIFT_RANGE,
+    Limits,
+    check_unit,
+    id_text,
+    is_ebv,
+    note_on_zeros,
+    notes_on,
+    within,
+)
 from msdata.errors import UsageError
 
 ID_NAMES = (
@@ -38,14 +48,8 @@ _RESERVED = frozenset(
 _RESERVED_PREFIXES = ("offset_", "nbytes_", "crc32c_")
 # Names that mean an object's own id; of the others a catalogue may have several.
 _OWN_ID_NAMES = ID_NAMES[:3]
-# What pandas writes of a column of large integers in which one value is absent.
-_EXPONENT = r"^-?[0-9]\.[0-9]+e\+[0-9]+$"
-_FLOAT = r"^-?[0-9]+(\.[0-9]*)?(e\+[0-9]+)?$"
-_POINT_ZERO = r"\.0*$"
-# Above this a double cannot tell neighbouring whole numbers apart.
-_MAX_EXACT = 2**53
-# -1 would be light from behind infinity; -9, -99 and -9999 mean that there is none.
-_IMPOSSIBLE_REDSHIFT = -1.0
+# Single letters that name a band: beside two of them, or beside x and y, a `z` may be one, too.
+_BANDS = frozenset("ugriyjhk") | {"ks"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,9 @@ class Catalog:
         file_columns: names of all columns in the file.
         columns: `redshift` (float64), `ra` and `dec` (float64, where known), and the others.
         needs_redshift: an object without redshift is of no use.
+        doubted: float64, each row's redshift where it is outside `redshift_range` and counts as
+            absent, null elsewhere; None without redshifts.
+        redshift_range: lowest and highest redshift that is believed.
         notes: what was renamed or left out, for the report.
     """
 
@@ -69,6 +76,8 @@ class Catalog:
     file_columns: tuple[str, ...]
     columns: pa.Table
     needs_redshift: bool = True
+    doubted: pa.ChunkedArray | None = None
+    redshift_range: Limits = REDSHIFT_RANGE
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -84,6 +93,8 @@ def read_catalog(
     redshift_column: str | None = None,
     columns: Sequence[str] | None = None,
     needs_redshift: bool = True,
+    redshift_range: Limits = REDSHIFT_RANGE,
+    ebv_range: Limits = EBV_RANGE,
 ) -> Catalog:
     """Reads a catalogue from CSV, Parquet or FITS.
 
@@ -93,46 +104,66 @@ def read_catalog(
         redshift_column: column with the redshift; None looks for a known name.
         columns: further columns to keep, as named in the file; None keeps all.
         needs_redshift: an object without redshift is of no use; else there need not be a column.
+        redshift_range: lowest and highest redshift to believe; others count as absent.
+        ebv_range: the same for columns of E(B-V), magnitudes.
 
     Returns:
         The catalogue.
 
     Raises:
-        UsageError: a column is not there or, for the redshift, is not numeric.
+        UsageError: a column is missing, may be another quantity, or is not numeric.
         DataError: the file is broken.
         StorageError: the file system refused.
     """
     table, notes = read_table(path, lambda names: _id_name(path, names, id_column))
     names = table.column_names
     id_name = _id_name(path, names, id_column)
-    chosen = _canonical_columns(path, names, redshift_column, needs_redshift=needs_redshift)
+    chosen, doubt = _canonical_columns(path, names, redshift_column, needs_redshift=needs_redshift)
     for name in columns or ():
         _check_column(path, names, name, "--columns")
-    kept, renamed = {}, []
-    notes = (*notes, *_other_ids(names, id_name, id_column))
+    kept, doubted = {}, None
+    notes = (*notes, *doubt, *_other_ids(names, id_name, id_column))
     for canonical, name in chosen.items():
-        kept[canonical] = _as_float(path, name, table.column(name), canonical)
+        kept[canonical] = _as_float(path, table.select([name]), canonical)
     if "redshift" in kept:
-        kept["redshift"], absent = _possible_redshifts(kept["redshift"])
-        notes = (*notes, *absent)
-    for name in names:
-        if name in chosen.values() or (columns is not None and name not in columns):
-            continue
-        free = _free_name(name, {*kept, *names})
+        kept["redshift"], doubted = within(kept["redshift"], redshift_range)
+        notes += notes_on("redshifts", doubted, redshift_range, "--redshift-range")
+        notes += note_on_zeros(kept["redshift"])
+    wanted = [n for n in names if n not in chosen.values() and (columns is None or n in columns)]
+    more = _further_columns(table.select(wanted), {*kept, *names}, id_name, ebv_range)
+    ids = None if id_name is None else _ids_of(path, id_name, table.column(id_name))
+    if ids is not None and ids.null_count:
+        notes = (*notes, f"rows of the catalogue without an id: {ids.null_count:,}")
+    return Catalog(
+        path=path,
+        ids=ids,
+        id_column=id_name,
+        file_columns=tuple(names),
+        columns=pa.table(kept | more[0]),
+        needs_redshift=needs_redshift,
+        doubted=doubted,
+        redshift_range=redshift_range,
+        notes=(*notes, *more[1]),
+    )
+
+
+def _further_columns(
+    table: pa.Table, taken: set[str], id_name: str | None, ebv_range: Limits
+) -> tuple[dict[str, pa.ChunkedArray], tuple[str, ...]]:
+    """Columns that are kept as they are, by the names that are free for them; and notes on them."""
+    kept: dict[str, pa.ChunkedArray] = {}
+    notes: tuple[str, ...] = ()
+    for name in table.column_names:
+        free = _free_name(name, taken | kept.keys())
         if free != name and name == id_name:
             continue  # its values are the index's own `sample_id`
         if free != name:
-            renamed.append(f"column {name!r} is kept as {free!r}: the index has a {name!r} already")
+            notes += (f"column {name!r} is kept as {free!r}: the index has a {name!r} already",)
         kept[free] = table.column(name)
-    return Catalog(
-        path=path,
-        ids=None if id_name is None else _id_text(path, id_name, table.column(id_name)),
-        id_column=id_name,
-        file_columns=tuple(names),
-        columns=pa.table(kept),
-        needs_redshift=needs_redshift,
-        notes=(*notes, *renamed),
-    )
+        if is_ebv(name, kept[free].type):
+            kept[free], outside = within(kept[free], ebv_range)
+            notes += notes_on(f"values of {name!r}", outside, ebv_range, "--ebv-range")
+    return kept, notes
 
 
 def missing_id_column(catalog: Catalog) -> UsageError:
@@ -151,20 +182,24 @@ def _id_name(path: Path, names: Sequence[str], asked: str | None) -> str | None:
 
 def _canonical_columns(
     path: Path, names: Sequence[str], redshift: str | None, *, needs_redshift: bool
-) -> dict[str, str]:
-    """The file's column for each canonical name that is there."""
-    chosen = {}
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The file's column for each canonical name that is there; and notes on those in doubt."""
+    chosen: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     for canonical, aliases in _ALIASES.items():
         found = _first_alias(names, aliases)
         if canonical == "redshift" and redshift is not None:
             found = _check_column(path, names, redshift, "--redshift-column")
-        elif found is not None and found.lower() == "z" and _has_magnitudes(names):
+        elif found is not None and found.lower() == "z" and (beside := _may_be_other_z(names)):
             if needs_redshift:
                 raise UsageError(
-                    f"catalogue {path} has {found!r} beside g, r and i, so it may be a magnitude; "
-                    f"say which is the redshift: --redshift-column {found}, or another"
+                    f"catalogue {path} has {found!r} beside {beside}, so it may be a magnitude or "
+                    f"a coordinate; name the redshift: --redshift-column {found}, or another"
                 )
+            notes = (f"column {found!r} beside {beside} is not taken as redshift",)
             continue
+        if found is None and canonical != "redshift":
+            found = _part_of_coordinate(names, canonical)
         if found is not None:
             chosen[canonical] = found
     if needs_redshift and "redshift" not in chosen:
@@ -172,11 +207,23 @@ def _canonical_columns(
             f"catalogue {path} has no redshift column of a known name; it has {', '.join(names)}; "
             "name it with --redshift-column, or give --unlabelled for data without redshifts"
         )
-    return chosen
+    return chosen, notes
 
 
-def _has_magnitudes(names: Sequence[str]) -> bool:
-    return {"g", "r", "i"} <= {name.lower() for name in names}
+def _may_be_other_z(names: Sequence[str]) -> str:
+    """The columns beside which a `z` may be a magnitude or a coordinate; empty for none."""
+    lower = {name.lower(): name for name in names}
+    bands = [lower[name] for name in lower if name in _BANDS]
+    beside = [lower[n] for n in ("x", "y")] if {"x", "y"} <= lower.keys() else bands
+    return " and ".join(beside[:2]) if len(beside) >= 2 else ""
+
+
+def _part_of_coordinate(names: Sequence[str], canonical: str) -> str | None:
+    """`coord.ra` or `coord.dec`, as astropy writes a SkyCoord; None for several of them."""
+    bases = [n[: -len(".ra")] for n in names if n.endswith(".ra")]
+    if len(bases) != 1 or f"{bases[0]}.dec" not in names:
+        return None
+    return f"{bases[0]}.{canonical}"
 
 
 def _other_ids(names: Sequence[str], chosen: str | None, asked: str | None) -> Iterator[str]:
@@ -216,7 +263,13 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _as_float(path: Path, name: str, column: pa.ChunkedArray, canonical: str) -> pa.ChunkedArray:
+def _as_float(path: Path, table: pa.Table, canonical: str) -> pa.ChunkedArray:
+    """The one column of a table, as float64."""
+    name, column = table.column_names[0], table.column(0)
+    try:
+        check_unit(table.schema.field(0), canonical)
+    except UsageError as error:
+        raise UsageError(f"catalogue {path}: {error}") from error
     if pa.types.is_null(column.type):
         return column.cast(pa.float64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -244,55 +297,8 @@ def _first_text(column: pa.ChunkedArray) -> str:
     return ""
 
 
-def _possible_redshifts(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, tuple[str, ...]]:
-    """Redshifts with null for those that none can have, and a note on them."""
-    is_impossible = pc.fill_null(pc.less_equal(column, _IMPOSSIBLE_REDSHIFT), False)
-    num_impossible = pc.sum(is_impossible).as_py() or 0
-    if not num_impossible:
-        return column, ()
-    example = column.filter(is_impossible)[0].as_py()
-    kept = pc.if_else(is_impossible, pa.scalar(None, pa.float64()), column)
-    what = f"{num_impossible:,} redshift{'s' * (num_impossible > 1)} of -1 or below"
-    return kept, (f"{what}, such as {example:g}, counted as absent",)
-
-
-def _id_text(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
-    """Ids as text, without the spaces and decimal points that tables add; empty ones null.
-
-    Raises:
-        UsageError: they were written as floating-point numbers and have lost their last digits.
-    """
-    if pa.types.is_floating(column.type):
-        values = column.to_numpy()
-        if np.all(np.isnan(values) | (values == np.trunc(values))):
-            if np.any(np.abs(values) >= _MAX_EXACT):
-                raise _rounded_ids(path, name, f"{np.nanmax(np.abs(values)):.0f}")
-            column = pc.cast(column, pa.int64(), safe=False)
-    text = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
-    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
-    return _without_points(path, name, text)
-
-
-def _without_points(path: Path, name: str, text: pa.Array) -> pa.Array:
-    """Ids without the `.0` that a column of floating-point numbers adds to every one of them."""
-    has_point = pc.match_substring(text, ".")
-    if not pc.any(has_point).as_py() or not pc.all(pc.match_substring_regex(text, _FLOAT)).as_py():
-        return text
-    written = text.filter(pc.match_substring_regex(text, _EXPONENT))
-    if len(written):
-        raise _rounded_ids(path, name, written[0].as_py())
-    whole = pc.replace_substring_regex(text, _POINT_ZERO, "")
-    if pc.any(pc.match_substring(whole, ".")).as_py():
-        return text
-    large = whole.filter(pc.greater_equal(pc.cast(whole, pa.float64()), float(_MAX_EXACT)))
-    if len(large):
-        raise _rounded_ids(path, name, large[0].as_py())
-    return whole
-
-
-def _rounded_ids(path: Path, name: str, example: str) -> UsageError:
-    return UsageError(
-        f"catalogue {path}: the ids in column {name!r} were written as floating-point numbers, "
-        f"such as {example}, and have lost their last digits; save them as integers or as text"
-    )
+def _ids_of(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
+    try:
+        return id_text(name, column)
+    except UsageError as error:
+        raise UsageError(f"catalogue {path}: {error}") from error

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from msdata.catalogvalues import MAX_EXACT, UNIT
 from msdata.errors import DataError, StorageError, UsageError
 
 # Given the column names, which of them to read as text, if any.
 ChooseText = Callable[[list[str]], str | None]
+_INTEGER = r"^[+-]?[0-9]+$"
 
 
 def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str, ...]]:
@@ -27,11 +30,11 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
 
     Args:
         path: CSV, Parquet or FITS, also compressed by gzip.
-        choose_text: names the CSV column that stays text: ids above 2**63 would become floats.
+        choose_text: names the CSV column to read as text: ids need every digit and zero.
 
     Returns:
-        Table of numbers, strings and bools, masked or empty values null; and notes on columns that
-        were left out.
+        Table of numbers, strings and bools, masked or empty values null, integers exact, with a
+        FITS column's unit in its field's metadata; and notes on columns that were left out.
 
     Raises:
         UsageError: the path is missing, or of another format.
@@ -44,18 +47,18 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         start, is_gzip = _first_bytes(path)
         if start[:4] == b"PAR1":
             _check_names(path, pyarrow.parquet.read_schema(path).names)
-            table = pyarrow.parquet.read_table(path)
+            table, notes = _scalar_columns(pyarrow.parquet.read_table(path))
         elif start[:9] == b"SIMPLE  =":
-            return _read_fits(path)
+            table, notes = _read_fits(path)
+        elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UsageError(f"catalogue {path} is UTF-16 text; save it as UTF-8")
         elif start[:1] == b"\x80" or b"\0" in start:
             raise UsageError(
                 f"catalogue {path} is neither CSV nor Parquet nor FITS; a pickled table is not "
                 "read, since pickles run code: save it with DataFrame.to_parquet"
             )
         else:
-            table = _read_csv(path, "gzip" if is_gzip else None, choose_text)
-        if not table.num_rows:
-            raise UsageError(f"catalogue {path} has no rows, only names of columns")
+            table, notes = _read_csv(path, "gzip" if is_gzip else None, choose_text)
     except (pa.ArrowInvalid, gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"catalogue {path} is broken: {error}") from error
     except OSError as error:
@@ -63,7 +66,9 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         if error.errno is None:
             raise DataError(f"catalogue {path} is broken: {error}") from error
         raise StorageError(f"cannot read catalogue {path}: {error.strerror or error}") from error
-    return _scalar_columns(table)
+    if not table.num_rows:
+        raise UsageError(f"catalogue {path} has no rows, only names of columns")
+    return table, notes
 
 
 def _first_bytes(path: Path) -> tuple[bytes, bool]:
@@ -75,19 +80,70 @@ def _first_bytes(path: Path) -> tuple[bytes, bool]:
         return unpacked.read(512), True
 
 
-def _read_csv(path: Path, compression: str | None, choose_text: ChooseText) -> pa.Table:
+def _read_csv(
+    path: Path, compression: str | None, choose_text: ChooseText
+) -> tuple[pa.Table, tuple[str, ...]]:
+    def read(columns: dict[str, pa.DataType] | None, only: list[str], encoding: str) -> pa.Table:
+        with pa.input_stream(str(path), compression=compression) as stream:
+            return pyarrow.csv.read_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(encoding=encoding),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=columns, include_columns=only, strings_can_be_null=True
+                ),
+            )
+
+    encoding = "utf8"
+    try:
+        names = _csv_names(path, compression, encoding)
+        text = choose_text(names)
+        as_text = {} if text is None else {text: pa.string()}
+        table = read(as_text, [], encoding)
+        is_utf8 = not any(pa.types.is_binary(kind) for kind in table.schema.types)
+    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+        if isinstance(error, pa.ArrowInvalid) and "UTF8" not in str(error):
+            raise
+        is_utf8 = False
+    notes: tuple[str, ...] = ()
+    if not is_utf8:
+        encoding = "latin-1"
+        notes = (f"{path.name} is not UTF-8: its text was read as Latin-1",)
+        names = _csv_names(path, compression, encoding)
+        text = choose_text(names)
+        as_text = {} if text is None else {text: pa.string()}
+        table = read(as_text, [], encoding)
+    # Arrow makes doubles of integers beyond 64 bits, and of those beyond 63.
+    rounded = [name for name in names if name != text and _may_be_rounded(table.column(name))]
+    if rounded:
+        exact = read(dict.fromkeys(rounded, pa.string()), rounded, encoding)
+        as_text |= {n: pa.string() for n in rounded if _are_integers(exact.column(n))}
+    else:
+        exact = table
+    for name in as_text:
+        column = as_integers((table if name == text else exact).column(name))
+        table = table.set_column(names.index(name), name, column)
+        if name != text and pa.types.is_string(column.type):
+            notes += (f"column {name!r} holds integers beyond 64 bits: kept as text",)
+    table, left_out = _scalar_columns(table)
+    return table, (*notes, *left_out)
+
+
+def _csv_names(path: Path, compression: str | None, encoding: str) -> list[str]:
     with pa.input_stream(str(path), compression=compression) as stream:
-        names = pyarrow.csv.open_csv(stream).schema.names
+        options = pyarrow.csv.ReadOptions(encoding=encoding)
+        names: list[str] = pyarrow.csv.open_csv(stream, read_options=options).schema.names
     _check_names(path, names)
-    text = choose_text(names)
-    options = pyarrow.csv.ConvertOptions(
-        column_types={} if text is None else {text: pa.string()}, strings_can_be_null=True
-    )
-    with pa.input_stream(str(path), compression=compression) as stream:
-        table = pyarrow.csv.read_csv(stream, convert_options=options)
-    if text is None:
-        return table
-    return table.set_column(names.index(text), text, _as_integers(table.column(text)))
+    return names
+
+
+def _may_be_rounded(column: pa.ChunkedArray) -> bool:
+    if not pa.types.is_floating(column.type):
+        return False
+    return bool(pc.any(pc.greater_equal(pc.abs(column), float(MAX_EXACT))).as_py())
+
+
+def _are_integers(column: pa.ChunkedArray) -> bool:
+    return bool(pc.all(pc.match_substring_regex(column, _INTEGER)).as_py())
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -106,13 +162,31 @@ def _check_names(path: Path, names: list[str]) -> None:
         )
 
 
-def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Integers where they say the same as the text, else the text."""
+def as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Integers of 64 bits where they say the same as the text, else the text."""
+    for kind in (pa.int64(), pa.uint64()):
+        try:
+            integers = column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        return integers if integers.cast(pa.string()).equals(column) else column
+    return column
+
+
+def decode_text(column: pa.ChunkedArray | pa.Array) -> tuple[pa.ChunkedArray | pa.Array, bool]:
+    """Bytes as text: UTF-8, or Latin-1 where one value is not UTF-8.
+
+    Args:
+        column: binary.
+
+    Returns:
+        The same as strings, and whether they are Latin-1.
+    """
     try:
-        integers = column.cast(pa.int64())
+        return column.cast(pa.string()), False
     except pa.ArrowInvalid:
-        return column
-    return integers if integers.cast(pa.string()).equals(column) else column
+        texts = [None if v is None else v.decode("latin-1") for v in column.to_pylist()]
+        return pa.array(texts, pa.string()), True
 
 
 def _scalar_columns(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
@@ -126,7 +200,11 @@ def _scalar_columns(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
         if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
             column = column.cast(pa.string())
         elif pa.types.is_decimal(kind):
-            column = column.cast(pa.float64())
+            column = plain_decimals(column)
+        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            column, is_latin = decode_text(column)
+            if is_latin:
+                notes.append(f"column {name!r} is not UTF-8: read as Latin-1")
         elif pa.types.is_float16(kind):
             column = column.cast(pa.float32())
         elif pa.types.is_null(kind):
@@ -144,9 +222,18 @@ def _scalar_columns(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     return pa.table(columns), tuple(notes)
 
 
+def plain_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Decimals without digits after the point as integers, or text if too large; else floats."""
+    return column.cast(pa.float64()) if column.type.scale > 0 else as_integers(_digits(column))
+
+
+def _digits(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts = [None if v is None else str(int(v)) for v in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
 def _read_fits(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     from astropy.io import fits
-    from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
 
     # Units that astropy does not know are no concern here.
@@ -159,25 +246,64 @@ def _read_fits(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
                     f"catalogue {path} has no table: it holds images only, or is truncated; "
                     "give a table, or copy it again"
                 )
+            _check_names(path, list(tables[0].columns.names))
             try:
-                table = Table.read(tables[0])
+                table, notes = _fits_table(tables[0])
             except (TypeError, ValueError, KeyError, IndexError) as error:
                 raise DataError(f"catalogue {path} is broken: {error}") from error
-    columns: dict[str, Any] = {}
-    notes = []
-    for name in table.colnames:
-        if table[name].ndim == 1 and table[name].dtype.kind in "biufSU":
-            columns[name] = _fits_column(table[name])
-        else:
-            notes.append(f"column {name!r} has more than one value a row: left out")
-    return pa.table(columns), tuple(notes)
+            if len(tables) > 1:
+                name = tables[0].name or hdus.index(tables[0])
+                notes += (f"of {len(tables)} tables in {path.name} the first, {name!r}, was read",)
+    return table, notes
 
 
-def _fits_column(column: Any) -> pa.Array:
-    mask = np.ma.getmaskarray(column) if hasattr(column, "mask") else None
-    values = np.asarray(column)
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "latin-1")
-    if values.dtype.kind == "U":
-        return pa.array(np.char.strip(values), pa.string(), mask=mask)
-    return pa.array(values.astype(values.dtype.newbyteorder("=")), mask=mask)
+def _fits_table(hdu: Any) -> tuple[pa.Table, tuple[str, ...]]:
+    """The scalar columns as they are stored: no objects are made of several columns."""
+    columns, fields, notes = [], [], []
+    for column in hdu.columns:
+        values, remark = fits_column(hdu.data, column.name)
+        if remark:
+            notes.append(f"column {column.name!r} {remark}")
+        if values is not None:
+            unit = {UNIT: str(column.unit).encode()} if column.unit else None
+            columns.append(values)
+            fields.append(pa.field(column.name, values.type, metadata=unit))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields)), tuple(notes)
+
+
+def fits_column(data: Any, name: str) -> tuple[pa.Array | None, str]:
+    """A column of a FITS table, masked values null.
+
+    Args:
+        data: rows of an astropy `FITS_rec`.
+        name: the column's.
+
+    Returns:
+        Numbers, bools or text without spaces around it, None for other kinds; and what there is to
+        say about them, empty for nothing.
+    """
+    stored, column = data.view(np.ndarray)[name], data.columns[name]
+    if stored.ndim != 1:
+        return None, "has several values per row: left out"
+    if stored.dtype.kind == "S" and "A" in str(column.format):
+        text, is_latin = decode_text(pa.array(np.char.strip(stored), pa.binary()))
+        text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+        return text, "is not UTF-8: read as Latin-1" if is_latin else ""
+    # Scaled numbers, bools and digits of text tables are not stored as what they mean.
+    values = np.asarray(data.field(name))
+    if values.dtype.kind not in "biuf":
+        return None, f"({values.dtype}) is not a number, text or bool: left out"
+    mask = None
+    if stored.dtype.kind == "S":
+        text = np.char.strip(stored)
+        mask = (text == b"") | (text == str(column.null).strip().encode())
+    elif values.dtype.kind == "b":
+        mask = stored == 0
+    elif stored.dtype.kind in "iu" and column.null is not None:
+        mask = stored == column.null
+        if values.dtype.kind == "u" and not mask.any():
+            # The standard means the stored number; astropy writes the one that it stands for.
+            mask = values == column.null
+    elif values.dtype.kind == "f":
+        mask = np.isnan(values)
+    return pa.array(values.astype(values.dtype.newbyteorder("=")), mask=mask), ""

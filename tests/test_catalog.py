@@ -98,7 +98,8 @@ def test_objects_without_a_usable_redshift_have_the_reason(tmp_path: Path) -> No
     joined = join(_candidates(["a", "b", "c", "d", "e"]), catalog)
     assert _column(joined, "reason") == [
         None,
-        *["no redshift in the catalogue"] * 3,
+        *["no redshift in the catalogue"] * 2,
+        "redshift inf in the catalogue is outside -0.01 to 8",
         "no row in the catalogue",
     ]
     assert joined.num_rejected == 4
@@ -110,11 +111,18 @@ def test_the_first_of_objects_with_one_id_is_kept(tmp_path: Path) -> None:
     assert _column(joined, "reason") == [None, "duplicate id; 0/0001234.npy is kept", None]
 
 
-def test_text_ids_keep_their_zeros(tmp_path: Path) -> None:
-    catalog = _csv(tmp_path, "id,z\n012,0.5\n12,0.1\nx,0.3\n")
-    assert _column(join(_candidates(["012", "12"]), catalog), "redshift") == [0.5, 0.1]
-    catalog = _csv(tmp_path, "id,z\n012,0.5\n12,0.1\n")
-    assert _column(join(_candidates(["012", "12"]), catalog), "redshift") == [0.5, 0.1]
+def test_only_the_ids_that_differ_by_zeros_alone_are_ambiguous(tmp_path: Path) -> None:
+    rows = "".join(f"{n},{n / 100}\n" for n in range(30))
+    catalog = _csv(tmp_path, f"id,z\n{rows}0000005,0.9\nx01,0.4\nx1,0.5\n")
+    stems = [f"{n:07d}" for n in range(30)]
+    joined = join(_candidates([*stems, "x01", "x1"]), catalog)
+    assert joined.num_rejected == 1
+    assert _column(joined, "reason")[5].startswith("ambiguous id: rows of the catalogue differ")
+    redshifts = _column(joined, "redshift")
+    assert redshifts[:5] + redshifts[6:] == [n / 100 for n in range(30) if n != 5] + [0.4, 0.5]
+    # Of a repeated row there is nothing to doubt.
+    catalog = _csv(tmp_path, "id,z\n0005,0.5\n0005,0.5\n")
+    assert _column(join(_candidates(["5"]), catalog), "reason") == [None]
 
 
 def test_ids_beyond_64_bits_are_not_rounded(tmp_path: Path) -> None:
@@ -289,22 +297,68 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_z_that_may_be_a_magnitude_is_asked_about(tmp_path: Path) -> None:
-    text = "id,u,G,r,i,z\n1,22,21,20,19.5,19.1\n"
-    with pytest.raises(UsageError, match=r"'z' beside g, r and i.*--redshift-column z, or another"):
+    text = "id,u,G,r,i,z\n1,22,21,20,19.5,0.31\n"
+    with pytest.raises(UsageError, match=r"'z' beside u and G, so.*--redshift-column z, or anoth"):
         _csv(tmp_path, text)
     asked = _csv(tmp_path, text, redshift_column="z")
-    assert _column(join(_candidates(["1"]), asked), "redshift") == [19.1]
+    assert _column(join(_candidates(["1"]), asked), "redshift") == [0.31]
     assert "redshift" not in _csv(tmp_path, text, needs_redshift=False).columns.column_names
     named = _csv(tmp_path, "id,g,r,i,z,zspec\n1,21,20,19.5,19.1,0.3\n")
     assert _column(join(_candidates(["1"]), named), "redshift") == [0.3]
 
 
-def test_redshifts_that_none_can_have_are_absent(tmp_path: Path) -> None:
-    catalog = _csv(tmp_path, "id,z\n1,-99\n2,-1\n3,-0.002\n4,0\n")
-    assert catalog.notes == ("2 redshifts of -1 or below, such as -99, counted as absent",)
-    joined = join(_candidates(["1", "2", "3", "4"]), catalog)
-    assert _column(joined, "redshift") == [None, None, -0.002, 0.0]
-    assert joined.num_rejected == 2
+@pytest.mark.parametrize(
+    "others", [("g", "r"), ("x", "Y"), ("J", "Ks"), ("i", "y"), ("X", "y", "g")]
+)
+def test_a_z_beside_bands_or_coordinates_is_no_redshift(
+    tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    text = f"id,z,{','.join(others)}\n1,20.1{',1' * len(others)}\n"
+    with pytest.raises(UsageError, match=r"so it may be a magnitude or a coordinate"):
+        _csv(tmp_path, text)
+    plain = _csv(tmp_path, text, needs_redshift=False)
+    assert "redshift" not in plain.columns.column_names
+    assert any("'z' beside" in note and "not taken as redshift" in note for note in plain.notes)
+    one = _csv(tmp_path, "id,z,g,x\n1,0.2,1,1\n")
+    assert one.columns["redshift"].to_pylist() == [0.2]
+
+
+def test_redshifts_outside_the_range_are_doubted_with_a_count(tmp_path: Path) -> None:
+    kept = [-0.002, 0.0, 1.6, 7.64]
+    sentinels = [-99, -1, -9.99, 9.9999, 99, 999.9, 1e20, -0.5]
+    rows = "".join(f"{n},{z}\n" for n, z in enumerate([*kept, *sentinels]))
+    catalog = _csv(tmp_path, f"id,z\n{rows}")
+    assert catalog.notes == (
+        "redshifts outside -0.01 to 8, such as -99, -1, -9.99, count as absent: 8 "
+        "(--redshift-range sets the limits)",
+    )
+    joined = join(_candidates([str(n) for n in range(12)]), catalog)
+    assert _column(joined, "redshift") == [*kept, *[None] * 8]
+    assert joined.num_rejected == 8
+    reasons = _column(joined, "reason")
+    assert reasons[7] == "redshift 9.9999 in the catalogue is outside -0.01 to 8"
+    wide = _csv(tmp_path, f"id,z\n{rows}", redshift_range=(-0.6, 100))
+    assert wide.columns["redshift"].null_count == 5
+    unlabelled = _csv(tmp_path, f"id,z\n{rows}", needs_redshift=False)
+    assert join(_candidates(["4"]), unlabelled).num_rejected == 0
+
+
+def test_reddening_outside_the_range_is_absent_with_a_count(tmp_path: Path) -> None:
+    text = "id,z,ebv_csfd,EBV,E(B-V),ebv_err,sebvx,ebv_n\n"
+    rows = ["1,0.1,-999,-9.0,99,-999,-999,-99", "2,0.2,-0.02,0.5,4.9,-999,-999,0"]
+    catalog = _csv(tmp_path, text + "\n".join(rows) + "\n")
+    columns = {name: catalog.columns[name].to_pylist() for name in catalog.columns.column_names}
+    assert columns["ebv_csfd"] == [None, -0.02]
+    assert columns["EBV"] == [None, 0.5]
+    assert columns["E(B-V)"] == [None, 4.9]
+    assert columns["ebv_n"] == [None, 0]
+    # Neither errors nor other words that hold these letters.
+    assert columns["ebv_err"] == columns["sebvx"] == [-999, -999]
+    assert len(catalog.notes) == 4
+    assert catalog.notes[0] == (
+        "values of 'ebv_csfd' outside -0.1 to 5, such as -999, count as absent: 1 "
+        "(--ebv-range sets the limits)"
+    )
 
 
 def test_text_among_redshifts_is_shown_with_its_row(tmp_path: Path) -> None:
@@ -324,3 +378,134 @@ def test_a_second_column_that_could_be_the_id_is_noted(tmp_path: Path) -> None:
     assert notes == ("ids are taken from column 'objid', not from 'id'; --id-column names another",)
     assert not _csv(tmp_path, "id,objid,z\n1,7,0.1\n", id_column="id").notes
     assert not _csv(tmp_path, "id,mantis_id,z\n1,7,0.1\n").notes
+
+
+def test_integers_stay_exact_whatever_their_size(tmp_path: Path) -> None:
+    big, huge = 2**63, 2**64
+    text = f"id,z,u,n,t,f\n1,0.1,{big},{big - 1},{huge},{2**60}\n2,0.2,{huge - 1},,7,0.5\n"
+    columns = _csv(tmp_path, text).columns
+    assert columns["u"].to_pylist() == [big, huge - 1]
+    assert columns["u"].type == pa.uint64()
+    assert columns["n"].to_pylist() == [big - 1, None]
+    assert columns["n"].type == pa.int64()
+    assert columns["t"].to_pylist() == [str(huge), "7"]
+    assert columns["f"].to_pylist() == [float(2**60), 0.5]
+    assert any("'t' holds integers beyond 64 bits" in n for n in _csv(tmp_path, text).notes)
+    path = tmp_path / "c.parquet"
+    decimals = pa.array([2**62 + 1, None]).cast(pa.decimal128(38, 0))
+    table = {"id": [1, 2], "z": [0.1, 0.2], "d": decimals, "good": [True, None]}
+    pa.parquet.write_table(pa.table(table), path)
+    columns = read_catalog(path).columns
+    assert columns["d"].to_pylist() == [2**62 + 1, None]
+    assert columns["good"].to_pylist() == [True, None]
+
+
+def test_ids_in_single_precision_are_refused_where_they_are_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    ids = pa.array([1.0, None, 2.0**24 - 1], pa.float32())
+    pa.parquet.write_table(pa.table({"id": ids, "z": [0.1, 0.2, 0.3]}), path)
+    catalog = read_catalog(path)
+    assert catalog.ids is not None
+    assert catalog.ids.to_pylist() == ["1", None, "16777215"]
+    assert catalog.notes == ("rows of the catalogue without an id: 1",)
+    ids = pa.array([1.0, 2.0**24], pa.float32())
+    pa.parquet.write_table(pa.table({"id": ids, "z": [0.1, 0.2]}), path)
+    with pytest.raises(UsageError, match="such as 16777216, and have lost"):
+        read_catalog(path)
+
+
+def test_fits_columns_of_every_kind_are_read_or_named(tmp_path: Path) -> None:
+    from astropy.coordinates import SkyCoord
+    from astropy.table import MaskedColumn, QTable
+    from astropy.time import Time
+    from astropy.units import km, s
+
+    table = QTable({"id": [1, 2], "z": [0.1, 0.2]})
+    table["coord"] = SkyCoord(["1h", "2h"], ["-4d", "5d"])
+    table["when"] = Time([51544.0, 51545.5], format="mjd")
+    table["speed"] = [1.0, 2.0] * km / s
+    table["count"] = MaskedColumn([7, 8], mask=[False, True])
+    table["large"] = np.array([1, 2**64 - 1], np.uint64)
+    table["name"] = MaskedColumn(["a", "b"], mask=[False, True])
+    table["complex"] = np.array([1j, 2])
+    table["grid"] = np.zeros((2, 3))
+    table.write(tmp_path / "c.fits")
+    catalog = read_catalog(tmp_path / "c.fits")
+    columns = catalog.columns.to_pydict()
+    assert columns["ra"] == pytest.approx([15, 30])
+    assert columns["dec"] == pytest.approx([-4, 5])
+    assert columns["speed"] == [1, 2]
+    assert columns["count"] == [7, None]
+    assert columns["large"] == [1, 2**64 - 1]
+    assert columns["name"] == ["a", None]
+    assert [note.split()[1] for note in catalog.notes] == ["'when'", "'complex'", "'grid'"]
+
+
+def test_null_in_fits_is_null_also_of_scaled_and_logical_columns(tmp_path: Path) -> None:
+    from astropy.io import fits
+
+    columns = [
+        fits.Column("id", "J", null=-7, array=np.array([1, -7, -7, 2])),
+        fits.Column("z", "E", array=np.array([0.1, 0.2, 0.3, np.nan])),
+        fits.Column("good", "L", array=np.array([True, False, True, False])),
+        fits.Column("scaled", "I", null=-1, array=np.array([10, -1, 20, 30], np.int16)),
+        fits.Column("site", "4A", array=np.array([b"a", b"M\xfcnc", b"c", b"d"])),
+    ]
+    path = tmp_path / "c.fits"
+    hdu = fits.BinTableHDU.from_columns(columns)
+    hdu.header["TSCAL4"] = 0.5
+    hdu.writeto(path)
+    # The standard's null of a logical column is a byte 0.
+    content = path.read_bytes()
+    row = hdu.columns["good"].dtype.itemsize and content.rindex(b"\x00\x00\x00\x01\x3d")
+    assert content[row + 8 : row + 9] == b"T"
+    path.write_bytes(content[: row + 8] + b"\0" + content[row + 9 :])
+    catalog = read_catalog(path)
+    assert catalog.ids is not None
+    assert catalog.ids.to_pylist() == ["1", None, None, "2"]
+    columns_read = catalog.columns.to_pydict()
+    assert columns_read["good"] == [None, False, True, False]
+    assert columns_read["scaled"] == [5, None, 10, 15]
+    assert columns_read["site"][1] == "Münc"
+    assert catalog.notes == (
+        "column 'site' is not UTF-8: read as Latin-1",
+        "rows of the catalogue without an id: 2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "says"),
+    [
+        ("RA", "rad", "'RA' must be decimal degrees, got unit 'rad'"),
+        ("DEC", "arcsec", "'DEC' must be decimal degrees"),
+        ("z", "km/s", "'z' must be a redshift without unit, got unit 'km/s'"),
+        ("z", "mag", "'z' must be a redshift without unit"),
+    ],
+)
+def test_a_fits_column_of_another_unit_is_refused(
+    tmp_path: Path, name: str, unit: str, says: str
+) -> None:
+    from astropy.io import fits
+
+    columns = [
+        fits.Column(n, "D", unit=unit if n == name else None, array=np.array([0.1]))
+        for n in ("z", "RA", "DEC")
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "c.fits")
+    with pytest.raises(UsageError, match=says):
+        read_catalog(tmp_path / "c.fits")
+
+
+def test_text_in_latin_1_is_read_and_noted_and_utf_16_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    text = "id,z,größe,ort\n1,0.1,2,Köln\n"
+    path.write_bytes(text.encode("latin-1"))
+    catalog = read_catalog(path)
+    assert catalog.columns["ort"].to_pylist() == ["Köln"]
+    assert "größe" in catalog.columns.column_names
+    assert catalog.notes == ("c.csv is not UTF-8: its text was read as Latin-1",)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_catalog(path).columns["ort"].to_pylist() == ["Köln"]
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(UsageError, match=r"c\.csv is UTF-16 text; save it as UTF-8"):
+        read_catalog(path)

@@ -21,6 +21,7 @@ LAYERS = (
     {"errors", "schema", "topology", "atomic_file", "checksum", "progress", "jobs", "_stream_fill"},
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),
+        "catalogvalues",
         "skycatalog",
         *("mpi", "machine", "probe", "probe_network", "augment", "cache"),
     },

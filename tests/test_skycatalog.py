@@ -29,7 +29,7 @@ from msdata.errors import DataError, UsageError
 from msdata.skycatalog.dust import galactic, reddening
 from msdata.skycatalog.healpix import pixel_of
 from msdata.skycatalog.recipe import BUILT_IN, load_recipe
-from msdata.skycatalog.select import angles, first_redshift, passes_cut, repeated_ids
+from msdata.skycatalog.select import STAR, angles, first_redshift, passes_cut, repeated_ids
 from msdata.skycatalog.spec import DustTask
 from msdata.skycatalog.tables import open_table, read_pieces
 
@@ -93,7 +93,8 @@ def test_each_recipe_names_columns_of_the_surveys_release(key):
     columns = {recipe.id[0], recipe.ra[0], recipe.dec[0], *(n[0] for n in recipe.redshifts)}
     columns |= {cut.column[0] for cut in recipe.cuts}
     assert columns <= set(LAYOUTS[key])
-    assert [cut.reason for cut in recipe.cuts] == list(FAULTS[key])
+    stars = [] if recipe.stars_below is None else [STAR]
+    assert [*(cut.reason for cut in recipe.cuts), *stars] == list(FAULTS[key])
     assert recipe.citation
     assert recipe.title
 
@@ -156,6 +157,7 @@ def write_gama(path: Path, numbers: list[int], **columns: list[float]) -> None:
         "DEC": [1.0] * len(numbers),
         "Z": [0.1] * len(numbers),
         "NQ": [4] * len(numbers),
+        "SURVEY": ["GAMA"] * len(numbers),
         **columns,
     }
     pyarrow.csv.write_csv(pa.table(table), path)
@@ -342,7 +344,7 @@ def test_broken_tables_and_empty_results_are_faults_of_the_data(mock, tmp_path, 
     write_gama(tmp_path / "gama.csv", [1, 2], NQ=[1, 2])
     assert build(spec(tmp_path), tmp_path / "out", "--no-figure") == 1
     assert "no row of any survey passes the cuts" in capsys.readouterr().err
-    (tmp_path / "gama.csv").write_text("CATAID,RA,DEC,Z,NQ\n1,10,north,0.1,4\n")
+    (tmp_path / "gama.csv").write_text("CATAID,RA,DEC,Z,NQ,SURVEY\n1,10,north,0.1,4,GAMA\n")
     assert build(spec(tmp_path), tmp_path / "out", "--no-figure") == 1
     assert "gama.csv: a text stands where a number is wanted" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -128,7 +129,19 @@ def run(args: argparse.Namespace) -> int:
     if args.pack is not None and report.is_settled:
         shards = into_shards(settings, keep_pickles=args.keep_pickles, is_quiet=args.quiet)
     _print_report(report, args, time.monotonic() - started_s, shards)
-    return int(not report.is_settled)
+    return int(not report.is_settled or _tell_of_most(shards, args))
+
+
+def _tell_of_most(shards: Shards | None, args: argparse.Namespace) -> bool:
+    """Says so where the pack rejected more objects than it took."""
+    from msdata.pack.finish import most_rejected
+
+    if shards is None or shards.num_samples is None:
+        return False
+    told = most_rejected(args.pack, shards.num_rejected, shards.num_samples)
+    if told is not None:
+        print(f"msdata fetch: {told}", file=sys.stderr)
+    return told is not None
 
 
 def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:

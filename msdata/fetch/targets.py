@@ -12,6 +12,7 @@ import numpy as np
 
 from msdata.catalogcolumns import missing_id_column, read_catalog
 from msdata.errors import UsageError
+from msdata.sources.pickles import take_pickle
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _ID_DIGITS = 7
@@ -122,18 +123,33 @@ def read_targets(
             )
     ra = catalog.columns["ra"].to_numpy()
     dec = catalog.columns["dec"].to_numpy()
-    found: dict[str, int] = {}
+    # By the number that an id means: `5` and `0000005` name one file.
+    found: dict[str, tuple[int, str]] = {}
+    ambiguous: dict[str, str] = {}
     num_repeated = num_nameless = 0
     for row, text in enumerate(catalog.ids.to_pylist()):
         if text is None:
             num_nameless += 1
             continue
-        sample_id = _file_id(text, path)
-        num_repeated += sample_id in found
-        found.setdefault(sample_id, row)
-    rows = [(i, row) for i, row in found.items() if row % part.count == part.index]
-    targets = [Target(sample_id=i, ra=float(ra[row]), dec=float(dec[row])) for i, row in rows]
+        _check_id(text, path)
+        key = text.lstrip("0") if _is_number(text) else text
+        first = found.setdefault(key, (row, text))
+        num_repeated += first[0] != row
+        if first[1] != text:
+            # Whose file is it? A pack would reject it.
+            ambiguous.setdefault(key, text)
+    targets = [
+        Target(sample_id=_file_id(text), ra=float(ra[row]), dec=float(dec[row]))
+        for key, (row, text) in found.items()
+        if row % part.count == part.index and key not in ambiguous
+    ]
     remarks = []
+    if ambiguous:
+        key, text = next(iter(ambiguous.items()))
+        pair = f"{found[key][1]!r} and {text!r}"
+        remarks.append(
+            f"ids that differ by leading zeros alone, such as {pair}: left out: {len(ambiguous):,}"
+        )
     if num_repeated:
         remarks.append(f"{num_repeated:,} rows repeat an id: the first row of each counts")
     if num_nameless:
@@ -147,12 +163,19 @@ def _along_strips(target: Target) -> tuple[float, float, str]:
     return float(np.floor(target.dec / _STRIP_DEG)), target.ra % 360, target.sample_id
 
 
-def _file_id(text: str, path: Path) -> str:
-    if text.isascii() and text.isdigit():
-        return text.zfill(_ID_DIGITS)
-    if _SAFE_ID.fullmatch(text):
-        return text
-    raise UsageError(
-        f"catalogue {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, or "
-        "name another column with --id-column"
-    )
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _file_id(text: str) -> str:
+    return text.zfill(_ID_DIGITS) if _is_number(text) else text
+
+
+def _check_id(text: str, path: Path) -> None:
+    """Refuses an id whose file another command would not find."""
+    is_listed = _SAFE_ID.fullmatch(text) and take_pickle("", f"{text}.npy") is not None
+    if not (_is_number(text) or is_listed):
+        raise UsageError(
+            f"catalogue {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, "
+            "or name another column with --id-column"
+        )

@@ -109,6 +109,8 @@ def _read_catalog(settings: PackSettings) -> Catalog | None:
         redshift_column=settings.redshift_column,
         columns=None,
         needs_redshift=not settings.unlabelled,
+        redshift_range=settings.redshift_range,
+        ebv_range=settings.ebv_range,
     )
 
 

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from msdata.catalogvalues import EBV_RANGE, REDSHIFT_RANGE
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of, ignore_signals
 from msdata.jobs import add_jobs, num_jobs
@@ -82,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unlabelled", action="store_true", help="keep objects without redshift, to predict theirs"
     )
+    _add_range(parser, "--redshift-range", "redshifts", REDSHIFT_RANGE)
+    _add_range(parser, "--ebv-range", "E(B-V) in columns named like ebv", EBV_RANGE)
     parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
     parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
     parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
@@ -96,11 +99,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
     )
     add_fits_arguments(parser)
-    parser.add_argument("--max-rejected", type=int, help="stop beyond this many unusable objects")
+    parser.add_argument(
+        "--max-rejected",
+        type=int,
+        help="stop beyond this many unusable objects; default: go to the end, exit code 1 if most "
+        "are",
+    )
     add_jobs(parser, "worker processes")
     parser.add_argument("--resume", action="store_true", help="take up an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def _add_range(
+    parser: argparse.ArgumentParser, option: str, what: str, default: tuple[float, float]
+) -> None:
+    parser.add_argument(
+        option,
+        nargs=2,
+        type=float,
+        default=default,
+        metavar=("LOW", "HIGH"),
+        help=f"count {what} outside as absent; default: {default[0]:g} {default[1]:g}",
+    )
 
 
 def settings_of(args: argparse.Namespace) -> PackSettings:
@@ -120,6 +141,8 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         id_column=args.id_column,
         redshift_column=args.redshift_column,
         unlabelled=args.unlabelled,
+        redshift_range=tuple(args.redshift_range),
+        ebv_range=tuple(args.ebv_range),
         inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
         max_nan_fraction=args.max_nan_fraction,
         pixel_scales_arcsec=scales,
@@ -152,7 +175,8 @@ def run(args: argparse.Namespace) -> int:
         report = _run_here(args, settings)
     if report is not None:
         _print_report(report, args, time.monotonic() - started_s)
-        return _tell_of_unsafe(report, settings)
+        exit_code = _tell_of_unsafe(report, settings)
+        return max(exit_code, _tell_of_most(report, settings, args.max_rejected))
     return 0
 
 
@@ -241,6 +265,22 @@ def _tell_of_unsafe(report: PackReport, settings: PackSettings) -> int:
     print(
         f"msdata pack: {settings.source / unsafe.path}: {unsafe.reason}; the data set is whole "
         f"without it{others}, see {REJECTED_NAME}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _tell_of_most(report: PackReport, settings: PackSettings, max_rejected: int | None) -> int:
+    """The exit code: a data set without most of its objects is not what was asked for."""
+    from msdata.pack.finish import most_rejected
+
+    if max_rejected is not None or not report.num_packed:
+        return 0
+    told = most_rejected(settings.out, report.num_rejected, report.manifest.num_samples)
+    if told is None:
+        return 0
+    print(
+        f"msdata pack: {told}; if that is meant, say so with --max-rejected {report.num_rejected}",
         file=sys.stderr,
     )
     return 1

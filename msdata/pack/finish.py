@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from msdata.pack.state import PackPlan, PackState
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Manifest:
@@ -197,15 +200,43 @@ def unsafe_objects(out: Path) -> UnsafeObjects | None:
     Raises:
         StorageError: the file system refused.
     """
-    path = out / REJECTED_NAME
-    try:
-        with path.open(newline="") as file:
-            found = [r for r in csv.DictReader(file) if r["reason"].endswith(NOTHING_EXECUTED)]
-    except OSError as error:
-        raise storage_error("read", path, error) from error
+    found = [r for r in _rejected_rows(out) if r["reason"].endswith(NOTHING_EXECUTED)]
     if not found:
         return None
     return UnsafeObjects(count=len(found), path=found[0]["path"], reason=found[0]["reason"])
+
+
+def most_rejected(out: Path, num_rejected: int, num_samples: int) -> str | None:
+    """Why most objects were rejected; None where more were packed.
+
+    Args:
+        out: the data set's folder.
+        num_rejected: objects in `rejected.csv`.
+        num_samples: objects in the data set.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    if num_rejected <= num_samples:
+        return None
+    # Reasons of one kind differ in their numbers, and in names after a semicolon.
+    kinds = Counter(_NUMBER.sub("N", row["reason"].split(";")[0]) for row in _rejected_rows(out))
+    listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(3))
+    more = f" and {len(kinds) - 3} more kinds" if len(kinds) > 3 else ""
+    total = num_rejected + num_samples
+    return (
+        f"{num_rejected:,} of {total:,} objects were rejected: {listed}{more}; see "
+        f"{out / REJECTED_NAME}"
+    )
+
+
+def _rejected_rows(out: Path) -> Iterator[dict[str, str]]:
+    path = out / REJECTED_NAME
+    try:
+        with path.open(newline="") as file:
+            yield from csv.DictReader(file)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
 
 
 def num_rejected(state: PackState, plan: PackPlan) -> int:

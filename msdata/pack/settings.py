@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msdata.catalogvalues import EBV_RANGE, REDSHIFT_RANGE, Limits
 from msdata.errors import UsageError
 from msdata.manifest import CONTAINERS
 from msdata.sources.fits_options import FitsOptions
@@ -53,6 +54,8 @@ class PackSettings:
         id_column: catalogue column with the objects' ids; None looks for a known name.
         redshift_column: catalogue column with the label; None looks for a known name.
         unlabelled: objects need no redshift, the catalogue no column of it.
+        redshift_range: lowest and highest redshift to believe; others count as absent.
+        ebv_range: the same for columns of E(B-V), magnitudes.
         inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
         max_nan_fraction: an object is rejected when more of a band is NaN.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
@@ -71,6 +74,8 @@ class PackSettings:
     id_column: str | None = None
     redshift_column: str | None = None
     unlabelled: bool = False
+    redshift_range: Limits = REDSHIFT_RANGE
+    ebv_range: Limits = EBV_RANGE
     inpaint: tuple[str, ...] | None = None
     max_nan_fraction: float = 0.01
     pixel_scales_arcsec: Mapping[str, float] | None = None
@@ -89,6 +94,8 @@ class PackSettings:
             raise UsageError(
                 f"--max-nan-fraction {self.max_nan_fraction} is no fraction; give 0 to 1"
             )
+        _check_limits("--redshift-range", self.redshift_range, above=-1.0)
+        _check_limits("--ebv-range", self.ebv_range, above=-math.inf)
         for name, scale in (self.pixel_scales_arcsec or {}).items():
             if not 0 < scale < math.inf:
                 raise UsageError(f"--pixel-scale {name}={scale:g} is no size; give arcseconds")
@@ -154,11 +161,23 @@ class PackSettings:
             "id_column": self.id_column,
             "redshift_column": self.redshift_column,
             "unlabelled": self.unlabelled,
+            "redshift_range": list(self.redshift_range),
+            "ebv_range": list(self.ebv_range),
             "inpaint": None if self.inpaint is None else list(self.inpaint),
             "max_nan_fraction": self.max_nan_fraction,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
             **({} if self.fits is None else {"fits": self.fits.to_json()}),
         }
+
+
+def _check_limits(option: str, limits: Limits, *, above: float) -> None:
+    low, high = limits
+    # Written so that NaN, of which no comparison is true, is refused as well.
+    if not above < low < high < math.inf:
+        bound = f" above {above:g}" if above > -math.inf else ""
+        raise UsageError(
+            f"{option} must be two increasing numbers{bound}, got {low:g} and {high:g}"
+        )
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

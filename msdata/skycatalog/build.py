@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from msdata.errors import DataError
+from msdata.catalogvalues import EBV_RANGE
+from msdata.errors import DataError, UsageError
 from msdata.skycatalog.dust import reddening
 from msdata.skycatalog.identity import assign_ids
 from msdata.skycatalog.neighbours import close_pairs, keep_best
@@ -83,7 +84,10 @@ def build_catalog(
     for task in spec.surveys:
         for path in task.files:
             table = open_table(path, task.recipe.hdu)
-            find_columns(task.recipe, table.names, str(path))
+            columns = find_columns(task.recipe, table.names, str(path))
+            for cut, name in zip(task.recipe.cuts, columns.cuts, strict=True):
+                if name is None:
+                    say(f"{path.name} has no column {cut.column[0]}: no cut for {cut.reason!r}")
     tables, available, dropped = [], [], []
     for task in spec.surveys:
         accepted, num_rows, reasons = _read_survey(task, spec)
@@ -126,8 +130,8 @@ def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, di
             num_rows += piece.num_rows
             try:
                 accepted, reasons = select_rows(piece, task.recipe, columns, spec)
-            except DataError as error:
-                raise DataError(f"table {path}: {error}") from error
+            except (DataError, UsageError) as error:
+                raise type(error)(f"table {path}: {error}") from error
             tables.append(accepted)
             counts.append(reasons)
     if not tables:
@@ -175,15 +179,29 @@ def _finish(
         "object_id": object_ids,
     }
     ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
+    num_nameless = kept["object_id"].null_count
+    if num_nameless:
+        say(f"{num_nameless:,} objects have no id in their survey: named by their position")
     further = 0
     for dust in spec.dust:
         if dust.kind == "column":
-            columns[f"ebv_{dust.name}"] = kept[f"further_{further}"].cast(pa.float32())
+            values = kept[f"further_{further}"].to_numpy().astype(np.float32)
             further += 1
         else:
-            columns[f"ebv_{dust.name}"] = pa.array(reddening(dust, ra, dec))
-            say(f"E(B-V) of {dust.name}")
+            values = reddening(dust, ra, dec)
+        columns[f"ebv_{dust.name}"] = pa.array(_plausible(dust.name, values, say))
     return pa.table(columns).sort_by("sample_id")
+
+
+def _plausible(name: str, values: Any, say: Callable[[str], None]) -> Any:
+    """E(B-V) with NaN for what cannot be one, such as -999."""
+    low, high = EBV_RANGE
+    with np.errstate(invalid="ignore"):
+        is_outside = (values < low) | (values > high)
+    num_outside = int(np.count_nonzero(is_outside))
+    absent = f": {num_outside:,} outside {low:g} to {high:g} count as absent" if num_outside else ""
+    say(f"E(B-V) of {name}{absent}")
+    return np.where(is_outside, np.float32(np.nan), values)
 
 
 def _named_objects(kept: pa.Table) -> pa.Array:

@@ -24,7 +24,7 @@ REDSHIFT_UNITS = ("1", "km/s")
 _ROLES = ("id", "ra", "dec", "redshift")
 _TESTS = ("equals", "one_of", "at_least", "above", "at_most", "below")
 _FIELDS = {
-    *("name", "title", "files", "where", "citation", "licence", "hdu"),
+    *("name", "title", "files", "where", "citation", "licence", "hdu", "stars_below"),
     *("columns", "units", "cuts"),
 }
 
@@ -40,11 +40,13 @@ class Cut:
         tests: name of the test (`equals`, `one_of`, `at_least`, `above`, `at_most`, `below`) and
             its value; all have to hold. NaN and null never do.
         reason: why a row is dropped that fails.
+        is_optional: a table without the column is read without the cut.
     """
 
     column: Names
     tests: Mapping[str, Any]
     reason: str
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class Recipe:
         dec: the same, declination: degrees; text is read as sexagesimal degrees.
         redshifts: the same for one or several redshifts: the first that is above 0 counts.
         redshift_unit: "1", or "km/s" where the column holds c z.
+        stars_below: what has a smaller redshift is a star; None where a column tells stars.
         cuts: the survey's own, in order.
     """
 
@@ -79,6 +82,7 @@ class Recipe:
     dec: Names
     redshifts: tuple[Names, ...]
     redshift_unit: str = "1"
+    stars_below: float | None = None
     cuts: tuple[Cut, ...] = ()
 
 
@@ -134,6 +138,9 @@ def _recipe_of(content: Mapping[str, Any]) -> Recipe:
     unit = units.get("redshift", "1")
     if unit not in REDSHIFT_UNITS:
         raise UsageError(f"redshift unit {unit!r} is none of {', '.join(REDSHIFT_UNITS)}")
+    stars_below = content.get("stars_below")
+    if stars_below is not None and not isinstance(stars_below, int | float):
+        raise UsageError(f"stars_below must be a number, got {stars_below!r}")
     texts = ("name", "title", "files", "where", "citation", "licence")
     return Recipe(
         **{name: str(content[name]) for name in texts if name in content},
@@ -143,6 +150,7 @@ def _recipe_of(content: Mapping[str, Any]) -> Recipe:
         dec=_names(columns["dec"]),
         redshifts=tuple(_names(n) for n in columns["redshift"]),
         redshift_unit=unit,
+        stars_below=stars_below,
         cuts=tuple(_cut_of(c) for c in content.get("cuts", ())),
     )
 
@@ -155,11 +163,16 @@ def _names(value: Any) -> Names:
 
 
 def _cut_of(content: Mapping[str, Any]) -> Cut:
-    check_names(content, ("column", "reason", *_TESTS), "entry of a cut")
+    check_names(content, ("column", "reason", "optional", *_TESTS), "entry of a cut")
     tests = {name: content[name] for name in _TESTS if name in content}
     if not tests:
         raise UsageError(f"the cut on {content['column']} tests nothing; give {', '.join(_TESTS)}")
-    return Cut(column=_names(content["column"]), tests=tests, reason=str(content["reason"]))
+    return Cut(
+        column=_names(content["column"]),
+        tests=tests,
+        reason=str(content["reason"]),
+        is_optional=content.get("optional", False) is True,
+    )
 
 
 def check_names(content: Mapping[str, Any], known: Sequence[str] | set[str], what: str) -> None:

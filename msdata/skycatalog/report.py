@@ -90,6 +90,7 @@ def report_json(
                     {"column": list(cut.column), **dict(cut.tests), "reason": cut.reason}
                     for cut in task.recipe.cuts
                 ],
+                "stars_below": task.recipe.stars_below,
                 "num_available": counts.num_available,
                 "num_accepted": counts.num_accepted,
                 "num_dropped": counts.num_dropped,

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from msdata.catalogvalues import id_text
 from msdata.errors import DataError, UsageError
 from msdata.skycatalog.recipe import SPEED_OF_LIGHT_KM_S, Cut, Names, Recipe
 from msdata.skycatalog.spec import CatalogSpec
 
 NO_POSITION = "no position"
 NO_REDSHIFT = "no redshift"
+STAR = "star"
 OUTSIDE_SKY = "declination"
 OUTSIDE_REDSHIFT = "redshift range"
 
@@ -34,7 +36,7 @@ class Columns:
         ra: of the right ascension's.
         dec: of the declination's.
         redshifts: of the redshifts', in order; those that are there.
-        cuts: of each cut's.
+        cuts: of each cut's; None where an optional one has no column.
         further: of columns to keep, such as E(B-V); None where the table has none.
     """
 
@@ -42,14 +44,14 @@ class Columns:
     ra: str
     dec: str
     redshifts: tuple[str, ...]
-    cuts: tuple[str, ...]
+    cuts: tuple[str | None, ...]
     further: tuple[str | None, ...] = ()
 
     @property
     def wanted(self) -> list[str]:
         """All of them, each once."""
-        names = [self.id, self.ra, self.dec, *self.redshifts, *self.cuts]
-        return list(dict.fromkeys([*names, *(n for n in self.further if n is not None)]))
+        names = (self.id, self.ra, self.dec, *self.redshifts, *self.cuts, *self.further)
+        return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def find_columns(
@@ -87,7 +89,7 @@ def find_columns(
         ra=need(recipe.ra),
         dec=need(recipe.dec),
         redshifts=redshifts or (need(recipe.redshifts[-1]),),
-        cuts=tuple(need(cut.column) for cut in recipe.cuts),
+        cuts=tuple((find if cut.is_optional else need)(cut.column) for cut in recipe.cuts),
         further=tuple(find((name,)) for name in further),
     )
 
@@ -116,19 +118,22 @@ def select_rows(
         left = left & passes
 
     for cut, name in zip(recipe.cuts, columns.cuts, strict=True):
-        drop(passes_cut(piece[name], cut), cut.reason)
+        if name is not None:
+            drop(passes_cut(piece[name], cut), cut.reason)
     ra = angles(piece[columns.ra], is_hours=True)
     dec = angles(piece[columns.dec], is_hours=False)
     redshift = first_redshift([piece[name] for name in columns.redshifts], recipe.redshift_unit)
     with np.errstate(invalid="ignore"):
         drop((np.abs(dec) <= 90) & (ra >= -360) & (ra <= 720), NO_POSITION)
         drop(np.isfinite(redshift), NO_REDSHIFT)
+        if recipe.stars_below is not None:
+            drop(redshift >= recipe.stars_below, STAR)
         drop(dec > spec.dec_above, OUTSIDE_SKY)
         within = (redshift > spec.redshift_above) & (redshift < spec.redshift_below)
         drop(within, OUTSIDE_REDSHIFT)
     rows = pa.array(np.flatnonzero(left))
     kept: dict[str, Any] = {
-        "object_id": _text(piece[columns.id].take(rows)),
+        "object_id": _ids(columns.id, piece[columns.id].take(rows)),
         "ra": ra[left] % 360,
         "dec": dec[left],
         "redshift": redshift[left],
@@ -153,8 +158,19 @@ def passes_cut(column: pa.ChunkedArray, cut: Cut) -> _Bool:
             found = pc.is_in(column.cast(pa.string()), value_set=pa.array([str(w) for w in wanted]))
             passes &= np.asarray(found)
             continue
-        passes &= _compare(numbers(column), test, [float(w) for w in wanted])
+        values = _truths(column) if isinstance(value, bool) else column
+        passes &= _compare(numbers(values), test, [float(w) for w in wanted])
     return passes
+
+
+def _truths(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text of bools, as CSV has it, as 1 and 0; other columns as they are."""
+    if not pa.types.is_string(column.type):
+        return column
+    lower = pc.utf8_lower(column)
+    is_true = pc.is_in(lower, value_set=pa.array(["true", "t", "1"]))
+    is_known = pc.or_(is_true, pc.is_in(lower, value_set=pa.array(["false", "f", "0"])))
+    return pc.if_else(is_known, is_true, pa.scalar(None, pa.bool_()))
 
 
 def _compare(values: _Float, test: str, wanted: Sequence[float]) -> _Bool:
@@ -238,11 +254,9 @@ def first_redshift(columns: Sequence[pa.ChunkedArray], unit: str) -> _Float:
     return chosen / SPEED_OF_LIGHT_KM_S
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _ids(name: str, column: pa.ChunkedArray) -> pa.Array:
     """Ids as text; empty ones, 0 and negative numbers mean that there is none."""
-    if pa.types.is_floating(column.type):
-        column = column.cast(pa.int64(), safe=False)
-    text = column.cast(pa.string())
+    text = id_text(name, column)
     is_none = pc.match_substring_regex(text, r"^(0*|-\d+)$")
     return pc.if_else(pc.fill_null(is_none, True), pa.scalar(None, pa.string()), text)
 

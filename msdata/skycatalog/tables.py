@@ -19,10 +19,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from msdata.atomic_file import storage_error
+from msdata.catalogfile import decode_text, fits_column, plain_decimals
 from msdata.errors import DataError, StorageError, UsageError
 
 # Some hundred megabytes at most, whatever the table's size.
 ROWS_PER_PIECE = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ def open_table(path: Path, hdu: str | int | None = None) -> SurveyTable:
             return SurveyTable(path=path, names=names, kind="parquet")
         if start[:9] == b"SIMPLE  =":
             return _open_fits(path, hdu)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UsageError(f"table {path} is UTF-16 text; save it as UTF-8")
         if b"\0" in start or not start.strip():
             raise UsageError(f"table {path} is neither FITS nor CSV nor Parquet")
         with _csv(path, None) as reader:
@@ -80,7 +84,8 @@ def read_pieces(
         rows_per_piece: rows, at most, of a piece; CSV is read in pieces of its own size.
 
     Yields:
-        Tables of these columns, in the file's order; text without spaces around it.
+        Tables of these columns, in the file's order; text without spaces around it, masked values
+        null.
 
     Raises:
         DataError: the file is broken, or a column is of another kind.
@@ -134,33 +139,50 @@ def _csv(path: Path, columns: Sequence[str] | None) -> Any:
     opener = gzip.open if is_gzip else open
     num_comments = 0
     with opener(path, "rb") as file:
-        while file.readline(1 << 16).startswith(b"#"):
+        header = file.readline(1 << 16).removeprefix(_BYTE_ORDER_MARK)
+        while header.startswith(b"#"):
             num_comments += 1
+            header = file.readline(1 << 16)
     stream = pa.input_stream(str(path), compression="gzip" if is_gzip else None)
     return pyarrow.csv.open_csv(
         stream,
-        read_options=pyarrow.csv.ReadOptions(skip_rows=num_comments, block_size=1 << 24),
+        read_options=pyarrow.csv.ReadOptions(
+            skip_rows=num_comments, block_size=1 << 24, encoding=_encoding_of(header)
+        ),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=None if columns is None else list(columns),
             # Types are guessed from the first block; ids beyond 2^63 or with letters further down
-            # would be an error, so everything is read as text and cast.
-            column_types={} if columns is None else dict.fromkeys(columns, pa.string()),
+            # would be an error, so everything is read as bytes and cast, UTF-8 or not.
+            column_types={} if columns is None else dict.fromkeys(columns, pa.binary()),
             strings_can_be_null=True,
         ),
     )
 
 
+def _encoding_of(header: bytes) -> str:
+    """How names of columns are written; their values are decoded by `_plain`."""
+    try:
+        header.decode()
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf8"
+
+
 def _plain(table: SurveyTable, piece: pa.Table) -> pa.Table:
-    """Text trimmed, dictionaries and large strings as plain ones; other kinds refused."""
+    """Text trimmed, dictionaries, bytes and large strings as plain text; other kinds refused."""
     import pyarrow.compute as pc
 
     columns = {}
     for name, column in zip(piece.column_names, piece.columns, strict=True):
         kind = column.type
-        if pa.types.is_dictionary(kind) or pa.types.is_large_string(kind):
-            column = column.cast(pa.string())
+        if pa.types.is_dictionary(kind):
+            column = column.cast(kind.value_type)
         elif pa.types.is_decimal(kind):
-            column = column.cast(pa.float64())
+            column = plain_decimals(column)
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            column, _ = decode_text(column)
+        elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+            column = column.cast(pa.string())
         if pa.types.is_string(column.type):
             column = pc.utf8_trim_whitespace(column)
         elif not (
@@ -169,7 +191,7 @@ def _plain(table: SurveyTable, piece: pa.Table) -> pa.Table:
             or pa.types.is_boolean(column.type)
             or pa.types.is_null(column.type)
         ):
-            raise DataError(f"table {table.path}: column {name!r} holds {kind}, no plain values")
+            raise DataError(f"table {table.path}: column {name!r} holds {kind}, not plain values")
         columns[name] = column
     return pa.table(columns)
 
@@ -201,24 +223,16 @@ def _fits_pieces(
         warnings.simplefilter("ignore")
         with fits.open(table.path, memmap=True) as hdus:
             data = hdus[table.hdu].data
-            raw = data.view(np.ndarray)
             for start in range(0, len(data), rows_per_piece):
-                rows = slice(start, start + rows_per_piece)
-                yield pa.table(
-                    {name: _fits_column(table, name, data, raw, rows) for name in columns}
-                )
+                rows = data[start : start + rows_per_piece]
+                yield pa.table({name: _fits_values(table, name, rows) for name in columns})
 
 
-def _fits_column(table: SurveyTable, name: str, data: Any, raw: Any, rows: slice) -> pa.Array:
-    stored = raw[name]
-    if stored.ndim != 1:
-        raise DataError(f"table {table.path}: column {name!r} has several values a row")
-    if stored.dtype.kind == "S":
-        text = np.char.strip(stored[rows])
-        return pa.array(text, pa.binary()).cast(pa.string())
-    # Scaled numbers and bools are not stored as what they mean.
-    values = np.asarray(data[rows].field(name))
-    return pa.array(values.astype(values.dtype.newbyteorder("=")))
+def _fits_values(table: SurveyTable, name: str, rows: Any) -> pa.Array:
+    values, remark = fits_column(rows, name)
+    if values is None:
+        raise DataError(f"table {table.path}: column {name!r} {remark.partition(':')[0]}")
+    return values
 
 
 def read_healpix(path: Path, column: str | None = None) -> tuple[Any, dict[str, str]]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # where the file is no part of an object.
 TakeFile = Callable[[str, str], tuple[str, str] | None]
 
-# Names that programs give to files they have not finished.
-_TEMPORARY = (".", "~", "#")
+# Folders that file servers keep deleted and earlier files in, such as `#recycle` and `~snapshot`.
+_ATTIC = ("~", "#")
 # Enough to hide a parallel file system's answer times; local listings are bound by the GIL.
 NUM_LISTERS = 16
 # Handing a folder to a thread costs more than listing it where the answer is at hand, so threads
@@ -114,9 +114,11 @@ def _list_folder(
         with os.scandir(f"{root}/{folder}") as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith(_TEMPORARY):
+                if name.startswith("."):
                     continue
                 if _is_folder(entry):
+                    if name.startswith(_ATTIC):
+                        continue
                     folders.append((prefix + name, _identity(entry, device)))
                     continue
                 taken = take(prefix, name)
