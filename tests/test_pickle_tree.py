@@ -50,12 +50,19 @@ def test_equal_stems_are_sorted_by_path_and_suffixes_are_all_known(tmp_path: Pat
 
 
 def test_hidden_and_unfinished_files_are_passed_over(tmp_path: Path) -> None:
-    for name in (".x.npy", "~x.npy", "#x.npy", "x.tmp.npy", "x.npy.part", "good.npy"):
+    for name in (".x.npy", "x.tmp.npy", "x.npy.part", "x.npy~", "#x.npy#", "good.npy"):
         (tmp_path / name).touch()
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / ".hidden" / "y.npy").touch()
+    for folder in (".hidden", "#recycle", "~snapshot"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "y.npy").touch()
     (tmp_path / "folder.npy").mkdir()
     assert PickleTree(tmp_path).scan()["path"].to_pylist() == ["good.npy"]
+
+
+def test_ids_may_begin_with_any_character_but_a_dot(tmp_path: Path) -> None:
+    for name in ("#12.npy", "~x.npy", "$1.npy", "_a.npy"):
+        (tmp_path / name).touch()
+    assert PickleTree(tmp_path).scan()["sample_id"].to_pylist() == ["#12", "$1", "_a", "~x"]
 
 
 def test_a_loop_of_links_ends_and_no_object_is_listed_twice(tmp_path: Path) -> None:
