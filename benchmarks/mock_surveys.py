@@ -2,8 +2,7 @@
 
 Objects lie on a jittered lattice, minutes of arc apart, so that the only close pairs are those that
 are planted: companions at 2.9 and 3.1 arcsec, chains of three, also across right ascension 0 and
-beside the pole, and rows that fail a cut a second of arc beside good ones. What has to become of
-every row is known from how it was made.
+beside the pole, and rows that fail a cut a second of arc beside good ones. Each row's end is known.
 """
 
 from __future__ import annotations
@@ -88,13 +87,13 @@ FAULTS: dict[str, dict[str, tuple[str, Any]]] = {
         "no galaxy": ("CLASS", b"QSO"),
     },
     "desi": {
-        **{"sky or a broken fibre": ("OBJTYPE", b"SKY"), "no target id": ("TARGETID", -1)},
+        **{"sky or a broken fiber": ("OBJTYPE", b"SKY"), "no target id": ("TARGETID", -1)},
         "not the primary spectrum": ("ZCAT_PRIMARY", False),
         **{"redshift warning": ("ZWARN", 1024), "no galaxy": ("SPECTYPE", b"STAR")},
     },
     "gama": {
-        **{"of another survey": ("SURVEY", b"SDSS"), "insecure redshift": ("NQ", 2)},
-        "star": ("Z", 0.0019),
+        **{"other survey": ("SURVEY", b"MGC"), "insecure redshift": ("NQ", 2)},
+        "star": ("Z", 1e-3),
     },
     "deep2": {"insecure redshift": ("ZQUALITY", 2), "no galaxy": ("CLASS", b"AGN")},
     "vipers": {"insecure redshift": ("zflg", 12.5), "no galaxy target": ("classFlag", 2)},

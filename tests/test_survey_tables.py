@@ -75,14 +75,14 @@ BAD: dict[str, dict[str, Rows]] = {
         "no galaxy": [{"CLASS": "QSO"}, {"CLASS": "STAR"}],
     },
     "desi": {
-        "sky or a broken fibre": [{"OBJTYPE": "SKY"}, {"OBJTYPE": "BAD"}, {"OBJTYPE": ""}],
+        "sky or a broken fiber": [{"OBJTYPE": "SKY"}, {"OBJTYPE": "BAD"}, {"OBJTYPE": ""}],
         "no target id": [{"TARGETID": -390001}],
         "not the primary spectrum": [{"ZCAT_PRIMARY": False}],
         "redshift warning": [{"ZWARN": 4}],
         "no galaxy": [{"SPECTYPE": "QSO"}],
     },
     "gama": {
-        "of another survey": [{"SURVEY": "SDSS"}, {"SURVEY": "2dFGRS"}, {"SURVEY": "WiggleZ"}],
+        "other survey": [{"SURVEY": "SDSS"}, {"SURVEY": "2dFGRS"}, {"SURVEY": "WiggleZ"}],
         "insecure redshift": [{"NQ": 2}],
         "star": [{"Z": 0.0005}, {"Z": -0.0003}],
         "no redshift": [{"Z": np.nan}],
@@ -197,7 +197,7 @@ def test_text_that_is_not_utf_8_is_read_as_latin_1(tmp_path: Path) -> None:
     survey = fits.Column("SURVEY", "5A", array=np.array([b"GAMA", b"K\xf6ln", b"GAMA", b"GAMA"]))
     fits.BinTableHDU.from_columns(gama_columns(SURVEY=survey)).writeto(tmp_path / "t.fits")
     assert build(tmp_path, "gama", "t.fits") == 0
-    assert result(tmp_path) == (["1", "3", "4"], {"of another survey": 1})
+    assert result(tmp_path) == (["1", "3", "4"], {"other survey": 1})
     lines = ["CATAID,SURVEY,NQ,RA,DEC,Z,größe", "é1,GAMA,4,10,1,0.1,ü", "2,Köln,4,11,1,0.1,"]
     (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("latin-1"))
     (table,) = read_pieces(open_table(tmp_path / "t.csv"), ["CATAID", "SURVEY", "größe"])

@@ -123,21 +123,7 @@ def read_targets(
             )
     ra = catalog.columns["ra"].to_numpy()
     dec = catalog.columns["dec"].to_numpy()
-    # By the number that an id means: `5` and `0000005` name one file.
-    found: dict[str, tuple[int, str]] = {}
-    ambiguous: dict[str, str] = {}
-    num_repeated = num_nameless = 0
-    for row, text in enumerate(catalog.ids.to_pylist()):
-        if text is None:
-            num_nameless += 1
-            continue
-        _check_id(text, path)
-        key = text.lstrip("0") if _is_number(text) else text
-        first = found.setdefault(key, (row, text))
-        num_repeated += first[0] != row
-        if first[1] != text:
-            # Whose file is it? A pack would reject it.
-            ambiguous.setdefault(key, text)
+    found, ambiguous, num_repeated = _distinct(catalog.ids.to_pylist(), path)
     targets = [
         Target(sample_id=_file_id(text), ra=float(ra[row]), dec=float(dec[row]))
         for key, (row, text) in found.items()
@@ -152,9 +138,32 @@ def read_targets(
         )
     if num_repeated:
         remarks.append(f"{num_repeated:,} rows repeat an id: the first row of each counts")
-    if num_nameless:
-        remarks.append(f"{num_nameless:,} rows have no id: left out")
+    if catalog.ids.null_count:
+        remarks.append(f"{catalog.ids.null_count:,} rows have no id: left out")
     return sorted(targets, key=_along_strips), tuple(remarks)
+
+
+def _distinct(
+    ids: list[str | None], path: Path
+) -> tuple[dict[str, tuple[int, str]], dict[str, str], int]:
+    """First row and text of each id, by the number it means; a second text; rows that repeat one.
+
+    `5` and `0000005` mean one number, and one file: whose it is cannot be told.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    ambiguous: dict[str, str] = {}
+    num_repeated = 0
+    for row, text in enumerate(ids):
+        if text is None:
+            continue
+        _check_id(text, path)
+        key = text.lstrip("0") if _is_number(text) else text
+        first = found.setdefault(key, (row, text))
+        if first[1] != text:
+            ambiguous.setdefault(key, text)
+        elif first[0] != row:
+            num_repeated += 1
+    return found, ambiguous, num_repeated
 
 
 def _along_strips(target: Target) -> tuple[float, float, str]:
