@@ -116,14 +116,17 @@ def test_reasons_of_rejected_objects_are_counted_by_kind(flawed_source, packed, 
 
 
 def test_the_catalogues_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):
-    (tmp_path / "gama.csv").write_text("CATAID,RA,DEC,Z,NQ\n1,10,1,0.1,4\n2,11,1,0.1,2\n")
+    (tmp_path / "gama.csv").write_text(
+        "CATAID,RA,DEC,Z,NQ,SURVEY\n1,10,1,0.1,4,GAMA\n2,11,1,0.1,2,GAMA\n"
+    )
     (tmp_path / "spec.toml").write_text('[surveys.gama]\nfiles = "gama.csv"\n')
     build = ["catalog", "build", str(tmp_path / "spec.toml"), str(tmp_path / "c"), "--quiet"]
     assert main([*build, "--no-figure"]) == 0
     data = copy(packed(tiny_source), tmp_path)
     assert card(data, "--catalog", str(tmp_path / "c")) == 0
     text = (data / "CARD.md").read_text()
-    assert "| GAMA | gama.csv | 2 | 1 | NQ at least 3 | Driver et al. 2022" in text
+    cuts = "SURVEY one of ['GAMA', 'GAMA_LT']; NQ at least 3; Z at least 0.002"
+    assert f"| GAMA | gama.csv | 2 | 1 | {cuts} | Driver et al. 2022" in text
     assert "1 objects, 0 < z < 1.6, declination above -30 degrees, no two within 3 arcsec" in text
 
 

@@ -38,12 +38,13 @@ def write_surveys(folder: Path, found: list[Galaxy]) -> Path:
         table.writerow([2, 11.0, 10.0, 0.5, 0, "STAR", 0.02])
     with (folder / "desi.csv").open("w") as file:
         table = csv.writer(file)
-        table.writerow(["TARGETID", "TARGET_RA", "TARGET_DEC", "Z", "ZWARN", "SPECTYPE", "EBV"])
+        flags = ["OBJTYPE", "ZCAT_PRIMARY", "ZWARN", "SPECTYPE"]
+        table.writerow(["TARGETID", "TARGET_RA", "TARGET_DEC", "Z", *flags, "EBV"])
         for number, galaxy in enumerate(found[half:]):
             # Half an arcsecond beside SDSS' position of the same galaxy.
-            row = [2000 + number, galaxy.ra, galaxy.dec + 0.5 / 3600, galaxy.redshift, 0, "GALAXY"]
-            table.writerow([*row, 0.03])
-        table.writerow([3, 12.0, 10.0, 0.5, 4, "GALAXY", 0.02])
+            row = [2000 + number, galaxy.ra, galaxy.dec + 0.5 / 3600, galaxy.redshift]
+            table.writerow([*row, "TGT", True, 0, "GALAXY", 0.03])
+        table.writerow([3, 12.0, 10.0, 0.5, "TGT", True, 4, "GALAXY", 0.02])
     spec = folder / "spec.toml"
     spec.write_text(
         'order = ["sdss", "desi"]\n'

@@ -128,7 +128,12 @@ def test_a_query_of_sdss_without_the_primary_flag_is_read_and_said(
     (tmp_path / "t.csv").write_text(text)
     assert build(tmp_path, "sdss", "t.csv") == 0
     assert result(tmp_path) == (["12376458795510000019"], {})
-    assert "t.csv has no column SPECPRIMARY: no cut for 'not the primary" in capsys.readouterr().err
+    note = "t.csv has no column SPECPRIMARY: 'not the primary spectrum' not cut"
+    assert f"note: {note}\n" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "catalog.json").read_text())
+    assert report["notes"] == [note]
+    cuts = [cut["reason"] for cut in report["surveys"][0]["cuts"]]
+    assert cuts == ["redshift warning", "no galaxy"]
 
 
 def test_desi_without_its_flags_is_refused(
@@ -175,7 +180,7 @@ def test_null_integers_pass_no_cut_and_are_no_ids(
     assert build(tmp_path, "gama", "t.fits") == 0
     names = ["1", "J001.00000+01.00000", "J002.00000+01.00000"]
     assert result(tmp_path) == (names, {"insecure redshift": 1})
-    assert "2 objects have no id in their survey: named by" in capsys.readouterr().err
+    assert "without an id in their survey, named by position: 2\n" in capsys.readouterr().out
 
 
 def test_ids_that_were_rounded_are_refused_as_pack_does(
@@ -220,5 +225,5 @@ def test_reddening_that_cannot_be_is_absent_with_a_count(
     found = table["ebv_sfd"].to_numpy()
     assert found[0] == np.float32(0.05)
     assert np.isnan(found[1:]).all()
-    said = "E(B-V) of sfd: 2 outside -0.1 to 5 count as absent"
-    assert said in capsys.readouterr().err
+    said = "note: ebv_sfd outside -0.1 to 5, which is absent: 2\n"
+    assert said in capsys.readouterr().out

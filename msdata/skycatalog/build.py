@@ -39,6 +39,7 @@ class SurveyCounts:
         num_available: rows of its tables.
         num_dropped: rows by reason, in the order in which the reasons apply.
         num_accepted: rows in the catalogue.
+        left_out: reasons of optional cuts for which a table lacks the column.
     """
 
     key: str
@@ -46,6 +47,7 @@ class SurveyCounts:
     num_available: int
     num_dropped: dict[str, int]
     num_accepted: int
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_available != self.num_accepted + sum(self.num_dropped.values()):
@@ -60,10 +62,12 @@ class BuiltCatalog:
         table: `sample_id`, `ra`, `dec`, `redshift`, `survey`, `object_id` (its id in the survey)
             and a float32 column `ebv_x` for each map x; sorted by `sample_id`.
         counts: one a survey, the better one first.
+        notes: cuts that were left out, ids and E(B-V) that are absent.
     """
 
     table: pa.Table
     counts: tuple[SurveyCounts, ...]
+    notes: tuple[str, ...] = ()
 
 
 def build_catalog(
@@ -81,13 +85,8 @@ def build_catalog(
         StorageError: the file system refused.
     """
     # A typo in the last name must not show after an hour.
-    for task in spec.surveys:
-        for path in task.files:
-            table = open_table(path, task.recipe.hdu)
-            columns = find_columns(task.recipe, table.names, str(path))
-            for cut, name in zip(task.recipe.cuts, columns.cuts, strict=True):
-                if name is None:
-                    say(f"{path.name} has no column {cut.column[0]}: no cut for {cut.reason!r}")
+    notes: list[str] = []
+    left_out = [_look_at(task, notes) for task in spec.surveys]
     tables, available, dropped = [], [], []
     for task in spec.surveys:
         accepted, num_rows, reasons = _read_survey(task, spec)
@@ -109,12 +108,27 @@ def build_catalog(
             num_available=available[k],
             num_dropped={**dropped[k], **near[k]},
             num_accepted=int(np.count_nonzero(rank[is_kept] == k)),
+            left_out=left_out[k],
         )
         for k, task in enumerate(spec.surveys)
     )
     names = pa.array([task.recipe.name for task in spec.surveys])
     surveys = names.take(pa.array(rank[is_kept]))
-    return BuiltCatalog(table=_finish(kept, surveys, spec, say), counts=counts)
+    table = _finish(kept, surveys, spec, notes)
+    return BuiltCatalog(table=table, counts=counts, notes=tuple(notes))
+
+
+def _look_at(task: SurveyTask, notes: list[str]) -> tuple[str, ...]:
+    """Looks for a survey's columns in its tables; reasons of the cuts that one cannot have."""
+    left_out = []
+    for path in task.files:
+        table = open_table(path, task.recipe.hdu)
+        columns = find_columns(task.recipe, table.names, str(path))
+        for cut, name in zip(task.recipe.cuts, columns.cuts, strict=True):
+            if name is None:
+                notes.append(f"{path.name} has no column {cut.column[0]}: {cut.reason!r} not cut")
+                left_out.append(cut.reason)
+    return tuple(left_out)
 
 
 def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, dict[str, int]]:
@@ -165,9 +179,7 @@ def _separate(
     return is_kept, near
 
 
-def _finish(
-    kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, say: Callable[[str], None]
-) -> pa.Table:
+def _finish(kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, notes: list[str]) -> pa.Table:
     """Ids and reddening; sorted by id."""
     object_ids = _named_objects(kept)
     columns: dict[str, Any] = {
@@ -181,7 +193,7 @@ def _finish(
     ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
     num_nameless = kept["object_id"].null_count
     if num_nameless:
-        say(f"{num_nameless:,} objects have no id in their survey: named by their position")
+        notes.append(f"objects without an id in their survey, named by position: {num_nameless:,}")
     further = 0
     for dust in spec.dust:
         if dust.kind == "column":
@@ -189,18 +201,18 @@ def _finish(
             further += 1
         else:
             values = reddening(dust, ra, dec)
-        columns[f"ebv_{dust.name}"] = pa.array(_plausible(dust.name, values, say))
+        columns[f"ebv_{dust.name}"] = pa.array(_plausible(dust.name, values, notes))
     return pa.table(columns).sort_by("sample_id")
 
 
-def _plausible(name: str, values: Any, say: Callable[[str], None]) -> Any:
+def _plausible(name: str, values: Any, notes: list[str]) -> Any:
     """E(B-V) with NaN for what cannot be one, such as -999."""
     low, high = EBV_RANGE
     with np.errstate(invalid="ignore"):
         is_outside = (values < low) | (values > high)
     num_outside = int(np.count_nonzero(is_outside))
-    absent = f": {num_outside:,} outside {low:g} to {high:g} count as absent" if num_outside else ""
-    say(f"E(B-V) of {name}{absent}")
+    if num_outside:
+        notes.append(f"ebv_{name} outside {low:g} to {high:g}, which is absent: {num_outside:,}")
     return np.where(is_outside, np.float32(np.nan), values)
 
 

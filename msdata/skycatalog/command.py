@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
     for line in table_lines(*count_rows(catalog.counts)):
         print(line)
+    for note in catalog.notes:
+        print(f"note: {note}")
     print(f"{catalog.table.num_rows:,} objects in {args.out / FILES[0]} and {FILES[1]}")
     return 0
 

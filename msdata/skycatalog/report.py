@@ -7,6 +7,8 @@ from typing import Any
 
 from msdata import __version__
 from msdata.skycatalog.build import BuiltCatalog, SurveyCounts
+from msdata.skycatalog.recipe import Recipe
+from msdata.skycatalog.select import STAR
 from msdata.skycatalog.spec import CatalogSpec
 
 
@@ -77,6 +79,7 @@ def report_json(
         "num_objects": catalog.table.num_rows,
         "sha256": digest,
         "spec": spec.to_json(),
+        "notes": list(catalog.notes),
         "surveys": [
             {
                 "key": task.key,
@@ -86,11 +89,7 @@ def report_json(
                 "where": task.recipe.where,
                 "citation": task.recipe.citation,
                 "licence": task.recipe.licence,
-                "cuts": [
-                    {"column": list(cut.column), **dict(cut.tests), "reason": cut.reason}
-                    for cut in task.recipe.cuts
-                ],
-                "stars_below": task.recipe.stars_below,
+                "cuts": _cuts(task.recipe, counts.left_out),
                 "num_available": counts.num_available,
                 "num_accepted": counts.num_accepted,
                 "num_dropped": counts.num_dropped,
@@ -98,3 +97,16 @@ def report_json(
             for task, counts in zip(spec.surveys, catalog.counts, strict=True)
         ],
     }
+
+
+def _cuts(recipe: Recipe, left_out: Sequence[str]) -> list[dict[str, Any]]:
+    """The survey's own cuts that were applied, and that on stars."""
+    stars = [] if recipe.stars_below is None else [recipe.stars_below]
+    return [
+        *(
+            {"column": list(cut.column), **dict(cut.tests), "reason": cut.reason}
+            for cut in recipe.cuts
+            if cut.reason not in left_out
+        ),
+        *({"column": list(recipe.redshifts[-1]), "at_least": z, "reason": STAR} for z in stars),
+    ]
