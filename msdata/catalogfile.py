@@ -83,44 +83,44 @@ def _first_bytes(path: Path) -> tuple[bytes, bool]:
 def _read_csv(
     path: Path, compression: str | None, choose_text: ChooseText
 ) -> tuple[pa.Table, tuple[str, ...]]:
-    def read(columns: dict[str, pa.DataType] | None, only: list[str], encoding: str) -> pa.Table:
+    def read(as_text: list[str], only: list[str], encoding: str) -> pa.Table:
         with pa.input_stream(str(path), compression=compression) as stream:
             return pyarrow.csv.read_csv(
                 stream,
                 read_options=pyarrow.csv.ReadOptions(encoding=encoding),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=columns, include_columns=only, strings_can_be_null=True
+                    column_types=dict.fromkeys(as_text, pa.string()),
+                    include_columns=only,
+                    strings_can_be_null=True,
                 ),
             )
 
-    encoding = "utf8"
-    try:
+    def read_all(encoding: str) -> tuple[list[str], str | None, pa.Table]:
         names = _csv_names(path, compression, encoding)
         text = choose_text(names)
-        as_text = {} if text is None else {text: pa.string()}
-        table = read(as_text, [], encoding)
+        return names, text, read([] if text is None else [text], [], encoding)
+
+    encoding = "utf8"
+    notes: tuple[str, ...] = ()
+    try:
+        names, text, table = read_all(encoding)
         is_utf8 = not any(pa.types.is_binary(kind) for kind in table.schema.types)
     except (UnicodeDecodeError, pa.ArrowInvalid) as error:
         if isinstance(error, pa.ArrowInvalid) and "UTF8" not in str(error):
             raise
         is_utf8 = False
-    notes: tuple[str, ...] = ()
     if not is_utf8:
         encoding = "latin-1"
         notes = (f"{path.name} is not UTF-8: its text was read as Latin-1",)
-        names = _csv_names(path, compression, encoding)
-        text = choose_text(names)
-        as_text = {} if text is None else {text: pa.string()}
-        table = read(as_text, [], encoding)
-    # Arrow makes doubles of integers beyond 64 bits, and of those beyond 63.
+        names, text, table = read_all(encoding)
+    exact = {} if text is None else {text: table.column(text)}
+    # Arrow makes doubles of a column with an integer of 2^63 or more.
     rounded = [name for name in names if name != text and _may_be_rounded(table.column(name))]
     if rounded:
-        exact = read(dict.fromkeys(rounded, pa.string()), rounded, encoding)
-        as_text |= {n: pa.string() for n in rounded if _are_integers(exact.column(n))}
-    else:
-        exact = table
-    for name in as_text:
-        column = as_integers((table if name == text else exact).column(name))
+        again = read(rounded, rounded, encoding)
+        exact |= {n: again.column(n) for n in rounded if _are_integers(again.column(n))}
+    for name, digits in exact.items():
+        column = as_integers(digits)
         table = table.set_column(names.index(name), name, column)
         if name != text and pa.types.is_string(column.type):
             notes += (f"column {name!r} holds integers beyond 64 bits: kept as text",)
