@@ -291,7 +291,7 @@ def test_every_fault_of_a_file_is_named_in_rejected_csv(tmp_path):
     rows = [(name, skyimages.RA, skyimages.DEC) for name in ("good", *reasons)]
     rows = [(n, ra + (12 / 3600 if n == "g" else 0), dec) for n, ra, dec in rows]
     (tmp_path / "catalog.csv").write_text(skyimages.catalog_text(rows))
-    assert pack(tmp_path, tmp_path / "out") == 0
+    assert pack(tmp_path, tmp_path / "out", "--max-rejected", "10") == 0
     with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
         found = {row["sample_id"]: row["reason"] for row in csv.DictReader(file)}
     assert sorted(found) == sorted(reasons)

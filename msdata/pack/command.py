@@ -175,8 +175,8 @@ def run(args: argparse.Namespace) -> int:
         report = _run_here(args, settings)
     if report is not None:
         _print_report(report, args, time.monotonic() - started_s)
-        exit_code = _tell_of_unsafe(report, settings)
-        return max(exit_code, _tell_of_most(report, settings, args.max_rejected))
+        # One sentence is enough.
+        return _tell_of_unsafe(report, settings) or _tell_of_most(report, settings, args)
     return 0
 
 
@@ -270,11 +270,11 @@ def _tell_of_unsafe(report: PackReport, settings: PackSettings) -> int:
     return 1
 
 
-def _tell_of_most(report: PackReport, settings: PackSettings, max_rejected: int | None) -> int:
+def _tell_of_most(report: PackReport, settings: PackSettings, args: argparse.Namespace) -> int:
     """The exit code: a data set without most of its objects is not what was asked for."""
     from msdata.pack.finish import most_rejected
 
-    if max_rejected is not None or not report.num_packed:
+    if args.max_rejected is not None or not report.num_packed:
         return 0
     told = most_rejected(settings.out, report.num_rejected, report.manifest.num_samples)
     if told is None:
