@@ -70,7 +70,7 @@ def bad_source(tmp_path: Path) -> Path:
     good = pickle.dumps(packing.mantis_object(1))
     (source / "bad_truncated.pkl").write_bytes(good[: len(good) // 2])
     (source / "bad_empty.npy").touch()
-    (source / "bad_garbage.pkl").write_bytes(os.urandom(1000))
+    (source / "bad_garbage.pkl").write_bytes(b"\xff" + bytes(range(256)) * 4)
     (source / "bad_dangling.npy").symlink_to(source / "nowhere.npy")
     (source / "bad_loop.npy").symlink_to(source / "bad_loop.npy")
     os.mkfifo(source / "pipe")
