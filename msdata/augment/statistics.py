@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from msdata.atomic_file import storage_error, write_whole
 from msdata.errors import DataError, UsageError
+from msdata.trusted_names import check_regular
 
 FILE_NAME = "statistics.json"
 FORMAT_VERSION = 1
@@ -107,6 +108,7 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
     file = Path(path)
     if file.suffix != ".json" or file.is_dir():
         file = file / FILE_NAME
+    check_regular(file)
     try:
         found = _from_json(json.loads(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
