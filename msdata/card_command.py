@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         write_whole(args.data / SUMS_NAME, ("\n".join(lines) + "\n").encode())
         written.append(SUMS_NAME)
     columns = _columns(info)
-    content = json.dumps(croissant(info, text, sums, columns), indent=1, ensure_ascii=False)
+    content = json.dumps(croissant(info, text, sums, columns), indent=1)
     write_whole(args.data / CROISSANT_NAME, content.encode() + b"\n")
     card = "\n".join(card_lines(info, text, sums, report)) + "\n"
     write_whole(args.data / CARD_NAME, card.encode())
