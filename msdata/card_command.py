@@ -12,9 +12,15 @@ from msdata.croissant import CROISSANT_NAME, croissant
 from msdata.errors import DataError
 from msdata.index import IndexFile, file_sha256
 from msdata.info import DatasetInfo, describe
+from msdata.output_file import check_output
 from msdata.progress import ProgressLine
 
 SUMS_NAME = "SHA256SUMS"
+_MARKS = {
+    CARD_NAME: b"| made by | msdata ",
+    CROISSANT_NAME: b'"@id": "samples/sample_id"',
+    SUMS_NAME: b"  dataset.json\n",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
             f"{args.data / 'index.parquet'} is not what dataset.json says; run 'msdata verify "
             f"{args.data}' before a card is written"
         )
+    for name, mark in _MARKS.items():
+        if name != SUMS_NAME or args.sums:
+            check_output(args.data / name, mark)
     written = [CARD_NAME, CROISSANT_NAME]
     if args.sums:
         lines = [f"{digest}  {name}" for name, digest in _all_sums(info, sums, args).items()]

@@ -51,4 +51,4 @@ def draw_by_nodes(variants: Sequence[Variant], path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set(xlabel="nodes", xticks=numbers, xticklabels=[str(n) for n in numbers])
     with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": "msdata"})

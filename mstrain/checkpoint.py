@@ -31,6 +31,7 @@ from msdata.atomic_file import (
 )
 from msdata.errors import DataError, UsageError
 from msdata.file_lock import take_lock
+from msdata.output_file import check_output
 from mstrain.config import TrainConfig
 from mstrain.fusion import RedshiftNet
 
@@ -51,6 +52,16 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
+
+
+def check_run_folder(run: Path) -> None:
+    """Refuses a folder whose files a training would replace though none made them.
+
+    Raises:
+        UsageError: there is such a file.
+    """
+    check_output(run / "config.json", b'"fingerprint"')
+    check_output(run / "metrics.jsonl", b'"kind": "')
 
 
 @contextmanager

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"mstrain"
+MARK = b'"bin_edges"'
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
 _DENSITY = "density"

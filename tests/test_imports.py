@@ -20,7 +20,7 @@ PACKAGES = ("msdata", "mstrain", "benchmarks")
 LAYERS = (
     {
         *("errors", "schema", "topology", "atomic_file", "file_lock", "trusted_names"),
-        "terminal",
+        *("terminal", "output_file"),
         *("checksum", "progress", "jobs", "_stream_fill"),
     },
     {

@@ -22,6 +22,7 @@ from msdata.errors import DataError, UsageError
 from msdata.trusted_names import check_regular
 
 FILE_NAME = "statistics.json"
+MARK = b'"sky_sigma"'
 FORMAT_VERSION = 1
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
