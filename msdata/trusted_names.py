@@ -28,16 +28,16 @@ _UNSAFE_PATH = r"^$|^/|(^|/)\.\.(/|$)|[\x00\r\n]"
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name is a single plain part of a path: `[A-Za-z0-9_][A-Za-z0-9_.-]*`, no longer.
+    """Whether a name is a single plain part of a path, such as `[A-Za-z0-9_][A-Za-z0-9_.-]*`.
 
     Args:
         name: what a file says; anything but text is none.
     """
-    return (
-        isinstance(name, str)
-        and _NAME.fullmatch(name) is not None
-        and len(name.encode()) <= MAX_NAME_BYTES
-    )
+    if not isinstance(name, str) or name.startswith("-"):
+        return False
+    # Identifiers too, for accents that are characters of their own.
+    is_plain = _NAME.fullmatch(name) is not None or name.replace("-", "_").isidentifier()
+    return is_plain and len(name.encode()) <= MAX_NAME_BYTES
 
 
 def check_shard_names(path: Path, shards: Iterable[tuple[object, object]]) -> None:

@@ -459,7 +459,11 @@ def test_altered_sources_repair_nothing(place: Place, capsys: pytest.CaptureFixt
     assert "sources.parquet was altered; restore it or pack again" in shown
 
 
-@pytest.mark.parametrize("name", ["train", "a", "shard-000000.tar", "été_2", "v1.0-x", "x" * 200])
-def test_names_that_today_s_packs_give_are_plain(name: str) -> None:
+TODAYS = ("train", "a", "shard-000000.tar", "été_2", "e\u0301te", "v1.0-x", "x" * MAX_NAME_BYTES)
+
+
+@pytest.mark.parametrize("name", TODAYS)
+def test_names_that_todays_packs_give_are_plain_and_others_are_not(name: str) -> None:
     assert is_plain_name(name)
-    assert len(name.encode()) <= MAX_NAME_BYTES
+    assert not is_plain_name(f"{name}/")
+    assert not is_plain_name(f"-{name}")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import msdata.standin_services
+from benchmarks.harness import write_result
+from benchmarks.question import claim_folder
 from msdata.cli import main
 from msdata.errors import StorageError, UsageError
 from msdata.output_file import PNG_MARK, check_output
@@ -113,3 +115,27 @@ def test_a_picture_says_who_made_it_and_is_the_same_picture():
     # Warnings are errors: a wrong checksum would be one.
     found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(found, image)
+
+
+def test_a_benchmark_empties_no_folder_that_none_has_made(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine").write_bytes(MINE)
+    with pytest.raises(UsageError, match=r"logs exists, and no benchmark made it"):
+        claim_folder(tmp_path)
+    (tmp_path / "cache.json").write_text('{"benchmark": "cache"}')
+    claim_folder(tmp_path)
+    (tmp_path / "cache.json").unlink()
+    claim_folder(tmp_path)
+    claim_folder(tmp_path / "new")
+    (tmp_path / "new" / "work").mkdir()
+    claim_folder(tmp_path / "new")
+
+
+def test_a_benchmarks_result_replaces_no_other_file(tmp_path):
+    (tmp_path / "limit.json").write_bytes(MINE)
+    with pytest.raises(UsageError, match="did not make it"):
+        write_result("limit", {}, command="x", folder=tmp_path)
+    assert (tmp_path / "limit.json").read_bytes() == MINE
+    (tmp_path / "limit.json").unlink()
+    for _ in range(2):
+        write_result("limit", {}, command="x", folder=tmp_path)

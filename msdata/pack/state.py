@@ -261,7 +261,7 @@ class PackState:
         columns |= {name: pa.array(np.array(values)) for name, values in result.columns.items()}
         table = pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)})
         with whole_file(self.note_path(result.number), is_one_of_many=True) as file:
-            pq.write_table(table, file)
+            pq.write_table(table, file, write_page_checksum=True)
 
     def read_note(self, number: int) -> ShardNote:
         """Reads the note of a finished shard."""
@@ -270,8 +270,8 @@ class PackState:
 
         check_regular(self.note_path(number))
         try:
-            table = pq.read_table(self.note_path(number))
-        except pa.ArrowInvalid as error:
+            table = pq.read_table(self.note_path(number), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{self.note_path(number)} is damaged; remove it and run again with --resume"
             ) from error
