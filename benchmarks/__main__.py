@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.question import add_arguments, settings_of
+from benchmarks.question import add_arguments, claim_folder, settings_of
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of
 
@@ -79,7 +79,9 @@ def run(arguments: list[str]) -> int:
         return run_rates(args.data)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     module = importlib.import_module(QUESTIONS[args.question][0])
-    return int(module.answer(settings_of(args, command)))
+    settings = settings_of(args, command)
+    claim_folder(settings.out)
+    return int(module.answer(settings))
 
 
 def main(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.atomic_file import write_whole
+from msdata.output_file import check_output
 
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS_OF = (
@@ -157,6 +158,7 @@ def write_result(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
+    check_output(path, b'"benchmark": ')
     content = {
         "benchmark": name,
         "command": command,

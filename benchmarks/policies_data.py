@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
-from msdata.atomic_file import partial_path, whole_file
+from msdata.atomic_file import whole_file
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.statistics import FILE_NAME
 from msdata.errors import UsageError
@@ -177,9 +178,9 @@ def _packed(
     if (out / FILE_NAME).is_file():
         return out
     seed, num_shards = settings
-    source = partial_path(out.with_name(f"{out.name}-objects"))
-    for old in (source, out):
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(tempfile.mkdtemp(prefix=f".{out.name}-objects.", dir=out.parent))
     _write_objects(stamps, source, numbers)
     shard_nbytes = int(_TAR_OVERHEAD * stamps.images.nbytes * SPLIT[0] / num_shards)
     pack(
@@ -200,7 +201,6 @@ def _packed(
 
 
 def _write_objects(stamps: Stamps, folder: Path, numbers: NDArray[np.int64]) -> None:
-    folder.mkdir(parents=True)
     lines = [f"mantis_id,redshift,{EBV},object"]
     for place, number in enumerate(numbers.tolist()):
         path = folder / f"{place:07d}.pkl"

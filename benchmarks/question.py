@@ -14,6 +14,7 @@ from typing import Any
 
 from msdata.errors import UsageError
 
+_MARK = ".msdata-benchmarks"
 WORKLOAD_NAMES = ("mantis", "stamps", "large")
 
 
@@ -56,6 +57,27 @@ class Settings:
     def work(self) -> Path:
         """Where data is made; safe to delete."""
         return self.out / "work"
+
+
+def claim_folder(out: Path) -> None:
+    """Takes a folder for results: below it `work` and `logs` are emptied as need be.
+
+    Raises:
+        UsageError: it has one of them already, and no benchmark made it.
+    """
+    mark = out / _MARK
+    if mark.exists():
+        return
+    # Folders of earlier versions have results, but no mark.
+    has_results = any(b'"benchmark": ' in path.read_bytes() for path in out.glob("*.json"))
+    for name in ("work", "logs"):
+        if (out / name).exists() and not has_results:
+            raise UsageError(
+                f"--out: {out / name} exists, and no benchmark made it; it would be emptied: give "
+                "another folder"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,12 @@ from benchmarks.question import Shown, Table
 from benchmarks.regressions import read_result
 from msdata.atomic_file import write_whole
 from msdata.errors import UsageError
+from msdata.output_file import check_output
 
 # The questions in the order of the page; others come after them.
 ORDER = ("limit", "loaders", "cache", "policies", "scale")
 PAGE, MARKDOWN = "report.html", "report.md"
+_PAGE_MARK, _MARKDOWN_MARK = b"<title>I/O benchmarks</title>", b"python -m benchmarks"
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto;
@@ -182,6 +184,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def write_report(folder: Path) -> int:
     """Writes `report.html` and `report.md` into the folder; returns the exit code 0."""
     results = read_results(folder)
+    for name, mark in ((PAGE, _PAGE_MARK), (MARKDOWN, _MARKDOWN_MARK)):
+        check_output(folder / name, mark)
     write_whole(folder / PAGE, page(results).encode())
     write_whole(folder / MARKDOWN, markdown(results).encode())
     print(f"{folder / PAGE} and {folder / MARKDOWN}: {len(results)} questions")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.harness import write_result
 from benchmarks.workloads import make_dataset, run_mstrain
+from mstrain.checkpoint import has_config
 from mstrain.journal import read_journal
 
 _KEPT = ("epoch", "samples_per_s", "data_wait_fraction", "seconds")
@@ -22,7 +23,8 @@ _KEPT = ("epoch", "samples_per_s", "data_wait_fraction", "seconds")
 
 def measure(data: Path, run: Path, recipe: str, settings: list[str]) -> list[dict[str, float]]:
     """Trains anew; returns rate and wait of each epoch."""
-    shutil.rmtree(run, ignore_errors=True)
+    if has_config(run) or not run.exists():
+        shutil.rmtree(run, ignore_errors=True)
     run_mstrain("train", recipe, data, "--out", run, "log.tensorboard=no", *settings)
     epochs = [line for line in read_journal(run) if line["kind"] == "epoch"]
     return [{name: round(epoch[name], 5) for name in _KEPT} for epoch in epochs]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pickle
 import shlex
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
-from msdata.atomic_file import partial_path
 from msdata.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
@@ -145,10 +144,10 @@ def write_source(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> So
         The source.
     """
     if not (folder / TRUTH).is_file():
-        partial = partial_path(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         _write_objects(partial, objects)
-        shutil.rmtree(folder, ignore_errors=True)
+        # Refused where the folder holds something else.
         partial.rename(folder)
     first = pickle.loads(object_path(folder / OBJECTS, 0).read_bytes())
     with np.load(folder / TRUTH) as truth:

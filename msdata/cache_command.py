@@ -26,6 +26,7 @@ from msdata.cache_status_text import render_status
 from msdata.dataset import open_dataset
 from msdata.errors import UsageError
 from msdata.node_cache import cached_split, record_reader
+from msdata.terminal import raw
 from msdata.topology import from_env, job_name
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
@@ -212,7 +213,9 @@ def _watch(render: Callable[[], str]) -> None:
     """Redraws the terminal until interrupted, which is how it is meant to end."""
     with suppress(KeyboardInterrupt):
         while True:
-            sys.stdout.write(f"{_CLEAR}{render()}\n\nCtrl-C ends this view\n")
+            text = render()
+            raw(sys.stdout).write(_CLEAR)
+            sys.stdout.write(f"{text}\n\nCtrl-C ends this view\n")
             sys.stdout.flush()
             time.sleep(_REDRAW_S)
 

@@ -17,6 +17,7 @@ from msdata.info import DatasetInfo
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME
 from msdata.progress import bytes_text
 from msdata.schema import Survey
+from msdata.terminal import shown
 
 CARD_NAME = "CARD.md"
 # Files whose SHA-256 the card gives: they hold the checksums of everything else.
@@ -47,6 +48,8 @@ IMAGING = {
     ),
 }
 UNKNOWN = "not stated"
+# What begins code, emphasis, a link or a cell; `<` and `&` become entities.
+_ACTING = re.compile(r"[\\`*\[\]|~]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,30 +169,58 @@ def card_lines(
         yield from lines
 
 
+class Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def plain(text: str) -> Markdown:
+    """Text as Markdown that shows it: no HTML, link, image or code comes of it.
+
+    Args:
+        text: what a file says, whatever it holds; `Markdown` stays as it is.
+    """
+    if isinstance(text, Markdown):
+        return text
+    text = _ACTING.sub(r"\\\g<0>", shown(text.replace("\n", " ")))
+    return Markdown(text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def typed(text: str) -> Markdown:
+    """What people said on the command line, as Markdown without HTML."""
+    return Markdown(shown(text.replace("\n", " ")).replace("<", "&lt;").replace("|", r"\|"))
+
+
+def code(text: str) -> Markdown:
+    """Text as a span of code."""
+    return Markdown("`" + shown(text).replace("`", "'").replace("|", r"\|") + "`")
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
+    """A Markdown table that shows its cells as they are."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        yield "| " + " | ".join(map(plain, row)) + " |"
 
 
 def _head(info: DatasetInfo, text: CardText) -> Iterator[str]:
     manifest = info.manifest
-    yield f"# {text.name}"
+    yield f"# {plain(text.name)}"
     yield ""
-    yield text.description or default_description(info)
+    yield typed(text.description) if text.description else plain(default_description(info))
     yield ""
     rows = [
         ("samples", f"{manifest.num_samples:,} of {bytes_text(manifest.schema.sample_nbytes)}"),
         ("size", bytes_text(sum(s.nbytes for s in info.splits))),
-        ("format", f"{manifest.container} shards, `index.parquet`, `dataset.json`"),
-        ("fingerprint", f"`{manifest.fingerprint}`"),
-        ("licence", text.licence or f"{UNKNOWN}: see the sources' below"),
-        ("creator", text.creator or UNKNOWN),
+        ("format", Markdown(f"{manifest.container} shards, `index.parquet`, `dataset.json`")),
+        ("fingerprint", code(manifest.fingerprint)),
+        ("licence", typed(text.licence or f"{UNKNOWN}: see the sources' below")),
+        ("creator", typed(text.creator or UNKNOWN)),
         ("published", text.published or UNKNOWN),
-        ("address", text.url or UNKNOWN),
-        ("cite", text.cite or UNKNOWN),
+        ("address", typed(text.url or UNKNOWN)),
+        ("cite", typed(text.cite or UNKNOWN)),
         ("made by", f"msdata {manifest.provenance.get('msdata', '?')}"),
     ]
     yield from table(("", ""), rows)
@@ -219,7 +250,7 @@ def _array_row(array: Survey) -> tuple[str, ...]:
     return (
         array.name,
         " x ".join(map(str, array.shape)),
-        array.dtype,
+        code(array.dtype),
         ", ".join(array.bands),
         "" if array.pixel_scale_arcsec is None else f"{array.pixel_scale_arcsec:g}",
         array.unit,
@@ -282,8 +313,8 @@ def _sample(report: Mapping[str, Any] | None) -> Iterator[str]:
     yield (
         f"{report['num_objects']:,} objects, {low:g} < z < {high:g}, declination above "
         f"{spec['dec_above']:g} degrees, no two within {spec['separation_arcsec']:g} arcsec "
-        f"(the better survey wins: {', '.join(spec['order'])}). SHA-256 of `catalog.parquet`: "
-        f"`{report['sha256']}`."
+        f"(the better survey wins: {plain(', '.join(spec['order']))}). SHA-256 of "
+        f"`catalog.parquet`: {code(report['sha256'])}."
     )
     yield ""
     rows = [
@@ -322,7 +353,7 @@ def _settings(info: DatasetInfo) -> Iterator[str]:
     yield "## How it was packed"
     yield ""
     settings = info.manifest.provenance.get("settings", {})
-    rows = [(f"`{n}`", f"`{json.dumps(v)}`") for n, v in settings.items() if v is not None]
+    rows = [(code(n), code(json.dumps(v))) for n, v in settings.items() if v is not None]
     yield from table(("setting", "value"), rows)
 
 
@@ -334,4 +365,4 @@ def _checks(info: DatasetInfo, sums: Mapping[str, str]) -> Iterator[str]:
         "one of each shard's other bytes and the SHA-256 of the index."
     )
     yield ""
-    yield from table(("file", "SHA-256"), [(f"`{n}`", f"`{s}`") for n, s in sums.items()])
+    yield from table(("file", "SHA-256"), [(code(n), code(s)) for n, s in sums.items()])

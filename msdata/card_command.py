@@ -12,9 +12,15 @@ from msdata.croissant import CROISSANT_NAME, croissant
 from msdata.errors import DataError
 from msdata.index import IndexFile, file_sha256
 from msdata.info import DatasetInfo, describe
+from msdata.output_file import check_output
 from msdata.progress import ProgressLine
 
 SUMS_NAME = "SHA256SUMS"
+_MARKS = {
+    CARD_NAME: b"| made by | msdata ",
+    CROISSANT_NAME: b'"@id": "samples/sample_id"',
+    SUMS_NAME: b"  dataset.json\n",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,13 +63,16 @@ def run(args: argparse.Namespace) -> int:
             f"{args.data / 'index.parquet'} is not what dataset.json says; run 'msdata verify "
             f"{args.data}' before a card is written"
         )
+    for name, mark in _MARKS.items():
+        if name != SUMS_NAME or args.sums:
+            check_output(args.data / name, mark)
     written = [CARD_NAME, CROISSANT_NAME]
     if args.sums:
         lines = [f"{digest}  {name}" for name, digest in _all_sums(info, sums, args).items()]
         write_whole(args.data / SUMS_NAME, ("\n".join(lines) + "\n").encode())
         written.append(SUMS_NAME)
     columns = _columns(info)
-    content = json.dumps(croissant(info, text, sums, columns), indent=1, ensure_ascii=False)
+    content = json.dumps(croissant(info, text, sums, columns), indent=1)
     write_whole(args.data / CROISSANT_NAME, content.encode() + b"\n")
     card = "\n".join(card_lines(info, text, sums, report)) + "\n"
     write_whole(args.data / CARD_NAME, card.encode())

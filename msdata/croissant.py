@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from msdata.card import IMAGING, CardText, default_description
 from msdata.info import DatasetInfo
@@ -116,8 +117,8 @@ def _shards(info: DatasetInfo) -> list[dict[str, Any]]:
     return [
         {
             "@type": "cr:FileSet",
-            "@id": f"{split.name}-shards",
-            "name": f"{split.name}-shards",
+            "@id": quote(f"{split.name}-shards"),
+            "name": quote(f"{split.name}-shards"),
             "description": f"{split.num_samples} samples in {split.num_shards} shards",
             "encodingFormat": kind,
             "includes": f"{split.name}/{pattern}",
@@ -136,8 +137,9 @@ def _samples(columns: Mapping[str, str]) -> dict[str, Any]:
         "field": [
             {
                 "@type": "cr:Field",
-                "@id": f"samples/{name}",
-                "name": f"samples/{name}",
+                # An id is an IRI, a name what is read.
+                "@id": f"samples/{quote(name)}",
+                "name": f"samples/{quote(name)}",
                 "dataType": _data_type(kind),
                 "source": {
                     "fileObject": {"@id": "index.parquet"},

@@ -12,6 +12,7 @@ from msdata.errors import DataError, StorageError, UsageError
 from msdata.plan.timing import Machine
 
 FORMAT = 1
+MARK = b'{\n  "format": '
 RATES = (
     "memory_bytes_per_s",
     "ssd_bytes_per_s",

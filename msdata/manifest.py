@@ -13,6 +13,7 @@ from typing import Any
 from msdata.atomic_file import storage_error, write_whole
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
+from msdata.trusted_names import check_regular, check_shard_names
 
 FILE_NAME = "dataset.json"
 # Beside it: where each sample came from, and what was left out.
@@ -137,6 +138,7 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: the file system refused.
     """
     path = folder / FILE_NAME
+    check_regular(path, folder / "index.parquet", folder / SOURCES_NAME, folder / REJECTED_NAME)
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -175,6 +177,7 @@ def _parse(path: Path, content: Any) -> Manifest:
         for split, entry in content["splits"].items()
         for shard in entry["shards"]
     )
+    check_shard_names(path, ((shard.split, shard.name) for shard in shards))
     manifest = Manifest(
         container=content["container"],
         schema=Schema.from_json(content["schema"]),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
@@ -16,9 +19,30 @@ from msdata.pack.settings import PackSettings
 from msdata.preprocess import Preparation
 from msdata.sources.detect import detect_source
 from msdata.sources.fits_options import FitsOptions
+from msdata.trusted_names import check_source_paths
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from msdata.sources.source import Source
+
+
+def sources_sha256(table: pa.Table) -> str:
+    """Checksum of what `sources.parquet` says of each sample, for `dataset.json`.
+
+    The folder that was packed is left out: a data set's fingerprint must not depend on it.
+
+    Args:
+        table: `sample_id` and `path` (text) and `row` (integers).
+    """
+    import pyarrow as pa
+
+    digest = hashlib.sha256()
+    for name in ("sample_id", "path"):
+        for text in table[name].cast(pa.large_string()).to_pylist():
+            digest.update((b"\xff" if text is None else text.encode()) + b"\0")
+    digest.update(np.array(table["row"].to_pylist(), "<i8").tobytes())
+    return digest.hexdigest()
 
 
 class PackedObjects:
@@ -44,11 +68,17 @@ class PackedObjects:
             path = self._folder / SOURCES_NAME
             try:
                 table = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
-            except (OSError, pa.ArrowException) as error:
+                found = sources_sha256(table.read(["sample_id", "path", "row"]))
+            except (OSError, KeyError, pa.ArrowException) as error:
                 raise DataError(
                     f"{path} is missing or damaged ({error}), so nobody knows which objects it "
                     "was packed from; pack again"
                 ) from error
+            # Data sets of earlier versions have no checksum of it; their repairs are held to the
+            # samples' own, as all are.
+            expected = self._manifest.provenance.get("sources_sha256")
+            if expected not in (None, found):
+                raise DataError(f"{path} was altered; restore it or pack again")
             said = (table.schema_arrow.metadata or {}).get(b"source", b".").decode()
             root = Path(said) if self._root is None else self._root
             if not root.is_dir():
@@ -78,6 +108,7 @@ class PackedObjects:
             raise DataError(
                 f"{self._folder / SOURCES_NAME} was altered ({error}); pack again"
             ) from error
+        check_source_paths(self._folder / SOURCES_NAME, rows["path"])
         if rows.num_rows != expected.info.num_samples:
             raise DataError(f"{SOURCES_NAME} does not fit the data set; pack again")
         return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))

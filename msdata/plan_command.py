@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from msdata.dataset import open_dataset as open_packed
 from msdata.errors import UsageError
 from msdata.machine import RATES, load_machine, machine_from
+from msdata.output_file import PNG_MARK, check_output
 from msdata.plan.forecast import Job
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, LAST, POLICIES
 from msdata.plan.ownership import Nodes
@@ -162,6 +163,8 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     Raises:
         UsageError: options that make no sense.
     """
+    if args.figure is not None:
+        check_output(args.figure, PNG_MARK)
     data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
     if args.epochs < 1:
         raise UsageError(f"--epochs {args.epochs}: a plan needs at least one")

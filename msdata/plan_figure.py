@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from msdata.errors import MissingPackageError, StorageError
+from msdata.atomic_file import whole_file
+from msdata.errors import MissingPackageError
 from msdata.plan.forecast import TIERS
 from msdata.plan.timing import Variant
 
@@ -49,7 +50,5 @@ def draw_by_nodes(variants: Sequence[Variant], path: Path) -> None:
     for panel in panels:
         panel.set_xscale("log", base=2)
         panel.set(xlabel="nodes", xticks=numbers, xticklabels=[str(n) for n in numbers])
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"cannot write the figure {path} ({error})") from error
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": "msdata"})

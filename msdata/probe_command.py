@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from msdata.errors import MsdataError, StorageError, UsageError
-from msdata.machine import save_machine
+from msdata.machine import MARK, save_machine
 from msdata.mpi import communicator
+from msdata.output_file import check_output
 from msdata.probe import FileRates, measure_file, measure_memory_copy, temporary_file
 from msdata.probe_network import Communicator, measure_network
 from msdata.topology import from_env
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace, get_comm: Callable[[], Communicator] | None = 
     fields: dict[str, Any] = {"host": platform.node(), "sample_bytes": args.sample_bytes}
     fields["measured_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
+    if is_first:
+        check_output(args.out, MARK)
     say("memory: copies of samples into batches")
     memory = _by_all(comm, lambda: _memory(args, threads) if is_first else {})[0]
     fields |= {"memory_bytes_per_s": max(memory.values()), "memory_by_threads": memory}

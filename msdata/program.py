@@ -25,6 +25,7 @@ from msdata.exits import (
     open_standard_streams,
     raise_on_sigterm,
 )
+from msdata.terminal import plain_streams, shown_line
 
 Parse = Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]
 
@@ -81,12 +82,16 @@ class Program:
         end_on_sigterm(f"{name}: interrupted; nothing was begun")
         open_standard_streams()
         keep_lines_whole()
+        with plain_streams():
+            return self._run(words, name)
+
+    def _run(self, words: Sequence[str], name: str) -> int:
         try:
             args = self.parse(self.parser(words), words)
             raise_on_sigterm()
             return int(importlib.import_module(self.commands[args.command][0]).run(args))
         except MsdataError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {shown_line(str(error))}", file=sys.stderr)
             return exit_code_of(error)
         except KeyboardInterrupt as error:
             print(f"{name}: interrupted; {self._consequence(words)}", file=sys.stderr)
@@ -96,7 +101,7 @@ class Program:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except OSError as error:
-            print(f"{name}: {_refusal(error)}", file=sys.stderr)
+            print(f"{name}: {shown_line(_refusal(error))}", file=sys.stderr)
             return exit_code_of(error)
 
     def _consequence(self, words: Sequence[str]) -> str:

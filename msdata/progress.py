@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from msdata.terminal import raw, shown_line
+
 _TERMINAL_INTERVAL_S = 0.2
 _LOG_INTERVAL_S = 10.0
 _BAR_WIDTH = 24
@@ -26,7 +28,8 @@ class ProgressLine:
     ) -> None:
         self._label = label
         self._total = total
-        self._stream = sys.stderr if stream is None else stream
+        # The line is redrawn with a control sequence.
+        self._stream = raw(sys.stderr if stream is None else stream)
         self._is_quiet = is_quiet
         self._is_terminal = self._stream.isatty()
         self._interval_s = _TERMINAL_INTERVAL_S if self._is_terminal else _LOG_INTERVAL_S
@@ -61,7 +64,7 @@ class ProgressLine:
         text = progress_text(
             self._label, (num_samples, self._total), nbytes, time.monotonic() - self._start_s
         )
-        text += f"  {remark}" if remark else ""
+        text = shown_line(f"{text}  {remark}" if remark else text)
         self._stream.write(f"\r\x1b[K{text}" if self._is_terminal else f"{text}\n")
         self._stream.flush()
 

@@ -34,6 +34,7 @@ from msdata.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.shard_files import ShardFile
 from msdata.shards.shard import pwrite_all
 from msdata.shards.tar import dali_index_path
+from msdata.trusted_names import check_below
 from msdata.verify import Expectations, VerifyReport
 
 # Faults that leave everything but single samples' pixels in place.
@@ -118,6 +119,7 @@ def _mend_shard(
     # The same name below another folder: the writers name what they write after it.
     made = replace(expected, path=folder / path)
     try:
+        check_below(folder.parent, expected.path)
         made.path.parent.mkdir(exist_ok=True)
         if all(f.kind in _PATCHABLE for f in faults):
             message = _patch(expected, made, faults, objects)
@@ -243,7 +245,7 @@ def _take_over(expected: ExpectedShard, made: ExpectedShard) -> None:
         write_whole(index_path, dali_index_of(file, made))
     for fault in check_shard(made, bytearray(PIECE_NBYTES)):
         raise DataError(f"what was made anew is wrong too: {fault.message}")
-    if expected.path.exists():
+    if expected.path.is_file() and not expected.path.is_symlink():
         shutil.copymode(expected.path, made.path)
     expected.path.parent.mkdir(exist_ok=True)
     if made.container == "tar":
@@ -254,6 +256,7 @@ def _take_over(expected: ExpectedShard, made: ExpectedShard) -> None:
 
 def _mend_dali_index(expected: ExpectedShard, path: str) -> Mending:
     try:
+        check_below(expected.path.parents[1], expected.path)
         file = ShardFile(expected.path, expected.info.nbytes)
         write_whole(dali_index_path(expected.path), dali_index_of(file, expected))
     except MsdataError as error:

@@ -7,6 +7,7 @@ loader that nobody holds ends, and its thread with it.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from msdata.atomic_file import open_known
 from msdata.cache.client import CacheClient
 from msdata.cache.metrics import METRICS_S, rank_families, remove_stale_metrics, write_metrics
 from msdata.cache.tier import LOG
@@ -159,7 +161,8 @@ class Reporter:
             line = self._lines.popleft()
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with _path(self._folder, line, ".jsonl").open("ab", buffering=0) as file:
+                fd = open_known(_path(self._folder, line, ".jsonl"), os.O_WRONLY | os.O_APPEND)
+                with os.fdopen(fd, "ab", buffering=0) as file:
                     file.write(json.dumps(line).encode() + b"\n")
             except OSError as error:
                 self._fail(error)

@@ -24,6 +24,8 @@ _SHARE_KEPT = 4
 _SHARE_HELD = 28
 # Reads with this flag give what is in memory and never wait for a disk.
 NOWAIT = os.RWF_NOWAIT
+# A FIFO in a shard's place is told by its size, without waiting for its writer.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ShardFile:
@@ -46,7 +48,7 @@ class ShardFile:
 
     def _open(self) -> int:
         """Opens the file; returns its size."""
-        self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(self.path, _OPEN_FLAGS)
         return os.fstat(self.fd).st_size
 
     def read_now(self, buffers: Sequence[Any], offset: int) -> bool:

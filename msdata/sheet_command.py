@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from msdata.augment.config import FUSIONS
 from msdata.augment.preview import preview
 from msdata.dataset import Dataset
 from msdata.errors import MsdataError, UsageError
+from msdata.output_file import PNG_MARK, check_output
 from msdata.schema import Sample
 from msdata.sheet import draw_sheet
 
 _MAX_OBJECTS = 200
+# The signature and the first chunk; others follow in any order.
+_PNG_HEADER_NBYTES = 8 + 25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Draws a contact sheet; returns the exit code."""
     if args.out.suffix.lower() != ".png":
         raise UsageError(f"{args.out} is no .png; name the picture so")
+    check_output(args.out, PNG_MARK)
     if not 1 <= args.n <= _MAX_OBJECTS:
         raise UsageError(f"--n {args.n}: a sheet holds 1 to {_MAX_OBJECTS} objects")
     data = msdata.open(args.data)
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """A picture as PNG.
+    """A picture as PNG, which says that msdata made it.
 
     Args:
         image: uint8 (height, width, 3), blue, green, red.
@@ -76,7 +82,9 @@ def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     is_done, content = cv2.imencode(".png", image)
     if not is_done:
         raise MsdataError(f"OpenCV could not encode a picture of {image.shape}")
-    return bytes(content)
+    text = b"tEXt" + PNG_MARK
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return bytes(content[:_PNG_HEADER_NBYTES]) + chunk + bytes(content[_PNG_HEADER_NBYTES:])
 
 
 def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:

@@ -11,11 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from msdata.atomic_file import write_whole
 from msdata.errors import MsdataError
 from msdata.exits import exit_code_of, raise_on_sigterm
+from msdata.output_file import check_output
 from msdata.standin.catalogue import galaxies, write_catalogue
 from msdata.standin.faults import FaultPlan
 from msdata.standin.server import serve
+
+_SERVICES_MARK = b"# made by python -m msdata.standin_services"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if args.catalog is not None:
             write_catalogue(args.catalog, galaxies(args.seed, args.n))
+        if args.services is not None:
+            check_output(args.services, _SERVICES_MARK)
         with serve(plan, seed=args.seed, port=args.port) as standins:
             if args.services is not None:
-                args.services.write_text(services_toml(standins.url))
+                write_whole(args.services, services_toml(standins.url).encode())
             print(f"serving on {standins.url}; Ctrl-C ends it", flush=True)
             signal.pause()
     except MsdataError as error:
@@ -65,7 +71,10 @@ def services_toml(url: str) -> str:
     paths = {"ps1": "/cgi-bin", "legacy": "/viewer", "unwise_me": ""}
     # A hanging answer is not worth a minute here.
     quick = "requests_per_s = 50.0\nread_timeout_s = 2.0\nbackoff_s = 0.1\n"
-    return "\n".join(f'[{name}]\nbase_url = "{url}{path}"\n{quick}' for name, path in paths.items())
+    head = f"{_SERVICES_MARK.decode()}\n"
+    return head + "\n".join(
+        f'[{name}]\nbase_url = "{url}{path}"\n{quick}' for name, path in paths.items()
+    )
 
 
 if __name__ == "__main__":

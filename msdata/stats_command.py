@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msdata
-from msdata.augment.statistics import FILE_NAME, BandStatistics, Statistics
+from msdata.augment.statistics import FILE_NAME, MARK, BandStatistics, Statistics
 from msdata.errors import UsageError
 from msdata.jobs import add_jobs, num_jobs
+from msdata.output_file import check_output
 from msdata.progress import ProgressLine
 from msdata.stats import DEFAULT_MAX_SAMPLES, measure
 from msdata.table import table_lines
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     split = data.split(default if args.split is None else args.split)
     total = min(args.max_samples, len(split))
     line = ProgressLine("stats", total, is_quiet=args.quiet)
+    check_output(path, MARK)
     statistics = measure(split, max_samples=total, jobs=jobs, progress=line.update)
     line.close(total, total * split.sample_nbytes)
     statistics.write(path)

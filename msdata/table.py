@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from msdata.terminal import shown_line
+
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """A table in aligned columns: the first to the left, numbers to the right.
@@ -13,6 +15,7 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[
         rows: the cells.
     """
     names = [name.lstrip("<") for name in head]
+    rows = [[shown_line(cell) for cell in row] for row in rows]
     is_left = [i == 0 or name.startswith("<") for i, name in enumerate(head)]
     widths = [max(len(row[i]) for row in (names, *rows)) for i in range(len(names))]
     for row in (names, *rows):

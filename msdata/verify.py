@@ -27,6 +27,7 @@ from msdata.index import FILE_NAME as INDEX_NAME
 from msdata.index import IndexFile, file_sha256
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo, read_manifest
+from msdata.packed_objects import sources_sha256
 from msdata.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.shards.tar import INDEX_SUFFIX
 
@@ -264,12 +265,14 @@ def _sources_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
 
     try:
         # Read whole: every page carries a checksum.
-        num_rows = pq.read_table(folder / SOURCES_NAME, page_checksum_verification=True).num_rows
+        table = pq.read_table(folder / SOURCES_NAME, page_checksum_verification=True)
     except FileNotFoundError:
         yield f"{SOURCES_NAME} is missing: the data are whole, but --repair cannot mend them"
         return
     except (OSError, pa.ArrowException) as error:
         yield f"{SOURCES_NAME} is unreadable ({error}): --repair cannot mend anything with it"
         return
-    if num_rows != manifest.num_samples:
-        yield f"{SOURCES_NAME} has {num_rows} rows for {manifest.num_samples} samples"
+    if table.num_rows != manifest.num_samples:
+        yield f"{SOURCES_NAME} has {table.num_rows} rows for {manifest.num_samples} samples"
+    elif manifest.provenance.get("sources_sha256") not in (None, sources_sha256(table)):
+        yield f"{SOURCES_NAME} was altered: the data are whole, but --repair cannot mend them"

@@ -17,6 +17,7 @@ from msdata.manifest import read_manifest
 from msdata.progress import ProgressLine, bytes_text
 from msdata.repair import Mending, repair
 from msdata.shard_check import Fault
+from msdata.terminal import shown_line
 from msdata.verify import VerifyReport, verify_dataset
 
 # A zeroed shard has a fault a sample; the rest is in --json.
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report_json(report, mendings)))
     else:
         for line in report_lines(report, mendings):
-            print(line)
+            print(shown_line(line))
     return int(bool(faults_left(report, mendings)))
 
 

@@ -9,6 +9,7 @@ RUN/checkpoints/best.pt             the weights with the least validation loss
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,16 @@ import torch
 from torch import nn
 
 import msdata
-from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file, write_whole
+from msdata.atomic_file import (
+    open_known,
+    remove_leftovers,
+    storage_error,
+    whole_file,
+    write_whole,
+)
 from msdata.errors import DataError, UsageError
 from msdata.file_lock import take_lock
+from msdata.output_file import check_output
 from mstrain.config import TrainConfig
 from mstrain.fusion import RedshiftNet
 
@@ -46,6 +54,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def check_run_folder(run: Path) -> None:
+    """Refuses a folder whose files a training would replace though none made them.
+
+    Raises:
+        UsageError: there is such a file.
+    """
+    check_output(run / "config.json", b'"fingerprint"')
+    check_output(run / "metrics.jsonl", b'"kind": "')
+
+
 @contextmanager
 def locked_run(run: Path) -> Iterator[None]:
     """Keeps a second training out of a run's folder, which is made if it is not there.
@@ -57,7 +75,7 @@ def locked_run(run: Path) -> Iterator[None]:
     path = run / _LOCK
     try:
         (run / _FOLDER).mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        file = os.fdopen(open_known(path), "rb")
     except OSError as error:
         raise storage_error("write", run, error) from error
     with file:
@@ -69,8 +87,7 @@ def locked_run(run: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         # Of a training that was killed while it wrote one.
-        for partial in (run / _FOLDER).glob(f"*{TEMPORARY_SUFFIX}"):
-            partial.unlink(missing_ok=True)
+        remove_leftovers(run / _FOLDER)
         yield
 
 

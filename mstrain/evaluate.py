@@ -19,6 +19,7 @@ import msdata
 from msdata.atomic_file import write_whole
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
+from msdata.output_file import check_output
 from msdata.topology import from_env
 from mstrain.inference import DEFAULT_BATCH, predict_to
 from mstrain.journal import read_journal
@@ -27,10 +28,12 @@ from mstrain.metrics.binning import round_edges
 from mstrain.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
 from mstrain.metrics.summary import Summary, summarise
 from mstrain.overrides import settings_of
+from mstrain.predictions import MARK as PREDICTIONS_MARK
 from mstrain.predictions import Predictions, read_predictions
 from mstrain.ranks import FirstRankError, Ranks, choose_device, joined_ranks, set_threads
 from mstrain.report.assemble import assemble
 from mstrain.report.canvas import check_installed
+from mstrain.report.page import MARK as PAGE_MARK
 from mstrain.report.page import render_page
 from mstrain.report.wording import summary_text
 from mstrain.trained_run import TrainedRun, check_data, open_run
@@ -230,6 +233,8 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
     check_data(trained, opened, [config.split])
     check_folder(out)
+    for name, mark in result_marks(config).items():
+        check_output(out / name, mark)
     split = opened.split(config.split)
     find_magnitude(split, config.magnitude_column)
     if split.redshift is None or not np.isfinite(split.redshift).any():
@@ -237,6 +242,13 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
             f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
             "compare with; 'mstrain predict' needs none"
         )
+
+
+def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
+    """What tells the files of an evaluation from others, by name."""
+    marks = {f"predictions-{config.split}.parquet": PREDICTIONS_MARK}
+    marks[f"evaluation-{config.split}.json"] = b'"origin": {'
+    return {**marks, "report.html": PAGE_MARK} if config.has_report else marks
 
 
 def check_folder(folder: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from msdata.atomic_file import storage_error, write_whole
+from msdata.atomic_file import open_known, storage_error, write_whole
 from msdata.errors import MissingPackageError
 from msdata.progress import duration_text
 from mstrain.config import LogConfig
@@ -74,7 +75,8 @@ class Journal:
             return
         line = json.dumps({"kind": kind, **{n: _plain(v) for n, v in values.items()}})
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            fd = open_known(self._path, os.O_WRONLY | os.O_APPEND)
+            with os.fdopen(fd, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise storage_error("write", self._path, error) from error

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import msdata
 from msdata.errors import UsageError
+from msdata.output_file import check_output
 from msdata.topology import from_env
 from mstrain.evaluate import add_network_arguments, check_folder
 from mstrain.inference import predict_to
+from mstrain.predictions import MARK as PREDICTIONS_MARK
 from mstrain.ranks import FirstRankError, choose_device, joined_ranks, set_threads
 from mstrain.trained_run import check_data, open_run
 
@@ -73,6 +75,7 @@ def _check(args: argparse.Namespace) -> None:
     trained, data = open_run(args.run, args.checkpoint), msdata.open(args.data)
     check_data(trained, data, _splits(data, args.split))
     check_folder(args.out.absolute().parent)
+    check_output(args.out, PREDICTIONS_MARK)
     unknown = [name for name in _columns(args) if name not in data.columns]
     if unknown:
         raise UsageError(

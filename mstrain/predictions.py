@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.atomic_file import TEMPORARY_SUFFIX, storage_error, whole_file
+from msdata.atomic_file import TEMPORARY_SUFFIX, open_known, storage_error, whole_file
 from msdata.errors import DataError, UsageError
 from msdata.file_lock import take_lock
 from mstrain.metrics.densities import Floats
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"mstrain"
+MARK = b'"bin_edges"'
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
 _DENSITY = "density"
@@ -75,7 +76,7 @@ class Spool:
             StorageError: the file system refused.
         """
         try:
-            self._file = self.path.open("ab")
+            self._file = os.fdopen(open_known(self.path, os.O_RDWR | os.O_APPEND), "ab")
             if not take_lock(self._file.fileno()):
                 self._file.close()
                 self._file = None

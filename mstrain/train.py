@@ -17,7 +17,7 @@ from msdata.errors import MsdataError
 from msdata.exits import exit_code_of
 from msdata.topology import from_env
 from mstrain import REQUEUE_EXIT_CODE
-from mstrain.checkpoint import locked_run
+from mstrain.checkpoint import check_run_folder, locked_run
 from mstrain.config import batch_per_rank
 from mstrain.learner import DivergedError
 from mstrain.overrides import apply_overrides, settings_of
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     set_threads(config.compute.threads, topology)
     try:
         with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
+            ranks.on_first(lambda: check_run_folder(args.out))
             ranks.on_first(lambda: stack.enter_context(locked_run(args.out)))
             train(args.out, config, data, ranks, stop)
     except Stopped:

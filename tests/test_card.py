@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import msdata
 from msdata.card import count_rejected
 from msdata.cli import main
+from msdata.manifest import _fingerprint
 
 SAID = {
     "--name": "Galaxies",
@@ -64,7 +66,7 @@ def test_the_card_has_counts_licence_and_checksums_that_hold(mantis_source, pack
         f"{manifest.num_samples:,} of",
         f"`{manifest.fingerprint}`",
         f"| `index.parquet` | `{manifest.index_sha256}` |",
-        "| panstarrs | 5 x 170 x 170 | <f4 | g, r, i, z, y | 0.25 | count | differ by object |",
+        "| panstarrs | 5 x 170 x 170 | `<f4` | g, r, i, z, y | 0.25 | count | differ by object |",
         "20.08, 18.82",
         "Morrissey et al. 2007",
         "`split_fractions` | `[0.7, 0.1, 0.2]`",
@@ -150,3 +152,53 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     index.write_bytes(index.read_bytes() + b" ")
     assert main(["card", str(data)]) == 1
     assert not (data / "CARD.md").exists()
+
+
+def test_a_column_whose_name_is_no_iri_gives_a_croissant_that_its_reader_accepts(
+    tiny_source, tmp_path
+):
+    lines = (tiny_source / "catalog.csv").read_text().splitlines()
+    catalog = tmp_path / "catalog.csv"
+    names = 'mag g [AB],"100% <b>","grün/2"'
+    lines = [f"{lines[0]},{names}", *(f"{line},1,2,3" for line in lines[1:])]
+    catalog.write_text("\n".join(lines) + "\n")
+    data = tmp_path / "data"
+    packed = packing.pack(tiny_source, data, "--catalog", str(catalog), "--jobs", "1")
+    assert packed.returncode == 0, packed.stderr
+    assert card(data, *said()) == 0
+    fields = json.loads((data / "croissant.json").read_bytes())["recordSet"][0]["field"]
+    found = {f["source"]["extract"]["column"]: f["@id"] for f in fields}
+    assert found["mag g [AB]"] == "samples/mag%20g%20%5BAB%5D"
+    assert {"100% <b>", "grün_2"} < found.keys()
+    assert all(i.isascii() and " " not in i for i in found.values())
+    process = packing.run([sys.executable, "-c", READER, str(data / "croissant.json")])
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1])["warnings"] == []
+
+
+def test_what_strangers_named_is_shown_on_the_card_and_is_neither_html_nor_a_link(
+    tiny_source, packed, tmp_path
+):
+    data = copy(packed(tiny_source), tmp_path)
+    bad = "<img src=x onerror=alert(1)>`|[a](javascript:b)\x9b2J\nx"
+    content = json.loads((data / "dataset.json").read_bytes())
+    content["schema"]["arrays"][0]["unit"] = bad
+    content["provenance"]["settings"]["seed"] = bad
+    del content["fingerprint"]
+    content["fingerprint"] = _fingerprint(content)
+    (data / "dataset.json").write_text(json.dumps(content))
+    (data / "rejected.csv").write_text(f'sample_id,path,row,reason\n1,x,0,"{bad}"\n')
+    assert card(data, "--description", "See [here](https://example.org) <b>") == 0
+    text = (data / "CARD.md").read_text()
+    shown = "&lt;img src=x onerror=alert(1)>\\`\\|\\[a\\](javascript:b)\\\\u009b2J x"
+    assert f"| {shown} |" in text
+    outside_code = re.sub(r"`[^`\n]*(?<!\\)`", "", text)
+    assert "<" not in outside_code
+    assert not re.search(r"(?<!\\)\]\(javascript", outside_code)
+    assert "See [here](https://example.org) &lt;b>" in text
+    # A table's rows keep its number of cells.
+    row = next(line for line in text.splitlines() if line.startswith("| image "))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 8
+    assert all(c == "\n" or c.isprintable() for c in text)
+    croissant = (data / "croissant.json").read_text()
+    assert all(c == "\n" or c.isprintable() for c in croissant)

@@ -252,3 +252,30 @@ def test_an_interrupted_evaluation_leaves_what_was_there(
     assert "interrupted" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == [before.name]
     assert (tmp_path / before.name).read_bytes() == before.read_bytes()
+
+
+def test_results_and_runs_replace_no_file_that_is_not_theirs(trained, data, tmp_path, capsys):
+    mine = b"the user's own\n"
+    evaluate = ["evaluate", str(trained), str(data), "--out", str(tmp_path), "--no-report", *QUICK]
+    table = tmp_path / "predictions-test.parquet"
+    predict = ["predict", str(trained), str(data), str(table), "--device", "cpu", "--quiet"]
+    run = tmp_path / "run"
+    run.mkdir()
+    for path, words in (
+        (table, evaluate),
+        (tmp_path / "evaluation-test.json", evaluate),
+        (tmp_path / "report.html", [word for word in evaluate if word != "--no-report"]),
+        (table, predict),
+        (run / "config.json", training.words_of(data, run)),
+        (run / "metrics.jsonl", training.words_of(data, run)),
+    ):
+        path.write_bytes(mine)
+        assert mstrain.cli.main(words) == 2
+        assert f"{path} exists, and this command did not make it" in capsys.readouterr().err
+        assert path.read_bytes() == mine
+        path.unlink()
+    assert mstrain.cli.main(predict) == 0
+    assert mstrain.cli.main(predict) == 0
+    # A longer table has its mark behind the densities.
+    assert mstrain.cli.main(evaluate) == 0
+    assert mstrain.cli.main(evaluate) == 0

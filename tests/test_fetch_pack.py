@@ -8,6 +8,8 @@ from pathlib import Path
 
 import fetching
 import packing
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import msdata
@@ -86,6 +88,34 @@ def test_it_ends_with_shards_alone_and_with_the_files_of_what_was_rejected(
     fetch(place, "--pack", str(data), "--json")
     assert '"num_removed": 0' in capsys.readouterr().out
     assert len(running.log) == log
+
+
+def test_a_forged_list_of_sources_removes_nothing(place: Path) -> None:
+    data, victim = place / "data", place / "victim"
+    victim.write_text("the user's own")
+    fetch(place, "--pack", str(data), "--keep-pickles")
+    table = pq.read_table(data / "sources.parquet")
+    column = pa.array(["../../victim"] * table.num_rows, pa.string())
+    forged = table.set_column(table.column_names.index("path"), "path", column)
+    pq.write_table(forged, data / "sources.parquet")
+    fetch(place, "--pack", str(data))
+    assert victim.read_text() == "the user's own"
+    assert files(place) == all_ids(place) - packed(data)
+
+
+def test_objects_behind_a_link_out_of_the_folder_are_kept(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, elsewhere = place / "data", place / "elsewhere"
+    fetch(place, "--pack", str(data), "--keep-pickles")
+    (place / "out" / "photometry").rename(elsewhere)
+    (place / "out" / "photometry").mkdir()
+    for folder in elsewhere.iterdir():
+        (place / "out" / "photometry" / folder.name).symlink_to(folder)
+    before = sorted(elsewhere.rglob("*"))
+    fetch(place, "--pack", str(data), code=2)
+    assert "a link leads to" in capsys.readouterr().err
+    assert sorted(elsewhere.rglob("*")) == before
 
 
 def test_keep_pickles_keeps_them_and_the_bytes_are_those_of_pack(place: Path) -> None:

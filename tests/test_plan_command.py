@@ -229,7 +229,7 @@ def test_the_figure_is_a_png(capsys, tmp_path):
             plan(f"--nodes 3 --memory-gib 0.004 --figure {tmp_path / name} {rates} {ASSUMED}") == 0
         )
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(StorageError, match="cannot write the figure"):
+    with pytest.raises(StorageError, match=r"cannot write .*nowhere"):
         plan(f"--figure {tmp_path / 'nowhere' / 'a.png'} {ASSUMED}")
 
 

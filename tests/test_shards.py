@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from msdata.atomic_file import remove_leftovers
 from msdata.checksum import crc32c, crc32c_of_parts
 from msdata.errors import SampleError, StorageError
 from msdata.schema import Schema, Survey
@@ -126,7 +127,9 @@ class ContainerContract:
         writer.abort()
         assert list(tmp_path.iterdir()) == []
 
-    def test_what_a_killed_writer_left_is_written_over(self, tmp_path: Path) -> None:
+    def test_what_a_killed_writer_left_is_removed_and_what_one_writes_is_not(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for folder in (tmp_path / "a", tmp_path / "b"):
             folder.mkdir()
         killed = self.open(tmp_path / "b" / f"shard-000000{self.suffix}", 30)
@@ -134,6 +137,15 @@ class ContainerContract:
             killed.append(_record(n))
         clean, _ = self.write(tmp_path / "a", [_record(0)])
         again, _ = self.write(tmp_path / "b", [_record(0)])
+        before = sorted(again.parent.iterdir())
+        remove_leftovers(again.parent)
+        assert sorted(again.parent.iterdir()) == before
+        assert any(p.suffix == ".partial" for p in before)
+        # As the system does for a process that ends; the writer itself removes nothing.
+        monkeypatch.setattr(Path, "unlink", lambda path: None)
+        killed.abort()
+        monkeypatch.undo()
+        remove_leftovers(again.parent)
         assert again.read_bytes() == clean.read_bytes()
         assert sorted(p.name for p in again.parent.iterdir()) == sorted(
             p.name for p in clean.parent.iterdir()

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from msdata.atomic_file import storage_error, write_whole
 from msdata.errors import DataError, UsageError
+from msdata.trusted_names import check_regular
 
 FILE_NAME = "statistics.json"
+MARK = b'"sky_sigma"'
 FORMAT_VERSION = 1
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
@@ -107,6 +109,7 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
     file = Path(path)
     if file.suffix != ".json" or file.is_dir():
         file = file / FILE_NAME
+    check_regular(file)
     try:
         found = _from_json(json.loads(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):

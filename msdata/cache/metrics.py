@@ -200,7 +200,7 @@ def write_metrics(path: Path, families: Iterable[Family]) -> None:
     Raises:
         StorageError: the file system refused.
     """
-    write_whole(path, render(families).encode(), is_contended=True)
+    write_whole(path, render(families).encode())
 
 
 def remove_stale_metrics(folder: Path) -> None:

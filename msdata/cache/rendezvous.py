@@ -72,8 +72,7 @@ def announce(folder: Path, name: str, node: int, address: str) -> None:
         StorageError: the file system refused.
     """
     content = json.dumps({"address": address}).encode()
-    # Two services of one machine serve the same arenas.
-    write_whole(_place(folder, name, node), content, is_contended=True)
+    write_whole(_place(folder, name, node), content)
 
 
 def withdraw(folder: Path, name: str, node: int, address: str) -> None:

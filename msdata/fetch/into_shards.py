@@ -12,29 +12,28 @@ import csv
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from msdata.atomic_file import storage_error, write_whole
+from msdata.atomic_file import open_known, storage_error, write_whole
 from msdata.catalogcolumns import read_catalog
 from msdata.errors import DataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
 from msdata.fetch.objects import OBJECTS
 from msdata.fetch.settings import FetchSettings
-from msdata.fetch.targets import Slice, read_targets
+from msdata.fetch.targets import Slice, object_path, read_targets
+from msdata.index import FILE_NAME as INDEX_NAME
+from msdata.index import IndexFile, file_sha256
 from msdata.jobs import num_jobs
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
+from msdata.trusted_names import check_below
 from msdata.verify import verify_dataset
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _MARKER_NAME = "packed.json"
 
@@ -157,12 +156,15 @@ def _packed(
         )
         report = pack(pack_settings, jobs=num_jobs(None), resume=_is_begun(data), is_quiet=is_quiet)
         manifest, num_rejected = report.manifest, report.num_rejected
-    rows, num_removed = _source_rows(data), 0
+    num_removed = 0
     if not keep_pickles:
+        packed = _packed_ids(data)
         if not is_checked:
-            _check(settings, ids, rows)
+            _check(settings, ids, packed)
             _write_marker(settings.out, data, manifest.fingerprint)
-        num_removed = _remove(objects, rows.values())
+        # Their paths follow from their ids: no file's word is taken for what is removed.
+        paths = (objects / object_path(i, ".npy") for i in sorted(ids & packed))
+        num_removed = _remove(objects, paths)
     return Shards(
         num_samples=manifest.num_samples, num_removed=num_removed, num_rejected=num_rejected
     )
@@ -188,30 +190,33 @@ def _settled(settings: FetchSettings) -> tuple[set[str], int]:
     return fetched, num_left
 
 
-def _source_table(data: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(data / SOURCES_NAME, columns=["sample_id", "path"])
-    except OSError as error:
-        raise storage_error("read", data / SOURCES_NAME, error) from error
-
-
 def _source_of(data: Path) -> str:
     """The folder that a data set was packed from; empty where it does not say."""
-    if not (data / SOURCES_NAME).exists():
+    import pyarrow.parquet as pq
+
+    path = data / SOURCES_NAME
+    if not path.exists():
         return ""
-    metadata: dict[bytes, bytes] = _source_table(data).schema.metadata or {}
+    try:
+        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
+    except OSError as error:
+        raise storage_error("read", path, error) from error
     return metadata.get(b"source", b"").decode()
 
 
-def _source_rows(data: Path) -> dict[str, str]:
-    """Path below the objects' folder of each sample, by id."""
-    table = _source_table(data)
-    return dict(zip(table["sample_id"].to_pylist(), table["path"].to_pylist(), strict=True))
+def _packed_ids(data: Path) -> set[str]:
+    """Ids of a data set's samples, by the index that its `dataset.json` vouches for."""
+    manifest = read_manifest(data)
+    if file_sha256(data / INDEX_NAME) != manifest.index_sha256:
+        raise DataError(
+            f"{data / INDEX_NAME} was altered; the objects' files are kept: run 'msdata verify "
+            f"{data}'"
+        )
+    table = IndexFile(data, manifest).read_rows(0, manifest.num_samples, ["sample_id"])
+    return set(table["sample_id"].to_pylist())
 
 
-def _check(settings: FetchSettings, ids: set[str], rows: Mapping[str, str]) -> None:
+def _check(settings: FetchSettings, ids: set[str], packed: set[str]) -> None:
     """Makes sure that no object is lost with its file.
 
     Raises:
@@ -223,14 +228,14 @@ def _check(settings: FetchSettings, ids: set[str], rows: Mapping[str, str]) -> N
         "the objects' files are kept; pack them into a new folder: "
         f"msdata pack {objects} NEW --catalog {settings.catalog}"
     )
-    missing = ids - rows.keys()
+    missing = ids - packed
     missing -= _rejected_ids(data) if missing else set()
     if missing:
         raise DataError(f"{data} lacks {len(missing):,} objects, such as {min(missing)}; {cure}")
     packed_ns = (data / MANIFEST_NAME).stat().st_mtime_ns
-    for sample_id, relative in rows.items():
+    for sample_id in sorted(ids & packed):
         with suppress(FileNotFoundError):
-            if (objects / relative).stat().st_mtime_ns > packed_ns:
+            if (objects / object_path(sample_id, ".npy")).stat().st_mtime_ns > packed_ns:
                 raise DataError(f"object {sample_id} was fetched after {data} was packed; {cure}")
     report = verify_dataset(data, jobs=num_jobs(None))
     if report.faults:
@@ -266,11 +271,12 @@ def _read_marker(out: Path) -> dict[str, str] | None:
         raise DataError(f"{path} is broken: {error}; fetch into a new folder") from error
 
 
-def _remove(objects: Path, paths: Iterable[str]) -> int:
+def _remove(objects: Path, paths: Iterable[Path]) -> int:
     """Removes objects' files and the folders that they leave empty; returns how many."""
     num_removed, folders = 0, set[Path]()
-    for relative in paths:
-        path = objects / relative
+    for path in paths:
+        if path.parent not in folders:
+            check_below(objects, path)
         try:
             path.unlink()
             num_removed += 1
@@ -291,7 +297,7 @@ def _packing_lock(out: Path) -> Iterator[bool]:
     """Of slices that finish at the same moment one packs; yields whether it is this one."""
     path = out / FOLDER / "pack.lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = open_known(path)
     except OSError as error:
         raise storage_error("write", path, error) from error
     try:

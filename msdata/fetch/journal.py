@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from msdata.atomic_file import storage_error
+from msdata.atomic_file import open_known, storage_error
 from msdata.errors import MsdataError
 from msdata.fetch.targets import Slice, Target
 
@@ -127,7 +127,7 @@ class Journal:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._fd = open_known(self._path, os.O_RDWR | os.O_APPEND)
             self._lock()
             size = os.fstat(self._fd).st_size
             if size and os.pread(self._fd, 1, size - 1) != b"\n":

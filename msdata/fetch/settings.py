@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from msdata.atomic_file import storage_error, write_whole
+from msdata.atomic_file import open_known, storage_error, write_whole
 from msdata.errors import DataError, UsageError
 from msdata.fetch.adapter import Adapter
 from msdata.fetch.journal import FOLDER
@@ -140,7 +140,7 @@ def claim_folder(settings: FetchSettings) -> bool:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         # Slices begin at the same moment.
-        fd = os.open(path.parent / "settings.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fd = open_known(path.parent / "settings.lock")
     except OSError as error:
         raise storage_error("write", settings.out, error) from error
     try:

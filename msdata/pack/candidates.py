@@ -18,6 +18,7 @@ from msdata.errors import DataError, UsageError
 from msdata.pack.column_names import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
 from msdata.schema import Schema
+from msdata.trusted_names import is_plain_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,7 +173,8 @@ def _splits_of_column(table: pa.Table, column: str) -> list[str]:
         raise UsageError(f"the catalogue has no column {column!r}; it has {', '.join(known)}")
     values = table[name].to_pylist()
     for value in set(values):
-        if value is None or not str(value).replace("-", "_").isidentifier():
+        is_word = str(value).replace("-", "_").isidentifier() and is_plain_name(str(value))
+        if value is None or not is_word:
             raise UsageError(
                 f"column {column!r} holds {value!r}, which cannot name a split's folder; use "
                 "words such as train, val, test"

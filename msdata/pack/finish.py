@@ -22,6 +22,7 @@ from msdata.pack.column_names import scalar_names
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
+from msdata.packed_objects import sources_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,6 +70,7 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
             "settings": settings.provenance(),
             "num_rejected": num_unusable,
             "rejected_sha256": file_sha256(state.out / REJECTED_NAME),
+            "sources_sha256": sources_sha256(sources),
         },
     )
     manifest.write(state.out)

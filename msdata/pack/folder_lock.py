@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msdata.atomic_file import storage_error
+from msdata.atomic_file import open_known, storage_error
 from msdata.errors import MsdataError
 from msdata.file_lock import take_lock
 
@@ -22,7 +22,7 @@ _WAIT_S = 10.0
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock."""
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -62,7 +62,7 @@ def share(fd: int) -> None:
 def _take(path: Path, is_shared: bool) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = open_known(path)
         try:
             _lock(fd, is_shared, path.parents[1])
             if os.fstat(fd).st_nlink:

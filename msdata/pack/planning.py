@@ -28,7 +28,9 @@ def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         DataError: the source holds nothing usable.
     """
     if state.has_plan():
-        return state.load_plan(settings)
+        plan = state.load_plan(settings)
+        state.remove_leftovers(plan)
+        return plan
     try:
         return _make_plan(state, settings)
     except BaseException:

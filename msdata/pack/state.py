@@ -7,6 +7,7 @@ moment a pack dies at, what is noted is whole, and what is not noted is done aga
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,20 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msdata.atomic_file import storage_error, whole_file, write_whole
+from msdata.atomic_file import remove_leftovers, storage_error, whole_file, write_whole
 from msdata.errors import DataError, UsageError
-from msdata.index import write_table
+from msdata.index import file_sha256, write_table
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.pack.candidates import Candidates, ShardSlice
 from msdata.pack.folder_lock import is_busy, is_locked
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema
+from msdata.trusted_names import check_below, check_regular, check_shard_names
 
 # Imported where it is used: workers start meanwhile.
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+
+_SHARD_NAME = re.compile(r"shard-\d{6,9}\.(tar|h5)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ class PackState:
             MsdataError: another pack is writing it.
             StorageError: the file system refused.
         """
+        check_below(self.out, self.lock_path)
         try:
             entries = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []
         except NotADirectoryError:
@@ -158,6 +164,7 @@ class PackState:
             "label_columns": list(plan.label_columns),
             "num_rejected": plan.num_rejected,
             "notes": list(plan.notes),
+            "sha256": {p.name: file_sha256(p) for p in (self._plan_table, self._rejected)},
         }
         write_whole(self._plan_json, json.dumps(content).encode())
         return plan
@@ -168,8 +175,10 @@ class PackState:
         Raises:
             UsageError: it was made with other settings.
         """
+        check_regular(self._plan_json, self._plan_table, self._rejected)
         content = json.loads(self._plan_json.read_bytes())
         settings.check_same(content["settings"], self.out)
+        self._check_plan(content)
         return PackPlan(
             schema=Schema.from_json(content["schema"]),
             slices=tuple(
@@ -180,6 +189,33 @@ class PackState:
             num_rejected=content["num_rejected"],
             notes=tuple(content["notes"]),
         )
+
+    def _check_plan(self, content: Any) -> None:
+        """Refuses a plan that would write elsewhere, or whose tables are not its own.
+
+        Raises:
+            DataError: names of splits or shards are not plain, or a checksum differs.
+            UsageError: a split's folder is a link that leads out of OUT.
+        """
+        names = [(split, name) for split, name, _, _ in content["slices"]]
+        check_shard_names(self._plan_json, names)
+        for _, name in names:
+            if _SHARD_NAME.fullmatch(name) is None:
+                raise DataError(
+                    f"{self._plan_json}: shard {name!r} must be shard-NUMBER.tar or .h5"
+                )
+        for split in dict.fromkeys(split for split, _ in names):
+            check_below(self.out, self.out / split / "shard")
+        # Plans of earlier versions have no checksums.
+        for name, expected in content.get("sha256", {}).items():
+            path = self.folder / Path(name).name
+            if file_sha256(path) != expected:
+                raise DataError(f"{path} was altered; remove {self.out} and pack again")
+
+    def remove_leftovers(self, plan: PackPlan) -> None:
+        """Removes temporary files of a pack that was killed; to be called with the lock held."""
+        for place in (self.folder, *(self.out / s for s in {s.split for s in plan.slices})):
+            remove_leftovers(place)
 
     def open_candidates(self) -> pq.ParquetFile:
         """The plan's table; row group k holds the objects of shard k."""
@@ -224,17 +260,18 @@ class PackState:
         # By way of NumPy, for which whole numbers and others mix.
         columns |= {name: pa.array(np.array(values)) for name, values in result.columns.items()}
         table = pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)})
-        with whole_file(self.note_path(result.number)) as file:
-            pq.write_table(table, file)
+        with whole_file(self.note_path(result.number), is_one_of_many=True) as file:
+            pq.write_table(table, file, write_page_checksum=True)
 
     def read_note(self, number: int) -> ShardNote:
         """Reads the note of a finished shard."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        check_regular(self.note_path(number))
         try:
-            table = pq.read_table(self.note_path(number))
-        except pa.ArrowInvalid as error:
+            table = pq.read_table(self.note_path(number), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{self.note_path(number)} is damaged; remove it and run again with --resume"
             ) from error

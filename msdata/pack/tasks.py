@@ -12,6 +12,7 @@ from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
 from msdata.pack.state import PackPlan, PackState
 from msdata.preprocess import Preparation
+from msdata.trusted_names import check_source_paths
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +37,7 @@ def make_tasks(
     for number in numbers:
         part = plan.slices[number]
         rows = candidates.read_row_group(number)
+        check_source_paths(state.folder, rows["path"])
         yield ShardTask(
             number=number,
             path=state.out / part.split / part.name,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.atomic_file import partial_path, publish, storage_error
+from msdata.atomic_file import Temporary, open_temporary, publish, storage_error
 from msdata.checksum import crc32c
 from msdata.errors import DataError, MissingPackageError
 from msdata.schema import Schema, Survey
@@ -59,14 +59,16 @@ class Hdf5ShardWriter:
         self._path = path
         self._schema = schema
         self._chunked = chunked
-        self._partial = partial_path(path)
-        self._skeleton = partial_path(path.with_name(path.name + ".skeleton"))
         self._fd = -1
         self._streams: list[BlockWriter] = []
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
-            self._offsets = _make_skeleton(self._partial, schema, max_samples, (), chunked)
-            self._fd = os.open(self._partial, os.O_RDWR)
+            temporary = open_temporary(path)
+            self._fd, self._partial = temporary.fd, temporary.path
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+        try:
+            self._offsets = _make_skeleton(_open_path(self._fd), schema, max_samples, (), chunked)
         except OSError as error:
             self.abort()
             raise storage_error("write", path, error) from error
@@ -84,8 +86,10 @@ class Hdf5ShardWriter:
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
-        skeleton = self._skeleton
+        made: Temporary | None = None
         try:
+            made = open_temporary(self._path.with_name(f"{self._path.name}.skeleton"))
+            skeleton = _open_path(made.fd)
             for stream in self._streams:
                 stream.flush()
             offsets = _make_skeleton(
@@ -97,20 +101,23 @@ class Hdf5ShardWriter:
             os.ftruncate(self._fd, nbytes)
             frame_crc = _copy_frame(skeleton, self._fd, frame_ranges(offsets, sizes, nbytes))
             os.fsync(self._fd)
+            publish(self._partial, self._path)
             self._close()
-            skeleton.unlink()
-            publish(self._path)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
+        finally:
+            if made is not None:
+                with suppress(OSError):
+                    made.path.unlink()
+                os.close(made.fd)
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
     def abort(self) -> None:
         """Removes what was written; silent, for it follows on an error that says more."""
         with suppress(OSError):
             self._close()
-        for path in (self._partial, self._skeleton):
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError):
+            self._partial.unlink()
 
     def _close(self) -> None:
         for stream in self._streams:
@@ -119,6 +126,11 @@ class Hdf5ShardWriter:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _open_path(fd: int) -> Path:
+    """A path to a file that is open already: h5py opens by name, and a name may have changed."""
+    return Path(f"/proc/self/fd/{fd}")
 
 
 def _make_skeleton(
@@ -140,6 +152,8 @@ def _make_skeleton(
         h5py.File(
             path,
             "w",
+            # The temporary file is locked as it is, and some file systems have no locks.
+            locking=False,
             libver=("v110", "v110"),
             track_order=False,
             alignment_threshold=_ALIGNMENT,

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from msdata.atomic_file import partial_path, publish, storage_error, write_whole
+from msdata.atomic_file import open_temporary, publish, storage_error, write_whole
 from msdata.checksum import crc32c
 from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
@@ -95,9 +95,10 @@ class TarShardWriter:
         self._offsets: list[list[int]] = []
         self._index_lines: list[str] = []
         try:
-            self._fd = os.open(partial_path(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            temporary = open_temporary(path)
         except OSError as error:
             raise storage_error("write", path, error) from error
+        self._fd, self._partial = temporary.fd, temporary.path
         self._blocks = BlockWriter(self._fd)
         self._reserved = 0
 
@@ -158,11 +159,13 @@ class TarShardWriter:
             self._blocks.flush()
             os.ftruncate(self._fd, self._end + len(_END))
             os.fsync(self._fd)
+            publish(self._partial, self._path)
             self._close()
-            publish(self._path)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
-        write_whole(dali_index_path(self._path), dali_index_text(self._index_lines))
+        write_whole(
+            dali_index_path(self._path), dali_index_text(self._index_lines), is_one_of_many=True
+        )
         shape = (len(self._offsets), len(self._schema.arrays))
         return ShardSummary(
             nbytes=self._end + len(_END),
@@ -175,7 +178,7 @@ class TarShardWriter:
         with suppress(OSError):
             self._close()
         with suppress(OSError):
-            partial_path(self._path).unlink()
+            self._partial.unlink()
 
     def _close(self) -> None:
         self._blocks.close()

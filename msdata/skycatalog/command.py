@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WHEN_INTERRUPTED = "the catalogue is not finished: run the same command again"
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
+_MARK = b"msdata catalog build"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,9 +83,11 @@ def _show_recipes(name: str | None) -> int:
 
 
 def _check_out(out: Path) -> None:
-    from msdata.atomic_file import storage_error
+    from msdata.atomic_file import remove_leftovers, storage_error
+    from msdata.output_file import check_output
 
     try:
+        remove_leftovers(out)
         entries = sorted(p.name for p in out.iterdir()) if out.exists() else []
         out.mkdir(parents=True, exist_ok=True)
     except (NotADirectoryError, FileExistsError):
@@ -94,6 +97,8 @@ def _check_out(out: Path) -> None:
     # Without catalog.json, which is written last, there are only the parts of an unfinished run.
     if FILES[-1] in entries or any(name not in FILES for name in entries):
         raise UsageError(f"{out} is not empty: it holds {entries[0]!r}; choose a new folder")
+    # The first to be written; without it no other of these files is ours.
+    check_output(out / next(iter(sorted(entries, key=FILES.index)), FILES[0]), _MARK)
 
 
 def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -> dict[str, Any]:
@@ -107,7 +112,8 @@ def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -
 
     out: Path = args.out
     with whole_file(out / FILES[0]) as file:
-        pyarrow.parquet.write_table(catalog.table, file, compression="zstd")
+        table = catalog.table.replace_schema_metadata({"made_by": _MARK})
+        pyarrow.parquet.write_table(table, file, compression="zstd")
     with whole_file(out / FILES[1]) as file:
         pyarrow.csv.write_csv(catalog.table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
     if not args.no_figure:

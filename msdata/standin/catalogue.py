@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from msdata.atomic_file import write_whole
+from msdata.output_file import check_output
 from msdata.standin.sky import CELL_DEG, Galaxy, galaxy_of, uniform
 
 
@@ -26,7 +27,16 @@ def galaxies(seed: int, count: int) -> list[Galaxy]:
 
 
 def write_catalogue(path: Path, found: list[Galaxy]) -> None:
-    """Writes galaxies as the CSV table that `msdata fetch` and `msdata pack` read."""
+    """Writes galaxies as the CSV table that `msdata fetch` and `msdata pack` read.
+
+    Raises:
+        UsageError: something else is there.
+        StorageError: the file system refused.
+    """
     lines = ["mantis_id,ra,dec,redshift"]
     lines += [f"{i},{g.ra:.7f},{g.dec:.7f},{g.redshift:.6f}" for i, g in enumerate(found, 1)]
-    write_whole(path, ("\n".join(lines) + "\n").encode())
+    content = ("\n".join(lines) + "\n").encode()
+    # It looks like any catalogue: what another sky left there, or the user, is not replaced.
+    if not (path.is_file() and path.read_bytes() == content):
+        check_output(path, None)
+        write_whole(path, content)

@@ -24,6 +24,9 @@ from mstrain.report.wording import (
     points_table,
 )
 
+# How every page's head ends.
+MARK = b'<link rel="icon" href="data:,">\n<title>'
+
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --grey: #56626c; --line: #d9dee2; --blue: #00538a; }
 * { box-sizing: border-box; }
@@ -79,7 +82,7 @@ def render_page(content: Content) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
+        f"{MARK.decode()}{title}</title>\n<style>{_STYLE}</style>\n"
         f"</head>\n<body>\n<header><h1>{title}</h1>{_tiles(content)}{_notes(content)}"
         f'{_facts(content)}</header>\n<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
         f"<main>\n{body}</main>\n</body>\n</html>\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msdata.jobs import add_jobs, num_jobs
 from msdata.sources.mock.write import write_mock
+from msdata.terminal import raw
 
 # Seconds between two lines where the output is no terminal.
 _LINE_INTERVAL_S = 10.0
@@ -82,7 +83,7 @@ def _progress_printer(num_objects: int) -> Callable[[int], None]:
         text = f"mock: {num_written} of {num_objects} objects"
         if is_terminal:
             end = "\n" if num_written == num_objects else ""
-            print(f"\r{text}", end=end, file=sys.stderr, flush=True)
+            print(f"\r{text}", end=end, file=raw(sys.stderr), flush=True)
         elif time.monotonic() - last_line_s >= _LINE_INTERVAL_S:
             last_line_s = time.monotonic()
             print(text, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import multiprocessing
 import os
 import threading
@@ -17,6 +18,7 @@ from typing import IO
 
 import numpy as np
 
+from msdata.atomic_file import open_temporary, whole_file
 from msdata.errors import StorageError, UsageError
 from msdata.jobs import num_cores
 from msdata.sources.mock.objects import (
@@ -81,15 +83,13 @@ def _write_dataset(
     objects_and_jobs: tuple[int, int],
     progress: Callable[[int], None] | None,
 ) -> Path:
-    catalog, partial_catalog = out / "catalog.csv", out / ".catalog.csv.partial"
+    catalog = out / "catalog.csv"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with partial_catalog.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(catalog) as whole:
+            file = io.TextIOWrapper(whole, encoding="utf-8", newline="")
             _write_objects(file, _chunks(model, out, seed, objects_and_jobs), progress)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_catalog.replace(catalog)
-        _sync_folder(out)
+            file.detach()
     except BrokenProcessPool as error:
         raise StorageError(
             f"a process that wrote mock objects to {out} died, often for want of memory; the data "
@@ -97,12 +97,9 @@ def _write_dataset(
         ) from error
     except OSError as error:
         raise StorageError(
-            f"cannot write mock objects to {out}: {error}; the data set has no catalogue; make "
-            "room or choose another folder, and write it again"
+            f"cannot write mock objects to {out}: {error.__cause__ or error}; the data set has no "
+            "catalogue; make room or choose another folder, and write it again"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial_catalog.unlink(missing_ok=True)
     return catalog
 
 
@@ -198,21 +195,13 @@ def object_path(out: Path, mantis_id: int) -> Path:
 def _save(path: Path, sample: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> None:
     # Whole or not there: a reader, or a second run, never sees half a file.
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.partial")
+    temporary = open_temporary(path)
     try:
-        with partial_path.open("wb") as file:
+        with os.fdopen(temporary.fd, "wb") as file:
             # The object array of upstream's own np.save(dict).
             np.save(file, np.array(sample, dtype=object), allow_pickle=True)
-        partial_path.replace(path)
+        temporary.path.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            partial_path.unlink(missing_ok=True)
+            temporary.path.unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
