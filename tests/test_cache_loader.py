@@ -547,7 +547,8 @@ def test_a_shard_altered_in_storage_is_not_cached_and_fails_as_without_a_cache(
     shard.write_bytes(content)
     with make(split, caching.config(tmp_path)) as loader:
         wait_until_full(loader)
-        list(loader)
+        with pytest.raises(DataError, match="was altered"):
+            list(loader)
         assert loader.stats()["cache"]["local"]["filled"] == len(split) - 1
         assert loader.stats()["cache"]["local"]["refused"] >= 1
     with (

@@ -152,6 +152,11 @@ class CacheClient:
         return self._split.name
 
     @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """CRC32C of each record, uint32 (samples,)."""
+        return self._split.checksums
+
+    @property
     def num_samples(self) -> int:
         """Samples of the split."""
         return len(self._split.checksums)
@@ -203,17 +208,19 @@ class CacheClient:
         for code, tier in self.tiers.items():
             tier.claim(places.slots[(places.home == code) & (places.source == STORAGE)])
 
-    def keep(self, places: Places, i: int, parts: list[NDArray[np.uint8]]) -> None:
+    def keep(self, places: Places, i: int, parts: list[NDArray[np.uint8]]) -> bool:
         """Puts what was read from storage into the cache, where this node keeps it.
 
         Args:
             places: of the batch.
             i: which of its samples.
             parts: the record in pieces.
+
+        Returns:
+            False where the record is known to be corrupt, see `Tier.keep`.
         """
         tier = self.tiers.get(int(places.home[i]))
-        if tier is not None:
-            tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
+        return tier is None or tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
 
     def start(self) -> None:
         """Begins to fill the tiers."""
