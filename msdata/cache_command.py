@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from msdata.cache.arena import own_arenas
+from msdata.cache.arena import own_arenas, strange_arenas
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import FILL_MODES, GIB, CacheConfig
 from msdata.cache.group import agree
@@ -199,6 +199,7 @@ def _status(args: argparse.Namespace) -> int:
         views = [v for v in map(look_at, own_arenas(args.shm_dir)) if v is not None]
         return [describe(v, split) for v in views if split is None or v.header.is_of(split)]
 
+    _say_what_is_strange(args.shm_dir)
     if args.json:
         print(json.dumps(look()))
     elif split is None or args.once or not sys.stdout.isatty():
@@ -221,7 +222,18 @@ def _clean(args: argparse.Namespace) -> int:
     removed = [path for path in own_arenas(args.shm_dir) if remove_if_unused(path)]
     for path in (*removed, *remove_dead_shared_memory(args.shm_dir)):
         print(f"removed {path}")
+    _say_what_is_strange(args.shm_dir)
     return 0
+
+
+def _say_what_is_strange(shm_dir: Path) -> None:
+    strange = strange_arenas(shm_dir)
+    if strange:
+        print(
+            f"{len(strange)} with the name of an arena of yours left alone: not regular files, or "
+            f"another user's, such as {str(strange[0])!a}",
+            file=sys.stderr,
+        )
 
 
 def _size(args: argparse.Namespace) -> int:

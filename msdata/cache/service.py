@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.arena import arena_path
+from msdata.cache.arena import arena_path, word
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
 from msdata.cache.metrics import (
     METRICS_S,
+    remove_metrics,
     remove_stale_metrics,
     service_families,
     write_metrics,
 )
+from msdata.cache.own_file import open_own
 from msdata.cache.rendezvous import announce, job_keys, withdraw
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
@@ -108,7 +109,7 @@ class NodeService:
                 self._refused[path] = str(error)
 
     def _join(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_own(path, os.O_RDONLY)
         try:
             header = read_header(fd)
         finally:
@@ -145,8 +146,7 @@ class NodeService:
         served.server.close()
         served.client.close()
         if self._config.metrics_dir is not None:
-            with suppress(OSError):
-                self._metrics_path(self._config.metrics_dir, served.node).unlink()
+            remove_metrics(self._metrics_path(self._config.metrics_dir, served.node))
 
     def stats(self) -> dict[int, dict[str, Any]]:
         """By number of node: what `CacheClient.stats` says of the cache, and `served`."""
@@ -176,7 +176,8 @@ class NodeService:
             LOG.warning("counters are not written: %s", error)
 
     def _metrics_path(self, folder: Path, node: int) -> Path:
-        return folder / f"msdata-{self._config.job}-{self._split.name}-service{node}.prom"
+        names = f"{word(self._config.job or '')}-{word(self._split.name)}"
+        return folder / f"msdata-{names}-service{node}.prom"
 
     def close(self) -> None:
         """Leaves all arenas."""
@@ -220,6 +221,6 @@ def _record(client: CacheClient, source: int, slot: int) -> Any | None:
 
 def _inode(path: Path) -> int | None:
     try:
-        return path.stat().st_ino
+        return path.lstat().st_ino
     except OSError:
         return None
