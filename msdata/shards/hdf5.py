@@ -4,13 +4,19 @@ Against tar: h5py and every HDF5 tool read them, no headers between samples; the
 an array instead of one a sample. Array bytes are written past the library, at the offsets that it
 reserved: h5py makes the skeleton, `pwrite` fills it, and the loader reads there without HDF5.
 
+The skeleton is made in memory, in a file without a name and with holes for the pixels: h5py ends
+the process by a segmentation fault where it cannot write (h5py 3.16 on a full disk), and locks
+files, which some file systems refuse.
+
 Source: HDF5 File Format Specification 3.0, storage of contiguous and of chunked datasets.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +35,8 @@ from msdata.shards.shard import Record, ShardSummary, array_views, metadata_text
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
 _ALIGNMENT = 4096
+# What HDF5 takes for itself of a sample of an array, at most.
+_FRAME_NBYTES = 64
 # Datasets up to this size are held in memory while others move.
 _HELD_BYTES = 1 << 20
 
@@ -60,13 +68,13 @@ class Hdf5ShardWriter:
         self._schema = schema
         self._chunked = chunked
         self._partial = partial_path(path)
-        self._skeleton = partial_path(path.with_name(path.name + ".skeleton"))
         self._fd = -1
         self._streams: list[BlockWriter] = []
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
-            self._offsets = _make_skeleton(self._partial, schema, max_samples, (), chunked)
-            self._fd = os.open(self._partial, os.O_RDWR)
+            with _skeleton(schema, max_samples, (), chunked) as (_, offsets):
+                self._offsets = offsets
+            self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         except OSError as error:
             self.abort()
             raise storage_error("write", path, error) from error
@@ -84,21 +92,17 @@ class Hdf5ShardWriter:
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
-        skeleton = self._skeleton
         try:
             for stream in self._streams:
                 stream.flush()
-            offsets = _make_skeleton(
-                skeleton, self._schema, len(self._records), self._records, self._chunked
-            )
-            sizes = [a.nbytes for a in self._schema.arrays]
-            _move_down(self._fd, self._offsets[: len(offsets)], offsets, sizes)
-            nbytes = skeleton.stat().st_size
-            os.ftruncate(self._fd, nbytes)
-            frame_crc = _copy_frame(skeleton, self._fd, frame_ranges(offsets, sizes, nbytes))
+            count, sizes = len(self._records), [a.nbytes for a in self._schema.arrays]
+            with _skeleton(self._schema, count, self._records, self._chunked) as (frame, offsets):
+                _move_down(self._fd, self._offsets[:count], offsets, sizes)
+                nbytes = os.fstat(frame).st_size
+                os.ftruncate(self._fd, nbytes)
+                frame_crc = _copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
             os.fsync(self._fd)
             self._close()
-            skeleton.unlink()
             publish(self._path)
         except OSError as error:
             raise storage_error("write", self._path, error) from error
@@ -108,9 +112,8 @@ class Hdf5ShardWriter:
         """Removes what was written; silent, for it follows on an error that says more."""
         with suppress(OSError):
             self._close()
-        for path in (self._partial, self._skeleton):
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError):
+            self._partial.unlink()
 
     def _close(self) -> None:
         for stream in self._streams:
@@ -121,6 +124,47 @@ class Hdf5ShardWriter:
             os.close(fd)
 
 
+@contextmanager
+def _skeleton(
+    schema: Schema,
+    num_samples: int,
+    records: Sequence[tuple[str, dict[str, Any]]],
+    chunked: bool,
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """A shard without pixels, in memory; and the offsets (samples, arrays) reserved for them.
+
+    Yields:
+        Descriptor and offsets.
+
+    Raises:
+        OSError: the system refused.
+    """
+    _check_limit(schema, num_samples, records)
+    fd = os.memfd_create("msdata-skeleton", os.MFD_CLOEXEC)
+    try:
+        yield fd, _make_skeleton(Path(f"/proc/self/fd/{fd}"), schema, num_samples, records, chunked)
+    finally:
+        os.close(fd)
+
+
+def _check_limit(
+    schema: Schema, num_samples: int, records: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
+    """Refuses what gets larger than a file may be, since h5py does not survive to be told so."""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most == resource.RLIM_INFINITY:
+        return
+    wanted = num_samples * (schema.sample_nbytes + _FRAME_NBYTES * len(schema.arrays))
+    if records:
+        # Texts are as long as the longest; two of them, and a number for each label.
+        wanted += num_samples * max(
+            len(metadata_text(metadata)) + len(name.encode()) + 8 * len(metadata)
+            for name, metadata in records
+        )
+    if wanted + _FRAME_NBYTES * 1024 > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
 def _make_skeleton(
     path: Path,
     schema: Schema,
@@ -128,11 +172,6 @@ def _make_skeleton(
     records: Sequence[tuple[str, dict[str, Any]]],
     chunked: bool,
 ) -> NDArray[np.int64]:
-    """Writes a shard without pixels; returns the offsets (samples, arrays) reserved for them.
-
-    Raises:
-        OSError: the file system refused.
-    """
     h5py = _h5py()
     # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
     with (
@@ -140,6 +179,9 @@ def _make_skeleton(
         h5py.File(
             path,
             "w",
+            # Lays out as the usual driver, which does not take files without a name.
+            driver="stdio",
+            locking=False,
             libver=("v110", "v110"),
             track_order=False,
             alignment_threshold=_ALIGNMENT,
@@ -276,15 +318,13 @@ def _move_down(
         pwrite_all(fd, [content], target)
 
 
-def _copy_frame(skeleton: Path, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
+def _copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
     """Copies what is not pixels from the skeleton into the shard; returns its CRC32C."""
     crc = 0
-    with skeleton.open("rb") as file:
-        for start, stop in ranges:
-            file.seek(start)
-            while start < stop:
-                piece = file.read(min(_COPY_BYTES, stop - start))
-                crc = crc32c(piece, crc)
-                pwrite_all(fd, [piece], start)
-                start += len(piece)
+    for start, stop in ranges:
+        while start < stop:
+            piece = os.pread(skeleton, min(_COPY_BYTES, stop - start), start)
+            crc = crc32c(piece, crc)
+            pwrite_all(fd, [piece], start)
+            start += len(piece)
     return crc
