@@ -18,6 +18,7 @@ from msdata.cache.budget import memory_budget
 from msdata.cache.config import FILL_MODES, GIB, CacheConfig
 from msdata.cache.group import agree
 from msdata.cache.leftovers import remove_dead_shared_memory
+from msdata.cache.listen import LOOPBACK
 from msdata.cache.service import NodeService
 from msdata.cache.shared_file import remove_if_unused
 from msdata.cache_serve import ending_together, open_group, serve_member
@@ -26,7 +27,7 @@ from msdata.cache_status_text import render_status
 from msdata.dataset import open_dataset
 from msdata.errors import UsageError
 from msdata.node_cache import cached_split, record_reader
-from msdata.topology import from_env, job_name
+from msdata.topology import from_env, job_name, num_slurm_nodes
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
 _LOOK_S = 0.5
@@ -91,7 +92,15 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--split", default="train", help="the split that is cached (train)")
     serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
-    serve.add_argument("--host", help="zmq: name under which other nodes reach this one")
+    serve.add_argument(
+        "--listen",
+        metavar="ADDRESS|INTERFACE",
+        help="zmq: where to listen (default: the address that other nodes reach; 127.0.0.1 in a "
+        "job of one node)",
+    )
+    serve.add_argument(
+        "--host", help="zmq: name under which other nodes reach this one (where it listens)"
+    )
     serve.add_argument(
         "--encrypt",
         action="store_true",
@@ -137,9 +146,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _serve_member(args: argparse.Namespace) -> int:
-    if args.peers_dir is not None or args.host is not None or args.encrypt or args.metrics_dir:
+    of_zmq = (args.peers_dir, args.host, args.listen, args.encrypt or None, args.metrics_dir)
+    if any(option is not None for option in of_zmq):
         raise UsageError(
-            "--peers-dir, --host, --encrypt and --metrics-dir belong to --transport zmq"
+            "--peers-dir, --host, --listen, --encrypt and --metrics-dir belong to --transport zmq"
         )
     config = CacheConfig(
         memory_gib=args.memory_gib,
@@ -165,6 +175,7 @@ def _allow_many_connections() -> None:
 def _serve_arenas(args: argparse.Namespace) -> int:
     _allow_many_connections()
     split = open_dataset(args.data).split(args.split)
+    is_alone = args.host is None and args.listen is None and num_slurm_nodes() == 1
     config = CacheConfig(
         job=args.job or job_name(),
         shm_dir=args.shm_dir,
@@ -172,6 +183,7 @@ def _serve_arenas(args: argparse.Namespace) -> int:
         ssd_dir=args.ssd_dir,
         ssd_gib=1.0 if args.ssd_dir else 0.0,  # how much, the arenas say
         metrics_dir=args.metrics_dir,
+        listen=LOOPBACK if is_alone else args.listen,
     )
     with NodeService(
         config,

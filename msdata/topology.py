@@ -164,6 +164,19 @@ def slurm_job(environ: Mapping[str, str]) -> SlurmJob | None:
     )
 
 
+def num_slurm_nodes(environ: Mapping[str, str] | None = None) -> int | None:
+    """Nodes of the Slurm job that this process belongs to; None outside of jobs.
+
+    Args:
+        environ: variables to read; None means those of this process.
+
+    Raises:
+        UsageError: a variable is no number.
+    """
+    job = slurm_job(os.environ if environ is None else environ)
+    return None if job is None else job.num_nodes
+
+
 def _is_batch_shell(env: Mapping[str, str], rank_key: str) -> bool:
     return rank_key == "SLURM_PROCID" and "SLURM_STEP_ID" not in env
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from msdata.cache.arena import arena_path, word
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
+from msdata.cache.listen import listen_address
 from msdata.cache.metrics import (
     METRICS_S,
     remove_metrics,
@@ -53,15 +54,16 @@ class NodeService:
     """Serves all arenas of one job and split on this node; a context manager.
 
     Args:
-        config: `job`, `peers_dir`, `shm_dir`, `ssd_dir` and `metrics_dir` count; sizes are the
-            arenas'.
+        config: `job`, `peers_dir`, `listen`, `shm_dir`, `ssd_dir` and `metrics_dir` count; sizes
+            are the arenas'.
         split: the data.
         make_reader: gives a function that reads one record from storage.
-        host: name or address under which other nodes reach this one; None takes its name.
+        host: name or address under which other nodes reach this one; None takes that at which it
+            listens.
         is_encrypted: records leave this node encrypted, more slowly.
 
     Raises:
-        UsageError: there is no `peers_dir`.
+        UsageError: there is no `peers_dir`, or `listen` is nothing of this machine's.
         MissingPackageError: pyzmq is absent.
         StorageError: the folder of the peers cannot be used.
     """
@@ -81,7 +83,7 @@ class NodeService:
         self._folder = config.peers_dir
         self._split = split
         self._make_reader = make_reader
-        self._host = host
+        self._place, self._told = listen_address(config.listen, host)
         self._is_encrypted = is_encrypted
         self._keys = job_keys(self._folder, make_keys)
         self._served: dict[Path, _Served] = {}
@@ -129,7 +131,11 @@ class NodeService:
         client = CacheClient(config, self._split, header.node, None, self._make_reader())
         inode = os.fstat(client.tiers[LOCAL].slots.fd).st_ino
         server = ZmqServer(
-            partial(records_of, client), self._keys, self._host, is_encrypted=self._is_encrypted
+            partial(records_of, client),
+            self._keys,
+            self._told,
+            listen=self._place,
+            is_encrypted=self._is_encrypted,
         )
         self._served[path] = _Served(client, server, header.node, inode)
         try:
