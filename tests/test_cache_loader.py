@@ -503,7 +503,9 @@ def test_more_memory_than_is_free_gives_a_smaller_cache_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     most = caching.split_nbytes(tar) // 2
-    monkeypatch.setattr("msdata.cache.budget.free_memory", lambda: int(most / 0.95) + 1)
+    with make(tar, None) as loader:
+        others = loader.ring_nbytes + 64 * len(tar)
+    monkeypatch.setattr("msdata.cache.budget.free_memory", lambda: int(most / 0.95) + 1 + others)
     with make(tar, caching.config(tmp_path, memory_gib=1.0)) as loader:
         wait_until_full(loader)
         caching.assert_same_batches(caching.copies(loader), epochs(tar, None, 1)[0])

@@ -145,7 +145,9 @@ class Arena:
             if own is None:
                 raise StorageError("the processes that made it have ended")
             self.is_made_here = True
-            planned, most = memory_budget(config.memory_nbytes, config.shm_dir)
+            planned, most = memory_budget(
+                config.memory_nbytes, config.shm_dir, config.reserved_nbytes
+            )
             owners = own(planned, config.ssd_nbytes)
             header = Header(
                 fingerprint=split.fingerprint,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.arena import Arena
-from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners, ReadRecord
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.counters import Counters
 from msdata.cache.filler import Filler
 from msdata.cache.rendezvous import address_of, job_keys
@@ -141,9 +141,10 @@ class CacheClient:
             LOG.info("removed arenas of dead jobs: %s", ", ".join(map(str, self._arena.removed)))
         if self._arena.is_made_here and most < planned:
             LOG.warning(
-                "%s: %.2f of the %.2f GiB asked for are free in shared memory and cgroup; the "
-                "cache is smaller, the rest comes from storage",
-                *(self._arena.path, most / (1 << 30), planned / (1 << 30)),
+                "%s: %.2f of the %.2f GiB asked for are free in shared memory and cgroup, besides "
+                "%.2f GiB for batches and indices; the cache is smaller, the rest comes from "
+                "storage",
+                *(self._arena.path, most / GIB, planned / GIB, self.config.reserved_nbytes / GIB),
             )
 
     @property
