@@ -24,7 +24,7 @@ from msdata.cache.metrics import (
     remove_stale_metrics,
     write_metrics,
 )
-from msdata.cache.own_file import open_own
+from msdata.cache.own_file import make_folder, open_own
 from msdata.cache.tier import LOG
 from msdata.errors import MsdataError
 
@@ -165,7 +165,7 @@ class Reporter:
         while self._lines and self._folder is not None:
             line = self._lines.popleft()
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
                 _append(_path(self._folder, line, ".jsonl"), json.dumps(line).encode() + b"\n")
             except OSError as error:
                 self._fail(error)
@@ -186,6 +186,6 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def _write_metrics(path: Path, report: Report) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_stale_metrics(path.parent)
     write_metrics(path, rank_families(report))

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ import pytest
 import msdata
 from msdata.cache.arena import arena_path, own_arenas, strange_arenas
 from msdata.cache.config import CacheConfig
+from msdata.cache.group import Alone
 from msdata.cache.link import describe_service, link_address
+from msdata.cache.member import MemberService, served_place
 from msdata.cache.metrics import remove_stale_metrics
 from msdata.cache.own_file import open_own, open_own_folder
 from msdata.cache.rendezvous import address_of, announce, job_keys
@@ -33,7 +37,7 @@ from msdata.cache.ssd import ssd_folder
 from msdata.cache.zmq_transport import make_keys
 from msdata.dataset import Split
 from msdata.errors import StorageError
-from msdata.node_cache import cached_split, record_reader
+from msdata.node_cache import cached_split, owners_of_nodes, record_reader
 
 OTHER = 12345
 PRECIOUS = b"precious"
@@ -195,6 +199,23 @@ def test_a_service_joins_no_arena_that_is_not_ours(
     assert_untouched(path, before)
 
 
+@kinds
+def test_a_service_that_makes_arenas_says_in_one_sentence_that_the_name_is_taken(
+    split: Split, shared: Path, precious: Path, kind: str
+) -> None:
+    config = CacheConfig(shm_dir=shared, job="test", memory_gib=0.01)
+    cached = cached_split(split)
+    path = arena_path(replace(config, node=served_place(None)), cached, 0)
+    before = plant(kind, path, precious)
+    own = partial(owners_of_nodes, cached)
+    with (
+        MemberService(Alone(), config, cached, own, lambda: record_reader(split)) as service,
+        pytest.raises(StorageError, match=f"^cannot use {path}: it "),
+    ):
+        service.open()
+    assert_untouched(path, before)
+
+
 def test_a_name_that_another_user_took_is_refused_to_one_who_is_not_root(
     shared: Path,
 ) -> None:
@@ -324,6 +345,22 @@ def test_scratch_that_another_user_made_is_used_by_a_folder_closed_to_them(
     assert folder.stat().st_mode & 0o777 == 0o700
     with pytest.raises(subprocess.CalledProcessError):
         by_other('ls "$1"', folder)
+
+
+@pytest.mark.parametrize("option", ["ssd_dir", "metrics_dir"])
+def test_a_folder_that_is_a_link_of_another_user_is_not_used(
+    split: Split, shared: Path, tmp_path: Path, option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (ours := shared / "home").mkdir(mode=0o700)
+    by_other('ln -s "$1" "$2"', ours, shared / "link")
+    sizes = {"memory_gib": 0.0, "ssd_gib": 1.0} if option == "ssd_dir" else {}
+    ids_of(split, caching.config(tmp_path, **{option: shared / "link"}, **sizes))
+    assert f"{shared / 'link'}: it is a symbolic link that another user made" in caplog.text
+    assert not list(ours.iterdir())
+    # A link of one's own, to a larger disk, is as good as a folder.
+    (shared / "own").symlink_to(ours)
+    ids_of(split, caching.config(tmp_path, **{option: shared / "own"}, **sizes))
+    assert list(ours.iterdir())
 
 
 # The folder of the peers.

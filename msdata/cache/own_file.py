@@ -86,6 +86,24 @@ def is_own_file(path: Path) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder that may be another user's, unless its name is a link of another user's.
+
+    Args:
+        path: the folder; what stands above it is made as needed.
+
+    Raises:
+        StorageError: it is such a link.
+        OSError: the file system refused.
+    """
+    if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
+        raise StorageError(
+            f"cannot use {path}: it is a symbolic link that another user made; choose "
+            "another folder"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def open_own_folder(path: Path, *, is_followed: bool = False) -> int:
     """Opens a folder that only this user can write to; what stands above it is made as needed.
 

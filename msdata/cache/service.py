@@ -30,7 +30,7 @@ from msdata.cache.metrics import (
     service_families,
     write_metrics,
 )
-from msdata.cache.own_file import open_own
+from msdata.cache.own_file import make_folder, open_own
 from msdata.cache.rendezvous import announce, job_keys, withdraw
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
@@ -168,7 +168,7 @@ class NodeService:
             return
         self._metrics_due_s = time.monotonic() + METRICS_S
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             remove_stale_metrics(folder)
             for node, stats in self.stats().items():
                 labels = {"run": self._config.job, "split": self._split.name, "node": node}

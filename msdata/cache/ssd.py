@@ -19,7 +19,7 @@ from pathlib import Path
 from msdata.atomic_file import write_whole
 from msdata.cache.arena import SERVED, SSD_TIER, word
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
-from msdata.cache.own_file import open_own_folder
+from msdata.cache.own_file import make_folder, open_own_folder
 from msdata.cache.reorder import reorder
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
@@ -100,6 +100,7 @@ class SsdTier:
             build(fd, made, split, owners)
             _write_manifest(folder_fd, made)
 
+        make_folder(self.path.parent)
         folder_fd = open_own_folder(self.path)
         try:
             self._fd = join(self.path / _RECORDS, fits, make, dir_fd=folder_fd)
