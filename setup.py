@@ -65,7 +65,7 @@ setup(
         # The build without windows: the other one needs libGL and X11, which compute nodes lack.
         "opencv-python-headless>=5.0",
         "astropy>=6.0",
-        "requests>=2.31",
+        "requests>=2.32",
     ],
     extras_require=EXTRAS,
     entry_points={

@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from msdata.cache.arena import own_arenas
+from msdata.cache.arena import own_arenas, strange_arenas
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import FILL_MODES, GIB, CacheConfig
 from msdata.cache.group import agree
 from msdata.cache.leftovers import remove_dead_shared_memory
+from msdata.cache.listen import LOOPBACK
 from msdata.cache.service import NodeService
 from msdata.cache.shared_file import remove_if_unused
 from msdata.cache_serve import ending_together, open_group, serve_member
@@ -27,7 +28,7 @@ from msdata.dataset import open_dataset
 from msdata.errors import UsageError
 from msdata.node_cache import cached_split, record_reader
 from msdata.terminal import raw
-from msdata.topology import from_env, job_name
+from msdata.topology import from_env, job_name, num_slurm_nodes
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
 _LOOK_S = 0.5
@@ -92,7 +93,15 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--split", default="train", help="the split that is cached (train)")
     serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
-    serve.add_argument("--host", help="zmq: name under which other nodes reach this one")
+    serve.add_argument(
+        "--listen",
+        metavar="ADDRESS|INTERFACE",
+        help="zmq: where to listen (default: the address that other nodes reach; 127.0.0.1 in a "
+        "job of one node)",
+    )
+    serve.add_argument(
+        "--host", help="zmq: name under which other nodes reach this one (where it listens)"
+    )
     serve.add_argument(
         "--encrypt",
         action="store_true",
@@ -138,9 +147,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _serve_member(args: argparse.Namespace) -> int:
-    if args.peers_dir is not None or args.host is not None or args.encrypt or args.metrics_dir:
+    of_zmq = (args.peers_dir, args.host, args.listen, args.encrypt or None, args.metrics_dir)
+    if any(option is not None for option in of_zmq):
         raise UsageError(
-            "--peers-dir, --host, --encrypt and --metrics-dir belong to --transport zmq"
+            "--peers-dir, --host, --listen, --encrypt and --metrics-dir belong to --transport zmq"
         )
     config = CacheConfig(
         memory_gib=args.memory_gib,
@@ -166,6 +176,7 @@ def _allow_many_connections() -> None:
 def _serve_arenas(args: argparse.Namespace) -> int:
     _allow_many_connections()
     split = open_dataset(args.data).split(args.split)
+    is_alone = args.host is None and args.listen is None and num_slurm_nodes() == 1
     config = CacheConfig(
         job=args.job or job_name(),
         shm_dir=args.shm_dir,
@@ -173,6 +184,7 @@ def _serve_arenas(args: argparse.Namespace) -> int:
         ssd_dir=args.ssd_dir,
         ssd_gib=1.0 if args.ssd_dir else 0.0,  # how much, the arenas say
         metrics_dir=args.metrics_dir,
+        listen=LOOPBACK if is_alone else args.listen,
     )
     with NodeService(
         config,
@@ -200,6 +212,7 @@ def _status(args: argparse.Namespace) -> int:
         views = [v for v in map(look_at, own_arenas(args.shm_dir)) if v is not None]
         return [describe(v, split) for v in views if split is None or v.header.is_of(split)]
 
+    _say_what_is_strange(args.shm_dir)
     if args.json:
         print(json.dumps(look()))
     elif split is None or args.once or not sys.stdout.isatty():
@@ -224,7 +237,18 @@ def _clean(args: argparse.Namespace) -> int:
     removed = [path for path in own_arenas(args.shm_dir) if remove_if_unused(path)]
     for path in (*removed, *remove_dead_shared_memory(args.shm_dir)):
         print(f"removed {path}")
+    _say_what_is_strange(args.shm_dir)
     return 0
+
+
+def _say_what_is_strange(shm_dir: Path) -> None:
+    strange = strange_arenas(shm_dir)
+    if strange:
+        print(
+            f"{len(strange)} with the name of an arena of yours left alone: not regular files, or "
+            f"another user's, such as {str(strange[0])!a}",
+            file=sys.stderr,
+        )
 
 
 def _size(args: argparse.Namespace) -> int:

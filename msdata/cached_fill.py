@@ -2,7 +2,8 @@
 
 It stands before `SampleReader` and hands it what the cache does not have, as a smaller batch whose
 rows lie scattered in the same buffer; so storage is read as it is without a cache. What was read is
-then put into the cache.
+then put into the cache. A record whose checksum was computed and differs, wherever it came from, is
+read from storage again and checked, whether the loader verifies records or not.
 """
 
 from __future__ import annotations
@@ -206,12 +207,22 @@ class CachedReader:
         rows = [self._parts(filling, i) for i in range(first, end)]
         places = filling.places.taken(np.arange(first, end))
         came = self._client.fetch(places, rows)
-        failed = [i for i, is_there in enumerate(came) if not is_there]
+        failed = [first + i for i, is_there in enumerate(came) if not is_there]
         if failed:
-            at = filling.rows[first:end][failed]
-            missing = self._missing(places.samples[failed], filling.buffer, at)
-            self._storage.fill(missing, 0, len(failed))
+            self._read_checked(filling, failed)
         return len(failed)
+
+    def _read_checked(self, filling: CachedFilling, numbers: Sequence[int]) -> None:
+        """Reads samples from storage that came corrupt, or not at all, from elsewhere.
+
+        Raises:
+            DataError: they are corrupt in storage, too.
+        """
+        at = list(numbers)
+        missing = self._missing(filling.places.samples[at], filling.buffer, filling.rows[at])
+        self._storage.fill(missing, 0, len(at))
+        for i in range(len(at)):
+            self._storage.check(missing, i, self._client.checksums)
 
     def _copy_record(self, filling: CachedFilling, i: int, record: NDArray[np.uint8]) -> None:
         for part, at in zip(self._parts(filling, i), self._starts.tolist(), strict=True):
@@ -221,7 +232,10 @@ class CachedReader:
         skipped = filling.ends[2]
         self._storage.fill(filling.missing, first - skipped, end - skipped)
         for i in range(first, end):
-            if filling.places.slots[i] >= 0:
+            if filling.places.slots[i] < 0:
+                continue
+            if not self._client.keep(filling.places, i, self._parts(filling, i)):
+                self._read_checked(filling, [i])
                 self._client.keep(filling.places, i, self._parts(filling, i))
         return 0
 
@@ -232,8 +246,7 @@ class CachedReader:
         slot, sample = int(places.slots[i]), int(places.samples[i])
         if tier.is_sound(slot, sample, parts):
             return True
-        row = filling.rows[i : i + 1]
-        self._storage.fill(self._missing(places.samples[i : i + 1], filling.buffer, row), 0, 1)
+        self._read_checked(filling, [i])
         tier.keep(slot, sample, parts)
         return False
 

@@ -251,7 +251,7 @@ class SampleReader:
                 self._read(filling, first, high)
         if self._checksums is not None:
             for i in range(start, stop):
-                self._check(filling, i)
+                self.check(filling, i, self._checksums)
 
     def _stream(self, filling: Filling, start: int, stop: int) -> int:
         """Copies the samples [start, stop) that are in memory; how many, up to the first other."""
@@ -308,11 +308,20 @@ class SampleReader:
             for a in range(per_sample):
                 yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
 
-    def _check(self, filling: Filling, i: int) -> None:
-        assert self._checksums is not None
+    def check(self, filling: Filling, i: int, checksums: NDArray[np.uint32]) -> None:
+        """Holds one sample of a filled batch against its checksum.
+
+        Args:
+            filling: the batch.
+            i: which of its samples.
+            checksums: uint32 (samples of the split,).
+
+        Raises:
+            DataError: it differs.
+        """
         sample = int(filling.samples[i])
         found = crc32c_of_parts(array[i] for array in filling.buffer.arrays.values())
-        expected = int(self._checksums[sample])
+        expected = int(checksums[sample])
         if found != expected:
             raise DataError(
                 f"{self._files.path(int(filling.shards[i]))}: sample "

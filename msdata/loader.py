@@ -24,7 +24,7 @@ from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
-from msdata.loader_options import allocate_ring, check_epoch, check_options
+from msdata.loader_options import allocate_ring, check_epoch, check_options, ring_size
 from msdata.loader_state import LoaderState
 from msdata.loader_stats import EpochCounters
 from msdata.node_cache import open_node_cache
@@ -107,7 +107,8 @@ class Loader:
         # A hash over all shards' entries: milliseconds, which a state is not worth at every step.
         self._fingerprint = split.dataset.manifest.fingerprint
         topology = from_env() if topology is None else topology
-        self._cache = open_node_cache(split, cache, topology, needs_owners=policy == "locality")
+        ring = ring_size(split, batch_size, last, prefetch + self._hold)
+        self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
             policy=policy,
             seed=seed,
@@ -122,8 +123,7 @@ class Loader:
         self._columns = BatchColumns(split, columns)
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        ring = allocate_ring(split, batch_size, last, prefetch + self._hold, self._storage.gaps)
-        self._free = deque(ring)
+        self._free = deque(allocate_ring(split, ring, self._storage.gaps))
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._held: deque[BatchBuffer] = deque()
         # The epoch of the last batches in flight, if it is not the one under way, and how many.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from msdata.cache.budget import free_memory
@@ -60,28 +61,52 @@ def _check_whole(numbers: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} {number!r} is no whole number") from None
 
 
-def allocate_ring(
-    split: Split, batch_size: int, last: str, num_buffers: int, gaps: Sequence[int] | None
-) -> list[BatchBuffer]:
-    """The ring of `msdata.ring.make_ring`, if it fits into memory.
+@dataclass(frozen=True, kw_only=True)
+class RingSize:
+    """The buffers of a loader.
+
+    Attributes:
+        num_rows: samples of each.
+        num_buffers: how many.
+        nbytes: of all of them.
+    """
+
+    num_rows: int
+    num_buffers: int
+    nbytes: int
+
+
+def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> RingSize:
+    """How large a ring is.
 
     Args:
         split: what to load.
         batch_size: samples a step; of a split that has fewer, only padded batches have as many.
         last: what becomes of an incomplete batch.
         num_buffers: batches in the ring.
+    """
+    rows = batch_size if last == "pad" else min(batch_size, len(split))
+    nbytes = ring_nbytes(split.schema, rows, num_buffers)
+    return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
+
+
+def allocate_ring(split: Split, size: RingSize, gaps: Sequence[int] | None) -> list[BatchBuffer]:
+    """The ring of `msdata.ring.make_ring`, if it fits into memory.
+
+    Args:
+        split: what to load.
+        size: of the ring.
         gaps: as `make_ring` takes them.
 
     Raises:
         UsageError: it does not.
     """
-    rows = batch_size if last == "pad" else min(batch_size, len(split))
-    nbytes = ring_nbytes(split.schema, rows, num_buffers)
     free = free_memory()
     # Zero is what a system gives that does not tell.
-    if not 0 < free < nbytes:
-        return make_ring(split.schema, rows, num_buffers, gaps)
+    if not 0 < free < size.nbytes:
+        return make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
     raise UsageError(
-        f"{num_buffers} batches of {rows:,} samples take {bytes_text(nbytes)} of memory, and "
-        f"{bytes_text(free)} are free; give a smaller batch_size or prefetch, or hold=1"
+        f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "
+        f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "
+        "hold=1"
     )

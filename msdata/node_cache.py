@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.client import CacheClient
-from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners
+from msdata.cache.budget import free_memory
+from msdata.cache.client import LOCAL, CacheClient
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners
 from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.member import ServedArena, find_service
@@ -23,6 +24,7 @@ from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import BatchReader, SampleReader
 from msdata.hit_forecast import WeightedForecast
+from msdata.loader_options import RingSize
 from msdata.plan.ownership import Nodes, own_shards
 from msdata.reporter import Reporter
 from msdata.topology import Topology, job_name
@@ -31,6 +33,8 @@ AUTO = "auto"
 # Services and ranks are started at the same time; the former are ready within seconds.
 _SERVICE_WAIT_S = 20.0
 _POLL_S = 0.1
+# Of a sample, in each rank: checksum, place, its turn in this epoch's order and the next one's.
+_INDEX_NBYTES = 64
 
 
 @dataclass(kw_only=True)
@@ -136,7 +140,12 @@ def _describe(
 
 
 def open_node_cache(
-    split: Split, cache: str | CacheConfig | None, topology: Topology, *, needs_owners: bool
+    split: Split,
+    cache: str | CacheConfig | None,
+    topology: Topology,
+    ring: RingSize,
+    *,
+    policy: str,
 ) -> NodeCache:
     """Joins this node's cache, or brings it up.
 
@@ -144,7 +153,8 @@ def open_node_cache(
         split: the data.
         cache: the loader's argument.
         topology: nodes, and this rank's.
-        needs_owners: the policy deals by owner, on which all ranks have to agree.
+        ring: the batches of a rank, which are not there yet.
+        policy: of the loader; "locality" deals by owner, on which all ranks have to agree.
 
     Returns:
         The cache; without a client where something was wrong with it, which is logged.
@@ -153,9 +163,12 @@ def open_node_cache(
         UsageError: `cache` means nothing, or the ranks could not agree on owners.
         DataError: the index is damaged.
     """
-    config = _config(cache)
+    config, needs_owners = _config(cache), policy == "locality"
     if config is None:
         return NodeCache()
+    rank_nbytes = ring.nbytes + _INDEX_NBYTES * len(split)
+    reserved_nbytes = config.reserved_nbytes + topology.ranks_per_node * rank_nbytes
+    config = replace(config, reserved_nbytes=reserved_nbytes)
     cached = cached_split(split)
     served = _service_of(config, cached, topology)
     if served is not None:
@@ -227,7 +240,23 @@ def _join_service(
             raise
         LOG.warning("no cache: %s; all samples come from storage", error)
         return NodeCache()
+    if topology.local_rank == 0:
+        _warn_of_too_little(client, config.reserved_nbytes)
     return NodeCache(client=client, owner_of_shard=client.owners[0], served=served)
+
+
+def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
+    """A service makes its arena before it can know what the ranks take."""
+    slots, free = client.tiers[LOCAL].slots, free_memory()
+    missing_nbytes = (slots.num_slots - slots.num_ready) * slots.header.sample_nbytes
+    if 0 < free < missing_nbytes + reserved_nbytes:
+        LOG.warning(
+            "%.2f GiB are free, the service's arena will take %.2f GiB more, and batches and "
+            "indices of this node's ranks %.2f GiB: the job may be killed for its memory; give "
+            "'msdata cache serve' a smaller --memory-gib, or ranks a smaller batch_size or "
+            "prefetch",
+            *(free / GIB, missing_nbytes / GIB, reserved_nbytes / GIB),
+        )
 
 
 def cached_split(split: Split) -> CachedSplit:

@@ -8,12 +8,14 @@ since can do no harm.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from msdata.atomic_file import storage_error, sync_folder, write_whole
 from msdata.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError
 from msdata.expected_shard import ExpectedShard
+from msdata.file_lock import take_lock
 from msdata.frame_check import dali_index_of
 from msdata.pack.column_names import scalar_names
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask, pack_shard
@@ -39,6 +42,9 @@ from msdata.verify import Expectations, VerifyReport
 
 # Faults that leave everything but single samples' pixels in place.
 _PATCHABLE = frozenset(("sample", "longer"))
+_PREFIX = ".repair-"
+# As `tempfile` names them.
+_LEFTOVER = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +108,49 @@ def _refused(fault: Fault) -> Mending:
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
     """A folder on the data set's own file system, so that a rename can take files out of it."""
+    remove_leftovers(folder)
     try:
-        made = Path(tempfile.mkdtemp(prefix=".repair-", dir=folder))
+        made, fd = _make_locked(folder)
     except OSError as error:
         raise storage_error("write", folder, error) from error
     try:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(fd)
+
+
+def _make_locked(folder: Path) -> tuple[Path, int]:
+    """Makes a folder whose lock tells that it is in use."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        # Another repair that starts may find it before it is locked, and remove it.
+        with suppress(FileNotFoundError):
+            fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if take_lock(fd) and made.exists():
+                return made, fd
+            os.close(fd)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what repairs left that were killed; those of another user, or in use, stay.
+
+    Args:
+        folder: of the data set.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    for path in folder.glob(f"{_PREFIX}*"):
+        if not _LEFTOVER.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            fd = os.open(path, flags)
+            try:
+                # Where there are no locks, none is known to be unused.
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_uid == os.geteuid():
+                    shutil.rmtree(path)
+            finally:
+                os.close(fd)
 
 
 def _mend_shard(

@@ -12,13 +12,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from msdata.atomic_file import open_known
+from msdata.cache.arena import word
 from msdata.cache.client import CacheClient
-from msdata.cache.metrics import METRICS_S, rank_families, remove_stale_metrics, write_metrics
+from msdata.cache.metrics import (
+    METRICS_S,
+    rank_families,
+    remove_metrics,
+    remove_stale_metrics,
+    write_metrics,
+)
+from msdata.cache.own_file import make_folder, open_own
 from msdata.cache.tier import LOG
 from msdata.errors import MsdataError
 
@@ -139,8 +145,7 @@ class Reporter:
             self._wake.wait(ROW_S)
             self._wake.clear()
         if path is not None:
-            with suppress(OSError):
-                path.unlink()
+            remove_metrics(path)
 
     def _forecast_hits(self, report: Report) -> float | None:
         """Reckoned once an epoch and node, in this thread: batches do not wait for it."""
@@ -160,19 +165,27 @@ class Reporter:
         while self._lines and self._folder is not None:
             line = self._lines.popleft()
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                fd = open_known(_path(self._folder, line, ".jsonl"), os.O_WRONLY | os.O_APPEND)
-                with os.fdopen(fd, "ab", buffering=0) as file:
-                    file.write(json.dumps(line).encode() + b"\n")
+                make_folder(self._folder)
+                _append(_path(self._folder, line, ".jsonl"), json.dumps(line).encode() + b"\n")
             except OSError as error:
                 self._fail(error)
 
 
 def _path(folder: Path, report: Report, suffix: str) -> Path:
-    return folder / f"msdata-{report['run']}-{report['split']}-rank{report['rank']}{suffix}"
+    names = f"{word(str(report['run']))}-{word(report['split'])}"
+    return folder / f"msdata-{names}-rank{report['rank']}{suffix}"
+
+
+def _append(path: Path, line: bytes) -> None:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    fd = open_own(path, flags, is_private=False)
+    try:
+        os.write(fd, line)
+    finally:
+        os.close(fd)
 
 
 def _write_metrics(path: Path, report: Report) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_stale_metrics(path.parent)
     write_metrics(path, rank_families(report))

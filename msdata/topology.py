@@ -118,6 +118,19 @@ def set_one_sided_defaults() -> None:
     os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
 
 
+def num_slurm_nodes(environ: Mapping[str, str] | None = None) -> int | None:
+    """Nodes of the Slurm job that this process belongs to; None outside of jobs.
+
+    Args:
+        environ: variables to read; None means those of this process.
+
+    Raises:
+        UsageError: a variable is no number.
+    """
+    job = slurm_job(os.environ if environ is None else environ)
+    return None if job is None else job.num_nodes
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
     """What Slurm says of the job that this process belongs to.

@@ -15,7 +15,7 @@ from msdata.errors import DataError, UsageError
 from msdata.jobs import add_jobs, num_jobs
 from msdata.manifest import read_manifest
 from msdata.progress import ProgressLine, bytes_text
-from msdata.repair import Mending, repair
+from msdata.repair import Mending, remove_leftovers, repair
 from msdata.shard_check import Fault
 from msdata.terminal import shown_line
 from msdata.verify import VerifyReport, verify_dataset
@@ -44,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.source is not None and not args.repair:
         raise UsageError("--source is for --repair only")
     report = _verify(args, jobs)
-    mendings = repair(report, source=args.source) if args.repair and report.faults else []
+    mendings: list[Mending] = []
+    if args.repair and report.faults:
+        mendings = repair(report, source=args.source)
+    elif args.repair:
+        remove_leftovers(args.data)
     if args.json:
         print(json.dumps(report_json(report, mendings)))
     else:

@@ -315,7 +315,7 @@ def test_a_key_that_others_may_read_leaves_the_run_without_peers(
         for batch in loader:
             found |= caching.digest_of(batch)
     assert found == expected
-    assert "may be read by others" in caplog.text
+    assert "others may open it" in caplog.text
 
 
 # The command.

@@ -304,7 +304,7 @@ def test_all_nodes_of_a_job_have_the_key_of_the_first(tmp_path: Path) -> None:
     made: list[tuple[str, str]] = []
 
     def make() -> tuple[str, str]:
-        made.append((f"p{len(made)}", f"s{len(made)}"))
+        made.append((f"p{len(made)}".ljust(40, "."), f"s{len(made)}".ljust(40, ".")))
         return made[-1]
 
     found: list[tuple[str, str]] = []
@@ -325,8 +325,11 @@ def test_all_nodes_of_a_job_have_the_key_of_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda path: path.chmod(0o644), "may be read by others"),
+        (lambda path: path.chmod(0o644), "others may open it"),
         (lambda path: path.write_text("{"), "is no key"),
+        (lambda path: path.write_text('["a", "b"]'), "is no key"),
+        (lambda path: path.write_text("[" * 4000), "is no key"),
+        (lambda path: path.write_text("[" * 5000), "more than 4,096 bytes"),
     ],
 )
 def test_a_key_that_is_no_secret_or_no_key_is_refused(

@@ -146,7 +146,7 @@ def test_bands_whose_pixel_grids_differ_are_refused_not_resampled() -> None:
         url = f"{running.url}/cgi-bin/fitscut.cgi"
         content = requests.get(url, params={**query, "red": red}, timeout=10).content
     wanted = Wanted(survey=PANSTARRS, position=(10.0, 5.0), size=172, centre=86)
-    (plane,) = fits_planes(content)
+    (plane,) = fits_planes(content, 1 << 24)
     right = Cut(cell="1329.005", band=band_stamp(plane, "g", wanted), content=b"")
     x, y = right.band.offset_pixels
     _check_one_grid({"g": right, "r": right})
@@ -195,13 +195,13 @@ def test_unknown_bands_get_all_bands_from_the_viewer_and_are_refused_here() -> N
         url = f"{running.url}/viewer/fits-cutout"
         asked = requests.get(url, params={**query, "bands": "x"}, timeout=10).content
         one = requests.get(url, params={**query, "bands": "n"}, timeout=10).content
-    planes = fits_planes(asked)
+    planes = fits_planes(asked, 1 << 24)
     assert [plane.band for plane in planes] == ["n", "f"]
     only_nuv = replace(MANTIS_SHRIMP["galex"], bands=("NUV",), shape=(1, 32, 32))
     with pytest.raises(RefusedError, match="it sent band f; wanted are NUV"):
         planes_by_band(planes, only_nuv, {"n": "NUV"})
     with pytest.raises(RefusedError, match="it sent no band FUV, only NUV"):
-        planes_by_band(fits_planes(one), MANTIS_SHRIMP["galex"], LAYERS["galex"][2])
+        planes_by_band(fits_planes(one, 1 << 24), MANTIS_SHRIMP["galex"], LAYERS["galex"][2])
 
 
 def test_a_list_of_files_of_another_position_is_not_believed() -> None:

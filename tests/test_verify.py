@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -418,6 +419,35 @@ def test_a_read_only_data_set_is_verified_and_its_repair_refused(copy, monkeypat
     before = copy.digests()
     with pytest.raises(StorageError, match="mounted read-only"):
         repair(report, source=copy.objects)
+    assert copy.digests() == before
+
+
+@TAR_ONLY
+@pytest.mark.parametrize("is_faulty", [False, True])
+def test_what_a_killed_repair_left_is_removed_by_the_next_and_nothing_else(copy, is_faulty):
+    before = copy.digests()
+    pid = os.fork()
+    if not pid:
+        with msdata.repair._temporary_folder(copy.data) as folder:
+            (folder / "train").mkdir()
+            (folder / "train" / "shard-000000.tar").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(list(copy.data.glob(".repair-*/train/*"))) == 1
+    (copy.root / "precious").mkdir()
+    (copy.root / "precious" / "file").write_bytes(b"")
+    (copy.data / ".repair-aaaaaaaa").symlink_to(copy.root / "precious")
+    (copy.data / ".repair-by-hand").mkdir()
+    if is_faulty:
+        flip(copy.expected.path, int(copy.expected.offsets[0, 0]))
+    command = ["verify", str(copy.data), "--repair", "--source", str(copy.objects), "--quiet"]
+    with msdata.repair._temporary_folder(copy.data) as in_use:
+        assert main(command) == 0
+        left = {path.name for path in copy.data.glob(".repair-*")}
+        assert left == {".repair-aaaaaaaa", ".repair-by-hand", in_use.name}
+    assert (copy.root / "precious" / "file").exists()
+    (copy.data / ".repair-aaaaaaaa").unlink()
+    (copy.data / ".repair-by-hand").rmdir()
     assert copy.digests() == before
 
 

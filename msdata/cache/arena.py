@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import CacheConfig, CachedSplit, Own
+from msdata.cache.own_file import is_own_file, open_own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
 from msdata.cache.slot_file import Header, SlotFile, build, is_held, owners_checksum, read_header
 from msdata.errors import StorageError
@@ -38,7 +39,7 @@ def arena_path(config: CacheConfig, split: CachedSplit, node: int) -> Path:
         node: number of the node; `config.node` takes precedence.
     """
     place = f"n{node}" if config.node is None else config.node
-    words = [_word(config.job or ""), split.fingerprint, _word(split.name), _word(place)]
+    words = [word(config.job or ""), split.fingerprint, word(split.name), word(place)]
     return config.shm_dir / "-".join([_user_prefix(), *words])
 
 
@@ -52,12 +53,21 @@ def remove_stale_arenas(shm_dir: Path, own_job: str) -> list[Path]:
     Returns:
         What was removed.
     """
-    mine = f"{_user_prefix()}-{_word(own_job)}-"
+    mine = f"{_user_prefix()}-{word(own_job)}-"
     return [p for p in own_arenas(shm_dir) if not p.name.startswith(mine) and remove_if_unused(p)]
 
 
 def own_arenas(shm_dir: Path) -> list[Path]:
-    """All arenas of this user, in use or not."""
+    """All arenas of this user, in use or not; nothing else that bears such a name."""
+    return [path for path in _named_like_arenas(shm_dir) if is_own_file(path)]
+
+
+def strange_arenas(shm_dir: Path) -> list[Path]:
+    """What bears the name of an arena of this user, and is a link, a FIFO or another user's."""
+    return [path for path in _named_like_arenas(shm_dir) if not is_own_file(path)]
+
+
+def _named_like_arenas(shm_dir: Path) -> list[Path]:
     return sorted(shm_dir.glob(f"{_user_prefix()}-*"))
 
 
@@ -65,7 +75,7 @@ def _user_prefix() -> str:
     return f"{_PREFIX}-{os.geteuid()}"
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """Text that may stand between dashes in a file name."""
     return re.sub(r"[^A-Za-z0-9_.]", "_", text)[:60]
 
@@ -81,7 +91,7 @@ def peek(path: Path, look: Callable[[Header, SlotFile], _T | None]) -> _T | None
         What `look` gave; None where the arena has just gone, or is none.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_own(path, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -135,7 +145,9 @@ class Arena:
             if own is None:
                 raise StorageError("the processes that made it have ended")
             self.is_made_here = True
-            planned, most = memory_budget(config.memory_nbytes, config.shm_dir)
+            planned, most = memory_budget(
+                config.memory_nbytes, config.shm_dir, config.reserved_nbytes
+            )
             owners = own(planned, config.ssd_nbytes)
             header = Header(
                 fingerprint=split.fingerprint,

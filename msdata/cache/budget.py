@@ -21,12 +21,15 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
 
-def memory_budget(asked_nbytes: int | None, shm_dir: Path) -> tuple[int, int]:
+def memory_budget(
+    asked_nbytes: int | None, shm_dir: Path, reserved_nbytes: int = 0
+) -> tuple[int, int]:
     """Bytes of shared memory to plan with, and bytes that may really be filled.
 
     Args:
         asked_nbytes: what the user gave; None for "auto".
         shm_dir: where the shared memory lies.
+        reserved_nbytes: what the node's ranks are about to take besides: batches and indices.
 
     Returns:
         (planned, most): equal for "auto"; `most` is less than a number that does not fit.
@@ -37,10 +40,11 @@ def memory_budget(asked_nbytes: int | None, shm_dir: Path) -> tuple[int, int]:
     file_system = os.statvfs(shm_dir)
     in_shm = int(_MOST * file_system.f_bavail * file_system.f_frsize)
     free = free_memory()
+    most = min(in_shm, int(_MOST * max(0, free - reserved_nbytes)))
     if asked_nbytes is None:
-        planned = min(in_shm, int(AUTO_SHARE * free))
+        planned = min(most, int(AUTO_SHARE * free))
         return planned, planned
-    return asked_nbytes, min(asked_nbytes, in_shm, int(_MOST * free))
+    return asked_nbytes, min(asked_nbytes, most)
 
 
 def free_memory(cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:

@@ -63,20 +63,26 @@ class BulkServer:
     Args:
         lookup: gives the records.
         secret_of: gives the secret of a session by its number, None for one that is none.
+        address: IPv4 address to listen at.
 
     Attributes:
-        port: where it listens, on all addresses of the node.
+        port: where it listens.
         num_samples: records given out.
         nbytes: of them.
         num_refused: connections ended for what they said.
     """
 
-    def __init__(self, lookup: Lookup, secret_of: Callable[[bytes], bytes | None]) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        secret_of: Callable[[bytes], bytes | None],
+        address: str = "127.0.0.1",
+    ) -> None:
         self._lookup = lookup
         self._secret_of = secret_of
         self._lock = threading.Lock()
         self.num_samples = self.nbytes = self.num_refused = 0
-        self._listener = socket.create_server(("", 0), backlog=1024)
+        self._listener = socket.create_server((address, 0), backlog=1024)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._stop = threading.Event()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.arena import Arena
-from msdata.cache.config import CacheConfig, CachedSplit, Own, Owners, ReadRecord
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.counters import Counters
 from msdata.cache.filler import Filler
 from msdata.cache.rendezvous import address_of, job_keys
@@ -141,15 +141,21 @@ class CacheClient:
             LOG.info("removed arenas of dead jobs: %s", ", ".join(map(str, self._arena.removed)))
         if self._arena.is_made_here and most < planned:
             LOG.warning(
-                "%s: %.2f of the %.2f GiB asked for are free in shared memory and cgroup; the "
-                "cache is smaller, the rest comes from storage",
-                *(self._arena.path, most / (1 << 30), planned / (1 << 30)),
+                "%s: %.2f of the %.2f GiB asked for are free in shared memory and cgroup, besides "
+                "%.2f GiB for batches and indices; the cache is smaller, the rest comes from "
+                "storage",
+                *(self._arena.path, most / GIB, planned / GIB, self.config.reserved_nbytes / GIB),
             )
 
     @property
     def split_name(self) -> str:
         """Name of the split."""
         return self._split.name
+
+    @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """CRC32C of each record, uint32 (samples,)."""
+        return self._split.checksums
 
     @property
     def num_samples(self) -> int:
@@ -203,17 +209,19 @@ class CacheClient:
         for code, tier in self.tiers.items():
             tier.claim(places.slots[(places.home == code) & (places.source == STORAGE)])
 
-    def keep(self, places: Places, i: int, parts: list[NDArray[np.uint8]]) -> None:
+    def keep(self, places: Places, i: int, parts: list[NDArray[np.uint8]]) -> bool:
         """Puts what was read from storage into the cache, where this node keeps it.
 
         Args:
             places: of the batch.
             i: which of its samples.
             parts: the record in pieces.
+
+        Returns:
+            False where the record is known to be corrupt, see `Tier.keep`.
         """
         tier = self.tiers.get(int(places.home[i]))
-        if tier is not None:
-            tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
+        return tier is None or tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
 
     def start(self) -> None:
         """Begins to fill the tiers."""

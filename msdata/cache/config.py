@@ -44,6 +44,10 @@ class CacheConfig:
             collector, and `.jsonl`, a line an epoch; None writes none.
         peers_dir: a folder that all nodes see, where `msdata cache serve --peers-dir` of each node
             is found; None asks no other node, unless services under MPI do.
+        listen: IPv4 address or interface at which a service found by `peers_dir` listens; None
+            takes the one that other nodes reach, as far as it can be told. Ranks listen nowhere.
+        reserved_nbytes: memory of the node that is not for the cache, although it is still free;
+            the loader adds what batches and indices of the node's ranks take.
         service_wait_s: how long to wait for this node's service with `memory_gib` None; None means
             20 s where there are several nodes, else not at all.
     """
@@ -57,6 +61,8 @@ class CacheConfig:
     shm_dir: Path = Path("/dev/shm")
     peers_dir: Path | None = None
     metrics_dir: Path | None = None
+    listen: str | None = None
+    reserved_nbytes: int = 0
     service_wait_s: float | None = None
 
     def __post_init__(self) -> None:

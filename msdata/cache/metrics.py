@@ -8,6 +8,7 @@ Source: Prometheus documentation, "Exposition formats", text format version 0.0.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from msdata.atomic_file import write_whole
+from msdata.cache.own_file import is_own_file
+from msdata.errors import StorageError
 
 COUNTER, GAUGE = "counter", "gauge"
 _PREFIX = "msdata"
@@ -198,13 +201,22 @@ def write_metrics(path: Path, families: Iterable[Family]) -> None:
         families: what it says.
 
     Raises:
-        StorageError: the file system refused.
+        StorageError: the file system refused, or the name is taken by what is not this user's.
     """
+    if os.path.lexists(path) and not is_own_file(path):
+        raise StorageError(f"cannot write {path}: it is a link, or another user's; remove it")
     write_whole(path, render(families).encode())
 
 
+def remove_metrics(path: Path) -> None:
+    """Removes a file of `write_metrics`, unless it is another user's by now."""
+    with suppress(OSError):
+        if is_own_file(path):
+            path.unlink()
+
+
 def remove_stale_metrics(folder: Path) -> None:
-    """Removes files of killed processes: the collector would show them for ever.
+    """Removes files of this user's killed processes: the collector would show them for ever.
 
     Args:
         folder: of the files.
@@ -212,5 +224,5 @@ def remove_stale_metrics(folder: Path) -> None:
     oldest_s = time.time() - _STALE_S
     for path in folder.glob(f"{_PREFIX}-*.prom"):
         with suppress(OSError):
-            if path.stat().st_mtime < oldest_s:
-                path.unlink()
+            if path.lstat().st_mtime < oldest_s:
+                remove_metrics(path)

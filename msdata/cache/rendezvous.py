@@ -1,7 +1,8 @@
 """How the nodes of a job find and trust each other: a folder that all of them see.
 
 It holds the job's key, readable by its user alone, and a file for each node that serves. Whoever
-can read the key can read the data set anyway; a stranger on the network cannot.
+can read the key can read the data set anyway; a stranger on the network cannot. A folder that
+others can write to is refused: they could put a key of theirs there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from msdata.atomic_file import storage_error, write_whole
+from msdata.cache.own_file import open_own_folder, read_own
 from msdata.errors import StorageError
 
 _KEY_FILE = "key.json"
+_MOST_NBYTES = 4096
+# A key of CURVE in Z85.
+_KEY_LETTERS = 40
 
 
 def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
@@ -27,24 +32,25 @@ def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, st
         make: makes a pair of keys.
 
     Raises:
-        StorageError: the file system refused, or others may read the key.
+        StorageError: the file system refused, or others may read the key or write to the folder.
     """
     path = folder / _KEY_FILE
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
+        # Nothing can be put into it by others afterwards, so it need not stay open.
+        os.close(open_own_folder(folder, is_followed=True))
+        if not os.path.lexists(path):
             _offer(path, make())
-        found = path.stat()
-        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise StorageError(f"{path} may be read by others; remove it and start the job anew")
-        public, secret = json.loads(path.read_text())
+        found = json.loads(read_own(path, _MOST_NBYTES))
     except StorageError:
         raise
     except OSError as error:
         raise storage_error("share", path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is no key ({error}); remove it and start anew") from error
-    return public, secret
+    is_pair = isinstance(found, list) and len(found) == 2
+    if not is_pair or not all(isinstance(k, str) and len(k) == _KEY_LETTERS for k in found):
+        raise StorageError(f"{path} is no key; remove it and start anew")
+    return found[0], found[1]
 
 
 def _offer(path: Path, keys: tuple[str, str]) -> None:
@@ -85,9 +91,12 @@ def withdraw(folder: Path, name: str, node: int, address: str) -> None:
 def address_of(folder: Path, name: str, node: int) -> str | None:
     """Where a node's records are served; None where nobody has said so."""
     try:
-        return str(json.loads(_place(folder, name, node).read_text())["address"])
-    except (OSError, ValueError, KeyError):
+        found = json.loads(read_own(_place(folder, name, node), _MOST_NBYTES, is_private=False))
+        address = found["address"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    is_one = isinstance(address, str) and address.startswith("tcp://")
+    return address if is_one else None
 
 
 def _place(folder: Path, name: str, node: int) -> Path:

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.arena import arena_path
+from msdata.cache.arena import arena_path, word
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
+from msdata.cache.listen import listen_address
 from msdata.cache.metrics import (
     METRICS_S,
+    remove_metrics,
     remove_stale_metrics,
     service_families,
     write_metrics,
 )
+from msdata.cache.own_file import make_folder, open_own
 from msdata.cache.rendezvous import announce, job_keys, withdraw
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
@@ -52,15 +54,16 @@ class NodeService:
     """Serves all arenas of one job and split on this node; a context manager.
 
     Args:
-        config: `job`, `peers_dir`, `shm_dir`, `ssd_dir` and `metrics_dir` count; sizes are the
-            arenas'.
+        config: `job`, `peers_dir`, `listen`, `shm_dir`, `ssd_dir` and `metrics_dir` count; sizes
+            are the arenas'.
         split: the data.
         make_reader: gives a function that reads one record from storage.
-        host: name or address under which other nodes reach this one; None takes its name.
+        host: name or address under which other nodes reach this one; None takes that at which it
+            listens.
         is_encrypted: records leave this node encrypted, more slowly.
 
     Raises:
-        UsageError: there is no `peers_dir`.
+        UsageError: there is no `peers_dir`, or `listen` is nothing of this machine's.
         MissingPackageError: pyzmq is absent.
         StorageError: the folder of the peers cannot be used.
     """
@@ -80,7 +83,7 @@ class NodeService:
         self._folder = config.peers_dir
         self._split = split
         self._make_reader = make_reader
-        self._host = host
+        self._place, self._told = listen_address(config.listen, host)
         self._is_encrypted = is_encrypted
         self._keys = job_keys(self._folder, make_keys)
         self._served: dict[Path, _Served] = {}
@@ -108,7 +111,7 @@ class NodeService:
                 self._refused[path] = str(error)
 
     def _join(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_own(path, os.O_RDONLY)
         try:
             header = read_header(fd)
         finally:
@@ -128,7 +131,11 @@ class NodeService:
         client = CacheClient(config, self._split, header.node, None, self._make_reader())
         inode = os.fstat(client.tiers[LOCAL].slots.fd).st_ino
         server = ZmqServer(
-            partial(records_of, client), self._keys, self._host, is_encrypted=self._is_encrypted
+            partial(records_of, client),
+            self._keys,
+            self._told,
+            listen=self._place,
+            is_encrypted=self._is_encrypted,
         )
         self._served[path] = _Served(client, server, header.node, inode)
         try:
@@ -145,8 +152,7 @@ class NodeService:
         served.server.close()
         served.client.close()
         if self._config.metrics_dir is not None:
-            with suppress(OSError):
-                self._metrics_path(self._config.metrics_dir, served.node).unlink()
+            remove_metrics(self._metrics_path(self._config.metrics_dir, served.node))
 
     def stats(self) -> dict[int, dict[str, Any]]:
         """By number of node: what `CacheClient.stats` says of the cache, and `served`."""
@@ -162,7 +168,7 @@ class NodeService:
             return
         self._metrics_due_s = time.monotonic() + METRICS_S
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             remove_stale_metrics(folder)
             for node, stats in self.stats().items():
                 labels = {"run": self._config.job, "split": self._split.name, "node": node}
@@ -176,7 +182,8 @@ class NodeService:
             LOG.warning("counters are not written: %s", error)
 
     def _metrics_path(self, folder: Path, node: int) -> Path:
-        return folder / f"msdata-{self._config.job}-{self._split.name}-service{node}.prom"
+        names = f"{word(self._config.job or '')}-{word(self._split.name)}"
+        return folder / f"msdata-{names}-service{node}.prom"
 
     def close(self) -> None:
         """Leaves all arenas."""
@@ -220,6 +227,6 @@ def _record(client: CacheClient, source: int, slot: int) -> Any | None:
 
 def _inode(path: Path) -> int | None:
     try:
-        return path.stat().st_ino
+        return path.lstat().st_ino
     except OSError:
         return None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -20,17 +19,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msdata.atomic_file import storage_error
+from msdata.cache.own_file import open_own
 from msdata.errors import StorageError
 
 # Making a file takes milliseconds; whoever holds it exclusively for longer is stuck.
 _JOIN_TIMEOUT_S = 10.0
 _POLL_S = 0.005
-_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 # struct flock of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
 
 
-def join(path: Path, fits: Callable[[int, bool], bool], build: Callable[[int], None]) -> int:
+def join(
+    path: Path,
+    fits: Callable[[int, bool], bool],
+    build: Callable[[int], None],
+    *,
+    dir_fd: int | None = None,
+) -> int:
     """Opens a shared file as one of its users, making it where there is none that fits.
 
     Args:
@@ -39,6 +44,7 @@ def join(path: Path, fits: Callable[[int, bool], bool], build: Callable[[int], N
             can be used as it is.
         build: given the descriptor of an empty file, writes what `fits` accepts. Nobody else can
             join meanwhile.
+        dir_fd: the file's folder, opened before; None goes by the path.
 
     Returns:
         The file's descriptor; `leave` takes it.
@@ -50,9 +56,8 @@ def join(path: Path, fits: Callable[[int, bool], bool], build: Callable[[int], N
     deadline = time.monotonic() + _JOIN_TIMEOUT_S
     try:
         while time.monotonic() < deadline:
-            fd = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+            fd = open_own(path, os.O_RDWR | os.O_CREAT, dir_fd=dir_fd)
             try:
-                _check_is_ours(fd, path)
                 if _join_open(fd, path, fits, build):
                     return fd
             except BaseException:
@@ -82,7 +87,8 @@ def _join_open(
                 build(fd)
             except BaseException:
                 with suppress(OSError):
-                    path.unlink()
+                    if _is_named(fd, path):
+                        path.unlink()
                 raise
     if not try_flock(fd, fcntl.LOCK_SH) or not os.fstat(fd).st_nlink:
         return False
@@ -92,14 +98,6 @@ def _join_open(
             "version of msdata"
         )
     return True
-
-
-def _check_is_ours(fd: int, path: Path) -> None:
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        raise StorageError(f"cannot share {path}: it belongs to another user, or is no file")
-    if found.st_mode & 0o077:
-        raise StorageError(f"cannot share {path}: others may open it; remove it")
 
 
 def try_flock(fd: int, operation: int) -> bool:
@@ -145,7 +143,7 @@ def remove_if_last(fd: int, path: Path, joined_pid: int) -> None:
 def _is_named(fd: int, path: Path) -> bool:
     """Whether the name still means this file."""
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:
         return False
 
@@ -153,11 +151,10 @@ def _is_named(fd: int, path: Path) -> bool:
 def remove_if_unused(path: Path) -> bool:
     """Removes a file that has no user; says whether it did."""
     try:
-        fd = os.open(path, _FLAGS)
+        fd = open_own(path, os.O_RDWR)
     except OSError:
         return False
     try:
-        _check_is_ours(fd, path)
         if not try_flock(fd, fcntl.LOCK_EX) or not _is_named(fd, path):
             return False
         path.unlink()
@@ -171,7 +168,7 @@ def remove_if_unused(path: Path) -> bool:
 def is_used(path: Path) -> bool:
     """Whether a process uses a file."""
     try:
-        fd = os.open(path, _FLAGS)
+        fd = open_own(path, os.O_RDONLY)
     except OSError:
         return False
     try:

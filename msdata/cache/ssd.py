@@ -4,6 +4,9 @@ A manifest beside it says what it holds, readable for people and checked before 
 it. Where that job has other capacities, or this node another number, the shards that both jobs want
 here stay; contents of another version of the data are never used. Disks lose what was not written
 through before a power cut, so every record read from here is held against the index's checksum.
+
+The disk may be shared with other users, who can guess the folder's name: it is used only if it is
+this user's and closed to others, by the descriptor that was checked.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from msdata.atomic_file import write_whole
-from msdata.cache.arena import SERVED, SSD_TIER
+from msdata.cache.arena import SERVED, SSD_TIER, word
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
+from msdata.cache.own_file import make_folder, open_own_folder
 from msdata.cache.reorder import reorder
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
@@ -31,8 +35,8 @@ def ssd_folder(config: CacheConfig, split: CachedSplit, node: int) -> Path:
     assert config.ssd_dir is not None
     is_pretended = config.node not in (None, SERVED)
     # Pretended nodes share one disk; on real ones the number may change from job to job.
-    place = f"-{config.node}-n{node}" if is_pretended else ""
-    name = f"msdata-{os.geteuid()}-{split.fingerprint}-{split.name}{place}"
+    place = f"-{word(config.node or '')}-n{node}" if is_pretended else ""
+    name = f"msdata-{os.geteuid()}-{word(split.fingerprint)}-{word(split.name)}{place}"
     return config.ssd_dir / name
 
 
@@ -64,7 +68,6 @@ class SsdTier:
         planned: tuple[tuple[int, int], Owners],
     ) -> None:
         self.path = ssd_folder(config, split, node)
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         planned_nbytes, owners = planned
         # Room is asked for by whoever makes the file; `most_nbytes` plays no part in what fits.
         wanted = Header(
@@ -88,16 +91,21 @@ class SsdTier:
             if is_alone and not _same(header, wanted):
                 # Of the same data for other capacities or another node: most of it is of use.
                 made = self._header(fd, wanted, config.ssd_nbytes)
-                _write_manifest(self.path, reorder(fd, made, split, owners))
+                _write_manifest(folder_fd, reorder(fd, made, split, owners))
                 return True
             return _same(header, wanted)
 
         def make(fd: int) -> None:
             made = self._header(fd, wanted, config.ssd_nbytes)
             build(fd, made, split, owners)
-            _write_manifest(self.path, made)
+            _write_manifest(folder_fd, made)
 
-        self._fd = join(self.path / _RECORDS, fits, make)
+        make_folder(self.path.parent)
+        folder_fd = open_own_folder(self.path)
+        try:
+            self._fd = join(self.path / _RECORDS, fits, make, dir_fd=folder_fd)
+        finally:
+            os.close(folder_fd)
         self._pid = os.getpid()
         try:
             self.slots = SlotFile(self._fd, is_mapped=False)
@@ -142,6 +150,7 @@ def _room(folder: Path, asked_nbytes: int) -> int:
     return min(asked_nbytes, max(0, file_system.f_bavail * file_system.f_frsize - spare))
 
 
-def _write_manifest(folder: Path, header: Header) -> None:
+def _write_manifest(folder_fd: int, header: Header) -> None:
     content = {"records": _RECORDS, **vars(header)}
+    folder = Path(f"/proc/self/fd/{folder_fd}")
     write_whole(folder / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")

@@ -74,21 +74,27 @@ class Tier:
             parts: the record in pieces, uint8 arrays.
 
         Returns:
-            Whether the slot holds the sample now.
+            False where the record is known to be corrupt: its checksum differs from the index's.
+            Nothing is computed, and True returned, where the record is not to be written.
         """
         if not self.is_writable or self.slots.state(slot) == READY:
-            return self.is_writable
+            return True
         checksum = int(self._checksums[sample])
         if crc32c_of_parts(parts) != checksum:
-            # A fault of the storage: the caller sees it as without a cache; here it must not stay.
             with self._lock:
                 self.num_refused += 1
+                is_first = self.num_refused == 1
+            if is_first:
+                LOG.warning(
+                    "%s: sample %d was read from storage with another checksum than the index's; "
+                    "it is not cached, and read again before it is used, as all others like this",
+                    *(self.path, sample),
+                )
             return False
         try:
             self.slots.publish(slot, sample, checksum, parts)
         except OSError as error:
             self._stop_writing(error)
-            return False
         return True
 
     def is_sound(self, slot: int, sample: int, parts: Sequence[Any]) -> bool:

@@ -8,7 +8,6 @@ records themselves over CURVE, at a third of the rate.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +18,7 @@ import numpy as np
 
 from msdata.cache.bulk import BulkLink, Session, new_session
 from msdata.cache.bulk_server import BulkServer
+from msdata.cache.listen import listen_address
 from msdata.cache.peer_links import PAUSE_S, TIMEOUT_S, Link, PeerLinks
 from msdata.cache.transport import IsSound, Lookup
 from msdata.checksum import copy_crc32c
@@ -30,6 +30,12 @@ _HEARTBEAT_MS = 1000
 _SESSION, _RECORDS = b"session", b"records"
 # A session is a rank's with a server, for as long as both live.
 _MOST_SESSIONS = 1 << 16
+# ZeroMQ takes frames of any size into memory, also before it knows whose they are. A request has
+# 8 bytes a sample; an answer has records, none of which is larger than this by itself.
+_MOST_REQUEST_NBYTES = 1 << 20
+_MOST_RECORD_NBYTES = 256 << 20
+# What a stranger has to prove that it knows the key.
+_HANDSHAKE_MS = 5000
 
 
 def _zmq() -> Any:
@@ -59,11 +65,14 @@ class ZmqServer:
     Args:
         lookup: gives the records.
         keys: the job's.
-        host: name or address under which other nodes reach this one; None takes its name.
+        host: name or address under which other nodes reach this one; None takes that at which it
+            listens.
+        listen: address or interface to listen at, see `listen_address`.
         is_encrypted: records go over CURVE too.
 
     Raises:
         MissingPackageError: pyzmq is absent.
+        UsageError: `listen` is nothing of this machine's.
     """
 
     def __init__(
@@ -72,13 +81,15 @@ class ZmqServer:
         keys: tuple[str, str],
         host: str | None = None,
         *,
+        listen: str | None = None,
         is_encrypted: bool = False,
     ) -> None:
         zmq = _zmq()
+        place, told = listen_address(listen, host)
         self._lookup = lookup
         self._public = zmq.utils.z85.decode(keys[0])
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
-        self._bulk = None if is_encrypted else BulkServer(lookup, self._secret_of)
+        self._bulk = None if is_encrypted else BulkServer(lookup, self._secret_of, place)
         self._num_samples = self._nbytes = 0
         self._context = zmq.Context()
         # Whom to admit is asked over this socket, by ZeroMQ itself (ZAP, RFC 27).
@@ -90,8 +101,10 @@ class ZmqServer:
         self._socket.zap_domain = b"msdata"
         self._socket.linger = 0
         self._socket.heartbeat_ivl = _HEARTBEAT_MS
-        port = self._socket.bind_to_random_port("tcp://*")
-        self._address = f"tcp://{host or socket.gethostname()}:{port}"
+        self._socket.maxmsgsize = _MOST_REQUEST_NBYTES
+        self._socket.handshake_ivl = _HANDSHAKE_MS
+        port = self._socket.bind_to_random_port(f"tcp://{place}")
+        self._address = f"tcp://{told}:{port}"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="msdata-cache-serve", daemon=True)
         self._thread.start()
@@ -246,6 +259,7 @@ class _ControlLink:
         self._socket.curve_secretkey = secret
         self._socket.linger = 0
         self._socket.heartbeat_ivl = _HEARTBEAT_MS
+        self._socket.maxmsgsize = _MOST_RECORD_NBYTES
         self._socket.sndtimeo = int(timeout_s * 1000)
         self._socket.connect(address)
         self._number = 0

@@ -66,8 +66,12 @@ class Band:
     tilt_deg: float = 0.0
 
 
-def fits_planes(content: bytes) -> list[Plane]:
+def fits_planes(content: bytes, most_nbytes: int) -> list[Plane]:
     """The images of a FITS answer.
+
+    Args:
+        content: the answer.
+        most_nbytes: of it unpacked; a few bytes can stand for gigabytes.
 
     Raises:
         RefusedError: it is a text that says there is none.
@@ -78,7 +82,7 @@ def fits_planes(content: bytes) -> list[Plane]:
         kind = RefusedError if _FINAL_TEXTS.search(text) else SpoiledError
         raise kind(f"it sent no FITS but the text {text!r}")
     try:
-        return read_planes(content)
+        return read_planes(content, most_nbytes)
     except SampleError as error:
         raise SpoiledError(f"its FITS cannot be used: {error}") from error
 

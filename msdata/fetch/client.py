@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msdata import __version__
 from msdata.fetch.backoff import delay_s, retry_after_s
+from msdata.fetch.deadline import Deadline, bounded
 from msdata.fetch.failures import (
     LostError,
     RefusedError,
@@ -65,7 +66,8 @@ class Client:
         self._counting = threading.Lock()
         self._failures_in_a_row = 0
         self._last_answer_s: float | None = None
-        self._session = _new_session(service, contact)
+        self._deadline = Deadline()
+        self._session = _new_session(service, contact, self._deadline)
 
     def get(
         self,
@@ -162,25 +164,32 @@ class Client:
         import requests
 
         url = f"{self.service.base_url.rstrip('/')}/{name}"
-        deadline_s = time.monotonic() + self.service.total_timeout_s
+        total_s = self.service.total_timeout_s
         try:
             with self._connections:
                 with self._limiter.slot():
                     self._count(requests=1)
+                    # From here on, not from when the request began to wait for its turn.
+                    self._deadline.at_s = time.monotonic() + total_s
                     response = self._session.get(
                         url,
                         params=parameters,
                         stream=True,
                         allow_redirects=False,
-                        timeout=(self.service.connect_timeout_s, self.service.read_timeout_s),
+                        timeout=(
+                            min(self.service.connect_timeout_s, total_s),
+                            min(self.service.read_timeout_s, total_s),
+                        ),
                     )
                 with response:
                     _check_status(response)
-                    return self._body(response, max_nbytes, deadline_s)
+                    return self._body(response, max_nbytes)
         except requests.exceptions.RequestException as error:
-            raise UnavailableError(_sentence(error, self.service)) from error
+            if self._deadline.left_s():
+                raise UnavailableError(_sentence(error, self.service)) from error
+            raise UnavailableError(f"the answer was not complete after {total_s:g} s") from error
 
-    def _body(self, response: requests.Response, max_nbytes: int, deadline_s: float) -> bytes:
+    def _body(self, response: requests.Response, max_nbytes: int) -> bytes:
         promised = _content_length(response)
         if promised is not None and promised > max_nbytes:
             raise RefusedError(f"the answer has {promised:,} bytes, more than {max_nbytes:,}")
@@ -191,7 +200,7 @@ class Client:
             self._count(nbytes=len(part))
             if nbytes > max_nbytes:
                 raise RefusedError(f"the answer has more than {max_nbytes:,} bytes")
-            if time.monotonic() > deadline_s:
+            if not self._deadline.left_s():
                 raise UnavailableError(
                     f"the answer was not complete after {self.service.total_timeout_s:g} s"
                 )
@@ -204,13 +213,22 @@ class Client:
         return b"".join(parts)
 
 
-def _new_session(service: Service, contact: str | None) -> requests.Session:
+def _new_session(service: Service, contact: str | None, deadline: Deadline) -> requests.Session:
     import requests
     from requests.adapters import HTTPAdapter
 
+    class BoundedAdapter(HTTPAdapter):
+        """Makes connections that keep the deadline."""
+
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+            pool: Any = super().get_connection_with_tls_context(*args, **options)
+            if "response_class" not in vars(pool.ConnectionCls):
+                pool.ConnectionCls = bounded(pool.ConnectionCls, deadline)
+            return pool
+
     session = requests.Session()
     # No retries inside: each would escape the rate limit.
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=service.connections, max_retries=0)
+    adapter = BoundedAdapter(pool_connections=1, pool_maxsize=service.connections, max_retries=0)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     remark = f" ({contact})" if contact else ""

@@ -47,15 +47,13 @@ class LegacyAdapter:
             "layer": self._layer,
         }
         wanted = Wanted(survey=self.survey, position=position, size=size, centre=(size - 1) / 2)
+        most = max_fits_nbytes(self.survey, size, len(self.survey.bands))
         return client.get(
-            "fits-cutout",
-            query,
-            max_fits_nbytes(self.survey, size, len(self.survey.bands)),
-            lambda content: self._checked(content, wanted),
+            "fits-cutout", query, most, lambda content: self._checked(content, wanted, most)
         )
 
-    def _checked(self, content: bytes, wanted: Wanted) -> Fetched:
-        planes = planes_by_band(fits_planes(content), self.survey, self._words)
+    def _checked(self, content: bytes, wanted: Wanted, most_nbytes: int) -> Fetched:
+        planes = planes_by_band(fits_planes(content, most_nbytes), self.survey, self._words)
         bands: dict[str, Band] = {
             band: band_stamp(planes[band], band, wanted) for band in self.survey.bands
         }

@@ -208,7 +208,7 @@ def _check_one_grid(cuts: Mapping[str, Cut]) -> None:
 
 
 def _checked(band: str, wanted: Wanted, content: bytes) -> tuple[Band, bytes]:
-    planes = fits_planes(content)
+    planes = fits_planes(content, max_fits_nbytes(wanted.survey, wanted.size, 1))
     if len(planes) != 1:
         raise RefusedError(f"band {band}: it sent {len(planes)} images instead of one")
     if planes[0].band != band:

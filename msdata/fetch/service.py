@@ -27,7 +27,8 @@ class Service:
         connections: requests under way at a time.
         connect_timeout_s: for a connection.
         read_timeout_s: of silence.
-        total_timeout_s: for a whole answer, however it trickles.
+        total_timeout_s: for a whole answer from when it is asked for, however it trickles; each
+            of the `tries` has as much.
         tries: of a request before the object is left for a later run.
         backoff_s: mean wait after the first failure; doubled after each.
         max_wait_s: a service that asks to wait longer is left for a later run.

@@ -77,10 +77,11 @@ class UnwiseMeAdapter:
 
     def _of_coadd(self, name: str, files: dict[str, bytes], wanted: Wanted) -> Fetched:
         bands: dict[str, Band] = {}
+        most = max_fits_nbytes(self.survey, wanted.size, 1)
         for band in self.survey.bands:
             if band not in files:
                 raise RefusedError(f"it has no band {band}")
-            planes = fits_planes(files[band])
+            planes = fits_planes(files[band], most)
             if len(planes) != 1 or planes[0].band not in (None, band[-1]):
                 raise RefusedError(f"its file of band {band} holds something else")
             bands[band] = band_stamp(planes[0], band, wanted)

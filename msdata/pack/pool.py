@@ -199,7 +199,7 @@ class WorkerPool:
 
 def _remove_parts(shard: Path) -> None:
     """Removes what a worker left that was killed, or told to end before it could."""
-    # The shard's own, its skeleton's, its DALI index's.
+    # The shard's own, its DALI index's.
     for part in shard.parent.glob(f"{shard.stem}.*{TEMPORARY_SUFFIX}"):
         with suppress(OSError):
             part.unlink()

@@ -4,13 +4,19 @@ Against tar: h5py and every HDF5 tool read them, no headers between samples; the
 an array instead of one a sample. Array bytes are written past the library, at the offsets that it
 reserved: h5py makes the skeleton, `pwrite` fills it, and the loader reads there without HDF5.
 
+The skeleton is made in memory, in a file without a name and with holes for the pixels: h5py ends
+the process by a segmentation fault where it cannot write (h5py 3.16 on a full disk), and locks
+files, which some file systems refuse.
+
 Source: HDF5 File Format Specification 3.0, storage of contiguous and of chunked datasets.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.atomic_file import Temporary, open_temporary, publish, storage_error
+from msdata.atomic_file import open_temporary, publish, storage_error
 from msdata.checksum import crc32c
 from msdata.errors import DataError, MissingPackageError
 from msdata.schema import Schema, Survey
@@ -29,6 +35,8 @@ from msdata.shards.shard import Record, ShardSummary, array_views, metadata_text
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
 _ALIGNMENT = 4096
+# What HDF5 takes for itself of a sample of an array, at most.
+_FRAME_NBYTES = 64
 # Datasets up to this size are held in memory while others move.
 _HELD_BYTES = 1 << 20
 
@@ -63,14 +71,11 @@ class Hdf5ShardWriter:
         self._streams: list[BlockWriter] = []
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
+            with _skeleton(schema, max_samples, (), chunked) as (_, offsets):
+                self._offsets = offsets
             temporary = open_temporary(path)
             self._fd, self._partial = temporary.fd, temporary.path
         except OSError as error:
-            raise storage_error("write", path, error) from error
-        try:
-            self._offsets = _make_skeleton(_open_path(self._fd), schema, max_samples, (), chunked)
-        except OSError as error:
-            self.abort()
             raise storage_error("write", path, error) from error
         # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
         self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
@@ -86,30 +91,20 @@ class Hdf5ShardWriter:
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
-        made: Temporary | None = None
         try:
-            made = open_temporary(self._path.with_name(f"{self._path.name}.skeleton"))
-            skeleton = _open_path(made.fd)
             for stream in self._streams:
                 stream.flush()
-            offsets = _make_skeleton(
-                skeleton, self._schema, len(self._records), self._records, self._chunked
-            )
-            sizes = [a.nbytes for a in self._schema.arrays]
-            _move_down(self._fd, self._offsets[: len(offsets)], offsets, sizes)
-            nbytes = skeleton.stat().st_size
-            os.ftruncate(self._fd, nbytes)
-            frame_crc = _copy_frame(skeleton, self._fd, frame_ranges(offsets, sizes, nbytes))
+            count, sizes = len(self._records), [a.nbytes for a in self._schema.arrays]
+            with _skeleton(self._schema, count, self._records, self._chunked) as (frame, offsets):
+                _move_down(self._fd, self._offsets[:count], offsets, sizes)
+                nbytes = os.fstat(frame).st_size
+                os.ftruncate(self._fd, nbytes)
+                frame_crc = _copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
             os.fsync(self._fd)
             publish(self._partial, self._path)
             self._close()
         except OSError as error:
             raise storage_error("write", self._path, error) from error
-        finally:
-            if made is not None:
-                with suppress(OSError):
-                    made.path.unlink()
-                os.close(made.fd)
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
     def abort(self) -> None:
@@ -128,9 +123,45 @@ class Hdf5ShardWriter:
             os.close(fd)
 
 
-def _open_path(fd: int) -> Path:
-    """A path to a file that is open already: h5py opens by name, and a name may have changed."""
-    return Path(f"/proc/self/fd/{fd}")
+@contextmanager
+def _skeleton(
+    schema: Schema,
+    num_samples: int,
+    records: Sequence[tuple[str, dict[str, Any]]],
+    chunked: bool,
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """A shard without pixels, in memory; and the offsets (samples, arrays) reserved for them.
+
+    Yields:
+        Descriptor and offsets.
+
+    Raises:
+        OSError: the system refused.
+    """
+    _check_limit(schema, num_samples, records)
+    fd = os.memfd_create("msdata-skeleton", os.MFD_CLOEXEC)
+    try:
+        yield fd, _make_skeleton(Path(f"/proc/self/fd/{fd}"), schema, num_samples, records, chunked)
+    finally:
+        os.close(fd)
+
+
+def _check_limit(
+    schema: Schema, num_samples: int, records: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
+    """Refuses what gets larger than a file may be, since h5py does not survive to be told so."""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most == resource.RLIM_INFINITY:
+        return
+    wanted = num_samples * (schema.sample_nbytes + _FRAME_NBYTES * len(schema.arrays))
+    if records:
+        # Texts are as long as the longest; two of them, and a number for each label.
+        wanted += num_samples * max(
+            len(metadata_text(metadata)) + len(name.encode()) + 8 * len(metadata)
+            for name, metadata in records
+        )
+    if wanted + _FRAME_NBYTES * 1024 > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def _make_skeleton(
@@ -140,11 +171,6 @@ def _make_skeleton(
     records: Sequence[tuple[str, dict[str, Any]]],
     chunked: bool,
 ) -> NDArray[np.int64]:
-    """Writes a shard without pixels; returns the offsets (samples, arrays) reserved for them.
-
-    Raises:
-        OSError: the file system refused.
-    """
     h5py = _h5py()
     # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
     with (
@@ -152,7 +178,8 @@ def _make_skeleton(
         h5py.File(
             path,
             "w",
-            # The temporary file is locked as it is, and some file systems have no locks.
+            # Lays out as the usual driver, which does not take files without a name.
+            driver="stdio",
             locking=False,
             libver=("v110", "v110"),
             track_order=False,
@@ -290,15 +317,13 @@ def _move_down(
         pwrite_all(fd, [content], target)
 
 
-def _copy_frame(skeleton: Path, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
+def _copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
     """Copies what is not pixels from the skeleton into the shard; returns its CRC32C."""
     crc = 0
-    with skeleton.open("rb") as file:
-        for start, stop in ranges:
-            file.seek(start)
-            while start < stop:
-                piece = file.read(min(_COPY_BYTES, stop - start))
-                crc = crc32c(piece, crc)
-                pwrite_all(fd, [piece], start)
-                start += len(piece)
+    for start, stop in ranges:
+        while start < stop:
+            piece = os.pread(skeleton, min(_COPY_BYTES, stop - start), start)
+            crc = crc32c(piece, crc)
+            pwrite_all(fd, [piece], start)
+            start += len(piece)
     return crc

@@ -118,40 +118,41 @@ class Plane:
     photometry: Photometry
 
 
-def read_planes(content: bytes) -> list[Plane]:
+def read_planes(content: bytes, most_nbytes: int = MAX_NBYTES) -> list[Plane]:
     """The planes of all images in a FITS file, compressed or not, in their order.
 
     Args:
         content: the whole file; also compressed by gzip, or with compressed images inside.
+        most_nbytes: unpacked, neither the file nor an image may be larger.
 
     Raises:
         SampleError: it is no FITS, truncated, has no image, or no position on the sky.
     """
     if content[:2] == b"\x1f\x8b":
-        content = _unzip(content)
+        content = _unzip(content, most_nbytes)
     if content[:9] != b"SIMPLE  =":
         text = content[:60].decode("ascii", "replace").strip()
         raise SampleError(f"it is no FITS file; it begins with {text!r}")
     with _PARSING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        planes = _parse(content)
+        planes = _parse(content, most_nbytes)
     if not planes:
         raise SampleError("it holds no image, only headers")
     return planes
 
 
-def _unzip(content: bytes) -> bytes:
+def _unzip(content: bytes, most_nbytes: int) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(MAX_NBYTES + 1)
+            unpacked = file.read(most_nbytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SampleError(f"its gzip stream is broken: {error}") from error
-    if len(unpacked) > MAX_NBYTES:
-        raise SampleError(f"unpacked it has more than {MAX_NBYTES >> 20} MiB")
+    if len(unpacked) > most_nbytes:
+        raise SampleError(f"unpacked it has more than {most_nbytes:,} bytes")
     return unpacked
 
 
-def _parse(content: bytes) -> list[Plane]:
+def _parse(content: bytes, most_nbytes: int) -> list[Plane]:
     from astropy.io import fits
 
     planes: list[Plane] = []
@@ -160,6 +161,7 @@ def _parse(content: bytes) -> list[Plane]:
             for hdu in hdus:
                 if not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU):
                     continue
+                _check_size(hdu.shape, most_nbytes)
                 if hdu.header.get("NAXIS", 0) not in (2, 3) or hdu.data is None:
                     continue
                 planes += _planes_of(hdu.header, hdu.data)
@@ -168,6 +170,13 @@ def _parse(content: bytes) -> list[Plane]:
     except Exception as error:  # astropy raises many kinds on broken files
         raise SampleError(f"it is broken or truncated: {error}") from error
     return planes
+
+
+def _check_size(shape: tuple[int, ...], most_nbytes: int) -> None:
+    """A compressed image of a few kilobytes may stand for gigabytes of pixels."""
+    nbytes = 8 * math.prod(shape) if shape else 0
+    if nbytes > most_nbytes:
+        raise SampleError(f"an image of {shape} pixels takes more than {most_nbytes:,} bytes")
 
 
 def _planes_of(header: Any, data: Any) -> list[Plane]:
