@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ from msdata.cache.budget import free_memory
 from msdata.dataset import Split
 from msdata.errors import UsageError
 from msdata.progress import bytes_text
-from msdata.ring import BatchBuffer, make_ring, ring_nbytes
+from msdata.ring import BatchRing, make_ring, ring_nbytes
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
 _NUM_SEEDS = 1 << 63
@@ -60,28 +62,71 @@ def _check_whole(numbers: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} {number!r} is no whole number") from None
 
 
+def check_steps(split: Split, num_steps: int, last: str, batch_size: int, num_ranks: int) -> None:
+    """Says where epochs have no steps.
+
+    Args:
+        split: what to load.
+        num_steps: of an epoch.
+        last: what becomes of an incomplete batch.
+        batch_size: samples a step on each rank.
+        num_ranks: ranks.
+
+    Raises:
+        UsageError: the whole split is one incomplete batch, which is dropped.
+    """
+    if num_steps:
+        return
+    if not len(split):
+        warnings.warn(
+            f"split {split.name!r} has no samples: its epochs have no steps",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return
+    raise UsageError(
+        f"last={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a global "
+        f"batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks); use a "
+        "smaller batch_size, or last='short' or 'pad'"
+    )
+
+
 def allocate_ring(
-    split: Split, batch_size: int, last: str, num_buffers: int, gaps: Sequence[int] | None
-) -> list[BatchBuffer]:
-    """The ring of `msdata.ring.make_ring`, if it fits into memory.
+    split: Split,
+    batch_size: int,
+    last: str,
+    num_batches: tuple[int, int],
+    gaps: Sequence[int] | None,
+) -> BatchRing:
+    """The ring of a loader, if it fits into memory.
 
     Args:
         split: what to load.
         batch_size: samples a step; of a split that has fewer, only padded batches have as many.
         last: what becomes of an incomplete batch.
-        num_buffers: batches in the ring.
+        num_batches: filled ahead, and held.
         gaps: as `make_ring` takes them.
 
     Raises:
         UsageError: it does not.
     """
     rows = batch_size if last == "pad" else min(batch_size, len(split))
+    num_buffers = sum(num_batches)
     nbytes = ring_nbytes(split.schema, rows, num_buffers)
     free = free_memory()
     # Zero is what a system gives that does not tell.
     if not 0 < free < nbytes:
-        return make_ring(split.schema, rows, num_buffers, gaps)
+        return BatchRing(make_ring(split.schema, rows, num_buffers, gaps), num_batches[1])
     raise UsageError(
         f"{num_buffers} batches of {rows:,} samples take {bytes_text(nbytes)} of memory, and "
         f"{bytes_text(free)} are free; give a smaller batch_size or prefetch, or hold=1"
     )
+
+
+def default_threads() -> int:
+    """Threads that fill batches: one a core this process may use, at least 4, at most 8.
+
+    Eight threads saturate the memory of every node we know of; more only take cores from others.
+    Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
+    """
+    return min(8, max(4, len(os.sched_getaffinity(0))))
