@@ -21,7 +21,7 @@ _NUM_SEEDS = 1 << 63
 def check_options(
     batch_size: int, seed: int, prefetch: int, hold: int, threads: int | None
 ) -> None:
-    """Refuses numbers that make no sense.
+    """Refuses numbers that no loader can have.
 
     Args:
         batch_size: samples a step.
@@ -31,27 +31,23 @@ def check_options(
         threads: that fill batches; None for the default.
 
     Raises:
-        UsageError: one of them is no whole number or out of range.
+        UsageError: one of them is not an integer, or out of range.
     """
     numbers = {"batch_size": batch_size, "seed": seed, "prefetch": prefetch, "hold": hold}
     _check_whole(numbers if threads is None else {**numbers, "threads": threads})
-    if batch_size < 1:
-        raise UsageError(f"batch_size {batch_size} is empty; give at least 1")
     if not 0 <= seed < _NUM_SEEDS:
-        raise UsageError(f"seed {seed} is out of range; give 0 to 2**63 - 1")
-    if prefetch < 1:
-        raise UsageError(f"prefetch {prefetch}: at least one batch has to be filled ahead")
-    if hold < 1:
-        raise UsageError(f"hold {hold}: at least the batch that was handed out has to stay valid")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads}: at least one has to fill batches")
+        raise UsageError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    counts = {"batch_size": batch_size, "prefetch": prefetch, "hold": hold, "threads": threads}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"{name} must be at least 1, got {count}")
 
 
 def check_epoch(epoch: int) -> None:
     """Raises UsageError where there is no such epoch."""
     _check_whole({"epoch": epoch})
     if epoch < 0:
-        raise UsageError(f"epoch {epoch} is negative; epochs count from 0")
+        raise UsageError(f"epoch must be at least 0, got {epoch}")
 
 
 def _check_whole(numbers: Mapping[str, Any]) -> None:
@@ -59,7 +55,9 @@ def _check_whole(numbers: Mapping[str, Any]) -> None:
         try:
             operator.index(number)
         except TypeError:
-            raise UsageError(f"{name} {number!r} is no whole number") from None
+            raise UsageError(f"{name} must be an integer, got {number!r}") from None
+        if isinstance(number, bool):
+            raise UsageError(f"{name} must be an integer, got {number}")
 
 
 def check_steps(split: Split, num_steps: int, last: str, batch_size: int, num_ranks: int) -> None:

@@ -6,10 +6,12 @@ import itertools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import loading
 import numpy as np
 import pytest
+import torch
 
 import msdata
 import msdata.fill
@@ -179,6 +181,58 @@ def test_all_layouts_give_the_same_batches(tiny_source: Path, packed: Packed) ->
     loading.assert_equal_batches(epochs[0], epochs[2])
 
 
+@pytest.mark.parametrize("hold", [None, 1, 2, 5])
+def test_a_batch_that_is_overwritten_while_in_use_is_told_of_once(split, hold) -> None:
+    with msdata.Loader(split, 10, prefetch=2, hold=hold) as loader:
+        with pytest.warns(
+            RuntimeWarning, match=r"overwritten while its arrays are still.*copy=Tru"
+        ):
+            kept = list(loader)
+        # All but those that are still valid, and the one that would be looked at next.
+        assert loader.stats()["overwritten_batches"] == len(kept) - (hold or 3) - 1
+        list(loading.run_epoch(loader))
+
+
+def _crop(batch: dict) -> np.ndarray:
+    return batch["image"][:, :1]
+
+
+def _tensor(batch: dict) -> Any:
+    return torch.from_numpy(batch["spectrum"])[2:]
+
+
+@pytest.mark.parametrize("view", [_crop, _tensor, lambda b: memoryview(b["image"])])
+def test_a_view_of_one_array_is_a_batch_in_use(split, view) -> None:
+    with msdata.Loader(split, 10) as loader:
+        with pytest.warns(RuntimeWarning, match="overwritten while its arrays are still in use"):
+            kept = [view(batch) for batch in loader]
+        assert loader.stats()["overwritten_batches"] == len(kept) - 5
+
+
+@pytest.mark.parametrize("hold", [None, 1, 2])
+def test_batches_used_one_after_the_other_are_not_told_of(split, hold) -> None:
+    labels = []
+    with msdata.Loader(split, 10, hold=hold) as loader:
+        for number, batch in itertools.chain.from_iterable(enumerate(loader) for _ in range(2)):
+            labels.append((number, batch["redshift"], batch["image"].sum()))
+        assert loader.stats()["overwritten_batches"] == 0
+    assert len(labels) == 60
+
+
+@pytest.mark.parametrize("cache", [None, msdata.CacheConfig(memory_gib=0.01)])
+def test_copied_batches_may_all_be_kept(split, cache) -> None:
+    with msdata.Loader(split, 16, copy=True, cache=cache) as loader:
+        kept = [batch for _ in range(3) for batch in loader]
+        assert loader.stats()["overwritten_batches"] == 0
+        ring = loader.ring_nbytes
+    for batch in kept:
+        loading.assert_true_to_source(batch)
+    with msdata.Loader(split, 16) as wanted:
+        epochs = [batch for _ in range(3) for batch in loading.run_epoch(wanted)]
+        loading.assert_equal_batches(kept, epochs)
+        assert ring < wanted.ring_nbytes
+
+
 def test_seeds_give_different_orders(split) -> None:
     orders = set()
     for seed in range(4):
@@ -234,18 +288,25 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch_size": 0}, "batch_size 0 is empty"),
-        ({"prefetch": 0}, "prefetch 0"),
-        ({"hold": 0}, "hold 0: at least the batch that was handed out"),
-        ({"threads": 0}, "threads 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
+        ({"hold": 0}, "hold must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"batch_size": True}, "batch_size must be an integer, got True"),
+        ({"batch_size": 1.5}, r"batch_size must be an integer, got 1\.5"),
+        ({"weights": np.ones(299)}, r"weights of shape \(299,\) are not one for each of the 300"),
+        ({"weights": np.full(300, np.nan)}, "300 weights are negative or no number"),
+        ({"weights": -np.ones(300)}, "300 weights are negative or no number"),
+        ({"weights": np.zeros(300)}, "all weights are 0"),
+        ({"weights": np.ones(300), "policy": "block"}, "policy 'block'"),
         ({"cache": "ssd"}, "neither None, 'auto' nor a CacheConfig"),
         ({"policy": "locality"}, "policy 'locality' deals samples to the nodes that cache them"),
         ({"last": "keep"}, "last='keep' is unknown"),
         ({"columns": ["colour"]}, "has no column colour; it has sample_id"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": 1 << 64}, "seed 18446744073709551616 is out of range"),
-        ({"seed": 0.5}, "seed 0.5 is no whole number"),
-        ({"batch_size": "8"}, "batch_size '8' is no whole number"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
+        ({"seed": 1 << 64}, "seed must be from 0 to .*, got 18446744073709551616"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
+        ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
         ({"batch_size": 10**9, "last": "pad"}, "7 batches of 1,000,000,000 samples take .* are fr"),
         ({"policy": "block", "buffer_samples": 0}, "buffer of 0 samples"),
     ],
@@ -259,9 +320,9 @@ def test_an_option_that_makes_no_sense_is_refused_when_the_loader_is_made(
 
 def test_an_epoch_that_is_none_is_refused(split) -> None:
     with msdata.Loader(split) as loader:
-        with pytest.raises(UsageError, match="epoch -1 is negative"):
+        with pytest.raises(UsageError, match="epoch must be at least 0, got -1"):
             loader.set_epoch(-1)
-        with pytest.raises(UsageError, match=r"epoch 1\.5 is no whole number"):
+        with pytest.raises(UsageError, match=r"epoch must be an integer, got 1\.5"):
             loader.set_epoch(1.5)
 
 
