@@ -250,7 +250,7 @@ class Loader:
             self._stats.wait_s += time.perf_counter() - started_s
         if filling.error is not None:
             self._cancel()
-            raise filling.error
+            filling.raise_error()
         self._in_flight.popleft()
         self._ring.hold(filling.buffer)
         self._position = step.end

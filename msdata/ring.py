@@ -217,8 +217,9 @@ class BatchRing:
 
     def _warn(self) -> None:
         warnings.warn(
-            f"a batch is overwritten while its arrays are still in use: only the last {self._hold} "
-            "stay valid; make the loader with copy=True to keep batches, or copy what is kept",
+            "a batch was overwritten while a variable or a list still refers to its arrays: only "
+            f"the last {self._hold} stay valid; to keep batches make the loader with copy=True, or "
+            "copy what is kept",
             RuntimeWarning,
             stacklevel=4,
         )
