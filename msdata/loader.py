@@ -108,18 +108,18 @@ class Loader:
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
-        # To make it again where it is unpickled.
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         hold = (1 if copy else prefetch + 1) if hold is None else hold
         check_options(batch_size, seed, prefetch, hold, threads)
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
-        self._split = split
-        self._sample_nbytes = split.schema.sample_nbytes
+        self._split, self._sample_nbytes = split, split.schema.sample_nbytes
         # A hash over all shards' entries: milliseconds, which a state is not worth at every step.
         self._fingerprint = split.dataset.manifest.fingerprint
         topology = from_env() if topology is None else topology
         self._arguments |= {"topology": topology, "weights": weights}
+        check_steps(split, batch_size, last, topology.num_ranks)
+        self._columns = BatchColumns(split, columns)
         self._cache = open_node_cache(split, cache, topology, needs_owners=policy == "locality")
         self._planner = StepPlanner(
             policy=policy,
@@ -132,20 +132,16 @@ class Loader:
             owner_of_shard=self._cache.owner_of_shard,
             weights=weights,
         )
-        check_steps(split, self._planner.num_steps, last, batch_size, topology.num_ranks)
-        self._columns = BatchColumns(split, columns)
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
         self._ring = allocate_ring(split, batch_size, last, (prefetch, hold), self._storage.gaps)
-        self._copies = copy
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         # The epoch of the last batches in flight, if it is not the one under way, and how many.
-        self._crosses_epochs = across_epochs and cache is None
+        self._crosses_epochs, self._copies = across_epochs and cache is None, copy
         self._ahead_epoch, self._num_ahead = -1, 0
         self._epoch = self._position = self._resume_at = 0
         # Counts iterations: an older one must not take the batches of the newest.
-        self._iteration = 0
-        self._pid = os.getpid()
+        self._iteration, self._pid = 0, os.getpid()
         self._stats = EpochCounters()
         # Last of all: whatever fails above leaves no threads behind.
         self._pool = FillPool(threads or default_threads(), self._reader)

@@ -11,6 +11,7 @@ from typing import Any
 from msdata.cache.budget import free_memory
 from msdata.dataset import Split
 from msdata.errors import UsageError
+from msdata.plan.order import num_steps
 from msdata.progress import bytes_text
 from msdata.ring import BatchRing, make_ring, ring_nbytes
 
@@ -60,20 +61,19 @@ def _check_whole(numbers: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} must be an integer, got {number}")
 
 
-def check_steps(split: Split, num_steps: int, last: str, batch_size: int, num_ranks: int) -> None:
+def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> None:
     """Says where epochs have no steps.
 
     Args:
         split: what to load.
-        num_steps: of an epoch.
-        last: what becomes of an incomplete batch.
         batch_size: samples a step on each rank.
+        last: what becomes of an incomplete batch.
         num_ranks: ranks.
 
     Raises:
         UsageError: the whole split is one incomplete batch, which is dropped.
     """
-    if num_steps:
+    if num_steps(len(split), batch_size * num_ranks, last):
         return
     if not len(split):
         warnings.warn(
