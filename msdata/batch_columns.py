@@ -136,8 +136,7 @@ class BatchColumns:
 def _checked_names(split: Split, columns: Sequence[str] | None) -> list[str]:
     if columns is None:
         columns = [c for c in DEFAULT_COLUMNS if c in split.dataset.columns]
-    if isinstance(columns, str):
-        raise UsageError(f"columns must be a list of names, got {columns!r}; give [{columns!r}]")
+    split.check_columns(columns)
     for name in columns:
         if name in BATCH_NAMES:
             raise UsageError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,7 +215,19 @@ class Split:
         Raises:
             UsageError: there is no such column.
         """
+        if columns is not None:
+            self.check_columns(columns)
         return self._index.read(self.name, self._index.column_names if columns is None else columns)
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises UsageError unless these are names of the index's columns, in a list."""
+        if isinstance(columns, str):
+            raise UsageError(
+                f"columns must be a list of names, got {columns!r}; give [{columns!r}]"
+            )
+        if not isinstance(columns, Iterable) or any(not isinstance(c, str) for c in columns):
+            raise UsageError(f"columns must be a list of names, got {columns!r}")
+        self._index.check_columns(columns)
 
     def numbers(self, column: str, dtype: Any = np.float64) -> NDArray[Any]:
         """One column of numbers as an array (samples,); null becomes NaN.

@@ -26,9 +26,9 @@ from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
 from msdata.loader_options import (
     allocate_ring,
-    check_epoch,
-    check_options,
     check_steps,
+    checked_epoch,
+    checked_sizes,
     default_threads,
 )
 from msdata.loader_state import LoaderState
@@ -109,8 +109,7 @@ class Loader:
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        hold = (1 if copy else prefetch + 1) if hold is None else hold
-        check_options(batch_size, seed, prefetch, hold, threads)
+        batch_size, prefetch, hold = checked_sizes(self._arguments)
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
@@ -123,9 +122,9 @@ class Loader:
         self._cache = open_node_cache(split, cache, topology, needs_owners=policy == "locality")
         self._planner = StepPlanner(
             policy=policy,
-            seed=seed,
+            seed=int(seed),
             shard_sizes=split.shard_sizes,
-            buffer_samples=buffer_samples,
+            buffer_samples=int(buffer_samples),
             batch_size=batch_size,
             topology=topology,
             last=last,
@@ -276,7 +275,7 @@ class Loader:
 
         A position that `load_state_dict` set stays if it is of this epoch.
         """
-        check_epoch(epoch)
+        epoch = checked_epoch(epoch)
         if epoch != self._epoch or (self._is_over(self._position) and not self._resume_at):
             self._epoch, self._position, self._resume_at = epoch, 0, 0
 

@@ -14,51 +14,65 @@ from msdata.errors import UsageError
 from msdata.plan.order import num_steps
 from msdata.progress import bytes_text
 from msdata.ring import BatchRing, make_ring, ring_nbytes
+from msdata.topology import Topology
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
 _NUM_SEEDS = 1 << 63
 
 
-def check_options(
-    batch_size: int, seed: int, prefetch: int, hold: int, threads: int | None
-) -> None:
-    """Refuses numbers that no loader can have.
+def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Refuses arguments that no loader can have.
 
     Args:
-        batch_size: samples a step.
-        seed: of the orders.
-        prefetch: batches filled ahead.
-        hold: batches that stay valid.
-        threads: that fill batches; None for the default.
+        given: the arguments of `Loader`, by name.
+
+    Returns:
+        Batch size, prefetch and hold; plain, for NumPy's integers overflow and JSON has none.
 
     Raises:
-        UsageError: one of them is not an integer, or out of range.
+        UsageError: one of them is of another type, or out of range.
     """
-    numbers = {"batch_size": batch_size, "seed": seed, "prefetch": prefetch, "hold": hold}
-    _check_whole(numbers if threads is None else {**numbers, "threads": threads})
-    if not 0 <= seed < _NUM_SEEDS:
-        raise UsageError(f"seed must be from 0 to 2**63 - 1, got {seed}")
-    counts = {"batch_size": batch_size, "prefetch": prefetch, "hold": hold, "threads": threads}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UsageError(f"{name} must be at least 1, got {count}")
+    if not isinstance(given["split"], Split):
+        raise UsageError(
+            f"split must be a Split, got {type(given['split']).__name__}; give "
+            "msdata.open(path).split('train')"
+        )
+    if not isinstance(given["topology"], Topology | None):
+        raise UsageError(f"topology must be a Topology or None, got {given['topology']!r}")
+    _check_whole("seed", given["seed"])
+    if not 0 <= given["seed"] < _NUM_SEEDS:
+        raise UsageError(f"seed must be from 0 to 2**63 - 1, got {given['seed']}")
+    for name in ("batch_size", "prefetch", "hold", "threads", "buffer_samples"):
+        if given[name] is None and name in ("hold", "threads"):
+            continue
+        _check_whole(name, given[name])
+        if given[name] < 1:
+            raise UsageError(f"{name} must be at least 1, got {given[name]}")
+    prefetch, hold = int(given["prefetch"]), given["hold"]
+    if hold is None:
+        hold = 1 if given["copy"] else prefetch + 1
+    return int(given["batch_size"]), prefetch, int(hold)
 
 
-def check_epoch(epoch: int) -> None:
-    """Raises UsageError where there is no such epoch."""
-    _check_whole({"epoch": epoch})
-    if epoch < 0:
-        raise UsageError(f"epoch must be at least 0, got {epoch}")
+def checked_epoch(epoch: int) -> int:
+    """The epoch as a plain int.
+
+    Raises:
+        UsageError: there is no such epoch.
+    """
+    _check_whole("epoch", epoch)
+    if not 0 <= epoch < _NUM_SEEDS:
+        raise UsageError(f"epoch must be from 0 to 2**63 - 1, got {epoch}")
+    return operator.index(epoch)
 
 
-def _check_whole(numbers: Mapping[str, Any]) -> None:
-    for name, number in numbers.items():
-        try:
-            operator.index(number)
-        except TypeError:
-            raise UsageError(f"{name} must be an integer, got {number!r}") from None
-        if isinstance(number, bool):
-            raise UsageError(f"{name} must be an integer, got {number}")
+def _check_whole(name: str, number: Any) -> None:
+    try:
+        operator.index(number)
+    except TypeError:
+        raise UsageError(f"{name} must be an integer, got {number!r}") from None
+    if isinstance(number, bool):
+        raise UsageError(f"{name} must be an integer, got {number}")
 
 
 def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> None:

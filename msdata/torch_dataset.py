@@ -100,6 +100,11 @@ class TorchDataset(Dataset[TorchSample]):
         *,
         fill_nulls: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(split, Split):
+            raise UsageError(
+                f"split must be a Split, got {type(split).__name__}; give "
+                "msdata.open(path).split('train')"
+            )
         split.files.check_all()
         self._split = split
         self._fill_nulls = dict(fill_nulls or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -306,19 +307,39 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
         ({"batch_size": 10**9, "last": "pad"}, "7 batches of 1,000,000,000 samples take .* are fr"),
-        ({"policy": "block", "buffer_samples": 0}, "buffer of 0 samples"),
+        ({"policy": "block", "buffer_samples": 0}, "buffer_samples must be at least 1, got 0"),
+        ({"policy": "block", "buffer_samples": 1.5}, "buffer_samples must be an integer, got 1.5"),
+        ({"prefetch": "3"}, "prefetch must be an integer, got '3'"),
+        ({"split": "DATA"}, r"split must be a Split, got str; give msdata\.open"),
+        ({"topology": 4}, "topology must be a Topology or None, got 4"),
+        ({"columns": "redshift"}, r"columns must be a list of names, got 'redshift'; give \['"),
+        ({"columns": [3]}, r"columns must be a list of names, got \[3\]"),
+        ({"weights": np.ma.MaskedArray(np.ones(300), np.arange(300) < 2)}, "weights are masked"),
+        ({"weights": np.full(300, 1j)}, r"weights are no numbers \(complex\)"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_when_the_loader_is_made(
     split, options, says
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        msdata.Loader(split, **options)
+        msdata.Loader(**{"split": split, **options})
+
+
+def test_numbers_of_numpy_are_taken_and_the_state_is_made_of_plain_ones(split) -> None:
+    numbers = {"batch_size": np.int64(50), "seed": np.uint8(3), "prefetch": np.int32(1)}
+    with msdata.Loader(split, **numbers) as loader:
+        loader.set_epoch(np.int64(2))
+        loading.run_epoch(loader, 2)
+        state = loader.state_dict()
+        assert json.loads(json.dumps(state)) == state
+        rest = loading.run_epoch(loader)
+        loader.load_state_dict(state)
+        loading.assert_equal_batches(loading.run_epoch(loader), rest[2:])
 
 
 def test_an_epoch_that_is_none_is_refused(split) -> None:
     with msdata.Loader(split) as loader:
-        with pytest.raises(UsageError, match="epoch must be at least 0, got -1"):
+        with pytest.raises(UsageError, match=r"epoch must be from 0 to 2\*\*63 - 1, got -1"):
             loader.set_epoch(-1)
         with pytest.raises(UsageError, match=r"epoch must be an integer, got 1\.5"):
             loader.set_epoch(1.5)
