@@ -7,17 +7,17 @@ from setuptools import Extension, find_packages, setup
 HERE = Path(__file__).parent
 
 EXTRAS = {
-    "hdf5": ["h5py>=3.10"],
+    "hdf5": ["h5py>=3.11"],
     "zmq": ["pyzmq>=26"],
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
-    "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.8"],
-    "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.11"],
-    "catalog": ["matplotlib>=3.8"],
+    "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.9"],
+    "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.13"],
+    "catalog": ["matplotlib>=3.9"],
     # The peers that install beside the rest; benchmarks/peers/no-deps.txt has the others.
     "bench": [
-        *("webdataset>=1.0", "matplotlib>=3.8", "psutil>=5.9", "scikit-learn>=1.4"),
+        *("webdataset>=1.0", "matplotlib>=3.9", "psutil>=5.9", "scikit-learn>=1.4"),
         *("grain>=0.2.15", "array_record>=0.8; sys_platform == 'linux'", "portpicker>=1.6"),
         *("spdl>=0.1.6", "zarr>=3.0"),
     ],
@@ -59,12 +59,12 @@ setup(
         "mstrain": ["py.typed"],
     },
     install_requires=[
-        "numpy>=1.26",
+        "numpy>=2.0",
         "pyarrow>=16",
         "crc32c>=2.7",
         # The build without windows: the other one needs libGL and X11, which compute nodes lack.
         "opencv-python-headless>=5.0",
-        "astropy>=6.0",
+        "astropy>=6.1",
         "requests>=2.32",
     ],
     extras_require=EXTRAS,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from msdata.checksum import crc32c_of_parts
 from msdata.errors import DataError, UsageError
-from msdata.index import IndexFile
+from msdata.index import IndexFile, check_names, fixed_columns
 from msdata.manifest import Manifest, ShardInfo, read_manifest
 from msdata.schema import Sample, Schema
 from msdata.shard_files import ShardFiles
@@ -35,19 +35,66 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     Raises:
         UsageError: there is no data set.
-        DataError: it is damaged.
+        DataError: it is damaged, or an array and a column have one name.
         StorageError: the file system refused.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    return Dataset(folder, manifest, IndexFile(folder, manifest))
+    manifest = read_manifest(Path(path))
+    # Absolute: neither chdir nor another process may make another folder of it.
+    folder = Path(path).absolute()
+    index = IndexFile(folder, manifest)
+    own = fixed_columns(manifest.schema)
+    try:
+        check_names(manifest.schema.names, [c for c in index.column_names if c not in own])
+    except UsageError as error:
+        raise DataError(f"cannot open {folder}: {error}") from None
+    return Dataset(folder, manifest, index)
+
+
+def _reopen(path: Path, fingerprint: str, split: str | None = None) -> Dataset | Split:
+    """Opens again what was pickled.
+
+    Raises:
+        DataError: another data set lies there now.
+    """
+    data = open_dataset(path)
+    if data.manifest.fingerprint != fingerprint:
+        raise DataError(
+            f"{path} is another data set than the one that was pickled (fingerprint "
+            f"{data.manifest.fingerprint}, expected {fingerprint}); open it again where it is used"
+        )
+    return data if split is None else data.split(split)
+
+
+def as_row(number: Any, count: int, place: str) -> int:
+    """The row that an index means; negative ones count from the end.
+
+    Args:
+        number: anything that is an integer.
+        count: rows.
+        place: what has them, for the message.
+
+    Raises:
+        TypeError: it is no integer.
+        IndexError: there is no such row.
+    """
+    try:
+        row = operator.index(number)
+    except TypeError:
+        raise TypeError(
+            f"a sample's number must be an integer, got {number!r}; ask for one sample at a time"
+        ) from None
+    if not -count <= row < count:
+        raise IndexError(f"sample {number} of {count} in {place}")
+    return row + count if row < 0 else row
 
 
 class Dataset:
     """A packed data set; make one with `msdata.open`.
 
+    May be pickled, as its splits: whoever unpickles it opens the files again.
+
     Attributes:
-        path: its folder.
+        path: its folder, absolute.
         manifest: the content of `dataset.json`.
     """
 
@@ -94,13 +141,16 @@ class Dataset:
 
     def __getitem__(self, number: int) -> Sample:
         """One sample by its row in `table`; see `Split.__getitem__`."""
-        row = number + len(self) if number < 0 else number
+        row = as_row(number, len(self), str(self.path))
         for name in self.splits:
             split = self.split(name)
-            if 0 <= row < len(split):
-                return split[row]
+            if row < len(split):
+                break
             row -= len(split)
-        raise IndexError(f"sample {number} of {len(self)}")
+        return split[row]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.manifest.fingerprint)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}: {len(self.split(name)):,}" for name in self.splits)
@@ -165,10 +215,27 @@ class Split:
         Raises:
             UsageError: there is no such column.
         """
+        if columns is not None:
+            self.check_columns(columns)
         return self._index.read(self.name, self._index.column_names if columns is None else columns)
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises UsageError unless these are names of the index's columns, in a list."""
+        if isinstance(columns, str):
+            raise UsageError(
+                f"columns must be a list of names, got {columns!r}; give [{columns!r}]"
+            )
+        if not isinstance(columns, Iterable) or any(not isinstance(c, str) for c in columns):
+            raise UsageError(f"columns must be a list of names, got {columns!r}")
+        self._index.check_columns(columns)
+
     def numbers(self, column: str, dtype: Any = np.float64) -> NDArray[Any]:
-        """One numeric column as an array (samples,); null becomes NaN."""
+        """One column of numbers as an array (samples,); null becomes NaN.
+
+        Raises:
+            UsageError: there is no such column of numbers, or the dtype cannot hold its values:
+                integers beyond 2**53 as float64, nulls or fractions as integers.
+        """
         return self._index.read_numbers(self.name, column, dtype)
 
     @cached_property
@@ -219,13 +286,11 @@ class Split:
             The arrays by name, and the sample's columns of the index by theirs.
 
         Raises:
+            TypeError: the number is no integer.
             IndexError: there is no such sample.
             DataError: its shard is missing, truncated or altered.
         """
-        row = operator.index(number)
-        row += len(self) if row < 0 else 0
-        if not 0 <= row < len(self):
-            raise IndexError(f"sample {number} of {len(self)} in split {self.name!r}")
+        row = as_row(number, len(self), f"split {self.name!r}")
         values = self._index.read_row(self.name, row)
         spans = self.spans
         offsets = spans.offsets(np.array([row]))[0]
@@ -243,6 +308,10 @@ class Split:
                 f"{self.dataset.path}'"
             )
         return {**sample, **values}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = self.dataset
+        return _reopen, (data.path, data.manifest.fingerprint, self.name)
 
     def __repr__(self) -> str:
         return f"Split({self.name!r}, {len(self):,} samples in {len(self.shards)} shards)"

@@ -80,6 +80,15 @@ class Filling:
     is_announced: bool = False
     is_cancelled: bool = False
 
+    def raise_error(self) -> None:
+        """Raises what went wrong and forgets it, lest the two hold each other, and a batch."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
+
 
 class Rows(Protocol):
     """Rows of a batch to read into: a whole `BatchBuffer`, or some of its rows."""

@@ -10,13 +10,14 @@ them come the numbers of the objects' dicts and the catalogue's columns, such as
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.arrow_values import arrow_values, cast_exactly
 from msdata.atomic_file import storage_error, whole_file
 from msdata.errors import DataError, UsageError
 from msdata.manifest import Manifest
@@ -31,18 +32,26 @@ FILE_NAME = "index.parquet"
 _ROW_GROUP_ROWS = 1 << 17
 
 
+# What a batch has beside arrays and columns, of `Loader(last="pad")` and `Loader(weights=...)`.
+BATCH_NAMES = ("is_real", "repeat")
+
+
 def fixed_columns(schema: Schema) -> tuple[str, ...]:
     """Names of the columns that every index of this schema has, in order."""
+    return _index_columns(schema.names)
+
+
+def _index_columns(arrays: Sequence[str]) -> tuple[str, ...]:
     return (
         "sample_id",
         "split",
         "shard",
-        *(f"offset_{name}" for name in schema.names),
+        *(f"offset_{name}" for name in arrays),
         "nbytes",
         "crc32c",
         "missing_bands",
-        *(f"filled_{name}" for name in schema.names),
-        *(f"nan_{name}" for name in schema.names),
+        *(f"filled_{name}" for name in arrays),
+        *(f"nan_{name}" for name in arrays),
     )
 
 
@@ -141,33 +150,23 @@ def read_rows(
     return file.read_row_groups(groups, columns=names).slice(start - first, stop - start)
 
 
-def arrow_numbers(part: pa.Array) -> NDArray[Any]:
-    """The values of an Arrow array of numbers, in its own memory where they are all there.
-
-    Arrow's `to_numpy` gives the same, but imports pandas where there is one, which costs every
-    process that loads data 26 MiB and a third of a second.
+def check_names(arrays: Sequence[str], columns: Iterable[str] = ()) -> None:
+    """Refuses arrays whose name a batch, a sample or the index uses for something else.
 
     Args:
-        part: of integers or floats; what else NumPy has a type for goes through `to_numpy`.
+        arrays: names of a sample's arrays.
+        columns: further names that are taken, such as the catalogue's columns.
 
-    Returns:
-        (n,); nulls are NaN, and make integers float64.
+    Raises:
+        UsageError: an array has a reserved name, or that of a column.
     """
-    import pyarrow as pa
-
-    if not (pa.types.is_integer(part.type) or pa.types.is_floating(part.type)):
-        return np.asarray(part.to_numpy(zero_copy_only=False))
-    if not len(part):
-        return np.empty(0, part.type.to_pandas_dtype())
-    buffer = part.buffers()[1]
-    values = np.frombuffer(buffer, part.type.to_pandas_dtype())
-    values = values[part.offset : part.offset + len(part)]
-    if not part.null_count:
-        return values
-    nulls = part.is_null().cast(pa.uint8())
-    is_null = np.frombuffer(nulls.buffers()[1], np.bool_)[nulls.offset :][: len(part)]
-    kind = values.dtype if pa.types.is_floating(part.type) else np.float64
-    return np.where(is_null, np.nan, values).astype(kind)
+    taken = {*_index_columns(arrays), *BATCH_NAMES, *columns}
+    for name in arrays:
+        if name in taken:
+            raise UsageError(
+                f"array {name!r} has a name that the index or a batch uses for something else; "
+                "rename it in the objects and pack them again"
+            )
 
 
 class IndexFile:
@@ -254,16 +253,22 @@ class IndexFile:
         """One column of one split as an array, read group by group to keep memory low.
 
         Nulls become NaN in a float dtype.
+
+        Raises:
+            UsageError: it is no column of numbers, or the dtype cannot hold a value.
         """
         self.check_columns([column])
+        kind = np.dtype(dtype)
         groups = self._row_groups[split]
         num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
         values = np.empty(num_rows, dtype)
         start = 0
         for part in self.column_parts(split, column):
-            array = arrow_numbers(part)
-            values[start : start + len(array)] = array
-            start += len(array)
+            try:
+                values[start : start + len(part)] = cast_exactly(arrow_values(part), kind)
+            except UsageError as error:
+                raise UsageError(f"{self.path}: column {column!r} {error}") from None
+            start += len(part)
         return values
 
     def column_type(self, column: str) -> pa.DataType:

@@ -24,12 +24,18 @@ from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.fill import Filling, FillPool, SampleReader
-from msdata.loader_options import allocate_ring, check_epoch, check_options, ring_size
+from msdata.loader_options import (
+    allocate_ring,
+    check_steps,
+    checked_epoch,
+    checked_sizes,
+    default_threads,
+    ring_size,
+)
 from msdata.loader_state import LoaderState
 from msdata.loader_stats import EpochCounters
 from msdata.node_cache import open_node_cache
 from msdata.plan.order import DEFAULT_BUFFER_SAMPLES
-from msdata.ring import BatchBuffer, batch_arrays
 from msdata.steps import Step, StepPlanner, checked_weights
 from msdata.topology import Topology, from_env
 
@@ -37,12 +43,13 @@ Batch = dict[str, Any]
 
 
 class Loader:
-    """Hands out shuffled batches of a split, one epoch an iteration.
+    """Hands out shuffled batches of a split, one epoch per iteration, in memory that is used again.
 
-    Every sample comes exactly once an epoch over all ranks, unless `weights` are given, and every
-    rank makes equally many steps. A batch's arrays live in a ring of buffers: the last `hold`
-    batches are valid, by default until the next but `prefetch` is asked for, so of prefetch=3 the
-    last four. Copy what is to be kept longer.
+    A batch's arrays live in a ring of buffers: the last `hold` batches are valid, by default
+    `prefetch` + 1, then they are overwritten. To keep batches, as `list(loader)` does, ask for
+    `copy=True`; a warning says so, once, where an overwritten batch is still in use. Every sample
+    comes exactly once per epoch over all ranks, unless `weights` are given, and every rank makes
+    equally many steps. A pickled loader resumes where it stood, in the process that unpickles it.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
@@ -59,10 +66,13 @@ class Loader:
         hold: how many batches stay valid, the newest included; None means prefetch + 1. The ring
             has prefetch + hold buffers: 1, where each batch is done with before the next is asked
             for, takes least memory.
+        copy: give each batch memory of its own, at the price of one more copy.
         across_epochs: while an epoch's last batches are used, fill the first of the next one, so
             that no epoch begins with a wait; without a cache only, whose counts by tier are exact
             to the epoch. False for a loader that runs one epoch, or the same one again.
         columns: columns of the index to hand out as well; None means `redshift` if there is one.
+            Integers, truth values and text of which some are null come as `numpy.ma.MaskedArray`,
+            as exact as they are; the null of floats is NaN.
         last: what becomes of an incomplete last global batch. "short": it is dealt out as evenly
             as can be, so ranks differ by one sample and a rank may get none; "drop": left out;
             "pad": filled from the start of the order, with `batch["is_real"]` telling which
@@ -91,6 +101,7 @@ class Loader:
         threads: int | None = None,
         prefetch: int = 3,
         hold: int | None = None,
+        copy: bool = False,
         across_epochs: bool = True,
         columns: Sequence[str] | None = None,
         last: str = "short",
@@ -98,41 +109,40 @@ class Loader:
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
-        self._hold = prefetch + 1 if hold is None else hold
-        check_options(batch_size, seed, prefetch, self._hold, threads)
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        batch_size, prefetch, hold = checked_sizes(self._arguments)
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
-        self._split = split
-        self._sample_nbytes = split.schema.sample_nbytes
+        self._split, self._sample_nbytes = split, split.schema.sample_nbytes
         # A hash over all shards' entries: milliseconds, which a state is not worth at every step.
         self._fingerprint = split.dataset.manifest.fingerprint
         topology = from_env() if topology is None else topology
-        ring = ring_size(split, batch_size, last, prefetch + self._hold)
+        self._arguments |= {"topology": topology, "weights": weights}
+        check_steps(split, batch_size, last, topology.num_ranks)
+        self._columns = BatchColumns(split, columns)
+        ring = ring_size(split, batch_size, last, prefetch + hold)
         self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
             policy=policy,
-            seed=seed,
+            seed=int(seed),
             shard_sizes=split.shard_sizes,
-            buffer_samples=buffer_samples,
+            buffer_samples=int(buffer_samples),
             batch_size=batch_size,
             topology=topology,
             last=last,
             owner_of_shard=self._cache.owner_of_shard,
             weights=weights,
         )
-        self._columns = BatchColumns(split, columns)
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._free = deque(allocate_ring(split, ring, self._storage.gaps))
+        self._ring = allocate_ring(split, ring, hold, self._storage.gaps)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
-        self._held: deque[BatchBuffer] = deque()
         # The epoch of the last batches in flight, if it is not the one under way, and how many.
-        self._crosses_epochs = across_epochs and cache is None
+        self._crosses_epochs, self._copies = across_epochs and cache is None, copy
         self._ahead_epoch, self._num_ahead = -1, 0
         self._epoch = self._position = self._resume_at = 0
         # Counts iterations: an older one must not take the batches of the newest.
-        self._iteration = 0
-        self._pid = os.getpid()
+        self._iteration, self._pid = 0, os.getpid()
         self._stats = EpochCounters()
         # Last of all: whatever fails above leaves no threads behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
@@ -178,9 +188,8 @@ class Loader:
         self._ahead_epoch, self._num_ahead = -1, 0
         for _ in range(num_steps):
             self._check_newest(iteration)
-            if len(self._held) >= self._hold:
-                self._free.append(self._held.popleft())
-            while self._free and submitted < num_steps:
+            self._ring.release()
+            while self._ring and submitted < num_steps:
                 self._submit(self._planner.step(order, first_position, submitted))
                 submitted += 1
             if submitted == num_steps and self._crosses_epochs:
@@ -195,7 +204,7 @@ class Loader:
         order = self._planner.order_at_hand(epoch)
         # A fault of that epoch is raised by that epoch.
         with suppress(MsdataError):
-            while order is not None and self._free and self._num_ahead < len(self):
+            while order is not None and self._ring and self._num_ahead < len(self):
                 self._submit(self._planner.step(order, 0, self._num_ahead))
                 self._ahead_epoch, self._num_ahead = epoch, self._num_ahead + 1
 
@@ -225,9 +234,8 @@ class Loader:
         return position > 0 and self._planner.steps_left(position) == 0
 
     def _submit(self, step: Step) -> None:
-        # The buffer used last is the one most likely to be in the cache still.
-        filling = self._reader.plan(step.samples, self._free[-1])
-        self._free.pop()
+        filling = self._reader.plan(step.samples, self._ring.next_free)
+        self._ring.take()
         self._in_flight.append((step, filling))
         self._pool.submit(filling)
 
@@ -239,12 +247,13 @@ class Loader:
             self._stats.wait_s += time.perf_counter() - started_s
         if filling.error is not None:
             self._cancel()
-            raise filling.error
+            filling.raise_error()
         self._in_flight.popleft()
-        self._held.append(filling.buffer)
+        self._ring.hold(filling.buffer)
         self._position = step.end
         self._stats.count(len(step.samples), len(step.samples) * self._sample_nbytes)
-        batch: Batch = batch_arrays(filling.buffer, len(step.samples))
+        count = len(step.samples)
+        batch: Batch = filling.buffer.copied(count) if self._copies else filling.buffer.lend(count)
         batch.update(self._columns.take(step.samples))
         if self._planner.last == "pad":
             batch["is_real"] = step.is_real
@@ -259,7 +268,7 @@ class Loader:
             filling.is_cancelled = True
         for _, filling in self._in_flight:
             filling.done.wait()
-            self._free.append(filling.buffer)
+            self._ring.give_back(filling.buffer)
         self._in_flight.clear()
         self._ahead_epoch, self._num_ahead = -1, 0
 
@@ -268,7 +277,7 @@ class Loader:
 
         A position that `load_state_dict` set stays if it is of this epoch.
         """
-        check_epoch(epoch)
+        epoch = checked_epoch(epoch)
         if epoch != self._epoch or (self._is_over(self._position) and not self._resume_at):
             self._epoch, self._position, self._resume_at = epoch, 0, 0
 
@@ -314,6 +323,7 @@ class Loader:
             `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
             `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
             `total_wait_s` and `cold_samples`, which were not in memory when they were read;
+            `overwritten_batches` were still in use when their memory was taken for others;
             `is_streaming`: whether samples in memory are copied by the C module. With a cache also
             `tiers`, `totals` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
@@ -321,6 +331,7 @@ class Loader:
             **self._stats.to_dict(),
             "cold_samples": self._storage.num_cold,
             "is_streaming": self._storage.is_streaming,
+            "overwritten_batches": self._ring.num_overwritten,
             **self._cache.stats(),
         }
 
@@ -336,9 +347,7 @@ class Loader:
     @property
     def ring_nbytes(self) -> int:
         """Memory of the batch buffers."""
-        return sum(
-            b.nbytes for b in (*self._free, *self._held, *(f.buffer for _, f in self._in_flight))
-        )
+        return self._ring.nbytes
 
     def close(self) -> None:
         """Ends the threads; batches stay readable. A loader that nobody holds does the same."""
@@ -348,6 +357,15 @@ class Loader:
         self._end()
         self._pool.close()
         self._cache.close()
+
+    def __getitem__(self, number: Any) -> Batch:
+        raise TypeError(
+            "a Loader is iterated, not indexed, and makes batches itself: DataLoader cannot take "
+            "it; iterate it as it is, or give DataLoader a TorchDataset of the split"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._arguments, self.state_dict())
 
     def __enter__(self) -> Loader:
         return self
@@ -361,6 +379,12 @@ class Loader:
         self.close()
 
 
+def _reopened(arguments: dict[str, Any], state: dict[str, Any]) -> Loader:
+    loader = Loader(**arguments)
+    loader.load_state_dict(state)
+    return loader
+
+
 def _end_threads(
     stops: Iterable[Callable[[], None]], in_flight: deque[tuple[Step, Filling]], pid: int
 ) -> None:
@@ -371,12 +395,3 @@ def _end_threads(
         filling.is_cancelled = True
     for stop in stops:
         stop()
-
-
-def default_threads() -> int:
-    """Threads that fill batches: one a core this process may use, at least 4, at most 8.
-
-    Eight threads saturate the memory of every node we know of; more only take cores from others.
-    Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
-    """
-    return min(8, max(4, len(os.sched_getaffinity(0))))

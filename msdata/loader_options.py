@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,55 +12,96 @@ from typing import Any
 from msdata.cache.budget import free_memory
 from msdata.dataset import Split
 from msdata.errors import UsageError
+from msdata.plan.order import num_steps
 from msdata.progress import bytes_text
-from msdata.ring import BatchBuffer, make_ring, ring_nbytes
+from msdata.ring import BatchRing, make_ring, ring_nbytes
+from msdata.topology import Topology
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
 _NUM_SEEDS = 1 << 63
 
 
-def check_options(
-    batch_size: int, seed: int, prefetch: int, hold: int, threads: int | None
-) -> None:
-    """Refuses numbers that make no sense.
+def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Refuses arguments that no loader can have.
 
     Args:
-        batch_size: samples a step.
-        seed: of the orders.
-        prefetch: batches filled ahead.
-        hold: batches that stay valid.
-        threads: that fill batches; None for the default.
+        given: the arguments of `Loader`, by name.
+
+    Returns:
+        Batch size, prefetch and hold; plain, for NumPy's integers overflow and JSON has none.
 
     Raises:
-        UsageError: one of them is no whole number or out of range.
+        UsageError: one of them is of another type, or out of range.
     """
-    numbers = {"batch_size": batch_size, "seed": seed, "prefetch": prefetch, "hold": hold}
-    _check_whole(numbers if threads is None else {**numbers, "threads": threads})
-    if batch_size < 1:
-        raise UsageError(f"batch_size {batch_size} is empty; give at least 1")
-    if not 0 <= seed < _NUM_SEEDS:
-        raise UsageError(f"seed {seed} is out of range; give 0 to 2**63 - 1")
-    if prefetch < 1:
-        raise UsageError(f"prefetch {prefetch}: at least one batch has to be filled ahead")
-    if hold < 1:
-        raise UsageError(f"hold {hold}: at least the batch that was handed out has to stay valid")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads}: at least one has to fill batches")
+    if not isinstance(given["split"], Split):
+        raise UsageError(
+            f"split must be a Split, got {type(given['split']).__name__}; give "
+            "msdata.open(path).split('train')"
+        )
+    if not isinstance(given["topology"], Topology | None):
+        raise UsageError(f"topology must be a Topology or None, got {given['topology']!r}")
+    _check_whole("seed", given["seed"])
+    if not 0 <= given["seed"] < _NUM_SEEDS:
+        raise UsageError(f"seed must be from 0 to 2**63 - 1, got {given['seed']}")
+    for name in ("batch_size", "prefetch", "hold", "threads", "buffer_samples"):
+        if given[name] is None and name in ("hold", "threads"):
+            continue
+        _check_whole(name, given[name])
+        if given[name] < 1:
+            raise UsageError(f"{name} must be at least 1, got {given[name]}")
+    prefetch, hold = int(given["prefetch"]), given["hold"]
+    if hold is None:
+        hold = 1 if given["copy"] else prefetch + 1
+    return int(given["batch_size"]), prefetch, int(hold)
 
 
-def check_epoch(epoch: int) -> None:
-    """Raises UsageError where there is no such epoch."""
-    _check_whole({"epoch": epoch})
-    if epoch < 0:
-        raise UsageError(f"epoch {epoch} is negative; epochs count from 0")
+def checked_epoch(epoch: int) -> int:
+    """The epoch as a plain int.
+
+    Raises:
+        UsageError: there is no such epoch.
+    """
+    _check_whole("epoch", epoch)
+    if not 0 <= epoch < _NUM_SEEDS:
+        raise UsageError(f"epoch must be from 0 to 2**63 - 1, got {epoch}")
+    return operator.index(epoch)
 
 
-def _check_whole(numbers: Mapping[str, Any]) -> None:
-    for name, number in numbers.items():
-        try:
-            operator.index(number)
-        except TypeError:
-            raise UsageError(f"{name} {number!r} is no whole number") from None
+def _check_whole(name: str, number: Any) -> None:
+    try:
+        operator.index(number)
+    except TypeError:
+        raise UsageError(f"{name} must be an integer, got {number!r}") from None
+    if isinstance(number, bool):
+        raise UsageError(f"{name} must be an integer, got {number}")
+
+
+def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> None:
+    """Says where epochs have no steps.
+
+    Args:
+        split: what to load.
+        batch_size: samples a step on each rank.
+        last: what becomes of an incomplete batch.
+        num_ranks: ranks.
+
+    Raises:
+        UsageError: the whole split is one incomplete batch, which is dropped.
+    """
+    if num_steps(len(split), batch_size * num_ranks, last):
+        return
+    if not len(split):
+        warnings.warn(
+            f"split {split.name!r} has no samples: its epochs have no steps",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return
+    raise UsageError(
+        f"last={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a global "
+        f"batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks); use a "
+        "smaller batch_size, or last='short' or 'pad'"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +133,13 @@ def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> Rin
     return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
 
 
-def allocate_ring(split: Split, size: RingSize, gaps: Sequence[int] | None) -> list[BatchBuffer]:
-    """The ring of `msdata.ring.make_ring`, if it fits into memory.
+def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None) -> BatchRing:
+    """The ring of a loader, if it fits into memory.
 
     Args:
         split: what to load.
         size: of the ring.
+        hold: batches that stay valid.
         gaps: as `make_ring` takes them.
 
     Raises:
@@ -104,9 +148,19 @@ def allocate_ring(split: Split, size: RingSize, gaps: Sequence[int] | None) -> l
     free = free_memory()
     # Zero is what a system gives that does not tell.
     if not 0 < free < size.nbytes:
-        return make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
+        buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
+        return BatchRing(buffers, hold)
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "
         f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "
         "hold=1"
     )
+
+
+def default_threads() -> int:
+    """Threads that fill batches: one a core this process may use, at least 4, at most 8.
+
+    Eight threads saturate the memory of every node we know of; more only take cores from others.
+    Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
+    """
+    return min(8, max(4, len(os.sched_getaffinity(0))))

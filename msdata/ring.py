@@ -7,6 +7,10 @@ huge pages that were touched before, a row costs the copy and nothing else.
 from __future__ import annotations
 
 import mmap
+import sys
+import warnings
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -57,6 +61,9 @@ class BatchBuffer:
             ],
             axis=1,
         )
+        self._lease: NDArray[np.uint8] | None = None
+        self._lent: dict[str, Array] = {}
+        self._num_own = 0
         self.targets: list[list[Any]] = []
         for i in range(batch_size):
             views = [row[i] for row in rows]
@@ -66,6 +73,41 @@ class BatchBuffer:
     def nbytes(self) -> int:
         """Size of the memory."""
         return len(self._bytes)
+
+    def lend(self, num_samples: int) -> dict[str, Any]:
+        """The arrays of the first samples, for a caller; `reclaim` tells whether they are in use.
+
+        Args:
+            num_samples: samples of the batch, which may be shorter than the buffer.
+        """
+        if self._lease is None:
+            # An array of its own: all views that a caller makes have it as their base.
+            self._lease = np.frombuffer(self._map, np.uint8)
+            start = self._bytes.ctypes.data
+            self._lent = {}
+            for name, array in self.arrays.items():
+                begin = array.ctypes.data - start
+                raw = self._lease[begin : begin + array.nbytes]
+                self._lent[name] = raw.view(array.dtype).reshape(array.shape)
+            del raw
+            self._num_own = sys.getrefcount(self._lease)
+        return {name: array[:num_samples] for name, array in self._lent.items()}
+
+    def copied(self, num_samples: int) -> dict[str, Any]:
+        """The arrays of the first samples, each in memory of its own."""
+        return {name: array[:num_samples].copy() for name, array in self.arrays.items()}
+
+    def reclaim(self) -> weakref.ref[Any] | None:
+        """Ends the lending of `lend`.
+
+        Returns:
+            None where no array lent, nor a view of one, is left; else what dies with the last.
+        """
+        if self._lease is None or sys.getrefcount(self._lease) <= self._num_own:
+            return None
+        last = weakref.ref(self._lease)
+        self._lease, self._lent = None, {}
+        return last
 
     def touch(self) -> None:
         """Has the kernel hand out every page now, not while a batch is awaited."""
@@ -101,11 +143,6 @@ def ring_nbytes(schema: Schema, batch_size: int, num_buffers: int) -> int:
     return array_starts(schema, batch_size)[-1] * num_buffers
 
 
-def batch_arrays(buffer: BatchBuffer, num_samples: int) -> dict[str, Any]:
-    """The arrays of a batch that may be shorter than its buffer."""
-    return {name: array[:num_samples] for name, array in buffer.arrays.items()}
-
-
 def record_parts(buffer: BatchBuffer, row: int) -> list[NDArray[np.uint8]]:
     """The bytes of one sample in a batch, array by array."""
     return [array[row : row + 1].reshape(-1).view(np.uint8) for array in buffer.arrays.values()]
@@ -119,3 +156,70 @@ def make_ring(
     with ThreadPoolExecutor(2) as executor:
         list(executor.map(BatchBuffer.touch, buffers))
     return buffers
+
+
+class BatchRing:
+    """Buffers that are free, and those of the last batches, which a caller may read.
+
+    Args:
+        buffers: from `make_ring`.
+        hold: how many batches stay valid.
+
+    Attributes:
+        num_overwritten: batches that a caller still held when their memory was taken for others.
+    """
+
+    def __init__(self, buffers: Sequence[BatchBuffer], hold: int) -> None:
+        self.nbytes = sum(buffer.nbytes for buffer in buffers)
+        self.num_overwritten = 0
+        self._free = deque(buffers)
+        self._held: deque[BatchBuffer] = deque()
+        self._hold = hold
+        self._last: weakref.ref[Any] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether a buffer is free."""
+        return bool(self._free)
+
+    @property
+    def next_free(self) -> BatchBuffer:
+        """What `take` gives: the buffer used last, most likely in the CPU's cache still."""
+        return self._free[-1]
+
+    def take(self) -> BatchBuffer:
+        """Takes a free buffer, to be filled."""
+        return self._free.pop()
+
+    def give_back(self, buffer: BatchBuffer) -> None:
+        """Takes a buffer back whose batch was not handed out."""
+        self._free.append(buffer)
+
+    def hold(self, buffer: BatchBuffer) -> None:
+        """Keeps the newest batch."""
+        self._held.append(buffer)
+
+    def release(self) -> None:
+        """Frees the buffer of the oldest batch, if as many are held as stay valid.
+
+        Warns, once, where the caller still holds arrays of the one before.
+        """
+        last, self._last = self._last, None
+        if last is not None and last() is not None:
+            self.num_overwritten += 1
+            if self.num_overwritten == 1:
+                self._warn()
+        if len(self._held) < self._hold:
+            return
+        buffer = self._held.popleft()
+        # Looked at when the next one is asked for: until then a loop's variable may hold it.
+        self._last = buffer.reclaim()
+        self._free.append(buffer)
+
+    def _warn(self) -> None:
+        warnings.warn(
+            "a batch was overwritten while a variable or a list still refers to its arrays: only "
+            f"the last {self._hold} stay valid; to keep batches make the loader with copy=True, or "
+            "copy what is kept",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -13,16 +13,14 @@ The only file of msdata that imports torch; nothing imports it unless asked for 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msdata.batch_columns import BatchColumns
-from msdata.dataset import Split, open_dataset
-from msdata.errors import MissingPackageError
+from msdata.dataset import Split, as_row
+from msdata.errors import MissingPackageError, UsageError
 from msdata.fill import SampleReader
 from msdata.ring import BatchBuffer
 
@@ -35,6 +33,7 @@ except ImportError as error:
     ) from error
 
 TorchSample = dict[str, Any]
+_MAX_INTEGER = (1 << 63) - 1
 
 
 def collate(batch: Sequence[TorchSample]) -> TorchSample:
@@ -81,21 +80,36 @@ class TorchDataset(Dataset[TorchSample]):
     Args:
         split: the samples; `msdata.open(path).split("train")`.
         columns: columns of the index to hand out as well; None means `redshift` if there is one.
+        fill_nulls: what stands for null, by column, such as `{"fold": -1}`: neither tensors nor
+            PyTorch's own collation know null. Floats need none, their null is NaN.
 
     Raises:
         MissingPackageError: torch is not installed.
-        UsageError: there is no such column.
+        UsageError: there is no such column, it has nulls and `fill_nulls` says nothing about them,
+            or no tensor holds its values.
         DataError: a shard is missing or truncated.
     """
 
     # Reachable from the data set, so that users import one name.
     collate: Callable[[Sequence[TorchSample]], TorchSample] = staticmethod(collate)
 
-    def __init__(self, split: Split, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        columns: Sequence[str] | None = None,
+        *,
+        fill_nulls: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(split, Split):
+            raise UsageError(
+                f"split must be a Split, got {type(split).__name__}; give "
+                "msdata.open(path).split('train')"
+            )
         split.files.check_all()
         self._split = split
-        self._names = None if columns is None else tuple(columns)
-        self._columns = BatchColumns(split, columns)
+        self._fill_nulls = dict(fill_nulls or {})
+        self._columns = BatchColumns(split, columns, self._fill_nulls)
+        _check_columns(split, self._columns)
         self._reader: SampleReader | None = None
         self._reader_pid = 0
 
@@ -112,10 +126,11 @@ class TorchDataset(Dataset[TorchSample]):
             Arrays as tensors; labels as Python numbers; ids and other text as `str`.
 
         Raises:
+            TypeError: the number is no integer.
             IndexError: there is no such sample.
             DataError: its shard is missing or truncated.
         """
-        return self.__getitems__([number])[0]
+        return self.__getitems__((number,))[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[TorchSample]:
         """A batch of samples, all in one piece of fresh memory; PyTorch calls it for batches.
@@ -124,12 +139,14 @@ class TorchDataset(Dataset[TorchSample]):
             numbers: rows within the split, in any order; negative counts from the end.
 
         Raises:
+            TypeError: a number is no integer.
             IndexError: there is no such sample.
             DataError: a shard is missing or truncated.
         """
         if not len(numbers):
             return []
-        rows = self._checked(numbers)
+        place = f"split {self._split.name!r}"
+        rows = np.array([as_row(number, len(self), place) for number in numbers], np.int64)
         reader = self._open_reader()
         buffer = BatchBuffer(self._split.schema, len(rows), reader.gaps)
         reader.fill(reader.plan(rows, buffer), 0, len(rows))
@@ -138,16 +155,6 @@ class TorchDataset(Dataset[TorchSample]):
             values[name] = column.tolist()
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
-    def _checked(self, numbers: Sequence[int]) -> NDArray[np.int64]:
-        given = np.asarray(numbers, np.int64)
-        rows = np.where(given < 0, given + len(self), given)
-        is_wrong = (rows < 0) | (rows >= len(self))
-        if is_wrong.any():
-            raise IndexError(
-                f"sample {given[is_wrong][0]} of {len(self)} in split {self._split.name!r}"
-            )
-        return rows
-
     def _open_reader(self) -> SampleReader:
         # A forked worker has the parent's reader, whose locks a thread there may have held.
         if self._reader is None or self._reader_pid != os.getpid():
@@ -155,11 +162,29 @@ class TorchDataset(Dataset[TorchSample]):
         return self._reader
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as a path: whoever unpickles it, such as a spawned worker, opens it anew."""
-        # Absolute: the other process may have another working directory.
-        path = self._split.dataset.path.absolute()
-        return _reopened, (path, self._split.name, self._names)
+        """Pickles as a path: whoever unpickles it, such as a spawned worker, opens it again."""
+        return _reopened, (self._split, self._columns.names, self._fill_nulls)
 
 
-def _reopened(path: Path, split: str, columns: Sequence[str] | None) -> TorchDataset:
-    return TorchDataset(open_dataset(path).split(split), columns)
+def _reopened(split: Split, columns: Sequence[str], fill_nulls: Mapping[str, Any]) -> TorchDataset:
+    return TorchDataset(split, columns, fill_nulls=fill_nulls)
+
+
+def _check_columns(split: Split, columns: BatchColumns) -> None:
+    """Raises UsageError where a column holds what no tensor does."""
+    for name, count in columns.null_counts().items():
+        raise UsageError(
+            f"column {name!r} has {count:,} nulls in split {split.name!r}, which tensors cannot "
+            f"hold; say what stands for them with fill_nulls={{{name!r}: ...}}"
+        )
+    for name, values in columns.numbers().items():
+        if values.dtype.kind not in "biuf":
+            raise UsageError(
+                f"column {name!r} holds {split.column_type(name)}, which no tensor holds; read it "
+                f"with split.table([{name!r}])"
+            )
+        if values.dtype.kind == "u" and int(values.max(initial=0)) > _MAX_INTEGER:
+            raise UsageError(
+                f"column {name!r} holds {values.max()}, and PyTorch's integers end at 2**63 - 1; "
+                f"read it with split.numbers({name!r}, np.uint64)"
+            )

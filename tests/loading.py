@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,11 @@ def topology(num_ranks: int, rank: int) -> msdata.Topology:
 def kept(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch copied out of the ring."""
     return {name: np.array(values) for name, values in batch.items()}
+
+
+def drain(loader: msdata.Loader) -> None:
+    """Runs an epoch and keeps none of its batches."""
+    collections.deque(loader, maxlen=0)
 
 
 def run_epoch(loader: msdata.Loader, num_steps: int | None = None) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,12 @@ def pattern_at(shard: int, offset: int, nbytes: int) -> bytes:
 
 
 def write_raw(
-    folder: Path, schema: Schema, shard_sizes: Sequence[int], *, has_checksums: bool = False
+    folder: Path,
+    schema: Schema,
+    shard_sizes: Sequence[int],
+    *,
+    has_checksums: bool = False,
+    columns_besides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a data set of one split, "train", whose shards have no headers; returns its folder."""
     (folder / "train").mkdir(parents=True)
@@ -49,6 +55,7 @@ def write_raw(
     columns = _columns(schema, shard_sizes, np.concatenate(offsets))
     if has_checksums:
         columns["crc32c"] = _checksums(schema, shard_sizes)
+    columns |= columns_besides or {}
     sha256 = write_index(folder, pa.table(columns), schema)
     Manifest(
         container="tar", schema=schema, shards=tuple(shards), seed=0, index_sha256=sha256

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from msdata.augment.pinning import PinnedBuffers, mapped_buffer
-from msdata.ring import BatchBuffer, batch_arrays
+from msdata.ring import BatchBuffer
 from msdata.schema import MANTIS_SHRIMP
 
 
@@ -69,7 +69,7 @@ def test_each_buffer_of_the_ring_is_locked_once_and_unlocked_at_the_end() -> Non
     with PinnedBuffers(1, driver) as pinned:
         for num_samples in (3, 2, 3):
             for buffer in ring:
-                for array in batch_arrays(buffer, num_samples).values():
+                for array in buffer.lend(num_samples).values():
                     assert pinned.pin(array)
         assert driver.num_registered == 2
         assert sorted(driver.locked.values()) == [buffer.nbytes for buffer in ring]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import caching
+import loading
 import numpy as np
 import packing
 import pytest
@@ -124,9 +125,9 @@ def test_what_ranks_read_goes_into_the_cache_without_any_filler(
     split: Split, tmp_path: Path
 ) -> None:
     with make(split, caching.config(tmp_path)) as loader:
-        list(loader)
+        loading.drain(loader)
         assert tier_samples(loader) == {"local": 0, "ssd": 0, "peer": 0, "storage": len(split)}
-        list(loader)
+        loading.drain(loader)
         assert tier_samples(loader) == {"local": len(split), "ssd": 0, "peer": 0, "storage": 0}
         assert loader.stats()["tiers"]["local"]["bytes"] == caching.split_nbytes(split)
         assert loader.stats()["tiers"]["local"]["seconds"] > 0
@@ -155,7 +156,7 @@ def test_a_sample_is_read_from_storage_once_over_the_whole_job(tar: Split, tmp_p
     with make(tar, caching.config(tmp_path)) as loader:
         read = 0
         for _ in range(4):
-            list(loader)
+            loading.drain(loader)
             read += tier_samples(loader)["storage"]
         wait_until_full(loader)
         read += loader.stats()["cache"]["filler"]["samples"]
@@ -165,7 +166,7 @@ def test_a_sample_is_read_from_storage_once_over_the_whole_job(tar: Split, tmp_p
 
 def test_stage_fills_the_cache_before_the_first_batch(split: Split, tmp_path: Path) -> None:
     with make(split, caching.config(tmp_path, fill="stage")) as loader:
-        list(loader)
+        loading.drain(loader)
         assert tier_samples(loader)["local"] == len(split)
         assert loader.stats()["cache"]["filler"]["samples"] == len(split)
 
@@ -176,7 +177,7 @@ def test_hits_are_the_cached_share_to_within_one_shard(
 ) -> None:
     with make(tar, caching.config(tmp_path, memory_gib=caching.gib_of(tar, share))) as loader:
         wait_until_full(loader)
-        list(loader)
+        loading.drain(loader)
         hits = tier_samples(loader)["local"]
     assert share * len(tar) - tar.shard_sizes.max() < hits <= share * len(tar) + 1e-9
 
@@ -186,7 +187,7 @@ def test_auto_finds_the_nodes_memory_and_leaves_nothing_behind(tar: Split) -> No
         made = set(Path("/dev/shm").glob(f"msdata-*-p{os.getpid()}-*"))
         assert made
         wait_until_full(loader)
-        list(loader)
+        loading.drain(loader)
         assert tier_samples(loader)["local"] == len(tar)
     assert not any(path.exists() for path in made)
     assert loader.stats()["tiers"]["local"]["samples"] == len(tar)
@@ -196,7 +197,7 @@ def test_two_loaders_of_one_process_share_an_arena(tar: Split, tmp_path: Path) -
     config = caching.config(tmp_path)
     with make(tar, config) as first, make(tar, config) as second:
         wait_until_full(first)
-        list(second)
+        loading.drain(second)
         assert tier_samples(second)["local"] == len(tar)
         assert len(list(caching.names_in(config.shm_dir))) == 1
     assert not list(caching.names_in(config.shm_dir))
@@ -335,7 +336,7 @@ def test_records_altered_on_the_ssd_come_from_storage_and_are_counted(
         caching.assert_same_batches(caching.copies(loader), epochs(split, None, 1)[0])
         assert loader.stats()["cache"]["ssd"]["corrupt"] == 2
         assert tier_samples(loader)["ssd"] == slots.num_slots - 2
-        list(loader)
+        loading.drain(loader)
         assert tier_samples(loader)["ssd"] == slots.num_slots
     assert_said_once(caplog, "was altered")
 
@@ -550,14 +551,14 @@ def test_a_shard_altered_in_storage_is_not_cached_and_fails_as_without_a_cache(
     with make(split, caching.config(tmp_path)) as loader:
         wait_until_full(loader)
         with pytest.raises(DataError, match="was altered"):
-            list(loader)
+            loading.drain(loader)
         assert loader.stats()["cache"]["local"]["filled"] == len(split) - 1
         assert loader.stats()["cache"]["local"]["refused"] >= 1
     with (
         make(split, caching.config(tmp_path), verify=True) as loader,
         pytest.raises(DataError, match="was altered"),
     ):
-        list(loader)
+        loading.drain(loader)
 
 
 def test_a_filler_that_cannot_read_a_shard_leaves_it_out(
@@ -614,7 +615,7 @@ def test_a_filler_waits_while_another_process_fills(tar: Split, tmp_path: Path) 
         with make(tar, config) as second:
             time.sleep(0.3)
             assert second.stats()["cache"]["local"]["filled"] == 0
-            list(second)
+            loading.drain(second)
             assert second.stats()["cache"]["local"]["filled"] == len(tar)
             wait_until_full(second)
     first.close()

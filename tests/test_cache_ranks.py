@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import caching
+import loading
 import packing
 import pytest
 
@@ -157,7 +158,7 @@ def test_after_kill_9_of_all_the_same_job_goes_on_and_another_cleans_up(
         rank.kill()
     assert len(list(caching.names_in(config.shm_dir))) == 1
     with msdata.Loader(split, caching.BATCH, cache=config) as loader:
-        list(loader)
+        loading.drain(loader)
         assert loader.stats()["tiers"]["local"]["samples"] == len(split)
     ranks = caching.start_ranks(data, config, 1, 1)
     caching.run_epoch(ranks)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import caching
+import loading
 import packing
 import pytest
 from hypothesis import given
@@ -142,7 +143,7 @@ def test_every_epoch_becomes_a_line_with_the_counters_that_stats_showed(
     with loader(split, caching.config(tmp_path, metrics_dir=folder)) as run:
         shown = []
         for _ in range(2):
-            list(run)
+            loading.drain(run)
             shown.append(run.stats())
         next(iter(run))
         totals = run.stats()["totals"]
@@ -165,8 +166,8 @@ def test_the_collectors_file_has_the_counters_and_is_gone_with_the_run(
     folder = tmp_path / "metrics"
     path = folder / "msdata-test-train-rank0.prom"
     with loader(split, caching.config(tmp_path, metrics_dir=folder)) as run:
-        list(run)
-        list(run)
+        loading.drain(run)
+        loading.drain(run)
         run._cache.client.filler.wait()
         totals = {t: c["samples"] for t, c in run.stats()["totals"].items()}
 
@@ -283,7 +284,7 @@ def test_on_a_terminal_the_table_is_redrawn_until_interrupted(split: Split, tmp_
     words = command(split.dataset.path, "--shm-dir", config.shm_dir)
     ours, theirs = pty.openpty()
     with loader(split, config) as run:
-        list(run)
+        loading.drain(run)
         process = subprocess.Popen(words, stdout=theirs, env=packing.environment())
         os.close(theirs)
         text = ""

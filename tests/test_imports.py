@@ -29,7 +29,7 @@ LAYERS = (
         "skycatalog",
         *("mpi", "machine", "probe", "probe_network", "augment", "cache"),
     },
-    {"manifest", "index", "spans", "shard_files", "dataset"},
+    {"manifest", "index", "arrow_values", "spans", "shard_files", "dataset"},
     {"pack", "loader"},
 )
 UPPER_LAYER = len(LAYERS) - 1

@@ -94,5 +94,5 @@ def test_names_of_the_index_are_never_given_away() -> None:
     schema = Schema(name="x", arrays=MANTIS_SHRIMP.arrays, scalars=("redshift", "crc32c", "ra"))
     names = scalar_names(schema, labels.values())
     assert names == {"redshift": "object_redshift", "crc32c": "object_crc32c", "ra": "ra"}
-    with pytest.raises(UsageError, match="an array of the objects is named 'split'"):
+    with pytest.raises(UsageError, match="array 'split' has a name that the index"):
         check_array_names(Schema(name="x", arrays=(Survey(name="split", shape=(2,)),)))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -36,3 +44,42 @@ def test_the_packages_are_marked_as_typed(package: str) -> None:
     assert spec is not None
     assert spec.origin is not None
     assert Path(spec.origin).with_name("py.typed").exists()
+
+
+def lower_bounds(lines: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The `>=` of each requirement that holds for this Python, extras left out."""
+    found = {}
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        for bound in requirement.specifier:
+            if bound.operator == ">=":
+                name = canonicalize_name(requirement.name)
+                found[name] = max(Version(bound.version).release, found.get(name, ()))
+    return found
+
+
+def test_no_package_that_is_required_asks_for_a_later_numpy_than_setup_py() -> None:
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    listed = re.search(r"install_requires=\[(.*?)\]", text, re.S)
+    assert listed is not None
+    ours = lower_bounds(re.findall(r'^ *"([^"]+)",', listed[1], re.M))
+    assert set(ours) >= {"numpy", "opencv-python-headless"}
+    for name in set(ours) - {"numpy"}:
+        theirs = lower_bounds(importlib.metadata.requires(name) or ()).get("numpy", ())
+        assert theirs <= (*ours["numpy"], 0, 0), name
+
+
+def test_the_tested_versions_are_those_that_setup_py_allows() -> None:
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    versions = {canonicalize_name(name): Version(text) for name, text in pinned.items()}
+    for line in importlib.metadata.requires("msdata") or ():
+        requirement = Requirement(line)
+        version = versions.get(canonicalize_name(requirement.name))
+        if version is not None:
+            assert version in requirement.specifier, line

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import loading
 import numpy as np
 import pytest
+import torch
 
 import msdata
 import msdata.fill
@@ -139,6 +142,7 @@ class LoaderContract:
             for batch in loader:
                 loading.assert_equal_batches([loading.kept(batch)], second[:1])
                 break
+            del batch
             loading.assert_equal_batches(loading.run_epoch(loader)[:7], second)
             loader.set_epoch(0)
             loading.assert_equal_batches(loading.run_epoch(loader), first)
@@ -176,6 +180,56 @@ def test_all_layouts_give_the_same_batches(tiny_source: Path, packed: Packed) ->
             epochs.append(loading.run_epoch(loader))
     loading.assert_equal_batches(epochs[0], epochs[1])
     loading.assert_equal_batches(epochs[0], epochs[2])
+
+
+@pytest.mark.parametrize("hold", [None, 1, 2, 5])
+def test_a_batch_that_is_overwritten_while_in_use_is_told_of_once(split, hold) -> None:
+    with msdata.Loader(split, 10, prefetch=2, hold=hold) as loader:
+        with pytest.warns(RuntimeWarning, match=r"overwritten while a variable or a.*copy=Tru"):
+            kept = list(loader)
+        # All but those that are still valid, and the one that would be looked at next.
+        assert loader.stats()["overwritten_batches"] == len(kept) - (hold or 3) - 1
+        list(loading.run_epoch(loader))
+
+
+def _crop(batch: dict) -> np.ndarray:
+    return batch["image"][:, :1]
+
+
+def _tensor(batch: dict) -> Any:
+    return torch.from_numpy(batch["spectrum"])[2:]
+
+
+@pytest.mark.parametrize("view", [_crop, _tensor, lambda b: memoryview(b["image"])])
+def test_a_view_of_one_array_is_a_batch_in_use(split, view) -> None:
+    with msdata.Loader(split, 10) as loader:
+        with pytest.warns(RuntimeWarning, match="overwritten while a variable or a list"):
+            kept = [view(batch) for batch in loader]
+        assert loader.stats()["overwritten_batches"] == len(kept) - 5
+
+
+@pytest.mark.parametrize("hold", [None, 1, 2])
+def test_batches_used_one_after_the_other_are_not_told_of(split, hold) -> None:
+    labels = []
+    with msdata.Loader(split, 10, hold=hold) as loader:
+        for number, batch in itertools.chain.from_iterable(enumerate(loader) for _ in range(2)):
+            labels.append((number, batch["redshift"], batch["image"].sum()))
+        assert loader.stats()["overwritten_batches"] == 0
+    assert len(labels) == 60
+
+
+@pytest.mark.parametrize("cache", [None, msdata.CacheConfig(memory_gib=0.01)])
+def test_copied_batches_may_all_be_kept(split, cache) -> None:
+    with msdata.Loader(split, 16, copy=True, cache=cache) as loader:
+        kept = [batch for _ in range(3) for batch in loader]
+        assert loader.stats()["overwritten_batches"] == 0
+        ring = loader.ring_nbytes
+    for batch in kept:
+        loading.assert_true_to_source(batch)
+    with msdata.Loader(split, 16) as wanted:
+        epochs = [batch for _ in range(3) for batch in loading.run_epoch(wanted)]
+        loading.assert_equal_batches(kept, epochs)
+        assert ring < wanted.ring_nbytes
 
 
 def test_seeds_give_different_orders(split) -> None:
@@ -233,34 +287,61 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch_size": 0}, "batch_size 0 is empty"),
-        ({"prefetch": 0}, "prefetch 0"),
-        ({"hold": 0}, "hold 0: at least the batch that was handed out"),
-        ({"threads": 0}, "threads 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
+        ({"hold": 0}, "hold must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"batch_size": True}, "batch_size must be an integer, got True"),
+        ({"batch_size": 1.5}, r"batch_size must be an integer, got 1\.5"),
+        ({"weights": np.ones(299)}, r"weights of shape \(299,\) are not one for each of the 300"),
+        ({"weights": np.full(300, np.nan)}, "300 weights are negative or no number"),
+        ({"weights": -np.ones(300)}, "300 weights are negative or no number"),
+        ({"weights": np.zeros(300)}, "all weights are 0"),
+        ({"weights": np.ones(300), "policy": "block"}, "policy 'block'"),
         ({"cache": "ssd"}, "neither None, 'auto' nor a CacheConfig"),
         ({"policy": "locality"}, "policy 'locality' deals samples to the nodes that cache them"),
         ({"last": "keep"}, "last='keep' is unknown"),
         ({"columns": ["colour"]}, "has no column colour; it has sample_id"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": 1 << 64}, "seed 18446744073709551616 is out of range"),
-        ({"seed": 0.5}, "seed 0.5 is no whole number"),
-        ({"batch_size": "8"}, "batch_size '8' is no whole number"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
+        ({"seed": 1 << 64}, "seed must be from 0 to .*, got 18446744073709551616"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
+        ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
         ({"batch_size": 10**9, "last": "pad"}, "7 batches of 1,000,000,000 samples take .* are fr"),
-        ({"policy": "block", "buffer_samples": 0}, "buffer of 0 samples"),
+        ({"policy": "block", "buffer_samples": 0}, "buffer_samples must be at least 1, got 0"),
+        ({"policy": "block", "buffer_samples": 1.5}, "buffer_samples must be an integer, got 1.5"),
+        ({"prefetch": "3"}, "prefetch must be an integer, got '3'"),
+        ({"split": "DATA"}, r"split must be a Split, got str; give msdata\.open"),
+        ({"topology": 4}, "topology must be a Topology or None, got 4"),
+        ({"columns": "redshift"}, r"columns must be a list of names, got 'redshift'; give \['"),
+        ({"columns": [3]}, r"columns must be a list of names, got \[3\]"),
+        ({"weights": np.ma.MaskedArray(np.ones(300), np.arange(300) < 2)}, "weights are masked"),
+        ({"weights": np.full(300, 1j)}, r"weights are no numbers \(complex\)"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_when_the_loader_is_made(
     split, options, says
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        msdata.Loader(split, **options)
+        msdata.Loader(**{"split": split, **options})
+
+
+def test_numbers_of_numpy_are_taken_and_the_state_is_made_of_plain_ones(split) -> None:
+    numbers = {"batch_size": np.int64(50), "seed": np.uint8(3), "prefetch": np.int32(1)}
+    with msdata.Loader(split, **numbers) as loader:
+        loader.set_epoch(np.int64(2))
+        loading.run_epoch(loader, 2)
+        state = loader.state_dict()
+        assert json.loads(json.dumps(state)) == state
+        rest = loading.run_epoch(loader)
+        loader.load_state_dict(state)
+        loading.assert_equal_batches(loading.run_epoch(loader), rest[2:])
 
 
 def test_an_epoch_that_is_none_is_refused(split) -> None:
     with msdata.Loader(split) as loader:
-        with pytest.raises(UsageError, match="epoch -1 is negative"):
+        with pytest.raises(UsageError, match=r"epoch must be from 0 to 2\*\*63 - 1, got -1"):
             loader.set_epoch(-1)
-        with pytest.raises(UsageError, match=r"epoch 1\.5 is no whole number"):
+        with pytest.raises(UsageError, match=r"epoch must be an integer, got 1\.5"):
             loader.set_epoch(1.5)
 
 
@@ -273,8 +354,10 @@ def test_a_batch_larger_than_the_split_takes_no_more_memory_than_the_split(split
 def test_what_is_no_place_of_a_sample_is_refused(split) -> None:
     assert split[np.int64(-1)]["sample_id"] == split[299]["sample_id"]
     for place in ("0000001", 1.0, slice(2)):
-        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        with pytest.raises(TypeError, match=r"must be an integer, got .*; ask for one sample"):
             split[place]
+        with pytest.raises(TypeError, match="number must be an integer, got"):
+            split.dataset[place]
 
 
 def test_a_url_is_no_path() -> None:

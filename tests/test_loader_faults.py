@@ -331,6 +331,7 @@ def test_a_cold_shard_is_read_and_counted(folder: Path, mode) -> None:
     with msdata.Loader(split, 32) as loader:
         for batch in loader:
             loading.assert_true_to_source(batch)
+        del batch
         assert 0 < loader.stats()["cold_samples"] <= len(split)
         started = time.perf_counter()
         loading.run_epoch(loader)

@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msdata
+from msdata.arrow_values import arrow_values, cast_exactly
 from msdata.batch_columns import fixed_width, is_short_ascii
 from msdata.errors import DataError, UsageError
-from msdata.index import arrow_numbers, file_sha256, fixed_columns, split_rows, write_index
+from msdata.index import file_sha256, fixed_columns, split_rows, write_index
 from msdata.manifest import read_manifest
 
 Packed = Callable[..., Path]
@@ -126,15 +127,54 @@ def test_an_index_that_makes_no_sense_is_not_written(out: Path, tmp_path: Path) 
 
 
 @given(
-    values=st.lists(st.none() | st.integers(-(2**31), 2**31 - 1), max_size=40),
-    kind=st.sampled_from([pa.int32(), pa.int64(), pa.float32(), pa.float64()]),
+    kind_and_values=st.sampled_from(
+        [
+            (pa.int32(), st.integers(-(2**31) + 1, 2**31 - 1)),
+            (pa.int64(), st.integers(-(2**63) + 1, 2**63 - 1)),
+            (pa.uint64(), st.integers(0, 2**64 - 2)),
+            (pa.bool_(), st.booleans()),
+            (pa.float32(), st.floats(width=32)),
+            (pa.float64(), st.floats()),
+        ]
+    ).flatmap(lambda k: st.tuples(st.just(k[0]), st.lists(st.none() | k[1], max_size=40))),
     start=st.integers(0, 10),
 )
-def test_numbers_of_an_arrow_array_are_those_that_arrow_gives(values, kind, start) -> None:
-    part = pa.array(values, pa.int64()).cast(kind, safe=False).slice(start)
-    found, wanted = arrow_numbers(part), part.to_numpy(zero_copy_only=False)
-    assert found.dtype == wanted.dtype or not len(part)
-    np.testing.assert_array_equal(found, wanted)
+def test_no_value_of_an_arrow_array_is_changed_whatever_is_null(kind_and_values, start) -> None:
+    kind, values = kind_and_values
+    part = pa.array(values, kind).slice(start)
+    found = arrow_values(part)
+    assert found.dtype == kind.to_pandas_dtype()
+    if pa.types.is_floating(kind):
+        wanted = [np.nan if value is None else value for value in values[start:]]
+        np.testing.assert_array_equal(found, np.array(wanted, found.dtype))
+    else:
+        assert found.tolist() == values[start:]
+        assert np.ma.isMaskedArray(found) == (None in values[start:])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "dtype", "says"),
+    [
+        ([1, None, 3], pa.int64(), np.int64, "has 1 nulls, which int64 cannot hold"),
+        ([1.0, 2.5, None], pa.float64(), np.int32, "has 2 values that are not integers"),
+        ([2**53 + 1, None], pa.int64(), np.float64, "holds 9007199254740993, which float64 would"),
+        ([2**64 - 1], pa.uint64(), np.float64, "holds 18446744073709551615, which float64"),
+        ([0, 300], pa.int64(), np.uint8, "has values from 0 to 300, which uint8 cannot hold"),
+        ([2**63], pa.uint64(), np.int64, "has values from 0 to 9223372036854775808, which int64"),
+        (["a"], pa.string(), np.float64, "holds no numbers; read it with table"),
+    ],
+)
+def test_numbers_that_a_type_cannot_hold_are_refused(values, kind, dtype, says) -> None:
+    with pytest.raises(UsageError, match=says):
+        cast_exactly(arrow_values(pa.array(values, kind)), np.dtype(dtype))
+
+
+def test_numbers_that_fit_are_cast_and_null_is_nan() -> None:
+    found = cast_exactly(arrow_values(pa.array([2**53, None, -(2**53)])), np.dtype(np.float64))
+    np.testing.assert_array_equal(found, [2.0**53, np.nan, -(2.0**53)])
+    found = cast_exactly(arrow_values(pa.array([True, None])), np.dtype(np.float32))
+    np.testing.assert_array_equal(found, np.array([1, np.nan], np.float32))
+    assert cast_exactly(np.array([1.0, 3.0]), np.dtype(np.uint8)).tolist() == [1, 3]
 
 
 @given(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from msdata.ring import (
     BatchBuffer,
     array_starts,
-    batch_arrays,
     make_ring,
     ring_nbytes,
 )
@@ -73,12 +72,12 @@ def test_a_ring_is_handed_out_by_the_kernel_before_the_first_batch() -> None:
 
 def test_a_short_batch_is_the_beginning_of_its_buffer() -> None:
     buffer = BatchBuffer(MANTIS_SHRIMP, 4)
-    arrays = batch_arrays(buffer, 3)
+    arrays = buffer.lend(3)
     assert arrays["galex"].shape == (3, 2, 32, 32)
     assert np.shares_memory(arrays["galex"], buffer.arrays["galex"])
 
 
 def test_arrays_outlive_their_buffer() -> None:
-    arrays = batch_arrays(BatchBuffer(MANTIS_SHRIMP, 4), 4)
+    arrays = BatchBuffer(MANTIS_SHRIMP, 4).lend(4)
     arrays["unwise"][:] = 7
     assert (arrays["unwise"] == 7).all()

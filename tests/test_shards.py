@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,50 @@ class TestContiguousHdf5(ContainerContract):
 
 class TestChunkedHdf5(TestContiguousHdf5):
     chunked = True
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "stored", "absent"),
+    [
+        ([2**62 + 1, -5], "int64", [2**62 + 1, -5], None),
+        ([2**62 + 1, None], "int64", [2**62 + 1, -(2**63)], -(2**63)),
+        ([2**63 + 1, 4], "uint64", [2**63 + 1, 4], None),
+        ([2**63 + 1, None], "uint64", [2**63 + 1, 2**64 - 1], 2**64 - 1),
+        ([True, False], "bool", [True, False], None),
+        ([True, None], "int8", [1, -128], -128),
+        ([2**53, 0.5], "float64", [2.0**53, 0.5], None),
+        ([None, None], "float64", [np.nan, np.nan], None),
+        ([None, 0.5], "float64", [np.nan, 0.5], None),
+    ],
+)
+def test_a_label_in_an_hdf5_shard_is_exact_and_says_what_null_is(
+    values: list[Any], dtype: str, stored: list[Any], absent: int | None, tmp_path: Path
+) -> None:
+    with h5py.File(_with_labels(tmp_path, values)) as file:
+        found = file["label"]
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found[:], np.array(stored, dtype))
+        assert found.attrs.get("_FillValue") == absent
+        assert [json.loads(text)["label"] for text in file["json"][:]] == values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[2**63, -1], [2**53 + 1, 0.5], [2**64, 1], [-(2**63), None], ["a", 1], [None, "a"]],
+)
+def test_labels_that_no_type_holds_stand_in_the_json_of_an_hdf5_shard_alone(
+    values: list[Any], tmp_path: Path
+) -> None:
+    with h5py.File(_with_labels(tmp_path, values)) as file:
+        assert "label" not in file
+        assert [json.loads(text)["label"] for text in file["json"][:]] == values
+
+
+def _with_labels(folder: Path, values: list[Any]) -> Path:
+    path = folder / "shard-000000.h5"
+    writer = Hdf5ShardWriter(path, SCHEMA, max_samples=len(values))
+    for number, value in enumerate(values):
+        record = _record(number)
+        writer.append(replace(record, metadata={**record.metadata, "label": value}))
+    writer.finish()
+    return path

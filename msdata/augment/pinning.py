@@ -39,9 +39,10 @@ class PinnedBuffers:
         self._driver = ctypes.CDLL("libcuda.so.1") if driver is None else driver
         self._device = ctypes.c_int()
         self._context = ctypes.c_void_p()
-        # Address -> the buffer, held so that it is not unmapped while it is locked, and whether it
-        # is locked; those that were refused are not tried again.
-        self._buffers: dict[int, tuple[NDArray[Any], bool]] = {}
+        # Address -> the mapping, held so that it is not unmapped while it is locked, and whether it
+        # is locked; those that were refused are not tried again. No array is held: the loader would
+        # take its batch for one in use.
+        self._buffers: dict[int, tuple[Any, bool]] = {}
         self._ours: list[int] = []
         self._check("cuInit", self._driver.cuInit(0))
         self._check("cuDeviceGet", self._driver.cuDeviceGet(ctypes.byref(self._device), device_id))
@@ -63,7 +64,7 @@ class PinnedBuffers:
             return False
         address = buffer.ctypes.data
         if address not in self._buffers:
-            self._buffers[address] = (buffer, self._register(address, buffer.nbytes))
+            self._buffers[address] = (buffer.base, self._register(address, buffer.nbytes))
         return self._buffers[address][1]
 
     def _register(self, address: int, nbytes: int) -> bool:

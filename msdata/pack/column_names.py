@@ -8,32 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msdata.errors import UsageError
-from msdata.index import fixed_columns
+from msdata.index import BATCH_NAMES, check_names, fixed_columns
 from msdata.schema import Schema
 
 # Keys of the JSON member that are no columns, and what HDF5 shards call that member.
 _JSON_NAMES = ("num_filled", "num_nan", "json")
-_NOT_FOR_ARRAYS = ("sample_id", "split", "shard", "nbytes", "crc32c", "missing_bands", "json")
+# What else an array must not be called: HDF5's dataset of JSON, and the label of every batch.
+_NOT_FOR_ARRAYS = ("json", "redshift")
 
 
 def check_array_names(schema: Schema) -> None:
-    """Refuses arrays that bear a name of the index: a batch holds both by name.
+    """Refuses arrays that bear a name of the index or of a batch, which hold both by name.
 
     Raises:
         UsageError: there is one.
     """
-    for name in schema.names:
-        if name in _NOT_FOR_ARRAYS:
-            raise UsageError(
-                f"an array of the objects is named {name!r}, which the index needs for itself; "
-                "rename it in the objects"
-            )
+    check_names(schema.names, _NOT_FOR_ARRAYS)
+
+
+def _taken(schema: Schema) -> set[str]:
+    return {*fixed_columns(schema), *BATCH_NAMES, *_JSON_NAMES, *schema.names}
 
 
 def label_names(labels: Iterable[str], schema: Schema) -> dict[str, str]:
     """The index's name of each column of the catalogue."""
-    return _free_names(labels, {*fixed_columns(schema), *_JSON_NAMES, *schema.names}, "catalog_")
+    return _free_names(labels, _taken(schema), "catalog_")
 
 
 def scalar_names(schema: Schema, labels: Iterable[str]) -> dict[str, str]:
@@ -43,8 +42,7 @@ def scalar_names(schema: Schema, labels: Iterable[str]) -> dict[str, str]:
         schema: its `scalars` are what to name.
         labels: the catalogue's columns, as the index names them; the catalogue goes first.
     """
-    taken = {*fixed_columns(schema), *_JSON_NAMES, *schema.names, *labels}
-    return _free_names(schema.scalars, taken, "object_")
+    return _free_names(schema.scalars, _taken(schema) | {*labels}, "object_")
 
 
 def _free_names(names: Iterable[str], taken: set[str], prefix: str) -> dict[str, str]:

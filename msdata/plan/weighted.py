@@ -30,8 +30,13 @@ def check_weights(weights: NDArray[np.float64], num_samples: int) -> NDArray[np.
     Raises:
         UsageError: they are of another split, or none can be drawn from.
     """
+    if np.ma.is_masked(weights):
+        raise UsageError("weights are masked; give 0 to samples that must not be drawn")
     try:
-        checked = np.asarray(weights, np.float64)
+        checked = np.asarray(weights)
+        if checked.dtype.kind == "c":
+            raise TypeError("complex")
+        checked = checked.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"weights are no numbers ({error}); give one for each sample") from None
     if checked.shape != (num_samples,):

@@ -39,6 +39,8 @@ _ALIGNMENT = 4096
 _FRAME_NBYTES = 64
 # Datasets up to this size are held in memory while others move.
 _HELD_BYTES = 1 << 20
+# float64 holds every integer up to here.
+_MAX_EXACT = 1 << 53
 
 
 def _h5py() -> Any:
@@ -258,11 +260,46 @@ def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> 
     texts = [metadata_text(metadata) for _, metadata in records]
     _create_column(file, "json", np.array(texts, dtype=f"S{max(map(len, texts))}"))
     for name in records[0][1]:
-        values = [metadata[name] for _, metadata in records]
-        # A null is NaN; text and lists stand in `json` alone.
-        if all(v is None or isinstance(v, (int, float)) for v in values) and name not in file:
-            numbers = [np.nan if v is None else v for v in values]
-            _create_column(file, name, np.array(numbers))
+        column = None if name in file else label_column([m[name] for _, m in records])
+        if column is not None:
+            values, absent = column
+            _create_column(file, name, values)
+            if absent is not None:
+                file[name].attrs["_FillValue"] = absent
+
+
+def label_column(values: Sequence[Any]) -> tuple[NDArray[Any], Any] | None:
+    """Numbers as a dataset holds them, none of them changed.
+
+    Args:
+        values: of all samples; None for null.
+
+    Returns:
+        The array (samples,), and what stands for null in it: None for floats, whose null is NaN,
+        and where there is none; the lowest int64 or int8 (truth values), the highest uint64. None
+        in place of both where no type holds all values, as text, which stand in `json` alone.
+    """
+    present = [v for v in values if v is not None]
+    if any(not isinstance(v, (int, float)) for v in present):
+        return None
+    integers = [v for v in present if isinstance(v, int)]
+    if len(integers) < len(present) or not present:
+        if any(abs(v) > _MAX_EXACT for v in integers):
+            return None
+        return np.array([np.nan if v is None else v for v in values], np.float64), None
+    low, high, has_null = min(integers), max(integers), len(present) < len(values)
+    if all(isinstance(v, bool) for v in present):
+        if not has_null:
+            return np.array(values, np.bool_), None
+        kind: np.dtype[Any] = np.dtype(np.int8)
+    else:
+        kind = np.dtype(np.int64 if high <= np.iinfo(np.int64).max else np.uint64)
+    limits = np.iinfo(kind)
+    absent = limits.max if kind.kind == "u" else limits.min
+    if low < limits.min or high > limits.max or (has_null and absent in (low, high)):
+        return None
+    numbers = np.array([absent if v is None else v for v in values], kind)
+    return numbers, kind.type(absent) if has_null else None
 
 
 def _create_column(file: Any, name: str, values: NDArray[Any]) -> None:
