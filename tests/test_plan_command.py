@@ -83,7 +83,6 @@ def test_the_report_is_the_forecast_of_the_loaders_functions(capsys):
         sample_bytes=1000,
         batch_per_rank=128,
         policy="locality",
-        last="short",
     )
     ownership = own_job(job)
     assert [e["exact"] for e in report["epochs"]] == [True] * 4

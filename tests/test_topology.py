@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
+import packing
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -233,6 +235,72 @@ def test_ranks_that_see_different_nodes_are_told() -> None:
         UsageError, match=r"rank 1 sees 2 nodes x 2 ranks and is told that it is rank 2"
     ):
         check_agreement([even[0], even[2], even[1], even[3]])
+
+
+JOIN = """
+import os, sys
+from msdata.mpi import communicator
+from msdata.topology import from_env
+communicator(from_env())
+for name in sys.argv[1:]:
+    del os.environ[name]
+from_env()
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not packing.mpiexec().exists(), reason="pip install mpich mpi4py")
+@pytest.mark.parametrize(
+    ("hosts", "words", "says"),
+    [
+        ("127.0.0.1:2,127.0.0.2:2", (), None),
+        ("127.0.0.1:2,127.0.0.2:1,127.0.0.3:1", (), "rank 2 sees 4 nodes x 1 ranks"),
+        # Variables that a container did not pass on.
+        (
+            "127.0.0.1:1,127.0.0.2:1",
+            ("PMI_RANK", "PMI_SIZE"),
+            "MPI has rank 1 of 2, the environment no",
+        ),
+    ],
+)
+def test_real_ranks_of_mpi_that_do_not_see_the_same_nodes_end_together(
+    hosts: str, words: tuple[str, ...], says: str | None
+) -> None:
+    launcher = [str(packing.mpiexec()), "-launcher", "fork", "-hosts", hosts]
+    count = str(sum(int(host[-1]) for host in hosts.split(",")))
+    found = subprocess.run(
+        [*launcher, "-n", count, sys.executable, "-c", JOIN, *words],
+        env=packing.environment(),
+        capture_output=True,
+        text=True,
+        timeout=packing.TIMEOUT_S,
+    )
+    assert (found.returncode == 0) == (says is None), found.stderr
+    assert says is None or says in found.stderr
+
+
+FAKE_GROUP = """
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+from msdata.topology import from_env
+from_env()
+"""
+
+
+@pytest.mark.parametrize(("place", "code"), [({"RANK": "1", "WORLD_SIZE": "2"}, 0), ({}, 1)])
+def test_a_group_of_torch_must_have_the_launchers_ranks(place: dict[str, str], code: int) -> None:
+    pytest.importorskip("torch")
+    local = {"LOCAL_WORLD_SIZE": "2"} if place else {}
+    found = subprocess.run(
+        [sys.executable, "-c", FAKE_GROUP],
+        env=packing.environment(**place, **local),
+        capture_output=True,
+        text=True,
+        timeout=packing.TIMEOUT_S,
+    )
+    assert found.returncode == code, found.stderr
+    assert code == 0 or "torch.distributed has rank 1 of 2, the environment no" in found.stderr
 
 
 class Running:
