@@ -24,10 +24,9 @@ from msdata.plan.order import (
     DEFAULT_POLICY,
     LAST,
     POLICIES,
-    num_steps,
 )
 from msdata.plan.ownership import Nodes
-from msdata.plan.timing import Machine, by_nodes
+from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
 from msdata.plan_report import build_report
 from msdata.plan_text import render_report
 from msdata.plan_weights import add_arguments as add_weights
@@ -263,8 +262,8 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
 def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
     """Refuses a plan without steps: all its numbers would be zeros, and the training would end."""
     for num_nodes in (job.topology.num_nodes, *numbers_of_nodes):
-        num_ranks = num_nodes * job.topology.ranks_per_node
-        if not num_steps(job.num_samples, num_ranks * job.batch_per_rank, job.last):
+        if not has_steps(on_nodes(job, num_nodes)):
+            num_ranks = num_nodes * job.topology.ranks_per_node
             raise UsageError(
                 f"--last drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
                 f"{job.num_samples:,} samples do not fill a global batch of {num_ranks:,} ranks x "

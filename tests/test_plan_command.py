@@ -300,9 +300,12 @@ def test_colours_of_tiers_differ_without_red_or_green_cones():
             assert np.linalg.norm(others - one, axis=1).min() > 0.2
 
 
-def test_a_plan_of_no_steps_is_refused():
+def test_a_plan_of_no_steps_is_refused_and_what_would_have_none_is_left_out(capsys):
     small = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --last drop"
     assert plan(small) == 0
+    text = capsys.readouterr().out
+    assert "twice the memory" in text
+    assert "twice the nodes" not in text
     with pytest.raises(UsageError, match=r"0 steps per epoch on 2 nodes: 100 samples do not fill"):
         plan(f"{small} --nodes 2")
     with pytest.raises(UsageError, match="0 steps per epoch on 8 nodes"):
