@@ -28,7 +28,9 @@ if ! scratch_root=$(realpath -e -- "$scratch_root"); then
   exit 1
 fi
 scratch_root=${scratch_root%/}
-scratch_name=msdata-$SLURM_JOB_ID-$node-${SCRATCH_TOKEN:?train_ddp.sh sets it}
+# Steps with the same SCRATCH_TOKEN share the folder.
+token=${SCRATCH_TOKEN:-$(od -An -N8 -tx8 /dev/urandom)}
+scratch_name=msdata-$SLURM_JOB_ID-$node-${token// /}
 node_scratch=$scratch_root/$scratch_name
 scratch=$node_scratch/$kind
 

@@ -79,7 +79,7 @@ rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
 # Of the names of the nodes' scratch, where others may write, too.
 SCRATCH_TOKEN=$(od -An -N8 -tx8 /dev/urandom)
-export SCRATCH_TOKEN=${SCRATCH_TOKEN// /}
+export SCRATCH_TOKEN
 mkdir -p "$log_dir"
 
 on_signal() {

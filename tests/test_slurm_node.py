@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -143,6 +144,14 @@ def test_what_an_earlier_start_left_is_removed_and_no_link_among_it_followed(
     assert not left.exists()
     assert others.exists()
     assert is_whole(data)
+
+
+def test_steps_without_a_common_token_have_scratch_of_their_own(tmp_path: Path) -> None:
+    made = [node(tmp_path, *show("{scratch}/x"), SCRATCH_TOKEN="")[-1] for _ in range(2)]
+    names = {Path(line.strip("<>")).parent.name for line in made}
+    assert len(names) == 2
+    assert all(re.fullmatch("msdata-7-n0-[0-9a-f]{16}", name) for name in names)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_scratch_without_a_folder_says_so(tmp_path: Path) -> None:
