@@ -28,6 +28,7 @@ from benchmarks.photoz import against_the_mean
 from benchmarks.workloads import run_msdata, run_mstrain
 from msdata.dataset import Split
 from msdata.plan.order import epoch_order
+from msdata.progress import rate_text
 
 _MARK = ".msdata-demo"
 # Several shards a split, so that the demo crosses from one to the next.
@@ -119,10 +120,10 @@ def measure_rates(split: Split, num_turns: int) -> list[str]:
     lines = []
     for name, values in rates.items():
         rate = statistics.median(values)
-        gigabytes = rate * split.schema.sample_nbytes / 1e9
+        nbytes_per_s = rate_text(rate * split.schema.sample_nbytes)
         ratio = found["contestants"][name]["of_limit"]["median"]
         note = "the limit of this machine" if name == found["limit"] else f"{ratio:.2f} of it"
-        lines.append(f"  {name:<34}{rate:>9,.0f} samples/s {gigabytes:>6.2f} GB/s  {note}")
+        lines.append(f"  {name:<34}{rate:>9,.0f} samples/s {nbytes_per_s:>12}  {note}")
     return lines
 
 

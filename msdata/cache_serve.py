@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from msdata.atomic_file import storage_error
-from msdata.cache.config import GIB, CacheConfig
+from msdata.cache.config import CacheConfig
 from msdata.cache.group import Alone, EndedElsewhere, Group
 from msdata.cache.leftovers import remove_own_shared_memory
 from msdata.cache.member import MemberService
@@ -17,6 +17,7 @@ from msdata.dataset import Split
 from msdata.errors import StorageError
 from msdata.exits import ending_at_once, exit_code_of, ignore_signals
 from msdata.node_cache import cached_split, owners_of_nodes, record_reader
+from msdata.progress import bytes_text
 from msdata.topology import Topology
 
 _LOOK_S = 1.0
@@ -107,8 +108,8 @@ def _say_what_is_served(service: MemberService, config: CacheConfig, group: Grou
     if group.rank:
         return
     for node, offer in enumerate(service.offers):
-        ssd = f", {offer.ssd_nbytes / GIB:.2f} GiB of SSD" if offer.ssd_nbytes else ""
-        print(f"node {node}: {offer.memory_nbytes / GIB:.2f} GiB of memory{ssd}")
+        ssd = f", {bytes_text(offer.ssd_nbytes)} of SSD" if offer.ssd_nbytes else ""
+        print(f"node {node}: {bytes_text(offer.memory_nbytes)} of memory{ssd}")
     print(f"serving {len(service.offers)} nodes of job {config.job}", flush=True)
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from msdata.cache.config import GIB
 from msdata.plan.forecast import TIERS
+from msdata.progress import bytes_text
 
 _BAR_WIDTH = 24
 # A rank says something every second; one that has not for so long is stuck, or waits.
@@ -29,7 +29,7 @@ def render_status(statuses: Sequence[dict[str, Any]], place: str) -> str:
 def _render_arena(status: dict[str, Any]) -> list[str]:
     share = status["filled"] / max(1, status["slots"])
     use = "in use" if status["is_used"] else "left by a dead job"
-    held = f"{status['filled']:,} of {status['slots']:,} samples, {status['bytes'] / GIB:.1f} GiB"
+    held = f"{status['filled']:,} of {status['slots']:,} samples, {bytes_text(status['bytes'])}"
     lines = [f"{status['name']}  {bar(share)} {share:4.0%}  {held}, {use}"]
     if not status["ranks"]:
         return lines

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import MissingPackageError, UsageError
-from msdata.topology import Topology
+from msdata.topology import Topology, check_agreement
 
 _ASK_TAG, _ANSWER_TAG = 7002, 7003
 # Samples that a message can ask for.
@@ -31,7 +31,7 @@ def communicator(topology: Topology) -> Any:
 
     Raises:
         MissingPackageError: mpi4py or an MPI library is absent.
-        UsageError: the processes do not find each other.
+        UsageError: the processes do not find each other, or see different nodes.
     """
     try:
         from mpi4py import MPI
@@ -45,6 +45,7 @@ def communicator(topology: Topology) -> Any:
             f"the launcher started {topology.num_ranks} ranks, MPI sees {world.Get_size()}: "
             "launcher and MPI library do not match; under Slurm try srun --mpi=pmi2"
         )
+    check_agreement(world.allgather(topology))
     return world
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +18,16 @@ from msdata.errors import UsageError
 from msdata.machine import RATES, load_machine, machine_from
 from msdata.output_file import PNG_MARK, check_output
 from msdata.plan.forecast import Job
-from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, LAST, POLICIES
+from msdata.plan.order import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_BUFFER_SAMPLES,
+    DEFAULT_LAST,
+    DEFAULT_POLICY,
+    LAST,
+    POLICIES,
+)
 from msdata.plan.ownership import Nodes
-from msdata.plan.timing import Machine, by_nodes
+from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
 from msdata.plan_report import build_report
 from msdata.plan_text import render_report
 from msdata.plan_weights import add_arguments as add_weights
@@ -104,7 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=int, help="number of nodes (as many as capacities are listed, else 1)"
     )
     parser.add_argument("--ranks-per-node", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--batch-per-rank", type=int, default=64, help="(%(default)s)")
+    parser.add_argument(
+        "--batch-per-rank", type=int, default=DEFAULT_BATCH_SIZE, help="(%(default)s)"
+    )
     for tier in ("memory", "ssd"):
         parser.add_argument(
             f"--{tier}-gib",
@@ -113,8 +122,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{tier} tier of every node, or of each in turn; 6x400,2x200 is 400 of six nodes "
             "and 200 of two (%(default)s)",
         )
-    parser.add_argument("--policy", choices=POLICIES, default="locality", help="(%(default)s)")
-    parser.add_argument("--last", choices=LAST, default="drop", help="(%(default)s)")
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULT_POLICY,
+        help="(%(default)s, as the Loader; slurm/train_ddp.sh with a cache on several nodes takes "
+        "locality)",
+    )
+    parser.add_argument(
+        "--last", choices=LAST, default=DEFAULT_LAST, help="(%(default)s, as the Loader)"
+    )
     parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
     add_weights(parser)
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -132,7 +149,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N...]",
         help="also what an epoch reads on so many nodes of the same memory and SSD each",
     )
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="hits and time against nodes")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="PNG",
+        help="hits and time against the numbers of --by-nodes, else powers of 2",
+    )
 
 
 def _add_rates(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +167,7 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
         ("storage-total", "reads of all nodes together from shared storage"),
     ):
         parser.add_argument(
-            f"--{name}-gbps", type=float, metavar="GB/S", help=f"{meaning}, 1e9 bytes a second"
+            f"--{name}-gib-per-s", type=float, metavar="GIB/S", help=f"{meaning} (1 GiB = 2**30 B)"
         )
     parser.add_argument("--samples-per-s", type=float, help="samples one GPU trains on a second")
 
@@ -169,6 +191,8 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     if args.epochs < 1:
         raise UsageError(f"--epochs {args.epochs}: a plan needs at least one")
     job = _job(args, data)
+    numbers = _node_numbers(args.by_nodes)
+    _check_steps(job, numbers)
     machine = _machine(args)
     report = build_report(
         job,
@@ -176,14 +200,15 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         num_epochs=args.epochs,
         replay_epochs=args.replay_epochs,
         redshift=data.redshift,
-        by_nodes=_node_numbers(args.by_nodes),
+        by_nodes=numbers,
     )
     report["data"]["name"] = data.name
     report["job"]["weights_of"] = args.weights
     if args.figure is not None:
         from msdata.plan_figure import draw_by_nodes
 
-        draw_by_nodes(by_nodes(job, machine, _numbers_of_nodes(job.nodes.num_nodes)), args.figure)
+        shown = sorted(set(numbers)) or _numbers_of_nodes(job.nodes.num_nodes)
+        draw_by_nodes(by_nodes(job, machine, shown), args.figure)
     text = json.dumps(report, indent=2, allow_nan=False) if args.json else render_report(report)
     sys.stdout.write(text + "\n")
     return 0
@@ -237,6 +262,18 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
     )
 
 
+def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
+    """Refuses a plan without steps: all its numbers would be zeros, and the training would end."""
+    for num_nodes in (job.topology.num_nodes, *numbers_of_nodes):
+        if not has_steps(on_nodes(job, num_nodes)):
+            num_ranks = num_nodes * job.topology.ranks_per_node
+            raise UsageError(
+                f"--last drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
+                f"{job.num_samples:,} samples do not fill a global batch of {num_ranks:,} ranks x "
+                f"{job.batch_per_rank}; give a smaller --batch-per-rank, or --last short"
+            )
+
+
 def _nodes(args: argparse.Namespace) -> Nodes:
     options = {"--memory-gib": args.memory_gib, "--ssd-gib": args.ssd_gib}
     listed = {option: _listed(option, text) for option, text in options.items()}
@@ -277,10 +314,10 @@ def _listed(option: str, text: str) -> list[float]:
 def _machine(args: argparse.Namespace) -> Machine:
     fields: dict[str, Any] = {} if args.machine is None else load_machine(args.machine)
     for name in RATES:
-        option = name.replace("_bytes_per_s", "_gbps")
+        option = name.replace("_bytes_per_s", "_gib_per_s")
         value = getattr(args, option)
         if value is not None:
-            fields[name] = value * (1e9 if option.endswith("_gbps") else 1)
+            fields[name] = value * (_GIB if option != name else 1)
     return machine_from(fields)
 
 

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from msdata.plan.forecast import TIERS
+from msdata.progress import bytes_text
 
 _SHOWN_EPOCHS = 12
 
+_LAST = {
+    "drop": "the rest left out",
+    "pad": "the last one filled up",
+    "short": "the last one short",
+}
 _QUALITY = {
     "same_shard_pairs_per_batch": "pairs of one shard in a batch",
     "repeated_pairs_per_batch": "pairs that shared a batch in the epoch before",
@@ -47,15 +53,15 @@ def _render_head(report: dict[str, Any]) -> str:
     capacity = caches["memory_capacity_bytes"] + caches["ssd_capacity_bytes"]
     lines = [
         f"data    {data.get('name', '')}: {data['samples']:,} samples of {data['sample_bytes']:,} "
-        f"bytes, {_size(data['bytes'])} in {data['shards']:,} shards",
+        f"bytes, {bytes_text(data['bytes'])} in {data['shards']:,} shards",
         f"job     {job['nodes']:,} nodes x {job['ranks_per_node']} ranks x "
         f"{job['batch_per_rank']} samples = {job['global_batch']:,} a step, "
-        f"{job['steps_per_epoch']:,} steps an epoch ({job['last']} the rest)",
+        f"{job['steps_per_epoch']:,} steps per epoch ({_LAST[job['last']]})",
         f"        policy {job['policy']}, seed {job['seed']}, {job['epochs']} epochs",
         *_weights_lines(job),
-        f"caches  memory {_size(caches['memory_capacity_bytes'])}, "
-        f"SSD {_size(caches['ssd_capacity_bytes'])}: room for {capacity / data['bytes']:.1%} of "
-        f"the data; {caches['cached_share']:.2%} of the samples cached, "
+        f"caches  memory {bytes_text(caches['memory_capacity_bytes'])}, "
+        f"SSD {bytes_text(caches['ssd_capacity_bytes'])}: room for {capacity / data['bytes']:.1%} "
+        f"of the data; {caches['cached_share']:.2%} of the samples cached, "
         f"{_range(caches['fewest_shards_of_a_node'], caches['most_shards_of_a_node'])} shards a "
         "node",
     ]
@@ -83,7 +89,7 @@ def _render_epochs(report: dict[str, Any]) -> str:
         rows.append(_epoch_row(rest if epochs[-1]["exact"] else f"{rest} ~", epochs[-1]))
     header = ["epoch", *(f"{t} %" for t in TIERS), "from storage", "time", "bound by", "GPU wait"]
     whole = report["whole_job"]
-    total = f"whole job: {_size(whole['storage_bytes'])} from storage"
+    total = f"whole job: {bytes_text(whole['storage_bytes'])} from storage"
     if whole["seconds"] is not None:
         total += f", {_duration(whole['seconds'])}"
     legend = "reads by tier; exact, replayed from the loader's own functions"
@@ -102,11 +108,11 @@ def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
         [
             str(kind["nodes"]),
-            _size(kind["memory_capacity_bytes"]),
-            _size(kind["ssd_capacity_bytes"]),
-            _size(kind["held_bytes_a_node"]),
+            bytes_text(kind["memory_capacity_bytes"]),
+            bytes_text(kind["ssd_capacity_bytes"]),
+            bytes_text(kind["held_bytes_a_node"]),
             *(f"{100 * kind['shares'][t]:.2f}" for t in TIERS),
-            _size(kind["storage_bytes_a_node"]),
+            bytes_text(kind["storage_bytes_a_node"]),
         ]
         for kind in kinds
     ]
@@ -125,7 +131,7 @@ def _epoch_row(name: str, epoch: dict[str, Any]) -> list[str]:
     return [
         name,
         *(f"{100 * epoch['shares'][t]:.2f}" for t in TIERS),
-        _size(epoch["storage_bytes"]),
+        bytes_text(epoch["storage_bytes"]),
         _duration(time["epoch_s"]),
         time["binds"] or "-",
         _duration(time["gpu_wait_s"]),
@@ -185,7 +191,18 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    return [*_note_of_draws(report), *_note_of_shards(report)]
+    return [*_note_of_draws(report), *_note_of_shards(report), *_note_of_policy(report)]
+
+
+def _note_of_policy(report: dict[str, Any]) -> list[str]:
+    job, closed = report["job"], report["closed_form"]
+    if job["policy"] != "shuffle" or job["nodes"] == 1 or not closed["hit_share"]:
+        return []
+    return [
+        "note: slurm/train_ddp.sh deals samples to the nodes that cache them (--policy locality), "
+        'and so does\nLoader(policy="locality"); shuffle, the Loader\'s default, reads most of '
+        "them from peers"
+    ]
 
 
 def _note_of_draws(report: dict[str, Any]) -> list[str]:
@@ -222,13 +239,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _range(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _size(nbytes: float) -> str:
-    for unit, factor in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.2f} {unit}"
-    return f"{nbytes:.0f} B"
 
 
 def _duration(seconds: float | None) -> str:

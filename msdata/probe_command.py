@@ -21,6 +21,7 @@ from msdata.mpi import communicator
 from msdata.output_file import check_output
 from msdata.probe import FileRates, measure_file, measure_memory_copy, temporary_file
 from msdata.probe_network import Communicator, measure_network
+from msdata.progress import rate_text
 from msdata.topology import from_env
 
 _Value = TypeVar("_Value")
@@ -138,10 +139,9 @@ def render_fields(fields: dict[str, Any], path: Path) -> str:
         if f"{name}_bytes_per_s" in fields:
             lines += _render_file(name, fields[name])
     if "storage_total_bytes_per_s" in fields:
-        total = fields["storage_total_bytes_per_s"] / 1e9
-        lines.append(f"{'storage, all nodes':<22}{total:8.2f} GB/s")
+        lines.append(_rate_line("storage, all nodes", fields["storage_total_bytes_per_s"]))
     if "network_bytes_per_s" in fields:
-        lines.append(f"{'network, received':<22}{fields['network_bytes_per_s'] / 1e9:8.2f} GB/s")
+        lines.append(_rate_line("network, received", fields["network_bytes_per_s"]))
         if len(set(fields["hosts"])) < len(fields["hosts"]):
             lines.append("  ranks shared a host: start one a node, else this is no network")
     lines.append(f"saved: {path}; 'msdata plan --machine {path}' reckons with it")
@@ -149,10 +149,10 @@ def render_fields(fields: dict[str, Any], path: Path) -> str:
 
 
 def _render_file(name: str, rates: dict[str, Any]) -> list[str]:
-    lines = [f"{name + ' sequential':<22}{rates['sequential'] / 1e9:8.2f} GB/s"]
+    lines = [_rate_line(f"{name} sequential", rates["sequential"])]
     lines += _rates_by_threads(f"{name} random", rates["random"])
     if rates["write"] is not None:
-        lines.append(f"{name + ' write':<22}{rates['write'] / 1e9:8.2f} GB/s")
+        lines.append(_rate_line(f"{name} write", rates["write"]))
     if rates["cached_share"] is None:
         lines.append("  cold or not: unknown, mincore tells nothing of a file one may not write")
     elif rates["is_cold"]:
@@ -165,9 +165,13 @@ def _render_file(name: str, rates: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _rate_line(label: str, nbytes_per_s: float) -> str:
+    return f"{label:<22}{rate_text(nbytes_per_s):>14}"
+
+
 def _rates_by_threads(label: str, rates: dict[int, float]) -> list[str]:
     return [
-        f"{label if i == 0 else '':<22}{rate / 1e9:8.2f} GB/s  {threads} threads"
+        _rate_line(label if i == 0 else "", rate) + f"  {threads} threads"
         for i, (threads, rate) in enumerate(rates.items())
     ]
 

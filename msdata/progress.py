@@ -70,7 +70,7 @@ class ProgressLine:
 
 
 def progress_text(label: str, done_of: tuple[int, int], nbytes: int, elapsed_s: float) -> str:
-    """The line: bar, counts, samples/s, GB/s and the time left.
+    """The line: bar, counts, samples/s, bytes/s and the time left.
 
     Args:
         label: what is going on.
@@ -87,7 +87,7 @@ def progress_text(label: str, done_of: tuple[int, int], nbytes: int, elapsed_s: 
     left = duration_text((total - done) / rate) if rate else "?"
     return (
         f"{label} [{bar}] {done:,}/{total:,}  {rate:,.0f} samples/s  "
-        f"{nbytes / elapsed / 1e9:.2f} GB/s  {left} left"
+        f"{rate_text(nbytes / elapsed)}  {left} left"
     )
 
 
@@ -99,9 +99,17 @@ def duration_text(seconds: float) -> str:
 
 
 def bytes_text(nbytes: float) -> str:
-    """Bytes with a binary prefix, such as `1.50 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    """Bytes with a binary prefix, such as `1.50 GiB`: the unit of all that commands print.
+
+    Options and settings are in GiB, so amounts and rates are, too.
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(nbytes) < 1024:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
         nbytes /= 1024
-    return f"{nbytes:.2f} TiB"
+    return f"{nbytes:.2f} PiB"
+
+
+def rate_text(nbytes_per_s: float) -> str:
+    """Bytes per second with a binary prefix, such as `1.50 GiB/s`."""
+    return f"{bytes_text(nbytes_per_s)}/s"

@@ -1,4 +1,4 @@
-"""Where this process stands among the others: nodes, ranks a node, its own rank.
+"""Where this process stands among the others: nodes, ranks per node, its own rank.
 
 `from_env` is the only place of msdata that reads launchers' environment variables.
 """
@@ -6,10 +6,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from msdata.errors import UsageError
+from msdata.launchers import (
+    LAUNCHERS,
+    MPI_LAUNCHERS,
+    Claim,
+    claims_in,
+    is_in_step,
+    layout_of,
+    number_in,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +61,78 @@ class Topology:
         return self.rank % self.ranks_per_node
 
 
-# (size, rank, ranks a node) as torchrun, then Slurm, then Open MPI and MPICH's Hydra export them.
-_LAUNCHERS = (
-    ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"),
-    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
-)
-
-
 def from_env(environ: Mapping[str, str] | None = None) -> Topology:
-    """The topology that the launcher (torchrun, srun, mpiexec) put into the environment.
+    """The topology that the launcher (torchrun, mpiexec, srun) put into the environment.
+
+    Of nested launchers the innermost counts: torchrun, then mpiexec, then srun. A batch script and
+    a shell of `salloc` are one rank.
 
     Args:
-        environ: variables to read; None means those of this process.
+        environ: variables to read; None means those of this process, with which torch.distributed
+            and MPI must agree where they run already.
 
     Returns:
         The topology; a single rank where no launcher left its variables.
 
     Raises:
-        UsageError: the variables contradict each other or are no numbers.
+        UsageError: the variables contradict each other, torch.distributed or MPI, are not numbers,
+            or the nodes do not run equally many ranks, numbered node by node.
     """
-    env = os.environ if environ is None else environ
-    for size_key, rank_key, local_key in _LAUNCHERS:
-        # An interactive `salloc` shell has SLURM_NTASKS without being one of the tasks.
-        if size_key not in env or rank_key not in env or _is_batch_shell(env, rank_key):
-            continue
-        size, rank = _number(env, size_key), _number(env, rank_key)
-        per_node = _ranks_per_node(env, local_key, size)
-        if size % per_node:
-            raise UsageError(
-                f"{size_key}={size} ranks do not divide into nodes of {per_node} ({local_key}); "
-                "msdata needs equally many ranks on every node"
+    claims = claims_in(os.environ if environ is None else environ)
+    if claims:
+        num_nodes, per_node = layout_of(claims)
+        found = Topology(num_nodes=num_nodes, ranks_per_node=per_node, rank=claims[0].rank)
+    else:
+        found = Topology()
+    if environ is None:
+        _check_running(found, claims)
+    return found
+
+
+def check_agreement(told: Sequence[Topology]) -> None:
+    """Checks what all ranks make of their launcher's variables, each of which sees its own node.
+
+    Args:
+        told: each rank's topology, by its number.
+
+    Raises:
+        UsageError: they differ.
+    """
+    for rank, one in enumerate(told):
+        if one != replace(told[0], rank=rank):
+            here, there = (
+                f"{t.num_nodes} nodes x {t.ranks_per_node} ranks" for t in (told[0], one)
             )
-        return Topology(num_nodes=size // per_node, ranks_per_node=per_node, rank=rank)
-    return Topology()
+            raise UsageError(
+                "every node must run equally many ranks, numbered node by node: rank 0 sees "
+                f"{here}, rank {rank} sees {there} and is told that it is rank {one.rank}; "
+                "start equally many ranks on every node"
+            )
+
+
+def _check_running(found: Topology, claims: Sequence[Claim]) -> None:
+    """Checks the variables against torch.distributed and MPI; nothing is imported for it."""
+    for name, size, rank in _running():
+        # A process that MPI's launcher did not start is alone in MPI's view.
+        is_alone = name == "MPI" and size == 1
+        if is_alone and not any(c.launcher in MPI_LAUNCHERS for c in claims[:1]):
+            continue
+        if (size, rank) != (found.num_ranks, found.rank):
+            said = str(claims[0]) if claims else "no launcher's variables, so rank 0 of 1"
+            raise UsageError(
+                f"{name} has rank {rank} of {size}, the environment {said}: start all ranks with "
+                "one launcher and its own MPI library, or give Loader(topology=...)"
+            )
+
+
+def _running() -> Iterator[tuple[str, int, int]]:
+    """(what, its number of ranks, this one's rank) of all that this process has started."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        yield "torch.distributed", dist.get_world_size(), dist.get_rank()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        yield "MPI", mpi.COMM_WORLD.Get_size(), mpi.COMM_WORLD.Get_rank()
 
 
 def job_name(environ: Mapping[str, str] | None = None) -> str:
@@ -104,7 +151,7 @@ def job_name(environ: Mapping[str, str] | None = None) -> str:
         return env["MSDATA_JOB"]
     if "SLURM_JOB_ID" in env:
         return env["SLURM_JOB_ID"]
-    is_launched = any(size in env and rank in env for size, rank, _ in _LAUNCHERS)
+    is_launched = any(known.size in env and known.rank in env for known in LAUNCHERS)
     return f"p{os.getppid() if is_launched else os.getpid()}"
 
 
@@ -165,32 +212,13 @@ def slurm_job(environ: Mapping[str, str]) -> SlurmJob | None:
         return None
 
     def number(key: str) -> int | None:
-        return _number(environ, key) if key in environ else None
+        return number_in(environ, key) if key in environ else None
 
     return SlurmJob(
-        num_nodes=_number(environ, "SLURM_JOB_NUM_NODES"),
+        num_nodes=number_in(environ, "SLURM_JOB_NUM_NODES"),
         node=environ.get("SLURMD_NODENAME", ""),
         cpus_on_node=number("SLURM_CPUS_ON_NODE"),
         gpus_on_node=number("SLURM_GPUS_ON_NODE"),
         tasks_per_node=number("SLURM_NTASKS_PER_NODE"),
-        step_task=number("SLURM_PROCID") if "SLURM_STEP_ID" in environ else None,
+        step_task=number("SLURM_PROCID") if is_in_step(environ) else None,
     )
-
-
-def _is_batch_shell(env: Mapping[str, str], rank_key: str) -> bool:
-    return rank_key == "SLURM_PROCID" and "SLURM_STEP_ID" not in env
-
-
-def _ranks_per_node(env: Mapping[str, str], local_key: str, size: int) -> int:
-    if local_key in env:
-        return _number(env, local_key)
-    if local_key.startswith("SLURM") and "SLURM_STEP_NUM_NODES" in env:
-        return max(1, size // _number(env, "SLURM_STEP_NUM_NODES"))
-    return size
-
-
-def _number(env: Mapping[str, str], key: str) -> int:
-    try:
-        return int(env[key])
-    except ValueError:
-        raise UsageError(f"{key}={env[key]!r} is not a number; start the job anew") from None

@@ -14,7 +14,7 @@ from typing import Any
 from msdata.errors import DataError, UsageError
 from msdata.jobs import add_jobs, num_jobs
 from msdata.manifest import read_manifest
-from msdata.progress import ProgressLine, bytes_text
+from msdata.progress import ProgressLine, bytes_text, rate_text
 from msdata.repair import Mending, remove_leftovers, repair
 from msdata.shard_check import Fault
 from msdata.terminal import shown_line
@@ -118,10 +118,10 @@ def report_lines(report: VerifyReport, mendings: Sequence[Mending]) -> Iterator[
         yield f"note: {note}"
     for mending in mendings:
         yield str(mending)
-    rate = report.nbytes / max(report.elapsed_s, 1e-9) / 1e9
+    rate = rate_text(report.nbytes / max(report.elapsed_s, 1e-9))
     read = (
         f"checked {report.num_samples:,} samples, {bytes_text(report.nbytes)} in "
-        f"{report.elapsed_s:.1f} s ({rate:.2f} GB/s)"
+        f"{report.elapsed_s:.1f} s ({rate})"
     )
     left = faults_left(report, mendings)
     if not report.faults:

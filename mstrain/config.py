@@ -13,7 +13,12 @@ from typing import Any
 
 from msdata.augment import AugmentConfig
 from msdata.errors import UsageError
-from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, POLICIES, check_weighted_policy
+from msdata.plan.order import (
+    DEFAULT_BUFFER_SAMPLES,
+    DEFAULT_POLICY,
+    POLICIES,
+    check_weighted_policy,
+)
 
 DEPTHS = (10, 18, 34, 50)
 NORMS = ("batch", "group")
@@ -45,7 +50,7 @@ class DataConfig:
         prefetch: batches that the loader fills ahead.
     """
 
-    policy: str = "shuffle"
+    policy: str = DEFAULT_POLICY
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
     cache_gib: float | None = 0.0
     cache_ssd_dir: str | None = None

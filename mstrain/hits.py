@@ -11,6 +11,7 @@ import numpy as np
 from msdata.cache.config import Owners
 from msdata.dataset import Split
 from msdata.plan.forecast import TIERS, Job, forecast_epoch
+from msdata.plan.order import DEFAULT_LAST
 from msdata.plan.ownership import Ownership, equal_nodes
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.data import split_weights
@@ -70,7 +71,7 @@ class HitCounter:
             batch_per_rank=batch_per_rank(self.config, self.ranks.count),
             policy=self.config.data.policy,
             seed=self.config.seed,
-            last="short",
+            last=DEFAULT_LAST,
             buffer_samples=self.config.data.buffer_samples,
             weights=split_weights(self.split, self.config),
         )

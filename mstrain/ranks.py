@@ -23,7 +23,7 @@ from torch import Tensor
 
 from msdata.errors import MsdataError, UsageError
 from msdata.exits import exit_code_of
-from msdata.topology import Topology
+from msdata.topology import Topology, check_agreement
 
 Result = TypeVar("Result")
 # Results of the first rank that the others get, too.
@@ -171,7 +171,8 @@ def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
         device: NCCL for GPUs, gloo for CPUs.
 
     Raises:
-        UsageError: the launcher left no rendezvous; `LostRankError` where a rank is lost inside.
+        UsageError: the launcher left no rendezvous, or the ranks see different nodes.
+        LostRankError: a rank is lost inside.
     """
     if topology.num_ranks == 1:
         yield Ranks(topology=topology, device=device)
@@ -190,6 +191,9 @@ def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
         ) from error
     try:
         control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        told: list[Any] = [None] * topology.num_ranks
+        dist.all_gather_object(told, topology, group=control)
+        check_agreement(told)
         yield Ranks(topology=topology, device=device, control=control)
     except RuntimeError as error:
         if not _is_loss_of_rank(error):

@@ -20,21 +20,59 @@ node=${SLURMD_NODENAME:-$(hostname -s)}
 grace_s=${STOP_GRACE_S:-20}
 exec >>"$log_dir/$node.$kind.log" 2>&1 </dev/null
 
-# A folder for each node, since nodes of a test share a machine, and in it one for each step.
-node_scratch=${SCRATCH_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/msdata-$SLURM_JOB_ID-$node
-scratch=$node_scratch/$kind
-mkdir -m 700 "$node_scratch" 2>/dev/null
-if [[ ! -O $node_scratch ]] || ! mkdir -p "$scratch"; then
-  echo "$node: $node_scratch cannot be made; name a folder of the node with SCRATCH_DIR" >&2
+# A folder for each node, since nodes of a test share a machine, and in it one for each step. Others
+# may write where it lies, so its name cannot be guessed, and what is found there is looked at first.
+scratch_root=${SCRATCH_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
+if ! scratch_root=$(realpath -e -- "$scratch_root"); then
+  echo "$node: the folder of the node's scratch was not found; name one with SCRATCH_DIR" >&2
   exit 1
+fi
+scratch_root=${scratch_root%/}
+# Steps with the same SCRATCH_TOKEN share the folder.
+token=${SCRATCH_TOKEN:-$(od -An -N8 -tx8 /dev/urandom)}
+scratch_name=msdata-$SLURM_JOB_ID-$node-${token// /}
+node_scratch=$scratch_root/$scratch_name
+scratch=$node_scratch/$kind
+
+# enter NAME: goes into a folder below $scratch_root, if it is this user's alone, and no link.
+enter() {
+  cd -P -- "$scratch_root/$1" 2>/dev/null &&
+    [[ $(realpath .) == "$scratch_root/$1" && -O . && $(stat -c %a .) == *700 ]]
+}
+
+mkdir -m 700 "$node_scratch" 2>/dev/null
+if ! (enter "$scratch_name" && mkdir -p "$kind"); then
+  echo "$node: $node_scratch cannot be made, or is not this user's alone; name a folder of the" \
+    "node with SCRATCH_DIR" >&2
+  exit 1
+fi
+# What an earlier start of this job left here when it was killed.
+if ((${SLURM_RESTART_COUNT:-0})); then
+  for found in "$scratch_root/msdata-$SLURM_JOB_ID-$node-"*; do
+    [[ $found == "$node_scratch" ]] && continue
+    (enter "${found##*/}" && find . -mindepth 1 -delete) && rmdir "$found"
+  done
 fi
 # Compiled kernels and lock files: many small writes, which parallel file systems are bad at.
 export TMPDIR=$scratch TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
 # torchrun would hand ranks that it starts again the store of those before, with their addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# {scratch} in an argument means the node's folder, which all its steps see.
-set -- "${@//\{scratch\}/$node_scratch}"
-set -- "${@//\{is_first\}/$((SLURM_NODEID == 0))}"
+# At these places {scratch} means the node's folder, which all its steps see. Elsewhere it is the
+# name of somebody's file; and what is put in is not searched for characters that mean something.
+words=()
+for word in "$@"; do
+  case $word in
+    '{scratch}/'*) word=$node_scratch${word#'{scratch}'} ;;
+    data.cache_ssd_dir='{scratch}/'* | cache_ssd_dir='{scratch}/'*)
+      word=${word%%=*}=$node_scratch${word#*'{scratch}'}
+      ;;
+    --rdzv-conf=is_host='{is_first}',*)
+      word=--rdzv-conf=is_host=$((SLURM_NODEID == 0))${word#*'{is_first}'}
+      ;;
+  esac
+  words+=("$word")
+done
+set -- "${words[@]}"
 
 child='' asked=''
 
@@ -96,9 +134,10 @@ clean_up() {
   if [[ ${killer:-} ]]; then
     { kill -KILL "$killer" && wait "$killer"; } 2>/dev/null
   fi
-  rm -rf "$scratch"
   # The SSD tier goes with the ranks; a service that is still at it keeps what it has open.
-  [[ $kind == train ]] && rm -rf "$node_scratch/ssd" "$node_scratch/asked"
+  local left=("./$kind")
+  [[ $kind == train ]] && left+=(./ssd ./asked)
+  (enter "$scratch_name" && rm -rf "${left[@]}")
   rmdir "$node_scratch" 2>/dev/null
   clean_shm "$SLURM_JOB_ID-"
 }

@@ -77,6 +77,9 @@ log_dir=$run/logs/$SLURM_JOB_ID${SLURM_RESTART_COUNT:+.$SLURM_RESTART_COUNT}
 requeue_file=$job_dir/requeue
 rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
+# Of the names of the nodes' scratch, where others may write, too.
+SCRATCH_TOKEN=$(od -An -N8 -tx8 /dev/urandom)
+export SCRATCH_TOKEN
 mkdir -p "$log_dir"
 
 on_signal() {

@@ -77,7 +77,7 @@ def make_source(folder: Path, count: int, make: Any) -> Path:
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of the commands: this tree's `msdata`, no launcher's variables."""
-    launchers = ("PMI_", "SLURM_", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_")
+    launchers = ("PMI_", "PMIX_", "SLURM_", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_")
     env = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {**env, **extra}

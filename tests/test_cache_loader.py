@@ -376,6 +376,7 @@ def test_under_locality_a_rank_gets_what_the_forecast_replays(
         shard_sizes=tar.shard_sizes,
         sample_bytes=tar.schema.sample_nbytes,
         batch_per_rank=caching.BATCH,
+        policy="locality",
         last=last,
     )
     config = caching.config(tmp_path, memory_gib=caching.gib_of(tar, 1 / 3))

@@ -19,7 +19,7 @@ import pytest
 import msdata
 from msdata.errors import UsageError
 from msdata.pack.command import parse_bytes, parse_fractions
-from msdata.progress import ProgressLine, bytes_text, duration_text, progress_text
+from msdata.progress import ProgressLine, bytes_text, duration_text, progress_text, rate_text
 
 Packed = Callable[..., Path]
 
@@ -87,7 +87,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn(
     lines = shown.decode().rstrip("\r\n").split("\r\x1b[K")
     assert len(lines) > 2
     assert "\n" not in "".join(lines)
-    assert re.search(r"\[#{24}\] 300/300 .* samples/s .* GB/s  0:00 left", lines[-1])
+    assert re.search(r"\[#{24}\] 300/300 .* samples/s .*iB/s  0:00 left", lines[-1])
 
 
 def test_a_log_gets_whole_lines_and_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +108,11 @@ def test_a_log_gets_whole_lines_and_few_of_them(monkeypatch: pytest.MonkeyPatch)
 def test_progress_of_nothing_is_complete() -> None:
     assert "0/0" in progress_text("pack", (0, 0), 0, 0.0)
     assert progress_text("pack", (50, 100), 10**9, 10.0) == (
-        "pack [############............] 50/100  5 samples/s  0.10 GB/s  0:10 left"
+        "pack [############............] 50/100  5 samples/s  95.37 MiB/s  0:10 left"
     )
     assert duration_text(3725) == "1:02:05"
     assert bytes_text(1536) == "1.50 KiB"
+    assert rate_text(3 * 2**29) == "1.50 GiB/s"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def job_of(num_nodes=4, ranks=2, memory=0.25, ssd=0.0, **options):
         nodes=nodes,
         shard_sizes=shard_sizes,
         sample_bytes=SAMPLE_BYTES,
-        **{"batch_per_rank": 16, **options},
+        **{"batch_per_rank": 16, "policy": "locality", "last": "drop", **options},
     )
 
 

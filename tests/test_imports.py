@@ -19,7 +19,7 @@ PACKAGES = ("msdata", "mstrain", "benchmarks")
 # none is on the layer of `pack` and `loader`.
 LAYERS = (
     {
-        *("errors", "schema", "topology", "atomic_file", "file_lock", "trusted_names"),
+        *("errors", "schema", "launchers", "topology", "atomic_file", "file_lock", "trusted_names"),
         *("terminal", "output_file"),
         *("checksum", "progress", "jobs", "_stream_fill"),
     },

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from msdata import plan_command
+from msdata import plan_command, plan_figure
 from msdata.errors import DataError, MissingPackageError, StorageError, UsageError
+from msdata.loader import Loader
 from msdata.machine import load_machine, machine_from, save_machine
 from msdata.plan.forecast import Job, forecast_epoch, own_job
 from msdata.plan.ownership import equal_nodes
-from msdata.plan_figure import draw_by_nodes
+from msdata.plan.timing import by_nodes
+from msdata.plan_figure import TIER_COLOURS, draw_by_nodes, figure_of
 from msdata.plan_text import render_report
 from msdata.topology import Topology
+from mstrain.config import DataConfig
 
 ASSUMED = "--assume-samples 40000 --assume-bytes 1000 --assume-shard-bytes 100000"
-RATES = "--storage-gbps 0.001 --network-gbps 0.01 --memory-gbps 1 --samples-per-s 100000"
+RATES = (
+    "--storage-gib-per-s 0.001 --network-gib-per-s 0.01 --memory-gib-per-s 1 --samples-per-s 100000"
+)
 
 
 def plan(options, **keywords):
@@ -67,14 +74,15 @@ def small_split(**changes):
 
 
 def test_the_report_is_the_forecast_of_the_loaders_functions(capsys):
-    options = "--nodes 4 --ranks-per-node 2 --memory-gib 0.004 --epochs 4 " + ASSUMED
-    report = plan_json(capsys, options)
+    options = "--nodes 4 --ranks-per-node 2 --memory-gib 0.004 --epochs 4 --policy locality "
+    report = plan_json(capsys, options + ASSUMED)
     job = Job(
         topology=Topology(num_nodes=4, ranks_per_node=2),
         nodes=equal_nodes(4, memory_bytes=int(0.004 * 2**30)),
         shard_sizes=np.full(400, 100),
         sample_bytes=1000,
-        batch_per_rank=64,
+        batch_per_rank=128,
+        policy="locality",
     )
     ownership = own_job(job)
     assert [e["exact"] for e in report["epochs"]] == [True] * 4
@@ -98,7 +106,7 @@ def test_epochs_beyond_the_replayed_ones_are_expected_and_marked(capsys):
 
 
 def test_the_table_names_tiers_time_and_what_binds(capsys):
-    assert plan(f"--nodes 4 --memory-gib 0.004 {RATES} {ASSUMED}") == 0
+    assert plan(f"--nodes 4 --memory-gib 0.004 --policy locality {RATES} {ASSUMED}") == 0
     text = capsys.readouterr().out
     for word in ("local %", "storage %", "bound by", "GPU wait", "0 cold", "twice the nodes"):
         assert word in text
@@ -109,7 +117,9 @@ def test_the_table_names_tiers_time_and_what_binds(capsys):
 
 
 def test_too_few_shards_for_the_nodes_are_pointed_out(capsys):
-    options = "--nodes 30 --memory-gib 1 --assume-samples 99200 --assume-bytes 1000"
+    options = (
+        "--nodes 30 --memory-gib 1 --policy locality --assume-samples 99200 --assume-bytes 1000"
+    )
     assert plan(f"{options} --assume-shard-bytes 1600000") == 0
     assert "note: nodes hold 2 to 3 shards" in capsys.readouterr().out
 
@@ -141,7 +151,8 @@ def test_nodes_may_differ_in_capacity(capsys):
 
 
 def test_nodes_of_each_capacity_are_told_of_tier_by_tier(capsys):
-    options = f"--memory-gib 3x0.002,0.008 --ssd-gib 0.001 --ranks-per-node 2 {ASSUMED}"
+    options = "--memory-gib 3x0.002,0.008 --ssd-gib 0.001 --ranks-per-node 2 --policy locality "
+    options += ASSUMED
     report = plan_json(capsys, options)
     assert report["job"]["nodes"] == 4
     epoch = report["epochs"][1]
@@ -160,7 +171,7 @@ def test_nodes_of_each_capacity_are_told_of_tier_by_tier(capsys):
     text = capsys.readouterr().out
     table = text[text.index("nodes by capacity, each of them in epoch 1") :].splitlines()
     assert [row.split()[0] for row in table[1:4]] == ["nodes", "1", "3"]
-    assert table[2].split()[1:3] == ["8.59", "MB"]
+    assert table[2].split()[1:3] == ["8.19", "MiB"]
 
 
 def test_nodes_that_are_all_the_same_have_no_table_of_kinds(capsys):
@@ -177,9 +188,9 @@ def test_a_plan_of_one_epoch_tells_what_nodes_would_read_in_the_next(capsys):
 def test_a_machine_file_gives_the_rates_and_options_overrule_it(capsys, tmp_path):
     path = tmp_path / "machine.json"
     save_machine(path, {"storage_bytes_per_s": 1e6, "network_bytes_per_s": 1e9, "host": "n0"})
-    options = f"--machine {path} --storage-gbps 0.5 {ASSUMED}"
+    options = f"--machine {path} --storage-gib-per-s 0.5 {ASSUMED}"
     report = plan_json(capsys, options)
-    assert report["machine"]["storage"] == 0.5e9
+    assert report["machine"]["storage"] == 0.5 * 2**30
     assert report["machine"]["network"] == 1e9
     assert report["machine"]["ssd"] is None
 
@@ -233,6 +244,101 @@ def test_the_figure_is_a_png(capsys, tmp_path):
         plan(f"--figure {tmp_path / 'nowhere' / 'a.png'} {ASSUMED}")
 
 
+def variants(numbers, rates):
+    """Rows of a job on these numbers of nodes, by a machine of `machine.json`'s rates."""
+    job = Job(
+        topology=Topology(),
+        nodes=equal_nodes(1, memory_bytes=4 << 20),
+        shard_sizes=np.full(400, 100),
+        sample_bytes=1000,
+        batch_per_rank=64,
+    )
+    return by_nodes(job, machine_from(rates), numbers)
+
+
+@pytest.mark.parametrize(
+    ("storage_bytes_per_s", "label"),
+    [(1e6, "seconds per epoch"), (2e4, "minutes per epoch"), (1e3, "hours per epoch")],
+)
+def test_the_figure_shows_the_numbers_asked_for_in_a_unit_that_fits(storage_bytes_per_s, label):
+    numbers = [3, 5, 40]
+    shown = variants(numbers, {"storage_bytes_per_s": storage_bytes_per_s})
+    tiers, times = figure_of(shown).axes
+    for panel in (tiers, times):
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["3", "5", "40"]
+    assert times.get_ylabel() == label
+    unit_s = {"seconds": 1, "minutes": 60, "hours": 3600}[label.split()[0]]
+    (storage,) = (line for line in times.lines if line.get_label() == "storage")
+    longest_s = [v.time.busy_s["storage"] for v in shown]
+    np.testing.assert_allclose(np.nan_to_num(storage.get_ydata()) * unit_s, longest_s)
+    for bars, tier in zip(tiers.containers, range(4), strict=True):
+        heights = [bar.get_height() for bar in bars]
+        np.testing.assert_allclose(heights, [100 * v.forecast.shares[tier] for v in shown])
+
+
+def test_the_figure_of_a_plan_has_the_nodes_of_by_nodes(monkeypatch, tmp_path, capsys):
+    drawn = []
+    monkeypatch.setattr(plan_figure, "draw_by_nodes", lambda rows, path: drawn.append(rows))
+    for options in ("--by-nodes 9,3,3", "--nodes 5"):
+        assert plan(f"{options} --figure {tmp_path / 'a.png'} {ASSUMED}") == 0
+    assert [v.num_nodes for v in drawn[0]] == [3, 9]
+    assert [v.num_nodes for v in drawn[1]] == [1, 2, 4, 5, 8, 16]
+
+
+def test_colours_of_tiers_differ_without_red_or_green_cones():
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in TIER_COLOURS]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    # Source: Viénot, Brettel & Mollon, "Digital video colourmaps for checking the legibility of
+    # displays by dichromats" (1999): protanopes, deuteranopes.
+    for seen in (
+        [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    ):
+        colours = np.clip(linear @ np.array(seen).T, 0, 1) ** (1 / 2.2)
+        for number, one in enumerate(colours):
+            others = np.delete(colours, number, axis=0)
+            assert np.linalg.norm(others - one, axis=1).min() > 0.2
+
+
+def test_a_plan_of_no_steps_is_refused_and_what_would_have_none_is_left_out(capsys):
+    small = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --last drop"
+    assert plan(small) == 0
+    text = capsys.readouterr().out
+    assert "twice the memory" in text
+    assert "twice the nodes" not in text
+    with pytest.raises(UsageError, match=r"0 steps per epoch on 2 nodes: 100 samples do not fill"):
+        plan(f"{small} --nodes 2")
+    with pytest.raises(UsageError, match="0 steps per epoch on 8 nodes"):
+        plan(f"{small} --by-nodes 1,8")
+    assert plan("--assume-samples 100 --assume-bytes 5 --nodes 2 --last short") == 0
+
+
+def test_the_loader_the_training_and_the_plan_start_from_the_same_settings():
+    parser = argparse.ArgumentParser()
+    plan_command.add_arguments(parser)
+    found = parser.parse_args([])
+    loader = inspect.signature(Loader.__init__).parameters
+    assert found.policy == loader["policy"].default == DataConfig().policy
+    for option in ("last", "seed", "buffer_samples"):
+        assert getattr(found, option) == loader[option].default
+    assert found.batch_per_rank == loader["batch_size"].default
+
+
+def test_a_plan_of_shuffle_beside_caches_tells_what_train_ddp_does(capsys):
+    note = "slurm/train_ddp.sh deals samples to the nodes that cache them"
+    cached = f"--memory-gib 0.004 {ASSUMED}"
+    for options, says in (
+        (f"--nodes 2 {cached}", True),
+        (cached, False),
+        (f"--nodes 2 --policy locality {cached}", False),
+        (f"--nodes 2 {ASSUMED}", False),
+    ):
+        assert plan(options) == 0
+        assert (note in capsys.readouterr().out) == says
+    script = (Path(__file__).parents[1] / "slurm" / "train_ddp.sh").read_text()
+    assert "set_default data.policy=locality" in script
+
+
 def test_a_figure_without_matplotlib_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingPackageError, match=r"msdata\[bench\]"):
@@ -242,7 +348,7 @@ def test_a_figure_without_matplotlib_names_the_extra(monkeypatch, tmp_path):
 def test_data_smaller_than_a_batch_are_planned_without_quality(capsys):
     report = plan_json(capsys, "--assume-samples 10 --assume-bytes 5 --batch-per-rank 64")
     assert report["quality"] is None
-    assert report["job"]["steps_per_epoch"] == 0
+    assert report["job"]["steps_per_epoch"] == 1
     assert plan("--assume-samples 10 --assume-bytes 5 --batch-per-rank 64") == 0
     assert "not measured" in capsys.readouterr().out
 
@@ -263,7 +369,7 @@ def test_data_smaller_than_a_batch_are_planned_without_quality(capsys):
         (f"--memory-gib much {ASSUMED}", "no number of GiB"),
         (f"--ssd-gib -1 {ASSUMED}", "from 0"),
         (f"--nodes 0 {ASSUMED}", "at least one node"),
-        (f"--storage-gbps 0 {ASSUMED}", "no rate"),
+        (f"--storage-gib-per-s 0 {ASSUMED}", "no rate"),
         (f"--policy block --buffer-samples 0 {ASSUMED}", "buffer of 0"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -275,6 +276,31 @@ def test_without_services_each_node_goes_by_its_own_memory_and_the_run_is_made(
     last = epochs_of(run)[-1]
     assert last["hits"] == last["forecast_hits"]
     assert last["hits"]["local"] > last["hits"]["storage"] > 0
+
+
+def test_scripts_data_run_and_scratch_may_have_any_name(
+    cluster: SlurmCluster, tiny_source: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b&c {scratch} \\1 'q' \"d\" 100%j $HOME"
+    shutil.copytree(SLURM, folder / "slurm")
+    shutil.copytree(data, folder / "data")
+    (folder / "scratch").mkdir()
+    words = (folder / "slurm" / "pack.sh", tiny_source, folder / "packed", *packing.TINY_SHARDS)
+    catalog = ("--catalog", tiny_source / "catalog.csv")
+    job = submit(cluster, tmp_path / "out", "--nodes=2", *words, *catalog)
+    assert cluster.wait(job, TIMEOUT_S)["JobState"] == "COMPLETED", (tmp_path / "out").read_text()
+    run, out = folder / "run", tmp_path / "train"
+    settings = [f"{name}={value}" for name, value in {**training.SETTINGS, "epochs": 1}.items()]
+    batch = (*RANKS, folder / "slurm" / "train_ddp.sh", "demo", folder / "data", run, *settings)
+    environ = {"CACHE_GIB": gib_of(data, 0.3), "CACHE_SSD_GIB": "1", "CACHE_TRANSPORT": "zmq"}
+    environ |= {"SCRATCH_DIR": str(folder / "scratch"), "EVALUATE": "none", "DOCTOR": "strict"}
+    job = submit(cluster, out, *batch, **environ)
+    fields = ended(cluster, job, run, out)
+    assert fields["JobState"] == "COMPLETED", said(run, out)
+    assert steps_of(run) == list(range(1, STEPS_PER_EPOCH + 1))
+    assert list((folder / "scratch").iterdir()) == []
+    made = {"slurm", "data", "packed", "run", "scratch"}
+    assert {path.name for path in folder.iterdir()} == made
 
 
 def test_wrong_settings_are_refused_before_anything_is_started(

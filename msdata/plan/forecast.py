@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from msdata.errors import UsageError
 from msdata.plan.assign import Assignment, assign_epoch
-from msdata.plan.order import DEFAULT_BUFFER_SAMPLES, epoch_order, global_positions
+from msdata.plan.order import (
+    DEFAULT_BUFFER_SAMPLES,
+    DEFAULT_LAST,
+    DEFAULT_POLICY,
+    epoch_order,
+    global_positions,
+)
 from msdata.plan.ownership import MEMORY, SSD, Nodes, Ownership, own_shards
 from msdata.topology import Topology
 
@@ -48,9 +54,9 @@ class Job:
     shard_sizes: NDArray[np.int64]
     sample_bytes: int
     batch_per_rank: int
-    policy: str = "locality"
+    policy: str = DEFAULT_POLICY
     seed: int = 0
-    last: str = "drop"
+    last: str = DEFAULT_LAST
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
     shard_bytes: NDArray[np.int64] | None = None
     weights: NDArray[np.float64] | None = None

@@ -22,6 +22,10 @@ from msdata.plan.weighted import check_weights, weighted_order
 
 POLICIES = ("shuffle", "locality", "block")
 LAST = ("drop", "pad", "short")
+# What a loader does, and a plan counts, unless it is told otherwise.
+DEFAULT_BATCH_SIZE = 128
+DEFAULT_POLICY = "shuffle"
+DEFAULT_LAST = "short"
 
 # 16,384 cutouts of 0.6 MB are 10 GB: what a node can give to a shuffle buffer without thought.
 DEFAULT_BUFFER_SAMPLES = 16384

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from msdata.errors import UsageError
 from msdata.plan.closed_form import expect_epoch, levelled_shares
 from msdata.plan.forecast import EpochForecast, Job
+from msdata.plan.order import num_steps
 from msdata.plan.ownership import Nodes, equal_nodes
 from msdata.topology import Topology
 
@@ -121,7 +122,8 @@ def what_if(job: Job, machine: Machine) -> list[Variant]:
         machine: bandwidths.
 
     Returns:
-        The job itself first, then one variant a row; batches per rank stay as they are.
+        The job itself first, then one variant a row; batches per rank stay as they are. Variants
+        without a step are left out.
     """
     nodes, memory = job.nodes, job.nodes.memory_bytes
     variants = [
@@ -135,7 +137,7 @@ def what_if(job: Job, machine: Machine) -> list[Variant]:
         ),
         ("half the bytes a sample", _halved(job)),
     ]
-    return [_variant(name, changed, machine) for name, changed in variants]
+    return [_variant(name, changed, machine) for name, changed in variants if has_steps(changed)]
 
 
 def by_nodes(job: Job, machine: Machine, numbers: Sequence[int]) -> list[Variant]:
@@ -147,9 +149,15 @@ def by_nodes(job: Job, machine: Machine, numbers: Sequence[int]) -> list[Variant
         numbers: numbers of nodes.
 
     Returns:
-        One variant a number.
+        One variant per number; numbers that leave an epoch without a step are left out.
     """
-    return [_variant(f"{n} nodes", on_nodes(job, n), machine) for n in numbers]
+    jobs = [(f"{n} nodes", on_nodes(job, n)) for n in numbers]
+    return [_variant(name, changed, machine) for name, changed in jobs if has_steps(changed)]
+
+
+def has_steps(job: Job) -> bool:
+    """Whether an epoch has a step: with `last="drop"` the data must fill a global batch."""
+    return num_steps(job.num_samples, job.topology.num_ranks * job.batch_per_rank, job.last) > 0
 
 
 def on_nodes(job: Job, num_nodes: int) -> Job:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msdata.jobs import add_jobs, num_jobs
+from msdata.progress import bytes_text
 from msdata.sources.mock.write import write_mock
 from msdata.terminal import raw
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to fill; new or empty")
     parser.add_argument(
-        "--n", type=int, default=1000, metavar="N", help="objects, 0.6 MB each (default: 1000)"
+        "--n", type=int, default=1000, metavar="N", help="objects, 0.57 MiB each (default: 1000)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: 0)"
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(summary))
     else:
         print(
-            f"wrote {args.n} objects ({nbytes / 1e6:.1f} MB) in {seconds:.1f} s, "
+            f"wrote {args.n} objects ({bytes_text(nbytes)}) in {seconds:.1f} s, "
             f"{args.n / seconds:.0f} objects/s: {catalog}"
         )
     return 0
