@@ -21,7 +21,7 @@ LAYERS = (
     {"errors", "schema", "topology", "atomic_file", "checksum", "progress", "jobs", "_stream_fill"},
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),
-        "skycatalog",
+        *("skycatalog", "stretch"),
         *("mpi", "machine", "probe", "probe_network", "augment", "cache"),
     },
     {"manifest", "index", "spans", "shard_files", "dataset"},

@@ -29,7 +29,8 @@ def test_inpainting_is_opencvs_and_leaves_other_pixels_bit_for_bit(
     seed: int, size: int, share: float
 ) -> None:
     random = np.random.default_rng(seed)
-    image = random.normal(0, 1e4, (3, size, size + 1)).astype(np.float32)
+    # A noise at which OpenCV's term of +-1 does not count, and a sky of 0.
+    image = random.normal(0, 1e6, (3, size, size + 1)).astype(np.float32)
     image[random.random(image.shape) < share] = np.nan
     image[:, 0, 0] = 1.0
     before = image.copy()
@@ -37,15 +38,66 @@ def test_inpainting_is_opencvs_and_leaves_other_pixels_bit_for_bit(
     assert image.tobytes() == before.tobytes()
     for band, result in zip(image, filled, strict=True):
         mask = np.isnan(band)
-        zeroed = np.where(mask, np.float32(0), band)
-        wanted = cv2.inpaint(zeroed, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)
-        assert result[mask].tobytes() == wanted[mask].tobytes()
+        assert np.isfinite(result).all()
         assert result[~mask].tobytes() == band[~mask].tobytes()
-        # OpenCV gives the same with the NaN left under the mask, where it gives a number at all.
-        left = cv2.inpaint(band, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)
-        inside = mask & np.isfinite(left)
-        inside[:4] = False
-        assert np.array_equal(left[inside], wanted[inside])
+        known = band[~mask]
+        sky = np.float32(np.median(known[:: max(1, len(known) // 4096)]))
+        zeroed = np.where(mask, np.float32(0), band - sky)
+        wanted = sky + cv2.inpaint(zeroed, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)[mask]
+        wanted = np.clip(wanted, known.min(), known.max())
+        assert np.abs(result[mask] - wanted).max(initial=0) < 0.01 * 1e6
+
+
+def _galaxy() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A galaxy of 100 sigma whose core, a corner and a far pixel are NaN; noise 1, sky 0."""
+    y, x = np.mgrid[:170, :170]
+    image = 100 * np.exp(-((x - 85) ** 2 + (y - 85) ** 2) / 128)
+    image += np.random.default_rng(3).normal(0, 1, image.shape)
+    image[80:84, 83:88] = image[:3, :3] = image[40, 40] = np.nan
+    return image[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1e-4, 1e4, 1e-30, 1e30])
+@pytest.mark.parametrize("sky", [0.0, 30.0])
+def test_the_fill_scales_with_the_unit_and_moves_with_the_sky(unit: float, sky: float) -> None:
+    image = _galaxy()
+    mask = np.isnan(image)
+    plain = inpaint(image)[mask]
+    scaled = inpaint(((image.astype(np.float64) + sky) * unit).astype(np.float32))[mask]
+    # In sigma of the noise; 1e-2 is float32's rounding of a peak of 100 and a term of OpenCV's.
+    assert np.abs(scaled.astype(np.float64) / unit - sky - plain).max() < 1e-2
+    assert np.abs(plain[:9]).max() < 3, "sky at the corner"
+    assert abs(plain[9]) < 3, "sky around the far pixel"
+    assert np.abs(plain[10:] - 90).max() < 20, "the galaxy's core"
+
+
+def test_bands_without_noise_are_filled_with_their_value() -> None:
+    image = np.stack([np.full((20, 20), v, np.float32) for v in (0, 7, -1e-45, 3e38)])
+    image[:, 4:6, 4:6] = image[:, 0, 0] = np.nan
+    filled = inpaint(image)
+    for band, value in zip(filled, (0, 7, -1e-45, 3e38), strict=True):
+        assert (band == np.float32(value)).all()
+
+
+@pytest.mark.parametrize("peak", [1.0, 1e12, 3.4e38])
+@pytest.mark.parametrize("noise", [0.0, 1e-45, 1e-30])
+def test_a_band_of_a_huge_range_is_filled_within_it(peak: float, noise: float) -> None:
+    image = np.random.default_rng(4).choice([-noise, noise], (1, 30, 30)).astype(np.float32)
+    image[0, 10:20, 10:20] = [-peak, peak] * 5
+    image[0, 14:16, 14:16] = image[0, 25, 25] = np.nan
+    filled = inpaint(image)
+    assert np.isfinite(filled).all()
+    assert np.abs(filled).max() <= np.float32(peak)
+    assert abs(filled[0, 25, 25]) <= 1e-25 + 2e-30 * peak, "far from what is bright"
+
+
+def test_infinities_are_refused_where_they_would_be_filled_from() -> None:
+    schema = Schema(name="inferred", arrays=(Survey(name="image", shape=(1, 9, 9)),))
+    image = np.ones((1, 9, 9), np.float32)
+    image[0, 4, 4], image[0, 0, 0] = np.inf, np.nan
+    with pytest.raises(SampleError, match="array 'image' holds infinite pixels"):
+        prepare({"image": image}, schema, Preparation(inpaint=("image",)))
+    assert prepare({"image": image}, schema, Preparation()).num_nan == ((1,),)
 
 
 @pytest.mark.parametrize("edge", [np.s_[:3], np.s_[-3:], np.s_[:, :3], np.s_[:, -3:]])
