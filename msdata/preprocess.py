@@ -290,4 +290,6 @@ def _scalar(sample: Mapping[str, Any], name: str) -> float | int | None:
     if np.asarray(number).dtype.kind == "f":
         return float(number)
     whole = int(number)
-    return whole if -(1 << 63) <= whole < 1 << 63 else float(whole)
+    if not -(1 << 63) <= whole < 1 << 64:
+        raise SampleError(f"its number {name!r} has more than 64 bits")
+    return whole

@@ -248,8 +248,8 @@ def test_entries_that_an_inferred_schema_does_not_know_are_refused_unless_text()
         (np.int64(1) << 60, 1 << 60),
         (np.array(2.5, ">f8"), 2.5),
         (np.float32(0.5), 0.5),
-        (1 << 70, float(1 << 70)),
-        (np.uint64(2**64 - 1), float(2**64 - 1)),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (-(1 << 63), -(1 << 63)),
     ],
 )
 def test_numbers_of_any_kind_become_plain_ones(value: Any, wanted: float) -> None:
@@ -264,6 +264,13 @@ def test_numbers_of_any_kind_become_plain_ones(value: Any, wanted: float) -> Non
 def test_what_is_no_number_is_refused_as_one(value: Any) -> None:
     schema = Schema(name="mantis_shrimp", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
     with pytest.raises(SampleError, match="it has no number 'n'"):
+        prepare({"x": np.zeros(2, np.float32), "n": value}, schema, Preparation())
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, 10**400])
+def test_whole_numbers_of_more_than_64_bits_are_refused_not_rounded(value: int) -> None:
+    schema = Schema(name="mantis_shrimp", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
+    with pytest.raises(SampleError, match="its number 'n' has more than 64 bits"):
         prepare({"x": np.zeros(2, np.float32), "n": value}, schema, Preparation())
 
 
