@@ -115,8 +115,9 @@ def _refuse_strangers(sample: Mapping[str, Any], schema: Schema) -> None:
         return
     known = {*schema.names, *schema.scalars}
     for name, value in sample.items():
-        # Text and the like have no place in a shard, and do not hinder.
-        if name not in known and (isinstance(value, np.ndarray) or is_number(value)):
+        # Text and the like have no place in a shard, and do not hinder; nor as arrays without axes.
+        is_array = isinstance(value, np.ndarray) and value.ndim > 0
+        if name not in known and (is_array or is_number(value)):
             raise SampleError(f"it has an entry {name!r} that the schema does not know")
 
 

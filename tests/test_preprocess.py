@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import SampleError, UsageError
+from msdata.pack.infer_schema import schema_of
 from msdata.preprocess import Preparation, conform, count_nan, inpaint, prepare
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -290,3 +291,23 @@ def test_arrays_that_are_filled_by_request_are_held_to_the_fraction_too() -> Non
     lenient = Preparation(inpaint=("image",), max_nan_fraction=0.02)
     assert prepare({"image": image}, schema, lenient).num_filled == ((0, 5),)
     assert prepare({"image": image}, schema, Preparation()).num_nan == ((5,),)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        np.array("text"),
+        np.array(b"bytes"),
+        np.array(""),
+        np.array(True),
+        np.array(1j),
+        "text",
+        True,
+    ],
+)
+def test_text_bytes_and_flags_hinder_no_object_also_as_arrays_without_axes(extra: Any) -> None:
+    # As `dict(numpy.load(npz))` has them.
+    sample = {"x": np.zeros(2, np.float32), "n": np.array(0.5), "name": extra}
+    schema = schema_of(sample)
+    assert (schema.names, schema.scalars) == (("x",), ("n",))
+    assert prepare(sample, schema, Preparation()).scalars == {"n": 0.5}
