@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -208,3 +209,21 @@ def test_packing_fits_with_leftover_cards_writes_its_json_alone_to_stdout(tmp_pa
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["num_samples"] == 2
     assert ran.stderr == ""
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path):
+    header = skyimages.header_of(40, 0.25)
+    plain = skyimages.content_of(np.zeros((40, 40), np.float32), header)
+    with pytest.raises(SampleError, match="unpacked it has more than 128 MiB"):
+        read_planes(gzip.compress(plain + bytes(1 << 28)))
+    zeros = fits.CompImageHDU(
+        np.zeros((6000, 6000), np.float32), header, compression_type="GZIP_1", quantize_level=0.0
+    )
+    file = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), zeros]).writeto(file)
+    assert len(file.getvalue()) < 2 << 20
+    with pytest.raises(SampleError, match=r"an image of \(6000, 6000\) has more than 128 MiB"):
+        read_planes(file.getvalue())
+    # Zeros of a usual size may be as small as they like.
+    (plane,) = read_planes(gzip.compress(plain))
+    assert plane.pixels.shape == (40, 40)

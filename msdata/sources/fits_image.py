@@ -28,6 +28,8 @@ from msdata.sources.stamp import Placement
 
 # Four times a whole Pan-STARRS sky cell.
 MAX_NBYTES = 1 << 30
+# Many threads unpack at once; survey images shrink by less, whole tiles of zeros are no larger.
+_MAX_RATIO, _MIN_LIMIT_NBYTES = 50, 1 << 27
 # All that a position needs; the hundreds of other cards take most of the time.
 _WCS_CARD = re.compile(
     r"WCSAXES|C(TYPE|RPIX|RVAL|DELT|UNIT|ROTA)[12]|(CD|PC|PV)[12]_\d+|LONPOLE|LATPOLE|RADE(SYS|CSYS)"
@@ -171,30 +173,36 @@ def read_planes(content: bytes) -> list[Plane]:
     Raises:
         SampleError: it is no FITS, truncated, has no image, or no position on the sky.
     """
+    limit = _unpacked_limit(content)
     if content[:2] == b"\x1f\x8b":
-        content = _unzip(content)
+        content = _unzip(content, limit)
     if content[:9] != b"SIMPLE  =":
         text = content[:60].decode("ascii", "replace").strip()
         raise SampleError(f"it is no FITS file; it begins with {text!r}")
     with _parsing():
-        planes = _parse(content)
+        planes = _parse(content, limit)
     if not planes:
         raise SampleError("it holds no image, only headers")
     return planes
 
 
-def _unzip(content: bytes) -> bytes:
+def _unzip(content: bytes, limit: int) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(MAX_NBYTES + 1)
+            unpacked = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SampleError(f"its gzip stream is broken: {error}") from error
-    if len(unpacked) > MAX_NBYTES:
-        raise SampleError(f"unpacked it has more than {MAX_NBYTES >> 20} MiB")
+    if len(unpacked) > limit:
+        raise SampleError(f"unpacked it has more than {limit >> 20} MiB")
     return unpacked
 
 
-def _parse(content: bytes) -> list[Plane]:
+def _unpacked_limit(content: bytes) -> int:
+    """Bytes that may be made of a file: many times its own, so that small ones stay small."""
+    return min(MAX_NBYTES, max(_MIN_LIMIT_NBYTES, _MAX_RATIO * len(content)))
+
+
+def _parse(content: bytes, limit: int) -> list[Plane]:
     from astropy.io import fits
 
     planes: list[Plane] = []
@@ -211,10 +219,8 @@ def _parse(content: bytes) -> list[Plane]:
                     continue
                 if hdu.header.get("NAXIS", 0) not in (2, 3):
                     continue
-                if math.prod(hdu.shape) * abs(hdu.header["BITPIX"]) > 8 * MAX_NBYTES:
-                    raise SampleError(
-                        f"an image of {hdu.shape} has more than {MAX_NBYTES >> 20} MiB"
-                    )
+                if math.prod(hdu.shape) * abs(hdu.header["BITPIX"]) > 8 * limit:
+                    raise SampleError(f"an image of {hdu.shape} has more than {limit >> 20} MiB")
                 if hdu.data is not None:
                     planes += _planes_of(hdu.header, _scaled(hdu.data, hdu.header), number)
     except SampleError:
