@@ -26,7 +26,7 @@ _INPAINT_NOISE = 1024.0
 # OpenCV sums up to 45 weighted float32 pixels; brighter ones might overflow.
 _INPAINT_PEAK = 1e30
 # The noise of a sky needs no more pixels, and only these are sorted.
-_NOISE_PIXELS = 4096
+_NOISE_PIXELS = 1024
 # Stays in the cache nearest to the processor; more than 10,000 make OpenBLAS start its threads.
 _SUMMED_AT_ONCE = 8192
 
@@ -254,18 +254,22 @@ def _painted(band_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_]) -> NDArra
     """Values for the masked pixels of a band, in its unit; between its smallest and its largest."""
     import cv2
 
-    known = band_HW[~mask_HW].astype(np.float64)
-    low, high = float(known.min()), float(known.max())
+    # Both pass over NaN.
+    low, high = float(np.fmin.reduce(band_HW, None)), float(np.fmax.reduce(band_HW, None))
     if low == high:
         return np.full(np.count_nonzero(mask_HW), low)
-    sky, noise = sky_and_noise(known[:: max(1, len(known) // _NOISE_PIXELS)])
-    # The thinned pixels may all be equal.
+    thinned = band_HW.reshape(-1)[:: max(1, band_HW.size // _NOISE_PIXELS)].astype(np.float64)
+    thinned = thinned[~np.isnan(thinned)]
+    sky, noise = sky_and_noise(thinned) if thinned.size else (low, 0.0)
+    # The thinned pixels may all be equal, or all NaN.
     noise = noise or high - low
     scale = min(_INPAINT_NOISE / noise, _INPAINT_PEAK / max(high - sky, sky - low))
     # In a band's first rows OpenCV looks under the mask: NaN would spread, the sky does no harm.
-    scaled = np.zeros(band_HW.shape, np.float32)
-    scaled[~mask_HW] = (known - sky) * scale
-    painted = cv2.inpaint(scaled, mask_HW.view(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
+    scaled = (band_HW.astype(np.float64) - sky) * scale
+    scaled[mask_HW] = 0
+    painted = cv2.inpaint(
+        scaled.astype(np.float32), mask_HW.view(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA
+    )
     return np.clip(sky + painted[mask_HW].astype(np.float64) / scale, low, high)
 
 
