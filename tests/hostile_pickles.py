@@ -80,8 +80,8 @@ CASES = {
     "deep lists": b"]" + b"]" * 500_000 + b"a" * 500_000,
     "deep tuples": b")" + b"\x85" * 500_000,
     "deep dict": b"}\x8c\x01a" + b"]" * 500_000 + b"a" * 499_999 + b"s",
-    "a million lists": b"](" + b"]" * 2_000_000 + b"e",
-    "a million dicts": b"](" + b"}" * 2_000_000 + b"e",
+    "three million lists": b"](" + b"]" * 3_000_000 + b"e",
+    "three million dicts": b"](" + b"}" * 3_000_000 + b"e",
     "copies of a text": TEXT
     + b"q\0"
     + name("_codecs", "encode")

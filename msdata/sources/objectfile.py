@@ -32,7 +32,7 @@ _MAX_HEADER_NBYTES = 4096
 _CACHE_LINE_NBYTES = 64
 _MAX_KEY_LETTERS = 200
 # Numbers of the rows of a whole catalogue are pickled as one list.
-_MAX_OPCODES_OF_TABLES = 1 << 24
+_MAX_NBYTES_OF_TABLES = 1 << 28
 # Not blocking: a link to a named pipe would wait for a writer that never comes.
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -113,7 +113,7 @@ def load_file(path: Path) -> Any:
     """
     view = _read_file(path, 0)
     start = _pickle_start(view, is_one=False)
-    commands, spans = cut_payloads(view, start, _MAX_OPCODES_OF_TABLES)
+    commands, spans = cut_payloads(view, start, _MAX_NBYTES_OF_TABLES)
     return load_commands(commands, [view[span] for span in spans])
 
 

@@ -3,7 +3,7 @@
 One pass over the opcodes, without a stack: it ends at STOP, so a truncated stream and bytes behind
 the pickle are seen; it refuses opcodes that data never need (persistent ids, extension codes,
 classes' `__new__`), memo indices whose table alone would fill the memory (CPython before 3.14
-allocates it at once), and streams of very many opcodes, each of which may make an object.
+allocates it at once), and streams of megabytes of opcodes, each of which may make an object.
 
 Dicts are rewritten to lists of pairs, so that the unpickler hashes no keys: the hash of a tuple
 that holds another one twice, which holds a third one twice, and so on, never ends.
@@ -23,8 +23,8 @@ from msdata.errors import SampleError, UnsafePickleError
 MIN_PAYLOAD_NBYTES = 1024
 # A memo index above this makes the unpickler allocate 16 bytes an index for one tiny opcode.
 MAX_MEMO_INDEX = 1 << 20
-# An opcode makes some hundred bytes of objects at most; cutouts' dicts have a few hundred opcodes.
-MAX_OPCODES = 1 << 20
+# A byte of opcodes makes up to some hundred bytes of objects; cutouts' dicts have a kilobyte.
+MAX_COMMANDS_NBYTES = 1 << 21
 # What stands for a dict in the rewritten stream; the unpickler's table knows it.
 DICT_GLOBAL = ("msdata", "dict")
 
@@ -114,14 +114,14 @@ _MARK, _DICT = pickle.MARK[0], pickle.DICT[0]
 
 
 def cut_payloads(
-    view: memoryview, start: int = 0, max_opcodes: int = MAX_OPCODES
+    view: memoryview, start: int = 0, max_nbytes: int = MAX_COMMANDS_NBYTES
 ) -> tuple[bytes, list[slice]]:
     """Splits a pickle into its commands and its large payloads.
 
     Args:
         view: bytes of the whole file, format "B".
         start: where the pickle begins.
-        max_opcodes: how many it may have.
+        max_nbytes: what may be left of it without the payloads.
 
     Returns:
         The pickle without FRAME opcodes, each large payload replaced by NEXT_BUFFER and dicts by
@@ -135,7 +135,7 @@ def cut_payloads(
     payloads: list[slice] = []
     position, kept_from, size, argument = start, start, len(view), _ARGUMENT
     _check_first(view, start)
-    for _ in range(max_opcodes):
+    while True:
         if position >= size:
             raise SampleError(f"truncated pickle: it ends at byte {size} without a STOP")
         code = view[position]
@@ -166,12 +166,13 @@ def cut_payloads(
                 payloads.append(slice(body, end))
                 kept_from = end
             position = end
-    else:
-        raise SampleError(f"the pickle has more than {max_opcodes:,} opcodes, too many for arrays")
     if position + 1 != size:
         raise SampleError(f"{size - position - 1} bytes follow the end of the pickle")
     pieces.append(view[kept_from:])
-    return b"".join(pieces), payloads
+    commands = b"".join(pieces)
+    if len(commands) > max_nbytes:
+        raise SampleError(f"the pickle has more than {max_nbytes >> 20} MiB beside its arrays")
+    return commands, payloads
 
 
 def _check_first(view: memoryview, start: int) -> None:
