@@ -171,8 +171,7 @@ class FitsTree:
         pixels = stamp.pixels
         if self._options.calibration == "ab":
             if zero_point is None:
-                text = plane.photometry.exposure_text
-                found = "has no EXPTIME" if text is None else f"has EXPTIME {text}, not seconds > 0"
+                found = plane.photometry.exposure_fault
                 raise SampleError(f"its header {found}, so its zero-point is unknown")
             pixels = pixels.astype(np.float64) * nanomaggies_per_unit(zero_point)
         else:

@@ -69,6 +69,13 @@ class Photometry:
     vega_zero_point: float | None = None
     origin: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def exposure_fault(self) -> str:
+        """How a header lacks a usable exposure time, for messages."""
+        if self.exposure_text is None:
+            return "has no EXPTIME"
+        return f"has EXPTIME {self.exposure_text}, not seconds > 0"
+
 
 class SkyGrid:
     """Where an image's pixels lie on the sky.
