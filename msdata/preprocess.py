@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 
 from msdata.errors import SampleError, UsageError
 from msdata.schema import Array, Schema, Survey
+from msdata.stretch import sky_and_noise
 
 # OpenCV's radius, in pixels, of the neighbourhood of each filled pixel; upstream's value.
 INPAINT_RADIUS = 3
+# OpenCV's Telea adds a term of up to sqrt(2) to what it fills, whatever the pixels' unit: bands are
+# filled with their noise at this value, where the term is a thousandth of it.
+_INPAINT_NOISE = 1024.0
+# OpenCV sums up to 45 weighted float32 pixels; brighter ones might overflow.
+_INPAINT_PEAK = 1e30
+# The noise of a sky needs no more pixels, and only these are sorted.
+_NOISE_PIXELS = 1024
 # Stays in the cache nearest to the processor; more than 10,000 make OpenBLAS start its threads.
 _SUMMED_AT_ONCE = 8192
 
@@ -107,8 +115,9 @@ def _refuse_strangers(sample: Mapping[str, Any], schema: Schema) -> None:
         return
     known = {*schema.names, *schema.scalars}
     for name, value in sample.items():
-        # Text and the like have no place in a shard, and do not hinder.
-        if name not in known and (isinstance(value, np.ndarray) or is_number(value)):
+        # Text and the like have no place in a shard, and do not hinder; nor as arrays without axes.
+        is_array = isinstance(value, np.ndarray) and value.ndim > 0
+        if name not in known and (is_array or is_number(value)):
             raise SampleError(f"it has an entry {name!r} that the schema does not know")
 
 
@@ -172,13 +181,14 @@ def count_nan(array: Array, survey: Survey, *, is_stack: bool = False) -> tuple[
         is_stack: its first axis is the band, also where bands have no names.
 
     Raises:
-        SampleError: an array with bands holds an infinity, which no survey delivers.
+        SampleError: an array with bands, or one to be filled, holds an infinity, which no survey
+            delivers.
     """
     if array.dtype.kind not in "fc":
         return ()
     if _is_finite(array):
         return ()
-    if survey.bands and bool(np.any(np.isinf(array))):
+    if (survey.bands or is_stack) and bool(np.any(np.isinf(array))):
         raise SampleError(f"array {survey.name!r} holds infinite pixels")
     bands = array.reshape(len(array) if is_stack else survey.num_bands, -1)
     counts = tuple(int(n) for n in np.count_nonzero(np.isnan(bands), axis=1))
@@ -215,19 +225,20 @@ def _check_nan(num_nan: tuple[int, ...], survey: Survey, max_fraction: float) ->
 def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Fills the NaN pixels of each band from their neighbourhood.
 
+    The fill scales with the pixels' unit and moves with their zero: each band is filled in units
+    of its own noise, above its own sky.
+
     Args:
-        image_BHW: float32 (bands, height, width). Not changed.
+        image_BHW: float32 (bands, height, width), without infinities. Not changed.
 
     Returns:
         A copy without NaN; pixels that were not NaN keep their bits.
 
     Raises:
-        SampleError: a band has nothing but NaN, or OpenCV could not fill it.
+        SampleError: a band has nothing but NaN.
 
     Source: Telea 2004, "An Image Inpainting Technique Based on the Fast Marching Method".
     """
-    import cv2
-
     filled = image_BHW.copy()
     for band in filled:
         mask = np.isnan(band)
@@ -235,13 +246,31 @@ def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
             continue
         if mask.all():
             raise SampleError("a band is NaN throughout, there is nothing to fill it from")
-        # In a band's first rows OpenCV looks under the mask: NaN would stay, or spread.
-        band[mask] = 0
-        painted = cv2.inpaint(band, mask.view(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
-        band[mask] = painted[mask]
-    if not bool(np.isfinite(filled).all()):
-        raise SampleError("NaN pixels could not be filled")
+        band[mask] = _painted(band, mask)
     return filled
+
+
+def _painted(band_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values for the masked pixels of a band, in its unit; between its smallest and its largest."""
+    import cv2
+
+    # Both pass over NaN.
+    low, high = float(np.fmin.reduce(band_HW, None)), float(np.fmax.reduce(band_HW, None))
+    if low == high:
+        return np.full(np.count_nonzero(mask_HW), low)
+    thinned = band_HW.reshape(-1)[:: max(1, band_HW.size // _NOISE_PIXELS)].astype(np.float64)
+    thinned = thinned[~np.isnan(thinned)]
+    sky, noise = sky_and_noise(thinned) if thinned.size else (low, 0.0)
+    # The thinned pixels may all be equal, or all NaN.
+    noise = noise or high - low
+    scale = min(_INPAINT_NOISE / noise, _INPAINT_PEAK / max(high - sky, sky - low))
+    # In a band's first rows OpenCV looks under the mask: NaN would spread, the sky does no harm.
+    scaled = (band_HW.astype(np.float64) - sky) * scale
+    scaled[mask_HW] = 0
+    painted = cv2.inpaint(
+        scaled.astype(np.float32), mask_HW.view(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA
+    )
+    return np.clip(sky + painted[mask_HW].astype(np.float64) / scale, low, high)
 
 
 def uncovered_bands(array: Array, survey: Survey) -> list[str]:
@@ -266,4 +295,6 @@ def _scalar(sample: Mapping[str, Any], name: str) -> float | int | None:
     if np.asarray(number).dtype.kind == "f":
         return float(number)
     whole = int(number)
-    return whole if -(1 << 63) <= whole < 1 << 63 else float(whole)
+    if not -(1 << 63) <= whole < 1 << 64:
+        raise SampleError(f"its number {name!r} has more than 64 bits")
+    return whole

@@ -81,6 +81,20 @@ class Survey:
         """Length of the band axis; 1 for an array without bands."""
         return self.shape[0] if self.bands else 1
 
+    @property
+    def has_bands_last(self) -> bool:
+        """Whether an array without names of bands has the shape of (height, width, bands).
+
+        So it is where the last side is the shortest, and the others are equal, four times as long,
+        or those of a picture of three or four colors.
+        """
+        if self.bands or len(self.shape) != 3:
+            return False
+        height, width, count = self.shape
+        side = min(height, width)
+        is_picture = count in (3, 4) and side > 4
+        return count < side and (height == width or 4 * count <= side or is_picture)
+
     def to_json(self) -> dict[str, Any]:
         """Plain dict for `dataset.json`."""
         return {

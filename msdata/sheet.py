@@ -1,4 +1,9 @@
-"""Draws a contact sheet: a row an object, a column a band, redshift and id below."""
+"""Draws a contact sheet: a row an object, a column a band, redshift and id below.
+
+Images of surveys are stored with rows from south to north and columns from east to west: they are
+drawn with their first row at the bottom, so that north is up and east is left, and marked so.
+Arrays whose place on the sky is unknown are drawn as pictures are, with their first row on top.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,8 @@ MAX_COLUMNS_PER_ARRAY = 12
 _GAP, _ARRAY_GAP, _MARGIN = 4, 18, 20
 _CAPTION_HEIGHT, _HEAD_HEIGHT, _FOOT_LINE = 30, 58, 20
 _HATCH_STEP = 12
+_ARROW = 20
+_MARK_TEXT = "north is up, east is left, as marked; the first stored row is the lowest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,11 @@ class Column:
     number: int | None
     label: str
     is_last_axis: bool = False
+
+    @property
+    def is_on_sky(self) -> bool:
+        """Whether its rows run from south to north and its columns from east to west."""
+        return bool(self.array.bands) and len(self.array.shape) == 3
 
     def values(self, sample: Mapping[str, Any]) -> Array:
         """The column's image (height, width) or curve (points,) of one sample."""
@@ -92,14 +104,19 @@ def _columns_of(array: Survey) -> list[Column]:
         return [Column(array=array, number=None, label="")]
     if len(array.shape) != 3:
         return []
-    # Pictures from cameras have their three or four colours last.
-    is_last = array.shape[-1] in (3, 4) and min(array.shape[:2]) > 4
+    # As the training takes them: pictures from cameras have their three or four colours last.
+    is_last = array.has_bands_last
     count = array.shape[-1] if is_last else array.shape[0]
     return [Column(array=array, number=i, label=str(i), is_last_axis=is_last) for i in range(count)]
 
 
 def draw_sheet(
-    samples: Sequence[Sample], schema: Schema, *, captions: Sequence[str], title: str
+    samples: Sequence[Sample],
+    schema: Schema,
+    *,
+    captions: Sequence[str],
+    title: str,
+    is_turned: bool = False,
 ) -> Image:
     """Draws the sheet.
 
@@ -108,6 +125,7 @@ def draw_sheet(
         schema: their arrays.
         captions: the text under each object.
         title: the text at the top.
+        is_turned: images were turned or mirrored, so that north is anywhere and not marked.
 
     Returns:
         uint8 (height, width, 3), blue, green, red.
@@ -118,7 +136,8 @@ def draw_sheet(
     columns, notes = sheet_columns(schema)
     cell = _cell_size(columns)
     lefts = _lefts(columns, cell)
-    foot = [STRETCH_TEXT, _legend(columns, samples), *notes]
+    marked = set() if is_turned else _marked(columns)
+    foot = [_MARK_TEXT if marked else "", STRETCH_TEXT, _legend(columns, samples), *notes]
     foot = [line for text in foot if text for line in _wrapped(text, lefts[-1])]
     top = _MARGIN + _HEAD_HEIGHT
     row_height = cell + _CAPTION_HEIGHT
@@ -128,13 +147,36 @@ def draw_sheet(
     _draw_heads(sheet, columns, lefts, top)
     for i, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
         y = top + i * row_height
-        for column, x in zip(columns, lefts[:-1], strict=True):
+        for k, (column, x) in enumerate(zip(columns, lefts[:-1], strict=True)):
             sheet[y : y + cell, x : x + cell] = draw_cell(column, sample, cell)
+            if k in marked:
+                _mark_sky(sheet[y : y + cell, x : x + cell])
         _write(sheet, caption, (_MARGIN, y + cell + 17), scale=0.5)
     for i, line in enumerate(foot):
         y = top + len(samples) * row_height + (i + 1) * _FOOT_LINE
         _write(sheet, line, (_MARGIN, y), scale=0.42, colour=FAINT_INK)
     return sheet
+
+
+def _marked(columns: Sequence[Column]) -> set[int]:
+    """The first column of each array that lies on the sky in a known way."""
+    first: dict[str, int] = {}
+    for k, column in enumerate(columns):
+        if column.is_on_sky:
+            first.setdefault(column.array.name, k)
+    return set(first.values())
+
+
+def _mark_sky(stamp: Image) -> None:
+    """Arrows to north and east in the lower right corner of a stamp."""
+    import cv2
+
+    corner = stamp.shape[1] - 8, stamp.shape[0] - 8
+    for letter, (right, down) in (("N", (0, -1)), ("E", (-1, 0))):
+        tip = corner[0] + right * _ARROW, corner[1] + down * _ARROW
+        cv2.arrowedLine(stamp, corner, tip, _LINE_COLOUR, 1, cv2.LINE_AA, tipLength=0.3)
+        place = tip[0] - (4 if right == 0 else 11), tip[1] + (4 if down == 0 else -3)
+        _write(stamp, letter, place, scale=0.33, colour=_LINE_COLOUR)
 
 
 def _cell_size(columns: Sequence[Column]) -> int:
@@ -190,6 +232,8 @@ def draw_cell(column: Column, sample: Mapping[str, Any], cell: int) -> Image:
     values = column.values(sample)
     if values.ndim == 1:
         return _curve(values, cell)
+    if column.is_on_sky:
+        values = values[::-1]
     grey = stretch(values)
     stamp: Image = np.repeat(grey[..., None], 3, axis=2)
     if values.dtype.kind == "f":

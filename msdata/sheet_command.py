@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     if args.augment is not None:
         samples, schema = preview(samples, schema, args.augment, seed=args.seed)
         title += f", augmented for {args.augment} fusion"
-    image = draw_sheet(samples, schema, captions=captions, title=title)
+    image = draw_sheet(
+        samples, schema, captions=captions, title=title, is_turned=args.augment is not None
+    )
     write_whole(args.out, png_bytes(image))
     print(f"drew {len(samples)} objects into {args.out} ({image.shape[1]} x {image.shape[0]})")
     return 0

@@ -42,7 +42,7 @@ def stretch(image_HW: NDArray[Any]) -> NDArray[np.uint8]:
         return np.zeros(values.shape, np.uint8)
     if finite.min() == finite.max():
         return np.where(is_finite, 128, 0).astype(np.uint8)
-    sky, sigma = _sky_and_noise(finite)
+    sky, sigma = sky_and_noise(finite)
     bright = (float(np.percentile(finite, WHITE_PERCENTILE)) - sky) / sigma
     dark = max(BLACK_SIGMA, (float(finite.min()) - sky) / sigma)
     low, high = (
@@ -54,8 +54,15 @@ def stretch(image_HW: NDArray[Any]) -> NDArray[np.uint8]:
     return grey
 
 
-def _sky_and_noise(finite: NDArray[np.float64]) -> tuple[float, float]:
-    """Median, and a standard deviation that bright pixels do not raise; not zero."""
+def sky_and_noise(finite: NDArray[np.float64]) -> tuple[float, float]:
+    """Median, and a standard deviation that bright pixels do not raise.
+
+    Args:
+        finite: pixels of any shape, without NaN or infinities.
+
+    Returns:
+        Both in the pixels' unit; the deviation is 0 only where all pixels are equal.
+    """
     sky = float(np.median(finite))
     sigma = _MAD_TO_SIGMA * float(np.median(np.abs(finite - sky)))
     if sigma == 0:

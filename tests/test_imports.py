@@ -25,8 +25,7 @@ LAYERS = (
     },
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),
-        "catalogvalues",
-        "skycatalog",
+        *("catalogvalues", "skycatalog", "stretch"),
         *("mpi", "machine", "probe", "probe_network", "augment", "cache"),
     },
     {"manifest", "index", "arrow_values", "spans", "shard_files", "dataset"},

@@ -115,8 +115,8 @@ def test_a_dict_in_an_object_array_of_one_item_is_read(tmp_path: Path) -> None:
         ([1], "holds a value of type list, not a dict"),
         (np.zeros(3), "holds an array, not a dict"),
         ({b"a": np.zeros(3)}, "which is not text"),
-        ({1: np.zeros(3)}, "the key '1', which is not text"),
-        ({"\ud800": 1.0, "a": np.zeros(3)}, r"the key '\\ud800', which is not text"),
+        ({1: np.zeros(3)}, "the key 1, which is not text"),
+        ({"\ud800": 1.0, "a": np.zeros(3)}, r"the key '\\ud800', which is no name of an array"),
     ],
 )
 def test_what_is_no_dict_of_arrays_is_refused(tmp_path: Path, value: Any, message: str) -> None:

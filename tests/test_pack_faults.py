@@ -71,6 +71,8 @@ def bad_source(tmp_path: Path) -> Path:
     (source / "bad_truncated.pkl").write_bytes(good[: len(good) // 2])
     (source / "bad_empty.npy").touch()
     (source / "bad_garbage.pkl").write_bytes(b"\xff" + bytes(range(256)) * 4)
+    # A tuple of another one twice, sixty times: the hash of a key of 2^60 values.
+    (source / "bad_endless.pkl").write_bytes(b"\x80\x04})" + b"2\x86" * 60 + b"K\x01s.")
     (source / "bad_dangling.npy").symlink_to(source / "nowhere.npy")
     (source / "bad_loop.npy").symlink_to(source / "bad_loop.npy")
     os.mkfifo(source / "pipe")
@@ -106,6 +108,7 @@ def test_bad_objects_are_listed_with_their_reasons_and_stop_nothing(
     assert "trunc" in reasons["bad_truncated.pkl"]
     assert "empty" in reasons["bad_empty.npy"]
     assert reasons["bad_garbage.pkl"]
+    assert "the key <tuple>, which is not text" in reasons["bad_endless.pkl"]
     assert "does not exist" in reasons["bad_dangling.npy"]
     assert "bad_loop.npy" in reasons["bad_loop.npy"]
     assert reasons["bad_pipe.npy"]

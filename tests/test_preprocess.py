@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import SampleError, UsageError
+from msdata.pack.infer_schema import schema_of
 from msdata.preprocess import Preparation, conform, count_nan, inpaint, prepare
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -29,7 +30,8 @@ def test_inpainting_is_opencvs_and_leaves_other_pixels_bit_for_bit(
     seed: int, size: int, share: float
 ) -> None:
     random = np.random.default_rng(seed)
-    image = random.normal(0, 1e4, (3, size, size + 1)).astype(np.float32)
+    # A noise at which OpenCV's term of +-1 does not count, and a sky of 0.
+    image = random.normal(0, 1e6, (3, size, size + 1)).astype(np.float32)
     image[random.random(image.shape) < share] = np.nan
     image[:, 0, 0] = 1.0
     before = image.copy()
@@ -37,15 +39,74 @@ def test_inpainting_is_opencvs_and_leaves_other_pixels_bit_for_bit(
     assert image.tobytes() == before.tobytes()
     for band, result in zip(image, filled, strict=True):
         mask = np.isnan(band)
-        zeroed = np.where(mask, np.float32(0), band)
-        wanted = cv2.inpaint(zeroed, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)
-        assert result[mask].tobytes() == wanted[mask].tobytes()
+        assert np.isfinite(result).all()
         assert result[~mask].tobytes() == band[~mask].tobytes()
-        # OpenCV gives the same with the NaN left under the mask, where it gives a number at all.
-        left = cv2.inpaint(band, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)
-        inside = mask & np.isfinite(left)
-        inside[:4] = False
-        assert np.array_equal(left[inside], wanted[inside])
+        known = band[~mask]
+        sky = np.float32(np.median(known))
+        zeroed = np.where(mask, np.float32(0), band - sky)
+        wanted = sky + cv2.inpaint(zeroed, mask.astype(np.uint8), 3, cv2.INPAINT_TELEA)[mask]
+        wanted = np.clip(wanted, known.min(), known.max())
+        assert np.abs(result[mask] - wanted).max(initial=0) < 0.01 * 1e6
+
+
+def _galaxy() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A galaxy of 100 sigma whose core, a corner and a far pixel are NaN; noise 1, sky 0."""
+    y, x = np.mgrid[:170, :170]
+    image = 100 * np.exp(-((x - 85) ** 2 + (y - 85) ** 2) / 128)
+    image += np.random.default_rng(3).normal(0, 1, image.shape)
+    image[80:84, 83:88] = image[:3, :3] = image[40, 40] = np.nan
+    return image[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1e-4, 1e4, 1e-30, 1e30])
+@pytest.mark.parametrize("sky", [0.0, 30.0])
+def test_the_fill_scales_with_the_unit_and_moves_with_the_sky(unit: float, sky: float) -> None:
+    image = _galaxy()
+    mask = np.isnan(image)
+    plain = inpaint(image)[mask]
+    scaled = inpaint(((image.astype(np.float64) + sky) * unit).astype(np.float32))[mask]
+    # In sigma of the noise; 1e-2 is float32's rounding of a peak of 100 and a term of OpenCV's.
+    assert np.abs(scaled.astype(np.float64) / unit - sky - plain).max() < 1e-2
+    assert np.abs(plain[:9]).max() < 3, "sky at the corner"
+    assert abs(plain[9]) < 3, "sky around the far pixel"
+    assert np.abs(plain[10:] - 90).max() < 20, "the galaxy's core"
+
+
+def test_bands_without_noise_are_filled_with_their_value() -> None:
+    image = np.stack([np.full((20, 20), v, np.float32) for v in (0, 7, -1e-45, 3e38)])
+    image[:, 4:6, 4:6] = image[:, 0, 0] = np.nan
+    filled = inpaint(image)
+    for band, value in zip(filled, (0, 7, -1e-45, 3e38), strict=True):
+        assert (band == np.float32(value)).all()
+
+
+@pytest.mark.parametrize("peak", [1.0, 1e12, 3.4e38])
+@pytest.mark.parametrize("noise", [0.0, 1e-45, 1e-30])
+def test_a_band_of_a_huge_range_is_filled_within_it(peak: float, noise: float) -> None:
+    image = np.random.default_rng(4).choice([-noise, noise], (1, 30, 30)).astype(np.float32)
+    image[0, 10:20, 10:20] = [-peak, peak] * 5
+    image[0, 14:16, 14:16] = image[0, 25, 25] = np.nan
+    filled = inpaint(image)
+    assert np.isfinite(filled).all()
+    assert np.abs(filled).max() <= np.float32(peak)
+    assert abs(filled[0, 25, 25]) <= 1e-25 + 2e-30 * peak, "far from what is bright"
+
+
+def test_a_band_whose_sampled_pixels_are_all_nan_is_filled_all_the_same() -> None:
+    image = np.random.default_rng(5).normal(50, 1, (1, 128, 128)).astype(np.float32)
+    image.reshape(-1)[::4] = np.nan
+    filled = inpaint(image)
+    assert np.isfinite(filled).all()
+    assert 45 < filled.min() <= filled.max() < 55
+
+
+def test_infinities_are_refused_where_they_would_be_filled_from() -> None:
+    schema = Schema(name="inferred", arrays=(Survey(name="image", shape=(1, 9, 9)),))
+    image = np.ones((1, 9, 9), np.float32)
+    image[0, 4, 4], image[0, 0, 0] = np.inf, np.nan
+    with pytest.raises(SampleError, match="array 'image' holds infinite pixels"):
+        prepare({"image": image}, schema, Preparation(inpaint=("image",)))
+    assert prepare({"image": image}, schema, Preparation()).num_nan == ((1,),)
 
 
 @pytest.mark.parametrize("edge", [np.s_[:3], np.s_[-3:], np.s_[:, :3], np.s_[:, -3:]])
@@ -196,8 +257,8 @@ def test_entries_that_an_inferred_schema_does_not_know_are_refused_unless_text()
         (np.int64(1) << 60, 1 << 60),
         (np.array(2.5, ">f8"), 2.5),
         (np.float32(0.5), 0.5),
-        (1 << 70, float(1 << 70)),
-        (np.uint64(2**64 - 1), float(2**64 - 1)),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (-(1 << 63), -(1 << 63)),
     ],
 )
 def test_numbers_of_any_kind_become_plain_ones(value: Any, wanted: float) -> None:
@@ -212,6 +273,13 @@ def test_numbers_of_any_kind_become_plain_ones(value: Any, wanted: float) -> Non
 def test_what_is_no_number_is_refused_as_one(value: Any) -> None:
     schema = Schema(name="mantis_shrimp", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
     with pytest.raises(SampleError, match="it has no number 'n'"):
+        prepare({"x": np.zeros(2, np.float32), "n": value}, schema, Preparation())
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, 10**400])
+def test_whole_numbers_of_more_than_64_bits_are_refused_not_rounded(value: int) -> None:
+    schema = Schema(name="mantis_shrimp", arrays=(Survey(name="x", shape=(2,)),), scalars=("n",))
+    with pytest.raises(SampleError, match="its number 'n' has more than 64 bits"):
         prepare({"x": np.zeros(2, np.float32), "n": value}, schema, Preparation())
 
 
@@ -231,3 +299,23 @@ def test_arrays_that_are_filled_by_request_are_held_to_the_fraction_too() -> Non
     lenient = Preparation(inpaint=("image",), max_nan_fraction=0.02)
     assert prepare({"image": image}, schema, lenient).num_filled == ((0, 5),)
     assert prepare({"image": image}, schema, Preparation()).num_nan == ((5,),)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        np.array("text"),
+        np.array(b"bytes"),
+        np.array(""),
+        np.array(True),
+        np.array(1j),
+        "text",
+        True,
+    ],
+)
+def test_text_bytes_and_flags_hinder_no_object_also_as_arrays_without_axes(extra: Any) -> None:
+    # As `dict(numpy.load(npz))` has them.
+    sample = {"x": np.zeros(2, np.float32), "n": np.array(0.5), "name": extra}
+    schema = schema_of(sample)
+    assert (schema.names, schema.scalars) == (("x",), ("n",))
+    assert prepare(sample, schema, Preparation()).scalars == {"n": 0.5}

@@ -9,6 +9,7 @@ import pytest
 
 import msdata
 from msdata.augment import AugmentConfig, open_augmenter
+from msdata.augment.geometry import survey_names
 from msdata.augment.preview import preview
 from msdata.cli import main
 from msdata.errors import UsageError
@@ -178,3 +179,75 @@ def test_an_augmented_sample_is_what_the_augmenter_gives(data):
     for i, sample in enumerate(turned):
         assert np.array_equal(np.concatenate([sample[n] for n in schema.names]), image[i])
         assert sample["redshift"] == samples[i]["redshift"]
+
+
+def test_north_is_up_and_east_is_left_and_both_are_marked(data):
+    column = sheet_columns(MANTIS_SHRIMP)[0][0]
+    image = np.zeros((5, 170, 170), np.float32)
+    # Rows run from south to north, columns from east to west: a source in the north-east.
+    image[0, 150:160, 10:20] = 100
+    grey = draw_cell(column, {"panstarrs": image}, 170)[..., 0]
+    rows, places = np.nonzero(grey == grey.max())
+    assert rows.max() < 20, "up"
+    assert places.max() < 20, "left"
+    sample = msdata.open(data).split("test")[0]
+    sheets = [
+        draw_sheet([sample], MANTIS_SHRIMP, captions=[""], title="", is_turned=is_turned)
+        for is_turned in (False, True)
+    ]
+    marks = [(sheet == (120, 210, 250)).all(axis=2) for sheet in sheets]
+    assert marks[0].sum() > 20 and not marks[1].any()
+    # One mark for each of the three arrays, in the lower right corner of its first stamp.
+    rows, places = np.nonzero(marks[0])
+    assert rows.min() > 20 + 58 + 170 - 45
+    assert 20 + 170 - 45 < places.min() < 20 + 170
+    assert np.count_nonzero(np.diff(np.unique(places)) > 100) == 2
+
+
+def test_images_whose_place_on_the_sky_is_unknown_keep_their_first_row_on_top():
+    schema = generic(image=(2, 40, 40))
+    image = np.zeros((2, 40, 40), np.float32)
+    image[0, :5] = 9
+    grey = draw_cell(sheet_columns(schema)[0][0], {"image": image}, 160)[..., 0]
+    assert (grey[:20] == grey.max()).all() and (grey[20:] < grey.max()).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_last"),
+    [
+        ((64, 64, 3), True),
+        ((256, 256, 3), True),
+        ((170, 170, 5), True),
+        ((64, 48, 4), True),
+        ((120, 100, 12), True),
+        ((32, 32, 1), True),
+        ((3, 64, 64), False),
+        ((64, 64, 64), False),
+        ((5, 170, 170), False),
+        ((100, 32, 30), False),
+        ((1, 300, 400), False),
+        ((4, 5, 3), False),
+    ],
+)
+def test_the_sheet_shows_the_bands_that_a_training_takes(shape, is_last):
+    schema = generic(image=shape)
+    (column, *_), _ = sheet_columns(schema)
+    assert column.is_last_axis == is_last == schema["image"].has_bands_last
+    if is_last:
+        with pytest.raises(UsageError, match=r"has its bands last, but networks take \(bands, h"):
+            survey_names(schema, AugmentConfig())
+    else:
+        assert survey_names(schema, AugmentConfig()) == ("image",)
+
+
+def test_arrays_with_their_bands_last_are_packed_with_a_note_and_not_inpainted(tmp_path, capsys):
+    (tmp_path / "objects").mkdir()
+    image = np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32)
+    (tmp_path / "objects" / "a.pkl").write_bytes(pickle.dumps({"image": image}))
+    command = ["pack", str(tmp_path / "objects"), str(tmp_path / "data"), "--quiet"]
+    assert main([*command, "--inpaint", "image"]) == 2
+    assert "--inpaint image: it is no float32 (bands, height, width)" in capsys.readouterr().err
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "'image' (16x16x3) is stored as it is, bands last" in said.out + said.err
+    assert np.array_equal(msdata.open(tmp_path / "data")[0]["image"], image)

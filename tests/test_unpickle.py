@@ -8,9 +8,12 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import hostile_pickles
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -240,3 +243,46 @@ def test_a_file_of_another_kind_is_not_taken_for_an_attack(content: bytes, says:
     with pytest.raises(SampleError, match=rf"^no pickle: .*{says}") as caught:
         _load(content)
     assert not isinstance(caught.value, UnsafePickleError)
+
+
+def _in_its_own_process(*arguments: str) -> str:
+    script = Path(__file__).with_name("hostile_pickles.py")
+    ran = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    return ran.stdout
+
+
+def test_small_pickles_cost_neither_time_nor_memory_beyond_their_size() -> None:
+    # Its limits of processor time and memory end the process where one case hangs or grows.
+    ends = dict(line.split(": ", 1) for line in _in_its_own_process("all").splitlines())
+    assert ends.keys() == hostile_pickles.CASES.keys()
+    harmless = {"key of a nested dict", "value of the dict", "the whole value", "memo"}
+    harmless |= {"deep lists", "deep tuples", "deep dict"}
+    assert {case for case, end in ends.items() if end.startswith("loaded")} == harmless
+    copied = {case for case, end in ends.items() if "many times the bytes" in end}
+    assert copied == {"copies of a text", "copies of bytes", "arrays of the same bytes"}
+
+
+def test_streams_of_nested_copied_and_called_values_load_or_are_refused() -> None:
+    ends = _in_its_own_process("fuzz", "12", "5000")
+    assert "'refused'" in ends and "'loaded dict'" in ends
+
+
+def test_a_dict_of_a_pack_is_not_told_from_one_with_the_names_of_its_stand_in() -> None:
+    named = b"\x80\x02}X\x01\0\0\0acmsdata\ndict\n)Rs."
+    assert _load(named) == {"a": {}}
+
+
+def test_keys_of_nested_dicts_that_are_not_plain_empty_the_dict_alone() -> None:
+    sample = {"d": {(1, 2): 3}, "e": {1: 2, "b": None}, "x": np.zeros(2)}
+    loaded = _load(pickle.dumps(sample))
+    assert loaded["d"] == {} and loaded["e"] == {1: 2, "b": None}
+    assert np.array_equal(loaded["x"], np.zeros(2))
+
+
+def test_long_dicts_come_back_in_order() -> None:
+    for protocol in range(6):
+        sample = {f"k{i}": i for i in range(2500)}
+        assert list(_load(pickle.dumps(sample, protocol=protocol)).items()) == list(sample.items())

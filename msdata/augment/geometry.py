@@ -141,8 +141,17 @@ def survey_names(schema: Schema, config: AugmentConfig) -> tuple[str, ...]:
     """The arrays that are images, or those asked for, in the order of channels.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or one has its bands last.
     """
+    for survey in schema.arrays:
+        is_asked = config.surveys is None or survey.name in config.surveys
+        if is_asked and survey.has_bands_last and survey.numpy_dtype.kind in "biuf":
+            shape = "x".join(map(str, survey.shape))
+            raise UsageError(
+                f"array {survey.name!r} ({shape}) has its bands last, but networks take (bands, "
+                "height, width): pack numpy.moveaxis(image, -1, 0), or leave the array out with "
+                "augment.surveys"
+            )
     if config.surveys is not None:
         return config.surveys
     images = [a.name for a in schema.arrays if len(a.shape) == 3 and a.numpy_dtype.kind in "biuf"]

@@ -192,7 +192,8 @@ def _zero_point(plane: Plane, band: str, wanted: Wanted) -> float:
     except SampleError as error:
         raise RefusedError(f"band {band}: {error}") from error
     if found is None or not math.isfinite(found):
-        raise RefusedError(f"band {band} has no EXPTIME, so its unit is unknown")
+        fault = plane.photometry.exposure_fault
+        raise RefusedError(f"band {band} {fault}, so its unit is unknown")
     if survey.zero_points_ab is not None:
         promised = survey.zero_points_ab[survey.bands.index(band)]
         if abs(found - promised) > _ZERO_POINT_TOLERANCE:

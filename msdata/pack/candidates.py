@@ -95,8 +95,17 @@ def plan_candidates(
         slices=slices,
         rejected=rejected,
         label_columns=tuple(names.values()),
-        notes=(*(() if catalog is None else catalog.notes), *renamed),
+        notes=(*(() if catalog is None else catalog.notes), *renamed, *_axis_notes(schema)),
     )
+
+
+def _axis_notes(schema: Schema) -> list[str]:
+    return [
+        f"array {a.name!r} ({'x'.join(map(str, a.shape))}) is stored as it is, bands last; "
+        "mstrain takes (bands, height, width): numpy.moveaxis(image, -1, 0)"
+        for a in schema.arrays
+        if a.has_bands_last
+    ]
 
 
 def _read_catalog(settings: PackSettings) -> Catalog | None:

@@ -20,7 +20,6 @@ from msdata.jobs import add_jobs, num_jobs
 from msdata.manifest import CONTAINERS, REJECTED_NAME
 from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
-from msdata.pack.without_pandas import refuse_pandas
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
@@ -168,7 +167,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--max-rejected {args.max_rejected} is negative; give 0 or more")
     topology = from_env()
     started_s = time.monotonic()
-    refuse_pandas()
     if topology.num_ranks > 1:
         report = _run_on_ranks(args, settings, topology)
     else:

@@ -19,6 +19,7 @@ from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
 from msdata.index import file_sha256, fixed_columns, split_rows, write_index, write_table
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
 from msdata.pack.column_names import scalar_names
+from msdata.pack.number_columns import join_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
-def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Manifest:
+def finish_pack(
+    state: PackState, plan: PackPlan, settings: PackSettings
+) -> tuple[Manifest, tuple[str, ...]]:
     """Writes everything but the shards.
 
     Args:
@@ -39,7 +42,7 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
         settings: what the user asked for.
 
     Returns:
-        The manifest of the complete data set.
+        The manifest of the complete data set; and remarks on numbers that were left out.
 
     Raises:
         DataError: every object was rejected.
@@ -52,6 +55,7 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
             f"all {num_unusable} objects were rejected; the reasons are in "
             f"{state.out / REJECTED_NAME}"
         )
+    table, notes = _with_numbers(table)
     digest = write_index(state.out, table, plan.schema)
     # A repair rebuilds a shard byte for byte: it needs the root, and the labels' order.
     root = {
@@ -75,7 +79,7 @@ def finish_pack(state: PackState, plan: PackPlan, settings: PackSettings) -> Man
     )
     manifest.write(state.out)
     state.remove()
-    return manifest
+    return manifest, notes
 
 
 def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Table, list[ShardInfo]]:
@@ -103,7 +107,7 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
         )
     if not rows:
         return None, pa.table({}), []
-    return _join_rows(rows), pa.concat_tables(sources), shards
+    return pa.concat_tables(rows), pa.concat_tables(sources), shards
 
 
 def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) -> pa.Table:
@@ -130,18 +134,21 @@ def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) ->
     return pa.table(ordered)
 
 
-def _join_rows(parts: list[pa.Table]) -> pa.Table:
-    """One table of all shards; where one shard's numbers are all whole and another's not: floats.
-
-    Large whole numbers, such as a survey's object ids, stay whole where all are.
-    """
+def _with_numbers(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
+    """The index with the numbers of the objects' dicts as plain columns; notes on what is null."""
     import pyarrow as pa
 
-    schema = parts[0].schema
-    for i, field in enumerate(schema):
-        if any(part.schema.field(i).type != field.type for part in parts):
-            schema = schema.set(i, field.with_type(pa.float64()))
-    return pa.concat_tables(part.cast(schema, safe=False) for part in parts)
+    notes = []
+    for i, field in enumerate(table.schema):
+        if pa.types.is_struct(field.type):
+            joined, num_left_out = join_numbers(table[field.name])
+            table = table.set_column(i, field.name, joined)
+            if num_left_out:
+                notes.append(
+                    f"column {field.name!r}: {num_left_out} numbers are null, since no type holds "
+                    "them and the others exactly"
+                )
+    return table, tuple(notes)
 
 
 def write_rejected(state: PackState, plan: PackPlan, unfinished: Sequence[Rejection] = ()) -> int:

@@ -79,7 +79,8 @@ def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:
             raise UsageError(
                 f"--inpaint {name}: there is no such array; there are {', '.join(schema.names)}"
             )
-        if len(schema[name].shape) != 3 or schema[name].dtype != "<f4":
+        survey = schema[name]
+        if len(survey.shape) != 3 or survey.dtype != "<f4" or survey.has_bands_last:
             raise UsageError(f"--inpaint {name}: it is no float32 (bands, height, width) array")
     return settings.inpaint
 

@@ -66,14 +66,14 @@ def pack_on_ranks(
         progress = RankProgress(state, plan, left, world, limit, is_quiet=is_quiet)
         _pack_share(state, plan, settings, progress, world)
         packed = sum(world.allgather(progress.packed))
-        manifest = _on_root(world, lambda: _finish(state, plan, settings, max_rejected))
+        manifest, notes = _on_root(world, lambda: _finish(state, plan, settings, max_rejected))
     if world.Get_rank():
         return None
     return PackReport(
         manifest=manifest,
         num_packed=packed,
         num_rejected=int(manifest.provenance["num_rejected"]),
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
     )
 
 
@@ -94,7 +94,7 @@ def _begin(
 
 def _finish(
     state: PackState, plan: PackPlan, settings: PackSettings, max_rejected: int | None
-) -> Manifest:
+) -> tuple[Manifest, tuple[str, ...]]:
     RejectLimit(num_rejected(state, plan), max_rejected, state.out).check()
     return finish_pack(state, plan, settings)
 

@@ -90,12 +90,12 @@ def pack(
                 raise
             finally:
                 progress.close()
-        manifest = finish_pack(state, plan, settings)
+        manifest, notes = finish_pack(state, plan, settings)
     return PackReport(
         manifest=manifest,
         num_packed=int(pool.counters[:, 0].sum()),
         num_rejected=int(manifest.provenance["num_rejected"]),
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
     )
 
 

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from msdata.atomic_file import remove_leftovers, storage_error, whole_file, write_whole
 from msdata.errors import DataError, UsageError
 from msdata.index import file_sha256, write_table
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.pack.candidates import Candidates, ShardSlice
 from msdata.pack.folder_lock import is_busy, is_locked
+from msdata.pack.number_columns import split_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema
@@ -257,8 +256,10 @@ class PackState:
         if summary is not None:
             for a in range(summary.offsets.shape[1]):
                 columns[f"offset_{a}"] = pa.array(summary.offsets[:, a], pa.int64())
-        # By way of NumPy, for which whole numbers and others mix.
-        columns |= {name: pa.array(np.array(values)) for name, values in result.columns.items()}
+        columns |= {
+            name: split_numbers(values) if name.startswith("scalar_") else pa.array(values)
+            for name, values in result.columns.items()
+        }
         table = pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)})
         with whole_file(self.note_path(result.number), is_one_of_many=True) as file:
             pq.write_table(table, file, write_page_checksum=True)

@@ -74,6 +74,8 @@ def main() -> None:
     """Serves tasks until the pipe closes; `WorkerPool` makes the arguments."""
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGALRM, _end)
+    # The command's stdout may be read by a program: what a library prints here is not part of it.
+    os.dup2(2, 1)
     sys.unraisablehook = _end_again
     # What is made per object has no cycles; the modules' millions of objects need no second look.
     gc.freeze()

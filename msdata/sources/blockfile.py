@@ -17,6 +17,8 @@ import numpy as np
 from msdata.errors import DataError, SampleError, StorageError
 from msdata.schema import MANTIS_SHRIMP, Array, Sample
 
+# Fifty times upstream's whole catalogue: more is a broken header.
+_MAX_ROWS = 200_000_000
 # Upstream flattens the surveys in this order, which is not the order in which shards hold them.
 ROW_ORDER = ("galex", "panstarrs", "unwise")
 NUM_COLUMNS = sum(int(np.prod(MANTIS_SHRIMP[name].shape)) for name in ROW_ORDER)
@@ -73,6 +75,8 @@ def read_header(path: Path) -> BlockHeader:
             f"{path} has shape {shape} and dtype {dtype}, expected float (rows, {NUM_COLUMNS}): "
             "galex, panstarrs and unwise flattened; it is no block file of upstream's"
         )
+    if shape[0] > _MAX_ROWS:
+        raise DataError(f"{path} promises {shape[0]:,} rows; its .npy header is broken")
     return BlockHeader(
         num_rows=shape[0], dtype=dtype, is_fortran=is_fortran, data_offset=data_offset
     )

@@ -226,17 +226,29 @@ def _load_arrays(path: Path) -> list[Any]:
     """The arrays of a 2-D `.npy`, of an object array of arrays, or of a pickled list of arrays."""
     try:
         if _is_plain_npy(path):
-            return list(np.load(path, allow_pickle=False))
+            return list(np.load(path, mmap_mode="r", allow_pickle=False))
         loaded = load_file(path)
     except (SampleError, ValueError) as error:
         raise DataError(f"{path} is unreadable: {error}") from error
     if isinstance(loaded, PickledArray):
         loaded = loaded.value
+    shape: tuple[int, ...] = ()
     if isinstance(loaded, ObjectArray):
-        if len(loaded.shape) > 1:
-            return list(np.array(loaded.items).reshape(loaded.shape))
-        loaded = loaded.items
-    return [item.value if isinstance(item, PickledArray) else item for item in loaded]
+        shape, loaded = loaded.shape, loaded.items
+    if not isinstance(loaded, list | tuple | np.ndarray):
+        raise DataError(f"{path} holds a value of type {type(loaded).__name__}, not indices")
+    items = [_row_numbers(item) for item in loaded]
+    if any(item is None for item in items):
+        raise DataError(f"{path} holds values that are neither arrays nor row numbers")
+    return list(np.array(items).reshape(shape)) if len(shape) > 1 else items
+
+
+def _row_numbers(item: Any) -> Any:
+    """An array or a number; None for what is neither, such as lists that hold each other."""
+    if isinstance(item, list) and all(type(number) is int for number in item):
+        return np.array(item)
+    value = item.value if isinstance(item, PickledArray) else item
+    return value if isinstance(value, int | np.ndarray | np.integer) else None
 
 
 def _is_plain_npy(path: Path) -> bool:
@@ -256,7 +268,8 @@ def _global_mask(root: Path, folder: Path) -> Array | None:
 
 def _load_mask(path: Path) -> Array:
     try:
-        mask = np.load(path, allow_pickle=False)
+        # Mapped, since a header may promise more than the file and the memory hold.
+        mask = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"{path} is unreadable: {error}") from error
     if mask.ndim != 1 or mask.dtype.kind not in "biu":

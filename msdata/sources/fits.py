@@ -23,6 +23,7 @@ from msdata.sources.fits_options import (
     COMPRESSED,
     FitsOptions,
     pattern_expression,
+    split_extension,
     zero_point_name,
 )
 from msdata.sources.listing import list_tree
@@ -151,20 +152,18 @@ class FitsTree:
 
     def _planes(self, survey: Survey, folder: Path, sample_id: str) -> Iterator[tuple[str, Plane]]:
         """For each band of an array the file's name and the plane."""
-        pattern = self._options.patterns[survey.name].replace("{id}", sample_id)
+        pattern, extension = split_extension(self._options.patterns[survey.name])
+        pattern = pattern.replace("{id}", sample_id)
         if "{band}" not in pattern:
             name, content = _read_first(folder, [pattern])
-            chosen = _by_band(survey, name, content, self._options.bands.get(survey.name))
+            planes = _named_planes(name, content, extension)
+            chosen = _by_band(survey, name, planes, self._options.bands.get(survey.name))
             yield from ((name, chosen[band]) for band in survey.bands)
             return
         for band in survey.bands:
             names = [pattern.replace("{band}", word) for word in (band, band.lower(), band.upper())]
             name, content = _read_first(folder, list(dict.fromkeys(names)))
-            plane = _named_planes(name, content)[0]
-            said = _band_of(survey, plane)
-            if said is not None and said != band:
-                raise SampleError(f"{name}: its header says that it holds band {said}")
-            yield name, plane
+            yield name, _one_of(survey, band, name, _named_planes(name, content, extension))
 
     def _pixels(self, survey: Survey, band: str, plane: Plane, stamp: Stamp) -> tuple[Array, float]:
         """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
@@ -172,7 +171,8 @@ class FitsTree:
         pixels = stamp.pixels
         if self._options.calibration == "ab":
             if zero_point is None:
-                raise SampleError("its header has no EXPTIME, so its zero-point is unknown")
+                found = plane.photometry.exposure_fault
+                raise SampleError(f"its header {found}, so its zero-point is unknown")
             pixels = pixels.astype(np.float64) * nanomaggies_per_unit(zero_point)
         else:
             _check_zero_point(survey, band, zero_point)
@@ -226,11 +226,46 @@ def _read_first(folder: Path, names: Sequence[str]) -> tuple[str, bytes]:
     raise SampleError(f"it has no file {names[0]}")
 
 
-def _named_planes(name: str, content: bytes) -> list[Plane]:
+def _named_planes(name: str, content: bytes, extension: str | None) -> list[Plane]:
+    """The planes of the extension asked for; else of all but those of weights, masks and such."""
     try:
-        return read_planes(content)
+        planes = read_planes(content)
     except SampleError as error:
         raise SampleError(f"{name}: {error}") from error
+    if extension is None:
+        chosen = [plane for plane in planes if not plane.is_auxiliary]
+        fault = "it has only images of weights, errors or masks"
+    else:
+        chosen = [p for p in planes if extension.upper() in (p.extension, str(p.number))]
+        fault = f"it has no image extension {extension}"
+    if not chosen:
+        raise SampleError(f"{name}: {fault}: {_extensions(planes)}")
+    return chosen
+
+
+def _extensions(planes: Sequence[Plane]) -> str:
+    """Names of the planes' extensions, or their numbers, each once."""
+    return ", ".join(dict.fromkeys(plane.extension[:20] or str(plane.number) for plane in planes))
+
+
+def _one_of(survey: Survey, band: str, name: str, planes: Sequence[Plane]) -> Plane:
+    """The plane of a band in a file of its own; never the first of several that may be meant."""
+    said = [_band_of(survey, plane) for plane in planes]
+    meant = [plane for plane, word in zip(planes, said, strict=True) if word in (band, None)]
+    if not meant:
+        raise SampleError(f"{name}: its header says that it holds band {said[0]}")
+    if band in said:
+        meant = [plane for plane, word in zip(planes, said, strict=True) if word == band]
+    named = [plane for plane in meant if plane.is_named_flux]
+    meant = named or meant
+    if len({plane.number for plane in meant}) > 1:
+        raise SampleError(
+            f"{name}: it holds several images ({_extensions(meant)}); choose one at the end of "
+            "the pattern of --fits, such as {id}.{band}.fits[SCI]"
+        )
+    if len(meant) > 1:
+        raise SampleError(f"{name}: its image is a cube of {len(meant)} planes, not one of {band}")
+    return meant[0]
 
 
 def _band_of(survey: Survey, plane: Plane) -> str | None:
@@ -243,13 +278,12 @@ def _band_of(survey: Survey, plane: Plane) -> str | None:
 
 
 def _by_band(
-    survey: Survey, name: str, content: bytes, order: tuple[str, ...] | None
+    survey: Survey, name: str, planes: Sequence[Plane], order: tuple[str, ...] | None
 ) -> dict[str, Plane]:
     """The plane of each band of a file with several; of planes of the same band the first counts.
 
-    A second image of the same bands is an inverse variance or a mask.
+    A second image of the same bands without a name is an inverse variance or a mask.
     """
-    planes = _named_planes(name, content)
     said = [_band_of(survey, plane) for plane in planes]
     if order is not None and not any(said) and len(planes) == len(order):
         said = list(order)

@@ -7,14 +7,16 @@ are read from storage outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import logging
 import math
 import re
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +28,22 @@ from msdata.sources.stamp import Placement
 
 # Four times a whole Pan-STARRS sky cell.
 MAX_NBYTES = 1 << 30
+# Many threads unpack at once; survey images shrink by less, whole tiles of zeros are no larger.
+_MAX_RATIO, _MIN_LIMIT_NBYTES = 50, 1 << 27
 # All that a position needs; the hundreds of other cards take most of the time.
 _WCS_CARD = re.compile(
     r"WCSAXES|C(TYPE|RPIX|RVAL|DELT|UNIT|ROTA)[12]|(CD|PC|PV)[12]_\d+|LONPOLE|LATPOLE|RADE(SYS|CSYS)"
     r"|EQUINOX|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)"
 )
 _OLD_PC_CARD = re.compile(r"PC00([12])00([12])")
+# What extensions are called that hold no flux, and those that do; other names say nothing.
+_AUXILIARY = re.compile(
+    r"(?<![A-Z0-9])(WHT|WEIGHT(S|MAP)?|WGT|WT|I(NV)?VAR|VAR(IANCE)?|ERR(OR)?S?|UNC(ERT)?|SIGMA|RMS|STD"
+    r"|NOISE|MASK|MSK|DQ|FLAGS?|EXP(MAP)?|CTX|NEXP|NIMAGE|COV(ERAGE)?|DEPTH|BKG|BACKGROUND|PSF"
+    r"|SEG(MENTATION)?)\d*(?![A-Z0-9])"
+)
+_FLUX = re.compile(r"(?<![A-Z0-9])(SCI(ENCE)?|IMAGE|IMG|DATA|COADD|STACK|SIGNAL)\d*(?![A-Z0-9])")
+_ORIGIN_CARDS = ("TELESCOP", "INSTRUME", "SURVEY", "FPA.TELESCOPE", "FPA.INSTRUMENT", "PSCAMERA")
 _BAND_CARDS = ("BAND", "FILTER", "FPA.FILTER", "FPA.FILTERID")
 # astropy is not safe against two threads; `warnings.catch_warnings` even less.
 _PARSING = threading.Lock()
@@ -44,14 +56,25 @@ class Photometry:
     Attributes:
         unit: BUNIT, in lower case without spaces; empty where absent.
         exposure_s: EXPTIME, seconds.
+        exposure_text: EXPTIME as it stands in the header, number or not.
         zero_point: FPA.ZP (Pan-STARRS), magnitude of 1 count/s, AB.
         vega_zero_point: MAGZP (WISE), magnitude of 1 count, Vega.
+        origin: names and values of the cards that tell the telescope, instrument or survey.
     """
 
     unit: str = ""
     exposure_s: float | None = None
+    exposure_text: str | None = None
     zero_point: float | None = None
     vega_zero_point: float | None = None
+    origin: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def exposure_fault(self) -> str:
+        """How a header lacks a usable exposure time, for messages."""
+        if self.exposure_text is None:
+            return "has no EXPTIME"
+        return f"has EXPTIME {self.exposure_text}, not seconds > 0"
 
 
 class SkyGrid:
@@ -74,7 +97,7 @@ class SkyGrid:
         Raises:
             SampleError: the projection does not reach the position.
         """
-        with _PARSING:
+        with _parsing():
             try:
                 x, y = self._wcs.all_world2pix([[ra, dec]], 0)[0]
                 around = [(x - 0.5, y), (x + 0.5, y), (x, y - 0.5), (x, y + 0.5)]
@@ -110,12 +133,42 @@ class Plane:
         band: what the header calls the band, lower case; None where it says nothing.
         grid: its place on the sky.
         photometry: its header's zero-point, exposure and unit.
+        extension: name of its extension in capitals, from EXTNAME or else IMAGETYP; may be empty.
+        number: number of its extension; 0 is the first.
     """
 
     pixels: NDArray[Any]
     band: str | None
     grid: SkyGrid
     photometry: Photometry
+    extension: str = ""
+    number: int = 0
+
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether its name is that of weights, errors, a mask and the like."""
+        return _AUXILIARY.search(self.extension) is not None
+
+    @property
+    def is_named_flux(self) -> bool:
+        """Whether its name is that of the image itself."""
+        return not self.is_auxiliary and _FLUX.search(self.extension) is not None
+
+
+@contextlib.contextmanager
+def _parsing() -> Iterator[None]:
+    """Holds the lock; keeps astropy from writing: its remarks on headers go to stdout."""
+    import astropy  # noqa: F401, makes its logger
+
+    logger = logging.getLogger("astropy")
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def read_planes(content: bytes, most_nbytes: int = MAX_NBYTES) -> list[Plane]:
@@ -128,43 +181,56 @@ def read_planes(content: bytes, most_nbytes: int = MAX_NBYTES) -> list[Plane]:
     Raises:
         SampleError: it is no FITS, truncated, has no image, or no position on the sky.
     """
+    limit = min(most_nbytes, _unpacked_limit(content))
     if content[:2] == b"\x1f\x8b":
-        content = _unzip(content, most_nbytes)
+        content = _unzip(content, limit)
     if content[:9] != b"SIMPLE  =":
         text = content[:60].decode("ascii", "replace").strip()
         raise SampleError(f"it is no FITS file; it begins with {text!r}")
-    with _PARSING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        planes = _parse(content, most_nbytes)
+    with _parsing():
+        planes = _parse(content, limit)
     if not planes:
         raise SampleError("it holds no image, only headers")
     return planes
 
 
-def _unzip(content: bytes, most_nbytes: int) -> bytes:
+def _unzip(content: bytes, limit: int) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(most_nbytes + 1)
+            unpacked = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SampleError(f"its gzip stream is broken: {error}") from error
-    if len(unpacked) > most_nbytes:
-        raise SampleError(f"unpacked it has more than {most_nbytes:,} bytes")
+    if len(unpacked) > limit:
+        raise SampleError(f"unpacked it has more than {limit >> 20} MiB")
     return unpacked
 
 
-def _parse(content: bytes, most_nbytes: int) -> list[Plane]:
+def _unpacked_limit(content: bytes) -> int:
+    """Bytes that may be made of a file: many times its own, so that small ones stay small."""
+    return min(MAX_NBYTES, max(_MIN_LIMIT_NBYTES, _MAX_RATIO * len(content)))
+
+
+def _parse(content: bytes, limit: int) -> list[Plane]:
     from astropy.io import fits
 
     planes: list[Plane] = []
     try:
-        with fits.open(io.BytesIO(content), memmap=False, lazy_load_hdus=False) as hdus:
-            for hdu in hdus:
+        with fits.open(
+            io.BytesIO(content),
+            memmap=False,
+            lazy_load_hdus=False,
+            # astropy loses BLANK where it makes unsigned integers or signed bytes.
+            do_not_scale_image_data=True,
+        ) as hdus:
+            for number, hdu in enumerate(hdus):
                 if not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU):
                     continue
-                _check_size(hdu.shape, most_nbytes)
-                if hdu.header.get("NAXIS", 0) not in (2, 3) or hdu.data is None:
+                if hdu.header.get("NAXIS", 0) not in (2, 3):
                     continue
-                planes += _planes_of(hdu.header, hdu.data)
+                if math.prod(hdu.shape) * abs(hdu.header["BITPIX"]) > 8 * limit:
+                    raise SampleError(f"an image of {hdu.shape} has more than {limit >> 20} MiB")
+                if hdu.data is not None:
+                    planes += _planes_of(hdu.header, _scaled(hdu.data, hdu.header), number)
     except SampleError:
         raise
     except Exception as error:  # astropy raises many kinds on broken files
@@ -172,14 +238,22 @@ def _parse(content: bytes, most_nbytes: int) -> list[Plane]:
     return planes
 
 
-def _check_size(shape: tuple[int, ...], most_nbytes: int) -> None:
-    """A compressed image of a few kilobytes may stand for gigabytes of pixels."""
-    nbytes = 8 * math.prod(shape) if shape else 0
-    if nbytes > most_nbytes:
-        raise SampleError(f"an image of {shape} pixels takes more than {most_nbytes:,} bytes")
+def _scaled(stored: NDArray[Any], header: Mapping[str, Any]) -> NDArray[Any]:
+    """Pixels of stored numbers: BLANK is NaN, then BSCALE and BZERO; exact up to 32 bits."""
+    blank = header.get("BLANK") if stored.dtype.kind in "iu" else None
+    scale, zero = _number(header, "BSCALE", 1.0), _number(header, "BZERO", 0.0)
+    is_blank = stored == blank if type(blank) is int else np.False_
+    if (scale, zero) == (1.0, 0.0) and not is_blank.any():
+        return stored
+    is_short = stored.dtype.itemsize <= 2 or stored.dtype.kind == "f"
+    pixels = stored.astype(np.promote_types(np.float32 if is_short else np.float64, stored.dtype))
+    pixels *= scale
+    pixels += zero
+    pixels[is_blank] = np.nan
+    return pixels
 
 
-def _planes_of(header: Any, data: Any) -> list[Plane]:
+def _planes_of(header: Any, data: Any, number: int) -> list[Plane]:
     if data.dtype.kind not in "iuf":
         raise SampleError(f"its pixels are {data.dtype}, not real numbers")
     cube = data if data.ndim == 3 else data[None]
@@ -187,8 +261,16 @@ def _planes_of(header: Any, data: Any) -> list[Plane]:
     linear = _linear(native, header)
     grid = _grid_of(header)
     photometry = _photometry_of(header)
+    extension = str(header.get("EXTNAME") or header.get("IMAGETYP") or "").strip().upper()
     return [
-        Plane(pixels=image, band=_band_of(header, k, len(cube)), grid=grid, photometry=photometry)
+        Plane(
+            pixels=image,
+            band=_band_of(header, k, len(cube)),
+            grid=grid,
+            photometry=photometry,
+            extension=extension,
+            number=number,
+        )
         for k, image in enumerate(linear)
     ]
 
@@ -241,21 +323,25 @@ def _band_of(header: Mapping[str, Any], plane: int, num_planes: int) -> str | No
 
 
 def _photometry_of(header: Mapping[str, Any]) -> Photometry:
+    said = ((name, str(header[name]).strip()[:40]) for name in _ORIGIN_CARDS if name in header)
+    exposure = header.get("EXPTIME")
     return Photometry(
         unit=str(header.get("BUNIT", "")).lower().replace(" ", ""),
         exposure_s=_number(header, "EXPTIME"),
+        exposure_text=None if exposure is None else repr(exposure)[:40],
         zero_point=_number(header, "FPA.ZP"),
         vega_zero_point=_number(header, "MAGZP"),
+        origin=tuple((name, text) for name, text in said if text),
     )
 
 
-def _number(header: Mapping[str, Any], name: str) -> float | None:
+def _number(header: Mapping[str, Any], name: str, usual: float | None = None) -> float | None:
     """A finite number of the header; Pan-STARRS writes the text 'NaN' for unknown ones."""
     try:
         value = float(header[name])
     except (KeyError, TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
+        return usual
+    return value if math.isfinite(value) else usual
 
 
 def _unit_vectors(ra_rad: NDArray[np.float64], dec_rad: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,7 +28,8 @@ class FitsOptions:
     Attributes:
         patterns: the arrays of a sample, each with the names of its files: `{id}` stands for the
             object's id, `{band}` for a band where each has a file of its own. A pattern may name
-            folders, below the folder that all files of an object share.
+            folders, below the folder that all files of an object share, and end with the
+            extension to take, by name or number: `{id}.{band}.fits[SCI]`.
         bands: bands of an array that has others than usual; also the order of a file's planes
             whose header names none.
         sizes: pixels of a stamp's side, where they differ from the usual.
@@ -118,16 +119,23 @@ def zero_point_name(array: str, band: str) -> str:
     return f"zero_point_{array}_{band}"
 
 
+def split_extension(pattern: str) -> tuple[str, str | None]:
+    """A pattern of files' names, and the extension in brackets at its end, None without one."""
+    match = re.fullmatch(r"(.+)\[([^][{}]+)\]", pattern)
+    return (match[1], match[2]) if match else (pattern, None)
+
+
 def pattern_expression(pattern: str, bands: tuple[str, ...]) -> re.Pattern[str]:
     """The regular expression of a pattern, with the groups `id` and, where asked for, `band`.
 
     Args:
-        pattern: such as `{id}.{band}.fits`; compressed files match too.
+        pattern: such as `{id}.{band}.fits` or `{id}.fits[SCI]`; compressed files match too.
         bands: what `{band}` may be, in either case.
 
     Raises:
         UsageError: the pattern has no `{id}`, or more than one.
     """
+    pattern, _ = split_extension(pattern)
     parts = re.split(r"(\{id\}|\{band\})", pattern)
     if parts.count("{id}") != 1 or parts.count("{band}") > 1 or "{id}" in pattern.split("/")[:-1]:
         raise UsageError(

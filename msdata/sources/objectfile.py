@@ -21,7 +21,7 @@ from msdata.atomic_file import storage_error
 from msdata.errors import SampleError
 from msdata.schema import Sample
 from msdata.sources.opcodes import cut_payloads
-from msdata.sources.standins import Layout, ObjectArray, PickledArray, make_array
+from msdata.sources.standins import Layout, ObjectArray, PickledArray, PickledDict, make_array
 from msdata.sources.unpickle import load_commands, plain
 
 # An object of upstream's has 0.6 MB; a thousand times that is a mistake, not a cutout.
@@ -30,6 +30,9 @@ _NPY_MAGIC = b"\x93NUMPY"
 # Object-array headers have 118 bytes; the cap bounds what the literal parser is given.
 _MAX_HEADER_NBYTES = 4096
 _CACHE_LINE_NBYTES = 64
+_MAX_KEY_LETTERS = 200
+# Numbers of the rows of a whole catalogue are pickled as one list.
+_MAX_NBYTES_OF_TABLES = 1 << 28
 # Not blocking: a link to a named pipe would wait for a writer that never comes.
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -109,7 +112,8 @@ def load_file(path: Path) -> Any:
         StorageError: the file system refused.
     """
     view = _read_file(path, 0)
-    commands, spans = cut_payloads(view, _pickle_start(view, is_one=False))
+    start = _pickle_start(view, is_one=False)
+    commands, spans = cut_payloads(view, start, _MAX_NBYTES_OF_TABLES)
     return load_commands(commands, [view[span] for span in spans])
 
 
@@ -228,14 +232,17 @@ def _members(loaded: Any) -> dict[str, Any]:
         if len(items) != 1:
             raise SampleError(f"an object array of {len(items)} items, not one dict")
         loaded = items[0]
-    if type(loaded) is not dict:
+    if not isinstance(loaded, PickledDict):
         raise SampleError(f"the pickle holds {_kind(loaded)}, not a dict of arrays")
-    if not loaded:
+    members = loaded.plain_dict()
+    # The list may hold itself, and nothing collects cycles in a worker.
+    loaded.clear()
+    if not members:
         raise SampleError("the dict is empty")
-    for key in loaded:
-        if type(key) is not str or not _is_unicode(key):
-            raise SampleError(f"the dict has the key {str(key)[:40]!r}, which is not text")
-    return loaded
+    for key in members:
+        if len(key) > _MAX_KEY_LETTERS or not _is_unicode(key):
+            raise SampleError(f"the dict has the key {key[:40]!r}, which is no name of an array")
+    return members
 
 
 def _is_unicode(key: str) -> bool:

@@ -2,9 +2,14 @@
 
 One pass over the opcodes, without a stack: it ends at STOP, so a truncated stream and bytes behind
 the pickle are seen; it refuses opcodes that data never need (persistent ids, extension codes,
-classes' `__new__`) and memo indices whose table alone would fill the memory (CPython before 3.14
-allocates it at once). Large payloads are cut out: the C unpickler then sees a stream of about a
-kilobyte and meets each payload as an out-of-band buffer, so pixels stay where `read` put them.
+classes' `__new__`), memo indices whose table alone would fill the memory (CPython before 3.14
+allocates it at once), and streams of megabytes of opcodes, each of which may make an object.
+
+Dicts are rewritten to lists of pairs, so that the unpickler hashes no keys: the hash of a tuple
+that holds another one twice, which holds a third one twice, and so on, never ends.
+
+Large payloads are cut out: the C unpickler then sees a stream of about a kilobyte and meets each
+payload as an out-of-band buffer, so pixels stay where `read` put them.
 The walk costs about 15 µs an object; letting the unpickler copy 0.6 MB costs more, under the GIL.
 """
 
@@ -18,9 +23,21 @@ from msdata.errors import SampleError, UnsafePickleError
 MIN_PAYLOAD_NBYTES = 1024
 # A memo index above this makes the unpickler allocate 16 bytes an index for one tiny opcode.
 MAX_MEMO_INDEX = 1 << 20
+# A byte of opcodes makes up to some hundred bytes of objects; cutouts' dicts have a kilobyte.
+MAX_COMMANDS_NBYTES = 1 << 21
+# What stands for a dict in the rewritten stream; the unpickler's table knows it.
+DICT_GLOBAL = ("msdata", "dict")
 
 _COUNTED_1, _COUNTED_4, _COUNTED_8, _LINE, _TWO_LINES, _FRAME, _MEMO_LONG, _STOP = range(-8, 0)
-_UNKNOWN = -9
+_UNKNOWN, _OF_DICTS = -9, -10
+_MAKE_DICT = b"c" + "\n".join(DICT_GLOBAL).encode() + b"\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
+# A dict's list gets one tuple of keys and values for each of its opcodes.
+_REWRITTEN = {
+    pickle.EMPTY_DICT[0]: _MAKE_DICT,
+    pickle.DICT[0]: pickle.POP_MARK + _MAKE_DICT,
+    pickle.SETITEM[0]: pickle.TUPLE2 + pickle.APPEND,
+    pickle.SETITEMS[0]: pickle.TUPLE + pickle.APPEND,
+}
 
 _REFUSED = {
     pickle.PERSID[0]: "a persistent id",
@@ -46,10 +63,9 @@ def _argument_table() -> tuple[int, ...]:
     kinds = {
         0: (
             *(pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.REDUCE),
-            *(pickle.APPEND, pickle.BUILD, pickle.DICT, pickle.EMPTY_DICT, pickle.APPENDS),
-            *(pickle.LIST, pickle.EMPTY_LIST, pickle.SETITEM, pickle.SETITEMS, pickle.TUPLE),
-            *(pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.NEWTRUE),
-            *(pickle.NEWFALSE, pickle.STACK_GLOBAL, pickle.MEMOIZE),
+            *(pickle.APPEND, pickle.BUILD, pickle.APPENDS, pickle.LIST, pickle.EMPTY_LIST),
+            *(pickle.TUPLE, pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+            *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.STACK_GLOBAL, pickle.MEMOIZE),
         ),
         1: (pickle.BININT1, pickle.BINGET, pickle.BINPUT, pickle.PROTO),
         2: (pickle.BININT2,),
@@ -69,6 +85,7 @@ def _argument_table() -> tuple[int, ...]:
         _FRAME: (pickle.FRAME,),
         _MEMO_LONG: (pickle.LONG_BINPUT,),
         _STOP: (pickle.STOP,),
+        _OF_DICTS: (pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
     }
     for kind, opcodes in kinds.items():
         for opcode in opcodes:
@@ -93,21 +110,25 @@ _NEVER_FIRST = frozenset(
 _ZIP = b"PK\x03\x04"
 _PAYLOAD = frozenset((pickle.BINBYTES[0], pickle.BINBYTES8[0], pickle.BYTEARRAY8[0]))
 _PUT = pickle.PUT[0]
+_MARK, _DICT = pickle.MARK[0], pickle.DICT[0]
 
 
-def cut_payloads(view: memoryview, start: int = 0) -> tuple[bytes, list[slice]]:
+def cut_payloads(
+    view: memoryview, start: int = 0, max_nbytes: int = MAX_COMMANDS_NBYTES
+) -> tuple[bytes, list[slice]]:
     """Splits a pickle into its commands and its large payloads.
 
     Args:
         view: bytes of the whole file, format "B".
         start: where the pickle begins.
+        max_nbytes: what may be left of it without the payloads.
 
     Returns:
-        The pickle without FRAME opcodes, each large payload replaced by NEXT_BUFFER; and where
-        the payloads stand in `view`, in order.
+        The pickle without FRAME opcodes, each large payload replaced by NEXT_BUFFER and dicts by
+        calls of `DICT_GLOBAL`; and where the payloads stand in `view`, in order.
 
     Raises:
-        SampleError: the stream is truncated, is no pickle, or has bytes behind its end.
+        SampleError: the stream is truncated, too long, is no pickle, or has bytes behind its end.
         UnsafePickleError: it uses an opcode that arrays and numbers never need.
     """
     pieces: list[bytes | memoryview] = []
@@ -131,16 +152,15 @@ def cut_payloads(view: memoryview, start: int = 0) -> tuple[bytes, list[slice]]:
         elif kind == _MEMO_LONG:
             _check_memo_index(int.from_bytes(view[position + 1 : position + 5], "little"))
             position += 5
+        elif kind == _OF_DICTS:
+            if code == _DICT and view[position - 1] != _MARK:
+                raise SampleError("broken pickle: a dict in one piece, which no pickler writes")
+            pieces += (view[kept_from:position], _REWRITTEN[code])
+            position = kept_from = position + 1
         elif kind == _UNKNOWN:
             raise _refusal(code, position)
         else:
-            body = position + (2 if kind == _COUNTED_1 else 5 if kind == _COUNTED_4 else 9)
-            end = body + int.from_bytes(view[position + 1 : body], "little")
-            if end > size:
-                raise SampleError(
-                    f"truncated pickle: a value of {end - body} bytes at byte {body} "
-                    f"in a file of {size}"
-                )
+            body, end = _counted_value(view, position, kind)
             if end - body >= MIN_PAYLOAD_NBYTES and code in _PAYLOAD:
                 pieces += (view[kept_from:position], pickle.NEXT_BUFFER)
                 payloads.append(slice(body, end))
@@ -149,7 +169,10 @@ def cut_payloads(view: memoryview, start: int = 0) -> tuple[bytes, list[slice]]:
     if position + 1 != size:
         raise SampleError(f"{size - position - 1} bytes follow the end of the pickle")
     pieces.append(view[kept_from:])
-    return b"".join(pieces), payloads
+    commands = b"".join(pieces)
+    if len(commands) > max_nbytes:
+        raise SampleError(f"the pickle has more than {max_nbytes >> 20} MiB beside its arrays")
+    return commands, payloads
 
 
 def _check_first(view: memoryview, start: int) -> None:
@@ -162,6 +185,18 @@ def _check_first(view: memoryview, start: int) -> None:
         raise SampleError("no pickle: a zip archive, as savez and torch.save write them")
     if start < len(view) and view[start] in _NEVER_FIRST:
         raise SampleError(f"no pickle: it begins with the byte 0x{view[start]:02x}")
+
+
+def _counted_value(view: memoryview, position: int, kind: int) -> tuple[int, int]:
+    """Where the value of an opcode at `position` begins and ends whose length stands before it."""
+    body = position + (2 if kind == _COUNTED_1 else 5 if kind == _COUNTED_4 else 9)
+    end = body + int.from_bytes(view[position + 1 : body], "little")
+    if end > len(view):
+        raise SampleError(
+            f"truncated pickle: a value of {end - body} bytes at byte {body} "
+            f"in a file of {len(view)}"
+        )
+    return body, end
 
 
 def _after_lines(view: memoryview, position: int, kind: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +18,69 @@ from msdata.schema import Array
 
 _DTYPE = re.compile(r"[biufcSUO][0-9]{1,9}")
 _BYTE_ORDERS = ("<", ">", "|", "=")
+_MAX_SIDE = 1 << 40
 
 # dtype, shape, order ("C" or "F"), axes of a transposition or None.
 Layout = tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], tuple[int, ...] | None]
+
+
+class CopyBudget(threading.local):
+    """Bytes that a thread's pickle may still have made; one opcode can ask for a copy of megabytes.
+
+    Attributes:
+        left: bytes.
+    """
+
+    left = 0
+
+    def spend(self, num_bytes: int) -> None:
+        """Counts bytes that are made.
+
+        Raises:
+            SampleError: there are too many.
+        """
+        self.left -= num_bytes
+        if self.left < 0:
+            raise SampleError("broken pickle: it makes many times the bytes that it holds")
+
+
+copy_budget = CopyBudget()
+
+
+def said(value: object) -> str:
+    """A pickle's value in a message: short, and no walk through what is nested."""
+    if isinstance(value, str | bytes):
+        return repr(value[:40])
+    if isinstance(value, float | None) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return repr(value)
+    if isinstance(value, tuple) and len(value) <= 4 and all(type(v) is int for v in value):
+        return f"({', '.join(map(said, value))})"
+    return f"<{type(value).__name__}>"
+
+
+class PickledDict(list[Any]):
+    """Stands for a dict: a list of tuples of alternating keys and values, no key hashed yet."""
+
+    __slots__ = ()
+
+    def plain_dict(self, kinds: tuple[type, ...] = (str,)) -> dict[Any, Any]:
+        """The dict.
+
+        Args:
+            kinds: types that keys may have; must be such whose hash is soon done.
+
+        Raises:
+            SampleError: a key is of another type.
+        """
+        made: dict[Any, Any] = {}
+        for pairs in self:
+            if not isinstance(pairs, tuple) or len(pairs) % 2:
+                raise SampleError("broken pickle: a dict is not made of keys and values")
+            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+                if not isinstance(key, kinds):
+                    raise SampleError(f"the dict has the key {said(key)}, which is not text")
+                made[key] = value
+        return made
 
 
 class PickledDtype:
@@ -29,7 +90,7 @@ class PickledDtype:
 
     def __init__(self, spec: object, *_flags: object) -> None:
         if not isinstance(spec, str) or not _DTYPE.fullmatch(spec):
-            raise SampleError(f"dtype {str(spec)[:40]!r} is neither numbers nor text")
+            raise SampleError(f"dtype {said(spec)} is neither numbers nor text")
         self._spec = spec
         self.dtype = np.dtype(spec[0] if spec[0] == "O" else spec)
 
@@ -38,7 +99,7 @@ class PickledDtype:
         if (base, names, fields) != (None, None, None) or len(state) > 8:
             raise SampleError(f"dtype {self._spec!r} is structured; only numbers and text are read")
         if order not in _BYTE_ORDERS:
-            raise SampleError(f"byte order {str(order)[:40]!r} of a dtype is unknown")
+            raise SampleError(f"byte order {said(order)} of a dtype is unknown")
         if order != "|":
             self.dtype = self.dtype.newbyteorder(order)
 
@@ -70,9 +131,9 @@ class PickledArray:
         if (
             not isinstance(shape, tuple)
             or len(shape) > 32
-            or not all(type(n) is int and n >= 0 for n in shape)
+            or not all(type(n) is int and 0 <= n <= _MAX_SIDE for n in shape)
         ):
-            raise SampleError(f"an array has the impossible shape {str(shape)[:60]}")
+            raise SampleError(f"an array has the impossible shape {said(shape)}")
         if dtype.dtype.hasobject:
             if not isinstance(raw, list) or math.prod(shape) != len(raw):
                 raise SampleError("broken pickle: an object array's items do not fit its shape")
@@ -80,6 +141,7 @@ class PickledArray:
         else:
             self.raw, self.layout = raw, (dtype.dtype, shape, order, axes)
             self.value = make_array(raw, self.layout)
+            copy_budget.spend(self.value.nbytes)
 
 
 class ObjectArray:

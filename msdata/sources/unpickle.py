@@ -2,8 +2,10 @@
 
 The C unpickler runs, but every global it asks for is a stand-in from one short table: a pickle can
 name `numpy.dtype` and gets a value object that knows numbers and text. Arrays are made here, from
-bytes that are present in the file, so no small file can ask for a large array. NumPy's own
-`__setstate__` is never reached with a pickle's arguments: it trusts dtype flags.
+bytes that are present in the file, so no small file can ask for a large array; what is copied of
+them is counted. NumPy's own `__setstate__` is never reached with a pickle's arguments: it trusts
+dtype flags. Nothing here walks through nested values, which may hold each other a million times
+over: they are neither hashed, compared nor printed.
 """
 
 from __future__ import annotations
@@ -11,14 +13,21 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from msdata.errors import SampleError, UnsafePickleError
-from msdata.sources.opcodes import cut_payloads
-from msdata.sources.standins import ObjectArray, PickledArray, PickledDtype
+from msdata.sources.opcodes import DICT_GLOBAL, cut_payloads
+from msdata.sources.standins import (
+    ObjectArray,
+    PickledArray,
+    PickledDict,
+    PickledDtype,
+    copy_budget,
+    said,
+)
 
 # What the unpickler raises for a stream that is broken, whether by accident or with intent.
 _BROKEN = (
@@ -68,7 +77,7 @@ def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) 
 
 def _scalar(dtype: Any, raw: Any = b"") -> Any:
     made = PickledArray()
-    made.fill(raw.encode("latin-1") if isinstance(raw, str) else raw, dtype, (), "C", None)
+    made.fill(_encode(raw, "latin1") if isinstance(raw, str) else raw, dtype, (), "C", None)
     if isinstance(made.value, ObjectArray):
         raise SampleError("broken pickle: a scalar of dtype object")
     return made.value[()]
@@ -77,9 +86,10 @@ def _scalar(dtype: Any, raw: Any = b"") -> Any:
 def _encode(text: object, encoding: object) -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise UnsafePickleError(
-            f"it asks for _codecs.encode with {str(encoding)[:40]!r}; "
+            f"it asks for _codecs.encode with {said(encoding)}; "
             "it was refused and nothing was executed"
         )
+    copy_budget.spend(len(text))
     return text.encode("latin-1")
 
 
@@ -87,6 +97,7 @@ def _bytes(*args: Any) -> bytes:
     if not args:
         return b""
     if len(args) == 1 and isinstance(args[0], bytes | bytearray | memoryview):
+        copy_budget.spend(len(args[0]))
         return bytes(args[0])
     if len(args) == 2 and isinstance(args[0], str):
         return _encode(*args)
@@ -94,6 +105,18 @@ def _bytes(*args: Any) -> bytes:
     raise UnsafePickleError(
         "it asks for bytes of a length, not of a value; it was refused and nothing was executed"
     )
+
+
+def _bytearray(*args: Any) -> bytearray:
+    made = _bytes(*args)
+    copy_budget.spend(len(made))
+    return bytearray(made)
+
+
+def _dict(*args: object) -> PickledDict:
+    if args:
+        raise SampleError("broken pickle: an OrderedDict in one piece, which no pickler writes")
+    return PickledDict()
 
 
 def _ndarray(*_args: object) -> NoReturn:
@@ -110,7 +133,8 @@ _GLOBALS: dict[tuple[str, str], _Global] = {
     ("numpy.core.memmap", "memmap"): _NDARRAY,
     ("numpy", "dtype"): _Global("numpy.dtype", PickledDtype),
     ("_codecs", "encode"): _Global("_codecs.encode", _encode),
-    ("collections", "OrderedDict"): _Global("collections.OrderedDict", dict),
+    ("collections", "OrderedDict"): _Global("collections.OrderedDict", _dict),
+    DICT_GLOBAL: _Global("dict", _dict),
 }
 for _core in ("numpy.core", "numpy._core"):
     _GLOBALS[f"{_core}.multiarray", "_reconstruct"] = _Global("_reconstruct", _reconstruct)
@@ -119,7 +143,7 @@ for _core in ("numpy.core", "numpy._core"):
 # Protocols 0 to 2 use Python 2's name of the module.
 for _builtins in ("builtins", "__builtin__"):
     _GLOBALS[_builtins, "bytes"] = _Global("bytes", _bytes)
-    _GLOBALS[_builtins, "bytearray"] = _Global("bytearray", lambda *a: bytearray(_bytes(*a)))
+    _GLOBALS[_builtins, "bytearray"] = _Global("bytearray", _bytearray)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -149,12 +173,15 @@ def load_commands(commands: bytes, payloads: list[memoryview]) -> Any:
             aligned.
 
     Returns:
-        The pickled value; inside it, arrays are `PickledArray` until `plain` takes them out.
+        The pickled value; inside it, arrays are `PickledArray` and dicts `PickledDict` until
+        `plain` takes them out.
 
     Raises:
         SampleError: the pickle is broken or holds unsupported values.
         UnsafePickleError: it asks for more than arrays, numbers, text and containers of them.
     """
+    # Protocol 2 has each byte twice, as text and as an array of it; others once.
+    copy_budget.left = 4 * (len(commands) + sum(map(len, payloads))) + _MIN_COPY_BUDGET
     try:
         return _Unpickler(io.BytesIO(commands), buffers=payloads).load()
     except _BROKEN as error:
@@ -179,11 +206,12 @@ def load_pickle(file: BinaryIO) -> Any:
     view = memoryview(bytearray(file.read()))
     commands, payloads = cut_payloads(view)
     loaded = load_commands(commands, [view[span] for span in payloads])
-    if type(loaded) is dict:
-        return {key: plain(value, key) for key, value in loaded.items()}
+    if isinstance(loaded, PickledDict):
+        return {key: plain(value, key) for key, value in loaded.plain_dict().items()}
     return plain(loaded, "value")
 
 
+_MIN_COPY_BUDGET = 1 << 20
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 # Far more than any object's metadata; bounds the work that one file can cause.
 _MAX_ITEMS = 10_000
@@ -212,9 +240,16 @@ def plain(value: Any, key: object) -> Any:
         return value
     if isinstance(value, memoryview | bytearray):
         return bytes(value)
-    if isinstance(value, list | tuple | dict):
-        items = value.values() if isinstance(value, dict) else value
-        if len(items) <= _MAX_ITEMS and all(isinstance(item, _PLAIN) for item in items):
-            return value
-        return type(value)()
+    if isinstance(value, PickledDict):
+        try:
+            members = value.plain_dict(_PLAIN)
+        except SampleError:
+            return {}
+        return members if _are_plain(members.values()) else {}
+    if isinstance(value, list | tuple):
+        return value if _are_plain(value) else type(value)()
     raise SampleError(f"value {key!r} is neither an array nor a number nor text")
+
+
+def _are_plain(items: Collection[Any]) -> bool:
+    return len(items) <= _MAX_ITEMS and all(isinstance(item, _PLAIN) for item in items)

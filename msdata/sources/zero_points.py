@@ -19,6 +19,14 @@ NANOMAGGY_ZERO_POINT = 22.5
 _AB_OF_VEGA = {"W1": 2.699, "W2": 3.339}
 # Pan-STARRS' stacks are scaled to it. Source: Waters et al. 2020, ApJS 251, 4.
 _PANSTARRS_ZERO_POINT = 25.0
+# What TELESCOP, INSTRUME or SURVEY hold in files of each survey, in lower case.
+_OWN_WORDS = {
+    "panstarrs": ("ps1", "ps2", "gpc", "pan-starrs", "panstarrs", "pan starrs"),
+    # The Legacy Survey's viewer writes its own name into them too.
+    "galex": ("galex", "legacysurvey"),
+    "unwise": ("wise", "legacysurvey"),
+}
+_UNKNOWN_ORIGINS = ("unknown", "none", "n/a")
 _PER_SECOND = ("count/s", "counts/s", "count/sec", "counts/sec", "ct/s", "dn/s", "adu/s")
 _COUNTS = ("count", "counts", "ct", "dn", "adu")
 _NANOMAGGIES = ("nanomaggy", "nanomaggies", "nmgy", "nanomgy")
@@ -40,7 +48,7 @@ def zero_point_ab(survey: Survey, band: str, photometry: Photometry) -> float | 
         The magnitude; None where the header lacks the exposure time that it takes.
 
     Raises:
-        SampleError: the unit is not one of flux a pixel.
+        SampleError: the unit is not one of flux a pixel, or the header names another survey.
 
     Source: Morrissey et al. 2007, ApJS 173, 682 (GALEX); Waters et al. 2020 (Pan-STARRS).
     """
@@ -49,6 +57,7 @@ def zero_point_ab(survey: Survey, band: str, photometry: Photometry) -> float | 
         return NANOMAGGY_ZERO_POINT
     if unit and unit not in _PER_SECOND and unit not in _COUNTS:
         raise SampleError(f"its pixels' unit {unit!r} is neither counts nor nanomaggies")
+    _check_origin(survey, photometry)
     if survey.name == "unwise" and photometry.vega_zero_point is not None:
         return photometry.vega_zero_point + _AB_OF_VEGA[band]
     if survey.zero_points_ab is not None:
@@ -57,6 +66,22 @@ def zero_point_ab(survey: Survey, band: str, photometry: Photometry) -> float | 
         return _of_sum(fixed, photometry) if is_sum else fixed
     rate = photometry.zero_point if photometry.zero_point is not None else _PANSTARRS_ZERO_POINT
     return rate if unit in _PER_SECOND else _of_sum(rate, photometry)
+
+
+def _check_origin(survey: Survey, photometry: Photometry) -> None:
+    """Refuses a file whose header names others alone: it has another zero-point.
+
+    Raises:
+        SampleError: it does.
+    """
+    said = [(c, v) for c, v in photometry.origin if v.lower() not in _UNKNOWN_ORIGINS]
+    own = _OWN_WORDS[survey.name]
+    if said and not any(word in value.lower() for _, value in said for word in own):
+        texts = ", ".join(f"{card} {value!r}" for card, value in said)
+        raise SampleError(
+            f"its header says {texts}, so it is not of {survey.name} and has another zero-point; "
+            f"give files of {survey.name}, or convert it to nanomaggies and say so in BUNIT"
+        )
 
 
 def _of_sum(rate: float, photometry: Photometry) -> float | None:

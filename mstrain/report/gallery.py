@@ -71,7 +71,11 @@ def _stamps(sample: Mapping[str, Any], schema: Schema) -> list[tuple[str, NDArra
         array = np.asarray(sample[survey.name])
         if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
             continue
-        found.append(_stamp(survey, array if array.ndim == 3 else array[None]))
+        image = array if array.ndim == 3 else array[None]
+        if survey.has_bands_last:
+            image = np.moveaxis(image, -1, 0)
+        # Surveys' rows run from south to north: drawn upwards, north is up and east is left.
+        found.append(_stamp(survey, image[:, ::-1] if survey.bands else image))
     return found[:_MAX_STAMPS]
 
 

@@ -1,0 +1,89 @@
+"""Numbers of the objects' dicts as columns of the index, without rounding a whole number.
+
+A shard's note keeps whole numbers and others apart, for what the whole column can be is known only
+when all shards are: one object with NaN or 1.5 must not turn the ids of all others into doubles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Doubles hold every whole number up to here.
+_MAX_EXACT = 1 << 53
+_MAX_INT64 = (1 << 63) - 1
+
+
+def split_numbers(values: Sequence[float | int | None]) -> pa.StructArray:
+    """Numbers with whole ones apart from others.
+
+    Args:
+        values: floats, integers of -2^63 to 2^64 - 1, None.
+
+    Returns:
+        Structs of `whole` (int64), `large` (uint64, above 2^63 - 1) and `other` (float64); null is
+        what a number is not.
+    """
+    import pyarrow as pa
+
+    is_whole = [isinstance(value, int) for value in values]
+    marked = list(zip(values, is_whole, strict=True))
+    whole = [v if w and v <= _MAX_INT64 else None for v, w in marked]  # type: ignore[operator]
+    large = [v if w and v > _MAX_INT64 else None for v, w in marked]  # type: ignore[operator]
+    other = [None if w else v for v, w in marked]
+    return pa.StructArray.from_arrays(
+        [pa.array(whole, pa.int64()), pa.array(large, pa.uint64()), pa.array(other, pa.float64())],
+        names=["whole", "large", "other"],
+    )
+
+
+def join_numbers(column: pa.ChunkedArray) -> tuple[pa.Array, int]:
+    """One column of the numbers of all shards.
+
+    Integers stay integers, with null for NaN, where they are all that is there or where one is too
+    large for a double; where the others are more, those that are too large become null instead.
+
+    Args:
+        column: what `split_numbers` gave, shard after shard.
+
+    Returns:
+        int64, uint64 or float64; and how many numbers are null because they do not fit.
+    """
+    import pyarrow as pa
+
+    parts = {name: _field(column, name) for name in ("whole", "large", "other")}
+    (whole, is_whole), (large, is_large), (other, is_other) = parts.values()
+    if not is_whole.any() and not is_large.any():
+        return pa.array(other, mask=~is_other), 0
+    is_big = is_large | (whole > _MAX_EXACT) | (whole < -_MAX_EXACT)
+    fits = is_other & (np.floor(other) == other) & (np.abs(other) <= _MAX_EXACT)
+    is_left_out = is_other & ~fits & ~np.isnan(other)
+    as_doubles = is_other.any() and np.count_nonzero(is_left_out) > np.count_nonzero(is_big)
+    if as_doubles or (is_other.any() and not is_big.any()):
+        values = np.where(is_whole, whole.astype(np.float64), other)
+        is_number = (is_whole | is_other) & ~is_big
+        return pa.array(values, mask=~is_number), int(np.count_nonzero(is_big))
+    whole = np.where(fits, np.where(fits, other, 0).astype(np.int64), whole)
+    is_whole = is_whole | fits
+    is_negative = is_whole & (whole < 0)
+    num_left_out = int(np.count_nonzero(is_left_out))
+    if np.count_nonzero(is_large) <= np.count_nonzero(is_negative):
+        return pa.array(whole, mask=~is_whole), num_left_out + int(np.count_nonzero(is_large))
+    values = np.where(is_large, large, np.where(is_negative, 0, whole).astype(np.uint64))
+    is_number = is_large | (is_whole & ~is_negative)
+    return pa.array(values, mask=~is_number), num_left_out + int(np.count_nonzero(is_negative))
+
+
+def _field(column: pa.ChunkedArray, name: str) -> tuple[Any, Any]:
+    """Values and where there are any."""
+    import pyarrow as pa
+
+    arrays = [chunk.field(name) for chunk in column.chunks]
+    joined = pa.concat_arrays(arrays)
+    is_there = joined.is_valid().to_numpy(zero_copy_only=False)
+    return joined.fill_null(0).to_numpy(zero_copy_only=False), is_there
