@@ -68,15 +68,16 @@ class Expectations:
     Args:
         folder: the data set.
         manifest: its manifest.
+        is_verified: the index's checksum was compared already.
 
     Raises:
         DataError: the index is missing or damaged.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._index = IndexFile(folder, manifest)
+        self._index = IndexFile(folder, manifest, is_verified=is_verified)
         self._dataset = Dataset(folder, manifest, self._index)
         # A Parquet file that is open once must not be read by two threads at a time.
         self._lock = threading.Lock()
@@ -142,7 +143,7 @@ def verify_dataset(
         faults += [f for s in manifest.shards if (f := _size_fault(folder, s)) is not None]
         notes.append("the samples were not checked: that takes an intact index")
     else:
-        for found in _check_all(Expectations(folder, manifest), jobs, progress):
+        for found in _check_all(Expectations(folder, manifest, is_verified=True), jobs, progress):
             faults += found
     return _report(folder, manifest, faults, notes, started_s)
 

@@ -18,7 +18,10 @@ PACKAGES = ("msdata", "mstrain", "benchmarks")
 # Each layer imports from itself and those above it in this list. A module of msdata that stands in
 # none is on the layer of `pack` and `loader`.
 LAYERS = (
-    {"errors", "schema", "topology", "atomic_file", "checksum", "progress", "jobs", "_stream_fill"},
+    {
+        *("errors", "schema", "topology", "atomic_file", "checksum", "progress", "jobs"),
+        *("_stream_fill", "checked_json", "checked_table"),
+    },
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),
         "skycatalog",

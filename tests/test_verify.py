@@ -317,7 +317,7 @@ def test_an_altered_manifest_is_a_fault_and_none_at_all_is_wrong_usage(copy, cap
     assert main(["verify", str(copy.data), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["is_whole"] is False
     path.write_text(text[:-20])
-    assert "is no JSON" in str(faults_of(copy)[0])
+    assert "is not valid JSON" in str(faults_of(copy)[0])
     path.unlink()
     with pytest.raises(UsageError, match=r"it has no dataset\.json"):
         verify_dataset(copy.data)
