@@ -129,7 +129,8 @@ class JsonValue:
 
     def elements(self) -> list[JsonValue]:
         """The elements of a list."""
-        if not isinstance(self.value, list):
+        # Checkpoints hold tuples.
+        if not isinstance(self.value, list | tuple):
             self.refuse("a list")
         return [JsonValue(v, self.file, self.cure, self, i) for i, v in enumerate(self.value)]
 

@@ -87,7 +87,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Names the data set's content: equal for equal samples in equal shards."""
-        return _fingerprint(self._content())
+        return fingerprint_of(self._content())
 
     def _content(self) -> dict[str, Any]:
         splits: dict[str, Any] = {}
@@ -124,7 +124,8 @@ class Manifest:
         write_whole(folder / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _fingerprint(content: Mapping[str, Any]) -> str:
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """Sixteen digits that tell one JSON object from another."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(canonical).hexdigest()[:16]
 
@@ -189,6 +190,18 @@ class _Fields:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettingsFields:
+    """What is read of a pack's settings, here and in the plan of an unfinished pack."""
+
+    IGNORES_UNKNOWN = True
+
+    inpaint: tuple[str, ...] | None = None
+    max_nan_fraction: Annotated[float, Within(0, 1)] = 0.01
+    chunked: bool = False
+    fits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Provenance:
     """What is read of a pack's provenance."""
 
@@ -197,7 +210,7 @@ class _Provenance:
     msdata: str = ""
     num_rejected: Count = 0
     rejected_sha256: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: SettingsFields = SettingsFields()
 
 
 def _parse(path: Path, found: JsonValue) -> Manifest:
@@ -211,7 +224,7 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
     found["provenance"].read_as(_Provenance)
     # Of what is written, not of what was read: counts are written twice.
     content = {name: value for name, value in found.value.items() if name != "fingerprint"}
-    if fields.fingerprint != (fingerprint := _fingerprint(content)):
+    if fields.fingerprint != (fingerprint := fingerprint_of(content)):
         raise DataError(
             f"{path} was altered: its fingerprint is {fields.fingerprint}, its content gives "
             f"{fingerprint}; restore it or pack again"

@@ -8,7 +8,6 @@ rejected keeps its file.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -16,10 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msdata.atomic_file import storage_error, write_whole
 from msdata.catalogcolumns import read_catalog
+from msdata.checked_json import read_json
+from msdata.checked_table import open_table, read_whole, reading
 from msdata.errors import DataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
 from msdata.fetch.objects import OBJECTS
@@ -31,12 +31,11 @@ from msdata.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
+from msdata.rejected import read_rejected
 from msdata.verify import verify_dataset
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 _MARKER_NAME = "packed.json"
+_SOURCE_KINDS = {"sample_id": "text", "path": "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,26 +187,23 @@ def _settled(settings: FetchSettings) -> tuple[set[str], int]:
     return fetched, num_left
 
 
-def _source_table(data: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(data / SOURCES_NAME, columns=["sample_id", "path"])
-    except OSError as error:
-        raise storage_error("read", data / SOURCES_NAME, error) from error
-
-
 def _source_of(data: Path) -> str:
     """The folder that a data set was packed from; empty where it does not say."""
-    if not (data / SOURCES_NAME).exists():
+    path, cure = data / SOURCES_NAME, "give a new folder"
+    try:
+        with open_table(path, _SOURCE_KINDS, cure=cure) as file, reading(path, cure):
+            return str((file.schema_arrow.metadata or {}).get(b"source", b"").decode())
+    except (FileNotFoundError, NotADirectoryError):
         return ""
-    metadata: dict[bytes, bytes] = _source_table(data).schema.metadata or {}
-    return metadata.get(b"source", b"").decode()
 
 
 def _source_rows(data: Path) -> dict[str, str]:
     """Path below the objects' folder of each sample, by id."""
-    table = _source_table(data)
+    path = data / SOURCES_NAME
+    try:
+        table = read_whole(path, _SOURCE_KINDS, cure="the objects' files are kept; pack them again")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise storage_error("read", path, error) from error
     return dict(zip(table["sample_id"].to_pylist(), table["path"].to_pylist(), strict=True))
 
 
@@ -242,9 +238,8 @@ def _check(settings: FetchSettings, ids: set[str], rows: Mapping[str, str]) -> N
 
 def _rejected_ids(data: Path) -> set[str]:
     try:
-        with (data / REJECTED_NAME).open(encoding="utf-8", newline="") as file:
-            return {row["sample_id"] for row in csv.DictReader(file)}
-    except OSError as error:
+        return {row.sample_id for row in read_rejected(data / REJECTED_NAME)}
+    except FileNotFoundError as error:
         raise storage_error("read", data / REJECTED_NAME, error) from error
 
 
@@ -256,14 +251,10 @@ def _write_marker(out: Path, data: Path, fingerprint: str) -> None:
 def _read_marker(out: Path) -> dict[str, str] | None:
     path = out / FOLDER / _MARKER_NAME
     try:
-        fields = json.loads(path.read_bytes())
-        return {"data": str(fields["data"]), "fingerprint": str(fields["fingerprint"])}
+        found = read_json(path, cure="fetch into a new folder")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is broken: {error}; fetch into a new folder") from error
+    return {name: found[name].read_as(str) for name in ("data", "fingerprint")}
 
 
 def _remove(objects: Path, paths: Iterable[str]) -> int:

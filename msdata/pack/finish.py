@@ -21,6 +21,7 @@ from msdata.pack.column_names import scalar_names
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
+from msdata.rejected import read_rejected
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,8 +80,8 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
     rows, sources, shards = [], [], []
     candidates = state.open_candidates()
     for number, part in enumerate(plan.slices):
-        note = state.read_note(number)
-        if note.facts["nbytes"] is None:
+        note = state.read_note(plan, number)
+        if note.facts.nbytes is None or note.facts.frame_crc32c is None:
             continue
         taken = candidates.read_row_group(number).take(note.columns["position"])
         # A shard whose objects were all rejected leaves a gap in the names, never in the rows.
@@ -92,8 +93,8 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
                 split=part.split,
                 name=part.name,
                 num_samples=taken.num_rows,
-                nbytes=note.facts["nbytes"],
-                frame_crc32c=note.facts["frame_crc32c"],
+                nbytes=note.facts.nbytes,
+                frame_crc32c=note.facts.frame_crc32c,
             )
         )
     if not rows:
@@ -153,7 +154,7 @@ def write_rejected(state: PackState, plan: PackPlan, unfinished: Sequence[Reject
     for rejection in unfinished:
         by_shard[rejection.number].append((rejection.position, rejection.reason))
     for number in state.finished(plan):
-        by_shard[number] = state.read_note(number).facts["rejected"]
+        by_shard[number] = list(state.read_note(plan, number).facts.rejected)
     for number, rejected in by_shard.items():
         if not rejected:
             continue
@@ -199,16 +200,15 @@ def unsafe_objects(out: Path) -> UnsafeObjects | None:
     """
     path = out / REJECTED_NAME
     try:
-        with path.open(newline="") as file:
-            found = [r for r in csv.DictReader(file) if r["reason"].endswith(NOTHING_EXECUTED)]
-    except OSError as error:
+        found = [r for r in read_rejected(path) if r.reason.endswith(NOTHING_EXECUTED)]
+    except FileNotFoundError as error:
         raise storage_error("read", path, error) from error
     if not found:
         return None
-    return UnsafeObjects(count=len(found), path=found[0]["path"], reason=found[0]["reason"])
+    return UnsafeObjects(count=len(found), path=found[0].path, reason=found[0].reason)
 
 
 def num_rejected(state: PackState, plan: PackPlan) -> int:
     """Unusable objects that are known already: of the plan, and of finished shards."""
-    notes = (state.read_note(number) for number in state.finished(plan))
-    return plan.num_rejected + sum(len(note.facts["rejected"]) for note in notes)
+    notes = (state.read_note(plan, number) for number in state.finished(plan))
+    return plan.num_rejected + sum(len(note.facts.rejected) for note in notes)

@@ -6,6 +6,7 @@ moment a pack dies at, what is noted is whole, and what is not noted is done aga
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable
@@ -17,9 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msdata.atomic_file import storage_error, whole_file, write_whole
+from msdata.checked_json import Count, Unsigned32, read_json
+from msdata.checked_table import file_metadata, open_table, reading
+from msdata.checksum import crc32c
 from msdata.errors import DataError, UsageError
-from msdata.index import write_table
+from msdata.index import file_sha256, write_table
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
+from msdata.manifest import SettingsFields, fingerprint_of
 from msdata.pack.candidates import Candidates, ShardSlice
 from msdata.pack.folder_lock import is_busy, is_locked
 from msdata.pack.settings import PackSettings
@@ -52,15 +57,38 @@ class PackPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _PlanFields:
+    """What `save_plan` writes."""
+
+    settings: SettingsFields
+    schema: Schema
+    slices: tuple[tuple[str, str, Count, Count], ...]
+    label_columns: tuple[str, ...]
+    num_rejected: Count
+    notes: tuple[str, ...]
+    table_sha256: str
+    rejected_sha256: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    nbytes: Count | None
+    frame_crc32c: Unsigned32 | None
+    rejected: tuple[tuple[Count, str], ...]
+    crc32c: Unsigned32
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardNote:
     """A finished shard: its part of the index and its part of the rejects.
 
     Attributes:
-        facts: `nbytes`, `frame_crc32c` (None without a file) and `rejected` as [position, reason].
+        facts: `nbytes`, `frame_crc32c` (None without a file) and `rejected` as (position, reason).
         columns: the index columns found while packing, and `position` in the task.
     """
 
-    facts: dict[str, Any]
+    facts: _Facts
     columns: pa.Table
 
 
@@ -151,14 +179,17 @@ class PackState:
             num_rejected=candidates.rejected.num_rows,
             notes=candidates.notes,
         )
-        content = {
+        content: dict[str, Any] = {
             "settings": settings.to_json(),
             "schema": schema.to_json(),
             "slices": [[s.split, s.name, s.start, s.stop] for s in plan.slices],
             "label_columns": list(plan.label_columns),
             "num_rejected": plan.num_rejected,
             "notes": list(plan.notes),
+            "table_sha256": file_sha256(self._plan_table),
+            "rejected_sha256": file_sha256(self._rejected),
         }
+        content["fingerprint"] = fingerprint_of(content)
         write_whole(self._plan_json, json.dumps(content).encode())
         return plan
 
@@ -167,19 +198,45 @@ class PackState:
 
         Raises:
             UsageError: it was made with other settings.
+            DataError: it is damaged.
+            StorageError: the file system refused.
         """
-        content = json.loads(self._plan_json.read_bytes())
-        settings.check_same(content["settings"], self.out)
+        cure = f"it cannot be resumed: remove {self.out} and pack again"
+        try:
+            found = read_json(self._plan_json, cure=cure)
+            fields = found.read_as(_PlanFields)
+            settings.check_same(found["settings"].value, self.out)
+            content = {n: value for n, value in found.value.items() if n != "fingerprint"}
+            sums = (file_sha256(self._plan_table), file_sha256(self._rejected))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(f"{error.filename} is missing; {cure}") from error
+        except OSError as error:
+            raise storage_error("read", self.folder, error) from error
+        if fields.fingerprint != fingerprint_of(content):
+            raise DataError(f"{self._plan_json} was altered: its fingerprint differs; {cure}")
+        if sums != (fields.table_sha256, fields.rejected_sha256):
+            raise DataError(f"{self.folder}: the plan's tables were altered; {cure}")
+        self._check_table(fields, cure)
         return PackPlan(
-            schema=Schema.from_json(content["schema"]),
+            schema=fields.schema,
             slices=tuple(
                 ShardSlice(split=split, name=name, start=start, stop=stop)
-                for split, name, start, stop in content["slices"]
+                for split, name, start, stop in fields.slices
             ),
-            label_columns=tuple(content["label_columns"]),
-            num_rejected=content["num_rejected"],
-            notes=tuple(content["notes"]),
+            label_columns=fields.label_columns,
+            num_rejected=fields.num_rejected,
+            notes=fields.notes,
         )
+
+    def _check_table(self, fields: _PlanFields, cure: str) -> None:
+        kinds = {"sample_id": "text", "path": "text", "row": "integer", "split": "text"}
+        with open_table(self._plan_table, kinds, cure=cure) as file:
+            lacking = [n for n in fields.label_columns if n not in file.schema_arrow.names]
+            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+            ends = list(itertools.accumulate((g.num_rows for g in groups), initial=0))
+        found = [(start, stop) for _, _, start, stop in fields.slices]
+        if lacking or found != list(itertools.pairwise(ends)):
+            raise DataError(f"{self._plan_table} is damaged: it does not fit plan.json; {cure}")
 
     def open_candidates(self) -> pq.ParquetFile:
         """The plan's table; row group k holds the objects of shard k."""
@@ -223,26 +280,43 @@ class PackState:
                 columns[f"offset_{a}"] = pa.array(summary.offsets[:, a], pa.int64())
         # By way of NumPy, for which whole numbers and others mix.
         columns |= {name: pa.array(np.array(values)) for name, values in result.columns.items()}
-        table = pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)})
+        table = pa.table(columns)
+        facts["crc32c"] = _table_crc32c(table)
+        table = table.replace_schema_metadata({"facts": json.dumps(facts)})
         with whole_file(self.note_path(result.number)) as file:
             pq.write_table(table, file)
 
-    def read_note(self, number: int) -> ShardNote:
-        """Reads the note of a finished shard."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def read_note(self, plan: PackPlan, number: int) -> ShardNote:
+        """Reads the note of a finished shard.
 
-        try:
-            table = pq.read_table(self.note_path(number))
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"{self.note_path(number)} is damaged; remove it and run again with --resume"
-            ) from error
-        return ShardNote(facts=json.loads(table.schema.metadata[b"facts"]), columns=table)
+        Raises:
+            DataError: it is damaged.
+            StorageError: the file system refused.
+        """
+        path = self.note_path(number)
+        cure = "remove it and run again with --resume"
+        kinds = {"position": "integer"}
+        with open_table(path, kinds, cure=cure) as file, reading(path, cure):
+            table = file.read()
+            table.validate(full=True)
+        facts = file_metadata(table.schema, b"facts", path, cure).read_as(_Facts)
+        positions = [*table["position"].to_pylist(), *(p for p, _ in facts.rejected)]
+        part = plan.slices[number]
+        if _table_crc32c(table) != facts.crc32c or sorted(positions) != list(
+            range(part.stop - part.start)
+        ):
+            raise DataError(f"{path} was altered; {cure}")
+        return ShardNote(facts=facts, columns=table)
 
     def remove(self) -> None:
         """Removes the state: the data set is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _table_crc32c(table: pa.Table) -> int:
+    """Checksum of a table's values, whatever a file makes of their layout."""
+    values = {name: table[name].to_pylist() for name in table.column_names}
+    return crc32c(json.dumps(values).encode())
 
 
 def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -> None:
