@@ -248,7 +248,7 @@ def write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
 
 def _read_shards(fd: int, num_shards: int) -> NDArray[Any]:
     shards = np.zeros(num_shards, _SHARD)
-    count = os.preadv(fd, [shards.view(np.uint8)], _TABLES_AT) if num_shards else 0
+    count = os.preadv(fd, [shards.view(np.uint8).data], _TABLES_AT) if num_shards else 0
     low = np.minimum(shards["size"], shards["first"])
     high = np.maximum(shards["size"], shards["first"])
     is_sound = low.min(initial=0) >= -1 and high.max(initial=0) <= _MAX_SAMPLES
