@@ -41,7 +41,6 @@ _SHARD = np.dtype(
 SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
 _STATE_AT = 12
 SLOT_NBYTES = SLOT.itemsize
-# Far beyond any node; sums of slots stay within 64 bits.
 _MAX_SHARDS, _MAX_SAMPLES = 1 << 22, 1 << 40
 
 
@@ -287,9 +286,10 @@ class SlotFile:
         self._sizes = shards["size"].astype(np.int64)
         self._first_samples = np.cumsum(self._sizes) - self._sizes
         self.first_slots = shards["first"].astype(np.int64)
-        # No slot from here on is used.
-        self._end = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
         ends = np.where(self.first_slots >= 0, self.first_slots + self._sizes, 0)
+        # No slot from here on is used, or mapped.
+        most = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
+        self._end = min(most, int(ends.max(initial=0)))
         used = np.minimum(ends, self._end) - self.first_slots
         self.num_slots = int(used[(self.first_slots >= 0) & (used > 0)].sum())
         num_mapped = int(ends.max(initial=0)) if is_mapped else 0
@@ -316,7 +316,7 @@ class SlotFile:
         """
         first = self.first_slots[shards]
         slots = first + samples - self._first_samples[shards]
-        return np.where((first >= 0) & (slots < self._end), slots, -1)
+        return np.where((first >= 0) & (slots >= 0) & (slots < self._end), slots, -1)
 
     def slots_of_shard(self, shard: int) -> tuple[range, int]:
         """The slots of a shard, and the number of the sample in the first."""
