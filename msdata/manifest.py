@@ -24,6 +24,8 @@ CONTAINERS = ("tar", "hdf5")
 _CURE = "restore it or pack again"
 # Sums of bytes stay far within 64 bits.
 _MAX_NBYTES = 1 << 61
+# Eleven octal digits say a member's size, its header included.
+_MAX_TAR_NBYTES = 8**11 - 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,8 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
 def _check_sizes(found: JsonValue, fields: _Fields) -> None:
     """Holds counts that are written twice against each other, and samples against shards."""
     sample_nbytes, nbytes = fields.schema.sample_nbytes, 0
+    if fields.container == "tar" and sample_nbytes >= _MAX_TAR_NBYTES:
+        found.refuse(f"samples of less than {_MAX_TAR_NBYTES} bytes in tar shards")
     for split, entry in fields.splits.items():
         if entry.num_samples != sum(s.num_samples for s in entry.shards):
             found[split]["num_samples"].refuse("the sum of its shards")
