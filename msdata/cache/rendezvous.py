@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from msdata.atomic_file import storage_error, write_whole
-from msdata.errors import StorageError
+from msdata.checked_json import read_json
+from msdata.errors import DataError, StorageError
 
 _KEY_FILE = "key.json"
 
@@ -37,14 +38,14 @@ def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, st
         found = path.stat()
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise StorageError(f"{path} may be read by others; remove it and start the job anew")
-        public, secret = json.loads(path.read_text())
+        keys = read_json(path, cure="remove it and start again").read_as(tuple[str, str])
     except StorageError:
         raise
     except OSError as error:
         raise storage_error("share", path, error) from error
-    except ValueError as error:
-        raise StorageError(f"{path} is no key ({error}); remove it and start anew") from error
-    return public, secret
+    except DataError as error:
+        raise StorageError(f"{path} is no key: {error}") from error
+    return keys
 
 
 def _offer(path: Path, keys: tuple[str, str]) -> None:
@@ -86,8 +87,8 @@ def withdraw(folder: Path, name: str, node: int, address: str) -> None:
 def address_of(folder: Path, name: str, node: int) -> str | None:
     """Where a node's records are served; None where nobody has said so."""
     try:
-        return str(json.loads(_place(folder, name, node).read_text())["address"])
-    except (OSError, ValueError, KeyError):
+        return read_json(_place(folder, name, node), cure="")["address"].read_as(str)
+    except (OSError, DataError):
         return None
 
 
