@@ -39,6 +39,7 @@ METADATA_KEY = b"mstrain"
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
 _DENSITY = "density"
+_CURE = "give a table that 'mstrain evaluate' or 'mstrain predict' wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,12 +263,19 @@ class Predictions:
         return len(self.columns["sample_id"])
 
     def density_parts(self) -> Iterator[NDArray[np.float32]]:
-        """The densities, float32 (n, K), one part of the rows after the other."""
-        import pyarrow.parquet as pq
+        """The densities, float32 (n, K), one part of the rows after the other.
 
-        with pq.ParquetFile(self.path) as file:
+        Raises:
+            DataError: the file is damaged.
+        """
+        with open_table(self.path, {}, cure=_CURE, num_rows=len(self)) as file:
             for group in range(file.metadata.num_row_groups):
-                yield _density_array(file.read_row_group(group, [_DENSITY]), len(self.edges) - 1)
+                with reading(self.path, _CURE):
+                    table = file.read_row_group(group, [_DENSITY])
+                    table.validate(full=True)
+                num_rows = file.metadata.row_group(group).num_rows
+                check_table(table, self.path, [_DENSITY], cure=_CURE, num_rows=num_rows)
+                yield _density_array(table, len(self.edges) - 1)
 
     def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """The densities of some rows, float32 (n, K); reads the parts that hold them."""
@@ -302,10 +310,9 @@ def read_predictions(path: Path) -> Predictions:
         UsageError: it is not there, or no such table.
         StorageError: the file system refused.
     """
-    cure = "give a table that 'mstrain evaluate' or 'mstrain predict' wrote"
     try:
-        with open_table(path, {"sample_id": "text"}, cure=cure) as file, reading(path, cure):
-            found = file_metadata(file.schema_arrow, METADATA_KEY, path, cure)
+        with open_table(path, {"sample_id": "text"}, cure=_CURE) as file, reading(path, _CURE):
+            found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
             edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
             num_bins = len(edges) - 1
             density = _list_size(file.schema_arrow, _DENSITY)
@@ -314,7 +321,7 @@ def read_predictions(path: Path) -> Predictions:
             names = [name for name in file.schema_arrow.names if name != _DENSITY]
             table = file.read(names)
             table.validate(full=True)
-            check_table(table, path, (), cure=cure, num_rows=file.metadata.num_rows)
+            check_table(table, path, (), cure=_CURE, num_rows=file.metadata.num_rows)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
     except DataError as error:

@@ -316,7 +316,7 @@ class PackState:
 def _table_crc32c(table: pa.Table) -> int:
     """Checksum of a table's values, whatever a file makes of their layout."""
     values = {name: table[name].to_pylist() for name in table.column_names}
-    return crc32c(json.dumps(values).encode())
+    return crc32c(json.dumps(values, default=repr).encode())
 
 
 def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -> None:
