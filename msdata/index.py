@@ -71,7 +71,8 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
         UsageError: a column is missing, or a split's rows are torn apart.
         StorageError: the file system refused.
     """
-    missing = [name for name in fixed_columns(schema) if name not in table.column_names]
+    found = set(table.column_names)
+    missing = [name for name in fixed_columns(schema) if name not in found]
     if missing:
         raise UsageError(f"the index lacks the columns {', '.join(missing)}")
     parts = split_rows(table)
@@ -203,6 +204,8 @@ class IndexFile:
             )
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{self.path} is missing; {_CURE}") from None
+        # Arrow builds it at each look, which takes a while for thousands of columns.
+        self._schema = self._file.schema_arrow
         self._fixed = frozenset(fixed_columns(manifest.schema))
         self._row_groups = self._split_row_groups(manifest)
         self._last_group: tuple[int, Any] = (-1, None)
@@ -233,7 +236,7 @@ class IndexFile:
     @property
     def column_names(self) -> list[str]:
         """Names of all columns, in order."""
-        return list(self._file.schema_arrow.names)
+        return list(self._schema.names)
 
     def _split_row_groups(self, manifest: Manifest) -> dict[str, list[int]]:
         sizes = dict.fromkeys(manifest.splits, 0)
@@ -320,7 +323,7 @@ class IndexFile:
     def column_type(self, column: str) -> pa.DataType:
         """Arrow's type of a column."""
         self.check_columns([column])
-        return self._file.schema_arrow.field(column).type
+        return self._schema.field(column).type
 
     def column_parts(self, split: str, column: str) -> Iterator[pa.Array]:
         """One column of one split, a row group at a time, so that it is never held twice.

@@ -169,7 +169,7 @@ def _extreme(column: pa.Array, rng: random.Random) -> pa.Array:
     at = rng.randrange(len(values)) if values else 0
     for extreme in rng.sample((2**63 - 1, -1, 2**31, -(2**63), 2**32 - 1, 1e300, "", "é\n"), 8):
         try:
-            return pa.array([*values[:at], extreme, *values[at + 1 :]], column.type)
+            return pa.array([*values[:at], extreme, *values[at + 1 :]][: len(values)], column.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError):
             continue
     return column

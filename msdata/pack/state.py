@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,7 +281,7 @@ class PackState:
         # By way of NumPy, for which whole numbers and others mix.
         columns |= {name: pa.array(np.array(values)) for name, values in result.columns.items()}
         table = pa.table(columns)
-        facts["crc32c"] = _table_crc32c(table)
+        facts["crc32c"] = _note_crc32c(result.number, facts, table)
         table = table.replace_schema_metadata({"facts": json.dumps(facts)})
         with whole_file(self.note_path(result.number)) as file:
             pq.write_table(table, file)
@@ -299,12 +299,12 @@ class PackState:
         with open_table(path, kinds, cure=cure) as file, reading(path, cure):
             table = file.read()
             table.validate(full=True)
-        facts = file_metadata(table.schema, b"facts", path, cure).read_as(_Facts)
+        found = file_metadata(table.schema, b"facts", path, cure)
+        facts = found.read_as(_Facts)
         positions = [*table["position"].to_pylist(), *(p for p, _ in facts.rejected)]
         part = plan.slices[number]
-        if _table_crc32c(table) != facts.crc32c or sorted(positions) != list(
-            range(part.stop - part.start)
-        ):
+        is_whole = sorted(positions) == list(range(part.stop - part.start))
+        if not is_whole or _note_crc32c(number, found.value, table) != facts.crc32c:
             raise DataError(f"{path} was altered; {cure}")
         return ShardNote(facts=facts, columns=table)
 
@@ -313,10 +313,11 @@ class PackState:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _table_crc32c(table: pa.Table) -> int:
-    """Checksum of a table's values, whatever a file makes of their layout."""
-    values = {name: table[name].to_pylist() for name in table.column_names}
-    return crc32c(json.dumps(values, default=repr).encode())
+def _note_crc32c(number: int, facts: Mapping[str, Any], table: pa.Table) -> int:
+    """Checksum of what a note says, whatever a file makes of its layout."""
+    said = [number, *(facts[name] for name in ("nbytes", "frame_crc32c", "rejected"))]
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return crc32c(json.dumps([said, columns], default=repr).encode())
 
 
 def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -> None:
