@@ -16,6 +16,7 @@ import json
 import math
 import operator
 import os
+import re
 import stat
 import types
 import typing
@@ -27,9 +28,12 @@ from msdata.atomic_file import storage_error
 from msdata.errors import DataError, UsageError
 
 MAX_NBYTES = 64 << 20
-# Ours nest to seven levels; what follows, such as the encoder, recurses.
+# Ours nest to seven levels; the encoder recurses.
 MAX_DEPTH = 32
 _MAX_SHOWN = 60
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+# Python writes a byte of a path that is not UTF-8 as U+DC80 to U+DCFF.
+_NOT_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _INT64 = 2**63
 
 T = TypeVar("T")
@@ -53,11 +57,10 @@ class Within:
         return (self.low < number if self.is_open else self.low <= number) and number <= self.high
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.is_open else f"at least {self.low:g}"
+        low = f"{'above' if self.is_open else 'at least'} {self.low:g}"
         return low if self.high == math.inf else f"{low} and at most {self.high:,}"
 
 
-# Frequent kinds of fields.
 Count = Annotated[int, Within(0, _INT64 - 1)]
 Unsigned32 = Annotated[int, Within(0, 2**32 - 1)]
 Positive = Annotated[float, Within(0, is_open=True)]
@@ -144,29 +147,21 @@ class JsonValue:
         return read(self)
 
 
-def read_json(path: Path, *, cure: str, max_nbytes: int = MAX_NBYTES) -> JsonValue:
+def read_json(
+    path: Path, *, cure: str, max_nbytes: int = MAX_NBYTES, has_paths: bool = False
+) -> JsonValue:
     """Reads a JSON file.
 
     Args:
         path: the file.
         cure: how messages end, such as "restore it or pack again".
         max_nbytes: a larger file is refused.
+        has_paths: it names files of this machine, which need not be Unicode.
 
     Raises:
         FileNotFoundError: it is not there; `NotADirectoryError` where a folder on the way is a
             file. What follows from that the caller knows.
         DataError: it is not a file, too large, or not JSON.
-        StorageError: the file system refused.
-    """
-    return parse_json(read_bounded(path, max_nbytes, cure), path, cure=cure)
-
-
-def read_bounded(path: Path, max_nbytes: int, cure: str) -> bytes:
-    """Reads a small file whole; never waits, as opening a FIFO does.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: it is not there.
-        DataError: it is not a regular file, or larger than `max_nbytes`.
         StorageError: the file system refused.
     """
     try:
@@ -178,7 +173,7 @@ def read_bounded(path: Path, max_nbytes: int, cure: str) -> bytes:
         raise storage_error("read", path, error) from error
     if len(content) > max_nbytes:
         raise DataError(f"{path} must have at most {max_nbytes:,} bytes; {cure}")
-    return content
+    return parse_json(content, path, cure=cure, has_paths=has_paths)
 
 
 def open_regular(path: Path, cure: str) -> BinaryIO:
@@ -195,21 +190,25 @@ def open_regular(path: Path, cure: str) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
-def parse_json(content: bytes | str, file: str | Path, *, cure: str) -> JsonValue:
+def parse_json(
+    content: bytes | str, file: str | Path, *, cure: str, has_paths: bool = False
+) -> JsonValue:
     """Parses JSON: UTF-8, no name twice, no NaN or infinity, nested to `MAX_DEPTH` at most.
 
     Args:
         content: the text.
-        file: how messages name it.
-        cure: how they end.
+        file: how messages name it; `cure` is how they end.
+        cure: such as "restore it".
+        has_paths: see `read_json`.
 
     Raises:
         DataError: it is something else.
     """
+    not_text = _NOT_PATH if has_paths else _NOT_TEXT
     try:
         text = content if isinstance(content, str) else content.decode()
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
-        _check_tree(value, has_escapes="\\u" in text)
+        _check_tree(value, not_text if "\\u" in text else None)
     except RecursionError:
         reason = f"it is nested more than {MAX_DEPTH} levels deep"
     except ValueError as error:
@@ -232,13 +231,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _check_tree(root: Any, *, has_escapes: bool) -> None:
-    """Refuses what `json` lets pass: depth, numbers that overflow, text that is not Unicode."""
+def _check_tree(root: Any, not_text: re.Pattern[str] | None) -> None:
+    """Refuses what `json` lets pass: depth, infinite numbers, text that is not Unicode."""
     stack = [(root, 1)]
     while stack:
         value, depth = stack.pop()
         if isinstance(value, dict):
-            if has_escapes:
+            if not_text:
                 stack += [(name, 0) for name in value]
             parts = list(value.values())
         elif isinstance(value, list):
@@ -246,16 +245,12 @@ def _check_tree(root: Any, *, has_escapes: bool) -> None:
         else:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("a number overflows")
-            if has_escapes and isinstance(value, str) and not _is_text(value):
+            if not_text and isinstance(value, str) and not_text.search(value):
                 raise ValueError("a text holds a NUL or half of a surrogate pair")
             continue
         if depth > MAX_DEPTH:
             raise RecursionError
         stack += [(part, depth + 1) for part in parts]
-
-
-def _is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _shown(value: Any) -> str:
@@ -264,7 +259,7 @@ def _shown(value: Any) -> str:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
         return f"a number of {value.bit_length()} bits"
-    text = ascii(value[: _MAX_SHOWN + 1]) if isinstance(value, str) else repr(value)
+    text = ascii(value[: _MAX_SHOWN + 1]) if isinstance(value, str) else ascii(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 

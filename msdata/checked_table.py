@@ -142,4 +142,4 @@ def file_metadata(schema: pa.Schema, key: bytes, path: Path, cure: str) -> JsonV
     found = (schema.metadata or {}).get(key)
     if found is None:
         raise DataError(f"{path} is damaged: metadata {key.decode()!r} is missing; {cure}")
-    return parse_json(found, path, cure=cure)
+    return parse_json(found, path, cure=cure, has_paths=True)

@@ -274,7 +274,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.json"
     try:
-        found = read_json(path, cure="put its copy back")
+        found = read_json(path, cure="put its copy back", has_paths=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{run} is no run: it has no config.json; give the --out of a training"

@@ -132,6 +132,14 @@ def test_nesting_up_to_the_limit_and_pairs_of_surrogates_are_json() -> None:
     assert parse_json('"\\ud83d\\ude00"', "f", cure="").value == "\N{GRINNING FACE}"
 
 
+def test_paths_may_hold_bytes_that_are_not_unicode() -> None:
+    with pytest.raises(DataError, match="surrogate"):
+        parse_json('"/data/\\udcff"', "f", cure="")
+    assert parse_json('"/data/\\udcff"', "f", cure="", has_paths=True).value == "/data/\udcff"
+    with pytest.raises(DataError, match="surrogate"):
+        parse_json('"/data/\\ud800"', "f", cure="", has_paths=True)
+
+
 def test_a_file_that_cannot_be_one_is_refused_without_waiting(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

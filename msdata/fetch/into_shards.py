@@ -251,7 +251,7 @@ def _write_marker(out: Path, data: Path, fingerprint: str) -> None:
 def _read_marker(out: Path) -> dict[str, str] | None:
     path = out / FOLDER / _MARKER_NAME
     try:
-        found = read_json(path, cure="fetch into a new folder")
+        found = read_json(path, cure="fetch into a new folder", has_paths=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return {name: found[name].read_as(str) for name in ("data", "fingerprint")}

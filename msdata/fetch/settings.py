@@ -166,7 +166,7 @@ def _check_or_write(path: Path, settings: FetchSettings) -> None:
         fields = {"format_version": _FORMAT_VERSION, **now}
         write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
         return
-    found = read_json(path, cure="fetch into a new folder, or restore it")
+    found = read_json(path, cure="fetch into a new folder, or restore it", has_paths=True)
     version = found["format_version"].read_as(int)
     before = found.value
     if version != _FORMAT_VERSION:

@@ -19,7 +19,7 @@ import numpy as np
 
 from msdata.atomic_file import storage_error, whole_file, write_whole
 from msdata.checked_json import Count, Unsigned32, read_json
-from msdata.checked_table import file_metadata, open_table, reading
+from msdata.checked_table import check_table, file_metadata, open_table, reading
 from msdata.checksum import crc32c
 from msdata.errors import DataError, UsageError
 from msdata.index import file_sha256, write_table
@@ -203,7 +203,7 @@ class PackState:
         """
         cure = f"it cannot be resumed: remove {self.out} and pack again"
         try:
-            found = read_json(self._plan_json, cure=cure)
+            found = read_json(self._plan_json, cure=cure, has_paths=True)
             fields = found.read_as(_PlanFields)
             settings.check_same(found["settings"].value, self.out)
             content = {n: value for n, value in found.value.items() if n != "fingerprint"}
@@ -299,6 +299,7 @@ class PackState:
         with open_table(path, kinds, cure=cure) as file, reading(path, cure):
             table = file.read()
             table.validate(full=True)
+        check_table(table, path, kinds, cure=cure, num_rows=file.metadata.num_rows)
         found = file_metadata(table.schema, b"facts", path, cure)
         facts = found.read_as(_Facts)
         positions = [*table["position"].to_pylist(), *(p for p, _ in facts.rejected)]
