@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msdata.atomic_file import storage_error
-from msdata.errors import DataError, UsageError
+from msdata.errors import UsageError
 from msdata.info import DatasetInfo
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME
 from msdata.progress import bytes_text
+from msdata.rejected import read_rejected
 from msdata.schema import Survey
 from msdata.terminal import shown
 
@@ -79,32 +78,6 @@ class CardText:
             raise UsageError(f"--published {self.published!r} is no date; write YYYY-MM-DD")
 
 
-def read_catalog_report(path: Path) -> dict[str, Any]:
-    """Reads the `catalog.json` that `msdata catalog build` writes.
-
-    Args:
-        path: the file, or the catalogue's folder.
-
-    Raises:
-        UsageError: it is not there.
-        DataError: it is something else.
-        StorageError: the file system refused.
-    """
-    if path.is_dir():
-        path = path / "catalog.json"
-    try:
-        content = json.loads(path.read_bytes())
-        if content["format"] != "msdata-catalog":
-            raise ValueError(f"its format is {content['format']!r}")
-    except FileNotFoundError:
-        raise UsageError(f"catalogue report {path} does not exist; check the path") from None
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no report of msdata catalog build ({error})") from error
-    return dict(content)
-
-
 def count_rejected(folder: Path) -> Counter[str]:
     """How many objects were rejected for which kind of reason; numbers and names are left out.
 
@@ -114,18 +87,14 @@ def count_rejected(folder: Path) -> Counter[str]:
     Raises:
         StorageError: the file system refused.
     """
-    path = folder / REJECTED_NAME
     kinds: Counter[str] = Counter()
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            for row in csv.DictReader(file):
-                reason = str(row.get("reason") or UNKNOWN)
-                reason = re.sub(r"^\S+\.(fits|gz|fz|pkl|npy): ", "", reason.split("; ")[0])
-                kinds[re.sub(r"[-+]?\d+(?:[.,]\d+)*", "N", reason)[:100]] += 1
+        for row in read_rejected(folder / REJECTED_NAME):
+            reason = row.reason or UNKNOWN
+            reason = re.sub(r"^\S+\.(fits|gz|fz|pkl|npy): ", "", reason.split("; ")[0])
+            kinds[re.sub(r"[-+]?\d+(?:[.,]\d+)*", "N", reason)[:100]] += 1
     except FileNotFoundError:
-        return kinds
-    except OSError as error:
-        raise storage_error("read", path, error) from error
+        return Counter()
     return kinds
 
 

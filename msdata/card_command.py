@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 from msdata.atomic_file import storage_error, write_whole
-from msdata.card import CARD_NAME, SUMMED_FILES, CardText, card_lines, read_catalog_report
+from msdata.card import CARD_NAME, SUMMED_FILES, CardText, card_lines
 from msdata.croissant import CROISSANT_NAME, croissant
 from msdata.errors import DataError
 from msdata.index import IndexFile, file_sha256
 from msdata.info import DatasetInfo, describe
 from msdata.output_file import check_output
 from msdata.progress import ProgressLine
+from msdata.skycatalog.report_file import read_catalog_report
 
 SUMS_NAME = "SHA256SUMS"
 _MARKS = {

@@ -21,7 +21,7 @@ from msdata.index import IndexFile, check_names, fixed_columns
 from msdata.manifest import Manifest, ShardInfo, read_manifest
 from msdata.schema import Sample, Schema
 from msdata.shard_files import ShardFiles
-from msdata.spans import Spans, make_spans
+from msdata.spans import Spans, make_spans, outside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -240,13 +240,27 @@ class Split:
 
     @cached_property
     def spans(self) -> Spans:
-        """Where the samples' arrays lie."""
-        names = self.schema.names
+        """Where the samples' arrays lie.
 
-        def read(array: int) -> NDArray[np.int64]:
-            return self.numbers(f"offset_{names[array]}", np.int64)
+        Raises:
+            DataError: the index places an array outside of its shard.
+        """
+        arrays = self.schema.arrays
 
-        return make_spans(self.shard_sizes, len(names), read)
+        def read(number: int) -> NDArray[np.int64]:
+            array = arrays[number]
+            offsets = self.numbers(f"offset_{array.name}", np.int64)
+            nbytes = np.array([s.nbytes for s in self.shards], np.int64)
+            if bad := outside(offsets, self.shard_sizes, nbytes, array.nbytes):
+                shard = self.shards[bad[0]]
+                raise DataError(
+                    f"{self._index.path} is damaged: offset_{array.name} must be 0 to "
+                    f"{shard.nbytes - array.nbytes} in {shard.relative_path}, got {bad[1]}; "
+                    "restore it or pack again"
+                )
+            return offsets
+
+        return make_spans(self.shard_sizes, len(arrays), read)
 
     def column_type(self, column: str) -> pa.DataType:
         """Arrow's type of a column of the index.

@@ -39,6 +39,8 @@ stream_fill = _stream_fill
 _MIN_CHUNK_SAMPLES = 16
 # Arrays further apart are fetched by reads of their own.
 _MAX_GAP_NBYTES = 1 << 16
+# One read fills so many buffers at most (IOV_MAX of Linux).
+_MAX_BUFFERS = 1024
 
 # Small arrays of one kind stand side by side in HDF5: fetching their neighbours, which the epoch
 # needs as well, costs a disk less than coming back for each.
@@ -192,7 +194,11 @@ class SampleReader:
         self._files = split.files
         self._checksums = checksums
         gaps = constant_gaps(split.schema, self._spans)
-        self.gaps = None if gaps is None or max(gaps, default=0) > _MAX_GAP_NBYTES else gaps
+        if gaps is not None and (
+            max(gaps, default=0) > _MAX_GAP_NBYTES or 2 * len(gaps) + 1 > _MAX_BUFFERS
+        ):
+            gaps = None
+        self.gaps = gaps
         sizes = [a.nbytes for a in split.schema.arrays]
         self._sizes = np.array(sizes, np.int64)
         self.is_streaming = _stream_fill is not None

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from msdata.checked_json import parse_json
 from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
 from msdata.schema import Schema
@@ -115,7 +116,7 @@ def _hdf5_damage(
         text = frame[match.start() : match.start() + (1 << 16)].decode("latin1")
         try:
             content, stop = decoder.raw_decode(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         found[str(content["sample_id"])] = text[:stop].encode("latin1")
     for i, row in enumerate(rows):
@@ -127,7 +128,7 @@ def _hdf5_damage(
 def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
     """Whether a JSON text is what the writer would have made of the index's row."""
     try:
-        content = json.loads(text)
+        content = parse_json(text, "", cure="").value
         again = metadata_text(content)
         if again != text:
             return False
@@ -137,7 +138,7 @@ def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
             for name in schema.names
         }
         found = {**content, **sums, "missing_bands": ",".join(content["missing_bands"])}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (DataError, ValueError, TypeError, KeyError, AttributeError):
         return False
     known = [name for name in row if name in found]
     named = {*content} - {"num_filled", "num_nan"}

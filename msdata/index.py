@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from msdata.arrow_values import arrow_values, cast_exactly
 from msdata.atomic_file import storage_error, whole_file
+from msdata.checked_json import open_regular
+from msdata.checked_table import check_table, open_table, reading
 from msdata.errors import DataError, UsageError
 from msdata.manifest import Manifest
 from msdata.schema import Schema
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 FILE_NAME = "index.parquet"
 # Small enough that one split is read without its neighbours, large enough for fast columns.
 _ROW_GROUP_ROWS = 1 << 17
+_CURE = "restore it or pack again"
 
 
 # What a batch has beside arrays and columns, of `Loader(last="pad")` and `Loader(weights=...)`.
@@ -55,6 +58,12 @@ def _index_columns(arrays: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def _kinds(schema: Schema) -> dict[str, str]:
+    """Kind of each of the `fixed_columns`, for `open_table`."""
+    texts = ("sample_id", "split", "missing_bands")
+    return {n: "text" if n in texts else "integer" for n in fixed_columns(schema)}
+
+
 def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
     """Writes `index.parquet`, whole or not at all.
 
@@ -71,7 +80,8 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
         UsageError: a column is missing, or a split's rows are torn apart.
         StorageError: the file system refused.
     """
-    missing = [name for name in fixed_columns(schema) if name not in table.column_names]
+    found = set(table.column_names)
+    missing = [name for name in fixed_columns(schema) if name not in found]
     if missing:
         raise UsageError(f"the index lacks the columns {', '.join(missing)}")
     parts = split_rows(table)
@@ -175,38 +185,57 @@ class IndexFile:
     Args:
         folder: the data set.
         manifest: its manifest, which the index has to agree with.
+        is_verified: its checksum was compared with the manifest's already.
 
     Raises:
         DataError: the file is missing, damaged, or of another data set.
+        StorageError: the file system refused.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+    def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
         self.path = folder / FILE_NAME
         try:
-            self._file = pq.ParquetFile(self.path, memory_map=False)
-        except FileNotFoundError:
-            raise DataError(f"{self.path} is missing; restore it or pack again") from None
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"{self.path} is no Parquet file ({error}); restore it or pack again"
-            ) from error
-        except OSError as error:
-            raise storage_error("read", self.path, error) from error
-        if self._file.metadata.num_rows != manifest.num_samples:
-            raise DataError(
-                f"{self.path} has {self._file.metadata.num_rows} rows, dataset.json says "
-                f"{manifest.num_samples} samples; restore it or pack again"
+            # Before anything parses it: 0.03 s per million rows.
+            if not is_verified:
+                self._check_sha256(manifest.index_sha256)
+            self._file = open_table(
+                self.path, _kinds(manifest.schema), cure=_CURE, num_rows=manifest.num_samples
             )
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{self.path} is missing; {_CURE}") from None
+        # Arrow builds it at each look, which takes a while for thousands of columns.
+        self._schema = self._file.schema_arrow
+        self._fixed = frozenset(fixed_columns(manifest.schema))
         self._row_groups = self._split_row_groups(manifest)
         self._last_group: tuple[int, Any] = (-1, None)
+
+    def _check_sha256(self, expected: str) -> None:
+        try:
+            open_regular(self.path, _CURE).close()
+            found = file_sha256(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise storage_error("read", self.path, error) from error
+        if found != expected:
+            raise DataError(
+                f"{self.path} was altered or truncated: SHA-256 {found[:16]}..., expected "
+                f"{expected[:16]}...; {_CURE}"
+            )
+
+    def _read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
+        with reading(self.path, _CURE):
+            table = self._file.read_row_groups(list(groups), columns=list(columns))
+            table.validate(full=True)
+        fixed = [name for name in columns if name in self._fixed]
+        check_table(table, self.path, fixed, cure=_CURE, num_rows=num_rows)
+        return table
 
     @property
     def column_names(self) -> list[str]:
         """Names of all columns, in order."""
-        return list(self._file.schema_arrow.names)
+        return list(self._schema.names)
 
     def _split_row_groups(self, manifest: Manifest) -> dict[str, list[int]]:
         sizes = dict.fromkeys(manifest.splits, 0)
@@ -239,15 +268,20 @@ class IndexFile:
     def read(self, split: str, columns: Sequence[str]) -> pa.Table:
         """Columns of one split, in the order of its samples."""
         self.check_columns(columns)
-        return self._file.read_row_groups(self._row_groups[split], columns=list(columns))
+        return self._read_groups(self._row_groups[split], columns)
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows [start, stop) of the whole table; reads only the row groups that hold them."""
-        return read_rows(self._file, start, stop, columns)
+        with reading(self.path, _CURE):
+            table = read_rows(self._file, start, stop, columns)
+            table.validate(full=True)
+        fixed = [name for name in table.column_names if name in self._fixed]
+        check_table(table, self.path, fixed, cure=_CURE, num_rows=stop - start)
+        return table
 
     def read_all(self) -> pa.Table:
         """The whole table."""
-        return self._file.read()
+        return self._read_groups(range(self._file.metadata.num_row_groups), self.column_names)
 
     def read_numbers(self, split: str, column: str, dtype: Any) -> NDArray[Any]:
         """One column of one split as an array, read group by group to keep memory low.
@@ -255,7 +289,7 @@ class IndexFile:
         Nulls become NaN in a float dtype.
 
         Raises:
-            UsageError: it is no column of numbers, or the dtype cannot hold a value.
+            UsageError: it is not a column of numbers, or the dtype cannot hold a value.
         """
         self.check_columns([column])
         kind = np.dtype(dtype)
@@ -271,23 +305,46 @@ class IndexFile:
             start += len(part)
         return values
 
+    def _check_range(self, column: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+        known = np.iinfo(dtype)
+        low, high = (array.min(), array.max()) if len(array) else (0, 0)
+        # Written so that NaN is refused as well.
+        if not (int(known.min) <= low and high <= int(known.max)):
+            raise DataError(
+                f"{self.path} is damaged: column {column!r} must hold {dtype} values, got {low} to "
+                f"{high}; {_CURE}"
+            )
+
     def column_type(self, column: str) -> pa.DataType:
         """Arrow's type of a column."""
         self.check_columns([column])
-        return self._file.schema_arrow.field(column).type
+        return self._schema.field(column).type
 
     def column_parts(self, split: str, column: str) -> Iterator[pa.Array]:
-        """One column of one split, a row group at a time, so that it is never held twice."""
+        """One column of one split, a row group at a time, so that it is never held twice.
+
+        Raises:
+            DataError: it is damaged.
+        """
         self.check_columns([column])
         for group in self._row_groups[split]:
-            table = self._file.read_row_group(group, columns=[column], use_threads=False)
-            yield table.column(0).combine_chunks()
+            yield self._read_group(group, [column]).column(0).combine_chunks()
+
+    def _read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of one row group, checked."""
+        with reading(self.path, _CURE):
+            table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
+            # Texts too: what is not UTF-8 fails later, and far from here.
+            table.validate(full=True)
+        fixed = [name for name in columns if name in self._fixed]
+        num_rows = self._file.metadata.row_group(group).num_rows
+        check_table(table, self.path, fixed, cure=_CURE, num_rows=num_rows)
+        return table
 
     def read_value(self, split: str, row: int, column: str) -> Any:
         """One value; for errors, which need one and may not have the memory for more."""
         group, row = self._group_and_row(split, row)
-        table = self._file.read_row_group(group, columns=[column], use_threads=False)
-        return table.column(0)[row].as_py()
+        return self._read_group(group, [column]).column(0)[row].as_py()
 
     def _group_and_row(self, split: str, row: int) -> tuple[int, int]:
         for group in self._row_groups[split]:
@@ -302,7 +359,7 @@ class IndexFile:
         group, row = self._group_and_row(split, row)
         number, table = self._last_group
         if number != group:
-            table = self._file.read_row_group(group)
+            table = self._read_group(group, self.column_names)
             self._last_group = (group, table)
         columns = zip(table.column_names, table.columns, strict=True)
         return {name: column[row].as_py() for name, column in columns}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from msdata.errors import DataError, StorageError, UsageError
+from msdata.checked_json import Positive, read_json
+from msdata.errors import StorageError, UsageError
 from msdata.plan.timing import Machine
 
 FORMAT = 1
@@ -21,6 +23,21 @@ RATES = (
     "storage_total_bytes_per_s",
     "samples_per_s",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    """What is reckoned with; the rest is for people."""
+
+    IGNORES_UNKNOWN = True
+
+    format: Literal[1]
+    memory_bytes_per_s: Positive | None = None
+    ssd_bytes_per_s: Positive | None = None
+    network_bytes_per_s: Positive | None = None
+    storage_bytes_per_s: Positive | None = None
+    storage_total_bytes_per_s: Positive | None = None
+    samples_per_s: Positive | None = None
 
 
 def machine_from(fields: dict[str, Any]) -> Machine:
@@ -50,16 +67,15 @@ def load_machine(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no such file.
-        DataError: it is no machine file, or one of another format.
+        DataError: it is damaged, or of another format.
+        StorageError: the file system refused.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        found = read_json(path, cure="run 'msdata probe' again")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{path} does not exist; 'msdata probe --out {path}' makes it") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no machine file ({error}); run 'msdata probe' anew") from error
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise DataError(f"{path} is not of format {FORMAT}; run 'msdata probe' of this version")
+    found.read_as(_Fields)
+    fields: dict[str, Any] = found.value
     return fields
 
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from msdata.atomic_file import storage_error, write_whole
+from msdata.atomic_file import write_whole
+from msdata.checked_json import Count, JsonValue, Unsigned32, Within, read_json
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 from msdata.trusted_names import check_regular, check_shard_names
@@ -21,6 +22,11 @@ SOURCES_NAME = "sources.parquet"
 REJECTED_NAME = "rejected.csv"
 FORMAT_VERSION = 1
 CONTAINERS = ("tar", "hdf5")
+_CURE = "restore it or pack again"
+# Sums of bytes stay far within 64 bits.
+_MAX_NBYTES = 1 << 61
+# Eleven octal digits say a member's size, its header included.
+_MAX_TAR_NBYTES = 8**11 - 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Names the data set's content: equal for equal samples in equal shards."""
-        return _fingerprint(self._content())
+        return fingerprint_of(self._content())
 
     def _content(self) -> dict[str, Any]:
         splits: dict[str, Any] = {}
@@ -121,7 +127,8 @@ class Manifest:
         write_whole(folder / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _fingerprint(content: Mapping[str, Any]) -> str:
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """Sixteen digits that tell one JSON object from another."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(canonical).hexdigest()[:16]
 
@@ -140,19 +147,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILE_NAME
     check_regular(path, folder / "index.parquet", folder / SOURCES_NAME, folder / REJECTED_NAME)
     try:
-        content = json.loads(path.read_bytes())
+        found = read_json(path, cure=_CURE)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(_absence(folder)) from None
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); restore it or pack again") from error
-    try:
-        return _parse(path, content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {error}); restore it or pack again"
-        ) from error
+    return _parse(path, found)
 
 
 def _absence(folder: Path) -> str:
@@ -165,32 +163,117 @@ def _absence(folder: Path) -> str:
     return f"{folder} is no data set: it has no {FILE_NAME}; make one with 'msdata pack'"
 
 
-def _parse(path: Path, content: Any) -> Manifest:
-    version = content["format_version"]
-    if content["format"] != "msdata" or version > FORMAT_VERSION:
+@dataclass(frozen=True, kw_only=True)
+class _ShardFields:
+    name: Annotated[str, Within(1, 255)]
+    num_samples: Count
+    nbytes: Count
+    frame_crc32c: Unsigned32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitFields:
+    num_samples: Count
+    shards: tuple[_ShardFields, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    """What `Manifest._content` writes."""
+
+    format: Literal["msdata"]
+    format_version: Count
+    container: Literal["tar", "hdf5"]
+    schema: Schema
+    num_samples: Count
+    splits: Mapping[str, _SplitFields]
+    seed: Count
+    index_sha256: Annotated[str, Within(64, 64)]
+    provenance: Mapping[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsFields:
+    """What is read of a pack's settings, here and in the plan of an unfinished pack."""
+
+    IGNORES_UNKNOWN = True
+
+    inpaint: tuple[str, ...] | None = None
+    max_nan_fraction: Annotated[float, Within(0, 1)] = 0.01
+    chunked: bool = False
+    fits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Provenance:
+    """What is read of a pack's provenance."""
+
+    IGNORES_UNKNOWN = True
+
+    msdata: str = ""
+    num_rejected: Count = 0
+    rejected_sha256: str = ""
+    settings: SettingsFields = SettingsFields()
+
+
+def _parse(path: Path, found: JsonValue) -> Manifest:
+    version = found["format_version"].read_as(int)
+    if version > FORMAT_VERSION:
         raise DataError(
             f"{path} has format version {version}, this msdata reads up to {FORMAT_VERSION}; "
             "update msdata"
         )
-    shards = tuple(
-        ShardInfo(split=split, **shard)
-        for split, entry in content["splits"].items()
-        for shard in entry["shards"]
-    )
-    check_shard_names(path, ((shard.split, shard.name) for shard in shards))
-    manifest = Manifest(
-        container=content["container"],
-        schema=Schema.from_json(content["schema"]),
-        shards=shards,
-        seed=content["seed"],
-        index_sha256=content["index_sha256"],
-        provenance=content["provenance"],
-    )
+    fields = found.read_as(_Fields)
+    found["provenance"].read_as(_Provenance)
+    names = ((split, s.name) for split, entry in fields.splits.items() for s in entry.shards)
+    check_shard_names(path, names)
     # Of what is written, not of what was read: counts are written twice.
-    found = _fingerprint({name: value for name, value in content.items() if name != "fingerprint"})
-    if content["fingerprint"] != found:
+    content = {name: value for name, value in found.value.items() if name != "fingerprint"}
+    if fields.fingerprint != (fingerprint := fingerprint_of(content)):
         raise DataError(
-            f"{path} was altered: its fingerprint is {content['fingerprint']}, its content gives "
-            f"{found}; restore it or pack again"
+            f"{path} was altered: its fingerprint is {fields.fingerprint}, its content gives "
+            f"{fingerprint}; restore it or pack again"
         )
-    return manifest
+    _check_sizes(found["splits"], fields)
+    return Manifest(
+        container=fields.container,
+        schema=fields.schema,
+        shards=tuple(
+            ShardInfo(
+                split=split,
+                name=shard.name,
+                num_samples=shard.num_samples,
+                nbytes=shard.nbytes,
+                frame_crc32c=shard.frame_crc32c,
+            )
+            for split, entry in fields.splits.items()
+            for shard in entry.shards
+        ),
+        seed=fields.seed,
+        index_sha256=fields.index_sha256,
+        provenance=fields.provenance,
+    )
+
+
+def _check_sizes(found: JsonValue, fields: _Fields) -> None:
+    """Holds counts that are written twice against each other, and samples against shards."""
+    sample_nbytes, nbytes = fields.schema.sample_nbytes, 0
+    if fields.container == "tar" and sample_nbytes >= _MAX_TAR_NBYTES:
+        found.refuse(f"samples of less than {_MAX_TAR_NBYTES} bytes in tar shards")
+    for split, entry in fields.splits.items():
+        if entry.num_samples != sum(s.num_samples for s in entry.shards):
+            found[split]["num_samples"].refuse("the sum of its shards")
+        if len({s.name for s in entry.shards}) != len(entry.shards):
+            found[split]["shards"].refuse("shards of different names")
+        for number, shard in enumerate(entry.shards):
+            if shard.num_samples * sample_nbytes > shard.nbytes:
+                place = found[split]["shards"].elements()[number]
+                place["nbytes"].refuse(
+                    f"at least {shard.num_samples} samples of {sample_nbytes} bytes"
+                )
+            nbytes += shard.nbytes
+    if fields.num_samples != sum(entry.num_samples for entry in fields.splits.values()):
+        found.refuse(f"splits of {fields.num_samples} samples together")
+    if nbytes > _MAX_NBYTES:
+        found.refuse(f"splits of at most {_MAX_NBYTES} bytes together")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from msdata.checked_json import JsonValue
+from msdata.checked_table import check_table, file_metadata, open_table, reading
 from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
 from msdata.index import fixed_columns, read_rows
-from msdata.manifest import SOURCES_NAME, Manifest
+from msdata.manifest import FILE_NAME, SOURCES_NAME, Manifest
 from msdata.pack.planning import inpainted
 from msdata.pack.settings import PackSettings
 from msdata.preprocess import Preparation
@@ -61,34 +62,40 @@ class PackedObjects:
         self._opened: tuple[Any, Source] | None = None
 
     def _open(self) -> tuple[Any, Source]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if self._opened is None:
-            path = self._folder / SOURCES_NAME
+            path, cure = self._folder / SOURCES_NAME, "without it no shard is rebuilt: pack again"
+            kinds = {"sample_id": "text", "path": "text", "row": "integer"}
             try:
-                table = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
-                found = sources_sha256(table.read(["sample_id", "path", "row"]))
-            except (OSError, KeyError, pa.ArrowException) as error:
-                raise DataError(
-                    f"{path} is missing or damaged ({error}), so nobody knows which objects it "
-                    "was packed from; pack again"
-                ) from error
+                table = open_table(path, kinds, cure=cure, num_rows=self._manifest.num_samples)
+            except (FileNotFoundError, NotADirectoryError):
+                raise DataError(f"{path} is missing; {cure}") from None
+            metadata = table.schema_arrow.metadata or {}
+            with reading(path, cure):
+                found = sources_sha256(table.read(list(kinds)))
             # Data sets of earlier versions have no checksum of it; their repairs are held to the
             # samples' own, as all are.
-            expected = self._manifest.provenance.get("sources_sha256")
-            if expected not in (None, found):
+            if self._manifest.provenance.get("sources_sha256") not in (None, found):
                 raise DataError(f"{path} was altered; restore it or pack again")
-            said = (table.schema_arrow.metadata or {}).get(b"source", b".").decode()
+            with reading(path, cure):
+                said = metadata.get(b"source", b".").decode()
             root = Path(said) if self._root is None else self._root
             if not root.is_dir():
                 raise DataError(
                     f"the objects' folder {root} is not there; say with --source DIR where it is"
                 )
-            fits = self._manifest.provenance["settings"].get("fits")
-            options = None if fits is None else FitsOptions.from_json(fits)
+            fits = self._settings.get("fits")
+            options = (
+                None
+                if fits is None
+                else JsonValue(fits, self._folder / FILE_NAME, "pack again").read_as(FitsOptions)
+            )
             self._opened = (table, detect_source(root, options))
         return self._opened
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        settings: Mapping[str, Any] = self._manifest.provenance.get("settings", {})
+        return settings
 
     @property
     def source(self) -> Source:
@@ -102,36 +109,40 @@ class PackedObjects:
     def locations(self, expected: ExpectedShard) -> list[tuple[str, int]]:
         """(path, row) of each object of a shard, for `Source.read`."""
         start, stop = expected.first_row, expected.first_row + expected.info.num_samples
-        try:
-            rows = read_rows(self._open()[0], start, stop, ["path", "row"])
-        except OSError as error:
-            raise DataError(
-                f"{self._folder / SOURCES_NAME} was altered ({error}); pack again"
-            ) from error
-        check_source_paths(self._folder / SOURCES_NAME, rows["path"])
-        if rows.num_rows != expected.info.num_samples:
-            raise DataError(f"{SOURCES_NAME} does not fit the data set; pack again")
+        path, cure = self._folder / SOURCES_NAME, "pack again"
+        names = ("sample_id", "path", "row")
+        with reading(path, cure):
+            rows = read_rows(self._open()[0], start, stop, names)
+            rows.validate(full=True)
+        check_table(rows, path, names, cure=cure, num_rows=stop - start)
+        check_source_paths(path, rows["path"])
+        if rows["sample_id"].to_pylist() != expected.sample_ids():
+            raise DataError(f"{path} was altered: its ids are not those of the index; {cure}")
         return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
     def label_columns(self, index_columns: Sequence[str]) -> list[str]:
         """The catalogue's columns, in the order of the JSON members."""
         schema = self._manifest.schema
-        said = (self._open()[0].schema_arrow.metadata or {}).get(b"labels")
+        arrow_schema = self._open()[0].schema_arrow
+        has_labels = b"labels" in (arrow_schema.metadata or {})
         own = {*fixed_columns(schema), *schema.scalars}
-        names = [n for n in index_columns if n not in own] if said is None else json.loads(said)
+        names: Sequence[str] = [n for n in index_columns if n not in own]
+        if has_labels:
+            said = file_metadata(arrow_schema, b"labels", self._folder / SOURCES_NAME, "pack again")
+            names = said.read_as(tuple[str, ...])
         return [name for name in names if name in index_columns]
 
     def preparation(self) -> Preparation:
         """What the pack did about NaN."""
-        settings = self._manifest.provenance["settings"]
-        named = None if settings["inpaint"] is None else tuple(settings["inpaint"])
+        settings = self._settings
+        named = None if settings.get("inpaint") is None else tuple(settings["inpaint"])
         asked = PackSettings(source=self.source.root, out=self._folder, inpaint=named)
         return Preparation(
             inpaint=inpainted(self._manifest.schema, asked),
-            max_nan_fraction=settings["max_nan_fraction"],
+            max_nan_fraction=settings.get("max_nan_fraction", 0.01),
         )
 
     @property
     def is_chunked(self) -> bool:
         """Whether HDF5 shards have one chunk a sample."""
-        return bool(self._manifest.provenance["settings"]["chunked"])
+        return bool(self._settings.get("chunked"))

@@ -6,17 +6,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.checked_json import JsonValue, Positive, Within
 from msdata.errors import UsageError
 
 Array = NDArray[Any]
 Sample = dict[str, Any]
+
+# Larger samples fit into no node's memory many times over, as a ring of batches needs.
+MAX_SAMPLE_NBYTES = 1 << 36
+_MAX_AXES = 32
+_DTYPE = re.compile(r"[<>|=]?(\?|[A-Za-z]|[biufc]\d{1,2}|[a-z]{3,10}\d{0,3})")
+_Axis = Annotated[int, Within(1, MAX_SAMPLE_NBYTES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +48,10 @@ class Survey:
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[_Axis, ...]
     dtype: str = "<f4"
     bands: tuple[str, ...] = ()
-    pixel_scale_arcsec: float | None = None
+    pixel_scale_arcsec: Positive | None = None
     unit: str = ""
     zero_points_ab: tuple[float, ...] | None = None
     may_have_nan: bool = False
@@ -56,14 +65,28 @@ class Survey:
             )
         if any(n < 1 for n in self.shape):
             raise UsageError(f"array {self.name!r} has an empty shape {self.shape}")
+        if len(self.shape) > _MAX_AXES:
+            raise UsageError(
+                f"array {self.name!r} must have at most {_MAX_AXES} axes, got {len(self.shape)}"
+            )
         if self.bands and (not self.shape or len(self.bands) != self.shape[0]):
             raise UsageError(
                 f"array {self.name!r}: {len(self.bands)} bands for shape {self.shape}; "
                 "the first axis is the band"
             )
-        if np.dtype(self.dtype).kind not in "biufc" or self.dtype.startswith(">"):
+        if not _is_little_endian_number(self.dtype):
             raise UsageError(
                 f"array {self.name!r}: dtype {self.dtype!r} is not little-endian numeric"
+            )
+        if self.nbytes > MAX_SAMPLE_NBYTES:
+            raise UsageError(
+                f"array {self.name!r} must have at most {MAX_SAMPLE_NBYTES:,} bytes, got "
+                f"{self.nbytes:,} for shape {self.shape}"
+            )
+        if self.zero_points_ab is not None and len(self.zero_points_ab) != self.num_bands:
+            raise UsageError(
+                f"array {self.name!r} must have one zero-point per band, got "
+                f"{len(self.zero_points_ab)} for {self.num_bands}"
             )
 
     @property
@@ -74,7 +97,8 @@ class Survey:
     @property
     def nbytes(self) -> int:
         """Bytes of one sample's array."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
+        # In whole numbers without end: those of NumPy wrap.
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
 
     @property
     def num_bands(self) -> int:
@@ -110,22 +134,15 @@ class Survey:
             "casts_to_dtype": self.casts_to_dtype,
         }
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Survey:
-        """The inverse of `to_json`."""
-        zero_points = fields["zero_points_ab"]
-        return cls(
-            name=fields["name"],
-            shape=tuple(fields["shape"]),
-            dtype=fields["dtype"],
-            bands=tuple(fields["bands"]),
-            pixel_scale_arcsec=fields["pixel_scale_arcsec"],
-            unit=fields["unit"],
-            zero_points_ab=None if zero_points is None else tuple(zero_points),
-            may_have_nan=fields["may_have_nan"],
-            zero_is_no_coverage=fields["zero_is_no_coverage"],
-            casts_to_dtype=fields["casts_to_dtype"],
-        )
+
+def _is_little_endian_number(dtype: str) -> bool:
+    # NumPy's own parser takes a small language, and not all it raises are errors of type.
+    if not _DTYPE.fullmatch(dtype) or dtype.startswith(">"):
+        return False
+    try:
+        return np.dtype(dtype).kind in "biufc"
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +163,11 @@ class Schema:
         names = [a.name for a in self.arrays]
         if not names or len(set(names)) != len(names):
             raise UsageError(f"a schema needs arrays with distinct names, not {names}")
+        if self.sample_nbytes > MAX_SAMPLE_NBYTES:
+            raise UsageError(
+                f"a sample must have at most {MAX_SAMPLE_NBYTES:,} bytes, got "
+                f"{self.sample_nbytes:,}"
+            )
 
     def __getitem__(self, name: str) -> Survey:
         for array in self.arrays:
@@ -172,13 +194,18 @@ class Schema:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Schema:
-        """The inverse of `to_json`."""
-        return cls(
-            name=fields["name"],
-            arrays=tuple(Survey.from_json(a) for a in fields["arrays"]),
-            scalars=tuple(fields["scalars"]),
-        )
+    def from_json(cls, fields: JsonValue | Mapping[str, Any]) -> Schema:
+        """The inverse of `to_json`.
+
+        Args:
+            fields: a part of a file, or a plain dict.
+
+        Raises:
+            DataError: it does not describe a schema.
+        """
+        if not isinstance(fields, JsonValue):
+            fields = JsonValue(dict(fields), "the schema", "give what Schema.to_json made")
+        return fields.read_as(cls)
 
 
 # Shapes, band order, pixel scales and zero-points as upstream's released data have them

@@ -103,6 +103,36 @@ def make_spans(
     )
 
 
+def outside(
+    offsets: NDArray[np.int64],
+    shard_sizes: NDArray[np.int64],
+    shard_nbytes: NDArray[np.int64],
+    nbytes: int,
+) -> tuple[int, int] | None:
+    """The first shard in which an array does not lie, and an offset of it that shows so.
+
+    Args:
+        offsets: int64 (samples,), where the array begins, shard by shard.
+        shard_sizes: int64 (shards,), samples of each.
+        shard_nbytes: int64 (shards,), bytes of each.
+        nbytes: bytes of the array.
+
+    Returns:
+        (shard, offset); None where all lie inside.
+    """
+    used = np.flatnonzero(shard_sizes)
+    if not len(used):
+        return None
+    starts = (np.cumsum(shard_sizes) - shard_sizes)[used]
+    low = np.minimum.reduceat(offsets, starts)
+    high = np.maximum.reduceat(offsets, starts)
+    bad = np.flatnonzero((low < 0) | (high > shard_nbytes[used] - nbytes))
+    if not len(bad):
+        return None
+    first = int(bad[0])
+    return int(used[first]), int(low[first] if low[first] < 0 else high[first])
+
+
 def _fit(
     column: NDArray[np.int64],
     start: NDArray[np.int64],

@@ -23,6 +23,7 @@
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <limits.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -96,6 +97,8 @@ static stream_lines_t stream_lines;
 
 static void stream_copy(char *target, const char *source, size_t nbytes)
 {
+    if (nbytes == 0)
+        return; /* nothing may have no address */
     size_t head = -(uintptr_t)target & (LINE - 1);
     if (head > nbytes)
         head = nbytes;
@@ -115,10 +118,16 @@ static ssize_t read_in_memory(const row_t *row, int64_t done, char *into, int64_
 static int read_row(const row_t *row)
 {
     char *target = (char *)(uintptr_t)row->target;
+    /* A row that no file can have is left to Python, whose call fails with a reason. */
+    if (row->nbytes < 0)
+        return 0;
     if (row->fd == SHARED_MEMORY) {
         stream_copy(target, (const char *)(uintptr_t)row->offset, (size_t)row->nbytes);
         return 1;
     }
+    if (row->fd < 0 || row->fd > INT_MAX || row->offset < 0 ||
+        row->offset > INT64_MAX - row->nbytes)
+        return 0;
     if (row->nbytes <= DIRECT_BYTES)
         return read_in_memory(row, 0, target, row->nbytes) == row->nbytes;
     for (int64_t done = 0; done < row->nbytes;) {
@@ -151,6 +160,11 @@ static PyObject *fill(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "y*nn:fill", &table, &first, &stop))
         return NULL;
+    if ((uintptr_t)table.buf % _Alignof(row_t) != 0) {
+        PyBuffer_Release(&table);
+        PyErr_SetString(PyExc_ValueError, "table must be aligned to 8 bytes");
+        return NULL;
+    }
     if (first < 0 || stop < first || stop > table.len / (Py_ssize_t)sizeof(row_t)) {
         PyBuffer_Release(&table);
         PyErr_Format(PyExc_IndexError, "rows [%zd, %zd) are not in the table", first, stop);
@@ -215,6 +229,8 @@ __attribute__((target(FOLDING))) static uint32_t stream_folding(uint32_t crc, ch
 
 static uint32_t stream_crc32c(uint32_t crc, char *target, const char *source, size_t nbytes)
 {
+    if (nbytes == 0)
+        return crc;
     size_t head = -(uintptr_t)target & (LINE - 1);
     if (head > nbytes)
         head = nbytes;

@@ -20,8 +20,10 @@ import numpy as np
 
 from msdata.atomic_file import storage_error
 from msdata.augment.statistics import FILE_NAME as STATISTICS_NAME
+from msdata.checked_json import open_regular
+from msdata.checked_table import read_whole
 from msdata.dataset import Dataset
-from msdata.errors import DataError
+from msdata.errors import DataError, MsdataError
 from msdata.expected_shard import ExpectedShard
 from msdata.index import FILE_NAME as INDEX_NAME
 from msdata.index import IndexFile, file_sha256
@@ -69,15 +71,16 @@ class Expectations:
     Args:
         folder: the data set.
         manifest: its manifest.
+        is_verified: the index's checksum was compared already.
 
     Raises:
         DataError: the index is missing or damaged.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._index = IndexFile(folder, manifest)
+        self._index = IndexFile(folder, manifest, is_verified=is_verified)
         self._dataset = Dataset(folder, manifest, self._index)
         # A Parquet file that is open once must not be read by two threads at a time.
         self._lock = threading.Lock()
@@ -143,8 +146,14 @@ def verify_dataset(
         faults += [f for s in manifest.shards if (f := _size_fault(folder, s)) is not None]
         notes.append("the samples were not checked: that takes an intact index")
     else:
-        for found in _check_all(Expectations(folder, manifest), jobs, progress):
-            faults += found
+        try:
+            for found in _check_all(
+                Expectations(folder, manifest, is_verified=True), jobs, progress
+            ):
+                faults += found
+        except DataError as error:
+            # Its checksum is right, its content is not: another program wrote both.
+            faults.append(Fault(kind="index", path=INDEX_NAME, message=str(error)))
     return _report(folder, manifest, faults, notes, started_s)
 
 
@@ -195,9 +204,12 @@ def _check_all(
 def _index_faults(folder: Path, manifest: Manifest) -> list[Fault]:
     path = folder / INDEX_NAME
     try:
+        open_regular(path, "restore it from a copy").close()
         found = file_sha256(path)
     except FileNotFoundError:
         return [Fault(kind="index", path=INDEX_NAME, message="it is missing")]
+    except DataError as error:
+        return [Fault(kind="index", path=INDEX_NAME, message=str(error))]
     except OSError as error:
         message = str(storage_error("read", path, error))
         return [Fault(kind="index", path=INDEX_NAME, message=message)]
@@ -260,17 +272,15 @@ def _rejected_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _sources_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    path, kinds = folder / SOURCES_NAME, {"sample_id": "text", "path": "text", "row": "integer"}
     try:
         # Read whole: every page carries a checksum.
-        table = pq.read_table(folder / SOURCES_NAME, page_checksum_verification=True)
-    except FileNotFoundError:
+        table = read_whole(path, kinds, cure="--repair cannot rebuild shards")
+    except (FileNotFoundError, NotADirectoryError):
         yield f"{SOURCES_NAME} is missing: the data are whole, but --repair cannot mend them"
         return
-    except (OSError, pa.ArrowException) as error:
-        yield f"{SOURCES_NAME} is unreadable ({error}): --repair cannot mend anything with it"
+    except MsdataError as error:
+        yield f"{SOURCES_NAME} is unreadable ({error})"
         return
     if table.num_rows != manifest.num_samples:
         yield f"{SOURCES_NAME} has {table.num_rows} rows for {manifest.num_samples} samples"

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import torch
@@ -29,9 +31,11 @@ from msdata.atomic_file import (
     whole_file,
     write_whole,
 )
-from msdata.errors import DataError, UsageError
+from msdata.checked_json import JsonValue, Within, open_regular, read_json
+from msdata.errors import DataError, MsdataError, UsageError
 from msdata.file_lock import take_lock
 from msdata.output_file import check_output
+from msdata.schema import Schema
 from mstrain.config import TrainConfig
 from mstrain.fusion import RedshiftNet
 
@@ -39,7 +43,9 @@ FORMAT_VERSION = 1
 _FOLDER = "checkpoints"
 _LAST = "last"
 _BEST = "best.pt"
+_STEP_NAME = re.compile(r"step-\d{8,}\.pt")
 _LOCK = ".lock"
+_Length = Annotated[int, Within(1, 1 << 20)]
 # A killed training may take as long to end and let go of its run.
 _LOCK_PATIENCE_S = 15.0
 
@@ -145,14 +151,14 @@ def find_last(run: Path) -> Path | None:
     """
     files = _step_files(run)
     try:
-        named = json.loads((run / _FOLDER / _LAST).read_bytes())["file"]
+        named = read_json(run / _FOLDER / _LAST, cure="")["file"].read_as(str)
     except (FileNotFoundError, NotADirectoryError):
         # Killed between its first checkpoint and `last`: the file is whole all the same.
         return files[-1] if files else None
-    except (ValueError, KeyError, TypeError):
+    except DataError:
         named = files[-1].name if files else ""
-    path = run / _FOLDER / str(named)
-    if not path.is_file():
+    path = run / _FOLDER / named
+    if _STEP_NAME.fullmatch(named) is None or not path.is_file():
         raise DataError(
             f"{run / _FOLDER / _LAST} names {named}, which is gone; put it back, or remove "
             f"{run / _FOLDER / _LAST} to go on from the newest file there"
@@ -172,25 +178,52 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         UsageError: it is of a later version.
         StorageError: the file system refused.
     """
+    cure = f"remove it and {path.with_name(_LAST)}, and the run resumes from the checkpoint before"
     try:
+        # torch compares no checksums, though it writes them.
+        with open_regular(path, cure) as file, zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {damaged}")
         content = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise storage_error("read", path, error) from error
+    except DataError:
+        raise
     except Exception as error:
         # Of a file that is none, torch's reader may raise whatever its bytes led it to.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise DataError(
-            f"{path} is damaged or no checkpoint ({reason}); remove it "
-            f"and {path.with_name(_LAST)}, and the run goes on from the checkpoint before"
-        ) from error
+        raise DataError(f"{path} is damaged or no checkpoint ({reason}); {cure}") from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise DataError(f"{path} is no checkpoint of mstrain; give a run's folder")
-    if content["format_version"] > FORMAT_VERSION:
+    version = JsonValue(content, path, cure)["format_version"].read_as(int)
+    if version > FORMAT_VERSION:
         raise UsageError(
-            f"{path} has format version {content['format_version']}, this mstrain reads up to "
-            f"{FORMAT_VERSION}; update it"
+            f"{path} has format version {version}, this mstrain reads up to {FORMAT_VERSION}; "
+            "update it"
         )
     return content
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Turns what torch raises of content that does not fit into a DataError.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        DataError: the content is of another network or damaged.
+    """
+    try:
+        yield
+    except MsdataError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise DataError(
+            f"{path} does not fit its network ({reason}); resume from another checkpoint, or use "
+            "the version of mstrain that wrote it"
+        ) from error
 
 
 def load_model(
@@ -210,11 +243,15 @@ def load_model(
         UsageError: the run has no such checkpoint.
         DataError: it is damaged.
     """
-    content = read_checkpoint(checkpoint_path(Path(run), which), device)
-    config = TrainConfig.from_dict(content["config"])
-    shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
-    model = RedshiftNet(shapes, config.model).to(device)
-    model.load_state_dict(content["model"] if content["average"] is None else content["average"])
+    path = checkpoint_path(Path(run), which)
+    content = read_checkpoint(path, device)
+    fields = JsonValue(content, path, "use the version of mstrain that wrote it")
+    config = TrainConfig.from_dict(fields["config"].value)
+    shapes = fields["shapes"].read_as(dict[str, tuple[_Length, ...]])
+    weights = fields["model" if fields["average"].value is None else "average"].value
+    with restoring(path):
+        model = RedshiftNet(shapes, config.model).to(device)
+        model.load_state_dict(weights)
     return model.eval().requires_grad_(False), config
 
 
@@ -254,15 +291,14 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.json"
     try:
-        content = json.loads(path.read_bytes())
+        found = read_json(path, cure="put its copy back", has_paths=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{run} is no run: it has no config.json; give the --out of a training"
         ) from None
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); put its copy back") from error
-    if not isinstance(content, dict) or "config" not in content:
-        raise DataError(f"{path} is damaged (no 'config' in it); put its copy back")
+    found["config"].read_as(dict[str, Any])
+    for name in ("data", "fingerprint"):
+        found[name].read_as(str)
+    found["schema"].read_as(Schema)
+    content: dict[str, Any] = found.value
     return content

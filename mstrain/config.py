@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from msdata.augment import AugmentConfig
-from msdata.errors import UsageError
+from msdata.checked_json import JsonValue
+from msdata.errors import DataError, UsageError
 from msdata.plan.order import (
     DEFAULT_BUFFER_SAMPLES,
     DEFAULT_POLICY,
@@ -299,16 +300,11 @@ class TrainConfig:
         Raises:
             UsageError: it holds a setting that this version does not know.
         """
+        cure = "use the version that wrote it, or start a new run"
         try:
-            sections = {n: kind(**saved[n]) for n, kind in SECTIONS.items() if n in saved}
-            augment = AugmentConfig.from_dict(saved["augment"])
-            rest = {n: v for n, v in saved.items() if n not in SECTIONS and n != "augment"}
-            return cls(**rest, **sections, augment=augment)
-        except (TypeError, KeyError) as error:
-            raise UsageError(
-                f"the configuration is of another version of mstrain ({error}); use the version "
-                "that wrote it, or begin a new run"
-            ) from error
+            return JsonValue(saved, "the configuration", cure).read_as(cls)
+        except DataError as error:
+            raise UsageError(f"it is of another version of mstrain: {error}") from error
 
 
 SECTIONS: dict[str, Any] = {

@@ -11,12 +11,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from msdata.atomic_file import open_known, storage_error, write_whole
-from msdata.errors import MissingPackageError
+from msdata.checked_json import Count, parse_json
+from msdata.errors import DataError, MissingPackageError
 from msdata.progress import duration_text
 from mstrain.config import LogConfig
 from mstrain.hits import hit_rate
@@ -112,7 +114,7 @@ def read_journal(run: Path) -> list[dict[str, Any]]:
     """
     path = run / _NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -120,10 +122,29 @@ def read_journal(run: Path) -> list[dict[str, Any]]:
     lines = []
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            found = parse_json(line, path, cure="")
+            found.read_as(_Line)
+        except DataError:
             continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+        lines.append(found.value)
+    return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """What is read of a line again."""
+
+    IGNORES_UNKNOWN = True
+
+    kind: str
+    step: Count
+    epoch: Count = 0
+    loss: float | None = None
+    validation_loss: float | None = None
+    samples_per_s: float | None = None
+    data_wait_fraction: float | None = None
+    hit_rate: float | None = None
+    forecast_hit_rate: float | None = None
 
 
 def sentence(kind: str, values: Mapping[str, Any]) -> str:

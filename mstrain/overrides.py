@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from msdata.errors import UsageError
+from msdata.checked_json import parse_json
+from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
 
 _NONE = ("none", "null", "auto")
@@ -94,7 +94,7 @@ def _read(name: str, text: str, hint: Any) -> Any:
     kind = next(k for k in kinds if k is not type(None))
     try:
         return _convert(text, kind)
-    except ValueError:
+    except (ValueError, DataError):
         raise UsageError(f"{name}={text} cannot be read{_cure(name, kind, kinds)}") from None
 
 
@@ -126,4 +126,4 @@ def _convert(text: str, kind: Any) -> Any:
         return int(number)
     if kind is float:
         return float(text)
-    return json.loads(text)
+    return parse_json(text, "the value", cure="write JSON").value

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.atomic_file import TEMPORARY_SUFFIX, open_known, storage_error, whole_file
+from msdata.checked_table import check_table, file_metadata, open_table, reading
 from msdata.errors import DataError, UsageError
 from msdata.file_lock import take_lock
 from mstrain.metrics.densities import Floats
@@ -39,6 +40,7 @@ MARK = b'"bin_edges"'
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
 _DENSITY = "density"
+_CURE = "give a table that 'mstrain evaluate' or 'mstrain predict' wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,12 +264,19 @@ class Predictions:
         return len(self.columns["sample_id"])
 
     def density_parts(self) -> Iterator[NDArray[np.float32]]:
-        """The densities, float32 (n, K), one part of the rows after the other."""
-        import pyarrow.parquet as pq
+        """The densities, float32 (n, K), one part of the rows after the other.
 
-        with pq.ParquetFile(self.path) as file:
+        Raises:
+            DataError: the file is damaged.
+        """
+        with open_table(self.path, {}, cure=_CURE, num_rows=len(self)) as file:
             for group in range(file.metadata.num_row_groups):
-                yield _density_array(file.read_row_group(group, [_DENSITY]), len(self.edges) - 1)
+                with reading(self.path, _CURE):
+                    table = file.read_row_group(group, [_DENSITY])
+                    table.validate(full=True)
+                num_rows = file.metadata.row_group(group).num_rows
+                check_table(table, self.path, [_DENSITY], cure=_CURE, num_rows=num_rows)
+                yield _density_array(table, len(self.edges) - 1)
 
     def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """The densities of some rows, float32 (n, K); reads the parts that hold them."""
@@ -302,25 +311,34 @@ def read_predictions(path: Path) -> Predictions:
         UsageError: it is not there, or no such table.
         StorageError: the file system refused.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(path) as file:
-            content = json.loads((file.schema_arrow.metadata or {})[METADATA_KEY])
+        with open_table(path, {"sample_id": "text"}, cure=_CURE) as file, reading(path, _CURE):
+            found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
+            edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
+            num_bins = len(edges) - 1
+            density = _list_size(file.schema_arrow, _DENSITY)
+            if num_bins < 1 or density != num_bins or not bool((np.diff(edges) > 0).all()):
+                found["bin_edges"].refuse("rising edges, one more than densities")
             names = [name for name in file.schema_arrow.names if name != _DENSITY]
             table = file.read(names)
-    except FileNotFoundError:
+            table.validate(full=True)
+            check_table(table, path, (), cure=_CURE, num_rows=file.metadata.num_rows)
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise UsageError(
-            f"{path} is no table of predictions ({error}); give one that mstrain wrote"
-        ) from error
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    edges = np.array(content.pop("bin_edges"), np.float64)
+    except DataError as error:
+        raise UsageError(f"{path} is no table of predictions: {error}") from error
+    content = {name: value for name, value in found.value.items() if name != "bin_edges"}
     columns = {name: _column_array(table.column(name)) for name in names}
     return Predictions(path=path, edges=edges, origin=content, columns=columns)
+
+
+def _list_size(schema: pa.Schema, name: str) -> int:
+    """Length of the lists of float32 that a column holds; 0 where it holds something else."""
+    import pyarrow as pa
+
+    kind = schema.field(name).type if name in schema.names else pa.null()
+    is_list = pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)
+    return int(kind.list_size) if is_list else 0
 
 
 def _column_array(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from mstrain.checkpoint import (
     has_config,
     read_checkpoint,
     read_config,
+    restoring,
     save_best,
     save_checkpoint,
     versions,
@@ -205,10 +206,11 @@ def _resume(saved: Path | None, learner: Learner, loader: msdata.Loader) -> Prog
         return Progress()
     # On the host: what belongs on a GPU is copied into what is there already.
     content = read_checkpoint(saved)
-    learner.load_state_dict(content)
-    progress = Progress.from_dict(content["progress"])
-    if progress.loader is not None:
-        loader.load_state_dict(progress.loader)
+    with restoring(saved):
+        learner.load_state_dict(content)
+        progress = Progress.from_dict(content["progress"])
+        if progress.loader is not None:
+            loader.load_state_dict(progress.loader)
     return progress
 
 

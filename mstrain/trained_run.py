@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import msdata
+from msdata.checked_json import Count, JsonValue
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 from mstrain.checkpoint import checkpoint_path, read_checkpoint, read_config
@@ -54,22 +55,17 @@ def open_run(path: Path, which: str) -> TrainedRun:
     saved = read_config(path)
     file = checkpoint_path(path, which)
     content = read_checkpoint(file)
-    try:
-        return TrainedRun(
-            path=path,
-            config=TrainConfig.from_dict(content["config"]),
-            which=which,
-            step=content["progress"]["step"],
-            epochs=content["progress"]["trained"],
-            data=saved["data"],
-            fingerprint=content["fingerprint"],
-            schema=Schema.from_json(saved["schema"]),
-        )
-    except KeyError as error:
-        raise DataError(
-            f"{file} or {path / 'config.json'} lacks {error}: they are of another version of "
-            "mstrain; evaluate with the version that trained"
-        ) from error
+    fields = JsonValue(content, file, "evaluate with the version of mstrain that trained")
+    return TrainedRun(
+        path=path,
+        config=TrainConfig.from_dict(fields["config"].value),
+        which=which,
+        step=fields["progress"]["step"].read_as(Count),
+        epochs=fields["progress"]["trained"].read_as(Count),
+        data=saved["data"],
+        fingerprint=fields["fingerprint"].read_as(str),
+        schema=Schema.from_json(saved["schema"]),
+    )
 
 
 def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msdata.checked_json import Count, JsonValue
 from mstrain.config import TrainConfig
 from mstrain.data import Ahead, EpochEnd, TensorBatch
 from mstrain.journal import Journal, hit_values
@@ -57,6 +58,9 @@ class Progress:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Progress:
         """The inverse of `to_dict`."""
+        found = JsonValue(saved, "the checkpoint", "resume from another one")
+        for name in ("step", "trained", "validated"):
+            found[name].read_as(Count)
         return cls(**{f.name: saved[f.name] for f in fields(cls)})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msdata.index import FILE_NAME, fixed_columns
+from msdata.index import FILE_NAME, file_sha256, fixed_columns
 from msdata.manifest import Manifest, ShardInfo
 from msdata.schema import MANTIS_SHRIMP
 
@@ -40,7 +40,11 @@ def make_big(folder: Path) -> None:
             writer.write_table(table, row_group_size=ROWS_AT_ONCE)
     writer.close()
     manifest = Manifest(
-        container="tar", schema=schema, shards=tuple(shards), seed=0, index_sha256="0" * 64
+        container="tar",
+        schema=schema,
+        shards=tuple(shards),
+        seed=0,
+        index_sha256=file_sha256(path),
     )
     manifest.write(folder)
 

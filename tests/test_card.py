@@ -141,7 +141,11 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
         ([str(tmp_path)], 2, "is no data set"),
         ([str(data), "--published", "yesterday"], 2, "write YYYY-MM-DD"),
         ([str(data), "--catalog", str(tmp_path / "absent")], 2, "does not exist"),
-        ([str(data), "--catalog", str(tmp_path / "other.json")], 1, "no report of msdata catalog"),
+        (
+            [str(data), "--catalog", str(tmp_path / "other.json")],
+            1,
+            "give the catalog.json of msdata catalog",
+        ),
     ]
     for arguments, code, says in wrong:
         assert main(["card", *arguments]) == code

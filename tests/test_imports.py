@@ -22,6 +22,7 @@ LAYERS = (
         *("errors", "schema", "launchers", "topology", "atomic_file", "file_lock", "trusted_names"),
         *("terminal", "output_file"),
         *("checksum", "progress", "jobs", "_stream_fill"),
+        *("checked_json", "checked_table"),
     },
     {
         *("sources", "shards", "preprocess", "catalog", "catalogcolumns", "catalogfile", "plan"),

@@ -38,7 +38,9 @@ def write_data(folder, schema: Schema, **columns) -> pa.Table:
     table = pa.table({**index_columns(schema, np.random.default_rng(0)), **columns})
     digest = write_index(folder, table, schema)
     shards = tuple(
-        ShardInfo(split=s, name="shard-000000.tar", num_samples=n, nbytes=n * 1000, frame_crc32c=0)
+        ShardInfo(
+            split=s, name="shard-000000.tar", num_samples=n, nbytes=n * 600_000, frame_crc32c=0
+        )
         for s, n in SIZES.items()
     )
     Manifest(
@@ -74,7 +76,7 @@ def test_counts_sizes_and_pixels_are_those_of_the_index(labelled):
     folder, table = labelled
     info = describe(folder)
     assert {s.name: s.num_samples for s in info.splits} == SIZES
-    assert [s.nbytes for s in info.splits] == [n * 1000 for n in SIZES.values()]
+    assert [s.nbytes for s in info.splits] == [n * 600_000 for n in SIZES.values()]
     for array in info.arrays:
         filled = table[f"filled_{array.name}"].to_numpy()
         assert array.num_filled_pixels == filled.sum()

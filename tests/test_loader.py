@@ -12,12 +12,14 @@ from typing import Any
 import loading
 import numpy as np
 import pytest
+import raw_dataset
 import torch
 
 import msdata
 import msdata.fill
 from msdata.errors import UsageError
 from msdata.plan.order import epoch_order
+from msdata.schema import Schema, Survey
 
 Packed = Callable[..., Path]
 
@@ -368,3 +370,16 @@ def test_a_url_is_no_path() -> None:
 def test_a_split_that_got_no_samples_is_named_with_those_there_are(split) -> None:
     with pytest.raises(UsageError, match="has no split 'val'; it has train"):
         split.dataset.split("val")
+
+
+def test_more_arrays_than_one_read_fills_are_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(msdata.fill, "_stream_fill", None)
+    arrays = tuple(Survey(name=f"a{n}", shape=(2,), dtype="<i2") for n in range(1100))
+    schema = Schema(name="inferred", arrays=arrays)
+    data = raw_dataset.write_raw(tmp_path / "data", schema, [7], has_checksums=True)
+    with msdata.Loader(loading.open_train(data), 7, threads=1, verify=True) as loader:
+        (batch,) = loading.run_epoch(loader)
+    wanted = raw_dataset.pattern_at(0, 1099 * 4, 4)
+    assert batch["a1099"][batch["sample_id"] == "0000000"].tobytes() == wanted

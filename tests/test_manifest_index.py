@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fuzzing
 import loading
 import numpy as np
 import packing
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -24,6 +27,8 @@ from msdata.batch_columns import fixed_width, is_short_ascii
 from msdata.errors import DataError, UsageError
 from msdata.index import file_sha256, fixed_columns, split_rows, write_index
 from msdata.manifest import read_manifest
+from msdata.schema import Survey
+from msdata.verify import verify_dataset
 
 Packed = Callable[..., Path]
 
@@ -61,8 +66,8 @@ def test_no_path_and_no_time_stands_in_the_manifest(out: Path, tiny_source: Path
     [
         (lambda c: c.update(seed=7), "was altered: its fingerprint"),
         (lambda c: c.update(format_version=99), "format version 99"),
-        (lambda c: c.pop("schema"), "is damaged"),
-        (lambda c: c.update(splits=[]), "is damaged"),
+        (lambda c: c.pop("schema"), "field 'schema' is missing; restore it or pack again"),
+        (lambda c: c.update(splits=[]), "splits must be an object, got a list of 0"),
     ],
 )
 def test_a_changed_manifest_is_refused(
@@ -81,7 +86,7 @@ def test_what_is_no_data_set_is_told_from_one_half_packed(out: Path, tmp_path: P
     with pytest.raises(UsageError, match="is no data set"):
         msdata.open(tmp_path)
     (out / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="is no JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         msdata.open(out)
     (out / "dataset.json").unlink()
     (out / ".pack").mkdir()
@@ -106,10 +111,10 @@ def test_a_missing_or_damaged_index_is_said(out: Path) -> None:
     path = out / "index.parquet"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match="is no Parquet file"):
+    with pytest.raises(DataError, match="was altered or truncated: SHA-256"):
         msdata.open(out)
     pq.write_table(pq.read_table(pa.BufferReader(content)).slice(0, 10), path)
-    with pytest.raises(DataError, match="has 10 rows"):
+    with pytest.raises(DataError, match="was altered or truncated: SHA-256"):
         msdata.open(out)
     path.unlink()
     with pytest.raises(DataError, match=r"index\.parquet is missing"):
@@ -212,3 +217,101 @@ def test_a_process_that_loads_imports_arrow_alone(
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.split() == [str(loading.NUM_SAMPLES), "False"], found.stderr
+
+
+def forge(out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Rewrites the index, and makes its checksum right again."""
+    path = out / "index.parquet"
+    table = change(pq.read_table(path))
+    groups = [table.filter(pc.equal(table["split"], name)) for name in ("train", "val", "test")]
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+    fuzzing.seal(out)
+
+
+def with_column(name: str, change: Callable[[list], list]) -> Callable[[pa.Table], pa.Table]:
+    """Gives a table with one column altered."""
+
+    def altered(table: pa.Table) -> pa.Table:
+        values = pa.array(change(table[name].to_pylist()), table[name].type)
+        return table.set_column(table.column_names.index(name), name, values)
+
+    return altered
+
+
+def test_an_altered_label_is_refused_when_the_data_set_is_opened(out: Path) -> None:
+    path = out / "index.parquet"
+    change = with_column("redshift", lambda values: [0.5, *values[1:]])
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(DataError, match=r"index\.parquet was altered or truncated: SHA-256"):
+        msdata.open(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (with_column("offset_image", lambda v: [-1, *v[1:]]), "offset_image must be 0 to .*got -1"),
+        (
+            with_column("offset_image", lambda v: [2**62, *v[1:]]),
+            f"offset_image must be 0 to .*got {2**62}",
+        ),
+        (with_column("crc32c", lambda v: [None, *v[1:]]), "'crc32c' must not have nulls, got 1"),
+        (with_column("sample_id", lambda v: [None, *v[1:]]), "'sample_id' must not have nulls"),
+        (
+            lambda t: t.drop_columns(["crc32c"]),
+            "'crc32c' must hold integer values, got nothing",
+        ),
+        (
+            lambda t: t.set_column(
+                t.column_names.index("crc32c"), "crc32c", pa.array([-1] * t.num_rows, pa.int64())
+            ),
+            "column 'crc32c' must hold uint32 values, got -1",
+        ),
+        (lambda t: t.append_column("shard", t["shard"]), "columns must have distinct names"),
+        (lambda t: t.slice(1), "it must have 300 rows, got 299"),
+    ],
+)
+def test_a_forged_index_is_refused_before_anything_is_read_by_it(
+    change: Callable[[pa.Table], pa.Table], says: str, out: Path
+) -> None:
+    forge(out, change)
+    with pytest.raises(DataError, match=says):
+        msdata.Loader(msdata.open(out).split("train"), 16, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ([2**32, 2**32], "must have at most"),
+        ([2**31], "samples of less than 8589930496 bytes in tar shards"),
+        ([2**31, 2**31], "must have at most"),
+        ([2**20], r"splits.train.shards\[0\].nbytes must be at least"),
+        ([2**63], "must be an integer of 64 bits"),
+        ([1] * 33, "must have at most 32 axes"),
+        ([-3, -8, -8], "must be a number at least 1"),
+        ([True], "must be an integer"),
+        (3, "must be a list"),
+    ],
+)
+def test_shapes_that_no_shard_can_hold_are_refused(shape: object, says: str, out: Path) -> None:
+    content = json.loads((out / "dataset.json").read_text())
+    content["schema"]["arrays"][0]["shape"] = shape
+    (out / "dataset.json").write_text(json.dumps(content))
+    fuzzing.seal(out)
+    with pytest.raises(DataError, match=says):
+        msdata.open(out)
+
+
+def test_a_shape_is_multiplied_without_end() -> None:
+    with pytest.raises(UsageError, match=f"must have at most .* bytes, got {2**66:,}"):
+        Survey(name="image", shape=(2**32, 2**32))
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(out: Path) -> None:
+    (out / "index.parquet").unlink()
+    os.mkfifo(out / "index.parquet")
+    with pytest.raises(DataError, match="is not a regular file; restore it or pack again"):
+        msdata.open(out)
+    report = verify_dataset(out)
+    assert "is not a regular file" in report.faults[0].message

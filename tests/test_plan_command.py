@@ -212,10 +212,10 @@ def test_a_file_that_is_no_machine_is_refused(tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         load_machine(path)
     path.write_text("{")
-    with pytest.raises(DataError, match="no machine file"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         load_machine(path)
     path.write_text('{"format": 99}')
-    with pytest.raises(DataError, match="not of format 1"):
+    with pytest.raises(DataError, match="format must be one of 1, got 99"):
         load_machine(path)
 
 

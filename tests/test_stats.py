@@ -123,7 +123,7 @@ def test_absent_or_damaged_statistics_are_refused_with_the_command(
         read_statistics(data)
     for text in ("{", "[]", '{"format_version": 1}', '{"format_version": 99}'):
         (tmp_path / "statistics.json").write_text(text)
-        with pytest.raises(DataError, match=r"holds no statistics .* run 'msdata stats'"):
+        with pytest.raises(DataError, match=r"statistics.json is .*; run 'msdata stats' again"):
             read_statistics(tmp_path)
 
 

@@ -202,3 +202,23 @@ def test_without_the_c_module_a_checked_copy_is_the_same(monkeypatch: pytest.Mon
         assert checksum.copy_crc32c(record, pieces) == crc32c(record)
         assert (target == record).all()
         assert checksum.copy_crc32c(record[1:], pieces) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [(0, -1), (0, 2**32 + 3), (1, -1), (1, 2**63 - 8), (2, -1), (2, -(2**63))]
+)
+def test_a_row_that_no_file_can_have_is_left_undone(shard, column: int, value: int) -> None:
+    fd, _ = shard
+    warm(fd)
+    target = np.full(64, 7, np.uint8)
+    table = rows_of([(fd, 0, 64, target.ctypes.data)])
+    table[0, column] = value
+    assert _stream_fill.fill(table, 0, 1) == 0
+    assert (target == 7).all()
+
+
+def test_a_table_that_is_not_aligned_is_refused() -> None:
+    raw = np.zeros(40, np.uint8)
+    offset = 1 if raw.ctypes.data % 8 == 0 else 0
+    with pytest.raises(ValueError, match="must be aligned to 8 bytes"):
+        _stream_fill.fill(raw[offset : offset + 32], 0, 1)

@@ -318,7 +318,7 @@ def test_an_altered_manifest_is_a_fault_and_none_at_all_is_wrong_usage(copy, cap
     assert main(["verify", str(copy.data), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["is_whole"] is False
     path.write_text(text[:-20])
-    assert "is no JSON" in str(faults_of(copy)[0])
+    assert "is not valid JSON" in str(faults_of(copy)[0])
     path.unlink()
     with pytest.raises(UsageError, match=r"it has no dataset\.json"):
         verify_dataset(copy.data)
@@ -401,7 +401,7 @@ def test_repair_says_what_it_lacks(copy):
     assert "is not there; say with --source DIR where it is" in mending.message
     (copy.data / "sources.parquet").unlink()
     (mending,) = repair(report, source=copy.objects)
-    assert "nobody knows which objects" in mending.message
+    assert "is missing; without it no shard is rebuilt" in mending.message
 
 
 @TAR_ONLY

@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.atomic_file import storage_error, write_whole
-from msdata.errors import DataError, UsageError
+from msdata.atomic_file import write_whole
+from msdata.checked_json import Count, Positive, Within, read_json
+from msdata.errors import DataError, StorageError, UsageError
 from msdata.trusted_names import check_regular
 
 FILE_NAME = "statistics.json"
@@ -51,16 +52,16 @@ class BandStatistics:
         asinh_std: standard deviation of asinh(value / sky_sigma).
     """
 
-    num_pixels: int
-    num_nan: int
-    num_missing: int
+    num_pixels: Count
+    num_nan: Count
+    num_missing: Count
     mean: float
-    std: float
+    std: Annotated[float, Within(0)]
     minimum: float
     maximum: float
     quantiles: dict[str, float]
-    sky_sigma: float
-    asinh_std: float
+    sky_sigma: Positive
+    asinh_std: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +112,15 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
         file = file / FILE_NAME
     check_regular(file)
     try:
-        found = _from_json(json.loads(file.read_bytes()))
+        fields = read_json(file, cure="run 'msdata stats' again").read_as(_Fields)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"there is no {file}; run 'msdata stats {file.parent}'") from None
-    except OSError as error:
-        raise storage_error("read", file, error) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{file} holds no statistics ({type(error).__name__}: {error}); run 'msdata stats'"
-        ) from None
+    found = Statistics(
+        fingerprint=fields.fingerprint,
+        split=fields.split,
+        num_samples=fields.num_samples,
+        arrays=fields.arrays,
+    )
     wanted = _fingerprint_beside(file) if fingerprint is None else fingerprint
     if wanted not in (None, found.fingerprint):
         raise DataError(
@@ -129,25 +130,21 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
     return found
 
 
-def _from_json(content: Any) -> Statistics:
-    if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {content['format_version']}, not {FORMAT_VERSION}")
-    arrays = {
-        array: {band: BandStatistics(**values) for band, values in bands.items()}
-        for array, bands in content["arrays"].items()
-    }
-    return Statistics(
-        fingerprint=content["fingerprint"],
-        split=content["split"],
-        num_samples=content["num_samples"],
-        arrays=arrays,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    """What `Statistics.to_json` gives."""
+
+    fingerprint: str
+    split: str
+    num_samples: Count
+    arrays: Mapping[str, Mapping[str, BandStatistics]]
+    format_version: Literal[1]
 
 
 def _fingerprint_beside(file: Path) -> str | None:
     try:
-        return str(json.loads((file.parent / "dataset.json").read_bytes())["fingerprint"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_json(file.parent / "dataset.json", cure="")["fingerprint"].read_as(str)
+    except (OSError, DataError, StorageError):
         # A copy beside a run: there is nothing to hold it against.
         return None
 

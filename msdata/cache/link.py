@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import mmap
 import os
 import socket
@@ -27,7 +26,9 @@ from numpy.typing import NDArray
 
 from msdata.cache.tier import LOG
 from msdata.cache.transport import IsSound
+from msdata.checked_json import parse_json
 from msdata.checksum import copy_crc32c
+from msdata.errors import DataError
 
 # A request takes milliseconds; a service that takes longer is worse than storage.
 TIMEOUT_S = 2.0
@@ -83,9 +84,9 @@ def describe_service(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, An
     try:
         with _connect(address, timeout_s) as connection:
             connection.send(DESCRIBE)
-            found: dict[str, Any] = json.loads(connection.recv(MAX_MESSAGE_NBYTES))
-            return found
-    except (OSError, ValueError):
+            said = connection.recv(MAX_MESSAGE_NBYTES)
+            return parse_json(said, "the service", cure="").read_as(dict[str, Any])
+    except (OSError, ValueError, DataError):
         return None
 
 

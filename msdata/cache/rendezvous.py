@@ -16,7 +16,8 @@ from pathlib import Path
 
 from msdata.atomic_file import storage_error, write_whole
 from msdata.cache.own_file import open_own_folder, read_own
-from msdata.errors import StorageError
+from msdata.checked_json import parse_json
+from msdata.errors import DataError, StorageError
 
 _KEY_FILE = "key.json"
 _MOST_NBYTES = 4096
@@ -40,17 +41,17 @@ def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, st
         os.close(open_own_folder(folder, is_followed=True))
         if not os.path.lexists(path):
             _offer(path, make())
-        found = json.loads(read_own(path, _MOST_NBYTES))
+        cure = "remove it and start again"
+        keys = parse_json(read_own(path, _MOST_NBYTES), path, cure=cure).read_as(tuple[str, str])
     except StorageError:
         raise
     except OSError as error:
         raise storage_error("share", path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path} is no key ({error}); remove it and start anew") from error
-    is_pair = isinstance(found, list) and len(found) == 2
-    if not is_pair or not all(isinstance(k, str) and len(k) == _KEY_LETTERS for k in found):
-        raise StorageError(f"{path} is no key; remove it and start anew")
-    return found[0], found[1]
+    except DataError as error:
+        raise StorageError(f"{path} is no key: {error}") from error
+    if any(len(key) != _KEY_LETTERS for key in keys):
+        raise StorageError(f"{path} is no key; {cure}")
+    return keys
 
 
 def _offer(path: Path, keys: tuple[str, str]) -> None:
@@ -91,12 +92,12 @@ def withdraw(folder: Path, name: str, node: int, address: str) -> None:
 def address_of(folder: Path, name: str, node: int) -> str | None:
     """Where a node's records are served; None where nobody has said so."""
     try:
-        found = json.loads(read_own(_place(folder, name, node), _MOST_NBYTES, is_private=False))
-        address = found["address"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        place = _place(folder, name, node)
+        content = read_own(place, _MOST_NBYTES, is_private=False)
+        address = parse_json(content, place, cure="")["address"].read_as(str)
+    except (OSError, DataError):
         return None
-    is_one = isinstance(address, str) and address.startswith("tcp://")
-    return address if is_one else None
+    return address if address.startswith("tcp://") else None
 
 
 def _place(folder: Path, name: str, node: int) -> Path:

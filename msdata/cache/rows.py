@@ -11,9 +11,12 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from msdata.cache.shared_file import is_role_taken, take_role
+from msdata.checked_json import parse_json
+from msdata.errors import DataError
 
 NUM_ROWS = 128
 ROW_NBYTES = 2048
@@ -75,6 +78,7 @@ def _read(fd: int, at: int) -> dict[str, Any] | None:
         length, checksum = struct.unpack_from(_HEAD, raw)
         text = raw[struct.calcsize(_HEAD) :][:length]
         if zlib.crc32(text) == checksum and text:
-            fields: dict[str, Any] = json.loads(text)
-            return fields
+            with suppress(DataError):
+                return parse_json(text, "a row", cure="").read_as(dict[str, Any])
+            return None
     return None

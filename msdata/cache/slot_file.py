@@ -17,14 +17,16 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.rows import NUM_ROWS, ROW_NBYTES
+from msdata.checked_json import Count, Unsigned32, Within, parse_json
 from msdata.checksum import crc32c_of_parts
+from msdata.errors import DataError
 
 FORMAT = 4
 EMPTY, CLAIMED, READY = 0, 1, 2
@@ -39,6 +41,7 @@ _SHARD = np.dtype(
 SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
 _STATE_AT = 12
 SLOT_NBYTES = SLOT.itemsize
+_MAX_SHARDS, _MAX_SAMPLES = 1 << 22, 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +64,14 @@ class Header:
 
     fingerprint: str
     split: str
-    sample_nbytes: int
-    num_shards: int
-    node: int
-    tier: int
-    planned_nbytes: tuple[int, int]
-    most_nbytes: int
-    owners_crc32c: int
-    num_entries: int
+    sample_nbytes: Annotated[int, Within(1, 1 << 40)]
+    num_shards: Annotated[int, Within(0, _MAX_SHARDS)]
+    node: Count
+    tier: Count
+    planned_nbytes: tuple[Count, Count]
+    most_nbytes: Count
+    owners_crc32c: Unsigned32
+    num_entries: Annotated[int, Within(0, _MAX_SAMPLES)]
     format: int = FORMAT
 
     def is_of(self, split: CachedSplit) -> bool:
@@ -142,11 +145,10 @@ def read_header(fd: int) -> Header | None:
     raw = os.pread(fd, _HEADER_NBYTES, 0)
     if not raw.startswith(MAGIC):
         return None
+    text = raw[len(MAGIC) :].partition(b"\n")[0]
     try:
-        fields = json.loads(raw[len(MAGIC) :].partition(b"\n")[0])
-        fields["planned_nbytes"] = tuple(fields["planned_nbytes"])
-        header = Header(**fields)
-    except (ValueError, TypeError, KeyError):
+        header = parse_json(text, "the cache file", cure="").read_as(Header)
+    except DataError:
         return None
     return header if header.format == FORMAT else None
 
@@ -243,6 +245,17 @@ def write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
             rest = rest[count:]
 
 
+def _read_shards(fd: int, num_shards: int) -> NDArray[Any]:
+    shards = np.zeros(num_shards, _SHARD)
+    count = os.preadv(fd, [shards.view(np.uint8).data], _TABLES_AT) if num_shards else 0
+    low = np.minimum(shards["size"], shards["first"])
+    high = np.maximum(shards["size"], shards["first"])
+    is_sound = low.min(initial=0) >= -1 and high.max(initial=0) <= _MAX_SAMPLES
+    if count != shards.nbytes or not is_sound or (shards["size"] < 0).any():
+        raise OSError("the cache file has a damaged table of shards")
+    return shards
+
+
 class SlotFile:
     """An open slot file.
 
@@ -268,20 +281,22 @@ class SlotFile:
             raise OSError("the cache file has lost its header")
         self.fd = fd
         self.header = header
-        raw = os.pread(fd, header.num_shards * _SHARD.itemsize, _TABLES_AT)
-        shards = np.frombuffer(raw, _SHARD)
+        shards = _read_shards(fd, header.num_shards)
         self.owners: Owners = shards["owner"].copy(), shards["tier"].copy()
         self._sizes = shards["size"].astype(np.int64)
         self._first_samples = np.cumsum(self._sizes) - self._sizes
         self.first_slots = shards["first"].astype(np.int64)
-        # No slot from here on is used.
-        self._end = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
         ends = np.where(self.first_slots >= 0, self.first_slots + self._sizes, 0)
+        # No slot from here on is used, or mapped.
+        most = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
+        self._end = min(most, int(ends.max(initial=0)))
         used = np.minimum(ends, self._end) - self.first_slots
         self.num_slots = int(used[(self.first_slots >= 0) & (used > 0)].sum())
         num_mapped = int(ends.max(initial=0)) if is_mapped else 0
         self._payload_at = _payload_at(header.num_shards, header.num_entries)
         end = self._payload_at + num_mapped * header.sample_nbytes
+        if end > os.fstat(fd).st_size:
+            raise OSError("the cache file is truncated")
         self._map = mmap.mmap(fd, end, prot=mmap.PROT_READ)
         with suppress(OSError, AttributeError):
             # Only where the administrator set shmem_enabled to advise does this give huge pages.
@@ -301,7 +316,7 @@ class SlotFile:
         """
         first = self.first_slots[shards]
         slots = first + samples - self._first_samples[shards]
-        return np.where((first >= 0) & (slots < self._end), slots, -1)
+        return np.where((first >= 0) & (slots >= 0) & (slots < self._end), slots, -1)
 
     def slots_of_shard(self, shard: int) -> tuple[range, int]:
         """The slots of a shard, and the number of the sample in the first."""

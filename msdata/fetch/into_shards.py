@@ -8,7 +8,6 @@ rejected keeps its file.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from msdata.atomic_file import open_known, storage_error, write_whole
 from msdata.catalogcolumns import read_catalog
+from msdata.checked_json import read_json
+from msdata.checked_table import open_table, reading
 from msdata.errors import DataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
 from msdata.fetch.objects import OBJECTS
@@ -32,10 +33,12 @@ from msdata.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
+from msdata.rejected import read_rejected
 from msdata.trusted_names import check_below
 from msdata.verify import verify_dataset
 
 _MARKER_NAME = "packed.json"
+_SOURCE_KINDS = {"sample_id": "text", "path": "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,16 +195,12 @@ def _settled(settings: FetchSettings) -> tuple[set[str], int]:
 
 def _source_of(data: Path) -> str:
     """The folder that a data set was packed from; empty where it does not say."""
-    import pyarrow.parquet as pq
-
-    path = data / SOURCES_NAME
-    if not path.exists():
-        return ""
+    path, cure = data / SOURCES_NAME, "give a new folder"
     try:
-        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    return metadata.get(b"source", b"").decode()
+        with open_table(path, _SOURCE_KINDS, cure=cure) as file, reading(path, cure):
+            return str((file.schema_arrow.metadata or {}).get(b"source", b"").decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def _packed_ids(data: Path) -> set[str]:
@@ -247,9 +246,8 @@ def _check(settings: FetchSettings, ids: set[str], packed: set[str]) -> None:
 
 def _rejected_ids(data: Path) -> set[str]:
     try:
-        with (data / REJECTED_NAME).open(encoding="utf-8", newline="") as file:
-            return {row["sample_id"] for row in csv.DictReader(file)}
-    except OSError as error:
+        return {row.sample_id for row in read_rejected(data / REJECTED_NAME)}
+    except FileNotFoundError as error:
         raise storage_error("read", data / REJECTED_NAME, error) from error
 
 
@@ -261,14 +259,10 @@ def _write_marker(out: Path, data: Path, fingerprint: str) -> None:
 def _read_marker(out: Path) -> dict[str, str] | None:
     path = out / FOLDER / _MARKER_NAME
     try:
-        fields = json.loads(path.read_bytes())
-        return {"data": str(fields["data"]), "fingerprint": str(fields["fingerprint"])}
+        found = read_json(path, cure="fetch into a new folder", has_paths=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is broken: {error}; fetch into a new folder") from error
+    return {name: found[name].read_as(str) for name in ("data", "fingerprint")}
 
 
 def _remove(objects: Path, paths: Iterable[Path]) -> int:

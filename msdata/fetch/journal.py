@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from msdata.atomic_file import open_known, storage_error
+from msdata.checked_json import open_regular
 from msdata.errors import MsdataError
 from msdata.fetch.targets import Slice, Target
 
@@ -79,7 +80,7 @@ def read_entries(
     found: dict[str, Entry] = {}
     for path in sorted((out / FOLDER).glob("journal*.jsonl")):
         try:
-            with path.open("rb") as file:
+            with open_regular(path, "remove it, its objects are fetched again") as file:
                 for line in file:
                     _take(line, found, wanted, keep_notes=keep_notes)
         except OSError as error:
@@ -91,7 +92,7 @@ def _take(
     line: bytes, found: dict[str, Entry], wanted: Container[str] | None, *, keep_notes: bool
 ) -> None:
     # A line may be torn; so is the one that another slice is writing just now.
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
         fields = json.loads(line)
         if wanted is not None and fields["sample_id"] not in wanted:
             return
@@ -99,10 +100,28 @@ def _take(
             fields.pop("notes", None)
             fields.pop("reason", None)
         entry = Entry(**fields)
+        if not _is_sound(entry):
+            return
         before = found.get(entry.sample_id)
         # Of two slices' entries one that has the object counts more.
         if before is None or before.state != FETCHED or entry.state == FETCHED:
             found[entry.sample_id] = entry
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether an entry holds what `Journal.add` writes; checked by hand, for there are millions."""
+    places = (entry.ra, entry.dec)
+    texts = (entry.sample_id, entry.service, entry.reason)
+    return (
+        entry.state in (FETCHED, REFUSED, UNSETTLED)
+        and all(isinstance(text, str) for text in texts)
+        and all(p is None or (isinstance(p, int | float) and abs(p) <= 360) for p in places)
+        and isinstance(entry.nbytes, int)
+        and 0 <= entry.nbytes < 1 << 63
+        and isinstance(entry.crc32c, int)
+        and 0 <= entry.crc32c < 1 << 32
+        and isinstance(entry.notes, dict)
+    )
 
 
 class Journal:

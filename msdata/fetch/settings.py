@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from msdata.atomic_file import open_known, storage_error, write_whole
-from msdata.errors import DataError, UsageError
+from msdata.checked_json import read_json
+from msdata.errors import UsageError
 from msdata.fetch.adapter import Adapter
 from msdata.fetch.journal import FOLDER
 from msdata.fetch.legacy import LegacyAdapter
@@ -165,13 +166,9 @@ def _check_or_write(path: Path, settings: FetchSettings) -> None:
         fields = {"format_version": _FORMAT_VERSION, **now}
         write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        version = before["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is broken: {error}; fetch into a new folder, or restore it"
-        ) from error
+    found = read_json(path, cure="fetch into a new folder, or restore it", has_paths=True)
+    version = found["format_version"].read_as(int)
+    before = found.value
     if version != _FORMAT_VERSION:
         raise UsageError(f"{settings.out} was begun by another version of msdata ({version})")
     for name, value in now.items():

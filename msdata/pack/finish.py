@@ -24,6 +24,7 @@ from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
 from msdata.packed_objects import sources_sha256
+from msdata.rejected import Rejected, read_rejected
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,8 +89,8 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
     rows, sources, shards = [], [], []
     candidates = state.open_candidates()
     for number, part in enumerate(plan.slices):
-        note = state.read_note(number)
-        if note.facts["nbytes"] is None:
+        note = state.read_note(plan, number)
+        if note.facts.nbytes is None or note.facts.frame_crc32c is None:
             continue
         taken = candidates.read_row_group(number).take(note.columns["position"])
         # A shard whose objects were all rejected leaves a gap in the names, never in the rows.
@@ -101,8 +102,8 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
                 split=part.split,
                 name=part.name,
                 num_samples=taken.num_rows,
-                nbytes=note.facts["nbytes"],
-                frame_crc32c=note.facts["frame_crc32c"],
+                nbytes=note.facts.nbytes,
+                frame_crc32c=note.facts.frame_crc32c,
             )
         )
     if not rows:
@@ -165,7 +166,7 @@ def write_rejected(state: PackState, plan: PackPlan, unfinished: Sequence[Reject
     for rejection in unfinished:
         by_shard[rejection.number].append((rejection.position, rejection.reason))
     for number in state.finished(plan):
-        by_shard[number] = state.read_note(number).facts["rejected"]
+        by_shard[number] = list(state.read_note(plan, number).facts.rejected)
     for number, rejected in by_shard.items():
         if not rejected:
             continue
@@ -209,10 +210,10 @@ def unsafe_objects(out: Path) -> UnsafeObjects | None:
     Raises:
         StorageError: the file system refused.
     """
-    found = [r for r in _rejected_rows(out) if r["reason"].endswith(NOTHING_EXECUTED)]
+    found = [r for r in _rejected(out) if r.reason.endswith(NOTHING_EXECUTED)]
     if not found:
         return None
-    return UnsafeObjects(count=len(found), path=found[0]["path"], reason=found[0]["reason"])
+    return UnsafeObjects(count=len(found), path=found[0].path, reason=found[0].reason)
 
 
 def most_rejected(out: Path, num_rejected: int, num_samples: int) -> str | None:
@@ -229,7 +230,7 @@ def most_rejected(out: Path, num_rejected: int, num_samples: int) -> str | None:
     if num_rejected <= num_samples:
         return None
     # Reasons of one kind differ in their numbers, and in names after a semicolon.
-    kinds = Counter(_NUMBER.sub("N", row["reason"].split(";")[0]) for row in _rejected_rows(out))
+    kinds = Counter(_NUMBER.sub("N", row.reason.split(";")[0]) for row in _rejected(out))
     listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(3))
     more = f" and {len(kinds) - 3} more kinds" if len(kinds) > 3 else ""
     total = num_rejected + num_samples
@@ -239,16 +240,15 @@ def most_rejected(out: Path, num_rejected: int, num_samples: int) -> str | None:
     )
 
 
-def _rejected_rows(out: Path) -> Iterator[dict[str, str]]:
+def _rejected(out: Path) -> Iterator[Rejected]:
     path = out / REJECTED_NAME
     try:
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file)
-    except OSError as error:
+        yield from read_rejected(path)
+    except FileNotFoundError as error:
         raise storage_error("read", path, error) from error
 
 
 def num_rejected(state: PackState, plan: PackPlan) -> int:
     """Unusable objects that are known already: of the plan, and of finished shards."""
-    notes = (state.read_note(number) for number in state.finished(plan))
-    return plan.num_rejected + sum(len(note.facts["rejected"]) for note in notes)
+    notes = (state.read_note(plan, number) for number in state.finished(plan))
+    return plan.num_rejected + sum(len(note.facts.rejected) for note in notes)

@@ -6,19 +6,24 @@ moment a pack dies at, what is noted is whole, and what is not noted is done aga
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata.atomic_file import remove_leftovers, storage_error, whole_file, write_whole
+from msdata.checked_json import Count, Unsigned32, read_json
+from msdata.checked_table import check_table, file_metadata, open_table, reading
+from msdata.checksum import crc32c
 from msdata.errors import DataError, UsageError
 from msdata.index import file_sha256, write_table
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
+from msdata.manifest import SettingsFields, fingerprint_of
 from msdata.pack.candidates import Candidates, ShardSlice
 from msdata.pack.folder_lock import is_busy, is_locked
 from msdata.pack.number_columns import split_numbers
@@ -56,15 +61,38 @@ class PackPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _PlanFields:
+    """What `save_plan` writes."""
+
+    settings: SettingsFields
+    schema: Schema
+    slices: tuple[tuple[str, str, Count, Count], ...]
+    label_columns: tuple[str, ...]
+    num_rejected: Count
+    notes: tuple[str, ...]
+    table_sha256: str
+    rejected_sha256: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    nbytes: Count | None
+    frame_crc32c: Unsigned32 | None
+    rejected: tuple[tuple[Count, str], ...]
+    crc32c: Unsigned32
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardNote:
     """A finished shard: its part of the index and its part of the rejects.
 
     Attributes:
-        facts: `nbytes`, `frame_crc32c` (None without a file) and `rejected` as [position, reason].
+        facts: `nbytes`, `frame_crc32c` (None without a file) and `rejected` as (position, reason).
         columns: the index columns found while packing, and `position` in the task.
     """
 
-    facts: dict[str, Any]
+    facts: _Facts
     columns: pa.Table
 
 
@@ -156,15 +184,17 @@ class PackState:
             num_rejected=candidates.rejected.num_rows,
             notes=candidates.notes,
         )
-        content = {
+        content: dict[str, Any] = {
             "settings": settings.to_json(),
             "schema": schema.to_json(),
             "slices": [[s.split, s.name, s.start, s.stop] for s in plan.slices],
             "label_columns": list(plan.label_columns),
             "num_rejected": plan.num_rejected,
             "notes": list(plan.notes),
-            "sha256": {p.name: file_sha256(p) for p in (self._plan_table, self._rejected)},
+            "table_sha256": file_sha256(self._plan_table),
+            "rejected_sha256": file_sha256(self._rejected),
         }
+        content["fingerprint"] = fingerprint_of(content)
         write_whole(self._plan_json, json.dumps(content).encode())
         return plan
 
@@ -173,30 +203,46 @@ class PackState:
 
         Raises:
             UsageError: it was made with other settings.
+            DataError: it is damaged.
+            StorageError: the file system refused.
         """
         check_regular(self._plan_json, self._plan_table, self._rejected)
-        content = json.loads(self._plan_json.read_bytes())
-        settings.check_same(content["settings"], self.out)
-        self._check_plan(content)
+        cure = f"it cannot be resumed: remove {self.out} and pack again"
+        try:
+            found = read_json(self._plan_json, cure=cure, has_paths=True)
+            fields = found.read_as(_PlanFields)
+            settings.check_same(found["settings"].value, self.out)
+            content = {n: value for n, value in found.value.items() if n != "fingerprint"}
+            sums = (file_sha256(self._plan_table), file_sha256(self._rejected))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(f"{error.filename} is missing; {cure}") from error
+        except OSError as error:
+            raise storage_error("read", self.folder, error) from error
+        if fields.fingerprint != fingerprint_of(content):
+            raise DataError(f"{self._plan_json} was altered: its fingerprint differs; {cure}")
+        if sums != (fields.table_sha256, fields.rejected_sha256):
+            raise DataError(f"{self.folder}: the plan's tables were altered; {cure}")
+        self._check_names(fields)
+        self._check_table(fields, cure)
         return PackPlan(
-            schema=Schema.from_json(content["schema"]),
+            schema=fields.schema,
             slices=tuple(
                 ShardSlice(split=split, name=name, start=start, stop=stop)
-                for split, name, start, stop in content["slices"]
+                for split, name, start, stop in fields.slices
             ),
-            label_columns=tuple(content["label_columns"]),
-            num_rejected=content["num_rejected"],
-            notes=tuple(content["notes"]),
+            label_columns=fields.label_columns,
+            num_rejected=fields.num_rejected,
+            notes=fields.notes,
         )
 
-    def _check_plan(self, content: Any) -> None:
-        """Refuses a plan that would write elsewhere, or whose tables are not its own.
+    def _check_names(self, fields: _PlanFields) -> None:
+        """Refuses a plan that would write elsewhere.
 
         Raises:
-            DataError: names of splits or shards are not plain, or a checksum differs.
+            DataError: names of splits or shards are not plain.
             UsageError: a split's folder is a link that leads out of OUT.
         """
-        names = [(split, name) for split, name, _, _ in content["slices"]]
+        names = [(split, name) for split, name, _, _ in fields.slices]
         check_shard_names(self._plan_json, names)
         for _, name in names:
             if _SHARD_NAME.fullmatch(name) is None:
@@ -205,16 +251,21 @@ class PackState:
                 )
         for split in dict.fromkeys(split for split, _ in names):
             check_below(self.out, self.out / split / "shard")
-        # Plans of earlier versions have no checksums.
-        for name, expected in content.get("sha256", {}).items():
-            path = self.folder / Path(name).name
-            if file_sha256(path) != expected:
-                raise DataError(f"{path} was altered; remove {self.out} and pack again")
 
     def remove_leftovers(self, plan: PackPlan) -> None:
         """Removes temporary files of a pack that was killed; to be called with the lock held."""
         for place in (self.folder, *(self.out / s for s in {s.split for s in plan.slices})):
             remove_leftovers(place)
+
+    def _check_table(self, fields: _PlanFields, cure: str) -> None:
+        kinds = {"sample_id": "text", "path": "text", "row": "integer", "split": "text"}
+        with open_table(self._plan_table, kinds, cure=cure) as file:
+            lacking = [n for n in fields.label_columns if n not in file.schema_arrow.names]
+            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+            ends = list(itertools.accumulate((g.num_rows for g in groups), initial=0))
+        found = [(start, stop) for _, _, start, stop in fields.slices]
+        if lacking or found != list(itertools.pairwise(ends)):
+            raise DataError(f"{self._plan_table} is damaged: it does not fit plan.json; {cure}")
 
     def open_candidates(self) -> pq.ParquetFile:
         """The plan's table; row group k holds the objects of shard k."""
@@ -260,27 +311,45 @@ class PackState:
             name: split_numbers(values) if name.startswith("scalar_") else pa.array(values)
             for name, values in result.columns.items()
         }
-        table = pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)})
+        table = pa.table(columns)
+        facts["crc32c"] = _note_crc32c(result.number, facts, table)
+        table = table.replace_schema_metadata({"facts": json.dumps(facts)})
         with whole_file(self.note_path(result.number), is_one_of_many=True) as file:
-            pq.write_table(table, file, write_page_checksum=True)
+            pq.write_table(table, file)
 
-    def read_note(self, number: int) -> ShardNote:
-        """Reads the note of a finished shard."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def read_note(self, plan: PackPlan, number: int) -> ShardNote:
+        """Reads the note of a finished shard.
 
-        check_regular(self.note_path(number))
-        try:
-            table = pq.read_table(self.note_path(number), page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{self.note_path(number)} is damaged; remove it and run again with --resume"
-            ) from error
-        return ShardNote(facts=json.loads(table.schema.metadata[b"facts"]), columns=table)
+        Raises:
+            DataError: it is damaged.
+            StorageError: the file system refused.
+        """
+        path = self.note_path(number)
+        cure = "remove it and run again with --resume"
+        kinds = {"position": "integer"}
+        with open_table(path, kinds, cure=cure) as file, reading(path, cure):
+            table = file.read()
+            table.validate(full=True)
+        check_table(table, path, kinds, cure=cure, num_rows=file.metadata.num_rows)
+        found = file_metadata(table.schema, b"facts", path, cure)
+        facts = found.read_as(_Facts)
+        positions = [*table["position"].to_pylist(), *(p for p, _ in facts.rejected)]
+        part = plan.slices[number]
+        is_whole = sorted(positions) == list(range(part.stop - part.start))
+        if not is_whole or _note_crc32c(number, found.value, table) != facts.crc32c:
+            raise DataError(f"{path} was altered; {cure}")
+        return ShardNote(facts=facts, columns=table)
 
     def remove(self) -> None:
         """Removes the state: the data set is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _note_crc32c(number: int, facts: Mapping[str, Any], table: pa.Table) -> int:
+    """Checksum of what a note says, whatever a file makes of its layout."""
+    said = [number, *(facts[name] for name in ("nbytes", "frame_crc32c", "rejected"))]
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return crc32c(json.dumps([said, columns], default=repr).encode())
 
 
 def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -> None:
