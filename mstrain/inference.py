@@ -28,8 +28,10 @@ from mstrain.config import TrainConfig
 from mstrain.data import Ahead, TensorBatch, evaluation_stream, make_augmenter, make_loader
 from mstrain.heads import bin_edges, density
 from mstrain.metrics.densities import make_densities
+from mstrain.metrics.estimates import Columns
 from mstrain.metrics.scores import point_estimates, scores
 from mstrain.predictions import Spool, SpooledDensities, write_predictions
+from mstrain.prior import TargetPrior
 from mstrain.ranks import Ranks
 from mstrain.trained_run import TrainedRun
 
@@ -44,10 +46,12 @@ def predict_to(
     splits: Sequence[Split],
     ranks: Ranks,
     *,
+    prior: TargetPrior,
+    beside: Sequence[TargetPrior] = (),
     columns: Sequence[str] = (),
     batch_size: int = DEFAULT_BATCH,
     is_quiet: bool = False,
-) -> None:
+) -> dict[str, Columns]:
     """Writes the table of predictions for splits of a data set; all ranks call it.
 
     Args:
@@ -55,9 +59,15 @@ def predict_to(
         run: see `open_run`.
         splits: of one data set, see `check_data`; the table has them one after the other.
         ranks: this rank among the others.
+        prior: that the table's densities are under.
+        beside: further priors, under which samples are scored too.
         columns: further columns of the index to take over.
         batch_size: samples of this rank at a time.
         is_quiet: show no progress.
+
+    Returns:
+        On the first rank point estimates and scores under each prior of `beside`, float64 (N,) in
+        the order of the table, with "redshift"; empty on the others.
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
@@ -70,19 +80,39 @@ def predict_to(
         ranks.on_first(spool.open)
         if not ranks.is_first:
             spool.open()
-        mine = _predict_share(run, splits, config, ranks, spool=spool, progress=progress)
+        priors = (prior, *beside)
+        mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
         spooled = spool.finish(mine.pop("row"))
         given = ranks.gather((mine, spooled)) or []
-        ranks.on_first(
-            lambda: write_predictions(
+        others: dict[str, Columns] = {}
+
+        def write() -> None:
+            table = _table_columns(given, splits, columns)
+            others.update({p.name: _taken_out(table, p) for p in beside})
+            write_predictions(
                 path,
-                _table_columns(given, splits, columns),
+                table,
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
-                origin_of(run, splits),
+                origin_of(run, splits, prior),
             )
-        )
+
+        ranks.on_first(write)
+        return others
+
+
+def _taken_out(table: dict[str, NDArray[Any]], prior: TargetPrior) -> Columns:
+    """The columns of one prior beside the table's, without its prefix; no longer in the table."""
+    prefix = _prefix_of(prior)
+    names = [name for name in table if name.startswith(prefix)]
+    found = {name.removeprefix(prefix): table.pop(name) for name in names}
+    return {"redshift": table["redshift"], **found} if "redshift" in table else found
+
+
+def _prefix_of(prior: TargetPrior) -> str:
+    # No column of an index begins so.
+    return f"\0{prior.name}\0"
 
 
 def _predict_share(
@@ -90,6 +120,7 @@ def _predict_share(
     splits: Sequence[Split],
     config: TrainConfig,
     ranks: Ranks,
+    priors: Sequence[TargetPrior],
     *,
     spool: Spool,
     progress: ProgressLine,
@@ -105,9 +136,14 @@ def _predict_share(
         pieces: list[dict[str, NDArray[Any]]] = []
         done = 0
         for batch in _batches(run, split, config, ranks):
-            density_NK = _densities(model, batch, config, ranks.device)
-            spool.add(density_NK)
-            pieces.append(_scored(batch, density_NK, edges, has_truth=has_truth))
+            density_PNK = _densities(model, batch, config, ranks.device, priors)
+            spool.add(density_PNK[0])
+            piece = _scored(batch, density_PNK[0], edges, has_truth=has_truth)
+            for prior, density_NK in zip(priors[1:], density_PNK[1:], strict=True):
+                scored = _scored(batch, density_NK, edges, has_truth=has_truth)
+                del scored["sample_id"]
+                piece |= {_prefix_of(prior) + name: values for name, values in scored.items()}
+            pieces.append(piece)
             # All ranks go at the same pace.
             done = min(done + len(batch) * ranks.count, len(split))
             progress.update(first + done, (first + done) * split.sample_nbytes)
@@ -116,8 +152,8 @@ def _predict_share(
     return {"row": np.zeros(0, np.int64), **_joined(parts)}
 
 
-def origin_of(run: TrainedRun, splits: Sequence[Split]) -> dict[str, Any]:
-    """Where predictions came from, for the table's metadata."""
+def origin_of(run: TrainedRun, splits: Sequence[Split], prior: TargetPrior) -> dict[str, Any]:
+    """Where predictions came from, and under which prior, for the table's metadata."""
     data = splits[0].dataset
     return {
         "run": str(run.path.absolute()),
@@ -128,6 +164,8 @@ def origin_of(run: TrainedRun, splits: Sequence[Split]) -> dict[str, Any]:
         "data": str(data.path.absolute()),
         "fingerprint": data.manifest.fingerprint,
         "splits": [split.name for split in splits],
+        "prior": prior.name,
+        "weighting": run.config.loss.weighting,
         "version": msdata.__version__,
     }
 
@@ -155,12 +193,17 @@ def _batches(
 
 @torch.inference_mode()
 def _densities(
-    model: nn.Module, batch: TensorBatch, config: TrainConfig, device: torch.device
-) -> NDArray[np.float32]:
+    model: nn.Module,
+    batch: TensorBatch,
+    config: TrainConfig,
+    device: torch.device,
+    priors: Sequence[TargetPrior],
+) -> list[NDArray[np.float32]]:
+    """Densities under each prior, float32 (N, num_bins) each."""
     with _autocast(config, device):
         logits = model(batch.images, batch.ebv)
-    found: NDArray[np.float32] = density(logits, config.model).float().cpu().numpy()
-    return found
+    found = [density(logits, config.model, prior.log_factor) for prior in priors]
+    return [values.float().cpu().numpy() for values in found]
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

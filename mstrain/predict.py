@@ -14,10 +14,10 @@ from pathlib import Path
 import msdata
 from msdata.errors import UsageError
 from msdata.topology import from_env
-from mstrain.evaluate import add_network_arguments, check_folder
+from mstrain.evaluate import add_network_arguments, make_folder
 from mstrain.inference import predict_to
 from mstrain.ranks import FirstRankError, choose_device, joined_ranks, set_threads
-from mstrain.trained_run import check_data, open_run
+from mstrain.trained_run import check_data, find_prior, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +47,13 @@ def run(args: argparse.Namespace) -> int:
             ranks.on_first(lambda: _check(args))
             data = msdata.open(args.data)
             splits = [data.split(name) for name in _splits(data, args.split)]
+            trained = open_run(args.run, args.checkpoint)
             predict_to(
                 args.out,
-                open_run(args.run, args.checkpoint),
+                trained,
                 splits,
                 ranks,
+                prior=find_prior(trained, args.prior),
                 columns=_columns(args),
                 batch_size=args.batch_size,
                 is_quiet=args.quiet,
@@ -72,12 +74,13 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses what cannot end well, before hours of computing."""
     trained, data = open_run(args.run, args.checkpoint), msdata.open(args.data)
     check_data(trained, data, _splits(data, args.split))
-    check_folder(args.out.absolute().parent)
+    find_prior(trained, args.prior)
     unknown = [name for name in _columns(args) if name not in data.columns]
     if unknown:
         raise UsageError(
             f"{args.data} has no column {', '.join(unknown)}; it has {', '.join(data.columns)}"
         )
+    make_folder(args.out.absolute().parent)
 
 
 def _splits(data: msdata.Dataset, asked: str | None) -> list[str]:

@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 
 import msdata
-from msdata.errors import DataError, UsageError
+from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.checkpoint import checkpoint_path, read_checkpoint, read_config
 from mstrain.config import TrainConfig
+from mstrain.prior import (
+    AS_TRAINED,
+    NATURAL,
+    TargetPrior,
+    TrainedPrior,
+    measure_prior,
+    target_prior,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,7 @@ class TrainedRun:
         data: the data set it was trained on, as it was called then.
         fingerprint: of that data set.
         schema: of that data set.
+        prior: of the training; None where an earlier mstrain kept none, see `find_prior`.
     """
 
     path: Path
@@ -38,6 +47,7 @@ class TrainedRun:
     data: str
     fingerprint: str
     schema: Schema
+    prior: TrainedPrior | None
 
 
 def open_run(path: Path, which: str) -> TrainedRun:
@@ -55,21 +65,59 @@ def open_run(path: Path, which: str) -> TrainedRun:
     file = checkpoint_path(path, which)
     content = read_checkpoint(file)
     try:
+        config, prior = TrainConfig.from_dict(content["config"]), content.get("prior")
         return TrainedRun(
             path=path,
-            config=TrainConfig.from_dict(content["config"]),
+            config=config,
             which=which,
             step=content["progress"]["step"],
             epochs=content["progress"]["trained"],
             data=saved["data"],
             fingerprint=content["fingerprint"],
             schema=Schema.from_json(saved["schema"]),
+            prior=None if prior is None else TrainedPrior.from_state(prior, config.model),
         )
     except KeyError as error:
         raise DataError(
             f"{file} or {path / 'config.json'} lacks {error}: they are of another version of "
             "mstrain; evaluate with the version that trained"
         ) from error
+
+
+def find_prior(run: TrainedRun, asked: str) -> TargetPrior:
+    """The prior that densities of a run are wanted under, see `mstrain.prior.target_prior`.
+
+    For a run of an mstrain that kept no prior it is measured again on the data set of the training.
+
+    Args:
+        run: see `open_run`.
+        asked: "natural", "as-trained", or a CSV file.
+
+    Raises:
+        UsageError: the file is no prior, or the run kept none and its data set is gone.
+        StorageError: the file system refused.
+    """
+    config, prior = run.config, run.prior
+    if asked == AS_TRAINED or (asked == NATURAL and config.loss.weighting == "none"):
+        return TargetPrior(name=asked, log_factor=None)
+    if prior is None:
+        try:
+            data = msdata.open(run.data)
+        except (MsdataError, OSError) as error:
+            raise _prior_is_lost(run, str(error)) from error
+        if data.manifest.fingerprint != run.fingerprint:
+            raise _prior_is_lost(run, f"it is another one now, {data.manifest.fingerprint}")
+        redshift = data.split("train").numbers("redshift")
+        prior = measure_prior(redshift, config.loss, config.model)
+    return target_prior(asked, prior, config.model)
+
+
+def _prior_is_lost(run: TrainedRun, reason: str) -> UsageError:
+    return UsageError(
+        f"cannot change the prior of {run.path}: it was trained by an mstrain that kept none, and "
+        f"its data set {run.data} cannot be asked ({reason}); put the data set back, or take the "
+        "densities as they are with --prior as-trained"
+    )
 
 
 def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> None:

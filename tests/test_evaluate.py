@@ -186,7 +186,11 @@ BAD = {
     "run is data": (["{data}", "{data}"], "is no run: it has no config.json"),
     "no data": (["{run}", "nowhere"], "nowhere does not exist; check the path"),
     "no split": (["{run}", "{data}", "--split", "tset"], "has no split 'tset'; it has train"),
-    "no out": (["{run}", "{data}", "--out", "/no/where"], "/no/where is no folder; make it first"),
+    "no out": (
+        ["{run}", "{data}", "--out", "{run}/config.json/out"],
+        "config.json/out: a part of the path is a file; give another --out",
+    ),
+    "prior": (["{run}", "{data}", "--prior", "x"], "must be natural, as-trained or a CSV file"),
     "edges": (["{run}", "{data}", "--redshift-edges", "1,x"], "--redshift-edges 1,x are no num"),
     "order": (["{run}", "{data}", "--redshift-edges", "1,0"], "1.0,0.0 do not ascend"),
     "column": (["{run}", "{data}", "--magnitude-column", "mag"], "has no column 'mag'; it has"),

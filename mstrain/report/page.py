@@ -126,6 +126,7 @@ def _calibration(content: Content) -> str:
     side_by_side = _figures([draw_coverage(content), draw_stacked(content)])
     return (
         _table(density_table(content.summary))
+        + (_table(content.priors) if content.priors is not None else "")
         + _figures([draw_pit(content)])
         + f'<div class="row">{side_by_side}</div>'
     )

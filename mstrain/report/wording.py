@@ -104,6 +104,35 @@ def density_table(summary: Summary) -> TextTable:
     )
 
 
+def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> TextTable | None:
+    """The same network under several priors, side by side; None where there is one alone.
+
+    Args:
+        name: of the prior that all else is shown under.
+        summary: its metrics.
+        others: those of other priors, by name.
+    """
+    if not others:
+        return None
+    columns = {name: summary, **others}
+    first = next(iter(summary.points))
+    rows = [
+        [HEADINGS[n][0], *(estimate_text(n, s.points[first][n]) for s in columns.values())]
+        for n in summary.points[first]
+    ]
+    rows += [
+        [HEADINGS[n][0], *(estimate_text(n, s.density[n]) for s in columns.values())]
+        for n in summary.density
+    ]
+    rows.append(["PIT, KS statistic", *(f"{s.pit_ks:.4f}" for s in columns.values())])
+    return TextTable(
+        caption=f"Priors side by side; point estimates: {first.removeprefix('z_')}; everything "
+        f"else is shown under the first, {name}",
+        head=["metric", *columns],
+        rows=rows,
+    )
+
+
 def bins_table(binning: Binning) -> TextTable:
     """Metrics in bins: a row a bin; the coverage of one interval stands for all."""
     names = ["bias", "nmad", *map(outlier_name, OUTLIER_THRESHOLDS), "crps"]
@@ -129,9 +158,10 @@ def _bin_cells(names: Sequence[str], metrics: Mapping[str, Estimate]) -> list[st
     return [estimate_text(n, metrics[n]) for n in names]
 
 
-def summary_text(summary: Summary) -> str:
-    """All tables for a terminal."""
+def summary_text(summary: Summary, priors: TextTable | None = None) -> str:
+    """All tables for a terminal; `priors` is from `prior_table`."""
     parts = [points_table(summary), density_table(summary)]
+    parts += [] if priors is None else [priors]
     parts += [bins_table(b) for b in summary.binnings if b.bins]
     texts = [f"{table.caption}\n{table.as_text()}" for table in parts]
     texts += [f"No bins of {b.name}: {b.skipped}" for b in summary.binnings if b.skipped]
