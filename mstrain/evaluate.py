@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from msdata.atomic_file import storage_error, write_whole
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.topology import from_env
-from mstrain.inference import DEFAULT_BATCH, predict_to
+from mstrain.inference import DEFAULT_BATCH, check_columns, predict_to
 from mstrain.journal import read_journal
 from mstrain.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.metrics.binning import round_edges
@@ -269,7 +269,8 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
     check_data(trained, opened, [config.split])
     _priors(trained, config.prior)
     split = opened.split(config.split)
-    find_magnitude(split, config.magnitude_column)
+    magnitude, _ = find_magnitude(split, config.magnitude_column)
+    check_columns([] if magnitude is None else [magnitude])
     if split.redshift is None or not np.isfinite(split.redshift).any():
         raise DataError(
             f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
@@ -304,6 +305,10 @@ def _conclude(
     magnitude: str,
 ) -> Evaluation:
     """Metrics and report of a finished table; `magnitude` is its column, or why there is none."""
+    if magnitude in predictions.columns:
+        # Numbers, whatever type the index has them in; the table has the rows of the split.
+        columns = {**predictions.columns, magnitude: split.numbers(magnitude)}
+        predictions = replace(predictions, columns=columns)
     summary = _summary(predictions.columns, config, magnitude)
     folder = predictions.path.parent
     result = Evaluation(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import nn
 import msdata
 from msdata.augment import read_statistics
 from msdata.dataset import Split
-from msdata.errors import DataError
+from msdata.errors import DataError, UsageError
 from msdata.progress import ProgressLine
 from mstrain.checkpoint import load_model
 from mstrain.config import TrainConfig
@@ -29,11 +29,14 @@ from mstrain.data import Ahead, TensorBatch, evaluation_stream, make_augmenter, 
 from mstrain.heads import bin_edges, density
 from mstrain.metrics.densities import make_densities
 from mstrain.metrics.estimates import Columns
-from mstrain.metrics.scores import point_estimates, scores
-from mstrain.predictions import Spool, SpooledDensities, write_predictions
+from mstrain.metrics.scores import POINT_ESTIMATES, SCORES, SPREADS, point_estimates, scores
+from mstrain.predictions import DENSITY, Spool, SpooledDensities, write_predictions
 from mstrain.prior import TargetPrior
 from mstrain.ranks import Ranks
 from mstrain.trained_run import TrainedRun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Of a rank; activations are not kept, so that far more fit than in training.
 DEFAULT_BATCH = 256
@@ -102,7 +105,18 @@ def predict_to(
         return others
 
 
-def _taken_out(table: dict[str, NDArray[Any]], prior: TargetPrior) -> Columns:
+def check_columns(columns: Sequence[str]) -> None:
+    """Raises UsageError where a column of the index would take the place of one of the table's."""
+    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, DENSITY}
+    for name in columns:
+        if name in computed:
+            raise UsageError(
+                f"cannot take over the column {name!r} of the index: the table has one of that "
+                "name of its own; rename it in the catalogue and pack again"
+            )
+
+
+def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:
     """The columns of one prior beside the table's, without its prefix; no longer in the table."""
     prefix = _prefix_of(prior)
     names = [name for name in table if name.startswith(prefix)]
@@ -258,12 +272,14 @@ def _table_columns(
     given: Sequence[tuple[Mapping[str, NDArray[Any]], Any]],
     splits: Sequence[Split],
     columns: Sequence[str],
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Any]:
     """The table's columns in its order, from what all ranks gave; those of the index besides."""
     num_rows = sum(len(split) for split in splits)
-    names = ["sample_id", "split"]
-    names += [n for n in ("redshift", *columns) if n in splits[0].dataset.columns]
-    table = {name: _index_column(splits, name) for name in dict.fromkeys(names)}
+    # What is computed with is float64; all else stays as the index has it.
+    table: dict[str, Any] = {n: _index_column(splits, n) for n in ("sample_id", "split")}
+    if "redshift" in splits[0].dataset.columns:
+        table["redshift"] = np.concatenate([split.numbers("redshift") for split in splits])
+    table |= {n: _index_column(splits, n) for n in columns if n not in table}
     for part, spooled in given:
         for name, values in part.items():
             column = table.setdefault(name, np.full(num_rows, np.nan))
@@ -271,11 +287,8 @@ def _table_columns(
     return table
 
 
-def _index_column(splits: Sequence[Split], name: str) -> NDArray[Any]:
+def _index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:
+    """A column of the index, in Arrow's own type: integers beside nulls stay integers."""
     import pyarrow as pa
 
-    if pa.types.is_string(splits[0].column_type(name)):
-        parts = [np.array(s.table([name]).column(0).to_pylist(), object) for s in splits]
-    else:
-        parts = [split.numbers(name) for split in splits]
-    return np.concatenate(parts)
+    return pa.chunked_array([part for split in splits for part in split.column_parts(name)])

@@ -15,7 +15,7 @@ import msdata
 from msdata.errors import UsageError
 from msdata.topology import from_env
 from mstrain.evaluate import add_network_arguments, make_folder
-from mstrain.inference import predict_to
+from mstrain.inference import check_columns, predict_to
 from mstrain.ranks import FirstRankError, choose_device, joined_ranks, set_threads
 from mstrain.trained_run import check_data, find_prior, open_run
 
@@ -80,6 +80,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             f"{args.data} has no column {', '.join(unknown)}; it has {', '.join(data.columns)}"
         )
+    check_columns(_columns(args))
     make_folder(args.out.absolute().parent)
 
 

@@ -5,7 +5,7 @@ redshift               float64, null where unknown; absent where the data set ha
 z_mean ... z_q84       float64, point estimates and spreads of the density
 pit ... log_likelihood float64, null or absent where the redshift is
 density                fixed-size list of float32, per unit redshift in each bin
-further columns        of the index, as asked for
+further columns        of the index, as asked for, in the index's own types
 
 The file's metadata hold the edges of the bins, and where the predictions came from. Densities are
 spooled to disk by each rank and joined by the first, so that memory holds their other columns only.
@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 METADATA_KEY = b"mstrain"
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
-_DENSITY = "density"
+DENSITY = "density"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,21 +191,24 @@ def _mapped(part: Spooled, num_bins: int) -> NDArray[np.float32]:
         ) from error
 
 
-def table_fields(columns: Mapping[str, NDArray[Any]], num_bins: int) -> pa.Schema:
+def table_fields(columns: Mapping[str, NDArray[Any] | pa.ChunkedArray], num_bins: int) -> pa.Schema:
     """Arrow's schema of a table with these columns and densities."""
     import pyarrow as pa
 
     fields = []
     for name, values in columns.items():
-        is_text = values.dtype.kind in "UO"
-        kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
+        if isinstance(values, pa.ChunkedArray):
+            kind = values.type
+        else:
+            is_text = values.dtype.kind in "UO"
+            kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
         fields.append(pa.field(name, kind))
-    return pa.schema([*fields, pa.field(_DENSITY, pa.list_(pa.float32(), num_bins))])
+    return pa.schema([*fields, pa.field(DENSITY, pa.list_(pa.float32(), num_bins))])
 
 
 def write_predictions(
     path: Path,
-    columns: Mapping[str, NDArray[Any]],
+    columns: Mapping[str, NDArray[Any] | pa.ChunkedArray],
     densities: SpooledDensities,
     edges: Floats,
     origin: Mapping[str, Any],
@@ -214,7 +217,8 @@ def write_predictions(
 
     Args:
         path: the file; what was there before stays until the new one is whole.
-        columns: (N,) each, in the order of the file; NaN is written as null.
+        columns: (N,) each, in the order of the file; NaN in NumPy's is written as null, Arrow's
+            are written as they are.
         densities: of the same rows.
         edges: float64 (K + 1,), edges of the bins.
         origin: where the predictions came from, for the metadata; plain values.
@@ -235,10 +239,18 @@ def write_predictions(
     ):
         for start in range(0, num_rows, _GROUP_ROWS):
             rows = np.arange(start, min(start + _GROUP_ROWS, num_rows))
-            arrays = [pa.array(values[rows], from_pandas=True) for values in columns.values()]
+            arrays = [_rows_of(values, start, len(rows)) for values in columns.values()]
             flat = pa.array(densities[rows].ravel())
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, len(edges) - 1))
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), _GROUP_ROWS)
+
+
+def _rows_of(values: NDArray[Any] | pa.ChunkedArray, start: int, count: int) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(values, pa.ChunkedArray):
+        return values.slice(start, count).combine_chunks()
+    return pa.array(values[start : start + count], from_pandas=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -249,7 +261,8 @@ class Predictions:
         path: its file.
         edges: float64 (K + 1,), edges of the bins.
         origin: the metadata.
-        columns: (N,) each, without the densities; null as NaN.
+        columns: (N,) each, without the densities; null as NaN, in integers and booleans masked
+            (`numpy.ma`).
     """
 
     path: Path
@@ -266,7 +279,7 @@ class Predictions:
 
         with pq.ParquetFile(self.path) as file:
             for group in range(file.metadata.num_row_groups):
-                yield _density_array(file.read_row_group(group, [_DENSITY]), len(self.edges) - 1)
+                yield _density_array(file.read_row_group(group, [DENSITY]), len(self.edges) - 1)
 
     def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """The densities of some rows, float32 (n, K); reads the parts that hold them."""
@@ -307,7 +320,7 @@ def read_predictions(path: Path) -> Predictions:
     try:
         with pq.ParquetFile(path) as file:
             content = json.loads((file.schema_arrow.metadata or {})[METADATA_KEY])
-            names = [name for name in file.schema_arrow.names if name != _DENSITY]
+            names = [name for name in file.schema_arrow.names if name != DENSITY]
             table = file.read(names)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
@@ -325,8 +338,14 @@ def read_predictions(path: Path) -> Predictions:
 def _column_array(column: pa.ChunkedArray) -> NDArray[Any]:
     import pyarrow as pa
 
-    if pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.array(column.to_pylist(), object)
+    if column.null_count and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+        is_null = column.is_null().to_numpy()
+        # NaN beside integers would make doubles of them, which have 53 bits.
+        return np.ma.masked_array(
+            column.fill_null(pa.scalar(0).cast(column.type)).to_numpy(), is_null
+        )
     return np.asarray(column.to_numpy())
 
 

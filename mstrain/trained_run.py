@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import msdata
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.checkpoint import checkpoint_path, read_checkpoint, read_config
 from mstrain.config import TrainConfig
+from mstrain.magnitudes import check_reddening
 from mstrain.prior import (
     AS_TRAINED,
     NATURAL,
@@ -125,7 +124,7 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
 
     Raises:
         UsageError: a split is absent or empty, the arrays are others, or a column is missing.
-        DataError: E(B-V) is unknown for some samples.
+        DataError: E(B-V) is unknown or implausible for some samples.
     """
     for name in splits:
         if not len(data.split(name)):
@@ -148,12 +147,7 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
             "it with a catalogue that has one"
         )
     for name in splits:
-        num_unknown = int((~np.isfinite(data.split(name).numbers(column))).sum())
-        if num_unknown:
-            raise DataError(
-                f"{num_unknown:,} samples of split {name!r} of {data.path} have no {column}, which "
-                f"the network of {run.path} needs; mend the catalogue and pack again"
-            )
+        check_reddening(data.split(name), run.config.model)
 
 
 def schema_difference(ours: Schema, theirs: Schema, surveys: Sequence[str] | None) -> str:
