@@ -39,6 +39,24 @@ DEFINITIONS = (
 )
 
 
+def printable(text: object, limit: int | None = None) -> str:
+    """Text as it may be shown anywhere: what data sets call things may hold anything.
+
+    Args:
+        text: its `str`.
+        limit: characters at most, the middle left out; None for any number.
+
+    Returns:
+        The text on one line, each control character, half of a surrogate pair or mark of direction
+        as U+FFFD.
+    """
+    found = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    if limit is None or len(found) <= limit:
+        return found
+    half = (limit - 3) // 2
+    return f"{found[: limit - 3 - half]}...{found[-half:]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
     """A table of text.
@@ -55,7 +73,7 @@ class TextTable:
 
     def as_text(self) -> str:
         """For a terminal: columns padded, numbers to the right."""
-        lines = [self.head, *self.rows]
+        lines = [[printable(cell) for cell in line] for line in (self.head, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         return "\n".join(
             "  ".join(
@@ -163,8 +181,8 @@ def summary_text(summary: Summary, priors: TextTable | None = None) -> str:
     parts = [points_table(summary), density_table(summary)]
     parts += [] if priors is None else [priors]
     parts += [bins_table(b) for b in summary.binnings if b.bins]
-    texts = [f"{table.caption}\n{table.as_text()}" for table in parts]
-    texts += [f"No bins of {b.name}: {b.skipped}" for b in summary.binnings if b.skipped]
+    texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in parts]
+    texts += [printable(f"No bins of {b.name}: {b.skipped}") for b in summary.binnings if b.skipped]
     return "\n\n".join([*texts, *count_notes(summary)])
 
 
