@@ -29,6 +29,7 @@ from mstrain.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
 from mstrain.metrics.estimates import Columns
 from mstrain.metrics.summary import Summary, summarise
 from mstrain.overrides import settings_of
+from mstrain.pixels import ANYWAY, check_pixels
 from mstrain.predictions import Predictions, read_predictions
 from mstrain.prior import AS_TRAINED, NATURAL, TargetPrior
 from mstrain.ranks import FirstRankError, Ranks, choose_device, joined_ranks, set_threads
@@ -49,6 +50,7 @@ class EvaluationConfig:
         split: of the data set.
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.prior.target_prior`.
+        has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples of a rank at a time.
         magnitude_column: of the index; None takes the r magnitude where there is one.
         redshift_edges: of the bins; empty chooses round ones.
@@ -61,6 +63,7 @@ class EvaluationConfig:
     split: str = "test"
     checkpoint: str = "best"
     prior: str = NATURAL
+    has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
     magnitude_column: str | None = None
     redshift_edges: tuple[float, ...] = ()
@@ -115,6 +118,11 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         help="distribution of redshifts that densities assume: the training sample's (default), "
         "as the training's weights made it, or a table of z_low, z_high, count",
     )
+    parser.add_argument(
+        ANYWAY,
+        action="store_true",
+        help="take pixels whose dtype, unit, zero-point or statistics are not the training's",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--batch-size", type=int, default=DEFAULT_BATCH, help="samples of a rank; %(default)s"
@@ -128,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         checkpoint=args.checkpoint,
         prior=args.prior,
+        has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         magnitude_column=args.magnitude_column,
         redshift_edges=parse_edges("--redshift-edges", args.redshift_edges),
@@ -219,7 +228,7 @@ def evaluate(
         DataError: something is damaged, or the network gives no densities.
         StorageError: the file system refused.
     """
-    ranks.on_first(lambda: _check(run, data, out, config))
+    differences = ranks.on_first(lambda: _check(run, data, out, config))
     trained, split = open_run(run, config.checkpoint), msdata.open(data).split(config.split)
     magnitude, why_not = find_magnitude(split, config.magnitude_column)
     table = out / f"predictions-{split.name}.parquet"
@@ -232,6 +241,7 @@ def evaluate(
         prior=priors[0],
         beside=priors[1:],
         columns=[] if magnitude is None else [magnitude],
+        pixel_differences=differences or (),
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
     )
@@ -261,8 +271,8 @@ def _priors(trained: TrainedRun, asked: str) -> list[TargetPrior]:
     return [find_prior(trained, name) for name in dict.fromkeys(names)]
 
 
-def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
-    """Refuses what cannot end well, before hours of computing."""
+def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[str]:
+    """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
     if config.has_report:
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
@@ -276,7 +286,9 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
             f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
             "compare with; 'mstrain predict' needs none"
         )
+    differences = check_pixels(trained, opened, [config.split], is_told=config.has_any_pixels)
     make_folder(out)
+    return differences
 
 
 def make_folder(folder: Path) -> None:

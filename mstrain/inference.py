@@ -52,6 +52,7 @@ def predict_to(
     prior: TargetPrior,
     beside: Sequence[TargetPrior] = (),
     columns: Sequence[str] = (),
+    pixel_differences: Sequence[str] = (),
     batch_size: int = DEFAULT_BATCH,
     is_quiet: bool = False,
 ) -> dict[str, Columns]:
@@ -65,6 +66,7 @@ def predict_to(
         prior: that the table's densities are under.
         beside: further priors, under which samples are scored too.
         columns: further columns of the index to take over.
+        pixel_differences: from the training's, see `mstrain.pixels`, for the metadata.
         batch_size: samples of this rank at a time.
         is_quiet: show no progress.
 
@@ -98,7 +100,10 @@ def predict_to(
                 table,
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
-                origin_of(run, splits, prior),
+                {
+                    **origin_of(run, splits, prior),
+                    "pixel_differences": list(pixel_differences),
+                },
             )
 
         ranks.on_first(write)

@@ -43,6 +43,7 @@ from mstrain.journal import Journal
 from mstrain.learner import Learner
 from mstrain.loss import redshift_weights
 from mstrain.overrides import settings_of
+from mstrain.pixels import statistics_for_run
 from mstrain.prior import TrainedPrior, measure_prior
 from mstrain.ranks import Ranks, StopRequest
 from mstrain.trainer import Progress, Trainer
@@ -76,7 +77,7 @@ def train(
     split = _split(data, "train")
     assert split is not None
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
-    saved = ranks.on_first(lambda: _prepare(out, config, data, statistics))
+    saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack:
         journal = Journal(out, config.log, is_writer=ranks.is_first)
         weights = _weights(split, config, journal)
@@ -232,14 +233,14 @@ def _resume(
 
 
 def _prepare(
-    out: Path, config: TrainConfig, data: msdata.Dataset, statistics: Statistics | None
+    out: Path, config: TrainConfig, split: Split, statistics: Statistics | None
 ) -> Path | None:
     """Makes the folder this run's; returns the checkpoint to go on from.
 
     Raises:
         UsageError: it holds a run of other settings or other data.
     """
-    saved = find_last(out)
+    saved, data = find_last(out), split.dataset
     if saved is not None and has_config(out):
         _check_same_run(out, config, data)
     write_config(
@@ -253,8 +254,9 @@ def _prepare(
             "prior": _prior_text(config),
         },
     )
-    if statistics is not None:
-        statistics.write(out / FILE_NAME)
+    # Also where nothing is scaled by them: other pixels are held against them later.
+    if statistics is not None or not (out / FILE_NAME).exists():
+        (statistics or statistics_for_run(split)).write(out / FILE_NAME)
     return saved
 
 

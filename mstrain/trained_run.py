@@ -162,7 +162,7 @@ def schema_difference(ours: Schema, theirs: Schema, surveys: Sequence[str] | Non
         if name not in theirs.names:
             return f"the run was trained with the array {name!r}, the data have none"
         trained, found = ours[name], theirs[name]
-        for field in ("shape", "bands", "pixel_scale_arcsec", "unit"):
+        for field in ("shape", "bands", "pixel_scale_arcsec"):
             was, now = getattr(trained, field), getattr(found, field)
             if was != now:
                 return f"{field} of {name!r} was {was} in training, in the data it is {now}"

@@ -93,8 +93,9 @@ def _prior_fact(origin: Mapping[str, Any]) -> str:
 def _notes(origin: Mapping[str, Any], split: Split, trained_on: str) -> list[str]:
     if origin["fingerprint"] != trained_on:
         return [
+            *(f"Other pixels than in training: {text}." for text in origin["pixel_differences"]),
             f"The run was trained on another data set ({trained_on}); objects that are in both may "
-            "flatter it."
+            "flatter it.",
         ]
     if split.name == "train":
         return ["These are the samples that the network was trained on: the numbers flatter it."]
