@@ -232,14 +232,12 @@ def evaluate(
     trained, split = open_run(run, config.checkpoint), msdata.open(data).split(config.split)
     magnitude, why_not = find_magnitude(split, config.magnitude_column)
     table = out / f"predictions-{split.name}.parquet"
-    priors = _priors(trained, config.prior)
     others = predict_to(
         table,
         trained,
         [split],
         ranks,
-        prior=priors[0],
-        beside=priors[1:],
+        priors=_priors(trained, config.prior),
         columns=[] if magnitude is None else [magnitude],
         pixel_differences=differences or (),
         batch_size=config.batch_size,

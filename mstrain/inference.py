@@ -49,8 +49,7 @@ def predict_to(
     splits: Sequence[Split],
     ranks: Ranks,
     *,
-    prior: TargetPrior,
-    beside: Sequence[TargetPrior] = (),
+    priors: Sequence[TargetPrior],
     columns: Sequence[str] = (),
     pixel_differences: Sequence[str] = (),
     batch_size: int = DEFAULT_BATCH,
@@ -63,16 +62,15 @@ def predict_to(
         run: see `open_run`.
         splits: of one data set, see `check_data`; the table has them one after the other.
         ranks: this rank among the others.
-        prior: that the table's densities are under.
-        beside: further priors, under which samples are scored too.
+        priors: the one that the table's densities are under, then others to score samples under.
         columns: further columns of the index to take over.
         pixel_differences: from the training's, see `mstrain.pixels`, for the metadata.
         batch_size: samples of this rank at a time.
         is_quiet: show no progress.
 
     Returns:
-        On the first rank point estimates and scores under each prior of `beside`, float64 (N,) in
-        the order of the table, with "redshift"; empty on the others.
+        On the first rank point estimates and scores under the other priors by name, float64 (N,)
+        in the order of the table, with "redshift"; empty on the others.
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
@@ -85,7 +83,6 @@ def predict_to(
         ranks.on_first(spool.open)
         if not ranks.is_first:
             spool.open()
-        priors = (prior, *beside)
         mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
         spooled = spool.finish(mine.pop("row"))
@@ -94,16 +91,13 @@ def predict_to(
 
         def write() -> None:
             table = _table_columns(given, splits, columns)
-            others.update({p.name: _taken_out(table, p) for p in beside})
+            others.update({p.name: _taken_out(table, p) for p in priors[1:]})
             write_predictions(
                 path,
                 table,
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
-                {
-                    **origin_of(run, splits, prior),
-                    "pixel_differences": list(pixel_differences),
-                },
+                origin_of(run, splits, priors[0], pixel_differences),
             )
 
         ranks.on_first(write)
@@ -171,7 +165,12 @@ def _predict_share(
     return {"row": np.zeros(0, np.int64), **_joined(parts)}
 
 
-def origin_of(run: TrainedRun, splits: Sequence[Split], prior: TargetPrior) -> dict[str, Any]:
+def origin_of(
+    run: TrainedRun,
+    splits: Sequence[Split],
+    prior: TargetPrior,
+    pixel_differences: Sequence[str] = (),
+) -> dict[str, Any]:
     """Where predictions came from, and under which prior, for the table's metadata."""
     data = splits[0].dataset
     return {
@@ -185,6 +184,7 @@ def origin_of(run: TrainedRun, splits: Sequence[Split], prior: TargetPrior) -> d
         "splits": [split.name for split in splits],
         "prior": prior.name,
         "weighting": run.config.loss.weighting,
+        "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
     }
 

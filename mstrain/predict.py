@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
                 trained,
                 splits,
                 ranks,
-                prior=find_prior(trained, args.prior),
+                priors=[find_prior(trained, args.prior)],
                 columns=_columns(args),
                 pixel_differences=differences or (),
                 batch_size=args.batch_size,

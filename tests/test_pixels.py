@@ -117,6 +117,12 @@ def other_sample(folder: Path, change: Change = dict, *options: str) -> Path:
     return folder / "data"
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of other objects, as they are."""
+    return other_sample(tmp_path_factory.mktemp("other"))
+
+
 def predict(run: Path, data: Path, out: Path, *options: str) -> int:
     return mstrain.cli.main(["predict", str(run), str(data), str(out), *QUICK, *options])
 
@@ -129,11 +135,10 @@ def test_a_run_keeps_statistics_that_nothing_was_scaled_by(trained: Path, galaxi
 
 
 def test_another_sample_is_predicted_without_a_word(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = other_sample(tmp_path / "other")
     capsys.readouterr()
-    assert predict(trained, data, tmp_path / "p.parquet") == 0
+    assert predict(trained, other, tmp_path / "p.parquet") == 0
     assert capsys.readouterr().err == ""
     assert read_predictions(tmp_path / "p.parquet").origin["pixel_differences"] == []
 
@@ -178,19 +183,21 @@ DECLARED = {
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_another_declaration_of_pixels_is_a_difference(
-    trained: Path, tmp_path: Path, name: str
+    trained: Path, other: Path, name: str
 ) -> None:
     change, says = DECLARED[name]
     run = open_run(trained, "best")
-    data = msdata.open(other_sample(tmp_path / "other"))
+    data = msdata.open(other)
     assert pixel_differences(run, data, ["test"]) == []
     arrays = [replace(a, **change) if a.name == "unwise" else a for a in data.schema.arrays]
     odd = replace(run, schema=replace(run.schema, arrays=tuple(arrays)))
     assert pixel_differences(odd, data, ["test"]) == [says]
 
 
-def test_a_run_without_statistics_says_so(trained: Path, galaxies: Path, tmp_path: Path) -> None:
-    data = msdata.open(other_sample(tmp_path / "other"))
+def test_a_run_without_statistics_says_so(
+    trained: Path, galaxies: Path, other: Path, tmp_path: Path
+) -> None:
+    data = msdata.open(other)
     run = replace(open_run(trained, "best"), path=tmp_path)
     (said,) = pixel_differences(run, data, ["test"])
     assert said.endswith("is missing, so that statistics of pixels cannot be compared")
