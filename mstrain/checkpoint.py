@@ -39,7 +39,8 @@ from msdata.schema import Schema
 from mstrain.config import TrainConfig
 from mstrain.fusion import RedshiftNet
 
-FORMAT_VERSION = 1
+# 2: with the prior of the training, which an earlier mstrain would not put back.
+FORMAT_VERSION = 2
 _FOLDER = "checkpoints"
 _LAST = "last"
 _BEST = "best.pt"

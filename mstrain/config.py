@@ -80,6 +80,9 @@ class ModelConfig:
         norm: "batch", or "group", which no batch size and no number of ranks touches.
         sync_batch_norm: take batch statistics over all ranks.
         ebv_column: of the index, joined after pooling; None joins nothing.
+        ebv_min: smallest E(B-V) that is believed, in magnitudes: noise takes maps a little below
+            0, marks of unknown values (-1, -999) are far below.
+        ebv_max: the greatest; only lines of sight through the Galactic plane have more than 10.
         hidden: units between the joined features and the bins, so that reddening may act on
             colours; 0 has none.
         num_bins: of redshift.
@@ -92,6 +95,8 @@ class ModelConfig:
     norm: str = "batch"
     sync_batch_norm: bool = True
     ebv_column: str | None = "ebv_csfd"
+    ebv_min: float = -0.05
+    ebv_max: float = 10.0
     hidden: int = 256
     num_bins: int = 400
     z_max: float = 1.6
@@ -99,6 +104,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_choice("model.depth", self.depth, DEPTHS)
         check_choice("model.norm", self.norm, NORMS)
+        if not self.ebv_min < self.ebv_max:
+            raise UsageError(
+                f"model.ebv_min must be < model.ebv_max, got {self.ebv_min:g} and {self.ebv_max:g}"
+            )
         check_range("model.width", self.width, 1)
         check_range("model.hidden", self.hidden, 0)
         check_range("model.num_bins", self.num_bins, 2)

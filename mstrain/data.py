@@ -26,10 +26,11 @@ from torch import Tensor
 import msdata
 from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset import Split
-from msdata.errors import DataError, UsageError
+from msdata.errors import UsageError
 from mstrain.config import DataConfig, TrainConfig, batch_per_rank
 from mstrain.handover import Handover, use_device
 from mstrain.loss import draw_weights
+from mstrain.magnitudes import check_reddening
 from mstrain.ranks import Ranks
 
 Item = TypeVar("Item")
@@ -147,7 +148,7 @@ def index_columns(split: Split, config: TrainConfig, *, needs_redshift: bool) ->
 
     Raises:
         UsageError: the data set lacks one.
-        DataError: E(B-V) is unknown for some samples.
+        DataError: E(B-V) is unknown or implausible for some samples.
     """
     column = config.model.ebv_column
     columns = [] if column is None else [column]
@@ -160,13 +161,7 @@ def index_columns(split: Split, config: TrainConfig, *, needs_redshift: bool) ->
                 f"{split.dataset.path} has no column {name!r}; pack it with a catalogue that has "
                 f"one{cure}"
             )
-    if column is not None:
-        num_unknown = int(np.count_nonzero(~np.isfinite(split.numbers(column))))
-        if num_unknown:
-            raise DataError(
-                f"{num_unknown:,} samples of split {split.name!r} have no {column}; mend the "
-                "catalogue and pack again, or give model.ebv_column=none"
-            )
+    check_reddening(split, config.model)
     return columns
 
 

@@ -9,34 +9,38 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import msdata
-from msdata.atomic_file import write_whole
+from msdata.atomic_file import storage_error, write_whole
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.output_file import check_output
 from msdata.topology import from_env
-from mstrain.inference import DEFAULT_BATCH, predict_to
+from mstrain.inference import DEFAULT_BATCH, check_columns, predict_to
 from mstrain.journal import read_journal
 from mstrain.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.metrics.binning import round_edges
 from mstrain.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.metrics.estimates import Columns
 from mstrain.metrics.summary import Summary, summarise
 from mstrain.overrides import settings_of
+from mstrain.pixels import ANYWAY, check_pixels
 from mstrain.predictions import MARK as PREDICTIONS_MARK
 from mstrain.predictions import Predictions, read_predictions
+from mstrain.prior import AS_TRAINED, NATURAL, TargetPrior
 from mstrain.ranks import FirstRankError, Ranks, choose_device, joined_ranks, set_threads
 from mstrain.report.assemble import assemble
 from mstrain.report.canvas import check_installed
 from mstrain.report.page import MARK as PAGE_MARK
 from mstrain.report.page import render_page
-from mstrain.report.wording import summary_text
-from mstrain.trained_run import TrainedRun, check_data, open_run
+from mstrain.report.wording import prior_table, summary_text
+from mstrain.trained_run import TrainedRun, check_data, find_prior, open_run
 
 FORMAT_VERSION = 1
 
@@ -48,6 +52,8 @@ class EvaluationConfig:
     Attributes:
         split: of the data set.
         checkpoint: "best" or "last".
+        prior: "natural", "as-trained", or a CSV file, see `mstrain.prior.target_prior`.
+        has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples of a rank at a time.
         magnitude_column: of the index; None takes the r magnitude where there is one.
         redshift_edges: of the bins; empty chooses round ones.
@@ -59,6 +65,8 @@ class EvaluationConfig:
 
     split: str = "test"
     checkpoint: str = "best"
+    prior: str = NATURAL
+    has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
     magnitude_column: str | None = None
     redshift_edges: tuple[float, ...] = ()
@@ -106,6 +114,18 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="%(default)s"
     )
+    parser.add_argument(
+        "--prior",
+        metavar=f"{NATURAL}|{AS_TRAINED}|FILE.csv",
+        default=NATURAL,
+        help="distribution of redshifts that densities assume: the training sample's (default), "
+        "as the training's weights made it, or a table of z_low, z_high, count",
+    )
+    parser.add_argument(
+        ANYWAY,
+        action="store_true",
+        help="take pixels whose dtype, unit, zero-point or statistics are not the training's",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--batch-size", type=int, default=DEFAULT_BATCH, help="samples of a rank; %(default)s"
@@ -118,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
     config = EvaluationConfig(
         split=args.split,
         checkpoint=args.checkpoint,
+        prior=args.prior,
+        has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         magnitude_column=args.magnitude_column,
         redshift_edges=parse_edges("--redshift-edges", args.redshift_edges),
@@ -158,6 +180,7 @@ class Evaluation:
 
     Attributes:
         summary: the metrics.
+        other_priors: the same, but for bins, under other priors, by their names.
         origin: what was evaluated on what.
         predictions: the table's file.
         metrics: the JSON file.
@@ -165,10 +188,16 @@ class Evaluation:
     """
 
     summary: Summary
+    other_priors: Mapping[str, Summary]
     origin: dict[str, Any]
     predictions: Path
     metrics: Path
     report: Path | None
+
+    @property
+    def all_priors(self) -> tuple[str, Summary, Mapping[str, Summary]]:
+        """Name and metrics of the prior that was asked for, and the others."""
+        return self.origin["prior"], self.summary, self.other_priors
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dict, the content of the JSON file."""
@@ -177,6 +206,7 @@ class Evaluation:
             "format_version": FORMAT_VERSION,
             "origin": self.origin,
             "metrics": self.summary.as_dict(),
+            "other_priors": {name: s.as_dict() for name, s in self.other_priors.items()},
             "files": {name: str(path) for name, path in files.items() if path is not None},
         }
 
@@ -189,7 +219,7 @@ def evaluate(
     Args:
         run: the run's folder.
         data: the data set's folder.
-        out: the folder of the results, which has to be there.
+        out: the folder of the results; made if it is not there.
         config: what and how.
         ranks: this rank among the others.
 
@@ -201,16 +231,18 @@ def evaluate(
         DataError: something is damaged, or the network gives no densities.
         StorageError: the file system refused.
     """
-    ranks.on_first(lambda: _check(run, data, out, config))
+    differences = ranks.on_first(lambda: _check(run, data, out, config))
     trained, split = open_run(run, config.checkpoint), msdata.open(data).split(config.split)
     magnitude, why_not = find_magnitude(split, config.magnitude_column)
     table = out / f"predictions-{split.name}.parquet"
-    predict_to(
+    others = predict_to(
         table,
         trained,
         [split],
         ranks,
+        priors=_priors(trained, config.prior),
         columns=[] if magnitude is None else [magnitude],
+        pixel_differences=differences or (),
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
     )
@@ -220,28 +252,46 @@ def evaluate(
     made: list[Evaluation] = []
     ranks.on_first(
         lambda: made.append(
-            _conclude(read_predictions(table), trained, split, config, magnitude or why_not)
+            _conclude(read_predictions(table), others, trained, split, config, magnitude or why_not)
         )
     )
     return made[0]
 
 
-def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> None:
-    """Refuses what cannot end well, before hours of computing."""
+def _priors(trained: TrainedRun, asked: str) -> list[TargetPrior]:
+    """The prior that was asked for, then the network's own and the natural one where they differ.
+
+    Raises:
+        UsageError: see `find_prior`.
+    """
+    names = [asked]
+    if trained.config.loss.weighting != "none":
+        names += [AS_TRAINED, NATURAL]
+    elif asked not in (NATURAL, AS_TRAINED):
+        names += [NATURAL]
+    return [find_prior(trained, name) for name in dict.fromkeys(names)]
+
+
+def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[str]:
+    """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
     if config.has_report:
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
     check_data(trained, opened, [config.split])
-    check_folder(out)
+    _priors(trained, config.prior)
     for name, mark in result_marks(config).items():
         check_output(out / name, mark)
     split = opened.split(config.split)
-    find_magnitude(split, config.magnitude_column)
+    magnitude, _ = find_magnitude(split, config.magnitude_column)
+    check_columns([] if magnitude is None else [magnitude])
     if split.redshift is None or not np.isfinite(split.redshift).any():
         raise DataError(
             f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
             "compare with; 'mstrain predict' needs none"
         )
+    differences = check_pixels(trained, opened, [config.split], is_told=config.has_any_pixels)
+    make_folder(out)
+    return differences
 
 
 def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
@@ -251,47 +301,44 @@ def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
     return {**marks, "report.html": PAGE_MARK} if config.has_report else marks
 
 
-def check_folder(folder: Path) -> None:
-    """Raises UsageError unless results can be written to a folder."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; make it first, or give another --out")
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results, unless it is there; the last of the checks before the work.
+
+    Raises:
+        UsageError: something else has its name.
+        StorageError: the file system refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(
+            f"cannot make the folder {folder}: a part of the path is a file; give another --out"
+        ) from None
+    except OSError as error:
+        raise storage_error("make", folder, error) from error
 
 
 def _conclude(
     predictions: Predictions,
+    others: Mapping[str, Columns],
     trained: TrainedRun,
     split: Split,
     config: EvaluationConfig,
     magnitude: str,
 ) -> Evaluation:
     """Metrics and report of a finished table; `magnitude` is its column, or why there is none."""
-    has_magnitude = magnitude in predictions.columns
-    num_known = int(np.isfinite(predictions.columns["redshift"]).sum())
-    # Twenty objects a bin, so that its intervals say something.
-    max_bins = int(np.clip(num_known // 20, 4, 10))
-    columns = predictions.columns
-    known = np.isfinite(columns["redshift"])
-    binned_by = {
-        "redshift": (
-            "redshift",
-            np.array(config.redshift_edges or round_edges(columns["redshift"], max_bins)),
-        )
-    }
-    if has_magnitude:
-        found = sane_magnitudes(columns[magnitude][known])
-        edges = config.magnitude_edges or (
-            round_edges(found, max_bins) if len(found) else (0.0, 1.0)
-        )
-        binned_by["magnitude"] = (magnitude, np.array(edges))
-    summary = summarise(
-        columns,
-        config.bootstrap,
-        binned_by=binned_by,
-        skipped={} if has_magnitude else {"magnitude": magnitude},
-    )
+    if magnitude in predictions.columns:
+        # Numbers, whatever type the index has them in; the table has the rows of the split.
+        columns = {**predictions.columns, magnitude: split.numbers(magnitude)}
+        predictions = replace(predictions, columns=columns)
+    summary = _summary(predictions.columns, config, magnitude)
     folder = predictions.path.parent
     result = Evaluation(
         summary=summary,
+        other_priors={
+            name: summarise(scored, config.bootstrap, binned_by={})
+            for name, scored in others.items()
+        },
         origin=dict(predictions.origin),
         predictions=predictions.path,
         metrics=folder / f"evaluation-{split.name}.json",
@@ -305,6 +352,7 @@ def _conclude(
                 predictions,
                 summary,
                 split,
+                other_priors=result.other_priors,
                 journal=read_journal(trained.path),
                 settings=dict(settings_of(trained.config)),
                 trained_on=trained.fingerprint,
@@ -312,6 +360,28 @@ def _conclude(
         )
         write_whole(result.report, page.encode())
     return result
+
+
+def _summary(columns: Columns, config: EvaluationConfig, magnitude: str) -> Summary:
+    """The metrics; `magnitude` is a column, or why there is none."""
+    has_magnitude = magnitude in columns
+    known = np.isfinite(columns["redshift"])
+    # Twenty objects a bin, so that its intervals say something.
+    max_bins = int(np.clip(int(known.sum()) // 20, 4, 10))
+    edges = config.redshift_edges or round_edges(columns["redshift"], max_bins)
+    binned_by = {"redshift": ("redshift", np.array(edges))}
+    if has_magnitude:
+        found = sane_magnitudes(columns[magnitude][known])
+        edges = config.magnitude_edges or (
+            round_edges(found, max_bins) if len(found) else (0.0, 1.0)
+        )
+        binned_by["magnitude"] = (magnitude, np.array(edges))
+    return summarise(
+        columns,
+        config.bootstrap,
+        binned_by=binned_by,
+        skipped={} if has_magnitude else {"magnitude": magnitude},
+    )
 
 
 def _show(result: Evaluation, *, is_json: bool) -> None:
@@ -323,7 +393,7 @@ def _show(result: Evaluation, *, is_json: bool) -> None:
         f"{result.origin['step']:,}), on split {result.origin['splits'][0]} of "
         f"{result.origin['data']}: {result.summary.num_samples:,} objects\n"
     )
-    print(summary_text(result.summary))
+    print(summary_text(result.summary, prior_table(*result.all_priors)))
     print(f"\npredictions: {result.predictions}\nmetrics:     {result.metrics}")
     if result.report is not None:
         print(f"report:      {result.report}")

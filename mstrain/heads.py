@@ -36,17 +36,22 @@ def bin_of(redshift: Tensor, config: ModelConfig) -> Tensor:
     return torch.where(is_inside, number.clamp_max(config.num_bins - 1), -1)
 
 
-def density(logits: Tensor, config: ModelConfig) -> Tensor:
+def density(logits: Tensor, config: ModelConfig, log_factor: Tensor | None = None) -> Tensor:
     """Probability density per unit of redshift, constant within a bin.
 
     Args:
         logits: (B, num_bins).
         config: `num_bins` and `z_max` count.
+        log_factor: (num_bins,), of a `mstrain.prior.TargetPrior`: what replaces the prior of a
+            training with weights. None leaves the density under the prior of the training.
 
     Returns:
         float64 (B, num_bins); times the bin width, each row sums to 1.
     """
-    return torch.softmax(logits.double(), dim=1) * (config.num_bins / config.z_max)
+    logits = logits.double()
+    if log_factor is not None:
+        logits = logits + log_factor.to(logits)
+    return torch.softmax(logits, dim=1) * (config.num_bins / config.z_max)
 
 
 class BinHead(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,17 +21,22 @@ from torch import nn
 import msdata
 from msdata.augment import read_statistics
 from msdata.dataset import Split
-from msdata.errors import DataError
+from msdata.errors import DataError, UsageError
 from msdata.progress import ProgressLine
 from mstrain.checkpoint import load_model
 from mstrain.config import TrainConfig
 from mstrain.data import Ahead, TensorBatch, evaluation_stream, make_augmenter, make_loader
 from mstrain.heads import bin_edges, density
 from mstrain.metrics.densities import make_densities
-from mstrain.metrics.scores import point_estimates, scores
-from mstrain.predictions import Spool, SpooledDensities, write_predictions
+from mstrain.metrics.estimates import Columns
+from mstrain.metrics.scores import POINT_ESTIMATES, SCORES, SPREADS, point_estimates, scores
+from mstrain.predictions import DENSITY, Spool, SpooledDensities, write_predictions
+from mstrain.prior import TargetPrior
 from mstrain.ranks import Ranks
 from mstrain.trained_run import TrainedRun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Of a rank; activations are not kept, so that far more fit than in training.
 DEFAULT_BATCH = 256
@@ -44,10 +49,12 @@ def predict_to(
     splits: Sequence[Split],
     ranks: Ranks,
     *,
+    priors: Sequence[TargetPrior],
     columns: Sequence[str] = (),
+    pixel_differences: Sequence[str] = (),
     batch_size: int = DEFAULT_BATCH,
     is_quiet: bool = False,
-) -> None:
+) -> dict[str, Columns]:
     """Writes the table of predictions for splits of a data set; all ranks call it.
 
     Args:
@@ -55,9 +62,15 @@ def predict_to(
         run: see `open_run`.
         splits: of one data set, see `check_data`; the table has them one after the other.
         ranks: this rank among the others.
+        priors: the one that the table's densities are under, then others to score samples under.
         columns: further columns of the index to take over.
+        pixel_differences: from the training's, see `mstrain.pixels`, for the metadata.
         batch_size: samples of this rank at a time.
         is_quiet: show no progress.
+
+    Returns:
+        On the first rank point estimates and scores under the other priors by name, float64 (N,)
+        in the order of the table, with "redshift"; empty on the others.
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
@@ -70,19 +83,49 @@ def predict_to(
         ranks.on_first(spool.open)
         if not ranks.is_first:
             spool.open()
-        mine = _predict_share(run, splits, config, ranks, spool=spool, progress=progress)
+        mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
         spooled = spool.finish(mine.pop("row"))
         given = ranks.gather((mine, spooled)) or []
-        ranks.on_first(
-            lambda: write_predictions(
+        others: dict[str, Columns] = {}
+
+        def write() -> None:
+            table = _table_columns(given, splits, columns)
+            others.update({p.name: _taken_out(table, p) for p in priors[1:]})
+            write_predictions(
                 path,
-                _table_columns(given, splits, columns),
+                table,
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
-                origin_of(run, splits),
+                origin_of(run, splits, priors[0], pixel_differences),
             )
-        )
+
+        ranks.on_first(write)
+        return others
+
+
+def check_columns(columns: Sequence[str]) -> None:
+    """Raises UsageError where a column of the index would take the place of one of the table's."""
+    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, DENSITY}
+    for name in columns:
+        if name in computed:
+            raise UsageError(
+                f"cannot take over the column {name!r} of the index: the table has one of that "
+                "name of its own; rename it in the catalogue and pack again"
+            )
+
+
+def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:
+    """The columns of one prior beside the table's, without its prefix; no longer in the table."""
+    prefix = _prefix_of(prior)
+    names = [name for name in table if name.startswith(prefix)]
+    found = {name.removeprefix(prefix): table.pop(name) for name in names}
+    return {"redshift": table["redshift"], **found} if "redshift" in table else found
+
+
+def _prefix_of(prior: TargetPrior) -> str:
+    # No column of an index begins so.
+    return f"\0{prior.name}\0"
 
 
 def _predict_share(
@@ -90,6 +133,7 @@ def _predict_share(
     splits: Sequence[Split],
     config: TrainConfig,
     ranks: Ranks,
+    priors: Sequence[TargetPrior],
     *,
     spool: Spool,
     progress: ProgressLine,
@@ -105,9 +149,14 @@ def _predict_share(
         pieces: list[dict[str, NDArray[Any]]] = []
         done = 0
         for batch in _batches(run, split, config, ranks):
-            density_NK = _densities(model, batch, config, ranks.device)
-            spool.add(density_NK)
-            pieces.append(_scored(batch, density_NK, edges, has_truth=has_truth))
+            density_PNK = _densities(model, batch, config, ranks.device, priors)
+            spool.add(density_PNK[0])
+            piece = _scored(batch, density_PNK[0], edges, has_truth=has_truth)
+            for prior, density_NK in zip(priors[1:], density_PNK[1:], strict=True):
+                scored = _scored(batch, density_NK, edges, has_truth=has_truth)
+                del scored["sample_id"]
+                piece |= {_prefix_of(prior) + name: values for name, values in scored.items()}
+            pieces.append(piece)
             # All ranks go at the same pace.
             done = min(done + len(batch) * ranks.count, len(split))
             progress.update(first + done, (first + done) * split.sample_nbytes)
@@ -116,8 +165,13 @@ def _predict_share(
     return {"row": np.zeros(0, np.int64), **_joined(parts)}
 
 
-def origin_of(run: TrainedRun, splits: Sequence[Split]) -> dict[str, Any]:
-    """Where predictions came from, for the table's metadata."""
+def origin_of(
+    run: TrainedRun,
+    splits: Sequence[Split],
+    prior: TargetPrior,
+    pixel_differences: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Where predictions came from, and under which prior, for the table's metadata."""
     data = splits[0].dataset
     return {
         "run": str(run.path.absolute()),
@@ -128,6 +182,9 @@ def origin_of(run: TrainedRun, splits: Sequence[Split]) -> dict[str, Any]:
         "data": str(data.path.absolute()),
         "fingerprint": data.manifest.fingerprint,
         "splits": [split.name for split in splits],
+        "prior": prior.name,
+        "weighting": run.config.loss.weighting,
+        "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
     }
 
@@ -155,12 +212,17 @@ def _batches(
 
 @torch.inference_mode()
 def _densities(
-    model: nn.Module, batch: TensorBatch, config: TrainConfig, device: torch.device
-) -> NDArray[np.float32]:
+    model: nn.Module,
+    batch: TensorBatch,
+    config: TrainConfig,
+    device: torch.device,
+    priors: Sequence[TargetPrior],
+) -> list[NDArray[np.float32]]:
+    """Densities under each prior, float32 (N, num_bins) each."""
     with _autocast(config, device):
         logits = model(batch.images, batch.ebv)
-    found: NDArray[np.float32] = density(logits, config.model).float().cpu().numpy()
-    return found
+    found = [density(logits, config.model, prior.log_factor) for prior in priors]
+    return [values.float().cpu().numpy() for values in found]
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
@@ -215,12 +277,14 @@ def _table_columns(
     given: Sequence[tuple[Mapping[str, NDArray[Any]], Any]],
     splits: Sequence[Split],
     columns: Sequence[str],
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Any]:
     """The table's columns in its order, from what all ranks gave; those of the index besides."""
     num_rows = sum(len(split) for split in splits)
-    names = ["sample_id", "split"]
-    names += [n for n in ("redshift", *columns) if n in splits[0].dataset.columns]
-    table = {name: _index_column(splits, name) for name in dict.fromkeys(names)}
+    # What is computed with is float64; all else stays as the index has it.
+    table: dict[str, Any] = {n: _index_column(splits, n) for n in ("sample_id", "split")}
+    if "redshift" in splits[0].dataset.columns:
+        table["redshift"] = np.concatenate([split.numbers("redshift") for split in splits])
+    table |= {n: _index_column(splits, n) for n in columns if n not in table}
     for part, spooled in given:
         for name, values in part.items():
             column = table.setdefault(name, np.full(num_rows, np.nan))
@@ -228,11 +292,8 @@ def _table_columns(
     return table
 
 
-def _index_column(splits: Sequence[Split], name: str) -> NDArray[Any]:
+def _index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:
+    """A column of the index, in Arrow's own type: integers beside nulls stay integers."""
     import pyarrow as pa
 
-    if pa.types.is_string(splits[0].column_type(name)):
-        parts = [np.array(s.table([name]).column(0).to_pylist(), object) for s in splits]
-    else:
-        parts = [split.numbers(name) for split in splits]
-    return np.concatenate(parts)
+    return pa.chunked_array([part for split in splits for part in split.column_parts(name)])

@@ -28,6 +28,8 @@ from mstrain.optim import (
 )
 from mstrain.ranks import Ranks
 
+# Of an object in a bin without training samples, in the validation loss.
+_EMPTY_BIN_NATS = 30.0
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,6 +70,8 @@ class Learner:
         ranks: this rank's place and device.
         weights: of redshift bins in the loss, see `mstrain.loss.redshift_weights`.
         num_steps: optimiser steps of the whole training.
+        log_factor: (num_bins,), what undoes the weights in validation, see
+            `mstrain.prior.TrainedPrior.natural_factor`; None for nothing.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Learner:
         *,
         weights: Tensor | None,
         num_steps: int,
+        log_factor: Tensor | None = None,
     ) -> None:
         self._config, self._ranks, self._num_steps = config, ranks, num_steps
         torch.manual_seed(config.seed)
@@ -90,6 +95,7 @@ class Learner:
         self.average = AveragedModel(self.model, decay) if decay else None
         self.loss = BinLoss(config.loss, config.model, weights).to(ranks.device)
         self._plain_loss = BinLoss(type(config.loss)(), config.model).to(ranks.device)
+        self._log_factor = None if log_factor is None else log_factor.to(ranks.device)
         self._optimizer = make_optimizer(self.model, config.optim)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._scaler = torch.amp.GradScaler(
@@ -165,7 +171,10 @@ class Learner:
 
     @torch.no_grad()
     def validation_sums(self, batch: TensorBatch) -> Tensor:
-        """Plain cross-entropy on this rank's part of a batch.
+        """Plain cross-entropy on this rank's part of a batch, with the natural prior put back.
+
+        Where no training sample weighed anything the density is taken as exp(-30), not 0: the
+        checkpoint is chosen by the other samples.
 
         Returns:
             float64 (2,): sum of losses, and samples that have a redshift.
@@ -173,6 +182,10 @@ class Learner:
         model = self.evaluated.eval()
         with self._autocast():
             logits = model(batch.images, batch.ebv)
+        if self._log_factor is not None:
+            logits = logits.double() + self._log_factor
+            floor = logits.logsumexp(dim=1, keepdim=True) - _EMPTY_BIN_NATS
+            logits = torch.where(torch.isneginf(self._log_factor), floor, logits)
         return torch.stack(self._plain_loss(logits, batch.redshift)).double()
 
     def state_dict(self) -> dict[str, Any]:

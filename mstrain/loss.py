@@ -29,14 +29,26 @@ def redshift_weights(redshift: NDArray[np.float64], config: LossConfig, z_max: f
     Returns:
         float32 (weight_bins,): 1 / count, with mean 1 over the split; 0 for empty bins.
     """
+    return weights_of_bins(redshift, config, z_max).float()
+
+
+def weights_of_bins(redshift: NDArray[np.float64], config: LossConfig, z_max: float) -> Tensor:
+    """The weights of `redshift_weights` in float64, which `draw_weights` gives up to a factor."""
     z = torch.as_tensor(redshift, dtype=torch.float64)
-    count = torch.histc(z[(z >= 0) & (z <= z_max)], config.weight_bins, 0, z_max)
+    z = z[(z >= 0) & (z <= z_max)]
     if config.weighting == "none":
-        return torch.ones(config.weight_bins)
+        return torch.ones(config.weight_bins, dtype=torch.float64)
+    place = place_of(z, config.weight_bins, z_max)
+    count = torch.bincount(place, minlength=config.weight_bins).double()
     is_filled = count > 0
     weights = torch.where(is_filled, 1 / count.clamp_min(1), 0.0)
     # The sum over the split is the number of filled bins.
-    return (weights * count.sum() / is_filled.sum().clamp_min(1)).float()
+    return weights * count.sum() / is_filled.sum().clamp_min(1)
+
+
+def place_of(redshift: Tensor, num_bins: int, z_max: float) -> Tensor:
+    """The even bin of [0, z_max] that each redshift within lies in, int64; z_max in the last."""
+    return (redshift / z_max * num_bins).long().clamp_max(num_bins - 1)
 
 
 def draw_weights(
@@ -88,7 +100,7 @@ class BinLoss(nn.Module):
         weight = self._weight(redshift, number)
         log_p = functional.log_softmax(logits.float(), dim=1)
         if self._loss.label_width:
-            chosen = (self._labels(redshift) * log_p).sum(1)
+            chosen = (self.labels(redshift) * log_p).sum(1)
         else:
             chosen = log_p.gather(1, number.clamp_min(0)[:, None])[:, 0]
         smooth = self._loss.label_smoothing
@@ -99,12 +111,12 @@ class BinLoss(nn.Module):
         is_known = number >= 0
         if self.weights is None:
             return is_known.float()
-        z = torch.where(is_known, redshift.double(), 0.0) / self._model.z_max
-        place = (z * len(self.weights)).long().clamp_max(len(self.weights) - 1)
+        z = torch.where(is_known, redshift.double(), 0.0)
+        place = place_of(z, len(self.weights), self._model.z_max)
         return torch.where(is_known, self.weights[place], 0.0)
 
-    def _labels(self, redshift: Tensor) -> Tensor:
-        """Gaussians around the redshifts, integrated over each bin; rows sum to 1."""
+    def labels(self, redshift: Tensor) -> Tensor:
+        """Gaussians around redshifts (B,), integrated over each bin: float32 (B, num_bins)."""
         z = redshift.double().nan_to_num().clamp(0, self._model.z_max)
         steps = (self.edges - z[:, None]) / (self._loss.label_width * 2**0.5)
         mass = torch.erf(steps).diff(dim=1)

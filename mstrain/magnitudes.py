@@ -1,9 +1,12 @@
-"""Which column of an index is the magnitude to bin by."""
+"""Columns of an index in magnitudes: the one to bin by, and E(B-V), which the network takes."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from msdata.dataset import Split
-from msdata.errors import UsageError
+from msdata.errors import DataError, UsageError
+from mstrain.config import ModelConfig
 from mstrain.metrics.densities import Floats
 
 # What catalogues call the r magnitude, in lower case; the first that is there is taken.
@@ -56,3 +59,34 @@ def sane_magnitudes(values_N: Floats) -> Floats:
     """The values that are magnitudes and no marks of unknown ones, float64."""
     low, high = _SANE
     return values_N[(values_N > low) & (values_N < high)]
+
+
+def check_reddening(split: Split, config: ModelConfig) -> None:
+    """Refuses E(B-V) that catalogues mark as unknown, such as NaN, -999 or -1.
+
+    Args:
+        split: whose index has the column.
+        config: `ebv_column`, `ebv_min` and `ebv_max` count.
+
+    Raises:
+        DataError: it is unknown, or outside the range, for some samples.
+    """
+    if config.ebv_column is None:
+        return
+    ebv_N = split.numbers(config.ebv_column)
+    is_finite_N = np.isfinite(ebv_N)
+    is_odd_N = is_finite_N & ~((ebv_N >= config.ebv_min) & (ebv_N <= config.ebv_max))
+    num_odd, num_missing = int(is_odd_N.sum()), int((~is_finite_N).sum())
+    if not num_odd and not num_missing:
+        return
+    faults = [f"{num_missing:,} are missing"] if num_missing else []
+    if num_odd:
+        faults.append(
+            f"{num_odd:,} are outside [{config.ebv_min:g}, {config.ebv_max:g}] mag, such as "
+            f"{ebv_N[is_odd_N][0]:g}"
+        )
+    raise DataError(
+        f"{config.ebv_column} of split {split.name!r} of {split.dataset.path} must be an E(B-V) "
+        f"for every sample: {' and '.join(faults)}; correct the catalogue and pack again (a "
+        "new training may have other model.ebv_min and model.ebv_max, or model.ebv_column=none)"
+    )

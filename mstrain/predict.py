@@ -15,11 +15,12 @@ import msdata
 from msdata.errors import UsageError
 from msdata.output_file import check_output
 from msdata.topology import from_env
-from mstrain.evaluate import add_network_arguments, check_folder
-from mstrain.inference import predict_to
+from mstrain.evaluate import add_network_arguments, make_folder
+from mstrain.inference import check_columns, predict_to
+from mstrain.pixels import check_pixels
 from mstrain.predictions import MARK as PREDICTIONS_MARK
 from mstrain.ranks import FirstRankError, choose_device, joined_ranks, set_threads
-from mstrain.trained_run import check_data, open_run
+from mstrain.trained_run import check_data, find_prior, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,15 +47,18 @@ def run(args: argparse.Namespace) -> int:
     set_threads(None, topology)
     try:
         with joined_ranks(topology, device) as ranks:
-            ranks.on_first(lambda: _check(args))
+            differences = ranks.on_first(lambda: _check(args))
             data = msdata.open(args.data)
             splits = [data.split(name) for name in _splits(data, args.split)]
+            trained = open_run(args.run, args.checkpoint)
             predict_to(
                 args.out,
-                open_run(args.run, args.checkpoint),
+                trained,
                 splits,
                 ranks,
+                priors=[find_prior(trained, args.prior)],
                 columns=_columns(args),
+                pixel_differences=differences or (),
                 batch_size=args.batch_size,
                 is_quiet=args.quiet,
             )
@@ -70,17 +74,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuses what cannot end well, before hours of computing."""
+def _check(args: argparse.Namespace) -> list[str]:
+    """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
     trained, data = open_run(args.run, args.checkpoint), msdata.open(args.data)
     check_data(trained, data, _splits(data, args.split))
-    check_folder(args.out.absolute().parent)
     check_output(args.out, PREDICTIONS_MARK)
+    find_prior(trained, args.prior)
     unknown = [name for name in _columns(args) if name not in data.columns]
     if unknown:
         raise UsageError(
             f"{args.data} has no column {', '.join(unknown)}; it has {', '.join(data.columns)}"
         )
+    check_columns(_columns(args))
+    splits = _splits(data, args.split)
+    differences = check_pixels(trained, data, splits, is_told=args.any_pixels)
+    make_folder(args.out.absolute().parent)
+    return differences
 
 
 def _splits(data: msdata.Dataset, asked: str | None) -> list[str]:

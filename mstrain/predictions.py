@@ -5,7 +5,7 @@ redshift               float64, null where unknown; absent where the data set ha
 z_mean ... z_q84       float64, point estimates and spreads of the density
 pit ... log_likelihood float64, null or absent where the redshift is
 density                fixed-size list of float32, per unit redshift in each bin
-further columns        of the index, as asked for
+further columns        of the index, as asked for, in the index's own types
 
 The file's metadata hold the edges of the bins, and where the predictions came from. Densities are
 spooled to disk by each rank and joined by the first, so that memory holds their other columns only.
@@ -39,7 +39,7 @@ METADATA_KEY = b"mstrain"
 MARK = b'"bin_edges"'
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
-_DENSITY = "density"
+DENSITY = "density"
 _CURE = "give a table that 'mstrain evaluate' or 'mstrain predict' wrote"
 
 
@@ -194,21 +194,24 @@ def _mapped(part: Spooled, num_bins: int) -> NDArray[np.float32]:
         ) from error
 
 
-def table_fields(columns: Mapping[str, NDArray[Any]], num_bins: int) -> pa.Schema:
+def table_fields(columns: Mapping[str, NDArray[Any] | pa.ChunkedArray], num_bins: int) -> pa.Schema:
     """Arrow's schema of a table with these columns and densities."""
     import pyarrow as pa
 
     fields = []
     for name, values in columns.items():
-        is_text = values.dtype.kind in "UO"
-        kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
+        if isinstance(values, pa.ChunkedArray):
+            kind = values.type
+        else:
+            is_text = values.dtype.kind in "UO"
+            kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
         fields.append(pa.field(name, kind))
-    return pa.schema([*fields, pa.field(_DENSITY, pa.list_(pa.float32(), num_bins))])
+    return pa.schema([*fields, pa.field(DENSITY, pa.list_(pa.float32(), num_bins))])
 
 
 def write_predictions(
     path: Path,
-    columns: Mapping[str, NDArray[Any]],
+    columns: Mapping[str, NDArray[Any] | pa.ChunkedArray],
     densities: SpooledDensities,
     edges: Floats,
     origin: Mapping[str, Any],
@@ -217,7 +220,8 @@ def write_predictions(
 
     Args:
         path: the file; what was there before stays until the new one is whole.
-        columns: (N,) each, in the order of the file; NaN is written as null.
+        columns: (N,) each, in the order of the file; NaN in NumPy's is written as null, Arrow's
+            are written as they are.
         densities: of the same rows.
         edges: float64 (K + 1,), edges of the bins.
         origin: where the predictions came from, for the metadata; plain values.
@@ -238,10 +242,18 @@ def write_predictions(
     ):
         for start in range(0, num_rows, _GROUP_ROWS):
             rows = np.arange(start, min(start + _GROUP_ROWS, num_rows))
-            arrays = [pa.array(values[rows], from_pandas=True) for values in columns.values()]
+            arrays = [_rows_of(values, start, len(rows)) for values in columns.values()]
             flat = pa.array(densities[rows].ravel())
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, len(edges) - 1))
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), _GROUP_ROWS)
+
+
+def _rows_of(values: NDArray[Any] | pa.ChunkedArray, start: int, count: int) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(values, pa.ChunkedArray):
+        return values.slice(start, count).combine_chunks()
+    return pa.array(values[start : start + count], from_pandas=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -252,7 +264,8 @@ class Predictions:
         path: its file.
         edges: float64 (K + 1,), edges of the bins.
         origin: the metadata.
-        columns: (N,) each, without the densities; null as NaN.
+        columns: (N,) each, without the densities; null as NaN, in integers and booleans masked
+            (`numpy.ma`).
     """
 
     path: Path
@@ -272,10 +285,10 @@ class Predictions:
         with open_table(self.path, {}, cure=_CURE, num_rows=len(self)) as file:
             for group in range(file.metadata.num_row_groups):
                 with reading(self.path, _CURE):
-                    table = file.read_row_group(group, [_DENSITY])
+                    table = file.read_row_group(group, [DENSITY])
                     table.validate(full=True)
                 num_rows = file.metadata.row_group(group).num_rows
-                check_table(table, self.path, [_DENSITY], cure=_CURE, num_rows=num_rows)
+                check_table(table, self.path, [DENSITY], cure=_CURE, num_rows=num_rows)
                 yield _density_array(table, len(self.edges) - 1)
 
     def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
@@ -316,10 +329,10 @@ def read_predictions(path: Path) -> Predictions:
             found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
             edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
             num_bins = len(edges) - 1
-            density = _list_size(file.schema_arrow, _DENSITY)
+            density = _list_size(file.schema_arrow, DENSITY)
             if num_bins < 1 or density != num_bins or not bool((np.diff(edges) > 0).all()):
                 found["bin_edges"].refuse("rising edges, one more than densities")
-            names = [name for name in file.schema_arrow.names if name != _DENSITY]
+            names = [name for name in file.schema_arrow.names if name != DENSITY]
             table = file.read(names)
             table.validate(full=True)
             check_table(table, path, (), cure=_CURE, num_rows=file.metadata.num_rows)
@@ -344,8 +357,14 @@ def _list_size(schema: pa.Schema, name: str) -> int:
 def _column_array(column: pa.ChunkedArray) -> NDArray[Any]:
     import pyarrow as pa
 
-    if pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.array(column.to_pylist(), object)
+    if column.null_count and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+        is_null = column.is_null().to_numpy()
+        # NaN beside integers would make doubles of them, which have 53 bits.
+        return np.ma.masked_array(
+            column.fill_null(pa.scalar(0).cast(column.type)).to_numpy(), is_null
+        )
     return np.asarray(column.to_numpy())
 
 

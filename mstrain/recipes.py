@@ -39,18 +39,20 @@ def demo() -> TrainConfig:
 
 
 def resnet18_early() -> TrainConfig:
-    """ResNet-18 on nine bands of one grid, with the paper's grid, bins and scaling."""
+    """ResNet-18 on nine bands of one grid, with the paper's grid, bins and scaling.
+
+    Not with its weights of 1/count: `loss.weighting=inverse_count` has them.
+    """
     return TrainConfig(
         recipe="resnet18_early",
         epochs=40,
         batch_size=256,
         compute=ComputeConfig(precision="bf16"),
-        loss=LossConfig(weighting="inverse_count"),
     )
 
 
 def resnet50_early() -> TrainConfig:
-    """ResNet-50 on nine bands of one grid: the paper's network, at its batch of 16 x 16."""
+    """ResNet-50 on nine bands of one grid, at the paper's batch of 16 x 16."""
     early = resnet18_early()
     return replace(early, recipe="resnet50_early", model=replace(early.model, depth=50))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -43,6 +44,8 @@ from mstrain.journal import Journal
 from mstrain.learner import Learner
 from mstrain.loss import redshift_weights
 from mstrain.overrides import settings_of
+from mstrain.pixels import statistics_for_run
+from mstrain.prior import TrainedPrior, measure_prior
 from mstrain.ranks import Ranks, StopRequest
 from mstrain.trainer import Progress, Trainer
 
@@ -75,7 +78,7 @@ def train(
     split = _split(data, "train")
     assert split is not None
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
-    saved = ranks.on_first(lambda: _prepare(out, config, data, statistics))
+    saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack:
         journal = Journal(out, config.log, is_writer=ranks.is_first)
         weights = _weights(split, config, journal)
@@ -83,8 +86,16 @@ def train(
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         num_steps = config.epochs * steps_per_epoch(len(split), config)
         shapes = dict(augmenter.shapes)
-        learner = Learner(config, shapes, ranks, weights=weights, num_steps=num_steps)
-        progress = _resume(saved, learner, loader)
+        prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
+        learner = Learner(
+            config,
+            shapes,
+            ranks,
+            weights=weights,
+            num_steps=num_steps,
+            log_factor=prior.natural_factor(),
+        )
+        progress = _resume(saved, learner, loader, prior)
         # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Ahead(batches))
@@ -99,7 +110,7 @@ def train(
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
             count_hits=counter.count,
-            save=partial(_save, out, config, ranks, _extras(config, data, shapes)),
+            save=partial(_save, out, config, ranks, _extras(config, data, shapes, prior)),
             stop=stop,
         )
         trainer.fit(stream, progress)
@@ -170,13 +181,17 @@ def _validation(
 
 
 def _extras(
-    config: TrainConfig, data: msdata.Dataset, shapes: Mapping[str, tuple[int, ...]]
+    config: TrainConfig,
+    data: msdata.Dataset,
+    shapes: Mapping[str, tuple[int, ...]],
+    prior: TrainedPrior,
 ) -> dict[str, Any]:
     """What a checkpoint holds beside what was learned, so that it stands for itself."""
     return {
         "config": config.as_dict(),
         "fingerprint": data.manifest.fingerprint,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "prior": prior.to_state(),
     }
 
 
@@ -200,7 +215,9 @@ def _save(
     ranks.on_first(write)
 
 
-def _resume(saved: Path | None, learner: Learner, loader: msdata.Loader) -> Progress:
+def _resume(
+    saved: Path | None, learner: Learner, loader: msdata.Loader, prior: TrainedPrior
+) -> Progress:
     """Takes up a checkpoint; a fresh start where there is none."""
     if saved is None:
         return Progress()
@@ -209,20 +226,23 @@ def _resume(saved: Path | None, learner: Learner, loader: msdata.Loader) -> Prog
     with restoring(saved):
         learner.load_state_dict(content)
         progress = Progress.from_dict(content["progress"])
+        if "prior" not in content and prior.log_weights is not None:
+            # Its losses are of densities under the weights, unlike those to come.
+            progress.best_loss = math.inf
         if progress.loader is not None:
             loader.load_state_dict(progress.loader)
     return progress
 
 
 def _prepare(
-    out: Path, config: TrainConfig, data: msdata.Dataset, statistics: Statistics | None
+    out: Path, config: TrainConfig, split: Split, statistics: Statistics | None
 ) -> Path | None:
     """Makes the folder this run's; returns the checkpoint to go on from.
 
     Raises:
         UsageError: it holds a run of other settings or other data.
     """
-    saved = find_last(out)
+    saved, data = find_last(out), split.dataset
     if saved is not None and has_config(out):
         _check_same_run(out, config, data)
     write_config(
@@ -233,11 +253,24 @@ def _prepare(
             "fingerprint": data.manifest.fingerprint,
             "schema": data.schema.to_json(),
             "versions": versions(),
+            "prior": _prior_text(config),
         },
     )
-    if statistics is not None:
-        statistics.write(out / FILE_NAME)
+    # Also where nothing is scaled by them: other pixels are held against them later.
+    if statistics is not None or not (out / FILE_NAME).exists():
+        (statistics or statistics_for_run(split)).write(out / FILE_NAME)
     return saved
+
+
+def _prior_text(config: TrainConfig) -> dict[str, str]:
+    """Which prior is meant by what of the run, for people."""
+    loss = config.loss
+    weights = f"natural times {loss.weighting} weights in the {loss.weights_in}"
+    return {
+        "network": "natural" if loss.weighting == "none" else weights,
+        "validation_loss": "natural",
+        "evaluate_and_predict": "natural, unless --prior says otherwise",
+    }
 
 
 def _check_same_run(out: Path, config: TrainConfig, data: msdata.Dataset) -> None:

@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import msdata
 from msdata.checked_json import Count, JsonValue
-from msdata.errors import DataError, UsageError
+from msdata.errors import MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.checkpoint import checkpoint_path, read_checkpoint, read_config
 from mstrain.config import TrainConfig
+from mstrain.magnitudes import check_reddening
+from mstrain.prior import (
+    AS_TRAINED,
+    NATURAL,
+    TargetPrior,
+    TrainedPrior,
+    measure_prior,
+    target_prior,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,7 @@ class TrainedRun:
         data: the data set it was trained on, as it was called then.
         fingerprint: of that data set.
         schema: of that data set.
+        prior: of the training; None where an earlier mstrain kept none, see `find_prior`.
     """
 
     path: Path
@@ -39,6 +47,7 @@ class TrainedRun:
     data: str
     fingerprint: str
     schema: Schema
+    prior: TrainedPrior | None
 
 
 def open_run(path: Path, which: str) -> TrainedRun:
@@ -56,15 +65,53 @@ def open_run(path: Path, which: str) -> TrainedRun:
     file = checkpoint_path(path, which)
     content = read_checkpoint(file)
     fields = JsonValue(content, file, "evaluate with the version of mstrain that trained")
+    config, prior = TrainConfig.from_dict(fields["config"].value), content.get("prior")
     return TrainedRun(
         path=path,
-        config=TrainConfig.from_dict(fields["config"].value),
+        config=config,
         which=which,
         step=fields["progress"]["step"].read_as(Count),
         epochs=fields["progress"]["trained"].read_as(Count),
         data=saved["data"],
         fingerprint=fields["fingerprint"].read_as(str),
         schema=Schema.from_json(saved["schema"]),
+        prior=None if prior is None else TrainedPrior.from_state(prior, config.model),
+    )
+
+
+def find_prior(run: TrainedRun, asked: str) -> TargetPrior:
+    """The prior that densities of a run are wanted under, see `mstrain.prior.target_prior`.
+
+    For a run of an mstrain that kept no prior it is measured again on the data set of the training.
+
+    Args:
+        run: see `open_run`.
+        asked: "natural", "as-trained", or a CSV file.
+
+    Raises:
+        UsageError: the file is no prior, or the run kept none and its data set is gone.
+        StorageError: the file system refused.
+    """
+    config, prior = run.config, run.prior
+    if asked == AS_TRAINED or (asked == NATURAL and config.loss.weighting == "none"):
+        return TargetPrior(name=asked, log_factor=None)
+    if prior is None:
+        try:
+            data = msdata.open(run.data)
+        except (MsdataError, OSError) as error:
+            raise _prior_is_lost(run, str(error)) from error
+        if data.manifest.fingerprint != run.fingerprint:
+            raise _prior_is_lost(run, f"it is another one now, {data.manifest.fingerprint}")
+        redshift = data.split("train").numbers("redshift")
+        prior = measure_prior(redshift, config.loss, config.model)
+    return target_prior(asked, prior, config.model)
+
+
+def _prior_is_lost(run: TrainedRun, reason: str) -> UsageError:
+    return UsageError(
+        f"cannot change the prior of {run.path}: it was trained by an mstrain that kept none, and "
+        f"its data set {run.data} cannot be asked ({reason}); put the data set back, or take the "
+        "densities as they are with --prior as-trained"
     )
 
 
@@ -73,7 +120,7 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
 
     Raises:
         UsageError: a split is absent or empty, the arrays are others, or a column is missing.
-        DataError: E(B-V) is unknown for some samples.
+        DataError: E(B-V) is unknown or implausible for some samples.
     """
     for name in splits:
         if not len(data.split(name)):
@@ -96,12 +143,7 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
             "it with a catalogue that has one"
         )
     for name in splits:
-        num_unknown = int((~np.isfinite(data.split(name).numbers(column))).sum())
-        if num_unknown:
-            raise DataError(
-                f"{num_unknown:,} samples of split {name!r} of {data.path} have no {column}, which "
-                f"the network of {run.path} needs; mend the catalogue and pack again"
-            )
+        check_reddening(data.split(name), run.config.model)
 
 
 def schema_difference(ours: Schema, theirs: Schema, surveys: Sequence[str] | None) -> str:
@@ -116,7 +158,7 @@ def schema_difference(ours: Schema, theirs: Schema, surveys: Sequence[str] | Non
         if name not in theirs.names:
             return f"the run was trained with the array {name!r}, the data have none"
         trained, found = ours[name], theirs[name]
-        for field in ("shape", "bands", "pixel_scale_arcsec", "unit"):
+        for field in ("shape", "bands", "pixel_scale_arcsec"):
             was, now = getattr(trained, field), getattr(found, field)
             if was != now:
                 return f"{field} of {name!r} was {was} in training, in the data it is {now}"

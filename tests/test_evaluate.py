@@ -181,12 +181,109 @@ def test_data_without_redshifts_are_predicted(
     assert "has a redshift, so there is nothing to compare with" in capsys.readouterr().err
 
 
+IDS = [9_007_199_254_740_993, None, 2**63 - 1]
+EBV_MARKS = ["-999", "", "-1", "nan", "99"]
+
+
+def pack_with(source: Path, folder: Path, column: str, values: list[str], *options: str) -> Path:
+    """The source's first 24 objects, a column of the catalogue added or replaced."""
+    lines = [line.split(",") for line in (source / "catalog.csv").read_text().splitlines()[:25]]
+    head = lines[0] if column in lines[0] else [*lines[0], column]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+    for number, row in enumerate(rows):
+        if number < len(values) or column not in row:
+            row[column] = values[number % len(values)]
+    folder.mkdir()
+    text = "\n".join([",".join(head), *(",".join(row[n] for n in head) for row in rows)])
+    (folder / "catalog.csv").write_text(text + "\n")
+    made = packing.pack(
+        source, folder / "data", "--catalog", str(folder / "catalog.csv"), *SPLIT, *options
+    )
+    assert made.returncode == 0, made.stderr
+    return folder / "data"
+
+
+def test_integers_of_the_index_stay_integers_in_the_table(
+    trained: Path, source: Path, tmp_path: Path
+) -> None:
+    values = ["" if v is None else str(v) for v in IDS]
+    data = pack_with(source, tmp_path / "ids", "specobj", values)
+    out = tmp_path / "new" / "folder" / "p.parquet"
+    words = ["predict", str(trained), str(data), str(out), "--columns", "specobj", *QUICK[:3]]
+    assert mstrain.cli.main(words) == 0
+    found = read_predictions(out).columns
+    wanted = {f"{n:07d}": IDS[n % 3] for n in range(24)}
+    assert dict(zip(found["sample_id"], found["specobj"].tolist(), strict=True)) == wanted
+
+
+def test_a_column_that_the_table_has_of_its_own_is_refused(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pack_with(source, tmp_path / "pit", "pit", ["7"])
+    out = tmp_path / "p.parquet"
+    words = ["predict", str(trained), str(data), str(out), "--columns", "pit", *QUICK[:3]]
+    assert mstrain.cli.main(words) == 2
+    assert "cannot take over the column 'pit' of the index" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_marks_of_unknown_reddening_do_not_reach_the_network(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pack_with(source, tmp_path / "odd", "ebv_csfd", EBV_MARKS)
+    commands = {
+        "predict": [str(trained), str(data), str(tmp_path / "p.parquet")],
+        "evaluate": [str(trained), str(data), "--split", "train", "--out", str(tmp_path / "e")],
+    }
+    capsys.readouterr()
+    for name, words in commands.items():
+        assert mstrain.cli.main([name, *words, "--quiet"]) == 1
+        said = capsys.readouterr().err
+        assert "must be an E(B-V) for every sample" in said
+        assert "outside [-0.05, 10] mag, such as " in said
+    assert mstrain.cli.main(training.words_of(data, tmp_path / "run")) == 1
+    said = capsys.readouterr().err
+    assert "must be an E(B-V) for every sample" in said
+    assert not list(tmp_path.glob("*/checkpoints/*.pt"))
+    assert not (tmp_path / "p.parquet").exists()
+    assert not (tmp_path / "e").exists()
+
+
+def test_every_fault_of_reddening_is_counted(source: Path, tmp_path: Path) -> None:
+    import msdata
+    from msdata.errors import DataError
+    from mstrain.config import ModelConfig
+    from mstrain.magnitudes import check_reddening
+
+    data = pack_with(source, tmp_path / "odd", "ebv_csfd", [*EBV_MARKS, "-0.01", "9.9"])
+    splits = [s for s in map(msdata.open(data).split, msdata.open(data).splits) if len(s)]
+    num_missing = num_odd = 0
+    for split in splits:
+        ebv = split.numbers("ebv_csfd")
+        missing = int(np.isnan(ebv).sum())
+        odd = int(np.isin(ebv, [-999, -1, 99]).sum())
+        num_missing, num_odd = num_missing + missing, num_odd + odd
+        says = [f"{missing} are missing"] * (missing > 0) + [f"{odd} are outside"] * (odd > 0)
+        if says:
+            with pytest.raises(DataError, match=" and ".join(says[:1])) as caught:
+                check_reddening(split, ModelConfig())
+            assert all(words in str(caught.value) for words in says)
+        else:
+            check_reddening(split, ModelConfig())
+        check_reddening(split, ModelConfig(ebv_column=None))
+    assert (num_missing, num_odd) == (2, 3)
+
+
 BAD = {
     "no run": (["nowhere", "{data}"], "nowhere is no run: it has no config.json"),
     "run is data": (["{data}", "{data}"], "is no run: it has no config.json"),
     "no data": (["{run}", "nowhere"], "nowhere does not exist; check the path"),
     "no split": (["{run}", "{data}", "--split", "tset"], "has no split 'tset'; it has train"),
-    "no out": (["{run}", "{data}", "--out", "/no/where"], "/no/where is no folder; make it first"),
+    "no out": (
+        ["{run}", "{data}", "--out", "{run}/config.json/out"],
+        "config.json/out: a part of the path is a file; give another --out",
+    ),
+    "prior": (["{run}", "{data}", "--prior", "x"], "must be natural, as-trained or a CSV file"),
     "edges": (["{run}", "{data}", "--redshift-edges", "1,x"], "--redshift-edges 1,x are no num"),
     "order": (["{run}", "{data}", "--redshift-edges", "1,0"], "1.0,0.0 do not ascend"),
     "column": (["{run}", "{data}", "--magnitude-column", "mag"], "has no column 'mag'; it has"),

@@ -24,7 +24,7 @@ import msdata
 from msdata.cli import main
 from msdata.errors import MsdataError
 from msdata.loader import Loader
-from msdata.manifest import _fingerprint, read_manifest
+from msdata.manifest import fingerprint_of, read_manifest
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.trusted_names import MAX_NAME_BYTES, is_plain_name
@@ -124,7 +124,7 @@ def rewrite(place: Place, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_bytes())
     change(content)
     del content["fingerprint"]
-    path.write_text(json.dumps({**content, "fingerprint": _fingerprint(content)}))
+    path.write_text(json.dumps({**content, "fingerprint": fingerprint_of(content)}))
 
 
 def rename_split(name: str) -> Callable[[Place], None]:

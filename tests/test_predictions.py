@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -90,6 +91,33 @@ def test_the_table_is_plain_parquet_with_nulls_and_lists(tmp_path: Path) -> None
     assert str(table.schema.field("density").type) == f"fixed_size_list<element: float>[{NUM_BINS}]"
     assert table.column("redshift").null_count == table.column("pit").null_count == 4
     assert table.column("z_mean").null_count == 0
+
+
+def test_integers_beside_nulls_come_back_to_the_last_digit(tmp_path: Path) -> None:
+    density = some_densities(5)
+    numbers = [1234567890123456789, None, -(2**63), 2**53 + 1, 2**63 - 1]
+    given = {
+        "sample_id": np.array([f"{i}" for i in range(5)], object),
+        "id": pa.chunked_array([pa.array(numbers[:2]), pa.array(numbers[2:])]),
+        "all": pa.chunked_array([pa.array([2**64 - 1] * 5, pa.uint64())]),
+        "flag": pa.chunked_array([pa.array([True, None, False, True, None])]),
+        "text": pa.chunked_array([pa.array(["a", None, "b", "c", "d"])]),
+    }
+    path = tmp_path / "p.parquet"
+    spools, densities = spooled(tmp_path, density, 1)
+    with spools[0]:
+        write_predictions(path, given, densities, EDGES, {})
+    table = pq.read_table(path)
+    for name in ("id", "all", "flag", "text"):
+        assert table.column(name).type == given[name].type
+        assert table.column(name).to_pylist() == given[name].to_pylist()
+    found = read_predictions(path).columns
+    assert found["id"].dtype == np.int64
+    assert found["id"].tolist() == numbers
+    assert found["id"].mask.tolist() == [False, True, False, False, False]
+    assert found["all"].tolist() == [2**64 - 1] * 5
+    assert found["flag"].tolist() == [True, None, False, True, None]
+    assert found["text"].tolist() == ["a", None, "b", "c", "d"]
 
 
 def test_missing_and_double_rows_are_refused(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 import reporting
 
 from msdata.schema import Schema, Survey
+from mstrain.metrics.binning import round_edges
+from mstrain.metrics.summary import summarise
 from mstrain.report.content import GALLERY_PLACES, gallery_rows
 from mstrain.report.page import render_page
 from mstrain.report.wording import summary_text
@@ -111,6 +115,46 @@ def test_a_report_of_odd_data_is_drawn_all_the_same() -> None:
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)" in html
     Page(html)
+
+
+ODD_NAMES = {
+    "half a formula": "$",
+    "a formula that is none": "$\\frac{$",
+    "a formula": "a$b_1$c",
+    "tags": '<b onload="x()">&\'</b>',
+    "escapes": "\x1b[31m\x00\x9b2J",
+    "no font": "\u661f\U0001f642",
+    "half a pair": "\udcff",
+    "backwards": "\u202egnp.x",
+    "two lines": "a\nb",
+    "very long": "x" * 3000,
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_names_of_bands_units_and_columns_are_shown_as_they_are(name: str) -> None:
+    columns, found = reporting.honest_predictions(40)
+    columns["sample_id"][0] = name
+    columns[name] = columns.pop("mag_r_ab")
+    survey = Survey(name="image", shape=(1, 8, 8), bands=(name,), unit=name)
+    content = reporting.content_of(
+        columns, found, rows=[0], schema=Schema(name="inferred", arrays=(survey,))
+    )
+    by = {n: (n, round_edges(columns[n])) for n in ("redshift",)}
+    by["magnitude"] = (name, round_edges(columns[name]))
+    summary = summarise(columns, reporting.FEW, binned_by=by, skipped={name: name})
+    odd = {"facts": [(name, name)], "settings": {name: name}, "notes": [name], "title": name}
+    html = render_page(dataclasses.replace(content, summary=summary, **odd))
+    page = Page(html)
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    assert page.text.count(shown) >= 7
+    assert page.tags.count(("b", {})) == 0
+    assert not [a for _, a in page.tags if "onload" in a]
+    assert html.encode().decode() == html
+    assert all(c.isprintable() or c == "\n" for c in html)
+    for image in page.images():
+        check_drawing(str(image["src"]))
+    assert all(c.isprintable() or c == "\n" for c in summary_text(summary))
 
 
 def test_without_journal_gallery_and_magnitude_the_page_says_so() -> None:

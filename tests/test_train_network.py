@@ -140,7 +140,7 @@ def test_the_loss_is_torchs_cross_entropy(smoothing) -> None:
 def test_a_spread_label_is_the_gaussian_over_the_bins() -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     z = torch.tensor([0.03, 0.77, 1.59], dtype=torch.float64)
-    labels = BinLoss(LossConfig(label_width=0.05), BINS)._labels(z)
+    labels = BinLoss(LossConfig(label_width=0.05), BINS).labels(z)
     edges = bin_edges(BINS).numpy()
     for row, centre in zip(labels.numpy(), z.numpy(), strict=True):
         mass = np.diff(scipy_stats.norm(centre, 0.05).cdf(edges))

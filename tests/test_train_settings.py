@@ -30,6 +30,8 @@ def test_recipes_are_what_their_names_say() -> None:
     assert found["resnet18_early"] == (18, "early")
     assert found["resnet50_early"] == (50, "early")
     assert found["resnet50_late"] == (50, "late")
+    # Weights pay only if a paired study says so, with the prior put back.
+    assert {make().loss.weighting for make in RECIPES.values()} == {"none"}
 
 
 def test_every_setting_says_its_type() -> None:
@@ -94,9 +96,10 @@ def test_samples_drawn_by_weights_need_weights_and_a_policy_that_can_draw() -> N
     by_sampler = "weights_in=sampler"
     with pytest.raises(UsageError, match=r"give loss\.weighting=inverse_count"):
         apply_overrides(find_recipe("demo"), [by_sampler])
+    weighted = [by_sampler, "weighting=inverse_count"]
     with pytest.raises(UsageError, match="policy 'block' reads whole shards"):
-        apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=block"])
-    config = apply_overrides(find_recipe("resnet18_early"), [by_sampler, "policy=locality"])
+        apply_overrides(find_recipe("resnet18_early"), [*weighted, "policy=block"])
+    config = apply_overrides(find_recipe("resnet18_early"), [*weighted, "policy=locality"])
     assert TrainConfig.from_dict(config.as_dict()) == config
 
 

@@ -13,6 +13,7 @@ from msdata.dataset import Split
 from mstrain.metrics.summary import Summary
 from mstrain.predictions import Predictions
 from mstrain.report.content import Content, GalleryObject, gallery_rows
+from mstrain.report.wording import prior_table
 
 
 def assemble(
@@ -20,6 +21,7 @@ def assemble(
     summary: Summary,
     split: Split,
     *,
+    other_priors: Mapping[str, Summary],
     journal: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     trained_on: str,
@@ -30,6 +32,7 @@ def assemble(
         predictions: of all samples of the split, in its order.
         summary: their metrics.
         split: from which the gallery's cutouts come.
+        other_priors: metrics under other priors than the table's, by name.
         journal: lines of the run's metrics.jsonl.
         settings: of the run.
         trained_on: fingerprint of the data set of the training.
@@ -48,6 +51,7 @@ def assemble(
         edges=predictions.edges,
         stacked=predictions.mean_density(np.isfinite(columns["redshift"])),
         summary=summary,
+        priors=prior_table(origin["prior"], summary, other_priors),
         schema=split.schema,
         gallery=[
             GalleryObject(
@@ -72,17 +76,26 @@ def _facts(origin: Mapping[str, Any], split: Split, summary: Summary) -> list[tu
             f"{origin['checkpoint']}: step {origin['step']:,}, epoch {origin['epochs']}",
         ),
         ("data set", f"{origin['data']} ({origin['fingerprint']})"),
+        ("prior", _prior_fact(origin)),
         ("split", f"{split.name}: {len(split):,} samples"),
         ("objects with known redshift", f"{summary.num_samples:,}"),
         ("made", f"{now:%Y-%m-%d %H:%M} UTC by mstrain {msdata.__version__}"),
     ]
 
 
+def _prior_fact(origin: Mapping[str, Any]) -> str:
+    """Which prior the densities are under, and what the network was trained with."""
+    if origin["weighting"] == "none":
+        return f"{origin['prior']}; trained without weights"
+    return f"{origin['prior']}; trained with {origin['weighting']} weights"
+
+
 def _notes(origin: Mapping[str, Any], split: Split, trained_on: str) -> list[str]:
     if origin["fingerprint"] != trained_on:
         return [
+            *(f"Other pixels than in training: {text}." for text in origin["pixel_differences"]),
             f"The run was trained on another data set ({trained_on}); objects that are in both may "
-            "flatter it."
+            "flatter it.",
         ]
     if split.name == "train":
         return ["These are the samples that the network was trained on: the numbers flatter it."]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from msdata.errors import MissingPackageError
+from mstrain.report.wording import printable
 
 # Okabe and Ito's palette, told apart with any kind of colour vision (Wong 2011, Nature Methods 8,
 # 441); the colour map has the same property.
@@ -15,6 +17,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "
 INK, GREY, PALE = "#1f2933", "#6b7780", "#d9dee2"
 COLOUR_MAP = "cividis"
 _DPI = 144
+# Characters of a label; longer ones would leave no room for the panels.
+_MAX_LABEL = 40
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -39,6 +43,9 @@ _STYLE: dict[Any, Any] = {
     # Ids of the same figure are the same every time, and it looks the same everywhere.
     "svg.hashsalt": "mstrain",
     "svg.fonttype": "path",
+    # Labels hold names of bands, units and columns: a "$" in one is a character, no formula.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 
@@ -119,10 +126,17 @@ class Canvas:
 
     def picture(self, title: str, *, alt: str, caption: str) -> Picture:
         """The figure as it is now."""
+        from matplotlib.text import Text
+
+        for text in self.figure.findobj(Text):
+            text.set_text(printable(text.get_text(), _MAX_LABEL))
         content = io.BytesIO()
-        self.figure.savefig(
-            content, format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None}
-        )
+        with warnings.catch_warnings():
+            # A character that the font lacks is drawn as a box.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            self.figure.savefig(
+                content, format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None}
+            )
         return Picture(
             title=title,
             alt=alt,

@@ -13,6 +13,7 @@ from msdata.schema import Schema
 from mstrain.metrics.densities import Floats
 from mstrain.metrics.estimates import Columns
 from mstrain.metrics.summary import Summary
+from mstrain.report.wording import TextTable
 
 # Objects of the gallery by their place among all, ordered by CRPS: good, usual, bad, worst.
 GALLERY_PLACES = (0.02, 0.15, 0.35, 0.5, 0.65, 0.85, 0.98, 1.0)
@@ -47,6 +48,7 @@ class Content:
         edges: float64 (K + 1,), bins of the densities.
         stacked: float64 (K,), mean of the densities of objects with known redshift.
         summary: the metrics.
+        priors: those of several priors side by side; None where there is one.
         schema: arrays of the gallery's objects.
         gallery: objects to show.
         journal: lines of the run's metrics.jsonl.
@@ -60,6 +62,7 @@ class Content:
     stacked: Floats
     summary: Summary
     schema: Schema
+    priors: TextTable | None = None
     notes: Sequence[str] = ()
     gallery: Sequence[GalleryObject] = ()
     journal: Sequence[Mapping[str, Any]] = ()

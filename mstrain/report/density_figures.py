@@ -68,7 +68,7 @@ def draw_stacked(content: Content) -> Picture:
         panel.stairs(heights, coarse, color=GREY, fill=True, alpha=0.3, label="spectroscopic")
         panel.stairs(stacked, coarse, color=BLUE, linewidth=1.4, label="mean of the densities")
         top = edges[-1] if not len(inside) else min(edges[-1], 1.15 * np.quantile(inside, 0.999))
-        panel.set(xlabel="redshift $z$", ylabel="objects per unit redshift (normalised)")
+        panel.set(xlabel="redshift z", ylabel="objects per unit redshift (normalised)")
         panel.set(xlim=(edges[0], top))
         panel.set_ylim(bottom=0)
         panel.legend(loc="upper right")

@@ -51,7 +51,7 @@ def _draw_density(panel: Any, found: GalleryObject, edges: Floats) -> None:
     truth = float(values["redshift"])
     panel.axvspan(values["z_q16"], values["z_q84"], color=PALE, label="68 %")
     panel.stairs(found.density, edges, color=BLUE, linewidth=1.2)
-    panel.axvline(truth, color=INK, linewidth=1.2, label="$z$")
+    panel.axvline(truth, color=INK, linewidth=1.2, label="z")
     panel.axvline(values["z_mean"], color=ORANGE, linewidth=1.2, linestyle="--", label="mean")
     # The bins that hold all but a hundredth of the probability, and the truth.
     cdf = np.cumsum(found.density * np.diff(edges))
@@ -59,7 +59,7 @@ def _draw_density(panel: Any, found: GalleryObject, edges: Floats) -> None:
     low, high = (inside.min(), inside.max()) if len(inside) else (edges[0], edges[-1])
     low, high = min(low, truth), max(high, truth)
     margin = 0.08 * (high - low) + 0.01
-    panel.set(xlim=(low - margin, high + margin), xlabel="redshift $z$", ylabel="$p(z)$")
+    panel.set(xlim=(low - margin, high + margin), xlabel="redshift z", ylabel="p(z)")
     panel.set_ylim(bottom=0)
     panel.legend(loc="best", fontsize=7, handlelength=1.2)
 

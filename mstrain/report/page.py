@@ -22,6 +22,7 @@ from mstrain.report.wording import (
     density_table,
     number_text,
     points_table,
+    printable,
 )
 
 # How every page's head ends.
@@ -78,7 +79,7 @@ def render_page(content: Content) -> str:
         f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{html}</section>\n'
         for key, title, html in sections
     )
-    title = escape(content.title)
+    title = _html(content.title)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -108,12 +109,12 @@ def _tiles(content: Content) -> str:
 
 def _notes(content: Content) -> str:
     notes = [*content.notes, *count_notes(content.summary)]
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return "".join(f'<p class="note">{_html(note)}</p>' for note in notes)
 
 
 def _facts(content: Content) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        f'<tr><th scope="row">{_html(name)}</th><td>{_html(value)}</td></tr>'
         for name, value in content.facts
     )
     return f'<div class="scroll"><table class="facts">{rows}</table></div>'
@@ -129,6 +130,7 @@ def _calibration(content: Content) -> str:
     side_by_side = _figures([draw_coverage(content), draw_stacked(content)])
     return (
         _table(density_table(content.summary))
+        + (_table(content.priors) if content.priors is not None else "")
         + _figures([draw_pit(content)])
         + f'<div class="row">{side_by_side}</div>'
     )
@@ -140,7 +142,7 @@ def _bins(content: Content) -> str:
     html = _figures([picture] if picture else [])
     html += "".join(_table(bins_table(b)) for b in binnings if b.bins)
     return html + "".join(
-        f"<p>No bins of {escape(b.name)}: {escape(b.skipped)}</p>" for b in binnings if b.skipped
+        f"<p>No bins of {_html(b.name)}: {_html(b.skipped)}</p>" for b in binnings if b.skipped
     )
 
 
@@ -170,12 +172,12 @@ def _training(content: Content) -> str:
 
 def _method(content: Content) -> str:
     words = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>'
+        f'<tr><th scope="row">{_html(name)}</th><td>{_html(text)}</td></tr>'
         for name, text in DEFINITIONS
     )
     how = content.summary.bootstrap
     settings = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
+        f'<tr><th scope="row">{_html(name)}</th><td>{_html(value)}</td></tr>'
         for name, value in content.settings.items()
     )
     return (
@@ -189,23 +191,28 @@ def _method(content: Content) -> str:
 
 
 def _table(table: TextTable) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
+    head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.head)
     rows = "".join(f"<tr>{_cells(row)}</tr>" for row in table.rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(table.caption)}</caption>'
+        f'<div class="scroll"><table><caption>{_html(table.caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
+def _html(text: object) -> str:
+    """Text that came from wherever, between tags or in an attribute."""
+    return escape(printable(text))
+
+
 def _cells(row: Sequence[str]) -> str:
-    rest = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-    return f'<th scope="row">{escape(row[0])}</th>{rest}'
+    rest = "".join(f"<td>{_html(cell)}</td>" for cell in row[1:])
+    return f'<th scope="row">{_html(row[0])}</th>{rest}'
 
 
 def _figures(pictures: Iterable[Picture]) -> str:
     return "".join(
-        f'<figure style="max-width: {p.width_px}px"><h3>{escape(p.title)}</h3>'
-        f'<img src="{p.data_uri()}" alt="{escape(p.alt)}">'
-        f"<figcaption>{escape(p.caption)}</figcaption></figure>\n"
+        f'<figure style="max-width: {p.width_px}px"><h3>{_html(p.title)}</h3>'
+        f'<img src="{p.data_uri()}" alt="{_html(p.alt)}">'
+        f"<figcaption>{_html(p.caption)}</figcaption></figure>\n"
         for p in pictures
     )

@@ -17,7 +17,7 @@ from mstrain.report.content import Content
 _MAX_CELLS = 90
 # A median of fewer objects jumps about.
 _MIN_RUNNING_COUNT = 8
-_RESIDUAL_LABEL = r"$d = (z_\mathrm{mean} - z) / (1 + z)$"
+_RESIDUAL_LABEL = "d = (z_mean - z) / (1 + z)"
 
 
 def draw_redshifts(content: Content) -> Picture:
@@ -37,8 +37,8 @@ def draw_redshifts(content: Content) -> Picture:
                 edge = line + sign * threshold * (1 + line)
                 label = f"|d| = {threshold:g}" if sign > 0 else None
                 panel.plot(line, edge, style, color=RED, linewidth=1.1, label=label)
-        panel.set_xlabel("spectroscopic redshift $z$")
-        panel.set_ylabel(r"photometric redshift $z_\mathrm{mean}$")
+        panel.set_xlabel("spectroscopic redshift z")
+        panel.set_ylabel("photometric redshift z_mean")
         panel.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         panel.legend(loc="upper left")
         outside = int(((truth > high) | (estimate > high)).sum())
@@ -56,7 +56,7 @@ def draw_residuals(content: Content, magnitude: Binning | None) -> Picture:
     """Scaled residuals against redshift and, where there is one, magnitude."""
     truth = content.known("redshift")
     residual = scaled_residual(content.known("z_mean"), truth)
-    axes = [("spectroscopic redshift $z$", truth)]
+    axes = [("spectroscopic redshift z", truth)]
     if magnitude is not None and magnitude.column is not None:
         axes.append((f"{magnitude.column} [mag]", content.known(magnitude.column)))
     limit = _round_up(float(np.clip(np.quantile(np.abs(residual), 0.99) * 1.3, 0.06, 1.0)))
@@ -71,7 +71,7 @@ def draw_residuals(content: Content, magnitude: Binning | None) -> Picture:
         return canvas.picture(
             "Residuals",
             alt="Two-dimensional histograms of the scaled residual against "
-            + " and against ".join(label.replace("$", "") for label, _ in axes)
+            + " and against ".join(label for label, _ in axes)
             + ", with running median and 68 % range.",
             caption="Lines: median and the range from the 16th to the 84th percentile of objects "
             f"side by side. {outside:.1%} of the objects lie above or below the picture.",
@@ -112,7 +112,7 @@ def draw_bins(binnings: Sequence[Binning]) -> Picture | None:
     metrics = (
         ("bias", "bias", 1),
         ("nmad", "NMAD", 1),
-        (first, rf"$\eta_{{{OUTLIER_THRESHOLDS[0]:g}}}$ [%]", 100),
+        (first, f"η({OUTLIER_THRESHOLDS[0]:g}) [%]", 100),
     )
     with Canvas(4.2 * len(shown) + 1, 5.6, rows=3, columns=len(shown), sharex="col") as canvas:
         for row, (name, label, scale) in enumerate(metrics):
@@ -150,7 +150,7 @@ def _draw_bin_panel(panel: Any, binning: Binning, name: str, scale: float) -> No
 
 def _axis_label(binning: Binning) -> str:
     if binning.name == "redshift":
-        return "spectroscopic redshift $z$"
+        return "spectroscopic redshift z"
     return f"{binning.column} [mag]" if binning.name == "magnitude" else str(binning.column)
 
 

@@ -39,6 +39,24 @@ DEFINITIONS = (
 )
 
 
+def printable(text: object, limit: int | None = None) -> str:
+    """Text as it may be shown anywhere: what data sets call things may hold anything.
+
+    Args:
+        text: its `str`.
+        limit: characters at most, the middle left out; None for any number.
+
+    Returns:
+        The text on one line, each control character, half of a surrogate pair or mark of direction
+        as U+FFFD.
+    """
+    found = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    if limit is None or len(found) <= limit:
+        return found
+    half = (limit - 3) // 2
+    return f"{found[: limit - 3 - half]}...{found[-half:]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
     """A table of text.
@@ -55,7 +73,7 @@ class TextTable:
 
     def as_text(self) -> str:
         """For a terminal: columns padded, numbers to the right."""
-        lines = [self.head, *self.rows]
+        lines = [[printable(cell) for cell in line] for line in (self.head, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         return "\n".join(
             "  ".join(
@@ -104,6 +122,35 @@ def density_table(summary: Summary) -> TextTable:
     )
 
 
+def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> TextTable | None:
+    """The same network under several priors, side by side; None where there is one alone.
+
+    Args:
+        name: of the prior that all else is shown under.
+        summary: its metrics.
+        others: those of other priors, by name.
+    """
+    if not others:
+        return None
+    columns = {name: summary, **others}
+    first = next(iter(summary.points))
+    rows = [
+        [HEADINGS[n][0], *(estimate_text(n, s.points[first][n]) for s in columns.values())]
+        for n in summary.points[first]
+    ]
+    rows += [
+        [HEADINGS[n][0], *(estimate_text(n, s.density[n]) for s in columns.values())]
+        for n in summary.density
+    ]
+    rows.append(["PIT, KS statistic", *(f"{s.pit_ks:.4f}" for s in columns.values())])
+    return TextTable(
+        caption=f"Priors side by side; point estimates: {first.removeprefix('z_')}; everything "
+        f"else is shown under the first, {name}",
+        head=["metric", *columns],
+        rows=rows,
+    )
+
+
 def bins_table(binning: Binning) -> TextTable:
     """Metrics in bins: a row a bin; the coverage of one interval stands for all."""
     names = ["bias", "nmad", *map(outlier_name, OUTLIER_THRESHOLDS), "crps"]
@@ -129,12 +176,13 @@ def _bin_cells(names: Sequence[str], metrics: Mapping[str, Estimate]) -> list[st
     return [estimate_text(n, metrics[n]) for n in names]
 
 
-def summary_text(summary: Summary) -> str:
-    """All tables for a terminal."""
+def summary_text(summary: Summary, priors: TextTable | None = None) -> str:
+    """All tables for a terminal; `priors` is from `prior_table`."""
     parts = [points_table(summary), density_table(summary)]
+    parts += [] if priors is None else [priors]
     parts += [bins_table(b) for b in summary.binnings if b.bins]
-    texts = [f"{table.caption}\n{table.as_text()}" for table in parts]
-    texts += [f"No bins of {b.name}: {b.skipped}" for b in summary.binnings if b.skipped]
+    texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in parts]
+    texts += [printable(f"No bins of {b.name}: {b.skipped}") for b in summary.binnings if b.skipped]
     return "\n\n".join([*texts, *count_notes(summary)])
 
 
