@@ -131,6 +131,24 @@ def write_table(path: Path, table: pa.Table, parts: Sequence[tuple[str, int, int
                 writer.write_table(table.slice(first, count), row_group_size=_ROW_GROUP_ROWS)
 
 
+def sources_sha256(table: pa.Table) -> str:
+    """Checksum of what `sources.parquet` says of each sample, for `dataset.json`.
+
+    The folder that was packed is left out: a data set's fingerprint must not depend on it.
+
+    Args:
+        table: `sample_id` and `path` (text) and `row` (integers).
+    """
+    import pyarrow as pa
+
+    digest = hashlib.sha256()
+    for name in ("sample_id", "path"):
+        for text in table[name].cast(pa.large_string()).to_pylist():
+            digest.update((b"\xff" if text is None else text.encode()) + b"\0")
+    digest.update(np.array(table["row"].to_pylist(), "<i8").tobytes())
+    return digest.hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
@@ -290,6 +308,7 @@ class IndexFile:
 
         Raises:
             UsageError: it is not a column of numbers, or the dtype cannot hold a value.
+            DataError: the same, of a column that every index has.
         """
         self.check_columns([column])
         kind = np.dtype(dtype)
@@ -301,19 +320,13 @@ class IndexFile:
             try:
                 values[start : start + len(part)] = cast_exactly(arrow_values(part), kind)
             except UsageError as error:
+                if column in self._fixed:
+                    raise DataError(
+                        f"{self.path} is damaged: column {column!r} {error}; {_CURE}"
+                    ) from None
                 raise UsageError(f"{self.path}: column {column!r} {error}") from None
             start += len(part)
         return values
-
-    def _check_range(self, column: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
-        known = np.iinfo(dtype)
-        low, high = (array.min(), array.max()) if len(array) else (0, 0)
-        # Written so that NaN is refused as well.
-        if not (int(known.min) <= low and high <= int(known.max)):
-            raise DataError(
-                f"{self.path} is damaged: column {column!r} must hold {dtype} values, got {low} to "
-                f"{high}; {_CURE}"
-            )
 
     def column_type(self, column: str) -> pa.DataType:
         """Arrow's type of a column."""

@@ -35,12 +35,7 @@ from msdata.loader_options import (
 from msdata.loader_state import LoaderState
 from msdata.loader_stats import EpochCounters
 from msdata.node_cache import open_node_cache
-from msdata.plan.order import (
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_BUFFER_SAMPLES,
-    DEFAULT_LAST,
-    DEFAULT_POLICY,
-)
+from msdata.plan import order
 from msdata.steps import Step, StepPlanner, checked_weights
 from msdata.topology import Topology, from_env
 
@@ -97,10 +92,10 @@ class Loader:
     def __init__(
         self,
         split: Split,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_size: int = order.DEFAULT_BATCH_SIZE,
         *,
         seed: int = 0,
-        policy: str = DEFAULT_POLICY,
+        policy: str = order.DEFAULT_POLICY,
         topology: Topology | None = None,
         cache: str | CacheConfig | None = None,
         threads: int | None = None,
@@ -109,8 +104,8 @@ class Loader:
         copy: bool = False,
         across_epochs: bool = True,
         columns: Sequence[str] | None = None,
-        last: str = DEFAULT_LAST,
-        buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
+        last: str = order.DEFAULT_LAST,
+        buffer_samples: int = order.DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
     ) -> None:

@@ -214,6 +214,7 @@ class _Provenance:
     msdata: str = ""
     num_rejected: Count = 0
     rejected_sha256: str = ""
+    sources_sha256: str = ""
     settings: SettingsFields = SettingsFields()
 
 

@@ -50,3 +50,20 @@ def check_output(path: Path, mark: bytes | None) -> None:
         f"{path} exists, and this command did not make it; nothing was replaced: remove it, or "
         "give another name"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results, unless it is there; the last of the checks before the work.
+
+    Raises:
+        UsageError: something else has its name.
+        StorageError: the file system refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(
+            f"cannot make the folder {folder}: a part of the path is a file; give another --out"
+        ) from None
+    except OSError as error:
+        raise storage_error("make", folder, error) from error

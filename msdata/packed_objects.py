@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from msdata.checked_json import JsonValue
 from msdata.checked_table import check_table, file_metadata, open_table, reading
 from msdata.errors import DataError
 from msdata.expected_shard import ExpectedShard
-from msdata.index import fixed_columns, read_rows
+from msdata.index import fixed_columns, read_rows, sources_sha256
 from msdata.manifest import FILE_NAME, SOURCES_NAME, Manifest
 from msdata.pack.planning import inpainted
 from msdata.pack.settings import PackSettings
@@ -23,27 +20,7 @@ from msdata.sources.fits_options import FitsOptions
 from msdata.trusted_names import check_source_paths
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from msdata.sources.source import Source
-
-
-def sources_sha256(table: pa.Table) -> str:
-    """Checksum of what `sources.parquet` says of each sample, for `dataset.json`.
-
-    The folder that was packed is left out: a data set's fingerprint must not depend on it.
-
-    Args:
-        table: `sample_id` and `path` (text) and `row` (integers).
-    """
-    import pyarrow as pa
-
-    digest = hashlib.sha256()
-    for name in ("sample_id", "path"):
-        for text in table[name].cast(pa.large_string()).to_pylist():
-            digest.update((b"\xff" if text is None else text.encode()) + b"\0")
-    digest.update(np.array(table["row"].to_pylist(), "<i8").tobytes())
-    return digest.hexdigest()
 
 
 class PackedObjects:

@@ -121,7 +121,7 @@ def check_regular(*paths: Path) -> None:
         with suppress(OSError):
             mode = path.stat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise DataError(f"{path} is a special file, not a regular one; nothing was read")
+                raise DataError(f"{path} is not a regular file; restore it or pack again")
 
 
 def short(found: object) -> str:

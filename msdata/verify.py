@@ -26,10 +26,9 @@ from msdata.dataset import Dataset
 from msdata.errors import DataError, MsdataError
 from msdata.expected_shard import ExpectedShard
 from msdata.index import FILE_NAME as INDEX_NAME
-from msdata.index import IndexFile, file_sha256
+from msdata.index import IndexFile, file_sha256, sources_sha256
 from msdata.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo, read_manifest
-from msdata.packed_objects import sources_sha256
 from msdata.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.shards.tar import INDEX_SUFFIX
 

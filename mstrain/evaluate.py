@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 import msdata
-from msdata.atomic_file import storage_error, write_whole
+from msdata.atomic_file import write_whole
 from msdata.dataset import Split
 from msdata.errors import DataError, UsageError
-from msdata.output_file import check_output
+from msdata.output_file import check_output, make_folder
 from msdata.topology import from_env
 from mstrain.inference import DEFAULT_BATCH, check_columns, predict_to
 from mstrain.journal import read_journal
@@ -299,23 +299,6 @@ def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
     marks = {f"predictions-{config.split}.parquet": PREDICTIONS_MARK}
     marks[f"evaluation-{config.split}.json"] = b'"origin": {'
     return {**marks, "report.html": PAGE_MARK} if config.has_report else marks
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder for results, unless it is there; the last of the checks before the work.
-
-    Raises:
-        UsageError: something else has its name.
-        StorageError: the file system refused.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(
-            f"cannot make the folder {folder}: a part of the path is a file; give another --out"
-        ) from None
-    except OSError as error:
-        raise storage_error("make", folder, error) from error
 
 
 def _conclude(

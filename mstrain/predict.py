@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msdata
 from msdata.errors import UsageError
-from msdata.output_file import check_output
+from msdata.output_file import check_output, make_folder
 from msdata.topology import from_env
-from mstrain.evaluate import add_network_arguments, make_folder
+from mstrain.evaluate import add_network_arguments
 from mstrain.inference import check_columns, predict_to
 from mstrain.pixels import check_pixels
 from mstrain.predictions import MARK as PREDICTIONS_MARK

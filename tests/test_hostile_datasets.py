@@ -341,16 +341,22 @@ def half_packed(place: Place) -> list[str]:
     (place.root / "half").rename(place.data)
     content = json.loads(place.plan.read_bytes())
     content["settings"] = {**content["settings"], "source": str(place.objects)}
-    place.plan.write_text(json.dumps(content))
+    write_plan(place, content)
     words = ["pack", str(place.objects), str(place.data), "--shard-size", "64KiB", "--quiet"]
     return [*words, "--resume", "--jobs", "1"]
+
+
+def write_plan(place: Place, content: dict[str, Any]) -> None:
+    """With the fingerprint that goes with it."""
+    content.pop("fingerprint")
+    place.plan.write_text(json.dumps({**content, "fingerprint": fingerprint_of(content)}))
 
 
 def alter_plan(change: Callable[[dict[str, Any]], None]) -> Callable[[Place], None]:
     def apply(place: Place) -> None:
         content = json.loads(place.plan.read_bytes())
         change(content)
-        place.plan.write_text(json.dumps(content))
+        write_plan(place, content)
 
     return apply
 
@@ -375,7 +381,7 @@ def plan_path(text: str) -> Callable[[Place], None]:
                 place_of = group.column_names.index("path")
                 writer.write_table(group.set_column(place_of, group.schema.field("path"), column))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        alter_plan(lambda content: content["sha256"].update({path.name: digest}))(place)
+        alter_plan(lambda content: content.update(table_sha256=digest))(place)
 
     return change
 

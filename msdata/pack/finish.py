@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any
 from msdata import __version__
 from msdata.atomic_file import storage_error, write_whole
 from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
-from msdata.index import file_sha256, fixed_columns, split_rows, write_index, write_table
+from msdata.index import (
+    file_sha256,
+    fixed_columns,
+    sources_sha256,
+    split_rows,
+    write_index,
+    write_table,
+)
 from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
 from msdata.pack.column_names import scalar_names
 from msdata.pack.number_columns import join_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
-from msdata.packed_objects import sources_sha256
 from msdata.rejected import Rejected, read_rejected
 
 if TYPE_CHECKING:
