@@ -164,7 +164,8 @@ def test_data_without_redshifts_are_predicted(
     (tmp_path / "catalog.csv").write_text("\n".join(rows) + "\n")
     new = tmp_path / "new"
     options = ("--catalog", str(tmp_path / "catalog.csv"), "--unlabelled", "--jobs", "1")
-    made = packing.pack(source, new, *options, "--split", "0.5,0,0.5")
+    meant = ("--max-rejected", "60")
+    made = packing.pack(source, new, *options, *meant, "--split", "0.5,0,0.5")
     assert made.returncode == 0, made.stderr
     out = tmp_path / "new.parquet"
     words = ["predict", str(trained), str(new), str(out), "--columns", "ra", *QUICK[:3], "--json"]
@@ -196,9 +197,8 @@ def pack_with(source: Path, folder: Path, column: str, values: list[str], *optio
     folder.mkdir()
     text = "\n".join([",".join(head), *(",".join(row[n] for n in head) for row in rows)])
     (folder / "catalog.csv").write_text(text + "\n")
-    made = packing.pack(
-        source, folder / "data", "--catalog", str(folder / "catalog.csv"), *SPLIT, *options
-    )
+    words = ("--catalog", str(folder / "catalog.csv"), *SPLIT, "--max-rejected", "60")
+    made = packing.pack(source, folder / "data", *words, *options)
     assert made.returncode == 0, made.stderr
     return folder / "data"
 
