@@ -184,6 +184,8 @@ def test_data_without_redshifts_are_predicted(
 
 IDS = [9_007_199_254_740_993, None, 2**63 - 1]
 EBV_MARKS = ["-999", "", "-1", "nan", "99"]
+# As data sets of earlier versions have them.
+ALL_EBV = ("--ebv-range", "-1000", "1000")
 
 
 def pack_with(source: Path, folder: Path, column: str, values: list[str], *options: str) -> Path:
@@ -230,7 +232,7 @@ def test_a_column_that_the_table_has_of_its_own_is_refused(
 def test_marks_of_unknown_reddening_do_not_reach_the_network(
     trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = pack_with(source, tmp_path / "odd", "ebv_csfd", EBV_MARKS)
+    data = pack_with(source, tmp_path / "odd", "ebv_csfd", EBV_MARKS, *ALL_EBV)
     commands = {
         "predict": [str(trained), str(data), str(tmp_path / "p.parquet")],
         "evaluate": [str(trained), str(data), "--split", "train", "--out", str(tmp_path / "e")],
@@ -255,7 +257,8 @@ def test_every_fault_of_reddening_is_counted(source: Path, tmp_path: Path) -> No
     from mstrain.config import ModelConfig
     from mstrain.magnitudes import check_reddening
 
-    data = pack_with(source, tmp_path / "odd", "ebv_csfd", [*EBV_MARKS, "-0.01", "9.9"])
+    values = [*EBV_MARKS, "-0.01", "9.9"]
+    data = pack_with(source, tmp_path / "odd", "ebv_csfd", values, *ALL_EBV)
     splits = [s for s in map(msdata.open(data).split, msdata.open(data).splits) if len(s)]
     num_missing = num_odd = 0
     for split in splits:
