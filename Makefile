@@ -32,7 +32,7 @@ help:
 venv: $(STAMP)
 
 # torch by itself and first: see constraints.txt.
-$(STAMP): setup.py constraints.txt $(wildcard msdata/*.c)
+$(STAMP): setup.py constraints.txt $(wildcard msdata/core/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "$(PYTHON) is missing or older than 3.11, so nothing can be installed; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -41,8 +41,8 @@ $(STAMP): setup.py constraints.txt $(wildcard msdata/*.c)
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) --editable '.[all,dev]'
-	@$(BIN)/python -c 'import msdata._stream_fill' 2>/dev/null || \
-	  echo 'note: msdata/stream_fill.c was not compiled (no C compiler, or no Python.h: Debian python3-dev), so the loader reads with preadv, more slowly' >&2
+	@$(BIN)/python -c 'import msdata.core._stream_fill' 2>/dev/null || \
+	  echo 'note: msdata/core/stream_fill.c was not compiled (no C compiler, or no Python.h: Debian python3-dev), so the loader reads with preadv, more slowly' >&2
 	@touch $@
 
 demo: $(STAMP)
@@ -78,5 +78,5 @@ race: $(STAMP)
 check: lint test
 
 clean:
-	rm -rf $(VENV) build dist msdata.egg-info msdata/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist msdata.egg-info msdata/core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find msdata mstrain benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

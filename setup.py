@@ -48,14 +48,19 @@ setup(
     # Optional: without a compiler the loader reads with preadv, a fifth slower.
     ext_modules=[
         Extension(
-            "msdata._stream_fill",
-            ["msdata/stream_fill.c"],
+            "msdata.core._stream_fill",
+            ["msdata/core/stream_fill.c"],
             extra_compile_args=["-O3"],
             optional=True,
         )
     ],
     package_data={
-        "msdata": ["py.typed", "*.pyi", "skycatalog/recipes/*.toml", "skycatalog/surveys/*.md"],
+        "msdata": [
+            "py.typed",
+            "core/*.pyi",
+            "catalog/build/recipes/*.toml",
+            "catalog/build/surveys/*.md",
+        ],
         "mstrain": ["py.typed"],
     },
     install_requires=[

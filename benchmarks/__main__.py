@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.question import add_arguments, claim_folder, settings_of
+from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
-from msdata.exits import exit_code_of
 
 # Name -> (module with `answer(settings) -> int`, what it asks).
 QUESTIONS = {

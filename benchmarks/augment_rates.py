@@ -33,7 +33,7 @@ from msdata.augment import AugmentConfig, Augmenter, open_augmenter
 from msdata.augment.draws import draw
 from msdata.augment.geometry import make_geometries
 from msdata.augment.reference import opencv_matrices
-from msdata.ring import BatchBuffer
+from msdata.loader.ring import BatchBuffer
 from msdata.schema import MANTIS_SHRIMP, Survey
 
 BATCH_SIZE = 128

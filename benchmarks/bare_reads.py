@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.dataset import Split
+from msdata.dataset.dataset import Split
 
 _PIECE_NBYTES = 8 << 20
 

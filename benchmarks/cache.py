@@ -46,9 +46,9 @@ from benchmarks.workloads import (
     write_source,
 )
 from msdata.cache.budget import memory_budget
-from msdata.dataset import Split
+from msdata.core.signals import raise_on_sigterm
+from msdata.dataset.dataset import Split
 from msdata.errors import StorageError, UsageError
-from msdata.exits import raise_on_sigterm
 from msdata.plan.forecast import EpochForecast
 
 SHM = Path("/dev/shm")

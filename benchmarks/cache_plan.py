@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.private_cache import LRU, NEVER_EVICTS, PrivateTable
-from msdata.dataset import Split
+from msdata.dataset.dataset import Split
 from msdata.plan.forecast import (
     EpochForecast,
     Job,

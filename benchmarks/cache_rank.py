@@ -23,18 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
-import msdata.loader
-import msdata.node_cache
+import msdata.loader.loader
+import msdata.loader.node_cache
 from benchmarks.cache_plan import CONTESTANTS, SEED
 from benchmarks.private_cache import PrivateCache, PrivateTable
 from benchmarks.workloads import edge_bytes
 from msdata.cache.config import CacheConfig
-from msdata.cache.link import LinkFetcher
 from msdata.cache.member import ServedArena, find_service
-from msdata.checksum import crc32c_of_parts
+from msdata.cache.transport.link import LinkFetcher
+from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError, StorageError
-from msdata.fill import SampleReader
-from msdata.node_cache import cached_split, open_node_cache
+from msdata.loader.node_cache import cached_split, open_node_cache
+from msdata.loader.read import SampleReader
 from msdata.topology import Topology, from_env, job_name
 
 PREFETCH = HOLD = 2
@@ -113,7 +113,7 @@ class Rank:
         self._throttle = Throttle()
         self._stack = ExitStack()
         self._loaders: dict[str, msdata.Loader] = {}
-        msdata.loader.SampleReader = partial(SlowedReader, self._throttle)  # type: ignore[misc,assignment]
+        msdata.loader.loader.SampleReader = partial(SlowedReader, self._throttle)  # type: ignore[misc,assignment]
 
     def open(self, name: str, memory_nbytes: int) -> dict[str, Any]:
         """Makes a contestant's loader.
@@ -129,7 +129,7 @@ class Rank:
             capacity = memory_nbytes // self._split.schema.sample_nbytes
             table = PrivateTable(capacity, contestant.private, spare)
             made = PrivateCache(table=table)
-            msdata.loader.open_node_cache = lambda *_, **__: made  # type: ignore[assignment]
+            msdata.loader.loader.open_node_cache = lambda *_, **__: made  # type: ignore[assignment]
         elif contestant.is_served:
             # Without a service a loader would make an arena of its own.
             self._find_service()
@@ -151,7 +151,7 @@ class Rank:
                 )
             )
         finally:
-            msdata.loader.open_node_cache = open_node_cache
+            msdata.loader.loader.open_node_cache = open_node_cache
         return {}
 
     def _find_service(self) -> ServedArena:
@@ -226,7 +226,7 @@ def main(order: dict[str, Any], topology: Topology) -> None:
     """Answers lines until stdin ends."""
     if order["share_a_machine"]:
         patient = partial(LinkFetcher, timeout_s=PATIENCE_S)
-        msdata.node_cache.LinkFetcher = patient  # type: ignore[misc,assignment]
+        msdata.loader.node_cache.LinkFetcher = patient  # type: ignore[misc,assignment]
     try:
         rank = Rank(order, topology)
     except MsdataError as error:

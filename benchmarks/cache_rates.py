@@ -26,7 +26,7 @@ from benchmarks.load_rates import BATCH_SIZE, NUM_THREADS, SEED, run_loader
 from benchmarks.workloads import make_dataset
 from msdata.cache.arena import own_arenas
 from msdata.cache.slot_file import SlotFile
-from msdata.dataset import Split
+from msdata.dataset.dataset import Split
 from msdata.plan.order import epoch_order
 from msdata.topology import Topology
 

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 import msdata
+from msdata.dataset.index import write_index
+from msdata.dataset.manifest import Manifest
 from msdata.errors import UsageError
-from msdata.index import write_index
-from msdata.manifest import Manifest
 
 
 def make_part(data: Path, num_shards: int, out: Path, *, split: str = "train") -> Path:

@@ -26,9 +26,9 @@ from benchmarks.harness import compare, host_facts, take_turns
 from benchmarks.load_rates import BATCH_SIZE, LOADER, NUM_THREADS, SEED, make_loader, run_loader
 from benchmarks.photoz import against_the_mean
 from benchmarks.workloads import run_msdata, run_mstrain
-from msdata.dataset import Split
+from msdata.core.progress import rate_text
+from msdata.dataset.dataset import Split
 from msdata.plan.order import epoch_order
-from msdata.progress import rate_text
 
 _MARK = ".msdata-demo"
 # Several shards a split, so that the demo crosses from one to the next.

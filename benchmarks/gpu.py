@@ -30,11 +30,18 @@ from benchmarks.harness import RESULTS, write_result
 from benchmarks.workloads import WORKLOADS, mock_objects, run_msdata, write_source
 from msdata.errors import MsdataError, UsageError
 from mstrain.config import TrainConfig
-from mstrain.data import Ahead, EpochEnd, TensorBatch, make_augmenter, make_loader, training_stream
-from mstrain.learner import Learner
+from mstrain.data.batches import (
+    Ahead,
+    EpochEnd,
+    TensorBatch,
+    make_augmenter,
+    make_loader,
+    training_stream,
+)
+from mstrain.distributed import Ranks, choose_device
 from mstrain.overrides import apply_overrides
-from mstrain.ranks import Ranks, choose_device
 from mstrain.recipes import find_recipe
+from mstrain.training.learner import Learner
 
 # Of the issue: shares of the step that the GPU may wait, and that making batches may cost.
 MAX_WAIT, MAX_COST = 0.01, 0.05

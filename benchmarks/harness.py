@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from msdata.atomic_file import write_whole
-from msdata.output_file import check_output
+from msdata.core.files import write_whole
+from msdata.core.output_file import check_output
 
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS_OF = (

@@ -22,8 +22,8 @@ import msdata
 from benchmarks.harness import spread, take_turns, write_result
 from benchmarks.question import Chart, Series, Settings, Shown, Table
 from benchmarks.workloads import WORKLOADS
+from msdata.cluster.probe import drop_from_cache, measure_file, measure_memory_copy, temporary_file
 from msdata.errors import StorageError
-from msdata.probe import drop_from_cache, measure_file, measure_memory_copy, temporary_file
 
 SHARED_MEMORY = Path("/dev/shm")
 MPI_RANKS = 2

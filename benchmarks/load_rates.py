@@ -43,9 +43,9 @@ from benchmarks.bare_reads import (
 )
 from benchmarks.harness import Contestant, compare, print_comparison, take_turns, write_result
 from benchmarks.workloads import CONTAINERS, make_dataset
-from msdata.dataset import Split
+from msdata.cluster.probe import drop_from_cache
+from msdata.dataset.dataset import Split
 from msdata.plan.order import epoch_order
-from msdata.probe import drop_from_cache
 from msdata.topology import Topology
 
 BATCH_SIZE = 128

@@ -16,7 +16,7 @@ from benchmarks.harness import compare, spread, take_turns
 from benchmarks.peers.process import PeerError, PeerProcess
 from benchmarks.peers.protocol import Peer, Reading
 from benchmarks.workloads import Source
-from msdata.probe import drop_from_cache
+from msdata.cluster.probe import drop_from_cache
 
 # What the stub of a training step takes, in samples per second of one node.
 COMPUTE_RATES = (2000, 10_000)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.skycatalog.build import CLOSE_TO_OTHER, CLOSE_TO_OWN, REPEATED
-from msdata.skycatalog.recipe import BUILT_IN, SPEED_OF_LIGHT_KM_S
-from msdata.skycatalog.select import NO_POSITION, NO_REDSHIFT, OUTSIDE_REDSHIFT, OUTSIDE_SKY
+from msdata.catalog.build.build import CLOSE_TO_OTHER, CLOSE_TO_OWN, REPEATED
+from msdata.catalog.build.recipe import BUILT_IN, SPEED_OF_LIGHT_KM_S
+from msdata.catalog.build.select import NO_POSITION, NO_REDSHIFT, OUTSIDE_REDSHIFT, OUTSIDE_SKY
 
 NEAR_ARCSEC, FAR_ARCSEC = 2.9, 3.1
 # Shares of the paper's sample, in the order of BUILT_IN.

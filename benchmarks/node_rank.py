@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msdata
+from msdata.cluster.probe import drop_from_cache
 from msdata.errors import StorageError
-from msdata.probe import drop_from_cache
 from msdata.topology import Topology, from_env
 
 SEED = 0

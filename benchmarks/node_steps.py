@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from msdata.cache.arena import own_arenas
-from msdata.cache.leftovers import remove_dead_shared_memory
 from msdata.cache.shared_file import remove_if_unused
+from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.errors import StorageError, UsageError
 from msdata.topology import job_name, slurm_job
 

@@ -35,9 +35,9 @@ from benchmarks.harness import (
     take_turns,
     write_result,
 )
-from msdata.cache.transport import Fetcher
-from msdata.cache.zmq_transport import ZmqFetcher, ZmqServer, make_keys
-from msdata.checksum import crc32c
+from msdata.cache.transport.transport import Fetcher
+from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
+from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
 SAMPLE_NBYTES = sum(a.nbytes for a in MANTIS_SHRIMP.arrays)

@@ -48,11 +48,11 @@ from benchmarks.peer_rates import (
     run,
 )
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
-from msdata.cache.link import LinkFetcher, link_address
 from msdata.cache.member import MemberService
+from msdata.cache.serve import ending_together, open_group
 from msdata.cache.slot_file import slots_at_owners
-from msdata.cache_serve import ending_together, open_group
-from msdata.checksum import crc32c
+from msdata.cache.transport.link import LinkFetcher, link_address
+from msdata.core.checksum import crc32c
 from msdata.topology import from_env
 
 BARE = "bare MPI_Get"

@@ -25,13 +25,13 @@ from benchmarks.harness import write_result
 from benchmarks.workloads import make_objects, run_msdata, run_mstrain
 from msdata.augment import read_statistics
 from msdata.augment.statistics import FILE_NAME
-from msdata.dataset import Dataset, Split
+from msdata.dataset.dataset import Dataset, Split
 from msdata.schema import Survey
-from mstrain.checkpoint import load_model
-from mstrain.data import evaluation_batches
-from mstrain.heads import bin_edges, density
-from mstrain.metrics.bootstrap import nmad
-from mstrain.metrics.scores import scaled_residual
+from mstrain.data.batches import evaluation_batches
+from mstrain.evaluation.metrics.bootstrap import nmad
+from mstrain.evaluation.metrics.scores import scaled_residual
+from mstrain.models.heads import bin_edges, density
+from mstrain.training.checkpoint import load_model
 
 Floats = NDArray[np.float64]
 

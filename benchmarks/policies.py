@@ -27,7 +27,7 @@ from benchmarks.policies_arms import Arm, config_of, make_arms, measure_quality
 from benchmarks.policies_data import Stamps, make_stamps, pack_both
 from benchmarks.policies_effects import holm, paired_effect
 from benchmarks.question import Settings
-from msdata.atomic_file import write_whole
+from msdata.core.files import write_whole
 from msdata.errors import MsdataError, UsageError
 
 METRICS = ("nmad", "loss", "crps")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.policies_data import BY_REDSHIFT, RANDOM, SIZE
 from msdata.augment import AugmentConfig
 from msdata.cache.config import Owners
-from msdata.dataset import Split
+from msdata.dataset.dataset import Split
 from msdata.plan import quality
 from msdata.plan.assign import assign_epoch
 from msdata.plan.order import epoch_order, global_positions

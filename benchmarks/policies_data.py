@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
-from msdata.atomic_file import whole_file
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.statistics import FILE_NAME
+from msdata.core.files import whole_file
+from msdata.describe.stats import measure
 from msdata.errors import UsageError
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.schema import MANTIS_SHRIMP, Schema
-from msdata.stats import measure
 
 RANDOM, BY_REDSHIFT = "random", "redshift"
 EBV = "ebv_csfd"
@@ -96,7 +96,7 @@ def make_stamps(data: Path | None, num_objects: int, jobs: int) -> Stamps:
 
 
 def _mock_chunk(start: int, num_objects: int) -> Stamps:
-    from msdata.sources.mock.objects import build_model, make_object
+    from msdata.mock.objects import build_model, make_object
 
     model = build_model()
     found = [make_object(model, 0, n) for n in range(start, min(start + _CHUNK, num_objects))]

@@ -21,10 +21,10 @@ from torch import nn
 import msdata
 from msdata.augment import open_augmenter, read_statistics
 from msdata.cache.config import Owners
-from msdata.dataset import Split
+from msdata.dataset.dataset import Split
 from msdata.topology import Topology
 from mstrain.config import TrainConfig, batch_per_rank
-from mstrain.data import (
+from mstrain.data.batches import (
     EpochEnd,
     TensorBatch,
     evaluation_batches,
@@ -32,13 +32,13 @@ from mstrain.data import (
     steps_per_epoch,
     training_stream,
 )
-from mstrain.heads import bin_edges, density
-from mstrain.learner import Learner
-from mstrain.metrics import densities as piecewise
-from mstrain.metrics.bootstrap import nmad
-from mstrain.metrics.densities import make_densities
-from mstrain.metrics.scores import scaled_residual
-from mstrain.ranks import Ranks
+from mstrain.distributed import Ranks
+from mstrain.evaluation.metrics import densities as piecewise
+from mstrain.evaluation.metrics.bootstrap import nmad
+from mstrain.evaluation.metrics.densities import make_densities
+from mstrain.evaluation.metrics.scores import scaled_residual
+from mstrain.models.heads import bin_edges, density
+from mstrain.training.learner import Learner
 
 _ALONE = Ranks(topology=Topology(), device=torch.device("cpu"))
 

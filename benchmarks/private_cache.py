@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.counters import Counters
-from msdata.cached_fill import BufferRows
-from msdata.dataset import Split
-from msdata.fill import (
+from msdata.dataset.dataset import Split
+from msdata.loader.cached_fill import BufferRows
+from msdata.loader.node_cache import NodeCache
+from msdata.loader.read import (
     FD,
     NBYTES,
     OFFSET,
@@ -33,8 +34,7 @@ from msdata.fill import (
     SampleReader,
     stream_fill,
 )
-from msdata.node_cache import NodeCache
-from msdata.ring import BatchBuffer, record_parts
+from msdata.loader.ring import BatchBuffer, record_parts
 
 NEVER_EVICTS, LRU = "never-evict", "lru"
 

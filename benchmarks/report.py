@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks.charts import draw
 from benchmarks.question import Shown, Table
 from benchmarks.regressions import read_result
-from msdata.atomic_file import write_whole
+from msdata.core.files import write_whole
+from msdata.core.output_file import check_output
 from msdata.errors import UsageError
-from msdata.output_file import check_output
 
 # The questions in the order of the page; others come after them.
 ORDER = ("limit", "loaders", "cache", "policies", "scale")

@@ -48,9 +48,9 @@ from benchmarks.scale_model import (
 from benchmarks.scale_shown import ratios_of, show
 from benchmarks.workloads import WORKLOADS, mock_objects, run_msdata, write_source
 from msdata.cache.budget import memory_budget
+from msdata.core.signals import raise_on_sigterm
 from msdata.errors import StorageError, UsageError
-from msdata.exits import raise_on_sigterm
-from msdata.machine import load_machine, machine_from
+from msdata.plan.machine import load_machine, machine_from
 from msdata.topology import Topology
 
 SHARDS_PER_NODE = 8

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.dataset import Split
-from msdata.machine import machine_from
+from msdata.dataset.dataset import Split
 from msdata.plan.closed_form import expect_epoch, levelled_shares
 from msdata.plan.forecast import TIERS, Job, forecast_epoch, own_job
+from msdata.plan.machine import machine_from
 from msdata.plan.order import num_steps
 from msdata.plan.ownership import equal_nodes
 from msdata.plan.timing import Machine, by_nodes, on_nodes, time_epoch

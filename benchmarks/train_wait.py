@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.harness import write_result
 from benchmarks.workloads import make_dataset, run_mstrain
-from mstrain.checkpoint import has_config
-from mstrain.journal import read_journal
+from mstrain.training.checkpoint import has_config
+from mstrain.training.metrics_log import read_journal
 
 _KEPT = ("epoch", "samples_per_s", "data_wait_fraction", "seconds")
 

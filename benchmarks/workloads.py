@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
-from msdata.checksum import crc32c
+from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
 CONTAINERS = ("tar", "hdf5")

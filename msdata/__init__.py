@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 
 # Name -> module: imported when first used, so that a command that needs none of them starts fast.
 _EXPORTS = {
-    "open": ("msdata.dataset", "open_dataset"),
-    "Dataset": ("msdata.dataset", "Dataset"),
-    "Split": ("msdata.dataset", "Split"),
-    "Loader": ("msdata.loader", "Loader"),
+    "open": ("msdata.dataset.dataset", "open_dataset"),
+    "Dataset": ("msdata.dataset.dataset", "Dataset"),
+    "Split": ("msdata.dataset.dataset", "Split"),
+    "Loader": ("msdata.loader.loader", "Loader"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
-    "TorchDataset": ("msdata.torch_dataset", "TorchDataset"),
+    "TorchDataset": ("msdata.loader.torch_dataset", "TorchDataset"),
     "Schema": ("msdata.schema", "Schema"),
     "Survey": ("msdata.schema", "Survey"),
     "MANTIS_SHRIMP": ("msdata.schema", "MANTIS_SHRIMP"),
@@ -30,13 +30,13 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from msdata.cache.config import CacheConfig
-    from msdata.dataset import Dataset, Split
-    from msdata.dataset import open_dataset as open
+    from msdata.dataset.dataset import Dataset, Split
+    from msdata.dataset.dataset import open_dataset as open
     from msdata.errors import MsdataError
-    from msdata.loader import Loader
+    from msdata.loader.loader import Loader
+    from msdata.loader.torch_dataset import TorchDataset as TorchDataset
     from msdata.schema import MANTIS_SHRIMP, Schema, Survey
     from msdata.topology import Topology
-    from msdata.torch_dataset import TorchDataset as TorchDataset
 
 # Without TorchDataset: `from msdata import *` must not need torch.
 __all__ = [

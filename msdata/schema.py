@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.checked_json import JsonValue, Positive, Within
+from msdata.core.checked_json import JsonValue, Positive, Within
 from msdata.errors import UsageError
 
 Array = NDArray[Any]

@@ -13,13 +13,13 @@ REQUEUE_EXIT_CODE = 85
 
 # Name -> module: imported when first used, since settings and command line need no torch.
 _EXPORTS = {
-    "load_model": "mstrain.checkpoint",
-    "read_predictions": "mstrain.predictions",
+    "load_model": "mstrain.training.checkpoint",
+    "read_predictions": "mstrain.evaluation.predictions",
 }
 
 if TYPE_CHECKING:
-    from mstrain.checkpoint import load_model
-    from mstrain.predictions import read_predictions
+    from mstrain.evaluation.predictions import read_predictions
+    from mstrain.training.checkpoint import load_model
 
 __all__ = ["REQUEUE_EXIT_CODE", "load_model", "read_predictions"]
 

@@ -1,17 +1,23 @@
-"""The `mstrain` command: its subcommands; `msdata.program` does the rest."""
+"""The `mstrain` command: its subcommands; `msdata.core.program` does the rest."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from msdata.program import Program
+from msdata.core.program import Program
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
-    "train": ("mstrain.train", "train a network by a recipe, or go on with a run"),
-    "evaluate": ("mstrain.evaluate", "measure a trained network on a split, and draw a report"),
-    "predict": ("mstrain.predict", "write a table of redshift densities of a data set"),
+    "train": ("mstrain.training.command", "train a network by a recipe, or go on with a run"),
+    "evaluate": (
+        "mstrain.evaluation.command",
+        "measure a trained network on a split, and draw a report",
+    ),
+    "predict": (
+        "mstrain.evaluation.predict_command",
+        "write a table of redshift densities of a data set",
+    ),
 }
 
 

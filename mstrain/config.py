@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from msdata.augment import AugmentConfig
-from msdata.checked_json import JsonValue
+from msdata.core.checked_json import JsonValue
 from msdata.errors import DataError, UsageError
 from msdata.plan.order import (
     DEFAULT_BUFFER_SAMPLES,

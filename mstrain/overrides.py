@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from msdata.checked_json import parse_json
+from msdata.core.checked_json import parse_json
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
 

@@ -44,7 +44,7 @@ root=${source_dir%/*}
 [[ -d $root/benchmarks ]] || die "$root has no benchmarks: submit this script from a clone of msdata"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export RANKS_PER_NODE=${RANKS_PER_NODE:-$tasks_per_node} SRUN_MPI=${SRUN_MPI:-pmi2}
-"$PYTHON" -c 'import sys; from msdata.fill import stream_fill; sys.exit(stream_fill is None)' ||
+"$PYTHON" -c 'import sys; from msdata.loader.read import stream_fill; sys.exit(stream_fill is None)' ||
   say "note: the loader's C module is not built here, so rates are lower: pip install -e $root" >&2
 
 child='' interrupted='' asked=''

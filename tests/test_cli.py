@@ -17,9 +17,9 @@ import packing
 import pytest
 
 import msdata
+from msdata.core.progress import ProgressLine, bytes_text, duration_text, progress_text, rate_text
 from msdata.errors import UsageError
 from msdata.pack.command import parse_bytes, parse_fractions
-from msdata.progress import ProgressLine, bytes_text, duration_text, progress_text, rate_text
 
 Packed = Callable[..., Path]
 
@@ -92,7 +92,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn(
 
 def test_a_log_gets_whole_lines_and_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("msdata.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("msdata.core.progress.time.monotonic", lambda: now[0])
     stream = StringIO()
     line = ProgressLine("pack", 1000, stream=stream)
     for done in range(1000):
@@ -170,7 +170,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_source: Path, tmp_path: Path) 
 
 SIGNALLED_WHILE_IMPORTING = """
 import os, signal, sys, types
-from msdata.program import Program
+from msdata.core.program import Program
 
 class Importing:
     def find_spec(self, name, path=None, target=None):

@@ -47,38 +47,42 @@ FREE_PACKAGES_OF = {"msdata": FREE_PACKAGES, "mstrain": FREE_PACKAGES | {"torch"
 # All others: the files that import them, inside functions.
 HOMES: dict[str, set[str]] = {
     "requests": {"msdata/fetch/client.py"},
-    "h5py": {"msdata/shards/hdf5.py"},
-    "mpi4py": {"msdata/mpi.py"},
-    "zmq": {"msdata/cache/zmq_transport.py"},
+    "h5py": {"msdata/dataset/hdf5.py"},
+    "mpi4py": {"msdata/core/mpi.py"},
+    "zmq": {"msdata/cache/transport/zmq_transport.py"},
     # No optional package; uses that share nothing: filling NaN, the contact sheet, interpolation.
     "cv2": {
-        *("msdata/preprocess.py", "msdata/sheet.py", "msdata/sheet_command.py"),
+        *("msdata/pack/prepare.py", "msdata/describe/sheet.py", "msdata/describe/sheet_command.py"),
         "msdata/augment/reference.py",
     },
     "nvidia": {"msdata/augment/dali.py"},
-    "torch": {"msdata/torch_dataset.py"},
+    "torch": {"msdata/loader/torch_dataset.py"},
     "matplotlib": {
-        "msdata/plan_figure.py",
-        "msdata/skycatalog/figure.py",
-        "mstrain/report/canvas.py",
+        "msdata/plan/figure.py",
+        "msdata/catalog/build/figure.py",
+        "mstrain/evaluation/report/canvas.py",
     },
-    "speclite": {"msdata/sources/mock/photometry.py"},
-    "scipy": {"msdata/sources/mock/nonnegative.py"},
+    "speclite": {"msdata/mock/photometry.py"},
+    "scipy": {"msdata/mock/nonnegative.py"},
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
-        "msdata/catalogfile.py",
-        "msdata/skycatalog/tables.py",
+        "msdata/catalog/table.py",
+        "msdata/catalog/build/tables.py",
         "msdata/sources/fits_image.py",
-        "msdata/sources/mock/templates.py",
+        "msdata/mock/templates.py",
     },
 }
 
 # Subclasses of the package's own: imported with the module, which nothing imports unless asked to.
-SUBCLASSES = {"msdata/torch_dataset.py"}
+SUBCLASSES = {"msdata/loader/torch_dataset.py"}
 
 # Launchers' variables are read in topology; worker processes inherit the environment of their
 # parent with one addition.
-ENVIRONMENT_READERS = {"msdata/topology.py", "msdata/pack/pool.py", "msdata/doctor/command.py"}
+ENVIRONMENT_READERS = {
+    "msdata/topology.py",
+    "msdata/pack/pool.py",
+    "msdata/cluster/doctor_command.py",
+}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -22,9 +22,9 @@ IN_CI = os.environ.get("CI") == "true"
 
 
 def test_the_compiled_copies_are_there() -> None:
-    if importlib.util.find_spec("msdata._stream_fill") is None:
+    if importlib.util.find_spec("msdata.core._stream_fill") is None:
         assert not IN_CI, "CI has a compiler and Python.h, and yet stream_fill.c was not compiled"
-        pytest.skip("msdata/stream_fill.c was not compiled: no compiler or no Python.h")
+        pytest.skip("msdata/core/stream_fill.c was not compiled: no compiler or no Python.h")
 
 
 @pytest.mark.parametrize("command", ["msdata", "mstrain"])

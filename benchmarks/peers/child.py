@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.protocol import Batch, Epochs, Peer, Reading
 from benchmarks.workloads import TRUTH, edge_bytes
-from msdata.checksum import crc32c
+from msdata.core.checksum import crc32c
 
 # A folder of packages that cannot be installed beside the others; see no-deps.txt.
 EXTRA_PACKAGES = "MSDATA_BENCH_PEERS"

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.atomic_file import write_whole
-from msdata.checked_json import Count, Positive, Within, read_json
+from msdata.core.checked_json import Count, Positive, Within, read_json
+from msdata.core.files import write_whole
+from msdata.core.trusted_names import check_regular
 from msdata.errors import DataError, StorageError, UsageError
-from msdata.trusted_names import check_regular
 
 FILE_NAME = "statistics.json"
 MARK = b'"sky_sigma"'

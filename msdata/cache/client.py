@@ -19,13 +19,13 @@ from msdata.cache.arena import Arena
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.counters import Counters
 from msdata.cache.filler import Filler
-from msdata.cache.rendezvous import address_of, job_keys
 from msdata.cache.rows import Row
 from msdata.cache.slot_file import ROWS_AT
 from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Tier
-from msdata.cache.transport import Fetcher
-from msdata.cache.zmq_transport import ZmqFetcher, make_keys
+from msdata.cache.transport.rendezvous import address_of, job_keys
+from msdata.cache.transport.transport import Fetcher
+from msdata.cache.transport.zmq_transport import ZmqFetcher, make_keys
 from msdata.errors import MsdataError
 
 # Where a sample of a batch is read from.

@@ -25,15 +25,15 @@ from msdata.cache.arena import SERVED, arena_path, peek
 from msdata.cache.budget import memory_budget
 from msdata.cache.client import LOCAL, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
-from msdata.cache.group import Group, agree
-from msdata.cache.leftovers import remove_dead_shared_memory
-from msdata.cache.link import TIMEOUT_S, describe_service, link_address
-from msdata.cache.link_server import LinkServer
-from msdata.cache.mpi_transport import WindowReader
 from msdata.cache.service import records_of
 from msdata.cache.shared_file import is_used
 from msdata.cache.slot_file import Header, SlotFile, owners_checksum
+from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.tier import LOG
+from msdata.cache.transport.group import Group, agree
+from msdata.cache.transport.link import TIMEOUT_S, describe_service, link_address
+from msdata.cache.transport.link_server import LinkServer
+from msdata.cache.transport.mpi_transport import WindowReader
 from msdata.errors import StorageError
 
 # Memory and SSD of every node, int64 (nodes,) each -> owners.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msdata.atomic_file import write_whole
 from msdata.cache.own_file import is_own_file
+from msdata.core.files import write_whole
 from msdata.errors import StorageError
 
 COUNTER, GAUGE = "counter", "gauge"
@@ -68,7 +68,7 @@ def rank_families(report: Mapping[str, Any]) -> list[Family]:
     """The metrics of a rank.
 
     Args:
-        report: what `msdata.reporter` makes: the loader's counters and what they are of.
+        report: what `msdata.cache.reporter` makes: the loader's counters and what they are of.
     """
     labels = {k: report[k] for k in ("run", "split", "node", "rank")}
     totals: Mapping[str, Any] = report["totals"]

@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
 from msdata.errors import StorageError
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

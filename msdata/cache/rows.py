@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from msdata.cache.shared_file import is_role_taken, take_role
-from msdata.checked_json import parse_json
+from msdata.core.checked_json import parse_json
 from msdata.errors import DataError
 
 NUM_ROWS = 128

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from msdata.cache.arena import arena_path, word
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
-from msdata.cache.listen import listen_address
 from msdata.cache.metrics import (
     METRICS_S,
     remove_metrics,
@@ -31,10 +30,11 @@ from msdata.cache.metrics import (
     write_metrics,
 )
 from msdata.cache.own_file import make_folder, open_own
-from msdata.cache.rendezvous import announce, job_keys, withdraw
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
-from msdata.cache.zmq_transport import ZmqServer, make_keys
+from msdata.cache.transport.listen import listen_address
+from msdata.cache.transport.rendezvous import announce, job_keys, withdraw
+from msdata.cache.transport.zmq_transport import ZmqServer, make_keys
 from msdata.errors import MsdataError, UsageError
 
 _METRICS_PAUSE_S = 3600.0

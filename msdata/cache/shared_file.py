@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from msdata.atomic_file import storage_error
 from msdata.cache.own_file import open_own
+from msdata.core.files import storage_error
 from msdata.errors import StorageError
 
 # Making a file takes milliseconds; whoever holds it exclusively for longer is stuck.

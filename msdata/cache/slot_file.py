@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.rows import NUM_ROWS, ROW_NBYTES
-from msdata.checked_json import Count, Unsigned32, Within, parse_json
-from msdata.checksum import crc32c_of_parts
+from msdata.core.checked_json import Count, Unsigned32, Within, parse_json
+from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import DataError
 
 FORMAT = 4

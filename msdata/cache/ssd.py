@@ -16,13 +16,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from msdata.atomic_file import write_whole
 from msdata.cache.arena import SERVED, SSD_TIER, word
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
 from msdata.cache.own_file import make_folder, open_own_folder
 from msdata.cache.reorder import reorder
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
+from msdata.core.files import write_whole
 
 MANIFEST = "manifest.json"
 _RECORDS = "records"

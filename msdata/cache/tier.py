@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.atomic_file import storage_error
 from msdata.cache.config import CachedSplit
 from msdata.cache.slot_file import CLAIMED, EMPTY, READY, SlotFile
-from msdata.checksum import crc32c_of_parts
+from msdata.core.checksum import crc32c_of_parts
+from msdata.core.files import storage_error
 
 LOG = logging.getLogger("msdata.cache")
 

@@ -10,10 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msdata.core.progress import duration_text
 from msdata.errors import UsageError
 from msdata.fetch.service import Service, changed, read_services, service_name
 from msdata.fetch.targets import Slice, read_targets
-from msdata.progress import duration_text
 
 if TYPE_CHECKING:
     from msdata.fetch.into_shards import Shards

@@ -16,26 +16,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from msdata.atomic_file import open_known, storage_error, write_whole
-from msdata.catalogcolumns import read_catalog
-from msdata.checked_json import read_json
-from msdata.checked_table import open_table, reading
+from msdata.catalog.columns import read_catalog
+from msdata.core.checked_json import read_json
+from msdata.core.checked_table import open_table, reading
+from msdata.core.files import open_known, storage_error, write_whole
+from msdata.core.options import num_jobs
+from msdata.core.trusted_names import check_below
+from msdata.dataset.index import FILE_NAME as INDEX_NAME
+from msdata.dataset.index import IndexFile, file_sha256
+from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
+from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
+from msdata.dataset.rejected import read_rejected
 from msdata.errors import DataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
 from msdata.fetch.objects import OBJECTS
 from msdata.fetch.settings import FetchSettings
 from msdata.fetch.targets import Slice, object_path, read_targets
-from msdata.index import FILE_NAME as INDEX_NAME
-from msdata.index import IndexFile, file_sha256
-from msdata.jobs import num_jobs
-from msdata.manifest import FILE_NAME as MANIFEST_NAME
-from msdata.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
-from msdata.rejected import read_rejected
-from msdata.trusted_names import check_below
-from msdata.verify import verify_dataset
+from msdata.verify.verify import verify_dataset
 
 _MARKER_NAME = "packed.json"
 _SOURCE_KINDS = {"sample_id": "text", "path": "text"}

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from msdata.atomic_file import open_known, storage_error
-from msdata.checked_json import open_regular
+from msdata.core.checked_json import open_regular
+from msdata.core.files import open_known, storage_error
 from msdata.errors import MsdataError
 from msdata.fetch.targets import Slice, Target
 

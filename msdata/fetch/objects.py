@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from msdata.atomic_file import storage_error, write_whole
-from msdata.checksum import crc32c
+from msdata.core.checksum import crc32c
+from msdata.core.files import storage_error, write_whole
 from msdata.fetch.adapter import Adapter, Fetched
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, UnavailableError

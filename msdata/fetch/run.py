@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from msdata.atomic_file import write_whole
+from msdata.core.files import write_whole
+from msdata.core.progress import ProgressLine
 from msdata.errors import DataError
 from msdata.fetch.client import Client
 from msdata.fetch.crew import Crew
@@ -20,7 +21,6 @@ from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, Journal, re
 from msdata.fetch.objects import OBJECTS, ObjectFetcher
 from msdata.fetch.settings import FetchSettings, claim_folder
 from msdata.fetch.targets import Slice, Target, object_path, read_targets
-from msdata.progress import ProgressLine
 
 # Where so many objects were refused and none fetched, a layer or address is wrong: to go on would
 # only cost the service, and the user, more of the same.

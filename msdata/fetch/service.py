@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
 from msdata.errors import UsageError
 
 

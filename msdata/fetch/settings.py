@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from msdata.atomic_file import open_known, storage_error, write_whole
-from msdata.checked_json import read_json
+from msdata.core.checked_json import read_json
+from msdata.core.files import open_known, storage_error, write_whole
 from msdata.errors import UsageError
 from msdata.fetch.adapter import Adapter
 from msdata.fetch.journal import FOLDER

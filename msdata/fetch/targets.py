@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from msdata.catalogcolumns import missing_id_column, read_catalog
+from msdata.catalog.columns import missing_id_column, read_catalog
 from msdata.errors import UsageError
 from msdata.sources.pickles import take_pickle
 

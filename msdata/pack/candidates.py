@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.trusted_names import is_plain_name
 from msdata.errors import DataError, UsageError
 from msdata.pack.column_names import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
 from msdata.schema import Schema
-from msdata.trusted_names import is_plain_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from msdata.catalog import Catalog
+    from msdata.catalog.join import Catalog
 
 _SOURCE_COLUMNS = ("sample_id", "path", "row", "split", "catalog_row", "reason")
 
@@ -111,7 +111,7 @@ def _axis_notes(schema: Schema) -> list[str]:
 def _read_catalog(settings: PackSettings) -> Catalog | None:
     if settings.catalog is None:
         return None
-    from msdata.catalog import read_catalog
+    from msdata.catalog.join import read_catalog
 
     return read_catalog(
         settings.catalog,
@@ -132,7 +132,7 @@ def _join(objects: pa.Table, catalog: Catalog | None) -> tuple[pa.Table, tuple[s
         paths = objects["path"].to_pylist()
         reasons = _duplicates(ids, paths)
         return objects.append_column("reason", pa.array(reasons, pa.string())), ()
-    from msdata.catalog import join
+    from msdata.catalog.join import join
 
     table = join(objects, catalog).table
     labels = tuple(n for n in table.column_names if n not in _SOURCE_COLUMNS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msdata.index import BATCH_NAMES, check_names, fixed_columns
+from msdata.dataset.index import BATCH_NAMES, check_names, fixed_columns
 from msdata.schema import Schema
 
 # Keys of the JSON member that are no columns, and what HDF5 shards call that member.

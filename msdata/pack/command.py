@@ -13,11 +13,11 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from msdata.catalogvalues import EBV_RANGE, REDSHIFT_RANGE
+from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE
+from msdata.core.options import add_jobs, num_jobs
+from msdata.core.signals import exit_code_of, ignore_signals
+from msdata.dataset.manifest import CONTAINERS, REJECTED_NAME
 from msdata.errors import MsdataError, UsageError
-from msdata.exits import exit_code_of, ignore_signals
-from msdata.jobs import add_jobs, num_jobs
-from msdata.manifest import CONTAINERS, REJECTED_NAME
 from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
@@ -193,7 +193,7 @@ def _run_here(args: argparse.Namespace, settings: PackSettings) -> PackReport:
 def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
-    from msdata.mpi import communicator
+    from msdata.core.mpi import communicator
     from msdata.pack.rank_progress import PeerError
     from msdata.pack.ranks import pack_on_ranks
     from msdata.pack.state import PackState

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata import __version__
-from msdata.atomic_file import storage_error, write_whole
-from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
-from msdata.index import (
+from msdata.core.files import storage_error, write_whole
+from msdata.dataset.index import (
     file_sha256,
     fixed_columns,
     sources_sha256,
@@ -24,13 +23,14 @@ from msdata.index import (
     write_index,
     write_table,
 )
-from msdata.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
+from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
+from msdata.dataset.rejected import Rejected, read_rejected
+from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
 from msdata.pack.column_names import scalar_names
 from msdata.pack.number_columns import join_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection
 from msdata.pack.state import PackPlan, PackState
-from msdata.rejected import Rejected, read_rejected
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msdata.atomic_file import open_known, storage_error
+from msdata.core.file_lock import take_lock
+from msdata.core.files import open_known, storage_error
 from msdata.errors import MsdataError
-from msdata.file_lock import take_lock
 
 _WAIT_S = 10.0
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from msdata.errors import DataError, SampleError, UsageError
+from msdata.pack.prepare import is_number
 from msdata.pack.read_ahead import read_in_order, read_sample
-from msdata.preprocess import is_number
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.source import Source
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
+from msdata.dataset import hdf5, tar
 from msdata.errors import UsageError
 from msdata.pack.candidates import plan_candidates
 from msdata.pack.column_names import check_array_names
@@ -12,7 +13,6 @@ from msdata.pack.infer_schema import NUM_LOOKED_AT, infer_schema, with_pixel_sca
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackPlan, PackState
 from msdata.schema import Schema
-from msdata.shards import hdf5, tar
 from msdata.sources.detect import detect_source
 
 # Bytes of a JSON member, for sizing shards; a catalogue of twenty columns stays below.

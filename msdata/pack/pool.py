@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from msdata.atomic_file import TEMPORARY_SUFFIX
+from msdata.core.files import TEMPORARY_SUFFIX
 from msdata.errors import MsdataError
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from msdata.core.progress import ProgressLine
 from msdata.errors import MsdataError
 from msdata.pack.reject_limit import RejectLimit
 from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
-from msdata.progress import ProgressLine
 
 # How often a rank looks whether another has failed, and rank 0 which shards are finished.
 _LOOK_INTERVAL_S = 1.0

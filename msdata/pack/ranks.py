@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
+from msdata.core.signals import exit_code_of
+from msdata.dataset.manifest import Manifest
 from msdata.errors import MsdataError
-from msdata.exits import exit_code_of
-from msdata.manifest import Manifest
 from msdata.pack.finish import finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock, share
 from msdata.pack.planning import make_plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from msdata.dataset.manifest import REJECTED_NAME
 from msdata.errors import DataError
-from msdata.manifest import REJECTED_NAME
 from msdata.pack.shard_task import Rejection, ShardResult
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from msdata.core.progress import ProgressLine
+from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.errors import MsdataError
-from msdata.manifest import Manifest, read_manifest
 from msdata.pack.finish import finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock
 from msdata.pack.planning import make_plan
@@ -22,7 +23,6 @@ from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
 from msdata.pack.tasks import make_tasks, tasks_left
-from msdata.progress import ProgressLine
 from msdata.sources.detect import detect_source
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msdata.catalogvalues import EBV_RANGE, REDSHIFT_RANGE, Limits
+from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE, Limits
+from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
-from msdata.manifest import CONTAINERS
 from msdata.sources.fits_options import FitsOptions
 
 # Which option sets what; for messages.

@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from msdata.checksum import crc32c_of_parts
+from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.hdf5 import Hdf5ShardWriter
+from msdata.dataset.shard import Record, ShardSummary, ShardWriter
+from msdata.dataset.tar import TarShardWriter
 from msdata.errors import SampleError
+from msdata.pack.prepare import Preparation, prepare
 from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
-from msdata.preprocess import Preparation, prepare
 from msdata.schema import Schema
-from msdata.shards.hdf5 import Hdf5ShardWriter
-from msdata.shards.shard import Record, ShardSummary, ShardWriter
-from msdata.shards.tar import TarShardWriter
 from msdata.sources.source import Source
 
 # What a reader hands over at a time: of small objects several, for handing over takes 10 µs.

@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msdata.atomic_file import remove_leftovers, storage_error, whole_file, write_whole
-from msdata.checked_json import Count, Unsigned32, read_json
-from msdata.checked_table import check_table, file_metadata, open_table, reading
-from msdata.checksum import crc32c
+from msdata.core.checked_json import Count, Unsigned32, read_json
+from msdata.core.checked_table import check_table, file_metadata, open_table, reading
+from msdata.core.checksum import crc32c
+from msdata.core.files import remove_leftovers, storage_error, whole_file, write_whole
+from msdata.core.trusted_names import check_below, check_regular, check_shard_names
+from msdata.dataset.index import file_sha256, write_table
+from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
+from msdata.dataset.manifest import SettingsFields, fingerprint_of
 from msdata.errors import DataError, UsageError
-from msdata.index import file_sha256, write_table
-from msdata.manifest import FILE_NAME as MANIFEST_NAME
-from msdata.manifest import SettingsFields, fingerprint_of
 from msdata.pack.candidates import Candidates, ShardSlice
 from msdata.pack.folder_lock import is_busy, is_locked
 from msdata.pack.number_columns import split_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema
-from msdata.trusted_names import check_below, check_regular, check_shard_names
 
 # Imported where it is used: workers start meanwhile.
 if TYPE_CHECKING:

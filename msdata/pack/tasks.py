@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msdata.core.trusted_names import check_source_paths
 from msdata.pack.column_names import scalar_names
 from msdata.pack.planning import inpainted
+from msdata.pack.prepare import Preparation
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
 from msdata.pack.state import PackPlan, PackState
-from msdata.preprocess import Preparation
-from msdata.trusted_names import check_source_paths
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,7 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.blocks import BlockFiles, find_blocks

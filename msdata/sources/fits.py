@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Array, Sample, Schema, Survey
 from msdata.sources.fits_image import MAX_NBYTES, Plane, read_planes

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
 from msdata.errors import DataError
 
 if TYPE_CHECKING:

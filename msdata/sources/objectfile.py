@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from msdata.atomic_file import storage_error
+from msdata.core.files import storage_error
 from msdata.errors import SampleError
 from msdata.schema import Sample
 from msdata.sources.opcodes import cut_payloads

@@ -1,0 +1,291 @@
+"""How a rank asks its own node's service for what other nodes hold: a socket and a staging area.
+
+Ranks are no MPI processes (torchrun starts them), the service is. A rank hands it a piece of
+anonymous shared memory, names samples and places in it, and copies what has come into its batch,
+while the service fetches the next. Nothing here has a name in a file system, so nothing stays
+behind, whoever is killed. The end of the service is seen at once, because the socket ends with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.tier import LOG
+from msdata.cache.transport.transport import IsSound
+from msdata.core.checked_json import parse_json
+from msdata.core.checksum import copy_crc32c
+from msdata.errors import DataError
+
+# A request takes milliseconds; a service that takes longer is worse than storage.
+TIMEOUT_S = 2.0
+# How long a service that failed is left alone. Where it let a request wait in vain, each such
+# failure in a row doubles that, up to `_MOST_PAUSES` times as long; one that is not there costs
+# nothing to look for.
+PAUSE_S = 1.0
+_MOST_PAUSES = 64
+# Staging a connection: two halves, one of which is filled while the other is copied out. 3 to
+# 10 MiB make no difference that could be measured.
+_STAGING_NBYTES = 5 << 20
+_MAX_STAGED = 512
+# Connections of a rank; as many of its threads can ask at once.
+_MAX_LINKS = 4
+MAX_MESSAGE_NBYTES = 1 << 16
+_CREDENTIALS = "3i"
+# Messages; all others are requests and their answers, arrays of int64.
+DESCRIBE, STAGED = b"describe", b"staged"
+
+
+def link_address(arena: Path) -> str:
+    """The address in Linux's abstract namespace of the service that keeps an arena."""
+    return "\0msdata-cache-" + hashlib.sha256(str(arena.resolve()).encode()).hexdigest()[:32]
+
+
+def is_own_user(connection: socket.socket) -> bool:
+    """Whether the process at the other end is this user's."""
+    size = struct.calcsize(_CREDENTIALS)
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return bool(struct.unpack(_CREDENTIALS, raw)[1] == os.geteuid())
+
+
+def _connect(address: str, timeout_s: float) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        made.settimeout(timeout_s)
+        made.connect(address)
+        if not is_own_user(made):
+            raise PermissionError("another user's process is there")
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def describe_service(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any] | None:
+    """What a service says of itself; None where none answers.
+
+    Args:
+        address: from `link_address`.
+        timeout_s: what it has to answer.
+    """
+    try:
+        with _connect(address, timeout_s) as connection:
+            connection.send(DESCRIBE)
+            said = connection.recv(MAX_MESSAGE_NBYTES)
+            return parse_json(said, "the service", cure="").read_as(dict[str, Any])
+    except (OSError, ValueError, DataError):
+        return None
+
+
+class _Link:
+    """One connection of a rank, with its staging area; used by one thread at a time."""
+
+    def __init__(self, address: str, sample_nbytes: int, timeout_s: float) -> None:
+        num_slots = min(_MAX_STAGED, max(2, _STAGING_NBYTES // sample_nbytes))
+        self._half = num_slots // 2
+        self._timeout_s = timeout_s
+        self._socket = _connect(address, timeout_s)
+        try:
+            self._area, fd = _anonymous(num_slots * sample_nbytes)
+            try:
+                socket.send_fds(self._socket, [b"stage"], [fd])
+            finally:
+                os.close(fd)
+            if self._socket.recv(MAX_MESSAGE_NBYTES) != STAGED:
+                raise OSError("the service has taken no staging area")
+        except OSError:
+            self._socket.close()
+            raise
+        whole = np.frombuffer(self._area, np.uint8)
+        self._slots_SN = whole.reshape(num_slots, sample_nbytes)
+
+    def fetch(
+        self,
+        nodes: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
+    ) -> list[bool]:
+        """See `Fetcher`.
+
+        Raises:
+            OSError: the service has ended, or does not answer in time.
+        """
+        came: list[bool] = []
+        num_asked = 0
+        for turn, start in enumerate(range(0, len(samples), self._half)):
+            # One part comes into one half of the area while the other is copied out.
+            while num_asked < min(turn + 2, -(-len(samples) // self._half)):
+                self._ask(num_asked, nodes, samples)
+                num_asked += 1
+            self._take(came, (turn, min(start + self._half, len(samples))), rows, is_sound)
+        return came
+
+    def _ask(self, turn: int, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
+        """Sends a part of a request, to go into one half of the staging area."""
+        part = slice(turn * self._half, (turn + 1) * self._half)
+        head = np.array([turn, turn % 2 * self._half], np.int64)
+        self._socket.send(np.concatenate([head, nodes[part], samples[part]]).tobytes())
+
+    def _take(
+        self,
+        came: list[bool],
+        part: tuple[int, int],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
+    ) -> None:
+        """Copies a part of what was asked for out of its half, some while others are on the way."""
+        turn, stop = part
+        shift = (turn % 2 - turn) * self._half
+        deadline_s = time.monotonic() + self._timeout_s
+        while len(came) < stop:
+            for is_there in self._answer():
+                i = len(came)
+                crc = copy_crc32c(self._slots_SN[shift + i], rows[i]) if is_there else None
+                came.append(crc is not None and is_sound(i, crc))
+            if len(came) < stop and time.monotonic() > deadline_s:
+                raise TimeoutError("it is too slow")
+
+    def _answer(self) -> list[bool]:
+        """Whether the next samples are there, as many as the service has looked at since."""
+        answer = self._socket.recv(MAX_MESSAGE_NBYTES)
+        if len(answer) <= 8:
+            raise ConnectionResetError("it has ended")
+        return [bool(b) for b in answer[8:]]
+
+    def close(self) -> None:
+        """Ends it."""
+        self._socket.close()
+        self._slots_SN = np.empty((0, 0), np.uint8)
+        with suppress(BufferError):
+            self._area.close()
+
+
+def _anonymous(nbytes: int) -> tuple[mmap.mmap, int]:
+    """Shared memory without a name that nobody can shorten, and its descriptor."""
+    fd = os.memfd_create("msdata-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return mmap.mmap(fd, nbytes), fd
+    except OSError:
+        os.close(fd)
+        raise
+
+
+class LinkFetcher:
+    """Fetches peers' records through this node's service; see `Fetcher`.
+
+    Args:
+        address: from `link_address`.
+        sample_nbytes: of a record.
+        timeout_s: what the service has to answer a part of a request.
+        pause_s: for how long one that failed is left alone.
+
+    """
+
+    def __init__(
+        self,
+        address: str,
+        sample_nbytes: int,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        pause_s: float = PAUSE_S,
+    ) -> None:
+        self._address = address
+        self._sample_nbytes = sample_nbytes
+        self._timeout_s = timeout_s
+        self._pause_s = pause_s
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(_MAX_LINKS)
+        self._idle: list[_Link] = []
+        self._paused_until_s = 0.0
+        self._pauses = 0
+        self._num_lost = 0
+
+    def fetch(
+        self,
+        nodes: Sequence[int],
+        samples: Sequence[int],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
+    ) -> list[bool]:
+        """See `Fetcher`."""
+        with self._places:
+            if time.monotonic() < self._paused_until_s:
+                return [False] * len(samples)
+            wanted = np.array(nodes, np.int64), np.array(samples, np.int64), rows, is_sound
+            try:
+                return self._fetch_over(self._idle_link(), wanted)
+            except OSError as error:
+                self._lose(error)
+                return [False] * len(samples)
+
+    def _idle_link(self) -> _Link | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _fetch_over(self, idle: _Link | None, wanted: Any) -> list[bool]:
+        """Fetches over a connection that was used before, or else a new one."""
+        link = idle or _Link(self._address, self._sample_nbytes, self._timeout_s)
+        try:
+            came = link.fetch(*wanted)
+        except OSError as error:
+            link.close()
+            if idle is None or isinstance(error, TimeoutError):
+                raise
+            # The service has ended since; another may be there.
+            return self._fetch_over(None, wanted)
+        with self._lock:
+            self._pauses = 0
+            if self._paused_until_s < float("inf"):
+                self._idle.append(link)
+                return came
+        link.close()
+        return came
+
+    def _lose(self, error: OSError) -> None:
+        """Leaves the service alone for a while; whoever comes first says so, once."""
+        with self._lock:
+            if time.monotonic() < self._paused_until_s:
+                return
+            if isinstance(error, TimeoutError):
+                self._pauses = min(_MOST_PAUSES, 2 * self._pauses or 5)
+            self._paused_until_s = time.monotonic() + max(1, self._pauses) * self._pause_s
+            self._num_lost += 1
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()
+        log = LOG.warning if self._num_lost == 1 else LOG.info
+        log(
+            "the cache service of this node is gone (%s): what other nodes hold comes from storage "
+            "until it is back",
+            error,
+        )
+
+    def stats(self) -> dict[str, int]:
+        """See `Fetcher`; of all nodes, a rank knows its own one's service only."""
+        with self._lock:
+            is_down = time.monotonic() < self._paused_until_s
+            return {"failures": self._num_lost, "down": int(is_down)}
+
+    def close(self) -> None:
+        """See `Fetcher`."""
+        with self._lock:
+            self._paused_until_s = float("inf")
+            idle, self._idle = self._idle, []
+        for link in idle:
+            link.close()

@@ -1,0 +1,167 @@
+"""The service's end of the sockets that its node's ranks ask over; `link` is the other."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import selectors
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.transport.link import DESCRIBE, MAX_MESSAGE_NBYTES, STAGED, is_own_user
+
+# Nodes, samples, and a writable uint8 array (sample_nbytes,) for each -> whether each is there, for
+# some after the other, as they come.
+ReadPeers = Callable[
+    [NDArray[np.int64], NDArray[np.int64], Sequence[NDArray[np.uint8]]],
+    Iterable[NDArray[np.bool_]],
+]
+
+
+@dataclass
+class _Client:
+    """A connection as the service has it, with the memory that its rank gave."""
+
+    socket: socket.socket
+    area: mmap.mmap | None = None
+    rows: NDArray[np.uint8] | None = None
+
+
+class LinkServer:
+    """The service's end; `serve` does what has been asked, in the thread that calls it.
+
+    Args:
+        address: from `link_address`.
+        describe: gives what a rank is told of the service.
+        read: fetches records.
+        sample_nbytes: of a record.
+
+    Raises:
+        OSError: another service is there already.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        describe: Callable[[], dict[str, Any]],
+        read: ReadPeers,
+        sample_nbytes: int,
+    ) -> None:
+        self._describe = describe
+        self._read = read
+        self._sample_nbytes = sample_nbytes
+        self._selector = selectors.DefaultSelector()
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._door.bind(address)
+            self._door.listen(64)
+        except OSError:
+            self._door.close()
+            raise
+        self._door.setblocking(False)
+        self._selector.register(self._door, selectors.EVENT_READ)
+
+    def serve(self, timeout_s: float) -> int:
+        """Waits for requests and answers those that have come.
+
+        Args:
+            timeout_s: how long to wait for the first.
+
+        Returns:
+            How many messages there were.
+        """
+        ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            if key.fileobj is self._door:
+                self._admit()
+            elif not self._answer(key.data):
+                self._drop(key.data)
+        return len(ready)
+
+    def _admit(self) -> None:
+        with suppress(OSError):
+            connection, _ = self._door.accept()
+            if not is_own_user(connection):
+                connection.close()
+                return
+            connection.setblocking(False)
+            self._selector.register(connection, selectors.EVENT_READ, _Client(connection))
+
+    def _answer(self, client: _Client) -> bool:
+        """Does what one message asks; False where the connection is of no more use."""
+        fds: list[int] = []
+        try:
+            if client.area is None:
+                message, fds, _, _ = socket.recv_fds(client.socket, MAX_MESSAGE_NBYTES, 1)
+            else:
+                message = client.socket.recv(MAX_MESSAGE_NBYTES)
+            if fds:
+                return self._stage(client, fds[0])
+            if message == DESCRIBE:
+                client.socket.send(json.dumps(self._describe()).encode())
+                return True
+            return len(message) % 8 == 0 and self._fetch(client, np.frombuffer(message, np.int64))
+        except BlockingIOError:
+            # Its rank does not take answers: it hangs, and will ask anew when it does not.
+            return False
+        except OSError:
+            return False
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _stage(self, client: _Client, fd: int) -> bool:
+        """Takes the memory into which the records of a connection go."""
+        # Memory that its rank could shorten would kill this process by SIGBUS.
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            return False
+        num_slots = os.fstat(fd).st_size // self._sample_nbytes
+        if not num_slots or client.area is not None:
+            return False
+        client.area = mmap.mmap(fd, num_slots * self._sample_nbytes)
+        whole = np.frombuffer(client.area, np.uint8)
+        client.rows = whole.reshape(num_slots, self._sample_nbytes)
+        client.socket.send(STAGED)
+        return True
+
+    def _fetch(self, client: _Client, request: NDArray[np.int64]) -> bool:
+        """Answers [number, first slot, nodes, samples] by [number, whether each is there].
+
+        What is there is said at once, in as many answers as it takes, so that a rank copies some
+        records out while others are on their way.
+        """
+        num_samples = (len(request) - 2) // 2
+        if client.rows is None or num_samples < 0:
+            return False
+        first, stop = int(request[1]), int(request[1]) + num_samples
+        if not 0 <= first <= stop <= len(client.rows):
+            return False
+        nodes, samples = request[2 : 2 + num_samples], request[2 + num_samples :]
+        number = request[:1].tobytes()
+        for came in self._read(nodes, samples, list(client.rows[first:stop])):
+            client.socket.send(number + came.tobytes())
+        return True
+
+    def _drop(self, client: _Client) -> None:
+        self._selector.unregister(client.socket)
+        client.socket.close()
+        client.rows = None
+        if client.area is not None:
+            with suppress(BufferError):
+                client.area.close()
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for key in list(self._selector.get_map().values()):
+            if key.fileobj is not self._door:
+                self._drop(key.data)
+        self._selector.close()
+        self._door.close()

@@ -1,0 +1,250 @@
+"""Records between nodes by one-sided MPI reads: the owner's processor has no part in it.
+
+Where a sample lies in its owner's arena follows from the table of owners, so a service reads it
+there without asking, over RDMA where the fabric has it. A slot's entry is held against the index
+before its record is read for the first time (full slots stay full); every record is, each time, by
+the rank that asked. What stands on an owner's disk, MPI cannot read: a message asks for that.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.arena import SSD_TIER
+from msdata.cache.config import CachedSplit, Owners
+from msdata.cache.slot_file import MAGIC, SLOT_NBYTES, are_of, slots_at_owners
+from msdata.cache.tier import LOG
+from msdata.cache.transport.group import Exchange, Window
+from msdata.errors import StorageError
+
+# What others have to let themselves be read, or to answer for what is on their disks: less than
+# ranks wait. While one is late, the next gets less: all may be, where it is this node's own link.
+_ANSWER_S = 1.5
+_NEXT_ANSWER_S = 0.3
+# Connections are made one after the other, on all nodes at once.
+_FIRST_ANSWER_S = 60.0
+# So much is waited for at once: a rank copies it out while more comes. Where records were told of
+# all together, one thread of a rank came to 0.40 of bare reads in place of 0.73 (two busy cores;
+# both before records were checked as they are copied).
+_RUN_NBYTES = 1 << 20
+
+
+class WindowReader:
+    """Reads records out of the arenas of all nodes.
+
+    Args:
+        window: on the arenas, from their first bytes.
+        ranks: the process whose memory each node's arena is.
+        owners: owner and tier of every shard.
+        split: the data.
+        exchange: for what is on disks; None where nothing is.
+
+    Attributes:
+        num_failures: how often MPI refused.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        ranks: Sequence[int],
+        owners: Owners,
+        split: CachedSplit,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self._window = window
+        self._exchange = exchange
+        self._split = split
+        places = slots_at_owners(owners, split, len(ranks))
+        # Lists: a few samples at a time are looked up faster than in arrays.
+        self._rank_of_node = list(ranks)
+        self._firsts: list[int] = split.first_samples.tolist()
+        self._owners, self._tiers = (of_shard.tolist() for of_shard in owners)
+        self._first_slots: list[int] = places.first_slots.tolist()
+        self._entries_at = places.entries_at
+        self._payload_at = places.payload_at.tolist()
+        # Slots that were seen full, by sample.
+        self._is_full = bytearray(len(split.checksums))
+        # What came too late so far: the node, what was begun, and the memory it goes into.
+        self._late: list[tuple[int, Any, Any]] = []
+        self.num_failures = 0
+
+    def check(self, own_rank: int) -> None:
+        """Reads the first bytes of every arena: connections are made now, not at first need.
+
+        Args:
+            own_rank: of this process; each begins with the one after it.
+
+        Raises:
+            StorageError: something else came.
+        """
+        num_ranks = len(self._rank_of_node)
+        others = sorted(self._rank_of_node, key=lambda rank: (rank - own_rank) % num_ranks)
+        for rank in others:
+            found = np.zeros(len(MAGIC), np.uint8)
+            self._window.wait([self._window.get(rank, found, 0)], _FIRST_ANSWER_S)
+            if found.tobytes() != MAGIC:
+                raise StorageError(
+                    f"one-sided MPI reads from process {rank} give other bytes than are there; use "
+                    "--transport zmq"
+                )
+
+    def read(
+        self,
+        nodes: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        targets: Sequence[NDArray[np.uint8]],
+    ) -> Iterator[NDArray[np.bool_]]:
+        """Reads records that their nodes have at the moment; begins all, then waits for some.
+
+        Args:
+            nodes: int64 (n,), which node keeps each.
+            samples: int64 (n,), numbers within the split.
+            targets: for each a writable uint8 array (sample_nbytes,), not to be touched until the
+                iterator has ended, or was closed.
+
+        Yields:
+            For some samples after the other, as soon as it is known, which are there with the
+            sample number and checksum of the index: bool (m,), n in all.
+        """
+        wanted = list(zip(nodes.tolist(), samples.tolist(), strict=True))
+        left_alone = self._late_nodes() if self._late else set()
+        slots = [-1 if node in left_alone else self._slot(node, sample) for node, sample in wanted]
+        begun: list[Any] = []
+        done = 0
+        try:
+            unseen = [
+                i
+                for i, (_, sample) in enumerate(wanted)
+                if slots[i] >= 0 and not self._is_full[sample]
+            ]
+            if unseen:
+                self._look([wanted[i] for i in unseen], unseen, slots)
+            came = np.array([slot >= 0 for slot in slots])
+            self._begin(wanted, slots, targets, begun)
+            if self._exchange is not None:
+                self._ask(came, wanted, targets)
+            step = -(-_RUN_NBYTES // self._split.sample_nbytes)
+            for start in range(0, len(samples), step):
+                self._wait(begun[start : start + step])
+                done = min(start + step, len(samples))
+                yield came[start:done]
+        except OSError as error:
+            self.num_failures += 1
+            if self.num_failures == 1:
+                LOG.warning("%s; what other nodes hold comes from storage", error)
+            yield np.zeros(len(samples) - done, bool)
+        finally:
+            self._give_up(wanted[done:], begun[done:], targets[done:])
+
+    def _wait(self, begun: Sequence[Any]) -> None:
+        self._window.wait(begun, _NEXT_ANSWER_S if self._late else _ANSWER_S)
+
+    def _give_up(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        begun: Sequence[Any],
+        targets: Sequence[NDArray[np.uint8]],
+    ) -> None:
+        """Keeps the memory into which something is still on its way; its nodes are left alone.
+
+        What a rank copies out of it is checked as it is copied.
+        """
+        for (node, _), mine, target in zip(wanted, begun, targets, strict=False):
+            with suppress(OSError):
+                if mine is not None and not self._window.is_here([mine]):
+                    self._late.append((node, mine, target))
+
+    def _late_nodes(self) -> set[int]:
+        """Nodes that still owe something; others are asked again."""
+        late = []
+        for node, mine, target in self._late:
+            with suppress(OSError):
+                if not self._window.is_here([mine]):
+                    late.append((node, mine, target))
+        self._late = late
+        return {node for node, _, _ in late}
+
+    def _shard_kept(self, node: int, sample: int) -> int | None:
+        """The shard of a sample; None where the node does not keep it, or there is no such one."""
+        if not 0 <= sample < len(self._is_full):
+            return None
+        shard = bisect_right(self._firsts, sample) - 1
+        return shard if self._owners[shard] == node else None
+
+    def _slot(self, node: int, sample: int) -> int:
+        """In which slot a node keeps a sample in memory; -1 where it does not."""
+        shard = self._shard_kept(node, sample)
+        if shard is None or self._first_slots[shard] < 0:
+            return -1
+        return self._first_slots[shard] + sample - self._firsts[shard]
+
+    def _is_on_disk(self, node: int, sample: int) -> bool:
+        """Whether a node keeps a sample on its disk."""
+        shard = self._shard_kept(node, sample)
+        return shard is not None and self._tiers[shard] == SSD_TIER
+
+    def _look(
+        self, wanted: Sequence[tuple[int, int]], rows: Sequence[int], slots: list[int]
+    ) -> None:
+        """Looks at the entries of slots not yet seen full; those of other content become -1."""
+        entries = np.zeros((len(rows), SLOT_NBYTES), np.uint8)
+        begun = [
+            self._window.get(
+                self._rank_of_node[node], entry, self._entries_at + slots[i] * SLOT_NBYTES
+            )
+            for (node, _), i, entry in zip(wanted, rows, entries, strict=True)
+        ]
+        try:
+            self._wait(begun)
+        except OSError:
+            self._give_up(wanted, begun, list(entries))
+            raise
+        samples = np.array([sample for _, sample in wanted], np.int64)
+        ready = are_of(entries, samples, self._split.checksums[samples]).tolist()
+        for (_, sample), i, is_ready in zip(wanted, rows, ready, strict=True):
+            if is_ready:
+                self._is_full[sample] = True
+            else:
+                slots[i] = -1
+
+    def _ask(
+        self,
+        came: NDArray[np.bool_],
+        wanted: Sequence[tuple[int, int]],
+        targets: Sequence[NDArray[np.uint8]],
+    ) -> None:
+        """Fetches what their nodes keep on disk."""
+        rows = [i for i, (node, sample) in enumerate(wanted) if self._is_on_disk(node, sample)]
+        if not rows:
+            return
+        assert self._exchange is not None
+        ranks = [self._rank_of_node[wanted[i][0]] for i in rows]
+        samples = [wanted[i][1] for i in rows]
+        into = [targets[i] for i in rows]
+        try:
+            came[rows] = self._exchange.fetch(ranks, samples, into, _ANSWER_S)
+        except TimeoutError as error:
+            LOG.warning("%s: what is on their disks comes from storage from now on", error)
+            self._exchange = None
+
+    def _begin(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        slots: Sequence[int],
+        targets: Sequence[NDArray[np.uint8]],
+        begun: list[Any],
+    ) -> None:
+        """Begins to read those records that are there; a None stands for each other."""
+        nbytes = self._split.sample_nbytes
+        for (node, _), slot, target in zip(wanted, slots, targets, strict=True):
+            if slot < 0:
+                begun.append(None)
+                continue
+            at = self._payload_at[node] + slot * nbytes
+            begun.append(self._window.get(self._rank_of_node[node], target, at))

@@ -1,0 +1,315 @@
+"""A rank's connections to other nodes: made when needed, shared by threads, given up in time.
+
+A node that fails costs one timeout, however long it stays away: it is tried again by a thread of
+its own, and asked only once that thread has a connection. Where node after node falls silent, it is
+this node that has lost its link, and all are left alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from msdata.cache.tier import LOG
+from msdata.cache.transport.transport import IsSound
+
+# A record takes milliseconds; a node that takes longer is worse than storage.
+TIMEOUT_S = 2.0
+# For how long a node that failed is left alone. Each failure in a row doubles that, up to
+# `_MOST_PAUSES` times as long.
+PAUSE_S = 5.0
+_MOST_PAUSES = 64
+# After one node fell silent, others that have not answered since get this part of the time.
+_SUSPECT_SHARE = 0.15
+# So many silent ones in a row are taken for all.
+_MOST_SILENT = 3
+# Of one node, which as many threads can use at once.
+_MOST_LINKS = 4
+# Unused ones of all nodes together: a node has a thousand of peers in a large job.
+_MOST_FREE = 256
+_STARTING_S = 60.0
+
+
+class Link(Protocol):
+    """A connection to one node, used by one thread at a time; `OSError` means that it is over."""
+
+    def ask(self, samples: Sequence[int]) -> None:
+        """Sends a request, and does not wait for the answer."""
+
+    def take(
+        self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
+    ) -> list[bool]:
+        """Puts the answer into rows; see `Fetcher.fetch`."""
+
+    def interrupt(self) -> None:
+        """Has the thread that waits for it get an `OSError` soon."""
+
+    def close(self) -> None:
+        """Ends it; called by the thread that uses it."""
+
+
+# Number of a node and seconds it may take -> a connection. `OSError` where there is none to be had.
+Connect = Callable[[int, float], Link]
+
+
+@dataclass
+class _Node:
+    """What is known of a node; used under the lock of all."""
+
+    free: list[Link] = field(default_factory=list)
+    num_links: int = 0
+    is_down: bool = False
+    is_awaited: bool = False
+    num_pauses: int = 0
+    paused_until_s: float = 0.0
+
+
+@dataclass
+class _Request:
+    """What one node is asked for, by places in the caller's lists."""
+
+    node: int
+    places: list[int]
+    link: Link
+
+
+class PeerLinks:
+    """A `Fetcher` over connections of any kind.
+
+    Args:
+        connect: makes a connection.
+        timeout_s: what a node has for a record.
+        pause_s: for how long one that failed is left alone.
+    """
+
+    def __init__(
+        self, connect: Connect, *, timeout_s: float = TIMEOUT_S, pause_s: float = PAUSE_S
+    ) -> None:
+        self._connect = connect
+        self._timeout_s = timeout_s
+        self._pause_s = pause_s
+        self._changed = threading.Condition()
+        self._nodes: dict[int, _Node] = {}
+        self._used: set[Link] = set()
+        # Threads that connect, ask or wait.
+        self._num_busy = 0
+        self._num_free = 0
+        self._num_silent = 0
+        self._num_failures = 0
+        self._has_warned = False
+        self._made_s = time.monotonic()
+        self._is_closed = False
+
+    def fetch(
+        self,
+        nodes: Sequence[int],
+        samples: Sequence[int],
+        rows: Sequence[Sequence[Any]],
+        is_sound: IsSound,
+    ) -> list[bool]:
+        """See `Fetcher`."""
+        came = [False] * len(samples)
+        # New connections, too, are not waited for node after node.
+        deadline_s = time.monotonic() + self._timeout_s
+        requests = []
+        for node in sorted(set(nodes)):
+            places = [i for i, n in enumerate(nodes) if n == node]
+            link = self._borrow(node, deadline_s)
+            request = None if link is None else _Request(node, places, link)
+            if request is not None and self._ask(request, samples):
+                requests.append(request)
+        for request in requests:
+            for i, is_there in zip(
+                request.places, self._take(request, rows, deadline_s, is_sound), strict=True
+            ):
+                came[i] = is_there
+        return came
+
+    def _ask(self, request: _Request, samples: Sequence[int]) -> bool:
+        try:
+            request.link.ask([samples[i] for i in request.places])
+        except OSError as error:
+            self._fail(request.node, error, request.link)
+            return False
+        return True
+
+    def _take(
+        self,
+        request: _Request,
+        rows: Sequence[Sequence[Any]],
+        deadline_s: float,
+        is_sound: IsSound,
+    ) -> list[bool]:
+        places = request.places
+        # What was waited for one node, the others have had as well.
+        left_s = max(deadline_s - time.monotonic(), _SUSPECT_SHARE * self._timeout_s)
+        timeout_s = min(left_s, self._patience_s())
+        try:
+            found = request.link.take(
+                [rows[i] for i in places], timeout_s, lambda i, crc: is_sound(places[i], crc)
+            )
+        except OSError as error:
+            self._fail(request.node, error, request.link)
+            return [False] * len(places)
+        self._give_back(request.node, request.link)
+        return found
+
+    def _patience_s(self) -> float:
+        return self._timeout_s * (_SUSPECT_SHARE if self._num_silent else 1.0)
+
+    def _borrow(self, node: int, deadline_s: float) -> Link | None:
+        """A connection to a node; None where the node is left alone."""
+        with self._changed:
+            known = self._nodes.setdefault(node, _Node())
+            while not known.free and known.num_links >= _MOST_LINKS and not known.is_down:
+                if not self._changed.wait(deadline_s - time.monotonic()):
+                    return None
+            if self._is_closed:
+                return None
+            if known.is_down or self._num_silent >= _MOST_SILENT:
+                self._await(node, known)
+                return None
+            self._num_busy += 1
+            if known.free:
+                self._num_free -= 1
+                self._used.add(link := known.free.pop())
+                return link
+            known.num_links += 1
+        left_s = min(deadline_s - time.monotonic(), self._patience_s())
+        try:
+            if left_s <= 0:
+                raise TimeoutError("other nodes have taken all the time there is")
+            link = self._connect(node, left_s)
+        except OSError as error:
+            self._fail(node, error, None)
+            return None
+        with self._changed:
+            self._used.add(link)
+        return link
+
+    def _give_back(self, node: int, link: Link) -> None:
+        with self._changed:
+            known = self._nodes[node]
+            known.num_pauses = 0
+            self._num_silent = 0
+            self._num_busy -= 1
+            self._used.discard(link)
+            is_kept = self._num_free < _MOST_FREE and not (self._is_closed or known.is_down)
+            if is_kept:
+                known.free.append(link)
+                self._num_free += 1
+            else:
+                known.num_links -= 1
+            self._changed.notify_all()
+        if not is_kept:
+            link.close()
+
+    def _fail(self, node: int, error: OSError, link: Link | None) -> None:
+        """Leaves a node alone from now on."""
+        unused = []
+        if link is not None:
+            link.close()
+        with self._changed:
+            self._num_busy -= 1
+            if link is not None:
+                self._used.discard(link)
+            known = self._nodes[node]
+            known.num_links -= 1
+            # Who refuses at once is there, only its service is not, and no time was lost.
+            self._num_silent += isinstance(error, TimeoutError)
+            if not (self._is_closed or known.is_down):
+                self._num_failures += 1
+                unused = self._put_down(known)
+                self._say(node, error)
+            self._changed.notify_all()
+        _close_all(unused)
+
+    def _say(self, node: int, error: OSError) -> None:
+        # Services may start after ranks: that one is not there yet is worth no warning.
+        is_early = time.monotonic() < self._made_s + _STARTING_S
+        is_minor = self._has_warned or (is_early and isinstance(error, FileNotFoundError))
+        (LOG.info if is_minor else LOG.warning)(
+            "node %d does not answer (%s): what it holds comes from storage until it does; the "
+            "same holds for every other node that fails from now on",
+            *(node, error),
+        )
+        self._has_warned |= not is_minor
+
+    def _put_down(self, known: _Node) -> list[Link]:
+        """Marks a node; gives its connections that are to be closed."""
+        known.is_down = True
+        self._pause(known)
+        unused, known.free = known.free, []
+        known.num_links -= len(unused)
+        self._num_free -= len(unused)
+        return unused
+
+    def _pause(self, known: _Node) -> None:
+        known.num_pauses = min(_MOST_PAUSES, 2 * known.num_pauses or 1)
+        known.paused_until_s = time.monotonic() + known.num_pauses * self._pause_s
+
+    def _await(self, node: int, known: _Node) -> None:
+        """Has a node tried again, once its pause is over."""
+        if not known.is_awaited and time.monotonic() >= known.paused_until_s:
+            known.is_awaited = True
+            self._num_busy += 1
+            threading.Thread(
+                target=self._reconnect, args=(node,), name="msdata-cache-reconnect", daemon=True
+            ).start()
+
+    def _reconnect(self, node: int) -> None:
+        try:
+            link: Link | None = self._connect(node, self._timeout_s)
+        except OSError as error:
+            link, reason = None, error
+        with self._changed:
+            known = self._nodes[node]
+            known.is_awaited = False
+            if link is None:
+                self._pause(known)
+                self._say(node, reason)
+            elif not self._is_closed:
+                known.is_down = False
+                known.free.append(link)
+                known.num_links += 1
+                self._num_free += 1
+                self._num_silent = 0
+                LOG.info("node %d answers again", node)
+                link = None
+        if link is not None:
+            link.close()
+        with self._changed:
+            self._num_busy -= 1
+            self._changed.notify_all()
+
+    def stats(self) -> dict[str, int]:
+        """See `Fetcher`."""
+        with self._changed:
+            down = sum(known.is_down for known in self._nodes.values())
+            return {"failures": self._num_failures, "down": down}
+
+    def close(self) -> None:
+        """See `Fetcher`; requests under way get nothing."""
+        self._leave()
+
+    def _leave(self) -> bool:
+        """Ends all connections; says whether no thread uses any of them any more."""
+        with self._changed:
+            self._is_closed = True
+            free = [link for known in self._nodes.values() for link in known.free]
+            for known in self._nodes.values():
+                known.free = []
+            for link in self._used:
+                link.interrupt()
+            self._changed.notify_all()
+            is_over = self._changed.wait_for(lambda: not self._num_busy, 2 * self._timeout_s)
+        _close_all(free)
+        return is_over
+
+
+def _close_all(links: Iterable[Link]) -> None:
+    for link in links:
+        link.close()

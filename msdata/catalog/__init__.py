@@ -1,0 +1,1 @@
+"""Catalogues: reading tables, finding columns, joining rows to objects."""

@@ -1,0 +1,1 @@
+"""Compiles a spectroscopic sample from the surveys' own tables."""

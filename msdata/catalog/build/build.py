@@ -1,0 +1,232 @@
+"""Compiles the catalogue: every survey's rows that pass, without repeats and close pairs.
+
+An object counts for one reason only, the first it meets: its survey's own cuts, the common cuts, a
+repeated id within its survey (the first row wins), and last a better object within the separation.
+Better is: of a survey that stands before it in the order; of the same survey, an earlier row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from msdata.catalog.build.dust import reddening
+from msdata.catalog.build.identity import assign_ids
+from msdata.catalog.build.neighbors import close_pairs, keep_best
+from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
+from msdata.catalog.build.spec import CatalogSpec, SurveyTask
+from msdata.catalog.build.tables import open_table, read_pieces
+from msdata.catalog.values import EBV_RANGE
+from msdata.errors import DataError, UsageError
+
+REPEATED = "repeated id"
+CLOSE_TO_OWN = "close to another of its survey"
+CLOSE_TO_OTHER = "close to one of a better survey"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyCounts:
+    """What became of a survey's rows.
+
+    Attributes:
+        key: what the spec calls it.
+        name: what the catalogue calls it.
+        num_available: rows of its tables.
+        num_dropped: rows by reason, in the order in which the reasons apply.
+        num_accepted: rows in the catalogue.
+        left_out: reasons of optional cuts for which a table lacks the column.
+    """
+
+    key: str
+    name: str
+    num_available: int
+    num_dropped: dict[str, int]
+    num_accepted: int
+    left_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_available != self.num_accepted + sum(self.num_dropped.values()):
+            raise DataError(f"the counts of {self.name} do not add up: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltCatalog:
+    """The catalogue.
+
+    Attributes:
+        table: `sample_id`, `ra`, `dec`, `redshift`, `survey`, `object_id` (its id in the survey)
+            and a float32 column `ebv_x` for each map x; sorted by `sample_id`.
+        counts: one a survey, the better one first.
+        notes: cuts that were left out, ids and E(B-V) that are absent.
+    """
+
+    table: pa.Table
+    counts: tuple[SurveyCounts, ...]
+    notes: tuple[str, ...] = ()
+
+
+def build_catalog(
+    spec: CatalogSpec, say: Callable[[str], None] = lambda line: None
+) -> BuiltCatalog:
+    """Reads the surveys and compiles the catalogue.
+
+    Args:
+        spec: what is asked for.
+        say: told what has been done, a line at a time.
+
+    Raises:
+        UsageError: a table or column is not there.
+        DataError: a table is broken, or no object is left.
+        StorageError: the file system refused.
+    """
+    # A typo in the last name must not show after an hour.
+    notes: list[str] = []
+    left_out = [_look_at(task, notes) for task in spec.surveys]
+    tables, available, dropped = [], [], []
+    for task in spec.surveys:
+        accepted, num_rows, reasons = _read_survey(task, spec)
+        say(f"{task.recipe.name}: {num_rows:,} rows, {accepted.num_rows:,} pass the cuts")
+        tables.append(accepted)
+        available.append(num_rows)
+        dropped.append(reasons)
+    objects = pa.concat_tables(tables)
+    rank = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
+    if objects.num_rows == 0:
+        raise DataError("no row of any survey passes the cuts; look at the counts and the recipes")
+    is_kept, near = _separate(objects, rank, len(tables), spec.separation_arcsec)
+    say(f"{objects.num_rows - int(is_kept.sum()):,} lie within {spec.separation_arcsec:g} arcsec")
+    kept = objects.filter(pa.array(is_kept))
+    counts = tuple(
+        SurveyCounts(
+            key=task.key,
+            name=task.recipe.name,
+            num_available=available[k],
+            num_dropped={**dropped[k], **near[k]},
+            num_accepted=int(np.count_nonzero(rank[is_kept] == k)),
+            left_out=left_out[k],
+        )
+        for k, task in enumerate(spec.surveys)
+    )
+    names = pa.array([task.recipe.name for task in spec.surveys])
+    surveys = names.take(pa.array(rank[is_kept]))
+    table = _finish(kept, surveys, spec, notes)
+    return BuiltCatalog(table=table, counts=counts, notes=tuple(notes))
+
+
+def _look_at(task: SurveyTask, notes: list[str]) -> tuple[str, ...]:
+    """Looks for a survey's columns in its tables; reasons of the cuts that one cannot have."""
+    left_out = []
+    for path in task.files:
+        table = open_table(path, task.recipe.hdu)
+        columns = find_columns(task.recipe, table.names, str(path))
+        for cut, name in zip(task.recipe.cuts, columns.cuts, strict=True):
+            if name is None:
+                notes.append(f"{path.name} has no column {cut.column[0]}: {cut.reason!r} not cut")
+                left_out.append(cut.reason)
+    return tuple(left_out)
+
+
+def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, dict[str, int]]:
+    """Rows that pass, in the order of files and rows; rows read; rows dropped by reason."""
+    further = [d.value for d in spec.dust if d.kind == "column"]
+    tables: list[pa.Table] = []
+    counts: list[Mapping[str, int]] = []
+    num_rows = 0
+    for path in task.files:
+        table = open_table(path, task.recipe.hdu)
+        columns = find_columns(task.recipe, table.names, str(path), further)
+        for piece in read_pieces(table, columns.wanted):
+            num_rows += piece.num_rows
+            try:
+                accepted, reasons = select_rows(piece, task.recipe, columns, spec)
+            except (DataError, UsageError) as error:
+                raise type(error)(f"table {path}: {error}") from error
+            tables.append(accepted)
+            counts.append(reasons)
+    if not tables:
+        raise DataError(f"the tables of {task.recipe.name} have no rows; check their files")
+    accepted = pa.concat_tables(tables)
+    is_repeated = repeated_ids(accepted["object_id"])
+    counts.append({REPEATED: int(is_repeated.sum())})
+    return accepted.filter(pa.array(~is_repeated)), num_rows, merge_counts(counts)
+
+
+def _separate(
+    objects: pa.Table, rank: Any, num_surveys: int, separation_arcsec: float
+) -> tuple[Any, list[dict[str, int]]]:
+    """Which objects to keep, and the dropped ones of each survey by reason."""
+    ra, dec = objects["ra"].to_numpy(), objects["dec"].to_numpy()
+    pairs = close_pairs(ra, dec, separation_arcsec)
+    is_kept = keep_best(len(ra), pairs)
+    # Of a dropped object's better neighbours that are kept, the first tells the reason.
+    causes = pairs[is_kept[pairs[:, 0]] & ~is_kept[pairs[:, 1]]]
+    best = np.full(len(ra), len(ra), np.int64)
+    np.minimum.at(best, causes[:, 1], causes[:, 0])
+    dropped = np.flatnonzero(~is_kept)
+    is_own = rank[best[dropped]] == rank[dropped]
+    near = [
+        {
+            CLOSE_TO_OWN: int(np.count_nonzero(is_own & (rank[dropped] == k))),
+            CLOSE_TO_OTHER: int(np.count_nonzero(~is_own & (rank[dropped] == k))),
+        }
+        for k in range(num_surveys)
+    ]
+    return is_kept, near
+
+
+def _finish(kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, notes: list[str]) -> pa.Table:
+    """Ids and reddening; sorted by id."""
+    object_ids = _named_objects(kept)
+    columns: dict[str, Any] = {
+        "sample_id": assign_ids(surveys, object_ids, spec.previous),
+        "ra": kept["ra"],
+        "dec": kept["dec"],
+        "redshift": kept["redshift"],
+        "survey": surveys,
+        "object_id": object_ids,
+    }
+    ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
+    num_nameless = kept["object_id"].null_count
+    if num_nameless:
+        notes.append(f"objects without an id in their survey, named by position: {num_nameless:,}")
+    further = 0
+    for dust in spec.dust:
+        if dust.kind == "column":
+            values = kept[f"further_{further}"].to_numpy().astype(np.float32)
+            further += 1
+        else:
+            values = reddening(dust, ra, dec)
+        columns[f"ebv_{dust.name}"] = pa.array(_plausible(dust.name, values, notes))
+    return pa.table(columns).sort_by("sample_id")
+
+
+def _plausible(name: str, values: Any, notes: list[str]) -> Any:
+    """E(B-V) with NaN for what cannot be one, such as -999."""
+    low, high = EBV_RANGE
+    with np.errstate(invalid="ignore"):
+        is_outside = (values < low) | (values > high)
+    num_outside = int(np.count_nonzero(is_outside))
+    if num_outside:
+        notes.append(f"ebv_{name} outside {low:g} to {high:g}, which is absent: {num_outside:,}")
+    return np.where(is_outside, np.float32(np.nan), values)
+
+
+def _named_objects(kept: pa.Table) -> pa.Array:
+    """Ids in the surveys; an object without one is named by its position."""
+    ids = kept["object_id"].combine_chunks()
+    missing = np.flatnonzero(np.asarray(ids.is_null()))
+    if not len(missing):
+        return ids
+    rows = kept.take(pa.array(missing))
+    names = [
+        f"J{ra:09.5f}{dec:+09.5f}"
+        for ra, dec in zip(rows["ra"].to_pylist(), rows["dec"].to_pylist(), strict=True)
+    ]
+    mask = np.zeros(len(ids), bool)
+    mask[missing] = True
+    return pc.replace_with_mask(ids, pa.array(mask), pa.array(names))

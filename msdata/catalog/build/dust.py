@@ -1,0 +1,111 @@
+"""E(B-V) of positions, from a HEALPix map or from somebody's Python function."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.catalog.build.healpix import nside_of, pixel_of
+from msdata.catalog.build.neighbors import unit_vectors
+from msdata.catalog.build.spec import DustTask
+from msdata.catalog.build.tables import read_healpix
+from msdata.errors import UsageError
+
+_Float = NDArray[np.float64]
+
+# Rows: the axes of the galactic frame in equatorial coordinates (J2000, ICRS).
+# Source: The Hipparcos and Tycho Catalogues, ESA SP-1200, 1997, volume 1, equation 1.5.11.
+_GALACTIC = np.array(
+    [
+        [-0.0548755604162154, -0.8734370902348850, -0.4838350155487132],
+        [0.4941094278755837, -0.4448296299600112, 0.7469822444972189],
+        [-0.8676661490190047, -0.1980763734312015, 0.4559837761750669],
+    ]
+)
+# What HEALPix files have for pixels that were not seen: -1.6375e30.
+_UNSEEN_BELOW = -1e30
+_ROWS_PER_PIECE = 1 << 19
+
+
+def galactic(ra_deg: _Float, dec_deg: _Float) -> tuple[_Float, _Float]:
+    """Galactic longitude and latitude, degrees.
+
+    Args:
+        ra_deg: float64 (n,), ICRS.
+        dec_deg: float64 (n,).
+    """
+    x, y, z = _GALACTIC @ unit_vectors(ra_deg, dec_deg).T
+    return np.degrees(np.arctan2(y, x)) % 360, np.degrees(np.arctan2(z, np.hypot(x, y)))
+
+
+def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
+    """E(B-V) at positions.
+
+    Args:
+        task: of kind "healpix" or "call".
+        ra_deg: float64 (n,), ICRS.
+        dec_deg: float64 (n,).
+
+    Returns:
+        float32 (n,), magnitudes; NaN where the map has none.
+
+    Raises:
+        UsageError: there is no such map or function, or it gives something else.
+        DataError: the map is broken.
+    """
+    if task.kind == "healpix":
+        return _of_healpix(task, ra_deg, dec_deg)
+    query = _load(task)
+    found = np.empty(len(ra_deg), np.float32)
+    for start in range(0, len(ra_deg), _ROWS_PER_PIECE):
+        rows = slice(start, start + _ROWS_PER_PIECE)
+        found[rows] = _ask(task, query, ra_deg[rows], dec_deg[rows])
+    return found
+
+
+def _of_healpix(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
+    values, cards = read_healpix(Path(task.value), task.field)
+    try:
+        nside = nside_of(len(values))
+    except UsageError as error:
+        raise UsageError(f"map {task.value}: {error}") from error
+    order = cards["ORDERING"]
+    if order not in ("RING", "NESTED", "NEST"):
+        raise UsageError(f"map {task.value} does not say whether it is RING or NESTED: {order!r}")
+    frame = task.frame or (cards["COORDSYS"] or "G")[0]
+    if frame not in ("G", "C"):
+        raise UsageError(f"map {task.value} is in frame {frame!r}; say frame = 'G' or 'C'")
+    lon, lat = galactic(ra_deg, dec_deg) if frame == "G" else (ra_deg, dec_deg)
+    pixels = pixel_of(nside, lon, lat, is_nested=order != "RING")
+    found = np.array(values[pixels], np.float32)
+    found[found < _UNSEEN_BELOW] = np.nan
+    return found
+
+
+def _load(task: DustTask) -> Any:
+    """The function; of a class, such as those of the package dustmaps, an object."""
+    module, colon, name = task.value.partition(":")
+    if not (module and colon and name):
+        raise UsageError(f"ebv.{task.name}: call = {task.value!r} is not of the form module:name")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise UsageError(f"ebv.{task.name}: there is no module {module!r} ({error})") from error
+    except AttributeError:
+        raise UsageError(f"ebv.{task.name}: module {module!r} has no {name!r}") from None
+    return found() if isinstance(found, type) else found
+
+
+def _ask(task: DustTask, query: Any, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
+    """Calls `query.query_equ` (dustmaps), else `query`, with degrees."""
+    call = getattr(query, "query_equ", query)
+    found = np.asarray(call(ra_deg, dec_deg), np.float32)
+    if found.shape != ra_deg.shape:
+        raise UsageError(
+            f"ebv.{task.name}: {task.value} gives shape {found.shape} for {len(ra_deg)} positions"
+        )
+    return found

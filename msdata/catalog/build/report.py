@@ -1,0 +1,112 @@
+"""The counts of a built catalogue: as a table for papers, and with its provenance as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from msdata import __version__
+from msdata.catalog.build.build import BuiltCatalog, SurveyCounts
+from msdata.catalog.build.recipe import Recipe
+from msdata.catalog.build.select import STAR
+from msdata.catalog.build.spec import CatalogSpec
+
+
+def count_rows(counts: Sequence[SurveyCounts]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table: available, accepted, and every reason that occurs.
+
+    Args:
+        counts: one a survey.
+    """
+    reasons = list(dict.fromkeys(r for c in counts for r, n in c.num_dropped.items() if n))
+    head = ["survey", "available", "accepted", *reasons]
+    rows = [
+        [
+            c.name,
+            f"{c.num_available:,}",
+            f"{c.num_accepted:,}",
+            *(f"{c.num_dropped.get(r, 0):,}" for r in reasons),
+        ]
+        for c in counts
+    ]
+    sums = [
+        sum(c.num_available for c in counts),
+        sum(c.num_accepted for c in counts),
+        *(sum(c.num_dropped.get(r, 0) for c in counts) for r in reasons),
+    ]
+    return head, [*rows, ["all", *(f"{n:,}" for n in sums)]]
+
+
+def markdown_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
+    """The report as Markdown: the counts, the common cuts, what to cite."""
+    head, rows = count_rows(catalog.counts)
+    yield "# Spectroscopic sample"
+    yield ""
+    yield (
+        f"{catalog.table.num_rows:,} objects with {spec.redshift_above:g} < z < "
+        f"{spec.redshift_below:g} and declination above {spec.dec_above:g} degrees; no two within "
+        f"{spec.separation_arcsec:g} arcsec. The better survey stands first. Other columns: rows "
+        "dropped, each for the first reason it met."
+    )
+    yield ""
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" + "|---:" * (len(head) - 1) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+    yield ""
+    yield "| survey | files | citation | licence |"
+    yield "|---|---|---|---|"
+    for task in spec.surveys:
+        files = ", ".join(path.name for path in task.files)
+        yield f"| {task.recipe.name} | {files} | {task.recipe.citation} | {task.recipe.licence} |"
+
+
+def report_json(
+    catalog: BuiltCatalog, spec: CatalogSpec, sizes: dict[str, int], digest: str
+) -> dict[str, Any]:
+    """The content of `catalog.json`; no times, no hosts, so equal input gives equal bytes.
+
+    Args:
+        catalog: the catalogue.
+        spec: what was asked for.
+        sizes: bytes of each input file, by name.
+        digest: SHA-256 of `catalog.parquet`.
+    """
+    return {
+        "format": "msdata-catalog",
+        "format_version": 1,
+        "msdata": __version__,
+        "num_objects": catalog.table.num_rows,
+        "sha256": digest,
+        "spec": spec.to_json(),
+        "notes": list(catalog.notes),
+        "surveys": [
+            {
+                "key": task.key,
+                "name": task.recipe.name,
+                "title": task.recipe.title,
+                "files": {path.name: sizes[str(path)] for path in task.files},
+                "where": task.recipe.where,
+                "citation": task.recipe.citation,
+                "licence": task.recipe.licence,
+                "cuts": _cuts(task.recipe, counts.left_out),
+                "num_available": counts.num_available,
+                "num_accepted": counts.num_accepted,
+                "num_dropped": counts.num_dropped,
+            }
+            for task, counts in zip(spec.surveys, catalog.counts, strict=True)
+        ],
+    }
+
+
+def _cuts(recipe: Recipe, left_out: Sequence[str]) -> list[dict[str, Any]]:
+    """The survey's own cuts that were applied, and that on stars."""
+    stars = [] if recipe.stars_below is None else [recipe.stars_below]
+    return [
+        *(
+            {"column": list(cut.column), **dict(cut.tests), "reason": cut.reason}
+            for cut in recipe.cuts
+            if cut.reason not in left_out
+        ),
+        *({"column": list(recipe.redshifts[-1]), "at_least": z, "reason": STAR} for z in stars),
+    ]

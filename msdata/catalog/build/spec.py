@@ -1,0 +1,169 @@
+"""What `msdata catalog build` is asked for: a TOML file with the surveys' tables and the cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msdata.catalog.build.recipe import BUILT_IN, Recipe, check_names, load_recipe, read_toml
+from msdata.errors import UsageError
+
+_ENTRIES = ("order", "separation_arcsec", "dec_above", "redshift", "previous", "surveys", "ebv")
+_MAP_KINDS = ("healpix", "call", "column")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyTask:
+    """A survey's recipe and tables.
+
+    Attributes:
+        key: what the spec calls it.
+        recipe: how to read it.
+        files: its tables; the first has the first rows.
+    """
+
+    key: str
+    recipe: Recipe
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DustTask:
+    """A column of E(B-V).
+
+    Attributes:
+        name: the column becomes `ebv_` and this.
+        kind: "healpix" (a FITS map), "call" (Python, `module:name`) or "column" (of the surveys'
+            tables).
+        value: file, `module:name`, or the column's name.
+        field: column of a HEALPix file; None takes the first.
+        frame: of a HEALPix map: "G" galactic or "C" equatorial; None: as the file says, else "G".
+    """
+
+    name: str
+    kind: str
+    value: str
+    field: str | None = None
+    frame: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogSpec:
+    """All of it.
+
+    Attributes:
+        surveys: the better one first.
+        separation_arcsec: no two objects of the catalogue are this close.
+        dec_above: degrees.
+        redshift_above: redshifts are larger than this.
+        redshift_below: and smaller than this.
+        previous: an earlier catalogue whose ids are kept; None for none.
+        dust: the columns of E(B-V).
+    """
+
+    surveys: tuple[SurveyTask, ...]
+    separation_arcsec: float = 3.0
+    dec_above: float = -30.0
+    redshift_above: float = 0.0
+    redshift_below: float = 1.6
+    previous: Path | None = None
+    dust: tuple[DustTask, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What the catalogue's own report records."""
+        return {
+            "order": [task.key for task in self.surveys],
+            "separation_arcsec": self.separation_arcsec,
+            "dec_above": self.dec_above,
+            "redshift": [self.redshift_above, self.redshift_below],
+            "previous": None if self.previous is None else self.previous.name,
+            "ebv": {d.name: {d.kind: d.value} for d in self.dust},
+        }
+
+
+def read_spec(path: Path) -> CatalogSpec:
+    """Reads a spec; paths in it are relative to its folder.
+
+    Raises:
+        UsageError: it is not there, no TOML, or asks for something that has no meaning.
+        StorageError: the file system refused.
+    """
+    content = read_toml(path, "spec")
+    try:
+        check_names(content, _ENTRIES, "entry")
+        return _spec_of(content, path.parent)
+    except UsageError as error:
+        raise UsageError(f"spec {path}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"spec {path} has a value of the wrong kind ({error}); see msdata catalog --help"
+        ) from error
+
+
+def _spec_of(content: Mapping[str, Any], folder: Path) -> CatalogSpec:
+    asked = content.get("surveys", {})
+    if not asked:
+        raise UsageError("it names no survey; write [surveys.sdss] and files = [...] below it")
+    tasks = {key: _survey_of(key, entry, folder) for key, entry in asked.items()}
+    redshifts = content.get("redshift", (0.0, 1.6))
+    if len(redshifts) != 2 or not float(redshifts[0]) < float(redshifts[1]):
+        raise UsageError(f"redshift = {list(redshifts)} is no range; write [0.0, 1.6]")
+    separation = float(content.get("separation_arcsec", 3.0))
+    if not 1 <= separation <= 3600:
+        raise UsageError(f"separation_arcsec = {separation:g} is out of range; give 1 to 3600")
+    previous = content.get("previous")
+    return CatalogSpec(
+        surveys=tuple(tasks[key] for key in _order_of(content.get("order"), tuple(tasks))),
+        separation_arcsec=separation,
+        dec_above=float(content.get("dec_above", -30.0)),
+        redshift_above=float(redshifts[0]),
+        redshift_below=float(redshifts[1]),
+        previous=None if previous is None else folder / str(previous),
+        dust=tuple(_dust_of(n, entry, folder) for n, entry in content.get("ebv", {}).items()),
+    )
+
+
+def _order_of(asked: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
+    if asked is not None:
+        if sorted(asked) != sorted(keys):
+            raise UsageError(f"order = {list(asked)} has to name each survey once: {list(keys)}")
+        return tuple(asked)
+    unknown = [key for key in keys if key not in BUILT_IN]
+    if unknown:
+        raise UsageError(f"say with order = [...] where survey {unknown[0]!r} stands; best first")
+    return tuple(key for key in BUILT_IN if key in keys)
+
+
+def _survey_of(key: str, entry: Mapping[str, Any], folder: Path) -> SurveyTask:
+    check_names(entry, ("files", "recipe"), f"entry of surveys.{key}")
+    named = entry.get("files", ())
+    files = tuple(folder / name for name in ([named] if isinstance(named, str) else named))
+    if not files:
+        raise UsageError(f"surveys.{key} has no files; write files = [...]")
+    own = entry.get("recipe")
+    recipe = load_recipe(Path(key) if own is None else _recipe_path(str(own), folder))
+    return SurveyTask(key=key, recipe=recipe, files=files)
+
+
+def _recipe_path(name: str, folder: Path) -> Path:
+    return Path(name) if name in BUILT_IN else folder / name
+
+
+def _dust_of(name: str, entry: Mapping[str, Any], folder: Path) -> DustTask:
+    check_names(entry, (*_MAP_KINDS, "field", "frame"), f"entry of ebv.{name}")
+    kinds = [kind for kind in _MAP_KINDS if kind in entry]
+    if len(kinds) != 1 or not name.isidentifier():
+        raise UsageError(f"ebv.{name} needs a plain name and one of {', '.join(_MAP_KINDS)}")
+    frame = entry.get("frame")
+    if frame not in (None, "G", "C"):
+        raise UsageError(f"ebv.{name}: frame {frame!r} is neither G (galactic) nor C (equatorial)")
+    value = str(entry[kinds[0]])
+    return DustTask(
+        name=name,
+        kind=kinds[0],
+        value=str(folder / value) if kinds[0] == "healpix" else value,
+        field=entry.get("field"),
+        frame=frame,
+    )

@@ -1,0 +1,130 @@
+"""`msdata catalog`: options, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msdata.core.text import table_lines
+from msdata.errors import UsageError
+
+if TYPE_CHECKING:
+    from msdata.catalog.build.build import BuiltCatalog
+    from msdata.catalog.build.spec import CatalogSpec
+
+WHEN_INTERRUPTED = "the catalogue is not finished: run the same command again"
+FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
+_MARK = b"msdata catalog build"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata catalog`."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    build = actions.add_parser(
+        "build", help="compile the spectroscopic sample from surveys' tables"
+    )
+    build.add_argument("spec", type=Path, help="TOML file that names the tables")
+    build.add_argument("out", type=Path, help="folder of the catalogue, new or empty")
+    build.add_argument("--no-figure", action="store_true", help="no redshift histograms")
+    build.add_argument("--json", action="store_true", help="print the result as JSON")
+    build.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    recipes = actions.add_parser("recipes", help="list the recipes, or show one")
+    recipes.add_argument("name", nargs="?", help="show this one's TOML")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds a catalogue or shows recipes; returns the exit code."""
+    if args.action == "recipes":
+        return _show_recipes(args.name)
+    from msdata.catalog.build.build import build_catalog
+    from msdata.catalog.build.spec import read_spec
+
+    if not args.no_figure:
+        from msdata.catalog.build.figure import check_figures
+
+        check_figures()
+    spec = read_spec(args.spec)
+    _check_out(args.out)
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            print(f"catalog: {line}", file=sys.stderr, flush=True)
+
+    catalog = build_catalog(spec, say)
+    report = _write(catalog, spec, args)
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    from msdata.catalog.build.report import count_rows
+
+    for line in table_lines(*count_rows(catalog.counts)):
+        print(line)
+    for note in catalog.notes:
+        print(f"note: {note}")
+    print(f"{catalog.table.num_rows:,} objects in {args.out / FILES[0]} and {FILES[1]}")
+    return 0
+
+
+def _show_recipes(name: str | None) -> int:
+    from msdata.catalog.build.recipe import BUILT_IN, FOLDER, load_recipe
+
+    if name is not None:
+        load_recipe(Path(name))
+        print((FOLDER / f"{name}.toml").read_text(encoding="utf-8"), end="")
+        return 0
+    recipes = [(key, load_recipe(Path(key))) for key in BUILT_IN]
+    rows = [[key, r.name, r.title, r.files] for key, r in recipes]
+    for line in table_lines(("recipe", "<survey", "<release", "<files"), rows):
+        print(line.rstrip())
+    return 0
+
+
+def _check_out(out: Path) -> None:
+    from msdata.core.files import remove_leftovers, storage_error
+    from msdata.core.output_file import check_output
+
+    try:
+        remove_leftovers(out)
+        entries = sorted(p.name for p in out.iterdir()) if out.exists() else []
+        out.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError):
+        raise UsageError(f"{out} is a file; give a new or an empty folder") from None
+    except OSError as error:
+        raise storage_error("write", out, error) from error
+    # Without catalog.json, which is written last, there are only the parts of an unfinished run.
+    if FILES[-1] in entries or any(name not in FILES for name in entries):
+        raise UsageError(f"{out} is not empty: it holds {entries[0]!r}; choose a new folder")
+    # The first to be written; without it no other of these files is ours.
+    check_output(out / next(iter(sorted(entries, key=FILES.index)), FILES[0]), _MARK)
+
+
+def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -> dict[str, Any]:
+    """Writes all files, `catalog.json` last; returns its content."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from msdata.catalog.build.report import markdown_lines, report_json
+    from msdata.core.files import whole_file, write_whole
+    from msdata.dataset.index import file_sha256
+
+    out: Path = args.out
+    with whole_file(out / FILES[0]) as file:
+        table = catalog.table.replace_schema_metadata({"made_by": _MARK})
+        pyarrow.parquet.write_table(table, file, compression="zstd")
+    with whole_file(out / FILES[1]) as file:
+        pyarrow.csv.write_csv(catalog.table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    if not args.no_figure:
+        from msdata.catalog.build.figure import draw_redshifts
+
+        names = [counts.name for counts in catalog.counts]
+        with whole_file(out / FILES[3]) as file:
+            draw_redshifts(catalog.table, names, (spec.redshift_above, spec.redshift_below), file)
+    text = "\n".join(markdown_lines(catalog, spec)) + "\n"
+    write_whole(out / FILES[2], text.encode())
+    sizes = {str(path): path.stat().st_size for task in spec.surveys for path in task.files}
+    report = report_json(catalog, spec, sizes, file_sha256(out / FILES[0]))
+    write_whole(out / FILES[4], json.dumps(report, indent=1).encode() + b"\n")
+    return report

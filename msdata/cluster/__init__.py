@@ -1,0 +1,1 @@
+"""Measures nodes and finds their faults before a job starts."""

@@ -1,0 +1,323 @@
+"""Judges nodes: pure functions from facts and plans to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from msdata.cluster.facts import NodeFacts
+from msdata.core.progress import bytes_text
+
+# Of what is free, the cache fills no more (`msdata.cache.budget`); the ranks need memory too.
+_MOST_OF_FREE = 0.95
+_RANK_NBYTES = 1 << 30
+# What torch's and NCCL's own segments take; containers often have 64 MiB.
+_LEAST_SHM_NBYTES = 256 << 20
+_LEAST_OPEN_FILES = 1024
+_LEAST_STRIPES_PER_NODE = 4
+_SHARED_BY_ONE_SERVER = ("nfs", "nfs4", "cifs")
+_LUSTRE = "lustre"
+# Ages of files and entries of logs are compared between nodes.
+_MOST_SKEW_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the job is going to do.
+
+    Attributes:
+        num_nodes: of the job.
+        ranks_per_node: on every node.
+        threads_per_rank: that a rank works with; None is an even share of the CPUs.
+        cache_nbytes: of each node's memory for the cache; None where it is not said.
+        num_shards: of the data set; None where there is none.
+    """
+
+    num_nodes: int = 1
+    ranks_per_node: int = 1
+    threads_per_rank: int | None = None
+    cache_nbytes: int | None = None
+    num_shards: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: of the check.
+        is_good: whether there is nothing to do.
+        says: the facts.
+        cure: what to do; "" where all is good.
+        nodes: on which it is so; none where it concerns the job.
+    """
+
+    name: str
+    is_good: bool
+    says: str
+    cure: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+Verdict = tuple[bool, str, str]
+
+
+def _cpus(facts: NodeFacts, plan: Plan) -> Verdict:
+    threads = plan.threads_per_rank or 1
+    wanted = plan.ranks_per_node * threads
+    asked = counted(plan.ranks_per_node, "rank") + (f" of {threads} threads" if threads > 1 else "")
+    says = f"{counted(facts.cpus_allowed, 'CPU')} for {asked}"
+    if facts.cpus_of_job is not None and facts.cpus_allowed < facts.cpus_of_job:
+        return (
+            False,
+            f"bound to {facts.cpus_allowed} of the {facts.cpus_of_job} CPUs that the job has",
+            "start the step with srun --cpu-bind=none, or with --cpus-per-task",
+        )
+    if facts.cpu_quota is not None and facts.cpu_quota < wanted:
+        return (
+            False,
+            f"a cgroup grants {facts.cpu_quota:g} CPUs' time for {asked}",
+            "ask for more CPUs, or run fewer ranks",
+        )
+    if facts.cpus_allowed < wanted:
+        cure = "ask for more CPUs (sbatch --cpus-per-task), or run fewer ranks or threads"
+        return False, f"{says}: they take turns", cure
+    return True, says, ""
+
+
+def _memory(facts: NodeFacts, plan: Plan) -> Verdict:
+    free = bytes_text(facts.memory_free_nbytes)
+    ranks = plan.ranks_per_node * _RANK_NBYTES
+    if plan.cache_nbytes is None:
+        return True, f"{free} free", ""
+    wanted = plan.cache_nbytes + ranks
+    says = (
+        f"{free} free, {bytes_text(plan.cache_nbytes)} of cache and {bytes_text(ranks)} of ranks "
+        "planned"
+    )
+    if wanted > _MOST_OF_FREE * facts.memory_free_nbytes:
+        return False, says, "plan a smaller cache, or ask for more memory (sbatch --mem)"
+    return True, says, ""
+
+
+def _shm(facts: NodeFacts, plan: Plan) -> Verdict:
+    free = f"/dev/shm has {bytes_text(facts.shm_free_nbytes)} free"
+    mount = "have it mounted larger (a container: --shm-size)"
+    if plan.cache_nbytes and plan.cache_nbytes > _MOST_OF_FREE * facts.shm_free_nbytes:
+        says = f"{free}, {bytes_text(plan.cache_nbytes)} of cache planned"
+        return (
+            False,
+            says,
+            f"plan a smaller cache, or {mount}; msdata cache clean removes leftovers",
+        )
+    if facts.shm_free_nbytes < _LEAST_SHM_NBYTES:
+        return False, f"{free}, too little for torch and NCCL", mount
+    return True, free, ""
+
+
+def _open_files(facts: NodeFacts, plan: Plan) -> Verdict:
+    says = f"{facts.open_files:,} files may be open"
+    if facts.open_files >= _LEAST_OPEN_FILES:
+        return True, says, ""
+    cure = f"ulimit -n {min(facts.open_files_most, 4 * _LEAST_OPEN_FILES)} before the job"
+    if facts.open_files_most < _LEAST_OPEN_FILES:
+        cure = "ask the administrators to raise the hard limit of open files"
+    return False, says, cure
+
+
+def _locked(facts: NodeFacts, plan: Plan) -> Verdict:
+    is_unlimited = facts.locked_nbytes < 0
+    says = f"{'all' if is_unlimited else bytes_text(facts.locked_nbytes)} of memory may be locked"
+    if facts.has_infiniband and not is_unlimited:
+        return (
+            False,
+            f"{says}, and InfiniBand locks what it sends",
+            "ulimit -l unlimited; Slurm's PropagateResourceLimitsExcept=MEMLOCK keeps a login "
+            "node's limit off the job",
+        )
+    return True, says, ""
+
+
+def _files(facts: NodeFacts, plan: Plan) -> Verdict:
+    if facts.file_system is None:
+        return False, "does not see the data", "give a path that all nodes see"
+    says = f"data on {facts.file_system}"
+    if facts.file_system in _SHARED_BY_ONE_SERVER and plan.num_nodes > 1:
+        return (
+            False,
+            f"{says}: one server for {plan.num_nodes} nodes",
+            "move them to the parallel file system, or give the cache room for all of them",
+        )
+    if facts.file_system != _LUSTRE:
+        return True, says, ""
+    if facts.stripe_count is None:
+        return False, f"{says}, of which lfs tells no stripe count", "put lfs into PATH"
+    says += f", {facts.stripe_count} stripes a shard"
+    num_stripes = (plan.num_shards or 1) * abs(facts.stripe_count)
+    if facts.stripe_count > 0 and num_stripes < _LEAST_STRIPES_PER_NODE * plan.num_nodes:
+        count = -(-_LEAST_STRIPES_PER_NODE * plan.num_nodes // (plan.num_shards or 1))
+        return (
+            False,
+            f"{says} x {plan.num_shards or 1} shards for {plan.num_nodes} nodes: few servers work",
+            f"lfs migrate -c {count} on the shards, or pack with a smaller --shard-size",
+        )
+    return True, says, ""
+
+
+def _gpus(facts: NodeFacts, plan: Plan) -> Verdict:
+    if not facts.gpus_of_job and not facts.gpus_seen:
+        return True, "none asked for, none seen", ""
+    wanted = facts.gpus_of_job if facts.gpus_of_job is not None else facts.gpus_seen
+    says = f"{counted(wanted, 'GPU')} for {counted(plan.ranks_per_node, 'rank')}"
+    if facts.gpus_of_torch is None:
+        return False, f"{says}, but torch cannot be imported", "pip install 'msdata[train]'"
+    if facts.gpus_of_torch < wanted:
+        cure = "nvidia-smi on the node tells why" if not facts.gpus_seen else ""
+        return (
+            False,
+            f"{says}, of which torch can use {facts.gpus_of_torch}",
+            cure or "install a CUDA build of torch that the node's driver supports",
+        )
+    if facts.gpus_of_torch < plan.ranks_per_node:
+        return False, says, "run as many ranks as GPUs, or ask for more (--gpus-per-node)"
+    if facts.nccl is None:
+        return False, f"{says}, but torch has no NCCL", "install a CUDA build of torch"
+    return True, f"{says}, NCCL {facts.nccl}", ""
+
+
+_NODE_CHECKS: dict[str, Callable[[NodeFacts, Plan], Verdict]] = {
+    "cpus": _cpus,
+    "memory": _memory,
+    "shm": _shm,
+    "open files": _open_files,
+    "locked memory": _locked,
+    "files": _files,
+    "gpus": _gpus,
+}
+
+
+def node_findings(nodes: Sequence[NodeFacts], plan: Plan, *, has_data: bool) -> list[Finding]:
+    """What each node is good for; nodes with the same fault share a finding, and so do all others.
+
+    Args:
+        nodes: facts of all nodes.
+        plan: of the job.
+        has_data: whether a data set was named.
+    """
+    findings = []
+    for name, check in _NODE_CHECKS.items():
+        if name == "files" and not has_data:
+            continue
+        same: dict[Verdict | None, list[str]] = {}
+        said: dict[Verdict | None, Verdict] = {}
+        # The good ones are spoken for by the one with the least memory.
+        for facts in sorted(nodes, key=lambda f: f.memory_free_nbytes):
+            verdict = check(facts, plan)
+            key = None if verdict[0] else verdict
+            said.setdefault(key, verdict)
+            same.setdefault(key, []).append(facts.node)
+        for key, where in same.items():
+            good, says, cure = said[key]
+            findings.append(
+                Finding(name=name, is_good=good, says=says, cure=cure, nodes=tuple(sorted(where)))
+            )
+    return findings
+
+
+def version_finding(nodes: Sequence[NodeFacts]) -> Finding:
+    """Whether all nodes have the same software."""
+    differing = list(_differing(nodes))
+    if differing:
+        return Finding(
+            name="versions",
+            is_good=False,
+            says="; ".join(differing),
+            cure="use one environment, on a file system that all nodes see",
+        )
+    return Finding(name="versions", is_good=True, says=_versions_text(nodes[0]))
+
+
+def _versions_text(facts: NodeFacts) -> str:
+    return ", ".join(f"{name} {found}" for name, found in facts.versions.items())
+
+
+def _differing(nodes: Sequence[NodeFacts]) -> Iterator[str]:
+    for name in sorted({name for facts in nodes for name in facts.versions}):
+        where: dict[str, list[str]] = {}
+        for facts in nodes:
+            where.setdefault(facts.versions.get(name, "none"), []).append(facts.node)
+        if len(where) > 1:
+            yield f"{name} is " + ", ".join(
+                f"{found} on {names_text(sorted(names))}" for found, names in sorted(where.items())
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockReading:
+    """A node's clock against this one's.
+
+    Attributes:
+        node: whose.
+        ahead_s: seconds that it is ahead of this one.
+        error_s: by which that may be wrong: half of the time that the answer took.
+    """
+
+    node: str
+    ahead_s: float
+    error_s: float
+
+
+def clock_finding(readings: Sequence[ClockReading]) -> Finding:
+    """Whether the nodes' clocks agree.
+
+    Args:
+        readings: the best one of each node.
+    """
+    first = min(readings, key=lambda r: r.ahead_s)
+    last = max(readings, key=lambda r: r.ahead_s)
+    skew_s = last.ahead_s - first.ahead_s
+    error_s = first.error_s + last.error_s
+    if skew_s - error_s > _MOST_SKEW_S:
+        return Finding(
+            name="clocks",
+            is_good=False,
+            says=f"{last.node} is {skew_s:.1f} s ahead of {first.node}",
+            cure="have the administrators look at chrony or ntpd on them",
+        )
+    return Finding(name="clocks", is_good=True, says=f"within {skew_s + error_s:.2f} s")
+
+
+def mpi_finding(
+    flavour: str, known: Sequence[str], num_nodes: int, sizes: Sequence[int]
+) -> Finding:
+    """Whether processes that srun starts with `--mpi=FLAVOUR` find each other.
+
+    Args:
+        flavour: of srun.
+        known: flavours that this Slurm has.
+        num_nodes: on which a process was started.
+        sizes: of MPI's world as each process saw it; none where they failed.
+    """
+    others = ", ".join(name for name in known if name not in (flavour, "none")) or "none"
+    if known and flavour not in known:
+        says, cure = f"this Slurm has no --mpi={flavour}", f"it has: {others}"
+    elif list(sizes) == [num_nodes] * num_nodes:
+        return Finding(name="mpi", is_good=True, says=f"--mpi={flavour} joins {num_nodes} nodes")
+    elif sizes:
+        says = f"under --mpi={flavour} processes see {max(sizes)} of {num_nodes}"
+        cure = f"mpi4py's library speaks another one; try --mpi {others}"
+    else:
+        says = f"MPI does not start under --mpi={flavour}"
+        cure = f"try another one ({others}), or pip install 'msdata[mpi]'"
+    return Finding(name="mpi", is_good=False, says=says, cure=cure)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Names of nodes, the first few."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

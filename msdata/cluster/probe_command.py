@@ -1,0 +1,265 @@
+"""`msdata probe`: measures this machine and saves the rates for `msdata plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msdata.cluster.probe import FileRates, measure_file, measure_memory_copy, temporary_file
+from msdata.cluster.probe_network import Communicator, measure_network
+from msdata.core.mpi import communicator
+from msdata.core.output_file import check_output
+from msdata.core.progress import rate_text
+from msdata.errors import MsdataError, StorageError, UsageError
+from msdata.plan.machine import MARK, save_machine
+from msdata.topology import from_env
+
+_Value = TypeVar("_Value")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `msdata probe`."""
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        metavar="PATH",
+        help="directory on the shared storage, or a large file on it, which is only read",
+    )
+    parser.add_argument("--ssd-dir", type=Path, metavar="PATH", help="the same on the node's SSD")
+    parser.add_argument(
+        "--network", action="store_true", help="measure between nodes; start one rank a node by MPI"
+    )
+    parser.add_argument("--sample-bytes", type=int, default=594_384, help="(%(default)s)")
+    parser.add_argument("--threads", default="1,2,4,8,16", metavar="N[,N...]", help="(%(default)s)")
+    parser.add_argument(
+        "--file-gib", type=float, default=2.0, help="size of temporary files (%(default)s)"
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, default=0.5, help="buffer of the memory copy (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="of each measurement (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("machine.json"), help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the saved JSON alone on stdout")
+
+
+def run(args: argparse.Namespace, get_comm: Callable[[], Communicator] | None = None) -> int:
+    """Measure what was asked for, print it and save it.
+
+    Args:
+        args: of `add_arguments`.
+        get_comm: gives the communicator of all ranks, one a node; asked only for `--network`.
+            None takes MPI's world.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: options that make no sense.
+        StorageError: something cannot be read or written.
+    """
+    threads = _threads(args)
+    comm = _communicator(args, get_comm)
+    is_first = comm is None or comm.Get_rank() == 0
+    say = _sayer(is_first)
+    fields: dict[str, Any] = {"host": platform.node(), "sample_bytes": args.sample_bytes}
+    fields["measured_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    if is_first:
+        check_output(args.out, MARK)
+    say("memory: copies of samples into batches")
+    memory = _by_all(comm, lambda: _memory(args, threads) if is_first else {})[0]
+    fields |= {"memory_bytes_per_s": max(memory.values()), "memory_by_threads": memory}
+    for name, path in (("ssd", args.ssd_dir), ("storage", args.storage)):
+        if path is not None:
+            say(f"{name}: cold reads of {path}")
+            work = partial(_file, args, threads, path) if is_first else _nothing
+            fields |= _describe_file(name, _by_all(comm, work)[0])
+    if comm is not None:
+        fields |= _between_nodes(args, comm, fields, say)
+    if is_first:
+        save_machine(args.out, fields)
+        text = json.dumps(fields, indent=2) if args.json else render_fields(fields, args.out)
+        sys.stdout.write(text + "\n")
+    return 0
+
+
+def _between_nodes(
+    args: argparse.Namespace,
+    comm: Communicator,
+    fields: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What needs all nodes: the storage under the load of all, and the network."""
+    found: dict[str, Any] = {"hosts": comm.allgather(platform.node())}
+    if args.storage is not None:
+        say(f"storage: {comm.Get_size()} nodes at once")
+        random = fields["storage"]["random"]
+        best = [max(random, key=lambda threads: random[threads])]
+        with ExitStack() as stack:
+            # All files are written before any is read: the first exchange is the barrier.
+            files = _by_all(comm, partial(_open_file, args, args.storage, stack))
+            file = files[comm.Get_rank()][0]
+            read = partial(measure_file, file, args.sample_bytes, best, budget_s=args.seconds)
+            rates = _by_all(comm, read)
+        found["storage_total_bytes_per_s"] = sum(r.best_random for r in rates)
+    say("network: every rank sends and receives")
+    found["network_bytes_per_s"] = measure_network(comm, args.sample_bytes)
+    return found
+
+
+def _nothing() -> None:
+    return None
+
+
+def render_fields(fields: dict[str, Any], path: Path) -> str:
+    """Lay out the measured rates for people.
+
+    Args:
+        fields: as saved.
+        path: where they were saved.
+
+    Returns:
+        Lines of text.
+    """
+    lines = [f"{fields['host']}, samples of {fields['sample_bytes']:,} bytes"]
+    lines += _rates_by_threads("memory copy", fields["memory_by_threads"])
+    for name in ("ssd", "storage"):
+        if f"{name}_bytes_per_s" in fields:
+            lines += _render_file(name, fields[name])
+    if "storage_total_bytes_per_s" in fields:
+        lines.append(_rate_line("storage, all nodes", fields["storage_total_bytes_per_s"]))
+    if "network_bytes_per_s" in fields:
+        lines.append(_rate_line("network, received", fields["network_bytes_per_s"]))
+        if len(set(fields["hosts"])) < len(fields["hosts"]):
+            lines.append("  ranks shared a host: start one a node, else this is no network")
+    lines.append(f"saved: {path}; 'msdata plan --machine {path}' reckons with it")
+    return "\n".join(lines)
+
+
+def _render_file(name: str, rates: dict[str, Any]) -> list[str]:
+    lines = [_rate_line(f"{name} sequential", rates["sequential"])]
+    lines += _rates_by_threads(f"{name} random", rates["random"])
+    if rates["write"] is not None:
+        lines.append(_rate_line(f"{name} write", rates["write"]))
+    if rates["cached_share"] is None:
+        lines.append("  cold or not: unknown, mincore tells nothing of a file one may not write")
+    elif rates["is_cold"]:
+        lines.append(f"  cold: at most {rates['cached_share']:.1%} of the pages stayed in memory")
+    else:
+        lines.append(
+            f"  NOT COLD: {rates['cached_share']:.0%} of the pages stayed in memory (tmpfs?); "
+            "these are rates of memory"
+        )
+    return lines
+
+
+def _rate_line(label: str, nbytes_per_s: float) -> str:
+    return f"{label:<22}{rate_text(nbytes_per_s):>14}"
+
+
+def _rates_by_threads(label: str, rates: dict[int, float]) -> list[str]:
+    return [
+        _rate_line(label if i == 0 else "", rate) + f"  {threads} threads"
+        for i, (threads, rate) in enumerate(rates.items())
+    ]
+
+
+def _describe_file(name: str, rates: FileRates | None) -> dict[str, Any]:
+    if rates is None:
+        return {}
+    described = {**asdict(rates), "is_cold": rates.is_cold}
+    return {f"{name}_bytes_per_s": rates.best_random, name: described}
+
+
+def _memory(args: argparse.Namespace, threads: list[int]) -> dict[int, float]:
+    cores = len(os.sched_getaffinity(0))
+    # More threads than cores only wait for each other.
+    numbers = [n for n in threads if n <= cores] or [1]
+    return {
+        n: measure_memory_copy(
+            args.sample_bytes,
+            num_threads=n,
+            buffer_bytes=int(args.memory_gib * (1 << 30)),
+            budget_s=min(1.0, args.seconds),
+        )
+        for n in numbers
+    }
+
+
+def _file(args: argparse.Namespace, threads: list[int], path: Path) -> FileRates | None:
+    with ExitStack() as stack:
+        file, write = _open_file(args, path, stack)
+        rates = measure_file(file, args.sample_bytes, threads, budget_s=args.seconds)
+    return replace(rates, write=write)
+
+
+def _open_file(args: argparse.Namespace, path: Path, stack: ExitStack) -> tuple[Path, float | None]:
+    """The file to read, and how fast it was written if it was."""
+    if path.is_file():
+        return path, None
+    if not path.is_dir():
+        raise UsageError(f"{path} is neither a directory nor a file; name one that exists")
+    return stack.enter_context(temporary_file(path, int(args.file_gib * (1 << 30))))
+
+
+def _threads(args: argparse.Namespace) -> list[int]:
+    try:
+        threads = [int(part) for part in args.threads.split(",")]
+    except ValueError:
+        threads = []
+    if not threads or min(threads) < 1:
+        raise UsageError(f"--threads {args.threads!r} must be numbers from 1, such as 1,4,16")
+    if args.sample_bytes < 1 or args.seconds <= 0 or args.memory_gib <= 0 or args.file_gib <= 0:
+        raise UsageError("--sample-bytes, --seconds, --memory-gib and --file-gib must be above 0")
+    return threads
+
+
+def _communicator(
+    args: argparse.Namespace, get_comm: Callable[[], Communicator] | None
+) -> Communicator | None:
+    if not args.network:
+        return None
+    if get_comm is not None:
+        return get_comm()
+    topology = from_env()
+    if topology.num_ranks < 2:
+        raise UsageError("--network needs two nodes or more: start by srun or mpiexec, one a node")
+    world: Communicator = communicator(topology)
+    return world
+
+
+def _by_all(comm: Communicator | None, work: Callable[[], _Value]) -> list[_Value]:
+    """What each rank's work gave; a fault on one ends all of them, so that nobody waits for it."""
+    if comm is None:
+        return [work()]
+    values: list[_Value] = []
+    fault = None
+    try:
+        values.append(work())
+    except MsdataError as error:
+        fault = f"rank {comm.Get_rank()}: {error}"
+    answers = comm.allgather((values, fault))
+    faults = [fault for _, fault in answers if fault is not None]
+    if faults:
+        raise StorageError("; ".join(faults))
+    return [value for values, _ in answers for value in values]
+
+
+def _sayer(is_first: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if is_first:
+            sys.stderr.write(line + "\n")
+
+    return say

@@ -1,0 +1,88 @@
+"""CRC32C (Castagnoli), the checksum of samples: 30 GB/s in hardware, the one storage systems use.
+
+Source: RFC 3720, section 12.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    from msdata.core._stream_fill import copy_crc32c as _copy_crc32c
+except ImportError:
+    # Not built, or not for this CPU.
+    _copy_crc32c = None  # type: ignore[assignment]
+
+
+def _compiled_crc32c() -> Callable[[Any, int], int]:
+    """The function out of the compiled part of the package `crc32c`.
+
+    The package itself looks up its own version, for which Python reads through all that is
+    installed: 40 ms of each process, twice what NumPy takes.
+    """
+    package = find_spec("crc32c")
+    for folder in (package and package.submodule_search_locations) or ():
+        for suffix in EXTENSION_SUFFIXES:
+            path = Path(folder) / f"_crc32c{suffix}"
+            if path.is_file():
+                loader = ExtensionFileLoader("_crc32c", str(path))
+                spec = spec_from_file_location("_crc32c", path, loader=loader)
+                assert spec is not None
+                module = module_from_spec(spec)
+                loader.exec_module(module)
+                return module.crc32c  # type: ignore[no-any-return]
+    import crc32c
+
+    return crc32c.crc32c
+
+
+_crc32c = _compiled_crc32c()
+
+
+def crc32c(buffer: Any, start: int = 0) -> int:
+    """CRC32C of a contiguous buffer, going on from `start`.
+
+    Args:
+        buffer: bytes, memoryview or C-contiguous array.
+        start: CRC32C of the bytes before, 0 at the beginning.
+
+    Returns:
+        The checksum, 0 <= crc < 2**32.
+    """
+    return _crc32c(buffer, start)
+
+
+def crc32c_of_parts(parts: Iterable[Any]) -> int:
+    """CRC32C of several buffers as if they were one."""
+    crc = 0
+    for part in parts:
+        crc = crc32c(part, crc)
+    return crc
+
+
+def copy_crc32c(record: Any, parts: Sequence[Any]) -> int | None:
+    """Copies a record into the pieces where it belongs, and checks what was copied.
+
+    Args:
+        record: a C-contiguous buffer.
+        parts: writable uint8 arrays, to be filled one after the other.
+
+    Returns:
+        CRC32C of what stands in the pieces; None where the record has another size.
+    """
+    found = np.frombuffer(record, np.uint8)
+    if len(found) != sum(len(part) for part in parts):
+        return None
+    if _copy_crc32c is not None:
+        return _copy_crc32c(found, parts)
+    start = 0
+    for part in parts:
+        part[:] = found[start : start + len(part)]
+        start += len(part)
+    return crc32c_of_parts(parts)

@@ -1,0 +1,202 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder.
+
+Also the one place that turns an operating system's refusal into a sentence with a cure.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from msdata.core.file_lock import take_lock
+from msdata.errors import StorageError
+
+TEMPORARY_SUFFIX = ".partial"
+# Earlier versions left out the hexadecimal digits.
+_TEMPORARY_NAME = re.compile(r"(.+?)(?:\.[0-9a-f]{12})?\.partial", re.DOTALL)
+_NEVER_ELSEWHERE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Read and write: HDF5 shards are read back while they are put together.
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NEVER_ELSEWHERE
+
+_CURES = {
+    errno.ENOSPC: "the disk is full; free some space, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
+    errno.EFBIG: "a file gets larger than 'ulimit -f' or the file system allows; raise the limit, "
+    "or ask for smaller files",
+    errno.EROFS: "the file system is mounted read-only; choose another target",
+    errno.EACCES: "permission is denied; choose another path or mend its permissions",
+    errno.EPERM: "the operation is not permitted; choose another path or mend its permissions",
+    errno.ENOENT: "it does not exist; check the path",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+    errno.ELOOP: "it is a link or a special file, and its content would go elsewhere; remove it",
+    errno.EIO: "the storage reported an I/O error; check the disk or file system, then run again",
+}
+
+
+def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
+    """The sentence for an operating system's refusal.
+
+    Args:
+        doing: what was tried, such as "write".
+        path: the file or folder.
+        error: what the operating system said.
+
+    Returns:
+        The error to raise; its message names path, reason and cure, its `errno` is kept.
+    """
+    reason = _CURES.get(error.errno or 0, f"{error.strerror or error}")
+    mended = StorageError(f"cannot {doing} {path}: {reason}")
+    mended.errno = error.errno
+    return mended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temporary:
+    """A new file under a name that nobody could know before, open for writing.
+
+    Attributes:
+        fd: the open file, locked for as long as it is open; whoever made it closes it.
+        path: its name, `NAME.HEX.partial` beside the file that it will be.
+    """
+
+    fd: int
+    path: Path
+
+
+def open_temporary(path: Path) -> Temporary:
+    """Makes the temporary file of `path`: a new one each time, and never through a link.
+
+    Args:
+        path: the final name.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    while True:
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+        fd = os.open(temporary, _NEW_FILE, 0o666)
+        # The lock tells it from what a killed process left behind, which is removed.
+        if take_lock(fd) and os.fstat(fd).st_nlink:
+            return Temporary(fd=fd, path=temporary)
+        os.close(fd)
+        _discard(temporary)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes the temporary files in a folder that killed processes left behind.
+
+    Only regular files of this user go, of this form of name, and not those that a process has
+    open. Where the file system has no locks none can be told from another, and all of them stay.
+
+    Args:
+        folder: where to look; nothing happens where it is missing.
+        name: the final name that they were to get; None takes any.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY_NAME.fullmatch(entry.name)
+            if found is not None and name in (None, found[1]):
+                with suppress(OSError):
+                    _remove_leftover(folder / entry.name)
+
+
+def _remove_leftover(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    finally:
+        os.close(fd)
+
+
+def open_known(path: Path, flags: int = os.O_RDWR) -> int:
+    """Opens a file to write to under a name that others can know, or makes it: a lock, a journal.
+
+    Args:
+        path: the file.
+        flags: further flags, such as `os.O_APPEND`; nothing is truncated.
+
+    Returns:
+        Its descriptor: a regular file that has one name only, so that no link leads elsewhere.
+
+    Raises:
+        OSError: the file system refused; ELOOP where it is something else.
+    """
+    fd = os.open(path, flags | _NEVER_ELSEWHERE | os.O_CREAT, 0o644)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(fd)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    return fd
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Renames the finished, fsynced temporary file to its final name."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path, *, is_one_of_many: bool = False) -> Iterator[IO[bytes]]:
+    """A binary file that gets its name only once it is complete and on the disk.
+
+    Of several that write it at the same time the last to end stays, whole.
+
+    Args:
+        path: the final name; what was there before stays until the new file is whole.
+        is_one_of_many: the folder holds thousands, and whoever fills it looks for what killed
+            processes left there; else this does.
+
+    Yields:
+        The open temporary file.
+
+    Raises:
+        StorageError: the file system refused; the temporary file is removed.
+    """
+    temporary = None
+    try:
+        if not is_one_of_many:
+            remove_leftovers(path.parent, path.name)
+        temporary = open_temporary(path)
+        with os.fdopen(temporary.fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            publish(temporary.path, path)
+    except BaseException as error:
+        if temporary is not None:
+            _discard(temporary.path)
+        if not isinstance(error, OSError) or isinstance(error, StorageError):
+            raise
+        raise storage_error("write", path, error) from error
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def write_whole(path: Path, content: bytes, *, is_one_of_many: bool = False) -> None:
+    """Writes `content` to `path`, whole or not at all; see `whole_file`."""
+    with whole_file(path, is_one_of_many=is_one_of_many) as file:
+        file.write(content)

@@ -1,0 +1,1 @@
+"""The format on disk: manifest, index, shards, and the data set that they make."""

@@ -1,0 +1,331 @@
+"""A packed data set, opened: its schema, its splits, its table, single samples.
+
+Opening reads `dataset.json` and the index's footer only; columns are read when asked for.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.index import IndexFile, check_names, fixed_columns
+from msdata.dataset.manifest import Manifest, ShardInfo, read_manifest
+from msdata.dataset.shard_files import ShardFiles
+from msdata.dataset.spans import Spans, make_spans, outside
+from msdata.errors import DataError, UsageError
+from msdata.schema import Sample, Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Opens a data set; exported as `msdata.open`.
+
+    Args:
+        path: the data set's folder.
+
+    Raises:
+        UsageError: there is no data set.
+        DataError: it is damaged, or an array and a column have one name.
+        StorageError: the file system refused.
+    """
+    manifest = read_manifest(Path(path))
+    # Absolute: neither chdir nor another process may make another folder of it.
+    folder = Path(path).absolute()
+    index = IndexFile(folder, manifest)
+    own = fixed_columns(manifest.schema)
+    try:
+        check_names(manifest.schema.names, [c for c in index.column_names if c not in own])
+    except UsageError as error:
+        raise DataError(f"cannot open {folder}: {error}") from None
+    return Dataset(folder, manifest, index)
+
+
+def _reopen(path: Path, fingerprint: str, split: str | None = None) -> Dataset | Split:
+    """Opens again what was pickled.
+
+    Raises:
+        DataError: another data set lies there now.
+    """
+    data = open_dataset(path)
+    if data.manifest.fingerprint != fingerprint:
+        raise DataError(
+            f"{path} is another data set than the one that was pickled (fingerprint "
+            f"{data.manifest.fingerprint}, expected {fingerprint}); open it again where it is used"
+        )
+    return data if split is None else data.split(split)
+
+
+def as_row(number: Any, count: int, place: str) -> int:
+    """The row that an index means; negative ones count from the end.
+
+    Args:
+        number: anything that is an integer.
+        count: rows.
+        place: what has them, for the message.
+
+    Raises:
+        TypeError: it is no integer.
+        IndexError: there is no such row.
+    """
+    try:
+        row = operator.index(number)
+    except TypeError:
+        raise TypeError(
+            f"a sample's number must be an integer, got {number!r}; ask for one sample at a time"
+        ) from None
+    if not -count <= row < count:
+        raise IndexError(f"sample {number} of {count} in {place}")
+    return row + count if row < 0 else row
+
+
+class Dataset:
+    """A packed data set; make one with `msdata.open`.
+
+    May be pickled, as its splits: whoever unpickles it opens the files again.
+
+    Attributes:
+        path: its folder, absolute.
+        manifest: the content of `dataset.json`.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, index: IndexFile) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._index = index
+        self._splits: dict[str, Split] = {}
+
+    @property
+    def schema(self) -> Schema:
+        """The arrays of every sample."""
+        return self.manifest.schema
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return self.manifest.splits
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the index's columns."""
+        return tuple(self._index.column_names)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The whole index: one row a sample, split by split."""
+        return self._index.read_all()
+
+    def split(self, name: str) -> Split:
+        """One split.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        if name not in self.splits:
+            raise UsageError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits)}")
+        if name not in self._splits:
+            self._splits[name] = Split(self, name, self._index)
+        return self._splits[name]
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __getitem__(self, number: int) -> Sample:
+        """One sample by its row in `table`; see `Split.__getitem__`."""
+        row = as_row(number, len(self), str(self.path))
+        for name in self.splits:
+            split = self.split(name)
+            if row < len(split):
+                break
+            row -= len(split)
+        return split[row]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.manifest.fingerprint)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}: {len(self.split(name)):,}" for name in self.splits)
+        return f"Dataset({str(self.path)!r}, {self.manifest.container}, {counts})"
+
+
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        dataset: the data set it belongs to.
+        name: its name.
+        shards: its shards, in the order of its samples.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, index: IndexFile) -> None:
+        self.dataset = dataset
+        self.name = name
+        self.shards: tuple[ShardInfo, ...] = tuple(
+            s for s in dataset.manifest.shards if s.split == name
+        )
+        self._index = index
+        self._files: ShardFiles | None = None
+        self._files_pid = 0
+
+    @property
+    def schema(self) -> Schema:
+        """The arrays of every sample."""
+        return self.dataset.schema
+
+    @property
+    def shard_paths(self) -> list[Path]:
+        """The shards' files, in the order of `shards`."""
+        return [self.dataset.path / s.relative_path for s in self.shards]
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """int64 (shards,), samples in each shard."""
+        return np.array([s.num_samples for s in self.shards], np.int64)
+
+    @property
+    def shard_bytes(self) -> NDArray[np.int64]:
+        """int64 (shards,), bytes that each shard's samples take in a cache."""
+        return self.shard_sizes * self.sample_nbytes
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of one sample's arrays."""
+        return self.schema.sample_nbytes
+
+    @property
+    def redshift(self) -> NDArray[np.float64] | None:
+        """float64 (samples,), NaN where unknown; None for a data set without labels."""
+        return self.numbers("redshift") if "redshift" in self.dataset.columns else None
+
+    def __len__(self) -> int:
+        return sum(s.num_samples for s in self.shards)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of the index for this split's samples; all of them for None.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        if columns is not None:
+            self.check_columns(columns)
+        return self._index.read(self.name, self._index.column_names if columns is None else columns)
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises UsageError unless these are names of the index's columns, in a list."""
+        if isinstance(columns, str):
+            raise UsageError(
+                f"columns must be a list of names, got {columns!r}; give [{columns!r}]"
+            )
+        if not isinstance(columns, Iterable) or any(not isinstance(c, str) for c in columns):
+            raise UsageError(f"columns must be a list of names, got {columns!r}")
+        self._index.check_columns(columns)
+
+    def numbers(self, column: str, dtype: Any = np.float64) -> NDArray[Any]:
+        """One column of numbers as an array (samples,); null becomes NaN.
+
+        Raises:
+            UsageError: there is no such column of numbers, or the dtype cannot hold its values:
+                integers beyond 2**53 as float64, nulls or fractions as integers.
+        """
+        return self._index.read_numbers(self.name, column, dtype)
+
+    @cached_property
+    def spans(self) -> Spans:
+        """Where the samples' arrays lie.
+
+        Raises:
+            DataError: the index places an array outside of its shard.
+        """
+        arrays = self.schema.arrays
+
+        def read(number: int) -> NDArray[np.int64]:
+            array = arrays[number]
+            offsets = self.numbers(f"offset_{array.name}", np.int64)
+            nbytes = np.array([s.nbytes for s in self.shards], np.int64)
+            if bad := outside(offsets, self.shard_sizes, nbytes, array.nbytes):
+                shard = self.shards[bad[0]]
+                raise DataError(
+                    f"{self._index.path} is damaged: offset_{array.name} must be 0 to "
+                    f"{shard.nbytes - array.nbytes} in {shard.relative_path}, got {bad[1]}; "
+                    "restore it or pack again"
+                )
+            return offsets
+
+        return make_spans(self.shard_sizes, len(arrays), read)
+
+    def column_type(self, column: str) -> pa.DataType:
+        """Arrow's type of a column of the index.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        return self._index.column_type(column)
+
+    def column_parts(self, column: str) -> Iterator[pa.Array]:
+        """One column, a part of the rows at a time, so that it is never held twice.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        return self._index.column_parts(self.name, column)
+
+    @property
+    def files(self) -> ShardFiles:
+        """The shards' open files; others after a fork, whose lock another thread may have held."""
+        if self._files is None or self._files_pid != os.getpid():
+            self._files = ShardFiles(self.shard_paths, [s.nbytes for s in self.shards])
+            self._files_pid = os.getpid()
+        return self._files
+
+    def sample_id(self, number: int) -> str:
+        """The id of one sample, by its row within the split."""
+        return str(self._index.read_value(self.name, number, "sample_id"))
+
+    def __getitem__(self, number: int) -> Sample:
+        """One sample, checked against its checksum.
+
+        Args:
+            number: row within the split; negative counts from the end.
+
+        Returns:
+            The arrays by name, and the sample's columns of the index by theirs.
+
+        Raises:
+            TypeError: the number is no integer.
+            IndexError: there is no such sample.
+            DataError: its shard is missing, truncated or altered.
+        """
+        row = as_row(number, len(self), f"split {self.name!r}")
+        values = self._index.read_row(self.name, row)
+        spans = self.spans
+        offsets = spans.offsets(np.array([row]))[0]
+        file = self.files.open(int(spans.shards(np.array([row]))[0]))
+        sample: Sample = {}
+        for array, offset in zip(self.schema.arrays, offsets.tolist(), strict=True):
+            buffer = np.empty(array.shape, array.numpy_dtype)
+            file.read_into([buffer.reshape(-1).view(np.uint8).data], offset)
+            sample[array.name] = buffer
+        found = crc32c_of_parts(sample.values())
+        if found != values["crc32c"]:
+            raise DataError(
+                f"{file.path}: sample {values['sample_id']} was altered (checksum {found:08x}, "
+                f"the index says {values['crc32c']:08x}); run 'msdata verify --repair "
+                f"{self.dataset.path}'"
+            )
+        return {**sample, **values}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = self.dataset
+        return _reopen, (data.path, data.manifest.fingerprint, self.name)
+
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {len(self):,} samples in {len(self.shards)} shards)"

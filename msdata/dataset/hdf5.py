@@ -1,0 +1,366 @@
+"""HDF5 shards: one dataset an array, its samples one after the other, in the index's order.
+
+Against tar: h5py and every HDF5 tool read them, no headers between samples; the price is one read
+an array instead of one a sample. Array bytes are written past the library, at the offsets that it
+reserved: h5py makes the skeleton, `pwrite` fills it, and the loader reads there without HDF5.
+
+The skeleton is made in memory, in a file without a name and with holes for the pixels: h5py ends
+the process by a segmentation fault where it cannot write (h5py 3.16 on a full disk), and locks
+files, which some file systems refuse.
+
+Source: HDF5 File Format Specification 3.0, storage of contiguous and of chunked datasets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.checksum import crc32c
+from msdata.core.files import open_temporary, publish, storage_error
+from msdata.dataset.block_writer import BlockWriter
+from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text, pwrite_all
+from msdata.errors import DataError, MissingPackageError
+from msdata.schema import Schema, Survey
+
+SUFFIX = ".h5"
+_COPY_BYTES = 8 << 20
+_ALIGNMENT = 4096
+# What HDF5 takes for itself of a sample of an array, at most.
+_FRAME_NBYTES = 64
+# Datasets up to this size are held in memory while others move.
+_HELD_BYTES = 1 << 20
+# float64 holds every integer up to here.
+_MAX_EXACT = 1 << 53
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingPackageError(
+            "HDF5 shards need h5py: run pip install 'msdata[hdf5]'"
+        ) from error
+    return h5py
+
+
+class Hdf5ShardWriter:
+    """Writes one HDF5 shard whose number of samples may turn out smaller than announced.
+
+    Args:
+        path: final name.
+        schema: the arrays.
+        max_samples: room to reserve; rejected samples leave no hole.
+        chunked: one chunk a sample instead of one contiguous block an array.
+    """
+
+    def __init__(
+        self, path: Path, schema: Schema, *, max_samples: int, chunked: bool = False
+    ) -> None:
+        self._path = path
+        self._schema = schema
+        self._chunked = chunked
+        self._fd = -1
+        self._streams: list[BlockWriter] = []
+        self._records: list[tuple[str, dict[str, Any]]] = []
+        try:
+            with _skeleton(schema, max_samples, (), chunked) as (_, offsets):
+                self._offsets = offsets
+            temporary = open_temporary(path)
+            self._fd, self._partial = temporary.fd, temporary.path
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+        # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
+        self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
+
+    def append(self, record: Record) -> None:
+        """Adds one sample; see `ShardWriter.append`."""
+        try:
+            for stream, view in zip(self._streams, array_views(record), strict=True):
+                stream.append([view])
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+        self._records.append((record.sample_id, dict(record.metadata)))
+
+    def finish(self) -> ShardSummary:
+        """Completes the shard; see `ShardWriter.finish`."""
+        try:
+            for stream in self._streams:
+                stream.flush()
+            count, sizes = len(self._records), [a.nbytes for a in self._schema.arrays]
+            with _skeleton(self._schema, count, self._records, self._chunked) as (frame, offsets):
+                _move_down(self._fd, self._offsets[:count], offsets, sizes)
+                nbytes = os.fstat(frame).st_size
+                os.ftruncate(self._fd, nbytes)
+                frame_crc = _copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
+            os.fsync(self._fd)
+            publish(self._partial, self._path)
+            self._close()
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+        return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
+
+    def abort(self) -> None:
+        """Removes what was written; silent, for it follows on an error that says more."""
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            self._partial.unlink()
+
+    def _close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+        # Marked first: closing twice might hit another thread's file of the same number.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+@contextmanager
+def _skeleton(
+    schema: Schema,
+    num_samples: int,
+    records: Sequence[tuple[str, dict[str, Any]]],
+    chunked: bool,
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """A shard without pixels, in memory; and the offsets (samples, arrays) reserved for them.
+
+    Yields:
+        Descriptor and offsets.
+
+    Raises:
+        OSError: the system refused.
+    """
+    _check_limit(schema, num_samples, records)
+    fd = os.memfd_create("msdata-skeleton", os.MFD_CLOEXEC)
+    try:
+        yield fd, _make_skeleton(Path(f"/proc/self/fd/{fd}"), schema, num_samples, records, chunked)
+    finally:
+        os.close(fd)
+
+
+def _check_limit(
+    schema: Schema, num_samples: int, records: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
+    """Refuses what gets larger than a file may be, since h5py does not survive to be told so."""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most == resource.RLIM_INFINITY:
+        return
+    wanted = num_samples * (schema.sample_nbytes + _FRAME_NBYTES * len(schema.arrays))
+    if records:
+        # Texts are as long as the longest; two of them, and a number for each label.
+        wanted += num_samples * max(
+            len(metadata_text(metadata)) + len(name.encode()) + 8 * len(metadata)
+            for name, metadata in records
+        )
+    if wanted + _FRAME_NBYTES * 1024 > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def _make_skeleton(
+    path: Path,
+    schema: Schema,
+    num_samples: int,
+    records: Sequence[tuple[str, dict[str, Any]]],
+    chunked: bool,
+) -> NDArray[np.int64]:
+    h5py = _h5py()
+    # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
+    with (
+        _system_errors(),
+        h5py.File(
+            path,
+            "w",
+            # Lays out as the usual driver, which does not take files without a name.
+            driver="stdio",
+            locking=False,
+            libver=("v110", "v110"),
+            track_order=False,
+            alignment_threshold=_ALIGNMENT,
+            alignment_interval=_ALIGNMENT,
+        ) as file,
+    ):
+        file.attrs["format"] = "msdata"
+        offsets = np.zeros((num_samples, len(schema.arrays)), np.int64)
+        if num_samples:
+            for a, array in enumerate(schema.arrays):
+                dataset = _reserve(h5py, file, array, num_samples, chunked)
+                for name, value in _attributes(array).items():
+                    dataset.attrs[name] = value
+                offsets[:, a] = _sample_offsets(dataset, num_samples, array.nbytes)
+        if records:
+            _write_columns(file, records)
+    return offsets
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Makes an OSError of what the system refuses while h5py closes a file."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"errno = (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def _reserve(h5py: Any, file: Any, array: Survey, num_samples: int, chunked: bool) -> Any:
+    """Creates a dataset whose space is allocated at once and never filled."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    if chunked:
+        properties.set_chunk((1, *array.shape) if array.shape else (1,))
+    space = h5py.h5s.create_simple((num_samples, *array.shape))
+    kind = h5py.h5t.py_create(array.numpy_dtype, logical=True)
+    h5py.h5d.create(file.id, array.name.encode(), kind, space, properties)
+    return file[array.name]
+
+
+def _attributes(array: Survey) -> dict[str, Any]:
+    fields = {
+        "bands": ",".join(array.bands),
+        "pixel_scale_arcsec": array.pixel_scale_arcsec,
+        "unit": array.unit,
+        "zero_points_ab": array.zero_points_ab,
+    }
+    return {name: value for name, value in fields.items() if value not in (None, "")}
+
+
+def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.int64]:
+    if dataset.chunks is None:
+        start = int(dataset.id.get_offset())
+        return start + nbytes * np.arange(num_samples, dtype=np.int64)
+    offsets = np.zeros(num_samples, np.int64)
+
+    def note(chunk: Any) -> None:
+        offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    if bool((np.diff(offsets) != nbytes).any()):
+        raise DataError(f"h5py placed the chunks of {dataset.name} apart; use a contiguous layout")
+    return offsets
+
+
+def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Stores ids, labels and further metadata as one dataset a name."""
+    ids = [sample_id.encode() for sample_id, _ in records]
+    _create_column(file, "sample_id", np.array(ids, dtype=f"S{max(map(len, ids))}"))
+    texts = [metadata_text(metadata) for _, metadata in records]
+    _create_column(file, "json", np.array(texts, dtype=f"S{max(map(len, texts))}"))
+    for name in records[0][1]:
+        column = None if name in file else label_column([m[name] for _, m in records])
+        if column is not None:
+            values, absent = column
+            _create_column(file, name, values)
+            if absent is not None:
+                file[name].attrs["_FillValue"] = absent
+
+
+def label_column(values: Sequence[Any]) -> tuple[NDArray[Any], Any] | None:
+    """Numbers as a dataset holds them, none of them changed.
+
+    Args:
+        values: of all samples; None for null.
+
+    Returns:
+        The array (samples,), and what stands for null in it: None for floats, whose null is NaN,
+        and where there is none; the lowest int64 or int8 (truth values), the highest uint64. None
+        in place of both where no type holds all values, as text, which stand in `json` alone.
+    """
+    present = [v for v in values if v is not None]
+    if any(not isinstance(v, (int, float)) for v in present):
+        return None
+    integers = [v for v in present if isinstance(v, int)]
+    if len(integers) < len(present) or not present:
+        if any(abs(v) > _MAX_EXACT for v in integers):
+            return None
+        return np.array([np.nan if v is None else v for v in values], np.float64), None
+    low, high, has_null = min(integers), max(integers), len(present) < len(values)
+    if all(isinstance(v, bool) for v in present):
+        if not has_null:
+            return np.array(values, np.bool_), None
+        kind: np.dtype[Any] = np.dtype(np.int8)
+    else:
+        kind = np.dtype(np.int64 if high <= np.iinfo(np.int64).max else np.uint64)
+    limits = np.iinfo(kind)
+    absent = limits.max if kind.kind == "u" else limits.min
+    if low < limits.min or high > limits.max or (has_null and absent in (low, high)):
+        return None
+    numbers = np.array([absent if v is None else v for v in values], kind)
+    return numbers, kind.type(absent) if has_null else None
+
+
+def _create_column(file: Any, name: str, values: NDArray[Any]) -> None:
+    file.create_dataset(name, data=values, track_times=False)
+
+
+def frame_ranges(
+    offsets: NDArray[np.int64], sizes: Sequence[int], nbytes: int
+) -> list[tuple[int, int]]:
+    """The byte ranges [start, stop) of a file that belong to no array, in file order.
+
+    Args:
+        offsets: int64 (samples, arrays), where each array begins.
+        sizes: bytes of each array.
+        nbytes: size of the file.
+    """
+    starts = offsets.reshape(-1)
+    lengths = np.broadcast_to(np.asarray(sizes, np.int64), offsets.shape).reshape(-1)
+    order = np.argsort(starts, kind="stable")
+    starts, stops = starts[order], (starts + lengths)[order]
+    gap_starts = np.concatenate([[0], stops])
+    gap_stops = np.concatenate([starts, [nbytes]])
+    keep = gap_stops > gap_starts
+    return list(zip(gap_starts[keep].tolist(), gap_stops[keep].tolist(), strict=True))
+
+
+def _move_down(
+    fd: int, old: NDArray[np.int64], new: NDArray[np.int64], sizes: Sequence[int]
+) -> None:
+    """Moves arrays to where the smaller skeleton has them.
+
+    Datasets move front to back, so that nothing is overwritten before it has moved. That holds for
+    those that keep their order and never move up; HDF5 puts small ones anywhere, so these wait in
+    memory meanwhile.
+    """
+    held: list[tuple[int, bytes]] = []
+    moved_to = 0
+    in_file_order: list[int] = np.argsort(old[0]).tolist() if len(old) else []
+    for is_held in (True, False):
+        for a in in_file_order:
+            if (len(new) * sizes[a] <= _HELD_BYTES) is not is_held:
+                continue
+            if not is_held and (new[0, a] > old[0, a] or new[0, a] < moved_to):
+                raise DataError("h5py laid out a smaller shard in another order; use --format tar")
+            for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
+                if is_held:
+                    held.append((target, os.pread(fd, sizes[a], source)))
+                elif source != target:
+                    pwrite_all(fd, [os.pread(fd, sizes[a], source)], target)
+            moved_to = moved_to if is_held else int(new[-1, a]) + sizes[a]
+    for target, content in held:
+        pwrite_all(fd, [content], target)
+
+
+def _copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
+    """Copies what is not pixels from the skeleton into the shard; returns its CRC32C."""
+    crc = 0
+    for start, stop in ranges:
+        while start < stop:
+            piece = os.pread(skeleton, min(_COPY_BYTES, stop - start), start)
+            crc = crc32c(piece, crc)
+            pwrite_all(fd, [piece], start)
+            start += len(piece)
+    return crc

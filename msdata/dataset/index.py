@@ -1,0 +1,378 @@
+"""`index.parquet`: one row a sample, in the order of splits, shards and positions in the shard.
+
+Columns that every index has: `sample_id` (string), `split` (string), `shard` (int32, number within
+the split), `offset_{array}` (int64, first byte of the array in the shard), `nbytes` (int64, all
+arrays), `crc32c` (uint32, over the arrays in the schema's order), `missing_bands` (string,
+"galex.FUV" and so on, comma between), `filled_{array}` and `nan_{array}` (int32, pixels). After
+them come the numbers of the objects' dicts and the catalogue's columns, such as `redshift`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.checked_json import open_regular
+from msdata.core.checked_table import check_table, open_table, reading
+from msdata.core.files import storage_error, whole_file
+from msdata.dataset.arrow_values import arrow_values, cast_exactly
+from msdata.dataset.manifest import Manifest
+from msdata.errors import DataError, UsageError
+from msdata.schema import Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+FILE_NAME = "index.parquet"
+# Small enough that one split is read without its neighbours, large enough for fast columns.
+_ROW_GROUP_ROWS = 1 << 17
+_CURE = "restore it or pack again"
+
+
+# What a batch has beside arrays and columns, of `Loader(last="pad")` and `Loader(weights=...)`.
+BATCH_NAMES = ("is_real", "repeat")
+
+
+def fixed_columns(schema: Schema) -> tuple[str, ...]:
+    """Names of the columns that every index of this schema has, in order."""
+    return _index_columns(schema.names)
+
+
+def _index_columns(arrays: Sequence[str]) -> tuple[str, ...]:
+    return (
+        "sample_id",
+        "split",
+        "shard",
+        *(f"offset_{name}" for name in arrays),
+        "nbytes",
+        "crc32c",
+        "missing_bands",
+        *(f"filled_{name}" for name in arrays),
+        *(f"nan_{name}" for name in arrays),
+    )
+
+
+def _kinds(schema: Schema) -> dict[str, str]:
+    """Kind of each of the `fixed_columns`, for `open_table`."""
+    texts = ("sample_id", "split", "missing_bands")
+    return {n: "text" if n in texts else "integer" for n in fixed_columns(schema)}
+
+
+def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
+    """Writes `index.parquet`, whole or not at all.
+
+    Args:
+        folder: the data set.
+        table: one row a sample with the columns of `fixed_columns(schema)` and any others; rows of
+            a split stand together, in the order of its shards and of the samples in them.
+        schema: the arrays of every sample.
+
+    Returns:
+        SHA-256 of the file, for the manifest.
+
+    Raises:
+        UsageError: a column is missing, or a split's rows are torn apart.
+        StorageError: the file system refused.
+    """
+    found = set(table.column_names)
+    missing = [name for name in fixed_columns(schema) if name not in found]
+    if missing:
+        raise UsageError(f"the index lacks the columns {', '.join(missing)}")
+    parts = split_rows(table)
+    shards = table.column("shard").to_numpy()
+    if any(bool((np.diff(shards[start:stop]) < 0).any()) for _, start, stop in parts):
+        raise UsageError("the index's rows must stand shard by shard within a split")
+    path = folder / FILE_NAME
+    write_table(path, table, parts)
+    return file_sha256(path)
+
+
+def split_rows(table: pa.Table) -> list[tuple[str, int, int]]:
+    """The rows [start, stop) of each split, in order.
+
+    Raises:
+        UsageError: a split's rows are torn apart.
+    """
+    encoded = table.column("split").combine_chunks().dictionary_encode()
+    codes = np.asarray(encoded.indices)
+    starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist()] if len(codes) else []
+    stops = [*starts[1:], len(codes)]
+    names = [encoded.dictionary[int(codes[start])].as_py() for start in starts]
+    if len(set(names)) != len(names):
+        raise UsageError("the index's rows must stand split by split")
+    return list(zip(names, starts, stops, strict=True))
+
+
+def write_table(path: Path, table: pa.Table, parts: Sequence[tuple[str, int, int]]) -> None:
+    """Writes a Parquet file whose row groups end where the parts end."""
+    import pyarrow.parquet as pq
+
+    dictionaries = [f.name for f in table.schema if str(f.type) in ("string", "large_string")]
+    dictionaries = [name for name in dictionaries if name != "sample_id"]
+    with (
+        whole_file(path) as file,
+        pq.ParquetWriter(
+            file,
+            table.schema,
+            compression="zstd",
+            use_dictionary=dictionaries,
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for _, start, stop in parts:
+            for first in range(start, stop, _ROW_GROUP_ROWS):
+                count = min(_ROW_GROUP_ROWS, stop - first)
+                writer.write_table(table.slice(first, count), row_group_size=_ROW_GROUP_ROWS)
+
+
+def sources_sha256(table: pa.Table) -> str:
+    """Checksum of what `sources.parquet` says of each sample, for `dataset.json`.
+
+    The folder that was packed is left out: a data set's fingerprint must not depend on it.
+
+    Args:
+        table: `sample_id` and `path` (text) and `row` (integers).
+    """
+    import pyarrow as pa
+
+    digest = hashlib.sha256()
+    for name in ("sample_id", "path"):
+        for text in table[name].cast(pa.large_string()).to_pylist():
+            digest.update((b"\xff" if text is None else text.encode()) + b"\0")
+    digest.update(np.array(table["row"].to_pylist(), "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_rows(
+    file: pq.ParquetFile, start: int, stop: int, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Rows [start, stop) of a Parquet file, from the row groups that hold them.
+
+    Args:
+        file: the open file.
+        start: first row.
+        stop: the row after the last.
+        columns: names of columns; all of them for None.
+    """
+    groups: list[int] = []
+    first = before = 0
+    for group in range(file.metadata.num_row_groups):
+        after = before + file.metadata.row_group(group).num_rows
+        if before < stop and start < after:
+            first = before if not groups else first
+            groups.append(group)
+        before = after
+    names = None if columns is None else list(columns)
+    return file.read_row_groups(groups, columns=names).slice(start - first, stop - start)
+
+
+def check_names(arrays: Sequence[str], columns: Iterable[str] = ()) -> None:
+    """Refuses arrays whose name a batch, a sample or the index uses for something else.
+
+    Args:
+        arrays: names of a sample's arrays.
+        columns: further names that are taken, such as the catalogue's columns.
+
+    Raises:
+        UsageError: an array has a reserved name, or that of a column.
+    """
+    taken = {*_index_columns(arrays), *BATCH_NAMES, *columns}
+    for name in arrays:
+        if name in taken:
+            raise UsageError(
+                f"array {name!r} has a name that the index or a batch uses for something else; "
+                "rename it in the objects and pack them again"
+            )
+
+
+class IndexFile:
+    """The open index: reads columns when asked, a split at a time, never all at once.
+
+    Args:
+        folder: the data set.
+        manifest: its manifest, which the index has to agree with.
+        is_verified: its checksum was compared with the manifest's already.
+
+    Raises:
+        DataError: the file is missing, damaged, or of another data set.
+        StorageError: the file system refused.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
+        self.path = folder / FILE_NAME
+        try:
+            # Before anything parses it: 0.03 s per million rows.
+            if not is_verified:
+                self._check_sha256(manifest.index_sha256)
+            self._file = open_table(
+                self.path, _kinds(manifest.schema), cure=_CURE, num_rows=manifest.num_samples
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{self.path} is missing; {_CURE}") from None
+        # Arrow builds it at each look, which takes a while for thousands of columns.
+        self._schema = self._file.schema_arrow
+        self._fixed = frozenset(fixed_columns(manifest.schema))
+        self._row_groups = self._split_row_groups(manifest)
+        self._last_group: tuple[int, Any] = (-1, None)
+
+    def _check_sha256(self, expected: str) -> None:
+        try:
+            open_regular(self.path, _CURE).close()
+            found = file_sha256(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise storage_error("read", self.path, error) from error
+        if found != expected:
+            raise DataError(
+                f"{self.path} was altered or truncated: SHA-256 {found[:16]}..., expected "
+                f"{expected[:16]}...; {_CURE}"
+            )
+
+    def _read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
+        with reading(self.path, _CURE):
+            table = self._file.read_row_groups(list(groups), columns=list(columns))
+            table.validate(full=True)
+        fixed = [name for name in columns if name in self._fixed]
+        check_table(table, self.path, fixed, cure=_CURE, num_rows=num_rows)
+        return table
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns, in order."""
+        return list(self._schema.names)
+
+    def _split_row_groups(self, manifest: Manifest) -> dict[str, list[int]]:
+        sizes = dict.fromkeys(manifest.splits, 0)
+        for shard in manifest.shards:
+            sizes[shard.split] += shard.num_samples
+        groups: dict[str, list[int]] = {}
+        group = 0
+        for name, left in sizes.items():
+            groups[name] = []
+            while left > 0 and group < self._file.metadata.num_row_groups:
+                left -= self._file.metadata.row_group(group).num_rows
+                groups[name].append(group)
+                group += 1
+            if left:
+                raise DataError(
+                    f"{self.path}: the rows of split {name!r} do not end with a row group; "
+                    "write it with msdata.dataset.index.write_index"
+                )
+        return groups
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Raises UsageError unless all `names` are columns."""
+        unknown = [name for name in names if name not in self.column_names]
+        if unknown:
+            raise UsageError(
+                f"{self.path} has no column {', '.join(unknown)}; it has "
+                f"{', '.join(self.column_names)}"
+            )
+
+    def read(self, split: str, columns: Sequence[str]) -> pa.Table:
+        """Columns of one split, in the order of its samples."""
+        self.check_columns(columns)
+        return self._read_groups(self._row_groups[split], columns)
+
+    def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows [start, stop) of the whole table; reads only the row groups that hold them."""
+        with reading(self.path, _CURE):
+            table = read_rows(self._file, start, stop, columns)
+            table.validate(full=True)
+        fixed = [name for name in table.column_names if name in self._fixed]
+        check_table(table, self.path, fixed, cure=_CURE, num_rows=stop - start)
+        return table
+
+    def read_all(self) -> pa.Table:
+        """The whole table."""
+        return self._read_groups(range(self._file.metadata.num_row_groups), self.column_names)
+
+    def read_numbers(self, split: str, column: str, dtype: Any) -> NDArray[Any]:
+        """One column of one split as an array, read group by group to keep memory low.
+
+        Nulls become NaN in a float dtype.
+
+        Raises:
+            UsageError: it is not a column of numbers, or the dtype cannot hold a value.
+            DataError: the same, of a column that every index has.
+        """
+        self.check_columns([column])
+        kind = np.dtype(dtype)
+        groups = self._row_groups[split]
+        num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
+        values = np.empty(num_rows, dtype)
+        start = 0
+        for part in self.column_parts(split, column):
+            try:
+                values[start : start + len(part)] = cast_exactly(arrow_values(part), kind)
+            except UsageError as error:
+                if column in self._fixed:
+                    raise DataError(
+                        f"{self.path} is damaged: column {column!r} {error}; {_CURE}"
+                    ) from None
+                raise UsageError(f"{self.path}: column {column!r} {error}") from None
+            start += len(part)
+        return values
+
+    def column_type(self, column: str) -> pa.DataType:
+        """Arrow's type of a column."""
+        self.check_columns([column])
+        return self._schema.field(column).type
+
+    def column_parts(self, split: str, column: str) -> Iterator[pa.Array]:
+        """One column of one split, a row group at a time, so that it is never held twice.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        self.check_columns([column])
+        for group in self._row_groups[split]:
+            yield self._read_group(group, [column]).column(0).combine_chunks()
+
+    def _read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of one row group, checked."""
+        with reading(self.path, _CURE):
+            table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
+            # Texts too: what is not UTF-8 fails later, and far from here.
+            table.validate(full=True)
+        fixed = [name for name in columns if name in self._fixed]
+        num_rows = self._file.metadata.row_group(group).num_rows
+        check_table(table, self.path, fixed, cure=_CURE, num_rows=num_rows)
+        return table
+
+    def read_value(self, split: str, row: int, column: str) -> Any:
+        """One value; for errors, which need one and may not have the memory for more."""
+        group, row = self._group_and_row(split, row)
+        return self._read_group(group, [column]).column(0)[row].as_py()
+
+    def _group_and_row(self, split: str, row: int) -> tuple[int, int]:
+        for group in self._row_groups[split]:
+            count = self._file.metadata.row_group(group).num_rows
+            if row < count:
+                return group, row
+            row -= count
+        raise IndexError(f"row {row} past the end of split {split!r}")
+
+    def read_row(self, split: str, row: int) -> dict[str, Any]:
+        """One row of a split; reads the row group that holds it, unless it was the last one."""
+        group, row = self._group_and_row(split, row)
+        number, table = self._last_group
+        if number != group:
+            table = self._read_group(group, self.column_names)
+            self._last_group = (group, table)
+        columns = zip(table.column_names, table.columns, strict=True)
+        return {name: column[row].as_py() for name, column in columns}

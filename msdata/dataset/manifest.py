@@ -1,0 +1,280 @@
+"""`dataset.json`: what a data set is, apart from its samples; its presence marks a complete one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msdata.core.checked_json import Count, JsonValue, Unsigned32, Within, read_json
+from msdata.core.files import write_whole
+from msdata.core.trusted_names import check_regular, check_shard_names
+from msdata.errors import DataError, UsageError
+from msdata.schema import Schema
+
+FILE_NAME = "dataset.json"
+# Beside it: where each sample came from, and what was left out.
+SOURCES_NAME = "sources.parquet"
+REJECTED_NAME = "rejected.csv"
+FORMAT_VERSION = 1
+CONTAINERS = ("tar", "hdf5")
+_CURE = "restore it or pack again"
+# Sums of bytes stay far within 64 bits.
+_MAX_NBYTES = 1 << 61
+# Eleven octal digits say a member's size, its header included.
+_MAX_TAR_NBYTES = 8**11 - 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard as the manifest lists it.
+
+    Attributes:
+        split: the split it belongs to, also its folder.
+        name: file name inside that folder.
+        num_samples: samples in it.
+        nbytes: size of the file.
+        frame_crc32c: CRC32C of all bytes that belong to no array, in file order.
+    """
+
+    split: str
+    name: str
+    num_samples: int
+    nbytes: int
+    frame_crc32c: int
+
+    @property
+    def relative_path(self) -> str:
+        """Path below the data set's folder."""
+        return f"{self.split}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `dataset.json`.
+
+    Attributes:
+        container: "tar" or "hdf5".
+        schema: the arrays of every sample.
+        shards: all shards, split by split, in the order of the index's rows.
+        seed: what splits, shards and their order were drawn with.
+        index_sha256: SHA-256 of `index.parquet`.
+        provenance: how it was made; no times, no hosts, so equal input gives equal bytes.
+    """
+
+    container: str
+    schema: Schema
+    shards: tuple[ShardInfo, ...]
+    seed: int
+    index_sha256: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.container not in CONTAINERS:
+            raise UsageError(f"container {self.container!r} is none of {', '.join(CONTAINERS)}")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the order of the index."""
+        return tuple(dict.fromkeys(s.split for s in self.shards))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all splits."""
+        return sum(s.num_samples for s in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data set's content: equal for equal samples in equal shards."""
+        return fingerprint_of(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        splits: dict[str, Any] = {}
+        for shard in self.shards:
+            entry = splits.setdefault(shard.split, {"num_samples": 0, "shards": []})
+            entry["num_samples"] += shard.num_samples
+            entry["shards"].append(
+                {
+                    "name": shard.name,
+                    "num_samples": shard.num_samples,
+                    "nbytes": shard.nbytes,
+                    "frame_crc32c": shard.frame_crc32c,
+                }
+            )
+        return {
+            "format": "msdata",
+            "format_version": FORMAT_VERSION,
+            "container": self.container,
+            "schema": self.schema.to_json(),
+            "num_samples": self.num_samples,
+            "splits": splits,
+            "seed": self.seed,
+            "index_sha256": self.index_sha256,
+            "provenance": dict(self.provenance),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes `dataset.json`, the last step of making a data set.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        content = {**self._content(), "fingerprint": self.fingerprint}
+        write_whole(folder / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """Sixteen digits that tell one JSON object from another."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(canonical).hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `dataset.json`.
+
+    Args:
+        folder: the data set.
+
+    Raises:
+        UsageError: there is no data set.
+        DataError: the file is damaged or of a later format.
+        StorageError: the file system refused.
+    """
+    path = folder / FILE_NAME
+    check_regular(path, folder / "index.parquet", folder / SOURCES_NAME, folder / REJECTED_NAME)
+    try:
+        found = read_json(path, cure=_CURE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(_absence(folder)) from None
+    return _parse(path, found)
+
+
+def _absence(folder: Path) -> str:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
+        return f"{folder} is a URL; give the path of a folder in a mounted file system"
+    if not folder.exists():
+        return f"{folder} does not exist; check the path"
+    if (folder / ".pack").exists():
+        return f"{folder} is half packed; run the same 'msdata pack' with --resume"
+    return f"{folder} is no data set: it has no {FILE_NAME}; make one with 'msdata pack'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardFields:
+    name: Annotated[str, Within(1, 255)]
+    num_samples: Count
+    nbytes: Count
+    frame_crc32c: Unsigned32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitFields:
+    num_samples: Count
+    shards: tuple[_ShardFields, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    """What `Manifest._content` writes."""
+
+    format: Literal["msdata"]
+    format_version: Count
+    container: Literal["tar", "hdf5"]
+    schema: Schema
+    num_samples: Count
+    splits: Mapping[str, _SplitFields]
+    seed: Count
+    index_sha256: Annotated[str, Within(64, 64)]
+    provenance: Mapping[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsFields:
+    """What is read of a pack's settings, here and in the plan of an unfinished pack."""
+
+    IGNORES_UNKNOWN = True
+
+    inpaint: tuple[str, ...] | None = None
+    max_nan_fraction: Annotated[float, Within(0, 1)] = 0.01
+    chunked: bool = False
+    fits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Provenance:
+    """What is read of a pack's provenance."""
+
+    IGNORES_UNKNOWN = True
+
+    msdata: str = ""
+    num_rejected: Count = 0
+    rejected_sha256: str = ""
+    sources_sha256: str = ""
+    settings: SettingsFields = SettingsFields()
+
+
+def _parse(path: Path, found: JsonValue) -> Manifest:
+    version = found["format_version"].read_as(int)
+    if version > FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {version}, this msdata reads up to {FORMAT_VERSION}; "
+            "update msdata"
+        )
+    fields = found.read_as(_Fields)
+    found["provenance"].read_as(_Provenance)
+    names = ((split, s.name) for split, entry in fields.splits.items() for s in entry.shards)
+    check_shard_names(path, names)
+    # Of what is written, not of what was read: counts are written twice.
+    content = {name: value for name, value in found.value.items() if name != "fingerprint"}
+    if fields.fingerprint != (fingerprint := fingerprint_of(content)):
+        raise DataError(
+            f"{path} was altered: its fingerprint is {fields.fingerprint}, its content gives "
+            f"{fingerprint}; restore it or pack again"
+        )
+    _check_sizes(found["splits"], fields)
+    return Manifest(
+        container=fields.container,
+        schema=fields.schema,
+        shards=tuple(
+            ShardInfo(
+                split=split,
+                name=shard.name,
+                num_samples=shard.num_samples,
+                nbytes=shard.nbytes,
+                frame_crc32c=shard.frame_crc32c,
+            )
+            for split, entry in fields.splits.items()
+            for shard in entry.shards
+        ),
+        seed=fields.seed,
+        index_sha256=fields.index_sha256,
+        provenance=fields.provenance,
+    )
+
+
+def _check_sizes(found: JsonValue, fields: _Fields) -> None:
+    """Holds counts that are written twice against each other, and samples against shards."""
+    sample_nbytes, nbytes = fields.schema.sample_nbytes, 0
+    if fields.container == "tar" and sample_nbytes >= _MAX_TAR_NBYTES:
+        found.refuse(f"samples of less than {_MAX_TAR_NBYTES} bytes in tar shards")
+    for split, entry in fields.splits.items():
+        if entry.num_samples != sum(s.num_samples for s in entry.shards):
+            found[split]["num_samples"].refuse("the sum of its shards")
+        if len({s.name for s in entry.shards}) != len(entry.shards):
+            found[split]["shards"].refuse("shards of different names")
+        for number, shard in enumerate(entry.shards):
+            if shard.num_samples * sample_nbytes > shard.nbytes:
+                place = found[split]["shards"].elements()[number]
+                place["nbytes"].refuse(
+                    f"at least {shard.num_samples} samples of {sample_nbytes} bytes"
+                )
+            nbytes += shard.nbytes
+    if fields.num_samples != sum(entry.num_samples for entry in fields.splits.values()):
+        found.refuse(f"splits of {fields.num_samples} samples together")
+    if nbytes > _MAX_NBYTES:
+        found.refuse(f"splits of at most {_MAX_NBYTES} bytes together")

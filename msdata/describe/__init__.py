@@ -1,0 +1,1 @@
+"""Says what a data set holds: counts, cards, contact sheets, statistics."""

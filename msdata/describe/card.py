@@ -1,0 +1,337 @@
+"""The data card of a packed data set: what it is, where from, what was done, how to check it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msdata.core.progress import bytes_text
+from msdata.core.terminal import shown
+from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME
+from msdata.dataset.rejected import read_rejected
+from msdata.describe.info import DatasetInfo
+from msdata.errors import UsageError
+from msdata.schema import Survey
+
+CARD_NAME = "CARD.md"
+# Files whose SHA-256 the card gives: they hold the checksums of everything else.
+SUMMED_FILES = (
+    "dataset.json",
+    "index.parquet",
+    SOURCES_NAME,
+    REJECTED_NAME,
+    "statistics.json",
+)
+_MAX_REASONS = 12
+# Who made the pixels, by array of the usual schema.
+IMAGING = {
+    "panstarrs": (
+        "Pan-STARRS 1, 3-pi survey",
+        "Chambers et al. 2016, arXiv:1612.05560; Waters et al. 2020, ApJS 251, 4",
+        "public; the survey asks for its acknowledgement",
+    ),
+    "galex": (
+        "GALEX",
+        "Martin et al. 2005, ApJ 619, L1; Morrissey et al. 2007, ApJS 173, 682",
+        "public",
+    ),
+    "unwise": (
+        "unWISE coadds of WISE and NEOWISE",
+        "Lang 2014, AJ 147, 108; Wright et al. 2010, AJ 140, 1868",
+        "public",
+    ),
+}
+UNKNOWN = "not stated"
+# What begins code, emphasis, a link or a cell; `<` and `&` become entities.
+_ACTING = re.compile(r"[\\`*\[\]|~]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardText:
+    """What only people know.
+
+    Attributes:
+        name: of the data set.
+        description: a sentence or two.
+        licence: name or address of the terms; None where nobody has said.
+        url: where it is to be had.
+        creator: a person or a group.
+        published: date, YYYY-MM-DD.
+        cite: how to cite it.
+    """
+
+    name: str
+    description: str | None = None
+    licence: str | None = None
+    url: str | None = None
+    creator: str | None = None
+    published: str | None = None
+    cite: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.published is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", self.published):
+            raise UsageError(f"--published {self.published!r} is no date; write YYYY-MM-DD")
+
+
+def count_rejected(folder: Path) -> Counter[str]:
+    """How many objects were rejected for which kind of reason; numbers and names are left out.
+
+    Args:
+        folder: the data set.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    kinds: Counter[str] = Counter()
+    try:
+        for row in read_rejected(folder / REJECTED_NAME):
+            reason = row.reason or UNKNOWN
+            reason = re.sub(r"^\S+\.(fits|gz|fz|pkl|npy): ", "", reason.split("; ")[0])
+            kinds[re.sub(r"[-+]?\d+(?:[.,]\d+)*", "N", reason)[:100]] += 1
+    except FileNotFoundError:
+        return Counter()
+    return kinds
+
+
+def default_description(info: DatasetInfo) -> str:
+    """A sentence on what the samples are."""
+    schema = info.manifest.schema
+    arrays = ", ".join(f"{a.name} ({'x'.join(map(str, a.shape))})" for a in schema.arrays)
+    labels = " with redshifts" if info.redshifts is not None else ""
+    return f"{info.manifest.num_samples:,} samples{labels}; arrays of each: {arrays}."
+
+
+def card_lines(
+    info: DatasetInfo,
+    text: CardText,
+    sums: Mapping[str, str],
+    report: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """The card as Markdown; no times, no hosts, so equal data give equal cards.
+
+    Args:
+        info: what `msdata info` knows.
+        text: what people said.
+        sums: SHA-256 by file.
+        report: what `read_catalog_report` gave, None without.
+    """
+    parts = (
+        _head(info, text),
+        _arrays(info),
+        _splits(info),
+        _rejected(info),
+        _columns(info),
+        _sample(report),
+        _imaging(info),
+        _settings(info),
+        _checks(info, sums),
+    )
+    for number, part in enumerate(parts):
+        lines = list(part)
+        if lines and number:
+            yield ""
+        yield from lines
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def plain(text: str) -> Markdown:
+    """Text as Markdown that shows it: no HTML, link, image or code comes of it.
+
+    Args:
+        text: what a file says, whatever it holds; `Markdown` stays as it is.
+    """
+    if isinstance(text, Markdown):
+        return text
+    text = _ACTING.sub(r"\\\g<0>", shown(text.replace("\n", " ")))
+    return Markdown(text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def typed(text: str) -> Markdown:
+    """What people said on the command line, as Markdown without HTML."""
+    return Markdown(shown(text.replace("\n", " ")).replace("<", "&lt;").replace("|", r"\|"))
+
+
+def code(text: str) -> Markdown:
+    """Text as a span of code."""
+    return Markdown("`" + shown(text).replace("`", "'").replace("|", r"\|") + "`")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table that shows its cells as they are."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(map(plain, row)) + " |"
+
+
+def _head(info: DatasetInfo, text: CardText) -> Iterator[str]:
+    manifest = info.manifest
+    yield f"# {plain(text.name)}"
+    yield ""
+    yield typed(text.description) if text.description else plain(default_description(info))
+    yield ""
+    rows = [
+        ("samples", f"{manifest.num_samples:,} of {bytes_text(manifest.schema.sample_nbytes)}"),
+        ("size", bytes_text(sum(s.nbytes for s in info.splits))),
+        ("format", Markdown(f"{manifest.container} shards, `index.parquet`, `dataset.json`")),
+        ("fingerprint", code(manifest.fingerprint)),
+        ("licence", typed(text.licence or f"{UNKNOWN}: see the sources' below")),
+        ("creator", typed(text.creator or UNKNOWN)),
+        ("published", text.published or UNKNOWN),
+        ("address", typed(text.url or UNKNOWN)),
+        ("cite", typed(text.cite or UNKNOWN)),
+        ("made by", f"msdata {manifest.provenance.get('msdata', '?')}"),
+    ]
+    yield from table(("", ""), rows)
+
+
+def _arrays(info: DatasetInfo) -> Iterator[str]:
+    yield "## Arrays"
+    yield ""
+    head = ("array", "shape", "dtype", "bands", "arcsec a pixel", "unit", "AB zero-points")
+    yield from table(head, [_array_row(a) for a in info.manifest.schema.arrays])
+    yield ""
+    rows = [
+        (
+            a.name,
+            f"{a.num_filled_samples:,} ({a.num_filled_pixels:,} pixels)",
+            f"{a.num_nan_samples:,} ({a.num_nan_pixels:,} pixels)",
+            ", ".join(f"{band} {count:,}" for band, count in a.num_missing.items()) or "none",
+        )
+        for a in info.arrays
+    ]
+    yield from table(("array", "samples inpainted", "with NaN left", "without coverage"), rows)
+
+
+def _array_row(array: Survey) -> tuple[str, ...]:
+    differ = "differ by object" if array.bands else ""
+    zero_points = array.zero_points_ab
+    return (
+        array.name,
+        " x ".join(map(str, array.shape)),
+        code(array.dtype),
+        ", ".join(array.bands),
+        "" if array.pixel_scale_arcsec is None else f"{array.pixel_scale_arcsec:g}",
+        array.unit,
+        differ if zero_points is None else ", ".join(f"{z:g}" for z in zero_points),
+    )
+
+
+def _splits(info: DatasetInfo) -> Iterator[str]:
+    yield "## Splits"
+    yield ""
+    rows = [
+        (s.name, f"{s.num_samples:,}", f"{s.num_shards:,}", bytes_text(s.nbytes))
+        for s in info.splits
+    ]
+    yield from table(("split", "samples", "shards", "size"), rows)
+
+
+def _rejected(info: DatasetInfo) -> Iterator[str]:
+    yield "## Left out"
+    yield ""
+    kinds = count_rejected(info.path)
+    said = int(info.manifest.provenance.get("num_rejected", sum(kinds.values())))
+    yield f"{said:,} objects were rejected while packing; `{REJECTED_NAME}` names each."
+    if kinds:
+        yield ""
+        common = kinds.most_common(_MAX_REASONS)
+        others = sum(kinds.values()) - sum(count for _, count in common)
+        rows = [(reason, f"{count:,}") for reason, count in common]
+        yield from table(
+            ("reason", "objects"), [*rows, *([("other", f"{others:,}")] if others else [])]
+        )
+
+
+def _columns(info: DatasetInfo) -> Iterator[str]:
+    if not info.columns:
+        return
+    yield "## Columns of the index"
+    yield ""
+    rows = [
+        (
+            c.name,
+            c.dtype,
+            f"{c.num_null:,}",
+            "" if c.minimum is None else f"{c.minimum:.7g}",
+            "" if c.maximum is None else f"{c.maximum:.7g}",
+        )
+        for c in info.columns
+    ]
+    yield from table(("column", "type", "empty", "smallest", "largest"), rows)
+
+
+def _sample(report: Mapping[str, Any] | None) -> Iterator[str]:
+    """The spectroscopic sample, from the catalogue's own report."""
+    if report is None:
+        return
+    spec = report["spec"]
+    low, high = spec["redshift"]
+    yield "## Spectroscopic sample"
+    yield ""
+    yield (
+        f"{report['num_objects']:,} objects, {low:g} < z < {high:g}, declination above "
+        f"{spec['dec_above']:g} degrees, no two within {spec['separation_arcsec']:g} arcsec "
+        f"(the better survey wins: {plain(', '.join(spec['order']))}). SHA-256 of "
+        f"`catalog.parquet`: {code(report['sha256'])}."
+    )
+    yield ""
+    rows = [
+        (
+            s["name"],
+            ", ".join(s["files"]),
+            f"{s['num_available']:,}",
+            f"{s['num_accepted']:,}",
+            "; ".join(_cut_text(c) for c in s["cuts"]),
+            s["citation"],
+            s["licence"],
+        )
+        for s in report["surveys"]
+    ]
+    head = ("survey", "files", "available", "accepted", "cuts", "cite", "terms")
+    yield from table(head, rows)
+
+
+def _cut_text(cut: Mapping[str, Any]) -> str:
+    tests = [f"{n.replace('_', ' ')} {v}" for n, v in cut.items() if n not in ("column", "reason")]
+    return f"{cut['column'][0]} {' and '.join(tests)}"
+
+
+def _imaging(info: DatasetInfo) -> Iterator[str]:
+    known = [(name, *IMAGING[name]) for name in info.manifest.schema.names if name in IMAGING]
+    if not known:
+        return
+    yield "## Imaging"
+    yield ""
+    yield "The arrays bear the names of these surveys; msdata does not know whose pixels they hold."
+    yield ""
+    yield from table(("array", "survey", "cite", "terms"), known)
+
+
+def _settings(info: DatasetInfo) -> Iterator[str]:
+    yield "## How it was packed"
+    yield ""
+    settings = info.manifest.provenance.get("settings", {})
+    rows = [(code(n), code(json.dumps(v))) for n, v in settings.items() if v is not None]
+    yield from table(("setting", "value"), rows)
+
+
+def _checks(info: DatasetInfo, sums: Mapping[str, str]) -> Iterator[str]:
+    yield "## Checksums"
+    yield ""
+    yield (
+        "`msdata verify` checks every byte: the index has a CRC32C of each sample, `dataset.json` "
+        "one of each shard's other bytes and the SHA-256 of the index."
+    )
+    yield ""
+    yield from table(("file", "SHA-256"), [(code(n), code(s)) for n, s in sums.items()])

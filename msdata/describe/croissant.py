@@ -1,0 +1,195 @@
+"""The data card for machines: Croissant JSON-LD, which data set searches and loaders read.
+
+Source: the Croissant format specification 1.0, docs.mlcommons.org/croissant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from msdata.describe.card import IMAGING, CardText, default_description
+from msdata.describe.info import DatasetInfo
+from msdata.schema import Survey
+
+CROISSANT_NAME = "croissant.json"
+CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
+_FORMATS = {"tar": ("application/x-tar", "*.tar"), "hdf5": ("application/x-hdf5", "*.h5")}
+_FILE_FORMATS = {
+    ".json": "application/json",
+    ".parquet": "application/x-parquet",
+    ".csv": "text/csv",
+}
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileProperty": "cr:fileProperty",
+    "fileObject": "cr:fileObject",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+
+
+def croissant(
+    info: DatasetInfo, text: CardText, sums: Mapping[str, str], columns: Mapping[str, str]
+) -> dict[str, Any]:
+    """The JSON-LD.
+
+    Args:
+        info: what `msdata info` knows.
+        text: what people said.
+        sums: SHA-256 by file; `index.parquet` among them.
+        columns: name and Parquet type of every column of the index.
+    """
+    manifest = info.manifest
+    known: dict[str, Any] = {
+        "license": text.licence,
+        "url": text.url,
+        "citeAs": text.cite,
+        "datePublished": text.published,
+        "creator": None
+        if text.creator is None
+        else {"@type": "Organization", "name": text.creator},
+    }
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": text.name,
+        "description": text.description or default_description(info),
+        "conformsTo": CONFORMS_TO,
+        **{name: value for name, value in known.items() if value is not None},
+        # Croissant wants three numbers; the last names the content.
+        "version": f"1.0.0+{manifest.fingerprint}",
+        "isBasedOn": [IMAGING[n][0] for n in manifest.schema.names if n in IMAGING],
+        "distribution": [*_files(sums), *_shards(info)],
+        "recordSet": [_samples(columns), _arrays(info)],
+    }
+
+
+def _files(sums: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "@type": "cr:FileObject",
+            "@id": name,
+            "name": name,
+            "contentUrl": name,
+            "encodingFormat": _FILE_FORMATS.get("." + name.rsplit(".", 1)[-1], "text/plain"),
+            "sha256": digest,
+        }
+        for name, digest in sums.items()
+        if "/" not in name
+    ]
+
+
+def _shards(info: DatasetInfo) -> list[dict[str, Any]]:
+    kind, pattern = _FORMATS[info.manifest.container]
+    return [
+        {
+            "@type": "cr:FileSet",
+            "@id": quote(f"{split.name}-shards"),
+            "name": quote(f"{split.name}-shards"),
+            "description": f"{split.num_samples} samples in {split.num_shards} shards",
+            "encodingFormat": kind,
+            "includes": f"{split.name}/{pattern}",
+        }
+        for split in info.splits
+    ]
+
+
+def _samples(columns: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "samples",
+        "name": "samples",
+        "description": "One row a sample, in the order of the shards: where it lies, its labels.",
+        "key": {"@id": "samples/sample_id"},
+        "field": [
+            {
+                "@type": "cr:Field",
+                # An id is an IRI, a name what is read.
+                "@id": f"samples/{quote(name)}",
+                "name": f"samples/{quote(name)}",
+                "dataType": _data_type(kind),
+                "source": {
+                    "fileObject": {"@id": "index.parquet"},
+                    "extract": {"column": name},
+                },
+            }
+            for name, kind in columns.items()
+        ],
+    }
+
+
+def _data_type(kind: str) -> str:
+    if kind.startswith(("int", "uint")):
+        return "sc:Integer"
+    if kind.startswith(("float", "double", "half")):
+        return "sc:Float"
+    return "sc:Boolean" if kind == "bool" else "sc:Text"
+
+
+def _arrays(info: DatasetInfo) -> dict[str, Any]:
+    names = ("name", "shape", "dtype", "bands", "pixel_scale_arcsec", "unit", "zero_points_ab")
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "arrays",
+        "name": "arrays",
+        "description": "The arrays of every sample, as members of the shards.",
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": f"arrays/{name}",
+                "name": f"arrays/{name}",
+                "dataType": "sc:Text",
+            }
+            for name in names
+        ],
+        "data": [
+            {f"arrays/{name}": value for name, value in zip(names, _described(a), strict=True)}
+            for a in info.manifest.schema.arrays
+        ],
+    }
+
+
+def _described(array: Survey) -> tuple[str, ...]:
+    zero_points = array.zero_points_ab
+    return (
+        array.name,
+        ",".join(map(str, array.shape)),
+        array.dtype,
+        ",".join(array.bands),
+        "" if array.pixel_scale_arcsec is None else f"{array.pixel_scale_arcsec:g}",
+        array.unit,
+        "" if zero_points is None else ",".join(f"{z:g}" for z in zero_points),
+    )

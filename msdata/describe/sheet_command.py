@@ -1,0 +1,136 @@
+"""`msdata sheet`: options, the choice of objects, the PNG."""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import msdata
+from msdata.augment.config import FUSIONS
+from msdata.augment.preview import preview
+from msdata.core.files import write_whole
+from msdata.core.output_file import PNG_MARK, check_output
+from msdata.dataset.dataset import Dataset
+from msdata.describe.sheet import draw_sheet
+from msdata.errors import MsdataError, UsageError
+from msdata.schema import Sample
+
+_MAX_OBJECTS = 200
+# The signature and the first chunk; others follow in any order.
+_PNG_HEADER_NBYTES = 8 + 25
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata sheet`."""
+    parser.add_argument("data", type=Path, help="folder of the data set")
+    parser.add_argument("out", type=Path, help="the picture, a .png")
+    parser.add_argument("--split", help="which split; default: test, or the last there is")
+    parser.add_argument("--n", type=int, default=12, help="objects to draw; %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice; %(default)s")
+    parser.add_argument("--ids", help="these objects instead, with commas between")
+    parser.add_argument(
+        "--augment",
+        choices=FUSIONS,
+        help="show the images as a network of that fusion gets them in its first epoch with --seed",
+    )
+    parser.add_argument(
+        "--columns", default="", help="further columns of the index to show, with commas between"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws a contact sheet; returns the exit code."""
+    if args.out.suffix.lower() != ".png":
+        raise UsageError(f"{args.out} is no .png; name the picture so")
+    check_output(args.out, PNG_MARK)
+    if not 1 <= args.n <= _MAX_OBJECTS:
+        raise UsageError(f"--n {args.n}: a sheet holds 1 to {_MAX_OBJECTS} objects")
+    data = msdata.open(args.data)
+    shown = [name for name in args.columns.split(",") if name]
+    unknown = [name for name in shown if name not in data.columns]
+    if unknown:
+        raise UsageError(
+            f"{args.data} has no column {', '.join(unknown)}; it has {', '.join(data.columns)}"
+        )
+    samples, what = chosen(data, args)
+    captions = [caption(sample, shown) for sample in samples]
+    title = f"{args.data.name}  {data.manifest.fingerprint}  {what}"
+    schema = data.schema
+    if args.augment is not None:
+        samples, schema = preview(samples, schema, args.augment, seed=args.seed)
+        title += f", augmented for {args.augment} fusion"
+    image = draw_sheet(
+        samples, schema, captions=captions, title=title, is_turned=args.augment is not None
+    )
+    write_whole(args.out, png_bytes(image))
+    print(f"drew {len(samples)} objects into {args.out} ({image.shape[1]} x {image.shape[0]})")
+    return 0
+
+
+def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """A picture as PNG, which says that msdata made it.
+
+    Args:
+        image: uint8 (height, width, 3), blue, green, red.
+    """
+    import cv2
+
+    is_done, content = cv2.imencode(".png", image)
+    if not is_done:
+        raise MsdataError(f"OpenCV could not encode a picture of {image.shape}")
+    text = b"tEXt" + PNG_MARK
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return bytes(content[:_PNG_HEADER_NBYTES]) + chunk + bytes(content[_PNG_HEADER_NBYTES:])
+
+
+def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:
+    """The objects to draw and a phrase that says which they are.
+
+    Raises:
+        UsageError: there is no such split or id.
+    """
+    if args.ids is not None:
+        names = data.splits if args.split is None else (args.split,)
+        return _by_id(data, names, args.ids.split(",")), "objects asked for"
+    default = "test" if "test" in data.splits else data.splits[-1]
+    split = data.split(default if args.split is None else args.split)
+    count = min(args.n, len(split))
+    rows = np.random.default_rng(args.seed).choice(len(split), count, replace=False)
+    return (
+        [split[int(row)] for row in rows],
+        f"{split.name}: {count} of {len(split):,} objects, seed {args.seed}",
+    )
+
+
+def _by_id(data: Dataset, names: Sequence[str], ids: Sequence[str]) -> list[Sample]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: dict[str, Sample] = {}
+    for name in names:
+        split = data.split(name)
+        column = split.table(["sample_id"]).column(0)
+        places = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()
+        found |= {i: split[row] for i, row in zip(ids, places, strict=True) if row is not None}
+    absent = [i for i in ids if i not in found]
+    if absent:
+        raise UsageError(f"{data.path} has no sample {', '.join(absent)} in {', '.join(names)}")
+    return [found[i] for i in ids]
+
+
+def caption(sample: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """The text under an object: id, redshift, and the columns asked for."""
+    parts = [str(sample["sample_id"])]
+    redshift = sample.get("redshift")
+    if redshift is not None:
+        parts.append(f"z = {redshift:.4f}")
+    for name in columns:
+        value = sample[name]
+        parts.append(f"{name} = {value:.5g}" if isinstance(value, float) else f"{name} = {value}")
+    return "   ".join(parts)

@@ -1,1 +1,0 @@
-"""Looks at the nodes of a job before it works: `facts` asks a node, `checks` judges, pure."""

@@ -1,0 +1,1 @@
+"""Turns byte ranges of shards into batches, in the planned order."""

@@ -1,0 +1,254 @@
+"""Fills batches from the node's cache where it has the samples, from storage where it has not.
+
+It stands before `SampleReader` and hands it what the cache does not have, as a smaller batch whose
+rows lie scattered in the same buffer; so storage is read as it is without a cache. What was read is
+then put into the cache. A record whose checksum was computed and differs, wherever it came from, is
+read from storage again and checked, whether the loader verifies records or not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.client import LOCAL, PEER, SSD, CacheClient, Places
+from msdata.dataset.dataset import Split
+from msdata.loader.read import (
+    FD,
+    NBYTES,
+    OFFSET,
+    SHARED_MEMORY,
+    TARGET,
+    Filling,
+    SampleReader,
+    stream_fill,
+)
+from msdata.loader.ring import BatchBuffer, record_parts
+
+
+class BufferRows:
+    """Some rows of a batch buffer, as if they were a buffer of their own.
+
+    Args:
+        buffer: the whole one.
+        rows: int64 (n,), which rows.
+        per_row: read targets of a row.
+    """
+
+    def __init__(self, buffer: BatchBuffer, rows: NDArray[np.int64], per_row: int) -> None:
+        places = rows.tolist()
+        self.targets: list[list[Any]] = [
+            buffer.targets[row * per_row + k] for row in places for k in range(per_row)
+        ]
+        self.addresses = buffer.addresses[rows]
+        self.arrays = {name: _Picked(a, places) for name, a in buffer.arrays.items()}
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Rows of an array, one at a time and without copying."""
+
+    array: NDArray[Any]
+    rows: Sequence[int]
+
+    def __getitem__(self, i: int) -> NDArray[Any]:
+        return self.array[self.rows[i]]  # type: ignore[no-any-return]
+
+
+@dataclass(kw_only=True)
+class CachedFilling(Filling):
+    """A batch whose samples come from several tiers.
+
+    It is filled in the order of `rows`: from shared memory first, then SSD, peers, storage.
+
+    Attributes:
+        rows: int64 (n,), rows of the buffer.
+        places: where the samples of those rows are.
+        ends: how many come from shared memory, from there or SSD, from there or a peer.
+        missing: the part that storage is asked for.
+    """
+
+    rows: NDArray[np.int64]
+    places: Places
+    ends: tuple[int, int, int]
+    missing: Filling
+
+
+class CachedReader:
+    """What `FillPool` reads with where there is a cache.
+
+    Args:
+        reader: reads from storage.
+        client: the cache; closed by whoever opened it.
+        split: the data.
+        is_checked: check records from shared memory against their checksums too.
+    """
+
+    def __init__(
+        self, reader: SampleReader, client: CacheClient, split: Split, *, is_checked: bool
+    ) -> None:
+        self._storage = reader
+        self._client = client
+        self._is_checked = is_checked
+        sizes = np.array([a.nbytes for a in split.schema.arrays], np.int64)
+        self._sizes = sizes
+        self._starts = np.cumsum(sizes) - sizes
+        self._reads_per_sample = 1 if reader.gaps is not None else len(sizes)
+
+    def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> CachedFilling:
+        """Decides where each sample of a batch comes from.
+
+        Args:
+            samples: int64 (n,), numbers within the split.
+            buffer: where they go.
+
+        Raises:
+            DataError: a shard is missing or truncated.
+            StorageError: the file system refused.
+        """
+        places = self._client.locate(samples)
+        rows = np.argsort(places.source, kind="stable")
+        places = places.taken(rows)
+        in_memory, cached, elsewhere = np.searchsorted(places.source, [LOCAL, SSD, PEER], "right")
+        ends = int(in_memory), int(cached), int(elsewhere)
+        self._client.claim(places)
+        missing = self._missing(places.samples[ends[2] :], buffer, rows[ends[2] :])
+        return CachedFilling(
+            buffer=buffer,
+            samples=samples,
+            shards=missing.shards,
+            offsets=missing.offsets,
+            files=missing.files,
+            table=self._table(places.slots[: ends[0]], buffer.addresses[rows[: ends[0]]]),
+            rows=rows,
+            places=places,
+            ends=ends,
+            missing=missing,
+        )
+
+    def _missing(
+        self, samples: NDArray[np.int64], buffer: BatchBuffer, rows: NDArray[np.int64]
+    ) -> Filling:
+        return self._storage.plan(samples, BufferRows(buffer, rows, self._reads_per_sample))
+
+    def _table(
+        self, slots: NDArray[np.int64], addresses: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """What the C module needs to copy records out of shared memory."""
+        if not self._storage.is_streaming:
+            return None
+        arena = self._client.tiers[LOCAL].slots
+        sources = arena.address + slots[:, None] * arena.header.sample_nbytes + self._starts
+        table = np.empty((*sources.shape, 4), np.int64)
+        table[:, :, FD] = SHARED_MEMORY
+        table[:, :, OFFSET] = sources
+        table[:, :, NBYTES] = self._sizes
+        table[:, :, TARGET] = addresses
+        return table.reshape(-1, 4)
+
+    def fill(self, filling: CachedFilling, start: int, stop: int) -> None:
+        """Reads the samples [start, stop) of a batch, counted in the order of its `rows`.
+
+        Raises:
+            DataError: a shard was truncated or altered.
+            StorageError: the file system refused.
+        """
+        in_memory, cached, elsewhere = filling.ends
+        steps = (
+            ("local", self._fill_local, start, min(stop, in_memory)),
+            ("ssd", self._fill_ssd, max(start, in_memory), min(stop, cached)),
+            ("peer", self._fill_peer, max(start, cached), min(stop, elsewhere)),
+            ("storage", self._fill_missing, max(start, elsewhere), stop),
+        )
+        for tier, fill, first, end in steps:
+            if first >= end:
+                continue
+            started_s = time.perf_counter()
+            num_failed = fill(filling, first, end)
+            seconds = time.perf_counter() - started_s
+            self._client.counters.add(tier, end - first - num_failed, seconds)
+            if num_failed:
+                self._client.counters.add("storage", num_failed, 0.0)
+
+    def _fill_local(self, filling: CachedFilling, first: int, end: int) -> int:
+        """Copies out of shared memory; returns how many samples storage had to give."""
+        num_arrays = len(self._sizes)
+        if filling.table is not None and stream_fill is not None:
+            stream_fill.fill(filling.table, first * num_arrays, end * num_arrays)
+        else:
+            arena = self._client.tiers[LOCAL].slots
+            for i in range(first, end):
+                self._copy_record(filling, i, arena.record(int(filling.places.slots[i])))
+        if not self._is_checked:
+            return 0
+        return sum(not self._is_sound(filling, i, LOCAL) for i in range(first, end))
+
+    def _fill_ssd(self, filling: CachedFilling, first: int, end: int) -> int:
+        """Reads from the SSD tier; returns how many samples storage had to give."""
+        slots = self._client.tiers[SSD].slots
+        num_failed = 0
+        for i in range(first, end):
+            at = slots.record_at(int(filling.places.slots[i]))
+            # Whatever is in the buffer after a failed read does not fit the checksum.
+            with suppress(OSError):
+                os.preadv(slots.fd, [p.data for p in self._parts(filling, i)], at)
+            num_failed += not self._is_sound(filling, i, SSD)
+        return num_failed
+
+    def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> int:
+        """Asks other nodes; returns how many samples storage had to give."""
+        rows = [self._parts(filling, i) for i in range(first, end)]
+        places = filling.places.taken(np.arange(first, end))
+        came = self._client.fetch(places, rows)
+        failed = [first + i for i, is_there in enumerate(came) if not is_there]
+        if failed:
+            self._read_checked(filling, failed)
+        return len(failed)
+
+    def _read_checked(self, filling: CachedFilling, numbers: Sequence[int]) -> None:
+        """Reads samples from storage that came corrupt, or not at all, from elsewhere.
+
+        Raises:
+            DataError: they are corrupt in storage, too.
+        """
+        at = list(numbers)
+        missing = self._missing(filling.places.samples[at], filling.buffer, filling.rows[at])
+        self._storage.fill(missing, 0, len(at))
+        for i in range(len(at)):
+            self._storage.check(missing, i, self._client.checksums)
+
+    def _copy_record(self, filling: CachedFilling, i: int, record: NDArray[np.uint8]) -> None:
+        for part, at in zip(self._parts(filling, i), self._starts.tolist(), strict=True):
+            part[:] = record[at : at + len(part)]
+
+    def _fill_missing(self, filling: CachedFilling, first: int, end: int) -> int:
+        skipped = filling.ends[2]
+        self._storage.fill(filling.missing, first - skipped, end - skipped)
+        for i in range(first, end):
+            if filling.places.slots[i] < 0:
+                continue
+            if not self._client.keep(filling.places, i, self._parts(filling, i)):
+                self._read_checked(filling, [i])
+                self._client.keep(filling.places, i, self._parts(filling, i))
+        return 0
+
+    def _is_sound(self, filling: CachedFilling, i: int, source: int) -> bool:
+        """Checks what was read from a tier; if it is altered, reads the sample from storage."""
+        places, parts = filling.places, self._parts(filling, i)
+        tier = self._client.tiers[source]
+        slot, sample = int(places.slots[i]), int(places.samples[i])
+        if tier.is_sound(slot, sample, parts):
+            return True
+        self._read_checked(filling, [i])
+        tier.keep(slot, sample, parts)
+        return False
+
+    def _parts(self, filling: CachedFilling, i: int) -> list[NDArray[np.uint8]]:
+        return record_parts(filling.buffer, int(filling.rows[i]))

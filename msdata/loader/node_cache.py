@@ -1,0 +1,334 @@
+"""Introduces index, plan and cache to each other: opens a node's cache for a loader."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.budget import free_memory
+from msdata.cache.client import LOCAL, CacheClient
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners
+from msdata.cache.hit_forecast import WeightedForecast
+from msdata.cache.member import ServedArena, find_service
+from msdata.cache.reporter import Reporter
+from msdata.cache.stale_shm import remove_dead_shared_memory
+from msdata.cache.tier import LOG
+from msdata.cache.transport.link import LinkFetcher, link_address
+from msdata.dataset.dataset import Split
+from msdata.errors import MsdataError, UsageError
+from msdata.loader.cached_fill import CachedReader
+from msdata.loader.options import RingSize
+from msdata.loader.read import BatchReader, SampleReader
+from msdata.plan.ownership import Nodes, own_shards
+from msdata.topology import Topology, job_name
+
+AUTO = "auto"
+# Services and ranks are started at the same time; the former are ready within seconds.
+_SERVICE_WAIT_S = 20.0
+_POLL_S = 0.1
+# Of a sample, in each rank: checksum, place, its turn in this epoch's order and the next one's.
+_INDEX_NBYTES = 64
+
+
+@dataclass(kw_only=True)
+class NodeCache:
+    """What a loader has of its node's cache; all of it may be absent.
+
+    Attributes:
+        client: the cache; None where there is none to be, or where it could not be had.
+        owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, the same on
+            all ranks; None where they cannot be known.
+        reporter: says how this rank is doing, once it has started.
+        served: the arena, where a service keeps it.
+    """
+
+    client: CacheClient | None = None
+    owner_of_shard: NDArray[np.int32] | None = None
+    reporter: Reporter | None = None
+    served: ServedArena | None = None
+
+    @property
+    def owners(self) -> Owners | None:
+        """Owner and tier of every shard by this node's arena; None without a cache."""
+        return None if self.client is None else self.client.owners
+
+    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
+        """What fills batches.
+
+        Args:
+            storage: reads from storage.
+            split: the data.
+            is_checked: check every record against its checksum.
+        """
+        if self.client is None:
+            return storage
+        return CachedReader(storage, self.client, split, is_checked=is_checked)
+
+    def start(
+        self,
+        describe: weakref.WeakMethod[Callable[[], dict[str, Any]]],
+        split: Split,
+        weights: NDArray[np.float64] | None,
+    ) -> None:
+        """Has the cache filled, and the counters told to those who watch, from now on.
+
+        Args:
+            describe: gives the loader's counters, and what they are of.
+            split: the data.
+            weights: that its samples are drawn with, or None.
+        """
+        if self.client is None:
+            return
+        self.client.start()
+        forecast = None
+        if weights is not None:
+            forecast = WeightedForecast(
+                shard_sizes=split.shard_sizes,
+                sample_nbytes=split.sample_nbytes,
+                owners=self.client.owners,
+                weights=weights,
+            ).of
+        self.reporter = Reporter(self.client, partial(_describe, describe), forecast)
+
+    def start_epoch(self) -> None:
+        """Counts anew; in fill mode "stage", waits until the caches of all nodes are full."""
+        if self.reporter is not None:
+            self.reporter.start_epoch()
+        if self.served is not None:
+            self.served.wait_until_staged()
+        if self.client is not None:
+            self.client.start_epoch()
+
+    def end_epoch(self) -> None:
+        """Tells those who watch that the epoch is complete."""
+        if self.reporter is not None:
+            self.reporter.end_epoch(is_complete=True)
+
+    def stats(self) -> dict[str, Any]:
+        """See `CacheClient.stats`; nothing without a cache."""
+        return {} if self.client is None else self.client.stats()
+
+    def stop(self) -> None:
+        """Ends the threads soon, without waiting for it."""
+        if self.reporter is not None:
+            self.reporter.request_stop()
+        if self.client is not None:
+            self.client.stop()
+
+    def close(self) -> None:
+        """Leaves the cache."""
+        if self.reporter is not None and not self.reporter.close():
+            LOG.warning("the disk of metrics_dir hangs: the cache is left to the process's end")
+        elif self.client is not None:
+            self.client.close()
+        if self.served is not None and not self.served.is_served():
+            remove_dead_shared_memory()
+
+
+def _describe(
+    describe: weakref.WeakMethod[Callable[[], dict[str, Any]]],
+) -> dict[str, Any] | None:
+    found = describe()
+    return None if found is None else found()
+
+
+def open_node_cache(
+    split: Split,
+    cache: str | CacheConfig | None,
+    topology: Topology,
+    ring: RingSize,
+    *,
+    policy: str,
+) -> NodeCache:
+    """Joins this node's cache, or brings it up.
+
+    Args:
+        split: the data.
+        cache: the loader's argument.
+        topology: nodes, and this rank's.
+        ring: the batches of a rank, which are not there yet.
+        policy: of the loader; "locality" deals by owner, on which all ranks have to agree.
+
+    Returns:
+        The cache; without a client where something was wrong with it, which is logged.
+
+    Raises:
+        UsageError: `cache` means nothing, or the ranks could not agree on owners.
+        DataError: the index is damaged.
+    """
+    config, needs_owners = _config(cache), policy == "locality"
+    if config is None:
+        return NodeCache()
+    rank_nbytes = ring.nbytes + _INDEX_NBYTES * len(split)
+    reserved_nbytes = config.reserved_nbytes + topology.ranks_per_node * rank_nbytes
+    config = replace(config, reserved_nbytes=reserved_nbytes)
+    cached = cached_split(split)
+    served = _service_of(config, cached, topology)
+    if served is not None:
+        return _join_service(served, config, split, topology, needs_owners=needs_owners)
+    own = owners_by_capacity(cached, topology)
+    owners = None if config.memory_nbytes is None else own(config.memory_nbytes, config.ssd_nbytes)
+    client = None
+    try:
+        client = CacheClient(config, cached, topology.node, own, record_reader(split))
+    except (MsdataError, OSError) as error:
+        LOG.warning("no cache: %s; all samples come from storage", error)
+    if owners is None and client is not None and topology.num_nodes == 1:
+        owners = client.owners
+    if owners is None and needs_owners:
+        if client is not None:
+            client.close()
+        raise UsageError(
+            "policy 'locality' needs the same owners on all ranks, and they cannot be told from "
+            "what each node has free; start 'msdata cache serve' on each node, or give the cache a "
+            "number: CacheConfig(memory_gib=...)"
+        )
+    return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def _service_of(config: CacheConfig, cached: CachedSplit, topology: Topology) -> ServedArena | None:
+    """This node's service, where the caller leaves it to services how large the cache is."""
+    if config.memory_nbytes is not None or config.peers_dir is not None:
+        return None
+    wait_s = config.service_wait_s
+    if wait_s is None:
+        wait_s = _SERVICE_WAIT_S if topology.num_nodes > 1 else 0.0
+    deadline_s = time.monotonic() + wait_s
+    while (found := find_service(config, cached, topology.node)) is None:
+        if time.monotonic() >= deadline_s:
+            return None
+        time.sleep(_POLL_S)
+    return found
+
+
+def _join_service(
+    served: ServedArena,
+    asked: CacheConfig,
+    split: Split,
+    topology: Topology,
+    *,
+    needs_owners: bool,
+) -> NodeCache:
+    """Uses the arena of this node's service; all owners are as the services agreed."""
+    num_nodes, node = served.service["num_nodes"], served.service["node"]
+    if needs_owners and num_nodes != topology.num_nodes:
+        raise UsageError(
+            f"the cache's services run on {num_nodes} nodes, the ranks on {topology.num_nodes}, so "
+            "policy 'locality' cannot deal samples to their owners; start both on the same nodes"
+        )
+    if needs_owners and node != topology.node:
+        LOG.warning(
+            "this node is number %d among the ranks' and %d among the services', so under "
+            "'locality' most samples come from peers; number the ranks' nodes by host name",
+            *(topology.node, node),
+        )
+    cached = cached_split(split)
+    link = LinkFetcher(link_address(served.path), cached.sample_nbytes)
+    peers = link if num_nodes > 1 else None
+    try:
+        config = served.config(asked)
+        client = CacheClient(config, cached, node, None, record_reader(split), peers=peers)
+    except (MsdataError, OSError) as error:
+        if needs_owners:
+            raise
+        LOG.warning("no cache: %s; all samples come from storage", error)
+        return NodeCache()
+    if topology.local_rank == 0:
+        _warn_of_too_little(client, config.reserved_nbytes)
+    return NodeCache(client=client, owner_of_shard=client.owners[0], served=served)
+
+
+def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
+    """A service makes its arena before it can know what the ranks take."""
+    slots, free = client.tiers[LOCAL].slots, free_memory()
+    missing_nbytes = (slots.num_slots - slots.num_ready) * slots.header.sample_nbytes
+    if 0 < free < missing_nbytes + reserved_nbytes:
+        LOG.warning(
+            "%.2f GiB are free, the service's arena will take %.2f GiB more, and batches and "
+            "indices of this node's ranks %.2f GiB: the job may be killed for its memory; give "
+            "'msdata cache serve' a smaller --memory-gib, or ranks a smaller batch_size or "
+            "prefetch",
+            *(free / GIB, missing_nbytes / GIB, reserved_nbytes / GIB),
+        )
+
+
+def cached_split(split: Split) -> CachedSplit:
+    """What the cache is told of a split."""
+    return CachedSplit(
+        fingerprint=split.dataset.manifest.fingerprint,
+        name=split.name,
+        sample_nbytes=split.schema.sample_nbytes,
+        shard_sizes=split.shard_sizes,
+        checksums=split.numbers("crc32c", np.uint32),
+    )
+
+
+def _config(cache: str | CacheConfig | None) -> CacheConfig | None:
+    if cache is None:
+        return None
+    if cache == AUTO:
+        cache = CacheConfig()
+    if not isinstance(cache, CacheConfig):
+        raise UsageError(f"cache={cache!r} is neither None, 'auto' nor a CacheConfig")
+    return cache if cache.job is not None else replace(cache, job=job_name())
+
+
+def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
+    """Gives the owners of all shards for the capacities that every node has.
+
+    Args:
+        cached: the data.
+        topology: number of nodes.
+    """
+
+    def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
+        memory, ssd = (
+            np.full(topology.num_nodes, nbytes, np.int64) for nbytes in (memory_nbytes, ssd_nbytes)
+        )
+        return owners_of_nodes(cached, memory, ssd)
+
+    return own
+
+
+def owners_of_nodes(
+    cached: CachedSplit, memory_nbytes: NDArray[np.int64], ssd_nbytes: NDArray[np.int64]
+) -> Owners:
+    """The owners of all shards where nodes differ.
+
+    Args:
+        cached: the data.
+        memory_nbytes: int64 (nodes,), what each gives.
+        ssd_nbytes: int64 (nodes,), likewise.
+    """
+    keys = np.arange(len(memory_nbytes), dtype=np.uint64)
+    nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
+    found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
+    return found.owner_of_shard, found.tier_of_shard
+
+
+def record_reader(split: Split) -> Callable[[int], Any]:
+    """Gives a function that reads one sample's record, valid until its next call.
+
+    Args:
+        split: the data.
+    """
+    sizes = [a.nbytes for a in split.schema.arrays]
+    record = np.empty(sum(sizes), np.uint8)
+    parts = np.split(record, np.cumsum(sizes)[:-1])
+    spans, files = split.spans, split.files
+
+    def read(sample: int) -> NDArray[np.uint8]:
+        number = np.array([sample])
+        file = files.open(int(spans.shards(number)[0]))
+        for part, offset in zip(parts, spans.offsets(number)[0].tolist(), strict=True):
+            file.read_into([part.data], offset)
+        return record
+
+    return read

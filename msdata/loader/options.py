@@ -1,0 +1,166 @@
+"""What a loader may be asked for: checked before any memory or thread is taken."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msdata.cache.budget import free_memory
+from msdata.core.progress import bytes_text
+from msdata.dataset.dataset import Split
+from msdata.errors import UsageError
+from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
+from msdata.plan.order import num_steps
+from msdata.topology import Topology
+
+# Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
+_NUM_SEEDS = 1 << 63
+
+
+def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Refuses arguments that no loader can have.
+
+    Args:
+        given: the arguments of `Loader`, by name.
+
+    Returns:
+        Batch size, prefetch and hold; plain, for NumPy's integers overflow and JSON has none.
+
+    Raises:
+        UsageError: one of them is of another type, or out of range.
+    """
+    if not isinstance(given["split"], Split):
+        raise UsageError(
+            f"split must be a Split, got {type(given['split']).__name__}; give "
+            "msdata.open(path).split('train')"
+        )
+    if not isinstance(given["topology"], Topology | None):
+        raise UsageError(f"topology must be a Topology or None, got {given['topology']!r}")
+    _check_whole("seed", given["seed"])
+    if not 0 <= given["seed"] < _NUM_SEEDS:
+        raise UsageError(f"seed must be from 0 to 2**63 - 1, got {given['seed']}")
+    for name in ("batch_size", "prefetch", "hold", "threads", "buffer_samples"):
+        if given[name] is None and name in ("hold", "threads"):
+            continue
+        _check_whole(name, given[name])
+        if given[name] < 1:
+            raise UsageError(f"{name} must be at least 1, got {given[name]}")
+    prefetch, hold = int(given["prefetch"]), given["hold"]
+    if hold is None:
+        hold = 1 if given["copy"] else prefetch + 1
+    return int(given["batch_size"]), prefetch, int(hold)
+
+
+def checked_epoch(epoch: int) -> int:
+    """The epoch as a plain int.
+
+    Raises:
+        UsageError: there is no such epoch.
+    """
+    _check_whole("epoch", epoch)
+    if not 0 <= epoch < _NUM_SEEDS:
+        raise UsageError(f"epoch must be from 0 to 2**63 - 1, got {epoch}")
+    return operator.index(epoch)
+
+
+def _check_whole(name: str, number: Any) -> None:
+    try:
+        operator.index(number)
+    except TypeError:
+        raise UsageError(f"{name} must be an integer, got {number!r}") from None
+    if isinstance(number, bool):
+        raise UsageError(f"{name} must be an integer, got {number}")
+
+
+def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> None:
+    """Says where epochs have no steps.
+
+    Args:
+        split: what to load.
+        batch_size: samples a step on each rank.
+        last: what becomes of an incomplete batch.
+        num_ranks: ranks.
+
+    Raises:
+        UsageError: the whole split is one incomplete batch, which is dropped.
+    """
+    if num_steps(len(split), batch_size * num_ranks, last):
+        return
+    if not len(split):
+        warnings.warn(
+            f"split {split.name!r} has no samples: its epochs have no steps",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return
+    raise UsageError(
+        f"last={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a global "
+        f"batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks); use a "
+        "smaller batch_size, or last='short' or 'pad'"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingSize:
+    """The buffers of a loader.
+
+    Attributes:
+        num_rows: samples of each.
+        num_buffers: how many.
+        nbytes: of all of them.
+    """
+
+    num_rows: int
+    num_buffers: int
+    nbytes: int
+
+
+def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> RingSize:
+    """How large a ring is.
+
+    Args:
+        split: what to load.
+        batch_size: samples a step; of a split that has fewer, only padded batches have as many.
+        last: what becomes of an incomplete batch.
+        num_buffers: batches in the ring.
+    """
+    rows = batch_size if last == "pad" else min(batch_size, len(split))
+    nbytes = ring_nbytes(split.schema, rows, num_buffers)
+    return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
+
+
+def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None) -> BatchRing:
+    """The ring of a loader, if it fits into memory.
+
+    Args:
+        split: what to load.
+        size: of the ring.
+        hold: batches that stay valid.
+        gaps: as `make_ring` takes them.
+
+    Raises:
+        UsageError: it does not.
+    """
+    free = free_memory()
+    # Zero is what a system gives that does not tell.
+    if not 0 < free < size.nbytes:
+        buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
+        return BatchRing(buffers, hold)
+    raise UsageError(
+        f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "
+        f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "
+        "hold=1"
+    )
+
+
+def default_threads() -> int:
+    """Threads that fill batches: one a core this process may use, at least 4, at most 8.
+
+    Eight threads saturate the memory of every node we know of; more only take cores from others.
+    Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
+    """
+    return min(8, max(4, len(os.sched_getaffinity(0))))

@@ -1,0 +1,345 @@
+"""Threads that fill batch buffers with samples, straight from the page cache.
+
+What is in memory is copied by `_stream_fill` (C, optional: see stream_fill.c), a chunk of samples
+a call, without the GIL. What is not, or where that module could not be built, is read with
+`preadv`: a system call a sample in tar, one an array in HDF5, after the kernel was told of the
+whole batch, so that the disk sees deep queues however few threads there are.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.dataset import Split
+from msdata.dataset.shard_files import ShardFile
+from msdata.dataset.spans import constant_gaps
+from msdata.errors import DataError
+from msdata.loader.ring import BatchBuffer
+
+try:
+    from msdata.core import _stream_fill
+except ImportError:
+    # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
+    _stream_fill = None  # type: ignore[assignment]
+else:
+    # A copy built from older source reads the table otherwise: better none than that one.
+    if getattr(_stream_fill, "INTERFACE", 0) != 4:
+        _stream_fill = None  # type: ignore[assignment]
+stream_fill = _stream_fill
+
+# A batch is dealt out to all threads, in chunks not so small that handing them out costs time.
+_MIN_CHUNK_SAMPLES = 16
+# Arrays further apart are fetched by reads of their own.
+_MAX_GAP_NBYTES = 1 << 16
+# One read fills so many buffers at most (IOV_MAX of Linux).
+_MAX_BUFFERS = 1024
+
+# Small arrays of one kind stand side by side in HDF5: fetching their neighbours, which the epoch
+# needs as well, costs a disk less than coming back for each.
+_SMALL_NBYTES = 1 << 16
+_WINDOW_NBYTES = 1 << 20
+
+# Columns of the table that `_stream_fill` works on.
+FD, OFFSET, NBYTES, TARGET = range(4)
+# In `FD`: the bytes are in shared memory, and `OFFSET` is their address.
+SHARED_MEMORY = -(2**63)
+
+
+@dataclass
+class Filling:
+    """A batch on its way into its buffer.
+
+    Attributes:
+        buffer: where it goes.
+        samples: int64 (n,), the samples, in order.
+        shards: int64 (n,), each sample's shard.
+        offsets: int64 (n, arrays), where the arrays stand in their shards.
+        files: the shards that are read, held open; none where they are too many for that.
+        table: int64 (n * arrays, 4), what `_stream_fill` needs; None without that module, and
+            without files.
+        done: set when the last sample is there, or one has failed.
+        error: what went wrong.
+    """
+
+    buffer: Any
+    samples: NDArray[np.int64]
+    shards: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    files: dict[int, ShardFile]
+    table: NDArray[np.int64] | None
+    num_left: int = 0
+    done: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    error: BaseException | None = None
+    is_announced: bool = False
+    is_cancelled: bool = False
+
+    def raise_error(self) -> None:
+        """Raises what went wrong and forgets it, lest the two hold each other, and a batch."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
+
+
+class Rows(Protocol):
+    """Rows of a batch to read into: a whole `BatchBuffer`, or some of its rows."""
+
+    @property
+    def targets(self) -> list[list[Any]]:
+        """What each read fills, in the order of rows and arrays."""
+
+    @property
+    def addresses(self) -> NDArray[np.int64]:
+        """int64 (rows, arrays), where each row's arrays go."""
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """By name; indexed by row."""
+
+
+class BatchReader(Protocol):
+    """What fills batches: from storage (`SampleReader`), or from caches before that."""
+
+    def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
+        """Decides where each sample of a batch comes from."""
+
+    def fill(self, filling: Any, start: int, stop: int) -> None:
+        """Reads the samples [start, stop) of what `plan` gave."""
+
+
+class FillPool:
+    """Owns the threads; `close` ends them.
+
+    Args:
+        num_threads: threads.
+        reader: what reads the samples.
+    """
+
+    def __init__(self, num_threads: int, reader: BatchReader) -> None:
+        self._reader = reader
+        self._tasks: queue.SimpleQueue[tuple[Filling, int, int] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"msdata-fill-{i}", daemon=True)
+            for i in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, filling: Filling) -> None:
+        """Has a batch filled; `filling.done` tells when it is."""
+        num_samples = len(filling.samples)
+        chunk = max(_MIN_CHUNK_SAMPLES, -(-num_samples // len(self._threads)))
+        starts = range(0, num_samples, chunk)
+        filling.num_left = len(starts)
+        if not starts:
+            filling.done.set()
+        for start in starts:
+            self._tasks.put((filling, start, min(start + chunk, num_samples)))
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            filling, start, stop = task
+            try:
+                if filling.error is None and not filling.is_cancelled:
+                    self._reader.fill(filling, start, stop)
+            except BaseException as error:  # raised where the batch is awaited
+                filling.error = error
+            with filling.lock:
+                filling.num_left -= 1
+                is_last = filling.num_left == 0
+            if is_last:
+                filling.done.set()
+
+    def stop(self) -> None:
+        """Has the threads end after what they are at, and does not wait for it."""
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def close(self) -> None:
+        """Ends the threads after what they are at."""
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+
+class SampleReader:
+    """Reads samples into batch buffers; used by all threads at once.
+
+    Args:
+        split: where the samples are.
+        checksums: uint32 (samples,) to check every sample against; None trusts the storage.
+
+    Attributes:
+        gaps: bytes between one array of a sample and the next, where one read fetches all; else
+            None.
+        is_streaming: whether `_stream_fill` is there; may be set to False to do without.
+        num_cold: samples that were not in memory when read.
+    """
+
+    def __init__(self, split: Split, checksums: NDArray[np.uint32] | None = None) -> None:
+        self._split = split
+        self._spans = split.spans
+        self._files = split.files
+        self._checksums = checksums
+        gaps = constant_gaps(split.schema, self._spans)
+        if gaps is not None and (
+            max(gaps, default=0) > _MAX_GAP_NBYTES or 2 * len(gaps) + 1 > _MAX_BUFFERS
+        ):
+            gaps = None
+        self.gaps = gaps
+        sizes = [a.nbytes for a in split.schema.arrays]
+        self._sizes = np.array(sizes, np.int64)
+        self.is_streaming = _stream_fill is not None
+        self.num_cold = 0
+
+    def plan(self, samples: NDArray[np.int64], buffer: Rows) -> Filling:
+        """Decides where each array of a batch comes from.
+
+        Args:
+            samples: int64 (n,), numbers within the split.
+            buffer: where they go; made with this reader's `gaps`.
+
+        Raises:
+            DataError: a shard is missing or truncated.
+            StorageError: the file system refused.
+        """
+        shards = self._spans.shards(samples)
+        numbers = self._distinct(shards)
+        is_held = len(numbers) <= self._files.max_held
+        files = self._files.open_all(numbers) if is_held else {}
+        filling = Filling(
+            buffer=buffer,
+            samples=samples,
+            shards=shards,
+            offsets=self._spans.offsets(samples, shards),
+            files=files,
+            table=None,
+        )
+        if self.is_streaming and is_held:
+            filling.table = self._table(filling, files, slice(0, len(samples)))
+        return filling
+
+    def _distinct(self, shards: NDArray[np.int64]) -> list[int]:
+        """The different ones, ascending; a few thousand flags are faster than sorting."""
+        is_there = np.zeros(len(self._spans.start), np.bool_)
+        is_there[shards] = True
+        return np.flatnonzero(is_there).tolist()
+
+    def _table(
+        self, filling: Filling, files: dict[int, ShardFile], rows: slice
+    ) -> NDArray[np.int64]:
+        offsets = filling.offsets[rows]
+        table = np.empty((*offsets.shape, 4), np.int64)
+        fds = np.empty(len(self._spans.start), np.int64)
+        fds[list(files)] = [file.fd for file in files.values()]
+        table[:, :, FD] = fds[filling.shards[rows]][:, None]
+        table[:, :, OFFSET] = offsets
+        table[:, :, NBYTES] = self._sizes
+        table[:, :, TARGET] = filling.buffer.addresses[rows]
+        return table.reshape(-1, 4)
+
+    def fill(self, filling: Filling, start: int, stop: int) -> None:
+        """Reads the samples [start, stop) of a batch.
+
+        Raises:
+            DataError: a shard was truncated or altered.
+            StorageError: the file system refused.
+        """
+        # Where the batch's shards cannot all be open at once, a few samples are read at a time.
+        step = stop - start if filling.files else max(1, self._files.max_held // 4)
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            first = low + self._stream(filling, low, high) if self.is_streaming else low
+            if first < high:
+                self._read(filling, first, high)
+        if self._checksums is not None:
+            for i in range(start, stop):
+                self.check(filling, i, self._checksums)
+
+    def _stream(self, filling: Filling, start: int, stop: int) -> int:
+        """Copies the samples [start, stop) that are in memory; how many, up to the first other."""
+        if _stream_fill is None:
+            return 0
+        num_arrays = len(self._sizes)
+        if filling.table is not None:
+            done = _stream_fill.fill(filling.table, start * num_arrays, stop * num_arrays)
+            return done // num_arrays - start
+        # Held open by this variable until the bytes are there.
+        files = self._files.open_all(self._distinct(filling.shards[start:stop]))
+        table = self._table(filling, files, slice(start, stop))
+        return _stream_fill.fill(table, 0, len(table)) // num_arrays
+
+    def _read(self, filling: Filling, start: int, stop: int) -> None:
+        """Reads with preadv: without waiting as long as it goes, then announced, with waiting."""
+        reads = list(self._reads(filling, start, stop))
+        done = 0
+        while done < len(reads) and reads[done][0].read_now(*reads[done][1:]):
+            done += 1
+        if done == len(reads):
+            return
+        self._announce(filling)
+        for file, targets, place in reads[done:]:
+            file.read_into(targets, place)
+        self.num_cold += stop - start - done * (stop - start) // len(reads)
+
+    def _announce(self, filling: Filling) -> None:
+        """Tells the kernel of a whole batch, once, when the first of it is not in memory."""
+        with filling.lock:
+            is_first = not filling.is_announced
+            filling.is_announced = True
+        if not is_first:
+            return
+        windows = set()
+        for file, targets, place in self._reads(filling, 0, len(filling.samples)):
+            nbytes = sum(map(len, targets))
+            if nbytes >= _SMALL_NBYTES:
+                file.announce(place, nbytes)
+            else:
+                windows.add((file, place // _WINDOW_NBYTES * _WINDOW_NBYTES))
+        for file, place in windows:
+            file.announce(place, _WINDOW_NBYTES)
+
+    def _reads(
+        self, filling: Filling, start: int, stop: int
+    ) -> Iterator[tuple[ShardFile, list[Any], int]]:
+        """File, buffers and offset of each system call for the samples [start, stop)."""
+        per_sample = 1 if self.gaps is not None else len(self._sizes)
+        targets = filling.buffer.targets
+        for i in range(start, stop):
+            shard = int(filling.shards[i])
+            file = filling.files.get(shard) or self._files.open(shard)
+            for a in range(per_sample):
+                yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
+
+    def check(self, filling: Filling, i: int, checksums: NDArray[np.uint32]) -> None:
+        """Holds one sample of a filled batch against its checksum.
+
+        Args:
+            filling: the batch.
+            i: which of its samples.
+            checksums: uint32 (samples of the split,).
+
+        Raises:
+            DataError: it differs.
+        """
+        sample = int(filling.samples[i])
+        found = crc32c_of_parts(array[i] for array in filling.buffer.arrays.values())
+        expected = int(checksums[sample])
+        if found != expected:
+            raise DataError(
+                f"{self._files.path(int(filling.shards[i]))}: sample "
+                f"{self._split.sample_id(sample)} was altered (checksum {found:08x}, the index "
+                f"says {expected:08x}); run 'msdata verify --repair {self._split.dataset.path}'"
+            )

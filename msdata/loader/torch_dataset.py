@@ -1,0 +1,190 @@
+"""For people who keep their own DataLoader: a split as a map-style `torch.utils.data.Dataset`.
+
+Against `Loader`: any sampler, any order, PyTorch's own worker processes; the price is fresh memory
+for every batch, and one more copy where workers send it. Pass `collate` as `collate_fn`: a batch is
+read into one buffer, and `collate` gives that buffer out instead of stacking its rows.
+
+    dataset = msdata.TorchDataset(data.split("train"))
+    DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, collate_fn=dataset.collate)
+
+The only file of msdata that imports torch; nothing imports it unless asked for `TorchDataset`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from msdata.dataset.dataset import Split, as_row
+from msdata.errors import MissingPackageError, UsageError
+from msdata.loader.columns import BatchColumns
+from msdata.loader.read import SampleReader
+from msdata.loader.ring import BatchBuffer
+
+try:
+    import torch
+    from torch.utils.data import Dataset
+except ImportError as error:
+    raise MissingPackageError(
+        "TorchDataset needs torch: run pip install 'msdata[train]'"
+    ) from error
+
+TorchSample = dict[str, Any]
+_MAX_INTEGER = (1 << 63) - 1
+
+
+def collate(batch: Sequence[TorchSample]) -> TorchSample:
+    """Samples as one batch; without a copy where they are consecutive rows of one buffer.
+
+    Args:
+        batch: what `TorchDataset.__getitems__` gave, or any samples of one `TorchDataset`.
+
+    Returns:
+        By name: tensors with the batch as first axis; numbers as a tensor (n,); text as a list.
+    """
+    return {name: _joined([sample[name] for sample in batch]) for name in batch[0]}
+
+
+def _joined(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        rows = _rows_of_one_buffer(values)
+        return torch.stack(values) if rows is None else rows
+    # Through NumPy, whose floats are double: torch.tensor would round labels to single precision.
+    return values if isinstance(first, str) else torch.from_numpy(np.array(values))
+
+
+def _rows_of_one_buffer(rows: list[torch.Tensor]) -> torch.Tensor | None:
+    """The tensor whose rows these are, one after the other; None where they are no such rows."""
+    first = rows[0]
+    start, size = first.data_ptr(), first.numel() * first.element_size()
+    storage = first.untyped_storage()
+    for i, row in enumerate(rows):
+        if row.data_ptr() != start + i * size or not row.is_contiguous():
+            return None
+        # Equal addresses may be neighbours by chance, of memory that is freed apart.
+        if row.untyped_storage().data_ptr() != storage.data_ptr():
+            return None
+    shape, strides = (len(rows), *first.shape), (first.numel(), *first.stride())
+    return first.as_strided(shape, strides)
+
+
+class TorchDataset(Dataset[TorchSample]):
+    """The samples of a split, by number, as tensors.
+
+    May be pickled and used on both sides of a fork: every process opens its own files.
+
+    Args:
+        split: the samples; `msdata.open(path).split("train")`.
+        columns: columns of the index to hand out as well; None means `redshift` if there is one.
+        fill_nulls: what stands for null, by column, such as `{"fold": -1}`: neither tensors nor
+            PyTorch's own collation know null. Floats need none, their null is NaN.
+
+    Raises:
+        MissingPackageError: torch is not installed.
+        UsageError: there is no such column, it has nulls and `fill_nulls` says nothing about them,
+            or no tensor holds its values.
+        DataError: a shard is missing or truncated.
+    """
+
+    # Reachable from the data set, so that users import one name.
+    collate: Callable[[Sequence[TorchSample]], TorchSample] = staticmethod(collate)
+
+    def __init__(
+        self,
+        split: Split,
+        columns: Sequence[str] | None = None,
+        *,
+        fill_nulls: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(split, Split):
+            raise UsageError(
+                f"split must be a Split, got {type(split).__name__}; give "
+                "msdata.open(path).split('train')"
+            )
+        split.files.check_all()
+        self._split = split
+        self._fill_nulls = dict(fill_nulls or {})
+        self._columns = BatchColumns(split, columns, self._fill_nulls)
+        _check_columns(split, self._columns)
+        self._reader: SampleReader | None = None
+        self._reader_pid = 0
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, number: int) -> TorchSample:
+        """One sample.
+
+        Args:
+            number: row within the split; negative counts from the end.
+
+        Returns:
+            Arrays as tensors; labels as Python numbers; ids and other text as `str`.
+
+        Raises:
+            TypeError: the number is no integer.
+            IndexError: there is no such sample.
+            DataError: its shard is missing or truncated.
+        """
+        return self.__getitems__((number,))[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[TorchSample]:
+        """A batch of samples, all in one piece of fresh memory; PyTorch calls it for batches.
+
+        Args:
+            numbers: rows within the split, in any order; negative counts from the end.
+
+        Raises:
+            TypeError: a number is no integer.
+            IndexError: there is no such sample.
+            DataError: a shard is missing or truncated.
+        """
+        if not len(numbers):
+            return []
+        place = f"split {self._split.name!r}"
+        rows = np.array([as_row(number, len(self), place) for number in numbers], np.int64)
+        reader = self._open_reader()
+        buffer = BatchBuffer(self._split.schema, len(rows), reader.gaps)
+        reader.fill(reader.plan(rows, buffer), 0, len(rows))
+        values = {n: torch.from_numpy(a).unbind(0) for n, a in buffer.arrays.items()}
+        for name, column in self._columns.take(rows).items():
+            values[name] = column.tolist()
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    def _open_reader(self) -> SampleReader:
+        # A forked worker has the parent's reader, whose locks a thread there may have held.
+        if self._reader is None or self._reader_pid != os.getpid():
+            self._reader, self._reader_pid = SampleReader(self._split), os.getpid()
+        return self._reader
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as a path: whoever unpickles it, such as a spawned worker, opens it again."""
+        return _reopened, (self._split, self._columns.names, self._fill_nulls)
+
+
+def _reopened(split: Split, columns: Sequence[str], fill_nulls: Mapping[str, Any]) -> TorchDataset:
+    return TorchDataset(split, columns, fill_nulls=fill_nulls)
+
+
+def _check_columns(split: Split, columns: BatchColumns) -> None:
+    """Raises UsageError where a column holds what no tensor does."""
+    for name, count in columns.null_counts().items():
+        raise UsageError(
+            f"column {name!r} has {count:,} nulls in split {split.name!r}, which tensors cannot "
+            f"hold; say what stands for them with fill_nulls={{{name!r}: ...}}"
+        )
+    for name, values in columns.numbers().items():
+        if values.dtype.kind not in "biuf":
+            raise UsageError(
+                f"column {name!r} holds {split.column_type(name)}, which no tensor holds; read it "
+                f"with split.table([{name!r}])"
+            )
+        if values.dtype.kind == "u" and int(values.max(initial=0)) > _MAX_INTEGER:
+            raise UsageError(
+                f"column {name!r} holds {values.max()}, and PyTorch's integers end at 2**63 - 1; "
+                f"read it with split.numbers({name!r}, np.uint64)"
+            )

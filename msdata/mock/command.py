@@ -1,0 +1,92 @@
+"""The command `msdata mock OUT --n N --seed S`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msdata.core.options import add_jobs, num_jobs
+from msdata.core.progress import bytes_text
+from msdata.core.terminal import raw
+from msdata.mock.write import write_mock
+
+# Seconds between two lines where the output is no terminal.
+_LINE_INTERVAL_S = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `msdata mock` to a parser.
+
+    Args:
+        parser: the command's parser.
+    """
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to fill; new or empty")
+    parser.add_argument(
+        "--n", type=int, default=1000, metavar="N", help="objects, 0.57 MiB each (default: 1000)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: 0)"
+    )
+    add_jobs(parser, "processes")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes mock data and prints one line: rate, bytes, path.
+
+    Args:
+        args: parsed arguments of `add_arguments`.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        MsdataError: as `write_mock`; the caller turns it into a message and an exit code.
+    """
+    started_s = time.perf_counter()
+    catalog = write_mock(
+        args.out,
+        num_objects=args.n,
+        seed=args.seed,
+        jobs=num_jobs(args.jobs),
+        progress=_progress_printer(args.n),
+    )
+    seconds = time.perf_counter() - started_s
+    nbytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    if args.json:
+        summary = {
+            "catalog": str(catalog),
+            "objects": args.n,
+            "bytes": nbytes,
+            "seconds": round(seconds, 3),
+            "objects_per_s": round(args.n / seconds, 1),
+        }
+        print(json.dumps(summary))
+    else:
+        print(
+            f"wrote {args.n} objects ({bytes_text(nbytes)}) in {seconds:.1f} s, "
+            f"{args.n / seconds:.0f} objects/s: {catalog}"
+        )
+    return 0
+
+
+def _progress_printer(num_objects: int) -> Callable[[int], None]:
+    """Shows progress on stderr: one moving line on a terminal, else a plain line now and then."""
+    is_terminal = sys.stderr.isatty()
+    last_line_s = time.monotonic()
+
+    def show(num_written: int) -> None:
+        nonlocal last_line_s
+        text = f"mock: {num_written} of {num_objects} objects"
+        if is_terminal:
+            end = "\n" if num_written == num_objects else ""
+            print(f"\r{text}", end=end, file=raw(sys.stderr), flush=True)
+        elif time.monotonic() - last_line_s >= _LINE_INTERVAL_S:
+            last_line_s = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,336 @@
+"""`msdata plan`: what a job will read from where, before it is submitted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.output_file import PNG_MARK, check_output
+from msdata.dataset.dataset import open_dataset as open_packed
+from msdata.errors import UsageError
+from msdata.plan.forecast import Job
+from msdata.plan.machine import RATES, load_machine, machine_from
+from msdata.plan.order import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_BUFFER_SAMPLES,
+    DEFAULT_LAST,
+    DEFAULT_POLICY,
+    LAST,
+    POLICIES,
+)
+from msdata.plan.ownership import Nodes
+from msdata.plan.report import build_report
+from msdata.plan.text import render_report
+from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
+from msdata.plan.weights import add_arguments as add_weights
+from msdata.plan.weights import plan_weights
+from msdata.topology import Topology
+
+_GIB = 1 << 30
+_MOST_NODES = 1 << 20
+# 600 MB: what the README advises for a shard, about a thousand cutouts.
+_SHARD_BYTES = 600_000_000
+
+
+class SplitLike(Protocol):
+    """What a plan needs to know of a split; a `Dataset`'s split is one."""
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """int64 (num_shards,): samples of each shard, in index order."""
+
+    @property
+    def shard_bytes(self) -> NDArray[np.int64]:
+        """int64 (num_shards,): what each shard occupies in a cache."""
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of a sample's record."""
+
+    @property
+    def redshift(self) -> NDArray[np.float64] | None:
+        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """float64 (num_samples,): a column of the index, NaN where unknown."""
+
+
+class DatasetLike(Protocol):
+    """A data set that has splits."""
+
+    def split(self, name: str) -> SplitLike:
+        """The split of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanData:
+    """The data of a plan: a split that is there, or one that is assumed.
+
+    Attributes:
+        name: what to call it in the report.
+        shard_sizes: int64 (num_shards,), samples.
+        shard_bytes: int64 (num_shards,), bytes in a cache.
+        sample_bytes: bytes of a sample's record.
+        redshift: float64 (num_samples,), or None.
+        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
+    """
+
+    name: str
+    shard_sizes: NDArray[np.int64]
+    shard_bytes: NDArray[np.int64]
+    sample_bytes: int
+    redshift: NDArray[np.float64] | None = None
+    weights: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.shard_sizes) or int(self.shard_sizes.sum()) < 1:
+            raise UsageError(f"{self.name} has no samples: there is nothing to plan")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `msdata plan`."""
+    parser.add_argument("data", nargs="?", help="data set; not needed with --assume-samples")
+    parser.add_argument("--split", default="train", help="split to plan (%(default)s)")
+    parser.add_argument("--assume-samples", type=int, help="plan for so many samples instead")
+    parser.add_argument("--assume-bytes", type=int, help="bytes of an assumed sample")
+    parser.add_argument(
+        "--assume-shard-bytes",
+        type=int,
+        default=_SHARD_BYTES,
+        help="bytes of an assumed shard (%(default)s)",
+    )
+    parser.add_argument(
+        "--nodes", type=int, help="number of nodes (as many as capacities are listed, else 1)"
+    )
+    parser.add_argument("--ranks-per-node", type=int, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--batch-per-rank", type=int, default=DEFAULT_BATCH_SIZE, help="(%(default)s)"
+    )
+    for tier in ("memory", "ssd"):
+        parser.add_argument(
+            f"--{tier}-gib",
+            default="0",
+            metavar="N[,N...]",
+            help=f"{tier} tier of every node, or of each in turn; 6x400,2x200 is 400 of six nodes "
+            "and 200 of two (%(default)s)",
+        )
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULT_POLICY,
+        help="(%(default)s, as the Loader; slurm/train_ddp.sh with a cache on several nodes takes "
+        "locality)",
+    )
+    parser.add_argument(
+        "--last", choices=LAST, default=DEFAULT_LAST, help="(%(default)s, as the Loader)"
+    )
+    parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
+    add_weights(parser)
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
+    parser.add_argument(
+        "--replay-epochs",
+        type=int,
+        help="epochs to replay exactly; the others are expected (15 million samples' worth)",
+    )
+    _add_rates(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument(
+        "--by-nodes",
+        default="",
+        metavar="N[,N...]",
+        help="also what an epoch reads on so many nodes of the same memory and SSD each",
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="PNG",
+        help="hits and time against the numbers of --by-nodes, else powers of 2",
+    )
+
+
+def _add_rates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--machine", type=Path, help="machine.json of 'msdata probe'")
+    for name, meaning in (
+        ("memory", "copies of a node from memory"),
+        ("ssd", "reads of a node from its SSD"),
+        ("network", "what a node receives from peers"),
+        ("storage", "reads of one node from shared storage"),
+        ("storage-total", "reads of all nodes together from shared storage"),
+    ):
+        parser.add_argument(
+            f"--{name}-gib-per-s", type=float, metavar="GIB/S", help=f"{meaning} (1 GiB = 2**30 B)"
+        )
+    parser.add_argument("--samples-per-s", type=float, help="samples one GPU trains on a second")
+
+
+def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = open_packed) -> int:
+    """Plan, and print what comes of it.
+
+    Args:
+        args: of `add_arguments`.
+        open_dataset: opens the data set where none is assumed.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: options that make no sense.
+    """
+    if args.figure is not None:
+        check_output(args.figure, PNG_MARK)
+    data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
+    if args.epochs < 1:
+        raise UsageError(f"--epochs {args.epochs}: a plan needs at least one")
+    job = _job(args, data)
+    numbers = _node_numbers(args.by_nodes)
+    _check_steps(job, numbers)
+    machine = _machine(args)
+    report = build_report(
+        job,
+        machine,
+        num_epochs=args.epochs,
+        replay_epochs=args.replay_epochs,
+        redshift=data.redshift,
+        by_nodes=numbers,
+    )
+    report["data"]["name"] = data.name
+    report["job"]["weights_of"] = args.weights
+    if args.figure is not None:
+        from msdata.plan.figure import draw_by_nodes
+
+        shown = sorted(set(numbers)) or _numbers_of_nodes(job.nodes.num_nodes)
+        draw_by_nodes(by_nodes(job, machine, shown), args.figure)
+    text = json.dumps(report, indent=2, allow_nan=False) if args.json else render_report(report)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _assumed(args: argparse.Namespace) -> PlanData:
+    if args.assume_bytes is None or args.assume_bytes < 1 or args.assume_samples < 1:
+        raise UsageError("--assume-samples needs a number above 0, and --assume-bytes beside it")
+    per_shard = max(1, args.assume_shard_bytes // args.assume_bytes)
+    num_shards = -(-args.assume_samples // per_shard)
+    sizes = np.full(num_shards, per_shard, dtype=np.int64)
+    sizes[-1] = args.assume_samples - per_shard * (num_shards - 1)
+    return PlanData(
+        name="assumed data",
+        shard_sizes=sizes,
+        shard_bytes=sizes * args.assume_bytes,
+        sample_bytes=args.assume_bytes,
+        weights=plan_weights(args, None, args.assume_samples),
+    )
+
+
+def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike]) -> PlanData:
+    if args.data is None:
+        raise UsageError("name a data set, or assume one by --assume-samples and --assume-bytes")
+    split = open_dataset(Path(args.data)).split(args.split)
+    sizes = np.asarray(split.shard_sizes, dtype=np.int64)
+    return PlanData(
+        name=f"{args.data}, split {args.split}",
+        shard_sizes=sizes,
+        shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
+        sample_bytes=split.sample_nbytes,
+        redshift=split.redshift,
+        weights=plan_weights(args, split, int(sizes.sum())),
+    )
+
+
+def _job(args: argparse.Namespace, data: PlanData) -> Job:
+    nodes = _nodes(args)
+    return Job(
+        topology=Topology(num_nodes=nodes.num_nodes, ranks_per_node=args.ranks_per_node),
+        nodes=nodes,
+        shard_sizes=data.shard_sizes,
+        shard_bytes=data.shard_bytes,
+        sample_bytes=data.sample_bytes,
+        batch_per_rank=args.batch_per_rank,
+        policy=args.policy,
+        seed=args.seed,
+        last=args.last,
+        buffer_samples=args.buffer_samples,
+        weights=data.weights,
+    )
+
+
+def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
+    """Refuses a plan without steps: all its numbers would be zeros, and the training would end."""
+    for num_nodes in (job.topology.num_nodes, *numbers_of_nodes):
+        if not has_steps(on_nodes(job, num_nodes)):
+            num_ranks = num_nodes * job.topology.ranks_per_node
+            raise UsageError(
+                f"--last drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
+                f"{job.num_samples:,} samples do not fill a global batch of {num_ranks:,} ranks x "
+                f"{job.batch_per_rank}; give a smaller --batch-per-rank, or --last short"
+            )
+
+
+def _nodes(args: argparse.Namespace) -> Nodes:
+    options = {"--memory-gib": args.memory_gib, "--ssd-gib": args.ssd_gib}
+    listed = {option: _listed(option, text) for option, text in options.items()}
+    num_nodes = max(map(len, listed.values())) if args.nodes is None else args.nodes
+    if num_nodes < 1:
+        raise UsageError(f"--nodes {num_nodes}: a plan needs at least one node")
+    for option, gib in listed.items():
+        if len(gib) not in (1, num_nodes):
+            raise UsageError(
+                f"{option} {options[option]!r} is of {len(gib)} nodes, the job has {num_nodes}: "
+                f"give one number for all nodes, or {num_nodes} of them"
+            )
+    memory, ssd = (
+        np.array([int(g * _GIB) for g in gib * (num_nodes // len(gib))], dtype=np.int64)
+        for gib in listed.values()
+    )
+    keys = np.arange(num_nodes, dtype=np.uint64)
+    return Nodes(memory_bytes=memory, ssd_bytes=ssd, keys=keys)
+
+
+def _listed(option: str, text: str) -> list[float]:
+    """Capacities as they are listed, in GiB; "6x400" stands for six of 400."""
+    found: list[float] = []
+    for part in text.split(","):
+        count, times, gib = part.rpartition("x")
+        try:
+            found += [float(gib)] * (min(int(count), _MOST_NODES) if times else 1)
+        except ValueError:
+            found.append(-1.0)
+    if not found or not all(0 <= g < 2**33 for g in found):
+        raise UsageError(
+            f"{option} {text!r} is no number of GiB from 0, nor a list of them such as 400,400,200 "
+            "or 2x400,200"
+        )
+    return found
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    fields: dict[str, Any] = {} if args.machine is None else load_machine(args.machine)
+    for name in RATES:
+        option = name.replace("_bytes_per_s", "_gib_per_s")
+        value = getattr(args, option)
+        if value is not None:
+            fields[name] = value * (_GIB if option != name else 1)
+    return machine_from(fields)
+
+
+def _node_numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = [0]
+    if any(not 0 < n < _MOST_NODES for n in numbers):
+        raise UsageError(f"--by-nodes {text!r} must be numbers of nodes, such as 1,2,4,8")
+    return numbers
+
+
+def _numbers_of_nodes(asked: int) -> list[int]:
+    powers = [2**k for k in range(max(4, (4 * asked).bit_length()))]
+    return sorted({asked, *powers})

@@ -1,0 +1,118 @@
+"""`machine.json`: what `msdata probe` measured and `msdata plan` reckons with."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from msdata.core.checked_json import Positive, read_json
+from msdata.errors import StorageError, UsageError
+from msdata.plan.timing import Machine
+
+FORMAT = 1
+MARK = b'{\n  "format": '
+RATES = (
+    "memory_bytes_per_s",
+    "ssd_bytes_per_s",
+    "network_bytes_per_s",
+    "storage_bytes_per_s",
+    "storage_total_bytes_per_s",
+    "samples_per_s",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    """What is reckoned with; the rest is for people."""
+
+    IGNORES_UNKNOWN = True
+
+    format: Literal[1]
+    memory_bytes_per_s: Positive | None = None
+    ssd_bytes_per_s: Positive | None = None
+    network_bytes_per_s: Positive | None = None
+    storage_bytes_per_s: Positive | None = None
+    storage_total_bytes_per_s: Positive | None = None
+    samples_per_s: Positive | None = None
+
+
+def machine_from(fields: dict[str, Any]) -> Machine:
+    """The rates of a `machine.json`, or of options, as a `Machine`.
+
+    Args:
+        fields: `RATES` by name, in bytes (or samples of a rank) per second; absent or None where
+            unknown. Other fields are ignored.
+
+    Returns:
+        The machine.
+
+    Raises:
+        UsageError: a rate that is not positive.
+    """
+    return Machine(**{name.removesuffix("_bytes_per_s"): fields.get(name) for name in RATES})
+
+
+def load_machine(path: Path) -> dict[str, Any]:
+    """Read a `machine.json`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is damaged, or of another format.
+        StorageError: the file system refused.
+    """
+    try:
+        found = read_json(path, cure="run 'msdata probe' again")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{path} does not exist; 'msdata probe --out {path}' makes it") from error
+    found.read_as(_Fields)
+    fields: dict[str, Any] = found.value
+    return fields
+
+
+def save_machine(path: Path, fields: dict[str, Any]) -> None:
+    """Write a `machine.json` so that at any moment the old or the new one is there, whole.
+
+    Args:
+        path: the file.
+        fields: its fields; the format number is added.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp keeps others out; a machine's rates are for the whole group.
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path} ({error}); choose another place by --out"
+        ) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,1 +1,0 @@
-"""Compiles a spectroscopic sample from surveys' tables: recipes, cuts, duplicates, reddening."""

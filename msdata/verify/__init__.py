@@ -1,0 +1,1 @@
+"""Checks every byte of a data set, and rebuilds damaged shards."""

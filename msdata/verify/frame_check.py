@@ -1,0 +1,202 @@
+"""Finds what is wrong in the bytes of a shard that are no pixels: headers, JSON, padding, index.
+
+The manifest has one checksum for all of them together. Where it is wrong, each record is compared
+with what the writer would have written, so that the fault gets a sample's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msdata.core.checked_json import parse_json
+from msdata.dataset.hdf5 import frame_ranges
+from msdata.dataset.shard import metadata_text
+from msdata.dataset.shard_files import ShardFile
+from msdata.dataset.tar import (
+    array_head,
+    dali_index_path,
+    dali_index_text,
+    dali_line,
+    dali_members,
+    json_distance,
+    json_header,
+    member_key,
+    member_nbytes,
+)
+from msdata.errors import DataError
+from msdata.schema import Schema
+from msdata.verify.expected_shard import ExpectedShard
+
+_BLOCK = 512
+_END_NBYTES = 2 * _BLOCK
+_RECORD = re.compile(rb'\{"sample_id":')
+# More is not searched for the JSON texts of an HDF5 shard: a hundred thousand samples' worth.
+_MAX_SEARCHED_NBYTES = 64 << 20
+
+
+def locate_damage(file: ShardFile, expected: ExpectedShard) -> list[tuple[int | None, str]]:
+    """Names the samples whose bytes between the arrays were altered.
+
+    Args:
+        file: the open shard, of the right size.
+        expected: what the shard has to be.
+
+    Returns:
+        (position in the shard or None, what is wrong) of each; empty where it cannot be told.
+    """
+    rows = expected.read_rows(None).to_pylist()
+    if expected.container == "tar":
+        return list(_tar_damage(file, expected, rows))
+    return list(_hdf5_damage(file, expected, rows))
+
+
+def _read(file: ShardFile, start: int, stop: int) -> bytes:
+    buffer = bytearray(max(0, stop - start))
+    file.read_into([buffer], start)
+    return bytes(buffer)
+
+
+def _tar_damage(
+    file: ShardFile, expected: ExpectedShard, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[int | None, str]]:
+    arrays = expected.schema.arrays
+    places = expected.offsets.tolist()
+    end = expected.info.nbytes - _END_NBYTES
+    for i, (row, offsets) in enumerate(zip(rows, places, strict=True)):
+        sample_id = row["sample_id"]
+        before = offsets[0] - len(array_head(sample_id, arrays[0]))
+        for array, offset in zip(arrays, offsets, strict=True):
+            head = array_head(sample_id, array)
+            stop = offset - len(head)
+            if _read(file, stop, offset) != head:
+                yield i, f"sample {sample_id}: the header before {array.name!r} was altered"
+            if any(_read(file, before, stop)):
+                yield i, f"sample {sample_id}: the padding before {array.name!r} was altered"
+            before = offset + array.nbytes
+        head_at = offsets[-1] + json_distance(expected.schema)
+        following = end
+        if i + 1 < len(rows):
+            next_head = array_head(rows[i + 1]["sample_id"], arrays[0])
+            following = places[i + 1][0] - len(next_head)
+        if any(_read(file, before, head_at)):
+            yield i, f"sample {sample_id}: the padding after {arrays[-1].name!r} was altered"
+        if what := _json_damage(_read(file, head_at, following), row, expected.schema):
+            yield i, f"sample {sample_id}: {what}"
+    if any(_read(file, end, expected.info.nbytes)):
+        yield None, "the blocks that end the archive were altered"
+
+
+def _json_damage(member: bytes, row: Mapping[str, Any], schema: Schema) -> str:
+    """What is wrong with a sample's JSON member, header and padding included."""
+    nbytes = member_nbytes(member[:_BLOCK])
+    if nbytes is None or member[:_BLOCK] != json_header(row["sample_id"], nbytes):
+        return "the header of its JSON was altered"
+    text, padding = member[_BLOCK : _BLOCK + nbytes], member[_BLOCK + nbytes :]
+    if any(padding):
+        return "the padding after its JSON was altered"
+    return "" if _agrees(text, row, schema) else "its JSON was altered"
+
+
+def _hdf5_damage(
+    file: ShardFile, expected: ExpectedShard, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[int | None, str]]:
+    # Read past the library, which may crash on a damaged file.
+    ranges = frame_ranges(expected.offsets, expected.array_nbytes, expected.info.nbytes)
+    if sum(stop - start for start, stop in ranges) > _MAX_SEARCHED_NBYTES:
+        return
+    frame = b"".join(_read(file, start, stop) for start, stop in ranges)
+    decoder = json.JSONDecoder()
+    found: dict[str, bytes] = {}
+    for match in _RECORD.finditer(frame):
+        # Long enough for any record: texts are cut where the next one starts.
+        text = frame[match.start() : match.start() + (1 << 16)].decode("latin1")
+        try:
+            content, stop = decoder.raw_decode(text)
+        except (ValueError, RecursionError):
+            continue
+        found[str(content["sample_id"])] = text[:stop].encode("latin1")
+    for i, row in enumerate(rows):
+        sample_id = row["sample_id"]
+        if not _agrees(found.get(sample_id, b""), row, expected.schema):
+            yield i, f"sample {sample_id}: its JSON was altered"
+
+
+def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
+    """Whether a JSON text is what the writer would have made of the index's row."""
+    try:
+        content = parse_json(text, "", cure="").value
+        again = metadata_text(content)
+        if again != text:
+            return False
+        sums = {
+            f"{prefix}_{name}": sum(content[f"num_{prefix}"].get(name, ()))
+            for prefix in ("filled", "nan")
+            for name in schema.names
+        }
+        found = {**content, **sums, "missing_bands": ",".join(content["missing_bands"])}
+    except (DataError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    known = [name for name in row if name in found]
+    named = {*content} - {"num_filled", "num_nan"}
+    return named <= {*row} and all(_is_same(found[name], row[name]) for name in known)
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    """Equality in which null is NaN: JSON has no NaN, and columns lack numbers of other types."""
+    if isinstance(right, float) and not math.isfinite(right):
+        right = None
+    is_number = isinstance(left, int | float) and not isinstance(left, bool)
+    return bool(left == right) or (right is None and is_number)
+
+
+def check_dali_index(file: ShardFile, expected: ExpectedShard) -> str:
+    """Compares the DALI index beside a tar shard with one made anew.
+
+    Args:
+        file: the open shard, whose headers were found right.
+        expected: what the shard has to be.
+
+    Returns:
+        What is wrong; empty where nothing is.
+    """
+    path = dali_index_path(expected.path)
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        return "the index that DALI reads is missing; --repair makes it anew"
+    wanted = dali_index_of(file, expected)
+    if found == wanted:
+        return ""
+    lines, right = found.splitlines(), wanted.splitlines()
+    differing = next(
+        (i for i, (a, b) in enumerate(zip(lines, right, strict=False)) if a != b),
+        min(len(lines), len(right)),
+    )
+    where = "its first line"
+    if differing:
+        ids = expected.sample_ids()
+        where = f"sample {ids[differing - 1]}" if differing <= len(ids) else "its end"
+    return f"the index that DALI reads was altered, first at {where}; --repair makes it anew"
+
+
+def dali_index_of(file: ShardFile, expected: ExpectedShard) -> bytes:
+    """The DALI index of a tar shard, made from the index and the shard's headers.
+
+    Raises:
+        DataError: a header of the shard is damaged.
+    """
+    members, distance = dali_members(expected.schema), json_distance(expected.schema)
+    lines = []
+    header = bytearray(_BLOCK)
+    for sample_id, offsets in zip(expected.sample_ids(), expected.offsets.tolist(), strict=True):
+        at = offsets[-1] + distance
+        file.read_into([header], at)
+        nbytes = member_nbytes(header)
+        if nbytes is None:
+            raise DataError(f"sample {sample_id}: the header of its JSON is damaged")
+        lines.append(dali_line(member_key(sample_id), members, offsets, (at + _BLOCK, nbytes)))
+    return dali_index_text(lines)

@@ -1,0 +1,125 @@
+"""The objects that a packed data set was made from, found again by `sources.parquet`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msdata.core.checked_json import JsonValue
+from msdata.core.checked_table import check_table, file_metadata, open_table, reading
+from msdata.core.trusted_names import check_source_paths
+from msdata.dataset.index import fixed_columns, read_rows, sources_sha256
+from msdata.dataset.manifest import FILE_NAME, SOURCES_NAME, Manifest
+from msdata.errors import DataError
+from msdata.pack.planning import inpainted
+from msdata.pack.prepare import Preparation
+from msdata.pack.settings import PackSettings
+from msdata.sources.detect import detect_source
+from msdata.sources.fits_options import FitsOptions
+from msdata.verify.expected_shard import ExpectedShard
+
+if TYPE_CHECKING:
+    from msdata.sources.source import Source
+
+
+class PackedObjects:
+    """Where the samples came from; the source is opened when the first one is asked for.
+
+    Args:
+        folder: the data set.
+        manifest: its manifest.
+        source: the folder with the objects; None takes the one that was packed.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, source: Path | None) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._root = source
+        self._opened: tuple[Any, Source] | None = None
+
+    def _open(self) -> tuple[Any, Source]:
+        if self._opened is None:
+            path, cure = self._folder / SOURCES_NAME, "without it no shard is rebuilt: pack again"
+            kinds = {"sample_id": "text", "path": "text", "row": "integer"}
+            try:
+                table = open_table(path, kinds, cure=cure, num_rows=self._manifest.num_samples)
+            except (FileNotFoundError, NotADirectoryError):
+                raise DataError(f"{path} is missing; {cure}") from None
+            metadata = table.schema_arrow.metadata or {}
+            with reading(path, cure):
+                found = sources_sha256(table.read(list(kinds)))
+            # Data sets of earlier versions have no checksum of it; their repairs are held to the
+            # samples' own, as all are.
+            if self._manifest.provenance.get("sources_sha256") not in (None, found):
+                raise DataError(f"{path} was altered; restore it or pack again")
+            with reading(path, cure):
+                said = metadata.get(b"source", b".").decode()
+            root = Path(said) if self._root is None else self._root
+            if not root.is_dir():
+                raise DataError(
+                    f"the objects' folder {root} is not there; say with --source DIR where it is"
+                )
+            fits = self._settings.get("fits")
+            options = (
+                None
+                if fits is None
+                else JsonValue(fits, self._folder / FILE_NAME, "pack again").read_as(FitsOptions)
+            )
+            self._opened = (table, detect_source(root, options))
+        return self._opened
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        settings: Mapping[str, Any] = self._manifest.provenance.get("settings", {})
+        return settings
+
+    @property
+    def source(self) -> Source:
+        """Reads the objects.
+
+        Raises:
+            DataError: the folder is not there.
+        """
+        return self._open()[1]
+
+    def locations(self, expected: ExpectedShard) -> list[tuple[str, int]]:
+        """(path, row) of each object of a shard, for `Source.read`."""
+        start, stop = expected.first_row, expected.first_row + expected.info.num_samples
+        path, cure = self._folder / SOURCES_NAME, "pack again"
+        names = ("sample_id", "path", "row")
+        with reading(path, cure):
+            rows = read_rows(self._open()[0], start, stop, names)
+            rows.validate(full=True)
+        check_table(rows, path, names, cure=cure, num_rows=stop - start)
+        check_source_paths(path, rows["path"])
+        if rows["sample_id"].to_pylist() != expected.sample_ids():
+            raise DataError(f"{path} was altered: its ids are not those of the index; {cure}")
+        return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))
+
+    def label_columns(self, index_columns: Sequence[str]) -> list[str]:
+        """The catalogue's columns, in the order of the JSON members."""
+        schema = self._manifest.schema
+        arrow_schema = self._open()[0].schema_arrow
+        has_labels = b"labels" in (arrow_schema.metadata or {})
+        own = {*fixed_columns(schema), *schema.scalars}
+        names: Sequence[str] = [n for n in index_columns if n not in own]
+        if has_labels:
+            said = file_metadata(arrow_schema, b"labels", self._folder / SOURCES_NAME, "pack again")
+            names = said.read_as(tuple[str, ...])
+        return [name for name in names if name in index_columns]
+
+    def preparation(self) -> Preparation:
+        """What the pack did about NaN."""
+        settings = self._settings
+        named = None if settings.get("inpaint") is None else tuple(settings["inpaint"])
+        asked = PackSettings(source=self.source.root, out=self._folder, inpaint=named)
+        return Preparation(
+            inpaint=inpainted(self._manifest.schema, asked),
+            max_nan_fraction=settings.get("max_nan_fraction", 0.01),
+        )
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether HDF5 shards have one chunk a sample."""
+        return bool(self._settings.get("chunked"))

@@ -1,0 +1,241 @@
+"""Checks one shard, every byte once: arrays against the index, all else against the manifest.
+
+Bytes are read in file order through one buffer, so memory does not grow with the shard. What is
+found becomes a `Fault`; only the caller's own mistakes raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msdata.core.checksum import crc32c
+from msdata.core.files import storage_error
+from msdata.dataset.hdf5 import frame_ranges
+from msdata.dataset.shard_files import ShardFile
+from msdata.errors import DataError, StorageError
+from msdata.verify.bit_flip import locate_bit_flip
+from msdata.verify.expected_shard import ExpectedShard
+from msdata.verify.frame_check import check_dali_index, locate_damage
+
+# One request of a parallel file system; larger ones gain nothing, smaller ones wait more often.
+PIECE_NBYTES = 8 << 20
+# Looking for a flipped bit takes a tenth of a second a sample.
+_MAX_LOCATED = 20
+_ALL_ARRAYS = "its arrays were altered"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: "missing", "truncated", "longer", "unreadable", "sample", "frame" (bytes that belong
+            to no array), "dali_index", "index" or "manifest".
+        path: the file, below the data set's folder.
+        message: what is wrong with it.
+        rows: positions in the shard of the samples concerned, where known.
+        sample_ids: their ids.
+    """
+
+    kind: str
+    path: str
+    message: str
+    rows: tuple[int, ...] = ()
+    sample_ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def check_shard(expected: ExpectedShard, buffer: Any) -> list[Fault]:
+    """Checks one shard.
+
+    Args:
+        expected: what it has to be.
+        buffer: writable memory to read through.
+
+    Returns:
+        What is wrong with it; empty where nothing is.
+    """
+    try:
+        found = expected.path.stat().st_size
+        # Opened with the size it has: a wrong one is a fault, and the samples inside still count.
+        file = ShardFile(expected.path, found)
+        faults = _size_faults(expected, found)
+        faults += _content_faults(expected, file, found, buffer)
+        if expected.container == "tar" and not any(
+            f.kind in ("truncated", "frame") for f in faults
+        ):
+            # The sizes of the JSON members are read from the shard; a rebuild writes both files.
+            faults += _dali_faults(expected, file)
+    except FileNotFoundError:
+        return [_missing(expected)]
+    except (OSError, DataError) as error:
+        reason = error if isinstance(error, StorageError | DataError) else _refusal(expected, error)
+        return [_fault(expected, "unreadable", str(reason))]
+    return faults
+
+
+def _refusal(expected: ExpectedShard, error: OSError) -> StorageError:
+    return storage_error("read", expected.path, error)
+
+
+def _fault(expected: ExpectedShard, kind: str, message: str, rows: Sequence[int] = ()) -> Fault:
+    ids: tuple[str, ...] = ()
+    if len(rows):
+        every = expected.sample_ids()
+        ids = tuple(every[row] for row in rows)
+    path = expected.info.relative_path
+    return Fault(kind=kind, path=path, message=message, rows=tuple(rows), sample_ids=ids)
+
+
+def _missing(expected: ExpectedShard) -> Fault:
+    count = expected.info.num_samples
+    return _fault(
+        expected,
+        "missing",
+        f"it is missing: {count:,} samples are lost, the first is {expected.sample_ids()[0]}",
+        range(count),
+    )
+
+
+def _size_faults(expected: ExpectedShard, found: int) -> list[Fault]:
+    wanted = expected.info.nbytes
+    if found == wanted:
+        return []
+    if found > wanted:
+        message = f"{found - wanted:,} bytes longer than the {wanted:,} that dataset.json says"
+        return [_fault(expected, "longer", f"it is {message}")]
+    stops = (expected.offsets + np.array(expected.array_nbytes)).max(axis=1)
+    lost = np.flatnonzero(stops > found).tolist()
+    message = f"it was truncated: {found:,} of {wanted:,} bytes are left"
+    if lost:
+        first = expected.sample_ids()[lost[0]]
+        message += f", {len(lost):,} samples are lost, the first is {first}"
+    else:
+        message += ", no sample is lost"
+    return [_fault(expected, "truncated", message, lost)]
+
+
+def _content_faults(
+    expected: ExpectedShard, file: ShardFile, found: int, buffer: Any
+) -> list[Fault]:
+    nbytes = min(found, expected.info.nbytes)
+    sums, frame_crc = checksums(expected, file, nbytes, buffer)
+    altered = [
+        row
+        for row, (crc, said) in enumerate(zip(sums, expected.crc32c.tolist(), strict=True))
+        if crc is not None and crc != said
+    ]
+    faults = [
+        _fault(expected, "sample", message, [row])
+        for row, message in _sample_messages(expected, altered, sums)
+    ]
+    if nbytes == expected.info.nbytes and frame_crc != expected.info.frame_crc32c:
+        said = expected.info.frame_crc32c
+        places = locate_damage(file, expected)
+        faults += [
+            _fault(expected, "frame", text, [] if row is None else [row]) for row, text in places
+        ] or [
+            _fault(
+                expected,
+                "frame",
+                f"bytes between the arrays were altered (checksum {frame_crc:08x}, dataset.json "
+                f"says {said:08x}); no sample's pixels are concerned",
+            )
+        ]
+    return faults
+
+
+def _sample_messages(
+    expected: ExpectedShard, rows: Sequence[int], sums: Sequence[int | None]
+) -> Iterator[tuple[int, str]]:
+    if not rows:
+        return
+    ids = expected.sample_ids()
+    for number, row in enumerate(rows):
+        found, said = sums[row] or 0, int(expected.crc32c[row])
+        what = _altered_array(expected, found, said) if number < _MAX_LOCATED else _ALL_ARRAYS
+        yield (
+            row,
+            f"sample {ids[row]}: {what} (checksum {found:08x}, the index says {said:08x})",
+        )
+
+
+def _altered_array(expected: ExpectedShard, found: int, said: int) -> str:
+    """Names the array where that can be told: the checksum is one for all of them."""
+    sizes, names = expected.array_nbytes, expected.schema.names
+    place = locate_bit_flip(found, said, sum(sizes))
+    if place is None:
+        return f"'{names[0]}' was altered" if len(names) == 1 else _ALL_ARRAYS
+    stops = np.cumsum(sizes)
+    a = int(np.searchsorted(stops, place, side="right"))
+    byte = place - int(stops[a]) + sizes[a]
+    return f"'{names[a]}' was altered, a bit of its byte {byte:,} flipped"
+
+
+def _dali_faults(expected: ExpectedShard, file: ShardFile) -> list[Fault]:
+    message = check_dali_index(file, expected)
+    if not message:
+        return []
+    path = str(Path(expected.info.relative_path).with_suffix(".idx"))
+    return [Fault(kind="dali_index", path=path, message=message)]
+
+
+def checksums(
+    expected: ExpectedShard, file: ShardFile, nbytes: int, buffer: Any
+) -> tuple[list[int | None], int]:
+    """Reads a shard once.
+
+    Args:
+        expected: what it has to be.
+        file: the open file.
+        nbytes: how much of it there is to read.
+        buffer: writable memory to read through.
+
+    Returns:
+        CRC32C of each sample's arrays, None where they are not all there; and that of all other
+        bytes.
+    """
+    num_samples = len(expected.offsets)
+    sums = [0] * (num_samples + 1)
+    view = memoryview(buffer)
+    segments, is_in_order = _segments(expected)
+    base = filled = 0
+    for start, stop, row in segments:
+        at, stop = start, min(stop, nbytes)
+        while at < stop:
+            if not base <= at < base + filled:
+                # Out of order, what lies beyond the segment is not needed next.
+                end = nbytes if is_in_order else stop
+                base, filled = at, min(len(view), end - at)
+                file.read_into([view[:filled]], base)
+            take = min(stop, base + filled) - at
+            sums[row] = crc32c(view[at - base : at - base + take], sums[row])
+            at += take
+    stops = (expected.offsets + np.array(expected.array_nbytes)).max(axis=1, initial=0)
+    complete = (stops <= nbytes).tolist()
+    return [crc if ok else None for crc, ok in zip(sums, complete, strict=False)], sums[-1]
+
+
+def _segments(expected: ExpectedShard) -> tuple[list[tuple[int, int, int]], bool]:
+    """(start, stop, row) of all bytes; row -1 for those that belong to no array.
+
+    In file order where that visits each sample's arrays in the schema's order, as its checksum
+    needs; else sample by sample, the rest after them. The second value says which.
+    """
+    offsets, sizes = expected.offsets, expected.array_nbytes
+    num_samples, num_arrays = offsets.shape
+    starts = offsets.reshape(-1)
+    stops = (offsets + np.array(sizes)).reshape(-1)
+    rows = np.repeat(np.arange(num_samples), num_arrays)
+    arrays = list(zip(starts.tolist(), stops.tolist(), rows.tolist(), strict=True))
+    gaps = [(a, b, -1) for a, b in frame_ranges(offsets, sizes, expected.info.nbytes)]
+    if bool((np.diff(offsets, axis=1) > 0).all()):
+        return sorted(arrays + gaps), True
+    return arrays + gaps, False

@@ -1,0 +1,1 @@
+"""From the loader's batches to tensors on the device."""

@@ -1,0 +1,387 @@
+"""Batches for the network: loader, then augmenter, then tensors, one step ahead in a thread.
+
+The thread goes on over the ends of epochs, so that the first batch of an epoch is ready when
+validation of the last one is done. Each batch carries the loader's state after it: what the thread
+has done ahead is done again after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import msdata
+from msdata.augment import Statistics, open_augmenter, stream
+from msdata.dataset.dataset import Split
+from msdata.errors import UsageError
+from mstrain.config import DataConfig, TrainConfig, batch_per_rank
+from mstrain.data.handover import Handover, use_device
+from mstrain.data.magnitudes import check_reddening
+from mstrain.distributed import Ranks
+from mstrain.models.loss import draw_weights
+
+Item = TypeVar("Item")
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBatch:
+    """A batch on the device.
+
+    Attributes:
+        images: float32 (B, C, H, W) by name, as the augmenter names them.
+        ebv: float32 (B,), magnitudes; None where the network takes none.
+        redshift: float64 (B,), NaN where unknown.
+        sample_id: text (B,), on the host.
+        ends_step: an optimiser step ends with this batch.
+        loader_state: to go on after this batch; None in evaluation.
+    """
+
+    images: dict[str, Tensor]
+    ebv: Tensor | None
+    redshift: Tensor
+    sample_id: NDArray[np.str_]
+    ends_step: bool = True
+    loader_state: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEnd:
+    """Stands after the last batch of an epoch.
+
+    Attributes:
+        epoch: that has ended.
+        stats: the loader's, of this epoch.
+    """
+
+    epoch: int
+    stats: dict[str, Any]
+
+
+class Ahead(Generic[Item]):
+    """Runs an iterator in a thread, one item ahead, and measures how long items are waited for.
+
+    Args:
+        items: what the thread runs; it must not be touched meanwhile.
+
+    Attributes:
+        wait_s: seconds waited so far; whoever reads it may set it back.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = items
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mstrain-data", daemon=True)
+        self.wait_s = 0.0
+
+    def __enter__(self) -> Ahead[Item]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        started_s = time.perf_counter()
+        kind, value = self._queue.get()
+        self.wait_s += time.perf_counter() - started_s
+        if kind == "item":
+            item: Item = value
+            return item
+        self._queue.put((kind, value))
+        if kind == "error":
+            raise value
+        raise StopIteration
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put("item", item):
+                    return
+            self._put("end", None)
+        except BaseException as error:
+            self._put("error", error)
+        finally:
+            # Now, while what it works with is open; not when somebody collects it.
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, kind: str, value: Any) -> bool:
+        while not self._is_over.is_set():
+            try:
+                self._queue.put((kind, value), timeout=_POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def steps_per_epoch(num_samples: int, config: TrainConfig) -> int:
+    """Optimiser steps of an epoch, on any number of ranks."""
+    return math.ceil(num_samples / config.batch_size)
+
+
+def index_columns(split: Split, config: TrainConfig, *, needs_redshift: bool) -> list[str]:
+    """The columns of the index that the network needs, and the redshift where there is one.
+
+    Raises:
+        UsageError: the data set lacks one.
+        DataError: E(B-V) is unknown or implausible for some samples.
+    """
+    column = config.model.ebv_column
+    columns = [] if column is None else [column]
+    if needs_redshift or "redshift" in split.dataset.columns:
+        columns.append("redshift")
+    for name in columns:
+        if name not in split.dataset.columns:
+            cure = "" if name == "redshift" else "; or give model.ebv_column=none"
+            raise UsageError(
+                f"{split.dataset.path} has no column {name!r}; pack it with a catalogue that has "
+                f"one{cure}"
+            )
+    check_reddening(split, config.model)
+    return columns
+
+
+def make_loader(
+    split: Split, config: TrainConfig, ranks: Ranks, *, is_training: bool = True
+) -> msdata.Loader:
+    """The loader of this rank.
+
+    Args:
+        split: what to load.
+        config: of the run.
+        ranks: this rank's place.
+        is_training: with the run's policy and cache; else plain, since a validation split is read
+            once an epoch in any order.
+
+    Raises:
+        UsageError: policy "locality" without a cache, or a column that the data set lacks.
+    """
+    data = config.data
+    # A validation begins with the same epoch each time: none is to be begun ahead.
+    options: dict[str, Any] = {"across_epochs": False}
+    if is_training:
+        cache = cache_of(data)
+        if cache is None and data.policy == "locality":
+            raise UsageError(
+                "data.policy=locality deals samples to the nodes that cache them, and there is no "
+                "cache; give data.cache_gib=auto, or data.policy=shuffle"
+            )
+        options = {
+            "policy": data.policy,
+            "buffer_samples": data.buffer_samples,
+            "cache": cache,
+            "weights": split_weights(split, config),
+        }
+    return msdata.Loader(
+        split,
+        batch_per_rank(config, ranks.count),
+        seed=config.seed,
+        topology=ranks.topology,
+        threads=data.threads,
+        prefetch=data.prefetch,
+        columns=index_columns(split, config, needs_redshift=is_training),
+        **options,
+    )
+
+
+def split_weights(split: Split, config: TrainConfig) -> NDArray[np.float64] | None:
+    """Weights that the training loader draws with, float64 (samples,); None where it draws none."""
+    if config.loss.weights_in != "sampler":
+        return None
+    return draw_weights(split.numbers("redshift"), config.loss, config.model.z_max)
+
+
+def cache_of(data: DataConfig) -> msdata.CacheConfig | None:
+    """The loader's cache as the settings ask for it; None where they ask for none."""
+    if data.cache_gib == 0 and not data.cache_ssd_gib:
+        return None
+    return msdata.CacheConfig(
+        memory_gib=data.cache_gib,
+        ssd_dir=None if data.cache_ssd_dir is None else Path(data.cache_ssd_dir),
+        ssd_gib=data.cache_ssd_gib,
+        peers_dir=None if data.cache_peers_dir is None else Path(data.cache_peers_dir),
+        job=data.cache_job,
+    )
+
+
+def make_augmenter(
+    split: Split, config: TrainConfig, ranks: Ranks, statistics: Any = None
+) -> AbstractContextManager[Any]:
+    """The augmenter of this rank, on the network's device where DALI runs it.
+
+    Args:
+        split: whose schema.
+        config: of the run.
+        ranks: this rank's place and device.
+        statistics: of the bands, from `msdata.augment.read_statistics`.
+    """
+    is_on_gpu = ranks.device.type == "cuda"
+    backend = config.data.backend
+    if backend == "auto":
+        backend = "dali" if is_on_gpu else "reference"
+    augmenter: AbstractContextManager[Any] = open_augmenter(
+        split.schema,
+        config.augment,
+        seed=config.seed,
+        batch_size=batch_per_rank(config, ranks.count),
+        statistics=statistics,
+        backend=backend,
+        device_id=ranks.device.index if is_on_gpu and backend == "dali" else None,
+    )
+    return augmenter
+
+
+def training_stream(
+    loader: msdata.Loader, augmenter: Any, config: TrainConfig, device: torch.device
+) -> Iterator[TensorBatch | EpochEnd]:
+    """All that is left of a training: batches, and a mark after each epoch.
+
+    Args:
+        loader: at the place where the run goes on.
+        augmenter: see `make_augmenter`.
+        config: of the run.
+        device: of the network.
+    """
+    with make_handover(config, device) as handover:
+        while (epoch := loader.state_dict()["epoch"]) < config.epochs:
+            states: deque[dict[str, Any]] = deque()
+            images = stream(_noted(loader, states), augmenter, epoch)
+            for number, (batch, image) in enumerate(images, start=1):
+                state = states.popleft()
+                # The last batch leaves the loader at the beginning of the next epoch.
+                is_last = state["epoch"] != epoch
+                yield to_tensors(
+                    batch,
+                    image,
+                    config,
+                    handover,
+                    ends_step=is_last or number % config.compute.accumulate == 0,
+                    loader_state=state,
+                )
+            yield EpochEnd(epoch=epoch, stats=loader.stats())
+
+
+def _noted(loader: msdata.Loader, states: deque[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The loader's batches; its state after each is put into `states`."""
+    for batch in loader:
+        states.append(loader.state_dict())
+        yield batch
+
+
+def evaluation_stream(
+    loader: msdata.Loader, augmenter: Any, config: TrainConfig, device: torch.device
+) -> Iterator[TensorBatch]:
+    """Every sample of the loader's split once over all ranks, as it is: nothing is drawn.
+
+    Every rank makes equally many steps; the last batch may be short, or empty.
+
+    Args:
+        loader: from `make_loader`, with `is_training=False`.
+        augmenter: see `make_augmenter`.
+        config: of the run.
+        device: of the network.
+    """
+    loader.set_epoch(0)
+    with make_handover(config, device) as handover:
+        for batch, images in stream(loader, augmenter, 0, train=False):
+            yield to_tensors(batch, images, config, handover)
+
+
+def evaluation_batches(
+    data: msdata.Dataset,
+    split: str,
+    config: TrainConfig,
+    *,
+    ranks: Ranks | None = None,
+    statistics: Statistics | None = None,
+) -> Iterator[TensorBatch]:
+    """Batches of a split for a trained network; opens what `evaluation_stream` needs.
+
+    Args:
+        data: the data set.
+        split: name of the split.
+        config: of the run.
+        ranks: this rank's place and device; None means one rank on the CPU.
+        statistics: that the network was trained with, `read_statistics(run)`.
+
+    Yields:
+        Every sample once over all ranks; `redshift` is NaN where the data set has none.
+
+    Raises:
+        UsageError: there is no such split, or it lacks a column that the network needs.
+    """
+    if ranks is None:
+        ranks = Ranks(topology=msdata.Topology(), device=torch.device("cpu"))
+    chosen = data.split(split)
+    with (
+        make_loader(chosen, config, ranks, is_training=False) as loader,
+        make_augmenter(chosen, config, ranks, statistics) as augmenter,
+        Ahead(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
+    ):
+        yield from batches
+
+
+def make_handover(config: TrainConfig, device: torch.device) -> Handover:
+    """What brings batches to a device; to be made in the thread that makes them.
+
+    Args:
+        config: of the run.
+        device: of the network.
+    """
+    use_device(device)
+    is_last = config.compute.channels_last
+    return Handover(device, torch.channels_last if is_last else torch.contiguous_format)
+
+
+def to_tensors(
+    batch: Mapping[str, Any],
+    images: Mapping[str, Any],
+    config: TrainConfig,
+    handover: Handover,
+    **marks: Any,
+) -> TensorBatch:
+    """A loader's batch and its augmented images as tensors on the device.
+
+    Args:
+        batch: from the loader; its labels are taken.
+        images: from the augmenter: NumPy arrays, or what speaks DLPack.
+        config: of the run.
+        handover: to the network's device.
+        **marks: further fields of `TensorBatch`.
+    """
+    column = config.model.ebv_column
+    ebv = None if column is None else handover.numbers(np.asarray(batch[column], np.float32))
+    redshift = batch.get("redshift")
+    if redshift is None:
+        redshift = np.full(len(batch["sample_id"]), np.nan)
+    return TensorBatch(
+        images={name: handover.image(image) for name, image in images.items()},
+        ebv=ebv,
+        redshift=handover.numbers(np.asarray(redshift, np.float64)),
+        sample_id=np.array(batch["sample_id"]),
+        **marks,
+    )

@@ -1,0 +1,265 @@
+"""The ranks of a training: joined, asked for sums, and stopped together.
+
+Sums of network values run on the devices' own backend (NCCL on GPUs). What controls the run, such
+as the wish to stop, goes over a gloo group of its own, so that no GPU is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msdata.core.signals import exit_code_of
+from msdata.errors import MsdataError, UsageError
+from msdata.topology import Topology, check_agreement
+
+Result = TypeVar("Result")
+# Results of the first rank that the others get, too.
+_SENT = (str, int, float, dict, list, Path)
+_STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# Longer than any honest wait: first compilation, staging of a cache, a checkpoint on slow storage.
+_TIMEOUT = timedelta(minutes=30)
+
+
+class LostRankError(MsdataError):
+    """Another rank ended without a word, so that this one cannot go on. Exit code 1."""
+
+
+class FirstRankError(MsdataError):
+    """The first rank failed at what it does for all; it says so, the others end in silence.
+
+    Args:
+        message: what the first rank says.
+        code: its exit code.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This rank among the others.
+
+    Attributes:
+        topology: nodes and ranks.
+        device: of this rank.
+        control: gloo group of all ranks; None where there is one rank.
+    """
+
+    topology: Topology
+    device: torch.device
+    control: Any = None
+
+    @property
+    def count(self) -> int:
+        """Ranks of the job."""
+        return self.topology.num_ranks
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.topology.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums a tensor over the ranks, in place; it stays on its device."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def sum_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sums of host numbers over the ranks."""
+        if self.count == 1:
+            return counts
+        total = torch.from_numpy(counts.copy())
+        dist.all_reduce(total, group=self.control)
+        summed: NDArray[np.int64] = total.numpy()
+        return summed
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """What all ranks pass, in their order, on the first rank; None on the others.
+
+        Args:
+            value: must be picklable.
+        """
+        if self.count == 1:
+            return [value]
+        box = [None] * self.count if self.is_first else None
+        dist.gather_object(value, box, dst=0, group=self.control)
+        return box
+
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """Has the first rank do something, for which the others wait.
+
+        Args:
+            work: what only the first rank runs; its result must be picklable if it is used.
+
+        Returns:
+            The result, on the first rank; on the others None where it cannot be sent.
+
+        Raises:
+            FirstRankError: on the other ranks, where it failed.
+        """
+        if self.count == 1:
+            return work()
+        failure: MsdataError | None = None
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                result = work()
+                box[0] = result if isinstance(result, _SENT) else None
+            except MsdataError as error:
+                failure, box[1] = error, (str(error), exit_code_of(error))
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        if failure is not None:
+            raise failure
+        if box[1] is not None:
+            raise FirstRankError(*box[1])
+        return result if self.is_first else cast(Result, box[0])
+
+
+def choose_device(wanted: str, topology: Topology) -> torch.device:
+    """The device of this rank.
+
+    Args:
+        wanted: "auto", "cpu" or "cuda".
+        topology: its local rank is the number of the GPU.
+
+    Raises:
+        UsageError: a GPU is wanted and there is none for this rank.
+    """
+    num_gpus = 0 if wanted == "cpu" else torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and not num_gpus):
+        return torch.device("cpu")
+    if not num_gpus:
+        raise UsageError(
+            "compute.device=cuda, and torch sees no GPU here; look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES, whether this torch was built for CUDA, or give "
+            "compute.device=cpu"
+        )
+    # Some launchers show each rank its own GPU only.
+    number = topology.local_rank if num_gpus > 1 else 0
+    if number >= num_gpus or (num_gpus == 1 and topology.ranks_per_node > 1 and wanted == "auto"):
+        raise UsageError(
+            f"{topology.ranks_per_node} ranks on a node with {num_gpus} GPU(s): give each rank a "
+            "GPU of its own (--nproc-per-node), or give compute.device=cpu, or =cuda where each "
+            "rank is shown its own GPU only"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+@contextmanager
+def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
+    """Joins the ranks that the launcher started; alone where it started none.
+
+    Args:
+        topology: this rank's place.
+        device: NCCL for GPUs, gloo for CPUs.
+
+    Raises:
+        UsageError: the launcher left no rendezvous, or the ranks see different nodes.
+        LostRankError: a rank is lost inside.
+    """
+    if topology.num_ranks == 1:
+        yield Ranks(topology=topology, device=device)
+        return
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=topology.rank,
+            world_size=topology.num_ranks,
+            timeout=_TIMEOUT,
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"the launcher started {topology.num_ranks} ranks but named no meeting point "
+            f"({error}); start with torchrun, or set MASTER_ADDR and MASTER_PORT"
+        ) from error
+    try:
+        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        told: list[Any] = [None] * topology.num_ranks
+        dist.all_gather_object(told, topology, group=control)
+        check_agreement(told)
+        yield Ranks(topology=topology, device=device, control=control)
+    except RuntimeError as error:
+        if not _is_loss_of_rank(error):
+            raise
+        raise LostRankError(
+            f"rank {topology.rank} lost another rank ({str(error).splitlines()[0][:160]}); look at "
+            "that rank's log; the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_loss_of_rank(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+
+
+def set_threads(wanted: int | None, topology: Topology) -> None:
+    """Sets torch's threads on the CPU.
+
+    Args:
+        wanted: None shares the cores out among the node's ranks; torchrun would give each one core.
+        topology: of the job.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(wanted or max(1, cores // topology.ranks_per_node))
+
+
+class StopRequest:
+    """SIGUSR1 or SIGTERM on any rank, which all ranks learn of at the same step.
+
+    A wish is passed on while the next step is computed, so that asking costs no waiting.
+    """
+
+    def __init__(self) -> None:
+        self._is_wished = False
+        self._is_agreed = False
+        self._under_way: tuple[Any, Tensor] | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in _STOP_SIGNALS:
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._is_wished = True
+
+    def poll(self, ranks: Ranks) -> bool:
+        """Whether to stop now; every rank asks at the same steps and gets the same answer."""
+        if ranks.count == 1:
+            return self._is_wished
+        self.settle()
+        wish = torch.tensor([int(self._is_wished)])
+        work = dist.all_reduce(wish, dist.ReduceOp.MAX, group=ranks.control, async_op=True)
+        self._under_way = work, wish
+        return self._is_agreed
+
+    def settle(self) -> None:
+        """Waits for what is under way; to be called by all ranks before they part."""
+        if self._under_way is not None:
+            work, wish = self._under_way
+            self._under_way = None
+            work.wait()
+            self._is_agreed |= bool(wish.item())

@@ -1,0 +1,305 @@
+"""A trained network over whole splits: from a run and a data set to the table of predictions.
+
+Each rank takes its share of every batch, scores its densities, and spools them; the first rank
+gathers all that is not a density and writes the table, in the order of the index. So the table, and
+every metric that is computed from it, is the same for any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import msdata
+from msdata.augment import read_statistics
+from msdata.core.progress import ProgressLine
+from msdata.dataset.dataset import Split
+from msdata.errors import DataError, UsageError
+from mstrain.config import TrainConfig
+from mstrain.data.batches import Ahead, TensorBatch, evaluation_stream, make_augmenter, make_loader
+from mstrain.distributed import Ranks
+from mstrain.evaluation.metrics.densities import make_densities
+from mstrain.evaluation.metrics.estimates import Columns
+from mstrain.evaluation.metrics.scores import (
+    POINT_ESTIMATES,
+    SCORES,
+    SPREADS,
+    point_estimates,
+    scores,
+)
+from mstrain.evaluation.predictions import DENSITY, Spool, SpooledDensities, write_predictions
+from mstrain.evaluation.run_info import TrainedRun
+from mstrain.models.heads import bin_edges, density
+from mstrain.models.prior import TargetPrior
+from mstrain.training.checkpoint import load_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Of a rank; activations are not kept, so that far more fit than in training.
+DEFAULT_BATCH = 256
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def predict_to(
+    path: Path,
+    run: TrainedRun,
+    splits: Sequence[Split],
+    ranks: Ranks,
+    *,
+    priors: Sequence[TargetPrior],
+    columns: Sequence[str] = (),
+    pixel_differences: Sequence[str] = (),
+    batch_size: int = DEFAULT_BATCH,
+    is_quiet: bool = False,
+) -> dict[str, Columns]:
+    """Writes the table of predictions for splits of a data set; all ranks call it.
+
+    Args:
+        path: the table's file.
+        run: see `open_run`.
+        splits: of one data set, see `check_data`; the table has them one after the other.
+        ranks: this rank among the others.
+        priors: the one that the table's densities are under, then others to score samples under.
+        columns: further columns of the index to take over.
+        pixel_differences: from the training's, see `mstrain.data.pixels`, for the metadata.
+        batch_size: samples of this rank at a time.
+        is_quiet: show no progress.
+
+    Returns:
+        On the first rank point estimates and scores under the other priors by name, float64 (N,)
+        in the order of the table, with "redshift"; empty on the others.
+
+    Raises:
+        DataError: the network gives no densities, or a sample is damaged.
+        StorageError: the file system refused.
+    """
+    config = _plain_config(run.config, batch_size, ranks)
+    num_rows, num_bins = sum(len(split) for split in splits), config.model.num_bins
+    progress = ProgressLine("predict", num_rows, is_quiet=is_quiet or not ranks.is_first)
+    with Spool(path, ranks.topology.rank, num_bins) as spool:
+        ranks.on_first(spool.open)
+        if not ranks.is_first:
+            spool.open()
+        mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
+        progress.close(num_rows, num_rows * splits[0].sample_nbytes)
+        spooled = spool.finish(mine.pop("row"))
+        given = ranks.gather((mine, spooled)) or []
+        others: dict[str, Columns] = {}
+
+        def write() -> None:
+            table = _table_columns(given, splits, columns)
+            others.update({p.name: _taken_out(table, p) for p in priors[1:]})
+            write_predictions(
+                path,
+                table,
+                SpooledDensities([s for _, s in given], num_rows, num_bins),
+                bin_edges(config.model).numpy(),
+                origin_of(run, splits, priors[0], pixel_differences),
+            )
+
+        ranks.on_first(write)
+        return others
+
+
+def check_columns(columns: Sequence[str]) -> None:
+    """Raises UsageError where a column of the index would take the place of one of the table's."""
+    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, DENSITY}
+    for name in columns:
+        if name in computed:
+            raise UsageError(
+                f"cannot take over the column {name!r} of the index: the table has one of that "
+                "name of its own; rename it in the catalogue and pack again"
+            )
+
+
+def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:
+    """The columns of one prior beside the table's, without its prefix; no longer in the table."""
+    prefix = _prefix_of(prior)
+    names = [name for name in table if name.startswith(prefix)]
+    found = {name.removeprefix(prefix): table.pop(name) for name in names}
+    return {"redshift": table["redshift"], **found} if "redshift" in table else found
+
+
+def _prefix_of(prior: TargetPrior) -> str:
+    # No column of an index begins so.
+    return f"\0{prior.name}\0"
+
+
+def _predict_share(
+    run: TrainedRun,
+    splits: Sequence[Split],
+    config: TrainConfig,
+    ranks: Ranks,
+    priors: Sequence[TargetPrior],
+    *,
+    spool: Spool,
+    progress: ProgressLine,
+) -> dict[str, NDArray[Any]]:
+    """Spools this rank's densities; gives its columns, "row" among them, in the same order."""
+    model, _ = load_model(run.path, run.which, ranks.device)
+    if config.compute.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    edges = bin_edges(config.model).numpy()
+    has_truth = splits[0].redshift is not None
+    parts, first = [], 0
+    for split in splits:
+        pieces: list[dict[str, NDArray[Any]]] = []
+        done = 0
+        for batch in _batches(run, split, config, ranks):
+            density_PNK = _densities(model, batch, config, ranks.device, priors)
+            spool.add(density_PNK[0])
+            piece = _scored(batch, density_PNK[0], edges, has_truth=has_truth)
+            for prior, density_NK in zip(priors[1:], density_PNK[1:], strict=True):
+                scored = _scored(batch, density_NK, edges, has_truth=has_truth)
+                del scored["sample_id"]
+                piece |= {_prefix_of(prior) + name: values for name, values in scored.items()}
+            pieces.append(piece)
+            # All ranks go at the same pace.
+            done = min(done + len(batch) * ranks.count, len(split))
+            progress.update(first + done, (first + done) * split.sample_nbytes)
+        parts.append(_with_rows(pieces, split, first))
+        first += len(split)
+    return {"row": np.zeros(0, np.int64), **_joined(parts)}
+
+
+def origin_of(
+    run: TrainedRun,
+    splits: Sequence[Split],
+    prior: TargetPrior,
+    pixel_differences: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Where predictions came from, and under which prior, for the table's metadata."""
+    data = splits[0].dataset
+    return {
+        "run": str(run.path.absolute()),
+        "recipe": run.config.recipe,
+        "checkpoint": run.which,
+        "step": run.step,
+        "epochs": run.epochs,
+        "data": str(data.path.absolute()),
+        "fingerprint": data.manifest.fingerprint,
+        "splits": [split.name for split in splits],
+        "prior": prior.name,
+        "weighting": run.config.loss.weighting,
+        "pixel_differences": list(pixel_differences),
+        "version": msdata.__version__,
+    }
+
+
+def _plain_config(config: TrainConfig, batch_size: int, ranks: Ranks) -> TrainConfig:
+    """The run's configuration for samples that are taken once, in order of no account."""
+    compute = replace(config.compute, accumulate=1)
+    return replace(config, batch_size=batch_size * ranks.count, compute=compute)
+
+
+def _batches(
+    run: TrainedRun, split: Split, config: TrainConfig, ranks: Ranks
+) -> Iterator[TensorBatch]:
+    """This rank's batches of a split; an empty one, at the end of a share, is left out."""
+    statistics = read_statistics(run.path) if config.augment.needs_statistics else None
+    with (
+        make_loader(split, config, ranks, is_training=False) as loader,
+        make_augmenter(split, config, ranks, statistics) as augmenter,
+        Ahead(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
+    ):
+        for batch in batches:
+            if len(batch):
+                yield batch
+
+
+@torch.inference_mode()
+def _densities(
+    model: nn.Module,
+    batch: TensorBatch,
+    config: TrainConfig,
+    device: torch.device,
+    priors: Sequence[TargetPrior],
+) -> list[NDArray[np.float32]]:
+    """Densities under each prior, float32 (N, num_bins) each."""
+    with _autocast(config, device):
+        logits = model(batch.images, batch.ebv)
+    found = [density(logits, config.model, prior.log_factor) for prior in priors]
+    return [values.float().cpu().numpy() for values in found]
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision of the training on a GPU; CPUs are quicker and better in float32."""
+    dtype = _AUTOCAST.get(config.compute.precision)
+    if dtype is None or device.type == "cpu":
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def _scored(
+    batch: TensorBatch,
+    density_NK: NDArray[np.float32],
+    edges: NDArray[np.float64],
+    *,
+    has_truth: bool,
+) -> dict[str, NDArray[Any]]:
+    """All columns of a batch that come from its densities, by sample id."""
+    try:
+        # As they are written: whoever reads the table gets the same scores from it.
+        found = make_densities(density_NK, edges)
+    except DataError as error:
+        raise DataError(
+            f"samples {batch.sample_id[0]} to {batch.sample_id[-1]}: {error}"
+        ) from error
+    columns = {"sample_id": np.asarray(batch.sample_id, object), **point_estimates(found)}
+    return columns | (scores(found, batch.redshift.cpu().numpy()) if has_truth else {})
+
+
+def _with_rows(
+    pieces: Sequence[Mapping[str, NDArray[Any]]], split: Split, first: int
+) -> dict[str, NDArray[Any]]:
+    """The columns of this rank's samples of a split, with their rows in the table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = _joined(pieces)
+    if not found:
+        return {}
+    ids = pa.array(found.pop("sample_id"), pa.string())
+    rows = pc.index_in(ids, value_set=split.table(["sample_id"]).column(0))
+    return {"row": rows.to_numpy(zero_copy_only=False).astype(np.int64) + first, **found}
+
+
+def _joined(pieces: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Columns one after the other; none where a rank had no sample."""
+    full = [piece for piece in pieces if piece]
+    return {name: np.concatenate([piece[name] for piece in full]) for name in (full or [{}])[0]}
+
+
+def _table_columns(
+    given: Sequence[tuple[Mapping[str, NDArray[Any]], Any]],
+    splits: Sequence[Split],
+    columns: Sequence[str],
+) -> dict[str, Any]:
+    """The table's columns in its order, from what all ranks gave; those of the index besides."""
+    num_rows = sum(len(split) for split in splits)
+    # What is computed with is float64; all else stays as the index has it.
+    table: dict[str, Any] = {n: _index_column(splits, n) for n in ("sample_id", "split")}
+    if "redshift" in splits[0].dataset.columns:
+        table["redshift"] = np.concatenate([split.numbers("redshift") for split in splits])
+    table |= {n: _index_column(splits, n) for n in columns if n not in table}
+    for part, spooled in given:
+        for name, values in part.items():
+            column = table.setdefault(name, np.full(num_rows, np.nan))
+            column[spooled.rows] = values
+    return table
+
+
+def _index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:
+    """A column of the index, in Arrow's own type: integers beside nulls stay integers."""
+    import pyarrow as pa
+
+    return pa.chunked_array([part for split in splits for part in split.column_parts(name)])

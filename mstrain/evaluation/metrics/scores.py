@@ -1,0 +1,62 @@
+"""What is said of one object: point estimates of its density, and scores where the truth is known.
+
+The names of the columns are those of the table of predictions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mstrain.evaluation.metrics import densities as piecewise
+from mstrain.evaluation.metrics.densities import Densities, Floats
+
+# The published results take the mean (arXiv:2501.09112), so it stands first.
+POINT_ESTIMATES = ("z_mean", "z_median", "z_mode")
+SPREADS = ("z_std", "z_q16", "z_q84")
+SCORES = ("pit", "crps", "cde_loss", "log_likelihood")
+# One standard deviation either side, for a Gaussian.
+_QUANTILES = (0.5, 0.15865525393145707, 0.8413447460685429)
+
+
+def point_estimates(densities: Densities) -> dict[str, Floats]:
+    """Point estimates and spreads of densities.
+
+    Returns:
+        float64 (N,) for each of `POINT_ESTIMATES` and `SPREADS`.
+    """
+    found_NL = piecewise.quantiles(densities, _QUANTILES)
+    return {
+        "z_mean": piecewise.mean(densities),
+        "z_median": found_NL[:, 0],
+        "z_mode": piecewise.mode(densities),
+        "z_std": piecewise.standard_deviation(densities),
+        "z_q16": found_NL[:, 1],
+        "z_q84": found_NL[:, 2],
+    }
+
+
+def scores(densities: Densities, redshift_N: NDArray[np.float64]) -> dict[str, Floats]:
+    """Scores of densities against the truth.
+
+    Args:
+        densities: of N objects.
+        redshift_N: float64 (N,), the truth, NaN where it is not known.
+
+    Returns:
+        float64 (N,) for each of `SCORES`; NaN where the truth is.
+    """
+    is_known_N = np.isfinite(redshift_N)
+    truth_N = np.where(is_known_N, redshift_N, densities.edges[0])
+    found = {
+        "pit": piecewise.cdf_at(densities, truth_N),
+        "crps": piecewise.crps(densities, truth_N),
+        "cde_loss": piecewise.cde_loss(densities, truth_N),
+        "log_likelihood": piecewise.log_likelihood(densities, truth_N),
+    }
+    return {name: np.where(is_known_N, values, np.nan) for name, values in found.items()}
+
+
+def scaled_residual(estimate_N: Floats, redshift_N: Floats) -> Floats:
+    """The residual d = (estimate - truth) / (1 + truth), float64 (N,)."""
+    return (estimate_N - redshift_N) / (1 + redshift_N)

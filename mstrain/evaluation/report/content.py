@@ -1,0 +1,91 @@
+"""What a report is made from: columns, metrics, the run's journal, and some objects to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.schema import Schema
+from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.metrics.estimates import Columns
+from mstrain.evaluation.metrics.summary import Summary
+from mstrain.evaluation.report.wording import TextTable
+
+# Objects of the gallery by their place among all, ordered by CRPS: good, usual, bad, worst.
+GALLERY_PLACES = (0.02, 0.15, 0.35, 0.5, 0.65, 0.85, 0.98, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GalleryObject:
+    """One object to show.
+
+    Attributes:
+        place: its place by CRPS, from 0 (best) to 1 (worst).
+        sample: what `Split.__getitem__` gives: arrays and columns.
+        values: its row of the predictions, without the density.
+        density: float (K,), per unit redshift.
+    """
+
+    place: float
+    sample: Mapping[str, Any]
+    values: Mapping[str, Any]
+    density: NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Content:
+    """Everything a report shows.
+
+    Attributes:
+        title: of the page.
+        facts: rows of the table at the top: what was evaluated on what.
+        notes: sentences the reader should know before the numbers.
+        columns: the predictions, (N,) each, without densities.
+        edges: float64 (K + 1,), bins of the densities.
+        stacked: float64 (K,), mean of the densities of objects with known redshift.
+        summary: the metrics.
+        priors: those of several priors side by side; None where there is one.
+        schema: arrays of the gallery's objects.
+        gallery: objects to show.
+        journal: lines of the run's metrics.jsonl.
+        settings: the run's configuration, name and value.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    columns: Columns
+    edges: Floats
+    stacked: Floats
+    summary: Summary
+    schema: Schema
+    priors: TextTable | None = None
+    notes: Sequence[str] = ()
+    gallery: Sequence[GalleryObject] = ()
+    journal: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def known(self, name: str) -> Floats:
+        """A column where the redshift is known, float64."""
+        is_known = np.isfinite(np.asarray(self.columns["redshift"], np.float64))
+        return np.asarray(self.columns[name], np.float64)[is_known]
+
+
+def gallery_rows(crps_N: Floats) -> list[tuple[float, int]]:
+    """Which objects to show: at fixed places in the order of CRPS, so that nobody picks them.
+
+    Args:
+        crps_N: float64 (N,), NaN where the redshift is not known.
+
+    Returns:
+        Place from 0 to 1 and row of each, without doubles.
+    """
+    known = np.flatnonzero(np.isfinite(crps_N))
+    order = known[np.argsort(crps_N[known], kind="stable")]
+    rows: dict[int, float] = {}
+    for place in GALLERY_PLACES if len(order) else ():
+        rows.setdefault(int(order[round(place * (len(order) - 1))]), place)
+    return [(place, row) for row, place in rows.items()]

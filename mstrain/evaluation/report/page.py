@@ -1,0 +1,218 @@
+"""The page: HTML with everything inside it, for a browser of today without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, outlier_name
+from mstrain.evaluation.metrics.scores import POINT_ESTIMATES
+from mstrain.evaluation.report.canvas import Picture
+from mstrain.evaluation.report.content import Content
+from mstrain.evaluation.report.density_figures import draw_coverage, draw_pit, draw_stacked
+from mstrain.evaluation.report.gallery import draw_gallery
+from mstrain.evaluation.report.point_figures import draw_bins, draw_redshifts, draw_residuals
+from mstrain.evaluation.report.training_figures import draw_hits, draw_learning, draw_throughput
+from mstrain.evaluation.report.wording import (
+    DEFINITIONS,
+    HEADINGS,
+    TextTable,
+    bins_table,
+    count_notes,
+    density_table,
+    number_text,
+    points_table,
+    printable,
+)
+
+# How every page's head ends.
+MARK = b'<link rel="icon" href="data:,">\n<title>'
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1f2933; --grey: #56626c; --line: #d9dee2; --blue: #00538a; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink);
+       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main, header, nav { max-width: 62rem; margin: 0 auto; padding: 0 1.25rem; }
+h1 { font-size: 1.6rem; margin: 1.6rem 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; }
+a { color: var(--blue); }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; padding: 0; }
+.tiles div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem;
+             flex: 1 1 9.5rem; }
+.tiles dt { color: var(--grey); font-size: .85rem; }
+.tiles dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.tiles small { display: block; color: var(--grey); font-size: .8rem; }
+.note { border-left: 4px solid #E69F00; padding: .3rem .9rem; background: #fdf6e7; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .4rem 0; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: right; white-space: nowrap;
+         border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child, .facts td { text-align: left; white-space: normal; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
+figure { margin: 1rem 0; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption { color: var(--grey); font-size: .88rem; max-width: 46rem; }
+details { margin: 1rem 0; } summary { cursor: pointer; color: var(--blue); }
+footer { color: var(--grey); font-size: .85rem; margin: 3rem 0 2rem; }
+@media print { nav, details { display: none; } figure, table { break-inside: avoid; }
+               .scroll { overflow: visible; } table { font-size: .62rem; }
+               th, td { padding-right: .4rem; } }
+"""
+
+
+def render_page(content: Content) -> str:
+    """The report as one HTML document."""
+    sections = [
+        ("points", "Point estimates", _points(content)),
+        ("calibration", "Densities", _calibration(content)),
+        ("bins", "In bins", _bins(content)),
+        ("gallery", "Gallery", _gallery(content)),
+        ("training", "Training", _training(content)),
+        ("method", "Definitions and settings", _method(content)),
+    ]
+    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
+    body = "".join(
+        f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{html}</section>\n'
+        for key, title, html in sections
+    )
+    title = _html(content.title)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{MARK.decode()}{title}</title>\n<style>{_STYLE}</style>\n"
+        f"</head>\n<body>\n<header><h1>{title}</h1>{_tiles(content)}{_notes(content)}"
+        f'{_facts(content)}</header>\n<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
+        f"<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def _tiles(content: Content) -> str:
+    """The metrics that one looks for first, large."""
+    summary = content.summary
+    first = POINT_ESTIMATES[0]
+    shown = {
+        **{n: summary.points[first][n] for n in ("nmad", "bias")},
+        **{outlier_name(t): summary.points[first][outlier_name(t)] for t in OUTLIER_THRESHOLDS},
+        "crps": summary.density["crps"],
+    }
+    tiles = "".join(
+        f"<div><dt>{HEADINGS[n][0]}</dt><dd>{number_text(n, e.value)}"
+        f"<small>{number_text(n, e.low)} to {number_text(n, e.high)}</small></dd></div>"
+        for n, e in shown.items()
+    )
+    return f'<dl class="tiles">{tiles}</dl>'
+
+
+def _notes(content: Content) -> str:
+    notes = [*content.notes, *count_notes(content.summary)]
+    return "".join(f'<p class="note">{_html(note)}</p>' for note in notes)
+
+
+def _facts(content: Content) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{_html(name)}</th><td>{_html(value)}</td></tr>'
+        for name, value in content.facts
+    )
+    return f'<div class="scroll"><table class="facts">{rows}</table></div>'
+
+
+def _points(content: Content) -> str:
+    magnitude = next((b for b in content.summary.binnings if b.name == "magnitude"), None)
+    pictures = [draw_redshifts(content), draw_residuals(content, magnitude)]
+    return _table(points_table(content.summary)) + _figures(pictures)
+
+
+def _calibration(content: Content) -> str:
+    side_by_side = _figures([draw_coverage(content), draw_stacked(content)])
+    return (
+        _table(density_table(content.summary))
+        + (_table(content.priors) if content.priors is not None else "")
+        + _figures([draw_pit(content)])
+        + f'<div class="row">{side_by_side}</div>'
+    )
+
+
+def _bins(content: Content) -> str:
+    binnings = content.summary.binnings
+    picture = draw_bins(binnings)
+    html = _figures([picture] if picture else [])
+    html += "".join(_table(bins_table(b)) for b in binnings if b.bins)
+    return html + "".join(
+        f"<p>No bins of {_html(b.name)}: {_html(b.skipped)}</p>" for b in binnings if b.skipped
+    )
+
+
+def _gallery(content: Content) -> str:
+    pictures = draw_gallery(content)
+    if not pictures:
+        return "<p>No object was drawn.</p>"
+    return (
+        "<p>Objects at fixed places in the order of CRPS, from good to worst. Solid line: "
+        "spectroscopic redshift; dashed: mean of the density; grey: its central 68 %. Stamps are "
+        "stretched each on its own.</p>" + _figures(pictures)
+    )
+
+
+def _training(content: Content) -> str:
+    drawn = [draw(content.journal) for draw in (draw_learning, draw_throughput, draw_hits)]
+    pictures = [picture for picture in drawn if picture is not None]
+    if not pictures:
+        return "<p>The run has no metrics.jsonl with a whole epoch.</p>"
+    missing = drawn[2] is None
+    return _figures(pictures) + (
+        "<p>The run had no cache, so there are no hits to compare with a forecast.</p>"
+        if missing
+        else ""
+    )
+
+
+def _method(content: Content) -> str:
+    words = "".join(
+        f'<tr><th scope="row">{_html(name)}</th><td>{_html(text)}</td></tr>'
+        for name, text in DEFINITIONS
+    )
+    how = content.summary.bootstrap
+    settings = "".join(
+        f'<tr><th scope="row">{_html(name)}</th><td>{_html(value)}</td></tr>'
+        for name, value in content.settings.items()
+    )
+    return (
+        f'<div class="scroll"><table class="facts">{words}</table></div>'
+        f"<p>Intervals hold the central {how.level:.0%} of {how.num_replicates:,} bootstrap "
+        f"replicates (Poisson weights, seed {how.seed}); for shares of 0 or 1 they are Wilson's. "
+        "All integrals are exact for densities that are constant in each bin.</p>"
+        f"<details><summary>Settings of the run</summary>"
+        f'<div class="scroll"><table class="facts">{settings}</table></div></details>'
+    )
+
+
+def _table(table: TextTable) -> str:
+    head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.head)
+    rows = "".join(f"<tr>{_cells(row)}</tr>" for row in table.rows)
+    return (
+        f'<div class="scroll"><table><caption>{_html(table.caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _html(text: object) -> str:
+    """Text that came from wherever, between tags or in an attribute."""
+    return escape(printable(text))
+
+
+def _cells(row: Sequence[str]) -> str:
+    rest = "".join(f"<td>{_html(cell)}</td>" for cell in row[1:])
+    return f'<th scope="row">{_html(row[0])}</th>{rest}'
+
+
+def _figures(pictures: Iterable[Picture]) -> str:
+    return "".join(
+        f'<figure style="max-width: {p.width_px}px"><h3>{_html(p.title)}</h3>'
+        f'<img src="{p.data_uri()}" alt="{_html(p.alt)}">'
+        f"<figcaption>{_html(p.caption)}</figcaption></figure>\n"
+        for p in pictures
+    )

@@ -1,0 +1,199 @@
+"""Metrics in words and tables: the same for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mstrain.evaluation.metrics.binning import MIN_BIN_COUNT, Binning
+from mstrain.evaluation.metrics.estimates import (
+    COVERAGE_LEVELS,
+    OUTLIER_THRESHOLDS,
+    Estimate,
+    coverage_name,
+    outlier_name,
+)
+from mstrain.evaluation.metrics.summary import Summary
+
+# Name in results -> (heading, share shown in percent).
+HEADINGS: dict[str, tuple[str, bool]] = {
+    "bias": ("bias", False),
+    "nmad": ("NMAD", False),
+    **{outlier_name(t): (f"eta (t = {t:g})", True) for t in OUTLIER_THRESHOLDS},
+    "crps": ("CRPS", False),
+    "cde_loss": ("CDE loss", False),
+    "log_likelihood": ("log-likelihood", False),
+    **{coverage_name(level): (f"coverage {level:.0%}", True) for level in COVERAGE_LEVELS},
+}
+DEFINITIONS = (
+    ("d", "(estimate - z) / (1 + z), with z the spectroscopic redshift"),
+    ("bias", "mean of d"),
+    ("NMAD", "1.4826 median|d - median d|"),
+    ("eta (t)", "share of objects with |d| >= t; the t belongs to the number"),
+    ("CRPS", "mean integral of (CDF - step at z)^2, in redshift; smaller is better"),
+    ("CDE loss", "mean of (integral of p^2) - 2 p(z); smaller is better"),
+    ("log-likelihood", "mean of ln p(z), p(z) floored at 1e-10; larger is better"),
+    ("PIT", "probability below z; uniform for calibrated densities"),
+    ("KS", "largest distance of the PITs' distribution function from a uniform one"),
+    ("coverage", "share of objects whose z lies in the central interval of that probability"),
+)
+
+
+def printable(text: object, limit: int | None = None) -> str:
+    """Text as it may be shown anywhere: what data sets call things may hold anything.
+
+    Args:
+        text: its `str`.
+        limit: characters at most, the middle left out; None for any number.
+
+    Returns:
+        The text on one line, each control character, half of a surrogate pair or mark of direction
+        as U+FFFD.
+    """
+    found = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    if limit is None or len(found) <= limit:
+        return found
+    half = (limit - 3) // 2
+    return f"{found[: limit - 3 - half]}...{found[-half:]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """A table of text.
+
+    Attributes:
+        caption: what it shows.
+        head: of the columns.
+        rows: cells, the first one naming its row.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def as_text(self) -> str:
+        """For a terminal: columns padded, numbers to the right."""
+        lines = [[printable(cell) for cell in line] for line in (self.head, *self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def number_text(name: str, value: float) -> str:
+    """A metric's value: shares in percent, others with four digits after the point."""
+    return f"{100 * value:.2f} %" if HEADINGS[name][1] else f"{value:.4f}"
+
+
+def estimate_text(name: str, found: Estimate) -> str:
+    """A metric with its interval, such as `0.0244 [0.0240, 0.0249]`."""
+    scale, digits = (100, 2) if HEADINGS[name][1] else (1, 4)
+    return (
+        f"{number_text(name, found.value)} "
+        f"[{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
+    )
+
+
+def points_table(summary: Summary) -> TextTable:
+    """Metrics of point estimates: a row an estimate."""
+    names = list(next(iter(summary.points.values())))
+    return TextTable(
+        caption=f"Point estimates, with {summary.bootstrap.level:.0%} intervals",
+        head=["estimate", *(HEADINGS[n][0] for n in names)],
+        rows=[
+            [estimate.removeprefix("z_"), *(estimate_text(n, found[n]) for n in names)]
+            for estimate, found in summary.points.items()
+        ],
+    )
+
+
+def density_table(summary: Summary) -> TextTable:
+    """Metrics of densities: a row a metric."""
+    rows = [[HEADINGS[n][0], estimate_text(n, found)] for n, found in summary.density.items()]
+    rows.append(["PIT, KS statistic", f"{summary.pit_ks:.4f} (p = {summary.pit_ks_p:.2g})"])
+    return TextTable(
+        caption=f"Densities, with {summary.bootstrap.level:.0%} intervals",
+        head=["metric", "value"],
+        rows=rows,
+    )
+
+
+def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> TextTable | None:
+    """The same network under several priors, side by side; None where there is one alone.
+
+    Args:
+        name: of the prior that all else is shown under.
+        summary: its metrics.
+        others: those of other priors, by name.
+    """
+    if not others:
+        return None
+    columns = {name: summary, **others}
+    first = next(iter(summary.points))
+    rows = [
+        [HEADINGS[n][0], *(estimate_text(n, s.points[first][n]) for s in columns.values())]
+        for n in summary.points[first]
+    ]
+    rows += [
+        [HEADINGS[n][0], *(estimate_text(n, s.density[n]) for s in columns.values())]
+        for n in summary.density
+    ]
+    rows.append(["PIT, KS statistic", *(f"{s.pit_ks:.4f}" for s in columns.values())])
+    return TextTable(
+        caption=f"Priors side by side; point estimates: {first.removeprefix('z_')}; everything "
+        f"else is shown under the first, {name}",
+        head=["metric", *columns],
+        rows=rows,
+    )
+
+
+def bins_table(binning: Binning) -> TextTable:
+    """Metrics in bins: a row a bin; the coverage of one interval stands for all."""
+    names = ["bias", "nmad", *map(outlier_name, OUTLIER_THRESHOLDS), "crps"]
+    names.append(coverage_name(COVERAGE_LEVELS[0]))
+    return TextTable(
+        caption=f"In bins of {binning.name}"
+        + (f" ({binning.column})" if binning.column not in (None, binning.name) else ""),
+        head=[binning.name, "objects", *(HEADINGS[n][0] for n in names)],
+        rows=[
+            [
+                f"{found.low:g} to {found.high:g}",
+                f"{found.num_samples:,}",
+                *_bin_cells(names, found.metrics),
+            ]
+            for found in binning.bins
+        ],
+    )
+
+
+def _bin_cells(names: Sequence[str], metrics: Mapping[str, Estimate]) -> list[str]:
+    if not metrics:
+        return [f"< {MIN_BIN_COUNT} objects"] + [""] * (len(names) - 1)
+    return [estimate_text(n, metrics[n]) for n in names]
+
+
+def summary_text(summary: Summary, priors: TextTable | None = None) -> str:
+    """All tables for a terminal; `priors` is from `prior_table`."""
+    parts = [points_table(summary), density_table(summary)]
+    parts += [] if priors is None else [priors]
+    parts += [bins_table(b) for b in summary.binnings if b.bins]
+    texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in parts]
+    texts += [printable(f"No bins of {b.name}: {b.skipped}") for b in summary.binnings if b.skipped]
+    return "\n\n".join([*texts, *count_notes(summary)])
+
+
+def count_notes(summary: Summary) -> list[str]:
+    """Sentences on objects that do not count as the others do."""
+    notes = []
+    if summary.num_unlabelled:
+        notes.append(f"{summary.num_unlabelled:,} samples without redshift count for nothing.")
+    if summary.num_floored:
+        notes.append(
+            f"{summary.num_floored:,} samples have a density below 1e-10 at their redshift; the "
+            "log-likelihood takes 1e-10 for them."
+        )
+    return notes

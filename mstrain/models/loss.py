@@ -1,0 +1,123 @@
+"""Cross-entropy over redshift bins, with weights, as sums: the mean is taken over all ranks.
+
+A mean of ranks' means is wrong as soon as ranks hold other numbers of samples or other weights. So
+a loss is the pair (sum of weight times loss, sum of weights), and gradients are divided by the sum
+of weights over all ranks after they were added up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from msdata.plan.weighted import inverse_count_weights
+from mstrain.config import LossConfig, ModelConfig
+from mstrain.models.heads import bin_edges, bin_of
+
+
+def redshift_weights(redshift: NDArray[np.float64], config: LossConfig, z_max: float) -> Tensor:
+    """Weight of each of even bins of redshift.
+
+    Args:
+        redshift: float (samples,), of the whole split; what lies outside [0, z_max] counts not.
+        config: `weighting` and `weight_bins` count.
+        z_max: upper end of the last bin.
+
+    Returns:
+        float32 (weight_bins,): 1 / count, with mean 1 over the split; 0 for empty bins.
+    """
+    return weights_of_bins(redshift, config, z_max).float()
+
+
+def weights_of_bins(redshift: NDArray[np.float64], config: LossConfig, z_max: float) -> Tensor:
+    """The weights of `redshift_weights` in float64, which `draw_weights` gives up to a factor."""
+    z = torch.as_tensor(redshift, dtype=torch.float64)
+    z = z[(z >= 0) & (z <= z_max)]
+    if config.weighting == "none":
+        return torch.ones(config.weight_bins, dtype=torch.float64)
+    place = place_of(z, config.weight_bins, z_max)
+    count = torch.bincount(place, minlength=config.weight_bins).double()
+    is_filled = count > 0
+    weights = torch.where(is_filled, 1 / count.clamp_min(1), 0.0)
+    # The sum over the split is the number of filled bins.
+    return weights * count.sum() / is_filled.sum().clamp_min(1)
+
+
+def place_of(redshift: Tensor, num_bins: int, z_max: float) -> Tensor:
+    """The even bin of [0, z_max] that each redshift within lies in, int64; z_max in the last."""
+    return (redshift / z_max * num_bins).long().clamp_max(num_bins - 1)
+
+
+def draw_weights(
+    redshift: NDArray[np.float64], config: LossConfig, z_max: float
+) -> NDArray[np.float64]:
+    """Weight of each sample where the loader draws by weights.
+
+    Args:
+        redshift: float (samples,), of the whole split.
+        config: `weight_bins` counts.
+        z_max: upper end of the last bin.
+
+    Returns:
+        float64 (samples,): 1 / count of the sample's bin; 0 where the redshift is outside
+        [0, z_max] or unknown.
+    """
+    return inverse_count_weights(redshift, num_bins=config.weight_bins, upper=z_max)
+
+
+class BinLoss(nn.Module):
+    """Weighted cross-entropy of logits against redshifts.
+
+    Args:
+        loss: its settings.
+        model: the bins.
+        weights: float32 (weight_bins,) from `redshift_weights`; None weighs all samples alike.
+    """
+
+    edges: Tensor
+    weights: Tensor | None
+
+    def __init__(self, loss: LossConfig, model: ModelConfig, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self._loss, self._model = loss, model
+        self.register_buffer("edges", bin_edges(model), persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, redshift: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss as two sums.
+
+        Args:
+            logits: (B, num_bins).
+            redshift: float64 (B,); samples outside of the bins, or NaN, have weight 0.
+
+        Returns:
+            Sum of weight times loss, which gradients flow through, and sum of weights; float32.
+        """
+        number = bin_of(redshift, self._model)
+        weight = self._weight(redshift, number)
+        log_p = functional.log_softmax(logits.float(), dim=1)
+        if self._loss.label_width:
+            chosen = (self.labels(redshift) * log_p).sum(1)
+        else:
+            chosen = log_p.gather(1, number.clamp_min(0)[:, None])[:, 0]
+        smooth = self._loss.label_smoothing
+        loss = -(1 - smooth) * chosen - smooth * log_p.mean(1)
+        return (weight * loss).sum(), weight.sum()
+
+    def _weight(self, redshift: Tensor, number: Tensor) -> Tensor:
+        is_known = number >= 0
+        if self.weights is None:
+            return is_known.float()
+        z = torch.where(is_known, redshift.double(), 0.0)
+        place = place_of(z, len(self.weights), self._model.z_max)
+        return torch.where(is_known, self.weights[place], 0.0)
+
+    def labels(self, redshift: Tensor) -> Tensor:
+        """Gaussians around redshifts (B,), integrated over each bin: float32 (B, num_bins)."""
+        z = redshift.double().nan_to_num().clamp(0, self._model.z_max)
+        steps = (self.edges - z[:, None]) / (self._loss.label_width * 2**0.5)
+        mass = torch.erf(steps).diff(dim=1)
+        return (mass / mass.sum(1, keepdim=True)).float()

@@ -1,0 +1,1 @@
+"""The training loop and what it keeps: steps, checkpoints, ranks, logs."""

@@ -1,0 +1,110 @@
+"""Where samples came from, over all ranks, beside what the plan forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from msdata.cache.config import Owners
+from msdata.dataset.dataset import Split
+from msdata.plan.forecast import TIERS, Job, forecast_epoch
+from msdata.plan.order import DEFAULT_LAST
+from msdata.plan.ownership import Ownership, equal_nodes
+from mstrain.config import TrainConfig, batch_per_rank
+from mstrain.data.batches import split_weights
+from mstrain.distributed import Ranks
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitCounter:
+    """Counts an epoch's samples by tier.
+
+    Attributes:
+        split: that is trained on.
+        config: of the run.
+        ranks: all of them count together.
+        owners: of every shard, from `msdata.Loader.cache_owners`; None without a cache.
+    """
+
+    split: Split
+    config: TrainConfig
+    ranks: Ranks
+    owners: Owners | None
+
+    def count(self, stats: Mapping[str, Any], epoch: int) -> tuple[Counts | None, Counts | None]:
+        """Samples by tier over all ranks, and the same as forecast.
+
+        Args:
+            stats: of this rank's loader, for the epoch.
+            epoch: its number.
+
+        Returns:
+            (hits, forecast); None without a cache, and for the forecast of part of an epoch, as it
+            is after a resume.
+        """
+        hits = count_hits(stats, self.ranks)
+        is_whole = hits is not None and sum(hits.values()) == len(self.split)
+        has_peers = bool(stats.get("has_peers"))
+        return hits, self.forecast(epoch, has_peers=has_peers) if is_whole else None
+
+    def forecast(self, epoch: int, *, has_peers: bool) -> Counts | None:
+        """What the plan forecasts for a whole epoch.
+
+        Args:
+            epoch: its number.
+            has_peers: whether other nodes are asked for what they hold.
+        """
+        if self.owners is None:
+            return None
+        num_nodes = self.ranks.topology.num_nodes
+        job = Job(
+            topology=self.ranks.topology,
+            # Owners are known, whatever memory they came from.
+            nodes=equal_nodes(num_nodes, memory_bytes=0),
+            shard_sizes=self.split.shard_sizes,
+            sample_bytes=self.split.sample_nbytes,
+            batch_per_rank=batch_per_rank(self.config, self.ranks.count),
+            policy=self.config.data.policy,
+            seed=self.config.seed,
+            last=DEFAULT_LAST,
+            buffer_samples=self.config.data.buffer_samples,
+            weights=split_weights(self.split, self.config),
+        )
+        ownership = Ownership(
+            owner_of_shard=self.owners[0],
+            tier_of_shard=self.owners[1],
+            node_keys=np.arange(num_nodes, dtype=np.uint64),
+        )
+        by_tier = forecast_epoch(job, ownership, epoch).tier_samples.sum(axis=0)
+        local, ssd, peer, storage = map(int, by_tier)
+        if not has_peers:
+            peer, storage = 0, storage + peer
+        return dict(zip(TIERS, (local, ssd, peer, storage), strict=True))
+
+
+def count_hits(stats: Mapping[str, Any], ranks: Ranks) -> Counts | None:
+    """Samples of an epoch by tier, over all ranks.
+
+    Args:
+        stats: of this rank's loader.
+        ranks: all of them have to ask.
+
+    Returns:
+        By "local", "ssd", "peer" and "storage"; None without a cache.
+    """
+    tiers = stats.get("tiers")
+    # A rank whose cache could not be had counts all its samples as read from storage.
+    mine = [0, 0, 0, stats["samples"]] if tiers is None else [tiers[t]["samples"] for t in TIERS]
+    total = ranks.sum_counts(np.array([*mine, tiers is not None], np.int64)).tolist()
+    return dict(zip(TIERS, total, strict=False)) if total[-1] else None
+
+
+def hit_rate(counts: Counts | None) -> float | None:
+    """Share of the samples that did not come from storage; None where nothing was counted."""
+    total = 0 if counts is None else sum(counts.values())
+    return 1 - counts["storage"] / total if counts and total else None

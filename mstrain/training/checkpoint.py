@@ -1,0 +1,305 @@
+"""Checkpoints: whole or not at all, read without executing anything, few kept.
+
+RUN/config.json                     the resolved configuration
+RUN/checkpoints/step-00001234.pt    all it takes to go on
+RUN/checkpoints/last                JSON that names the newest
+RUN/checkpoints/best.pt             the weights with the least validation loss
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy
+import torch
+from torch import nn
+
+import msdata
+from msdata.core.checked_json import JsonValue, Within, open_regular, read_json
+from msdata.core.file_lock import take_lock
+from msdata.core.files import (
+    open_known,
+    remove_leftovers,
+    storage_error,
+    whole_file,
+    write_whole,
+)
+from msdata.core.output_file import check_output
+from msdata.errors import DataError, MsdataError, UsageError
+from msdata.schema import Schema
+from mstrain.config import TrainConfig
+from mstrain.models.fusion import RedshiftNet
+
+# 2: with the prior of the training, which an earlier mstrain would not put back.
+FORMAT_VERSION = 2
+_FOLDER = "checkpoints"
+_LAST = "last"
+_BEST = "best.pt"
+_STEP_NAME = re.compile(r"step-\d{8,}\.pt")
+_LOCK = ".lock"
+_Length = Annotated[int, Within(1, 1 << 20)]
+# A killed training may take as long to end and let go of its run.
+_LOCK_PATIENCE_S = 15.0
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with."""
+    return {
+        "msdata": msdata.__version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def check_run_folder(run: Path) -> None:
+    """Refuses a folder whose files a training would replace though none made them.
+
+    Raises:
+        UsageError: there is such a file.
+    """
+    check_output(run / "config.json", b'"fingerprint"')
+    check_output(run / "metrics.jsonl", b'"kind": "')
+
+
+@contextmanager
+def locked_run(run: Path) -> Iterator[None]:
+    """Keeps a second training out of a run's folder, which is made if it is not there.
+
+    Raises:
+        UsageError: another training holds it, and goes on holding it.
+        StorageError: the file system refused.
+    """
+    path = run / _LOCK
+    try:
+        (run / _FOLDER).mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(open_known(path), "rb")
+    except OSError as error:
+        raise storage_error("write", run, error) from error
+    with file:
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while not take_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"another training writes to {run}; wait for it, or give another --out"
+                )
+            time.sleep(0.1)
+        # Of a training that was killed while it wrote one.
+        remove_leftovers(run / _FOLDER)
+        yield
+
+
+def save_checkpoint(run: Path, state: Mapping[str, Any], *, step: int, keep: int) -> Path:
+    """Writes a checkpoint, makes it the last, and removes the oldest.
+
+    Args:
+        run: the run's folder.
+        state: tensors and plain values.
+        step: that its name tells.
+        keep: so many stay.
+
+    Returns:
+        Its file.
+
+    Raises:
+        StorageError: the file system refused; the former checkpoints stay.
+    """
+    path = run / _FOLDER / f"step-{step:08d}.pt"
+    _write(path, state)
+    write_whole(path.with_name(_LAST), json.dumps({"file": path.name, "step": step}).encode())
+    for old in _step_files(run)[:-keep]:
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def save_best(run: Path, state: Mapping[str, Any]) -> None:
+    """Writes the weights that did best so far."""
+    _write(run / _FOLDER / _BEST, state)
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    content = {"format_version": FORMAT_VERSION, "versions": versions(), **state}
+    with whole_file(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch reports a full disk as its own failure to write the archive.
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise cause from error
+            raise
+
+
+def _step_files(run: Path) -> list[Path]:
+    return sorted((run / _FOLDER).glob("step-*.pt"))
+
+
+def find_last(run: Path) -> Path | None:
+    """The newest checkpoint of a run; None where there is none.
+
+    Raises:
+        DataError: `last` names a file that is gone.
+    """
+    files = _step_files(run)
+    try:
+        named = read_json(run / _FOLDER / _LAST, cure="")["file"].read_as(str)
+    except (FileNotFoundError, NotADirectoryError):
+        # Killed between its first checkpoint and `last`: the file is whole all the same.
+        return files[-1] if files else None
+    except DataError:
+        named = files[-1].name if files else ""
+    path = run / _FOLDER / named
+    if _STEP_NAME.fullmatch(named) is None or not path.is_file():
+        raise DataError(
+            f"{run / _FOLDER / _LAST} names {named}, which is gone; put it back, or remove "
+            f"{run / _FOLDER / _LAST} to go on from the newest file there"
+        )
+    return path
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint; nothing in it is executed.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+
+    Raises:
+        DataError: it is damaged, or no checkpoint.
+        UsageError: it is of a later version.
+        StorageError: the file system refused.
+    """
+    cure = f"remove it and {path.with_name(_LAST)}, and the run resumes from the checkpoint before"
+    try:
+        # torch compares no checksums, though it writes them.
+        with open_regular(path, cure) as file, zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {damaged}")
+        content = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except DataError:
+        raise
+    except Exception as error:
+        # Of a file that is none, torch's reader may raise whatever its bytes led it to.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise DataError(f"{path} is damaged or no checkpoint ({reason}); {cure}") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise DataError(f"{path} is no checkpoint of mstrain; give a run's folder")
+    version = JsonValue(content, path, cure)["format_version"].read_as(int)
+    if version > FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format version {version}, this mstrain reads up to {FORMAT_VERSION}; "
+            "update it"
+        )
+    return content
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Turns what torch raises of content that does not fit into a DataError.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        DataError: the content is of another network or damaged.
+    """
+    try:
+        yield
+    except MsdataError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise DataError(
+            f"{path} does not fit its network ({reason}); resume from another checkpoint, or use "
+            "the version of mstrain that wrote it"
+        ) from error
+
+
+def load_model(
+    run: Path | str, which: str = "best", device: torch.device | str = "cpu"
+) -> tuple[nn.Module, TrainConfig]:
+    """A trained network.
+
+    Args:
+        run: the run's folder.
+        which: "best" by validation loss, or "last".
+        device: where it goes.
+
+    Returns:
+        The network in evaluation mode (`network(images, ebv) -> logits`), and its configuration.
+
+    Raises:
+        UsageError: the run has no such checkpoint.
+        DataError: it is damaged.
+    """
+    path = checkpoint_path(Path(run), which)
+    content = read_checkpoint(path, device)
+    fields = JsonValue(content, path, "use the version of mstrain that wrote it")
+    config = TrainConfig.from_dict(fields["config"].value)
+    shapes = fields["shapes"].read_as(dict[str, tuple[_Length, ...]])
+    weights = fields["model" if fields["average"].value is None else "average"].value
+    with restoring(path):
+        model = RedshiftNet(shapes, config.model).to(device)
+        model.load_state_dict(weights)
+    return model.eval().requires_grad_(False), config
+
+
+def checkpoint_path(run: Path, which: str) -> Path:
+    """The file of the "best" or "last" checkpoint.
+
+    Raises:
+        UsageError: `which` is neither, or there is none yet.
+    """
+    if which not in ("best", "last"):
+        raise UsageError(f"{which!r} is neither 'best' nor 'last'; give one of them")
+    path = run / _FOLDER / _BEST if which == "best" else find_last(run)
+    if path is None or not path.exists():
+        raise UsageError(
+            f"{run} has no {which} checkpoint; give the --out of a training that has come to the "
+            "end of its first epoch"
+        )
+    return path
+
+
+def write_config(run: Path, content: Mapping[str, Any]) -> None:
+    """Writes `RUN/config.json`."""
+    write_whole(run / "config.json", json.dumps(content, indent=1).encode() + b"\n")
+
+
+def has_config(run: Path) -> bool:
+    """Whether the folder is a run's."""
+    return (run / "config.json").exists()
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Reads `RUN/config.json`.
+
+    Raises:
+        UsageError: the folder is no run's.
+        DataError: it is damaged.
+    """
+    path = run / "config.json"
+    try:
+        found = read_json(path, cure="put its copy back", has_paths=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{run} is no run: it has no config.json; give the --out of a training"
+        ) from None
+    found["config"].read_as(dict[str, Any])
+    for name in ("data", "fingerprint"):
+        found[name].read_as(str)
+    found["schema"].read_as(Schema)
+    content: dict[str, Any] = found.value
+    return content

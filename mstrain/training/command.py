@@ -1,0 +1,103 @@
+"""`mstrain train`: a recipe, a data set and a folder in, a trained network in that folder out.
+
+mstrain train demo DATA --out RUN [key=value ...]
+torchrun --nproc-per-node 4 -m mstrain.train resnet18_early DATA --out RUN [key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msdata
+from msdata.core.signals import exit_code_of
+from msdata.errors import MsdataError
+from msdata.topology import from_env
+from mstrain import REQUEUE_EXIT_CODE
+from mstrain.config import batch_per_rank
+from mstrain.distributed import (
+    FirstRankError,
+    StopRequest,
+    choose_device,
+    joined_ranks,
+    set_threads,
+)
+from mstrain.overrides import apply_overrides, settings_of
+from mstrain.recipes import RECIPES, find_recipe
+from mstrain.training.checkpoint import check_run_folder, locked_run
+from mstrain.training.learner import DivergedError
+from mstrain.training.run import train
+from mstrain.training.trainer import Stopped
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `mstrain train`."""
+    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*", default=[], help="settings of the recipe"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="RUN",
+        type=Path,
+        required=True,
+        help="folder of the run; a run that is there already goes on from its last checkpoint",
+    )
+    parser.add_argument("--settings", action=_ListSettings, help="list all settings, and end")
+
+
+class _ListSettings(argparse.Action):
+    """Prints the settings of all recipes, as `--help` prints the options."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        columns = {name: dict(settings_of(make())) for name, make in RECIPES.items()}
+        for name in next(iter(columns.values())):
+            if name != "recipe":
+                print(
+                    f"{name:<26}" + "".join(f"{values[name]!s:>16}" for values in columns.values())
+                )
+        parser.exit()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains.
+
+    Returns:
+        0, or 85 where SIGUSR1 or SIGTERM came and the state was saved.
+    """
+    config = apply_overrides(find_recipe(args.recipe), args.settings)
+    topology = from_env()
+    batch_per_rank(config, topology.num_ranks)
+    data = msdata.open(args.data)
+    device = choose_device(config.compute.device, topology)
+    set_threads(config.compute.threads, topology)
+    try:
+        with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
+            ranks.on_first(lambda: check_run_folder(args.out))
+            ranks.on_first(lambda: stack.enter_context(locked_run(args.out)))
+            train(args.out, config, data, ranks, stop)
+    except Stopped:
+        if topology.rank == 0:
+            print(
+                f"mstrain train: stopped as asked, {args.out} is saved: the same command goes on "
+                f"(exit code {REQUEUE_EXIT_CODE})",
+                file=sys.stderr,
+            )
+        return REQUEUE_EXIT_CODE
+    except (FirstRankError, DivergedError) as error:
+        # The first rank says it for all.
+        if topology.rank == 0:
+            raise
+        return _code_of(error)
+    return 0
+
+
+def _code_of(error: MsdataError) -> int:
+    return error.code if isinstance(error, FirstRankError) else exit_code_of(error)

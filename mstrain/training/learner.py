@@ -1,0 +1,243 @@
+"""Network, optimiser and averaged weights: what learns, and what a checkpoint has to hold of it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from msdata.errors import MsdataError
+from mstrain.config import ComputeConfig, TrainConfig
+from mstrain.data.batches import TensorBatch
+from mstrain.distributed import Ranks
+from mstrain.models.fusion import RedshiftNet
+from mstrain.models.loss import BinLoss
+from mstrain.models.norms import synchronise_norms
+from mstrain.training.optim import (
+    AveragedModel,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    set_learning_rate,
+)
+
+# Of an object in a bin without training samples, in the validation loss.
+_EMPTY_BIN_NATS = 30.0
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DivergedError(MsdataError):
+    """The loss is no number any more. Exit code 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSums:
+    """What an optimiser step did, over all ranks; tensors, so that no GPU is waited for.
+
+    Attributes:
+        loss_sum: sum of weight times loss.
+        weight_sum: sum of weights.
+        num_samples: of the batch.
+        gradient_norm: before clipping.
+        learning_rate: of the step.
+    """
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    num_samples: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+
+    @property
+    def loss(self) -> float:
+        """Weighted mean; NaN for a batch without labels."""
+        return float(self.loss_sum / self.weight_sum)
+
+
+class Learner:
+    """Takes batches, learns.
+
+    Args:
+        config: of the run.
+        shapes: (channels, height, width) of each image, by name.
+        ranks: this rank's place and device.
+        weights: of redshift bins in the loss, see `mstrain.models.loss.redshift_weights`.
+        num_steps: optimiser steps of the whole training.
+        log_factor: (num_bins,), what undoes the weights in validation, see
+            `mstrain.models.prior.TrainedPrior.natural_factor`; None for nothing.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+        ranks: Ranks,
+        *,
+        weights: Tensor | None,
+        num_steps: int,
+        log_factor: Tensor | None = None,
+    ) -> None:
+        self._config, self._ranks, self._num_steps = config, ranks, num_steps
+        torch.manual_seed(config.seed)
+        model = RedshiftNet(shapes, config.model).to(ranks.device)
+        if config.compute.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        is_synced = ranks.count > 1 and config.model.sync_batch_norm
+        self.model = synchronise_norms(model, ranks.device) if is_synced else model
+        decay = config.optim.ema_decay
+        self.average = AveragedModel(self.model, decay) if decay else None
+        self.loss = BinLoss(config.loss, config.model, weights).to(ranks.device)
+        self._plain_loss = BinLoss(type(config.loss)(), config.model).to(ranks.device)
+        self._log_factor = None if log_factor is None else log_factor.to(ranks.device)
+        self._optimizer = make_optimizer(self.model, config.optim)
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._scaler = torch.amp.GradScaler(
+            ranks.device.type, enabled=config.compute.precision == "fp16"
+        )
+        self._net = _wrapped(self.model, config.compute, ranks, is_synced=is_synced)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = _AUTOCAST.get(self._config.compute.precision)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self._ranks.device.type, dtype)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Keeps gradients from being summed over ranks: of a step's parts but the last."""
+        if isinstance(self._net, DistributedDataParallel):
+            return self._net.no_sync()
+        return nullcontext()
+
+    def add(self, batch: TensorBatch) -> None:
+        """Adds a batch's gradients to those of the step under way.
+
+        Gradients are those of the sum of losses over a constant, the batch's nominal size: what
+        they really have to be divided by is known once all ranks and parts are through.
+        """
+        self._net.train()
+        with self._alone() if not batch.ends_step else nullcontext():
+            with self._autocast():
+                logits = self._net(batch.images, batch.ebv)
+            loss_sum, weight_sum = self.loss(logits, batch.redshift)
+            nominal = self._config.batch_size / self._ranks.count
+            self._scaler.scale(loss_sum / nominal).backward()
+        # new_tensor would copy a number to the GPU, and wait there for the whole step.
+        count = weight_sum.new_full((), len(batch))
+        self._sums += torch.stack([loss_sum.detach(), weight_sum, count])
+
+    def step(self, number: int) -> StepSums:
+        """Makes the step that the added batches belong to.
+
+        Args:
+            number: of the step, from 0.
+        """
+        sums = self._ranks.sum(self._sums.clone())
+        self._sums.zero_()
+        self._scaler.unscale_(self._optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # DDP has taken the mean over ranks; a batch without any label has no gradient at all.
+        factor = torch.where(sums[1] > 0, self._config.batch_size / sums[1], 0.0)
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        norm = nn.utils.clip_grad_norm_(
+            self._parameters, self._config.optim.clip_norm or math.inf, foreach=True
+        )
+        rate = learning_rate(number, self._num_steps, self._config.optim)
+        set_learning_rate(self._optimizer, rate)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model, number)
+        return StepSums(
+            loss_sum=sums[0],
+            weight_sum=sums[1],
+            num_samples=sums[2],
+            gradient_norm=norm,
+            learning_rate=rate,
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated and kept: the average where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    @torch.no_grad()
+    def validation_sums(self, batch: TensorBatch) -> Tensor:
+        """Plain cross-entropy on this rank's part of a batch, with the natural prior put back.
+
+        Where no training sample weighed anything the density is taken as exp(-30), not 0: the
+        checkpoint is chosen by the other samples.
+
+        Returns:
+            float64 (2,): sum of losses, and samples that have a redshift.
+        """
+        model = self.evaluated.eval()
+        with self._autocast():
+            logits = model(batch.images, batch.ebv)
+        if self._log_factor is not None:
+            logits = logits.double() + self._log_factor
+            floor = logits.logsumexp(dim=1, keepdim=True) - _EMPTY_BIN_NATS
+            logits = torch.where(torch.isneginf(self._log_factor), floor, logits)
+        return torch.stack(self._plain_loss(logits, batch.redshift)).double()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has been learned, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "schedule": {"num_steps": self._num_steps},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        load_optimizer(self._optimizer, state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+
+def _wrapped(
+    model: nn.Module, compute: ComputeConfig, ranks: Ranks, *, is_synced: bool
+) -> nn.Module:
+    """The network as it is called in training: compiled, joined to the other ranks'."""
+    net: nn.Module = torch.compile(model) if compute.compile else model  # type: ignore[assignment]
+    if ranks.count == 1:
+        return net
+    options: dict[str, Any] = {}
+    if is_synced:
+        # Synchronised statistics are equal on all ranks already. Older torches know the other name.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers"
+        options[name if name in known else "broadcast_buffers"] = False
+    return DistributedDataParallel(
+        net,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **options,
+    )
+
+
+def check_finite(loss_sum: Tensor, step: int) -> None:
+    """Raises DivergedError where the loss is no number; on a GPU this waits for it.
+
+    Args:
+        loss_sum: of one step, or of all since the last look.
+        step: the newest of them.
+    """
+    if not bool(torch.isfinite(loss_sum)):
+        raise DivergedError(
+            f"the loss is {float(loss_sum)} at step {step}: the training has diverged and was "
+            "stopped, its earlier checkpoints are kept; give a lower optim.learning_rate, or "
+            "compute.precision=float32 or bf16, in a new run"
+        )

@@ -1,0 +1,289 @@
+"""Opens all that a training needs, in the run's folder, and takes up where the run stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import msdata
+from msdata.augment import Statistics, read_statistics
+from msdata.augment.statistics import FILE_NAME
+from msdata.dataset.dataset import Split
+from msdata.errors import DataError, UsageError
+from mstrain.config import TrainConfig
+from mstrain.data.batches import (
+    Ahead,
+    TensorBatch,
+    evaluation_stream,
+    index_columns,
+    make_augmenter,
+    make_loader,
+    steps_per_epoch,
+    training_stream,
+)
+from mstrain.data.pixels import statistics_for_run
+from mstrain.distributed import Ranks, StopRequest
+from mstrain.models.loss import redshift_weights
+from mstrain.models.prior import TrainedPrior, measure_prior
+from mstrain.overrides import settings_of
+from mstrain.training.cache_hits import HitCounter
+from mstrain.training.checkpoint import (
+    find_last,
+    has_config,
+    read_checkpoint,
+    read_config,
+    restoring,
+    save_best,
+    save_checkpoint,
+    versions,
+    write_config,
+)
+from mstrain.training.learner import Learner
+from mstrain.training.metrics_log import Journal
+from mstrain.training.trainer import Progress, Trainer
+
+# What may differ between a run and its continuation: it changes results by rounding at most.
+_CHANGEABLE = ("log.", "checkpoint.", "data.cache", "data.threads", "data.prefetch")
+_CHANGEABLE_COMPUTE = (
+    "compute.device",
+    "compute.compile",
+    "compute.threads",
+    "compute.channels_last",
+)
+
+
+def train(
+    out: Path, config: TrainConfig, data: msdata.Dataset, ranks: Ranks, stop: StopRequest
+) -> None:
+    """Trains to the end, from the last checkpoint in `out` if there is one.
+
+    Args:
+        out: the run's folder.
+        config: of the run.
+        data: with split "train", and "val" to validate on.
+        ranks: all of them call it.
+        stop: looked at after every step.
+
+    Raises:
+        Stopped: it was asked to stop, and has saved its state.
+        UsageError: the folder holds another run, or the data lack what the settings ask for.
+    """
+    split = _split(data, "train")
+    assert split is not None
+    statistics = read_statistics(data.path) if config.augment.needs_statistics else None
+    saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
+    with ExitStack() as stack:
+        journal = Journal(out, config.log, is_writer=ranks.is_first)
+        weights = _weights(split, config, journal)
+        loader = stack.enter_context(make_loader(split, config, ranks))
+        augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
+        num_steps = config.epochs * steps_per_epoch(len(split), config)
+        shapes = dict(augmenter.shapes)
+        prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
+        learner = Learner(
+            config,
+            shapes,
+            ranks,
+            weights=weights,
+            num_steps=num_steps,
+            log_factor=prior.natural_factor(),
+        )
+        progress = _resume(saved, learner, loader, prior)
+        # At once: the first batch is made while the rest is opened.
+        batches = training_stream(loader, augmenter, config, ranks.device)
+        stream = stack.enter_context(Ahead(batches))
+        stack.enter_context(journal.open(progress.step))
+        journal.say(_opening(out, config, ranks, progress, num_steps))
+        counter = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
+        trainer = Trainer(
+            config=config,
+            ranks=ranks,
+            learner=learner,
+            journal=journal,
+            num_steps=num_steps,
+            validate=_validation(stack, data, config, ranks, statistics),
+            count_hits=counter.count,
+            save=partial(_save, out, config, ranks, _extras(config, data, shapes, prior)),
+            stop=stop,
+        )
+        trainer.fit(stream, progress)
+
+
+def _split(data: msdata.Dataset, name: str) -> Split | None:
+    """A split that has samples; None for a validation split that has none."""
+    if name in data.splits and len(data.split(name)):
+        return data.split(name)
+    if name == "train":
+        raise UsageError(
+            f"{data.path} has no samples in split 'train'; pack it with --split 0.7,0.1,0.2"
+        )
+    return None
+
+
+def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | None:
+    """Weights of the loss, None where all count alike; says how many samples count nothing.
+
+    Raises:
+        UsageError: the data set has no redshifts.
+        DataError: no sample has a redshift within the bins.
+    """
+    index_columns(split, config, needs_redshift=True)
+    redshift, z_max = split.numbers("redshift"), config.model.z_max
+    is_drawn = config.loss.weights_in == "sampler"
+    num_known = int(np.count_nonzero((redshift >= 0) & (redshift <= z_max)))
+    if not num_known:
+        raise DataError(
+            f"no sample of split {split.name!r} has a redshift in [0, {z_max}]: there is nothing "
+            "to learn; mend the catalogue and pack again, or give another model.z_max"
+        )
+    if num_known < len(redshift):
+        journal.say(
+            f"{len(redshift) - num_known:,} of {len(redshift):,} samples have no redshift in "
+            f"[0, {z_max}]: they {'are never drawn' if is_drawn else 'count nothing in the loss'}"
+        )
+    if is_drawn or config.loss.weighting == "none":
+        return None
+    return redshift_weights(redshift, config.loss, z_max)
+
+
+def _opening(
+    out: Path, config: TrainConfig, ranks: Ranks, progress: Progress, num_steps: int
+) -> str:
+    place = f"{ranks.count} rank(s) on {ranks.device.type}, {out}"
+    if progress.validated == config.epochs:
+        return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
+    if progress.step:
+        return f"{config.recipe}: going on after step {progress.step:,} of {num_steps:,}, {place}"
+    return f"{config.recipe}: {num_steps:,} steps, {place}"
+
+
+def _validation(
+    stack: ExitStack,
+    data: msdata.Dataset,
+    config: TrainConfig,
+    ranks: Ranks,
+    statistics: Statistics | None,
+) -> Callable[[], Iterator[TensorBatch]] | None:
+    """What gives this rank's validation batches; loader and augmenter stay open over all epochs."""
+    split = _split(data, "val")
+    if split is None:
+        return None
+    loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
+    augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
+    return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
+
+
+def _extras(
+    config: TrainConfig,
+    data: msdata.Dataset,
+    shapes: Mapping[str, tuple[int, ...]],
+    prior: TrainedPrior,
+) -> dict[str, Any]:
+    """What a checkpoint holds beside what was learned, so that it stands for itself."""
+    return {
+        "config": config.as_dict(),
+        "fingerprint": data.manifest.fingerprint,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "prior": prior.to_state(),
+    }
+
+
+def _save(
+    out: Path,
+    config: TrainConfig,
+    ranks: Ranks,
+    extras: Mapping[str, Any],
+    state: dict[str, Any],
+    is_best: bool,
+) -> None:
+    """Keeps a state; all ranks call it, the first one writes."""
+
+    def write() -> None:
+        step = state["progress"]["step"]
+        if is_best:
+            best = {name: state[name] for name in ("model", "average", "progress")}
+            save_best(out, {**best, **extras})
+        save_checkpoint(out, {**state, **extras}, step=step, keep=config.checkpoint.keep)
+
+    ranks.on_first(write)
+
+
+def _resume(
+    saved: Path | None, learner: Learner, loader: msdata.Loader, prior: TrainedPrior
+) -> Progress:
+    """Takes up a checkpoint; a fresh start where there is none."""
+    if saved is None:
+        return Progress()
+    # On the host: what belongs on a GPU is copied into what is there already.
+    content = read_checkpoint(saved)
+    with restoring(saved):
+        learner.load_state_dict(content)
+        progress = Progress.from_dict(content["progress"])
+        if "prior" not in content and prior.log_weights is not None:
+            # Its losses are of densities under the weights, unlike those to come.
+            progress.best_loss = math.inf
+        if progress.loader is not None:
+            loader.load_state_dict(progress.loader)
+    return progress
+
+
+def _prepare(
+    out: Path, config: TrainConfig, split: Split, statistics: Statistics | None
+) -> Path | None:
+    """Makes the folder this run's; returns the checkpoint to go on from.
+
+    Raises:
+        UsageError: it holds a run of other settings or other data.
+    """
+    saved, data = find_last(out), split.dataset
+    if saved is not None and has_config(out):
+        _check_same_run(out, config, data)
+    write_config(
+        out,
+        {
+            "config": config.as_dict(),
+            "data": str(data.path.absolute()),
+            "fingerprint": data.manifest.fingerprint,
+            "schema": data.schema.to_json(),
+            "versions": versions(),
+            "prior": _prior_text(config),
+        },
+    )
+    # Also where nothing is scaled by them: other pixels are held against them later.
+    if statistics is not None or not (out / FILE_NAME).exists():
+        (statistics or statistics_for_run(split)).write(out / FILE_NAME)
+    return saved
+
+
+def _prior_text(config: TrainConfig) -> dict[str, str]:
+    """Which prior is meant by what of the run, for people."""
+    loss = config.loss
+    weights = f"natural times {loss.weighting} weights in the {loss.weights_in}"
+    return {
+        "network": "natural" if loss.weighting == "none" else weights,
+        "validation_loss": "natural",
+        "evaluate_and_predict": "natural, unless --prior says otherwise",
+    }
+
+
+def _check_same_run(out: Path, config: TrainConfig, data: msdata.Dataset) -> None:
+    content = read_config(out)
+    if content["fingerprint"] != data.manifest.fingerprint:
+        raise UsageError(
+            f"{out} was trained on data set {content['fingerprint']} ({content['data']}), this one "
+            f"is {data.manifest.fingerprint}; give that data set, or another --out"
+        )
+    before = dict(settings_of(TrainConfig.from_dict(content["config"])))
+    for name, value in settings_of(config):
+        if before[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):
+            raise UsageError(
+                f"{out} holds a run with {name}={before[name]}, now it is {value}: it cannot go on "
+                "so; give the former value, or another --out"
+            )

@@ -1,0 +1,299 @@
+"""The race of loaders: every contestant's bytes are compared, and what is found is told truly."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import benchmarks.loaders
+import msdata
+from benchmarks.__main__ import main
+from benchmarks.harness import spread, take_turns
+from benchmarks.loaders import make_race, quality_of
+from benchmarks.loaders_shown import leads_of, sentences_of
+from benchmarks.peers import PEER_NAMES
+from benchmarks.peers.bare import RECORDS
+from benchmarks.peers.child import Contestant, WrongBatchError, check_batch
+from benchmarks.peers.process import PeerError, PeerProcess, WrongDataError
+from benchmarks.peers.protocol import Epochs, Peer, Reading
+from benchmarks.question import Settings
+from benchmarks.workloads import WORKLOADS, Source, Workload, mock_objects, write_source
+from msdata.core.checksum import crc32c
+
+NUM_SAMPLES = 24
+TINY = Workload(
+    name="tiny",
+    arrays={"image": ((3, 8, 8), "<f4"), "spectrum": ((40,), "<f4")},
+    num_samples=NUM_SAMPLES,
+    num_quick=NUM_SAMPLES,
+    batch_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder = tmp_path_factory.mktemp("source") / "tiny"
+    return write_source(folder, mock_objects(TINY, NUM_SAMPLES))
+
+
+@pytest.fixture
+def reading(source: Source) -> Reading:
+    return Reading(arrays=source.arrays, num_samples=NUM_SAMPLES, batch_size=8, num_workers=2)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerProcess]:
+    log = tmp_path_factory.mktemp("logs") / "bare.txt"
+    with PeerProcess("bare_map", log, timeout_s=60) as process:
+        yield process
+
+
+def deliver(process: PeerProcess, data: Path, source: Source, reading: Reading) -> dict[str, Any]:
+    fields = asdict(reading)
+    try:
+        process.command("open", data=str(data), truth=str(source.folder), reading=fields)
+        return process.command("run", warm_ups=0, epochs=2, compute_rate=None, is_checked=True)
+    finally:
+        process.command("close")
+
+
+def convert(process: PeerProcess, out: Path, source: Source, reading: Reading) -> None:
+    objects = str(source.objects)
+    process.command("convert", objects=objects, out=str(out), reading=asdict(reading))
+
+
+def test_workloads_are_frozen(source: Source) -> None:
+    assert {n: w.sample_nbytes for n, w in WORKLOADS.items()} == {
+        "mantis": 594_384,
+        "stamps": 64 * 64 * 3 * 4,
+        "large": 4 << 20,
+    }
+    assert all(w.num_samples % w.batch_size == 0 for w in WORKLOADS.values())
+    assert all(w.num_quick % w.batch_size == 0 for w in WORKLOADS.values())
+    # Other bytes would make older results mean something else.
+    assert source.checksums[:2].tolist() == [list(FROZEN[0]), list(FROZEN[1])]
+
+
+FROZEN = ((1198197269, 2358068741), (52638081, 2308419964))
+
+
+def test_a_contestant_delivers_each_sample_once_and_its_order_is_told(
+    bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path
+) -> None:
+    convert(bare, tmp_path / "out", source, reading)
+    run = deliver(bare, tmp_path / "out", source, reading)
+    assert [sorted(order) for order in run["orders"]] == [list(range(NUM_SAMPLES))] * 2
+    assert run["orders"][0] != run["orders"][1]
+    assert len(run["waits_s"]) == 6
+
+
+@pytest.mark.parametrize("place", [0, 500, 928 * NUM_SAMPLES - 1])
+def test_one_wrong_byte_anywhere_is_found(
+    bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path, place: int
+) -> None:
+    convert(bare, tmp_path / "out", source, reading)
+    path = tmp_path / "out" / RECORDS
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WrongDataError, match="bare_map: WrongBatchError"):
+        deliver(bare, tmp_path / "out", source, reading)
+
+
+def test_a_contestant_that_repeats_a_sample_or_leaves_one_out_is_found(
+    source: Source, reading: Reading
+) -> None:
+    order = np.arange(NUM_SAMPLES).reshape(-1, 8)
+    arrays = {name: np.zeros((8, *shape), dtype) for name, (shape, dtype) in source.arrays.items()}
+
+    @contextmanager
+    def open_faulty(data: Path, _: Reading) -> Iterator[Epochs]:
+        order[0, 0] = int(data.name)
+        yield lambda _number: ((ids, arrays) for ids in order[: 2 + (order[0, 0] == 1)])
+
+    peer = Peer(
+        title="t", packages=(), open=open_faulty, convert=None, shuffle="", resume="", advice=""
+    )
+    contestant = Contestant(peer)
+    for data in ("1", "0"):  # sample 1 twice; the last batch left out
+        contestant.open(data, str(source.folder), reading)
+        contestant._edges = np.zeros_like(source.edges)
+        with pytest.raises(WrongBatchError, match="not each of 24 once"):
+            contestant.run(0, 1, None, False)
+
+
+def test_a_batch_of_another_shape_type_or_layout_is_refused(source: Source) -> None:
+    reading = Reading(arrays={"a": ((4, 2), "<f4")}, num_samples=4, batch_size=4, num_workers=1)
+    ids, right = np.arange(4), np.zeros((4, 4, 2), np.float32)
+    edges = np.zeros((4, 1, 8), np.uint8)
+    check_batch((ids, {"a": right}), reading, edges)
+    for wrong in (right[:3], right.astype(np.float64), right.transpose(0, 2, 1), right[:, ::-1]):
+        with pytest.raises(WrongBatchError):
+            check_batch((ids, {"a": wrong}), reading, edges)
+    with pytest.raises(WrongBatchError, match="other values"):
+        check_batch((ids, {"a": right + 1}), reading, edges)
+
+
+def test_a_contestant_that_fails_or_dies_says_why(
+    bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path
+) -> None:
+    with pytest.raises(PeerError, match=r"bare_map: FileNotFoundError: .*absent"):
+        deliver(bare, tmp_path / "absent", source, reading)
+    with PeerProcess("bare_map", tmp_path / "log.txt") as process:
+        process._process.kill()
+        with pytest.raises(PeerError, match=r"its process ended; .*log\.txt"):
+            process.command("close")
+
+
+@pytest.mark.parametrize("name", PEER_NAMES)
+def test_every_contestant_is_listed_without_its_package_and_says_what_it_promises(
+    name: str,
+) -> None:
+    peer: Peer = importlib.import_module(f"benchmarks.peers.{name}").PEER
+    assert peer.resume.partition(":")[0] in ("exact", "approximate", "none")
+    assert all((peer.title, peer.shuffle, peer.advice))
+
+
+def test_one_yardstick_tells_uniform_shuffles_from_buffers_and_from_none() -> None:
+    random = np.random.default_rng(0)
+    uniform = quality_of([random.permutation(960).tolist() for _ in range(3)], 32)
+    assert abs(uniform["displacement"] - 1) < 0.1
+    assert abs(uniform["repeated_pairs"] - 1) < 0.1
+    none = quality_of([list(range(960))] * 3, 32)
+    assert none["displacement"] == 0
+    assert none["repeated_pairs"] > 10
+
+
+def test_a_race_is_written_shown_and_true_to_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("ours_tar", "bare_map", "h5py_straight", "mosaic_streaming")
+    monkeypatch.setattr(benchmarks.loaders, "PEER_NAMES", names)
+    out = tmp_path / "out"
+    words = ["loaders", "--workload", "stamps", "--mock", "512", "--quick", "--out", str(out)]
+    assert main(words) == 0
+    result = json.loads((out / "loaders.json").read_text())
+    assert {"ours_tar", "bare_map", "h5py_straight"} <= result["contestants"].keys()
+    for name in ("ours_tar", "bare_map", "h5py_straight"):
+        contestant = result["contestants"][name]
+        assert contestant["peak_memory_with_files"] > contestant["peak_memory"] > 1 << 20
+        assert contestant["cached_share"] <= 0.01
+        assert contestant["bytes_on_disk"] >= 512 * result["sample_nbytes"]
+        assert 0 < result["utilisation"]["2000"][name]["median"] <= 1
+        assert result["hot"]["contestants"][name]["samples_per_s"]["least"] > 0
+    assert result["hot"]["contestants"]["bare_map"]["of_limit"]["median"] == 1
+    assert any("of the limit" in name for name in result["ratios"])
+    assert not (out / "work" / "converted").exists()
+    assert main(["report", str(out)]) == 0
+    assert main(["compare", str(out / "loaders.json"), str(out / "loaders.json")]) == 0
+    assert "msdata, tar, shuffle" in (out / "report.md").read_text()
+
+
+def memory_of(peak: int, *, reads_ahead: bool = True) -> dict[str, Any]:
+    return {"peak_memory": peak, "peak_memory_with_files": peak + 50, "reads_ahead": reads_ahead}
+
+
+def result_of(ours: float, peer: float) -> dict[str, Any]:
+    """A result with two contestants and their hot rates."""
+    uniform = {"displacement": 1.0, "repeated_pairs": 1.0}
+    base = {"is_limit": False, "convert_per_s": None, "quality": uniform}
+    rates = {"o": [ours], "p": [peer], "s": [1.0]}
+    return {
+        "contestants": {
+            "o": {**base, "title": "Ours", "is_ours": True, **memory_of(100)},
+            "p": {**base, "title": "Peer", "is_ours": False, **memory_of(200)},
+            "s": {**base, "title": "Small", "is_ours": False, **memory_of(50, reads_ahead=False)},
+        },
+        "hot": {
+            "contestants": {
+                n: {"samples_per_s": spread(v), "of_limit": spread([v[0] / 100])}
+                for n, v in rates.items()
+            }
+        },
+        "cold": {},
+        "utilisation": {},
+        "missing": {"q": "q: no module"},
+        "wrong": {},
+        "lost": {},
+    }
+
+
+def test_the_report_says_in_words_where_ours_is_not_ahead() -> None:
+    ahead, behind = sentences_of(result_of(95, 50)), sentences_of(result_of(40, 50))
+    assert "hot: Ours is ahead of" in ahead[0]
+    assert "hot: Ours is NOT AHEAD of" in behind[0]
+    memory = [s for s in ahead if s.startswith("peak memory")]
+    assert "Ours is NOT AHEAD of the best of the peers that shuffle uniformly (Small)" in memory[0]
+    assert "Ours is ahead of the best of the peers that read ahead" in memory[1]
+    assert leads_of(result_of(95, 50)) == {"p": [], "s": ["peak memory"]}
+    assert leads_of(result_of(40, 50)) == {"p": ["hot"], "s": ["peak memory"]}
+    assert any("0.95 of the limit; the goal of 0.9 is reached" in s for s in ahead)
+    assert any("0.40 of the limit; the goal of 0.9 is NOT reached" in s for s in behind)
+    assert "Not raced: q: no module." in behind
+
+
+def test_a_race_runs_on_whole_batches_of_the_users_own_data(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    data = packed(tiny_source, "--split", "1,0,0")
+    race = make_race(Settings(data=data, out=tmp_path, quick=True))
+    assert race.reading.num_samples == 256
+    assert len(race.source.checksums) == 256
+    split = msdata.open(data).split("train")
+    names = split.schema.names
+    assert race.source.checksums[9].tolist() == [crc32c(split[9][name]) for name in names]
+
+
+def test_an_epoch_of_milliseconds_is_repeated_until_it_was_timed_for_long_enough(
+    bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path
+) -> None:
+    convert(bare, tmp_path / "out", source, reading)
+    told = {"data": str(tmp_path / "out"), "truth": str(source.folder), "reading": asdict(reading)}
+    bare.command("open", **told)
+    run = bare.command(
+        "run", warm_ups=1, epochs=2, compute_rate=10_000, is_checked=True, least_s=0.2
+    )
+    bare.command("close")
+    assert run["num_epochs"] > 2
+    assert run["num_samples"] == run["num_epochs"] * NUM_SAMPLES
+    assert run["seconds"] >= 0.2
+    assert run["compute_s"] < run["seconds"]
+    # Epochs that follow each other without a break are each an epoch, and all shuffled anew.
+    assert len({tuple(order) for order in run["orders"]}) == run["num_epochs"]
+
+
+def test_no_turn_is_begun_that_would_go_past_the_budget_and_all_have_as_many() -> None:
+    def slow() -> float:
+        time.sleep(0.05)
+        return 1.0
+
+    rates = take_turns({"a": slow, "b": slow}, 50, warm_ups=0, budget_s=0.35)
+    assert len(rates["a"]) == len(rates["b"])
+    assert 2 <= len(rates["a"]) <= 3
+    assert len(take_turns({"a": slow}, 5, warm_ups=0, budget_s=0.0)["a"]) == 2
+    assert len(take_turns({"a": slow}, 3, warm_ups=0)["a"]) == 3
+
+
+def test_a_race_that_the_disk_cannot_hold_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["loaders", "--mock", "1000000000", "--out", str(out)]) == 2
+    found = capsys.readouterr().err
+    assert f"{tmp_path} has" in found
+    assert "or fewer samples with --mock N" in found
+    assert not out.exists()
+
+
+def test_too_few_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["loaders", "--mock", "3", "--out", str(tmp_path)]) == 2
+    assert "3 samples are too few to race on" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""What crosses the network under `locality`, by the counters of services and ranks that run.
+
+Few bytes a sample and many samples: the share that moves is a mean over hundreds of batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import caching
+import packing
+import pytest
+import raw_dataset
+from services import Services
+
+import msdata
+from msdata.cache.config import CacheConfig
+from msdata.cache.service import NodeService
+from msdata.dataset.dataset import Split
+from msdata.loader.node_cache import cached_split, record_reader
+from msdata.schema import Schema, Survey
+from msdata.topology import Topology
+
+NODES, BATCH = 4, 64
+SCHEMA = Schema(name="small", arrays=(Survey(name="image", shape=(4, 4), dtype="<f4"),))
+# Sixteen of the same size a node: that shares are unequal is not what is measured.
+SHARD_SIZES = (640,) * 16 * NODES
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    folder = tmp_path_factory.mktemp("raw") / "data"
+    raw_dataset.write_raw(folder, SCHEMA, SHARD_SIZES, has_checksums=True)
+    return msdata.open(folder).split("train")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Iterator[None]:
+    yield
+    assert not any(caching.end_idle_processes())
+
+
+def assert_as_the_square_root_says(split: Split, tiers: Sequence[dict[str, int]]) -> None:
+    """All samples came, none from storage, and of all as many from peers as foretold."""
+    read = {name: sum(t[name] for t in tiers) for name in tiers[0]}
+    assert sum(read.values()) == EPOCHS * len(split)
+    assert read["storage"] == read["ssd"] == 0
+    expected = math.sqrt((1 - 1 / NODES) / (2 * math.pi * BATCH))
+    assert read["peer"] / (EPOCHS * len(split)) == pytest.approx(expected, rel=0.05)
+
+
+def samples_by_tier(stats: dict[str, Any]) -> dict[str, int]:
+    return {name: count["samples"] for name, count in stats["tiers"].items()}
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not packing.mpiexec().exists(), reason="pip install mpich mpi4py")
+def test_services_under_mpi_move_as_much_as_the_square_root_says(
+    split: Split, tmp_path: Path
+) -> None:
+    memory = [int(1.1 * caching.split_nbytes(split) / NODES)] * NODES
+    data, config = split.dataset.path, caching.config(tmp_path)
+    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+        ranks = caching.start_ranks(data, config, NODES, 1, policy="locality", batch_size=BATCH)
+        results = [result for _ in range(EPOCHS) for result in caching.run_epoch(ranks)]
+        for rank in ranks:
+            rank.end()
+    assert_as_the_square_root_says(split, [samples_by_tier(r["stats"]) for r in results])
+
+
+def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
+    split: Split, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        loaders, services = [], []
+        for node in range(NODES):
+            folder = tmp_path / f"shm{node}"
+            folder.mkdir()
+            config = CacheConfig(
+                memory_gib=caching.gib_of(split, 1.1 / NODES),
+                job="test",
+                shm_dir=folder,
+                peers_dir=tmp_path / "job",
+                fill="stage",
+            )
+            topology = Topology(num_nodes=NODES, rank=node)
+            loaders.append(
+                msdata.Loader(
+                    split, BATCH, policy="locality", topology=topology, cache=config, threads=1
+                )
+            )
+            stack.callback(loaders[-1].close)
+            services.append(service_of(config, split))
+            stack.callback(services[-1].close)
+        for loader in loaders:
+            loader._cache.client.filler.wait()
+        tiers = []
+        for _ in range(EPOCHS):
+            for loader in loaders:
+                assert sum(len(batch["sample_id"]) for batch in loader) == len(split) // NODES
+                tiers.append(samples_by_tier(loader.stats()))
+        served = [stats["served"] for s in services for stats in s.stats().values()]
+    assert_as_the_square_root_says(split, tiers)
+    given = sum(one["samples"] for one in served)
+    # What is fetched ahead for the epoch after the last is given out, too, and not yet counted.
+    ahead = given - sum(t["peer"] for t in tiers)
+    assert 0 <= ahead < 0.2 * given
+    assert sum(one["bytes"] for one in served) == given * SCHEMA.sample_nbytes
+
+
+def service_of(config: CacheConfig, split: Split) -> NodeService:
+    """A service that has joined a node's arena."""
+    cached = cached_split(split)
+    service = NodeService(
+        replace(config, memory_gib=None), cached, lambda: record_reader(split), "127.0.0.1"
+    )
+    service.look()
+    return service

@@ -1,0 +1,133 @@
+"""msdata info: the numbers are those of the index, as text and as JSON."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from msdata.cli import main
+from msdata.dataset.index import write_index
+from msdata.dataset.manifest import Manifest, ShardInfo
+from msdata.describe.info import describe
+from msdata.describe.info_command import info_lines
+from msdata.schema import MANTIS_SHRIMP, Schema, Survey
+
+SIZES = {"train": 700, "val": 100, "test": 200}
+NUM_SAMPLES = sum(SIZES.values())
+
+
+def index_columns(schema: Schema, rng: np.random.Generator) -> dict:
+    missing = np.array(["", "galex.FUV", "galex.NUV,galex.FUV"], object)
+    columns = {
+        "sample_id": pa.array([str(i) for i in range(NUM_SAMPLES)]),
+        "split": pa.array([name for name, n in SIZES.items() for _ in range(n)]),
+        "shard": np.zeros(NUM_SAMPLES, np.int32),
+        **{f"offset_{n}": np.arange(NUM_SAMPLES) for n in schema.names},
+        "nbytes": np.full(NUM_SAMPLES, schema.sample_nbytes),
+        "crc32c": np.zeros(NUM_SAMPLES, np.uint32),
+        "missing_bands": pa.array(missing[rng.choice(3, NUM_SAMPLES, p=[0.5, 0.2, 0.3])]),
+    }
+    for prefix in ("filled", "nan"):
+        for name in schema.names:
+            columns[f"{prefix}_{name}"] = rng.poisson(0.2, NUM_SAMPLES).astype(np.int32)
+    return columns
+
+
+def write_data(folder, schema: Schema, **columns) -> pa.Table:
+    table = pa.table({**index_columns(schema, np.random.default_rng(0)), **columns})
+    digest = write_index(folder, table, schema)
+    shards = tuple(
+        ShardInfo(
+            split=s, name="shard-000000.tar", num_samples=n, nbytes=n * 600_000, frame_crc32c=0
+        )
+        for s, n in SIZES.items()
+    )
+    Manifest(
+        container="tar",
+        schema=schema,
+        shards=shards,
+        seed=7,
+        index_sha256=digest,
+        provenance={"msdata": "0.1.0", "settings": {"chunked": False}},
+    ).write(folder)
+    return table
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    rng = np.random.default_rng(1)
+    redshift = rng.gamma(2, 0.2, NUM_SAMPLES)
+    redshift[5] = np.nan
+    ebv = pa.array([None if i % 4 == 0 else i / 1000 for i in range(NUM_SAMPLES)], pa.float64())
+    table = write_data(
+        tmp_path,
+        MANTIS_SHRIMP,
+        redshift=redshift,
+        ebv=ebv,
+        field=pa.array([None, *["S"] * (NUM_SAMPLES - 1)]),
+        count=np.arange(NUM_SAMPLES),
+        seen=pa.array([True] * NUM_SAMPLES),
+    )
+    return tmp_path, table
+
+
+def test_counts_sizes_and_pixels_are_those_of_the_index(labelled):
+    folder, table = labelled
+    info = describe(folder)
+    assert {s.name: s.num_samples for s in info.splits} == SIZES
+    assert [s.nbytes for s in info.splits] == [n * 600_000 for n in SIZES.values()]
+    for array in info.arrays:
+        filled = table[f"filled_{array.name}"].to_numpy()
+        assert array.num_filled_pixels == filled.sum()
+        assert array.num_filled_samples == np.count_nonzero(filled)
+        assert array.num_nan_pixels == table[f"nan_{array.name}"].to_numpy().sum()
+    texts = table["missing_bands"].to_pylist()
+    galex = next(a for a in info.arrays if a.name == "galex")
+    assert galex.num_missing == {b: sum(b in t for t in texts) for b in ("NUV", "FUV")}
+
+
+def test_every_redshift_is_in_one_bin_of_its_split(labelled):
+    folder, table = labelled
+    histogram = describe(folder).redshifts
+    sums = {name: int(c.sum()) for name, c in histogram.counts.items()}
+    assert sums == {**SIZES, "train": SIZES["train"] - 1}
+    assert histogram.edges[0] <= np.nanmin(table["redshift"].to_numpy())
+
+
+def test_nulls_and_limits_of_the_columns_are_counted(labelled):
+    columns = {c.name: c for c in describe(labelled[0]).columns}
+    assert columns["ebv"].num_null == NUM_SAMPLES // 4
+    assert columns["redshift"].num_null == 1
+    assert columns["field"].num_null == 1
+    assert (columns["count"].minimum, columns["count"].maximum) == (0, NUM_SAMPLES - 1)
+    assert columns["seen"].maximum is None
+
+
+def test_the_text_fits_the_terminal_and_says_the_essential(labelled):
+    info = describe(labelled[0])
+    text = "\n".join(info_lines(info, 80))
+    # A path is as long as it is.
+    lines = [line for line in text.splitlines()[:40] if str(labelled[0]) not in line]
+    assert max(map(len, lines)) <= 80
+    for word in (info.manifest.fingerprint, "5x170x170", "20.08, 18.82", "seed         7", "####"):
+        assert word in text
+
+
+def test_a_data_set_without_labels_and_bands_is_described_too(tmp_path):
+    write_data(tmp_path, Schema(name="inferred", arrays=(Survey(name="cube", shape=(2, 2, 2, 2)),)))
+    info = describe(tmp_path)
+    assert info.redshifts is None
+    text = "\n".join(info_lines(info, 80))
+    assert "no catalogue columns" in text
+    assert "2x2x2x2" in text
+
+
+def test_the_json_stands_alone_on_stdout(labelled, capsys):
+    assert main(["info", str(labelled[0]), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_samples"] == NUM_SAMPLES
+    assert result["redshifts"]["counts"].keys() == SIZES.keys()
+    assert main(["info", str(labelled[0])]) == 0
+    assert capsys.readouterr().out.startswith("data set")
+    assert main(["info", str(labelled[0] / "none")]) == 2

@@ -1,0 +1,381 @@
+"""`mstrain evaluate` and `mstrain predict` on a trained network: one process, ranks, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import packing
+import pytest
+import training
+
+import mstrain.cli
+from msdata.core.files import TEMPORARY_SUFFIX
+from mstrain.evaluation.metrics.binning import round_edges
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.evaluation.metrics.densities import make_densities
+from mstrain.evaluation.metrics.scores import SCORES, point_estimates, scores
+from mstrain.evaluation.metrics.summary import summarise
+from mstrain.evaluation.predictions import Predictions, read_predictions
+
+SPLIT = ("--split", "0.5,0.1,0.4", "--jobs", "1")
+QUICK = ("--quiet", "--device", "cpu", "--replicates", "50")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.make_source(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture(scope="session")
+def data(source: Path, packed: Callable[..., Path]) -> Path:
+    return packed(source, *SPLIT)
+
+
+@pytest.fixture(scope="session")
+def trained(data: Path, ranks: training.Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    ranks.run(training.words_of(data, run, epochs="1"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation by one process."""
+    out = tmp_path_factory.mktemp("out")
+    options = ("--split", "test", "--out", str(out), "--no-report", *QUICK)
+    assert mstrain.cli.main(["evaluate", str(trained), str(data), *options]) == 0
+    return out
+
+
+def predictions_of(folder: Path) -> Predictions:
+    return read_predictions(folder / "predictions-test.parquet")
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "evaluation-test.json").read_text())
+    return found
+
+
+def test_the_report_and_the_files_stand_in_the_run(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert mstrain.cli.main(["evaluate", str(run), str(data), *QUICK]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"report:      {run / 'report.html'}" in said.out
+    assert "eta (t = 0.05)" in said.out
+    page = (run / "report.html").read_text()
+    nmad = metrics_of(run)["metrics"]["points"]["z_mean"]["nmad"]["value"]
+    assert f"{nmad:.4f}" in page
+    assert f"{nmad:.4f}" in said.out
+    assert "Learning curves" in page
+    assert not list(run.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+
+def test_the_table_holds_every_sample_in_the_order_of_the_index(
+    evaluated: Path, data: Path
+) -> None:
+    import msdata
+
+    split = msdata.open(data).split("test")
+    found = predictions_of(evaluated)
+    assert list(found.columns["sample_id"]) == split.table(["sample_id"]).column(0).to_pylist()
+    np.testing.assert_array_equal(found.columns["redshift"], split.redshift)
+    assert found.origin["fingerprint"] == split.dataset.manifest.fingerprint
+    assert found.origin["splits"] == ["test"]
+    density = np.concatenate(list(found.density_parts()))
+    assert density.std(axis=0).max() > 0
+    densities = make_densities(density, found.edges)
+    expected = {**point_estimates(densities), **scores(densities, split.redshift)}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.columns[name], values, atol=1e-13, err_msg=name)
+
+
+def test_the_densities_are_those_of_the_network(evaluated: Path, trained: Path, data: Path) -> None:
+    import torch
+
+    import msdata
+    from msdata.augment import open_augmenter
+    from mstrain.training.checkpoint import load_model
+
+    model, config = load_model(trained)
+    found = predictions_of(evaluated)
+    split = msdata.open(data).split("test")
+    density = np.concatenate(list(found.density_parts()))
+    for row in (0, len(split) - 1):
+        sample = {k: np.array([v]) for k, v in split[row].items()}
+        with open_augmenter(split.schema, config.augment, seed=0, batch_size=1) as augmenter:
+            images = {k: np.array(v) for k, v in augmenter.run(sample, 0, train=False).items()}
+        with torch.inference_mode():
+            ebv = torch.tensor(sample["ebv_csfd"], dtype=torch.float32)
+            logits = model({k: torch.from_numpy(v) for k, v in images.items()}, ebv)
+        expected = torch.softmax(logits, 1).numpy()[0] / np.diff(found.edges)
+        np.testing.assert_allclose(density[row], expected, rtol=1e-4)
+
+
+def test_metrics_are_a_function_of_the_table(evaluated: Path) -> None:
+    columns = predictions_of(evaluated).columns
+    edges = round_edges(columns["redshift"], 4)
+    again = summarise(
+        columns, BootstrapConfig(num_replicates=50), binned_by={"redshift": ("redshift", edges)}
+    ).as_dict()
+    found = metrics_of(evaluated)["metrics"]
+    assert found["binnings"].pop()["skipped"].startswith("the index has no column of an r magn")
+    assert json.loads(json.dumps(again)) == found
+
+
+def test_two_ranks_give_the_table_of_one_process(
+    evaluated: Path, trained: Path, data: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
+    num_samples = len(predictions_of(evaluated))
+    # A step short of one sample for each rank: the second rank has none at the end.
+    size = (num_samples - 1) // 2
+    words = ["evaluate", str(trained), str(data), "--json", "--out", str(tmp_path)]
+    words += ["--no-report", *QUICK, "--batch-size", str(size)]
+    started = ranks.start(words, 2)
+    codes, said = ranks.end(started)
+    assert (codes, said) == ([0, 0], "")
+    assert json.loads(started[0].printed) == metrics_of(tmp_path)
+    assert started[1].printed == ""
+    one, two = predictions_of(evaluated), predictions_of(tmp_path)
+    assert list(one.columns["sample_id"]) == list(two.columns["sample_id"])
+    for name in (*SCORES, "z_mean", "z_median", "redshift"):
+        np.testing.assert_allclose(
+            np.asarray(two.columns[name]), one.columns[name], atol=1e-4, err_msg=name
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "evaluation-test.json",
+        "predictions-test.parquet",
+    ]
+
+
+def test_data_without_redshifts_are_predicted(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (source / "catalog.csv").read_text().splitlines()
+    rows = [",".join(line.split(",")[:1] + line.split(",")[2:]) for line in text[:13]]
+    (tmp_path / "catalog.csv").write_text("\n".join(rows) + "\n")
+    new = tmp_path / "new"
+    options = ("--catalog", str(tmp_path / "catalog.csv"), "--unlabelled", "--jobs", "1")
+    meant = ("--max-rejected", "60")
+    made = packing.pack(source, new, *options, *meant, "--split", "0.5,0,0.5")
+    assert made.returncode == 0, made.stderr
+    out = tmp_path / "new.parquet"
+    words = ["predict", str(trained), str(new), str(out), "--columns", "ra", *QUICK[:3], "--json"]
+    assert mstrain.cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out) == {"num_samples": 12, "predictions": str(out)}
+    found = read_predictions(out)
+    assert set(found.columns["split"]) == {"train", "test"}
+    assert sorted(found.columns["sample_id"]) == [f"{i:07d}" for i in range(12)]
+    assert "redshift" not in found.columns
+    assert not set(SCORES) & set(found.columns)
+    ra = dict(zip(found.columns["sample_id"], found.columns["ra"], strict=True))
+    assert ra["0000003"] == 3.5
+    assert mstrain.cli.main(["evaluate", str(trained), str(new), *QUICK]) == 1
+    assert "has a redshift, so there is nothing to compare with" in capsys.readouterr().err
+
+
+IDS = [9_007_199_254_740_993, None, 2**63 - 1]
+EBV_MARKS = ["-999", "", "-1", "nan", "99"]
+# As data sets of earlier versions have them.
+ALL_EBV = ("--ebv-range", "-1000", "1000")
+
+
+def pack_with(source: Path, folder: Path, column: str, values: list[str], *options: str) -> Path:
+    """The source's first 24 objects, a column of the catalogue added or replaced."""
+    lines = [line.split(",") for line in (source / "catalog.csv").read_text().splitlines()[:25]]
+    head = lines[0] if column in lines[0] else [*lines[0], column]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+    for number, row in enumerate(rows):
+        if number < len(values) or column not in row:
+            row[column] = values[number % len(values)]
+    folder.mkdir()
+    text = "\n".join([",".join(head), *(",".join(row[n] for n in head) for row in rows)])
+    (folder / "catalog.csv").write_text(text + "\n")
+    words = ("--catalog", str(folder / "catalog.csv"), *SPLIT, "--max-rejected", "60")
+    made = packing.pack(source, folder / "data", *words, *options)
+    assert made.returncode == 0, made.stderr
+    return folder / "data"
+
+
+def test_integers_of_the_index_stay_integers_in_the_table(
+    trained: Path, source: Path, tmp_path: Path
+) -> None:
+    values = ["" if v is None else str(v) for v in IDS]
+    data = pack_with(source, tmp_path / "ids", "specobj", values)
+    out = tmp_path / "new" / "folder" / "p.parquet"
+    words = ["predict", str(trained), str(data), str(out), "--columns", "specobj", *QUICK[:3]]
+    assert mstrain.cli.main(words) == 0
+    found = read_predictions(out).columns
+    wanted = {f"{n:07d}": IDS[n % 3] for n in range(24)}
+    assert dict(zip(found["sample_id"], found["specobj"].tolist(), strict=True)) == wanted
+
+
+def test_a_column_that_the_table_has_of_its_own_is_refused(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pack_with(source, tmp_path / "pit", "pit", ["7"])
+    out = tmp_path / "p.parquet"
+    words = ["predict", str(trained), str(data), str(out), "--columns", "pit", *QUICK[:3]]
+    assert mstrain.cli.main(words) == 2
+    assert "cannot take over the column 'pit' of the index" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_marks_of_unknown_reddening_do_not_reach_the_network(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pack_with(source, tmp_path / "odd", "ebv_csfd", EBV_MARKS, *ALL_EBV)
+    commands = {
+        "predict": [str(trained), str(data), str(tmp_path / "p.parquet")],
+        "evaluate": [str(trained), str(data), "--split", "train", "--out", str(tmp_path / "e")],
+    }
+    capsys.readouterr()
+    for name, words in commands.items():
+        assert mstrain.cli.main([name, *words, "--quiet"]) == 1
+        said = capsys.readouterr().err
+        assert "must be an E(B-V) for every sample" in said
+        assert "outside [-0.05, 10] mag, such as " in said
+    assert mstrain.cli.main(training.words_of(data, tmp_path / "run")) == 1
+    said = capsys.readouterr().err
+    assert "must be an E(B-V) for every sample" in said
+    assert not list(tmp_path.glob("*/checkpoints/*.pt"))
+    assert not (tmp_path / "p.parquet").exists()
+    assert not (tmp_path / "e").exists()
+
+
+def test_every_fault_of_reddening_is_counted(source: Path, tmp_path: Path) -> None:
+    import msdata
+    from msdata.errors import DataError
+    from mstrain.config import ModelConfig
+    from mstrain.data.magnitudes import check_reddening
+
+    values = [*EBV_MARKS, "-0.01", "9.9"]
+    data = pack_with(source, tmp_path / "odd", "ebv_csfd", values, *ALL_EBV)
+    splits = [s for s in map(msdata.open(data).split, msdata.open(data).splits) if len(s)]
+    num_missing = num_odd = 0
+    for split in splits:
+        ebv = split.numbers("ebv_csfd")
+        missing = int(np.isnan(ebv).sum())
+        odd = int(np.isin(ebv, [-999, -1, 99]).sum())
+        num_missing, num_odd = num_missing + missing, num_odd + odd
+        says = [f"{missing} are missing"] * (missing > 0) + [f"{odd} are outside"] * (odd > 0)
+        if says:
+            with pytest.raises(DataError, match=" and ".join(says[:1])) as caught:
+                check_reddening(split, ModelConfig())
+            assert all(words in str(caught.value) for words in says)
+        else:
+            check_reddening(split, ModelConfig())
+        check_reddening(split, ModelConfig(ebv_column=None))
+    assert (num_missing, num_odd) == (2, 3)
+
+
+BAD = {
+    "no run": (["nowhere", "{data}"], "nowhere is no run: it has no config.json"),
+    "run is data": (["{data}", "{data}"], "is no run: it has no config.json"),
+    "no data": (["{run}", "nowhere"], "nowhere does not exist; check the path"),
+    "no split": (["{run}", "{data}", "--split", "tset"], "has no split 'tset'; it has train"),
+    "no out": (
+        ["{run}", "{data}", "--out", "{run}/config.json/out"],
+        "config.json/out: a part of the path is a file; give another --out",
+    ),
+    "prior": (["{run}", "{data}", "--prior", "x"], "must be natural, as-trained or a CSV file"),
+    "edges": (["{run}", "{data}", "--redshift-edges", "1,x"], "--redshift-edges 1,x are no num"),
+    "order": (["{run}", "{data}", "--redshift-edges", "1,0"], "1.0,0.0 do not ascend"),
+    "column": (["{run}", "{data}", "--magnitude-column", "mag"], "has no column 'mag'; it has"),
+    "text": (["{run}", "{data}", "--magnitude-column", "split"], "holds no magnitudes (string)"),
+    "few": (["{run}", "{data}", "--replicates", "3"], "3 bootstrap replicates say nothing"),
+    "batch": (["{run}", "{data}", "--batch-size", "0"], "--batch-size 0 makes no sense"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_before_anything_is_computed(
+    name: str, trained: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, says = BAD[name]
+    words = [w.format(run=trained, data=data) for w in words]
+    assert mstrain.cli.main(["evaluate", *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert says in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_run_without_checkpoint_is_refused(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    assert mstrain.cli.main(["evaluate", str(run), str(data)]) == 2
+    assert f"{run} has no best checkpoint" in capsys.readouterr().err
+
+
+def test_data_of_another_schema_are_refused(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    made = packing.pack(source, other, "--pixel-scale", "unwise=1.5", *SPLIT)
+    assert made.returncode == 0, made.stderr
+    assert mstrain.cli.main(["evaluate", str(trained), str(other)]) == 2
+    said = capsys.readouterr().err
+    assert "pixel_scale_arcsec of 'unwise' was 2.75 in training, in the data it is 1.5" in said
+    table = tmp_path / "p.csv"
+    assert mstrain.cli.main(["predict", str(trained), str(other), str(table)]) == 2
+    assert "p.csv is no .parquet" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_leaves_what_was_there(
+    evaluated: Path,
+    trained: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = evaluated / "predictions-test.parquet"
+    shutil.copy(before, tmp_path)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mstrain.evaluation.inference._scored", interrupted)
+    words = ["evaluate", str(trained), str(data), "--out", str(tmp_path), *QUICK]
+    assert mstrain.cli.main(words) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [before.name]
+    assert (tmp_path / before.name).read_bytes() == before.read_bytes()
+
+
+def test_results_and_runs_replace_no_file_that_is_not_theirs(trained, data, tmp_path, capsys):
+    mine = b"the user's own\n"
+    evaluate = ["evaluate", str(trained), str(data), "--out", str(tmp_path), "--no-report", *QUICK]
+    table = tmp_path / "predictions-test.parquet"
+    predict = ["predict", str(trained), str(data), str(table), "--device", "cpu", "--quiet"]
+    run = tmp_path / "run"
+    run.mkdir()
+    for path, words in (
+        (table, evaluate),
+        (tmp_path / "evaluation-test.json", evaluate),
+        (tmp_path / "report.html", [word for word in evaluate if word != "--no-report"]),
+        (table, predict),
+        (run / "config.json", training.words_of(data, run)),
+        (run / "metrics.jsonl", training.words_of(data, run)),
+    ):
+        path.write_bytes(mine)
+        assert mstrain.cli.main(words) == 2
+        assert f"{path} exists, and this command did not make it" in capsys.readouterr().err
+        assert path.read_bytes() == mine
+        path.unlink()
+    assert mstrain.cli.main(predict) == 0
+    assert mstrain.cli.main(predict) == 0
+    # A longer table has its mark behind the densities.
+    assert mstrain.cli.main(evaluate) == 0
+    assert mstrain.cli.main(evaluate) == 0

@@ -1,0 +1,192 @@
+"""Batches on their way to a device: nothing is given back before it has been read."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import augmenting
+import numpy as np
+import pytest
+import torch
+
+import msdata
+from benchmarks import gpu
+from msdata.augment import AugmentConfig, open_augmenter, stream
+from mstrain.data.handover import Handover, use_device
+
+CPU = torch.device("cpu")
+
+
+class Event:
+    """A moment on a GPU that has not come yet."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.was_waited_for = False
+
+    def query(self) -> bool:
+        return self.is_over
+
+    def synchronize(self) -> None:
+        self.was_waited_for = self.is_over = True
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def handover(events: list[Event]) -> Handover:
+    def record() -> Event:
+        events.append(Event())
+        return events[-1]
+
+    return Handover(CPU, torch.channels_last, record)
+
+
+def a_source(sources: list[Any], value: float) -> torch.Tensor:
+    source = torch.full((2, 3, 4, 5), value)
+    sources.append(weakref.ref(source))
+    return source
+
+
+def test_an_image_is_held_until_the_copy_of_it_has_been_made(
+    handover: Handover, events: list[Event]
+) -> None:
+    sources: list[Any] = []
+    for number in range(3):
+        copy = handover.copied(a_source(sources, number))
+        assert copy.is_contiguous(memory_format=torch.channels_last)
+        assert (copy == number).all()
+    gc.collect()
+    assert [source() is None for source in sources] == [False, False, False]
+    # The first two copies are made; the next batch gives back what they have read.
+    events[0].is_over = events[1].is_over = True
+    handover.copied(a_source(sources, 3))
+    gc.collect()
+    assert [source() is None for source in sources] == [True, True, False, False]
+    assert not any(event.was_waited_for for event in events)
+
+
+def test_at_the_end_the_last_copies_are_waited_for(handover: Handover, events: list[Event]) -> None:
+    with handover:
+        for number in range(2):
+            handover.copied(torch.full((1, 1, 2, 2), float(number)))
+    assert handover.num_held == 0
+    assert all(event.was_waited_for for event in events)
+
+
+def test_on_the_cpu_images_are_taken_as_they_are_and_numbers_are_copied() -> None:
+    handover = Handover(CPU, torch.contiguous_format)
+    image, numbers = np.ones((2, 3, 4, 5), np.float32), np.arange(3.0)
+    assert handover.image(image).data_ptr() == image.ctypes.data
+    taken = handover.numbers(numbers)
+    numbers[:] = 7
+    assert taken.tolist() == [0, 1, 2]
+    use_device(CPU)
+
+
+class Pinned:
+    """Page locks that only note whether the GPU was the thread's own."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.num_pinned = 0
+
+    @contextmanager
+    def current(self) -> Any:
+        self.depth += 1
+        yield
+        self.depth -= 1
+
+    def pin(self, array: Any) -> bool:
+        assert self.depth == 1, "DALI takes page-locked memory for that of the current GPU"
+        self.num_pinned += 1
+        return False
+
+    def close(self) -> None:
+        assert self.depth == 0
+
+
+class LazyLane:
+    """A pipeline that reads its inputs at the last moment, as a copy to a busy GPU may."""
+
+    def __init__(self, recipe: Any, batch_size: int, **options: Any) -> None:
+        from msdata.augment.dali import lane_geometries
+
+        interpolated = options["is_interpolated"]
+        self.geometries = lane_geometries(recipe, is_interpolated=interpolated)
+        self._inputs: dict[str, Any] | None = None
+
+    def start(self, inputs: dict[str, Any]) -> None:
+        assert self._inputs is None, "a pipeline has one batch at a time"
+        self._inputs = inputs
+
+    def outputs(self) -> list[Any]:
+        assert self._inputs is not None
+        inputs, self._inputs = self._inputs, None
+        return [np.array(inputs[f"image_{k}"].as_array())[..., 0] for k in range(3)]
+
+
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_the_ring_is_not_filled_again_before_the_last_moment_at_which_it_may_be_read(
+    packed: Callable[..., Path],
+    mantis_source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefetch: int,
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is absent: pip install 'msdata[dali]'")
+    monkeypatch.setattr("msdata.augment.dali_augmenter.Lane", LazyLane)
+    split = msdata.open(packed(mantis_source, "--split", "0.9,0,0.1")).split("train")
+    config = AugmentConfig(fusion="late", scaling="none")
+    augmenter: Any = open_augmenter(split.schema, config, seed=0, batch_size=3, backend="dali")
+    augmenter._pinned = pinned = Pinned()
+    wanted = {split.sample_id(i): split[i] for i in range(len(split))}
+    seen = 0
+    with augmenter, msdata.Loader(split, 3, prefetch=prefetch, threads=2) as loader:
+        for epoch in range(3):
+            # The ids are a batch's own; its arrays are the ring's.
+            for batch, images in stream(loader, augmenter, epoch):
+                for i, sample_id in enumerate(batch["sample_id"].tolist()):
+                    for name in augmenting.SURVEYS:
+                        assert np.array_equal(images[name][i], wanted[sample_id][name]), name
+                        seen += 1
+    assert seen == 3 * len(split) * 3
+    assert pinned.num_pinned == 9 * -(-len(split) // 3)
+
+
+SETTINGS = ("output_size=24", "depth=10", "width=8", "num_bins=16", "batch_size=4")
+
+
+def test_the_benchmark_of_a_gpu_runs_without_one_and_names_what_is_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(tmp_path), "--objects", "8", "--steps", "4", "--out", str(tmp_path)]
+    code = gpu.main([*words, "--device", "cpu", "--recipe", "demo", *SETTINGS, "scaling=mantis"])
+    result = json.loads((tmp_path / "gpu_training.json").read_text())
+    assert code == int(bool(result["faults"]))
+    for name in ("limit", "fed"):
+        assert result[name]["samples_per_s"] > 0
+        assert 0 <= result[name]["wait_share"] < 1
+    assert result["batch_s"] > 0
+    # Without a GPU: a sentence.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpu.main([*words, "--device", "cuda"]) == 2
+    assert "GPU" in capsys.readouterr().err
+    assert gpu.main([*words, "--device", "cpu"]) == 2
+    assert "8 objects are no batch of 256" in capsys.readouterr().err
+
+
+def test_limits_that_are_not_kept_are_named() -> None:
+    kept = {"fed": {"wait_share": 0.009}, "cost_share": 0.04, "agreement": None}
+    assert gpu.faults_of(kept) == []
+    off = {"early": {"difference_of_backends": 0.5}}
+    missed = {"fed": {"wait_share": 0.02}, "cost_share": 0.07, "agreement": off}
+    assert len(gpu.faults_of(missed)) == 3

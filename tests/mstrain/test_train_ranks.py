@@ -1,0 +1,95 @@
+"""Training on several ranks, as real processes: the same run as on one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import packing
+import pytest
+import torch
+import training
+from torch import nn
+
+
+@pytest.mark.parametrize("sizes", ["4,4", "5,0,2"])
+def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
+    parts = [int(n) for n in sizes.split(",")]
+    words = [
+        sys.executable,
+        str(Path(__file__).parents[1].joinpath("support", "norm_ranks.py")),
+        sizes,
+    ]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(training.free_port())}
+    place |= {"WORLD_SIZE": str(len(parts)), "OMP_NUM_THREADS": "1"}
+    processes = [
+        packing.start(words, packing.environment(**place, RANK=str(rank)))
+        for rank in range(len(parts))
+    ]
+    outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(parts), outputs
+    ranks = [json.loads(stdout) for stdout, _ in outputs]
+    norm = nn.BatchNorm2d(5)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    for step in "01":
+        whole = (torch.randn(sum(parts), 5, 4, 3) * 3 + 7).requires_grad_()
+        weights = torch.randn(sum(parts), 5, 4, 3)
+        norm.zero_grad()
+        result = norm(whole)
+        (result * weights).sum().backward()
+        for name, wanted in (("result", result), ("gradient", whole.grad)):
+            found = [sample for rank in ranks for sample in rank[step][name]]
+            np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
+        wanted = torch.cat([norm.weight.grad, norm.bias.grad]).numpy()
+        for rank in ranks:
+            np.testing.assert_allclose(rank[step]["parameters"], wanted, rtol=1e-4, atol=1e-4)
+    for rank in ranks:
+        np.testing.assert_allclose(rank["buffers"][0], norm.running_mean.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(rank["buffers"][1], norm.running_var.numpy(), rtol=1e-5)
+        assert rank["buffers"][2] == 2
+
+
+def test_losses_are_equal_on_one_two_and_four_ranks(
+    galaxies: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
+    # 51 samples in batches of 12: the last has 3, so that one rank of four has none.
+    options = {"epochs": 5, "weighting": "inverse_count", "label_smoothing": "0.1"}
+    found = {}
+    for num_ranks in (1, 2, 4):
+        out = tmp_path / str(num_ranks)
+        ranks.run(training.words_of(galaxies, out, **options), num_ranks)
+        found[num_ranks] = training.losses(out)
+        assert len(found[num_ranks]) >= 20
+    for num_ranks in (2, 4):
+        np.testing.assert_allclose(found[num_ranks][:20], found[1][:20], rtol=1e-5)
+    # Something was learned meanwhile: equal they would be of a network that stands still, too.
+    assert found[1].std() > 0.01
+
+
+def test_a_run_that_draws_by_weights_is_the_same_on_two_ranks_and_after_a_stop(
+    galaxies: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
+    options = {"weighting": "inverse_count", "weights_in": "sampler", "weight_bins": "5"}
+    for num_ranks in (1, 2):
+        out = tmp_path / str(num_ranks)
+        ranks.run(training.words_of(galaxies, out, **options), num_ranks)
+    wanted = training.losses(tmp_path / "1")
+    assert wanted.std() > 0.01
+    np.testing.assert_allclose(training.losses(tmp_path / "2"), wanted, rtol=1e-4)
+    # Another order than that of weights in the loss, and than that of another seed.
+    ranks.run(training.words_of(galaxies, tmp_path / "loss", weighting="inverse_count"))
+    assert abs(training.losses(tmp_path / "loss")[0] - wanted[0]) > 1e-4
+
+    out = tmp_path / "stopped"
+    words = training.words_of(galaxies, out, **{**options, "checkpoint.every_steps": 1})
+    (rank,) = started = ranks.start(words)
+    assert packing.wait_for(lambda: len(training.losses(out)) >= 3, rank.process)
+    rank.process.kill()
+    assert ranks.end(started)[0] == [None]
+    ranks.run(words, 2)
+    np.testing.assert_allclose(training.losses(out), wanted, rtol=1e-4)

@@ -1,0 +1,151 @@
+"""Settings and recipes: read, checked, refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import get_type_hints
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msdata.errors import UsageError
+from msdata.topology import Topology
+from mstrain.config import SECTIONS, TrainConfig
+from mstrain.distributed import choose_device
+from mstrain.overrides import apply_overrides, settings_of
+from mstrain.recipes import RECIPES, find_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name: str) -> None:
+    config = find_recipe(name)
+    assert config.recipe == name
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+
+
+def test_recipes_are_what_their_names_say() -> None:
+    found = {n: (c().model.depth, c().augment.fusion) for n, c in RECIPES.items()}
+    assert found["resnet18_early"] == (18, "early")
+    assert found["resnet50_early"] == (50, "early")
+    assert found["resnet50_late"] == (50, "late")
+    # Weights pay only if a paired study says so, with the prior put back.
+    assert {make().loss.weighting for make in RECIPES.values()} == {"none"}
+
+
+def test_every_setting_says_its_type() -> None:
+    for kind in (TrainConfig, *SECTIONS.values()):
+        assert get_type_hints(kind).keys() >= kind.__dataclass_fields__.keys()
+
+
+def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
+    words = ["epochs=3", "learning_rate=1e-4", "model.norm=group", "compile=yes", "data.threads=2"]
+    words += ["cache_gib=auto", "ebv_column=none", 'crops={"panstarrs": 60}', "batch_size=1e3"]
+    words += ["compute.threads=auto", "augment.rotation=exact"]
+    config = apply_overrides(find_recipe("demo"), words)
+    assert (config.epochs, config.batch_size) == (3, 1000)
+    assert config.optim.learning_rate == 1e-4
+    assert config.model.norm == "group"
+    assert config.compute.compile is True
+    assert config.data.threads == 2
+    assert config.data.cache_gib is None
+    assert config.model.ebv_column is None
+    assert config.compute.threads is None
+    assert config.augment.rotation == "exact"
+    assert dict(config.augment.crops) == {"panstarrs": 60}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("epochs", "'epochs' is no setting; write key=value"),
+        ("epoch=3", "there is no setting 'epoch'; did you mean epochs?"),
+        ("optm.learning_rate=1", "did you mean optim.learning_rate?"),
+        ("recipe=mine", "there is no setting 'recipe'"),
+        ("xyzzy=1", "'mstrain train --settings' lists them"),
+        ("every_steps=3", "may mean log.every_steps or checkpoint.every_steps"),
+        ("epochs=many", "epochs=many cannot be read as int"),
+        ("epochs=2.5", "epochs=2.5 cannot be read as int"),
+        ("epochs=inf", "epochs=inf cannot be read as int"),
+        ("epochs=0", "epochs=0 makes no sense; give at least 1"),
+        ("compile=perhaps", "compute.compile=perhaps cannot be read as bool"),
+        ("data.threads=x", "data.threads=x cannot be read as int or none"),
+        ("learning_rate=nan", "optim.learning_rate=nan makes no sense"),
+        ("ema_decay=1", "optim.ema_decay=1.0 makes no sense; give a number from 0 to below 1"),
+        ("depth=19", "model.depth=19 is none of 10, 18, 34, 50"),
+        ("precision=double", "compute.precision=double is none of float32, bf16, fp16"),
+        ("policy=random", "data.policy=random is none of"),
+        ("rotation=left", "rotation 'left' is none of any, exact, none"),
+        ("crops={", "augment.crops={ cannot be read; write JSON"),
+        ("surveys=galex", "write JSON, in quotes for the shell: 'augment.surveys=[\"galex\"]'"),
+        ("learning_rate=inf", "optim.learning_rate=inf makes no sense"),
+        ("label_width=inf", "loss.label_width=inf makes no sense"),
+        ("weight_decay=inf", "optim.weight_decay=inf makes no sense"),
+        ("seed=1e30", "is more than torch takes"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_with_a_sentence(word: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        apply_overrides(find_recipe("demo"), [word])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_drawn_by_weights_need_weights_and_a_policy_that_can_draw() -> None:
+    by_sampler = "weights_in=sampler"
+    with pytest.raises(UsageError, match=r"give loss\.weighting=inverse_count"):
+        apply_overrides(find_recipe("demo"), [by_sampler])
+    weighted = [by_sampler, "weighting=inverse_count"]
+    with pytest.raises(UsageError, match="policy 'block' reads whole shards"):
+        apply_overrides(find_recipe("resnet18_early"), [*weighted, "policy=block"])
+    config = apply_overrides(find_recipe("resnet18_early"), [*weighted, "policy=locality"])
+    assert TrainConfig.from_dict(config.as_dict()) == config
+
+
+def test_a_setting_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"optim\.learning_rate is given twice"):
+        apply_overrides(find_recipe("demo"), ["learning_rate=1e-3", "optim.learning_rate=1e-4"])
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=30))
+def test_whatever_is_typed_is_taken_or_refused(word: str) -> None:
+    try:
+        config = apply_overrides(find_recipe("demo"), [word])
+    except UsageError:
+        return
+    assert dict(settings_of(config)).keys() == dict(settings_of(find_recipe("demo"))).keys()
+
+
+def test_an_unknown_recipe_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no recipe 'resnet'; choose one of demo, resnet18_early"):
+        find_recipe("resnet")
+
+
+def test_a_configuration_of_another_version_is_refused() -> None:
+    saved = find_recipe("demo").as_dict()
+    with pytest.raises(UsageError, match="of another version of mstrain"):
+        TrainConfig.from_dict({**saved, "colour": 1})
+    with pytest.raises(UsageError, match="of another version of mstrain"):
+        TrainConfig.from_dict({**saved, "model": {**saved["model"], "colour": 1}})
+
+
+def test_a_gpu_that_torch_does_not_see_is_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UsageError, match="torch sees no GPU here; look at nvidia-smi"):
+        choose_device("cuda", Topology())
+    assert choose_device("auto", Topology()).type == "cpu"
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    ranks = Topology(num_nodes=2, ranks_per_node=4, rank=6)
+    assert choose_device("auto", ranks) == torch.device("cuda", 2)
+    # Each rank is shown its own GPU only.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("cuda", ranks) == torch.device("cuda", 0)
+    with pytest.raises(UsageError, match=r"4 ranks on a node with 1 GPU\(s\)"):
+        choose_device("auto", ranks)
+    assert chosen == [2, 0]

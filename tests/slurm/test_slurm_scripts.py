@@ -1,0 +1,93 @@
+"""The batch scripts as files: what shellcheck says, and what they say to wrong usage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "slurm"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+# Handed to sbatch by users, or started by srun on the nodes.
+STARTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh", "node.sh", "rank.sh")
+SUBMITTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh")
+
+
+def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    return subprocess.run(
+        [FOLDER / name, *words], capture_output=True, text=True, env={**kept, **environ}
+    )
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    if not shutil.which("shellcheck"):
+        assert not os.environ.get("CI"), "no shellcheck in CI: .ci/run installs it"
+        pytest.skip("no shellcheck here: apt-get install shellcheck")
+    found = subprocess.run(
+        ["shellcheck", "--external-sources", *SCRIPTS, FOLDER.parent / ".ci" / "run"],
+        capture_output=True,
+        text=True,
+        cwd=FOLDER.parent,
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_scripts_that_are_started_may_be() -> None:
+    assert {p.name for p in SCRIPTS} >= {*STARTED, "job.sh", "wait.sh", "site.sh"}
+    assert [name for name in STARTED if not os.access(FOLDER / name, os.X_OK)] == []
+
+
+@pytest.mark.parametrize("name", SUBMITTED)
+def test_a_batch_script_outside_of_slurm_says_how_to_submit_it(name: str) -> None:
+    found = run(name)
+    assert found.returncode == 2
+    assert f"submit it: sbatch {name}" in found.stderr
+
+
+def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_block() -> None:
+    for name in SUBMITTED:
+        text = (FOLDER / name).read_text()
+        block = [line for line in text.splitlines() if line.startswith("# ") and "  " in line]
+        named = {words[1] for words in map(str.split, block) if words[1].isupper()}
+        code = "\n".join(
+            line
+            for path in (FOLDER / name, FOLDER / "job.sh", FOLDER / "node.sh")
+            for line in path.read_text().splitlines()
+            if not line.lstrip().startswith("#")
+        )
+        assert named, name
+        assert [v for v in sorted(named) if v not in code] == [], name
+
+
+@pytest.mark.parametrize(
+    ("tasks", "ranks", "says"),
+    [
+        ("3", "2", "3 tasks are not as many on each of 2 nodes; give --ntasks-per-node"),
+        ("4", "3", "batch_size=64 does not divide into 3 rank(s)"),
+        ("4", "2", "tasks a node: 2, taken"),
+    ],
+)
+def test_a_jobs_tasks_and_the_ranks_share_of_a_batch_are_looked_at_first(
+    tmp_path: Path, tasks: str, ranks: str, says: str
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\n")
+    scontrol.chmod(0o755)
+    words = f'source "{FOLDER}/job.sh"; check_settings {ranks} demo epochs=2'
+    found = subprocess.run(
+        ["bash", "-c", f'{words} && echo "tasks a node: $tasks_per_node, taken"'],
+        capture_output=True,
+        text=True,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
+            **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable},
+            **{"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": tasks},
+        },
+    )
+    assert says in found.stdout + found.stderr
+    assert (found.returncode == 0) == ("taken" in says)

@@ -1,0 +1,120 @@
+"""Jobs of seconds on a real Slurm: an array that fetches, and all benchmarks on two nodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import fetching
+import pytest
+from fake_services.faults import FaultPlan
+from slurm_cluster import SlurmCluster, wait_until
+
+from benchmarks.__main__ import QUESTIONS as BENCHMARKS
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "slurm" / "fetch.sh"
+BENCH = ROOT / "slurm" / "bench_io.sh"
+TIMEOUT_S = 300
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3 * TIMEOUT_S)]
+
+
+def test_an_array_of_jobs_fetches_a_catalogue_and_keeps_the_rate(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    catalog = fetching.write_catalog(tmp_path / "catalog.csv", 8)
+    out, rate = tmp_path / "objects", 24
+    with fetching.standins() as running:
+        services = fetching.services_file(
+            tmp_path / "services.toml", running.url, requests_per_s=float(rate)
+        )
+        words = ("--array=0-2%2", str(SCRIPT), str(catalog), str(out), "--services", str(services))
+        job = cluster.submit(
+            f"--output={tmp_path}/log-%a",
+            *words,
+            PYTHONPATH=str(ROOT),
+            PYTHON=sys.executable,
+            NO_PROXY="*",
+        )
+        wait_until(
+            "end of the array",
+            lambda: not cluster.run("squeue", "--noheader", "--job", job).strip(),
+            TIMEOUT_S,
+        )
+        logs = [(tmp_path / f"log-{n}").read_text() for n in range(3)]
+        times_s = running.times_s("ps1")
+    for number, text in enumerate(logs):
+        assert f"slice {number}/3 of" in text, text
+        assert "2 at a time" in text, text
+        assert "0 cannot be had" in text, text
+    assert len(times_s) == 6 * 8
+    assert fetching.most_in_a_second(times_s) <= rate
+    for sample_id, ra, dec in fetching.rows_of(catalog):
+        fetching.assert_object(out, sample_id, fetching.expected_sample(FaultPlan(), 0, ra, dec))
+
+
+QUESTIONS = [name for name in ("limit", "loaders", "cache", "scale") if name in BENCHMARKS]
+BENCH_SAMPLES = 64
+
+
+def test_all_benchmarks_run_on_two_nodes_and_end_with_the_report(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--nodes=2", str(BENCH), str(out), "--quick", "--mock", str(BENCH_SAMPLES))
+    job = cluster.submit(
+        f"--output={tmp_path}/log",
+        *words,
+        PYTHONPATH=str(ROOT),
+        PYTHON=sys.executable,
+        PEERS="ours_tar,bare_map",
+    )
+    fields = cluster.wait(job, 2 * TIMEOUT_S)
+    text = (tmp_path / "log").read_text()
+    assert fields["JobState"] == "COMPLETED", text
+    assert cluster.processes(job) == {}
+    assert [p.name for p in Path("/dev/shm").glob(f"msdata-*-{job}-*")] == [], text
+    page = (out / "report.html").read_text()
+    assert page.count("<section>") == len(QUESTIONS)
+    results = {name: json.loads((out / f"{name}.json").read_text()) for name in QUESTIONS}
+    assert all(result["quick"] and result["shown"]["tables"] for result in results.values())
+    assert set(results["loaders"]["contestants"]) == {"ours_tar", "bare_map"}
+    assert all(point["is_as_forecast"] for point in results["cache"]["points"])
+    scale = results["scale"]
+    assert scale["is_slurm"]
+    assert scale["nodes_per_machine"] == 2
+    assert "nodes of a Slurm job that share one machine" in page
+    for kind in ("strong", "weak"):
+        points = scale["points"][kind]
+        assert [point["nodes"] for point in points] == [1, 2]
+        assert all(point["tiers"] == point["foretold_tiers"] for point in points)
+        assert all(point["tiers"]["storage"] for point in points)
+    # Twice the nodes miss less of the same data, each at the same rate.
+    one, two = (point["samples_per_s"]["median"] for point in scale["points"]["strong"])
+    assert two > one
+    beyond = scale["beyond"]["curves"]["weak, growing storage"]
+    assert [point["nodes"] for point in beyond] == [1 << k for k in range(11)]
+
+
+def test_a_question_that_fails_leaves_the_others_and_the_exit_code_tells(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--nodes=1", str(BENCH), str(out), "--quick", "--mock", "64", "--workload", "stamps")
+    job = cluster.submit(
+        f"--output={tmp_path}/log",
+        *words,
+        PYTHONPATH=str(ROOT),
+        PYTHON=sys.executable,
+        PEERS="bare_map",
+        MACHINE="nowhere.json",
+        QUESTIONS="scale loaders typo",
+    )
+    fields = cluster.wait(job, TIMEOUT_S)
+    text = (tmp_path / "log").read_text()
+    assert fields["ExitCode"] == "1:0", text
+    assert "nowhere.json does not exist" in text
+    assert "not all is well: scale (exit code 2), typo (there is no such question);" in text
+    assert set(json.loads((out / "loaders.json").read_text())["contestants"]) == {"bare_map"}
+    assert (out / "report.html").read_text().count("<section>") == 1
