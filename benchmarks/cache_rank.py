@@ -30,10 +30,11 @@ from benchmarks.private_cache import PrivateCache, PrivateTable
 from benchmarks.workloads import edge_bytes
 from msdata.cache.config import CacheConfig
 from msdata.cache.member import ServedArena, find_service
+from msdata.cache.split import cached_split
 from msdata.cache.transport.link import LinkFetcher
 from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import DataError, MsdataError, StorageError
-from msdata.loader.node_cache import cached_split, open_node_cache
+from msdata.loader.node_cache import open_node_cache
 from msdata.loader.read import SampleReader
 from msdata.topology import Topology, from_env, job_name
 

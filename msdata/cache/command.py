@@ -19,6 +19,7 @@ from msdata.cache.config import FILL_MODES, GIB, CacheConfig
 from msdata.cache.serve import ending_together, open_group, serve_member
 from msdata.cache.service import NodeService
 from msdata.cache.shared_file import remove_if_unused
+from msdata.cache.split import cached_split, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.status import describe, look_at
 from msdata.cache.status_text import render_status
@@ -27,7 +28,6 @@ from msdata.cache.transport.listen import LOOPBACK
 from msdata.core.terminal import raw
 from msdata.dataset.dataset import open_dataset
 from msdata.errors import UsageError
-from msdata.loader.node_cache import cached_split, record_reader
 from msdata.topology import from_env, job_name, num_slurm_nodes
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"

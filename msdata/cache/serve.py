@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msdata.cache.config import CacheConfig
 from msdata.cache.member import MemberService
+from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.stale_shm import remove_own_shared_memory
 from msdata.cache.transport.group import Alone, EndedElsewhere, Group
 from msdata.core.files import storage_error
@@ -17,7 +18,6 @@ from msdata.core.progress import bytes_text
 from msdata.core.signals import ending_at_once, exit_code_of, ignore_signals
 from msdata.dataset.dataset import Split
 from msdata.errors import StorageError
-from msdata.loader.node_cache import cached_split, owners_of_nodes, record_reader
 from msdata.topology import Topology
 
 _LOOK_S = 1.0

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from msdata.cache.budget import free_memory
 from msdata.cache.client import LOCAL, CacheClient
-from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners
+from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
 from msdata.cache.hit_forecast import WeightedForecast
 from msdata.cache.member import ServedArena, find_service
 from msdata.cache.reporter import Reporter
+from msdata.cache.split import cached_split, owners_by_capacity, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.tier import LOG
 from msdata.cache.transport.link import LinkFetcher, link_address
@@ -26,7 +27,6 @@ from msdata.errors import MsdataError, UsageError
 from msdata.loader.cached_fill import CachedReader
 from msdata.loader.options import RingSize
 from msdata.loader.read import BatchReader, SampleReader
-from msdata.plan.ownership import Nodes, own_shards
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
@@ -259,17 +259,6 @@ def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
         )
 
 
-def cached_split(split: Split) -> CachedSplit:
-    """What the cache is told of a split."""
-    return CachedSplit(
-        fingerprint=split.dataset.manifest.fingerprint,
-        name=split.name,
-        sample_nbytes=split.schema.sample_nbytes,
-        shard_sizes=split.shard_sizes,
-        checksums=split.numbers("crc32c", np.uint32),
-    )
-
-
 def _config(cache: str | CacheConfig | None) -> CacheConfig | None:
     if cache is None:
         return None
@@ -278,57 +267,3 @@ def _config(cache: str | CacheConfig | None) -> CacheConfig | None:
     if not isinstance(cache, CacheConfig):
         raise UsageError(f"cache={cache!r} is neither None, 'auto' nor a CacheConfig")
     return cache if cache.job is not None else replace(cache, job=job_name())
-
-
-def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
-    """Gives the owners of all shards for the capacities that every node has.
-
-    Args:
-        cached: the data.
-        topology: number of nodes.
-    """
-
-    def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
-        memory, ssd = (
-            np.full(topology.num_nodes, nbytes, np.int64) for nbytes in (memory_nbytes, ssd_nbytes)
-        )
-        return owners_of_nodes(cached, memory, ssd)
-
-    return own
-
-
-def owners_of_nodes(
-    cached: CachedSplit, memory_nbytes: NDArray[np.int64], ssd_nbytes: NDArray[np.int64]
-) -> Owners:
-    """The owners of all shards where nodes differ.
-
-    Args:
-        cached: the data.
-        memory_nbytes: int64 (nodes,), what each gives.
-        ssd_nbytes: int64 (nodes,), likewise.
-    """
-    keys = np.arange(len(memory_nbytes), dtype=np.uint64)
-    nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
-    found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
-    return found.owner_of_shard, found.tier_of_shard
-
-
-def record_reader(split: Split) -> Callable[[int], Any]:
-    """Gives a function that reads one sample's record, valid until its next call.
-
-    Args:
-        split: the data.
-    """
-    sizes = [a.nbytes for a in split.schema.arrays]
-    record = np.empty(sum(sizes), np.uint8)
-    parts = np.split(record, np.cumsum(sizes)[:-1])
-    spans, files = split.spans, split.files
-
-    def read(sample: int) -> NDArray[np.uint8]:
-        number = np.array([sample])
-        file = files.open(int(spans.shards(number)[0]))
-        for part, offset in zip(parts, spans.offsets(number)[0].tolist(), strict=True):
-            file.read_into([part.data], offset)
-        return record
-
-    return read

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import ModelConfig
-from mstrain.evaluation.metrics.densities import Floats
 
 # What catalogues call the r magnitude, in lower case; the first that is there is taken.
 R_MAGNITUDES = (
@@ -55,7 +55,7 @@ def find_magnitude(split: Split, asked: str | None) -> tuple[str | None, str]:
     return None, f"the column {name!r} holds no magnitudes"
 
 
-def sane_magnitudes(values_N: Floats) -> Floats:
+def sane_magnitudes(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """The values that are magnitudes and no marks of unknown ones, float64."""
     low, high = _SANE
     return values_N[(values_N > low) & (values_N < high)]

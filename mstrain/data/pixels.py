@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msdata
 from msdata.augment.statistics import FILE_NAME, BandStatistics, Statistics, read_statistics
@@ -19,7 +20,9 @@ from msdata.dataset.dataset import Split
 from msdata.describe.stats import measure
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
-from mstrain.evaluation.run_info import TrainedRun
+
+if TYPE_CHECKING:
+    from mstrain.evaluation.run_info import TrainedRun
 
 # Samples of a split that are looked at: a few hundred megabytes, seconds of reading.
 NUM_SAMPLES = 256

@@ -18,13 +18,13 @@ import pytest
 import msdata
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig, CachedSplit
+from msdata.cache.split import cached_split, record_reader
 from msdata.cache.transport.link import LinkFetcher
 from msdata.cache.transport.link_server import LinkServer
 from msdata.cache.transport.rendezvous import announce, job_keys
 from msdata.cache.transport.zmq_transport import ZmqServer, make_keys
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError
-from msdata.loader.node_cache import cached_split, record_reader
 from msdata.loader.read import SampleReader
 from msdata.topology import Topology
 

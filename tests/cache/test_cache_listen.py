@@ -16,12 +16,12 @@ import pytest
 from test_cache_strangers import RECORDS, all_records
 
 from msdata.cache.service import NodeService
+from msdata.cache.split import cached_split, record_reader
 from msdata.cache.transport import listen
 from msdata.cache.transport.listen import EVERYWHERE, LOOPBACK, listen_address
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.dataset.dataset import open_dataset
 from msdata.errors import UsageError
-from msdata.loader.node_cache import cached_split, record_reader
 
 KEYS = make_keys()
 MOST_NBYTES = 64 << 20

@@ -21,9 +21,9 @@ import msdata.loader.node_cache
 from msdata.cache.client import LOCAL
 from msdata.cache.config import CacheConfig
 from msdata.cache.service import NodeService
+from msdata.cache.split import cached_split, record_reader
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
-from msdata.loader.node_cache import cached_split, record_reader
 from msdata.plan.ownership import equal_nodes, own_shards
 from msdata.topology import Topology
 

@@ -21,8 +21,8 @@ from services import Services
 import msdata
 from msdata.cache.config import CacheConfig
 from msdata.cache.service import NodeService
+from msdata.cache.split import cached_split, record_reader
 from msdata.dataset.dataset import Split
-from msdata.loader.node_cache import cached_split, record_reader
 from msdata.schema import Schema, Survey
 from msdata.topology import Topology
 

@@ -30,6 +30,7 @@ from msdata.cache.member import MemberService, served_place
 from msdata.cache.metrics import remove_stale_metrics
 from msdata.cache.own_file import open_own, open_own_folder
 from msdata.cache.service import NodeService
+from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.ssd import ssd_folder
 from msdata.cache.transport.group import Alone
 from msdata.cache.transport.link import describe_service, link_address
@@ -37,7 +38,6 @@ from msdata.cache.transport.rendezvous import address_of, announce, job_keys
 from msdata.cache.transport.zmq_transport import make_keys
 from msdata.dataset.dataset import Split
 from msdata.errors import StorageError
-from msdata.loader.node_cache import cached_split, owners_of_nodes, record_reader
 
 OTHER = 12345
 PRECIOUS = b"precious"

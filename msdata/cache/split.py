@@ -1,0 +1,79 @@
+"""What the cache is told of a split: checksums, owners of its shards, how a record is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.config import CachedSplit, Own, Owners
+from msdata.dataset.dataset import Split
+from msdata.plan.ownership import Nodes, own_shards
+from msdata.topology import Topology
+
+
+def cached_split(split: Split) -> CachedSplit:
+    """What the cache is told of a split."""
+    return CachedSplit(
+        fingerprint=split.dataset.manifest.fingerprint,
+        name=split.name,
+        sample_nbytes=split.schema.sample_nbytes,
+        shard_sizes=split.shard_sizes,
+        checksums=split.numbers("crc32c", np.uint32),
+    )
+
+
+def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
+    """Gives the owners of all shards for the capacities that every node has.
+
+    Args:
+        cached: the data.
+        topology: number of nodes.
+    """
+
+    def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
+        memory, ssd = (
+            np.full(topology.num_nodes, nbytes, np.int64) for nbytes in (memory_nbytes, ssd_nbytes)
+        )
+        return owners_of_nodes(cached, memory, ssd)
+
+    return own
+
+
+def owners_of_nodes(
+    cached: CachedSplit, memory_nbytes: NDArray[np.int64], ssd_nbytes: NDArray[np.int64]
+) -> Owners:
+    """The owners of all shards where nodes differ.
+
+    Args:
+        cached: the data.
+        memory_nbytes: int64 (nodes,), what each gives.
+        ssd_nbytes: int64 (nodes,), likewise.
+    """
+    keys = np.arange(len(memory_nbytes), dtype=np.uint64)
+    nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
+    found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
+    return found.owner_of_shard, found.tier_of_shard
+
+
+def record_reader(split: Split) -> Callable[[int], Any]:
+    """Gives a function that reads one sample's record, valid until its next call.
+
+    Args:
+        split: the data.
+    """
+    sizes = [a.nbytes for a in split.schema.arrays]
+    record = np.empty(sum(sizes), np.uint8)
+    parts = np.split(record, np.cumsum(sizes)[:-1])
+    spans, files = split.spans, split.files
+
+    def read(sample: int) -> NDArray[np.uint8]:
+        number = np.array([sample])
+        file = files.open(int(spans.shards(number)[0]))
+        for part, offset in zip(parts, spans.offsets(number)[0].tolist(), strict=True):
+            file.read_into([part.data], offset)
+        return record
+
+    return read
