@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.question import add_arguments, claim_folder, settings_of
+from benchmarks.question import add_arguments, claimed_folder, settings_of
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
 
@@ -80,8 +80,8 @@ def run(arguments: list[str]) -> int:
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     module = importlib.import_module(QUESTIONS[args.question][0])
     settings = settings_of(args, command)
-    claim_folder(settings.out)
-    return int(module.answer(settings))
+    with claimed_folder(settings.out):
+        return int(module.answer(settings))
 
 
 def main(arguments: list[str]) -> int:

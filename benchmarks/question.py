@@ -7,7 +7,8 @@ knows no question, and a result file is readable without the program that wrote 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,18 @@ class Settings:
         return self.out / "work"
 
 
-def claim_folder(out: Path) -> None:
+@contextmanager
+def claimed_folder(out: Path) -> Iterator[None]:
     """Takes a folder for results: below it `work` and `logs` are emptied as need be.
+
+    A question that is refused leaves nothing behind.
 
     Raises:
         UsageError: it has one of them already, and no benchmark made it.
     """
     mark = out / _MARK
     if mark.exists():
+        yield
         return
     # Folders of earlier versions have results, but no mark.
     has_results = any(b'"benchmark": ' in path.read_bytes() for path in out.glob("*.json"))
@@ -78,6 +83,13 @@ def claim_folder(out: Path) -> None:
             )
     out.mkdir(parents=True, exist_ok=True)
     mark.touch()
+    try:
+        yield
+    except UsageError:
+        mark.unlink()
+        with suppress(OSError):
+            out.rmdir()
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,10 +142,9 @@ def sources_sha256(table: pa.Table) -> str:
     import pyarrow as pa
 
     digest = hashlib.sha256()
-    for name in ("sample_id", "path"):
+    for name in ("sample_id", "path", "row"):
         for text in table[name].cast(pa.large_string()).to_pylist():
             digest.update((b"\xff" if text is None else text.encode()) + b"\0")
-    digest.update(np.array(table["row"].to_pylist(), "<i8").tobytes())
     return digest.hexdigest()
 
 

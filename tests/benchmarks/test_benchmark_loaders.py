@@ -289,7 +289,7 @@ def test_a_race_that_the_disk_cannot_hold_is_refused_before_it_begins(
     out = tmp_path / "out"
     assert main(["loaders", "--mock", "1000000000", "--out", str(out)]) == 2
     found = capsys.readouterr().err
-    assert f"{tmp_path} has" in found
+    assert f"{out} has" in found
     assert "or fewer samples with --mock N" in found
     assert not out.exists()
 

@@ -24,7 +24,7 @@ from benchmarks.dataset_part import make_part
 from benchmarks.node_rank import SlowStorage
 from benchmarks.node_steps import Nodes, find_nodes
 from benchmarks.scale import ranks_of
-from benchmarks.scale_model import full_job, rates_here, strong, weak
+from benchmarks.scale_model import LAST, POLICY, full_job, rates_here, strong, weak
 from benchmarks.scale_shown import ratios_of, sentences_of, show
 from msdata.errors import UsageError
 from msdata.plan.machine import save_machine
@@ -99,6 +99,7 @@ def test_what_lies_beyond_is_what_msdata_plan_prints(
     numbers = ",".join(str(point["nodes"]) for point in found)
     words = "plan --assume-samples 300000 --assume-bytes 594384 --ranks-per-node 2 --memory-gib 20"
     options = ["--machine", str(machine_file), "--by-nodes", numbers, "--json"]
+    options += ["--policy", POLICY, "--last", LAST, "--batch-per-rank", "64"]
     assert msdata.cli.main([*words.split(), *options]) == 0
     planned = json.loads(capsys.readouterr().out)["by_nodes"]
     assert len(planned) == len(found) > 5

@@ -33,7 +33,7 @@ def assert_reaches(floor: float, measure: Callable[[], dict[str, Any]], name: st
 
 
 def test_hot_epochs_come_at_the_rate_of_bare_reads(tmp_path: Path) -> None:
-    data = raw_dataset.write_raw(tmp_path / "data", MANTIS_SHRIMP, (128,) * 5)
+    data = raw_dataset.write_raw(tmp_path / "data", MANTIS_SHRIMP, (128,) * 5, has_checksums=True)
     split = msdata.open(data).split("train")
     assert_reaches(0.5, lambda: load_rates.measure_from_memory(split, 7), load_rates.LOADER)
 

@@ -34,7 +34,7 @@ SPLIT = CachedSplit(
 )
 KILLED = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from pathlib import Path
 import test_cache_arena as t
 from msdata.cache.config import CacheConfig
@@ -65,7 +65,7 @@ def arena(config: CacheConfig) -> Iterator[Arena]:
 
 def start_other(config: CacheConfig, job: str) -> subprocess.Popen[str]:
     """Another process with an arena that holds sample 7 in slot 4."""
-    here = str(Path(__file__).parents[1] / "support")
+    here = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")))
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, here, str(config.shm_dir), job],
         stdin=subprocess.PIPE,

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import cv2
-import fake_services
+import fake_services.__main__ as fake_services
 import numpy as np
 import pytest
 from fake_services.catalogue import write_catalogue
 from fake_services.sky import galaxy_of
 
 from benchmarks.harness import write_result
-from benchmarks.question import claim_folder
+from benchmarks.question import claimed_folder
 from msdata.cli import main
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.describe.sheet_command import png_bytes
@@ -120,15 +120,20 @@ def test_a_picture_says_who_made_it_and_is_the_same_picture():
 def test_a_benchmark_empties_no_folder_that_none_has_made(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine").write_bytes(MINE)
-    with pytest.raises(UsageError, match=r"logs exists, and no benchmark made it"):
-        claim_folder(tmp_path)
+    refused = pytest.raises(UsageError, match=r"logs exists, and no benchmark made it")
+    with refused, claimed_folder(tmp_path):
+        pass
     (tmp_path / "cache.json").write_text('{"benchmark": "cache"}')
-    claim_folder(tmp_path)
+    with claimed_folder(tmp_path):
+        pass
     (tmp_path / "cache.json").unlink()
-    claim_folder(tmp_path)
-    claim_folder(tmp_path / "new")
+    with claimed_folder(tmp_path):
+        pass
+    with claimed_folder(tmp_path / "new"):
+        pass
     (tmp_path / "new" / "work").mkdir()
-    claim_folder(tmp_path / "new")
+    with claimed_folder(tmp_path / "new"):
+        pass
 
 
 def test_a_benchmarks_result_replaces_no_other_file(tmp_path):

@@ -87,9 +87,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = json.loads((root / "data" / "dataset.json").read_bytes())
     content["schema"]["arrays"][0].update(unit=bad, bands=[f"g{bad}", "r\nrm -rf"])
     del content["fingerprint"]
-    from msdata.dataset.manifest import _fingerprint
+    from msdata.dataset.manifest import fingerprint_of
 
-    content["fingerprint"] = _fingerprint(content)
+    content["fingerprint"] = fingerprint_of(content)
     (root / "data" / "dataset.json").write_text(json.dumps(content))
     (root / "data" / f"stray{bad.replace('/', '')}\nfile").write_bytes(b"")
     return root

@@ -14,7 +14,7 @@ import pytest
 
 import msdata
 from msdata.cli import main
-from msdata.dataset.manifest import _fingerprint
+from msdata.dataset.manifest import fingerprint_of
 from msdata.describe.card import count_rejected
 
 SAID = {
@@ -189,7 +189,7 @@ def test_what_strangers_named_is_shown_on_the_card_and_is_neither_html_nor_a_lin
     content["schema"]["arrays"][0]["unit"] = bad
     content["provenance"]["settings"]["seed"] = bad
     del content["fingerprint"]
-    content["fingerprint"] = _fingerprint(content)
+    content["fingerprint"] = fingerprint_of(content)
     (data / "dataset.json").write_text(json.dumps(content))
     (data / "rejected.csv").write_text(f'sample_id,path,row,reason\n1,x,0,"{bad}"\n')
     assert card(data, "--description", "See [here](https://example.org) <b>") == 0

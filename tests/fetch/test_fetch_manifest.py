@@ -266,7 +266,8 @@ def test_ids_become_paths_of_four_folders(tmp_path: Path) -> None:
     path = tmp_path / "catalog.csv"
     path.write_text("id,ra,dec\n7,1,2\n0000007,3,4\n,5,6\n")
     targets, notes = read_targets(path, id_column=None, part=Slice())
-    assert [(t.sample_id, t.ra) for t in targets] == [("0000007", 1.0)]
+    # Only zeros tell the first two apart, and the third has no id.
+    assert not targets
     assert len(notes) == 2
     path.write_text("id,ra,dec\n../../etc/passwd,1,2\n")
     with pytest.raises(UsageError, match="cannot name a file"):
