@@ -130,6 +130,14 @@ def claims_in(env: Mapping[str, str]) -> list[Claim]:
     step = next((c for c in claims if c.launcher is SLURM), None)
     if first is not None and first.launcher in MPI_LAUNCHERS and step is not None:
         _check_within_step(first, step)
+    if first is not None and first.launcher is TORCHRUN and first.ranks_per_node is None:
+        # Torchrun itself always says LOCAL_WORLD_SIZE: these were set by hand, or are left over.
+        other = next((c for c in claims[1:] if not c.is_of_same_rank(first)), None)
+        if other is not None:
+            raise UsageError(
+                f"{first} contradicts {other}: unset {TORCHRUN.rank} and {TORCHRUN.size}, or start "
+                "with torchrun"
+            )
     # PMIx names the rank, not how many there are; Slurm's step and Open MPI's mpirun say that.
     is_left_to_pmix = first is None or first is step
     is_slurms = env.get("PMIX_NAMESPACE", "").startswith("slurm.pmix.")

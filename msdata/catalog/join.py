@@ -24,6 +24,7 @@ NO_ROW = "no row in the catalogue"
 NO_REDSHIFT = "no redshift in the catalogue"
 CONFLICT = "conflicting rows in the catalogue"
 AMBIGUOUS = "ambiguous id: rows of the catalogue differ from each other by leading zeros alone"
+ALIKE = "ambiguous id: another object's differs from it by leading zeros alone"
 
 _Rows = NDArray[np.int64]
 
@@ -63,12 +64,13 @@ def join(candidates: pa.Table, catalog: Catalog) -> Joined:
         keys = candidates["sample_id"].combine_chunks()
         wanted = candidates["catalog_row"].to_numpy()
         rows = np.where((wanted >= 0) & (wanted < catalog.columns.num_rows), wanted, -1)
-        conflicts = ambiguous = np.zeros(len(rows), bool)
+        conflicts = ambiguous = alike = np.zeros(len(rows), bool)
     else:
         if catalog.ids is None:
             raise missing_id_column(catalog)
         keys = without_zeros(_flat(candidates["sample_id"]))
         rows, conflicts, ambiguous = _match(keys, catalog.ids, catalog.columns)
+        alike = _differ_by_zeros(keys, _flat(candidates["sample_id"]))
     if len(rows) and (rows < 0).all():
         raise _nothing_matches(candidates, catalog, by_row=by_row)
     row_of_each = pa.array(rows, pa.int64(), mask=rows < 0)
@@ -82,6 +84,7 @@ def join(candidates: pa.Table, catalog: Catalog) -> Joined:
     reason[ambiguous] = AMBIGUOUS
     reason[rows < 0] = NO_ROW
     _mark_duplicates(_flat(keys), candidates["path"], reason)
+    reason[alike] = ALIKE
     table = candidates
     for name in labels.column_names:
         table = table.append_column(name, labels[name])
@@ -117,6 +120,16 @@ def _first_of_each(keys: pa.Array) -> tuple[pa.Array, _Rows, _Rows]:
     backwards = np.flatnonzero(codes >= 0)[::-1]
     first[codes[backwards]] = backwards
     return encoded.dictionary, codes, first
+
+
+def _differ_by_zeros(keys: pa.Array, ids: pa.Array) -> NDArray[np.bool_]:
+    """Which objects share their key with an object of another id, such as 5 with 0000005."""
+    distinct, codes, first = _first_of_each(keys)
+    later = np.flatnonzero(first[codes] != np.arange(len(codes)))
+    differs = pc.not_equal(ids.take(later), ids.take(first[codes[later]]))
+    is_alike = np.zeros(len(distinct), bool)
+    is_alike[codes[later[differs.to_numpy(zero_copy_only=False)]]] = True
+    return np.asarray(is_alike[codes])
 
 
 def _match(

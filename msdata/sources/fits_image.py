@@ -135,6 +135,7 @@ class Plane:
         photometry: its header's zero-point, exposure and unit.
         extension: name of its extension in capitals, from EXTNAME or else IMAGETYP; may be empty.
         number: number of its extension; 0 is the first.
+        product: what the Legacy Surveys' PRODTYPE or IMTYPE calls it, in capitals; may be empty.
     """
 
     pixels: NDArray[Any]
@@ -143,11 +144,12 @@ class Plane:
     photometry: Photometry
     extension: str = ""
     number: int = 0
+    product: str = ""
 
     @property
     def is_auxiliary(self) -> bool:
         """Whether its name is that of weights, errors, a mask and the like."""
-        return _AUXILIARY.search(self.extension) is not None
+        return _AUXILIARY.search(f"{self.extension} {self.product}") is not None
 
     @property
     def is_named_flux(self) -> bool:
@@ -262,6 +264,7 @@ def _planes_of(header: Any, data: Any, number: int) -> list[Plane]:
     grid = _grid_of(header)
     photometry = _photometry_of(header)
     extension = str(header.get("EXTNAME") or header.get("IMAGETYP") or "").strip().upper()
+    product = str(header.get("PRODTYPE") or header.get("IMTYPE") or "").strip().upper()
     return [
         Plane(
             pixels=image,
@@ -270,6 +273,7 @@ def _planes_of(header: Any, data: Any, number: int) -> list[Plane]:
             photometry=photometry,
             extension=extension,
             number=number,
+            product=product,
         )
         for k, image in enumerate(linear)
     ]

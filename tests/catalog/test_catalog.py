@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msdata.catalog.join import Catalog, Joined, join, read_catalog
+from msdata.catalog.join import ALIKE, Catalog, Joined, join, read_catalog
 from msdata.errors import DataError, UsageError
 
 
@@ -107,8 +107,16 @@ def test_objects_without_a_usable_redshift_have_the_reason(tmp_path: Path) -> No
 
 def test_the_first_of_objects_with_one_id_is_kept(tmp_path: Path) -> None:
     catalog = _csv(tmp_path, "id,z\n0001234,0.5\n7,0.1\n")
-    joined = join(_candidates(["0001234", "1234", "7"]), catalog)
-    assert _column(joined, "reason") == [None, "duplicate id; 0/0001234.npy is kept", None]
+    joined = join(_candidates(["1234", "1234", "7"]), catalog)
+    assert _column(joined, "reason") == [None, "duplicate id; 0/1234.npy is kept", None]
+
+
+def test_objects_whose_ids_differ_by_zeros_alone_share_no_label(tmp_path: Path) -> None:
+    catalog = _csv(tmp_path, "id,z\n5,0.5\n7,0.1\n")
+    reasons = _column(join(_candidates(["0000005", "07", "5", "07"]), catalog), "reason")
+    assert reasons[0] == reasons[2] == ALIKE
+    assert reasons[1] is None
+    assert reasons[3].startswith("duplicate id")
 
 
 def test_only_the_ids_that_differ_by_zeros_alone_are_ambiguous(tmp_path: Path) -> None:

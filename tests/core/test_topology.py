@@ -195,6 +195,10 @@ REFUSED = {
         step(2, "4", PMI_SIZE="1", PMI_RANK="0"),
         r"PMI_RANK=0 of PMI_SIZE=1 \(mpiexec\) contradicts SLURM_PROCID=2 of .*=4 \(srun\)",
     ),
+    "left-over RANK=0 of WORLD_SIZE=1 in a step": (
+        step(5, "4(x2)", RANK="0", WORLD_SIZE="1"),
+        "unset RANK and WORLD_SIZE",
+    ),
     "srun -n 1 inside a step of pmi2": (step(0, "1", **PMI2), "contradicts"),
     "srun inside mpiexec": (
         step(2, "4", PMI_SIZE="1", PMI_RANK="0", MPI_LOCALNRANKS="1", MPI_LOCALRANKID="0"),

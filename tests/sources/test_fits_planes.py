@@ -83,6 +83,9 @@ def test_a_cube_or_a_weight_map_alone_is_not_taken_for_one_bands_image(tmp_path)
         _brightest(_one_band(tmp_path, ("", 1), cube=3))
     with pytest.raises(SampleError, match="only images of weights, errors or masks: WHT"):
         _brightest(_one_band(tmp_path, ("WHT", 1)))
+    for card in ("PRODTYPE", "IMTYPE"):
+        with pytest.raises(SampleError, match="only images of weights, errors or masks"):
+            _brightest(_one_band(tmp_path, ("COMPRESSED_IMAGE", 1), **{card: "invvar"}))
     named = _one_band(tmp_path, ("", 1), cube=2, BAND0="r", BAND1="g")
     assert _brightest(named) > 0
 
