@@ -1,7 +1,7 @@
-"""DALI pipelines that do what `reference` does: the only file that knows DALI.
+"""DALI pipelines that do what `reference` does: the only file that imports DALI.
 
-A pipeline has no state: what is drawn comes in as inputs (`draws`). A band is a frame of one
-channel ("FHWC"): DALI's warp knows no planes, but many frames. Laying a pipeline out needs no GPU.
+A pipeline is stateless: the draws are inputs. A band is a frame of one channel ("FHWC"): DALI's
+warp accepts many frames, not planes. Building the graph needs no GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from msdata.augment.geometry import Geometry
 from msdata.augment.recipe import Recipe, blur_scale, blur_window, is_blurred
-from msdata.augment.scaling import Curve
+from msdata.augment.scaling import Curve, column
 from msdata.errors import MissingPackageError, UsageError
 
 # The bits of a float that are all set in NaN and infinities.
@@ -26,7 +26,7 @@ class Lane:
     """One pipeline, which has one batch at a time.
 
     Args:
-        recipe: what is done.
+        recipe: the augmentation.
         batch_size: samples of the largest batch.
         is_interpolated: whether pixels lie between those of the arrays.
         device_id: number of the GPU; None for the CPU.
@@ -37,7 +37,7 @@ class Lane:
 
     Raises:
         MissingPackageError: DALI is not installed.
-        UsageError: there is no such GPU.
+        UsageError: DALI cannot use the GPU.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class Lane:
             ) from error
 
     def start(self, inputs: dict[str, Any]) -> None:
-        """Begins one batch.
+        """Starts one batch.
 
         Args:
-            inputs: what each input of the pipeline reads, without a copy: to be held, and left as
-                it is, until `outputs`.
+            inputs: values by input name, read without a copy: hold them unchanged until `outputs`
+                returns.
         """
         for name, values in inputs.items():
             self._pipeline.feed_input(name, values)
         self._pipeline.schedule_run()
 
     def outputs(self) -> list[Any]:
-        """The images of the batch, once they are there: its inputs have been read then."""
+        """Waits for the images of the batch; its inputs have been read then."""
         return [images.as_tensor() for images in self._pipeline.outputs()]
 
 
@@ -99,7 +99,7 @@ def as_frames(array_NBHW: NDArray[Any], *, is_pinned: bool) -> Any:
     """A batch's array as DALI takes it: frames of one channel.
 
     Args:
-        array_NBHW: C-contiguous; read where it is, and to be held for as long.
+        array_NBHW: C-contiguous; DALI reads it in place, so hold it until the batch is done.
         is_pinned: whether it is page-locked.
     """
     from nvidia.dali import tensors
@@ -108,7 +108,7 @@ def as_frames(array_NBHW: NDArray[Any], *, is_pinned: bool) -> Any:
 
 
 def repeated(values: NDArray[np.float32], num_samples: int) -> Any:
-    """The same array for every sample of a batch, without a copy."""
+    """One array for all samples of a batch, without a copy."""
     import nvidia.dali.tensors as dali_tensors
 
     tensors: Any = dali_tensors
@@ -116,7 +116,7 @@ def repeated(values: NDArray[np.float32], num_samples: int) -> Any:
 
 
 def lane_geometries(recipe: Recipe, *, is_interpolated: bool) -> tuple[Geometry, ...]:
-    """The geometries of a pipeline: where whole pixels are only moved, one place a pixel does."""
+    """The geometries of a pipeline: one place per pixel where whole pixels are only moved."""
     if is_interpolated:
         return recipe.geometries
     return tuple(replace(g, oversampling=1) if g.is_native else g for g in recipe.geometries)
@@ -130,10 +130,10 @@ def make_pipeline(
     device_id: int | None,
     num_threads: int,
 ) -> Any:
-    """Lays out a pipeline; it is not built yet, so no GPU is needed.
+    """Defines a pipeline without building it, so that no GPU is needed.
 
     Args:
-        recipe: what is done.
+        recipe: the augmentation.
         batch_size: samples of the largest batch.
         is_interpolated: whether pixels lie between those of the arrays.
         device_id: number of the GPU; None for the CPU.
@@ -160,7 +160,7 @@ def make_pipeline(
 
 
 def _input(name: str, dtype: str, ndim: int, layout: str | None = None) -> Any:
-    """An input that reads our memory as it is."""
+    """An input that reads our memory without a copy."""
     from nvidia.dali import fn, types
 
     return fn.external_source(
@@ -217,7 +217,7 @@ def _dali_type(recipe: Recipe, k: int) -> str:
 def _finite(array: Any) -> Any:
     """A float32 array with 0 for NaN and infinities.
 
-    NaN times 0 is NaN, and DALI has no choice by mask; whole numbers times 0 are 0.
+    NaN times 0 is NaN, and DALI cannot select by mask; an integer times 0 is 0.
     """
     from nvidia.dali import fn, types
 
@@ -247,5 +247,4 @@ def _factor(values: tuple[float, ...], *, is_gpu: bool) -> Any:
 
     if len(set(values)) == 1:
         return values[0]
-    factors = np.array(values, np.float32).reshape(-1, 1, 1)
-    return types.Constant(factors, device="gpu" if is_gpu else "cpu")
+    return types.Constant(column(values), device="gpu" if is_gpu else "cpu")

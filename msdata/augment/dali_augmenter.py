@@ -1,7 +1,7 @@
 """The `dali` backend: batches through DALI pipelines, on a GPU or on the CPU.
 
-Arrays are read from the loader's ring without a copy on the CPU; on the way to the GPU they are
-copied once, from page-locked memory, while the network and the batch before are at work.
+The CPU reads arrays from the loader's ring without a copy. On the way to the GPU they are copied
+once, from page-locked memory, while the network and the batch before are computed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from msdata.augment.recipe import (
     noise_starts,
 )
 
-# Batches under way at a time, each in a pipeline of its own: one is copied while another is turned.
-# Deeper queues inside one pipeline would start with batches that are not there yet.
+# Batches in flight, each in its own pipeline: one is copied while another is turned. Deeper queues
+# inside one pipeline would start with batches that do not exist yet.
 _NUM_LANES = 2
-# A blur of nothing: a kernel of this width has one entry that is not 0.
+# No blur: a kernel of this width has one entry that is not 0.
 _NO_BLUR_PIXELS = 1e-3
 
 
 @dataclass(kw_only=True)
 class _Job:
-    """A batch on its way."""
+    """A submitted batch."""
 
     arrays: list[NDArray[Any]]
     draws: Draws
     lane: Lane | None = None
-    # What DALI reads without a copy, held until it has.
+    # Memory that DALI reads without a copy, held until it has.
     inputs: dict[str, Any] | None = None
 
     @property
@@ -54,18 +54,18 @@ class _Job:
 class DaliAugmenter(Backend[_Job]):
     """The `dali` backend; see `Augmenter`.
 
-    Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay as they
-    are for as long as somebody holds them. An empty batch gives empty NumPy arrays.
+    Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay unchanged
+    while a reference is held. An empty batch gives empty NumPy arrays.
 
     Args:
-        recipe: what is done.
+        recipe: the augmentation.
         batch_size: samples of the largest batch.
         device_id: number of the GPU; None for the CPU.
         threads: CPU threads; None means the cores this process may use, up to 8.
 
     Raises:
         MissingPackageError: DALI is not installed.
-        UsageError: there is no such GPU.
+        UsageError: DALI cannot use the GPU.
     """
 
     def __init__(
@@ -81,30 +81,30 @@ class DaliAugmenter(Backend[_Job]):
         self._num_threads = threads or default_threads()
         self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
         self._free: dict[bool, deque[Lane]] = {}
-        # The pipelines first: they find out whether there is a GPU, and say so in a sentence.
+        # Make the pipelines first: they detect a missing GPU and raise a clear error.
         self._lanes_of(is_interpolated=recipe.config.rotation == "any")
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Begins to augment arrays with given draws.
+        """Starts to augment arrays with given draws.
 
         Args:
             arrays: (N, B, height, width) in the order of channels.
-            draws: of the N samples; pixels of all lie between those of the arrays, or of none.
+            draws: draws of the N samples; either all of them are interpolated, or none.
         """
         check_open(self._is_closed)
         contiguous = [np.ascontiguousarray(array) for array in arrays]
-        self._under_way.append(_Job(arrays=contiguous, draws=draws))
-        self._start_what_can()
+        self._in_flight.append(_Job(arrays=contiguous, draws=draws))
+        self._start_pending()
 
-    def _start_what_can(self) -> None:
-        """Starts jobs in their order, as far as there are free lanes."""
-        for job in self._under_way:
+    def _start_pending(self) -> None:
+        """Starts jobs in order while lanes are free."""
+        for job in self._in_flight:
             if job.lane is None and len(job.draws) and not self._start(job):
                 return
 
     def _start(self, job: _Job) -> bool:
-        """Starts a job where there is a free lane; whether there was."""
+        """Starts a job if a lane is free; returns whether one was."""
         lanes = self._lanes_of(is_interpolated=job.is_interpolated)
         if not lanes:
             return False
@@ -129,7 +129,7 @@ class DaliAugmenter(Backend[_Job]):
         return self._free[is_interpolated]
 
     def _inputs(self, job: _Job, lane: Lane) -> dict[str, Any]:
-        """What a pipeline is fed with for one batch, by the name of its input."""
+        """The inputs of a pipeline for one batch, by name."""
         recipe, draws = self._recipe, job.draws
         inputs: dict[str, Any] = {}
         for k, (geometry, array) in enumerate(zip(lane.geometries, job.arrays, strict=True)):
@@ -160,10 +160,10 @@ class DaliAugmenter(Backend[_Job]):
         if not len(job.draws):
             return {name: np.empty((0, *shape), np.float32) for name, shape in self.shapes.items()}
         if job.lane is None:
-            # It failed to start when it was submitted: its error comes again.
+            # It failed to start when it was submitted: raise that error again.
             self._start(job)
         images = self._outputs(job)
-        self._start_what_can()
+        self._start_pending()
         return dict(zip(self.shapes, images, strict=True))
 
     def _outputs(self, job: _Job) -> list[Any]:
@@ -175,14 +175,14 @@ class DaliAugmenter(Backend[_Job]):
             self._lanes_of(is_interpolated=job.is_interpolated).append(job.lane)
 
     def close(self) -> None:
-        """Waits for what is under way, then gives pipelines and page locks back."""
+        """Waits for batches in flight, then releases pipelines and page locks."""
         self._is_closed = True
         try:
-            for job in self._under_way:
+            for job in self._in_flight:
                 if job.lane is not None:
                     self._outputs(job)
         finally:
-            self._under_way.clear()
+            self._in_flight.clear()
             self._free.clear()
             if self._pinned is not None:
                 self._pinned.close()

@@ -1,7 +1,7 @@
-"""What augmentation means, in NumPy and OpenCV; fast enough to train from on the CPU.
+"""The definition of augmentation, in NumPy and OpenCV; fast enough to train on the CPU.
 
-Order: NaN to 0, one affine map with bilinear interpolation, blur, noise, scaling, dropout. Threads
-take a few samples each; OpenCV and NumPy release the GIL. Legend: N samples, B bands of a survey.
+Order: NaN to 0, one affine map with bilinear interpolation, blur, noise, scaling, dropout. Each
+thread takes a few samples; OpenCV and NumPy release the GIL. Legend: N samples, B bands.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from msdata.augment.scaling import column
 from msdata.errors import MissingPackageError
 
 Image = NDArray[np.float32]
-# The images of a batch, and what fills them.
-_UnderWay = tuple[dict[str, Image], list[Future[None]]]
+# The images of a batch, and the tasks that compute them.
+_InFlight = tuple[dict[str, Image], list[Future[None]]]
 
 _MIN_SAMPLES_PER_TASK = 4
 
 
-class ReferenceAugmenter(Backend[_UnderWay]):
+class ReferenceAugmenter(Backend[_InFlight]):
     """The `reference` backend; see `Augmenter`.
 
     Args:
-        recipe: what is done.
+        recipe: the augmentation.
         batch_size: samples of the largest batch.
         threads: threads; None means the cores this process may use, up to 8.
     """
@@ -52,11 +52,11 @@ class ReferenceAugmenter(Backend[_UnderWay]):
         self._executor = ThreadPoolExecutor(self._num_threads, "msdata-augment")
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Begins to augment arrays with given draws.
+        """Starts to augment arrays with given draws.
 
         Args:
             arrays: (N, B, height, width) in the order of channels.
-            draws: of the N samples.
+            draws: the draws of the N samples.
         """
         check_open(self._is_closed)
         num_samples = len(draws)
@@ -69,23 +69,23 @@ class ReferenceAugmenter(Backend[_UnderWay]):
             self._executor.submit(work.run, start, min(start + step, num_samples))
             for start in range(0, num_samples, step)
         ]
-        self._under_way.append((images, futures))
+        self._in_flight.append((images, futures))
 
-    def _finish(self, work: _UnderWay) -> dict[str, Image]:
+    def _finish(self, work: _InFlight) -> dict[str, Image]:
         images, futures = work
         for future in futures:
             future.result()
         return images
 
     def close(self) -> None:
-        """Ends the threads after what they are at."""
+        """Ends the threads after their current tasks."""
         self._is_closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._under_way.clear()
+        self._in_flight.clear()
 
 
 class _Work:
-    """One batch under way: what to read, what to do, where to write."""
+    """One batch in flight: its arrays, draws and outputs."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _Work:
             out_BHW[draws.is_dropped[i, self._recipe.channel_slices[survey]]] = 0
 
     def _resample(self, survey: int, i: int, array_BHW: Image, out_BHW: Image) -> None:
-        """The affine map; nothing but moving pixels where only whole pixels have to move."""
+        """Applies the affine map; where only whole pixels move, copies them."""
         geometry = self._recipe.geometries[survey]
         if self._is_interpolated[i]:
             _warp(array_BHW, self._matrices[survey][i], geometry, out_BHW)
@@ -145,7 +145,7 @@ class _Work:
 
 
 def _outputs_by_survey(recipe: Recipe, images: dict[str, Image]) -> list[Image]:
-    """Where each survey's bands go."""
+    """The part of the images that each survey's bands fill."""
     if recipe.config.fusion == "late":
         return list(images.values())
     (image_NCHW,) = images.values()
@@ -153,7 +153,7 @@ def _outputs_by_survey(recipe: Recipe, images: dict[str, Image]) -> list[Image]:
 
 
 def opencv_matrices(matrices_N23: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Maps as OpenCV has them: the middle of the first pixel is (0, 0), not (0.5, 0.5)."""
+    """Maps in OpenCV's convention: the middle of the first pixel is (0, 0), not (0.5, 0.5)."""
     shifted = matrices_N23.copy()
     shifted[..., 2] += 0.5 * matrices_N23[..., :2].sum(axis=-1) - 0.5
     return shifted
