@@ -1,4 +1,4 @@
-"""A run that stops at any step goes on, sample for sample, on any number of ranks."""
+"""A run that stops at any step resumes, sample by sample, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -175,11 +175,11 @@ def test_a_state_loaded_during_an_epoch_ends_it(teams) -> None:
         ({"buffer_samples": 7}, "saved with buffer_samples 7, this loader has 0"),
         ({"split": "val"}, "saved with split 'val', this loader has 'train'"),
         ({"position": 301}, "position 301 is past the split's end"),
-        ({"position": -1}, "position -1"),
-        ({"epoch": -1}, "epoch -1"),
-        ({"position": 1.5}, "position 1.5"),
+        ({"position": -1}, "position of a loader state must be .*, got -1"),
+        ({"epoch": -1}, "epoch of a loader state must be .*, got -1"),
+        ({"position": 1.5}, "position of a loader state must be .*, got 1.5"),
         ({"version": 2}, "version 2, this msdata reads up to 1"),
-        ({"colour": "red"}, "this is no loader state"),
+        ({"color": "red"}, "cannot read the loader state: .*color"),
     ],
 )
 def test_a_state_of_another_run_is_refused_and_changes_nothing(teams, change, says) -> None:
