@@ -9,6 +9,7 @@ from typing import Any
 
 from msdata.core.files import whole_file
 from msdata.core.progress import bytes_text
+from msdata.core.text import table_lines
 from msdata.errors import MissingPackageError
 from msdata.plan.forecast import TIERS
 from msdata.plan.timing import Variant
@@ -111,7 +112,7 @@ def _render_epochs(report: dict[str, Any]) -> str:
             f";\n~ expected, by the closed form; {num_exact} of {len(epochs)} epochs were "
             "replayed, --replay-epochs N replays more"
         )
-    return "\n".join([legend, *_table(header, rows), total])
+    return "\n".join([legend, *table_lines(header, rows), total])
 
 
 def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
@@ -130,7 +131,7 @@ def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
     ]
     header = ["nodes", "memory", "SSD", "cached", *(f"{t} %" for t in TIERS), "from storage"]
     title = f"nodes by capacity, each of them in epoch {kinds[0]['epoch']}"
-    return ["\n".join([title, *_table(header, rows)])]
+    return ["\n".join([title, *table_lines(header, rows)])]
 
 
 def _epoch_name(epoch: dict[str, Any]) -> str:
@@ -158,7 +159,7 @@ def _render_closed_form(report: dict[str, Any]) -> str:
     ]
     lines = [
         "closed form, epochs after the first",
-        *_table(["", *(f"{t} %" for t in TIERS)], rows),
+        *table_lines(["", *(f"{t} %" for t in TIERS)], rows),
         f"hits min(1, C/N) = {closed['hit_share']:.2%}",
     ]
     if report["job"]["policy"] == "locality":
@@ -174,7 +175,7 @@ def _render_what_if(variants: Sequence[dict[str, Any]]) -> str:
     header = ["", "nodes", *(f"{t} %" for t in TIERS)]
     header += ["from storage", "time", "bound by", "GPU wait"]
     title = "what would change, expected for an epoch after the first"
-    return "\n".join([title, *_table(header, rows)])
+    return "\n".join([title, *table_lines(header, rows)])
 
 
 def _render_by_nodes(variants: Sequence[dict[str, Any]]) -> list[str]:
@@ -183,7 +184,7 @@ def _render_by_nodes(variants: Sequence[dict[str, Any]]) -> list[str]:
     rows = [[str(v["nodes"]), *_epoch_row("", v)[1:]] for v in variants]
     header = ["nodes", *(f"{t} %" for t in TIERS), "from storage", "time", "bound by", "GPU wait"]
     title = "on other numbers of nodes, expected for an epoch after the first"
-    return ["\n".join([title, *_table(header, rows)])]
+    return ["\n".join([title, *table_lines(header, rows)])]
 
 
 def _render_quality(measured: dict[str, Any] | None) -> str:
@@ -199,7 +200,7 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
     header = ["shuffle quality", "measured", "uniform draw", "ratio"]
     if "drawn_in_an_epoch" in measured:
         header[2] = "independent"
-    return "\n".join(_table(header, rows))
+    return "\n".join(table_lines(header, rows))
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
@@ -237,16 +238,6 @@ def _note_of_shards(report: dict[str, Any]) -> list[str]:
         "network for that reason alone;\nto avoid it pack smaller shards, or a multiple of the "
         "number of nodes"
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, *rows):
-        cells = [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
-    return lines
 
 
 def _range(low: int, high: int) -> str:
