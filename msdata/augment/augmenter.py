@@ -16,8 +16,8 @@ import numpy as np
 from msdata.augment.config import AugmentConfig
 from msdata.augment.dali_augmenter import DaliAugmenter
 from msdata.augment.geometry import make_geometries
-from msdata.augment.recipe import EARLY_NAME, Batch, make_recipe
 from msdata.augment.reference import ReferenceAugmenter
+from msdata.augment.spec import EARLY_NAME, Batch, make_spec
 from msdata.augment.statistics import Statistics
 from msdata.errors import UsageError
 from msdata.schema import Sample, Schema
@@ -147,12 +147,12 @@ def open_augmenter(
         raise UsageError(
             f"batch_size and threads must be at least 1, got {batch_size} and {threads}"
         )
-    recipe = make_recipe(schema, config, seed, statistics)
+    spec = make_spec(schema, config, seed, statistics)
     if backend == "dali":
-        return DaliAugmenter(recipe, batch_size, device_id=device_id, threads=threads)
+        return DaliAugmenter(spec, batch_size, device_id=device_id, threads=threads)
     if device_id is not None:
         raise UsageError("the reference backend runs on the CPU; omit device_id")
-    return ReferenceAugmenter(recipe, batch_size, threads=threads)
+    return ReferenceAugmenter(spec, batch_size, threads=threads)
 
 
 def preview(

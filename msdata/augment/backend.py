@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 from numpy.typing import NDArray
 
 from msdata.augment.draws import Draws
-from msdata.augment.recipe import Batch, Recipe, check_length
+from msdata.augment.spec import AugmentSpec, Batch, check_length
 from msdata.errors import UsageError
 
 Work = TypeVar("Work")
@@ -20,12 +20,12 @@ class Backend(ABC, Generic[Work]):
     """The front of a backend; see `Augmenter`.
 
     Args:
-        recipe: the augmentation.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
     """
 
-    def __init__(self, recipe: Recipe, batch_size: int) -> None:
-        self._recipe = recipe
+    def __init__(self, spec: AugmentSpec, batch_size: int) -> None:
+        self._spec = spec
         self._batch_size = batch_size
         # Submitted batches whose results were not taken yet, in order.
         self._in_flight: deque[Work] = deque()
@@ -34,7 +34,7 @@ class Backend(ABC, Generic[Work]):
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Shape (channels, height, width) of each image per sample, by name."""
-        return self._recipe.shapes
+        return self._spec.shapes
 
     @property
     def num_channels(self) -> dict[str, int]:
@@ -44,7 +44,7 @@ class Backend(ABC, Generic[Work]):
     @property
     def flux_factors(self) -> dict[str, float]:
         """By survey: flux in counts = sum of an unscaled image times this."""
-        return {g.name: g.flux_factor for g in self._recipe.geometries}
+        return {g.name: g.flux_factor for g in self._spec.geometries}
 
     def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Any]:
         """Augments one batch; see `Augmenter.run`."""
@@ -55,9 +55,9 @@ class Backend(ABC, Generic[Work]):
 
     def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
         """Starts to augment a batch; see `Augmenter.submit`."""
-        arrays = self._recipe.arrays(batch)
+        arrays = self._spec.arrays(batch)
         check_length(len(arrays[0]), self._batch_size)
-        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
+        self.submit_draws(arrays, self._spec.draws(batch, epoch, train))
 
     @abstractmethod
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:

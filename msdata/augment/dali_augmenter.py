@@ -18,8 +18,8 @@ from msdata.augment.backend import Backend
 from msdata.augment.dali import Lane, as_frames, repeated
 from msdata.augment.draws import Draws
 from msdata.augment.pinning import PinnedBuffers
-from msdata.augment.recipe import (
-    Recipe,
+from msdata.augment.spec import (
+    AugmentSpec,
     blur_scale,
     check_open,
     default_threads,
@@ -58,7 +58,7 @@ class DaliAugmenter(Backend[_Job]):
     while a reference is held. An empty batch gives empty NumPy arrays.
 
     Args:
-        recipe: the augmentation.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
         device_id: number of the GPU; None for the CPU.
         threads: CPU threads; None means the cores this process may use, up to 8.
@@ -70,19 +70,19 @@ class DaliAugmenter(Backend[_Job]):
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: AugmentSpec,
         batch_size: int,
         *,
         device_id: int | None = None,
         threads: int | None = None,
     ) -> None:
-        super().__init__(recipe, batch_size)
+        super().__init__(spec, batch_size)
         self._device_id = device_id
         self._num_threads = threads or default_threads()
-        self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
+        self._bank = noise_bank(spec.seed) if spec.config.noise else None
         self._free: dict[bool, deque[Lane]] = {}
         # Make the pipelines first: they detect a missing GPU and raise a clear error.
-        self._lanes_of(is_interpolated=recipe.config.rotation == "any")
+        self._lanes_of(is_interpolated=spec.config.rotation == "any")
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
@@ -118,7 +118,7 @@ class DaliAugmenter(Backend[_Job]):
         if is_interpolated not in self._free:
             self._free[is_interpolated] = deque(
                 Lane(
-                    self._recipe,
+                    self._spec,
                     self._batch_size,
                     is_interpolated=is_interpolated,
                     device_id=self._device_id,
@@ -130,23 +130,23 @@ class DaliAugmenter(Backend[_Job]):
 
     def _inputs(self, job: _Job, lane: Lane) -> dict[str, Any]:
         """The inputs of a pipeline for one batch, by name."""
-        recipe, draws = self._recipe, job.draws
+        spec, draws = self._spec, job.draws
         inputs: dict[str, Any] = {}
         for k, (geometry, array) in enumerate(zip(lane.geometries, job.arrays, strict=True)):
             is_pinned = self._pinned is not None and self._pinned.pin(array)
             inputs[f"image_{k}"] = as_frames(array, is_pinned=is_pinned)
             inputs[f"matrix_{k}"] = geometry.matrices(draws).astype(np.float32)
-            if is_blurred(geometry, recipe.config.psf_blur_arcsec):
+            if is_blurred(geometry, spec.config.psf_blur_arcsec):
                 pixels = draws.blur_arcsec / blur_scale(geometry)
                 inputs[f"blur_{k}"] = np.maximum(pixels, _NO_BLUR_PIXELS).astype(np.float32)
-            if recipe.noise_sigmas:
-                sigmas = draws.noise[:, None] * np.array(recipe.noise_sigmas[k])
+            if spec.noise_sigmas:
+                sigmas = draws.noise[:, None] * np.array(spec.noise_sigmas[k])
                 inputs[f"noise_{k}"] = sigmas.astype(np.float32)[:, :, None, None]
-            if recipe.config.band_dropout:
-                inputs[f"kept_{k}"] = self._kept(draws, recipe.channel_slices[k])
+            if spec.config.band_dropout:
+                inputs[f"kept_{k}"] = self._kept(draws, spec.channel_slices[k])
         if self._bank is not None:
             inputs["bank"] = repeated(self._bank, len(draws))
-            for k, starts in enumerate(noise_starts(recipe, draws, len(self._bank))):
+            for k, starts in enumerate(noise_starts(spec, draws, len(self._bank))):
                 inputs[f"place_{k}"] = starts.astype(np.int32)[:, None]
         return inputs
 

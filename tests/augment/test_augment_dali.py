@@ -16,7 +16,7 @@ import pytest
 import msdata
 from msdata.augment import AugmentConfig, Statistics, open_augmenter, stream
 from msdata.augment.dali import make_pipeline
-from msdata.augment.recipe import make_recipe
+from msdata.augment.spec import make_spec
 from msdata.errors import MissingPackageError, UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -249,9 +249,9 @@ def test_a_batch_that_is_too_long_or_of_another_schema_is_refused() -> None:
 def test_the_pipeline_of_a_gpu_can_be_laid_out_without_one() -> None:
     for options in CONFIGS.values():
         config = AugmentConfig(**{"scaling": "asinh", **options})
-        recipe = make_recipe(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
+        spec = make_spec(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
         for is_interpolated in (True, False):
-            make_pipeline(recipe, 8, is_interpolated=is_interpolated, device_id=0, num_threads=1)
+            make_pipeline(spec, 8, is_interpolated=is_interpolated, device_id=0, num_threads=1)
 
 
 @pytest.mark.skipif(num_gpus() > 0, reason="there is a GPU")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.geometry import make_geometries
-from msdata.augment.recipe import make_recipe
+from msdata.augment.spec import make_spec
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -300,4 +300,4 @@ def test_one_survey_alone_needs_no_pixel_scale() -> None:
 def test_a_blur_wider_than_the_image_is_refused() -> None:
     config = AugmentConfig(psf_blur_arcsec=1e6)
     with pytest.raises(UsageError, match=r"leaves nothing of 'galex'.*give at most 10"):
-        make_recipe(MANTIS_SHRIMP, config, 0, None)
+        make_spec(MANTIS_SHRIMP, config, 0, None)

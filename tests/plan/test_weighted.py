@@ -193,7 +193,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(split, weights, last) 
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_a_run_goes_on_at_any_step_on_any_number_of_ranks(split, weights, num_ranks) -> None:
+def test_a_run_resumes_at_any_step_on_any_number_of_ranks(split, weights, num_ranks) -> None:
     options = {"weights": weights, "seed": 2}
     whole = loading.global_epoch(split, 1, 24, **options)
     with msdata.Loader(split, 24, threads=1, **options) as loader:

@@ -34,7 +34,7 @@ Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class AugmentSpec:
     """All values that are fixed before the first batch.
 
     Attributes:
@@ -124,9 +124,9 @@ class Recipe:
         return arrays
 
 
-def make_recipe(
+def make_spec(
     schema: Schema, config: AugmentConfig, seed: int, statistics: Statistics | None
-) -> Recipe:
+) -> AugmentSpec:
     """Computes all values that are fixed before the first batch.
 
     Raises:
@@ -140,7 +140,7 @@ def make_recipe(
     sigmas: list[tuple[float, ...]] = []
     if config.noise:
         sigmas = [tuple(b.sky_sigma for b in bands_of(g, statistics, "noise")) for g in geometries]
-    return Recipe(
+    return AugmentSpec(
         config=config,
         seed=seed,
         geometries=geometries,
@@ -159,13 +159,13 @@ def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.floa
     return np.random.Generator(np.random.Philox(seed)).standard_normal(num_values, np.float32)
 
 
-def noise_starts(recipe: Recipe, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
+def noise_starts(spec: AugmentSpec, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
     """Where in the bank the noise of each survey starts.
 
     Returns:
         int64 (N,) per survey; a sample's surveys follow each other.
     """
-    sizes = [len(g.bands) * g.output_size**2 for g in recipe.geometries]
+    sizes = [len(g.bands) * g.output_size**2 for g in spec.geometries]
     if bank_size and bank_size < sum(sizes):
         raise UsageError(
             f"images of {sum(sizes)} pixels need more than {bank_size} numbers of noise"
