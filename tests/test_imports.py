@@ -29,7 +29,7 @@ ROOMS = {
 }
 MAX_MODULES_OF_A_ROOM = 22
 # Of the plan, all but what reads files and draws.
-COMPUTING = ("order", "weighted", "random_words", "assign", "ownership", "placement", "forecast")
+COMPUTING = ("order", "weighted", "random_words", "assign", "ownership", "forecast")
 
 # Packages that every installation has and any file may import.
 FREE_PACKAGES = {"numpy", "pyarrow", "crc32c"}
@@ -49,7 +49,7 @@ HOMES: dict[str, set[str]] = {
     "nvidia": {"msdata/augment/dali.py"},
     "torch": {"msdata/loader/torch_dataset.py"},
     "matplotlib": {
-        "msdata/plan/figure.py",
+        "msdata/plan/rendering.py",
         "msdata/catalog/build/figure.py",
         "mstrain/evaluation/report/canvas.py",
     },

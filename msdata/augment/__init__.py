@@ -1,4 +1,4 @@
-"""From survey cutouts to network input: turned, cut, laid over each other, scaled; on CPU or GPU.
+"""Turn survey cutouts into network input: rotate, crop, align, scale; on the CPU or the GPU.
 
 with open_augmenter(data.schema, AugmentConfig(), seed=0, batch_size=128) as augmenter:
     for batch, images in stream(loader, augmenter, epoch):

@@ -1,32 +1,36 @@
-"""Batches of cutouts in, batches of network input out: what the backends have in common.
+"""The augmenter: batches of cutouts in, batches of network input out.
 
-`reference` (NumPy and OpenCV, on the CPU) says what augmentation means; `dali` does the same on a
-GPU, or on the CPU, to within the tolerance that DESIGN.md states.
+`reference` (NumPy and OpenCV, on the CPU) defines what augmentation means; `dali` does the same on
+a GPU, or on the CPU, within the tolerance that docs/design/augment.md states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
+
 from msdata.augment.config import AugmentConfig
 from msdata.augment.dali_augmenter import DaliAugmenter
-from msdata.augment.recipe import Batch, make_recipe
+from msdata.augment.geometry import make_geometries
 from msdata.augment.reference import ReferenceAugmenter
+from msdata.augment.spec import EARLY_NAME, Batch, make_spec
 from msdata.augment.statistics import Statistics
 from msdata.errors import UsageError
-from msdata.schema import Schema
+from msdata.schema import Sample, Schema
 
 BACKENDS = ("reference", "dali")
 
 
 class Augmenter(Protocol):
-    """What every backend is; a context manager."""
+    """The interface of every backend; a context manager."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shape (channels, height, width) of each image of a sample, by name."""
+        """Shape (channels, height, width) of each image per sample, by name."""
 
     @property
     def num_channels(self) -> dict[str, int]:
@@ -40,27 +44,27 @@ class Augmenter(Protocol):
         """Augments one batch and waits for it.
 
         Args:
-            batch: of the loader: the schema's arrays (n, ...) and `sample_id` (n,).
-            epoch: what the draws are keyed with, beside seed and ids.
-            train: False for no draws at all; see `draws.no_draws`.
+            batch: a batch of the loader: the schema's arrays (n, ...) and `sample_id` (n,).
+            epoch: keys the draws, with seed and ids.
+            train: False draws nothing; see `draws.no_draws`.
 
         Returns:
             float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are
-            not written over while somebody holds them. On a GPU that is until kernels which read
-            them have *run*, not until they are queued: let go only after an event behind them.
+            not overwritten while a reference is held. On a GPU hold it until kernels that read them
+            have *run*, not until they are queued: release it after an event behind them.
 
         Raises:
-            UsageError: the batch is not of the schema, or longer than it was said to be.
+            UsageError: the batch does not fit the schema, or exceeds `batch_size`.
         """
 
     def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
-        """Begins to augment a batch, which must not change until its `result` is there."""
+        """Starts to augment a batch, which must not change until `result` returns its images."""
 
     def result(self) -> dict[str, Any]:
-        """The images of the batch that was submitted first of those not asked for yet."""
+        """Waits for the oldest submitted batch and returns its images."""
 
     def close(self) -> None:
-        """Gives threads and memory back."""
+        """Releases threads and memory."""
 
     def __enter__(self) -> Augmenter: ...
 
@@ -80,15 +84,15 @@ def stream(
     train: bool = True,
     ahead: int = 1,
 ) -> Iterator[tuple[Batch, dict[str, Any]]]:
-    """Augments the next batches while the network is at work on this one.
+    """Augments the next batches while the network works on this one.
 
     Args:
-        batches: a loader that holds more than `ahead` batches, as it does of itself where its
+        batches: a loader that holds more than `ahead` batches, as it does by default if its
             `prefetch` is at least `ahead`.
-        augmenter: what augments them.
-        epoch: what the draws are keyed with.
-        train: False for no draws.
-        ahead: batches under way beside the one handed out.
+        augmenter: augments the batches.
+        epoch: keys the draws.
+        train: False draws nothing.
+        ahead: batches in flight beside the one handed out.
 
     Yields:
         A batch and its images.
@@ -105,7 +109,7 @@ def stream(
             images = augmenter.result()
             yield waiting.pop(0), images
     finally:
-        # Left early: what is under way still reads the loader's buffers.
+        # Left early: batches in flight still read the loader's buffers.
         for _ in waiting:
             augmenter.result()
 
@@ -125,25 +129,71 @@ def open_augmenter(
 
     Args:
         schema: the arrays of a sample.
-        config: what is done to them.
-        seed: of the draws.
-        batch_size: samples of the largest batch; shorter ones are taken too.
-        statistics: what `read_statistics` gave, where scaling or noise need it.
+        config: the augmentation.
+        seed: keys the draws.
+        batch_size: samples of the largest batch; shorter batches are accepted.
+        statistics: the result of `read_statistics`, if scaling or noise need it.
         backend: "reference" or "dali".
-        device_id: dali: number of the GPU; None for the CPU.
+        device_id: dali: number of the GPU; None uses the CPU.
         threads: CPU threads; None means the cores this process may use, up to 8.
 
     Raises:
-        UsageError: an option makes no sense, or they do not go together.
+        UsageError: an option is out of range, or options contradict each other.
         MissingPackageError: DALI is not installed.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+        raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if batch_size < 1 or (threads is not None and threads < 1):
-        raise UsageError(f"batch_size {batch_size} and threads {threads} must be at least 1")
-    recipe = make_recipe(schema, config, seed, statistics)
+        raise UsageError(
+            f"batch_size and threads must be at least 1, got {batch_size} and {threads}"
+        )
+    spec = make_spec(schema, config, seed, statistics)
     if backend == "dali":
-        return DaliAugmenter(recipe, batch_size, device_id=device_id, threads=threads)
+        return DaliAugmenter(spec, batch_size, device_id=device_id, threads=threads)
     if device_id is not None:
-        raise UsageError("the reference backend runs on the CPU; leave device_id out")
-    return ReferenceAugmenter(recipe, batch_size, threads=threads)
+        raise UsageError("the reference backend runs on the CPU; omit device_id")
+    return ReferenceAugmenter(spec, batch_size, threads=threads)
+
+
+def preview(
+    samples: Sequence[Sample], schema: Schema, fusion: str, *, seed: int, epoch: int = 0
+) -> tuple[list[Sample], Schema]:
+    """Augments samples to look at, as a training with this seed does in this epoch, unscaled.
+
+    Args:
+        samples: samples as `Split.__getitem__` returns them.
+        schema: schema of their arrays.
+        fusion: "early" or "late".
+        seed: keys the draws.
+        epoch: keys the draws.
+
+    Returns:
+        The samples with their images turned, cut and resampled, in flux; and their schema.
+
+    Raises:
+        UsageError: the arrays are not images, or cannot be fused in this way.
+    """
+    config = AugmentConfig(fusion=fusion, scaling="none")
+    geometries = make_geometries(schema, config)
+    batch = {g.name: np.stack([sample[g.name] for sample in samples]) for g in geometries}
+    batch["sample_id"] = np.array([str(sample["sample_id"]) for sample in samples])
+    with open_augmenter(schema, config, seed=seed, batch_size=len(samples)) as augmenter:
+        images = augmenter.run(batch, epoch)
+    if fusion == "early":
+        ends = np.cumsum([len(g.bands) for g in geometries])[:-1]
+        parts = np.split(images[EARLY_NAME], ends.tolist(), axis=1)
+        images = {g.name: part for g, part in zip(geometries, parts, strict=True)}
+    surveys = tuple(
+        replace(
+            schema[g.name],
+            shape=images[g.name].shape[1:],
+            dtype="<f4",
+            pixel_scale_arcsec=g.pixel_scale_arcsec,
+        )
+        for g in geometries
+    )
+    turned = [
+        {**sample, **{name: image[i] for name, image in images.items()}}
+        for i, sample in enumerate(samples)
+    ]
+    return turned, Schema(name=schema.name, arrays=surveys)

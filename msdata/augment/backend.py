@@ -1,4 +1,4 @@
-"""What the backends have in common: a batch is checked and its draws made; the rest is theirs."""
+"""The common part of the backends: check a batch and make its draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 from numpy.typing import NDArray
 
 from msdata.augment.draws import Draws
-from msdata.augment.recipe import Batch, Recipe, check_length
+from msdata.augment.spec import AugmentSpec, Batch, check_length
 from msdata.errors import UsageError
 
 Work = TypeVar("Work")
@@ -20,21 +20,21 @@ class Backend(ABC, Generic[Work]):
     """The front of a backend; see `Augmenter`.
 
     Args:
-        recipe: what is done.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
     """
 
-    def __init__(self, recipe: Recipe, batch_size: int) -> None:
-        self._recipe = recipe
+    def __init__(self, spec: AugmentSpec, batch_size: int) -> None:
+        self._spec = spec
         self._batch_size = batch_size
-        # Batches that were submitted and not asked for yet, in their order.
-        self._under_way: deque[Work] = deque()
+        # Submitted batches whose results were not taken yet, in order.
+        self._in_flight: deque[Work] = deque()
         self._is_closed = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shape (channels, height, width) of each image of a sample, by name."""
-        return self._recipe.shapes
+        """Shape (channels, height, width) of each image per sample, by name."""
+        return self._spec.shapes
 
     @property
     def num_channels(self) -> dict[str, int]:
@@ -44,43 +44,43 @@ class Backend(ABC, Generic[Work]):
     @property
     def flux_factors(self) -> dict[str, float]:
         """By survey: flux in counts = sum of an unscaled image times this."""
-        return {g.name: g.flux_factor for g in self._recipe.geometries}
+        return {g.name: g.flux_factor for g in self._spec.geometries}
 
     def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Any]:
         """Augments one batch; see `Augmenter.run`."""
-        if self._under_way:
-            raise UsageError("a submitted batch is waiting for its result; ask for that first")
+        if self._in_flight:
+            raise UsageError("a submitted batch waits for its result; call result() first")
         self.submit(batch, epoch, train)
         return self.result()
 
     def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
-        """Begins to augment a batch; see `Augmenter.submit`."""
-        arrays = self._recipe.arrays(batch)
+        """Starts to augment a batch; see `Augmenter.submit`."""
+        arrays = self._spec.arrays(batch)
         check_length(len(arrays[0]), self._batch_size)
-        self.submit_draws(arrays, self._recipe.draws(batch, epoch, train))
+        self.submit_draws(arrays, self._spec.draws(batch, epoch, train))
 
     @abstractmethod
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Begins to augment arrays with given draws.
+        """Starts to augment arrays with given draws.
 
         Args:
             arrays: (N, B, height, width) in the order of channels.
-            draws: of the N samples.
+            draws: the draws of the N samples.
         """
 
     def result(self) -> dict[str, Any]:
         """The images of the batch submitted first; see `Augmenter.result`."""
-        if not self._under_way:
-            raise UsageError("no batch was submitted; there is no result to wait for")
-        return self._finish(self._under_way.popleft())
+        if not self._in_flight:
+            raise UsageError("cannot wait for a result: no batch was submitted")
+        return self._finish(self._in_flight.popleft())
 
     @abstractmethod
     def _finish(self, work: Work) -> dict[str, Any]:
-        """Waits for the images of a batch that is no longer under way."""
+        """Waits for the images of a batch that was taken from the queue."""
 
     @abstractmethod
     def close(self) -> None:
-        """Gives threads and memory back."""
+        """Releases threads and memory."""
 
     def __enter__(self) -> Self:
         return self

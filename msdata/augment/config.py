@@ -1,4 +1,4 @@
-"""What is done to images between loader and network: one frozen value, saved with the run."""
+"""The augmentation between loader and network as one frozen value, saved with the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AugmentConfig:
     """How images are turned, cut, resampled and scaled.
 
     Attributes:
-        fusion: "early": all bands on one grid, as one image; "late": an image a survey, on its
+        fusion: "early": all bands on one grid, as one image; "late": an image per survey, on its
             own grid.
         rotation: "any" angle from [0, 360) degrees; "exact": quarter turns, which interpolate
             nothing on a survey's own grid; "none". All surveys of a sample turn alike.
@@ -27,11 +27,11 @@ class AugmentConfig:
             with "none" rows and columns are flipped independently.
         scaling: the name of the curve from flux to network input; see `scaling.py`.
         output_size: early fusion: pixels along a side of the common grid.
-        grid: early fusion: "sky": a pixel is the same place on the sky in every band, the field
-            that of the survey with the finest pixels; "crops": each survey's crop fills the grid,
-            whatever its field, as in Mantis Shrimp.
-        crops: pixels along a side of what is cut out of each survey's middle, by name; those not
-            named are cut as large as any rotation leaves without missing corners (170 -> 120,
+        grid: early fusion: "sky": a pixel is the same place on the sky in every band, and the field
+            is that of the survey with the finest pixels; "crops": each survey's crop fills the
+            grid, whatever its field, as in Mantis Shrimp.
+        crops: pixels along a side of the crop from each survey's middle, by name; other surveys
+            are cut as large as any rotation leaves without missing corners (170 -> 120,
             32 -> 22). With fusion "early" and grid "sky" only the finest survey's matters.
         surveys: arrays to use, in the order of their channels; None means every image of the
             schema, and those of Mantis Shrimp by wavelength.
@@ -59,25 +59,27 @@ class AugmentConfig:
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
-                raise UsageError(f"{name} {value!r} is none of {', '.join(known)}")
+                raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         sizes = {"output_size": self.output_size, **{f"crop of {k}": v for k, v in _items(self)}}
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
-                raise UsageError(f"{name} {size!r} is no number of pixels; give at least 1")
+                raise UsageError(
+                    f"{name} must be an integer number of pixels, at least 1, got {size!r}"
+                )
         if not isinstance(self.flips, bool):
-            raise UsageError(f"flips {self.flips!r} is neither True nor False")
+            raise UsageError(f"flips must be True or False, got {self.flips!r}")
         if not (_is_number(self.band_dropout) and 0 <= self.band_dropout < 1):
-            raise UsageError(f"band_dropout {self.band_dropout!r} is no probability below 1")
+            raise UsageError(f"band_dropout must be >= 0 and < 1, got {self.band_dropout!r}")
         for name in ("noise", "psf_blur_arcsec"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value < float("inf")):
-                raise UsageError(f"{name} {value!r} is no number from 0")
+                raise UsageError(f"{name} must be >= 0 and finite, got {value!r}")
         object.__setattr__(self, "surveys", _checked_surveys(self.surveys))
         object.__setattr__(self, "crops", dict(self.crops))
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether numbers that `msdata stats` measures are needed."""
+        """Whether scaling or noise need the numbers that `msdata stats` measures."""
         return self.scaling == "asinh" or self.noise > 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,10 +90,10 @@ class AugmentConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AugmentConfig:
-        """The inverse of `as_dict`; what is absent takes its default.
+        """The inverse of `as_dict`; absent entries take their defaults.
 
         Raises:
-            UsageError: an entry is unknown, or has no sense.
+            UsageError: an entry is unknown or out of range.
         """
         known = [f.name for f in fields(cls)]
         unknown = [name for name in values if name not in known]
@@ -113,7 +115,7 @@ def _checked_surveys(surveys: Any) -> tuple[str, ...] | None:
     names = () if isinstance(surveys, str) else tuple(surveys)
     if not names or len(set(names)) != len(names):
         raise UsageError(
-            f"surveys {surveys!r} are no distinct names of arrays; write ('galex', 'unwise')"
+            f"surveys must be distinct names of arrays such as ('galex', 'unwise'), got {surveys!r}"
         )
     return names
 
@@ -123,5 +125,5 @@ def _items(config: AugmentConfig) -> list[tuple[str, Any]]:
         return list(dict(config.crops).items())
     except (TypeError, ValueError):
         raise UsageError(
-            f"crops {config.crops!r} are no pixels by survey; write {{'panstarrs': 120}}"
+            f"crops must be pixels by survey such as {{'panstarrs': 120}}, got {config.crops!r}"
         ) from None

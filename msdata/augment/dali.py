@@ -1,7 +1,7 @@
-"""DALI pipelines that do what `reference` does: the only file that knows DALI.
+"""DALI pipelines that do what `reference` does: the only file that imports DALI.
 
-A pipeline has no state: what is drawn comes in as inputs (`draws`). A band is a frame of one
-channel ("FHWC"): DALI's warp knows no planes, but many frames. Laying a pipeline out needs no GPU.
+A pipeline is stateless: the draws are inputs. A band is a frame of one channel ("FHWC"): DALI's
+warp accepts many frames, not planes. Building the graph needs no GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.augment.geometry import Geometry
-from msdata.augment.recipe import Recipe, blur_scale, blur_window, is_blurred
-from msdata.augment.scaling import Curve
+from msdata.augment.scaling import Curve, column
+from msdata.augment.spec import AugmentSpec, blur_scale, blur_window, is_blurred
 from msdata.errors import MissingPackageError, UsageError
 
 # The bits of a float that are all set in NaN and infinities.
@@ -26,7 +26,7 @@ class Lane:
     """One pipeline, which has one batch at a time.
 
     Args:
-        recipe: what is done.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
         is_interpolated: whether pixels lie between those of the arrays.
         device_id: number of the GPU; None for the CPU.
@@ -37,12 +37,12 @@ class Lane:
 
     Raises:
         MissingPackageError: DALI is not installed.
-        UsageError: there is no such GPU.
+        UsageError: DALI cannot use the GPU.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: AugmentSpec,
         batch_size: int,
         *,
         is_interpolated: bool,
@@ -50,9 +50,9 @@ class Lane:
         num_threads: int,
     ) -> None:
         _check_dali()
-        self.geometries = lane_geometries(recipe, is_interpolated=is_interpolated)
+        self.geometries = lane_geometries(spec, is_interpolated=is_interpolated)
         self._pipeline = make_pipeline(
-            recipe,
+            spec,
             batch_size,
             is_interpolated=is_interpolated,
             device_id=device_id,
@@ -70,18 +70,18 @@ class Lane:
             ) from error
 
     def start(self, inputs: dict[str, Any]) -> None:
-        """Begins one batch.
+        """Starts one batch.
 
         Args:
-            inputs: what each input of the pipeline reads, without a copy: to be held, and left as
-                it is, until `outputs`.
+            inputs: values by input name, read without a copy: hold them unchanged until `outputs`
+                returns.
         """
         for name, values in inputs.items():
             self._pipeline.feed_input(name, values)
         self._pipeline.schedule_run()
 
     def outputs(self) -> list[Any]:
-        """The images of the batch, once they are there: its inputs have been read then."""
+        """Waits for the images of the batch; its inputs have been read then."""
         return [images.as_tensor() for images in self._pipeline.outputs()]
 
 
@@ -99,7 +99,7 @@ def as_frames(array_NBHW: NDArray[Any], *, is_pinned: bool) -> Any:
     """A batch's array as DALI takes it: frames of one channel.
 
     Args:
-        array_NBHW: C-contiguous; read where it is, and to be held for as long.
+        array_NBHW: C-contiguous; DALI reads it in place, so hold it until the batch is done.
         is_pinned: whether it is page-locked.
     """
     from nvidia.dali import tensors
@@ -108,32 +108,32 @@ def as_frames(array_NBHW: NDArray[Any], *, is_pinned: bool) -> Any:
 
 
 def repeated(values: NDArray[np.float32], num_samples: int) -> Any:
-    """The same array for every sample of a batch, without a copy."""
+    """One array for all samples of a batch, without a copy."""
     import nvidia.dali.tensors as dali_tensors
 
     tensors: Any = dali_tensors
     return tensors.TensorListCPU.broadcast(tensors.TensorCPU(values), num_samples)
 
 
-def lane_geometries(recipe: Recipe, *, is_interpolated: bool) -> tuple[Geometry, ...]:
-    """The geometries of a pipeline: where whole pixels are only moved, one place a pixel does."""
+def lane_geometries(spec: AugmentSpec, *, is_interpolated: bool) -> tuple[Geometry, ...]:
+    """The geometries of a pipeline: one place per pixel where whole pixels are only moved."""
     if is_interpolated:
-        return recipe.geometries
-    return tuple(replace(g, oversampling=1) if g.is_native else g for g in recipe.geometries)
+        return spec.geometries
+    return tuple(replace(g, oversampling=1) if g.is_native else g for g in spec.geometries)
 
 
 def make_pipeline(
-    recipe: Recipe,
+    spec: AugmentSpec,
     batch_size: int,
     *,
     is_interpolated: bool,
     device_id: int | None,
     num_threads: int,
 ) -> Any:
-    """Lays out a pipeline; it is not built yet, so no GPU is needed.
+    """Defines a pipeline without building it, so that no GPU is needed.
 
     Args:
-        recipe: what is done.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
         is_interpolated: whether pixels lie between those of the arrays.
         device_id: number of the GPU; None for the CPU.
@@ -148,19 +148,19 @@ def make_pipeline(
         prefetch_queue_depth=1,
     )
     with pipeline:
-        bank = _input("bank", "FLOAT", 1) if recipe.config.noise else None
+        bank = _input("bank", "FLOAT", 1) if spec.config.noise else None
         images = [
-            _survey_image(recipe, k, geometry, bank=bank, is_gpu=device_id is not None)
-            for k, geometry in enumerate(lane_geometries(recipe, is_interpolated=is_interpolated))
+            _survey_image(spec, k, geometry, bank=bank, is_gpu=device_id is not None)
+            for k, geometry in enumerate(lane_geometries(spec, is_interpolated=is_interpolated))
         ]
-        if recipe.config.fusion == "early" and len(images) > 1:
+        if spec.config.fusion == "early" and len(images) > 1:
             images = [fn.cat(*images, axis=0)]
         pipeline.set_outputs(*images)
     return pipeline
 
 
 def _input(name: str, dtype: str, ndim: int, layout: str | None = None) -> Any:
-    """An input that reads our memory as it is."""
+    """An input that reads our memory without a copy."""
     from nvidia.dali import fn, types
 
     return fn.external_source(
@@ -168,15 +168,15 @@ def _input(name: str, dtype: str, ndim: int, layout: str | None = None) -> Any:
     )
 
 
-def _survey_image(recipe: Recipe, k: int, geometry: Geometry, *, bank: Any, is_gpu: bool) -> Any:
+def _survey_image(spec: AugmentSpec, k: int, geometry: Geometry, *, bank: Any, is_gpu: bool) -> Any:
     """The image of one survey: "CHW"; the steps are those of `reference`, in the same order."""
     from nvidia.dali import fn, types
 
-    config, num_bands, size = recipe.config, len(geometry.bands), geometry.output_size
-    array = _input(f"image_{k}", _dali_type(recipe, k), 4, "FHWC")
+    config, num_bands, size = spec.config, len(geometry.bands), geometry.output_size
+    array = _input(f"image_{k}", _dali_type(spec, k), 4, "FHWC")
     if is_gpu:
         array = array.gpu()
-    if recipe.dtypes[k] != np.float32:
+    if spec.dtypes[k] != np.float32:
         array = fn.cast(array, dtype=types.FLOAT)
     image = fn.warp_affine(
         _finite(array),
@@ -200,16 +200,16 @@ def _survey_image(recipe: Recipe, k: int, geometry: Geometry, *, bank: Any, is_g
         noise = fn.reshape(noise, shape=[num_bands, size, size], layout="CHW")
         noise *= _input(f"noise_{k}", "FLOAT", 3)
         image += noise.gpu() if is_gpu else noise
-    image = _scaled(image, recipe.curves[k], is_gpu=is_gpu)
+    image = _scaled(image, spec.curves[k], is_gpu=is_gpu)
     if config.band_dropout:
         kept = _input(f"kept_{k}", "FLOAT", 3)
         image *= kept.gpu() if is_gpu else kept
     return image
 
 
-def _dali_type(recipe: Recipe, k: int) -> str:
+def _dali_type(spec: AugmentSpec, k: int) -> str:
     """DALI's name of an array's dtype, such as "FLOAT" or "INT16"."""
-    dtype = recipe.dtypes[k]
+    dtype = spec.dtypes[k]
     names = {"<f4": "FLOAT", "<f8": "FLOAT64", "<f2": "FLOAT16", "|b1": "BOOL"}
     return names.get(dtype.str) or dtype.name.upper()
 
@@ -217,7 +217,7 @@ def _dali_type(recipe: Recipe, k: int) -> str:
 def _finite(array: Any) -> Any:
     """A float32 array with 0 for NaN and infinities.
 
-    NaN times 0 is NaN, and DALI has no choice by mask; whole numbers times 0 are 0.
+    NaN times 0 is NaN, and DALI cannot select by mask; an integer times 0 is 0.
     """
     from nvidia.dali import fn, types
 
@@ -247,5 +247,4 @@ def _factor(values: tuple[float, ...], *, is_gpu: bool) -> Any:
 
     if len(set(values)) == 1:
         return values[0]
-    factors = np.array(values, np.float32).reshape(-1, 1, 1)
-    return types.Constant(factors, device="gpu" if is_gpu else "cpu")
+    return types.Constant(column(values), device="gpu" if is_gpu else "cpu")

@@ -1,7 +1,7 @@
 """The `dali` backend: batches through DALI pipelines, on a GPU or on the CPU.
 
-Arrays are read from the loader's ring without a copy on the CPU; on the way to the GPU they are
-copied once, from page-locked memory, while the network and the batch before are at work.
+The CPU reads arrays from the loader's ring without a copy. On the way to the GPU they are copied
+once, from page-locked memory, while the network and the batch before are computed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from msdata.augment.backend import Backend
 from msdata.augment.dali import Lane, as_frames, repeated
 from msdata.augment.draws import Draws
 from msdata.augment.pinning import PinnedBuffers
-from msdata.augment.recipe import (
-    Recipe,
+from msdata.augment.spec import (
+    AugmentSpec,
     blur_scale,
     check_open,
     default_threads,
@@ -28,21 +28,21 @@ from msdata.augment.recipe import (
     noise_starts,
 )
 
-# Batches under way at a time, each in a pipeline of its own: one is copied while another is turned.
-# Deeper queues inside one pipeline would start with batches that are not there yet.
+# Batches in flight, each in its own pipeline: one is copied while another is turned. Deeper queues
+# inside one pipeline would start with batches that do not exist yet.
 _NUM_LANES = 2
-# A blur of nothing: a kernel of this width has one entry that is not 0.
+# No blur: a kernel of this width has one entry that is not 0.
 _NO_BLUR_PIXELS = 1e-3
 
 
 @dataclass(kw_only=True)
 class _Job:
-    """A batch on its way."""
+    """A submitted batch."""
 
     arrays: list[NDArray[Any]]
     draws: Draws
     lane: Lane | None = None
-    # What DALI reads without a copy, held until it has.
+    # Memory that DALI reads without a copy, held until it has.
     inputs: dict[str, Any] | None = None
 
     @property
@@ -54,57 +54,57 @@ class _Job:
 class DaliAugmenter(Backend[_Job]):
     """The `dali` backend; see `Augmenter`.
 
-    Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay as they
-    are for as long as somebody holds them. An empty batch gives empty NumPy arrays.
+    Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay unchanged
+    while a reference is held. An empty batch gives empty NumPy arrays.
 
     Args:
-        recipe: what is done.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
         device_id: number of the GPU; None for the CPU.
         threads: CPU threads; None means the cores this process may use, up to 8.
 
     Raises:
         MissingPackageError: DALI is not installed.
-        UsageError: there is no such GPU.
+        UsageError: DALI cannot use the GPU.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: AugmentSpec,
         batch_size: int,
         *,
         device_id: int | None = None,
         threads: int | None = None,
     ) -> None:
-        super().__init__(recipe, batch_size)
+        super().__init__(spec, batch_size)
         self._device_id = device_id
         self._num_threads = threads or default_threads()
-        self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
+        self._bank = noise_bank(spec.seed) if spec.config.noise else None
         self._free: dict[bool, deque[Lane]] = {}
-        # The pipelines first: they find out whether there is a GPU, and say so in a sentence.
-        self._lanes_of(is_interpolated=recipe.config.rotation == "any")
+        # Make the pipelines first: they detect a missing GPU and raise a clear error.
+        self._lanes_of(is_interpolated=spec.config.rotation == "any")
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Begins to augment arrays with given draws.
+        """Starts to augment arrays with given draws.
 
         Args:
             arrays: (N, B, height, width) in the order of channels.
-            draws: of the N samples; pixels of all lie between those of the arrays, or of none.
+            draws: draws of the N samples; either all of them are interpolated, or none.
         """
         check_open(self._is_closed)
         contiguous = [np.ascontiguousarray(array) for array in arrays]
-        self._under_way.append(_Job(arrays=contiguous, draws=draws))
-        self._start_what_can()
+        self._in_flight.append(_Job(arrays=contiguous, draws=draws))
+        self._start_pending()
 
-    def _start_what_can(self) -> None:
-        """Starts jobs in their order, as far as there are free lanes."""
-        for job in self._under_way:
+    def _start_pending(self) -> None:
+        """Starts jobs in order while lanes are free."""
+        for job in self._in_flight:
             if job.lane is None and len(job.draws) and not self._start(job):
                 return
 
     def _start(self, job: _Job) -> bool:
-        """Starts a job where there is a free lane; whether there was."""
+        """Starts a job if a lane is free; returns whether one was."""
         lanes = self._lanes_of(is_interpolated=job.is_interpolated)
         if not lanes:
             return False
@@ -118,7 +118,7 @@ class DaliAugmenter(Backend[_Job]):
         if is_interpolated not in self._free:
             self._free[is_interpolated] = deque(
                 Lane(
-                    self._recipe,
+                    self._spec,
                     self._batch_size,
                     is_interpolated=is_interpolated,
                     device_id=self._device_id,
@@ -129,24 +129,24 @@ class DaliAugmenter(Backend[_Job]):
         return self._free[is_interpolated]
 
     def _inputs(self, job: _Job, lane: Lane) -> dict[str, Any]:
-        """What a pipeline is fed with for one batch, by the name of its input."""
-        recipe, draws = self._recipe, job.draws
+        """The inputs of a pipeline for one batch, by name."""
+        spec, draws = self._spec, job.draws
         inputs: dict[str, Any] = {}
         for k, (geometry, array) in enumerate(zip(lane.geometries, job.arrays, strict=True)):
             is_pinned = self._pinned is not None and self._pinned.pin(array)
             inputs[f"image_{k}"] = as_frames(array, is_pinned=is_pinned)
             inputs[f"matrix_{k}"] = geometry.matrices(draws).astype(np.float32)
-            if is_blurred(geometry, recipe.config.psf_blur_arcsec):
+            if is_blurred(geometry, spec.config.psf_blur_arcsec):
                 pixels = draws.blur_arcsec / blur_scale(geometry)
                 inputs[f"blur_{k}"] = np.maximum(pixels, _NO_BLUR_PIXELS).astype(np.float32)
-            if recipe.noise_sigmas:
-                sigmas = draws.noise[:, None] * np.array(recipe.noise_sigmas[k])
+            if spec.noise_sigmas:
+                sigmas = draws.noise[:, None] * np.array(spec.noise_sigmas[k])
                 inputs[f"noise_{k}"] = sigmas.astype(np.float32)[:, :, None, None]
-            if recipe.config.band_dropout:
-                inputs[f"kept_{k}"] = self._kept(draws, recipe.channel_slices[k])
+            if spec.config.band_dropout:
+                inputs[f"kept_{k}"] = self._kept(draws, spec.channel_slices[k])
         if self._bank is not None:
             inputs["bank"] = repeated(self._bank, len(draws))
-            for k, starts in enumerate(noise_starts(recipe, draws, len(self._bank))):
+            for k, starts in enumerate(noise_starts(spec, draws, len(self._bank))):
                 inputs[f"place_{k}"] = starts.astype(np.int32)[:, None]
         return inputs
 
@@ -160,10 +160,10 @@ class DaliAugmenter(Backend[_Job]):
         if not len(job.draws):
             return {name: np.empty((0, *shape), np.float32) for name, shape in self.shapes.items()}
         if job.lane is None:
-            # It failed to start when it was submitted: its error comes again.
+            # It failed to start when it was submitted: raise that error again.
             self._start(job)
         images = self._outputs(job)
-        self._start_what_can()
+        self._start_pending()
         return dict(zip(self.shapes, images, strict=True))
 
     def _outputs(self, job: _Job) -> list[Any]:
@@ -175,14 +175,14 @@ class DaliAugmenter(Backend[_Job]):
             self._lanes_of(is_interpolated=job.is_interpolated).append(job.lane)
 
     def close(self) -> None:
-        """Waits for what is under way, then gives pipelines and page locks back."""
+        """Waits for batches in flight, then releases pipelines and page locks."""
         self._is_closed = True
         try:
-            for job in self._under_way:
+            for job in self._in_flight:
                 if job.lane is not None:
                     self._outputs(job)
         finally:
-            self._under_way.clear()
+            self._in_flight.clear()
             self._free.clear()
             if self._pinned is not None:
                 self._pinned.close()

@@ -1,8 +1,8 @@
-"""The random draws of augmentation, a function of (seed, epoch, sample id) and nothing else.
+"""The random draws of augmentation, a function of (seed, epoch, sample id) alone.
 
-Where samples are drawn with replacement, how often one came before in the epoch is a part of the
-key: it is turned anew each time. A sample is turned alike on any number of ranks, in any batch, at
-any place in it: nothing of the draws has to be saved to resume.
+If samples are drawn with replacement, the number of earlier draws in the epoch is a part of the
+key, so that each draw is turned differently. A sample is turned alike on any number of ranks, in
+any batch, at any place in it, so resuming needs no saved random state.
 
 Legend: N samples, K blocks of four words, C channels.
 """
@@ -22,8 +22,8 @@ from msdata.errors import UsageError
 
 Words = NDArray[np.uint64]
 
-# Draws come in blocks of four 32-bit words. What a word is for never changes, whichever options
-# are on: turning on noise leaves all angles as they were.
+# Draws come in blocks of four 32-bit words. The use of a word never changes with the options:
+# turning on noise leaves all angles unchanged.
 _ORIENTATION_BLOCK = 0
 _EXTRAS_BLOCK = 1
 _FIRST_DROPOUT_BLOCK = 2
@@ -35,7 +35,7 @@ MEAN_PHASE = (1 - math.sqrt(1 / 3)) / 2
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
-# Blocks of a sample are numbered below its repeats.
+# The low bits number a sample's blocks, the high bits its repeats.
 _REPEAT_SHIFT = np.uint64(16)
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
@@ -43,7 +43,7 @@ _FNV_PRIME = 0x100000001B3
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What is done to each sample of a batch.
+    """The draws of each sample in a batch.
 
     An image is mirrored left to right first, then turned by `num_turns` quarter turns as by
     `np.rot90` (counter-clockwise where rows run downwards), then by `angle_rad` further.
@@ -55,7 +55,7 @@ class Draws:
         phase: float64 (N,), shift along rows and columns, in pixels, of images on a survey's own
             grid that are not turned, so that they are as smooth as those that are; see `no_draws`.
         noise: float64 (N,), standard deviation of the added noise over the sky noise.
-        noise_place: float64 (N,), [0, 1): where in the noise bank the sample's noise begins.
+        noise_place: float64 (N,), [0, 1): where in the noise bank the sample's noise starts.
         blur_arcsec: float64 (N,), standard deviation of the blur.
         is_dropped: bool (N, C), bands set to 0; C = 0 without dropout.
     """
@@ -88,22 +88,22 @@ def draw(
     num_channels: int = 0,
     repeats: NDArray[np.int64] | None = None,
 ) -> Draws:
-    """The draws of some samples in an epoch.
+    """Draw for some samples in an epoch.
 
     Args:
         seed: any integer from 0; taken modulo 2**64.
         epoch: any integer from 0; taken modulo 2**32.
         sample_ids: (N,) ids, text or integers.
-        config: which draws there are.
+        config: selects the draws.
         num_channels: bands of all surveys, for dropout.
         repeats: int64 (N,), how often each sample came before in this epoch, taken modulo 2**16;
-            None where each comes once.
+            None if each comes once.
 
     Raises:
-        UsageError: a negative seed or epoch.
+        UsageError: seed or epoch is negative.
     """
     if seed < 0 or epoch < 0:
-        raise UsageError(f"seed {seed} and epoch {epoch} must not be negative")
+        raise UsageError(f"seed and epoch must be at least 0, got {seed} and {epoch}")
     num_dropout_blocks = -(-num_channels // _WORDS_PER_BLOCK) if config.band_dropout else 0
     num_blocks = _FIRST_DROPOUT_BLOCK + num_dropout_blocks
     hashes = id_hashes(sample_ids)
@@ -127,16 +127,16 @@ def draw(
 
 
 def no_draws(num_samples: int, config: AugmentConfig | None = None) -> Draws:
-    """Nothing is drawn: validation.
+    """The draws of validation: none.
 
     A turned image is interpolated between pixels, which takes a third of the noise and widens
-    stars a little. A network that has learned from those would meet other images in validation.
-    So where any angle is drawn in training, images that are not turned are interpolated as much:
-    at one place between pixels, `MEAN_PHASE`, 0.2 pixels away.
+    stars a little. A network trained on those would meet other images in validation. So if
+    training draws any angle, images that are not turned are interpolated as much: at one place
+    between pixels, `MEAN_PHASE`, 0.2 pixels away.
 
     Args:
         num_samples: N.
-        config: of the training; None for images as they are.
+        config: augmentation of the training; None leaves images unchanged.
     """
     phase = MEAN_PHASE if config is not None and config.rotation == "any" else 0.0
     zeros = np.zeros(num_samples)
@@ -158,7 +158,7 @@ def _orientations(
     """Mirrored, quarter turns, angle beyond them."""
     is_mirrored = (words_N4[:, 0] & np.uint64(1)).astype(bool) & config.flips
     num_turns = (words_N4[:, 1] >> np.uint64(30)).astype(np.int64)
-    # Half a step more, so that no angle is 0: a batch is turned obliquely throughout or not at all.
+    # Half a step more, so that no angle is 0: all images of a batch are turned obliquely, or none.
     steps: NDArray[np.float64] = words_N4[:, 2].astype(np.float64) + 0.5
     angle_rad = steps * (math.pi / 2 * 2.0**-32)
     if config.rotation != "any":
@@ -177,7 +177,7 @@ def _dropped(uniform_NC: NDArray[np.float64], probability: float) -> NDArray[np.
 
 
 def id_hashes(sample_ids: Sequence[str] | NDArray[Any]) -> Words:
-    """64-bit hashes of ids; the same for one id in an array of any width.
+    """64-bit hashes of ids; one id has one hash in an array of any width.
 
     Args:
         sample_ids: (N,) text or integers; 7 and "7" are the same id.

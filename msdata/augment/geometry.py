@@ -1,9 +1,9 @@
-"""Where the pixels of an augmented image lie in the arrays: one affine map a sample and survey.
+"""Where the pixels of an augmented image lie in the arrays: one affine map per sample and survey.
 
 Coordinates: x along columns, y along rows, in pixels from the array's corner, so that the middle of
 the first pixel is (0.5, 0.5) and the middle of an array of any size is half its size.
 
-Pixel values stay surface brightness: counts of a pixel of the survey's own grid. An output pixel
+Pixel values stay surface brightness: counts per pixel of the survey's own grid. An output pixel
 covers `flux_factor` of those, so flux = sum of output pixels * flux_factor.
 """
 
@@ -23,8 +23,8 @@ from msdata.schema import Schema, Survey
 # Channels by wavelength, as in Mantis Shrimp's early fusion: NUV FUV g r i z y W1 W2.
 _WAVELENGTH_ORDER = ("galex", "panstarrs", "unwise")
 _TOLERANCE_PIXELS = 1e-6
-# Pixels up to this size sample any PSF seen from the ground well: 0.2 % of a turned star's light is
-# lost or won by interpolating at one place a pixel. Coarser ones (unWISE) would lose up to 1.5 %;
+# Pixels up to this size sample any PSF seen from the ground well: interpolating at one place per
+# pixel loses or gains 0.2 % of a turned star's light. Coarser ones (unWISE) would lose up to 1.5 %;
 # with 2, 3, 4 places along a side it is 0.7, 0.4, 0.1 %.
 _WELL_SAMPLED_ARCSEC = 0.5
 _COARSE_OVERSAMPLING = 4
@@ -39,10 +39,9 @@ class Geometry:
         bands: its bands.
         size: (height, width) of the array.
         output_size: pixels along a side of the image.
-        ratio: pixels of the array in one of the image, along a side; 1: the survey's own grid.
-        oversampling: places along a side of an image pixel that are interpolated at; the pixel is
-            their mean.
-        pixel_scale_arcsec: of the image; None where the schema does not know.
+        ratio: pixels of the array per pixel of the image, along a side; 1: the survey's own grid.
+        oversampling: interpolated places along a side of an image pixel; the pixel is their mean.
+        pixel_scale_arcsec: arcsec/pixel of the image; None if unknown.
     """
 
     name: str
@@ -86,8 +85,8 @@ class Geometry:
         """
         spacing = self.ratio / self.oversampling
         linear = spacing * turns(draws)
-        centre_in = np.array([self.size[1], self.size[0]]) / 2
-        shift = centre_in - linear.sum(axis=2) * (self.sampled_size / 2)
+        center_in = np.array([self.size[1], self.size[0]]) / 2
+        shift = center_in - linear.sum(axis=2) * (self.sampled_size / 2)
         if 1 in (spacing, self.ratio):
             # Elsewhere places fall anywhere between pixels by themselves.
             shift += draws.phase[:, None]
@@ -97,7 +96,7 @@ class Geometry:
 def turns(draws: Draws) -> NDArray[np.float64]:
     """Where a point of the turned image was before.
 
-    Quarter turns move and negate entries, they multiply nothing: those are exact.
+    Quarter turns only move and negate entries, so they are exact.
 
     Returns:
         float64 (N, 2, 2): (x, y) before = matrix @ (x, y) after, both from the middle.
@@ -115,20 +114,20 @@ def make_geometries(schema: Schema, config: AugmentConfig) -> tuple[Geometry, ..
     """The geometry of each survey, in the order of channels.
 
     Raises:
-        UsageError: a crop does not fit, a survey does not exist, or a pixel scale is unknown that
-            the grid needs.
+        UsageError: a crop does not fit, a survey does not exist, or the grid needs a pixel scale
+            that is unknown.
     """
     surveys = [_image(schema, name) for name in survey_names(schema, config)]
     unknown = [name for name in config.crops if name not in [s.name for s in surveys]]
     if unknown:
         raise UsageError(
-            f"there is a crop for {', '.join(unknown)}, which is no image used here; name those of "
-            f"{', '.join(s.name for s in surveys)}, or none (crops={{}})"
+            f"crops must name images in use ({', '.join(s.name for s in surveys)}), got "
+            f"{', '.join(unknown)}"
         )
     if config.fusion == "late":
         geometries = [_own_grid(survey, _crop(survey, config)) for survey in surveys]
     elif config.grid == "crops" or len(surveys) == 1:
-        # One survey lies over no other: its pixels' size on the sky does not matter.
+        # A single survey needs no alignment: the size of its pixels does not matter.
         geometries = [_filled(survey, _crop(survey, config), config) for survey in surveys]
     else:
         geometries = _sky(surveys, config)
@@ -141,7 +140,7 @@ def survey_names(schema: Schema, config: AugmentConfig) -> tuple[str, ...]:
     """The arrays that are images, or those asked for, in the order of channels.
 
     Raises:
-        UsageError: there is none, or one has its bands last.
+        UsageError: the schema has no image, or an image has its bands last.
     """
     for survey in schema.arrays:
         is_asked = config.surveys is None or survey.name in config.surveys
@@ -164,18 +163,18 @@ def survey_names(schema: Schema, config: AugmentConfig) -> tuple[str, ...]:
 
 
 def band_names(survey: Survey) -> tuple[str, ...]:
-    """Names of an image's bands; numbers where the schema has none."""
+    """Names of an image's bands; numbers if the schema has no names."""
     return survey.bands or tuple(str(i) for i in range(survey.shape[0]))
 
 
 def _image(schema: Schema, name: str) -> Survey:
     if name not in schema.names:
-        raise UsageError(f"there is no array {name!r}; the schema has {', '.join(schema.names)}")
+        raise UsageError(f"cannot find array {name!r}; the schema has {', '.join(schema.names)}")
     survey = schema[name]
     if len(survey.shape) != 3 or survey.numpy_dtype.kind not in "biuf":
         raise UsageError(
-            f"array {name!r} ({survey.dtype} {survey.shape}) is no image of real numbers and "
-            "shape (bands, height, width)"
+            f"array {name!r} must hold real numbers in shape (bands, height, width), got "
+            f"{survey.dtype} {survey.shape}"
         )
     return survey
 
@@ -185,7 +184,7 @@ def _crop(survey: Survey, config: AugmentConfig) -> int:
         return config.crops[survey.name]
     side = min(survey.shape[1:])
     crop = int(side / math.sqrt(2) + _TOLERANCE_PIXELS)
-    # Middle on middle without half a pixel's shift.
+    # Keep both middles aligned without a shift of half a pixel.
     return max(crop - (side - crop) % 2, 2 - side % 2)
 
 
@@ -245,6 +244,6 @@ def _check_fits(geometry: Geometry, config: AugmentConfig) -> None:
     if geometry.ratio == 1 and all((n - geometry.output_size) % 2 for n in geometry.size):
         raise UsageError(
             f"a crop of {geometry.output_size} pixels cannot lie in the middle of "
-            f"{geometry.size[0]} x {geometry.size[1]} of {geometry.name!r} without half a pixel's "
-            f"shift; choose {geometry.output_size - 1} or {geometry.output_size + 1}"
+            f"{geometry.size[0]} x {geometry.size[1]} of {geometry.name!r} without a shift of half "
+            f"a pixel; choose {geometry.output_size - 1} or {geometry.output_size + 1}"
         )

@@ -1,8 +1,8 @@
-"""Page-locks the loader's ring, so that the GPU copies from it by itself while the CPU goes on.
+"""Page-lock the loader's ring, so that the GPU copies from it asynchronously.
 
-Memory that is not locked is staged by the driver, and the caller waits meanwhile. The ring is one
-mapping a buffer, used over and over: each is locked when it is first met. CUDA's driver interface
-is called as it is (ctypes), so that neither torch nor CuPy is needed for three functions.
+The driver stages memory that is not locked, while the caller waits. The ring is one mapping per
+buffer, used over and over: each is locked at its first use. CUDA's driver is called through ctypes,
+so that three functions need neither torch nor CuPy.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 _LOG = logging.getLogger(__name__)
 
 _SUCCESS = 0
-# Somebody else has locked it: as good for us, and not ours to unlock.
+# Other code has locked it, and unlocks it.
 _ALREADY_REGISTERED = 712
 # For all contexts of the process, not the one of the moment.
 _PORTABLE = 1
 
 
 class PinnedBuffers:
-    """The buffers that were page-locked for a GPU; `close` unlocks them.
+    """The buffers that are page-locked for a GPU; `close` unlocks them.
 
     Args:
         device_id: number of the GPU.
@@ -40,8 +40,8 @@ class PinnedBuffers:
         self._device = ctypes.c_int()
         self._context = ctypes.c_void_p()
         # Address -> the mapping, held so that it is not unmapped while it is locked, and whether it
-        # is locked; those that were refused are not tried again. No array is held: the loader would
-        # take its batch for one in use.
+        # is locked; refused ones are not tried again. No array is held: the loader would
+        # count its batch as in use.
         self._buffers: dict[int, tuple[Any, bool]] = {}
         self._ours: list[int] = []
         self._check("cuInit", self._driver.cuInit(0))
@@ -53,8 +53,8 @@ class PinnedBuffers:
         """Locks the buffer that an array lies in, once.
 
         Args:
-            array: of a batch of the loader. Any other array is left as it is: a new one a batch
-                would cost more to lock than to stage.
+            array: an array of a loader's batch. Other arrays are left alone: locking new memory per
+                batch would cost more than staging.
 
         Returns:
             Whether it lies in locked memory.
@@ -86,9 +86,9 @@ class PinnedBuffers:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Makes the GPU the calling thread's current one for a while, whatever it was before.
+        """Makes the GPU the calling thread's current one within the context.
 
-        A thread begins with the first GPU; DALI takes page-locked memory for the current one's.
+        A thread starts on the first GPU; DALI assumes that page-locked memory is the current GPU's.
         """
         self._check("cuCtxPushCurrent", self._driver.cuCtxPushCurrent_v2(self._context))
         try:

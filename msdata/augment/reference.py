@@ -1,7 +1,7 @@
-"""What augmentation means, in NumPy and OpenCV; fast enough to train from on the CPU.
+"""The definition of augmentation, in NumPy and OpenCV; fast enough to train on the CPU.
 
-Order: NaN to 0, one affine map with bilinear interpolation, blur, noise, scaling, dropout. Threads
-take a few samples each; OpenCV and NumPy release the GIL. Legend: N samples, B bands of a survey.
+Order: NaN to 0, one affine map with bilinear interpolation, blur, noise, scaling, dropout. Each
+thread takes a few samples; OpenCV and NumPy release the GIL. Legend: N samples, B bands.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from msdata.augment.backend import Backend
 from msdata.augment.draws import Draws
 from msdata.augment.geometry import Geometry
-from msdata.augment.recipe import (
-    Recipe,
+from msdata.augment.scaling import column
+from msdata.augment.spec import (
+    AugmentSpec,
     blur_scale,
     blur_window,
     check_open,
@@ -25,84 +26,83 @@ from msdata.augment.recipe import (
     noise_bank,
     noise_starts,
 )
-from msdata.augment.scaling import column
 from msdata.errors import MissingPackageError
 
 Image = NDArray[np.float32]
-# The images of a batch, and what fills them.
-_UnderWay = tuple[dict[str, Image], list[Future[None]]]
+# The images of a batch, and the tasks that compute them.
+_InFlight = tuple[dict[str, Image], list[Future[None]]]
 
 _MIN_SAMPLES_PER_TASK = 4
 
 
-class ReferenceAugmenter(Backend[_UnderWay]):
+class ReferenceAugmenter(Backend[_InFlight]):
     """The `reference` backend; see `Augmenter`.
 
     Args:
-        recipe: what is done.
+        spec: the augmentation.
         batch_size: samples of the largest batch.
         threads: threads; None means the cores this process may use, up to 8.
     """
 
-    def __init__(self, recipe: Recipe, batch_size: int, *, threads: int | None = None) -> None:
+    def __init__(self, spec: AugmentSpec, batch_size: int, *, threads: int | None = None) -> None:
         _check_opencv()
-        super().__init__(recipe, batch_size)
-        self._bank = noise_bank(recipe.seed) if recipe.config.noise else None
+        super().__init__(spec, batch_size)
+        self._bank = noise_bank(spec.seed) if spec.config.noise else None
         self._num_threads = threads or default_threads()
         self._executor = ThreadPoolExecutor(self._num_threads, "msdata-augment")
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Begins to augment arrays with given draws.
+        """Starts to augment arrays with given draws.
 
         Args:
             arrays: (N, B, height, width) in the order of channels.
-            draws: of the N samples.
+            draws: the draws of the N samples.
         """
         check_open(self._is_closed)
         num_samples = len(draws)
         images = {
             name: np.empty((num_samples, *shape), np.float32) for name, shape in self.shapes.items()
         }
-        work = _Work(self._recipe, arrays, draws, images, self._bank)
+        work = _Work(self._spec, arrays, draws, images, self._bank)
         step = max(_MIN_SAMPLES_PER_TASK, -(-num_samples // (4 * self._num_threads)))
         futures = [
             self._executor.submit(work.run, start, min(start + step, num_samples))
             for start in range(0, num_samples, step)
         ]
-        self._under_way.append((images, futures))
+        self._in_flight.append((images, futures))
 
-    def _finish(self, work: _UnderWay) -> dict[str, Image]:
+    def _finish(self, work: _InFlight) -> dict[str, Image]:
         images, futures = work
         for future in futures:
             future.result()
         return images
 
     def close(self) -> None:
-        """Ends the threads after what they are at."""
+        """Ends the threads after their current tasks."""
         self._is_closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._under_way.clear()
+        self._in_flight.clear()
 
 
 class _Work:
-    """One batch under way: what to read, what to do, where to write."""
+    """One batch in flight: its arrays, draws and outputs."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: AugmentSpec,
         arrays: list[NDArray[Any]],
         draws: Draws,
         images: dict[str, Image],
         bank: Image | None,
     ) -> None:
-        self._recipe = recipe
+        self._spec = spec
         self._arrays = arrays
         self._draws = draws
         self._bank = bank
-        self._matrices = [opencv_matrices(g.matrices(draws)) for g in recipe.geometries]
+        self._matrices = [opencv_matrices(g.matrices(draws)) for g in spec.geometries]
         self._is_interpolated = draws.is_interpolated
-        self._outputs = _outputs_by_survey(recipe, images)
-        self._noise_starts = noise_starts(recipe, draws, 0 if bank is None else len(bank))
+        self._outputs = _outputs_by_survey(spec, images)
+        self._noise_starts = noise_starts(spec, draws, 0 if bank is None else len(bank))
 
     def run(self, start: int, stop: int) -> None:
         """Augments the samples [start, stop)."""
@@ -111,29 +111,29 @@ class _Work:
                 self._augment(survey, i)
 
     def _augment(self, survey: int, i: int) -> None:
-        geometry, draws = self._recipe.geometries[survey], self._draws
+        geometry, draws = self._spec.geometries[survey], self._draws
         array_BHW = self._arrays[survey][i]
         out_BHW = self._outputs[survey][i]
         self._resample(survey, i, np.asarray(array_BHW, np.float32), out_BHW)
         if not np.isfinite(out_BHW).all():
             finite_BHW = np.where(np.isfinite(array_BHW), array_BHW, 0).astype(np.float32)
             self._resample(survey, i, finite_BHW, out_BHW)
-        largest_arcsec = self._recipe.config.psf_blur_arcsec
+        largest_arcsec = self._spec.config.psf_blur_arcsec
         if is_blurred(geometry, largest_arcsec) and draws.blur_arcsec[i] > 0:
             scale = blur_scale(geometry)
             _blur(out_BHW, draws.blur_arcsec[i] / scale, largest_arcsec / scale)
         if self._bank is not None and draws.noise[i] > 0:
             begin = self._noise_starts[survey][i]
             noise_BHW = self._bank[begin : begin + out_BHW.size].reshape(out_BHW.shape)
-            sigmas = np.array(self._recipe.noise_sigmas[survey]) * draws.noise[i]
+            sigmas = np.array(self._spec.noise_sigmas[survey]) * draws.noise[i]
             out_BHW += noise_BHW * column(sigmas.tolist())
-        self._recipe.curves[survey].apply(out_BHW)
+        self._spec.curves[survey].apply(out_BHW)
         if draws.is_dropped.size:
-            out_BHW[draws.is_dropped[i, self._recipe.channel_slices[survey]]] = 0
+            out_BHW[draws.is_dropped[i, self._spec.channel_slices[survey]]] = 0
 
     def _resample(self, survey: int, i: int, array_BHW: Image, out_BHW: Image) -> None:
-        """The affine map; nothing but moving pixels where only whole pixels have to move."""
-        geometry = self._recipe.geometries[survey]
+        """Applies the affine map; where only whole pixels move, copies them."""
+        geometry = self._spec.geometries[survey]
         if self._is_interpolated[i]:
             _warp(array_BHW, self._matrices[survey][i], geometry, out_BHW)
             return
@@ -144,16 +144,16 @@ class _Work:
         out_BHW[:] = np.rot90(mirrored, self._draws.num_turns[i], axes=(1, 2))
 
 
-def _outputs_by_survey(recipe: Recipe, images: dict[str, Image]) -> list[Image]:
-    """Where each survey's bands go."""
-    if recipe.config.fusion == "late":
+def _outputs_by_survey(spec: AugmentSpec, images: dict[str, Image]) -> list[Image]:
+    """The part of the images that each survey's bands fill."""
+    if spec.config.fusion == "late":
         return list(images.values())
     (image_NCHW,) = images.values()
-    return [image_NCHW[:, channels] for channels in recipe.channel_slices]
+    return [image_NCHW[:, channels] for channels in spec.channel_slices]
 
 
 def opencv_matrices(matrices_N23: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Maps as OpenCV has them: the middle of the first pixel is (0, 0), not (0.5, 0.5)."""
+    """Maps in OpenCV's convention: the middle of the first pixel is (0, 0), not (0.5, 0.5)."""
     shifted = matrices_N23.copy()
     shifted[..., 2] += 0.5 * matrices_N23[..., :2].sum(axis=-1) - 0.5
     return shifted

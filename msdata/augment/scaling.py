@@ -1,7 +1,7 @@
-"""Named curves from flux to network input, one a band: y = clip(outer * f(inner * x), low, high).
+"""Named curves from flux to network input, one per band: y = clip(outer * f(inner * x), low, high).
 
-`f` is asinh or nothing. All take 0 to 0, so a band without coverage stays 0. The numbers that have
-to be measured come from `msdata stats`.
+`f` is asinh or the identity. All curves map 0 to 0, so a band without coverage stays 0. `msdata
+stats` measures the numbers that depend on the data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Curve:
 
     Attributes:
         is_asinh: f is asinh, not the identity.
-        inner: a factor a band.
-        outer: a factor a band.
+        inner: a factor per band.
+        outer: a factor per band.
         low: smallest value, -inf for none.
         high: largest value, inf for none.
     """
@@ -52,7 +52,7 @@ class Curve:
 
 
 def column(values: Sequence[float]) -> NDArray[np.float32]:
-    """A number a band, in the shape that images of bands take: float32 (bands, 1, 1)."""
+    """One number per band, shaped to multiply an image: float32 (bands, 1, 1)."""
     return np.array(values, np.float32).reshape(-1, 1, 1)
 
 
@@ -63,7 +63,7 @@ def _linear10(geometry: Geometry, statistics: Statistics | None) -> Curve:
 
 
 def _mantis(geometry: Geometry, statistics: Statistics | None) -> Curve:
-    """What the released code of Mantis Shrimp does (github.com/pnnl/MantisShrimp)."""
+    """The curves in the released code of Mantis Shrimp (github.com/pnnl/MantisShrimp)."""
     ones = (1.0,) * len(geometry.bands)
     if geometry.name == "galex":
         inner = tuple(one / 0.05 for one in ones)
@@ -111,10 +111,10 @@ def make_curve(name: str, geometry: Geometry, statistics: Statistics | None) -> 
     Args:
         name: one of `config.SCALINGS`.
         geometry: the survey.
-        statistics: of the data set, where the curve needs any.
+        statistics: statistics of the data set, if the curve needs them.
 
     Raises:
-        UsageError: the curve is not for this survey, or needs statistics.
+        UsageError: the curve does not support this survey, or statistics are missing.
     """
     return _CURVES[name](geometry, statistics)
 
@@ -123,7 +123,7 @@ def bands_of(geometry: Geometry, statistics: Statistics | None, what: str) -> li
     """The statistics of a survey's bands, in order.
 
     Raises:
-        UsageError: there are none; `what` says for what they are needed.
+        UsageError: the statistics are missing; `what` names the option that needs them.
     """
     if statistics is None:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""What the pixels of each band are like: measured once by `msdata stats`, kept as JSON.
+"""Pixel statistics of each band: measured once by `msdata stats`, kept as JSON.
 
-Pixels are counted by value, in bins a 1/512 of the value wide, so that quantiles and the moments of
-any curve come out of one pass, and counts of many threads add up to the same whole numbers.
+Pixels are counted by value, in bins 1/512 of the value wide, so that quantiles and the moments of
+any curve come out of one pass, and the counts of threads add up to the same integers.
 Legend: K bins, P pixels.
 """
 
@@ -36,16 +36,16 @@ _MAD_TO_SIGMA = 1.482602218505602
 
 @dataclass(frozen=True, kw_only=True)
 class BandStatistics:
-    """One band over all pixels of the samples that were looked at.
+    """Statistics of one band over all pixels of the measured samples.
 
     Attributes:
-        num_pixels: pixels that count: finite, and of samples with coverage.
+        num_pixels: counted pixels: finite, in samples with coverage.
         num_nan: pixels that are not finite.
-        num_missing: samples without coverage: zero throughout.
-        mean: of the pixels; this and all that follows to 1/1024 of a pixel's value.
+        num_missing: samples without coverage (all zero).
+        mean: mean of the pixels; it and all below are exact to 1/1024 of a pixel's value.
         std: their standard deviation.
-        minimum: the smallest.
-        maximum: the largest.
+        minimum: smallest pixel.
+        maximum: largest pixel.
         quantiles: value below which a share of the pixels lies, by share such as "0.5".
         sky_sigma: noise of the sky: 1.4826 times the median absolute deviation; where more than
             half of the pixels are equal, the spread of the fainter 95 %. Never 0.
@@ -69,10 +69,10 @@ class Statistics:
     """The content of `statistics.json`.
 
     Attributes:
-        fingerprint: of the data set.
-        split: the split that was looked at.
-        num_samples: samples that were looked at.
-        arrays: by array and band.
+        fingerprint: fingerprint of the data set.
+        split: the measured split.
+        num_samples: number of measured samples.
+        arrays: statistics by array and band.
     """
 
     fingerprint: str
@@ -95,16 +95,16 @@ class Statistics:
 
 
 def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Statistics:
-    """Reads what `msdata stats` measured.
+    """Reads the file of `msdata stats`.
 
     Args:
         path: the data set's folder, or a .json file.
-        fingerprint: of the data set that they must be of; None asks the `dataset.json` beside
-            the file, if there is one.
+        fingerprint: fingerprint of the expected data set; None reads it from the `dataset.json`
+            beside the file, if that exists.
 
     Raises:
-        UsageError: there are none yet.
-        DataError: they are damaged, or were measured on another data set.
+        UsageError: the file does not exist.
+        DataError: the file is corrupt, or was measured on another data set.
         StorageError: the file system refused.
     """
     file = Path(path)
@@ -114,7 +114,7 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
     try:
         fields = read_json(file, cure="run 'msdata stats' again").read_as(_Fields)
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"there is no {file}; run 'msdata stats {file.parent}'") from None
+        raise UsageError(f"{file} does not exist; run 'msdata stats {file.parent}'") from None
     found = Statistics(
         fingerprint=fields.fingerprint,
         split=fields.split,
@@ -125,14 +125,14 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
     if wanted not in (None, found.fingerprint):
         raise DataError(
             f"{file} was measured on data set {found.fingerprint}, this is {wanted}: its noise and "
-            "spread may be others; run 'msdata stats' again"
+            "spread may differ; run 'msdata stats' again"
         )
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Fields:
-    """What `Statistics.to_json` gives."""
+    """The fields of the file; see `Statistics.to_json`."""
 
     fingerprint: str
     split: str
@@ -145,7 +145,7 @@ def _fingerprint_beside(file: Path) -> str | None:
     try:
         return read_json(file.parent / "dataset.json", cure="")["fingerprint"].read_as(str)
     except (OSError, DataError, StorageError):
-        # A copy beside a run: there is nothing to hold it against.
+        # A copy beside a run: its data set is unknown here.
         return None
 
 
@@ -153,7 +153,7 @@ def count_values(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """How many values fall into each bin.
 
     Args:
-        values: float32, any shape; NaN and infinities have bins of their own.
+        values: float32, any shape; NaN and infinities have their own bins.
 
     Returns:
         int64 (K,), bins by their bits.
@@ -169,9 +169,9 @@ def bin_values() -> NDArray[np.float64]:
     bits |= np.uint32(1 << (_DROPPED_BITS - 1))
     with np.errstate(invalid="ignore"):
         values = bits.view(np.float32).astype(np.float64)
-    # The exponent of an infinity: its bin's middle is a NaN or none.
+    # The exponent of infinity or NaN.
     values[bits & _EXPONENT == _EXPONENT] = np.nan
-    # The numbers nearest zero: exact zeros.
+    # Count the numbers nearest zero as zeros.
     values[np.abs(values) < np.finfo(np.float32).tiny] = 0.0
     return values
 
@@ -181,10 +181,10 @@ def summarise(counts_K: NDArray[np.int64], *, num_missing: int = 0) -> BandStati
 
     Args:
         counts_K: int64 (K,), its pixels by value.
-        num_missing: samples left out because they have no coverage.
+        num_missing: samples left out for lack of coverage.
 
     Returns:
-        The numbers; those of a band without pixels are 0, its noise and spread 1.
+        The statistics; for a band without pixels 0, with noise and spread 1.
     """
     all_values = bin_values()
     is_finite = np.isfinite(all_values)
@@ -193,7 +193,7 @@ def summarise(counts_K: NDArray[np.int64], *, num_missing: int = 0) -> BandStati
     order = np.argsort(all_values[occupied], kind="stable")
     values, counts = all_values[occupied][order], counts_K[occupied][order]
     if not len(values):
-        # One pixel of nothing, so that everything below has a value.
+        # Use one pixel of 0, so that everything below has a value.
         values, counts = np.zeros(1), np.ones(1, np.int64)
     sky_sigma = _sky_sigma(values, counts)
     return BandStatistics(
@@ -227,13 +227,13 @@ def _spread(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
 
 
 def _sky_sigma(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    """Noise of the sky, not raised by bright pixels; never 0."""
+    """Noise of the sky without the effect of bright pixels; never 0."""
     median = _quantile(values, counts, 0.5)
     away = np.abs(values - median)
     order = np.argsort(away, kind="stable")
     sigma = _MAD_TO_SIGMA * _quantile(away[order], counts[order], 0.5)
     if sigma == 0:
-        # Counts so few that most pixels are equal: the spread of what is not bright.
+        # So few counts that most pixels are equal: use the spread of the faint ones.
         faint = values <= _quantile(values, counts, 0.95)
         sigma = _spread(values[faint], counts[faint]) or _spread(values, counts)
     return sigma or 1.0

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import msdata
+from msdata.augment.augmenter import preview
 from msdata.augment.config import FUSIONS
-from msdata.augment.preview import preview
 from msdata.core.files import write_whole
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.dataset.dataset import Dataset

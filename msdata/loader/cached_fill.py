@@ -1,9 +1,9 @@
-"""Fills batches from the node's cache where it has the samples, from storage where it has not.
+"""Fills batches from the node's cache, and from storage if the cache does not have the samples.
 
-It stands before `SampleReader` and hands it what the cache does not have, as a smaller batch whose
-rows lie scattered in the same buffer; so storage is read as it is without a cache. What was read is
-then put into the cache. A record whose checksum was computed and differs, wherever it came from, is
-read from storage again and checked, whether the loader verifies records or not.
+`SampleReader` gets the missing samples as a smaller batch, whose rows lie scattered in the buffer,
+so storage is read as without a cache. Samples from storage are then put into the cache. A record
+with a wrong checksum, wherever it came from, is read from storage again and checked, whether the
+loader verifies records or not.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from msdata.loader.ring import BatchBuffer, record_parts
 
 
 class BufferRows:
-    """Some rows of a batch buffer, as if they were a buffer of their own.
+    """Some rows of a batch buffer, with the interface of a buffer.
 
     Args:
-        buffer: the whole one.
-        rows: int64 (n,), which rows.
-        per_row: read targets of a row.
+        buffer: the whole buffer.
+        rows: int64 (n,), the rows.
+        per_row: read targets per row.
     """
 
     def __init__(self, buffer: BatchBuffer, rows: NDArray[np.int64], per_row: int) -> None:
@@ -70,9 +70,9 @@ class CachedFilling(Filling):
 
     Attributes:
         rows: int64 (n,), rows of the buffer.
-        places: where the samples of those rows are.
-        ends: how many come from shared memory, from there or SSD, from there or a peer.
-        missing: the part that storage is asked for.
+        places: locations of the samples of those rows.
+        ends: cumulative numbers of samples from shared memory, SSD and peers.
+        missing: the part that storage serves.
     """
 
     rows: NDArray[np.int64]
@@ -82,11 +82,11 @@ class CachedFilling(Filling):
 
 
 class CachedReader:
-    """What `FillPool` reads with where there is a cache.
+    """The reader of `FillPool` with a cache.
 
     Args:
         reader: reads from storage.
-        client: the cache; closed by whoever opened it.
+        client: the cache; the caller closes it.
         split: the data.
         is_checked: check records from shared memory against their checksums too.
     """
@@ -107,7 +107,7 @@ class CachedReader:
 
         Args:
             samples: int64 (n,), numbers within the split.
-            buffer: where they go.
+            buffer: the destination.
 
         Raises:
             DataError: a shard is missing or truncated.
@@ -141,7 +141,7 @@ class CachedReader:
     def _table(
         self, slots: NDArray[np.int64], addresses: NDArray[np.int64]
     ) -> NDArray[np.int64] | None:
-        """What the C module needs to copy records out of shared memory."""
+        """The C module's table for copies out of shared memory."""
         if not self._storage.is_streaming:
             return None
         arena = self._client.tiers[LOCAL].slots
@@ -178,7 +178,7 @@ class CachedReader:
                 self._client.counters.add("storage", num_failed, 0.0)
 
     def _fill_local(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Copies out of shared memory; returns how many samples storage had to give."""
+        """Copies out of shared memory; returns the number of samples that storage served."""
         num_arrays = len(self._sizes)
         if filling.table is not None and stream_fill is not None:
             stream_fill.fill(filling.table, first * num_arrays, end * num_arrays)
@@ -191,19 +191,19 @@ class CachedReader:
         return sum(not self._is_sound(filling, i, LOCAL) for i in range(first, end))
 
     def _fill_ssd(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Reads from the SSD tier; returns how many samples storage had to give."""
+        """Reads from the SSD tier; returns the number of samples that storage served."""
         slots = self._client.tiers[SSD].slots
         num_failed = 0
         for i in range(first, end):
             at = slots.record_at(int(filling.places.slots[i]))
-            # Whatever is in the buffer after a failed read does not fit the checksum.
+            # After a failed read the buffer does not match the checksum.
             with suppress(OSError):
                 os.preadv(slots.fd, [p.data for p in self._parts(filling, i)], at)
             num_failed += not self._is_sound(filling, i, SSD)
         return num_failed
 
     def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Asks other nodes; returns how many samples storage had to give."""
+        """Asks other nodes; returns the number of samples that storage served."""
         rows = [self._parts(filling, i) for i in range(first, end)]
         places = filling.places.taken(np.arange(first, end))
         came = self._client.fetch(places, rows)
@@ -213,10 +213,10 @@ class CachedReader:
         return len(failed)
 
     def _read_checked(self, filling: CachedFilling, numbers: Sequence[int]) -> None:
-        """Reads samples from storage that came corrupt, or not at all, from elsewhere.
+        """Reads samples from storage that other tiers gave corrupt, or not at all.
 
         Raises:
-            DataError: they are corrupt in storage, too.
+            DataError: a sample is corrupt in storage, too.
         """
         at = list(numbers)
         missing = self._missing(filling.places.samples[at], filling.buffer, filling.rows[at])
@@ -240,7 +240,7 @@ class CachedReader:
         return 0
 
     def _is_sound(self, filling: CachedFilling, i: int, source: int) -> bool:
-        """Checks what was read from a tier; if it is altered, reads the sample from storage."""
+        """Checks a sample from a tier; if it is corrupt, reads it from storage."""
         places, parts = filling.places, self._parts(filling, i)
         tier = self._client.tiers[source]
         slot, sample = int(places.slots[i]), int(places.samples[i])

@@ -1,4 +1,4 @@
-"""The index's columns that go with a batch: labels, ids, whatever was asked for."""
+"""The columns of the index in a batch: labels, ids and requested ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msdata.errors import UsageError
 
 DEFAULT_COLUMNS = ("redshift",)
 _ID = "sample_id"
-# Wider texts stay in Arrow, whose memory is what the texts need and no more.
+# Wider texts stay in Arrow, which takes only the memory of the texts.
 _MAX_WIDTH = 24
 _CONVERTED_AT_ONCE = 1 << 16
 
@@ -23,20 +23,19 @@ _CONVERTED_AT_ONCE = 1 << 16
 class BatchColumns:
     """Columns of one split, ready to be taken from.
 
-    Numbers are kept as arrays, text as Arrow keeps it: 4.3 million ids as Python strings would take
-    a quarter of a GiB.
+    Numbers are kept as arrays, text in Arrow: 4.3 million ids as Python strings take 0.25 GiB.
 
     Args:
-        split: whose samples.
-        columns: names; None means `redshift` where the index has it. `sample_id` always comes.
-        fill_nulls: what stands for null, by column; other columns with nulls come masked.
+        split: the samples.
+        columns: names; None means `redshift` if the index has it. `sample_id` always comes.
+        fill_nulls: replacement of null, by column; other columns with nulls come masked.
 
     Attributes:
-        names: of the columns, in order.
+        names: names of the columns, in order.
 
     Raises:
-        UsageError: there is no such column, its name is reserved, or it cannot hold what stands
-            for null.
+        UsageError: a column is missing, its name is reserved, or it cannot hold the replacement of
+            null.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class BatchColumns:
 
         kind = split.column_type(name)
         if name in DEFAULT_COLUMNS:
-            # Labels are float64 whatever the catalogue wrote, and null is NaN.
+            # Labels are float64 whatever the catalog's type, and null is NaN.
             self._numbers[name] = split.numbers(name)
         elif str(kind) not in ("string", "large_string"):
             parts = (arrow_values(part) for part in split.column_parts(name))
@@ -71,7 +70,7 @@ class BatchColumns:
             )
         else:
             self._texts[name] = pa.chunked_array(split.column_parts(name), kind).combine_chunks()
-        # Arrow keeps what it freed for later; later never comes, and the ring needs it.
+        # Arrow keeps freed memory for reuse, but the ring needs it.
         pa.default_memory_pool().release_unused()
 
     def _fill(self, name: str, value: Any) -> None:
@@ -98,7 +97,7 @@ class BatchColumns:
             self._numbers[name] = filled
 
     def null_counts(self) -> dict[str, int]:
-        """How many nulls each column has, of those that come masked."""
+        """The number of nulls of each column that comes masked."""
         masked = {n: v for n, v in self._numbers.items() if np.ma.isMaskedArray(v)}
         counts = {name: int(np.ma.getmaskarray(values).sum()) for name, values in masked.items()}
         texts = {n: t.null_count for n, t in self._texts.items() if n not in self._fill_of_text}
@@ -147,16 +146,16 @@ def _checked_names(split: Split, columns: Sequence[str] | None) -> list[str]:
 
 
 def _as_text(fixed: NDArray[np.bytes_]) -> NDArray[np.str_]:
-    """ASCII bytes as text; `astype` gives the same and takes five times as long."""
+    """ASCII bytes as text, five times faster than `astype`."""
     width = fixed.dtype.itemsize
     codes = fixed.view(np.uint8).reshape(len(fixed), width).astype(np.uint32)
     return codes.reshape(-1).view(f"U{width}")
 
 
 def _letters(part: Any) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The bytes of an Arrow array of texts, one after the other, and where each begins and ends.
+    """The joined bytes of an Arrow array of texts, and the bounds of each.
 
-    By way of NumPy: `pyarrow.compute` costs every process that loads data 3 MiB.
+    NumPy does it, since `pyarrow.compute` takes 3 MiB in every process that loads data.
     """
     _, ends, letters = part.buffers()
     wide = str(part.type) == "large_string"
@@ -200,12 +199,12 @@ def fixed_width(part: Any) -> NDArray[np.bytes_]:
 
 
 def _joined(parts: Iterable[NDArray[Any]], count: int, empty: Any) -> NDArray[Any]:
-    """Parts as one array of `count`, each part dropped before the next one is made.
+    """Joins parts into one array of `count`; each part is dropped before the next is made.
 
     Args:
         parts: arrays one after the other, some of them masked; text may grow wider.
         count: values of all parts.
-        empty: type of the result where there is no part.
+        empty: type of the result without parts.
     """
     joined: NDArray[Any] = np.empty(0, empty)
     is_null: NDArray[np.bool_] | None = None

@@ -1,8 +1,8 @@
-"""The loader: index and plan in, batches out, at the speed of memory.
+"""The loader: turns index and plan into batches, at the speed of memory.
 
-A batch is filled by threads, in place, into one of a few buffers; nothing is collated, pickled or
-sent between processes. The order is a function of (seed, epoch), so the state of a run is three
-numbers, and a run goes on where it stopped on any number of ranks.
+Threads fill a batch in place, in one of a few buffers; nothing is collated, pickled or sent between
+processes. The order is a function of (seed, epoch), so the state of a run is three numbers, and a
+run resumes on any number of ranks.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from msdata.loader.options import (
     ring_size,
 )
 from msdata.loader.read import Filling, FillPool, SampleReader
-from msdata.loader.state import LoaderState
-from msdata.loader.stats import EpochCounters
+from msdata.loader.state import EpochCounters, LoaderState
 from msdata.loader.steps import Step, StepPlanner, checked_weights
 from msdata.plan import order
 from msdata.topology import Topology, from_env
@@ -46,46 +45,45 @@ class Loader:
     """Hands out shuffled batches of a split, one epoch per iteration, in memory that is used again.
 
     A batch's arrays live in a ring of buffers: the last `hold` batches are valid, by default
-    `prefetch` + 1, then they are overwritten. To keep batches, as `list(loader)` does, ask for
-    `copy=True`; a warning says so, once, where an overwritten batch is still in use. Every sample
+    `prefetch` + 1, then they are overwritten. To keep batches, as `list(loader)` does, use
+    `copy=True`; the loader warns, once, if an overwritten batch is still in use. Every sample
     comes exactly once per epoch over all ranks, unless `weights` are given, and every rank makes
     equally many steps. A pickled loader resumes where it stood, in the process that unpickles it.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
-        batch_size: samples a step on this rank.
-        seed: what the orders are drawn with; the same on every rank.
-        policy: "shuffle" (uniform), "locality" (the same global batches, dealt to the ranks by who
-            caches what; needs a cache) or "block" (shards in random order, shuffled in a buffer).
+        batch_size: samples per step on this rank.
+        seed: seed of the orders; equal on every rank.
+        policy: "shuffle" (uniform), "locality" (the global batches of "shuffle", dealt to
+            the ranks that cache the samples; needs a cache) or "block" (shards in random order,
+            shuffled in a buffer).
         topology: this rank's place; None takes it from the launcher's environment.
-        cache: None; "auto", the node's shared memory as far as it is free; or a `CacheConfig`.
-        threads: threads that fill batches; None means the cores this process may use, but 4
-            to 8.
-        prefetch: batches filled ahead, at least 1. From memory two give what three give, at less
-            memory; from a disk three gave a tenth more.
+        cache: None; "auto" (the node's free shared memory); or a `CacheConfig`.
+        threads: threads that fill batches; None uses the cores of this process, from 4 to 8.
+        prefetch: batches filled ahead, at least 1. From memory two are as fast as three; from a
+            disk three were a tenth faster.
         hold: how many batches stay valid, the newest included; None means prefetch + 1. The ring
-            has prefetch + hold buffers: 1, where each batch is done with before the next is asked
-            for, takes least memory.
-        copy: give each batch memory of its own, at the price of one more copy.
+            has prefetch + hold buffers. 1 takes least memory, for loops that use each batch before
+            the next.
+        copy: give each batch its own memory, at the cost of one more copy.
         across_epochs: while an epoch's last batches are used, fill the first of the next one, so
-            that no epoch begins with a wait; without a cache only, whose counts by tier are exact
-            to the epoch. False for a loader that runs one epoch, or the same one again.
-        columns: columns of the index to hand out as well; None means `redshift` if there is one.
-            Integers, truth values and text of which some are null come as `numpy.ma.MaskedArray`,
-            as exact as they are; the null of floats is NaN.
-        last: what becomes of an incomplete last global batch. "short": it is dealt out as evenly
-            as can be, so ranks differ by one sample and a rank may get none; "drop": left out;
-            "pad": filled from the start of the order, with `batch["is_real"]` telling which
-            samples are real.
+            that epochs start without a wait; ignored with a cache, whose counts by tier are exact
+            per epoch. Use False for a loader that runs one epoch, or repeats one.
+        columns: columns of the index to include in batches; None means `redshift` if it exists.
+            Integers, booleans and text with nulls come as exact `numpy.ma.MaskedArray`; the null of
+            floats is NaN.
+        last: what happens to an incomplete last global batch. "short": deal it as evenly as
+            possible, so ranks differ by one sample and a rank may get none; "drop": leave it out;
+            "pad": fill it from the start of the order; `batch["is_real"]` marks the real samples.
         buffer_samples: policy "block": a sample moves by less than this many places.
-        verify: check every sample against its checksum; costs about 20 us a sample and thread.
-        weights: float64 (len(split),), in the order of the index: the samples of an epoch are drawn
-            with replacement in proportion to them, as many as the split has. Some then come
-            several times an epoch and others not at all; `batch["repeat"]` tells how often each
-            has come before, and augmentation draws anew. None takes each exactly once.
+        verify: check every sample against its checksum; costs about 20 us per sample and thread.
+        weights: float64 (len(split),), in the order of the index: an epoch draws samples with
+            replacement in proportion to them, as many as the split has. Some then come several
+            times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
+            and augmentation draws differently for them. None takes each exactly once.
 
     Raises:
-        UsageError: an option makes no sense.
+        UsageError: an option is out of range, or options contradict each other.
         DataError: a shard is missing or truncated.
     """
 
@@ -114,7 +112,7 @@ class Loader:
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
-        # A hash over all shards' entries: milliseconds, which a state is not worth at every step.
+        # A hash over all shards' entries takes milliseconds: too long for a state per step.
         self._fingerprint = split.dataset.manifest.fingerprint
         topology = from_env() if topology is None else topology
         self._arguments |= {"topology": topology, "weights": weights}
@@ -137,27 +135,27 @@ class Loader:
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
         self._ring = allocate_ring(split, ring, hold, self._storage.gaps)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
-        # The epoch of the last batches in flight, if it is not the one under way, and how many.
+        # The epoch of the newest batches in flight, if it is the next one, and their number.
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
         self._ahead_epoch, self._num_ahead = -1, 0
         self._epoch = self._position = self._resume_at = 0
         # Counts iterations: an older one must not take the batches of the newest.
         self._iteration, self._pid = 0, os.getpid()
         self._stats = EpochCounters()
-        # Last of all: whatever fails above leaves no threads behind.
+        # Start threads last, so that a failure above leaves none behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
         self._cache.start(weakref.WeakMethod(self._report), split, weights)
         stops = (self._pool.stop, self._planner.close, self._cache.stop)
         self._end = weakref.finalize(self, _end_threads, stops, self._in_flight, self._pid)
 
     def __len__(self) -> int:
-        """Steps of a whole epoch, the same on every rank."""
+        """Steps per epoch, equal on every rank."""
         return self._planner.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch, or what is left of it after `load_state_dict`.
 
-        An epoch that was left early begins anew; after its last batch comes the next one.
+        An epoch that was left early starts again; after its last batch the next one follows.
 
         Raises:
             UsageError: the loader was closed, or made in another process.
@@ -167,7 +165,7 @@ class Loader:
         if self._is_over(position or self._position):
             self._epoch, position = self._epoch + 1, 0
         self._position, self._resume_at = position, 0
-        if position or not self._is_begun(self._epoch):
+        if position or not self._is_started(self._epoch):
             self._cancel()
         self._iteration += 1
         return self._run_epoch(self._iteration, self._epoch, position)
@@ -183,7 +181,7 @@ class Loader:
             num_steps=num_steps,
             earlier_wait_s=self._stats.earlier_wait_s + self._stats.wait_s,
         )
-        # What was begun while the epoch before ended, or nothing.
+        # Batches that were started while the previous epoch ended.
         submitted = len(self._in_flight)
         self._ahead_epoch, self._num_ahead = -1, 0
         for _ in range(num_steps):
@@ -193,30 +191,30 @@ class Loader:
                 self._submit(self._planner.step(order, first_position, submitted))
                 submitted += 1
             if submitted == num_steps and self._crosses_epochs:
-                self._begin_ahead(epoch + 1)
+                self._prefill(epoch + 1)
             yield self._next_batch()
         if iteration == self._iteration:
             self._epoch, self._position = epoch + 1, 0
             self._cache.end_epoch()
 
-    def _begin_ahead(self, epoch: int) -> None:
-        """Has what buffers are left filled with the first batches of the next epoch."""
-        order = self._planner.order_at_hand(epoch)
-        # A fault of that epoch is raised by that epoch.
+    def _prefill(self, epoch: int) -> None:
+        """Fills free buffers with the first batches of the next epoch."""
+        order = self._planner.order_if_ready(epoch)
+        # That epoch raises its own errors.
         with suppress(MsdataError):
             while order is not None and self._ring and self._num_ahead < len(self):
                 self._submit(self._planner.step(order, 0, self._num_ahead))
                 self._ahead_epoch, self._num_ahead = epoch, self._num_ahead + 1
 
-    def _is_begun(self, epoch: int) -> bool:
-        """Whether the first batches of an epoch, and no others, are in flight."""
+    def _is_started(self, epoch: int) -> bool:
+        """Whether the batches in flight are the first of this epoch."""
         return epoch == self._ahead_epoch and len(self._in_flight) == self._num_ahead
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
             raise UsageError(
-                "this loader was made before a fork, which its threads do not survive; make the "
-                "loader in the process that iterates it"
+                "cannot use a loader after a fork, which ends its threads; make the loader in the "
+                "process that iterates it"
             )
         if not self._end.alive:
             raise UsageError("the loader was closed; make a new one")
@@ -225,8 +223,8 @@ class Loader:
         self._check_usable()
         if iteration != self._iteration:
             raise UsageError(
-                "another iteration of this loader was begun, or a state loaded: this one cannot "
-                "go on; make a loader for each iteration that runs beside others"
+                "cannot continue this iteration: another one of this loader was started, or a "
+                "state loaded; make a loader for each concurrent iteration"
             )
 
     def _is_over(self, position: int) -> bool:
@@ -262,10 +260,10 @@ class Loader:
         return batch
 
     def _cancel(self) -> None:
-        """Ends the iteration under way; batches handed out stay valid for as long as promised."""
+        """Ends the current iteration; batches handed out stay valid as promised."""
         self._iteration += 1
         for _, filling in self._in_flight:
-            filling.is_cancelled = True
+            filling.is_canceled = True
         for _, filling in self._in_flight:
             filling.done.wait()
             self._ring.give_back(filling.buffer)
@@ -273,26 +271,26 @@ class Loader:
         self._ahead_epoch, self._num_ahead = -1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration runs; without it they count up from 0.
+        """Sets the epoch of the next iteration; by default epochs count up from 0.
 
-        A position that `load_state_dict` set stays if it is of this epoch.
+        A position from `load_state_dict` stays if it belongs to this epoch.
         """
         epoch = checked_epoch(epoch)
         if epoch != self._epoch or (self._is_over(self._position) and not self._resume_at):
             self._epoch, self._position, self._resume_at = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, after the batches handed out so far; cheap enough for every step."""
+        """The state after the batches handed out so far; cheap enough for every step."""
         epoch, position = self._epoch, self._position
         if self._is_over(position):
             epoch, position = epoch + 1, 0
         return self._state(epoch, position).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Has the next iteration go on where the state was saved, on any number of ranks.
+        """Makes the next iteration resume where the state was saved, on any number of ranks.
 
         Raises:
-            UsageError: the state is of another data set, split, seed or policy.
+            UsageError: the state belongs to another data set, split, seed or policy.
         """
         loaded = LoaderState.from_dict(state)
         loaded.check_fits(self._state(0, 0))
@@ -316,15 +314,15 @@ class Loader:
         )
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the epoch under way, or of the last one, on this rank.
+        """Counters of the current epoch, or of the last one, on this rank.
 
         Returns:
             `epoch`, `first_position` in its order, `num_steps` from there, `steps` done, `samples`,
             `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
             `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
             `total_wait_s` and `cold_samples`, which were not in memory when they were read;
-            `overwritten_batches` were still in use when their memory was taken for others;
-            `is_streaming`: whether samples in memory are copied by the C module. With a cache also
+            `overwritten_batches` were still in use when their memory was reused;
+            `is_streaming`: whether the C module copies samples from memory. With a cache also
             `tiers`, `totals` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
         return {
@@ -337,11 +335,11 @@ class Loader:
 
     @property
     def cache_owners(self) -> Owners | None:
-        """Owner (int32) and tier (int8) of every shard, by which a forecast is made; or None."""
+        """Owner (int32) and tier (int8) of every shard, for a forecast; None without a cache."""
         return self._cache.owners
 
     def _report(self) -> dict[str, Any]:
-        """The counters and what they are of, for those who watch the run."""
+        """The counters and the job that they describe, for monitoring."""
         return {**self.stats(), **self._planner.describe()}
 
     @property
@@ -350,7 +348,7 @@ class Loader:
         return self._ring.nbytes
 
     def close(self) -> None:
-        """Ends the threads; batches stay readable. A loader that nobody holds does the same."""
+        """Ends the threads; batches stay readable. An unreferenced loader closes itself."""
         if os.getpid() != self._pid or not self._end.alive:
             return
         self._cancel()
@@ -360,8 +358,8 @@ class Loader:
 
     def __getitem__(self, number: Any) -> Batch:
         raise TypeError(
-            "a Loader is iterated, not indexed, and makes batches itself: DataLoader cannot take "
-            "it; iterate it as it is, or give DataLoader a TorchDataset of the split"
+            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; "
+            "iterate it as it is, or give DataLoader a TorchDataset of the split"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -388,10 +386,10 @@ def _reopened(arguments: dict[str, Any], state: dict[str, Any]) -> Loader:
 def _end_threads(
     stops: Iterable[Callable[[], None]], in_flight: deque[tuple[Step, Filling]], pid: int
 ) -> None:
-    """Has a loader's threads end soon, without waiting: the garbage collector may call from one."""
+    """Asks a loader's threads to end, without waiting: the garbage collector may run in one."""
     if os.getpid() != pid:
         return
     for _, filling in in_flight:
-        filling.is_cancelled = True
+        filling.is_canceled = True
     for stop in stops:
         stop()

@@ -1,4 +1,4 @@
-"""Introduces index, plan and cache to each other: opens a node's cache for a loader."""
+"""Connects index, plan and cache: opens a node's cache for a loader."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ AUTO = "auto"
 # Services and ranks are started at the same time; the former are ready within seconds.
 _SERVICE_WAIT_S = 20.0
 _POLL_S = 0.1
-# Of a sample, in each rank: checksum, place, its turn in this epoch's order and the next one's.
+# Per sample and rank: checksum, place, position in this epoch's order and in the next one's.
 _INDEX_NBYTES = 64
 
 
 @dataclass(kw_only=True)
 class NodeCache:
-    """What a loader has of its node's cache; all of it may be absent.
+    """A loader's handle on its node's cache; all parts may be absent.
 
     Attributes:
-        client: the cache; None where there is none to be, or where it could not be had.
-        owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, the same on
-            all ranks; None where they cannot be known.
-        reporter: says how this rank is doing, once it has started.
-        served: the arena, where a service keeps it.
+        client: the cache; None without one, or if it could not be opened.
+        owner_of_shard: int32 (shards,), the owners that policy `locality` deals by, equal on all
+            ranks; None if unknown.
+        reporter: reports this rank's counters, once started.
+        served: the arena, if a service keeps it.
     """
 
     client: CacheClient | None = None
@@ -60,7 +60,7 @@ class NodeCache:
         return None if self.client is None else self.client.owners
 
     def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
-        """What fills batches.
+        """The reader that fills batches.
 
         Args:
             storage: reads from storage.
@@ -77,12 +77,12 @@ class NodeCache:
         split: Split,
         weights: NDArray[np.float64] | None,
     ) -> None:
-        """Has the cache filled, and the counters told to those who watch, from now on.
+        """Starts to fill the cache and to report the counters.
 
         Args:
-            describe: gives the loader's counters, and what they are of.
+            describe: returns the loader's counters and the job that they describe.
             split: the data.
-            weights: that its samples are drawn with, or None.
+            weights: weights that samples are drawn with, or None.
         """
         if self.client is None:
             return
@@ -98,7 +98,7 @@ class NodeCache:
         self.reporter = Reporter(self.client, partial(_describe, describe), forecast)
 
     def start_epoch(self) -> None:
-        """Counts anew; in fill mode "stage", waits until the caches of all nodes are full."""
+        """Resets the counters; in fill mode "stage", waits until all nodes' caches are full."""
         if self.reporter is not None:
             self.reporter.start_epoch()
         if self.served is not None:
@@ -107,7 +107,7 @@ class NodeCache:
             self.client.start_epoch()
 
     def end_epoch(self) -> None:
-        """Tells those who watch that the epoch is complete."""
+        """Reports that the epoch is complete."""
         if self.reporter is not None:
             self.reporter.end_epoch(is_complete=True)
 
@@ -116,7 +116,7 @@ class NodeCache:
         return {} if self.client is None else self.client.stats()
 
     def stop(self) -> None:
-        """Ends the threads soon, without waiting for it."""
+        """Asks the threads to end, without waiting."""
         if self.reporter is not None:
             self.reporter.request_stop()
         if self.client is not None:
@@ -194,7 +194,7 @@ def open_node_cache(
 
 
 def _service_of(config: CacheConfig, cached: CachedSplit, topology: Topology) -> ServedArena | None:
-    """This node's service, where the caller leaves it to services how large the cache is."""
+    """This node's service, if the caller leaves the size of the cache to services."""
     if config.memory_nbytes is not None or config.peers_dir is not None:
         return None
     wait_s = config.service_wait_s
@@ -216,7 +216,7 @@ def _join_service(
     *,
     needs_owners: bool,
 ) -> NodeCache:
-    """Uses the arena of this node's service; all owners are as the services agreed."""
+    """Uses the arena of this node's service, and the owners that the services agreed on."""
     num_nodes, node = served.service["num_nodes"], served.service["node"]
     if needs_owners and num_nodes != topology.num_nodes:
         raise UsageError(
@@ -246,7 +246,10 @@ def _join_service(
 
 
 def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
-    """A service makes its arena before it can know what the ranks take."""
+    """Warns if the ranks and the rest of the arena exceed free memory.
+
+    A service makes its arena before it knows the memory of the ranks.
+    """
     slots, free = client.tiers[LOCAL].slots, free_memory()
     missing_nbytes = (slots.num_slots - slots.num_ready) * slots.header.sample_nbytes
     if 0 < free < missing_nbytes + reserved_nbytes:
@@ -265,5 +268,5 @@ def _config(cache: str | CacheConfig | None) -> CacheConfig | None:
     if cache == AUTO:
         cache = CacheConfig()
     if not isinstance(cache, CacheConfig):
-        raise UsageError(f"cache={cache!r} is neither None, 'auto' nor a CacheConfig")
+        raise UsageError(f"cache must be None, 'auto' or a CacheConfig, got {cache!r}")
     return cache if cache.job is not None else replace(cache, job=job_name())

@@ -1,4 +1,4 @@
-"""What a loader may be asked for: checked before any memory or thread is taken."""
+"""Checks of a loader's arguments, before it takes memory or threads."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _NUM_SEEDS = 1 << 63
 
 
 def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Refuses arguments that no loader can have.
+    """Checks types and ranges of a loader's arguments.
 
     Args:
         given: the arguments of `Loader`, by name.
 
     Returns:
-        Batch size, prefetch and hold; plain, for NumPy's integers overflow and JSON has none.
+        Batch size, prefetch and hold as int: NumPy's integers overflow and are not JSON.
 
     Raises:
-        UsageError: one of them is of another type, or out of range.
+        UsageError: an argument has another type, or is out of range.
     """
     if not isinstance(given["split"], Split):
         raise UsageError(
@@ -59,7 +59,7 @@ def checked_epoch(epoch: int) -> int:
     """The epoch as a plain int.
 
     Raises:
-        UsageError: there is no such epoch.
+        UsageError: the epoch is not an integer in range.
     """
     _check_whole("epoch", epoch)
     if not 0 <= epoch < _NUM_SEEDS:
@@ -77,12 +77,12 @@ def _check_whole(name: str, number: Any) -> None:
 
 
 def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> None:
-    """Says where epochs have no steps.
+    """Refuses an epoch without steps; warns of an empty split.
 
     Args:
-        split: what to load.
-        batch_size: samples a step on each rank.
-        last: what becomes of an incomplete batch.
+        split: the samples.
+        batch_size: samples per step on each rank.
+        last: what happens to an incomplete batch.
         num_ranks: ranks.
 
     Raises:
@@ -109,9 +109,9 @@ class RingSize:
     """The buffers of a loader.
 
     Attributes:
-        num_rows: samples of each.
-        num_buffers: how many.
-        nbytes: of all of them.
+        num_rows: samples per buffer.
+        num_buffers: number of buffers.
+        nbytes: bytes of all buffers.
     """
 
     num_rows: int
@@ -120,12 +120,12 @@ class RingSize:
 
 
 def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> RingSize:
-    """How large a ring is.
+    """The size of a loader's ring.
 
     Args:
-        split: what to load.
-        batch_size: samples a step; of a split that has fewer, only padded batches have as many.
-        last: what becomes of an incomplete batch.
+        split: the samples.
+        batch_size: samples per step; a split with fewer samples fills only padded batches.
+        last: what happens to an incomplete batch.
         num_buffers: batches in the ring.
     """
     rows = batch_size if last == "pad" else min(batch_size, len(split))
@@ -134,19 +134,19 @@ def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> Rin
 
 
 def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None) -> BatchRing:
-    """The ring of a loader, if it fits into memory.
+    """Allocates the ring of a loader.
 
     Args:
-        split: what to load.
-        size: of the ring.
+        split: the samples.
+        size: its size.
         hold: batches that stay valid.
-        gaps: as `make_ring` takes them.
+        gaps: see `make_ring`.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the ring does not fit into free memory.
     """
     free = free_memory()
-    # Zero is what a system gives that does not tell.
+    # 0 where the system does not say.
     if not 0 < free < size.nbytes:
         buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
         return BatchRing(buffers, hold)
@@ -158,9 +158,9 @@ def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] |
 
 
 def default_threads() -> int:
-    """Threads that fill batches: one a core this process may use, at least 4, at most 8.
+    """Threads that fill batches: one per core of this process, at least 4, at most 8.
 
-    Eight threads saturate the memory of every node we know of; more only take cores from others.
-    Fewer than four leave a disk waiting when data are cold, and more than cores cost nothing.
+    Eight threads saturate the memory of every node we know; more only take cores from others.
+    Fewer than four leave a disk idle when data are cold; more threads than cores cost nothing.
     """
     return min(8, max(4, len(os.sched_getaffinity(0))))

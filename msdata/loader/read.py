@@ -1,9 +1,9 @@
 """Threads that fill batch buffers with samples, straight from the page cache.
 
-What is in memory is copied by `_stream_fill` (C, optional: see stream_fill.c), a chunk of samples
-a call, without the GIL. What is not, or where that module could not be built, is read with
-`preadv`: a system call a sample in tar, one an array in HDF5, after the kernel was told of the
-whole batch, so that the disk sees deep queues however few threads there are.
+`_stream_fill` (C, optional: see stream_fill.c) copies samples in memory, a chunk per call, without
+the GIL. Other samples, or all of them without that module, are read with `preadv`: one system call
+per sample in tar, per array in HDF5, after the kernel was told of the whole batch, so that few
+threads give the disk deep queues.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from msdata.loader.ring import BatchBuffer
 try:
     from msdata.core import _stream_fill
 except ImportError:
-    # Not built, or not for this machine; `Loader.stats()["is_streaming"]` says so.
+    # Not built, or not for this machine; see `Loader.stats()["is_streaming"]`.
     _stream_fill = None  # type: ignore[assignment]
 else:
-    # A copy built from older source reads the table otherwise: better none than that one.
+    # A copy built from older source reads the table differently: do not use it.
     if getattr(_stream_fill, "INTERFACE", 0) != 4:
         _stream_fill = None  # type: ignore[assignment]
 stream_fill = _stream_fill
 
-# A batch is dealt out to all threads, in chunks not so small that handing them out costs time.
+# All threads share a batch, in chunks so large that their overhead is negligible.
 _MIN_CHUNK_SAMPLES = 16
-# Arrays further apart are fetched by reads of their own.
+# Arrays further apart get separate reads.
 _MAX_GAP_NBYTES = 1 << 16
-# One read fills so many buffers at most (IOV_MAX of Linux).
+# One read fills at most this many buffers (IOV_MAX of Linux).
 _MAX_BUFFERS = 1024
 
-# Small arrays of one kind stand side by side in HDF5: fetching their neighbours, which the epoch
-# needs as well, costs a disk less than coming back for each.
+# Small arrays of one kind stand side by side in HDF5: fetching their neighbors, which the epoch
+# needs as well, is cheaper for a disk than separate reads.
 _SMALL_NBYTES = 1 << 16
 _WINDOW_NBYTES = 1 << 20
 
@@ -55,18 +55,18 @@ SHARED_MEMORY = -(2**63)
 
 @dataclass
 class Filling:
-    """A batch on its way into its buffer.
+    """A batch that is being read into its buffer.
 
     Attributes:
-        buffer: where it goes.
+        buffer: the destination.
         samples: int64 (n,), the samples, in order.
         shards: int64 (n,), each sample's shard.
         offsets: int64 (n, arrays), where the arrays stand in their shards.
-        files: the shards that are read, held open; none where they are too many for that.
-        table: int64 (n * arrays, 4), what `_stream_fill` needs; None without that module, and
+        files: the shards, held open; empty if they are too many.
+        table: int64 (n * arrays, 4), the input of `_stream_fill`; None without that module or
             without files.
-        done: set when the last sample is there, or one has failed.
-        error: what went wrong.
+        done: set when the last sample is read, or one has failed.
+        error: the failure.
     """
 
     buffer: Any
@@ -80,10 +80,10 @@ class Filling:
     lock: threading.Lock = field(default_factory=threading.Lock)
     error: BaseException | None = None
     is_announced: bool = False
-    is_cancelled: bool = False
+    is_canceled: bool = False
 
     def raise_error(self) -> None:
-        """Raises what went wrong and forgets it, lest the two hold each other, and a batch."""
+        """Raises the failure and drops it, so that no reference cycle keeps the batch alive."""
         error, self.error = self.error, None
         try:
             if error is not None:
@@ -97,33 +97,33 @@ class Rows(Protocol):
 
     @property
     def targets(self) -> list[list[Any]]:
-        """What each read fills, in the order of rows and arrays."""
+        """The buffers of each read, in the order of rows and arrays."""
 
     @property
     def addresses(self) -> NDArray[np.int64]:
-        """int64 (rows, arrays), where each row's arrays go."""
+        """int64 (rows, arrays), address of each row's arrays."""
 
     @property
     def arrays(self) -> Mapping[str, Any]:
-        """By name; indexed by row."""
+        """The arrays by name, indexed by row."""
 
 
 class BatchReader(Protocol):
-    """What fills batches: from storage (`SampleReader`), or from caches before that."""
+    """Fills batches: from storage (`SampleReader`), or from caches first."""
 
     def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
         """Decides where each sample of a batch comes from."""
 
     def fill(self, filling: Any, start: int, stop: int) -> None:
-        """Reads the samples [start, stop) of what `plan` gave."""
+        """Reads the samples [start, stop) of a filling from `plan`."""
 
 
 class FillPool:
     """Owns the threads; `close` ends them.
 
     Args:
-        num_threads: threads.
-        reader: what reads the samples.
+        num_threads: number of threads.
+        reader: reads the samples.
     """
 
     def __init__(self, num_threads: int, reader: BatchReader) -> None:
@@ -137,7 +137,7 @@ class FillPool:
             thread.start()
 
     def submit(self, filling: Filling) -> None:
-        """Has a batch filled; `filling.done` tells when it is."""
+        """Queues a batch; `filling.done` is set when it is filled."""
         num_samples = len(filling.samples)
         chunk = max(_MIN_CHUNK_SAMPLES, -(-num_samples // len(self._threads)))
         starts = range(0, num_samples, chunk)
@@ -151,7 +151,7 @@ class FillPool:
         while (task := self._tasks.get()) is not None:
             filling, start, stop = task
             try:
-                if filling.error is None and not filling.is_cancelled:
+                if filling.error is None and not filling.is_canceled:
                     self._reader.fill(filling, start, stop)
             except BaseException as error:  # raised where the batch is awaited
                 filling.error = error
@@ -162,12 +162,12 @@ class FillPool:
                 filling.done.set()
 
     def stop(self) -> None:
-        """Has the threads end after what they are at, and does not wait for it."""
+        """Asks the threads to end after their current tasks, without waiting."""
         for _ in self._threads:
             self._tasks.put(None)
 
     def close(self) -> None:
-        """Ends the threads after what they are at."""
+        """Ends the threads after their current tasks."""
         self.stop()
         for thread in self._threads:
             thread.join()
@@ -178,13 +178,13 @@ class SampleReader:
     """Reads samples into batch buffers; used by all threads at once.
 
     Args:
-        split: where the samples are.
+        split: the samples.
         checksums: uint32 (samples,) to check every sample against; None trusts the storage.
 
     Attributes:
-        gaps: bytes between one array of a sample and the next, where one read fetches all; else
+        gaps: bytes between one array of a sample and the next, if one read fetches all; else
             None.
-        is_streaming: whether `_stream_fill` is there; may be set to False to do without.
+        is_streaming: whether `_stream_fill` is used; False disables it.
         num_cold: samples that were not in memory when read.
     """
 
@@ -209,7 +209,7 @@ class SampleReader:
 
         Args:
             samples: int64 (n,), numbers within the split.
-            buffer: where they go; made with this reader's `gaps`.
+            buffer: the destination, made with this reader's `gaps`.
 
         Raises:
             DataError: a shard is missing or truncated.
@@ -232,7 +232,7 @@ class SampleReader:
         return filling
 
     def _distinct(self, shards: NDArray[np.int64]) -> list[int]:
-        """The different ones, ascending; a few thousand flags are faster than sorting."""
+        """Distinct shards, ascending; a few thousand flags are faster than sorting."""
         is_there = np.zeros(len(self._spans.start), np.bool_)
         is_there[shards] = True
         return np.flatnonzero(is_there).tolist()
@@ -257,7 +257,7 @@ class SampleReader:
             DataError: a shard was truncated or altered.
             StorageError: the file system refused.
         """
-        # Where the batch's shards cannot all be open at once, a few samples are read at a time.
+        # If the batch's shards cannot all be open at once, read a few samples at a time.
         step = stop - start if filling.files else max(1, self._files.max_held // 4)
         for low in range(start, stop, step):
             high = min(low + step, stop)
@@ -269,20 +269,20 @@ class SampleReader:
                 self.check(filling, i, self._checksums)
 
     def _stream(self, filling: Filling, start: int, stop: int) -> int:
-        """Copies the samples [start, stop) that are in memory; how many, up to the first other."""
+        """Copies samples from [start, stop) while they are in memory; returns how many."""
         if _stream_fill is None:
             return 0
         num_arrays = len(self._sizes)
         if filling.table is not None:
             done = _stream_fill.fill(filling.table, start * num_arrays, stop * num_arrays)
             return done // num_arrays - start
-        # Held open by this variable until the bytes are there.
+        # This variable holds the files open until the bytes are copied.
         files = self._files.open_all(self._distinct(filling.shards[start:stop]))
         table = self._table(filling, files, slice(start, stop))
         return _stream_fill.fill(table, 0, len(table)) // num_arrays
 
     def _read(self, filling: Filling, start: int, stop: int) -> None:
-        """Reads with preadv: without waiting as long as it goes, then announced, with waiting."""
+        """Reads with preadv: while possible without waiting, then announced, with waiting."""
         reads = list(self._reads(filling, start, stop))
         done = 0
         while done < len(reads) and reads[done][0].read_now(*reads[done][1:]):
@@ -295,7 +295,7 @@ class SampleReader:
         self.num_cold += stop - start - done * (stop - start) // len(reads)
 
     def _announce(self, filling: Filling) -> None:
-        """Tells the kernel of a whole batch, once, when the first of it is not in memory."""
+        """Tells the kernel of a whole batch, once, at its first sample that is not in memory."""
         with filling.lock:
             is_first = not filling.is_announced
             filling.is_announced = True
@@ -324,7 +324,7 @@ class SampleReader:
                 yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
 
     def check(self, filling: Filling, i: int, checksums: NDArray[np.uint32]) -> None:
-        """Holds one sample of a filled batch against its checksum.
+        """Checks one sample of a filled batch against its checksum.
 
         Args:
             filling: the batch.
@@ -332,7 +332,7 @@ class SampleReader:
             checksums: uint32 (samples of the split,).
 
         Raises:
-            DataError: it differs.
+            DataError: the sample is corrupt.
         """
         sample = int(filling.samples[i])
         found = crc32c_of_parts(array[i] for array in filling.buffer.arrays.values())

@@ -1,7 +1,7 @@
 """The ring of batch buffers: allocated once, on huge pages, used over and over.
 
-Measured here (2 cores): filling 4 KiB pages for the first time costs as much as the copy itself; on
-huge pages that were touched before, a row costs the copy and nothing else.
+Measured on 2 cores: filling 4 KiB pages for the first time takes as long as the copy itself; on
+huge pages that were touched before, only the copy takes time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from msdata.schema import Array, Schema
 
 _HUGE_PAGE = 2 << 20
-# Arrays begin on page boundaries: what a GPU's driver pins, and more than any SIMD load needs.
+# Arrays start on page boundaries, which a GPU's driver pins and which any SIMD load accepts.
 _ALIGNMENT = 4096
 
 
@@ -32,12 +32,12 @@ class BatchBuffer:
         schema: the arrays of a sample.
         batch_size: samples.
         gaps: bytes between the arrays of a sample in its shard, if one read fetches all of them;
-            None for a read an array.
+            None for one read per array.
 
     Attributes:
         arrays: by name, shape (batch_size, *survey.shape), C-contiguous.
-        targets: what each read fills, in the order of samples and arrays.
-        addresses: int64 (batch_size, number of arrays), where each sample's arrays go.
+        targets: buffers of each read, in the order of samples and arrays.
+        addresses: int64 (batch_size, number of arrays), address of each sample's arrays.
     """
 
     def __init__(self, schema: Schema, batch_size: int, gaps: Sequence[int] | None = None) -> None:
@@ -75,13 +75,13 @@ class BatchBuffer:
         return len(self._bytes)
 
     def lend(self, num_samples: int) -> dict[str, Any]:
-        """The arrays of the first samples, for a caller; `reclaim` tells whether they are in use.
+        """Lends the arrays of the first samples; `reclaim` finds out whether they are in use.
 
         Args:
             num_samples: samples of the batch, which may be shorter than the buffer.
         """
         if self._lease is None:
-            # An array of its own: all views that a caller makes have it as their base.
+            # A separate array, which is the base of all views that a caller makes.
             self._lease = np.frombuffer(self._map, np.uint8)
             start = self._bytes.ctypes.data
             self._lent = {}
@@ -94,14 +94,15 @@ class BatchBuffer:
         return {name: array[:num_samples] for name, array in self._lent.items()}
 
     def copied(self, num_samples: int) -> dict[str, Any]:
-        """The arrays of the first samples, each in memory of its own."""
+        """Copies of the arrays of the first samples."""
         return {name: array[:num_samples].copy() for name, array in self.arrays.items()}
 
     def reclaim(self) -> weakref.ref[Any] | None:
         """Ends the lending of `lend`.
 
         Returns:
-            None where no array lent, nor a view of one, is left; else what dies with the last.
+            None if the caller holds neither a lent array nor a view of one; else a weak reference
+            that dies with the last.
         """
         if self._lease is None or sys.getrefcount(self._lease) <= self._num_own:
             return None
@@ -110,12 +111,12 @@ class BatchBuffer:
         return last
 
     def touch(self) -> None:
-        """Has the kernel hand out every page now, not while a batch is awaited."""
+        """Makes the kernel allocate every page now, not while a batch is awaited."""
         self._bytes[::_ALIGNMENT] = 0
 
 
 def _interleave(views: list[Any], gaps: Sequence[int]) -> list[Any]:
-    """Arrays with scratch memory for the headers between them, each row its own: no sharing."""
+    """Arrays with scratch memory between them for headers; rows share none of it."""
     parts = [views[0]]
     for gap, view in zip(gaps, views[1:], strict=True):
         parts += ([bytearray(gap)] if gap else []) + [view]
@@ -133,11 +134,11 @@ def array_starts(schema: Schema, batch_size: int) -> list[int]:
 
 
 def ring_nbytes(schema: Schema, batch_size: int, num_buffers: int) -> int:
-    """Memory that a ring takes.
+    """Bytes of a ring.
 
     Args:
         schema: the arrays of a sample.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         num_buffers: batches in the ring.
     """
     return array_starts(schema, batch_size)[-1] * num_buffers
@@ -159,14 +160,14 @@ def make_ring(
 
 
 class BatchRing:
-    """Buffers that are free, and those of the last batches, which a caller may read.
+    """Free buffers, and those of the last batches, which a caller may read.
 
     Args:
         buffers: from `make_ring`.
         hold: how many batches stay valid.
 
     Attributes:
-        num_overwritten: batches that a caller still held when their memory was taken for others.
+        num_overwritten: batches that a caller still held when their memory was reused.
     """
 
     def __init__(self, buffers: Sequence[BatchBuffer], hold: int) -> None:
@@ -183,15 +184,15 @@ class BatchRing:
 
     @property
     def next_free(self) -> BatchBuffer:
-        """What `take` gives: the buffer used last, most likely in the CPU's cache still."""
+        """The buffer that `take` returns: the last one used, likely still in the CPU's cache."""
         return self._free[-1]
 
     def take(self) -> BatchBuffer:
-        """Takes a free buffer, to be filled."""
+        """Takes a free buffer to fill."""
         return self._free.pop()
 
     def give_back(self, buffer: BatchBuffer) -> None:
-        """Takes a buffer back whose batch was not handed out."""
+        """Returns a buffer whose batch was not handed out."""
         self._free.append(buffer)
 
     def hold(self, buffer: BatchBuffer) -> None:
@@ -199,9 +200,9 @@ class BatchRing:
         self._held.append(buffer)
 
     def release(self) -> None:
-        """Frees the buffer of the oldest batch, if as many are held as stay valid.
+        """Frees the buffer of the oldest batch, once `hold` batches are out.
 
-        Warns, once, where the caller still holds arrays of the one before.
+        Warns, once, if the caller still holds arrays of the batch before it.
         """
         last, self._last = self._last, None
         if last is not None and last() is not None:
@@ -211,15 +212,15 @@ class BatchRing:
         if len(self._held) < self._hold:
             return
         buffer = self._held.popleft()
-        # Looked at when the next one is asked for: until then a loop's variable may hold it.
+        # Checked at the next release: until then a loop's variable may hold it.
         self._last = buffer.reclaim()
         self._free.append(buffer)
 
     def _warn(self) -> None:
         warnings.warn(
             "a batch was overwritten while a variable or a list still refers to its arrays: only "
-            f"the last {self._hold} stay valid; to keep batches make the loader with copy=True, or "
-            "copy what is kept",
+            f"the last {self._hold} stay valid; make the loader with copy=True, or copy the arrays "
+            "to keep",
             RuntimeWarning,
             stacklevel=4,
         )

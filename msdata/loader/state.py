@@ -1,9 +1,10 @@
-"""The state of a loader: what it takes to go on, sample for sample."""
+"""The state of a loader, which resumes it sample by sample, and the counters of its epoch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderState:
-    """Where a run is; independent of ranks and batch size.
+    """The position of a run; independent of ranks and batch size.
 
     Attributes:
-        seed: of the orders.
-        epoch: the epoch under way.
+        seed: seed of the orders.
+        epoch: the current epoch.
         position: samples of it that all ranks together have consumed.
-        policy: of the order.
-        buffer_samples: of policy "block", else 0.
+        policy: policy of the order.
+        buffer_samples: buffer of policy "block", else 0.
         split: name of the split.
-        fingerprint: of the data set.
-        weights: checksum of those that samples are drawn with; "" where each comes once.
-        version: of this record.
+        fingerprint: fingerprint of the data set.
+        weights: checksum of the weights that samples are drawn with; "" if each comes once.
+        version: version of this record.
     """
 
     seed: int
@@ -46,8 +47,8 @@ class LoaderState:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise UsageError(
-                    f"this is no loader state ({name} {value!r} is no number from 0); pass what "
-                    "state_dict() gave"
+                    f"{name} of a loader state must be an integer of at least 0, got {value!r}; "
+                    "pass the result of state_dict()"
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,13 +60,13 @@ class LoaderState:
         """The inverse of `to_dict`.
 
         Raises:
-            UsageError: it is no such state, or of a later version.
+            UsageError: the fields are not a loader state, or of a later version.
         """
         try:
             state = cls(**fields)
         except TypeError as error:
             raise UsageError(
-                f"this is no loader state ({error}); pass what state_dict() gave"
+                f"cannot read the loader state: {error}; pass the result of state_dict()"
             ) from None
         if state.version > STATE_VERSION:
             raise UsageError(
@@ -75,7 +76,7 @@ class LoaderState:
         return state
 
     def check_fits(self, other: LoaderState) -> None:
-        """Raises UsageError where `other`, the loader's own state, is of another run."""
+        """Raises UsageError if `other`, the loader's own state, belongs to another run."""
         for name in ("fingerprint", "split", "seed", "policy", "buffer_samples"):
             saved, here = getattr(self, name), getattr(other, name)
             if saved != here:
@@ -85,13 +86,13 @@ class LoaderState:
                 )
         if self.weights != other.weights:
             raise UsageError(
-                "the state was saved with other weights of the samples, or without any: they would "
-                "come in another order; make the loader with the weights it was saved with"
+                "the state was saved with other weights, or without weights: samples would come in "
+                "another order; make the loader with the weights it was saved with"
             )
 
 
 def weights_digest(weights: NDArray[np.float64] | None) -> str:
-    """What tells the weights of one run from those of another.
+    """A digest that distinguishes the weights of runs.
 
     Args:
         weights: float64 (samples,), or None.
@@ -100,3 +101,57 @@ def weights_digest(weights: NDArray[np.float64] | None) -> str:
         Their CRC32C as eight digits; "" for None.
     """
     return "" if weights is None else f"{crc32c_of_parts([weights.view(np.uint8)]):08x}"
+
+
+@dataclass
+class EpochCounters:
+    """The counters of `Loader.stats` for one epoch.
+
+    Attributes:
+        epoch: its number.
+        first_position: position in its order where the run started or resumed.
+        num_steps: steps from there to its end.
+        steps: batches handed out.
+        samples: samples in them.
+        nbytes: bytes of their arrays.
+        wait_s: seconds that the caller waited for batches.
+        earlier_wait_s: sum of `wait_s` over all epochs before.
+        started_s: start of the epoch, by `time.perf_counter`.
+        ended_s: time of the last batch, by `time.perf_counter`.
+    """
+
+    epoch: int = 0
+    first_position: int = 0
+    num_steps: int = 0
+    steps: int = 0
+    samples: int = 0
+    nbytes: int = 0
+    wait_s: float = 0.0
+    earlier_wait_s: float = 0.0
+    started_s: float = field(default_factory=time.perf_counter)
+    ended_s: float = 0.0
+
+    def count(self, samples: int, nbytes: int) -> None:
+        """Adds a batch."""
+        self.steps += 1
+        self.samples += samples
+        self.nbytes += nbytes
+        self.ended_s = time.perf_counter()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counters and their rates."""
+        seconds = max(self.ended_s - self.started_s, 1e-9) if self.steps else 0.0
+        return {
+            "epoch": self.epoch,
+            "first_position": self.first_position,
+            "num_steps": self.num_steps,
+            "steps": self.steps,
+            "samples": self.samples,
+            "bytes": self.nbytes,
+            "seconds": seconds,
+            "wait_s": self.wait_s,
+            "total_wait_s": self.earlier_wait_s + self.wait_s,
+            "wait_fraction": self.wait_s / seconds if seconds else 0.0,
+            "samples_per_s": self.samples / seconds if seconds else 0.0,
+            "bytes_per_s": self.nbytes / seconds if seconds else 0.0,
+        }

@@ -1,4 +1,4 @@
-"""From an epoch's order to the samples of each step on this rank."""
+"""The samples of each step on this rank, from an epoch's order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Step:
 
     Attributes:
         samples: int64 (n,), numbers within the split, in the order of the batch.
-        repeats: int64 (n,), how often each came before in this epoch; None where each comes once.
+        repeats: int64 (n,), how often each came before in this epoch; None if each comes once.
         is_real: bool (n,), False for padding.
         end: position in the epoch's order after this global step.
     """
@@ -47,15 +47,15 @@ class Step:
 def checked_weights(
     weights: NDArray[np.float64] | None, policy: str, num_samples: int
 ) -> NDArray[np.float64] | None:
-    """The weights that a loader draws with: a copy, which nobody changes.
+    """The weights that a loader draws with, as a private copy.
 
     Args:
-        weights: of all samples of a split, in the order of its index; None draws nothing.
+        weights: one per sample of a split, in the order of its index; None draws nothing.
         policy: one of `msdata.plan.order.POLICIES`.
         num_samples: samples of the split.
 
     Raises:
-        UsageError: they are of another split or no weights, or the policy cannot draw by them.
+        UsageError: the weights are invalid or of another split, or the policy cannot draw by them.
     """
     if weights is None:
         return None
@@ -69,7 +69,7 @@ class Order:
 
     Attributes:
         samples: uint32 (samples,), numbers within the split.
-        repeats: uint32 (samples,), how often each came before; None where each comes once.
+        repeats: uint32 (samples,), how often each came before; None if each comes once.
     """
 
     samples: NDArray[np.uint32]
@@ -78,7 +78,7 @@ class Order:
     def step(
         self, positions: NDArray[np.int64] | slice, is_real: NDArray[np.bool_], end: int
     ) -> Step:
-        """The step that takes some positions of the order."""
+        """The step at some positions of the order."""
         return Step(
             samples=self.samples[positions].astype(np.int64),
             repeats=None if self.repeats is None else self.repeats[positions].astype(np.int64),
@@ -92,18 +92,18 @@ class StepPlanner:
 
     Args:
         policy: one of `msdata.plan.order.POLICIES`.
-        seed: of the orders.
+        seed: seed of the orders.
         shard_sizes: int64 (shards,), samples of each shard.
-        buffer_samples: for policy "block".
-        batch_size: samples a step on each rank.
+        buffer_samples: buffer of policy "block".
+        batch_size: samples per step on each rank.
         topology: this rank's place.
         last: one of `msdata.plan.order.LAST`.
-        owner_of_shard: int32 (shards,), the node that caches each shard, -1 for none; the same on
+        owner_of_shard: int32 (shards,), the node that caches each shard, -1 for none; equal on
             all ranks. Policy "locality" needs it.
         weights: from `checked_weights`, to draw samples with replacement; None takes each once.
 
     Raises:
-        UsageError: an option makes no sense.
+        UsageError: an option is out of range, or options contradict each other.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class StepPlanner:
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         if policy not in POLICIES:
-            raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
+            raise UsageError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
         if policy == "locality" and owner_of_shard is None:
             raise UsageError(
-                "policy 'locality' deals samples to the nodes that cache them, and there is no "
+                "policy 'locality' deals samples to the nodes that cache them, so it needs a "
                 "cache; give the loader one, such as cache='auto', or choose 'shuffle'"
             )
-        # Of no samples: refuses what makes no sense now, not in the middle of the first epoch.
+        # An order of 0 samples checks the options now, not in the middle of the first epoch.
         none = np.zeros(0, np.int64)
         epoch_order(
             policy,
@@ -155,11 +155,11 @@ class StepPlanner:
 
     @property
     def global_batch(self) -> int:
-        """Samples of a step over all ranks."""
+        """Samples per step over all ranks."""
         return self.batch_size * self.topology.num_ranks
 
     def describe(self) -> dict[str, Any]:
-        """What the assignment of samples to steps and ranks depends on, as plain values."""
+        """The values that decide which rank reads which sample in which step."""
         topology = self.topology
         return {
             "rank": topology.rank,
@@ -176,15 +176,15 @@ class StepPlanner:
         }
 
     def order(self, epoch: int) -> Order:
-        """The epoch's order; has the next one computed meanwhile."""
+        """The epoch's order; starts to compute the next one."""
         order = self._future(epoch).result()
         for other in [e for e in self._orders if e not in (epoch, epoch + 1)]:
             del self._orders[other]
         self._future(epoch + 1)
         return order
 
-    def order_at_hand(self, epoch: int) -> Order | None:
-        """The epoch's order if it has been computed, for those who must not wait for it."""
+    def order_if_ready(self, epoch: int) -> Order | None:
+        """The epoch's order, or None while it is being computed."""
         future = self._orders.get(epoch)
         return future.result() if future is not None and future.done() else None
 
@@ -237,7 +237,7 @@ class StepPlanner:
         return order.step(positions[present], is_real[present], high)
 
     def _step_by_owner(self, order: Order, bounds: tuple[int, int], number: int) -> Step:
-        """The step by the function that the forecast replays; all ranks compute the same."""
+        """The step by the function that the forecast replays; all ranks compute it alike."""
         low, high = bounds
         num_ranks = self.topology.num_ranks
         if high - low == self.global_batch:
@@ -254,7 +254,7 @@ class StepPlanner:
             )
             within = np.arange(self.num_samples)
         assert self._owner_of_sample is not None
-        # Positions are dealt, not samples: of one that comes twice, each keeps its repeat.
+        # Deal positions, not samples: a sample that comes twice keeps its repeats apart.
         dealt = assign_epoch(
             self.policy,
             order=np.arange(len(within)),

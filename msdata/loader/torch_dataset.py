@@ -1,13 +1,13 @@
-"""For people who keep their own DataLoader: a split as a map-style `torch.utils.data.Dataset`.
+"""A split as a map-style `torch.utils.data.Dataset`, for a DataLoader of your own.
 
-Against `Loader`: any sampler, any order, PyTorch's own worker processes; the price is fresh memory
-for every batch, and one more copy where workers send it. Pass `collate` as `collate_fn`: a batch is
-read into one buffer, and `collate` gives that buffer out instead of stacking its rows.
+It takes any sampler, any order and PyTorch's worker processes. Compared with `Loader`, every batch
+takes new memory, and one more copy if workers send it. Pass `collate` as `collate_fn`: a batch is
+read into one buffer, and `collate` returns that buffer instead of stacking its rows.
 
     dataset = msdata.TorchDataset(data.split("train"))
     DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, collate_fn=dataset.collate)
 
-The only file of msdata that imports torch; nothing imports it unless asked for `TorchDataset`.
+This is the only file of msdata that imports torch; it is imported with `TorchDataset` alone.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _MAX_INTEGER = (1 << 63) - 1
 
 
 def collate(batch: Sequence[TorchSample]) -> TorchSample:
-    """Samples as one batch; without a copy where they are consecutive rows of one buffer.
+    """Joins samples into a batch; without a copy if they are consecutive rows of one buffer.
 
     Args:
-        batch: what `TorchDataset.__getitems__` gave, or any samples of one `TorchDataset`.
+        batch: the result of `TorchDataset.__getitems__`, or any samples of one `TorchDataset`.
 
     Returns:
         By name: tensors with the batch as first axis; numbers as a tensor (n,); text as a list.
@@ -58,14 +58,14 @@ def _joined(values: list[Any]) -> Any:
 
 
 def _rows_of_one_buffer(rows: list[torch.Tensor]) -> torch.Tensor | None:
-    """The tensor whose rows these are, one after the other; None where they are no such rows."""
+    """The tensor whose consecutive rows these are; None if they are not."""
     first = rows[0]
     start, size = first.data_ptr(), first.numel() * first.element_size()
     storage = first.untyped_storage()
     for i, row in enumerate(rows):
         if row.data_ptr() != start + i * size or not row.is_contiguous():
             return None
-        # Equal addresses may be neighbours by chance, of memory that is freed apart.
+        # Separate allocations may be neighbors by chance.
         if row.untyped_storage().data_ptr() != storage.data_ptr():
             return None
     shape, strides = (len(rows), *first.shape), (first.numel(), *first.stride())
@@ -75,18 +75,18 @@ def _rows_of_one_buffer(rows: list[torch.Tensor]) -> torch.Tensor | None:
 class TorchDataset(Dataset[TorchSample]):
     """The samples of a split, by number, as tensors.
 
-    May be pickled and used on both sides of a fork: every process opens its own files.
+    It can be pickled and used on both sides of a fork: every process opens its own files.
 
     Args:
         split: the samples; `msdata.open(path).split("train")`.
-        columns: columns of the index to hand out as well; None means `redshift` if there is one.
-        fill_nulls: what stands for null, by column, such as `{"fold": -1}`: neither tensors nor
-            PyTorch's own collation know null. Floats need none, their null is NaN.
+        columns: columns of the index to include; None means `redshift` if it exists.
+        fill_nulls: replacement of null, by column, such as `{"fold": -1}`: neither tensors nor
+            PyTorch's collation have null. Floats need none, their null is NaN.
 
     Raises:
         MissingPackageError: torch is not installed.
-        UsageError: there is no such column, it has nulls and `fill_nulls` says nothing about them,
-            or no tensor holds its values.
+        UsageError: a column is missing, has nulls without an entry in `fill_nulls`, or has a type
+            that tensors do not hold.
         DataError: a shard is missing or truncated.
     """
 
@@ -126,21 +126,21 @@ class TorchDataset(Dataset[TorchSample]):
             Arrays as tensors; labels as Python numbers; ids and other text as `str`.
 
         Raises:
-            TypeError: the number is no integer.
-            IndexError: there is no such sample.
+            TypeError: the number is not an integer.
+            IndexError: the number is out of range.
             DataError: its shard is missing or truncated.
         """
         return self.__getitems__((number,))[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[TorchSample]:
-        """A batch of samples, all in one piece of fresh memory; PyTorch calls it for batches.
+        """A batch of samples in one piece of new memory; PyTorch calls it for batches.
 
         Args:
             numbers: rows within the split, in any order; negative counts from the end.
 
         Raises:
-            TypeError: a number is no integer.
-            IndexError: there is no such sample.
+            TypeError: a number is not an integer.
+            IndexError: a number is out of range.
             DataError: a shard is missing or truncated.
         """
         if not len(numbers):
@@ -156,13 +156,13 @@ class TorchDataset(Dataset[TorchSample]):
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
     def _open_reader(self) -> SampleReader:
-        # A forked worker has the parent's reader, whose locks a thread there may have held.
+        # A forked worker inherits the parent's reader, whose locks a thread may have held.
         if self._reader is None or self._reader_pid != os.getpid():
             self._reader, self._reader_pid = SampleReader(self._split), os.getpid()
         return self._reader
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles as a path: whoever unpickles it, such as a spawned worker, opens it again."""
+        """Pickles as a path: the process that unpickles it, such as a worker, opens it again."""
         return _reopened, (self._split, self._columns.names, self._fill_nulls)
 
 
@@ -171,17 +171,17 @@ def _reopened(split: Split, columns: Sequence[str], fill_nulls: Mapping[str, Any
 
 
 def _check_columns(split: Split, columns: BatchColumns) -> None:
-    """Raises UsageError where a column holds what no tensor does."""
+    """Raises UsageError if a column has values that tensors do not hold."""
     for name, count in columns.null_counts().items():
         raise UsageError(
             f"column {name!r} has {count:,} nulls in split {split.name!r}, which tensors cannot "
-            f"hold; say what stands for them with fill_nulls={{{name!r}: ...}}"
+            f"hold; replace them with fill_nulls={{{name!r}: ...}}"
         )
     for name, values in columns.numbers().items():
         if values.dtype.kind not in "biuf":
             raise UsageError(
-                f"column {name!r} holds {split.column_type(name)}, which no tensor holds; read it "
-                f"with split.table([{name!r}])"
+                f"column {name!r} holds {split.column_type(name)}, which tensors cannot hold; read "
+                f"it with split.table([{name!r}])"
             )
         if values.dtype.kind == "u" and int(values.max(initial=0)) > _MAX_INTEGER:
             raise UsageError(

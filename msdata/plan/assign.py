@@ -2,11 +2,11 @@
 
 `shuffle` and `block` deal a global batch by position. `locality` deals the very same batch by
 owner: a node keeps what it owns, up to its equal share, and only the surplus crosses the network.
-Samples that nobody owns are spread evenly over the nodes first, since storage is what such a run
-waits for; the network traffic that this costs is small (see DESIGN.md beside this file).
+Samples without an owner are spread evenly over the nodes first, since such a run waits for storage;
+the network traffic that this costs is small (see docs/design/plan.md).
 
-Array suffixes: S steps, G samples of a global batch, P nodes, R ranks, Q samples of a node and
-step, B samples of a rank and step.
+Array suffixes: S steps, G samples of a global batch, P nodes, R ranks, Q samples per node and
+step, B samples per rank and step.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def assign_epoch(
     owner_of_sample: NDArray[np.int32] | None = None,
     first_step: int = 0,
 ) -> Assignment:
-    """Deal the global batches of an epoch to the ranks.
+    """Deal an epoch's global batches to the ranks.
 
     Args:
         policy: one of `POLICIES`.
@@ -69,13 +69,14 @@ def assign_epoch(
         many; an incomplete `short` batch stays dealt by position.
 
     Raises:
-        UsageError: an unknown policy, or arguments that do not belong together.
+        UsageError: the policy is unknown, or the arguments belong to different jobs.
     """
     if policy not in POLICIES:
-        raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
+        raise UsageError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if batches.positions.ndim != 3 or batches.positions.shape[1] != topology.num_ranks:
         raise UsageError(
-            f"batches of shape {batches.positions.shape} are not of {topology.num_ranks} ranks"
+            f"batches must have shape (steps, {topology.num_ranks}, batch), got "
+            f"{batches.positions.shape}"
         )
     sample_SRB = np.where(batches.positions < 0, -1, order[batches.positions])
     is_real_SRB = batches.is_real
@@ -107,8 +108,8 @@ def _dealt_by_owner(
         column_SG = deal_columns(
             owner_of_sample[sample_SG], num_nodes=topology.num_nodes, first_step=first_step + low
         )
-        # Cards: neighbours among a node's slots go to different ranks, so that misses and samples
-        # from peers are spread over the ranks of a node too.
+        # Like cards: neighbors among a node's slots go to different ranks, so that misses and
+        # samples from peers are spread over the ranks of a node too.
         column_SPBR = column_SG.reshape(len(column_SG), topology.num_nodes, batch, -1)
         flat = column_SPBR.swapaxes(2, 3).reshape(column_SG.shape)
         dealt[some] = np.take_along_axis(sample_SG, flat, axis=1).reshape(dealt[some].shape)
@@ -132,14 +133,16 @@ def deal_columns(
         int64 (num_steps, global_batch): node p gets the columns at [p*Q, (p+1)*Q) of each row.
 
     Raises:
-        UsageError: the nodes do not divide the batch, or an owner is none of them.
+        UsageError: the nodes do not divide the batch, or an owner is outside them.
     """
     num_steps, global_batch = owner_SG.shape
     if global_batch % num_nodes:
-        raise UsageError(f"{num_nodes} nodes cannot share a batch of {global_batch} evenly")
+        raise UsageError(
+            f"a batch must be a multiple of {num_nodes} nodes, got a batch of {global_batch}"
+        )
     if owner_SG.size and not -1 <= owner_SG.min() <= owner_SG.max() < num_nodes:
         raise UsageError(
-            f"an owner is none of the {num_nodes} nodes; was the plan made for others?"
+            f"owners must be nodes 0 to {num_nodes - 1}, or -1; was the plan made for other nodes?"
         )
     share = global_batch // num_nodes
     column_SG, group_SG = _grouped_by_owner(owner_SG, num_nodes)
@@ -170,7 +173,7 @@ def keep_and_miss(
 
     Args:
         count_SP: int64 (num_steps, num_nodes), samples of each batch that each node owns.
-        share: samples of a node and step.
+        share: samples per node and step.
         first_step: number of the first row.
 
     Returns:

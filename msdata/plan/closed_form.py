@@ -1,8 +1,8 @@
-"""Expected reads by tier without drawing an order: at once, and for machines only imagined.
+"""Expected reads by tier without drawing an order: instant, and for machines that do not exist.
 
-Hits of a cache that is never evicted are plain shares. What `locality` moves is the mean positive
-part of a fluctuation: the number of its own samples that a node finds in a batch, beyond the number
-it may keep.
+Hits of a cache without eviction are plain shares. `locality` moves the mean positive part of a
+fluctuation: the number of its own samples that a node finds in a batch, beyond the number it may
+keep.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from msdata.plan.forecast import EpochForecast, Job
 from msdata.plan.order import num_steps
-from msdata.plan.ownership import MEMORY, SSD, Ownership
-from msdata.plan.placement import level_room
+from msdata.plan.ownership import MEMORY, SSD, Ownership, level_room
 
 Shares = NDArray[np.float64]
 
@@ -27,7 +26,7 @@ def moved_share(num_nodes: int, samples_per_node: float) -> float:
 
     Args:
         num_nodes: P.
-        samples_per_node: b, samples of a node and step.
+        samples_per_node: b, samples per node and step.
 
     Returns:
         sqrt((1 - 1/P) / (2 pi b)).
@@ -39,7 +38,7 @@ def moved_share(num_nodes: int, samples_per_node: float) -> float:
 
 
 def owned_shares(job: Job, ownership: Ownership) -> tuple[Shares, Shares]:
-    """Share of an epoch's reads that each node could serve: of the samples, or of their weights.
+    """Share of an epoch's reads that each node could serve, by samples or by their weights.
 
     Args:
         job: the job.
@@ -66,16 +65,16 @@ def _share_of_shard(job: Job) -> Shares:
 
 
 def levelled_shares(job: Job) -> tuple[Shares, Shares]:
-    """What `owned_shares` tends to for many small shards: needs no ownership at all."""
+    """The limit of `owned_shares` for many small shards; needs no ownership."""
     total = int(job.cached_bytes.sum())
-    nobody = np.zeros_like(job.nodes.memory_bytes)
-    memory = level_room(nobody, job.nodes.memory_bytes, total)
+    no_load = np.zeros_like(job.nodes.memory_bytes)
+    memory = level_room(no_load, job.nodes.memory_bytes, total)
     ssd = level_room(memory, job.nodes.ssd_bytes, max(0, total - int(memory.sum())))
     return memory / max(1, total), ssd / max(1, total)
 
 
 def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochForecast:
-    """The reads of an epoch on average over orders.
+    """The reads per epoch, averaged over orders.
 
     Args:
         job: the job.
@@ -118,10 +117,10 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
 def _kept_share(job: Job, owned: Shares) -> Shares:
     """Share of its reads that each node serves itself under `locality`.
 
-    With p the share that a node owns and h that of all, a batch of G has c of its samples and C of
-    anybody's; the node keeps at most a = b - (G - C)/P of them. c - a is nearly normal: its mean is
-    G p - b h, its variance as below, for draws without replacement from N samples. Draws by weights
-    are with replacement, and scatter more.
+    A node owns the share p of the data, all nodes together h. A batch of G has c samples that this
+    node owns and C that any node owns; the node keeps at most a = b - (G - C)/P of them. c - a is
+    nearly normal: its mean is G p - b h, its variance is below, for draws without replacement from
+    N samples. Draws by weights are with replacement and scatter more.
     """
     num_nodes = job.topology.num_nodes
     batch = num_nodes * job.topology.ranks_per_node * job.batch_per_rank
@@ -141,8 +140,9 @@ def _kept_share(job: Job, owned: Shares) -> Shares:
 
 def _mean_positive_part(mean: Shares, sigma: Shares) -> Shares:
     """E[max(0, x)] of a normal x."""
-    t = mean / np.maximum(sigma, np.finfo(np.float64).tiny)
+    # Samples fewer than a batch do not scatter at all; beyond 30 sigma nothing is left of a tail.
+    t = np.clip(mean / np.maximum(sigma, _ROUNDING), -30, 30)
     below = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in t])
-    density = np.exp(-0.5 * np.minimum(t * t, 1000.0)) / math.sqrt(2 * math.pi)
+    density = np.exp(-0.5 * t * t) / math.sqrt(2 * math.pi)
     positive: Shares = sigma * density + mean * below
     return positive

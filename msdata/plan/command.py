@@ -1,4 +1,4 @@
-"""`msdata plan`: what a job will read from where, before it is submitted."""
+"""`msdata plan`: predict what a job will read from where, before it is submitted."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from msdata.plan.order import (
     POLICIES,
 )
 from msdata.plan.ownership import Nodes
+from msdata.plan.rendering import draw_by_nodes, render_report
 from msdata.plan.report import build_report
-from msdata.plan.text import render_report
 from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
 from msdata.plan.weights import add_arguments as add_weights
 from msdata.plan.weights import plan_weights
@@ -36,12 +36,12 @@ from msdata.topology import Topology
 
 _GIB = 1 << 30
 _MOST_NODES = 1 << 20
-# 600 MB: what the README advises for a shard, about a thousand cutouts.
+# 600 MB: the README's advice for a shard, about a thousand cutouts.
 _SHARD_BYTES = 600_000_000
 
 
 class SplitLike(Protocol):
-    """What a plan needs to know of a split; a `Dataset`'s split is one."""
+    """The part of a split that a plan needs; a `Dataset`'s split has it."""
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -53,7 +53,7 @@ class SplitLike(Protocol):
 
     @property
     def sample_nbytes(self) -> int:
-        """Bytes of a sample's record."""
+        """Bytes per sample."""
 
     @property
     def redshift(self) -> NDArray[np.float64] | None:
@@ -72,13 +72,13 @@ class DatasetLike(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanData:
-    """The data of a plan: a split that is there, or one that is assumed.
+    """The data of a plan: a split of a data set, or an assumed one.
 
     Attributes:
-        name: what to call it in the report.
+        name: title in the report.
         shard_sizes: int64 (num_shards,), samples.
         shard_bytes: int64 (num_shards,), bytes in a cache.
-        sample_bytes: bytes of a sample's record.
+        sample_bytes: bytes per sample.
         redshift: float64 (num_samples,), or None.
         weights: float64 (num_samples,), with which samples are drawn; None takes each once.
     """
@@ -92,104 +92,106 @@ class PlanData:
 
     def __post_init__(self) -> None:
         if not len(self.shard_sizes) or int(self.shard_sizes.sum()) < 1:
-            raise UsageError(f"{self.name} has no samples: there is nothing to plan")
+            raise UsageError(f"cannot plan {self.name}: it has no samples")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `msdata plan`."""
-    parser.add_argument("data", nargs="?", help="data set; not needed with --assume-samples")
-    parser.add_argument("--split", default="train", help="split to plan (%(default)s)")
-    parser.add_argument("--assume-samples", type=int, help="plan for so many samples instead")
-    parser.add_argument("--assume-bytes", type=int, help="bytes of an assumed sample")
+    parser.add_argument("data", nargs="?", help="data set; omit it with --assume-samples")
+    parser.add_argument("--split", default="train", help="split to plan (default: %(default)s)")
+    parser.add_argument("--assume-samples", type=int, help="plan for this many samples")
+    parser.add_argument("--assume-bytes", type=int, help="bytes per assumed sample")
     parser.add_argument(
         "--assume-shard-bytes",
         type=int,
         default=_SHARD_BYTES,
-        help="bytes of an assumed shard (%(default)s)",
+        help="bytes per assumed shard (default: %(default)s)",
     )
     parser.add_argument(
-        "--nodes", type=int, help="number of nodes (as many as capacities are listed, else 1)"
+        "--nodes", type=int, help="number of nodes (default: as many as listed capacities, or 1)"
     )
-    parser.add_argument("--ranks-per-node", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--ranks-per-node", type=int, default=1, help="default: %(default)s")
     parser.add_argument(
-        "--batch-per-rank", type=int, default=DEFAULT_BATCH_SIZE, help="(%(default)s)"
+        "--batch-per-rank", type=int, default=DEFAULT_BATCH_SIZE, help="default: %(default)s"
     )
     for tier in ("memory", "ssd"):
         parser.add_argument(
             f"--{tier}-gib",
             default="0",
             metavar="N[,N...]",
-            help=f"{tier} tier of every node, or of each in turn; 6x400,2x200 is 400 of six nodes "
-            "and 200 of two (%(default)s)",
+            help=f"GiB of the {tier} tier per node, or a list, one per node; 6x400,2x200 is six "
+            "nodes of 400 and two of 200 (default: %(default)s)",
         )
     parser.add_argument(
         "--policy",
         choices=POLICIES,
         default=DEFAULT_POLICY,
-        help="(%(default)s, as the Loader; slurm/train_ddp.sh with a cache on several nodes takes "
-        "locality)",
+        help="default: %(default)s, as in the Loader; slurm/train_ddp.sh with a cache on several "
+        "nodes takes locality",
     )
     parser.add_argument(
-        "--last", choices=LAST, default=DEFAULT_LAST, help="(%(default)s, as the Loader)"
+        "--last", choices=LAST, default=DEFAULT_LAST, help="default: %(default)s, as in the Loader"
     )
     parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
     add_weights(parser)
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument(
         "--replay-epochs",
         type=int,
-        help="epochs to replay exactly; the others are expected (15 million samples' worth)",
+        help="epochs to replay exactly; the others are estimated (default: 15 million samples)",
     )
     _add_rates(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--json", action="store_true", help="print only JSON")
     parser.add_argument(
         "--by-nodes",
         default="",
         metavar="N[,N...]",
-        help="also what an epoch reads on so many nodes of the same memory and SSD each",
+        help="also predict the reads per epoch on these numbers of equal nodes",
     )
     parser.add_argument(
         "--figure",
         type=Path,
         metavar="PNG",
-        help="hits and time against the numbers of --by-nodes, else powers of 2",
+        help="plot hits and time against the numbers of --by-nodes, else powers of 2",
     )
 
 
 def _add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine", type=Path, help="machine.json of 'msdata probe'")
     for name, meaning in (
-        ("memory", "copies of a node from memory"),
-        ("ssd", "reads of a node from its SSD"),
-        ("network", "what a node receives from peers"),
-        ("storage", "reads of one node from shared storage"),
-        ("storage-total", "reads of all nodes together from shared storage"),
+        ("memory", "copies from memory, per node"),
+        ("ssd", "reads from the SSD, per node"),
+        ("network", "bytes received from peers, per node"),
+        ("storage", "reads from shared storage, per node"),
+        ("storage-total", "reads from shared storage, all nodes together"),
     ):
         parser.add_argument(
             f"--{name}-gib-per-s", type=float, metavar="GIB/S", help=f"{meaning} (1 GiB = 2**30 B)"
         )
-    parser.add_argument("--samples-per-s", type=float, help="samples one GPU trains on a second")
+    parser.add_argument(
+        "--samples-per-s", type=float, help="samples per second that a GPU trains on"
+    )
 
 
 def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = open_packed) -> int:
-    """Plan, and print what comes of it.
+    """Plan a job and print the report.
 
     Args:
-        args: of `add_arguments`.
-        open_dataset: opens the data set where none is assumed.
+        args: parsed options of `add_arguments`.
+        open_dataset: opens the data set unless one is assumed.
 
     Returns:
         0.
 
     Raises:
-        UsageError: options that make no sense.
+        UsageError: options are out of range or contradict each other.
     """
     if args.figure is not None:
         check_output(args.figure, PNG_MARK)
     data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
     if args.epochs < 1:
-        raise UsageError(f"--epochs {args.epochs}: a plan needs at least one")
+        raise UsageError(f"--epochs must be at least 1, got {args.epochs}")
     job = _job(args, data)
     numbers = _node_numbers(args.by_nodes)
     _check_steps(job, numbers)
@@ -205,8 +207,6 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     report["data"]["name"] = data.name
     report["job"]["weights_of"] = args.weights
     if args.figure is not None:
-        from msdata.plan.figure import draw_by_nodes
-
         shown = sorted(set(numbers)) or _numbers_of_nodes(job.nodes.num_nodes)
         draw_by_nodes(by_nodes(job, machine, shown), args.figure)
     text = json.dumps(report, indent=2, allow_nan=False) if args.json else render_report(report)
@@ -216,7 +216,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
 
 def _assumed(args: argparse.Namespace) -> PlanData:
     if args.assume_bytes is None or args.assume_bytes < 1 or args.assume_samples < 1:
-        raise UsageError("--assume-samples needs a number above 0, and --assume-bytes beside it")
+        raise UsageError("--assume-samples and --assume-bytes must both be given and at least 1")
     per_shard = max(1, args.assume_shard_bytes // args.assume_bytes)
     num_shards = -(-args.assume_samples // per_shard)
     sizes = np.full(num_shards, per_shard, dtype=np.int64)
@@ -263,7 +263,7 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
 
 
 def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
-    """Refuses a plan without steps: all its numbers would be zeros, and the training would end."""
+    """Refuse a plan without steps: all its numbers would be 0."""
     for num_nodes in (job.topology.num_nodes, *numbers_of_nodes):
         if not has_steps(on_nodes(job, num_nodes)):
             num_ranks = num_nodes * job.topology.ranks_per_node
@@ -279,12 +279,12 @@ def _nodes(args: argparse.Namespace) -> Nodes:
     listed = {option: _listed(option, text) for option, text in options.items()}
     num_nodes = max(map(len, listed.values())) if args.nodes is None else args.nodes
     if num_nodes < 1:
-        raise UsageError(f"--nodes {num_nodes}: a plan needs at least one node")
+        raise UsageError(f"--nodes must be at least 1, got {num_nodes}")
     for option, gib in listed.items():
         if len(gib) not in (1, num_nodes):
             raise UsageError(
-                f"{option} {options[option]!r} is of {len(gib)} nodes, the job has {num_nodes}: "
-                f"give one number for all nodes, or {num_nodes} of them"
+                f"{option} must be one number, or {num_nodes} for {num_nodes} nodes, got "
+                f"{options[option]!r} ({len(gib)})"
             )
     memory, ssd = (
         np.array([int(g * _GIB) for g in gib * (num_nodes // len(gib))], dtype=np.int64)
@@ -305,8 +305,8 @@ def _listed(option: str, text: str) -> list[float]:
             found.append(-1.0)
     if not found or not all(0 <= g < 2**33 for g in found):
         raise UsageError(
-            f"{option} {text!r} is no number of GiB from 0, nor a list of them such as 400,400,200 "
-            "or 2x400,200"
+            f"{option} must be GiB of at least 0, or a list such as 400,400,200 or 2x400,200, got "
+            f"{text!r}"
         )
     return found
 
@@ -327,7 +327,7 @@ def _node_numbers(text: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if any(not 0 < n < _MOST_NODES for n in numbers):
-        raise UsageError(f"--by-nodes {text!r} must be numbers of nodes, such as 1,2,4,8")
+        raise UsageError(f"--by-nodes must be numbers of nodes such as 1,2,4,8, got {text!r}")
     return numbers
 
 

@@ -1,8 +1,7 @@
 """What each epoch will read from which tier: exact, by replaying the functions the loader runs.
 
-The closed form (`msdata.plan.closed_form`) answers at once and for machines that are only imagined;
-this one answers for a job as it stands, sample for sample, and must agree with what the loader
-counts.
+The closed form (`msdata.plan.closed_form`) answers instantly and for machines that do not exist;
+this one answers for a given job, sample by sample, and must agree with the loader's counters.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from msdata.plan.ownership import MEMORY, SSD, Nodes, Ownership, own_shards
 from msdata.topology import Topology
 
 # Where the reading node finds a sample: in its own memory, on its own SSD, at another node
-# (memory or SSD), or with nobody.
+# (memory or SSD), or in storage alone.
 TIERS = ("local", "ssd", "peer", "storage")
 
 
@@ -37,16 +36,15 @@ class Job:
         topology: nodes and ranks; its own rank does not matter.
         nodes: capacities of the nodes.
         shard_sizes: int64 (num_shards,), samples of each shard of the split, in index order.
-        sample_bytes: bytes of a sample's record, as read and sent.
-        batch_per_rank: samples of a rank and step.
+        sample_bytes: bytes per sample, as read and sent.
+        batch_per_rank: samples per rank and step.
         policy: one of `msdata.plan.order.POLICIES`.
         seed: seed of the epochs' orders.
         last: one of `msdata.plan.order.LAST`.
         buffer_samples: shuffle buffer of policy `block`.
         shard_bytes: int64 (num_shards,), what each shard occupies in a cache; None means that of
             its samples' records.
-        weights: float64 (num_samples,), with which the samples of an epoch are drawn; None takes
-            each once.
+        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
     """
 
     topology: Topology
@@ -73,8 +71,8 @@ class Job:
             )
         if self.sample_bytes < 1 or self.batch_per_rank < 1:
             raise UsageError(
-                f"a sample of {self.sample_bytes} bytes, {self.batch_per_rank} a rank and step: "
-                "both need to be at least 1"
+                f"sample_bytes and batch_per_rank must be at least 1, got {self.sample_bytes} and "
+                f"{self.batch_per_rank}"
             )
 
     @property
@@ -100,8 +98,8 @@ class EpochForecast:
             replayed, float64 where expected.
         ssd_bytes: (num_nodes,), read from each node's SSD, for itself or for peers.
         storage_bytes: (num_nodes,), read from storage by each node, filling of its cache included.
-        sample_bytes: bytes of a sample.
-        is_exact: replayed, not expected.
+        sample_bytes: bytes per sample.
+        is_exact: True if replayed, False if expected.
     """
 
     epoch: int
@@ -122,6 +120,17 @@ class EpochForecast:
         by_tier /= max(1.0, float(by_tier.sum()))
         return by_tier
 
+    def hit_share(self, node: int, *, has_peers: bool = True) -> float | None:
+        """Share of one node's reads that do not come from storage; None if it reads nothing.
+
+        Args:
+            node: the reading node.
+            has_peers: whether nodes send samples to each other; if not, storage serves those reads.
+        """
+        local, ssd, peer, storage = self.tier_samples[node].tolist()
+        total = local + ssd + peer + storage
+        return (local + ssd + has_peers * peer) / total if total else None
+
     @property
     def tier_bytes(self) -> NDArray[np.float64]:
         """float64 (num_nodes, 4): `tier_samples` in bytes."""
@@ -134,7 +143,7 @@ def own_job(job: Job) -> Ownership:
 
 
 def order_job(job: Job, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch of a job, int64 (num_samples,); see `epoch_order`."""
+    """The order of a job's epoch, int64 (num_samples,); see `epoch_order`."""
     return epoch_order(
         job.policy,
         seed=job.seed,
@@ -154,14 +163,14 @@ def assign_job(
     first_position: int = 0,
     order: NDArray[np.int64] | None = None,
 ) -> Assignment:
-    """The samples of every rank and step of an epoch: what the loader hands out.
+    """The samples of every rank and step in an epoch, as the loader hands them out.
 
     Args:
         job: the job.
         ownership: of its shards.
         epoch: number of the epoch.
         first_position: where in the epoch's order the run resumes.
-        order: what `order_job` gives, where it is known already.
+        order: the result of `order_job`, if it is known already.
 
     Returns:
         The assignment.
@@ -182,9 +191,12 @@ def assign_job(
     )
 
 
-def forecast_epoch(job: Job, ownership: Ownership, epoch: int) -> EpochForecast:
-    """Count the reads of an epoch, exactly: `count_epoch` of `assign_job`."""
-    return count_epoch(assign_job(job, ownership, epoch), job, ownership, epoch)
+def forecast_epoch(
+    job: Job, ownership: Ownership, epoch: int, *, first_position: int = 0
+) -> EpochForecast:
+    """Count an epoch's reads from `first_position` on, exactly: `count_epoch` of `assign_job`."""
+    assignment = assign_job(job, ownership, epoch, first_position=first_position)
+    return count_epoch(assignment, job, ownership, epoch)
 
 
 def count_epoch(
@@ -195,8 +207,8 @@ def count_epoch(
     In epoch 0 nothing is cached yet. A shard is read from storage once, by its owner, whether its
     ranks come first or its filler; what others need of it they get from the owner. So what later
     comes from a node's own tiers counts as storage in epoch 0, and `storage_bytes` are those of the
-    whole cache and of the misses. Where samples are drawn by weights, a second draw of one is a
-    hit that epoch 0 does not count: when its owner has it depends on who is faster.
+    whole cache and of the misses. If samples are drawn by weights, a second draw of a sample may
+    be a hit, which epoch 0 does not count: it depends on when the owner has read it.
 
     Args:
         assignment: what the ranks read.

@@ -1,16 +1,15 @@
-"""`machine.json`: what `msdata probe` measured and `msdata plan` reckons with."""
+"""`machine.json`: the rates that `msdata probe` measures and `msdata plan` uses."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from msdata.core.checked_json import Positive, read_json
-from msdata.errors import StorageError, UsageError
+from msdata.core.files import write_whole
+from msdata.errors import UsageError
 from msdata.plan.timing import Machine
 
 FORMAT = 1
@@ -27,7 +26,7 @@ RATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Fields:
-    """What is reckoned with; the rest is for people."""
+    """The fields that the plan uses; the others inform people."""
 
     IGNORES_UNKNOWN = True
 
@@ -44,14 +43,14 @@ def machine_from(fields: dict[str, Any]) -> Machine:
     """The rates of a `machine.json`, or of options, as a `Machine`.
 
     Args:
-        fields: `RATES` by name, in bytes (or samples of a rank) per second; absent or None where
+        fields: `RATES` by name, in bytes (or samples per rank) per second; absent or None where
             unknown. Other fields are ignored.
 
     Returns:
         The machine.
 
     Raises:
-        UsageError: a rate that is not positive.
+        UsageError: a rate is not positive.
     """
     return Machine(**{name.removesuffix("_bytes_per_s"): fields.get(name) for name in RATES})
 
@@ -66,7 +65,7 @@ def load_machine(path: Path) -> dict[str, Any]:
         Its fields.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
         DataError: it is damaged, or of another format.
         StorageError: the file system refused.
     """
@@ -80,7 +79,7 @@ def load_machine(path: Path) -> dict[str, Any]:
 
 
 def save_machine(path: Path, fields: dict[str, Any]) -> None:
-    """Write a `machine.json` so that at any moment the old or the new one is there, whole.
+    """Write a `machine.json`, whole or not at all.
 
     Args:
         path: the file.
@@ -89,30 +88,4 @@ def save_machine(path: Path, fields: dict[str, Any]) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    text = json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp keeps others out; a machine's rates are for the whole group.
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path} ({error}); choose another place by --out"
-        ) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(path, json.dumps({"format": FORMAT, **fields}, indent=2).encode() + b"\n")

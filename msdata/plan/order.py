@@ -2,7 +2,7 @@
 
 An order is a permutation of `range(num_samples)`; a *position* is a place in it. The order depends
 on the seed and the epoch alone, never on nodes, ranks, threads or format, so a run may stop at any
-position and go on with another number of ranks or another batch size. `shuffle` and `locality`
+position and resume with another number of ranks or another batch size. `shuffle` and `locality`
 have the same order: `locality` (`msdata.plan.assign`) only deals the samples of each global batch
 differently to the ranks. `block` gives up uniformity for reads in storage order, for data far
 larger than all caches; `msdata.plan.quality` says how much is given up.
@@ -22,12 +22,12 @@ from msdata.plan.weighted import check_weights, weighted_order
 
 POLICIES = ("shuffle", "locality", "block")
 LAST = ("drop", "pad", "short")
-# What a loader does, and a plan counts, unless it is told otherwise.
+# Defaults of the loader and of the plan.
 DEFAULT_BATCH_SIZE = 128
 DEFAULT_POLICY = "shuffle"
 DEFAULT_LAST = "short"
 
-# 16,384 cutouts of 0.6 MB are 10 GB: what a node can give to a shuffle buffer without thought.
+# 16,384 cutouts of 0.6 MB are 10 GB: a size that any node can spare for a shuffle buffer.
 DEFAULT_BUFFER_SAMPLES = 16384
 
 _CHUNK = 1 << 16
@@ -45,7 +45,7 @@ def epoch_order(
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
     weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """The samples of an epoch in the order in which the job consumes them.
+    """The samples per epoch, in the order in which the job consumes them.
 
     Args:
         policy: one of `POLICIES`.
@@ -61,13 +61,13 @@ def epoch_order(
         int64 (num_samples,): a permutation of `range(num_samples)`; with weights as many draws.
 
     Raises:
-        UsageError: an unknown policy, a negative number, shards that do not add up, or weights
-            that nothing can be drawn from.
+        UsageError: the policy is unknown, a number is negative, the shards do not add up, or
+            no sample can be drawn by the weights.
     """
     if policy not in POLICIES:
-        raise UsageError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
+        raise UsageError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if num_samples < 0:
-        raise UsageError(f"an epoch cannot have {num_samples} samples")
+        raise UsageError(f"num_samples must be at least 0, got {num_samples}")
     if weights is not None:
         check_weighted_policy(policy)
         return weighted_order(check_weights(weights, num_samples), seed=seed, epoch=epoch)
@@ -76,7 +76,7 @@ def epoch_order(
     if shard_sizes is None:
         raise UsageError("policy 'block' needs shard_sizes: it draws the order of whole shards")
     if not 1 <= buffer_samples < 1 << 32:
-        raise UsageError(f"a shuffle buffer of {buffer_samples} samples is none; use at least 1")
+        raise UsageError(f"buffer_samples must be from 1 to 2**32 - 1, got {buffer_samples}")
     shift, ends = _shard_stream(shard_sizes, num_samples, seed=seed, epoch=epoch)
     order = np.empty(num_samples, dtype=np.int64)
     low = 0
@@ -100,8 +100,8 @@ def num_steps(num_samples: int, global_batch: int, last: str) -> int:
 
     Args:
         num_samples: samples still to be consumed.
-        global_batch: samples of a step over all ranks.
-        last: what becomes of an incomplete last batch: `drop` leaves it out, `pad` fills it from
+        global_batch: samples per step over all ranks.
+        last: what happens to an incomplete last batch: `drop` leaves it out, `pad` fills it from
             the start of the epoch's order, `short` deals out what there is.
 
     Returns:
@@ -111,11 +111,11 @@ def num_steps(num_samples: int, global_batch: int, last: str) -> int:
         UsageError: an empty batch, a negative number of samples, or an unknown `last`.
     """
     if last not in LAST:
-        raise UsageError(f"last={last!r} is unknown; choose one of {', '.join(LAST)}")
+        raise UsageError(f"last must be one of {', '.join(LAST)}, got {last!r}")
     if global_batch < 1:
-        raise UsageError(f"a global batch of {global_batch} samples is empty; it needs at least 1")
+        raise UsageError(f"a global batch must have at least 1 sample, got {global_batch}")
     if num_samples < 0:
-        raise UsageError(f"{num_samples} samples make no epoch: the run resumes past its end")
+        raise UsageError(f"cannot resume past the end of the epoch: {num_samples} samples are left")
     return num_samples // global_batch if last == "drop" else -(-num_samples // global_batch)
 
 
@@ -127,7 +127,7 @@ def batch_bounds(
     Args:
         step: global step counted from `first_position`.
         num_samples: samples of the epoch.
-        global_batch: samples of a step over all ranks.
+        global_batch: samples per step over all ranks.
         first_position: where in the epoch the run resumes.
 
     Returns:
@@ -173,7 +173,7 @@ def global_positions(
 
     Args:
         num_samples: samples of the epoch.
-        batch_per_rank: samples of a step on one rank.
+        batch_per_rank: samples per step on one rank.
         num_ranks: ranks of the job.
         last: one of `LAST`, see `num_steps`. A `short` last batch is split as evenly as can be,
             so that no rank sits idle while another has a full batch.
@@ -202,7 +202,7 @@ def rank_positions(
 
     Args:
         num_samples: samples of the epoch.
-        batch_per_rank: samples of a step on one rank.
+        batch_per_rank: samples per step on one rank.
         num_ranks: ranks of the job.
         rank: 0 <= rank < num_ranks.
         last: one of `LAST`, see `num_steps`.
@@ -212,10 +212,10 @@ def rank_positions(
         Arrays of shape (num_steps, batch_per_rank).
 
     Raises:
-        UsageError: as `num_steps`, a position outside the epoch, or a rank that is none.
+        UsageError: as `num_steps`, a position outside the epoch, or a rank outside the job.
     """
     if not 0 <= rank < num_ranks:
-        raise UsageError(f"rank {rank} is not one of the {num_ranks} ranks")
+        raise UsageError(f"rank must be from 0 to {num_ranks - 1}, got {rank}")
     ranks = np.array([rank], dtype=np.int64)
     epoch = (num_samples, first_position)
     grid = _positions_of(ranks, num_ranks, epoch, batch_per_rank, last)
@@ -283,10 +283,10 @@ def _shard_stream(
 def _buffer_shuffle(
     num_items: int, buffer: int, *, seed: int, epoch: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Places sorted by place + buffer * u, u uniform in [0, 1): nobody moves by `buffer`.
+    """Places sorted by place + buffer * u, u uniform in [0, 1): each moves by less than `buffer`.
 
     Keys are fixed-point numbers of 24 binary places, so the order rests on integers alone. They
-    are drawn and sorted in stretches, for the memory's sake: what sorts before the start of the
+    are drawn and sorted in stretches, to save memory: what sorts before the start of the
     next stretch is final, the rest is carried over.
 
     Yields:

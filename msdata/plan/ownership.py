@@ -1,10 +1,10 @@
 """Which node keeps which shard, and in which tier: a pure function of sizes and capacities.
 
-Whole shards, so that caches fill by sequential reads. Every node is filled to the same level as far
-as its capacity allows: under `locality` all nodes consume equally many samples, so equal holdings
-move least, and where the data exceed all caches this weighs nodes by their capacity. Which shards a
-node gets is drawn by rendezvous hashing, so that a later job on mostly the same nodes finds most of
-its shards where they were. Where nodes leave or join a plan that is known, `previous` makes it
+Nodes keep whole shards, so that caches fill by sequential reads. Every node is filled to the same
+level as far as its capacity allows: under `locality` all nodes consume equally many samples, so
+equal holdings move least, and where the data exceed all caches this weighs nodes by their capacity.
+Rendezvous hashing draws a node's shards, so that a later job on mostly the same nodes finds most of
+its shards where they were. If nodes leave or join a known plan, `previous` makes that
 exact: only the shards of lost nodes move, or only shards that go to joined ones.
 
 Only integers decide, since logarithms differ in their last bit between processors and the nodes of
@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import UsageError
-from msdata.plan.placement import accept_in_order, fill_nodes, level_room
+from msdata.plan.random_words import mix64
 
 MEMORY, SSD, STORAGE = 0, 1, 2
+
+_CHUNK_WORDS = 1 << 20  # shard-node pairs hashed at a time: 8 MiB, however many nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,12 @@ class Nodes:
         shapes = {self.memory_bytes.shape, self.ssd_bytes.shape, self.keys.shape}
         if len(shapes) != 1 or self.keys.ndim != 1 or len(self.keys) < 1:
             raise UsageError(
-                f"memory, SSD and keys of the nodes have shapes {shapes}, not one each"
+                f"memory, SSD and keys of the nodes must have one shape (num_nodes,), got {shapes}"
             )
         if (self.memory_bytes < 0).any() or (self.ssd_bytes < 0).any():
-            raise UsageError("a node's capacity is negative; 0 means that it keeps nothing")
+            raise UsageError("capacities of nodes must be at least 0, got a negative one")
         if len(np.unique(self.keys)) != len(self.keys):
-            raise UsageError("two nodes have the same key: their shards could not be told apart")
+            raise UsageError("keys of nodes must differ, got the same key twice")
 
     @property
     def num_nodes(self) -> int:
@@ -79,7 +81,7 @@ class Ownership:
     """The owner of every shard.
 
     Attributes:
-        owner_of_shard: int32 (num_shards,), number of the node; -1 where nobody keeps the shard.
+        owner_of_shard: int32 (num_shards,), number of the node; -1 if no node keeps the shard.
         tier_of_shard: int8 (num_shards,), `MEMORY`, `SSD` or `STORAGE`.
         node_keys: uint64 (num_nodes,), keys of the nodes that the numbers mean.
     """
@@ -127,7 +129,7 @@ def own_shards(
 
     Returns:
         The owners. Where all data fit, holdings differ by at most about one shard; where they do
-        not, less than one shard a node and tier is left unused.
+        not, less than one shard per node and tier is left unused.
 
     Raises:
         UsageError: negative sizes, or a previous result for other shards.
@@ -137,22 +139,22 @@ def own_shards(
     """
     sizes = np.asarray(shard_bytes, dtype=np.int64)
     if sizes.ndim != 1 or (sizes < 0).any():
-        raise UsageError("shard_bytes must be one non-negative number a shard")
-    owner, tier = _nobody(len(sizes)) if previous is None else _kept(sizes, nodes, previous)
+        raise UsageError("shard_bytes must be one non-negative number per shard")
+    owner, tier = _unowned(len(sizes)) if previous is None else _kept(sizes, nodes, previous)
     if previous is not None:
         _hand_to_joined(owner, tier, sizes, (nodes, np.isin(nodes.keys, previous.node_keys)))
     for code in (MEMORY, SSD):
         free = np.flatnonzero(owner < 0)
         left = _capacity(nodes, code) - _load(owner, sizes, nodes, tier == code)
         room = level_room(_load(owner, sizes, nodes), left, int(sizes[free].sum()))
-        _place(owner, tier, (free, code), fill_nodes(free, sizes[free], nodes.keys, room, left))
+        _place(owner, tier, (free, code), _fill_nodes(free, sizes[free], nodes.keys, room, left))
     return Ownership(owner_of_shard=owner, tier_of_shard=tier, node_keys=nodes.keys)
 
 
 _Arrays = tuple[NDArray[np.int32], NDArray[np.int8]]
 
 
-def _nobody(num_shards: int) -> _Arrays:
+def _unowned(num_shards: int) -> _Arrays:
     return np.full(num_shards, -1, dtype=np.int32), np.full(num_shards, STORAGE, dtype=np.int8)
 
 
@@ -185,7 +187,7 @@ def _place(
 
 
 def _kept(sizes: NDArray[np.int64], nodes: Nodes, previous: Ownership) -> _Arrays:
-    """What stays with nodes that are still there, as far as their present capacity allows."""
+    """The shards that stay with present nodes, as far as their present capacity allows."""
     if len(previous.owner_of_shard) != len(sizes):
         raise UsageError(
             f"the previous owners are of {len(previous.owner_of_shard)} shards, not {len(sizes)}"
@@ -193,10 +195,10 @@ def _kept(sizes: NDArray[np.int64], nodes: Nodes, previous: Ownership) -> _Array
     number_of_key = {int(key): n for n, key in enumerate(nodes.keys)}
     now = np.array([number_of_key.get(int(k), -1) for k in previous.node_keys] + [-1], np.int32)
     was = now[previous.owner_of_shard]  # -1 finds the -1 at the end
-    owner, tier = _nobody(len(sizes))
+    owner, tier = _unowned(len(sizes))
     for code in (MEMORY, SSD):
         shards = np.flatnonzero((was >= 0) & (previous.tier_of_shard == code))
-        fits = accept_in_order(was[shards], sizes[shards], _capacity(nodes, code))
+        fits = _accept_in_order(was[shards], sizes[shards], _capacity(nodes, code))
         _place(owner, tier, (shards, code), np.where(fits, was[shards], -1).astype(np.int32))
     return owner, tier
 
@@ -221,10 +223,138 @@ def _hand_to_joined(
         # each would have nothing to offer; what the joined nodes do not take stays.
         spare = np.where(spare > 0, spare + int(sizes.max(initial=0)), 0)
         shards = np.flatnonzero(in_source)
-        shards = shards[accept_in_order(owner[shards], sizes[shards], spare)]
+        shards = shards[_accept_in_order(owner[shards], sizes[shards], spare)]
         # No more than their share, rounded down to shards: what they do not take has a place. Not
         # even an empty shard fits into -1.
         room = np.where(known, 0, np.maximum(share - held, 0))
         left = np.where(known, -1, room)
-        got = fill_nodes(shards, sizes[shards], nodes.keys, room, left)
+        got = _fill_nodes(shards, sizes[shards], nodes.keys, room, left)
         _place(owner, tier, (shards, target), got)
+
+
+def level_room(load: NDArray[np.int64], left: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Room of each node if `total` bytes are poured on top of the loads, as water finds its level.
+
+    Args:
+        load: int64 (num_nodes,), bytes that each node holds already.
+        left: int64 (num_nodes,), bytes that it can still take.
+        total: bytes to distribute.
+
+    Returns:
+        int64 (num_nodes,): at most `left`; the sum is `total` or, by rounding up to whole bytes, at
+        most num_nodes - 1 more; all of `left` where `total` does not fit.
+    """
+    if int(left.sum()) <= total:
+        return left.copy()
+    low, high = 0, int((load + left).max())
+    while low < high:
+        level = (low + high) // 2
+        if int(np.clip(level - load, 0, left).sum()) >= total:
+            high = level
+        else:
+            low = level + 1
+    return np.clip(low - load, 0, left)
+
+
+def _accept_in_order(
+    node: NDArray[np.int32], sizes: NDArray[np.int64], room: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which shards their nodes accept if each takes them in the order given until one is too big.
+
+    Args:
+        node: int32 (num_shards,), the node that each shard asks.
+        sizes: int64 (num_shards,), bytes.
+        room: int64 (num_nodes,), bytes.
+
+    Returns:
+        bool (num_shards,).
+    """
+    if not len(node):
+        return np.zeros(0, dtype=np.bool_)
+    order = np.argsort(node, kind="stable")
+    grouped = node[order]
+    used = np.cumsum(sizes[order])
+    is_first = np.concatenate([[True], grouped[1:] != grouped[:-1]])
+    before = (used - sizes[order])[is_first]
+    used -= before[np.cumsum(is_first) - 1]
+    accepted = np.empty(len(node), dtype=np.bool_)
+    accepted[order] = used <= room[grouped]
+    return accepted
+
+
+def _fill_nodes(
+    shards: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    room: NDArray[np.int64],
+    left: NDArray[np.int64],
+) -> NDArray[np.int32]:
+    """Give shards to nodes: each asks its favorite node that still has room, in rounds.
+
+    Args:
+        shards: int64 (num_shards,), numbers of the shards, which decide their favorites.
+        sizes: int64 (num_shards,), bytes.
+        keys: uint64 (num_nodes,).
+        room: int64 (num_nodes,), bytes each node should take, at most `left`; exceeded where
+            sizes do not add up to it, so that no shard is left over that fits somewhere.
+        left: int64 (num_nodes,), bytes it can take; never exceeded.
+
+    Returns:
+        int32 (num_shards,): numbers of nodes, -1 for shards that fit nowhere.
+    """
+    owner = np.full(len(shards), -1, dtype=np.int32)
+    room, left = room.copy(), left.copy()
+    pending = np.arange(len(shards))
+    open_nodes = np.flatnonzero(room > 0)
+    while len(pending) and len(open_nodes):
+        choice, score = _favorites(shards[pending], keys, open_nodes)
+        by_score = np.argsort(score, kind="stable")[::-1]
+        asks = pending[by_score]
+        choice = choice[by_score]
+        accepted = _accept_in_order(choice, sizes[asks], room)
+        owner[asks[accepted]] = choice[accepted]
+        for budget in (room, left):
+            np.subtract.at(budget, choice[accepted], sizes[asks[accepted]])
+        open_nodes = np.setdiff1d(open_nodes, choice[~accepted])
+        pending = np.sort(asks[~accepted])
+    _fill_gaps(owner, pending, sizes, (room, left))
+    return owner
+
+
+def _favorites(
+    shards: NDArray[np.int64], keys: NDArray[np.uint64], nodes: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    """The node with the highest hash with each shard, and that hash."""
+    choice = np.empty(len(shards), dtype=np.int32)
+    score = np.empty(len(shards), dtype=np.uint64)
+    node_words = keys[nodes].astype(np.uint64)
+    mix64(node_words)
+    shard_words = shards.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    rows = max(1, _CHUNK_WORDS // len(nodes))
+    for low in range(0, len(shards), rows):
+        words = shard_words[low : low + rows, None] + node_words
+        mix64(words)
+        best = words.argmax(axis=1)
+        choice[low : low + rows] = nodes[best]
+        score[low : low + rows] = words[np.arange(len(words)), best]
+    return choice, score
+
+
+def _fill_gaps(
+    owner: NDArray[np.int32],
+    pending: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    budgets: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    """Place shards that exceed every node's share, one by one, where most room is left."""
+    room, left = budgets
+    smallest = np.iinfo(np.int64).min
+    for item in pending:
+        # Room may be used up: small nodes cannot always take the shares they were planned with.
+        wanted = np.where(left >= sizes[item], room, smallest)
+        node = int(wanted.argmax())
+        if wanted[node] == smallest:
+            continue
+        owner[item] = node
+        room[node] -= sizes[item]
+        left[node] -= sizes[item]

@@ -1,6 +1,6 @@
-"""How far an order is from a uniform shuffle, measured, each beside what a uniform draw gives.
+"""Measures of how far an order is from a uniform shuffle, each beside its value for a uniform draw.
 
-A hit rate bought with a worse shuffle is no gain, so `msdata plan` prints these beside it. The
+A hit rate bought with a worse shuffle gains nothing, so `msdata plan` prints both. The
 global batches of `locality` are those of `shuffle`, and so is their quality; what differs is what
 one rank alone sees.
 """
@@ -21,12 +21,12 @@ _KOLMOGOROV_MEAN = math.sqrt(math.pi / 2) * math.log(2)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A figure and its expectation under a uniform draw.
+    """A measure and its expectation under a uniform draw.
 
     Attributes:
-        value: as measured.
-        uniform: as a uniform draw without replacement has it on average; where samples are drawn
-            by weights, as independent draws by those weights have it.
+        value: the measured value.
+        uniform: the mean for a uniform draw without replacement; for samples drawn by weights, the
+            mean for independent draws by those weights.
     """
 
     value: float
@@ -43,10 +43,10 @@ def batches_of(order: NDArray[np.int64], global_batch: int) -> NDArray[np.int64]
 
     Args:
         order: int64 (num_samples,).
-        global_batch: samples of a step.
+        global_batch: samples per step.
 
     Raises:
-        UsageError: not even one batch is complete.
+        UsageError: the order does not fill one batch.
     """
     steps = len(order) // global_batch
     if steps < 1:
@@ -89,11 +89,11 @@ def repeated_pairs(one: NDArray[np.int64], other: NDArray[np.int64], global_batc
 
     Args:
         one: int64 (num_samples,), an epoch's order.
-        other: another epoch's.
-        global_batch: samples of a step.
+        other: another epoch's order.
+        global_batch: samples per step.
 
     Returns:
-        The mean number of such pairs a batch.
+        The mean number of such pairs per batch.
     """
     num_samples = len(one)
     steps = len(batches_of(one, global_batch))
@@ -112,7 +112,7 @@ def displacement(one: NDArray[np.int64], other: NDArray[np.int64]) -> Measured:
 
     Args:
         one: int64 (num_samples,), an epoch's order.
-        other: another epoch's.
+        other: another epoch's order.
 
     Returns:
         The mean displacement; a uniform draw has (1 - 1/N**2) / 3.

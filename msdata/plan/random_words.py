@@ -1,8 +1,8 @@
 """Random words as a function of (seed, epoch, stream, number), and permutations made of them.
 
-NumPy's generators may change their streams from version to version and draw one after the other;
-here word i is computed from i alone, by integer arithmetic alone, so an order is the same under
-every version of NumPy and on every machine, and any part of it can be drawn by itself.
+NumPy's generators may change their streams from version to version and draw sequentially. Here
+word i follows from i alone, by integer arithmetic, so an order is the same under every version of
+NumPy and on every machine, and any part of it can be drawn by itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def random_words(
         num_words: how many.
         seed: any integer from 0; taken modulo 2**64.
         epoch: any integer from 0; taken modulo 2**64.
-        stream: tells apart the purposes that draw words for the same seed and epoch.
+        stream: distinguishes purposes that draw words for the same seed and epoch.
         first: number of the first word.
 
     Returns:
@@ -67,7 +67,7 @@ def random_words(
     (SplitMix64): word i is mix64(start + (i + 1) * golden gamma).
     """
     if seed < 0 or epoch < 0:
-        raise UsageError(f"seed {seed} and epoch {epoch} must not be negative")
+        raise UsageError(f"seed and epoch must be at least 0, got {seed} and {epoch}")
     start = _mixed_start(seed, epoch, stream)
     words = np.arange(first + 1, first + num_words + 1, dtype=np.uint64)
     for low in range(0, num_words, _CHUNK):

@@ -1,4 +1,4 @@
-"""The figures of `msdata plan` as one plain dict: what `--json` prints and the text is made of."""
+"""The numbers of `msdata plan` as one plain dict: `--json` prints it, `rendering` lays it out."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class _Orders:
 def _forecast(
     orders: _Orders, ownership: Ownership, num_epochs: int, replay_epochs: int
 ) -> tuple[list[EpochForecast], quality.Measured]:
-    """Forecast every epoch, and what rank 0 has seen of the data after the replayed ones."""
+    """Forecast every epoch, and measure how much of the data rank 0 sees in the replayed ones."""
     job = orders.job
     forecasts, read_by_rank_0 = [], []
     for epoch in range(replay_epochs):
@@ -154,7 +154,7 @@ def _describe_job(job: Job, num_epochs: int) -> dict[str, Any]:
 def _describe_kinds(
     job: Job, ownership: Ownership, forecast: EpochForecast
 ) -> list[dict[str, Any]]:
-    """What nodes of the same capacities hold and read in an epoch, the largest first."""
+    """What nodes of equal capacities hold and read per epoch, the largest first."""
     capacities = np.stack([job.nodes.memory_bytes, job.nodes.ssd_bytes], axis=1)
     kinds, kind_of_node = np.unique(capacities, axis=0, return_inverse=True)
     described = []
@@ -236,7 +236,7 @@ def _measure_quality(
     seen: quality.Measured,
     num_replayed: int,
 ) -> dict[str, Any] | None:
-    """Quality of epoch 1 and of the change from it to epoch 2; None if no batch is complete."""
+    """Shuffle quality of epoch 1 and of its change to epoch 2; None if no batch is complete."""
     job = orders.job
     batch = _global_batch(job)
     if job.num_samples < max(2, batch):
@@ -259,7 +259,7 @@ def _measure_quality(
 
 
 def _measure_change(orders: _Orders) -> dict[str, quality.Measured]:
-    """What tells one epoch from the next; of draws by weights, how many samples one has."""
+    """How epochs 1 and 2 differ; for draws by weights, how many samples an epoch has."""
     job = orders.job
     one, other = map(orders.of, _COMPARED_EPOCHS)
     if job.weights is None:
@@ -281,7 +281,7 @@ def _measure_drift(
     order = order[known[order]]
     if len(order) < batch:
         return {}
-    # Samples without a redshift are left out, and the others numbered anew.
+    # Samples without a redshift are left out, and the others renumbered.
     number = np.cumsum(known) - 1
     batches = quality.batches_of(number[order], batch)
     some = batches[:: max(1, batches.size // _DRIFT_SAMPLES)]

@@ -1,7 +1,7 @@
-"""How long an epoch takes on a machine whose bandwidths are known, and what it waits for.
+"""Epoch time on a machine of known bandwidths, and the part that limits it.
 
-Tiers work at the same time, ahead of the training, so an epoch lasts as long as its slowest part;
-what changes from step to step is evened out by the prefetch and left out here.
+Tiers work at the same time, ahead of the training, so an epoch lasts as long as its slowest part.
+Prefetch evens out changes from step to step, which are neglected here.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from msdata.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Bandwidths in bytes per second; None where unknown, and then without influence.
+    """Bandwidths in bytes per second; None if unknown, and then ignored.
 
     Attributes:
-        memory: copies of a node from its memory into batches.
-        ssd: reads of a node from its SSD.
-        network: what a node receives from peers.
-        storage: reads of one node from the shared storage.
-        storage_total: what the shared storage gives to all nodes together.
-        samples_per_s: samples that the GPU of one rank trains on, per second.
+        memory: copies from memory into batches, per node.
+        ssd: reads from the SSD, per node.
+        network: bytes received from peers, per node.
+        storage: reads from the shared storage, per node.
+        storage_total: reads from the shared storage, all nodes together.
+        samples_per_s: samples per second that the GPU of one rank trains on.
     """
 
     memory: float | None = None
@@ -43,18 +43,18 @@ class Machine:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not value > 0:
-                raise UsageError(f"{name} = {value} is no rate; leave it out where it is unknown")
+                raise UsageError(f"{name} must be > 0, got {value}; omit an unknown rate")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochTime:
-    """Seconds of an epoch.
+    """Seconds per epoch.
 
     Attributes:
         busy_s: seconds for which each known part is busy, by name ("gpu" among them).
-        binds: name of the slowest part; None where nothing is known.
-        epoch_s: seconds of the epoch; None where nothing is known.
-        gpu_wait_s: seconds for which the GPUs wait; None where their rate is not known.
+        binds: name of the slowest part; None if nothing is known.
+        epoch_s: seconds per epoch; None if nothing is known.
+        gpu_wait_s: seconds per epoch for which the GPUs wait; None if their rate is unknown.
     """
 
     busy_s: dict[str, float]
@@ -64,7 +64,7 @@ class EpochTime:
 
 
 def time_epoch(forecast: EpochForecast, machine: Machine, topology: Topology) -> EpochTime:
-    """The time an epoch takes and the part that binds it.
+    """The time per epoch and the part that limits it.
 
     Args:
         forecast: reads of the epoch.
@@ -115,27 +115,27 @@ class Variant:
 
 
 def what_if(job: Job, machine: Machine) -> list[Variant]:
-    """What more nodes, memory, SSD, or samples of half the bytes would change.
+    """Predict the effect of more nodes, memory or SSD, or of samples half as large.
 
     Args:
         job: the job as asked for.
         machine: bandwidths.
 
     Returns:
-        The job itself first, then one variant a row; batches per rank stay as they are. Variants
+        The job itself first, then one variant per row; batches per rank stay as they are. Variants
         without a step are left out.
     """
     nodes, memory = job.nodes, job.nodes.memory_bytes
     variants = [
         ("as asked", job),
-        ("one node more", on_nodes(job, job.topology.num_nodes + 1)),
+        ("one more node", on_nodes(job, job.topology.num_nodes + 1)),
         ("twice the nodes", on_nodes(job, 2 * job.topology.num_nodes)),
         ("twice the memory", replace(job, nodes=replace(nodes, memory_bytes=2 * memory))),
         (
-            "SSD as large as the memory more",
+            "plus SSD as large as the memory",
             replace(job, nodes=replace(nodes, ssd_bytes=nodes.ssd_bytes + memory)),
         ),
-        ("half the bytes a sample", _halved(job)),
+        ("half the bytes per sample", _halved(job)),
     ]
     return [_variant(name, changed, machine) for name, changed in variants if has_steps(changed)]
 

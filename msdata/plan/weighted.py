@@ -1,12 +1,14 @@
 """An epoch drawn with replacement from weights, such as one over the count of a redshift's bin.
 
-Against weights in the loss, with which every sample comes exactly once an epoch: gradients scatter
-less where weights differ much, but some samples come several times and others not at all, so an
-epoch is no pass over the data. Draw i is a function of (seed, epoch, i) and the weights alone, and
-only integers decide, as in `msdata.plan.order`.
+Compare weights in the loss, with which every sample comes exactly once per epoch: here gradients
+scatter less where weights differ much, but some samples repeat and others are left out. Draw i is a
+function of (seed, epoch, i) and the weights alone, and only integers decide, as in
+`msdata.plan.order`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from msdata.errors import UsageError
 from msdata.plan.random_words import random_words
 
 _DRAWS = 2  # stream of random numbers; those of `msdata.plan.order` are 0 and 1
-# Cumulated weights stay below 2**62, whatever rounding adds.
+# Cumulative weights stay below 2**62, whatever rounding adds.
 _TOTAL_BITS = 61
 _CHUNK = 1 << 20
 
@@ -28,7 +30,7 @@ def check_weights(weights: NDArray[np.float64], num_samples: int) -> NDArray[np.
         num_samples: samples of the split.
 
     Raises:
-        UsageError: they are of another split, or none can be drawn from.
+        UsageError: the weights belong to another split, or no sample can be drawn from them.
     """
     if np.ma.is_masked(weights):
         raise UsageError("weights are masked; give 0 to samples that must not be drawn")
@@ -38,57 +40,85 @@ def check_weights(weights: NDArray[np.float64], num_samples: int) -> NDArray[np.
             raise TypeError("complex")
         checked = checked.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"weights are no numbers ({error}); give one for each sample") from None
+        raise UsageError(f"weights must be numbers, one per sample: {error}") from None
     if checked.shape != (num_samples,):
         raise UsageError(
-            f"weights of shape {checked.shape} are not one for each of the {num_samples} samples; "
-            "give them in the order of the split's index"
+            f"weights must be {num_samples} numbers, one per sample in the order of the index, got "
+            f"shape {checked.shape}"
         )
     is_wrong = ~(np.isfinite(checked) & (checked >= 0))
     if is_wrong.any():
         first = int(is_wrong.argmax())
         raise UsageError(
-            f"{np.count_nonzero(is_wrong)} weights are negative or no number, the first is "
-            f"{checked[first]} of sample {first}; give 0 to samples that must not be drawn"
+            f"weights must be finite and at least 0, got {np.count_nonzero(is_wrong)} others, the "
+            f"first {checked[first]} for sample {first}; give 0 to samples that must not be drawn"
         )
     if num_samples and not checked.any():
-        raise UsageError("all weights are 0: no sample can be drawn; give one of them some")
+        raise UsageError("cannot draw samples: all weights are 0; give one a weight above 0")
     return checked
 
 
-def inverse_count_weights(
-    values: NDArray[np.float64], *, num_bins: int, upper: float
-) -> NDArray[np.float64]:
-    """Weights with which every filled bin of a label is drawn equally often.
+def inverse_counts(values: NDArray[Any], *, num_bins: int, upper: float) -> NDArray[np.float64]:
+    """The weight of each bin with which all filled bins of a label weigh alike.
 
     Args:
-        values: float64 (num_samples,), such as redshifts.
+        values: float (num_samples,), such as redshifts.
         num_bins: even bins of [0, upper].
         upper: end of the last bin, which belongs to it.
 
     Returns:
-        float64 (num_samples,): 1 / count of the sample's bin; 0 where the value is outside
+        float64 (num_bins,): 1 / count of the values in the bin; 0 for an empty bin. Values outside
+        [0, upper] and NaN do not count.
+
+    Raises:
+        UsageError: num_bins is below 1, or `upper` is not a positive number.
+    """
+    place = _bins(values, num_bins, upper)
+    count = np.bincount(place[place >= 0], minlength=num_bins)
+    return np.divide(1.0, count, out=np.zeros(num_bins), where=count > 0)
+
+
+def inverse_count_weights(
+    values: NDArray[Any], *, num_bins: int, upper: float
+) -> NDArray[np.float64]:
+    """The weight of each sample with which every filled bin of a label is drawn equally often.
+
+    Args:
+        values: as in `inverse_counts`.
+        num_bins: as in `inverse_counts`.
+        upper: as in `inverse_counts`.
+
+    Returns:
+        float64 (num_samples,): `inverse_counts` of the sample's bin; 0 where the value is outside
         [0, upper] or unknown.
 
     Raises:
-        UsageError: there are no bins.
+        UsageError: as `inverse_counts`.
     """
-    if num_bins < 1 or not 0 < upper < np.inf:
-        raise UsageError(f"{num_bins} bins of [0, {upper}] hold nothing; give at least 1, above 0")
+    weights = inverse_counts(values, num_bins=num_bins, upper=upper)
+    # A bin beyond the last, for samples that lie in none: number -1 finds it.
+    return np.append(weights, 0.0)[_bins(values, num_bins, upper)]
+
+
+def _bins(values: NDArray[Any], num_bins: int, upper: float) -> NDArray[np.int64]:
+    """The bin of each value, -1 outside of all; in double precision, whatever the values are."""
+    if num_bins < 1:
+        raise UsageError(f"the number of bins must be at least 1, got {num_bins}")
+    if not 0 < upper < np.inf:
+        raise UsageError(f"the end of the last bin must be > 0 and finite, got {upper}")
+    values = np.asarray(values, np.float64)
     is_known = (values >= 0) & (values <= upper)
-    place = (values[is_known] / upper * num_bins).astype(np.int64)
-    place = np.minimum(place, num_bins - 1)
-    weights = np.zeros(len(values))
-    weights[is_known] = 1 / np.bincount(place)[place]
-    return weights
+    place = np.full(len(values), -1, np.int64)
+    place[is_known] = np.minimum(values[is_known] / upper * num_bins, num_bins - 1).astype(np.int64)
+    return place
 
 
 def weighted_order(weights: NDArray[np.float64], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The samples of an epoch, each drawn with replacement in proportion to its weight.
+    """The samples per epoch, each drawn with replacement in proportion to its weight.
 
     Args:
         weights: float64 (num_samples,), see `check_weights`; 0 is never drawn, anything above 0 has
-            at least a chance of 2**-62 a draw.
+            a chance of at least 2**-62 per draw.
         seed: as in `random_words`.
         epoch: as in `random_words`.
 
@@ -132,7 +162,7 @@ def repeats_of(order: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 
 def _ends(weights: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """Where each sample's part of the whole numbers from 0 ends.
+    """Where each sample's part of the integers from 0 ends.
 
     Division by the largest, scaling by a power of two and rounding are exact or rounded alike on
     every machine; a sum of floats would depend on the width of its vector unit.
@@ -145,9 +175,9 @@ def _ends(weights: NDArray[np.float64]) -> NDArray[np.uint64]:
 
 
 def _scaled(words: NDArray[np.uint64], total: int) -> NDArray[np.uint64]:
-    """floor(word * total / 2**64) in halves: uniform whole numbers below `total`.
+    """floor(word * total / 2**64) in halves: uniform integers below `total`.
 
-    The remainder of a division would favour the first samples.
+    The remainder of a division would favor the first samples.
     """
     half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
     total_high, total_low = np.uint64(total >> 32), np.uint64(total & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""The weights of `msdata plan --weights`: those with which a loader would draw its samples."""
+"""The weights of `msdata plan --weights`, with which a loader would draw its samples."""
 
 from __future__ import annotations
 
@@ -28,35 +28,37 @@ class ColumnsLike(Protocol):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares --weights and what belongs to it."""
+    """Declare --weights and its options."""
     parser.add_argument(
         "--weights",
         metavar="FILE.npy|COLUMN|inverse_count",
-        help="the loader draws with replacement by these: of a file with one for each sample of "
-        "the split, of a column of the index, or 1/count of the redshift as mstrain has it with "
-        "loss.weights_in=sampler",
+        help="plan a loader that draws with replacement by these weights: a file with one number "
+        "per sample of the split, a column of the index, or 1/count of the redshift as in mstrain "
+        "with loss.weights_in=sampler",
     )
     parser.add_argument(
-        "--weight-bins", type=int, help=f"even bins of redshift ({DEFAULT_NUM_BINS})"
+        "--weight-bins", type=int, help=f"even bins of redshift (default: {DEFAULT_NUM_BINS})"
     )
-    parser.add_argument("--z-max", type=float, help=f"end of the last bin ({DEFAULT_Z_MAX})")
+    parser.add_argument(
+        "--z-max", type=float, help=f"end of the last bin (default: {DEFAULT_Z_MAX})"
+    )
 
 
 def plan_weights(
     args: argparse.Namespace, split: ColumnsLike | None, num_samples: int
 ) -> NDArray[np.float64] | None:
-    """The weights that the options ask for.
+    """Read or compute the weights that the options name.
 
     Args:
         args: of `add_arguments`, and `policy`.
-        split: the data; None where they are assumed.
-        num_samples: of the split.
+        split: the data; None if they are assumed.
+        num_samples: samples of the split.
 
     Returns:
-        float64 (num_samples,) as the loader takes them; None where none are asked for.
+        float64 (num_samples,) as the loader takes them; None without --weights.
 
     Raises:
-        UsageError: they cannot be had, are those of another split, or do not go with the policy.
+        UsageError: the weights cannot be read, belong to another split, or contradict the policy.
     """
     if args.weights != INVERSE_COUNT and (args.weight_bins, args.z_max) != (None, None):
         raise UsageError(f"--weight-bins and --z-max belong to --weights {INVERSE_COUNT}")
@@ -91,8 +93,8 @@ def describe_weights(weights: NDArray[np.float64] | None) -> dict[str, float] | 
         weights: from `plan_weights`.
 
     Returns:
-        `never_drawn`: samples of weight 0; `largest_over_mean`; `effective_samples`, as many as
-        would scatter a mean alike if they all weighed the same. None without weights.
+        `never_drawn`: samples of weight 0; `largest_over_mean`; `effective_samples`: the number of
+        samples of equal weight whose mean would scatter as much. None without weights.
 
     Source: effective sample size, Kish 1965, "Survey Sampling", section 11.2.
     """
@@ -113,6 +115,6 @@ def _read(path: Path) -> NDArray[np.float64]:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(
-            f"cannot read weights of {path} ({error}); numpy.save writes such a file"
+            f"cannot read weights of {path}: {error}; write the file with numpy.save"
         ) from None
     return np.asarray(found)

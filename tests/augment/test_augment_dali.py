@@ -16,12 +16,12 @@ import pytest
 import msdata
 from msdata.augment import AugmentConfig, Statistics, open_augmenter, stream
 from msdata.augment.dali import make_pipeline
-from msdata.augment.recipe import make_recipe
+from msdata.augment.spec import make_spec
 from msdata.errors import MissingPackageError, UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
 pytest.importorskip("nvidia.dali", reason="DALI is absent: pip install 'msdata[dali]'")
-# DALI warns of what it does itself: deprecated modules, no GPU.
+# DALI itself warns of deprecated modules and a missing GPU.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 # DALI adds up places along a row in float32, and so is off by up to a thousandth of a pixel.
@@ -96,7 +96,7 @@ def test_both_backends_give_the_same_images(name: str, device_id: int | None) ->
     options = CONFIGS[name]
     batch = augmenting.noise_batch(4)
     reference, dali = pair(options, device_id=device_id)
-    # Of unscaled flux: what a shift by the tolerance changes where neighbours differ most.
+    # Of unscaled flux: what a shift by the tolerance changes where neighbors differ most.
     steepest = max(np.abs(np.diff(batch[n], axis=-1)).max() for n in augmenting.SURVEYS)
     tolerance = PLACE_TOLERANCE_PIXELS * float(steepest)
     with reference, dali:
@@ -144,10 +144,10 @@ def test_pixels_that_are_not_finite_count_as_zero(device_id: int | None) -> None
     batch["panstarrs"][0, 1, 80:90, 80:95] = np.nan
     batch["galex"][1] = np.inf
     batch["unwise"][2, 0, 3] = -np.inf
-    mended = {n: np.where(np.isfinite(batch[n]), batch[n], 0) for n in augmenting.SURVEYS}
+    finite = {n: np.where(np.isfinite(batch[n]), batch[n], 0) for n in augmenting.SURVEYS}
     with opened("dali", {"scaling": "asinh"}, device_id=device_id) as dali:
         found = on_host(dali.run(batch, 0))["image"]
-        wanted = on_host(dali.run({**mended, "sample_id": batch["sample_id"]}, 0))["image"]
+        wanted = on_host(dali.run({**finite, "sample_id": batch["sample_id"]}, 0))["image"]
     assert np.isfinite(found).all()
     assert np.array_equal(found, wanted)
 
@@ -221,7 +221,7 @@ def test_any_number_of_batches_may_be_submitted_and_come_in_order() -> None:
                 assert np.array_equal(found[name], image)
         with pytest.raises(UsageError, match="no batch was submitted"):
             dali.result()
-        # What is under way is finished when the augmenter is closed.
+        # Closing the augmenter finishes batches in flight.
         for batch in batches:
             dali.submit(batch, 0)
 
@@ -240,7 +240,7 @@ def test_batches_of_the_ring_are_read_where_they_are_before_they_are_filled_agai
 
 def test_a_batch_that_is_too_long_or_of_another_schema_is_refused() -> None:
     with opened("dali", {}, batch_size=2) as dali:
-        with pytest.raises(UsageError, match="a batch of 3 samples for an augmenter of"):
+        with pytest.raises(UsageError, match="a batch must have at most the augmenter's"):
             dali.run(augmenting.noise_batch(3), 0)
         with pytest.raises(UsageError, match="the batch has no array 'galex'"):
             dali.run({"panstarrs": np.zeros((1, 5, 170, 170), np.float32)}, 0)
@@ -249,9 +249,9 @@ def test_a_batch_that_is_too_long_or_of_another_schema_is_refused() -> None:
 def test_the_pipeline_of_a_gpu_can_be_laid_out_without_one() -> None:
     for options in CONFIGS.values():
         config = AugmentConfig(**{"scaling": "asinh", **options})
-        recipe = make_recipe(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
+        spec = make_spec(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
         for is_interpolated in (True, False):
-            make_pipeline(recipe, 8, is_interpolated=is_interpolated, device_id=0, num_threads=1)
+            make_pipeline(spec, 8, is_interpolated=is_interpolated, device_id=0, num_threads=1)
 
 
 @pytest.mark.skipif(num_gpus() > 0, reason="there is a GPU")

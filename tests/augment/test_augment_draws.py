@@ -149,5 +149,5 @@ def test_bands_are_dropped_at_the_given_rate_but_never_all() -> None:
 
 
 def test_a_negative_key_is_refused() -> None:
-    with pytest.raises(UsageError, match="seed -1 and epoch 0 must not be negative"):
+    with pytest.raises(UsageError, match="seed and epoch must be at least 0, got -1 and 0"):
         draw(-1, 0, ["a"], ALL)

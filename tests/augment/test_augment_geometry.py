@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.geometry import make_geometries
-from msdata.augment.recipe import make_recipe
+from msdata.augment.spec import make_spec
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -121,7 +121,7 @@ def test_every_pixel_is_what_bilinear_interpolation_at_its_place_gives(
         wanted = augmenting.map_bilinear(array, place, size * places)
         wanted = wanted.reshape(size, places, size, places).mean(axis=(1, 3))
         found = images[geometry.name][0, 0]
-        # Neighbours differ by up to 60 here, and places are float32: a few 1e-5 of a pixel.
+        # Neighbors differ by up to 60 here, and places are float32: a few 1e-5 of a pixel.
         assert np.abs(found - wanted).max() < 3e-3, geometry.name
 
 
@@ -143,11 +143,11 @@ def test_a_star_is_at_the_same_place_in_every_survey_and_where_the_angle_takes_i
     # Counter-clockwise where y runs downwards.
     wanted = [x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)]
     for name in SURVEYS:
-        found = centre_of_light(images[name][0, 0], wanted)
+        found = center_of_light(images[name][0, 0], wanted)
         assert math.dist(found, wanted) < 0.1, name
 
 
-def centre_of_light(image: Any, near: list[float]) -> list[float]:
+def center_of_light(image: Any, near: list[float]) -> list[float]:
     """Where the light around a place is, in arcsec from the middle, right and down."""
     middle = [round(offset / 0.25 + 59.5) for offset in near]
     column, row = (slice(max(m - 38, 0), m + 39) for m in middle)
@@ -217,18 +217,18 @@ LATE = AugmentConfig(fusion="late")
     [
         ({"crops": {"panstarrs": 122}}, "needs 172.534, the array has 170; choose a smaller crop"),
         ({"crops": {"panstarrs": 172}, "rotation": "exact"}, "needs 172, the array has 170"),
-        ({"fusion": "late", "crops": {"galex": 21}}, "without half a pixel's shift; choose 20"),
-        ({"crops": {"wise": 20}}, "a crop for wise, which is no image used here"),
-        ({"surveys": ("galex", "sdss")}, "there is no array 'sdss'; the schema has"),
-        ({"crops": {"panstarrs": 0}}, "crop of panstarrs 0 is no number of pixels"),
-        ({"rotation": "90"}, "rotation '90' is none of any, exact, none"),
-        ({"band_dropout": 1.0}, "band_dropout 1.0 is no probability below 1"),
-        ({"noise": -1.0}, "noise -1.0 is no number from 0"),
-        ({"noise": "much"}, "noise 'much' is no number from 0"),
-        ({"flips": "yes"}, "flips 'yes' is neither True nor False"),
-        ({"crops": 120}, "crops 120 are no pixels by survey"),
-        ({"surveys": "galex"}, "surveys 'galex' are no distinct names of arrays"),
-        ({"surveys": ("galex", "galex")}, "are no distinct names of arrays"),
+        ({"fusion": "late", "crops": {"galex": 21}}, "without a shift of half a pixel; choose 20"),
+        ({"crops": {"wise": 20}}, "crops must name images in use .*, got wise"),
+        ({"surveys": ("galex", "sdss")}, "cannot find array 'sdss'; the schema has"),
+        ({"crops": {"panstarrs": 0}}, "crop of panstarrs must be an integer .*, at least 1, got 0"),
+        ({"rotation": "90"}, "rotation must be one of any, exact, none, got '90'"),
+        ({"band_dropout": 1.0}, "band_dropout must be >= 0 and < 1, got 1.0"),
+        ({"noise": -1.0}, "noise must be >= 0 and finite, got -1.0"),
+        ({"noise": "much"}, "noise must be >= 0 and finite, got 'much'"),
+        ({"flips": "yes"}, "flips must be True or False, got 'yes'"),
+        ({"crops": 120}, "crops must be pixels by survey .*, got 120"),
+        ({"surveys": "galex"}, "surveys must be distinct names .*, got 'galex'"),
+        ({"surveys": ("galex", "galex")}, "surveys must be distinct names of arrays"),
         ({"scaling": "asinh"}, "run 'msdata stats DATA'"),
         ({"noise": 0.1}, "noise needs the statistics of the data set"),
     ],
@@ -249,7 +249,7 @@ def test_unknown_pixel_scales_are_refused_on_the_common_sky_only() -> None:
     with open_augmenter(schema, config, seed=0, batch_size=1) as augmenter:
         assert augmenter.shapes == {"image": (3, 50, 50)}
     blurred = replace(config, psf_blur_arcsec=1.0)
-    with pytest.raises(UsageError, match="a blur in arc seconds has no meaning"):
+    with pytest.raises(UsageError, match="cannot blur 'one' by arcsec"):
         open_augmenter(schema, blurred, seed=0, batch_size=1)
     spectra = Schema(name="inferred", arrays=(Survey(name="spectrum", shape=(40,)),))
     with pytest.raises(UsageError, match="none of spectrum is an image"):
@@ -300,4 +300,4 @@ def test_one_survey_alone_needs_no_pixel_scale() -> None:
 def test_a_blur_wider_than_the_image_is_refused() -> None:
     config = AugmentConfig(psf_blur_arcsec=1e6)
     with pytest.raises(UsageError, match=r"leaves nothing of 'galex'.*give at most 10"):
-        make_recipe(MANTIS_SHRIMP, config, 0, None)
+        make_spec(MANTIS_SHRIMP, config, 0, None)

@@ -402,7 +402,7 @@ def test_locality_over_nodes_that_take_what_is_free_is_refused(tar: Split, tmp_p
 
 
 def test_an_unknown_cache_is_refused(tar: Split) -> None:
-    with pytest.raises(UsageError, match="neither None, 'auto' nor a CacheConfig"):
+    with pytest.raises(UsageError, match="cache must be None, 'auto' or a CacheConfig"):
         make(tar, "yes")
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import msdata
 from msdata.augment import AugmentConfig, open_augmenter
+from msdata.augment.augmenter import preview
 from msdata.augment.geometry import survey_names
-from msdata.augment.preview import preview
 from msdata.cli import main
 from msdata.core.stretch import stretch
 from msdata.describe.sheet import CELL_MAX, NAN_COLOUR, draw_cell, draw_sheet, sheet_columns

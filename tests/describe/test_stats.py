@@ -119,7 +119,7 @@ def test_statistics_of_another_data_set_are_refused(data: Path, tmp_path: Path) 
 def test_absent_or_damaged_statistics_are_refused_with_the_command(
     data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"there is no .*statistics.json; run 'msdata stats"):
+    with pytest.raises(UsageError, match=r"statistics.json does not exist; run 'msdata stats"):
         read_statistics(data)
     for text in ("{", "[]", '{"format_version": 1}', '{"format_version": 99}'):
         (tmp_path / "statistics.json").write_text(text)

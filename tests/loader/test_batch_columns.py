@@ -149,7 +149,7 @@ def test_one_name_in_place_of_a_list_is_refused(split) -> None:
         msdata.Loader(split, 4, columns="flag")
 
 
-def test_labels_are_double_whatever_the_catalogue_wrote(tmp_path: Path) -> None:
+def test_labels_are_double_whatever_the_type_in_the_catalog(tmp_path: Path) -> None:
     schema = Schema(name="inferred", arrays=(Survey(name="image", shape=(4,)),))
     columns = {"redshift": pa.array([1, None, 3], pa.int32())}
     path = raw_dataset.write_raw(tmp_path / "data", schema, [3], columns_besides=columns)

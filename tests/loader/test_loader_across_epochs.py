@@ -1,4 +1,4 @@
-"""An epoch's first batches are filled while the epoch before ends, and nobody can tell by them."""
+"""An epoch's first batches are filled while the epoch before ends, and batches do not show it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_loader_told_not_to_begins_nothing_ahead(split) -> None:
         assert not loader._in_flight
 
 
-def test_with_a_cache_nothing_is_begun_ahead_so_that_counts_are_exact_to_the_epoch(split) -> None:
+def test_with_a_cache_nothing_is_read_ahead_so_that_counts_are_exact_per_epoch(split) -> None:
     config = msdata.CacheConfig(memory_gib=0.1)
     with msdata.Loader(split, BATCH_SIZE, cache=config) as loader:
         for _ in range(2):

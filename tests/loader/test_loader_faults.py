@@ -224,7 +224,7 @@ def test_an_option_refused_leaves_no_thread(split) -> None:
     assert not loader_threads()
 
 
-def test_loaders_that_nobody_holds_give_back_threads_files_and_memory(folder: Path) -> None:
+def test_loaders_without_references_give_back_threads_files_and_memory(folder: Path) -> None:
     def resident_kib() -> int:
         text = Path("/proc/self/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1])
@@ -318,7 +318,7 @@ def test_a_loader_from_before_a_fork_says_so_instead_of_hanging(split, forked) -
         found = forked(use_inherited_loader, loader)
         assert len(found) == 2
         for sentence in found:
-            assert "made before a fork" in sentence
+            assert "cannot use a loader after a fork" in sentence
         assert len(loading.run_epoch(loader)) == len(loader)
 
 

@@ -76,7 +76,7 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
         ("depth=19", "model.depth=19 is none of 10, 18, 34, 50"),
         ("precision=double", "compute.precision=double is none of float32, bf16, fp16"),
         ("policy=random", "data.policy=random is none of"),
-        ("rotation=left", "rotation 'left' is none of any, exact, none"),
+        ("rotation=left", "rotation must be one of any, exact, none, got 'left'"),
         ("crops={", "augment.crops={ cannot be read; write JSON"),
         ("surveys=galex", "write JSON, in quotes for the shell: 'augment.surveys=[\"galex\"]'"),
         ("learning_rate=inf", "optim.learning_rate=inf makes no sense"),

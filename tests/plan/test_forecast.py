@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from msdata.errors import UsageError
 from msdata.plan.closed_form import expect_epoch, levelled_shares, moved_share, owned_shares
-from msdata.plan.forecast import TIERS, EpochForecast, Job, assign_job, forecast_epoch, own_job
+from msdata.plan.forecast import (
+    TIERS,
+    EpochForecast,
+    Job,
+    assign_job,
+    count_tiers,
+    forecast_epoch,
+    own_job,
+)
 from msdata.plan.order import LAST, POLICIES
 from msdata.plan.ownership import SSD, Nodes, equal_nodes
 from msdata.plan.timing import Machine, by_nodes, on_nodes, time_epoch, what_if
@@ -86,7 +94,7 @@ def test_the_forecast_is_the_count_of_every_read_by_hand(policy, last, capacity,
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_job_resumed_on_more_nodes_goes_on_with_the_same_global_batches(policy):
+def test_a_job_resumed_on_more_nodes_resumes_with_the_same_global_batches(policy):
     four, eight = (job_of(num_nodes=n, batch_per_rank=64 // n, policy=policy) for n in (4, 8))
     whole = assign_job(four, own_job(four), 3)
     position = 40 * four.topology.num_ranks * four.batch_per_rank
@@ -116,7 +124,7 @@ def test_the_closed_form_is_the_mean_of_the_forecasts(policy, memory, ssd):
     # The small difference between large shares is what `locality` moves.
     assert expected == pytest.approx(replayed, abs=0.002)
     levelled = expect_epoch(job, 1, levelled_shares(job)).shares
-    # Without shards there are no gaps of less than a shard in each tier of each node.
+    # Without shards there cannot be gaps of less than a shard in each tier of each node.
     assert levelled == pytest.approx(replayed, abs=2 * 4 / len(job.shard_sizes))
 
 
@@ -205,12 +213,12 @@ def test_the_variants_say_what_more_would_change():
     rows = what_if(job_of(memory=0.1, ssd=0.0), machine())
     hits = {row.name: 1 - row.forecast.shares[3] for row in rows}
     assert hits["as asked"] == pytest.approx(0.4, abs=0.01)
-    assert hits["one node more"] == pytest.approx(0.5, abs=0.01)
+    assert hits["one more node"] == pytest.approx(0.5, abs=0.01)
     for more in (
         "twice the nodes",
         "twice the memory",
-        "SSD as large as the memory more",
-        "half the bytes a sample",
+        "plus SSD as large as the memory",
+        "half the bytes per sample",
     ):
         assert hits[more] == pytest.approx(0.8, abs=0.01)
     assert all(row.time.binds == "storage" for row in rows)
@@ -257,9 +265,48 @@ def test_wrong_arguments_are_refused_with_their_values():
     job = job_of()
     with pytest.raises(UsageError, match="3 nodes have capacities, the job runs on 4"):
         replace(job, nodes=equal_nodes(3, memory_bytes=1))
-    with pytest.raises(UsageError, match="sample of 0 bytes"):
+    with pytest.raises(UsageError, match="batch_per_rank must be at least 1, got 0 and 16"):
         replace(job, sample_bytes=0)
-    with pytest.raises(UsageError, match="network = 0 is no rate"):
+    with pytest.raises(UsageError, match="network must be > 0, got 0"):
         Machine(network=0)
     with pytest.raises(UsageError, match=r"not \(nodes, 4\)"):
         forecast_of([[1, 2]], [0])
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "local"),
+    [((1000, 1000), 1.0), ((1000, 0), 0.5), ((3, 0), 0.015), ((5, 1), 0.04)],
+)
+def test_data_that_do_not_fill_a_batch_are_expected_without_scatter(memory_bytes, local):
+    job = Job(
+        topology=Topology(num_nodes=2),
+        nodes=replace(equal_nodes(2, memory_bytes=0), memory_bytes=np.array(memory_bytes)),
+        shard_sizes=np.array([5]),
+        sample_bytes=20,
+        batch_per_rank=128,
+        policy="locality",
+    )
+    # By hand: 256 draws, misses dealt evenly, each node keeps its own as far as it has room.
+    expected = expect_epoch(job, 1, levelled_shares(job))
+    assert expected.shares[0] == pytest.approx(local, abs=1e-9)
+    # Whole shards: neither node has room for the one.
+    fits = max(memory_bytes) >= 100
+    shares = expect_epoch(job, 1, owned_shares(job, own_job(job))).shares
+    assert shares[3] == pytest.approx(0.0 if fits else 1.0)
+
+
+def test_hits_of_a_node_are_its_reads_that_storage_does_not_serve():
+    forecast = forecast_of([[10, 20, 30, 40], [0, 0, 0, 0]], [0, 0])
+    assert forecast.hit_share(0) == pytest.approx(0.6)
+    assert forecast.hit_share(0, has_peers=False) == pytest.approx(0.3)
+    assert forecast.hit_share(1) is None
+
+
+def test_a_resumed_epoch_forecasts_what_is_left_of_it():
+    job = job_of(policy="shuffle")
+    ownership = own_job(job)
+    whole = forecast_epoch(job, ownership, 3).tier_samples.sum()
+    rest = forecast_epoch(job, ownership, 3, first_position=4096).tier_samples
+    assert rest.sum() == whole - 4096
+    wanted = assign_job(job, ownership, 3, first_position=4096)
+    np.testing.assert_array_equal(rest, count_tiers(wanted.samples, job, ownership))

@@ -207,10 +207,22 @@ def test_a_rank_takes_its_slice_of_the_global_batch():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: order.epoch_order("best", seed=0, epoch=0, num_samples=3), "no policy 'best'"),
-        (lambda: order.epoch_order("shuffle", seed=-1, epoch=0, num_samples=3), "seed -1"),
-        (lambda: order.epoch_order("shuffle", seed=0, epoch=-2, num_samples=3), "epoch -2"),
-        (lambda: order.epoch_order("shuffle", seed=0, epoch=0, num_samples=-1), "-1 samples"),
+        (
+            lambda: order.epoch_order("best", seed=0, epoch=0, num_samples=3),
+            "policy must be one of .* got 'best'",
+        ),
+        (
+            lambda: order.epoch_order("shuffle", seed=-1, epoch=0, num_samples=3),
+            "must be at least 0, got -1 and",
+        ),
+        (
+            lambda: order.epoch_order("shuffle", seed=0, epoch=-2, num_samples=3),
+            "must be at least 0, got 0 and -2",
+        ),
+        (
+            lambda: order.epoch_order("shuffle", seed=0, epoch=0, num_samples=-1),
+            "num_samples must be at least 0, got -1",
+        ),
         (lambda: order.epoch_order("block", seed=0, epoch=0, num_samples=3), "shard_sizes"),
         (
             lambda: order.epoch_order(
@@ -227,16 +239,16 @@ def test_a_rank_takes_its_slice_of_the_global_batch():
                 shard_sizes=np.array([3]),
                 buffer_samples=0,
             ),
-            "buffer of 0",
+            "buffer_samples must be from 1 to .* got 0",
         ),
-        (lambda: order.num_steps(3, 0, "drop"), "global batch of 0"),
-        (lambda: order.num_steps(3, 1, "keep"), "last='keep'"),
-        (lambda: order.num_steps(-3, 1, "pad"), "past its end"),
+        (lambda: order.num_steps(3, 0, "drop"), "global batch must have at least 1 sample, got 0"),
+        (lambda: order.num_steps(3, 1, "keep"), "last must be one of drop, pad, short, got 'keep'"),
+        (lambda: order.num_steps(-3, 1, "pad"), "past the end of the epoch: -3 samples"),
         (
             lambda: order.rank_positions(
                 num_samples=3, batch_per_rank=1, num_ranks=2, rank=2, last="drop"
             ),
-            "rank 2 is not one of the 2",
+            "rank must be from 0 to 1, got 2",
         ),
         (
             lambda: order.global_positions(

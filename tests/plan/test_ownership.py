@@ -8,8 +8,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import UsageError
-from msdata.plan.ownership import MEMORY, SSD, STORAGE, Nodes, Ownership, equal_nodes, own_shards
-from msdata.plan.placement import level_room
+from msdata.plan.ownership import (
+    MEMORY,
+    SSD,
+    STORAGE,
+    Nodes,
+    Ownership,
+    equal_nodes,
+    level_room,
+    own_shards,
+)
 
 
 @st.composite
@@ -186,7 +194,7 @@ def test_wrong_arguments_are_refused_with_their_values():
         )
     with pytest.raises(UsageError, match="negative"):
         equal_nodes(2, memory_bytes=-1)
-    with pytest.raises(UsageError, match="not one each"):
+    with pytest.raises(UsageError, match="must have one shape"):
         equal_nodes(0, memory_bytes=1)
     with pytest.raises(UsageError, match="of 2 shards, not 3"):
         own_shards(np.ones(3, np.int64), equal_nodes(1, memory_bytes=9), good)

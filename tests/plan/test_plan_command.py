@@ -16,12 +16,10 @@ import pytest
 from msdata.errors import DataError, MissingPackageError, StorageError, UsageError
 from msdata.loader.loader import Loader
 from msdata.plan import command as plan_command
-from msdata.plan import figure as plan_figure
-from msdata.plan.figure import TIER_COLOURS, draw_by_nodes, figure_of
 from msdata.plan.forecast import Job, forecast_epoch, own_job
 from msdata.plan.machine import load_machine, machine_from, save_machine
 from msdata.plan.ownership import equal_nodes
-from msdata.plan.text import render_report
+from msdata.plan.rendering import TIER_COLORS, draw_by_nodes, figure_of, render_report
 from msdata.plan.timing import by_nodes
 from msdata.topology import Topology
 from mstrain.config import DataConfig
@@ -114,7 +112,7 @@ def test_the_table_names_tiers_time_and_what_binds(capsys):
     first = next(line for line in text.splitlines() if line.startswith("1 "))
     assert "storage" in first.split()
     assert max(len(line) for line in text.splitlines()) <= 120
-    assert "pairs of one shard in a batch" in text
+    assert "pairs of one shard per batch" in text
 
 
 def test_too_few_shards_for_the_nodes_are_pointed_out(capsys):
@@ -279,15 +277,15 @@ def test_the_figure_shows_the_numbers_asked_for_in_a_unit_that_fits(storage_byte
 
 def test_the_figure_of_a_plan_has_the_nodes_of_by_nodes(monkeypatch, tmp_path, capsys):
     drawn = []
-    monkeypatch.setattr(plan_figure, "draw_by_nodes", lambda rows, path: drawn.append(rows))
+    monkeypatch.setattr(plan_command, "draw_by_nodes", lambda rows, path: drawn.append(rows))
     for options in ("--by-nodes 9,3,3", "--nodes 5"):
         assert plan(f"{options} --figure {tmp_path / 'a.png'} {ASSUMED}") == 0
     assert [v.num_nodes for v in drawn[0]] == [3, 9]
     assert [v.num_nodes for v in drawn[1]] == [1, 2, 4, 5, 8, 16]
 
 
-def test_colours_of_tiers_differ_without_red_or_green_cones():
-    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in TIER_COLOURS]) / 255
+def test_colors_of_tiers_differ_without_red_or_green_cones():
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in TIER_COLORS]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     # Source: Viénot, Brettel & Mollon, "Digital video colourmaps for checking the legibility of
     # displays by dichromats" (1999): protanopes, deuteranopes.
@@ -295,9 +293,9 @@ def test_colours_of_tiers_differ_without_red_or_green_cones():
         [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
         [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
     ):
-        colours = np.clip(linear @ np.array(seen).T, 0, 1) ** (1 / 2.2)
-        for number, one in enumerate(colours):
-            others = np.delete(colours, number, axis=0)
+        colors = np.clip(linear @ np.array(seen).T, 0, 1) ** (1 / 2.2)
+        for number, one in enumerate(colors):
+            others = np.delete(colors, number, axis=0)
             assert np.linalg.norm(others - one, axis=1).min() > 0.2
 
 
@@ -360,21 +358,30 @@ def test_data_smaller_than_a_batch_are_planned_without_quality(capsys):
         ("", "name a data set"),
         ("DATA", "DATA does not exist"),
         ("--assume-samples 5", "--assume-bytes"),
-        ("--assume-samples 0 --assume-bytes 5", "above 0"),
-        (f"--epochs 0 {ASSUMED}", "at least one"),
-        (f"--nodes 3 --memory-gib 1,2 {ASSUMED}", "is of 2 nodes, the job has 3: .* or 3 of them"),
-        (f"--memory-gib 1,2 --ssd-gib 1,2,3 {ASSUMED}", "--memory-gib '1,2' is of 2 nodes"),
+        ("--assume-samples 0 --assume-bytes 5", "both be given and at least 1"),
+        (f"--epochs 0 {ASSUMED}", "--epochs must be at least 1, got 0"),
+        (
+            f"--nodes 3 --memory-gib 1,2 {ASSUMED}",
+            r"or 3 for 3 nodes, got '1,2' \(2\)",
+        ),
+        (
+            f"--memory-gib 1,2 --ssd-gib 1,2,3 {ASSUMED}",
+            "--memory-gib must be one number, or 3",
+        ),
         (f"--memory-gib ax1 {ASSUMED}", "such as 400,400,200 or 2x400,200"),
-        (f"--memory-gib 1,,2 {ASSUMED}", "no number of GiB"),
-        (f"--memory-gib nan {ASSUMED}", "no number of GiB"),
-        (f"--memory-gib much {ASSUMED}", "no number of GiB"),
-        (f"--ssd-gib -1 {ASSUMED}", "from 0"),
-        (f"--nodes 0 {ASSUMED}", "at least one node"),
-        (f"--storage-gib-per-s 0 {ASSUMED}", "no rate"),
-        (f"--policy block --buffer-samples 0 {ASSUMED}", "buffer of 0"),
+        (f"--memory-gib 1,,2 {ASSUMED}", "must be GiB of at least 0, .* got '1,,2'"),
+        (f"--memory-gib nan {ASSUMED}", "must be GiB of at least 0, .* got 'nan'"),
+        (f"--memory-gib much {ASSUMED}", "must be GiB of at least 0, .* got 'much'"),
+        (f"--ssd-gib -1 {ASSUMED}", "must be GiB of at least 0, .* got '-1'"),
+        (f"--nodes 0 {ASSUMED}", "--nodes must be at least 1, got 0"),
+        (f"--storage-gib-per-s 0 {ASSUMED}", "storage must be > 0, got 0"),
+        (
+            f"--policy block --buffer-samples 0 {ASSUMED}",
+            "buffer_samples must be from 1",
+        ),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message):
+def test_options_out_of_range_are_refused_with_their_values(options, message):
     with pytest.raises(UsageError, match=message):
         plan(options)
 
@@ -383,7 +390,7 @@ def test_an_empty_split_is_refused():
     dataset = Dataset(
         small_split(shard_sizes=np.zeros(0, np.int64), shard_of_sample=np.zeros(0, np.int32))
     )
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match="it has no samples"):
         plan("DATA", open_dataset=lambda path: dataset)
 
 

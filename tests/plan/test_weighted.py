@@ -193,7 +193,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(split, weights, last) 
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_a_run_goes_on_at_any_step_on_any_number_of_ranks(split, weights, num_ranks) -> None:
+def test_a_run_resumes_at_any_step_on_any_number_of_ranks(split, weights, num_ranks) -> None:
     options = {"weights": weights, "seed": 2}
     whole = loading.global_epoch(split, 1, 24, **options)
     with msdata.Loader(split, 24, threads=1, **options) as loader:
@@ -262,15 +262,15 @@ def test_a_cache_hits_as_often_as_was_forecast_to_the_sample(
 
 REFUSED = {
     "policy 'block' reads whole shards": {"policy": "block"},
-    "are not one for each of the": {"weights": np.ones(3)},
-    "2 weights are negative or no number, the first is nan of sample 1": {"at": {1: np.nan, 4: -1}},
+    "weights must be 300 numbers, one per sample": {"weights": np.ones(3)},
+    "at least 0, got 2 others, the first nan for sample 1": {"at": {1: np.nan, 4: -1}},
     "all weights are 0": {"at": {...: 0.0}},
-    "weights are no numbers": {"weights": ["a", "b"]},
+    "weights must be numbers, one per sample": {"weights": ["a", "b"]},
 }
 
 
 @pytest.mark.parametrize("says", REFUSED)
-def test_what_makes_no_sense_is_refused_with_a_sentence(split, says: str) -> None:
+def test_weights_of_another_split_or_kind_are_refused_with_a_sentence(split, says: str) -> None:
     options = dict(REFUSED[says])
     weights = options.pop("weights", np.ones(len(split)))
     for place, value in options.pop("at", {}).items():

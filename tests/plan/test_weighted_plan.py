@@ -19,7 +19,7 @@ import msdata
 import msdata.cache.reporter
 import msdata.cli
 from msdata.plan import quality
-from msdata.plan.weighted import inverse_count_weights, weighted_order
+from msdata.plan.weighted import inverse_count_weights, inverse_counts, weighted_order
 from msdata.plan.weights import DEFAULT_NUM_BINS, DEFAULT_Z_MAX
 from mstrain.config import LossConfig, ModelConfig
 from mstrain.models.loss import draw_weights
@@ -147,18 +147,23 @@ REFUSED = {
     "policy 'block' reads whole shards": ["--weights", "redshift", "--policy", "block"],
     "has no column nothing": ["--weights", "nothing"],
     "cannot read weights of missing.npy": ["--weights", "missing.npy"],
-    "--weights crc32c.npy: weights of shape": ["--weights", "crc32c.npy"],
-    "--weights text.npy: weights are no numbers": ["--weights", "text.npy"],
+    "--weights crc32c.npy: weights must be 300 numbers": ["--weights", "crc32c.npy"],
+    "--weights text.npy: weights must be numbers": ["--weights", "text.npy"],
     "--weight-bins and --z-max belong to": ["--weights", "redshift", "--z-max", "1"],
-    "hold nothing": ["--weights", "inverse_count", "--weight-bins", "0"],
-    "--weights inverse_count: all weights are 0": [
+    "the number of bins must be at least 1, got 0": [
+        "--weights",
+        "inverse_count",
+        "--weight-bins",
+        "0",
+    ],
+    "--weights inverse_count: cannot draw samples: all weights are 0": [
         *("--weights", "inverse_count", "--z-max", "1e-9"),
     ],
 }
 
 
 @pytest.mark.parametrize("says", REFUSED)
-def test_weights_that_make_no_sense_are_refused_with_a_sentence(
+def test_weights_that_cannot_be_used_are_refused_with_a_sentence(
     split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,3 +183,21 @@ def test_assumed_data_take_weights_of_a_file_alone(tmp_path: Path) -> None:
     report = json.loads(said(*options, path, "--json"))
     assert report["job"]["weights"]["never_drawn"] == 100
     assert report["job"]["weights"]["effective_samples"] == pytest.approx(300 * 0.6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_all_filled_bins_weigh_alike_and_bins_are_found_in_double_precision(dtype) -> None:
+    values = np.array([0.0, 0.1, 0.2, 0.7, 1.0, 1.0, 1.01, -0.1, np.nan], dtype)
+    counts = inverse_counts(values, num_bins=5, upper=1.0)
+    np.testing.assert_allclose(counts, [1 / 2, 1, 0, 1, 1 / 2])
+    weights = inverse_count_weights(values, num_bins=5, upper=1.0)
+    np.testing.assert_allclose(weights, [0.5, 0.5, 1, 1, 0.5, 0.5, 0, 0, 0])
+    double = inverse_count_weights(values.astype(float), num_bins=5, upper=1.0)
+    np.testing.assert_array_equal(weights, double)
+
+
+def test_labels_of_single_precision_share_the_bins_of_the_loss() -> None:
+    # float32(1.6) is above 1.6 and belongs to no bin; compared in float32 it would to the last.
+    values = (np.arange(51) * 0.032).astype(np.float32)
+    double = inverse_counts(values.astype(np.float64), num_bins=50, upper=1.6)
+    np.testing.assert_array_equal(inverse_counts(values, num_bins=50, upper=1.6), double)

@@ -83,7 +83,7 @@ def augmented(
     )
     assert isinstance(opened, ReferenceAugmenter)
     with opened as augmenter:
-        names = [g.name for g in augmenter._recipe.geometries]
+        names = [g.name for g in augmenter._spec.geometries]
         augmenter.submit_draws([batch[name] for name in names], draws)
         return augmenter.result()
 

@@ -1,4 +1,4 @@
-"""What is fixed before the first batch: geometry, curves, noise, names and shapes of the images."""
+"""The fixed part of an augmentation: geometry, curves, noise, names and shapes of the images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from msdata.schema import Schema
 
 # The one image of early fusion.
 EARLY_NAME = "image"
-# Normal numbers to take noise from, 16 MiB: a sample uses 130,000 in a row from a drawn place.
+# Normal numbers that noise is taken from, 16 MiB: a sample uses 130,000 from a drawn place on.
 _NOISE_BANK_SIZE = 1 << 22
 
 _MAX_DEFAULT_THREADS = 8
@@ -34,16 +34,16 @@ Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that is fixed before the first batch.
+class AugmentSpec:
+    """All values that are fixed before the first batch.
 
     Attributes:
-        config: what is done.
-        seed: of the draws.
-        geometries: a survey each, in the order of channels.
-        curves: the scaling of each.
+        config: the augmentation.
+        seed: keys the draws.
+        geometries: one per survey, in the order of channels.
+        curves: one scaling per survey.
         noise_sigmas: sky noise of each survey's bands; empty without noise.
-        dtypes: of each survey's array.
+        dtypes: one per survey's array.
     """
 
     config: AugmentConfig
@@ -60,7 +60,7 @@ class Recipe:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shape (channels, height, width) of each image of a sample, by name."""
+        """Shape (channels, height, width) of each image per sample, by name."""
         if self.config.fusion == "early":
             size = self.config.output_size
             return {EARLY_NAME: (self.num_bands, size, size)}
@@ -76,7 +76,7 @@ class Recipe:
 
     @property
     def channel_slices(self) -> list[slice]:
-        """Where each survey's bands stand among all."""
+        """The channels of each survey among all."""
         ends = np.cumsum([len(g.bands) for g in self.geometries]).tolist()
         return [slice(e - len(g.bands), e) for e, g in zip(ends, self.geometries, strict=True)]
 
@@ -84,12 +84,12 @@ class Recipe:
         """The draws of a batch's samples.
 
         Raises:
-            UsageError: the batch has no ids to key them with.
+            UsageError: the batch has no ids, which key the draws.
         """
         if not train:
             return no_draws(len(batch[self.geometries[0].name]), self.config)
         if "sample_id" not in batch:
-            raise UsageError("the batch has no sample_id, which the draws are keyed with")
+            raise UsageError("the batch has no sample_id, which keys the draws")
         ids = batch["sample_id"]
         num_samples = len(batch[self.geometries[0].name])
         if len(ids) != num_samples:
@@ -107,7 +107,7 @@ class Recipe:
         """The batch's arrays in the order of channels.
 
         Raises:
-            UsageError: one is absent, or not of the schema's shape.
+            UsageError: an array is absent, or has another shape than the schema.
         """
         arrays = []
         for geometry in self.geometries:
@@ -117,30 +117,30 @@ class Recipe:
             wanted = (len(geometry.bands), *geometry.size)
             if array.shape[1:] != wanted or len(array) != len(batch[self.geometries[0].name]):
                 raise UsageError(
-                    f"array {geometry.name!r} of the batch has shape {array.shape}, the schema "
-                    f"says (samples, {', '.join(map(str, wanted))})"
+                    f"array {geometry.name!r} of the batch must have shape (samples, "
+                    f"{', '.join(map(str, wanted))}), got {array.shape}"
                 )
             arrays.append(array)
         return arrays
 
 
-def make_recipe(
+def make_spec(
     schema: Schema, config: AugmentConfig, seed: int, statistics: Statistics | None
-) -> Recipe:
-    """Works out what is fixed before the first batch.
+) -> AugmentSpec:
+    """Computes all values that are fixed before the first batch.
 
     Raises:
-        UsageError: config and schema do not go together, or statistics are needed.
+        UsageError: config and schema contradict each other, or statistics are missing.
     """
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise UsageError(f"seed {seed!r} is no whole number from 0")
+        raise UsageError(f"seed must be an integer of at least 0, got {seed!r}")
     geometries = make_geometries(schema, config)
     for geometry in geometries:
         _check_blur(geometry, config.psf_blur_arcsec)
     sigmas: list[tuple[float, ...]] = []
     if config.noise:
         sigmas = [tuple(b.sky_sigma for b in bands_of(g, statistics, "noise")) for g in geometries]
-    return Recipe(
+    return AugmentSpec(
         config=config,
         seed=seed,
         geometries=geometries,
@@ -151,7 +151,7 @@ def make_recipe(
 
 
 def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.float32]:
-    """Normal numbers that noise is taken from, the same for equal seeds.
+    """Normal numbers that noise is taken from; equal for equal seeds.
 
     Returns:
         float32 (num_values,).
@@ -159,40 +159,42 @@ def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.floa
     return np.random.Generator(np.random.Philox(seed)).standard_normal(num_values, np.float32)
 
 
-def noise_starts(recipe: Recipe, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
-    """Where in the bank the noise of each survey begins.
+def noise_starts(spec: AugmentSpec, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
+    """Where in the bank the noise of each survey starts.
 
     Returns:
-        int64 (N,) a survey; one sample's surveys follow each other.
+        int64 (N,) per survey; a sample's surveys follow each other.
     """
-    sizes = [len(g.bands) * g.output_size**2 for g in recipe.geometries]
+    sizes = [len(g.bands) * g.output_size**2 for g in spec.geometries]
     if bank_size and bank_size < sum(sizes):
-        raise UsageError(f"images of {sum(sizes)} pixels need more noise than {bank_size} numbers")
+        raise UsageError(
+            f"images of {sum(sizes)} pixels need more than {bank_size} numbers of noise"
+        )
     first = (draws.noise_place * max(bank_size - sum(sizes), 0)).astype(np.int64)
     return [first + before for before in np.cumsum([0, *sizes[:-1]]).tolist()]
 
 
 def blur_scale(geometry: Geometry) -> float:
-    """Arc seconds in a pixel of the image.
+    """Arcsec/pixel of the image.
 
     Raises:
-        UsageError: the schema does not know.
+        UsageError: the pixel scale is unknown.
     """
     if geometry.pixel_scale_arcsec is None:
         raise UsageError(
-            f"the pixel scale of {geometry.name!r} is unknown, so a blur in arc seconds has no "
-            "meaning; pack with --pixel-scale, or leave psf_blur_arcsec at 0"
+            f"cannot blur {geometry.name!r} by arcsec: its pixel scale is unknown; pack with "
+            "--pixel-scale, or leave psf_blur_arcsec at 0"
         )
     return geometry.pixel_scale_arcsec
 
 
 def is_blurred(geometry: Geometry, largest_arcsec: float) -> bool:
-    """Whether the largest blur that is drawn can be seen on a survey's pixels."""
+    """Whether the largest blur is visible on a survey's pixels."""
     return bool(largest_arcsec) and largest_arcsec / blur_scale(geometry) >= _MIN_BLUR_PIXELS
 
 
 def _check_blur(geometry: Geometry, largest_arcsec: float) -> None:
-    """Raises UsageError for a blur whose kernel is wider than an image and what lies around it."""
+    """Raises UsageError for a blur whose kernel is wider than an image."""
     if not is_blurred(geometry, largest_arcsec):
         return
     scale = blur_scale(geometry)
@@ -205,25 +207,25 @@ def _check_blur(geometry: Geometry, largest_arcsec: float) -> None:
 
 
 def blur_window(largest_pixels: float) -> int:
-    """Pixels along a side of the kernel, odd, for the largest blur that is drawn."""
+    """Pixels along a side of the kernel, odd, for the largest blur."""
     return 2 * max(1, math.ceil(_BLUR_REACH_SIGMA * largest_pixels)) + 1
 
 
 def default_threads() -> int:
-    """The cores this process may use, but not more than 8 of them."""
+    """The number of cores that this process may use, at most 8."""
     return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
 
 
 def check_open(is_closed: bool) -> None:
-    """Raises UsageError for an augmenter that was closed."""
+    """Raises UsageError if the augmenter was closed."""
     if is_closed:
         raise UsageError("the augmenter was closed; open a new one")
 
 
 def check_length(num_samples: int, batch_size: int) -> None:
-    """Raises UsageError for a batch longer than the augmenter was made for."""
+    """Raises UsageError if a batch exceeds the augmenter's batch_size."""
     if num_samples > batch_size:
         raise UsageError(
-            f"a batch of {num_samples} samples for an augmenter of batch_size {batch_size}; open "
-            "it with the loader's batch_size"
+            f"a batch must have at most the augmenter's batch_size, {batch_size} samples, got "
+            f"{num_samples}; open the augmenter with the loader's batch_size"
         )

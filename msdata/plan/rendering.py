@@ -1,12 +1,18 @@
-"""The report of `msdata plan` as text for a terminal."""
+"""What `msdata plan` shows: the report as text for a terminal, and a figure against nodes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from msdata.core.files import whole_file
 from msdata.core.progress import bytes_text
+from msdata.core.text import table_lines
+from msdata.errors import MissingPackageError
 from msdata.plan.forecast import TIERS
+from msdata.plan.timing import Variant
 
 _SHOWN_EPOCHS = 12
 
@@ -16,14 +22,21 @@ _LAST = {
     "short": "the last one short",
 }
 _QUALITY = {
-    "same_shard_pairs_per_batch": "pairs of one shard in a batch",
+    "same_shard_pairs_per_batch": "pairs of one shard per batch",
     "repeated_pairs_per_batch": "pairs that shared a batch in the epoch before",
-    "drawn_in_an_epoch": "data that an epoch draws at least once",
-    "displacement": "displacement between epochs, of the epoch",
+    "drawn_in_an_epoch": "data drawn at least once per epoch",
+    "displacement": "displacement between epochs, share of the epoch",
     "redshift_mean_scatter": "scatter of the mean redshift of batches",
     "redshift_distribution_distance": "distance of redshift distributions (KS)",
     "seen_by_one_rank": "data one rank has seen after {} epochs",
 }
+
+# Told apart by readers with any color vision, and in print. Source: Okabe & Ito, "Color Universal
+# Design" (2008).
+TIER_COLORS = ("#0072b2", "#56b4e9", "#f0e442", "#d55e00")
+_PART_COLORS = ("#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#000000", "#cc79a7", "#009e73")
+_MARKERS = "osD^vPX"
+_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
 def render_report(report: dict[str, Any]) -> str:
@@ -55,15 +68,15 @@ def _render_head(report: dict[str, Any]) -> str:
         f"data    {data.get('name', '')}: {data['samples']:,} samples of {data['sample_bytes']:,} "
         f"bytes, {bytes_text(data['bytes'])} in {data['shards']:,} shards",
         f"job     {job['nodes']:,} nodes x {job['ranks_per_node']} ranks x "
-        f"{job['batch_per_rank']} samples = {job['global_batch']:,} a step, "
+        f"{job['batch_per_rank']} samples = {job['global_batch']:,} per step, "
         f"{job['steps_per_epoch']:,} steps per epoch ({_LAST[job['last']]})",
         f"        policy {job['policy']}, seed {job['seed']}, {job['epochs']} epochs",
         *_weights_lines(job),
         f"caches  memory {bytes_text(caches['memory_capacity_bytes'])}, "
         f"SSD {bytes_text(caches['ssd_capacity_bytes'])}: room for {capacity / data['bytes']:.1%} "
         f"of the data; {caches['cached_share']:.2%} of the samples cached, "
-        f"{_range(caches['fewest_shards_of_a_node'], caches['most_shards_of_a_node'])} shards a "
-        "node",
+        f"{_range(caches['fewest_shards_of_a_node'], caches['most_shards_of_a_node'])} shards "
+        "per node",
     ]
     return "\n".join(lines)
 
@@ -99,7 +112,7 @@ def _render_epochs(report: dict[str, Any]) -> str:
             f";\n~ expected, by the closed form; {num_exact} of {len(epochs)} epochs were "
             "replayed, --replay-epochs N replays more"
         )
-    return "\n".join([legend, *_table(header, rows), total])
+    return "\n".join([legend, *table_lines(header, rows), total])
 
 
 def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
@@ -118,7 +131,7 @@ def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
     ]
     header = ["nodes", "memory", "SSD", "cached", *(f"{t} %" for t in TIERS), "from storage"]
     title = f"nodes by capacity, each of them in epoch {kinds[0]['epoch']}"
-    return ["\n".join([title, *_table(header, rows)])]
+    return ["\n".join([title, *table_lines(header, rows)])]
 
 
 def _epoch_name(epoch: dict[str, Any]) -> str:
@@ -146,7 +159,7 @@ def _render_closed_form(report: dict[str, Any]) -> str:
     ]
     lines = [
         "closed form, epochs after the first",
-        *_table(["", *(f"{t} %" for t in TIERS)], rows),
+        *table_lines(["", *(f"{t} %" for t in TIERS)], rows),
         f"hits min(1, C/N) = {closed['hit_share']:.2%}",
     ]
     if report["job"]["policy"] == "locality":
@@ -162,7 +175,7 @@ def _render_what_if(variants: Sequence[dict[str, Any]]) -> str:
     header = ["", "nodes", *(f"{t} %" for t in TIERS)]
     header += ["from storage", "time", "bound by", "GPU wait"]
     title = "what would change, expected for an epoch after the first"
-    return "\n".join([title, *_table(header, rows)])
+    return "\n".join([title, *table_lines(header, rows)])
 
 
 def _render_by_nodes(variants: Sequence[dict[str, Any]]) -> list[str]:
@@ -171,12 +184,12 @@ def _render_by_nodes(variants: Sequence[dict[str, Any]]) -> list[str]:
     rows = [[str(v["nodes"]), *_epoch_row("", v)[1:]] for v in variants]
     header = ["nodes", *(f"{t} %" for t in TIERS), "from storage", "time", "bound by", "GPU wait"]
     title = "on other numbers of nodes, expected for an epoch after the first"
-    return ["\n".join([title, *_table(header, rows)])]
+    return ["\n".join([title, *table_lines(header, rows)])]
 
 
 def _render_quality(measured: dict[str, Any] | None) -> str:
     if measured is None:
-        return "shuffle quality: not measured, the data do not fill one global batch"
+        return "shuffle quality: not measured: the data do not fill one global batch"
     rows = []
     for name, words in _QUALITY.items():
         if name in measured:
@@ -187,7 +200,7 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
     header = ["shuffle quality", "measured", "uniform draw", "ratio"]
     if "drawn_in_an_epoch" in measured:
         header[2] = "independent"
-    return "\n".join(_table(header, rows))
+    return "\n".join(table_lines(header, rows))
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
@@ -209,8 +222,8 @@ def _note_of_draws(report: dict[str, Any]) -> list[str]:
     if report["job"]["weights"] is None:
         return []
     return [
-        "note: in the cold epoch a sample that is drawn again counts as read from storage; where "
-        "its owner holds it by\nthen, it is a hit more"
+        "note: in the cold epoch a sample that is drawn again counts as read from storage; if "
+        "its owner holds it by\nthen, it is one more hit"
     ]
 
 
@@ -222,19 +235,9 @@ def _note_of_shards(report: dict[str, Any]) -> list[str]:
         return []
     return [
         f"note: nodes hold {_range(fewest, most)} shards, and {extra:.2%} of the samples cross the "
-        "network for that alone;\nsmaller shards, or a number of shards that the nodes divide, "
-        "would spare it"
+        "network for that reason alone;\nto avoid it pack smaller shards, or a multiple of the "
+        "number of nodes"
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell; the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, *rows):
-        cells = [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
-    return lines
 
 
 def _range(low: int, high: int) -> str:
@@ -248,3 +251,84 @@ def _duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def draw_by_nodes(variants: Sequence[Variant], path: Path) -> None:
+    """Draw the shares of reads by tier, and the time per epoch, against the number of nodes.
+
+    Args:
+        variants: one per number of nodes, ascending.
+        path: PNG file to write.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+        StorageError: the file cannot be written.
+    """
+    figure = figure_of(variants)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": "msdata"})
+
+
+def figure_of(variants: Sequence[Variant]) -> Any:
+    """The figure, a matplotlib `Figure` of one panel, or two where rates are known.
+
+    Args:
+        variants: one per number of nodes, ascending.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError(
+            "a figure needs matplotlib: pip install 'msdata[bench]'"
+        ) from error
+    has_times = any(v.time.epoch_s is not None for v in variants)
+    figure = Figure(figsize=(9 if has_times else 5, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 if has_times else 1, squeeze=False)[0]
+    _draw_tiers(panels[0], variants)
+    if has_times:
+        _draw_times(panels[1], variants)
+    names = [f"{v.num_nodes:,}" for v in variants]
+    for panel in panels:
+        panel.set(xlabel="nodes", xticks=range(len(names)), xticklabels=names)
+    return figure
+
+
+def _draw_tiers(panel: Any, variants: Sequence[Variant]) -> None:
+    bottoms = [0.0] * len(variants)
+    for number, (tier, color) in enumerate(zip(TIERS, TIER_COLORS, strict=True)):
+        heights = [100 * float(v.forecast.shares[number]) for v in variants]
+        panel.bar(
+            range(len(variants)),
+            heights,
+            bottom=bottoms,
+            label=tier,
+            color=color,
+            edgecolor="white",
+            width=0.8,
+        )
+        bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
+    panel.set(ylabel="reads [%]", ylim=(0, 100), title="where samples come from")
+    panel.legend(loc="lower right", fontsize="small")
+
+
+def _draw_times(panel: Any, variants: Sequence[Variant]) -> None:
+    parts = variants[0].time.busy_s
+    longest_s = max(v.time.busy_s[part] or 0.0 for v in variants for part in parts)
+    unit, unit_s = next((u for u in _UNITS if longest_s >= 2 * u[1]), _UNITS[-1])
+    for number, part in enumerate(parts):
+        # A logarithmic axis has no place for a part with nothing to do.
+        times = [(v.time.busy_s[part] or math.nan) / unit_s for v in variants]
+        panel.plot(
+            range(len(variants)),
+            times,
+            marker=_MARKERS[number % len(_MARKERS)],
+            color=_PART_COLORS[number % len(_PART_COLORS)],
+            label=part,
+        )
+    panel.set(ylabel=f"{unit} per epoch", yscale="log", title="what limits an epoch")
+    panel.legend(fontsize="small")
