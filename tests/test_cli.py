@@ -20,7 +20,7 @@ import pytest
 import msdata
 from msdata.core.progress import ProgressLine, bytes_text, duration_text, progress_text, rate_text
 from msdata.errors import UsageError
-from msdata.pack.command import parse_bytes, parse_fractions
+from msdata.pack.options import parse_bytes, parse_fractions
 
 Packed = Callable[..., Path]
 

@@ -15,8 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msdata.cluster.probe import FileRates, measure_file, measure_memory_copy, temporary_file
-from msdata.cluster.probe_network import Communicator, measure_network
+from msdata.cluster.probe import (
+    Communicator,
+    FileRates,
+    measure_file,
+    measure_memory_copy,
+    measure_network,
+    temporary_file,
+)
 from msdata.core.mpi import communicator
 from msdata.core.output_file import check_output
 from msdata.core.progress import rate_text

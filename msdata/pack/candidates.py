@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from msdata.core.trusted_names import is_plain_name
 from msdata.errors import DataError, UsageError
-from msdata.pack.column_names import label_names
+from msdata.pack.columns import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
 from msdata.schema import Schema
 

@@ -1,11 +1,10 @@
-"""`msdata pack`: options, and what is printed."""
+"""`msdata pack`: runs it on worker processes or MPI ranks, and prints the result."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import re
 import sys
 import time
 import traceback
@@ -13,151 +12,23 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE
-from msdata.core.options import add_jobs, num_jobs
+from msdata.core.options import num_jobs
 from msdata.core.signals import exit_code_of, ignore_signals
-from msdata.dataset.manifest import CONTAINERS, REJECTED_NAME
+from msdata.dataset.manifest import REJECTED_NAME
 from msdata.errors import MsdataError, UsageError
-from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
+from msdata.pack.options import add_arguments, settings_of
 from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
 
 if TYPE_CHECKING:
     from msdata.pack.run import PackReport
 
+__all__ = ["WHEN_INTERRUPTED", "add_arguments", "run"]
+
 # Said after Ctrl-C or SIGTERM, which Slurm sends at the time limit.
 WHEN_INTERRUPTED = "what is finished is kept: run the same command with --resume"
 # How long a rank waits for another one to say so and to end all.
 _LAST_WORD_S = 5.0
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
-_BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of `1GiB`, `500MB`, `65536`.
-
-    Raises:
-        UsageError: the text is no size.
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    units = {**_UNITS, **_BINARY}
-    if match is None or match[2] not in units:
-        raise UsageError(f"{text!r} is no size; write for example 1GiB, 256MiB or 500MB")
-    return int(float(match[1]) * units[match[2]])
-
-
-def parse_fractions(text: str) -> tuple[float, ...]:
-    """Fractions of `0.7,0.1,0.2`.
-
-    Raises:
-        UsageError: the text is no list of numbers.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--split {text!r} is no list of fractions such as 0.7,0.1,0.2") from None
-
-
-def _parse_names(text: str) -> tuple[str, ...]:
-    return () if text == "none" else tuple(text.split(","))
-
-
-def _parse_scale(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise UsageError(f"--pixel-scale {text!r}: write for example unwise=1.5") from None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `msdata pack`."""
-    parser.add_argument(
-        "source", type=Path, help="folder of pickled dicts, of block files, or of FITS files"
-    )
-    parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
-    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table with the labels")
-    parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
-    parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
-    parser.add_argument(
-        "--unlabelled", action="store_true", help="keep objects without redshift, to predict theirs"
-    )
-    _add_range(parser, "--redshift-range", "redshifts", REDSHIFT_RANGE)
-    _add_range(parser, "--ebv-range", "E(B-V) in columns named like ebv", EBV_RANGE)
-    parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
-    parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
-    parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
-    parser.add_argument("--split", help="train,val,test; default: 0.7,0.1,0.2")
-    parser.add_argument("--split-column", help="catalogue column that names the split instead")
-    parser.add_argument("--seed", type=int, default=0, help="of splits and order; %(default)s")
-    parser.add_argument("--inpaint", help="arrays whose NaN to fill, or none; default: panstarrs")
-    parser.add_argument(
-        "--max-nan-fraction", type=float, default=0.01, help="of a band; %(default)s"
-    )
-    parser.add_argument(
-        "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
-    )
-    add_fits_arguments(parser)
-    parser.add_argument(
-        "--max-rejected",
-        type=int,
-        help="stop beyond this many unusable objects; default: go to the end, exit code 1 if most "
-        "are",
-    )
-    add_jobs(parser, "worker processes")
-    parser.add_argument("--resume", action="store_true", help="take up an unfinished pack")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
-
-
-def _add_range(
-    parser: argparse.ArgumentParser, option: str, what: str, default: tuple[float, float]
-) -> None:
-    parser.add_argument(
-        option,
-        nargs=2,
-        type=float,
-        default=default,
-        metavar=("LOW", "HIGH"),
-        help=f"count {what} outside as absent; default: {default[0]:g} {default[1]:g}",
-    )
-
-
-def settings_of(args: argparse.Namespace) -> PackSettings:
-    """The settings that the options ask for."""
-    shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
-    scales = dict(_parse_scale(t) for t in args.pixel_scale)
-    return PackSettings(
-        source=args.source,
-        out=args.out,
-        catalog=args.catalog,
-        container=args.format,
-        chunked=args.chunked,
-        shard_nbytes=shard_nbytes,
-        split_fractions=_split_fractions(args),
-        split_column=args.split_column,
-        seed=args.seed,
-        id_column=args.id_column,
-        redshift_column=args.redshift_column,
-        unlabelled=args.unlabelled,
-        redshift_range=tuple(args.redshift_range),
-        ebv_range=tuple(args.ebv_range),
-        inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
-        max_nan_fraction=args.max_nan_fraction,
-        pixel_scales_arcsec=scales,
-        fits=fits_options_of(args, scales),
-    )
-
-
-def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
-    if args.split is None:
-        return PackSettings.split_fractions
-    if args.split_column is not None:
-        raise UsageError(
-            f"--split {args.split} and --split-column {args.split_column} contradict each other; "
-            "give one of them"
-        )
-    return parse_fractions(args.split)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,8 +65,7 @@ def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
     from msdata.core.mpi import communicator
-    from msdata.pack.rank_progress import PeerError
-    from msdata.pack.ranks import pack_on_ranks
+    from msdata.pack.ranks import PeerError, pack_on_ranks
     from msdata.pack.state import PackState
 
     if args.jobs not in (None, 1):

@@ -1,4 +1,7 @@
-"""The last step of a pack: index, list of rejects, and `dataset.json`, which makes it complete."""
+"""The end of a pack: rejected objects and their limit, the index, and `dataset.json`, written last.
+
+`dataset.json` makes the data set complete.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,58 @@ from msdata.dataset.index import (
 from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
 from msdata.dataset.rejected import Rejected, read_rejected
 from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
-from msdata.pack.column_names import scalar_names
-from msdata.pack.number_columns import join_numbers
+from msdata.pack.columns import join_numbers, scalar_names
 from msdata.pack.settings import PackSettings
-from msdata.pack.shard_task import Rejection
+from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+class RejectLimit:
+    """Counts unusable objects, those of finished shards and those of shards under way.
+
+    Args:
+        num_noted: those that are known already.
+        maximum: raise beyond this many; None never raises.
+        out: the data set's folder, for the message.
+    """
+
+    def __init__(self, num_noted: int, maximum: int | None, out: Path) -> None:
+        self._num_noted = num_noted
+        self._maximum = maximum
+        self._out = out
+        self._unfinished: dict[int, list[Rejection]] = defaultdict(list)
+        self._num_unfinished = 0
+        self.num_new = 0
+
+    @property
+    def unfinished(self) -> list[Rejection]:
+        """The unusable objects of shards that have no note."""
+        return [r for rejections in self._unfinished.values() for r in rejections]
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts one; raises as `check`."""
+        self._unfinished[rejection.number].append(rejection)
+        self._num_unfinished += 1
+        self.num_new += 1
+        self.check()
+
+    def note(self, result: ShardResult) -> None:
+        """The shard has its note, where its unusable objects are read from now on."""
+        self._num_noted += len(result.rejected)
+        self._num_unfinished -= len(self._unfinished.pop(result.number, ()))
+
+    def check(self) -> None:
+        """Raises DataError when the limit is passed."""
+        total = self._num_noted + self._num_unfinished
+        if self._maximum is not None and total > self._maximum:
+            raise DataError(
+                f"{total} objects are unusable, more than --max-rejected {self._maximum}; see "
+                f"{self._out / REJECTED_NAME}, then run again with --resume and a higher limit"
+            )
+
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 

@@ -1,19 +1,121 @@
-"""Makes the plan of a pack: lists the objects, finds their schema, joins labels, cuts shards."""
+"""The plan of a pack, and the tasks that worker processes and ranks are given from it.
+
+Planning lists the objects, infers their schema from the first few, joins labels and cuts shards.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from msdata.core.files import storage_error
+from msdata.core.trusted_names import check_source_paths
 from msdata.dataset import hdf5, tar
-from msdata.errors import UsageError
+from msdata.errors import DataError, SampleError, UsageError
 from msdata.pack.candidates import plan_candidates
-from msdata.pack.column_names import check_array_names
-from msdata.pack.infer_schema import NUM_LOOKED_AT, infer_schema, with_pixel_scales
+from msdata.pack.columns import check_array_names, scalar_names
+from msdata.pack.prepare import Preparation, is_number
+from msdata.pack.read_ahead import read_in_order, read_sample
 from msdata.pack.settings import PackSettings
+from msdata.pack.shard_task import ShardTask
 from msdata.pack.state import PackPlan, PackState
-from msdata.schema import Schema
+from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.detect import detect_source
+from msdata.sources.source import Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Enough to outvote a few broken objects, few enough to be read at once.
+NUM_LOOKED_AT = 16
+
+
+def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema:
+    """The schema that most of the first objects share.
+
+    Args:
+        source: where the objects are.
+        locations: (path, row) of the objects to look at.
+
+    Returns:
+        `MANTIS_SHRIMP` (with the objects' own numbers as scalars) where its three arrays and no
+        others are there; else an inferred one.
+
+    Raises:
+        DataError: none of the objects is usable.
+    """
+    votes: Counter[Schema] = Counter()
+    reason = ""
+
+    def look(number: int) -> Schema:
+        try:
+            return schema_of(read_sample(source, *locations[number]))
+        except UsageError as error:
+            raise SampleError(str(error)) from error
+
+    for number, found in read_in_order(len(locations), look):
+        if isinstance(found, SampleError):
+            reason = reason or f"{locations[number][0]}: {found}"
+        else:
+            votes[found] += 1
+    if not votes:
+        raise DataError(
+            f"none of the first {len(locations)} objects of {source.root} is usable; {reason}"
+        )
+    return votes.most_common(1)[0][0]
+
+
+def schema_of(sample: Mapping[str, Any]) -> Schema:
+    """The schema of one object.
+
+    Args:
+        sample: its dict.
+
+    Raises:
+        SampleError: it holds no numeric array, or something that is neither array, number nor text.
+    """
+    arrays = {n: v for n, v in sample.items() if isinstance(v, np.ndarray) and v.ndim}
+    scalars = tuple(n for n, v in sample.items() if n not in arrays and is_number(v))
+    if not arrays:
+        raise SampleError("its dict holds no arrays")
+    known = {a.name: a for a in MANTIS_SHRIMP.arrays}
+    if arrays.keys() == known.keys() and all(arrays[n].shape == known[n].shape for n in known):
+        return replace(MANTIS_SHRIMP, scalars=scalars)
+    surveys = tuple(_survey_of(name, array, known.get(name)) for name, array in arrays.items())
+    return Schema(name="inferred", arrays=surveys, scalars=scalars)
+
+
+def _survey_of(name: str, array: np.ndarray[Any, Any], known: Survey | None) -> Survey:
+    if known is not None and known.shape == array.shape:
+        return known
+    if array.dtype.kind not in "biufc":
+        raise SampleError(f"array {name!r} has dtype {array.dtype}, not numbers")
+    return Survey(name=name, shape=array.shape, dtype=array.dtype.newbyteorder("<").str)
+
+
+def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) -> Schema:
+    """The schema with other pixel scales.
+
+    Raises:
+        UsageError: there is no such array.
+    """
+    for name in pixel_scales_arcsec:
+        if name not in schema.names:
+            raise UsageError(
+                f"--pixel-scale {name}: there is no such array; there are {', '.join(schema.names)}"
+            )
+    arrays = (
+        replace(a, pixel_scale_arcsec=pixel_scales_arcsec.get(a.name, a.pixel_scale_arcsec))
+        for a in schema.arrays
+    )
+    return replace(schema, arrays=tuple(arrays))
+
 
 # Bytes of a JSON member, for sizing shards; a catalogue of twenty columns stays below.
 _JSON_NBYTES = 512
@@ -107,3 +209,56 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error("write", folder, error) from error
+
+
+def tasks_left(state: PackState, plan: PackPlan) -> list[int]:
+    """Numbers of the shards still to be written, the largest first so that none drags behind."""
+    left = set(range(len(plan.slices))) - set(state.finished(plan))
+    return sorted(left, key=lambda n: (plan.slices[n].start - plan.slices[n].stop, n))
+
+
+def make_tasks(
+    state: PackState, plan: PackPlan, settings: PackSettings, numbers: Sequence[int]
+) -> Iterator[ShardTask]:
+    """The tasks of the given shards, each made when it is asked for."""
+    if not numbers:
+        return
+    candidates = state.open_candidates()
+    preparation = Preparation(
+        inpaint=inpainted(plan.schema, settings), max_nan_fraction=settings.max_nan_fraction
+    )
+    for number in numbers:
+        part = plan.slices[number]
+        rows = candidates.read_row_group(number)
+        check_source_paths(state.folder, rows["path"])
+        yield ShardTask(
+            number=number,
+            path=state.out / part.split / part.name,
+            container=settings.container,
+            chunked=settings.chunked,
+            schema=plan.schema,
+            preparation=preparation,
+            sample_ids=rows["sample_id"].to_pylist(),
+            locations=list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True)),
+            labels=label_rows(rows.select(list(plan.label_columns))),
+            scalar_names=scalar_names(plan.schema, plan.label_columns),
+        )
+
+
+def label_rows(labels: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table as dicts of what JSON holds: no NaN, no infinity."""
+    if not labels.num_columns:
+        return [{}] * labels.num_rows
+    names, columns = labels.column_names, map(_json_column, labels.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _json_column(column: pa.ChunkedArray) -> list[Any]:
+    values = column.to_pylist()
+    if str(column.type) in ("float", "double"):
+        return [v if v is None or math.isfinite(v) else None for v in values]
+    return [None if _is_not_finite(v) else v for v in values]
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and (value != value or value in (float("inf"), -float("inf")))

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from msdata.core.progress import ProgressLine
 from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.errors import MsdataError
-from msdata.pack.finish import finish_pack, num_rejected, write_rejected_so_far
+from msdata.pack.finish import RejectLimit, finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock
-from msdata.pack.planning import make_plan
+from msdata.pack.planning import make_plan, make_tasks, tasks_left
 from msdata.pack.pool import WorkerPool
-from msdata.pack.reject_limit import RejectLimit
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
-from msdata.pack.tasks import make_tasks, tasks_left
 from msdata.sources.detect import detect_source
 
 

@@ -26,8 +26,8 @@ from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.dataset.manifest import SettingsFields, fingerprint_of
 from msdata.errors import DataError, UsageError
 from msdata.pack.candidates import Candidates, ShardSlice
+from msdata.pack.columns import split_numbers
 from msdata.pack.folder_lock import is_busy, is_locked
-from msdata.pack.number_columns import split_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from msdata.cluster import probe
+from msdata.cluster.probe import measure_network
 from msdata.cluster.probe_command import add_arguments, render_fields, run
-from msdata.cluster.probe_network import measure_network
 from msdata.errors import StorageError, UsageError
 from msdata.plan.machine import load_machine, machine_from
 

@@ -10,8 +10,8 @@ import packing
 import pytest
 
 from msdata.errors import DataError, SampleError, UsageError
-from msdata.pack.column_names import check_array_names, label_names, scalar_names
-from msdata.pack.infer_schema import infer_schema, schema_of, with_pixel_scales
+from msdata.pack.columns import check_array_names, label_names, scalar_names
+from msdata.pack.planning import infer_schema, schema_of, with_pixel_scales
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.pickles import PickleTree
 

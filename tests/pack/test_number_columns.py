@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import msdata
 from msdata.cli import main
-from msdata.pack.number_columns import join_numbers, split_numbers
+from msdata.pack.columns import join_numbers, split_numbers
 
 BIG = 171_972_001_234_567_891
 HUGE = (1 << 64) - 5

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import SampleError, UsageError
-from msdata.pack.infer_schema import schema_of
+from msdata.pack.planning import schema_of
 from msdata.pack.prepare import Preparation, conform, count_nan, inpaint, prepare
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
