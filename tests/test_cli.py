@@ -132,13 +132,13 @@ def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e9", "1GiBs"])
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="a size must be like"):
         parse_bytes(text)
 
 
 def test_fractions_are_numbers() -> None:
     assert parse_fractions("0.7,0.1,0.2") == (0.7, 0.1, 0.2)
-    with pytest.raises(UsageError, match="no list of fractions"):
+    with pytest.raises(UsageError, match="--split must be fractions such as"):
         parse_fractions("0.7;0.3")
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WHEN_INTERRUPTED", "add_arguments", "run"]
 
-# Said after Ctrl-C or SIGTERM, which Slurm sends at the time limit.
+# Printed after Ctrl-C or SIGTERM, which Slurm sends at the time limit.
 WHEN_INTERRUPTED = "what is finished is kept: run the same command with --resume"
-# How long a rank waits for another one to say so and to end all.
+# How long a rank waits for another one to report the interruption and to end all.
 _LAST_WORD_S = 5.0
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Packs, on worker processes or MPI ranks; returns the exit code."""
     settings = settings_of(args)
     if args.max_rejected is not None and args.max_rejected < 0:
-        raise UsageError(f"--max-rejected {args.max_rejected} is negative; give 0 or more")
+        raise UsageError(f"--max-rejected must be at least 0, got {args.max_rejected}")
     topology = from_env()
     started_s = time.monotonic()
     if topology.num_ranks > 1:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         report = _run_here(args, settings)
     if report is not None:
         _print_report(report, args, time.monotonic() - started_s)
-        # One sentence is enough.
+        # Print one sentence at most.
         return _tell_of_unsafe(report, settings) or _tell_of_most(report, settings, args)
     return 0
 
@@ -70,7 +70,8 @@ def _run_on_ranks(
 
     if args.jobs not in (None, 1):
         raise UsageError(
-            f"--jobs {args.jobs} under MPI: the ranks are the processes; ask for more ranks"
+            f"--jobs must be 1 under MPI, got {args.jobs}: the ranks are the processes; start "
+            "more ranks"
         )
     world = communicator(topology)
     run_id = world.bcast(uuid.uuid4().hex, root=0)
@@ -88,7 +89,7 @@ def _run_on_ranks(
     except MsdataError:
         raise
     except BaseException as error:
-        # Ranks that wait for this one would wait for ever.
+        # Ranks that wait for this one would wait forever.
         _abort(error, world, PackState(settings.out).interruption_path(run_id))
 
 
@@ -100,28 +101,28 @@ def _abort(error: BaseException, world: Any, claim: Path) -> NoReturn:
     elif _speaks_for_all(claim, world):
         print(f"msdata pack: interrupted; {WHEN_INTERRUPTED}", file=sys.stderr)
     else:
-        # Whoever speaks for all also ends all, unless something holds it up.
+        # The rank that reports also ends all, unless something holds it up.
         time.sleep(_LAST_WORD_S)
     sys.stderr.flush()
     world.Abort(exit_code_of(error))
-    # MPICH's Abort may come back, and whoever goes on would say the same once more.
+    # MPICH's Abort may return, and the rank would then print the same line again.
     os._exit(exit_code_of(error))
 
 
 def _speaks_for_all(claim: Path, world: Any) -> bool:
-    """Whether this rank is the first of those interrupted: any may be, rank 0 need not be."""
+    """Whether this rank was interrupted first, and reports for all; any rank may be."""
     try:
         claim.touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
-        # No folder yet: all ranks but the first are waiting for it, deaf to signals.
+        # The folder does not exist yet: all ranks but the first wait for it and hear no signals.
         return int(world.Get_rank()) == 0
     return True
 
 
 def _tell_of_unsafe(report: PackReport, settings: PackSettings) -> int:
-    """The exit code: a data set with pickles that wanted more than data is no plain success."""
+    """Reports pickles that ask for more than data; the exit code is 1 if there are any."""
     from msdata.pack.finish import unsafe_objects
 
     if not (report.num_packed and report.num_rejected):
@@ -139,7 +140,7 @@ def _tell_of_unsafe(report: PackReport, settings: PackSettings) -> int:
 
 
 def _tell_of_most(report: PackReport, settings: PackSettings, args: argparse.Namespace) -> int:
-    """The exit code: a data set without most of its objects is not what was asked for."""
+    """Reports that most objects were rejected; the exit code is 1 if so."""
     from msdata.pack.finish import most_rejected
 
     if args.max_rejected is not None or not report.num_packed:
@@ -148,7 +149,7 @@ def _tell_of_most(report: PackReport, settings: PackSettings, args: argparse.Nam
     if told is None:
         return 0
     print(
-        f"msdata pack: {told}; if that is meant, say so with --max-rejected {report.num_rejected}",
+        f"msdata pack: {told}; if you expect that, give --max-rejected {report.num_rejected}",
         file=sys.stderr,
     )
     return 1

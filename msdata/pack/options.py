@@ -23,12 +23,12 @@ def parse_bytes(text: str) -> int:
     """Bytes of `1GiB`, `500MB`, `65536`.
 
     Raises:
-        UsageError: the text is no size.
+        UsageError: the text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     units = {**_UNITS, **_BINARY}
     if match is None or match[2] not in units:
-        raise UsageError(f"{text!r} is no size; write for example 1GiB, 256MiB or 500MB")
+        raise UsageError(f"a size must be like 1GiB, 256MiB or 500MB, got {text!r}")
     return int(float(match[1]) * units[match[2]])
 
 
@@ -36,12 +36,12 @@ def parse_fractions(text: str) -> tuple[float, ...]:
     """Fractions of `0.7,0.1,0.2`.
 
     Raises:
-        UsageError: the text is no list of numbers.
+        UsageError: the text is not a list of numbers.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--split {text!r} is no list of fractions such as 0.7,0.1,0.2") from None
+        raise UsageError(f"--split must be fractions such as 0.7,0.1,0.2, got {text!r}") from None
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def _parse_scale(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UsageError(f"--pixel-scale {text!r}: write for example unwise=1.5") from None
+        raise UsageError(f"--pixel-scale must be like unwise=1.5, got {text!r}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,36 +62,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", type=Path, help="folder of pickled dicts, of block files, or of FITS files"
     )
     parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
-    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table with the labels")
-    parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
-    parser.add_argument("--redshift-column", help="the catalogue's column with the redshift")
+    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table of labels")
     parser.add_argument(
-        "--unlabelled", action="store_true", help="keep objects without redshift, to predict theirs"
+        "--id-column", help="catalog column of object ids (default: a column of a known name)"
+    )
+    parser.add_argument(
+        "--redshift-column", help="catalog column of redshifts (default: a column of a known name)"
+    )
+    parser.add_argument(
+        "--unlabeled", action="store_true", help="keep objects without redshift, to predict theirs"
+    )
+    # The spelling of earlier versions.
+    parser.add_argument(
+        "--unlabelled", action="store_true", dest="unlabeled", help=argparse.SUPPRESS
     )
     _add_range(parser, "--redshift-range", "redshifts", REDSHIFT_RANGE)
     _add_range(parser, "--ebv-range", "E(B-V) in columns named like ebv", EBV_RANGE)
-    parser.add_argument("--format", choices=CONTAINERS, default="tar", help="default: tar")
-    parser.add_argument("--chunked", action="store_true", help="HDF5: one chunk a sample")
-    parser.add_argument("--shard-size", help="at most; default: 1GiB, less for a small data set")
-    parser.add_argument("--split", help="train,val,test; default: 0.7,0.1,0.2")
-    parser.add_argument("--split-column", help="catalogue column that names the split instead")
-    parser.add_argument("--seed", type=int, default=0, help="of splits and order; %(default)s")
-    parser.add_argument("--inpaint", help="arrays whose NaN to fill, or none; default: panstarrs")
     parser.add_argument(
-        "--max-nan-fraction", type=float, default=0.01, help="of a band; %(default)s"
+        "--format",
+        choices=CONTAINERS,
+        default="tar",
+        help="format of the shards (default: %(default)s)",
     )
     parser.add_argument(
-        "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
+        "--chunked", action="store_true", help="with --format hdf5: one chunk per sample"
+    )
+    parser.add_argument(
+        "--shard-size", help="maximum size of a shard (default: 1GiB, less for a small data set)"
+    )
+    parser.add_argument("--split", help="fractions of train, val and test (default: 0.7,0.1,0.2)")
+    parser.add_argument("--split-column", help="catalog column that names the split of each object")
+    parser.add_argument("--seed", type=int, default=0, help="of splits and order (%(default)s)")
+    parser.add_argument(
+        "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
+    )
+    parser.add_argument(
+        "--max-nan-fraction",
+        type=float,
+        default=0.01,
+        help="reject an object if more than this fraction of any band is NaN (%(default)s)",
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        action="append",
+        default=[],
+        metavar="ARRAY=ARCSEC",
+        help="pixel scale of an array, arcsec/pixel; repeatable",
     )
     add_fits_arguments(parser)
     parser.add_argument(
         "--max-rejected",
         type=int,
-        help="stop beyond this many unusable objects; default: go to the end, exit code 1 if most "
-        "are",
+        help="stop after more unusable objects than this (default: pack to the end, exit code 1 if "
+        "most objects are unusable)",
     )
     add_jobs(parser, "worker processes")
-    parser.add_argument("--resume", action="store_true", help="take up an unfinished pack")
+    parser.add_argument("--resume", action="store_true", help="resume an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
 
@@ -105,7 +131,7 @@ def _add_range(
         type=float,
         default=default,
         metavar=("LOW", "HIGH"),
-        help=f"count {what} outside as absent; default: {default[0]:g} {default[1]:g}",
+        help=f"treat {what} outside as missing (default: {default[0]:g} {default[1]:g})",
     )
 
 
@@ -125,7 +151,7 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         seed=args.seed,
         id_column=args.id_column,
         redshift_column=args.redshift_column,
-        unlabelled=args.unlabelled,
+        unlabelled=args.unlabeled,
         redshift_range=tuple(args.redshift_range),
         ebv_range=tuple(args.ebv_range),
         inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
@@ -147,20 +173,20 @@ def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
 
 
 def add_fits_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Declares the options for raw FITS files."""
     group = parser.add_argument_group("raw FITS files")
     group.add_argument(
         "--fits",
         action="append",
         metavar="ARRAY=PATTERN",
-        help="an array and the names of its files, repeatable; default: "
+        help="an array and the names of its files; repeatable; default: "
         + ", ".join(f"{name}={pattern}" for name, pattern in DEFAULT_PATTERNS.items()),
     )
     group.add_argument(
         "--fits-bands",
         action="append",
         metavar="ARRAY=g,r,...",
-        help="bands of an array; their order where headers do not name them",
+        help="bands of an array, in order where headers do not name them",
     )
     group.add_argument(
         "--fits-size", action="append", metavar="ARRAY=PIXELS", help="side of an array's stamps"
@@ -178,7 +204,7 @@ def fits_options_of(
     """How to read FITS files; None where the source holds others.
 
     Raises:
-        UsageError: an option makes no sense.
+        UsageError: an option is malformed, or the source holds no FITS files.
     """
     given = [n for n in ("fits", "fits_bands", "fits_size", "calibrate") if getattr(args, n)]
     if not args.fits and not holds_fits(args.source):
@@ -204,8 +230,9 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise UsageError(
-            f"{option} {text!r}: write for example galex="
+            f"{option} must be like galex="
             + (DEFAULT_PATTERNS["galex"] if option == "--fits" else "...")
+            + f", got {text!r}"
         )
     return name, value
 
@@ -214,4 +241,4 @@ def _size(name: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise UsageError(f"--fits-size {name}={value}: give a number of pixels") from None
+        raise UsageError(f"--fits-size must be like {name}=120, got {name}={value}") from None

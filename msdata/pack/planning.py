@@ -32,20 +32,20 @@ from msdata.sources.source import Source
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Enough to outvote a few broken objects, few enough to be read at once.
+# Enough to outvote a few broken objects, few enough to read at once.
 NUM_LOOKED_AT = 16
 
 
 def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema:
-    """The schema that most of the first objects share.
+    """Infers the schema that most of the first objects share.
 
     Args:
-        source: where the objects are.
-        locations: (path, row) of the objects to look at.
+        source: the source that holds the objects.
+        locations: (path, row) of the objects to read.
 
     Returns:
-        `MANTIS_SHRIMP` (with the objects' own numbers as scalars) where its three arrays and no
-        others are there; else an inferred one.
+        `MANTIS_SHRIMP` (with the objects' own numbers as scalars) if the objects hold its three
+        arrays and no others; else an inferred one.
 
     Raises:
         DataError: none of the objects is usable.
@@ -78,7 +78,7 @@ def schema_of(sample: Mapping[str, Any]) -> Schema:
         sample: its dict.
 
     Raises:
-        SampleError: it holds no numeric array, or something that is neither array, number nor text.
+        SampleError: it holds no numeric array, or an array that is not numeric.
     """
     arrays = {n: v for n, v in sample.items() if isinstance(v, np.ndarray) and v.ndim}
     scalars = tuple(n for n, v in sample.items() if n not in arrays and is_number(v))
@@ -100,15 +100,15 @@ def _survey_of(name: str, array: np.ndarray[Any, Any], known: Survey | None) -> 
 
 
 def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) -> Schema:
-    """The schema with other pixel scales.
+    """Replaces pixel scales of a schema.
 
     Raises:
-        UsageError: there is no such array.
+        UsageError: the schema has no array of that name.
     """
     for name in pixel_scales_arcsec:
         if name not in schema.names:
             raise UsageError(
-                f"--pixel-scale {name}: there is no such array; there are {', '.join(schema.names)}"
+                f"--pixel-scale must name one of {', '.join(schema.names)}, got {name}"
             )
     arrays = (
         replace(a, pixel_scale_arcsec=pixel_scales_arcsec.get(a.name, a.pixel_scale_arcsec))
@@ -117,16 +117,16 @@ def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) 
     return replace(schema, arrays=tuple(arrays))
 
 
-# Bytes of a JSON member, for sizing shards; a catalogue of twenty columns stays below.
+# Bytes of a JSON member, for sizing shards; a catalog of twenty columns stays below.
 _JSON_NBYTES = 512
 SUFFIXES = {"tar": tar.SUFFIX, "hdf5": hdf5.SUFFIX}
 
 
 def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
-    """The plan of this pack: the one it was begun with, or a new one.
+    """Returns the plan that the pack was started with, or makes a new one.
 
     Raises:
-        UsageError: it was begun with other settings, or they do not fit the data.
+        UsageError: the pack was started with other settings, or they do not fit the data.
         DataError: the source holds nothing usable.
     """
     if state.has_plan():
@@ -136,7 +136,7 @@ def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     try:
         return _make_plan(state, settings)
     except BaseException:
-        # Nothing is begun: the same folder is to be had with mended options, without --resume.
+        # No work was started: corrected options can use the same folder, without --resume.
         state.forget_unplanned()
         raise
 
@@ -156,9 +156,9 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
     )
     if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
-        found = "no catalogue was given"
+        found = "no catalog was given"
         if settings.catalog is not None:
-            found = f"catalogue {settings.catalog} has no columns ra and dec"
+            found = f"catalog {settings.catalog} lacks the columns ra and dec"
         raise UsageError(
             f"FITS files are cut around the objects' positions, but {found}; give one that has "
             "them with --catalog"
@@ -172,29 +172,30 @@ def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:
     """Names of the arrays to inpaint.
 
     Raises:
-        UsageError: there is no such array, or it is no stack of images.
+        UsageError: the schema has no array of that name, or it is not a stack of images.
     """
     if settings.inpaint is None:
         return tuple(a.name for a in schema.arrays if a.may_have_nan)
     for name in settings.inpaint:
         if name not in schema.names:
-            raise UsageError(
-                f"--inpaint {name}: there is no such array; there are {', '.join(schema.names)}"
-            )
+            raise UsageError(f"--inpaint must name one of {', '.join(schema.names)}, got {name}")
         survey = schema[name]
         if len(survey.shape) != 3 or survey.dtype != "<f4" or survey.has_bands_last:
-            raise UsageError(f"--inpaint {name}: it is no float32 (bands, height, width) array")
+            raise UsageError(
+                f"--inpaint {name}: the array must be float32 (bands, height, width), got "
+                f"{survey.dtype} {survey.shape}"
+            )
     return settings.inpaint
 
 
 def _check_nan_fraction(schema: Schema, settings: PackSettings, filled: tuple[str, ...]) -> None:
-    """Refuses a fraction that nothing would be held to; 1 asks for just that, of any arrays."""
+    """Refuses a fraction that applies to no array; 1, which allows all NaN, is always valid."""
     is_default = settings.max_nan_fraction in (PackSettings.max_nan_fraction, 1)
     if is_default or filled or any(array.bands for array in schema.arrays):
         return
     raise UsageError(
-        f"--max-nan-fraction {settings.max_nan_fraction:g}: no array here has named bands; name "
-        "those to be held to it, and filled, with --inpaint"
+        f"--max-nan-fraction {settings.max_nan_fraction:g} applies to no array: none has named "
+        "bands; name the arrays to check and fill with --inpaint"
     )
 
 
@@ -212,7 +213,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def tasks_left(state: PackState, plan: PackPlan) -> list[int]:
-    """Numbers of the shards still to be written, the largest first so that none drags behind."""
+    """Numbers of the unfinished shards, the largest first so that none ends late."""
     left = set(range(len(plan.slices))) - set(state.finished(plan))
     return sorted(left, key=lambda n: (plan.slices[n].start - plan.slices[n].stop, n))
 
@@ -220,7 +221,7 @@ def tasks_left(state: PackState, plan: PackPlan) -> list[int]:
 def make_tasks(
     state: PackState, plan: PackPlan, settings: PackSettings, numbers: Sequence[int]
 ) -> Iterator[ShardTask]:
-    """The tasks of the given shards, each made when it is asked for."""
+    """Makes the tasks of the given shards, each on demand."""
     if not numbers:
         return
     candidates = state.open_candidates()
@@ -246,7 +247,7 @@ def make_tasks(
 
 
 def label_rows(labels: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table as dicts of what JSON holds: no NaN, no infinity."""
+    """The rows of a table as dicts for JSON: None instead of NaN and infinity."""
     if not labels.num_columns:
         return [{}] * labels.num_rows
     names, columns = labels.column_names, map(_json_column, labels.columns)

@@ -1,7 +1,7 @@
 """A pack over MPI ranks: rank 0 plans and finishes, every rank writes its share of the shards.
 
-Whatever one rank does that may fail, all ranks learn of before they wait for each other: a rank
-that waits for one that has failed would wait for ever.
+After every step that may fail on one rank, all ranks learn of the failure before they wait for each
+other: a rank that waited for a failed one would wait forever.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _STOP_TAG = 4711
 
 
 class PeerError(MsdataError):
-    """Another rank failed and says so itself.
+    """Another rank failed, and prints the reason itself.
 
     Args:
-        message: which.
-        exit_code: that rank's, for this one to end with too.
+        message: which rank failed.
+        exit_code: exit code of the failed rank, which this one repeats.
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
@@ -43,15 +43,15 @@ class PeerError(MsdataError):
 
 
 class RankProgress:
-    """Counts this rank's objects; shows them with the shards that other ranks have finished.
+    """Counts this rank's objects, and shows them with the shards that other ranks have finished.
 
     Args:
-        state: the state.
-        plan: its plan.
-        left: shards that are to be packed by all ranks; `mine` is this rank's part of them.
+        state: state of the pack.
+        plan: plan of the pack.
+        left: shards that all ranks pack; `mine` is this rank's part of them.
         world: mpi4py communicator.
-        limit: of unusable objects.
-        is_quiet: no progress line.
+        limit: limit of unusable objects.
+        is_quiet: show no progress line.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RankProgress:
                 self._sent.append(self._world.isend(None, dest=rank, tag=_STOP_TAG))
 
     def close(self) -> None:
-        """Ends the line; call it when no rank is at work any more."""
+        """Ends the line; call it when all ranks have stopped working."""
         while self._world.iprobe(tag=_STOP_TAG):
             self._world.recv(tag=_STOP_TAG)
         self._find_finished()
@@ -143,11 +143,11 @@ def pack_on_ranks(
     """Packs a source with all ranks of a communicator; call it on every rank.
 
     Args:
-        settings: what to pack, and how; the same on every rank.
+        settings: the settings of the pack, equal on every rank.
         world: mpi4py communicator.
-        resume: as `msdata.pack.run.pack`.
-        max_rejected: as there.
-        is_quiet: no progress line.
+        resume: see `msdata.pack.run.pack`.
+        max_rejected: see `msdata.pack.run.pack`.
+        is_quiet: show no progress line.
 
     Returns:
         The report on rank 0, None on the others.
@@ -157,10 +157,10 @@ def pack_on_ranks(
     """
     state = PackState(settings.out)
     with ExitStack() as stack:
-        begun = _on_root(world, lambda: _begin(state, settings, stack, resume=resume))
-        if begun is None:
+        started = _on_root(world, lambda: _begin(state, settings, stack, resume=resume))
+        if started is None:
             return finished_report(state, settings) if world.Get_rank() == 0 else None
-        plan, left, num_noted = begun
+        plan, left, num_noted = started
         if world.Get_rank():
             shared = folder_lock(state.lock_path, is_shared=True)
             _on_all(world, lambda: stack.enter_context(shared))
@@ -204,7 +204,7 @@ def _finish(
 
 
 def _on_root(world: Any, work: Callable[[], _T]) -> _T:
-    """Does `work` on rank 0 and gives all ranks its value; if it fails there, all raise."""
+    """Does `work` on rank 0 and returns its value on all ranks; if it fails there, all raise."""
     if world.Get_rank() != 0:
         exit_code, value = world.bcast(None, root=0)
         if exit_code:
@@ -227,7 +227,7 @@ def _on_all(world: Any, work: Callable[[], object]) -> None:
         work()
     except MsdataError as caught:
         error = caught
-    # A rank that was stopped by another has nothing to say of its own.
+    # A rank that another one stopped has no error of its own.
     is_own = error is not None and not isinstance(error, PeerError)
     exit_codes = world.allgather(exit_code_of(error) if is_own else 0)
     first = next((rank for rank, code in enumerate(exit_codes) if code), None)
@@ -241,7 +241,7 @@ def _on_all(world: Any, work: Callable[[], object]) -> None:
 def _pack_share(
     state: PackState, plan: PackPlan, settings: PackSettings, progress: RankProgress, world: Any
 ) -> None:
-    """Packs this rank's shards. When one rank fails, all of them stop; what is finished is kept."""
+    """Packs this rank's shards. If one rank fails, all stop; finished shards are kept."""
 
     def work() -> None:
         try:

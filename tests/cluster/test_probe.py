@@ -242,5 +242,5 @@ def test_a_file_smaller_than_a_sample_is_refused(tmp_path):
         probe.measure_file(path, 10, (1,))
     with pytest.raises(StorageError, match="cannot read"):
         probe.measure_file(tmp_path / "nowhere", 10, (1,))
-    with pytest.raises(UsageError, match="no number of threads"):
+    with pytest.raises(UsageError, match="numbers of threads must not be empty"):
         probe.measure_file(path, 1, (), budget_s=0.1)

@@ -1,4 +1,4 @@
-"""Slow answers of the storage are hidden: many reads are under way at once."""
+"""Slow answers of the storage are hidden: many reads are in flight at once."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_resuming_a_finished_pack_changes_nothing(tiny_source: Path, tmp_path: P
     assert packing.content(out) == before
 
 
-def test_resume_starts_a_pack_that_was_never_begun(
+def test_resume_starts_a_pack_that_was_never_started(
     tiny_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
     _resume(
@@ -239,7 +239,7 @@ def test_a_changed_option_is_refused_by_its_name(
     process = packing.pack(
         tiny_source, out, *packing.TINY_SHARDS, option, value, "--resume", "--jobs", "1"
     )
-    packing.assert_sentence(process, code=2, says=[option, "was begun with"])
+    packing.assert_sentence(process, code=2, says=[option, "was started with"])
     assert packing.content(out) == before
 
 
