@@ -62,22 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", type=Path, help="folder of pickled dicts, of block files, or of FITS files"
     )
     parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
-    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table of labels")
-    parser.add_argument(
-        "--id-column", help="catalog column of object ids (default: a column of a known name)"
-    )
-    parser.add_argument(
-        "--redshift-column", help="catalog column of redshifts (default: a column of a known name)"
-    )
-    parser.add_argument(
-        "--unlabeled", action="store_true", help="keep objects without redshift, to predict theirs"
-    )
-    # The spelling of earlier versions.
-    parser.add_argument(
-        "--unlabelled", action="store_true", dest="unlabeled", help=argparse.SUPPRESS
-    )
-    _add_range(parser, "--redshift-range", "redshifts", REDSHIFT_RANGE)
-    _add_range(parser, "--ebv-range", "E(B-V) in columns named like ebv", EBV_RANGE)
+    _add_label_arguments(parser)
     parser.add_argument(
         "--format",
         choices=CONTAINERS,
@@ -92,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="fractions of train, val and test (default: 0.7,0.1,0.2)")
     parser.add_argument("--split-column", help="catalog column that names the split of each object")
-    parser.add_argument("--seed", type=int, default=0, help="of splits and order (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of splits and order (%(default)s)"
+    )
     parser.add_argument(
         "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
     )
@@ -119,7 +106,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_jobs(parser, "worker processes")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.add_argument("--quiet", action="store_true", help="print no progress line")
+
+
+def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table of labels")
+    parser.add_argument(
+        "--id-column", help="catalog column of object ids (default: a column of a known name)"
+    )
+    parser.add_argument(
+        "--redshift-column", help="catalog column of redshifts (default: a column of a known name)"
+    )
+    parser.add_argument(
+        "--unlabeled", action="store_true", help="keep objects without redshift, to predict theirs"
+    )
+    # The spelling of earlier versions.
+    parser.add_argument(
+        "--unlabelled", action="store_true", dest="unlabeled", help=argparse.SUPPRESS
+    )
+    _add_range(parser, "--redshift-range", "redshifts", REDSHIFT_RANGE)
+    _add_range(parser, "--ebv-range", "E(B-V) in columns named like ebv", EBV_RANGE)
 
 
 def _add_range(
