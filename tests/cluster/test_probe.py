@@ -226,11 +226,11 @@ def test_the_network_is_measured_under_mpiexec(tmp_path):
         ("--threads 1,x", "'1,x' must be numbers"),
         ("--threads 0", "'0' must be numbers"),
         ("--seconds 0", "above 0"),
-        ("--network", "needs two nodes"),
+        ("--network", "--network needs at least two nodes"),
         ("--storage /nowhere", "neither a directory nor a file"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
+def test_invalid_options_are_refused(options, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         run_probe(f"{options} --out {tmp_path / 'machine.json'}")
 
