@@ -46,7 +46,7 @@ from benchmarks.workloads import (
     write_source,
 )
 from msdata.cache.budget import memory_budget
-from msdata.core.signals import raise_on_sigterm
+from msdata.core.signals import raise_on_signals
 from msdata.dataset.dataset import Split
 from msdata.errors import StorageError, UsageError
 from msdata.plan.forecast import EpochForecast
@@ -350,7 +350,7 @@ def measure(settings: Settings, bench: Bench) -> tuple[list[dict[str, Any]], lis
 
 def answer(settings: Settings) -> int:
     """Measures, prints, and writes `cache.json`; returns the exit code."""
-    raise_on_sigterm()
+    raise_on_signals()
     shutil.rmtree(settings.out / "logs", ignore_errors=True)
     bench = make_bench(settings)
     points, slowed = measure(settings, bench)

@@ -48,7 +48,7 @@ from benchmarks.scale_model import (
 from benchmarks.scale_shown import ratios_of, show
 from benchmarks.workloads import WORKLOADS, mock_objects, run_msdata, write_source
 from msdata.cache.budget import memory_budget
-from msdata.core.signals import raise_on_sigterm
+from msdata.core.signals import raise_on_signals
 from msdata.errors import StorageError, UsageError
 from msdata.plan.machine import load_machine, machine_from
 from msdata.topology import Topology
@@ -342,7 +342,7 @@ def answer(settings: Settings) -> int:
     Returns:
         0; 1 where the tiers that were measured are not those that were foretold.
     """
-    raise_on_sigterm()
+    raise_on_signals()
     nodes = find_nodes(os.environ, 2 if settings.quick else MOST_PRETENDED)
     fields = None if settings.machine is None else load_machine(settings.machine)
     settings.work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The `msdata` command: its subcommands; `msdata.core.program` does the rest."""
+"""The `msdata` command: the table of its subcommands, which `msdata.core.program` runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msdata.core.program import Program
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
-    "mock": ("msdata.mock.command", "make mock objects and their catalogue"),
+    "mock": ("msdata.mock.command", "make mock objects and their catalog"),
     "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "catalog": (
@@ -21,14 +21,17 @@ COMMANDS = {
     "card": ("msdata.describe.card_command", "write a data card, for people and for machines"),
     "stats": (
         "msdata.describe.stats_command",
-        "measure noise and spread of each band, for augmentation",
+        "measure noise and spread of each band for augmentation",
     ),
-    "plan": ("msdata.plan.command", "say what a job will read from where, before it is submitted"),
+    "plan": (
+        "msdata.plan.command",
+        "predict what a job will read from where, before it is submitted",
+    ),
     "cache": ("msdata.cache.command", "serve a node's cache to others, show and clean caches"),
     "probe": ("msdata.cluster.probe_command", "measure this node's memory, disks and network"),
     "doctor": (
         "msdata.cluster.doctor_command",
-        "say what is wrong with a job's nodes, and the cure",
+        "find faults of a job's nodes, and their cures",
     ),
     "sheet": ("msdata.describe.sheet_command", "draw a contact sheet of a data set"),
 }
@@ -36,7 +39,7 @@ PROGRAM = Program(
     name="msdata",
     description="Packs, plans, caches and loads image cutouts for training.",
     commands=COMMANDS,
-    when_interrupted="nothing finished is lost",
+    when_interrupted="finished work is kept",
 )
 
 

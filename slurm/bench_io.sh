@@ -9,8 +9,8 @@
 #
 # OUT lies on the storage that is to be measured, where all nodes see it. `limit` and `loaders` run on
 # the job's first node; `cache` and `scale` on 1, 2, 4, ... and all of them. A question that fails
-# leaves the others' results as they are, and the job's exit code tells. OUT/report.html is written
-# last, of what there is.
+# leaves the others' results unchanged, and sets the job's exit code. OUT/report.html is written last,
+# from all results.
 #
 #SBATCH --job-name=msdata-bench
 #SBATCH --output=%x-%j.out
@@ -22,8 +22,8 @@
 # QUESTIONS       what to ask, in this order                               (limit loaders cache scale)
 # PEERS           contestants of loaders, such as ours_tar,dali_webdataset (all that are installed)
 # MACHINE         machine.json of msdata probe, for scale                  (measured)
-# RANKS_PER_NODE  loaders on each node, for scale                          (tasks a node)
-# SRUN_MPI        srun's --mpi: pmi2 for MPICH and its kin, pmix for Open MPI  (pmi2)
+# RANKS_PER_NODE  loaders on each node, for scale                          (tasks per node)
+# SRUN_MPI        srun's --mpi: pmi2 for MPICH and relatives, pmix for Open MPI  (pmi2)
 # ------------------------------------------------------------------------------------------------
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ ! -e $source_dir/job.sh && ${SLURM_JOB_ID:-} ]]; then
@@ -38,7 +38,7 @@ source "$source_dir/job.sh"
   die "usage: sbatch slurm/bench_io.sh OUT [--data DATA | --mock N] [--workload NAME] [--quick]"
 out=$1
 shift
-mkdir -p "$out" || die "$out cannot be made; name a folder that all nodes see and you may write to"
+mkdir -p "$out" || die "$out cannot be created; name a folder that all nodes see and you may write to"
 out=$(realpath "$out")
 root=${source_dir%/*}
 [[ -d $root/benchmarks ]] || die "$root has no benchmarks: submit this script from a clone of msdata"
@@ -56,7 +56,7 @@ on_term() {
 }
 trap on_term TERM
 
-# Questions for one node start ranks of their own, whom an mpiexec would else send to other nodes.
+# Questions for one node start their own ranks, which an mpiexec would else send to other nodes.
 alone=(env)
 for name in $(compgen -e SLURM); do
   alone+=(-u "$name")
@@ -85,11 +85,11 @@ say "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), result
 failed=()
 for question in ${QUESTIONS:-limit loaders cache scale}; do
   if [[ $asked ]]; then
-    failed+=("$question (not asked)")
+    failed+=("$question (not run)")
     continue
   fi
   "$PYTHON" -m benchmarks "$question" --help >/dev/null 2>&1 || {
-    [[ ${QUESTIONS:-} ]] && failed+=("$question (there is no such question)")
+    [[ ${QUESTIONS:-} ]] && failed+=("$question (unknown question)")
     continue
   }
   say "$question"
@@ -102,7 +102,7 @@ trap '' TERM
 "$PYTHON" -m benchmarks report "$out" || failed+=("report")
 if ((${#failed[@]})); then
   printf -v text '%s, ' "${failed[@]}"
-  say "not all is well: ${text%, }; results of the others are in $out" >&2
+  say "failed: ${text%, }; results of the others are in $out" >&2
   exit 1
 fi
 say "done: $out/report.html"

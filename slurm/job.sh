@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the batch scripts share: the site's modules, steps of one task a node, waiting for a step
+# What the batch scripts share: the site's modules, steps of one task per node, waiting for a step
 # while signals arrive, requeueing. Sourced on the job's first node, never run.
 # shellcheck disable=SC2034  # used where this is sourced
 set -euo pipefail
@@ -10,7 +10,7 @@ source "$slurm_dir/wait.sh"
 
 say() { printf '%(%F %T)T %s\n' -1 "$*"; }
 
-# Whether the job is running, and not being cancelled, preempted or requeued by somebody else.
+# Whether the job is running, and not being canceled, preempted or requeued by somebody else.
 is_running() {
   [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format %T 2>/dev/null) == RUNNING ]]
 }
@@ -24,52 +24,52 @@ requeue_job() {
     end_job
   fi
   if ! is_running; then
-    say "$1; Slurm is ending this job, which goes on at the same step when it is started again"
+    say "$1; Slurm is ending this job, which resumes at the same step when it is started again"
   elif scontrol requeue "$SLURM_JOB_ID"; then
-    say "$1; requeued, to go on at the same step"
+    say "$1; requeued, to resume at the same step"
   else
-    say "$1, but not requeued; submit the same command to go on at the same step" >&2
+    say "$1, but not requeued; submit the same command to resume at the same step" >&2
     exit 1
   fi
   exit 0
 }
 
-# Where a script that says `requeues_itself` was asked to end before it began: its traps set `asked`.
+# Requeues a script with `requeues_itself` that was asked to end before it began; its traps set `asked`.
 stop_if_asked() {
-  [[ ! ${asked:-} || ! ${requeues_itself:-} ]] || requeue_job "SIG$asked came before anything was begun"
+  [[ ! ${asked:-} || ! ${requeues_itself:-} ]] || requeue_job "SIG$asked came before any work started"
 }
 
-# Wrong usage and missing software: exit code 2, as of the msdata command.
+# Wrong usage and missing software end with exit code 2, as in the msdata command.
 die() {
-  # What a signal to the whole job has ended is nobody's mistake.
+  # What a signal to the whole job has ended is not the user's mistake.
   stop_if_asked
   say "${SLURM_JOB_NAME:-job}: $*" >&2
   exit 2
 }
 
 [[ ${SLURM_JOB_ID:-} && ${SLURM_JOB_NUM_NODES:-} ]] ||
-  die "this is no Slurm job; submit it: sbatch ${0##*/} ..."
+  die "this must run in a Slurm job; submit it: sbatch ${0##*/} ..."
 
-# The modules' own scripts are written for shells without these options.
+# The modules' own scripts expect a shell without these options.
 set +eu
 # shellcheck source=slurm/site.sh
 source "${MSDATA_SITE:-$slurm_dir/site.sh}" || die "${MSDATA_SITE:-$slurm_dir/site.sh} failed"
 set -eu
 
 PYTHON=${PYTHON:-$(command -v python || command -v python3 || true)}
-[[ $PYTHON ]] || die "there is no python; name an environment in ${MSDATA_SITE:-$slurm_dir/site.sh}"
+[[ $PYTHON ]] || die "python was not found; activate an environment in ${MSDATA_SITE:-$slurm_dir/site.sh}"
 export PYTHON
 "$PYTHON" -c 'import msdata' 2>/dev/null ||
-  die "$PYTHON has no msdata; activate its environment in ${MSDATA_SITE:-$slurm_dir/site.sh}"
+  die "$PYTHON cannot import msdata; activate its environment in ${MSDATA_SITE:-$slurm_dir/site.sh}"
 
 # Steps take the environment from here, also of a job that was submitted with --export=NONE; and
 # they ask for CPUs and tasks themselves: what sbatch was given for tasks would shrink them.
 export SLURM_EXPORT_ENV=ALL
 cpus_per_node=${SLURM_CPUS_ON_NODE:-1}
-# --ntasks alone is as good, where the nodes can share it evenly.
+# --ntasks alone suffices if the nodes can share it evenly.
 tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
 [[ ${SLURM_NTASKS_PER_NODE:-} ]] || ((tasks % SLURM_JOB_NUM_NODES == 0)) ||
-  die "$tasks tasks are not as many on each of $SLURM_JOB_NUM_NODES nodes; give --ntasks-per-node"
+  die "$tasks tasks cannot be shared evenly by $SLURM_JOB_NUM_NODES nodes; give --ntasks-per-node"
 tasks_per_node=${SLURM_NTASKS_PER_NODE:-$((tasks / SLURM_JOB_NUM_NODES))}
 unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK
 unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_DISTRIBUTION
@@ -94,8 +94,8 @@ head_address() {
   printf '%s\n' "${address#*=}" | grep . || printf '%s\n' "$head"
 }
 
-# tell_step PID: asks a step for a good end. srun hands SIGUSR1 to every process of the step; of
-# SIGTERM it makes a SIGKILL.
+# tell_step PID: asks a step to end in good order. srun forwards SIGUSR1 to every process of the step,
+# but turns SIGTERM into SIGKILL.
 tell_step() { kill -USR1 "$1" 2>/dev/null || true; }
 
 # GiB that every node can give to its cache.
@@ -116,8 +116,8 @@ data = msdata.open(sys.argv[1])
 sys.exit(sys.argv[2] not in data.splits or not len(data.split(sys.argv[2])))' "$1" "$2"
 }
 
-# check_settings RANKS RECIPE key=value...: whether mstrain knows them, and so many ranks can share
-# the batch; says what is wrong if not.
+# check_settings RANKS RECIPE key=value...: whether mstrain accepts them, and RANKS ranks can share
+# the batch; prints the fault if not.
 check_settings() {
   "$PYTHON" -c 'import sys
 from msdata.errors import UsageError

@@ -3,7 +3,7 @@
 #
 #   srun --ntasks-per-node=1 node.sh train|evaluate|serve LOG_DIR COMMAND...
 #
-# SIGUSR1 and SIGTERM ask for a good end; Slurm hands them to every process of a step at once.
+# SIGUSR1 and SIGTERM ask for an orderly end; Slurm sends them to every process of a step at once.
 #   train  COMMAND is torchrun. It is made to ignore both, so that it does not stop its ranks while
 #          they save; they answer themselves, and torchrun ends when they have.
 #   evaluate, serve  COMMAND ends by SIGTERM, and gets one also for a SIGUSR1.
@@ -42,11 +42,11 @@ enter() {
 
 mkdir -m 700 "$node_scratch" 2>/dev/null
 if ! (enter "$scratch_name" && mkdir -p "$kind"); then
-  echo "$node: $node_scratch cannot be made, or is not this user's alone; name a folder of the" \
+  echo "$node: $node_scratch cannot be created, or is not this user's alone; name a folder of the" \
     "node with SCRATCH_DIR" >&2
   exit 1
 fi
-# What an earlier start of this job left here when it was killed.
+# Remove what an earlier start of this job left here when it was killed.
 if ((${SLURM_RESTART_COUNT:-0})); then
   for found in "$scratch_root/msdata-$SLURM_JOB_ID-$node-"*; do
     [[ $found == "$node_scratch" ]] && continue
@@ -55,7 +55,7 @@ if ((${SLURM_RESTART_COUNT:-0})); then
 fi
 # Compiled kernels and lock files: many small writes, which parallel file systems are bad at.
 export TMPDIR=$scratch TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
-# torchrun would hand ranks that it starts again the store of those before, with their addresses.
+# torchrun would give restarted ranks the store of the earlier ones, with their addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # At these places {scratch} means the node's folder, which all its steps see. Elsewhere it is the
 # name of somebody's file; and what is put in is not searched for characters that mean something.
@@ -96,7 +96,7 @@ kill_later() {
     trap '' TERM USR1
     # A sleep without a process of its own, which would outlive this one.
     read -r -t "$grace_s" <><(:)
-    echo "$node: not ended in $grace_s s: killed"
+    echo "$node: did not end in $grace_s s: killed"
     [[ $kind == train ]] && kill_ranks
     kill -KILL "$child" 2>/dev/null
   } &
@@ -158,7 +158,7 @@ child=$!
 
 status=0
 wait_for "$child" || status=$?
-# Whoever was asked to end has ended well, or was killed; neither is a reason to fail the step and
-# have Slurm kill the other nodes' tasks, which may be saving.
+# A command that was asked to end has ended well, or was killed; neither is a reason to fail the step
+# and have Slurm kill the other nodes' tasks, which may be saving.
 [[ $asked ]] && status=0
 exit "$status"

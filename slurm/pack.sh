@@ -6,7 +6,7 @@
 #   sbatch --nodes=8 --ntasks-per-node=16 --time=6:00:00 \
 #     slurm/pack.sh photometry /project/DATA --catalog catalog.csv
 #
-# One MPI rank a task. A job that is cut short, or requeued, goes on where it stopped.
+# Runs one MPI rank per task. A job that is cut short, or requeued, resumes where it stopped.
 #
 #SBATCH --job-name=msdata-pack
 #SBATCH --output=%x-%j.out
@@ -16,7 +16,7 @@
 # --- Variables, by the environment: SRUN_MPI=pmix sbatch slurm/pack.sh ... ----------------------
 # MSDATA_SITE   file with the site's modules; the one file to edit       (slurm/site.sh)
 # PYTHON        interpreter                                              (python in PATH)
-# SRUN_MPI      srun's --mpi, of which mpi4py's MPI library decides: pmi2 for MPICH and its kin,
+# SRUN_MPI      srun's --mpi, which mpi4py's MPI library determines: pmi2 for MPICH and relatives,
 #               pmix for Open MPI; msdata doctor --mpi tries it          (pmi2)
 # ------------------------------------------------------------------------------------------------
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -42,6 +42,6 @@ wait_for $! || status=$?
 if ((status == 1)) && [[ -e $data/dataset.json ]]; then
   say "packed, but not without faults (exit code $status), see above" >&2
 elif ((status)); then
-  say "not finished (exit code $status); what is packed stays, the same command goes on" >&2
+  say "not finished (exit code $status); what is packed stays; the same command resumes" >&2
 fi
 exit "$status"

@@ -3,9 +3,9 @@
 #
 #   torchrun --no-python ... rank.sh REQUEUE_FILE ASKED_FILE COMMAND...
 #
-# Exit code 85 says: saved, requeue me. torchrun would take it for a crash and start the ranks
-# again, so here it becomes a file, for the batch script, and a 0. ASKED_FILE is there when the ranks
-# were asked to save before this one was started.
+# Exit code 85 means: saved, requeue me. torchrun would treat it as a crash and restart the ranks, so
+# this script turns it into a file, for the batch script, and exit code 0. ASKED_FILE exists if the
+# ranks were asked to save before this one started.
 set -uo pipefail
 
 # shellcheck source=slurm/wait.sh
@@ -13,7 +13,7 @@ source "${BASH_SOURCE[0]%/*}/wait.sh"
 requeue_file=$1 asked_file=$2
 shift 2
 stopped=''
-# Wrong usage is no crash: it would be as wrong again, so the ranks that torchrun starts next end.
+# Wrong usage is not a crash: it would fail again, so the ranks that torchrun starts next end.
 usage_file=${requeue_file%/*}/wrong-usage
 [[ -e $usage_file ]] && exit 2
 
@@ -46,7 +46,7 @@ case $status in
     exit 0
     ;;
   0)
-    # A rank that torchrun had stopped asked to be requeued; the ranks that it started next ended.
+    # A rank that torchrun had stopped asked to be requeued; the ranks that it started next finished.
     rm -f "$requeue_file"
     exit 0
     ;;

@@ -7,8 +7,8 @@
 #     slurm/train_ddp.sh resnet50_early /project/DATA /project/runs/first
 #   sbatch --nodes=2 --ntasks-per-node=8 --cpus-per-task=8 --mem=200G slurm/train_ddp.sh ...
 #
-# One rank a GPU; without GPUs one a task of --ntasks-per-node. The job requeues itself before its
-# time is over and when it is preempted, and goes on at the same step. Logs: RUN/logs/JOB/.
+# Runs one rank per GPU; without GPUs one per task of --ntasks-per-node. The job requeues itself before
+# its time is over and when it is preempted, and resumes at the same step. Logs: RUN/logs/JOB/.
 #
 #SBATCH --job-name=mstrain
 #SBATCH --output=%x-%j.out
@@ -19,12 +19,12 @@
 # --- Variables, by the environment: CACHE_GIB=300 sbatch slurm/train_ddp.sh ... -----------------
 # MSDATA_SITE       file with the site's modules; the one file to edit     (slurm/site.sh)
 # PYTHON            interpreter                                            (python in PATH)
-# RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks a node)
+# RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks per node)
 # OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
 # CACHE_GIB         memory of each node for the cache; 0: none             (auto: 3/4 of what is free)
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
-# CACHE_TRANSPORT   between nodes: a flavour of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
-#                   zmq, where nodes may die or there is no MPI; none      (pmi2)
+# CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
+#                   zmq, where nodes may die or MPI is missing; none       (pmi2)
 # CACHE_FILL        stage: the first epoch waits until it is full          (overlap)
 # CACHE_WAIT_S      how long the cache's services may take to start        (60)
 # SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
@@ -35,8 +35,8 @@
 # EVALUATE          split that the network is tried on after training; none  (test, if there is one)
 # TRAIN_MODULE      what ranks run: python -m ... RECIPE DATA --out RUN    (mstrain.train)
 # ------------------------------------------------------------------------------------------------
-# From the first moment: a signal would end this script, and the job would not be requeued. Modules and
-# imports from a parallel file system take their time.
+# Set traps first: a signal would end this script, and the job would not be requeued. Modules and
+# imports from a parallel file system are slow.
 requeues_itself=1 asked='' interrupted='' serve_pid='' train_pid='' told=''
 trap 'asked=USR1 interrupted=1' USR1
 trap 'asked=TERM interrupted=1' TERM
@@ -56,28 +56,29 @@ stop_if_asked
 (($# >= 3)) || die "usage: sbatch slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]"
 recipe=$1 data=$2 run=$3
 shift 3
-[[ -e $data/dataset.json ]] || die "$data is no data set: it has no dataset.json; see msdata pack"
+[[ -e $data/dataset.json ]] ||
+  die "$data is not an msdata dataset: dataset.json not found; see msdata pack"
 data=$(realpath "$data")
-mkdir -p "$run" || die "$run cannot be made; name a folder that all nodes see and you may write to"
+mkdir -p "$run" || die "$run cannot be created; name a folder that all nodes see and you may write to"
 run=$(realpath "$run")
 
 gpus_per_node=${SLURM_GPUS_ON_NODE:-0}
 ranks_per_node=${RANKS_PER_NODE:-$((gpus_per_node > 0 ? gpus_per_node : tasks_per_node))}
 [[ $ranks_per_node =~ ^[1-9][0-9]*$ ]] ||
-  die "RANKS_PER_NODE=$ranks_per_node is no number of ranks; give at least 1"
+  die "RANKS_PER_NODE must be an integer of at least 1, got $ranks_per_node"
 # A wrong setting is refused here, not by every rank on every node, three times.
 [[ ${TRAIN_MODULE:-} ]] ||
   check_settings $((ranks_per_node * SLURM_JOB_NUM_NODES)) "$recipe" "$@" ||
   { stop_if_asked && exit 2; }
 stop_if_asked
 
-# What this job's nodes tell each other; it goes with the job. The service keeps a key in it.
+# Files that this job's nodes exchange, removed with the job. The service keeps a key in it.
 job_dir=$run/.job-$SLURM_JOB_ID
 log_dir=$run/logs/$SLURM_JOB_ID${SLURM_RESTART_COUNT:+.$SLURM_RESTART_COUNT}
 requeue_file=$job_dir/requeue
 rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
-# Of the names of the nodes' scratch, where others may write, too.
+# Also makes the names of the nodes' scratch, where others may write, unpredictable.
 SCRATCH_TOKEN=$(od -An -N8 -tx8 /dev/urandom)
 export SCRATCH_TOKEN
 mkdir -p "$log_dir"
@@ -115,16 +116,16 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 cache_gib=${CACHE_GIB:-auto}
 transport=${CACHE_TRANSPORT:-pmi2}
 [[ $cache_gib =~ ^(auto|[0-9]*\.?[0-9]+)$ ]] ||
-  die "CACHE_GIB=$cache_gib is no number; give GiB, 0 for no cache, or auto"
+  die "CACHE_GIB must be auto, GiB, or 0 for no cache, got $cache_gib"
 if [[ $cache_gib =~ ^[0.]+$ ]]; then
   cache_gib=0
 elif [[ $cache_gib == auto && $SLURM_JOB_NUM_NODES != 1 && $transport =~ ^(zmq|none)$ ]]; then
-  # Without services that agree on it, all nodes have to reckon with the same.
+  # Without services that agree on it, all nodes must use the same size.
   cache_gib=$(smallest_cache_gib)
 fi
 
 say "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST) x $ranks_per_node ranks," \
-  "cache of $cache_gib GiB a node; start ${SLURM_RESTART_COUNT:-0}; logs in $log_dir"
+  "cache of $cache_gib GiB per node; start ${SLURM_RESTART_COUNT:-0}; logs in $log_dir"
 
 if [[ ${DOCTOR:-warn} != off ]]; then
   planned=()
@@ -136,7 +137,7 @@ fi
 
 stop_if_asked
 
-# What the caller says himself of these is left alone: a setting may be given once.
+# The caller's own settings take precedence: a setting may be given once.
 settings=("$@")
 set_default() {
   local setting
@@ -146,17 +147,17 @@ set_default() {
   settings+=("$1")
 }
 
-# start_service FLAVOUR OPTIONS...: a service a node, which keeps the node's memory while ranks restart.
+# start_service FLAVOR OPTIONS...: a service per node, which keeps the node's memory while ranks restart.
 start_service() {
-  local flavour=$1
+  local flavor=$1
   shift
-  "${without_gpus[@]}" "${per_node[@]}" --gres=none --mpi="$flavour" --kill-on-bad-exit=0 \
+  "${without_gpus[@]}" "${per_node[@]}" --gres=none --mpi="$flavor" --kill-on-bad-exit=0 \
     --job-name=cache "$source_dir/node.sh" serve "$log_dir" \
     "$PYTHON" -m msdata cache serve "$data" "$@" &
   serve_pid=$!
 }
 
-# Whether the services have come up together.
+# Whether all services have started.
 await_service() {
   local deadline=$((SECONDS + ${CACHE_WAIT_S:-60}))
   until grep -qs '^serving' "$log_dir"/*.serve.log; do
@@ -193,13 +194,13 @@ case $cache_gib,$transport in
         ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
       await_service && break
       stop_if_asked
-      [[ $attempt == 1 ]] && say "the cache's services have not started: once more" >&2
+      [[ $attempt == 1 ]] && say "the cache's services have not started: trying again" >&2
       end_service
     done
     if [[ ! $serve_pid ]]; then
       [[ $cache_gib != auto ]] || cache_gib=$(smallest_cache_gib)
       say "no cache between nodes: its services have not started, see $log_dir/*.serve.log;" \
-        "each node goes by its own memory, $cache_gib GiB" >&2
+        "each node uses its own memory, $cache_gib GiB" >&2
       set_default "data.cache_gib=$cache_gib"
     fi
     set_default data.cache_gib=auto
@@ -218,7 +219,7 @@ torchrun_step() {
     --rdzv-endpoint="$(head_address):${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 12000))}" \
     --rdzv-conf='is_host={is_first},read_timeout=600' "$@" &
   train_pid=$! told=''
-  # Of a signal that came while it was being started.
+  # Pass on a signal that came while the step was starting.
   [[ ! $asked ]] || tell_ranks
   status=0
   wait_for "$train_pid" || status=$?
@@ -240,14 +241,14 @@ evaluated=${EVALUATE:-test}
 if [[ $status == 0 && ! $asked && $evaluated != none ]] && has_split "$data" "$evaluated"; then
   torchrun_step evaluate 0 -m mstrain.evaluate "$run" "$data" --split "$evaluated"
   if [[ $asked ]]; then
-    # Started again, the training finds itself done, and the evaluation begins anew.
+    # After the restart the training is complete already, and the evaluation starts again.
     touch "$requeue_file"
   fi
 fi
 
-# Asked, the job goes on whatever the step's exit code was: it may have died of the signal before it
-# had begun (138), bash may have lost the code to the signal (0, 255), and of a job that had just come
-# to its end only the evaluation is done again. Wrong usage would be as wrong again.
+# A job that was asked to end is requeued whatever the step's exit code: the signal may have killed the
+# step before it started (138), bash may have lost the code (0, 255), and a job that had just finished
+# repeats only its evaluation. Wrong usage would fail again.
 if [[ (-e $requeue_file && $status == 0) || ($asked && $status != 2) ]]; then
   requeue_job saved
 elif ((status)); then

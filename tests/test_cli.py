@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import msdata
 from msdata.core.progress import ProgressLine, bytes_text, duration_text, progress_text, rate_text
 from msdata.errors import UsageError
-from msdata.pack.command import parse_bytes, parse_fractions
+from msdata.pack.options import parse_bytes, parse_fractions
 
 Packed = Callable[..., Path]
 
@@ -131,13 +132,13 @@ def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e9", "1GiBs"])
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="a size must be like"):
         parse_bytes(text)
 
 
 def test_fractions_are_numbers() -> None:
     assert parse_fractions("0.7,0.1,0.2") == (0.7, 0.1, 0.2)
-    with pytest.raises(UsageError, match="no list of fractions"):
+    with pytest.raises(UsageError, match="--split must be fractions such as"):
         parse_fractions("0.7;0.3")
 
 
@@ -168,28 +169,61 @@ def test_a_reader_that_goes_away_is_no_error(tiny_source: Path, tmp_path: Path) 
     process.stderr.close()  # type: ignore[union-attr]
 
 
+# A command whose own import, or one that it makes when it runs, is interrupted; what is imported
+# swallows exceptions, or turns them into ImportError as NumPy's C code does.
 SIGNALLED_WHILE_IMPORTING = """
-import os, signal, sys, types
+import os, signal, sys, time, types
 from msdata.core.program import Program
+
+number, when, answer = int(sys.argv[1]), *sys.argv[2:]
 
 class Importing:
     def find_spec(self, name, path=None, target=None):
-        if name == "numpy":
+        if name == "colorsys":
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
-            except BaseException:
-                pass
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+            except BaseException as error:
+                if answer == "fails":
+                    raise ImportError("numpy.core.multiarray failed to import") from error
         return None
 
+def run(args):
+    import colorsys
+    time.sleep(60)
+
 sys.meta_path.insert(0, Importing())
-command = Program(
-    name="tool", description="d", commands={"c": ("numpy", "h")}, when_interrupted="never said"
-)
-sys.exit(command.main(["c"]))
+command = types.ModuleType("command")
+command.add_arguments, command.run = lambda parser: None, run
+command.WHEN_INTERRUPTED = "all is kept"
+sys.modules["command"] = command
+name = {"early": "colorsys", "late": "command"}[when]
+program = Program(name="tool", description="d", commands={"c": (name, "h")}, when_interrupted="x")
+sys.exit(program.main(["c"]))
 """
 
 
-def test_sigterm_while_modules_are_imported_ends_the_program_whatever_they_catch() -> None:
-    process = packing.run([sys.executable, "-c", SIGNALLED_WHILE_IMPORTING])
-    assert process.returncode == 128 + 15
-    assert process.stderr == "tool c: interrupted; nothing was begun\n"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("answer", ["swallows", "fails"])
+@pytest.mark.parametrize(
+    ("when", "says"), [("early", "before any work started"), ("late", "all is kept")]
+)
+def test_a_signal_while_modules_are_imported_ends_the_program_whatever_they_catch(
+    when: str, says: str, answer: str, number: int
+) -> None:
+    separator = " " if when == "early" else "; "
+    process = packing.run(
+        [sys.executable, "-c", SIGNALLED_WHILE_IMPORTING, str(int(number)), when, answer]
+    )
+    assert process.stderr == f"tool c: interrupted{separator}{says}\n"
+    assert process.returncode == 128 + number
+
+
+def test_ctrl_c_is_for_the_foreground_where_the_shell_ignores_it() -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from msdata.core.signals import raise_on_signals; raise_on_signals()\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+    )
+    process = packing.run([sys.executable, "-c", code])
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""Judges nodes: pure functions from facts and plans to findings."""
+"""Judges nodes: pure functions from facts and job plans to findings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from msdata.cluster.facts import NodeFacts
 from msdata.core.progress import bytes_text
 
-# Of what is free, the cache fills no more (`msdata.cache.budget`); the ranks need memory too.
+# The cache fills at most this share of what is free (`msdata.cache.budget`).
 _MOST_OF_FREE = 0.95
 _RANK_NBYTES = 1 << 30
-# What torch's and NCCL's own segments take; containers often have 64 MiB.
+# The segments of torch and NCCL need this much; containers often have 64 MiB.
 _LEAST_SHM_NBYTES = 256 << 20
 _LEAST_OPEN_FILES = 1024
 _LEAST_STRIPES_PER_NODE = 4
@@ -23,14 +23,14 @@ _MOST_SKEW_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the job is going to do.
+    """The resources that the job plans to use.
 
     Attributes:
-        num_nodes: of the job.
-        ranks_per_node: on every node.
-        threads_per_rank: that a rank works with; None is an even share of the CPUs.
-        cache_nbytes: of each node's memory for the cache; None where it is not said.
-        num_shards: of the data set; None where there is none.
+        num_nodes: nodes of the job.
+        ranks_per_node: ranks on every node.
+        threads_per_rank: threads of each rank; None is an even share of the CPUs.
+        cache_nbytes: memory of each node for the cache; None if unknown.
+        num_shards: shards of the data set; None without a data set.
     """
 
     num_nodes: int = 1
@@ -42,14 +42,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: of the check.
-        is_good: whether there is nothing to do.
-        says: the facts.
-        cure: what to do; "" where all is good.
-        nodes: on which it is so; none where it concerns the job.
+        name: name of the check.
+        is_good: whether the check passed.
+        says: the facts that were found.
+        cure: what to do; "" if the check passed.
+        nodes: nodes that it concerns; empty if it concerns the whole job.
     """
 
     name: str
@@ -81,7 +81,7 @@ def _cpus(facts: NodeFacts, plan: Plan) -> Verdict:
         )
     if facts.cpus_allowed < wanted:
         cure = "ask for more CPUs (sbatch --cpus-per-task), or run fewer ranks or threads"
-        return False, f"{says}: they take turns", cure
+        return False, f"{says}: they would take turns", cure
     return True, says, ""
 
 
@@ -151,8 +151,8 @@ def _files(facts: NodeFacts, plan: Plan) -> Verdict:
     if facts.file_system != _LUSTRE:
         return True, says, ""
     if facts.stripe_count is None:
-        return False, f"{says}, of which lfs tells no stripe count", "put lfs into PATH"
-    says += f", {facts.stripe_count} stripes a shard"
+        return False, f"{says}, but lfs reports no stripe count", "put lfs into PATH"
+    says += f", {facts.stripe_count} stripes per shard"
     num_stripes = (plan.num_shards or 1) * abs(facts.stripe_count)
     if facts.stripe_count > 0 and num_stripes < _LEAST_STRIPES_PER_NODE * plan.num_nodes:
         count = -(-_LEAST_STRIPES_PER_NODE * plan.num_nodes // (plan.num_shards or 1))
@@ -166,13 +166,13 @@ def _files(facts: NodeFacts, plan: Plan) -> Verdict:
 
 def _gpus(facts: NodeFacts, plan: Plan) -> Verdict:
     if not facts.gpus_of_job and not facts.gpus_seen:
-        return True, "none asked for, none seen", ""
+        return True, "none requested, none found", ""
     wanted = facts.gpus_of_job if facts.gpus_of_job is not None else facts.gpus_seen
     says = f"{counted(wanted, 'GPU')} for {counted(plan.ranks_per_node, 'rank')}"
     if facts.gpus_of_torch is None:
         return False, f"{says}, but torch cannot be imported", "pip install 'msdata[train]'"
     if facts.gpus_of_torch < wanted:
-        cure = "nvidia-smi on the node tells why" if not facts.gpus_seen else ""
+        cure = "run nvidia-smi on the node to see why" if not facts.gpus_seen else ""
         return (
             False,
             f"{says}, of which torch can use {facts.gpus_of_torch}",
@@ -197,11 +197,11 @@ _NODE_CHECKS: dict[str, Callable[[NodeFacts, Plan], Verdict]] = {
 
 
 def node_findings(nodes: Sequence[NodeFacts], plan: Plan, *, has_data: bool) -> list[Finding]:
-    """What each node is good for; nodes with the same fault share a finding, and so do all others.
+    """Checks every node; nodes with the same fault share a finding, and so do all sound ones.
 
     Args:
         nodes: facts of all nodes.
-        plan: of the job.
+        plan: plan of the job.
         has_data: whether a data set was named.
     """
     findings = []
@@ -210,7 +210,7 @@ def node_findings(nodes: Sequence[NodeFacts], plan: Plan, *, has_data: bool) -> 
             continue
         same: dict[Verdict | None, list[str]] = {}
         said: dict[Verdict | None, Verdict] = {}
-        # The good ones are spoken for by the one with the least memory.
+        # The node with the least memory represents all sound ones.
         for facts in sorted(nodes, key=lambda f: f.memory_free_nbytes):
             verdict = check(facts, plan)
             key = None if verdict[0] else verdict
@@ -257,9 +257,9 @@ class ClockReading:
     """A node's clock against this one's.
 
     Attributes:
-        node: whose.
-        ahead_s: seconds that it is ahead of this one.
-        error_s: by which that may be wrong: half of the time that the answer took.
+        node: name of the node.
+        ahead_s: seconds by which it is ahead of this one.
+        error_s: maximum error of `ahead_s`: half of the time that the answer took.
     """
 
     node: str
@@ -271,7 +271,7 @@ def clock_finding(readings: Sequence[ClockReading]) -> Finding:
     """Whether the nodes' clocks agree.
 
     Args:
-        readings: the best one of each node.
+        readings: the best reading of each node.
     """
     first = min(readings, key=lambda r: r.ahead_s)
     last = max(readings, key=lambda r: r.ahead_s)
@@ -287,27 +287,25 @@ def clock_finding(readings: Sequence[ClockReading]) -> Finding:
     return Finding(name="clocks", is_good=True, says=f"within {skew_s + error_s:.2f} s")
 
 
-def mpi_finding(
-    flavour: str, known: Sequence[str], num_nodes: int, sizes: Sequence[int]
-) -> Finding:
-    """Whether processes that srun starts with `--mpi=FLAVOUR` find each other.
+def mpi_finding(flavor: str, known: Sequence[str], num_nodes: int, sizes: Sequence[int]) -> Finding:
+    """Whether processes that srun starts with `--mpi=FLAVOR` find each other.
 
     Args:
-        flavour: of srun.
-        known: flavours that this Slurm has.
-        num_nodes: on which a process was started.
-        sizes: of MPI's world as each process saw it; none where they failed.
+        flavor: value of srun's --mpi.
+        known: flavors that this Slurm supports.
+        num_nodes: nodes on which a process was started.
+        sizes: size of MPI's world as each process saw it; empty if they failed.
     """
-    others = ", ".join(name for name in known if name not in (flavour, "none")) or "none"
-    if known and flavour not in known:
-        says, cure = f"this Slurm has no --mpi={flavour}", f"it has: {others}"
+    others = ", ".join(name for name in known if name not in (flavor, "none")) or "none"
+    if known and flavor not in known:
+        says, cure = f"this Slurm lacks --mpi={flavor}", f"it has: {others}"
     elif list(sizes) == [num_nodes] * num_nodes:
-        return Finding(name="mpi", is_good=True, says=f"--mpi={flavour} joins {num_nodes} nodes")
+        return Finding(name="mpi", is_good=True, says=f"--mpi={flavor} joins {num_nodes} nodes")
     elif sizes:
-        says = f"under --mpi={flavour} processes see {max(sizes)} of {num_nodes}"
-        cure = f"mpi4py's library speaks another one; try --mpi {others}"
+        says = f"under --mpi={flavor} processes see {max(sizes)} of {num_nodes}"
+        cure = f"mpi4py's library uses another one; try --mpi {others}"
     else:
-        says = f"MPI does not start under --mpi={flavour}"
+        says = f"MPI does not start under --mpi={flavor}"
         cure = f"try another one ({others}), or pip install 'msdata[mpi]'"
     return Finding(name="mpi", is_good=False, says=says, cure=cure)
 

@@ -1,4 +1,4 @@
-"""`msdata doctor`: what is wrong with the nodes of a job, before it works."""
+"""`msdata doctor`: finds faults of a job's nodes before the job starts."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata doctor`."""
     parser.add_argument("data", type=Path, nargs="?", help="folder of the data set")
     parser.add_argument(
-        "--ranks-per-node", type=int, help="ranks of each node (Slurm's GPUs or tasks, else 1)"
+        "--ranks-per-node", type=int, help="ranks per node (default: Slurm's GPUs or tasks, else 1)"
     )
-    parser.add_argument("--threads", type=int, help="threads of each rank")
-    parser.add_argument("--memory-gib", type=float, help="memory of each node for the cache")
-    parser.add_argument("--mpi", metavar="FLAVOUR", help="try srun --mpi=FLAVOUR, such as pmi2")
+    parser.add_argument("--threads", type=int, help="threads per rank")
+    parser.add_argument("--memory-gib", type=float, help="cache memory per node, GiB")
+    parser.add_argument("--mpi", metavar="FLAVOR", help="try srun --mpi=FLAVOR, such as pmi2")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Looks at this machine, or at all nodes of the Slurm job; returns the exit code."""
+    """Checks this machine, or all nodes of the Slurm job; returns the exit code."""
     environ = dict(os.environ)
     if args.answer:
         answer(node_facts(args.data, environ), sys.stdin, lambda line: print(line, flush=True))
         return 0
     job = slurm_job(environ)
     if job is not None and job.step_task:
-        # Of the tasks of a step one asks for all.
+        # The first task of a step asks for all tasks.
         return 0
     plan = _plan(args, job)
     found = _findings(args, plan, job, environ)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         for line in finding_lines(found, plan.num_nodes):
             print(line)
         if job is None:
-            print("\nonly this machine: run it in a Slurm job to look at all its nodes")
+            print("\nonly this machine: run it in a Slurm job to check all its nodes")
     return int(any(not finding.is_good for finding in found))
 
 
@@ -70,9 +70,9 @@ def _plan(args: argparse.Namespace, job: SlurmJob | None) -> Plan:
         ranks = 1 if job is None else job.gpus_on_node or job.tasks_per_node or 1
     for name, value in (("ranks-per-node", ranks), ("threads", args.threads)):
         if value is not None and value < 1:
-            raise UsageError(f"--{name} {value} makes no sense; give at least 1")
+            raise UsageError(f"--{name} must be at least 1, got {value}")
     if args.memory_gib is not None and args.memory_gib < 0:
-        raise UsageError(f"--memory-gib {args.memory_gib} is negative; give 0 or more")
+        raise UsageError(f"--memory-gib must be at least 0, got {args.memory_gib}")
     num_shards = None
     if args.data is not None:
         num_shards = len(open_dataset(args.data).manifest.shards)
@@ -88,10 +88,12 @@ def _plan(args: argparse.Namespace, job: SlurmJob | None) -> Plan:
 def _findings(
     args: argparse.Namespace, plan: Plan, job: SlurmJob | None, environ: Mapping[str, str]
 ) -> list[Finding]:
-    """All findings; of a job whose nodes cannot be asked, those of this node and why."""
+    """All findings; if the job's nodes do not answer, those of this node and the reason."""
     if job is None:
         if args.mpi is not None:
-            raise UsageError("--mpi tries srun, which works in a Slurm job only; submit it as one")
+            raise UsageError(
+                "--mpi needs a Slurm job, since it tries srun; submit the command as a job"
+            )
         nodes = [node_facts(args.data, environ)]
         return [*node_findings(nodes, plan, has_data=args.data is not None), version_finding(nodes)]
     found: list[Finding] = []
@@ -100,7 +102,7 @@ def _findings(
         found.append(clock_finding(clocks))
     except StepError as error:
         nodes = [node_facts(args.data, environ)]
-        cure = "look at what srun says, and whether python and msdata are there on all nodes"
+        cure = "read srun's messages; check that all nodes have python and msdata"
         found.append(Finding(name="nodes", is_good=False, says=str(error), cure=cure))
     if args.mpi is not None:
         known, sizes = try_mpi(job, args.mpi, environ)
@@ -114,7 +116,7 @@ def _findings(
 
 
 def _as_bound_here(nodes: Sequence[NodeFacts], job: SlurmJob) -> list[NodeFacts]:
-    """Within a step of the user's own, its binding counts, not that of the step that asked."""
+    """Replaces this node's binding by that of the step that runs this command."""
     if job.step_task is None:
         return list(nodes)
     allowed = len(os.sched_getaffinity(0))
@@ -122,11 +124,11 @@ def _as_bound_here(nodes: Sequence[NodeFacts], job: SlurmJob) -> list[NodeFacts]
 
 
 def finding_lines(findings: Sequence[Finding], num_nodes: int) -> list[str]:
-    """The findings for people: one line each, and one with the cure of what is wrong.
+    """Formats findings: one line each, and one with the cure of each fault.
 
     Args:
-        findings: what was found.
-        num_nodes: of the job.
+        findings: the findings.
+        num_nodes: nodes of the job.
     """
     width = max(len(finding.name) for finding in findings)
     lines = []

@@ -1,4 +1,4 @@
-"""What one node is like: found out on the node, carried as plain values."""
+"""The facts of one node: collected on the node, carried as plain values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from msdata import __version__
 from msdata.cache.budget import free_memory
 from msdata.topology import slurm_job
 
-# Where these differ between nodes, their results do, or they do not understand each other.
+# Nodes with different versions may give different results, or fail to communicate.
 PACKAGES = ("numpy", "pyarrow", "torch", "mpi4py", "pyzmq", "nvidia-dali-cuda120")
 _COMMAND_S = 60.0
 _TORCH = """
@@ -32,26 +32,26 @@ print(json.dumps([torch.cuda.device_count(), nccl and ".".join(map(str, nccl))])
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """One node as a process of the job finds it.
+    """One node as a process of the job sees it.
 
     Attributes:
-        node: its name.
-        versions: of Python, msdata and `PACKAGES`; those that are absent are left out.
+        node: name of the node.
+        versions: versions of Python, msdata and `PACKAGES`, without missing packages.
         cpus_allowed: CPUs that the process may run on.
-        cpus_of_job: CPUs that the job has there; None where unknown.
-        cpu_quota: processors' worth of time that its cgroup grants; None where unlimited.
-        memory_free_nbytes: that it may still allocate, by the machine's and its cgroups' limits.
-        shm_free_nbytes: of /dev/shm.
+        cpus_of_job: CPUs that the job has there; None if unknown.
+        cpu_quota: CPUs' worth of time that its cgroup grants; None if unlimited.
+        memory_free_nbytes: memory that it may still allocate, by the limits of machine and cgroups.
+        shm_free_nbytes: free bytes of /dev/shm.
         open_files: limit of open files.
-        open_files_most: to which a user may raise it.
-        locked_nbytes: of memory that may be locked; -1 is without limit.
-        has_infiniband: whether there are InfiniBand adapters.
-        file_system: type of the file system that holds the data; None where they are not seen.
-        stripe_count: servers that a shard is spread over; None where the file system has none.
-        gpus_of_job: that the job has there; None where it asked for none.
-        gpus_seen: by the driver.
-        gpus_of_torch: that torch can use; None where nobody asked it.
-        nccl: its version; None where torch has none.
+        open_files_most: hard limit, up to which a user may raise it.
+        locked_nbytes: limit of locked memory; -1 is unlimited.
+        has_infiniband: whether it has InfiniBand adapters.
+        file_system: type of the file system that holds the data; None if it does not see them.
+        stripe_count: servers that a shard is spread over; None without stripes.
+        gpus_of_job: GPUs that the job has there; None if it requested none.
+        gpus_seen: GPUs that the driver sees.
+        gpus_of_torch: GPUs that torch can use; None if torch was not asked.
+        nccl: version of NCCL; None if torch lacks it.
     """
 
     node: str
@@ -78,17 +78,17 @@ class NodeFacts:
 
     @classmethod
     def from_json(cls, text: str) -> NodeFacts:
-        """What `as_json` gave; fields of another version of msdata are left out."""
+        """Reads the result of `as_json`, without fields of other versions of msdata."""
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in json.loads(text).items() if k in known})
 
 
 def node_facts(data: Path | None, environ: Mapping[str, str]) -> NodeFacts:
-    """Finds out what this node is like.
+    """Collects the facts of this node.
 
     Args:
-        data: a data set, or any folder; None looks at no file system.
-        environ: this process's variables.
+        data: a data set, or any folder; None skips the file system.
+        environ: environment of this process.
     """
     job = slurm_job(environ)
     shm = os.statvfs("/dev/shm")
@@ -126,7 +126,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu_quota() -> float | None:
-    """Processors' worth of time of the cgroup that the mount shows, version 2 or 1."""
+    """CPUs' worth of time of the cgroup that the mount shows, version 2 or 1."""
     root = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
         quota, period = (root / "cpu.max").read_text().split()
@@ -146,7 +146,7 @@ def _has_entries(folder: Path) -> bool:
 
 
 def file_system_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The type of the file system that holds a path, such as "lustre"; "unknown" at the worst.
+    """The type of the file system that holds a path, such as "lustre", or "unknown".
 
     Args:
         path: an existing file or folder.
@@ -161,14 +161,14 @@ def file_system_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     for line in lines:
         _, place, found = line.split()[:3]
         mount = Path(place.replace("\\040", " "))
-        # Of two mounts at one place the later one covers the other.
+        # A later mount covers an earlier one at the same place.
         if target.is_relative_to(mount) and len(mount.parts) >= best:
             best, kind = len(mount.parts), found
     return kind
 
 
 def _stripe_count(data: Path) -> int | None:
-    """Over how many servers Lustre spreads a shard; None where it says nothing."""
+    """The number of servers that Lustre spreads a shard over; None if unknown."""
     shard = next((p for p in sorted(data.glob("*/shard-*")) if p.suffix != ".idx"), data)
     text = output_of(["lfs", "getstripe", "--stripe-count", str(shard)])
     with suppress(ValueError):
@@ -182,7 +182,7 @@ def _count_gpus() -> int:
 
 
 def _ask_torch() -> tuple[int | None, str | None]:
-    """In a process of its own: a broken driver may take it down."""
+    """Asks torch in a separate process, which a broken driver may crash."""
     text = output_of([sys.executable, "-c", _TORCH])
     if text is None:
         return None, None
@@ -191,7 +191,7 @@ def _ask_torch() -> tuple[int | None, str | None]:
 
 
 def output_of(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str | None:
-    """A command's standard output; None where it is not there, fails or hangs."""
+    """A command's standard output; None if it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
     try:

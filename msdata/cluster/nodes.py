@@ -1,8 +1,8 @@
 """Asks all nodes of a Slurm job, through one step of `srun`.
 
-A process on each node says its facts in a line and answers every line that it reads with its clock:
-srun hands what it reads to all of them, and what they write back. So clocks are compared without
-sockets, MPI or a common file system, by the answer that took the least time.
+A process on each node prints its facts in a line, and answers every line that it reads with its
+clock; srun copies its input to all of them, and returns their output. So clocks are compared
+without sockets, MPI or a common file system, by the answer that took the least time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from msdata.errors import MsdataError
 from msdata.topology import SlurmJob
 
 NUM_PINGS = 5
-# Starting Python from a parallel file system on a thousand nodes takes its time.
+# Starting Python from a parallel file system on a thousand nodes is slow.
 _START_S = 300.0
 _ANSWER_S = 30.0
 _MPI_PROGRAM = "from mpi4py import MPI; print('size', MPI.COMM_WORLD.Get_size(), flush=True)"
-# What sbatch was asked for tasks would shrink a step of one task a node.
+# sbatch's options for tasks would shrink a step of one task per node.
 _FOR_TASKS = (
     *("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION"),
     *("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPU_BIND"),
@@ -35,7 +35,7 @@ _FOR_TASKS = (
 
 
 class StepError(MsdataError):
-    """srun did not give what was asked of it."""
+    """srun failed, or nodes did not answer."""
 
 
 def step_command(job: SlurmJob, *options: str) -> list[str]:
@@ -48,18 +48,18 @@ def step_command(job: SlurmJob, *options: str) -> list[str]:
 
 
 def step_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables for such a step."""
+    """The environment of such a step."""
     kept = {name: text for name, text in environ.items() if name not in _FOR_TASKS}
     return {**kept, "SLURM_EXPORT_ENV": "ALL"}
 
 
 def answer(facts: NodeFacts, lines: IO[str], say: Callable[[str], None]) -> None:
-    """A node's part: its facts, then its clock for every line.
+    """Answers for this node: its facts, then its clock for every line.
 
     Args:
-        facts: of this node.
-        lines: read until they end.
-        say: takes a line.
+        facts: facts of this node.
+        lines: input, read until it ends.
+        say: writes a line.
     """
     say(facts.as_json())
     for line in lines:
@@ -69,12 +69,12 @@ def answer(facts: NodeFacts, lines: IO[str], say: Callable[[str], None]) -> None
 def ask_nodes(
     job: SlurmJob, data: Path | None, environ: Mapping[str, str]
 ) -> tuple[list[NodeFacts], list[ClockReading]]:
-    """The facts of all nodes, and their clocks.
+    """Collects the facts of all nodes, and readings of their clocks.
 
     Args:
-        job: that this process belongs to.
-        data: see `node_facts`.
-        environ: this process's variables.
+        job: the job that this process belongs to.
+        data: a data set, or any folder; None skips the file system.
+        environ: environment of this process.
 
     Raises:
         StepError: srun failed, or nodes did not answer.
@@ -157,11 +157,10 @@ def _take(said: queue.Queue[str | None], count: int, timeout_s: float) -> Iterat
 def clock_readings(
     replies: Sequence[tuple[float, float, Mapping[str, Any]]],
 ) -> list[ClockReading]:
-    """The best reading of each node's clock.
+    """Selects the best reading of each node's clock.
 
     Args:
-        replies: when the question left and when the answer came, by this node's clock, and the
-            answer.
+        replies: times of question and answer by this node's clock, and the answer.
 
     Source: Cristian, "Probabilistic clock synchronization", Distributed Computing 3 (1989), Eq. 5.
     """
@@ -174,20 +173,20 @@ def clock_readings(
     return list(best.values())
 
 
-def try_mpi(job: SlurmJob, flavour: str, environ: Mapping[str, str]) -> tuple[list[str], list[int]]:
-    """What Slurm has of MPI, and what processes see that it starts so.
+def try_mpi(job: SlurmJob, flavor: str, environ: Mapping[str, str]) -> tuple[list[str], list[int]]:
+    """Starts MPI processes through srun on every node.
 
     Args:
-        job: that this process belongs to.
-        flavour: for `srun --mpi`.
-        environ: this process's variables.
+        job: the job that this process belongs to.
+        flavor: value of `srun --mpi`.
+        environ: environment of this process.
 
     Returns:
-        (flavours that this Slurm has, size of MPI's world as seen on each node).
+        (flavors that this Slurm supports, size of MPI's world as seen on each node).
     """
     known = output_of(["srun", "--mpi=list"]) or ""
-    flavours = [word for word in known.split() if word.islower() and word.isidentifier()]
-    command = [*step_command(job, f"--mpi={flavour}"), sys.executable, "-c", _MPI_PROGRAM]
+    flavors = [word for word in known.split() if word.islower() and word.isidentifier()]
+    command = [*step_command(job, f"--mpi={flavor}"), sys.executable, "-c", _MPI_PROGRAM]
     text = output_of(command, step_environ(environ)) or ""
     sizes = [line.split()[1] for line in text.splitlines() if line.startswith("size ")]
-    return flavours, [int(size) for size in sizes]
+    return flavors, [int(size) for size in sizes]

@@ -1,9 +1,8 @@
-"""What this node's memory and disks give, measured at the size of a sample.
+"""Measures this node's memory, disks and network at the size of a sample.
 
-Every cold figure says how it was made sure that it is cold: pages of the file are dropped
-(posix_fadvise) before each measurement, and mincore counts the pages that stayed. What the network
-file system's servers still hold cannot be dropped from here: a file just written may be read back
-faster than an old one, so point the probe at an existing large file where that matters.
+The probe drops the pages of a file (posix_fadvise) before each cold measurement, and mincore counts
+the pages that stayed. It cannot drop the caches of a network file system's servers: a file just
+written may be read back faster than an old one, so probe an existing large file where that matters.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.errors import StorageError, UsageError
 
@@ -37,8 +38,8 @@ class FileRates:
         sequential: one thread, from start to end.
         random: records of the sample's size at random places, by number of threads.
         cached_share: greatest share of the file's pages still in memory before a measurement;
-            None where the system would not say.
-        write: of the temporary file, up to and including fsync; None for an existing file.
+            None if the system does not tell.
+        write: write rate of the temporary file, fsync included; None for an existing file.
     """
 
     sequential: float
@@ -48,11 +49,11 @@ class FileRates:
 
     def __post_init__(self) -> None:
         if not self.random:
-            raise UsageError("no number of threads was given to read with")
+            raise UsageError("the numbers of threads must not be empty")
 
     @property
     def is_cold(self) -> bool | None:
-        """Whether the rates are those of the device; None where unknown."""
+        """Whether the rates are those of the device; None if unknown."""
         return None if self.cached_share is None else self.cached_share <= _CACHED_IS_COLD
 
     @property
@@ -165,8 +166,8 @@ def drop_from_cache(path: Path) -> float | None:
         path: the file.
 
     Returns:
-        Share of its pages still in memory; None where the system does not tell (mincore says
-        nothing true of files that one may not write).
+        Share of its pages still in memory; None if the system does not tell (mincore does not
+        report on files that the user may not write).
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -249,8 +250,59 @@ def _rate_over_threads(
     work: Callable[[int, float], int], num_threads: int, budget_s: float
 ) -> float:
     if num_threads < 1:
-        raise UsageError(f"{num_threads} threads do no work; at least 1 is needed")
+        raise UsageError(f"num_threads must be at least 1, got {num_threads}")
     start = time.perf_counter()
     with ThreadPoolExecutor(num_threads) as pool:
         done = sum(pool.map(work, range(num_threads), [start + budget_s] * num_threads))
     return done / (time.perf_counter() - start)
+
+
+class Communicator(Protocol):
+    """The methods of an MPI communicator (mpi4py's `Comm`) that the network probe uses."""
+
+    def Get_rank(self) -> int: ...  # noqa: N802, D102
+
+    def Get_size(self) -> int: ...  # noqa: N802, D102
+
+    def Barrier(self) -> None: ...  # noqa: N802, D102
+
+    def Sendrecv(  # noqa: N802, D102
+        self, sendbuf: Any, dest: int, *, recvbuf: Any, source: int
+    ) -> None: ...
+
+    def allgather(self, sendobj: Any) -> list[Any]: ...  # noqa: D102
+
+
+def measure_network(comm: Communicator, sample_bytes: int, *, num_messages: int = 200) -> float:
+    """Rate at which this rank receives samples while it sends as many, all ranks at once.
+
+    Args:
+        comm: communicator of one rank per node.
+        sample_bytes: bytes of a message.
+        num_messages: messages to each of a few other ranks.
+
+    Returns:
+        Bytes per second of the slowest rank; every rank gets the same number.
+
+    Raises:
+        UsageError: the communicator has only one rank.
+    """
+    rank, size = comm.Get_rank(), comm.Get_size()
+    if size < 2:
+        raise UsageError("the network needs at least two ranks; start the probe by srun or mpiexec")
+    outgoing = np.full(sample_bytes, rank % 251, dtype=np.uint8)
+    incoming: NDArray[np.uint8] = np.empty(sample_bytes, dtype=np.uint8)
+    seconds, messages = 0.0, 0
+    # Next neighbors and far ones: a fat tree may be thinner at the top.
+    for distance in sorted({1, size // 2}):
+        to, source = (rank + distance) % size, (rank - distance) % size
+        for number in range(num_messages + 10):
+            if number == 10:  # connections are made by the first messages
+                comm.Barrier()
+                start = time.perf_counter()
+            comm.Sendrecv(outgoing, to, recvbuf=incoming, source=source)
+        seconds += time.perf_counter() - start
+        messages += num_messages
+        if not (incoming == source % 251).all():
+            raise StorageError(f"rank {rank} received other bytes than rank {source} sent")
+    return float(min(comm.allgather(messages * sample_bytes / seconds)))

@@ -15,8 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msdata.cluster.probe import FileRates, measure_file, measure_memory_copy, temporary_file
-from msdata.cluster.probe_network import Communicator, measure_network
+from msdata.cluster.probe import (
+    Communicator,
+    FileRates,
+    measure_file,
+    measure_memory_copy,
+    measure_network,
+    temporary_file,
+)
 from msdata.core.mpi import communicator
 from msdata.core.output_file import check_output
 from msdata.core.progress import rate_text
@@ -28,19 +34,33 @@ _Value = TypeVar("_Value")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `msdata probe`."""
+    """Declares the options of `msdata probe`."""
     parser.add_argument(
         "--storage",
         type=Path,
         metavar="PATH",
         help="directory on the shared storage, or a large file on it, which is only read",
     )
-    parser.add_argument("--ssd-dir", type=Path, metavar="PATH", help="the same on the node's SSD")
     parser.add_argument(
-        "--network", action="store_true", help="measure between nodes; start one rank a node by MPI"
+        "--ssd-dir",
+        type=Path,
+        metavar="PATH",
+        help="directory on the node's SSD, or a large file on it",
     )
-    parser.add_argument("--sample-bytes", type=int, default=594_384, help="(%(default)s)")
-    parser.add_argument("--threads", default="1,2,4,8,16", metavar="N[,N...]", help="(%(default)s)")
+    parser.add_argument(
+        "--network",
+        action="store_true",
+        help="measure between nodes; start one rank per node by MPI",
+    )
+    parser.add_argument(
+        "--sample-bytes", type=int, default=594_384, help="size of a sample (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        default="1,2,4,8,16",
+        metavar="N[,N...]",
+        help="numbers of threads (%(default)s)",
+    )
     parser.add_argument(
         "--file-gib", type=float, default=2.0, help="size of temporary files (%(default)s)"
     )
@@ -48,26 +68,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-gib", type=float, default=0.5, help="buffer of the memory copy (%(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="of each measurement (%(default)s)"
+        "--seconds", type=float, default=3.0, help="duration of each measurement (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=Path("machine.json"), help="(%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("machine.json"), help="file to write (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the saved JSON alone on stdout")
 
 
 def run(args: argparse.Namespace, get_comm: Callable[[], Communicator] | None = None) -> int:
-    """Measure what was asked for, print it and save it.
+    """Measures the requested rates, prints and saves them.
 
     Args:
-        args: of `add_arguments`.
-        get_comm: gives the communicator of all ranks, one a node; asked only for `--network`.
-            None takes MPI's world.
+        args: the options that `add_arguments` declares.
+        get_comm: returns the communicator of all ranks, one per node; called only for
+            `--network`. None uses MPI's world.
 
     Returns:
         0.
 
     Raises:
-        UsageError: options that make no sense.
-        StorageError: something cannot be read or written.
+        UsageError: an option is invalid.
+        StorageError: a file cannot be read or written.
     """
     threads = _threads(args)
     comm = _communicator(args, get_comm)
@@ -101,7 +123,7 @@ def _between_nodes(
     fields: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What needs all nodes: the storage under the load of all, and the network."""
+    """Measures the storage under the load of all nodes, and the network."""
     found: dict[str, Any] = {"hosts": comm.allgather(platform.node())}
     if args.storage is not None:
         say(f"storage: {comm.Get_size()} nodes at once")
@@ -124,11 +146,11 @@ def _nothing() -> None:
 
 
 def render_fields(fields: dict[str, Any], path: Path) -> str:
-    """Lay out the measured rates for people.
+    """Formats the measured rates.
 
     Args:
-        fields: as saved.
-        path: where they were saved.
+        fields: the saved rates.
+        path: file that holds them.
 
     Returns:
         Lines of text.
@@ -143,8 +165,10 @@ def render_fields(fields: dict[str, Any], path: Path) -> str:
     if "network_bytes_per_s" in fields:
         lines.append(_rate_line("network, received", fields["network_bytes_per_s"]))
         if len(set(fields["hosts"])) < len(fields["hosts"]):
-            lines.append("  ranks shared a host: start one a node, else this is no network")
-    lines.append(f"saved: {path}; 'msdata plan --machine {path}' reckons with it")
+            lines.append(
+                "  ranks shared a host, so this is not the network's rate: start one rank per node"
+            )
+    lines.append(f"saved: {path}; 'msdata plan --machine {path}' uses it")
     return "\n".join(lines)
 
 
@@ -154,7 +178,7 @@ def _render_file(name: str, rates: dict[str, Any]) -> list[str]:
     if rates["write"] is not None:
         lines.append(_rate_line(f"{name} write", rates["write"]))
     if rates["cached_share"] is None:
-        lines.append("  cold or not: unknown, mincore tells nothing of a file one may not write")
+        lines.append("  cold or not: unknown, mincore does not report on files you may not write")
     elif rates["is_cold"]:
         lines.append(f"  cold: at most {rates['cached_share']:.1%} of the pages stayed in memory")
     else:
@@ -206,7 +230,7 @@ def _file(args: argparse.Namespace, threads: list[int], path: Path) -> FileRates
 
 
 def _open_file(args: argparse.Namespace, path: Path, stack: ExitStack) -> tuple[Path, float | None]:
-    """The file to read, and how fast it was written if it was."""
+    """The file to read, and its write rate if it is a temporary one."""
     if path.is_file():
         return path, None
     if not path.is_dir():
@@ -235,13 +259,15 @@ def _communicator(
         return get_comm()
     topology = from_env()
     if topology.num_ranks < 2:
-        raise UsageError("--network needs two nodes or more: start by srun or mpiexec, one a node")
+        raise UsageError(
+            "--network needs at least two nodes: start one rank per node with srun or mpiexec"
+        )
     world: Communicator = communicator(topology)
     return world
 
 
 def _by_all(comm: Communicator | None, work: Callable[[], _Value]) -> list[_Value]:
-    """What each rank's work gave; a fault on one ends all of them, so that nobody waits for it."""
+    """The result of each rank's work; if one fails, all raise, so that none waits for it."""
     if comm is None:
         return [work()]
     values: list[_Value] = []

@@ -18,11 +18,11 @@ from pathlib import Path
 from msdata import __version__
 from msdata.core.files import storage_error
 from msdata.core.signals import (
-    end_on_sigterm,
+    end_on_signals,
     exit_code_of,
     keep_lines_whole,
     open_standard_streams,
-    raise_on_sigterm,
+    raise_on_signals,
 )
 from msdata.core.terminal import plain_streams, shown_line
 from msdata.errors import MsdataError
@@ -79,7 +79,7 @@ class Program:
         """
         words = sys.argv[1:] if argv is None else list(argv)
         name = f"{self.name} {_command(words) or ''}".rstrip()
-        end_on_sigterm(f"{name}: interrupted; nothing was begun")
+        end_on_signals(f"{name}: interrupted before any work started")
         open_standard_streams()
         keep_lines_whole()
         with plain_streams():
@@ -87,8 +87,10 @@ class Program:
 
     def _run(self, words: Sequence[str], name: str) -> int:
         try:
-            args = self.parse(self.parser(words), words)
-            raise_on_sigterm()
+            try:
+                args = self.parse(self.parser(words), words)
+            finally:
+                raise_on_signals()
             return int(importlib.import_module(self.commands[args.command][0]).run(args))
         except MsdataError as error:
             print(f"{name}: {shown_line(str(error))}", file=sys.stderr)

@@ -10,43 +10,55 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from msdata.errors import UsageError
 
+# How often a signal that arrived during an import looks whether that import has ended.
+_IMPORT_POLL_S = 0.01
+
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come."""
+    """SIGTERM was received."""
 
 
-def raise_on_sigterm() -> None:
-    """Lets the first SIGTERM raise `Terminated`; does nothing outside of the main thread.
+def raise_on_signals() -> None:
+    """Lets Ctrl-C raise `KeyboardInterrupt`, and the first SIGTERM `Terminated`.
 
-    Launchers send several, and a second one would cut short what the first one has begun: removing
-    unfinished files, and saying so.
+    A signal that arrives while a module is imported raises when that import has ended: some
+    imports swallow exceptions, and NumPy's turns them into ImportError. Launchers send several
+    SIGTERMs; the later ones are ignored, since they would cut short the removal of unfinished
+    files. Does nothing outside of the main thread, and leaves SIGINT alone where the caller ignores
+    it.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise)
+    _handle(_raise)
 
 
-def end_on_sigterm(says: str) -> None:
-    """Lets SIGTERM end the process with a line on standard error, before there is work to tidy up.
+def end_on_signals(line: str) -> None:
+    """Lets Ctrl-C and SIGTERM end the process at once, before there is work to tidy up.
 
-    An exception would not do: while modules are imported it is swallowed or made into another.
-    Does nothing outside of the main thread.
+    Does nothing outside of the main thread, and leaves SIGINT alone where the caller ignores it.
 
     Args:
-        says: the line.
+        line: printed on standard error.
     """
 
     def end(number: int, frame: Any) -> None:
-        os.write(2, f"{says}\n".encode())
+        os.write(2, f"{line}\n".encode())
         os._exit(128 + number)
 
+    _handle(end)
+
+
+def _handle(handler: Callable[[int, Any], None]) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGTERM, handler)
+        # Shells start background jobs with SIGINT ignored.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handler)
 
 
 def open_standard_streams() -> None:
@@ -108,6 +120,19 @@ def exit_code_of(error: BaseException | None) -> int:
     return 2 if isinstance(error, UsageError) else 1
 
 
-def _raise(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated
+def _raise(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _is_importing(frame):
+        signal.signal(signal.SIGALRM, lambda _, later: _raise(number, later))
+        signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL_S)
+        return
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,1 +1,1 @@
-"""From a source of objects to a data set: parallel, resumable, every output whole or absent."""
+"""Packs a source of objects into a data set: parallel, resumable, every output whole or absent."""

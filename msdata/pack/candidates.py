@@ -1,4 +1,4 @@
-"""Which objects go where: listing, labels, splits, shards. Decided once, before any pixel is read.
+"""Decides once, before any pixel is read, which objects go where: labels, splits, shards.
 
 The split of an object and its place in the order are functions of (seed, id) alone, so that neither
 changes when objects are added, and both are the same for any number of processes.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from msdata.core.trusted_names import is_plain_name
 from msdata.errors import DataError, UsageError
-from msdata.pack.column_names import label_names
+from msdata.pack.columns import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
 from msdata.schema import Schema
 
@@ -30,7 +30,7 @@ _SOURCE_COLUMNS = ("sample_id", "path", "row", "split", "catalog_row", "reason")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSlice:
-    """One shard to be: rows [start, stop) of the candidates."""
+    """One shard to write: rows [start, stop) of the candidates."""
 
     split: str
     name: str
@@ -40,14 +40,14 @@ class ShardSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The objects in shard order, and those that are out already.
+    """The objects in shard order, and those that are rejected already.
 
     Attributes:
         table: `sample_id`, `path`, `row`, `split` and the labels, shard after shard.
         slices: the shards.
         rejected: `sample_id`, `path`, `row`, `reason`.
-        label_columns: names of the catalogue's columns, in order.
-        notes: what the reader of the catalogue has to say.
+        label_columns: names of the catalog's columns, in order.
+        notes: remarks of the catalog reader.
     """
 
     table: pa.Table
@@ -63,13 +63,13 @@ def plan_candidates(
     """Joins labels, draws splits and order, and cuts the order into shards.
 
     Args:
-        objects: what `Source.scan` gave.
+        objects: the table that `Source.scan` returned.
         schema: the arrays of every object.
-        settings: what the user asked for.
+        settings: the settings of the pack.
         record: bytes of one sample in a shard, headers included, and the suffix of shards' names.
 
     Raises:
-        UsageError: the catalogue does not fit, or there is no such split column.
+        UsageError: the catalog does not fit, or lacks the split column.
         DataError: no object is left.
     """
     catalog = _read_catalog(settings)
@@ -80,8 +80,8 @@ def plan_candidates(
 
     kept = joined.filter(pc.invert(is_rejected)).drop_columns(["reason"])
     if kept.num_rows == 0:
-        reason = rejected["reason"][0].as_py() if rejected.num_rows else "there is none"
-        raise DataError(f"no object of {settings.source} is usable; the first one: {reason}")
+        reason = rejected["reason"][0].as_py() if rejected.num_rows else "none found"
+        raise DataError(f"no object of {settings.source} is usable; the first: {reason}")
     keys = _hashes(kept["sample_id"].to_pylist(), settings.seed)
     splits = _splits(kept, keys[:, 0], settings)
     record_nbytes, suffix = record
@@ -101,7 +101,7 @@ def plan_candidates(
 
 def _axis_notes(schema: Schema) -> list[str]:
     return [
-        f"array {a.name!r} ({'x'.join(map(str, a.shape))}) is stored as it is, bands last; "
+        f"array {a.name!r} ({'x'.join(map(str, a.shape))}) is stored unchanged, bands last; "
         "mstrain takes (bands, height, width): numpy.moveaxis(image, -1, 0)"
         for a in schema.arrays
         if a.has_bands_last
@@ -175,11 +175,11 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
 
 
 def _splits_of_column(table: pa.Table, column: str) -> list[str]:
-    # The join renames a catalogue's own `split`: the name is taken by the index.
+    # The join renames a catalog's own `split`: the name is taken by the index.
     name = next((n for n in (column, f"catalog_{column}") if n in table.column_names), None)
     if name is None:
         known = [n for n in table.column_names if n not in _SOURCE_COLUMNS]
-        raise UsageError(f"the catalogue has no column {column!r}; it has {', '.join(known)}")
+        raise UsageError(f"the catalog has no column {column!r}; it has {', '.join(known)}")
     values = table[name].to_pylist()
     for value in set(values):
         is_word = str(value).replace("-", "_").isidentifier() and is_plain_name(str(value))

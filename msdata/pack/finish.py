@@ -1,4 +1,7 @@
-"""The last step of a pack: index, list of rejects, and `dataset.json`, which makes it complete."""
+"""The end of a pack: rejected objects and their limit, the index, and `dataset.json`, written last.
+
+`dataset.json` makes the data set complete.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,58 @@ from msdata.dataset.index import (
 from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
 from msdata.dataset.rejected import Rejected, read_rejected
 from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
-from msdata.pack.column_names import scalar_names
-from msdata.pack.number_columns import join_numbers
+from msdata.pack.columns import join_numbers, scalar_names
 from msdata.pack.settings import PackSettings
-from msdata.pack.shard_task import Rejection
+from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+class RejectLimit:
+    """Counts unusable objects of finished and unfinished shards; stops at `--max-rejected`.
+
+    Args:
+        num_noted: unusable objects that are known already.
+        maximum: raise above this number; None never raises.
+        out: the data set's folder, for the message.
+    """
+
+    def __init__(self, num_noted: int, maximum: int | None, out: Path) -> None:
+        self._num_noted = num_noted
+        self._maximum = maximum
+        self._out = out
+        self._unfinished: dict[int, list[Rejection]] = defaultdict(list)
+        self._num_unfinished = 0
+        self.num_new = 0
+
+    @property
+    def unfinished(self) -> list[Rejection]:
+        """The unusable objects of shards that have no note."""
+        return [r for rejections in self._unfinished.values() for r in rejections]
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts one; raises as `check`."""
+        self._unfinished[rejection.number].append(rejection)
+        self._num_unfinished += 1
+        self.num_new += 1
+        self.check()
+
+    def note(self, result: ShardResult) -> None:
+        """Counts a shard as finished: its note now lists its unusable objects."""
+        self._num_noted += len(result.rejected)
+        self._num_unfinished -= len(self._unfinished.pop(result.number, ()))
+
+    def check(self) -> None:
+        """Raises DataError if the limit is exceeded."""
+        total = self._num_noted + self._num_unfinished
+        if self._maximum is not None and total > self._maximum:
+            raise DataError(
+                f"{total} objects are unusable, more than --max-rejected {self._maximum}; see "
+                f"{self._out / REJECTED_NAME}, then run again with --resume and a higher limit"
+            )
+
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 
@@ -46,10 +93,10 @@ def finish_pack(
     Args:
         state: the state, with a note of every shard.
         plan: its plan.
-        settings: what the user asked for.
+        settings: the settings of the pack.
 
     Returns:
-        The manifest of the complete data set; and remarks on numbers that were left out.
+        The manifest of the complete data set, and remarks on numbers that were left out.
 
     Raises:
         DataError: every object was rejected.
@@ -142,7 +189,7 @@ def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) ->
 
 
 def _with_numbers(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
-    """The index with the numbers of the objects' dicts as plain columns; notes on what is null."""
+    """The index with the numbers of the objects' dicts as plain columns; notes on nulls."""
     import pyarrow as pa
 
     notes = []
@@ -152,14 +199,14 @@ def _with_numbers(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
             table = table.set_column(i, field.name, joined)
             if num_left_out:
                 notes.append(
-                    f"column {field.name!r}: {num_left_out} numbers are null, since no type holds "
+                    f"column {field.name!r}: {num_left_out} numbers are null: no type holds "
                     "them and the others exactly"
                 )
     return table, tuple(notes)
 
 
 def write_rejected(state: PackState, plan: PackPlan, unfinished: Sequence[Rejection] = ()) -> int:
-    """Writes `rejected.csv` from what is known so far; returns the number of its rows.
+    """Writes `rejected.csv` with the objects rejected so far; returns the number of its rows.
 
     Args:
         state: the state.
@@ -197,12 +244,12 @@ def write_rejected_so_far(
 
 @dataclass(frozen=True, kw_only=True)
 class UnsafeObjects:
-    """Objects whose pickles ask for more than data, which is never an accident of the storage.
+    """Objects whose pickles ask for more than data, which damaged storage never causes.
 
     Attributes:
-        count: how many there are.
-        path: the first one, as the source lists it.
-        reason: what it asks for.
+        count: number of these objects.
+        path: path of the first one, as the source lists it.
+        reason: the object that it asks for.
     """
 
     count: int
@@ -211,7 +258,7 @@ class UnsafeObjects:
 
 
 def unsafe_objects(out: Path) -> UnsafeObjects | None:
-    """Those that `rejected.csv` lists; None where there are none.
+    """The unsafe objects that `rejected.csv` lists; None if it lists none.
 
     Raises:
         StorageError: the file system refused.
@@ -223,7 +270,7 @@ def unsafe_objects(out: Path) -> UnsafeObjects | None:
 
 
 def most_rejected(out: Path, num_rejected: int, num_samples: int) -> str | None:
-    """Why most objects were rejected; None where more were packed.
+    """Why most objects were rejected; None if more were packed.
 
     Args:
         out: the data set's folder.
@@ -255,6 +302,6 @@ def _rejected(out: Path) -> Iterator[Rejected]:
 
 
 def num_rejected(state: PackState, plan: PackPlan) -> int:
-    """Unusable objects that are known already: of the plan, and of finished shards."""
+    """Number of unusable objects that the plan and the notes of finished shards list."""
     notes = (state.read_note(plan, number) for number in state.finished(plan))
     return plan.num_rejected + sum(len(note.facts.rejected) for note in notes)

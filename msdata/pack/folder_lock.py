@@ -1,7 +1,7 @@
-"""Keeps two packs out of one folder, also while the processes of a killed one are still ending.
+"""Keeps two packs out of one folder, also while the processes of a killed pack still end.
 
-A `flock` belongs to the open file, which worker processes inherit: it stays until the last of them
-has ended. Under MPI, which may span nodes, every rank holds a shared one.
+A `flock` belongs to the open file, which worker processes inherit: the lock stays until the last of
+them has ended. Under MPI, which may span nodes, every rank holds a shared lock.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def folder_lock(path: Path, *, is_shared: bool = False) -> Iterator[int]:
     """Holds the lock; yields its file descriptor, for worker processes to inherit.
 
     Args:
-        path: the lock's file; made if it is not there.
-        is_shared: with other ranks of the same run.
+        path: the lock's file; created if missing.
+        is_shared: share the lock with other ranks of the same run.
 
     Raises:
-        MsdataError: another pack holds it, and goes on holding it.
+        MsdataError: another pack holds it and does not release it in time.
         StorageError: the file system refused.
     """
     try:
@@ -54,7 +54,7 @@ def folder_lock(path: Path, *, is_shared: bool = False) -> Iterator[int]:
 
 
 def share(fd: int) -> None:
-    """Turns the lock that was taken alone into one that the other ranks can take too."""
+    """Turns an exclusive lock into a shared one, which the other ranks can take too."""
     if not take_lock(fd, is_shared=True):
         raise MsdataError("another 'msdata pack' has taken the folder; choose another folder")
 
@@ -70,12 +70,12 @@ def _take(path: Path, is_shared: bool) -> int:
         except BaseException:
             os.close(fd)
             raise
-        # Whoever held it has ended and removed it: it no longer keeps anybody out.
+        # The process that held the lock has removed the file, so locking it protects nothing.
         os.close(fd)
 
 
 def _lock(fd: int, is_shared: bool, out: Path) -> None:
-    """Takes the lock, giving the workers of a pack that was just killed time to end."""
+    """Takes the lock, and gives the workers of a killed pack time to end."""
     deadline = time.monotonic() + _WAIT_S
     while not take_lock(fd, is_shared=is_shared):
         if time.monotonic() > deadline:

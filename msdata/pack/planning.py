@@ -1,30 +1,132 @@
-"""Makes the plan of a pack: lists the objects, finds their schema, joins labels, cuts shards."""
+"""The plan of a pack, and the tasks that worker processes and ranks are given from it.
+
+Planning lists the objects, infers their schema from the first few, joins labels and cuts shards.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from msdata.core.files import storage_error
+from msdata.core.trusted_names import check_source_paths
 from msdata.dataset import hdf5, tar
-from msdata.errors import UsageError
+from msdata.errors import DataError, SampleError, UsageError
 from msdata.pack.candidates import plan_candidates
-from msdata.pack.column_names import check_array_names
-from msdata.pack.infer_schema import NUM_LOOKED_AT, infer_schema, with_pixel_scales
+from msdata.pack.columns import check_array_names, scalar_names
+from msdata.pack.prepare import Preparation, is_number
+from msdata.pack.read_ahead import read_in_order, read_sample
 from msdata.pack.settings import PackSettings
+from msdata.pack.shard_task import ShardTask
 from msdata.pack.state import PackPlan, PackState
-from msdata.schema import Schema
+from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.detect import detect_source
+from msdata.sources.source import Source
 
-# Bytes of a JSON member, for sizing shards; a catalogue of twenty columns stays below.
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Enough to outvote a few broken objects, few enough to read at once.
+NUM_LOOKED_AT = 16
+
+
+def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema:
+    """Infers the schema that most of the first objects share.
+
+    Args:
+        source: the source that holds the objects.
+        locations: (path, row) of the objects to read.
+
+    Returns:
+        `MANTIS_SHRIMP` (with the objects' own numbers as scalars) if the objects hold its three
+        arrays and no others; else an inferred one.
+
+    Raises:
+        DataError: none of the objects is usable.
+    """
+    votes: Counter[Schema] = Counter()
+    reason = ""
+
+    def look(number: int) -> Schema:
+        try:
+            return schema_of(read_sample(source, *locations[number]))
+        except UsageError as error:
+            raise SampleError(str(error)) from error
+
+    for number, found in read_in_order(len(locations), look):
+        if isinstance(found, SampleError):
+            reason = reason or f"{locations[number][0]}: {found}"
+        else:
+            votes[found] += 1
+    if not votes:
+        raise DataError(
+            f"none of the first {len(locations)} objects of {source.root} is usable; {reason}"
+        )
+    return votes.most_common(1)[0][0]
+
+
+def schema_of(sample: Mapping[str, Any]) -> Schema:
+    """The schema of one object.
+
+    Args:
+        sample: its dict.
+
+    Raises:
+        SampleError: it holds no numeric array, or an array that is not numeric.
+    """
+    arrays = {n: v for n, v in sample.items() if isinstance(v, np.ndarray) and v.ndim}
+    scalars = tuple(n for n, v in sample.items() if n not in arrays and is_number(v))
+    if not arrays:
+        raise SampleError("its dict holds no arrays")
+    known = {a.name: a for a in MANTIS_SHRIMP.arrays}
+    if arrays.keys() == known.keys() and all(arrays[n].shape == known[n].shape for n in known):
+        return replace(MANTIS_SHRIMP, scalars=scalars)
+    surveys = tuple(_survey_of(name, array, known.get(name)) for name, array in arrays.items())
+    return Schema(name="inferred", arrays=surveys, scalars=scalars)
+
+
+def _survey_of(name: str, array: np.ndarray[Any, Any], known: Survey | None) -> Survey:
+    if known is not None and known.shape == array.shape:
+        return known
+    if array.dtype.kind not in "biufc":
+        raise SampleError(f"array {name!r} has dtype {array.dtype}, not numbers")
+    return Survey(name=name, shape=array.shape, dtype=array.dtype.newbyteorder("<").str)
+
+
+def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) -> Schema:
+    """Replaces pixel scales of a schema.
+
+    Raises:
+        UsageError: the schema has no array of that name.
+    """
+    for name in pixel_scales_arcsec:
+        if name not in schema.names:
+            raise UsageError(
+                f"--pixel-scale must name one of {', '.join(schema.names)}, got {name}"
+            )
+    arrays = (
+        replace(a, pixel_scale_arcsec=pixel_scales_arcsec.get(a.name, a.pixel_scale_arcsec))
+        for a in schema.arrays
+    )
+    return replace(schema, arrays=tuple(arrays))
+
+
+# Bytes of a JSON member, for sizing shards; a catalog of twenty columns stays below.
 _JSON_NBYTES = 512
 SUFFIXES = {"tar": tar.SUFFIX, "hdf5": hdf5.SUFFIX}
 
 
 def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
-    """The plan of this pack: the one it was begun with, or a new one.
+    """Returns the plan that the pack was started with, or makes a new one.
 
     Raises:
-        UsageError: it was begun with other settings, or they do not fit the data.
+        UsageError: the pack was started with other settings, or they do not fit the data.
         DataError: the source holds nothing usable.
     """
     if state.has_plan():
@@ -34,7 +136,7 @@ def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     try:
         return _make_plan(state, settings)
     except BaseException:
-        # Nothing is begun: the same folder is to be had with mended options, without --resume.
+        # No work was started: corrected options can use the same folder, without --resume.
         state.forget_unplanned()
         raise
 
@@ -54,9 +156,9 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
     )
     if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
-        found = "no catalogue was given"
+        found = "no catalog was given"
         if settings.catalog is not None:
-            found = f"catalogue {settings.catalog} has no columns ra and dec"
+            found = f"catalog {settings.catalog} lacks the columns ra and dec"
         raise UsageError(
             f"FITS files are cut around the objects' positions, but {found}; give one that has "
             "them with --catalog"
@@ -70,29 +172,30 @@ def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:
     """Names of the arrays to inpaint.
 
     Raises:
-        UsageError: there is no such array, or it is no stack of images.
+        UsageError: the schema has no array of that name, or it is not a stack of images.
     """
     if settings.inpaint is None:
         return tuple(a.name for a in schema.arrays if a.may_have_nan)
     for name in settings.inpaint:
         if name not in schema.names:
-            raise UsageError(
-                f"--inpaint {name}: there is no such array; there are {', '.join(schema.names)}"
-            )
+            raise UsageError(f"--inpaint must name one of {', '.join(schema.names)}, got {name}")
         survey = schema[name]
         if len(survey.shape) != 3 or survey.dtype != "<f4" or survey.has_bands_last:
-            raise UsageError(f"--inpaint {name}: it is no float32 (bands, height, width) array")
+            raise UsageError(
+                f"--inpaint {name}: the array must be float32 (bands, height, width), got "
+                f"{survey.dtype} {survey.shape}"
+            )
     return settings.inpaint
 
 
 def _check_nan_fraction(schema: Schema, settings: PackSettings, filled: tuple[str, ...]) -> None:
-    """Refuses a fraction that nothing would be held to; 1 asks for just that, of any arrays."""
+    """Refuses a fraction that applies to no array; 1, which allows all NaN, is always valid."""
     is_default = settings.max_nan_fraction in (PackSettings.max_nan_fraction, 1)
     if is_default or filled or any(array.bands for array in schema.arrays):
         return
     raise UsageError(
-        f"--max-nan-fraction {settings.max_nan_fraction:g}: no array here has named bands; name "
-        "those to be held to it, and filled, with --inpaint"
+        f"--max-nan-fraction {settings.max_nan_fraction:g} applies to no array: none has named "
+        "bands; name the arrays to check and fill with --inpaint"
     )
 
 
@@ -107,3 +210,56 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error("write", folder, error) from error
+
+
+def tasks_left(state: PackState, plan: PackPlan) -> list[int]:
+    """Numbers of the unfinished shards, the largest first so that none ends late."""
+    left = set(range(len(plan.slices))) - set(state.finished(plan))
+    return sorted(left, key=lambda n: (plan.slices[n].start - plan.slices[n].stop, n))
+
+
+def make_tasks(
+    state: PackState, plan: PackPlan, settings: PackSettings, numbers: Sequence[int]
+) -> Iterator[ShardTask]:
+    """Makes the tasks of the given shards, each on demand."""
+    if not numbers:
+        return
+    candidates = state.open_candidates()
+    preparation = Preparation(
+        inpaint=inpainted(plan.schema, settings), max_nan_fraction=settings.max_nan_fraction
+    )
+    for number in numbers:
+        part = plan.slices[number]
+        rows = candidates.read_row_group(number)
+        check_source_paths(state.folder, rows["path"])
+        yield ShardTask(
+            number=number,
+            path=state.out / part.split / part.name,
+            container=settings.container,
+            chunked=settings.chunked,
+            schema=plan.schema,
+            preparation=preparation,
+            sample_ids=rows["sample_id"].to_pylist(),
+            locations=list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True)),
+            labels=label_rows(rows.select(list(plan.label_columns))),
+            scalar_names=scalar_names(plan.schema, plan.label_columns),
+        )
+
+
+def label_rows(labels: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table as dicts for JSON: None instead of NaN and infinity."""
+    if not labels.num_columns:
+        return [{}] * labels.num_rows
+    names, columns = labels.column_names, map(_json_column, labels.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _json_column(column: pa.ChunkedArray) -> list[Any]:
+    values = column.to_pylist()
+    if str(column.type) in ("float", "double"):
+        return [v if v is None or math.isfinite(v) else None for v in values]
+    return [None if _is_not_finite(v) else v for v in values]
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and (value != value or value in (float("inf"), -float("inf")))

@@ -48,7 +48,7 @@ _BOOTSTRAP = (
 
 
 class Watcher(Protocol):
-    """Looks on while the workers work."""
+    """Watches the workers."""
 
     def tick(self) -> None:
         """Called several times a second; may raise to stop the work."""
@@ -63,7 +63,7 @@ class _Worker:
     connection: Connection
     is_idle: bool = True
     is_done: bool = False
-    # Shards that it was given and has not told of, by the task's number.
+    # Shards that it was given and has not reported, by the task's number.
     unfinished: dict[int, Path] = field(default_factory=dict)
 
 
@@ -72,7 +72,7 @@ class WorkerPool:
 
     Args:
         num_workers: processes to start.
-        settings: of the pack; each worker opens the source by itself.
+        settings: settings of the pack; each worker opens the source itself.
         lock_fd: the folder's lock, which each worker keeps for as long as it lives.
     """
 
@@ -96,7 +96,8 @@ class WorkerPool:
             self._stop_all()
             raise MsdataError(
                 f"cannot start {self._num_workers} worker processes of {sys.executable}: "
-                f"{error.strerror}; give a smaller --jobs, or see that everybody may run it"
+                f"{error.strerror}; give a smaller --jobs, or check the permissions of that "
+                "file"
             ) from error
         finally:
             os.close(counters_fd)
@@ -126,10 +127,10 @@ class WorkerPool:
 
         Args:
             tasks: drawn one by one as workers ask.
-            watcher: looks on.
+            watcher: told of progress and rejected objects.
 
         Yields:
-            One result a task.
+            One result per task.
 
         Raises:
             MsdataError: a worker failed, or died.
@@ -179,7 +180,7 @@ class WorkerPool:
             self._stop_all()
 
     def _stop_all(self) -> None:
-        """Asks the workers to remove what they have not finished; kills those that do not end."""
+        """Asks the workers to remove unfinished shards; kills those that do not end."""
         try:
             for worker in self._workers:
                 worker.process.terminate()
@@ -198,7 +199,7 @@ class WorkerPool:
 
 
 def _remove_parts(shard: Path) -> None:
-    """Removes what a worker left that was killed, or told to end before it could."""
+    """Removes the unfinished files of a worker that could not do so itself."""
     # The shard's own, its DALI index's.
     for part in shard.parent.glob(f"{shard.stem}.*{TEMPORARY_SUFFIX}"):
         with suppress(OSError):
@@ -209,7 +210,7 @@ def _send(worker: _Worker, task: ShardTask | None) -> None:
     try:
         worker.connection.send(task)
     except (BrokenPipeError, ConnectionResetError):
-        # It died; whatever it still said, and how it ended, is found by receiving.
+        # It died; `_receive` finds its last messages and how it ended.
         return
 
 

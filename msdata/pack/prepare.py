@@ -1,4 +1,4 @@
-"""From an object's dict to arrays fit for a shard: conform to the schema, mend NaN, note coverage.
+"""Prepares an object's dict for a shard: conforms to the schema, fills NaN, notes coverage.
 
 Nothing here touches a file. Whatever makes an object unusable is a `SampleError` whose message is
 the reason that `rejected.csv` shows.
@@ -18,7 +18,7 @@ from msdata.core.stretch import sky_and_noise
 from msdata.errors import SampleError, UsageError
 from msdata.schema import Array, Schema, Survey
 
-# OpenCV's radius, in pixels, of the neighbourhood of each filled pixel; upstream's value.
+# OpenCV's radius, in pixels, of the neighborhood of each filled pixel; upstream's value.
 INPAINT_RADIUS = 3
 # OpenCV's Telea adds a term of up to sqrt(2) to what it fills, whatever the pixels' unit: bands are
 # filled with their noise at this value, where the term is a thousandth of it.
@@ -33,11 +33,11 @@ _SUMMED_AT_ONCE = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How objects are made ready.
+    """How objects are prepared.
 
     Attributes:
         inpaint: names of the arrays whose NaN pixels are filled.
-        max_nan_fraction: an object is rejected when more of a band is NaN (0.01: one per cent).
+        max_nan_fraction: reject an object if more than this fraction of any band is NaN.
     """
 
     inpaint: tuple[str, ...] = ()
@@ -45,9 +45,7 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_nan_fraction <= 1:
-            raise UsageError(
-                f"--max-nan-fraction {self.max_nan_fraction} is no fraction; give 0 to 1"
-            )
+            raise UsageError(f"--max-nan-fraction must be 0 to 1, got {self.max_nan_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +54,8 @@ class Prepared:
 
     Attributes:
         arrays: C-contiguous little-endian arrays in the schema's order.
-        num_filled: per array, pixels filled in each band; empty where none was.
-        num_nan: per array, NaN pixels that were left in each band; empty where there are none.
+        num_filled: per array, pixels filled in each band; empty if none was.
+        num_nan: per array, NaN pixels left in each band; empty if none is.
         missing_bands: names of bands without coverage, as "galex.FUV".
         scalars: the schema's numbers from the object's dict; None where it holds None.
     """
@@ -70,19 +68,19 @@ class Prepared:
 
 
 def prepare(sample: Mapping[str, Any], schema: Schema, preparation: Preparation) -> Prepared:
-    """Makes one object ready for a shard.
+    """Prepares one object for a shard.
 
     Args:
         sample: the object's dict; arrays of any byte order and layout. Not changed.
-        schema: what it has to be.
-        preparation: what to do about NaN.
+        schema: the schema that it must match.
+        preparation: how to treat NaN.
 
     Returns:
         The prepared object; its arrays may share memory with `sample`.
 
     Raises:
-        SampleError: an array is absent, has another shape or dtype, holds infinities, or too much
-            of a band is NaN.
+        SampleError: an array is missing, has another shape or dtype, holds infinities, or a band
+            has too many NaN pixels.
     """
     _refuse_strangers(sample, schema)
     arrays, filled, nans, missing = [], [], [], []
@@ -110,15 +108,15 @@ def prepare(sample: Mapping[str, Any], schema: Schema, preparation: Preparation)
 
 
 def _refuse_strangers(sample: Mapping[str, Any], schema: Schema) -> None:
-    """An inferred schema is a promise about the keys too; a named one knows which it wants."""
+    """Refuses entries that an inferred schema does not have; a named schema picks its own."""
     if schema.name != "inferred" or len(sample) == len(schema.arrays) + len(schema.scalars):
         return
     known = {*schema.names, *schema.scalars}
     for name, value in sample.items():
-        # Text and the like have no place in a shard, and do not hinder; nor as arrays without axes.
+        # Shards leave out text and the like, also in arrays without axes.
         is_array = isinstance(value, np.ndarray) and value.ndim > 0
         if name not in known and (is_array or is_number(value)):
-            raise SampleError(f"it has an entry {name!r} that the schema does not know")
+            raise SampleError(f"it has an entry {name!r} that the schema lacks")
 
 
 def is_number(value: Any) -> bool:
@@ -133,13 +131,13 @@ def conform(sample: Mapping[str, Any], survey: Survey) -> Array:
 
     Args:
         sample: the object's dict.
-        survey: what the array has to be.
+        survey: the shape and dtype that the array must have.
 
     Returns:
-        The array; the object's own memory where nothing had to change.
+        The array; shares the object's memory if nothing had to change.
 
     Raises:
-        SampleError: it is absent, no array, of another shape, or its values do not fit the dtype.
+        SampleError: it is missing, not an array, of another shape, or does not fit the dtype.
     """
     if survey.name not in sample:
         raise SampleError(f"it has no array {survey.name!r}")
@@ -173,12 +171,12 @@ def _cast(array: Array, survey: Survey, wanted: np.dtype[Any]) -> Array:
 
 
 def count_nan(array: Array, survey: Survey, *, is_stack: bool = False) -> tuple[int, ...]:
-    """NaN pixels of each band; empty where there is none, or where the dtype has no NaN.
+    """Counts the NaN pixels of each band; empty if none is NaN.
 
     Args:
         array: the array.
-        survey: what it is.
-        is_stack: its first axis is the band, also where bands have no names.
+        survey: its description.
+        is_stack: its first axis is the band, even if bands have no names.
 
     Raises:
         SampleError: an array with bands, or one to be filled, holds an infinity, which no survey
@@ -211,7 +209,7 @@ def _is_finite(array: Array) -> bool:
 
 
 def _check_nan(num_nan: tuple[int, ...], survey: Survey, max_fraction: float) -> None:
-    """Only an array of bands has a fraction of a band; others may use NaN as they like."""
+    """Refuses bands with too many NaN pixels."""
     pixels = int(np.prod(survey.shape[1:], dtype=np.int64))
     names = survey.bands or tuple(map(str, range(len(num_nan))))
     for band, count in zip(names, num_nan, strict=True):
@@ -223,10 +221,10 @@ def _check_nan(num_nan: tuple[int, ...], survey: Survey, max_fraction: float) ->
 
 
 def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Fills the NaN pixels of each band from their neighbourhood.
+    """Fills the NaN pixels of each band from their neighborhood.
 
-    The fill scales with the pixels' unit and moves with their zero: each band is filled in units
-    of its own noise, above its own sky.
+    The fill scales with the pixels' unit and moves with their zero: the unit of each band is its
+    noise, and its zero is its sky.
 
     Args:
         image_BHW: float32 (bands, height, width), without infinities. Not changed.
@@ -235,7 +233,7 @@ def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
         A copy without NaN; pixels that were not NaN keep their bits.
 
     Raises:
-        SampleError: a band has nothing but NaN.
+        SampleError: a band is NaN throughout.
 
     Source: Telea 2004, "An Image Inpainting Technique Based on the Fast Marching Method".
     """
@@ -245,7 +243,7 @@ def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
         if not mask.any():
             continue
         if mask.all():
-            raise SampleError("a band is NaN throughout, there is nothing to fill it from")
+            raise SampleError("a band is NaN throughout, so it cannot be filled")
         band[mask] = _painted(band, mask)
     return filled
 
@@ -274,7 +272,7 @@ def _painted(band_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_]) -> NDArra
 
 
 def uncovered_bands(array: Array, survey: Survey) -> list[str]:
-    """Names of the bands that are zero throughout: the survey did not look there."""
+    """Names of the bands that are zero throughout: the survey did not observe there."""
     if not survey.zero_is_no_coverage:
         return []
     flat = array.reshape(survey.num_bands, -1)

@@ -1,6 +1,6 @@
 """Reads objects ahead of the one writer, in threads, and hands them over in order.
 
-A parallel file system answers slowly however fast it streams, so many reads must be under way.
+A parallel file system answers slowly however fast it streams, so many reads must be in flight.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NUM_READERS = 32
 _WINDOW = 2 * NUM_READERS
 # Two threads keep the interpreter busy as long as the files are in memory.
 _FIRST_READERS = 2
-# A process that computes less than this share of a moment this long waits for the storage.
+# A process that computes less than this share of an interval this long waits for the storage.
 _BUSY_SHARE = 0.7
 _PATIENCE_S = 0.002
-# What the operating system says of one file; other errors are the file system's and stop the run.
+# Errors of one file; other errors concern the file system and stop the run.
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _JOIN_S = 2.0
 _T = TypeVar("_T")
@@ -38,17 +38,17 @@ _T = TypeVar("_T")
 def read_sample(
     source: Source, path: str, row: int, labels: Mapping[str, Any] | None = None
 ) -> Sample:
-    """Reads one object; what the system says of its file alone makes the object unusable.
+    """Reads one object; an error of its file alone makes the object unusable.
 
     Args:
-        source: where it is.
+        source: the source that holds it.
         path: as `Source.scan` lists it.
-        row: as there.
-        labels: the object's row of the catalogue.
+        row: row in that file.
+        labels: the object's row in the catalog.
 
     Raises:
         SampleError: this object is unusable.
-        StorageError: the file system refused, or the whole source has gone.
+        StorageError: the file system refused, or the whole source has disappeared.
     """
     try:
         return source.read(path, row, labels)
@@ -60,7 +60,7 @@ def read_sample(
 
 
 def _holds_anything(root: Path) -> bool:
-    """Whether a folder is there and has entries; where a disk was mounted, an empty one is left."""
+    """Whether a folder exists and has entries; an unmounted disk leaves an empty one."""
     try:
         with os.scandir(root) as entries:
             return next(entries, None) is not None
@@ -74,15 +74,15 @@ def read_in_order(
     """Calls `read(0) ... read(count - 1)` in threads and yields what they return, in order.
 
     Args:
-        count: how many there are.
+        count: number of calls.
         read: safe to call from many threads.
-        num_readers: threads at most; those beyond the first few start while the storage answers
-            slowly.
-        run_length: how many a thread reads one after the other before it hands them over: of
-            small objects handing over costs as much as reading.
+        num_readers: maximum number of threads; all but the first few start only while the storage
+            answers slowly.
+        run_length: objects that a thread reads before it hands them over: handing over a small
+            object costs as much as reading it.
 
     Yields:
-        The number and what `read` gave; a `SampleError` is yielded too, other errors are raised.
+        The number and the result of `read`; a `SampleError` is yielded, other errors are raised.
     """
     readers = _Readers(count, read, num_readers=num_readers, run_length=run_length)
     try:
@@ -141,7 +141,7 @@ class _Readers:
             self._done.put((start, run))
 
     def run_from(self, start: int) -> list[Any]:
-        """The outcomes of the run that begins with object `start`, when they are there."""
+        """The outcomes of the run that begins with object `start`, when they are available."""
         while start not in self._early:
             with suppress(queue.Empty):
                 found, run = self._done.get(timeout=_PATIENCE_S)
@@ -166,7 +166,7 @@ class _Readers:
         for _ in self._threads:
             self.room.release()
         # A thread inside a C++ library must not meet the end of the interpreter; one that the
-        # storage does not answer must not hold up the end for ever.
+        # storage does not answer must not hold up the end forever.
         deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,7 +1,7 @@
-"""Runs a pack on one node: plans it or takes up its plan, has the shards written, finishes it.
+"""Runs a pack on one node: makes or loads its plan, has the shards written, finishes it.
 
-The shards go to worker processes; `ranks.py` does the same under MPI. Which shards there are, and
-every byte of them, is decided by the plan alone.
+Worker processes write the shards; `ranks.py` does the same under MPI. The plan alone decides which
+shards there are, and every byte of them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from msdata.core.progress import ProgressLine
 from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.errors import MsdataError
-from msdata.pack.finish import finish_pack, num_rejected, write_rejected_so_far
+from msdata.pack.finish import RejectLimit, finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock
-from msdata.pack.planning import make_plan
+from msdata.pack.planning import make_plan, make_tasks, tasks_left
 from msdata.pack.pool import WorkerPool
-from msdata.pack.reject_limit import RejectLimit
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
-from msdata.pack.tasks import make_tasks, tasks_left
 from msdata.sources.detect import detect_source
 
 
@@ -32,9 +30,9 @@ class PackReport:
 
     Attributes:
         manifest: the complete data set.
-        num_packed: samples written by this run; fewer than the manifest's after a resume.
+        num_packed: samples that this run wrote; fewer than the manifest's after a resume.
         num_rejected: objects in `rejected.csv`.
-        notes: remarks on the catalogue.
+        notes: remarks on the catalog.
     """
 
     manifest: Manifest
@@ -54,17 +52,17 @@ def pack(
     """Packs a source into shards and an index, on one node.
 
     Args:
-        settings: what to pack, and how.
+        settings: the settings of the pack.
         jobs: worker processes.
-        resume: take up an unfinished pack; a finished one is left as it is.
-        max_rejected: stop when more objects than this are unusable; None never stops.
-        is_quiet: no progress line.
+        resume: resume an unfinished pack; a finished one stays unchanged.
+        max_rejected: stop if more objects than this are unusable; None never stops.
+        is_quiet: show no progress line.
 
     Returns:
-        What was done.
+        The report of this run.
 
     Raises:
-        UsageError: the settings do not fit the source, the catalogue or the folder.
+        UsageError: the settings do not fit the source, the catalog or the folder.
         DataError: too many objects were rejected.
         StorageError: the file system refused.
     """
@@ -73,7 +71,7 @@ def pack(
     if state.is_complete:
         return finished_report(state, settings)
     with folder_lock(state.lock_path) as lock_fd:
-        # The lock may have been held by a pack that has finished the data set meanwhile.
+        # Another pack may have held the lock and finished the data set meanwhile.
         if state.is_complete:
             return finished_report(state, settings)
         with WorkerPool(jobs, settings, lock_fd) as pool:
@@ -100,7 +98,7 @@ def pack(
 
 
 def _save_notes(state: PackState, results: Iterator[ShardResult], limit: RejectLimit) -> None:
-    """Notes each shard that is finished; a thread does, so that no worker waits for its next task.
+    """Notes each finished shard, in a thread, so that no worker waits for its next task.
 
     Raises:
         MsdataError: a worker failed, a note could not be written, or too many were rejected.
@@ -122,17 +120,17 @@ def _save_notes(state: PackState, results: Iterator[ShardResult], limit: RejectL
 
 
 def check_paths(state: PackState, settings: PackSettings, *, resume: bool) -> None:
-    """Looks at SRC and OUT before anything is written.
+    """Checks SRC and OUT before anything is written.
 
     Raises:
-        UsageError: there is no source, or OUT holds something else.
+        UsageError: the source is missing, or OUT holds something else.
     """
     detect_source(settings.source, settings.fits)
     state.check_folder(resume=resume)
 
 
 def finished_report(state: PackState, settings: PackSettings) -> PackReport:
-    """The report where nothing is left to do.
+    """The report of a data set that is complete already.
 
     Raises:
         UsageError: the data set was packed with other settings.

@@ -1,4 +1,4 @@
-"""What the user asks of a pack, apart from where it runs."""
+"""The settings of a pack: everything that decides its bytes, not where it runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
 from msdata.sources.fits_options import FitsOptions
 
-# Which option sets what; for messages.
+# The option that sets each setting, for messages.
 OPTIONS = {
     "source": "SRC",
     "container": "--format",
     "shard_nbytes": "--shard-size",
     "split_fractions": "--split",
     "pixel_scales_arcsec": "--pixel-scale",
+    "unlabelled": "--unlabeled",
     "fits.patterns": "--fits",
     "fits.bands": "--fits-bands",
     "fits.sizes": "--fits-size",
@@ -46,16 +47,16 @@ class PackSettings:
         out: the data set's folder.
         catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
         container: "tar" or "hdf5".
-        chunked: HDF5 with one chunk a sample instead of contiguous arrays.
+        chunked: HDF5 with one chunk per sample instead of contiguous arrays.
         shard_nbytes: upper bound of a shard's size; None: 1 GiB, less for a small data set.
         split_fractions: fractions of train, val and test; they add up to 1.
-        split_column: catalogue column that names each object's split instead.
+        split_column: catalog column that names each object's split instead.
         seed: what splits and placement are drawn with.
-        id_column: catalogue column with the objects' ids; None looks for a known name.
-        redshift_column: catalogue column with the label; None looks for a known name.
-        unlabelled: objects need no redshift, the catalogue no column of it.
+        id_column: catalog column with the objects' ids; None looks for a known name.
+        redshift_column: catalog column with the label; None looks for a known name.
+        unlabelled: objects and catalog may lack redshifts.
         redshift_range: lowest and highest redshift to believe; others count as absent.
-        ebv_range: the same for columns of E(B-V), magnitudes.
+        ebv_range: lowest and highest E(B-V) to believe, magnitudes.
         inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
         max_nan_fraction: an object is rejected when more of a band is NaN.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
@@ -83,36 +84,34 @@ class PackSettings:
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
-            raise UsageError(f"--format {self.container!r} is none of {', '.join(CONTAINERS)}")
+            raise UsageError(f"--format must be {' or '.join(CONTAINERS)}, got {self.container!r}")
         if self.chunked and self.container != "hdf5":
-            raise UsageError("--chunked is for --format hdf5 only")
+            raise UsageError("--chunked needs --format hdf5; leave it out")
         if self.shard_nbytes is not None and self.shard_nbytes < 1 << 16:
-            raise UsageError(f"--shard-size {self.shard_nbytes} B is below 64 KiB; give e.g. 1GiB")
+            raise UsageError(f"--shard-size must be at least 64KiB, got {self.shard_nbytes} B")
         if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"--seed {self.seed} is out of range; give 0 to 2**63 - 1")
+            raise UsageError(f"--seed must be 0 to 2**63 - 1, got {self.seed}")
         if not 0 <= self.max_nan_fraction <= 1:
-            raise UsageError(
-                f"--max-nan-fraction {self.max_nan_fraction} is no fraction; give 0 to 1"
-            )
+            raise UsageError(f"--max-nan-fraction must be 0 to 1, got {self.max_nan_fraction}")
         _check_limits("--redshift-range", self.redshift_range, above=-1.0)
         _check_limits("--ebv-range", self.ebv_range, above=-math.inf)
         for name, scale in (self.pixel_scales_arcsec or {}).items():
             if not 0 < scale < math.inf:
-                raise UsageError(f"--pixel-scale {name}={scale:g} is no size; give arcseconds")
+                raise UsageError(f"--pixel-scale must be arcsec above 0, got {name}={scale:g}")
         fractions = self.split_fractions
         # Written so that NaN, of which no comparison is true, is refused as well.
         are_fractions = all(f >= 0 for f in fractions) and abs(sum(fractions) - 1) <= 1e-6
         if len(fractions) != len(SPLIT_NAMES) or not are_fractions:
             raise UsageError(
-                f"--split {','.join(f'{f:g}' for f in fractions)}: give three fractions (train, "
-                "val, test) that add up to 1, such as 0.7,0.1,0.2"
+                "--split must be three fractions (train, val, test) that add up to 1, such as "
+                f"0.7,0.1,0.2, got {','.join(f'{f:g}' for f in fractions)}"
             )
 
     def samples_per_shard(self, num_samples: int, record_nbytes: int) -> int:
         """How many samples a shard may have.
 
         Args:
-            num_samples: of the whole data set.
+            num_samples: samples in the whole data set.
             record_nbytes: bytes of one sample in a shard, headers included.
         """
         nbytes = self.shard_nbytes
@@ -130,21 +129,21 @@ class PackSettings:
         }
 
     def check_same(self, before: Mapping[str, Any], out: Path) -> None:
-        """Refuses to resume what was begun with other settings.
+        """Refuses to resume a pack that was started with other settings.
 
         Args:
-            before: `to_json` or `provenance` of the settings it was begun with.
+            before: `to_json` or `provenance` of the settings it was started with.
             out: the data set's folder, for the message.
 
         Raises:
             UsageError: they differ; the message names the option.
         """
-        begun_with = _flat(before)
+        started_with = _flat(before)
         for name, value in _flat(self.to_json()).items():
-            if name in begun_with and value != begun_with[name]:
+            if name in started_with and value != started_with[name]:
                 option = OPTIONS.get(name, "--" + name.replace("_", "-"))
                 raise UsageError(
-                    f"{out} was begun with {option} {_as_option(begun_with[name])}, not "
+                    f"{out} was started with {option} {_as_option(started_with[name])}, not "
                     f"{_as_option(value)}; resume with the same options, or pack into another "
                     "folder"
                 )

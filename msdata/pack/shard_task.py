@@ -1,4 +1,4 @@
-"""One shard's work: what goes to a worker, what comes back, and the doing of it.
+"""One shard's work: the task for a worker, its result, and how it is packed.
 
 Reads overlap in threads (`read_ahead.py`); one thread writes, in order. NumPy only: a worker starts
 without pyarrow.
@@ -25,7 +25,7 @@ from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
 from msdata.schema import Schema
 from msdata.sources.source import Source
 
-# What a reader hands over at a time: of small objects several, for handing over takes 10 µs.
+# A reader hands over several small objects at a time, because handing over takes 10 µs.
 _RUN_NBYTES = 1 << 19
 _MAX_RUN = 64
 
@@ -38,13 +38,13 @@ class ShardTask:
         number: the task's number, also the row group of the pack's plan.
         path: the shard's final name.
         container: "tar" or "hdf5".
-        chunked: for HDF5: one chunk a sample.
+        chunked: HDF5 with one chunk per sample.
         schema: the arrays.
-        preparation: what to do about NaN.
+        preparation: how to treat NaN.
         sample_ids: id of each object.
         locations: (path, row) of each object, for `Source.read`.
-        labels: catalogue columns of each object.
-        scalar_names: what the JSON member calls the numbers of the objects' dicts.
+        labels: catalog columns of each object.
+        scalar_names: names in the JSON member of the numbers in the objects' dicts.
     """
 
     number: int
@@ -61,14 +61,14 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What became of a task.
+    """The result of a task.
 
     Attributes:
         number: the task's number.
-        summary: the finished shard; None where all objects were rejected and there is no file.
+        summary: the finished shard; None if all objects were rejected, which leaves no file.
         accepted: int64 (samples,), positions in the task of the samples, in shard order.
         columns: index columns of the samples, by name; `scalar_x` for the dicts' numbers.
-        rejected: (position in the task, reason) of the others.
+        rejected: (position in the task, reason) of the unusable objects.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Rejection:
     Attributes:
         number: the task's number.
         position: the object's position in the task.
-        reason: why it is unusable.
+        reason: why the object is unusable.
     """
 
     number: int
@@ -105,7 +105,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ready:
-    """An object that a reader made ready, and its index columns."""
+    """A prepared object, and its index columns."""
 
     record: Record
     columns: Mapping[str, Any]
@@ -122,7 +122,7 @@ def run_tasks(
 
     Args:
         tasks: drawn one by one.
-        source: where the objects are.
+        source: the source that holds the objects.
         progress: told of each object.
         deliver: given each result, from another thread.
 
@@ -149,10 +149,10 @@ class PackedShard:
     """A shard whose samples are written, but which has no name yet.
 
     Attributes:
-        task: what was to be done.
+        task: its task.
         writer: its writer, to be finished or aborted.
         rows: position in the task and index columns of each sample.
-        rejected: (position in the task, reason) of the other objects.
+        rejected: (position in the task, reason) of the unusable objects.
     """
 
     task: ShardTask
@@ -161,7 +161,7 @@ class PackedShard:
     rejected: list[tuple[int, str]] = field(default_factory=list)
 
     def complete(self) -> ShardResult:
-        """Flushes the shard to the disk and names it; without samples, there is none.
+        """Flushes the shard to the disk and names it; removes a shard without samples.
 
         Raises:
             StorageError: the file system refused.
@@ -187,12 +187,12 @@ def pack_shard(task: ShardTask, source: Source, progress: Progress) -> PackedSha
     """Reads, prepares and writes the objects of one shard.
 
     Args:
-        task: what to do.
-        source: where the objects are.
+        task: the task of the shard.
+        source: the source that holds the objects.
         progress: told of each object.
 
     Returns:
-        The shard, to be completed while the next one is packed.
+        The shard, to complete while the next one is packed.
 
     Raises:
         StorageError: the file system refused.
@@ -236,9 +236,9 @@ def _run_length(task: ShardTask) -> int:
 
 
 def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
-    """What reads the object at a position of the task and makes it ready."""
+    """Returns the function that reads and prepares the object at a position of the task."""
     schema, names = task.schema, task.schema.names
-    # Nearly all objects have no NaN: what is said of those is the same for all.
+    # Nearly all objects have no NaN, so they share these values.
     no_sums = {f"{prefix}_{name}": 0 for prefix in ("filled", "nan") for name in names}
 
     def read(position: int) -> _Ready:

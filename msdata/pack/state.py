@@ -1,7 +1,7 @@
 """The state of an unfinished pack, in `OUT/.pack`: the plan, and a note of each finished shard.
 
-`plan.json` is written last of the plan, a shard's note after the shard has its name: whatever
-moment a pack dies at, what is noted is whole, and what is not noted is done again.
+`plan.json` is the last file of the plan, and a shard's note follows its rename: whenever a pack
+dies, what is noted is complete, and the rest is done again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.dataset.manifest import SettingsFields, fingerprint_of
 from msdata.errors import DataError, UsageError
 from msdata.pack.candidates import Candidates, ShardSlice
+from msdata.pack.columns import split_numbers
 from msdata.pack.folder_lock import is_busy, is_locked
-from msdata.pack.number_columns import split_numbers
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardResult
 from msdata.schema import Schema
@@ -43,14 +43,14 @@ _SHARD_NAME = re.compile(r"shard-\d{6,9}\.(tar|h5)")
 
 @dataclass(frozen=True, kw_only=True)
 class PackPlan:
-    """What `plan.json` says.
+    """The content of `plan.json`.
 
     Attributes:
         schema: the arrays of every sample.
         slices: the shards; shard k's objects are row group k of `plan.parquet`.
-        label_columns: catalogue columns of the plan's table.
-        num_rejected: objects that were out before any was read.
-        notes: remarks on the catalogue.
+        label_columns: catalog columns of the plan's table.
+        num_rejected: objects that were rejected before any was read.
+        notes: remarks on the catalog.
     """
 
     schema: Schema
@@ -62,7 +62,7 @@ class PackPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class _PlanFields:
-    """What `save_plan` writes."""
+    """The fields that `save_plan` writes."""
 
     settings: SettingsFields
     schema: Schema
@@ -116,10 +116,10 @@ class PackState:
         return self.folder / "lock"
 
     def interruption_path(self, run_id: str) -> Path:
-        """The file that the first rank of a run to be interrupted makes.
+        """The file that the first interrupted rank of a run creates.
 
         Args:
-            run_id: of this run alone: a second one may be waiting for the folder.
+            run_id: identifies this run: a second one may be waiting for the folder.
         """
         return self.folder / f"interrupted-{run_id}"
 
@@ -132,7 +132,7 @@ class PackState:
         """Refuses an OUT that holds something else. Changes nothing.
 
         Raises:
-            UsageError: OUT is not empty, and not something to resume.
+            UsageError: OUT is not empty, and holds no pack to resume.
             MsdataError: another pack is writing it.
             StorageError: the file system refused.
         """
@@ -144,7 +144,7 @@ class PackState:
         except OSError as error:
             raise storage_error("write", self.out, error) from error
         if not entries or entries == [self.folder.name]:
-            # A pack that ended before it had a plan has nothing to resume, and nothing to lose.
+            # A pack that ended before it had a plan has nothing to resume or to lose.
             entries = [self.folder.name] if self.has_plan() else []
         if not entries or (resume and (self.is_complete or self.folder.name in entries)):
             return
@@ -160,7 +160,7 @@ class PackState:
         raise UsageError(f"{self.out} is not empty: it holds {entries[0]!r}; {cure}")
 
     def forget_unplanned(self) -> None:
-        """Removes what a pack leaves that failed before it had a plan."""
+        """Removes the files of a pack that failed before it had a plan."""
         if self.has_plan() or self.is_complete:
             return
         self.remove()
@@ -169,7 +169,7 @@ class PackState:
                 folder.rmdir()
 
     def has_plan(self) -> bool:
-        """Whether planning was finished."""
+        """Whether the plan is complete."""
         return self._plan_json.exists()
 
     def save_plan(self, settings: PackSettings, schema: Schema, candidates: Candidates) -> PackPlan:
@@ -202,7 +202,7 @@ class PackState:
         """Reads the plan of the pack to resume.
 
         Raises:
-            UsageError: it was made with other settings.
+            UsageError: the plan was made with other settings.
             DataError: it is damaged.
             StorageError: the file system refused.
         """
@@ -219,9 +219,11 @@ class PackState:
         except OSError as error:
             raise storage_error("read", self.folder, error) from error
         if fields.fingerprint != fingerprint_of(content):
-            raise DataError(f"{self._plan_json} was altered: its fingerprint differs; {cure}")
+            raise DataError(f"{self._plan_json} is corrupt: its fingerprint differs; {cure}")
         if sums != (fields.table_sha256, fields.rejected_sha256):
-            raise DataError(f"{self.folder}: the plan's tables were altered; {cure}")
+            raise DataError(
+                f"{self.folder}: the plan's tables are corrupt: their checksums differ; {cure}"
+            )
         self._check_names(fields)
         self._check_table(fields, cure)
         return PackPlan(
@@ -236,7 +238,7 @@ class PackState:
         )
 
     def _check_names(self, fields: _PlanFields) -> None:
-        """Refuses a plan that would write elsewhere.
+        """Refuses a plan that would write outside OUT.
 
         Raises:
             DataError: names of splits or shards are not plain.
@@ -253,7 +255,7 @@ class PackState:
             check_below(self.out, self.out / split / "shard")
 
     def remove_leftovers(self, plan: PackPlan) -> None:
-        """Removes temporary files of a pack that was killed; to be called with the lock held."""
+        """Removes temporary files of a killed pack; call it with the lock held."""
         for place in (self.folder, *(self.out / s for s in {s.split for s in plan.slices})):
             remove_leftovers(place)
 
@@ -274,13 +276,13 @@ class PackState:
         return pq.ParquetFile(self._plan_table)
 
     def read_rejected(self) -> pa.Table:
-        """`sample_id`, `path`, `row`, `reason` of what was out before any object was read."""
+        """`sample_id`, `path`, `row`, `reason` of objects rejected before any was read."""
         import pyarrow.parquet as pq
 
         return pq.read_table(self._rejected)
 
     def note_path(self, number: int) -> Path:
-        """Where the note of shard `number` lies."""
+        """The path of the note of shard `number`."""
         return self.folder / f"shard-{number:06d}.parquet"
 
     def finished(self, plan: PackPlan) -> list[int]:
@@ -288,12 +290,12 @@ class PackState:
         return sorted(self.finished_among(range(len(plan.slices))))
 
     def finished_among(self, numbers: Iterable[int]) -> set[int]:
-        """Those of the shards that have a note; one listing, not a look-up each."""
+        """The shards that have a note, found by one listing of the folder."""
         names = {path.name for path in self.folder.iterdir()}
         return {n for n in numbers if self.note_path(n).name in names}
 
     def save_note(self, result: ShardResult) -> None:
-        """Notes that a shard is finished."""
+        """Writes the note of a finished shard."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -337,7 +339,7 @@ class PackState:
         part = plan.slices[number]
         is_whole = sorted(positions) == list(range(part.stop - part.start))
         if not is_whole or _note_crc32c(number, found.value, table) != facts.crc32c:
-            raise DataError(f"{path} was altered; {cure}")
+            raise DataError(f"{path} is corrupt: its checksum differs; {cure}")
         return ShardNote(facts=facts, columns=table)
 
     def remove(self) -> None:
@@ -346,14 +348,14 @@ class PackState:
 
 
 def _note_crc32c(number: int, facts: Mapping[str, Any], table: pa.Table) -> int:
-    """Checksum of what a note says, whatever a file makes of its layout."""
+    """Checksum of the content of a note, independent of the file's layout."""
     said = [number, *(facts[name] for name in ("nbytes", "frame_crc32c", "rejected"))]
     columns = {name: table[name].to_pylist() for name in table.column_names}
     return crc32c(json.dumps([said, columns], default=repr).encode())
 
 
 def write_rows(path: Path, table: pa.Table, parts: list[tuple[str, int, int]]) -> None:
-    """Writes a Parquet file with one row group a part."""
+    """Writes a Parquet file with one row group per part."""
     import pyarrow.parquet as pq
 
     with whole_file(path) as file, pq.ParquetWriter(file, table.schema) as writer:

@@ -27,7 +27,7 @@ from msdata.sources.fits_options import FitsOptions
 
 # Counters of a worker in the shared file: samples, bytes, rejected.
 NUM_COUNTERS = 3
-# Until the end that a finaliser swallowed is asked for once more.
+# How long after a finalizer swallowed the end it is asked for again.
 _END_AGAIN_S = 0.01
 
 
@@ -45,7 +45,7 @@ class SharedCounters:
 
 
 class _WorkerProgress:
-    """Counts objects, and ends the process when its parent is gone."""
+    """Counts objects, and ends the process when its parent has ended."""
 
     def __init__(self, counters: Any, send: Callable[[Any], None]) -> None:
         self._counters = counters
@@ -66,7 +66,7 @@ class _WorkerProgress:
 
     def _check_parent(self) -> None:
         if os.getppid() != self._parent:
-            # Nobody would note what an orphan finishes.
+            # An orphan has no parent to note what it finishes.
             raise SystemExit(1)
 
 
@@ -87,11 +87,11 @@ def main() -> None:
     except SystemExit as error:
         exit_code = int(error.code or 0)
     except (BrokenPipeError, ConnectionResetError):
-        # The parent has gone.
+        # The parent has ended.
         exit_code = 1
     finally:
         sys.stderr.flush()
-        # Readers that still wait for the storage are of no interest any more.
+        # Do not wait for readers that the storage does not answer.
         os._exit(exit_code)
 
 
@@ -132,7 +132,7 @@ def _end(number: int, frame: Any) -> None:
 
 
 def _end_again(unraisable: Any) -> None:
-    """Asks again where the signal came inside a finaliser, which swallows exceptions."""
+    """Asks again where the signal came inside a finalizer, which swallows exceptions."""
     if isinstance(unraisable.exc_value, SystemExit):
         signal.setitimer(signal.ITIMER_REAL, _END_AGAIN_S)
     else:

@@ -29,10 +29,10 @@ from msdata.dataset.shard import pwrite_all
 from msdata.dataset.shard_files import ShardFile
 from msdata.dataset.tar import dali_index_path
 from msdata.errors import DataError, MsdataError
-from msdata.pack.column_names import scalar_names
+from msdata.pack.columns import scalar_names
+from msdata.pack.planning import label_rows
 from msdata.pack.prepare import prepare
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask, pack_shard
-from msdata.pack.tasks import label_rows
 from msdata.schema import Array
 from msdata.verify.expected_shard import ExpectedShard
 from msdata.verify.frame_check import dali_index_of

@@ -141,7 +141,7 @@ def test_nodes_with_other_software_are_named() -> None:
     st.floats(-100, 100),
     st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=6),
 )
-def test_a_clock_is_read_to_within_the_error_that_is_told(
+def test_a_clock_is_read_to_within_its_reported_error(
     ahead_s: float, delays: list[tuple[float, float]]
 ) -> None:
     replies = []
@@ -171,7 +171,7 @@ def test_mpi_is_judged_by_what_processes_see() -> None:
     alone = mpi_finding("pmi2", known, 2, [1, 1])
     assert (alone.is_good, alone.says) == (False, "under --mpi=pmi2 processes see 1 of 2")
     assert "pmix" in alone.cure
-    assert "this Slurm has no --mpi=pmi9" in mpi_finding("pmi9", known, 2, []).says
+    assert "this Slurm lacks --mpi=pmi9" in mpi_finding("pmi9", known, 2, []).says
     assert "does not start" in mpi_finding("pmix", known, 2, []).says
 
 
@@ -255,9 +255,9 @@ def test_a_cache_larger_than_the_machine_is_told_in_a_line_with_its_cure(
     ("words", "says"),
     [
         (("/nowhere",), "/nowhere does not exist"),
-        (("--ranks-per-node", "0"), "--ranks-per-node 0 makes no sense"),
-        (("--memory-gib", "-1"), "--memory-gib -1.0 is negative"),
-        (("--mpi", "pmi2"), "works in a Slurm job only"),
+        (("--ranks-per-node", "0"), "--ranks-per-node must be at least 1, got 0"),
+        (("--memory-gib", "-1"), "--memory-gib must be at least 0, got -1.0"),
+        (("--mpi", "pmi2"), "--mpi needs a Slurm job"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(words: tuple[str, ...], says: str) -> None:

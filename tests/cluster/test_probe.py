@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from msdata.cluster import probe
+from msdata.cluster.probe import measure_network
 from msdata.cluster.probe_command import add_arguments, render_fields, run
-from msdata.cluster.probe_network import measure_network
 from msdata.errors import StorageError, UsageError
 from msdata.plan.machine import load_machine, machine_from
 
@@ -226,11 +226,11 @@ def test_the_network_is_measured_under_mpiexec(tmp_path):
         ("--threads 1,x", "'1,x' must be numbers"),
         ("--threads 0", "'0' must be numbers"),
         ("--seconds 0", "above 0"),
-        ("--network", "needs two nodes"),
+        ("--network", "--network needs at least two nodes"),
         ("--storage /nowhere", "neither a directory nor a file"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
+def test_invalid_options_are_refused(options, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         run_probe(f"{options} --out {tmp_path / 'machine.json'}")
 
@@ -242,5 +242,5 @@ def test_a_file_smaller_than_a_sample_is_refused(tmp_path):
         probe.measure_file(path, 10, (1,))
     with pytest.raises(StorageError, match="cannot read"):
         probe.measure_file(tmp_path / "nowhere", 10, (1,))
-    with pytest.raises(UsageError, match="no number of threads"):
+    with pytest.raises(UsageError, match="numbers of threads must not be empty"):
         probe.measure_file(path, 1, (), budget_s=0.1)

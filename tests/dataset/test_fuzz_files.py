@@ -38,10 +38,10 @@ from msdata.errors import MsdataError
 from msdata.fetch.journal import FETCHED, REFUSED, Entry, Journal, read_entries
 from msdata.fetch.targets import Slice
 from msdata.pack.finish import _collect, unsafe_objects, write_rejected
+from msdata.pack.planning import make_tasks
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
-from msdata.pack.tasks import make_tasks
 from msdata.plan.machine import load_machine, machine_from, save_machine
 from msdata.verify.packed_objects import PackedObjects
 from msdata.verify.repair import repair

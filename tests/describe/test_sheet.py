@@ -246,8 +246,11 @@ def test_arrays_with_their_bands_last_are_packed_with_a_note_and_not_inpainted(t
     (tmp_path / "objects" / "a.pkl").write_bytes(pickle.dumps({"image": image}))
     command = ["pack", str(tmp_path / "objects"), str(tmp_path / "data"), "--quiet"]
     assert main([*command, "--inpaint", "image"]) == 2
-    assert "--inpaint image: it is no float32 (bands, height, width)" in capsys.readouterr().err
+    assert (
+        "--inpaint image: the array must be float32 (bands, height, width)"
+        in capsys.readouterr().err
+    )
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "'image' (16x16x3) is stored as it is, bands last" in said.out + said.err
+    assert "'image' (16x16x3) is stored unchanged, bands last" in said.out + said.err
     assert np.array_equal(msdata.open(tmp_path / "data")[0]["image"], image)

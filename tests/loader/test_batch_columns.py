@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import msdata
 from msdata.dataset.index import check_names
 from msdata.errors import DataError, UsageError
-from msdata.pack.column_names import check_array_names, label_names, scalar_names
+from msdata.pack.columns import check_array_names, label_names, scalar_names
 from msdata.schema import Schema, Survey
 
 LARGE = 2**62 + 1

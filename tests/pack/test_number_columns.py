@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import msdata
 from msdata.cli import main
-from msdata.pack.number_columns import join_numbers, split_numbers
+from msdata.pack.columns import join_numbers, split_numbers
 
 BIG = 171_972_001_234_567_891
 HUGE = (1 << 64) - 5
@@ -102,7 +102,7 @@ def test_a_packs_19_digit_numbers_are_exact_whatever_one_object_has(
     command = ["pack", str(tmp_path / "in"), str(out), "--format", container, "--quiet"]
     assert main([*command, "--jobs", "1", "--shard-size", "64KiB"]) == 0
     said = capsys.readouterr().out
-    assert "column 'objid': 1 numbers are null, since no type holds them and the others" in said
+    assert "column 'objid': 1 numbers are null: no type holds them and the others exactly" in said
     table = msdata.open(out).table
     assert [str(table.schema.field(n).type) for n in ("objid", "source")] == ["int64", "uint64"]
     assert len(list((out / "train").glob("shard-*"))) > 1

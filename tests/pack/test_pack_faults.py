@@ -121,7 +121,7 @@ def test_bad_objects_are_listed_with_their_reasons_and_stop_nothing(
 def test_an_unreadable_file_is_rejected(tiny_source: Path, tmp_path: Path) -> None:
     setpriv = shutil.which("setpriv")
     if os.geteuid() == 0 and setpriv is None:
-        pytest.skip("root reads everything, and there is no setpriv to become somebody else")
+        pytest.skip("root reads everything, and setpriv, to become another user, is missing")
     source = shutil.copytree(tiny_source, tmp_path / "source")
     path = next(source.rglob("0000007.npy"))
     path.chmod(0)
@@ -252,23 +252,23 @@ def test_a_refusal_of_the_file_system_names_file_and_cure(
         (("--id-column", "mantis"), ["no column 'mantis'", "did you mean 'mantis_id'"]),
         (("--id-column", "fold"), ["no object has a row", "--id-column"]),
         (("--redshift-column", "fold"), ["'fold'", "not numbers"]),
-        (("--split", "0.5,0.5"), ["--split 0.5,0.5", "three fractions"]),
+        (("--split", "0.5,0.5"), ["--split must be three fractions", "got 0.5,0.5"]),
         (("--split", "nan,0.5,0.5"), ["--split", "add up to 1"]),
-        (("--split", "a,b,c"), ["--split 'a,b,c'"]),
+        (("--split", "a,b,c"), ["--split must be", "got 'a,b,c'"]),
         (("--split-column", "flod"), ["no column 'flod'", "fold"]),
         (("--split-column", "ra"), ["'ra' holds", "cannot name a split"]),
-        (("--shard-size", "1KB"), ["below 64 KiB"]),
-        (("--shard-size", "big"), ["'big' is no size"]),
-        (("--seed", "-1"), ["--seed -1 is out of range"]),
+        (("--shard-size", "1KB"), ["--shard-size must be at least 64KiB"]),
+        (("--shard-size", "big"), ["a size must be like", "got 'big'"]),
+        (("--seed", "-1"), ["--seed must be 0 to 2**63 - 1, got -1"]),
         (("--jobs", "0"), ["--jobs 0"]),
-        (("--max-rejected", "-1"), ["--max-rejected -1 is negative"]),
-        (("--max-nan-fraction", "2"), ["--max-nan-fraction 2.0 is no fraction"]),
-        (("--inpaint", "panstars"), ["--inpaint panstars", "image, spectrum"]),
+        (("--max-rejected", "-1"), ["--max-rejected must be at least 0, got -1"]),
+        (("--max-nan-fraction", "2"), ["--max-nan-fraction must be 0 to 1, got 2.0"]),
+        (("--inpaint", "panstars"), ["--inpaint must name one of image, spectrum, got panstars"]),
         (("--inpaint", "spectrum"), ["--inpaint spectrum", "float32 (bands, height, width)"]),
-        (("--pixel-scale", "image"), ["--pixel-scale 'image'"]),
-        (("--pixel-scale", "image=-1"), ["--pixel-scale image=-1"]),
-        (("--pixel-scale", "x=1"), ["there is no such array"]),
-        (("--chunked",), ["--format hdf5 only"]),
+        (("--pixel-scale", "image"), ["--pixel-scale must be like", "got 'image'"]),
+        (("--pixel-scale", "image=-1"), ["--pixel-scale must be arcsec above 0, got image=-1"]),
+        (("--pixel-scale", "x=1"), ["--pixel-scale must name one of", "got x"]),
+        (("--chunked",), ["--chunked needs --format hdf5"]),
         (("--catalog", "/nowhere.csv"), ["/nowhere.csv"]),
     ],
 )

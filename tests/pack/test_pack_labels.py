@@ -90,7 +90,7 @@ def test_a_pack_that_rejects_most_objects_says_why_and_fails(tmp_path: Path) -> 
     assert process.stderr.splitlines() == [
         "msdata pack: 6 of 9 objects were rejected: no row in the catalogue (3), redshift N in the "
         "catalogue is outside N to N (2), no redshift in the catalogue (1); see "
-        f"{tmp_path / 'out' / 'rejected.csv'}; if that is meant, say so with --max-rejected 6"
+        f"{tmp_path / 'out' / 'rejected.csv'}; if you expect that, give --max-rejected 6"
     ]
     assert msdata.open(tmp_path / "out").table.num_rows == 3
     meant = packing.pack(source, tmp_path / "meant", "--jobs", "1", "--max-rejected", "6")

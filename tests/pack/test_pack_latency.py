@@ -1,4 +1,4 @@
-"""Slow answers of the storage are hidden: many reads are under way at once."""
+"""Slow answers of the storage are hidden: many reads are in flight at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import packing
 import pytest
 
 from msdata.errors import SampleError, StorageError
-from msdata.pack.infer_schema import NUM_LOOKED_AT, infer_schema
+from msdata.pack.planning import NUM_LOOKED_AT, infer_schema
 from msdata.pack.prepare import Preparation
 from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
 from msdata.pack.shard_task import Rejection, ShardTask, pack_shard

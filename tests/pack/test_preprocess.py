@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msdata.errors import SampleError, UsageError
-from msdata.pack.infer_schema import schema_of
+from msdata.pack.planning import schema_of
 from msdata.pack.prepare import Preparation, conform, count_nan, inpaint, prepare
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -246,7 +246,7 @@ def test_entries_that_an_inferred_schema_does_not_know_are_refused_unless_text()
     good = {"x": np.zeros(2, np.float32), "n": 3, "name": "M 31", "is_good": True, "note": None}
     assert prepare(good, schema, Preparation()).scalars == {"n": 3}
     for extra in (np.zeros(2), 7, 7.5, np.float32(1)):
-        with pytest.raises(SampleError, match="an entry 'y' that the schema does not know"):
+        with pytest.raises(SampleError, match="an entry 'y' that the schema lacks"):
             prepare({**good, "y": extra}, schema, Preparation())
 
 

@@ -60,7 +60,7 @@ echo "exit $?"
 """
 
 
-def test_doctor_asks_both_nodes_and_tries_the_mpi_flavour(
+def test_doctor_asks_both_nodes_and_tries_the_mpi_flavor(
     cluster: SlurmCluster, tiny_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
     data = packed(tiny_source, *packing.TINY_SHARDS)

@@ -67,9 +67,9 @@ def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_b
 @pytest.mark.parametrize(
     ("tasks", "ranks", "says"),
     [
-        ("3", "2", "3 tasks are not as many on each of 2 nodes; give --ntasks-per-node"),
+        ("3", "2", "3 tasks cannot be shared evenly by 2 nodes; give --ntasks-per-node"),
         ("4", "3", "batch_size=64 does not divide into 3 rank(s)"),
-        ("4", "2", "tasks a node: 2, taken"),
+        ("4", "2", "tasks per node: 2, taken"),
     ],
 )
 def test_a_jobs_tasks_and_the_ranks_share_of_a_batch_are_looked_at_first(
@@ -80,7 +80,7 @@ def test_a_jobs_tasks_and_the_ranks_share_of_a_batch_are_looked_at_first(
     scontrol.chmod(0o755)
     words = f'source "{FOLDER}/job.sh"; check_settings {ranks} demo epochs=2'
     found = subprocess.run(
-        ["bash", "-c", f'{words} && echo "tasks a node: $tasks_per_node, taken"'],
+        ["bash", "-c", f'{words} && echo "tasks per node: $tasks_per_node, taken"'],
         capture_output=True,
         text=True,
         env={

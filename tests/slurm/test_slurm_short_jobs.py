@@ -115,6 +115,6 @@ def test_a_question_that_fails_leaves_the_others_and_the_exit_code_tells(
     text = (tmp_path / "log").read_text()
     assert fields["ExitCode"] == "1:0", text
     assert "nowhere.json does not exist" in text
-    assert "not all is well: scale (exit code 2), typo (there is no such question);" in text
+    assert "failed: scale (exit code 2), typo (unknown question);" in text
     assert set(json.loads((out / "loaders.json").read_text())["contestants"]) == {"bare_map"}
     assert (out / "report.html").read_text().count("<section>") == 1

@@ -46,7 +46,7 @@ PLACES = {
 
 @dataclass
 class Job:
-    """A batch script under way, and what was asked of Slurm."""
+    """A running batch script, and what was asked of Slurm."""
 
     folder: Path
     process: subprocess.Popen[str]
@@ -113,7 +113,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def assert_requeued(job: Job, said: str) -> None:
     assert job.process.returncode == 0, said
-    assert "came before anything was begun; requeued" in said
+    assert "came before any work started; requeued" in said
     assert job.asked_for("scontrol requeue") == ["scontrol requeue 4711"]
     assert job.asked_for("torch.distributed.run") == []
     assert list((job.folder / "run").glob(".job-*")) == []

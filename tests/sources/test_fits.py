@@ -346,11 +346,11 @@ def test_pickles_are_preferred_where_raw_files_were_kept_beside_them(tmp_path):
     [
         (["--fits", "galx={id}.fits"], "no array 'galx'; there are panstarrs, galex, unwise"),
         (["--fits", "galex=Galex.fits"], "needs {id} once"),
-        (["--fits", "galex"], "write for example galex={id}.Galex.fits"),
-        (["--fits-size", "galex=big"], "give a number of pixels"),
+        (["--fits", "galex"], "--fits must be like galex={id}.Galex.fits, got 'galex'"),
+        (["--fits-size", "galex=big"], "--fits-size must be like galex=120, got galex=big"),
         (["--fits-bands", "panstarrs=g,q"], "give some of g, r, i, z, y, each once"),
         (["--fits", "galex={id}.Galaxy.fits"], "holds no file named {id}.Galaxy.fits"),
-        (["--catalog", "CATALOG"], "has no columns ra and dec"),
+        (["--catalog", "CATALOG"], "lacks the columns ra and dec"),
     ],
 )
 def test_wrong_options_are_one_sentence(tree, tmp_path, capsys, options, says):
@@ -395,7 +395,7 @@ def test_a_killed_pack_is_resumed_to_the_same_bytes_and_not_with_other_options(
     process.communicate()
     if not (out / "dataset.json").exists():
         assert pack(tree, out, "--shard-size", "700KB", "--resume") == 2
-        assert "was begun with --calibrate ab, not none; resume with" in capsys.readouterr().err
+        assert "was started with --calibrate ab, not none; resume with" in capsys.readouterr().err
     assert pack(tree, out, *options, "--resume") == 0
     assert pack(tree, whole, *options) == 0
     packing.assert_same(out, whole)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
-from msdata.core.signals import exit_code_of, raise_on_sigterm
+from msdata.core.signals import exit_code_of, raise_on_signals
 from msdata.errors import MsdataError
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the exit code."""
     args = _parser().parse_args(argv)
-    raise_on_sigterm()
+    raise_on_signals()
     try:
         plan = FaultPlan(
             seed=args.seed,

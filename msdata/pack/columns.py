@@ -1,33 +1,87 @@
-"""Numbers of the objects' dicts as columns of the index, without rounding a whole number.
+"""Columns of the index that a pack finds: their names, and the numbers of the objects' dicts.
 
-A shard's note keeps whole numbers and others apart, for what the whole column can be is known only
-when all shards are: one object with NaN or 1.5 must not turn the ids of all others into doubles.
+msdata's own names come first and others step aside: a catalog may have a column `shard`, an
+object's dict a number `redshift`; neither may replace what the index means by that name, nor get
+lost.
+
+Integers are never rounded. A shard's note keeps integers and floats apart, because the type of the
+whole column is known only when all shards are packed: one object with NaN or 1.5 must not turn the
+ids of all others into doubles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from msdata.dataset.index import BATCH_NAMES, check_names, fixed_columns
+from msdata.schema import Schema
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Doubles hold every whole number up to here.
+# Keys of the JSON member that are not columns, and the name of that member in HDF5 shards.
+_JSON_NAMES = ("num_filled", "num_nan", "json")
+# Other names that arrays cannot have: HDF5's dataset of JSON, and the label of every batch.
+_NOT_FOR_ARRAYS = ("json", "redshift")
+
+
+def check_array_names(schema: Schema) -> None:
+    """Refuses arrays with a name that the index or a batch already uses.
+
+    Raises:
+        UsageError: an array has such a name.
+    """
+    check_names(schema.names, _NOT_FOR_ARRAYS)
+
+
+def _taken(schema: Schema) -> set[str]:
+    return {*fixed_columns(schema), *BATCH_NAMES, *_JSON_NAMES, *schema.names}
+
+
+def label_names(labels: Iterable[str], schema: Schema) -> dict[str, str]:
+    """The index's name of each column of the catalog."""
+    return _free_names(labels, _taken(schema), "catalog_")
+
+
+def scalar_names(schema: Schema, labels: Iterable[str]) -> dict[str, str]:
+    """The index's name of each number in the objects' dicts.
+
+    Args:
+        schema: its `scalars` are the names to map.
+        labels: the catalog's columns, as the index names them; they take precedence.
+    """
+    return _free_names(schema.scalars, _taken(schema) | {*labels}, "object_")
+
+
+def _free_names(names: Iterable[str], taken: set[str], prefix: str) -> dict[str, str]:
+    free: dict[str, str] = {}
+    for name in names:
+        # HDF5 takes a slash for a folder.
+        candidate = name.replace("/", "_").strip(".") or "unnamed"
+        while candidate in taken:
+            candidate = prefix + candidate
+        taken.add(candidate)
+        free[name] = candidate
+    return free
+
+
+# Doubles hold every integer up to here.
 _MAX_EXACT = 1 << 53
 _MAX_INT64 = (1 << 63) - 1
 
 
 def split_numbers(values: Sequence[float | int | None]) -> pa.StructArray:
-    """Numbers with whole ones apart from others.
+    """Separates integers from other numbers.
 
     Args:
         values: floats, integers of -2^63 to 2^64 - 1, None.
 
     Returns:
-        Structs of `whole` (int64), `large` (uint64, above 2^63 - 1) and `other` (float64); null is
-        what a number is not.
+        Structs of `whole` (int64), `large` (uint64, above 2^63 - 1) and `other` (float64); each
+        number is in one of them, and null in the others.
     """
     import pyarrow as pa
 
@@ -43,13 +97,13 @@ def split_numbers(values: Sequence[float | int | None]) -> pa.StructArray:
 
 
 def join_numbers(column: pa.ChunkedArray) -> tuple[pa.Array, int]:
-    """One column of the numbers of all shards.
+    """Joins the numbers of all shards into one column.
 
-    Integers stay integers, with null for NaN, where they are all that is there or where one is too
-    large for a double; where the others are more, those that are too large become null instead.
+    Integers stay integers, with null for NaN, if the column holds nothing else or if one is too
+    large for a double. If more numbers are not integers, the large integers become null instead.
 
     Args:
-        column: what `split_numbers` gave, shard after shard.
+        column: results of `split_numbers`, shard after shard.
 
     Returns:
         int64, uint64 or float64; and how many numbers are null because they do not fit.
@@ -80,7 +134,7 @@ def join_numbers(column: pa.ChunkedArray) -> tuple[pa.Array, int]:
 
 
 def _field(column: pa.ChunkedArray, name: str) -> tuple[Any, Any]:
-    """Values and where there are any."""
+    """Values, and the mask of rows that have one."""
     import pyarrow as pa
 
     arrays = [chunk.field(name) for chunk in column.chunks]

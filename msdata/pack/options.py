@@ -1,0 +1,250 @@
+"""The options of `msdata pack`, and the settings that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE
+from msdata.core.options import add_jobs
+from msdata.dataset.manifest import CONTAINERS
+from msdata.errors import UsageError
+from msdata.pack.settings import PackSettings
+from msdata.sources.detect import holds_fits
+from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `1GiB`, `500MB`, `65536`.
+
+    Raises:
+        UsageError: the text is not a size.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    units = {**_UNITS, **_BINARY}
+    if match is None or match[2] not in units:
+        raise UsageError(f"a size must be like 1GiB, 256MiB or 500MB, got {text!r}")
+    return int(float(match[1]) * units[match[2]])
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """Fractions of `0.7,0.1,0.2`.
+
+    Raises:
+        UsageError: the text is not a list of numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--split must be fractions such as 0.7,0.1,0.2, got {text!r}") from None
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))
+
+
+def _parse_scale(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--pixel-scale must be like unwise=1.5, got {text!r}") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata pack`."""
+    parser.add_argument(
+        "source", type=Path, help="folder of pickled dicts, of block files, or of FITS files"
+    )
+    parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
+    _add_label_arguments(parser)
+    parser.add_argument(
+        "--format",
+        choices=CONTAINERS,
+        default="tar",
+        help="format of the shards (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chunked", action="store_true", help="with --format hdf5: one chunk per sample"
+    )
+    parser.add_argument(
+        "--shard-size", help="maximum size of a shard (default: 1GiB, less for a small data set)"
+    )
+    parser.add_argument("--split", help="fractions of train, val and test (default: 0.7,0.1,0.2)")
+    parser.add_argument("--split-column", help="catalog column that names the split of each object")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of splits and order (%(default)s)"
+    )
+    parser.add_argument(
+        "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
+    )
+    parser.add_argument(
+        "--max-nan-fraction",
+        type=float,
+        default=0.01,
+        help="reject an object if more than this fraction of any band is NaN (%(default)s)",
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        action="append",
+        default=[],
+        metavar="ARRAY=ARCSEC",
+        help="pixel scale of an array, arcsec/pixel; repeatable",
+    )
+    add_fits_arguments(parser)
+    parser.add_argument(
+        "--max-rejected",
+        type=int,
+        help="stop after more unusable objects than this (default: pack to the end, exit code 1 if "
+        "most objects are unusable)",
+    )
+    add_jobs(parser, "worker processes")
+    parser.add_argument("--resume", action="store_true", help="resume an unfinished pack")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print no progress line")
+
+
+def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table of labels")
+    parser.add_argument(
+        "--id-column", help="catalog column of object ids (default: a column of a known name)"
+    )
+    parser.add_argument(
+        "--redshift-column", help="catalog column of redshifts (default: a column of a known name)"
+    )
+    parser.add_argument(
+        "--unlabeled", action="store_true", help="keep objects without redshift, to predict theirs"
+    )
+    # The spelling of earlier versions.
+    parser.add_argument(
+        "--unlabelled", action="store_true", dest="unlabeled", help=argparse.SUPPRESS
+    )
+    _add_range(parser, "--redshift-range", "redshifts", REDSHIFT_RANGE)
+    _add_range(parser, "--ebv-range", "E(B-V) in columns named like ebv", EBV_RANGE)
+
+
+def _add_range(
+    parser: argparse.ArgumentParser, option: str, what: str, default: tuple[float, float]
+) -> None:
+    parser.add_argument(
+        option,
+        nargs=2,
+        type=float,
+        default=default,
+        metavar=("LOW", "HIGH"),
+        help=f"treat {what} outside as missing (default: {default[0]:g} {default[1]:g})",
+    )
+
+
+def settings_of(args: argparse.Namespace) -> PackSettings:
+    """The settings that the options ask for."""
+    shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
+    scales = dict(_parse_scale(t) for t in args.pixel_scale)
+    return PackSettings(
+        source=args.source,
+        out=args.out,
+        catalog=args.catalog,
+        container=args.format,
+        chunked=args.chunked,
+        shard_nbytes=shard_nbytes,
+        split_fractions=_split_fractions(args),
+        split_column=args.split_column,
+        seed=args.seed,
+        id_column=args.id_column,
+        redshift_column=args.redshift_column,
+        unlabelled=args.unlabeled,
+        redshift_range=tuple(args.redshift_range),
+        ebv_range=tuple(args.ebv_range),
+        inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
+        max_nan_fraction=args.max_nan_fraction,
+        pixel_scales_arcsec=scales,
+        fits=fits_options_of(args, scales),
+    )
+
+
+def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
+    if args.split is None:
+        return PackSettings.split_fractions
+    if args.split_column is not None:
+        raise UsageError(
+            f"--split {args.split} and --split-column {args.split_column} contradict each other; "
+            "give one of them"
+        )
+    return parse_fractions(args.split)
+
+
+def add_fits_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options for raw FITS files."""
+    group = parser.add_argument_group("raw FITS files")
+    group.add_argument(
+        "--fits",
+        action="append",
+        metavar="ARRAY=PATTERN",
+        help="an array and the names of its files; repeatable; default: "
+        + ", ".join(f"{name}={pattern}" for name, pattern in DEFAULT_PATTERNS.items()),
+    )
+    group.add_argument(
+        "--fits-bands",
+        action="append",
+        metavar="ARRAY=g,r,...",
+        help="bands of an array, in order where headers do not name them",
+    )
+    group.add_argument(
+        "--fits-size", action="append", metavar="ARRAY=PIXELS", help="side of an array's stamps"
+    )
+    group.add_argument(
+        "--calibrate",
+        choices=CALIBRATIONS,
+        help="ab: nanomaggies, by zero-point and exposure time; default: the files' own unit",
+    )
+
+
+def fits_options_of(
+    args: argparse.Namespace, pixel_scales_arcsec: Mapping[str, float]
+) -> FitsOptions | None:
+    """How to read FITS files; None where the source holds others.
+
+    Raises:
+        UsageError: an option is malformed, or the source holds no FITS files.
+    """
+    given = [n for n in ("fits", "fits_bands", "fits_size", "calibrate") if getattr(args, n)]
+    if not args.fits and not holds_fits(args.source):
+        if given and args.source.is_dir():
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} is for FITS files, but {args.source} holds none "
+                f"named {', '.join(DEFAULT_PATTERNS.values())}; name them with --fits ARRAY=PATTERN"
+            )
+        return None
+    patterns = dict(_pair("--fits", text) for text in args.fits or ())
+    bands = (_pair("--fits-bands", text) for text in args.fits_bands or ())
+    sizes = (_pair("--fits-size", text) for text in args.fits_size or ())
+    return FitsOptions(
+        patterns=patterns or dict(DEFAULT_PATTERNS),
+        bands={name: tuple(value.split(",")) for name, value in bands},
+        sizes={name: _size(name, value) for name, value in sizes},
+        pixel_scales_arcsec=dict(pixel_scales_arcsec),
+        calibration=args.calibrate or "none",
+    )
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(
+            f"{option} must be like galex="
+            + (DEFAULT_PATTERNS["galex"] if option == "--fits" else "...")
+            + f", got {text!r}"
+        )
+    return name, value
+
+
+def _size(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"--fits-size must be like {name}=120, got {name}={value}") from None
