@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,13 @@ def test_the_architecture_page_names_every_room_and_only_modules_that_exist() ->
     ]
     assert len(stops) >= 15
     assert not missing, missing
+
+
+@pytest.mark.parametrize("package", [msdata, mstrain], ids=lambda package: package.__name__)
+def test_the_reference_shows_every_public_name(package: types.ModuleType) -> None:
+    text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(rf"\b{package.__name__}\.(\w+)", text))
+    assert named >= set(package.__all__), set(package.__all__) - named
 
 
 def test_every_page_has_a_title() -> None:
