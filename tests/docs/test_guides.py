@@ -82,5 +82,5 @@ def test_own_arrays_are_packed_and_loaded(tmp_path: Path) -> None:
 
 def test_every_example_stands_in_a_guide() -> None:
     pages = "".join(p.read_text(encoding="utf-8") for p in DOCS.rglob("*.md"))
-    missing = [p.name for p in EXAMPLES.glob("*.py") if f'--8<-- "{p.name}"' not in pages]
+    missing = [p.name for p in EXAMPLES.glob("*.*") if f'--8<-- "{p.name}"' not in pages]
     assert not missing
