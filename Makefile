@@ -17,14 +17,15 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # Console scripts, and the mpiexec of the mpich wheel, come from the venv.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help venv demo test lint format bench race check clean
+.PHONY: help venv demo test lint docs format bench race check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    mock objects to shards to a trained network, with rates ($(DEMO_DIR)/)'
 	@echo 'make check   lint and test'
 	@echo 'make test    all tests; PYTEST_ARGS="-k tar -x" narrows them'
-	@echo 'make lint    ruff and mypy;  make format  lets ruff rewrite'
+	@echo 'make lint    ruff, mypy, prose, docs;  make format  lets ruff rewrite'
+	@echo 'make docs    the pages of docs/ as a site, into build/site'
 	@echo 'make race    our loader and its peers, into benchmarks/results/ (half an hour, 18 GB)'
 	@echo 'make bench   benchmarks, into benchmarks/results/ (data: $(BENCH_DIR)/, 8 GB)'
 	@echo 'make venv    only the virtual environment;  make clean  removes what make made'
@@ -55,13 +56,18 @@ test: $(STAMP)
 	  failed=$$($(RUN) python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")'); \
 	  echo 'What failed side by side is tried once more, by itself:'; \
 	  $(RUN) python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS); code=$$?; \
-	  [ $$code -ne 0 ] || printf '\nFLAKY, to be mended: passed only by itself, failed side by side:\n%s\n' "$$failed"; \
+	  [ $$code -ne 0 ] || printf '\nFLAKY, to be fixed: passed only by itself, failed side by side:\n%s\n' "$$failed"; \
 	fi; exit $$code
 
-lint: $(STAMP)
+lint: $(STAMP) docs
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+	@$(RUN) python -m pytest --quiet --no-header tests/test_prose.py
+
+# --strict: a broken link or reference fails; with --quiet it would not, since warnings are not counted.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 format: $(STAMP)
 	@$(RUN) ruff check --fix .

@@ -27,6 +27,8 @@ EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13
 EXTRAS["dev"] = [
     "astropy-healpix>=1.0",
     "hypothesis>=6.100",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.30",
     "mlcroissant>=1.0",
     "mypy>=1.10",
     "pytest>=8",
@@ -43,6 +45,8 @@ setup(
     description="Keeps GPUs fed: packs, plans, caches and loads galaxy cutouts on HPC clusters",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["msdata*", "mstrain*"]),
     # Optional: without a compiler the loader reads with preadv, a fifth slower.

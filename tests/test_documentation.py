@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and CHANGELOG name exists: links, commands, options, messages."""
+"""What README, docs, CONTRIBUTING and CHANGELOG name exists: links, commands, options, messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,18 @@ from mstrain.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
-    *sorted(p for name in ("msdata", "mstrain", "benchmarks") for p in (ROOT / name).rglob("*.md")),
+    *sorted(
+        page
+        for name in ("docs", "msdata", "mstrain", "benchmarks")
+        for page in (ROOT / name).rglob("*.md")
+    ),
 ]
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+# What users read, from the README on.
+GUIDES = [README, *sorted(DOCS.rglob("*.md"))]
+# A user finds these from the start page in two clicks at most.
+TWO_CLICKS = {"guides/own-arrays.md", "guides/slurm.md", "troubleshooting.md"}
 # Words in usage lines that stand for a number or a choice where the parser wants a real one.
 EXAMPLES = {"N": "3", "S": "0"}
 
@@ -91,9 +101,66 @@ def test_commands_and_their_options_are_accepted_by_the_parser(page: Path) -> No
             pytest.fail(f"{page_id(page)}: msdata {line}: {error}")
 
 
-def test_readme_shows_every_command() -> None:
-    shown = {line.split()[0] for line in msdata_commands(README)}
+@pytest.mark.parametrize("page", [README, DOCS / "reference" / "cli.md"], ids=page_id)
+def test_readme_and_reference_show_every_command(page: Path) -> None:
+    shown = {line.split()[0] for line in msdata_commands(page)}
     assert shown == set(COMMANDS)
+
+
+def test_readme_has_at_most_150_lines() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_start_page_leads_in_two_clicks_to_own_arrays_two_nodes_and_errors() -> None:
+    found = linked_pages(DOCS / "index.md")
+    found |= {page for first in found for page in linked_pages(first)}
+    assert {page.relative_to(DOCS).as_posix() for page in found} >= TWO_CLICKS
+
+
+def linked_pages(page: Path) -> set[Path]:
+    targets = re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8"))
+    return {(page.parent / target).resolve() for target in targets}
+
+
+def test_the_architecture_page_names_every_room_and_only_modules_that_exist() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = {span for row in re.findall(r"^\| (`[^|]*)\|", text, re.M) for span in row.split("`")}
+    packages = ("msdata", "mstrain")
+    there = {
+        path.stem
+        for name in packages
+        for path in (ROOT / name).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    # What starts a command holds nothing else.
+    assert rooms >= there - {"__init__", "__main__", "train", "evaluate", "predict"}
+    stops = re.findall(r"`(?:mstrain\.)?([a-z_]+)\.([a-z_]+(?:\.[a-z_]+)*)`", text)
+    stops = [stop for stop in stops if stop[0] in there and stop[1] != "json"]
+    missing = [
+        ".".join(stop)
+        for stop in stops
+        if not any(
+            (ROOT / p / stop[0] / f"{stop[1].replace('.', '/')}.py").exists() for p in packages
+        )
+    ]
+    assert len(stops) >= 15
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("package", [msdata, mstrain], ids=lambda package: package.__name__)
+def test_the_reference_shows_every_public_name(package: types.ModuleType) -> None:
+    text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(rf"\b{package.__name__}\.(\w+)", text))
+    assert named >= set(package.__all__), set(package.__all__) - named
+
+
+def test_every_page_has_a_title() -> None:
+    untitled = [
+        page_id(page)
+        for page in GUIDES
+        if not page.read_text(encoding="utf-8").startswith(("# ", '--8<-- "msdata/'))
+    ]
+    assert not untitled
 
 
 def test_options_named_by_themselves_belong_to_a_command() -> None:
@@ -102,8 +169,9 @@ def test_options_named_by_themselves_belong_to_a_command() -> None:
     known = {option for parser in parsers for option in options_of(parser)}
     named = {
         word.partition("=")[0]
-        for span in code_of(README)
-        if span.startswith("--")
+        for page in GUIDES
+        for span in code_of(page)
+        if re.match("--[a-z]", span)  # not the --8<-- of an included file
         for word in span.split()
         if word.startswith("--")
     }
@@ -152,15 +220,15 @@ def literals(folder: Path) -> str:
 
 
 def test_messages_of_the_troubleshooting_table_are_said_by_the_code() -> None:
-    table = README.read_text(encoding="utf-8").partition("## Troubleshooting")[2]
-    rows = re.findall(r"^\| `([^`]+)`", table.partition("\n## ")[0], flags=re.MULTILINE)
+    table = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)
     said = (
         literals(ROOT / "msdata")
         + literals(ROOT / "mstrain")
         + (ROOT / "Makefile").read_text(encoding="utf-8")
     )
     said = said.replace("$(PYTHON)", "python3")
-    assert len(rows) > 5
+    assert len(rows) > 50
     unsaid = [m for m in rows for part in m.split("...") if part.strip() and part not in said]
     assert not unsaid, unsaid
 
@@ -168,7 +236,8 @@ def test_messages_of_the_troubleshooting_table_are_said_by_the_code() -> None:
 def test_the_worked_example_of_a_plan_is_what_the_command_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text("utf-8"), flags=re.M | re.S)
+    page = (DOCS / "guides" / "plan.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page, flags=re.M | re.S)
     at = next(i for i, block in enumerate(blocks) if "--by-nodes" in block)
     command = blocks[at].replace("\\\n", " ")
     assert msdata.cli.main(shlex.split(command)[1:]) == 0
@@ -198,8 +267,9 @@ def mstrain_commands(page: Path) -> list[str]:
     return [m[1].strip() for line in code_of(page) for m in [re.search(starts, line)] if m]
 
 
-def test_readme_shows_every_command_of_mstrain() -> None:
-    shown = {line.split()[0] for line in mstrain_commands(README)}
+@pytest.mark.parametrize("page", [README, DOCS / "reference" / "cli.md"], ids=page_id)
+def test_readme_and_reference_show_every_command_of_mstrain(page: Path) -> None:
+    shown = {line.split()[0] for line in mstrain_commands(page)}
     assert shown == set(mstrain.cli.COMMANDS)
 
 

@@ -1,8 +1,9 @@
-"""Jobs of seconds on a real Slurm: an array that fetches, and all benchmarks on two nodes."""
+"""Jobs of seconds on a real Slurm: an array that fetches, the guide's example, all benchmarks."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.__main__ import QUESTIONS as BENCHMARKS
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "slurm" / "fetch.sh"
 BENCH = ROOT / "slurm" / "bench_io.sh"
+EXAMPLES = ROOT / "docs" / "examples"
 TIMEOUT_S = 300
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3 * TIMEOUT_S)]
 
@@ -52,6 +54,27 @@ def test_an_array_of_jobs_fetches_a_catalogue_and_keeps_the_rate(
     assert fetching.most_in_a_second(times_s) <= rate
     for sample_id, ra, dec in fetching.rows_of(catalog):
         fetching.assert_object(out, sample_id, fetching.expected_sample(FaultPlan(), 0, ra, dec))
+
+
+def test_the_example_of_the_guide_trains_on_two_nodes_and_resumes(
+    cluster: SlurmCluster, galaxies: Path, tmp_path: Path
+) -> None:
+    program = (str(EXAMPLES / "ddp_resume.py"), str(galaxies), str(tmp_path / "state.pt"))
+    positions = []
+    for number in range(2):
+        job = cluster.submit(
+            f"--output={tmp_path}/log-{number}",
+            *("--nodes=2", str(EXAMPLES / "cluster_job.sh"), *program),
+            PATH=f"{Path(sys.executable).parent}:{cluster.environ()['PATH']}",
+            PYTHONPATH=str(ROOT),
+            RANKS_PER_NODE="2",
+        )
+        fields = cluster.wait(job, TIMEOUT_S)
+        text = (tmp_path / f"log-{number}").read_text()
+        assert fields["JobState"] == "COMPLETED", text
+        positions += [int(found) for found in re.findall(r"'position': (\d+)", text)]
+    # Two steps of eight samples each, over four ranks.
+    assert positions == [16, 32]
 
 
 QUESTIONS = [name for name in ("limit", "loaders", "cache", "scale") if name in BENCHMARKS]

@@ -1,0 +1,86 @@
+"""The commands of the tutorial and the examples of the guides run, on small data."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+EXAMPLES = DOCS / "examples"
+# Fewer objects and epochs than the page asks for.
+SMALLER = {"--n 1200": "--n 80", "epochs=8": "epochs=1 batch_size=16"}
+
+
+def run(words: list[str], folder: Path) -> str:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
+    assert found.returncode == 0, f"{shlex.join(words)}\n{found.stdout}\n{found.stderr}"
+    return found.stdout
+
+
+def commands_of(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    for given, smaller in SMALLER.items():
+        assert given in text
+        text = text.replace(given, smaller)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.M | re.S)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tutorial's commands have run, one after the other."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    for command in commands_of(DOCS / "tutorial.md"):
+        run(shlex.split(command), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_tutorial_ends_with_a_report_and_a_table_of_densities(folder: Path) -> None:
+    assert (folder / "RUN" / "report.html").stat().st_size > 100_000
+    assert (folder / "redshifts.parquet").exists()
+    assert (folder / "sheet.png").exists() and (folder / "augmented.png").exists()
+
+
+@pytest.mark.slow
+def test_a_loop_in_plain_pytorch_trains(folder: Path) -> None:
+    assert "epoch 1: loss" in run(
+        [sys.executable, str(EXAMPLES / "pytorch_loop.py"), "DATA"], folder
+    )
+
+
+@pytest.mark.slow
+def test_ddp_resumes_after_the_step_that_was_saved(folder: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*launch, str(EXAMPLES / "ddp_resume.py"), "DATA", "state.pt"]
+    positions = [re.search(r"'position': (\d+)", run(command, folder)) for _ in range(2)]
+    first, second = (int(found[1]) for found in positions if found)
+    assert first > 0
+    assert second == 2 * first
+
+
+@pytest.mark.slow
+def test_augmentation_gives_images_of_nine_bands(folder: Path) -> None:
+    assert "9, 120, 120)" in run(
+        [sys.executable, str(EXAMPLES / "augmentation.py"), "DATA"], folder
+    )
+
+
+def test_own_arrays_are_packed_and_loaded(tmp_path: Path) -> None:
+    found = run([sys.executable, str(EXAMPLES / "own_arrays.py"), "mine"], tmp_path)
+    assert "training samples in batches of 32" in found
+
+
+def test_every_example_stands_in_a_guide() -> None:
+    pages = "".join(p.read_text(encoding="utf-8") for p in DOCS.rglob("*.md"))
+    missing = [p.name for p in EXAMPLES.glob("*.*") if f'--8<-- "{p.name}"' not in pages]
+    assert not missing
