@@ -9,26 +9,29 @@ from msdata.core.program import Program
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
-    "mock": ("msdata.mock.command", "make mock objects and their catalogue"),
+    "mock": ("msdata.mock.command", "make mock objects and their catalog"),
     "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "catalog": (
         "msdata.catalog.command",
-        "compile a spectroscopic sample from surveys' tables",
+        "compile a spectroscopic sample from survey tables",
     ),
     "verify": ("msdata.verify.command", "check every byte of a data set"),
     "info": ("msdata.describe.info_command", "show counts, sizes and statistics of a data set"),
-    "card": ("msdata.describe.card_command", "write a data card, for people and for machines"),
+    "card": ("msdata.describe.card_command", "write a data card for people and machines"),
     "stats": (
-        "msdata.describe.stats_command",
-        "measure noise and spread of each band, for augmentation",
+        "msdata.describe.stats",
+        "measure noise and spread per band, for augmentation",
     ),
-    "plan": ("msdata.plan.command", "say what a job will read from where, before it is submitted"),
-    "cache": ("msdata.cache.command", "serve a node's cache to others, show and clean caches"),
+    "plan": (
+        "msdata.plan.command",
+        "predict what a job will read from where, before you submit it",
+    ),
+    "cache": ("msdata.cache.command", "serve a node's cache to other nodes; show and clean caches"),
     "probe": ("msdata.cluster.probe_command", "measure this node's memory, disks and network"),
     "doctor": (
         "msdata.cluster.doctor_command",
-        "say what is wrong with a job's nodes, and the cure",
+        "find faults of a job's nodes and say how to fix them",
     ),
     "sheet": ("msdata.describe.sheet_command", "draw a contact sheet of a data set"),
 }

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import cv2
-import fake_services
 import numpy as np
 import pytest
+from fake_services.__main__ import main as fake_services_main
 from fake_services.catalogue import write_catalogue
 from fake_services.sky import galaxy_of
 
@@ -62,7 +62,7 @@ def test_the_stand_ins_catalogue_never_replaces_another(tmp_path, capsys):
     path = tmp_path / "catalog.csv"
     path.write_bytes(MINE)
     words = ["--catalog", str(path), "--n", "2"]
-    assert fake_services.main(words) == 2
+    assert fake_services_main(words) == 2
     assert "this command did not make it" in capsys.readouterr().err
     assert path.read_bytes() == MINE
     # The same catalogue again is no harm.
@@ -74,7 +74,7 @@ def test_the_stand_ins_catalogue_never_replaces_another(tmp_path, capsys):
     with pytest.raises(UsageError, match="did not make it"):
         write_catalogue(path, [galaxy_of(1, 0, 0)])
     (tmp_path / "services.toml").write_bytes(MINE)
-    assert fake_services.main(["--services", str(tmp_path / "services.toml")]) == 2
+    assert fake_services_main(["--services", str(tmp_path / "services.toml")]) == 2
     assert (tmp_path / "services.toml").read_bytes() == MINE
 
 

@@ -461,7 +461,7 @@ def test_altered_sources_repair_nothing(place: Place, capsys: pytest.CaptureFixt
     assert main(["verify", str(place.data), "--repair", "--quiet"]) == 1
     shown = capsys.readouterr().out
     assert "note: sources.parquet was altered" in shown
-    assert "not mended, left as it is" in shown
+    assert "not repaired, left as it is" in shown
     assert "sources.parquet was altered; restore it or pack again" in shown
 
 

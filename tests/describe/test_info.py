@@ -119,7 +119,7 @@ def test_a_data_set_without_labels_and_bands_is_described_too(tmp_path):
     info = describe(tmp_path)
     assert info.redshifts is None
     text = "\n".join(info_lines(info, 80))
-    assert "no catalogue columns" in text
+    assert "no catalog columns" in text
     assert "2x2x2x2" in text
 
 
