@@ -170,7 +170,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_source: Path, tmp_path: Path) 
 
 SIGNALLED_WHILE_IMPORTING = """
 import os, signal, sys, types
-from msdata.core.program import Program
+from msdata.cli import Program
 
 class Importing:
     def find_spec(self, name, path=None, target=None):
@@ -192,4 +192,4 @@ sys.exit(command.main(["c"]))
 def test_sigterm_while_modules_are_imported_ends_the_program_whatever_they_catch() -> None:
     process = packing.run([sys.executable, "-c", SIGNALLED_WHILE_IMPORTING])
     assert process.returncode == 128 + 15
-    assert process.stderr == "tool c: interrupted; nothing was begun\n"
+    assert process.stderr == "tool c: interrupted; nothing was started\n"

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from msdata.core.file_lock import take_lock
 from msdata.errors import StorageError
 
 TEMPORARY_SUFFIX = ".partial"
@@ -57,6 +56,26 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
     refusal = StorageError(f"cannot {doing} {path}: {reason}")
     refusal.errno = error.errno
     return refusal
+
+
+def take_lock(fd: int, *, is_shared: bool = False) -> bool:
+    """Takes the lock of an open file, or converts a held one; returns False if others hold it.
+
+    The lock ends with the last process that has the file open.
+
+    Args:
+        fd: the open file.
+        is_shared: share the lock with other shared ones.
+    """
+    operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some parallel file systems lack locks; files still appear whole.
+        return True
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ Compared with HDF5: any tar or WebDataset tool reads them, a sample is contiguou
 index beside each shard; headers take 0.7 %. All records have the same layout (headers of fixed
 length, arrays first), so one scattered read fetches all arrays of a sample.
 
-Source: POSIX.1-2001 ustar interchange format; the WebDataset convention (key up to the first dot).
+Source: POSIX.1-2001 ustar interchange format; the WebDataset convention (key up to the first dot);
+NumPy Enhancement Proposal 1, version 1.0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import numpy as np
 from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error, write_whole
 from msdata.dataset.block_writer import BlockWriter
-from msdata.dataset.npy import npy_header
 from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text
 from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
@@ -41,6 +41,25 @@ _CHECKSUM_AT = slice(148, 156)
 _DALI_INDEX_VERSION = "v1.2"
 # Without owner and time: equal input gives equal bytes.
 _MODE = 0o644
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_ALIGNMENT = 64
+
+
+def npy_header(array: Survey) -> bytes:
+    """Makes the `.npy` header of one array; NumPy's own has no fixed length.
+
+    Args:
+        array: the array's shape and dtype.
+
+    Returns:
+        Magic, version, length and the padded dict literal; a multiple of 64 bytes long.
+    """
+    shape = repr(tuple(array.shape))
+    text = f"{{'descr': '{array.dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    unpadded = len(_NPY_MAGIC) + 2 + len(text) + 1
+    padded = -(-unpadded // _NPY_ALIGNMENT) * _NPY_ALIGNMENT
+    body = text + " " * (padded - unpadded) + "\n"
+    return _NPY_MAGIC + len(body).to_bytes(2, "little") + body.encode("latin1")
 
 
 def member_key(sample_id: str) -> str:

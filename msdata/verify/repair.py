@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from msdata.core.checksum import crc32c_of_parts
-from msdata.core.file_lock import take_lock
-from msdata.core.files import storage_error, sync_folder, write_whole
+from msdata.core.files import storage_error, sync_folder, take_lock, write_whole
 from msdata.core.trusted_names import check_below
 from msdata.dataset.shard import pwrite_all
 from msdata.dataset.shard_files import ShardFile

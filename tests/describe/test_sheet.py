@@ -131,7 +131,7 @@ def test_arrays_of_any_shape_are_drawn_or_named():
     sample["curve"][3:9] = np.nan
     sheet = draw_sheet([sample], schema, captions=["ä 1"], title="all")
     assert sheet.shape[1] < 7 * (CELL_MAX + 40)
-    with pytest.raises(UsageError, match="there is nothing to draw: 'cube'"):
+    with pytest.raises(UsageError, match="cannot draw a sheet: 'cube'"):
         draw_sheet([sample], generic(cube=(2, 2, 2, 2)), captions=[""], title="")
 
 
