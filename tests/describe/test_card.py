@@ -117,7 +117,7 @@ def test_reasons_of_rejected_objects_are_counted_by_kind(flawed_source, packed, 
     assert "| no row in the catalogue | 6 |" in (data / "CARD.md").read_text()
 
 
-def test_the_catalogues_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):
+def test_the_catalogs_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):
     (tmp_path / "gama.csv").write_text(
         "CATAID,RA,DEC,Z,NQ,SURVEY\n1,10,1,0.1,4,GAMA\n2,11,1,0.1,2,GAMA\n"
     )
