@@ -1,4 +1,4 @@
-"""`python -m msdata`: the same as the `msdata` command."""
+"""Runs the `msdata` command as `python -m msdata`."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """The errors of msdata: one tree, so that a caller can catch all of them by one name.
 
-Each message says the fact with its values, the consequence and the cure.
+Messages follow "X must be Y, got Z" or "cannot do X: reason; fix".
 """
 
 # How the message of every `UnsafePickleError` ends.
@@ -8,15 +8,15 @@ NOTHING_EXECUTED = "it was refused and nothing was executed"
 
 
 class MsdataError(Exception):
-    """Root of all errors that msdata raises on purpose."""
+    """Base of all errors that msdata raises on purpose."""
 
 
 class UsageError(MsdataError, ValueError):
-    """What was asked for makes no sense: a wrong option, path or combination. Exit code 2."""
+    """The user asked for the wrong thing: an option, a path, a combination. Exit code 2."""
 
 
 class DataError(MsdataError):
-    """The data do not hold what they promise: truncated, altered or missing. Exit code 1."""
+    """Data are truncated, corrupt or missing. Exit code 1."""
 
 
 class SampleError(DataError):
@@ -24,11 +24,11 @@ class SampleError(DataError):
 
 
 class UnsafePickleError(SampleError):
-    """A pickle names a global beyond NumPy's reconstruction functions; nothing was executed."""
+    """A pickle names a global other than NumPy's reconstruction functions; nothing was executed."""
 
 
 class StorageError(MsdataError, OSError):
-    """The file system refused: full, read-only, gone. Exit code 1."""
+    """The file system refused: it is full, read-only or gone. Exit code 1."""
 
 
 class MissingPackageError(MsdataError, ImportError):

@@ -1,7 +1,7 @@
-"""What torchrun, mpiexec and srun tell the processes that they start, by environment variables.
+"""Reads the environment variables that torchrun, mpiexec and srun set in the processes they start.
 
-Launchers nest (mpiexec inside a Slurm step, torchrun inside srun), and each leaves its variables to
-all that is started inside it. So the innermost one's count, and what cannot be true is refused.
+Launchers nest (mpiexec inside a Slurm step, torchrun inside srun), and inner processes inherit the
+variables of all. The innermost launcher counts; contradictions raise UsageError.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from msdata.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """The names of a launcher's variables; "" and () where it has none.
+    """Names of a launcher's variables; "" and () for variables that it does not set.
 
     Attributes:
-        name: what starts it.
-        size: number of ranks.
-        rank: of this process; without both the launcher did not start this process.
-        local_sizes: ranks on this node, by any of these names.
-        local_ranks: this rank's number on its node, likewise.
-        num_nodes: number of nodes.
-        node: number of this node.
-        even: how to start equally many ranks on every node, numbered node by node.
+        name: the launcher's command.
+        size: variable of the number of ranks.
+        rank: variable of this process's rank; without size and rank, another launcher started it.
+        local_sizes: variables of the number of ranks on this node.
+        local_ranks: variables of this rank's number on its node.
+        num_nodes: variable of the number of nodes.
+        node: variable of this node's number.
+        even: command line that starts equally many ranks on every node, numbered node by node.
     """
 
     name: str
@@ -65,8 +65,8 @@ PMI = Launcher(
     local_ranks=("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
     even="mpiexec -ppn N",
 )
-# The step's own variables: those of the job (SLURM_NTASKS, SLURM_NTASKS_PER_NODE) say what it may
-# start, not what was started.
+# The step's variables: those of the job (SLURM_NTASKS, SLURM_NTASKS_PER_NODE) say what it may
+# start, not what it started.
 SLURM = Launcher(
     name="srun",
     size="SLURM_STEP_NUM_TASKS",
@@ -79,7 +79,7 @@ SLURM = Launcher(
 # Innermost first.
 LAUNCHERS = (TORCHRUN, OPEN_MPI, PMI, SLURM)
 MPI_LAUNCHERS = (OPEN_MPI, PMI)
-# Numbers of steps of srun end here; batch scripts, shells of salloc (4294967290) and containers
+# Step numbers of srun end here; batch scripts, shells of salloc (4294967290) and containers
 # have higher ones. Source: slurm.h, SLURM_MAX_NORMAL_STEP_ID.
 _LAST_STEP = 0xFFFFFFF0
 _TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"
@@ -87,12 +87,12 @@ _TASKS_PER_NODE = "SLURM_STEP_TASKS_PER_NODE"
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What one launcher's variables say; None where they say nothing.
+    """Values of one launcher's variables; None for those that it does not set.
 
     Attributes:
-        launcher: whose.
+        launcher: the launcher.
         size: number of ranks.
-        rank: of this process, 0 <= rank < size.
+        rank: rank of this process, 0 <= rank < size.
         ranks_per_node: ranks on this node.
         local_rank: this rank's number on its node.
         num_nodes: number of nodes.
@@ -112,12 +112,12 @@ class Claim:
         return f"{names.rank}={self.rank} of {names.size}={self.size} ({names.name})"
 
     def is_of_same_rank(self, other: Claim) -> bool:
-        """Whether both say the same rank of the same number of ranks."""
+        """Whether both name the same rank and the same number of ranks."""
         return (self.size, self.rank) == (other.size, other.rank)
 
 
 def claims_in(env: Mapping[str, str]) -> list[Claim]:
-    """What all launchers around this process say, the innermost one first.
+    """Reads the variables of all launchers around this process, the innermost one first.
 
     Args:
         env: environment variables.
@@ -138,7 +138,7 @@ def claims_in(env: Mapping[str, str]) -> list[Claim]:
                 f"{first} contradicts {other}: unset {TORCHRUN.rank} and {TORCHRUN.size}, or start "
                 "with torchrun"
             )
-    # PMIx names the rank, not how many there are; Slurm's step and Open MPI's mpirun say that.
+    # PMIx sets the rank and not the size; Slurm's step and Open MPI's mpirun set both.
     is_left_to_pmix = first is None or first is step
     is_slurms = env.get("PMIX_NAMESPACE", "").startswith("slurm.pmix.")
     if is_left_to_pmix and "PMIX_RANK" in env and not is_slurms:
@@ -150,11 +150,11 @@ def claims_in(env: Mapping[str, str]) -> list[Claim]:
 
 
 def layout_of(claims: Sequence[Claim]) -> tuple[int, int]:
-    """The nodes that the ranks run on.
+    """Derives the number of nodes and of ranks per node.
 
     Args:
-        claims: one or more, as `claims_in` gives them. Where the innermost launcher does not say
-            how many ranks a node runs, one around it that says the same rank may.
+        claims: one or more, from `claims_in`. If the innermost launcher does not say how many ranks
+            a node runs, an outer one with the same rank may.
 
     Returns:
         (number of nodes, ranks per node).
@@ -181,16 +181,16 @@ def layout_of(claims: Sequence[Claim]) -> tuple[int, int]:
 
 
 def is_in_step(env: Mapping[str, str]) -> bool:
-    """Whether srun started this process or one around it: a batch script and a shell are not.
+    """Whether srun started this process or a parent; false in batch scripts and shells.
 
     Raises:
-        UsageError: the step's number is not a number.
+        UsageError: SLURM_STEP_ID is not a number.
     """
     return "SLURM_STEP_ID" in env and number_in(env, "SLURM_STEP_ID") <= _LAST_STEP
 
 
 def number_in(env: Mapping[str, str], key: str) -> int:
-    """A variable's number, 0 or more.
+    """Reads a number >= 0 from a variable.
 
     Raises:
         UsageError: it is not a number.
@@ -233,7 +233,7 @@ def _claim(env: Mapping[str, str], names: Launcher) -> Claim | None:
 
 
 def _with_tasks_per_node(env: Mapping[str, str], claim: Claim) -> Claim:
-    """Adds what `SLURM_STEP_TASKS_PER_NODE`, such as 2(x3),1, says of a step's nodes."""
+    """Adds nodes and ranks per node from `SLURM_STEP_TASKS_PER_NODE`, such as 2(x3),1."""
     text = env.get(_TASKS_PER_NODE)
     if text is None:
         return claim
@@ -248,7 +248,7 @@ def _with_tasks_per_node(env: Mapping[str, str], claim: Claim) -> Claim:
         )
     if len({tasks for tasks, _ in runs}) > 1:
         raise _uneven(claim, f"{_TASKS_PER_NODE}={text}")
-    # Tasks dealt out in turn: the first of each node would else see nothing of it.
+    # Cyclic distribution: the first task of each node could not detect it otherwise.
     here = env.get("SLURM_GTIDS", "")
     if re.fullmatch(r"\d+(,\d+)*", here):
         numbers = [int(word) for word in here.split(",")]
@@ -258,10 +258,10 @@ def _with_tasks_per_node(env: Mapping[str, str], claim: Claim) -> Claim:
 
 
 def _check_within_step(mpi: Claim, step: Claim) -> None:
-    """Refuses an MPI launcher's variables that the step, or what is around it, inherited.
+    """Refuses an MPI launcher's variables that the step or its parent inherited.
 
-    Slurm's own PMI server says what the step says. An mpiexec has a task of its step on each of its
-    nodes, which starts one rank or more; an mpirun may have idle ones.
+    Slurm's PMI server repeats the step's values. An mpiexec has one task of its step on each node,
+    which starts one rank or more; an mpirun may leave tasks idle.
     """
     is_servers = mpi.launcher is PMI and mpi.ranks_per_node is None
     has_idle = mpi.launcher is OPEN_MPI and step.ranks_per_node == 1
@@ -273,7 +273,7 @@ def _check_within_step(mpi: Claim, step: Claim) -> None:
 
 
 def _check_layout(claim: Claim, per_node: int) -> None:
-    """Refuses ranks that are not equally many on every node, or not numbered node by node."""
+    """Refuses nodes with different numbers of ranks, and ranks not numbered node by node."""
     if claim.num_nodes not in (None, claim.size // per_node) or claim.size % per_node:
         nodes = "" if claim.num_nodes is None else f" on {claim.num_nodes} nodes"
         raise _uneven(claim, f"{claim.size} ranks{nodes}, {per_node} on this one")

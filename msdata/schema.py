@@ -1,7 +1,7 @@
-"""What a sample is made of: its survey arrays, with bands, pixel scale, unit and zero-points.
+"""The contents of a sample: its survey arrays, with bands, pixel scale, unit and zero-points.
 
-`MANTIS_SHRIMP` is the named default. Any other dict of fixed-shape numeric arrays is described by
-`infer_schema`; such arrays have no bands or units, only a name, a shape and a dtype.
+`MANTIS_SHRIMP` is the named default. `infer_schema` describes any other dict of fixed-shape numeric
+arrays: such arrays have a name, a shape and a dtype, without bands or units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from msdata.errors import UsageError
 Array = NDArray[Any]
 Sample = dict[str, Any]
 
-# Larger samples fit into no node's memory many times over, as a ring of batches needs.
+# A ring of batches holds many samples; larger ones do not fit into a node's memory.
 MAX_SAMPLE_NBYTES = 1 << 36
 _MAX_AXES = 32
 _DTYPE = re.compile(r"[<>|=]?(\?|[A-Za-z]|[biufc]\d{1,2}|[a-z]{3,10}\d{0,3})")
@@ -39,12 +39,12 @@ class Survey:
         bands: names of the entries of the first axis, in order; empty where unknown.
         pixel_scale_arcsec: pixel size in arc seconds, None where unknown.
         unit: unit of the pixel values, such as "count/s".
-        zero_points_ab: AB magnitude of one unit of flux, one a band; None where it differs from
+        zero_points_ab: AB magnitude of one unit of flux, one per band; None if it differs from
             object to object.
-        may_have_nan: NaN pixels are expected (cores of bright stars) and mended by inpainting.
-        zero_is_no_coverage: a band of exact zeros means the survey never looked there.
-        casts_to_dtype: other numeric dtypes are rounded to `dtype`; else only casts that keep
-            every value are taken.
+        may_have_nan: NaN pixels are expected (cores of bright stars); packing inpaints them.
+        zero_is_no_coverage: a band of exact zeros means that the survey did not observe there.
+        casts_to_dtype: round other numeric dtypes to `dtype`; otherwise accept only casts that keep
+            every value.
     """
 
     name: str
@@ -60,23 +60,21 @@ class Survey:
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.isidentifier():
-            raise UsageError(
-                f"array name {self.name!r} cannot name a shard member; use letters, digits and _"
-            )
+            raise UsageError(f"array name must consist of letters, digits and _, got {self.name!r}")
         if any(n < 1 for n in self.shape):
-            raise UsageError(f"array {self.name!r} has an empty shape {self.shape}")
+            raise UsageError(f"array {self.name!r} must not have an empty shape, got {self.shape}")
         if len(self.shape) > _MAX_AXES:
             raise UsageError(
                 f"array {self.name!r} must have at most {_MAX_AXES} axes, got {len(self.shape)}"
             )
         if self.bands and (not self.shape or len(self.bands) != self.shape[0]):
             raise UsageError(
-                f"array {self.name!r}: {len(self.bands)} bands for shape {self.shape}; "
-                "the first axis is the band"
+                f"array {self.name!r} must have one band per entry of its first axis, got "
+                f"{len(self.bands)} bands for shape {self.shape}"
             )
         if not _is_little_endian_number(self.dtype):
             raise UsageError(
-                f"array {self.name!r}: dtype {self.dtype!r} is not little-endian numeric"
+                f"dtype of array {self.name!r} must be little-endian numeric, got {self.dtype!r}"
             )
         if self.nbytes > MAX_SAMPLE_NBYTES:
             raise UsageError(
@@ -97,7 +95,7 @@ class Survey:
     @property
     def nbytes(self) -> int:
         """Bytes of one sample's array."""
-        # In whole numbers without end: those of NumPy wrap.
+        # Python integers: those of NumPy wrap.
         return math.prod(self.shape) * self.numpy_dtype.itemsize
 
     @property
@@ -107,10 +105,10 @@ class Survey:
 
     @property
     def has_bands_last(self) -> bool:
-        """Whether an array without names of bands has the shape of (height, width, bands).
+        """Whether an array without band names has the shape of (height, width, bands).
 
-        So it is where the last side is the shortest, and the others are equal, four times as long,
-        or those of a picture of three or four colors.
+        True if the last side is the shortest and the others are equal, at least four times as
+        long, or those of a picture with three or four colors.
         """
         if self.bands or len(self.shape) != 3:
             return False
@@ -136,7 +134,7 @@ class Survey:
 
 
 def _is_little_endian_number(dtype: str) -> bool:
-    # NumPy's own parser takes a small language, and not all it raises are errors of type.
+    # NumPy's parser accepts a small language and does not raise TypeError only.
     if not _DTYPE.fullmatch(dtype) or dtype.startswith(">"):
         return False
     try:
@@ -147,7 +145,7 @@ def _is_little_endian_number(dtype: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """The arrays of every sample of a data set, in the order they stand in a shard.
+    """The arrays of every sample of a data set, in the order of the shards.
 
     Attributes:
         name: "mantis_shrimp", or "inferred".
@@ -162,7 +160,7 @@ class Schema:
     def __post_init__(self) -> None:
         names = [a.name for a in self.arrays]
         if not names or len(set(names)) != len(names):
-            raise UsageError(f"a schema needs arrays with distinct names, not {names}")
+            raise UsageError(f"a schema must have arrays with distinct names, got {names}")
         if self.sample_nbytes > MAX_SAMPLE_NBYTES:
             raise UsageError(
                 f"a sample must have at most {MAX_SAMPLE_NBYTES:,} bytes, got "
@@ -195,20 +193,20 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: JsonValue | Mapping[str, Any]) -> Schema:
-        """The inverse of `to_json`.
+        """Inverts `to_json`.
 
         Args:
             fields: a part of a file, or a plain dict.
 
         Raises:
-            DataError: it does not describe a schema.
+            DataError: `fields` does not describe a schema.
         """
         if not isinstance(fields, JsonValue):
-            fields = JsonValue(dict(fields), "the schema", "give what Schema.to_json made")
+            fields = JsonValue(dict(fields), "the schema", "give the result of Schema.to_json")
         return fields.read_as(cls)
 
 
-# Shapes, band order, pixel scales and zero-points as upstream's released data have them
+# Shapes, band order, pixel scales and zero-points of upstream's released data
 # (pnnl/MantisShrimp; arXiv:2501.09112, section 2). The unWISE pixel scale is the paper's; the
 # released downloader also asks for 1.5 arcsec, so `msdata pack --pixel-scale unwise=1.5` overrides.
 # Pan-STARRS pixels are counts: their zero-point is 25 + 2.5 log10(EXPTIME), which differs from

@@ -1,6 +1,6 @@
-"""Where this process stands among the others: nodes, ranks per node, its own rank.
+"""The place of this process in the job: nodes, ranks per node, its own rank.
 
-`from_env` is the only place of msdata that reads launchers' environment variables.
+Only this module reads the environment variables of launchers and Slurm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Topology:
     Attributes:
         num_nodes: number of nodes.
         ranks_per_node: ranks on every node.
-        rank: this process, 0 <= rank < num_ranks.
+        rank: rank of this process, 0 <= rank < num_ranks.
     """
 
     num_nodes: int = 1
@@ -39,20 +39,20 @@ class Topology:
     def __post_init__(self) -> None:
         if self.num_nodes < 1 or self.ranks_per_node < 1:
             raise UsageError(
-                f"a topology needs at least one node and one rank a node, not {self.num_nodes} "
-                f"nodes and {self.ranks_per_node} ranks a node"
+                "num_nodes and ranks_per_node must be at least 1, got "
+                f"{self.num_nodes} and {self.ranks_per_node}"
             )
         if not 0 <= self.rank < self.num_ranks:
-            raise UsageError(f"rank {self.rank} is not one of the {self.num_ranks} ranks")
+            raise UsageError(f"rank must be 0 to {self.num_ranks - 1}, got {self.rank}")
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of the whole job."""
+        """Number of ranks of the whole job."""
         return self.num_nodes * self.ranks_per_node
 
     @property
     def node(self) -> int:
-        """The node of this rank."""
+        """Number of this rank's node."""
         return self.rank // self.ranks_per_node
 
     @property
@@ -62,17 +62,17 @@ class Topology:
 
 
 def from_env(environ: Mapping[str, str] | None = None) -> Topology:
-    """The topology that the launcher (torchrun, mpiexec, srun) put into the environment.
+    """Reads the topology from the launcher's environment variables (torchrun, mpiexec, srun).
 
-    Of nested launchers the innermost counts: torchrun, then mpiexec, then srun. A batch script and
+    The innermost of nested launchers counts: torchrun, then mpiexec, then srun. A batch script and
     a shell of `salloc` are one rank.
 
     Args:
-        environ: variables to read; None means those of this process, with which torch.distributed
-            and MPI must agree where they run already.
+        environ: variables to read; None means those of this process, which must agree with
+            torch.distributed and MPI if these run already.
 
     Returns:
-        The topology; a single rank where no launcher left its variables.
+        The topology; a single rank without a launcher's variables.
 
     Raises:
         UsageError: the variables contradict each other, torch.distributed or MPI, are not numbers,
@@ -90,10 +90,10 @@ def from_env(environ: Mapping[str, str] | None = None) -> Topology:
 
 
 def check_agreement(told: Sequence[Topology]) -> None:
-    """Checks what all ranks make of their launcher's variables, each of which sees its own node.
+    """Checks that the topologies which all ranks read agree: each rank sees its own node only.
 
     Args:
-        told: each rank's topology, by its number.
+        told: each rank's topology, in the order of ranks.
 
     Raises:
         UsageError: they differ.
@@ -111,9 +111,9 @@ def check_agreement(told: Sequence[Topology]) -> None:
 
 
 def _check_running(found: Topology, claims: Sequence[Claim]) -> None:
-    """Checks the variables against torch.distributed and MPI; nothing is imported for it."""
+    """Checks the variables against torch.distributed and MPI, without importing either."""
     for name, size, rank in _running():
-        # A process that MPI's launcher did not start is alone in MPI's view.
+        # MPI sees a single rank in a process that its launcher did not start.
         is_alone = name == "MPI" and size == 1
         if is_alone and not any(c.launcher in MPI_LAUNCHERS for c in claims[:1]):
             continue
@@ -126,7 +126,7 @@ def _check_running(found: Topology, claims: Sequence[Claim]) -> None:
 
 
 def _running() -> Iterator[tuple[str, int, int]]:
-    """(what, its number of ranks, this one's rank) of all that this process has started."""
+    """Yields (name, number of ranks, rank) of torch.distributed and MPI, if they run."""
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized():
         yield "torch.distributed", dist.get_world_size(), dist.get_rank()
@@ -136,15 +136,15 @@ def _running() -> Iterator[tuple[str, int, int]]:
 
 
 def job_name(environ: Mapping[str, str] | None = None) -> str:
-    """A name that all ranks of a job on one node have, and no other job there at the same time.
+    """Names the job: all its ranks on one node share the name, and no other job there does.
 
     Args:
         environ: variables to read; None means those of this process.
 
     Returns:
-        `MSDATA_JOB` where it is set, for ranks and services that no common launcher started. Else
-        Slurm's job number. Else the ranks' common parent, which is the launcher's process on this
-        node; without a launcher, this process.
+        `MSDATA_JOB` if set, for ranks and services without a common launcher; otherwise Slurm's job
+        number; otherwise the process id of the ranks' parent, the launcher on this node; without a
+        launcher, the id of this process.
     """
     env = os.environ if environ is None else environ
     if env.get("MSDATA_JOB"):
@@ -156,23 +156,23 @@ def job_name(environ: Mapping[str, str] | None = None) -> str:
 
 
 def set_one_sided_defaults() -> None:
-    """Has MPI read other processes' memory without their help; before MPI is started.
+    """Lets MPI read other processes' memory without their help; call it before MPI starts.
 
-    Between processes of one machine MPICH else asks the owner for 8 KB at a time, at each of its
-    turns: 85 ms for 0.6 MB of a process that looks every millisecond, 0.1 ms with this (measured).
-    Between machines it changes nothing.
+    By default MPICH asks the owner on the same machine for 8 KB whenever it polls: 85 ms for 0.6 MB
+    of a process that polls every millisecond, 0.1 ms with this setting (measured). It changes
+    nothing between machines.
     """
     os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
 
 
 def num_slurm_nodes(environ: Mapping[str, str] | None = None) -> int | None:
-    """Nodes of the Slurm job that this process belongs to; None outside of jobs.
+    """Counts the nodes of this process's Slurm job; None outside of jobs.
 
     Args:
         environ: variables to read; None means those of this process.
 
     Raises:
-        UsageError: a variable is no number.
+        UsageError: a variable is not a number.
     """
     job = slurm_job(os.environ if environ is None else environ)
     return None if job is None else job.num_nodes
@@ -180,14 +180,14 @@ def num_slurm_nodes(environ: Mapping[str, str] | None = None) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """What Slurm says of the job that this process belongs to.
+    """Slurm's description of the job that this process belongs to.
 
     Attributes:
-        num_nodes: of the job.
+        num_nodes: nodes of the job.
         node: name of this process's node.
-        cpus_on_node: that the job has on it; None where unsaid.
-        gpus_on_node: likewise.
-        tasks_per_node: that were asked for; None where they were not.
+        cpus_on_node: CPUs that the job has on this node; None if Slurm does not say.
+        gpus_on_node: GPUs that the job has on this node; None if Slurm does not say.
+        tasks_per_node: tasks per node that were requested; None without a request.
         step_task: number of this process in its step; None in the batch script or a shell.
     """
 
@@ -200,13 +200,13 @@ class SlurmJob:
 
 
 def slurm_job(environ: Mapping[str, str]) -> SlurmJob | None:
-    """The Slurm job that this process belongs to; None outside of jobs.
+    """Reads the Slurm job that this process belongs to; None outside of jobs.
 
     Args:
         environ: variables to read.
 
     Raises:
-        UsageError: a variable is no number.
+        UsageError: a variable is not a number.
     """
     if "SLURM_JOB_ID" not in environ or "SLURM_JOB_NUM_NODES" not in environ:
         return None

@@ -1,11 +1,11 @@
-"""The `mstrain` command: its subcommands; `msdata.core.program` does the rest."""
+"""The `mstrain` command: its subcommands; `msdata.cli` does the rest."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from msdata.core.program import Program
+from msdata.cli import Program
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {

@@ -173,7 +173,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_source: Path, tmp_path: Path) 
 # swallows exceptions, or turns them into ImportError as NumPy's C code does.
 SIGNALLED_WHILE_IMPORTING = """
 import os, signal, sys, time, types
-from msdata.core.program import Program
+from msdata.cli import Program
 
 number, when, answer = int(sys.argv[1]), *sys.argv[2:]
 

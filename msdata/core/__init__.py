@@ -1,1 +1,1 @@
-"""What every room uses: whole files, checksums, signals, text, options, MPI."""
+"""Shared by all rooms: atomic files, checksums, signals, text, options, MPI."""

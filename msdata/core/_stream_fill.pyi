@@ -9,5 +9,5 @@ INTERFACE: int
 
 def fill(table: NDArray[Any], first: int, stop: int, /) -> int: ...
 
-# Where the CPU can.
+# Only on CPUs that support it.
 def copy_crc32c(source: Any, targets: Sequence[Any], /) -> int: ...

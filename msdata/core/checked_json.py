@@ -1,11 +1,11 @@
-"""Reads JSON that may be damaged or hostile: every value is checked once, by type, range and size.
+"""Reads JSON that may be damaged or hostile; checks every value once, by type, range and size.
 
-A file's content is declared as a frozen dataclass whose annotations say what each field must be:
+Declare a file's content as a frozen dataclass whose annotations say what each field must be:
 `int`, `float`, `str`, `bool`, `Any`, `X | None`, `Literal`, `tuple[X, ...]`, `tuple[X, Y]`,
 `Mapping[str, X]`, `Annotated[int, Within(low, high)]`, another dataclass. `JsonValue.read_as`
-makes one of a JSON value or raises a `DataError` that names file, field, what the field must be,
-what was found, and the cure. Whoever has the dataclass may trust it. Unknown fields are refused,
-except by a dataclass that says `IGNORES_UNKNOWN`.
+makes one from a JSON value or raises a `DataError` that names the file, the field, the expected
+kind, the value found, and the cure. An instance can be trusted. Unknown fields are refused, except
+by a dataclass with `IGNORES_UNKNOWN`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError
 
 MAX_NBYTES = 64 << 20
-# Ours nest to seven levels; the encoder recurses.
+# Our files nest seven levels deep; the encoder recurses.
 MAX_DEPTH = 32
 _MAX_SHOWN = 60
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -45,8 +45,8 @@ class Within:
 
     Attributes:
         low: the smallest.
-        high: the largest; infinity for none.
-        is_open: `low` itself is refused.
+        high: the largest; infinity for no upper bound.
+        is_open: exclude `low` itself.
     """
 
     low: float = 0
@@ -67,14 +67,14 @@ Positive = Annotated[float, Within(0, is_open=True)]
 
 
 class JsonValue:
-    """One value of a JSON file, with its place in it, for the sentence that refuses it.
+    """One value of a JSON file and its place there, for the message that refuses it.
 
     Args:
-        value: as `json` gives it.
-        file: how messages name the file.
-        cure: how messages end, such as "restore it or pack again".
-        parent: the value that this one is a part of.
-        key: its name or number there.
+        value: the result of `json`.
+        file: name of the file in messages.
+        cure: end of messages, such as "restore it or pack again".
+        parent: the value that contains this one.
+        key: its name or number in `parent`.
     """
 
     __slots__ = ("_key", "_parent", "cure", "file", "value")
@@ -95,7 +95,7 @@ class JsonValue:
 
     @property
     def place(self) -> str:
-        """Where in the file, such as `splits.train.shards[3].nbytes`; empty for all of it."""
+        """Its place in the file, such as `splits.train.shards[3].nbytes`; empty for the root."""
         if self._parent is None:
             return ""
         before = self._parent.place
@@ -104,10 +104,10 @@ class JsonValue:
         return f"{before}.{_shown(self._key)[1:-1]}" if before else _shown(self._key)[1:-1]
 
     def refuse(self, must: str) -> NoReturn:
-        """Raises a DataError: the value must be something else.
+        """Raises a DataError that says what the value must be.
 
         Args:
-            must: what it must be.
+            must: the required kind.
         """
         place = self.place or "its content"
         raise DataError(
@@ -115,7 +115,7 @@ class JsonValue:
         )
 
     def __getitem__(self, name: str) -> JsonValue:
-        """A field of an object, which must be there."""
+        """Returns a required field of an object."""
         if not isinstance(self.value, dict):
             self.refuse("an object")
         if name not in self.value:
@@ -125,23 +125,23 @@ class JsonValue:
         return JsonValue(self.value[name], self.file, self.cure, self, name)
 
     def fields(self) -> dict[str, JsonValue]:
-        """The fields of an object, in order."""
+        """Returns the fields of an object, in order."""
         if not isinstance(self.value, dict):
             self.refuse("an object")
         return {n: JsonValue(v, self.file, self.cure, self, n) for n, v in self.value.items()}
 
     def elements(self) -> list[JsonValue]:
-        """The elements of a list."""
+        """Returns the elements of a list."""
         # Checkpoints hold tuples.
         if not isinstance(self.value, list | tuple):
             self.refuse("a list")
         return [JsonValue(v, self.file, self.cure, self, i) for i, v in enumerate(self.value)]
 
     def read_as(self, kind: type[T]) -> T:
-        """The value as a declared kind; see the module's docstring.
+        """Returns the value as a declared kind; see the module's docstring.
 
         Raises:
-            DataError: it is something else.
+            DataError: the value is of another kind.
         """
         read: Callable[[JsonValue], T] = _reader(typing.cast(Any, kind))
         return read(self)
@@ -154,14 +154,14 @@ def read_json(
 
     Args:
         path: the file.
-        cure: how messages end, such as "restore it or pack again".
-        max_nbytes: a larger file is refused.
-        has_paths: it names files of this machine, which need not be Unicode.
+        cure: end of messages, such as "restore it or pack again".
+        max_nbytes: the largest size.
+        has_paths: the file contains paths of this machine, which need not be Unicode.
 
     Raises:
-        FileNotFoundError: it is not there; `NotADirectoryError` where a folder on the way is a
-            file. What follows from that the caller knows.
-        DataError: it is not a file, too large, or not JSON.
+        FileNotFoundError: the file does not exist; `NotADirectoryError` if a part of the path is a
+            file. The caller decides what this means.
+        DataError: it is not a regular file, too large, or not JSON.
         StorageError: the file system refused.
     """
     try:
@@ -177,7 +177,7 @@ def read_json(
 
 
 def open_regular(path: Path, cure: str) -> BinaryIO:
-    """Opens a file to read; refuses what opening would wait for, such as a FIFO.
+    """Opens a file for reading; refuses files that would block, such as a FIFO.
 
     Raises:
         OSError: the file system refused.
@@ -193,16 +193,16 @@ def open_regular(path: Path, cure: str) -> BinaryIO:
 def parse_json(
     content: bytes | str, file: str | Path, *, cure: str, has_paths: bool = False
 ) -> JsonValue:
-    """Parses JSON: UTF-8, no name twice, no NaN or infinity, nested to `MAX_DEPTH` at most.
+    """Parses JSON: UTF-8, distinct names, finite numbers, nested at most `MAX_DEPTH` levels.
 
     Args:
         content: the text.
-        file: how messages name it; `cure` is how they end.
-        cure: such as "restore it".
+        file: name of the file in messages.
+        cure: end of messages, such as "restore it".
         has_paths: see `read_json`.
 
     Raises:
-        DataError: it is something else.
+        DataError: `content` breaks one of these rules.
     """
     not_text = _NOT_PATH if has_paths else _NOT_TEXT
     try:
@@ -232,7 +232,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_tree(root: Any, not_text: re.Pattern[str] | None) -> None:
-    """Refuses what `json` lets pass: depth, infinite numbers, text that is not Unicode."""
+    """Refuses what `json` accepts: deep nesting, infinite numbers, text that is not Unicode."""
     stack = [(root, 1)]
     while stack:
         value, depth = stack.pop()
@@ -254,7 +254,7 @@ def _check_tree(root: Any, not_text: re.Pattern[str] | None) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value on one line, cut where it is long."""
+    """Formats a value on one line, shortened if it is long."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
@@ -265,7 +265,7 @@ def _shown(value: Any) -> str:
 
 @functools.cache
 def _reader(kind: Any) -> Callable[[JsonValue], Any]:
-    """What makes a declared kind of a JSON value."""
+    """Returns the function that converts a JSON value to a declared kind."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return functools.partial(_read_within, _reader(arguments[0]), arguments[1])
@@ -302,7 +302,7 @@ def _read_float(found: JsonValue) -> float:
     value = found.value
     if type(value) not in (int, float) or not abs(value) <= 1e308:
         found.refuse("a finite number")
-    # As it is written: a data set's fingerprint tells 1 from 1.0.
+    # Unchanged: a data set's fingerprint distinguishes 1 from 1.0.
     return typing.cast(float, value)
 
 
@@ -347,7 +347,7 @@ def _union_reader(kinds: tuple[Any, ...]) -> Callable[[JsonValue], Any]:
 
 
 def _read_choice(choices: tuple[Any, ...], found: JsonValue) -> Any:
-    # By type too: true equals 1.
+    # Compare types too: true equals 1.
     if not any(type(found.value) is type(c) and found.value == c for c in choices):
         found.refuse(f"one of {', '.join(map(repr, choices))}")
     return found.value
@@ -364,7 +364,7 @@ def _read_tuple(
 
 @functools.cache
 def _field_readers(kind: Any) -> tuple[dict[str, Callable[[JsonValue], Any]], frozenset[str]]:
-    """The reader of each field of a dataclass, and the fields that must be there."""
+    """Returns the reader of each field of a dataclass, and the required fields."""
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = [f for f in dataclasses.fields(kind) if f.init]
     needed = (

@@ -1,6 +1,6 @@
-"""Opens Parquet files that may be damaged or hostile: columns, types and rows are checked once.
+"""Opens Parquet files that may be damaged or hostile; checks columns, types and rows once.
 
-What Arrow raises while it reads is turned into a `DataError` with the file's name and the cure.
+Errors that Arrow raises become a `DataError` with the file's name and the cure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-# Kinds of columns; each takes the types of Arrow whose names begin so.
+# Kinds of columns, and the names of the Arrow types that each accepts, without digits.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("string", "large_string"),
     "integer": ("int", "uint"),
@@ -28,14 +28,15 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def reading(path: Path, cure: str) -> Iterator[None]:
-    """Turns what Arrow raises of a damaged file into a DataError.
+    """Turns the errors that Arrow raises for a damaged file into a DataError.
 
     Args:
-        path: the file that is read.
-        cure: how the message ends, such as "restore it or pack again".
+        path: the file.
+        cure: end of the message, such as "restore it or pack again".
 
     Raises:
-        FileNotFoundError, NotADirectoryError: it is not there; what follows the caller knows.
+        FileNotFoundError, NotADirectoryError: the file does not exist; the caller decides what
+            this means.
         DataError: the file is damaged.
         StorageError: the file system refused.
     """
@@ -46,7 +47,7 @@ def reading(path: Path, cure: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
-        # Arrow calls damage an OSError too, then without the system's number.
+        # Arrow raises OSError for damage too, then without errno.
         if isinstance(error, OSError) and error.errno:
             raise storage_error("read", path, error) from error
         reason = " ".join(str(error).split())[:200]
@@ -56,16 +57,16 @@ def reading(path: Path, cure: str) -> Iterator[None]:
 def open_table(
     path: Path, columns: Mapping[str, str], *, cure: str, num_rows: int | None = None
 ) -> pq.ParquetFile:
-    """Opens a Parquet file and checks what its footer says.
+    """Opens a Parquet file and checks its footer.
 
     Args:
         path: the file.
-        columns: kind of each column that must be there, a key of `KINDS`.
-        cure: how messages end.
-        num_rows: rows it must have; None for any.
+        columns: kind of each required column, a key of `KINDS`.
+        cure: end of messages.
+        num_rows: required number of rows; None for any.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: it is not there.
+        FileNotFoundError, NotADirectoryError: the file does not exist.
         DataError: it is damaged, or has other columns or rows.
         StorageError: the file system refused.
     """
@@ -94,10 +95,10 @@ def open_table(
 def read_whole(
     path: Path, columns: Mapping[str, str], *, cure: str, num_rows: int | None = None
 ) -> pa.Table:
-    """Reads columns of a Parquet file, those alone that are named; none of them has nulls.
+    """Reads the named columns of a Parquet file, which must not have nulls; see `open_table`.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: it is not there.
+        FileNotFoundError, NotADirectoryError: the file does not exist.
         DataError: it is damaged, or has other columns or rows.
         StorageError: the file system refused.
     """
@@ -117,10 +118,10 @@ def check_table(
     cure: str,
     num_rows: int,
 ) -> None:
-    """Refuses a table with other rows than its footer says, or with nulls in some columns.
+    """Refuses a table with a wrong number of rows, or with nulls in the named columns.
 
     Raises:
-        DataError: that is so.
+        DataError: it has either.
     """
     if table.num_rows != num_rows:
         raise DataError(
@@ -134,10 +135,10 @@ def check_table(
 
 
 def file_metadata(schema: pa.Schema, key: bytes, path: Path, cure: str) -> JsonValue:
-    """JSON that stands in a Parquet file's metadata.
+    """Reads JSON from a Parquet file's metadata.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: the key is missing, or its value is damaged.
     """
     found = (schema.metadata or {}).get(key)
     if found is None:

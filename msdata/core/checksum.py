@@ -1,4 +1,4 @@
-"""CRC32C (Castagnoli), the checksum of samples: 30 GB/s in hardware, the one storage systems use.
+"""Computes CRC32C (Castagnoli), the checksum of samples: 30 GB/s in hardware.
 
 Source: RFC 3720, section 12.1.
 """
@@ -16,15 +16,15 @@ import numpy as np
 try:
     from msdata.core._stream_fill import copy_crc32c as _copy_crc32c
 except ImportError:
-    # Not built, or not for this CPU.
+    # Not built, or this CPU lacks the instructions.
     _copy_crc32c = None  # type: ignore[assignment]
 
 
 def _compiled_crc32c() -> Callable[[Any, int], int]:
-    """The function out of the compiled part of the package `crc32c`.
+    """Loads the function from the compiled part of the package `crc32c`.
 
-    The package itself looks up its own version, for which Python reads through all that is
-    installed: 40 ms of each process, twice what NumPy takes.
+    Importing the package looks up its version in the metadata of all installed packages: 40 ms per
+    process, twice as long as importing NumPy.
     """
     package = find_spec("crc32c")
     for folder in (package and package.submodule_search_locations) or ():
@@ -46,11 +46,11 @@ _crc32c = _compiled_crc32c()
 
 
 def crc32c(buffer: Any, start: int = 0) -> int:
-    """CRC32C of a contiguous buffer, going on from `start`.
+    """Computes the CRC32C of a contiguous buffer, continuing from `start`.
 
     Args:
         buffer: bytes, memoryview or C-contiguous array.
-        start: CRC32C of the bytes before, 0 at the beginning.
+        start: CRC32C of the preceding bytes, 0 at the start.
 
     Returns:
         The checksum, 0 <= crc < 2**32.
@@ -59,7 +59,7 @@ def crc32c(buffer: Any, start: int = 0) -> int:
 
 
 def crc32c_of_parts(parts: Iterable[Any]) -> int:
-    """CRC32C of several buffers as if they were one."""
+    """Computes the CRC32C of several buffers as if they were one."""
     crc = 0
     for part in parts:
         crc = crc32c(part, crc)
@@ -67,14 +67,14 @@ def crc32c_of_parts(parts: Iterable[Any]) -> int:
 
 
 def copy_crc32c(record: Any, parts: Sequence[Any]) -> int | None:
-    """Copies a record into the pieces where it belongs, and checks what was copied.
+    """Copies a record into pieces and computes the CRC32C of the copy.
 
     Args:
         record: a C-contiguous buffer.
-        parts: writable uint8 arrays, to be filled one after the other.
+        parts: writable uint8 arrays, filled one after the other.
 
     Returns:
-        CRC32C of what stands in the pieces; None where the record has another size.
+        CRC32C of the pieces; None if the record has another size.
     """
     found = np.frombuffer(record, np.uint8)
     if len(found) != sum(len(part) for part in parts):

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder.
+"""Writes files that appear whole or not at all, locks files, and words refusals of the system.
 
-Also the one place that turns an operating system's refusal into a sentence with a cure.
+A file is written under a temporary name, fsynced and renamed; then its folder is fsynced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from msdata.core.file_lock import take_lock
 from msdata.errors import StorageError
 
 TEMPORARY_SUFFIX = ".partial"
@@ -33,8 +32,8 @@ _CURES = {
     errno.EFBIG: "a file gets larger than 'ulimit -f' or the file system allows; raise the limit, "
     "or ask for smaller files",
     errno.EROFS: "the file system is mounted read-only; choose another target",
-    errno.EACCES: "permission is denied; choose another path or mend its permissions",
-    errno.EPERM: "the operation is not permitted; choose another path or mend its permissions",
+    errno.EACCES: "permission is denied; choose another path or fix its permissions",
+    errno.EPERM: "the operation is not permitted; choose another path or fix its permissions",
     errno.ENOENT: "it does not exist; check the path",
     errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
     errno.ELOOP: "it is a link or a special file, and its content would go elsewhere; remove it",
@@ -43,29 +42,49 @@ _CURES = {
 
 
 def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
-    """The sentence for an operating system's refusal.
+    """Makes a StorageError from an OSError.
 
     Args:
-        doing: what was tried, such as "write".
+        doing: the failed action, such as "write".
         path: the file or folder.
-        error: what the operating system said.
+        error: the operating system's error.
 
     Returns:
-        The error to raise; its message names path, reason and cure, its `errno` is kept.
+        The error to raise: its message names path, reason and cure; it keeps `errno`.
     """
     reason = _CURES.get(error.errno or 0, f"{error.strerror or error}")
-    mended = StorageError(f"cannot {doing} {path}: {reason}")
-    mended.errno = error.errno
-    return mended
+    refusal = StorageError(f"cannot {doing} {path}: {reason}")
+    refusal.errno = error.errno
+    return refusal
+
+
+def take_lock(fd: int, *, is_shared: bool = False) -> bool:
+    """Takes the lock of an open file, or converts a held one; returns False if others hold it.
+
+    The lock ends with the last process that has the file open.
+
+    Args:
+        fd: the open file.
+        is_shared: share the lock with other shared ones.
+    """
+    operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some parallel file systems lack locks; files still appear whole.
+        return True
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Temporary:
-    """A new file under a name that nobody could know before, open for writing.
+    """A new file under an unpredictable name, open for writing.
 
     Attributes:
-        fd: the open file, locked for as long as it is open; whoever made it closes it.
-        path: its name, `NAME.HEX.partial` beside the file that it will be.
+        fd: the open file, locked while it is open; the caller closes it.
+        path: its name, `NAME.HEX.partial` beside the final file.
     """
 
     fd: int
@@ -73,7 +92,7 @@ class Temporary:
 
 
 def open_temporary(path: Path) -> Temporary:
-    """Makes the temporary file of `path`: a new one each time, and never through a link.
+    """Makes a temporary file for `path`: a new one per call, and never through a link.
 
     Args:
         path: the final name.
@@ -84,7 +103,7 @@ def open_temporary(path: Path) -> Temporary:
     while True:
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
         fd = os.open(temporary, _NEW_FILE, 0o666)
-        # The lock tells it from what a killed process left behind, which is removed.
+        # The lock tells it from the leftovers of killed processes, which are removed.
         if take_lock(fd) and os.fstat(fd).st_nlink:
             return Temporary(fd=fd, path=temporary)
         os.close(fd)
@@ -92,14 +111,14 @@ def open_temporary(path: Path) -> Temporary:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes the temporary files in a folder that killed processes left behind.
+    """Removes the temporary files that killed processes left in a folder.
 
-    Only regular files of this user go, of this form of name, and not those that a process has
-    open. Where the file system has no locks none can be told from another, and all of them stay.
+    Removes only regular files of this user with such a name that no process has open. On a file
+    system without locks all of them stay.
 
     Args:
-        folder: where to look; nothing happens where it is missing.
-        name: the final name that they were to get; None takes any.
+        folder: the folder; may be missing.
+        name: the final name of the temporary files; None for any.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -121,17 +140,17 @@ def _remove_leftover(path: Path) -> None:
 
 
 def open_known(path: Path, flags: int = os.O_RDWR) -> int:
-    """Opens a file to write to under a name that others can know, or makes it: a lock, a journal.
+    """Opens a file with a known name for writing, or makes it: a lock, a journal.
 
     Args:
         path: the file.
         flags: further flags, such as `os.O_APPEND`; nothing is truncated.
 
     Returns:
-        Its descriptor: a regular file that has one name only, so that no link leads elsewhere.
+        Its descriptor: a regular file with a single name, so that no link leads elsewhere.
 
     Raises:
-        OSError: the file system refused; ELOOP where it is something else.
+        OSError: the file system refused; ELOOP if it is anything but such a file.
     """
     fd = os.open(path, flags | _NEVER_ELSEWHERE | os.O_CREAT, 0o644)
     status = os.fstat(fd)
@@ -158,14 +177,14 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, *, is_one_of_many: bool = False) -> Iterator[IO[bytes]]:
-    """A binary file that gets its name only once it is complete and on the disk.
+    """Opens a binary file that gets its name once it is complete and on the disk.
 
-    Of several that write it at the same time the last to end stays, whole.
+    If several processes write the same file at the same time, the last one wins.
 
     Args:
-        path: the final name; what was there before stays until the new file is whole.
-        is_one_of_many: the folder holds thousands, and whoever fills it looks for what killed
-            processes left there; else this does.
+        path: the final name; a previous file stays until the new one is whole.
+        is_one_of_many: the folder holds thousands of files, so the caller removes the leftovers of
+            killed processes once; otherwise this function does.
 
     Yields:
         The open temporary file.

@@ -1,4 +1,4 @@
-"""The one file of msdata that imports mpi4py."""
+"""Wraps mpi4py; no other module imports it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from msdata.errors import MissingPackageError, UsageError
 from msdata.topology import Topology, check_agreement
 
 _ASK_TAG, _ANSWER_TAG = 7002, 7003
-# Samples that a message can ask for.
+# Most samples per request.
 MOST_ASKED = 4096
 _ANSWER_POLL_S = 50e-6
-# A look at MPI moves some KB of what is read within one machine.
+# Each test moves a few KB of a read within one machine.
 _TESTS_A_TURN = 64
 
 
 def communicator(topology: Topology) -> Any:
-    """MPI's world communicator, checked against what the launcher's variables promise.
+    """Returns MPI's world communicator, checked against the launcher's variables.
 
     Args:
-        topology: what `msdata.topology.from_env` found.
+        topology: the result of `msdata.topology.from_env`.
 
     Returns:
         `mpi4py.MPI.COMM_WORLD`.
@@ -52,8 +52,8 @@ def communicator(topology: Topology) -> Any:
 class Window:
     """Memory that the processes of a group open to each other's one-sided reads.
 
-    Made by all at once (`MpiGroup.window`). A read needs nothing of the process whose memory it
-    is, but that its MPI library comes to its turn now and then (`MpiGroup.poll`).
+    All processes make it together (`MpiGroup.window`). The owner of the memory does nothing for a
+    read, except that its MPI library must run now and then (`MpiGroup.poll`).
 
     Args:
         world: the communicator.
@@ -67,17 +67,17 @@ class Window:
         from mpi4py import MPI
 
         self.bare = MPI.Win.Create(memory, 1, comm=world)
-        # A failed read is an exception here, not the end of the process.
+        # A failed read raises an exception instead of ending the process.
         self.bare.Set_errhandler(MPI.ERRORS_RETURN)
         self._error = MPI.Exception
         self._test = MPI.Request.Testall
         self.bare.Lock_all(MPI.MODE_NOCHECK)
 
     def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
-        """Begins to read `len(target)` bytes at a place of a process's memory.
+        """Starts to read `len(target)` bytes at offset `at` of a process's memory.
 
         Returns:
-            What `wait` takes; the target must not be touched before.
+            The read, for `wait`; do not touch the target before it is complete.
 
         Raises:
             OSError: MPI refused.
@@ -87,69 +87,69 @@ class Window:
         except self._error as error:
             raise OSError(f"MPI cannot read from rank {rank}: {error}") from error
 
-    def wait(self, begun: Sequence[Any], timeout_s: float) -> None:
-        """Waits until what was begun is here; in Python, where signals are heard.
+    def wait(self, reads: Sequence[Any], timeout_s: float) -> None:
+        """Waits until all reads are complete; polls in Python, so that signals are handled.
 
         Args:
-            begun: what `get` gave; None for nothing.
-            timeout_s: for how long.
+            reads: results of `get`; None is skipped.
+            timeout_s: longest wait.
 
         Raises:
-            TimeoutError: it is not; `is_here` may tell later that it is.
+            TimeoutError: a read is incomplete; `is_here` may say later that it is complete.
             OSError: MPI refused.
         """
-        requests = [b for b in begun if b is not None]
+        requests = [r for r in reads if r is not None]
         deadline_s = time.monotonic() + timeout_s
         try:
             while not any(self._test(requests) for _ in range(_TESTS_A_TURN)):
                 if time.monotonic() > deadline_s:
-                    raise TimeoutError("another process does not let itself be read in time")
-                # Lets the thread that fills the arena have its turn.
+                    raise TimeoutError(f"another process could not be read within {timeout_s:g} s")
+                # Yields to the thread that fills the arena.
                 time.sleep(0)
         except self._error as error:
             raise OSError(f"MPI cannot read from another process: {error}") from error
 
-    def is_here(self, begun: Sequence[Any]) -> bool:
-        """Whether all of what was begun is here.
+    def is_here(self, reads: Sequence[Any]) -> bool:
+        """Whether all reads are complete.
 
         Args:
-            begun: what `get` gave; None for nothing.
+            reads: results of `get`; None is skipped.
 
         Raises:
             OSError: MPI refused.
         """
         try:
-            return bool(self._test([b for b in begun if b is not None]))
+            return bool(self._test([r for r in reads if r is not None]))
         except self._error as error:
             raise OSError(f"MPI cannot read from another process: {error}") from error
 
     def close(self) -> None:
-        """Takes the memory back; all processes of the group do so together."""
+        """Closes the window; all processes of the group do so together."""
         self.bare.Unlock_all()
         self.bare.Free()
 
 
 class Exchange:
-    """Records that no window shows, such as those on disks: asked for and given by messages.
+    """Exchanges records outside of any window, such as those on disks, by messages.
 
-    A process answers at its turns (`MpiGroup.poll`), and while it waits for answers itself.
+    A process answers when it polls (`MpiGroup.poll`) and while it waits for answers itself.
 
     Args:
         world: the communicator; all processes make an exchange together.
-        answer: numbers of samples, int64 (n,) -> for each its record, or None.
+        answer: takes sample numbers, int64 (n,); returns the record of each, or None.
     """
 
     def __init__(self, world: Any, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> None:
         self._world = world.Dup()
         self._answer = answer
-        # Who asks, how many samples, and which.
+        # The asking rank, the number of samples, and the samples.
         self._asked = np.zeros(2 + MOST_ASKED, np.int64)
         self._awaited = self._world.Irecv(self._asked, tag=_ASK_TAG)
         self._sent: list[tuple[Any, Any]] = []
         self._given_up: list[Any] = []
 
     def serve(self) -> None:
-        """Answers what has been asked so far."""
+        """Answers all requests that have arrived."""
         while self._awaited.Test():
             rank, count = self._asked[:2].tolist()
             samples = self._asked[2 : 2 + count].copy()
@@ -170,16 +170,16 @@ class Exchange:
         """Asks other processes for records.
 
         Args:
-            ranks: whom, for each.
-            samples: numbers, at most `MOST_ASKED`.
-            targets: where each goes, uint8 (record's bytes,).
-            timeout_s: how long to wait for all.
+            ranks: the rank to ask for each sample.
+            samples: sample numbers, at most `MOST_ASKED`.
+            targets: the buffer for each record, uint8 (record's bytes,).
+            timeout_s: longest wait for all records.
 
         Returns:
-            Whether each has come.
+            Whether each record has arrived.
 
         Raises:
-            TimeoutError: not all have answered; who has not must not be asked again.
+            TimeoutError: a rank has not answered; do not ask it again.
         """
         from mpi4py import MPI
 
@@ -196,9 +196,9 @@ class Exchange:
         while not MPI.Request.Testall(requests, statuses):
             self.serve()
             if time.monotonic() > deadline_s:
-                # What comes late still goes into this memory, which must stay until then.
+                # Late answers are still written into this memory, so it must stay.
                 self._given_up += zip(requests, targets, strict=True)
-                raise TimeoutError("other services did not answer in time")
+                raise TimeoutError(f"other services did not answer within {timeout_s:g} s")
             time.sleep(_ANSWER_POLL_S)
         came = [False] * len(ranks)
         for (i, _), status in zip(receiving, statuses, strict=True):
@@ -206,26 +206,26 @@ class Exchange:
         return came
 
     def close(self) -> None:
-        """Expects no more requests; all processes of the group do so together."""
+        """Ends the exchange; all processes of the group do so together."""
         self._awaited.Cancel()
         self._awaited.Wait()
         self._world.Free()
 
 
 def finalize_when_told() -> None:
-    """Has a process end without MPI's own end, which waits for the others, even for dead ones."""
+    """Disables MPI's finalization at exit, which waits for all processes, even for dead ones."""
     try:
         import mpi4py
     except ImportError:
-        return  # `communicator` says what is missing
+        return  # `communicator` reports the missing package
     mpi4py.rc.finalize = False
 
 
 def finalize(requests: Sequence[Any]) -> None:
-    """Ends MPI; waits for the other processes.
+    """Finalizes MPI; waits for the other processes.
 
     Args:
-        requests: what is waited for before.
+        requests: requests to wait for first.
     """
     from mpi4py import MPI
 

@@ -1,4 +1,4 @@
-"""`--jobs`: how many threads or processes a command works with."""
+"""The option `--jobs`: number of threads or processes of a command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msdata.errors import UsageError
 
 
 def num_cores() -> int:
-    """Processors that this process may run on; fewer than the node has, in a job."""
+    """Counts the CPU cores that this process may run on: in a job, fewer than the node has."""
     return len(os.sched_getaffinity(0))
 
 
@@ -17,23 +17,23 @@ def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
     """Declares `--jobs`.
 
     Args:
-        parser: of the command.
-        what: there are so many of, such as "threads".
+        parser: the command's parser.
+        what: the things counted, such as "threads".
     """
-    parser.add_argument("--jobs", type=int, help=f"{what}; default: the cores of this node")
+    parser.add_argument("--jobs", type=int, help=f"number of {what} (default: one per core)")
 
 
 def num_jobs(asked: int | None) -> int:
-    """How many there are to be.
+    """Resolves `--jobs`.
 
     Args:
-        asked: the option; None means one a core.
+        asked: the option's value; None means one per core.
 
     Raises:
-        UsageError: less than one was asked for.
+        UsageError: the value is below 1.
     """
     if asked is None:
         return num_cores()
     if asked < 1:
-        raise UsageError(f"--jobs {asked} leaves nobody to do the work; give at least 1")
+        raise UsageError(f"--jobs must be at least 1, got {asked}")
     return asked

@@ -1,6 +1,6 @@
-"""Files that a command is told to write: what no earlier run made is never replaced.
+"""Guards output files: a command replaces only files that an earlier run of it made.
 
-Each kind of file bears a mark, some bytes that its writer always puts near its beginning or end.
+Each kind of file has a mark: bytes that its writer always puts near its start or end.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from msdata.core.files import storage_error
 from msdata.errors import UsageError
 
-# More than the context of a Croissant file before our fields, and than the footer of a table of
-# predictions of a thousand bins.
+# Larger than the context of a Croissant file before our fields, and than the footer of a table of
+# predictions with a thousand bins.
 _SEARCHED_NBYTES = 1 << 18
 # In the text chunk that the PNG format has for it.
 PNG_MARK = b"Software\0msdata"
@@ -23,18 +23,18 @@ def check_output(path: Path, mark: bytes | None) -> None:
     """Refuses to let a command replace a file that it did not make.
 
     Args:
-        path: what is to be written.
-        mark: what every file of this kind has within its first or last 256 KiB; None where there
-            is no such thing, so that nothing is replaced.
+        path: the output file.
+        mark: bytes within the first or last 256 KiB of every file of this kind; None for a kind
+            without a mark, of which no file is replaced.
 
     Raises:
-        UsageError: there is something without the mark, or a folder.
+        UsageError: the path is a folder or a file without the mark.
         StorageError: the file system refused.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        # A missing folder is the writer's to report.
+        # The writer reports a missing folder.
         return
     except OSError as error:
         raise storage_error("replace", path, error) from error
@@ -53,10 +53,10 @@ def check_output(path: Path, mark: bytes | None) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder for results, unless it is there; the last of the checks before the work.
+    """Makes a folder for results, unless it exists; call it after all other checks.
 
     Raises:
-        UsageError: something else has its name.
+        UsageError: a part of the path is a file.
         StorageError: the file system refused.
     """
     try:

@@ -1,4 +1,4 @@
-"""A progress line: redrawn on a terminal, printed now and then where it is none."""
+"""A progress line: redrawn on a terminal, printed every ten seconds into a log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BAR_WIDTH = 24
 
 
 class ProgressLine:
-    """Shows how far long work is, on stderr so that stdout stays for results.
+    """Shows the progress of long work on stderr; stdout is for results.
 
     Args:
-        label: what is going on.
-        total: samples to do.
+        label: name of the work.
+        total: number of samples.
         is_quiet: show nothing.
-        stream: where to; None means stderr.
+        stream: the output stream; None means stderr.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class ProgressLine:
         self._has_shown = False
 
     def update(self, num_samples: int, nbytes: int, remark: str = "") -> None:
-        """Shows the state if enough time has passed since the last one.
+        """Shows the state if enough time has passed since the last update.
 
         Args:
             num_samples: samples done so far.
             nbytes: bytes done so far.
-            remark: anything to add.
+            remark: text at the end of the line.
         """
         now = time.monotonic()
         if now - self._shown_s >= self._interval_s:
@@ -70,11 +70,11 @@ class ProgressLine:
 
 
 def progress_text(label: str, done_of: tuple[int, int], nbytes: int, elapsed_s: float) -> str:
-    """The line: bar, counts, samples/s, bytes/s and the time left.
+    """Formats the line: bar, counts, samples/s, bytes/s and the time left.
 
     Args:
-        label: what is going on.
-        done_of: samples done, samples in all.
+        label: name of the work.
+        done_of: samples done, and the total.
         nbytes: bytes done.
         elapsed_s: seconds since the start.
     """
@@ -92,16 +92,16 @@ def progress_text(label: str, done_of: tuple[int, int], nbytes: int, elapsed_s: 
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as `1:02:03` or `2:03`."""
+    """Formats seconds as `1:02:03` or `2:03`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def bytes_text(nbytes: float) -> str:
-    """Bytes with a binary prefix, such as `1.50 GiB`: the unit of all that commands print.
+    """Formats bytes with a binary prefix, such as `1.50 GiB`: the unit of all printed amounts.
 
-    Options and settings are in GiB, so amounts and rates are, too.
+    Options and settings are in GiB, so printed amounts and rates are too.
     """
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(nbytes) < 1024:
@@ -111,5 +111,5 @@ def bytes_text(nbytes: float) -> str:
 
 
 def rate_text(nbytes_per_s: float) -> str:
-    """Bytes per second with a binary prefix, such as `1.50 GiB/s`."""
+    """Formats bytes per second with a binary prefix, such as `1.50 GiB/s`."""
     return f"{bytes_text(nbytes_per_s)}/s"

@@ -1,6 +1,6 @@
-"""How a command ends: exit codes of errors, and of signals that are raised as exceptions.
+"""Ends commands: exit codes of errors, and signals raised as exceptions.
 
-SIGTERM is one of them: Slurm sends it at the time limit, and unfinished files are to be removed.
+SIGTERM raises one because Slurm sends it at the time limit, and unfinished files must be removed.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ def _handle(handler: Callable[[int, Any], None]) -> None:
 
 
 def open_standard_streams() -> None:
-    """Opens those of standard input, output and error that the caller has closed, on nothing.
+    """Opens stdin, stdout and stderr on /dev/null if the caller closed them.
 
-    Else the first files to be opened get their numbers, and what a process says goes into them.
+    Otherwise the first files to be opened get their descriptors, and messages go into these files.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The system gives the lowest free number.
+            # The system assigns the lowest free number.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
@@ -78,26 +78,25 @@ def open_standard_streams() -> None:
 
 
 def keep_lines_whole() -> None:
-    """Has standard error take a line at a time: else other ranks' words get into the middle of it.
+    """Makes stderr write whole lines: otherwise lines of several ranks mix.
 
-    Python writes a sentence and the end of its line one after the other, and launchers put together
-    what comes from all ranks.
+    Python writes a text and its line feed separately, and launchers merge the output of all ranks.
     """
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(line_buffering=True, write_through=False)
 
 
 def ignore_signals() -> None:
-    """From here on neither Ctrl-C nor SIGTERM interrupts: the process is ending already."""
+    """Ignores Ctrl-C and SIGTERM from now on, because the process is ending already."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM end the process at once, in C code too; nothing is tidied up.
+    """Lets Ctrl-C and SIGTERM end the process at once, in C code too, without cleanup.
 
-    Elsewhere they are heard when a call returns, which MPI's start does not without the others.
+    By default Python handles a signal when the C call returns; MPI's start waits for all ranks.
     """
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
@@ -110,7 +109,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 def exit_code_of(error: BaseException | None) -> int:
-    """The exit code for an error: 2 wrong usage, 128 and more a signal, 1 any other, 0 none."""
+    """Returns the exit code: 0 success, 2 wrong usage, 128 and more a signal, 1 other errors."""
     if error is None:
         return 0
     if isinstance(error, Terminated):

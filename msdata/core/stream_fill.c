@@ -1,24 +1,24 @@
-/* Fills batch buffers from the page cache with stores that pass the CPU's caches by.
+/* Fills batch buffers from the page cache with stores that bypass the CPU's caches.
  *
- * Why C, in a project of Python: a batch is far larger than the caches, so an ordinary copy, the
- * kernel's too, first fetches every line of the destination from memory only to overwrite it.
- * Streaming stores do not, and no Python package offers them. So the kernel copies into a small buffer
- * that stays in the second-level cache, and from there the bytes are streamed to where they belong.
+ * Why C in a Python project: a batch is far larger than the caches, so an ordinary copy, also the
+ * kernel's, first fetches every line of the destination from memory only to overwrite it. Streaming
+ * stores do not, and no Python package offers them. So the kernel copies into a small buffer that
+ * stays in the second-level cache, and from there the bytes are streamed to their destination.
  * Against the better of bare preadv and bare row copies out of a memory map this reaches 0.85 to 1.0
- * on two cores, preadv straight into the batch 0.6 to 0.85. The module is optional: where it could not
- * be built, msdata uses that.
+ * on two cores, preadv straight into the batch 0.6 to 0.85. The module is optional: without it
+ * msdata uses preadv.
  *
  * fill(table, first, stop): table is int64 (rows, 4), C-contiguous, each row one array
  * of one sample:
  *     file descriptor, offset, bytes, address of the destination
- * Where the descriptor is SHARED_MEMORY, the "offset" is the address of bytes in mapped shared
- * memory: they are always there and are streamed to the destination at once.
- * It works on the rows [first, stop) without the GIL and returns the first row that it did not do
- * because its bytes are not in memory (or cannot be told to be): nothing here ever waits for a disk.
+ * If the descriptor is SHARED_MEMORY, the "offset" is the address of bytes in mapped shared memory,
+ * which are streamed to the destination at once.
+ * It processes the rows [first, stop) without the GIL and returns the first row whose bytes are not
+ * in memory, or not known to be: it never waits for a disk.
  *
- * Where the CPU can, another one, copy_crc32c(source, targets): streams a record that lies in memory
- * to the pieces where it belongs and gives its CRC32C, reckoned of the same registers: 20 us for 0.6 MB
- * on one core, where a copy and a checksum after it took 45.
+ * copy_crc32c(source, targets), on CPUs that support it: streams a record from memory to its pieces
+ * and returns its CRC32C, computed in the same pass: 20 us for 0.6 MB on one core; a copy followed by
+ * a checksum took 45.
  */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -32,7 +32,7 @@
 #endif
 
 #define BOUNCE_BYTES (384 * 1024) /* fits the second-level cache; 64 KiB was 10 % slower */
-#define DIRECT_BYTES (64 * 1024)  /* up to this, two copies cost more than the lines saved */
+#define DIRECT_BYTES (64 * 1024)  /* up to this size, a second copy costs more than it saves */
 #define SHARED_MEMORY INT64_MIN /* no descriptor, not even a wrong one */
 #define LINE 64
 #define INTERFACE 4 /* what msdata/loader/read.py expects; a copy built from older source is not used */
@@ -43,7 +43,7 @@ typedef struct {
 
 static _Thread_local char bounce[BOUNCE_BYTES + LINE] __attribute__((aligned(4096)));
 
-/* Streams whole lines to an aligned destination; chosen for this machine when the module loads. */
+/* Streams whole lines to an aligned destination; the module selects it for this CPU when it loads. */
 typedef void (*stream_lines_t)(char *target, const char *source, size_t num_lines);
 
 #if defined(__x86_64__)
@@ -75,7 +75,7 @@ static stream_lines_t choose_stream_lines(void)
 
 static void finish_streaming(void)
 {
-    _mm_sfence(); /* the lines are seen by whoever is told that the batch is done */
+    _mm_sfence(); /* makes the lines visible before the batch is reported as done */
 }
 #else
 static void copy_lines(char *target, const char *source, size_t num_lines)
@@ -98,7 +98,7 @@ static stream_lines_t stream_lines;
 static void stream_copy(char *target, const char *source, size_t nbytes)
 {
     if (nbytes == 0)
-        return; /* nothing may have no address */
+        return; /* an empty buffer may have no address */
     size_t head = -(uintptr_t)target & (LINE - 1);
     if (head > nbytes)
         head = nbytes;
@@ -118,7 +118,7 @@ static ssize_t read_in_memory(const row_t *row, int64_t done, char *into, int64_
 static int read_row(const row_t *row)
 {
     char *target = (char *)(uintptr_t)row->target;
-    /* A row that no file can have is left to Python, whose call fails with a reason. */
+    /* Python handles rows that no file can have: its call fails with a reason. */
     if (row->nbytes < 0)
         return 0;
     if (row->fd == SHARED_MEMORY) {
@@ -132,7 +132,7 @@ static int read_row(const row_t *row)
         return read_in_memory(row, 0, target, row->nbytes) == row->nbytes;
     for (int64_t done = 0; done < row->nbytes;) {
         int64_t left = row->nbytes - done;
-        /* As far from a line's start as the destination, so that both sides are aligned. */
+        /* Same offset within a line as the destination, so that both are aligned. */
         char *through = bounce + ((uintptr_t)(target + done) & (LINE - 1));
         ssize_t count =
             read_in_memory(row, done, through, left < BOUNCE_BYTES ? left : BOUNCE_BYTES);
@@ -196,8 +196,8 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_bytes(uint32_t crc, con
 }
 
 /* Bytes are a polynomial over GF(2); four lines of it are carried over the next four by
- * multiplication with x^2048 modulo the checksum's polynomial, so that in the end four lines are left
- * that have the remainder of all. Source: Gopal et al., "Fast CRC Computation for Generic Polynomials
+ * multiplication with x^2048 modulo the checksum's polynomial; the last four lines have the remainder
+ * of all. Source: Gopal et al., "Fast CRC Computation for Generic Polynomials
  * Using PCLMULQDQ Instruction", Intel 2009, section "Folding"; the constants are x^(2048+32) and
  * x^(2048-32) modulo 0x11EDC6F41, bits reversed, shifted by one. */
 __attribute__((target(FOLDING))) static uint32_t stream_folding(uint32_t crc, char *target,
@@ -274,11 +274,11 @@ static PyObject *copy_crc32c(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "y*O:copy_crc32c", &source, &given))
         return NULL;
-    pieces = PySequence_Fast(given, "targets are no sequence");
+    pieces = PySequence_Fast(given, "targets must be a sequence");
     if (pieces == NULL)
         goto end;
     if (PySequence_Fast_GET_SIZE(pieces) > MOST_PIECES) {
-        PyErr_Format(PyExc_ValueError, "more than %d pieces", MOST_PIECES);
+        PyErr_Format(PyExc_ValueError, "targets must be at most %d pieces", MOST_PIECES);
         goto end;
     }
     for (; num_targets < PySequence_Fast_GET_SIZE(pieces); num_targets++) {
@@ -306,7 +306,7 @@ end:
     return found;
 }
 
-/* The second one is left out where the CPU cannot do it. */
+/* CPUs without the instructions do not get copy_crc32c. */
 static PyMethodDef methods[] = {
     {"fill", fill, METH_VARARGS, "fill(table, first, stop) -> first row not done"},
     {"copy_crc32c", copy_crc32c, METH_VARARGS, "copy_crc32c(source, targets) -> CRC32C"},

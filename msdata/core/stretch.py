@@ -1,4 +1,4 @@
-"""From pixel values to the grey of a stamp: an asinh stretch whose range follows sky and noise.
+"""Maps pixel values to the gray of a stamp: an asinh stretch whose range follows sky and noise.
 
 Source: Lupton, Gunn and Szalay 1999, AJ 118, 1406, equation 3 (asinh magnitudes).
 """
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Counts that cannot be negative begin at their smallest value instead.
+# Counts that cannot be negative start at their smallest value instead.
 BLACK_SIGMA = -1.0
-# White is a bright pixel, but never so faint that mere noise fills the range.
+# White is a bright pixel, but never so faint that noise alone fills the range.
 WHITE_PERCENTILE = 99.8
 MIN_WHITE_SIGMA = 8.0
 # Linear up to about here, logarithmic beyond.
 SOFTENING_SIGMA = 3.0
 _MAD_TO_SIGMA = 1.4826
 STRETCH_TEXT = (
-    f"asinh stretch of each stamp on its own: black at median {BLACK_SIGMA:+g} sigma or the "
+    f"asinh stretch per stamp: black at median {BLACK_SIGMA:+g} sigma or the "
     f"smallest value, white at the {WHITE_PERCENTILE:g}th percentile (at least "
     f"{MIN_WHITE_SIGMA:+g} sigma), linear up to {SOFTENING_SIGMA:g} sigma; sigma from the median "
     "absolute deviation"
@@ -27,13 +27,13 @@ STRETCH_TEXT = (
 
 
 def stretch(image_HW: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values of a stamp.
+    """Computes the gray values of a stamp.
 
     Args:
-        image_HW: (height, width) of real numbers; NaN and infinities count for nothing.
+        image_HW: (height, width) of real numbers; NaN and infinities are ignored.
 
     Returns:
-        uint8 (height, width); 0 where a pixel is not finite, 128 throughout in a constant stamp.
+        uint8 (height, width); 0 for pixels that are not finite; 128 everywhere in a constant stamp.
     """
     values = image_HW.astype(np.float64)
     is_finite = np.isfinite(values)
@@ -50,12 +50,12 @@ def stretch(image_HW: NDArray[Any]) -> NDArray[np.uint8]:
     )
     with np.errstate(invalid="ignore"):
         scaled = (np.arcsinh((values - sky) / sigma / SOFTENING_SIGMA) - low) / (high - low)
-    grey: NDArray[np.uint8] = np.where(is_finite, np.clip(scaled, 0, 1) * 255, 0).astype(np.uint8)
-    return grey
+    gray: NDArray[np.uint8] = np.where(is_finite, np.clip(scaled, 0, 1) * 255, 0).astype(np.uint8)
+    return gray
 
 
 def sky_and_noise(finite: NDArray[np.float64]) -> tuple[float, float]:
-    """Median, and a standard deviation that bright pixels do not raise.
+    """Computes the median, and a standard deviation that bright pixels do not raise.
 
     Args:
         finite: pixels of any shape, without NaN or infinities.
@@ -66,7 +66,7 @@ def sky_and_noise(finite: NDArray[np.float64]) -> tuple[float, float]:
     sky = float(np.median(finite))
     sigma = _MAD_TO_SIGMA * float(np.median(np.abs(finite - sky)))
     if sigma == 0:
-        # Counts so few that most pixels are equal: the spread of what is not bright.
+        # So few counts that most pixels are equal: use the spread of the faint pixels.
         faint = finite[finite <= np.percentile(finite, 95)]
         sigma = float(faint.std()) or float(finite.std())
     return sky, sigma

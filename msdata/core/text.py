@@ -1,4 +1,4 @@
-"""Tables of text, in aligned columns."""
+"""Formats tables of text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from msdata.core.terminal import shown_line
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table in aligned columns: the first to the left, numbers to the right.
+    """Formats a table in aligned columns: the first to the left, numbers to the right.
 
     Args:
-        head: names of the columns; those that begin with "<" are aligned to the left.
+        head: names of the columns; a leading "<" aligns a column to the left.
         rows: the cells.
     """
     names = [name.lstrip("<") for name in head]

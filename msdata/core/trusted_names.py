@@ -1,8 +1,8 @@
-"""Names that files bring along: from a data set, a pack's plan, a list of sources.
+"""Checks names that come from files: a data set, the plan of a pack, a list of sources.
 
-Whoever made such a file may be a stranger, and what it names is opened, written or removed. So a
-name of a split or shard is one plain component of a path, a source's path stays below its folder,
-and what is written lies below its folder after all links are followed. Everything else is refused.
+Such files are untrusted, and the files that they name are opened, written or removed. So the name
+of a split or shard must be one plain component of a path, a source's path must stay below its
+folder, and a file to write must lie below its folder after all links are followed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msdata.errors import DataError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Letters and digits of any language: a split may be named after a catalogue's column.
+# Letters and digits of any language: a catalog's column may name the splits.
 _NAME = re.compile(r"\w[\w.-]*")
 # The file systems' limit is 255; a shard's temporary and index files have longer names.
 MAX_NAME_BYTES = 200
@@ -31,24 +31,24 @@ def is_plain_name(name: object) -> bool:
     """Whether a name is a single plain part of a path, such as `[A-Za-z0-9_][A-Za-z0-9_.-]*`.
 
     Args:
-        name: what a file says; anything but text is none.
+        name: a value from a file; only text can be a name.
     """
     if not isinstance(name, str) or name.startswith("-"):
         return False
-    # Identifiers too, for accents that are characters of their own.
+    # Identifiers too: they allow combining accents.
     is_plain = _NAME.fullmatch(name) is not None or name.replace("-", "_").isidentifier()
     return is_plain and len(name.encode()) <= MAX_NAME_BYTES
 
 
 def check_shard_names(path: Path, shards: Iterable[tuple[object, object]]) -> None:
-    """Refuses a file that names splits or shards which are not plain, or a shard twice.
+    """Refuses names of splits or shards that are not plain, and shards named twice.
 
     Args:
         path: the file, for the message.
         shards: (split, name) of each shard.
 
     Raises:
-        DataError: a name is not plain.
+        DataError: a name is not plain, or a shard is named twice.
     """
     seen: set[tuple[object, object]] = set()
     for split, name in shards:
@@ -65,10 +65,10 @@ def check_shard_names(path: Path, shards: Iterable[tuple[object, object]]) -> No
 
 
 def check_source_paths(path: Path, paths: pa.ChunkedArray) -> None:
-    """Refuses paths of objects that leave the objects' folder.
+    """Refuses object paths that leave the objects' folder.
 
     Args:
-        path: the file that holds them, for the message.
+        path: the file that contains them, for the message.
         paths: text, relative to the objects' folder.
 
     Raises:
@@ -78,7 +78,7 @@ def check_source_paths(path: Path, paths: pa.ChunkedArray) -> None:
     import pyarrow.compute as pc
 
     if not (pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type)):
-        raise DataError(f"{path}: its paths are {paths.type} instead of text; pack again")
+        raise DataError(f"{path}: paths must be text, got {paths.type}; pack again")
     is_unsafe = pc.fill_null(pc.match_substring_regex(paths, _UNSAFE_PATH), True)
     first = pc.index(is_unsafe, True).as_py()
     if first >= 0:
@@ -91,11 +91,11 @@ def check_source_paths(path: Path, paths: pa.ChunkedArray) -> None:
 def check_below(folder: Path, path: Path) -> None:
     """Refuses a path whose folder is not below `folder` once links are followed.
 
-    The last component is left out: it is renamed over or removed, which never follows a link.
+    Ignores the last component: it is renamed over or removed, which never follows a link.
 
     Args:
-        folder: where everything has to be; it may itself be reached by links.
-        path: what is to be written or removed.
+        folder: the folder that must contain the path; links may lead to it.
+        path: the file to be written or removed.
 
     Raises:
         UsageError: a link leads out of the folder.
@@ -109,13 +109,13 @@ def check_below(folder: Path, path: Path) -> None:
 
 
 def check_regular(*paths: Path) -> None:
-    """Refuses FIFOs, devices and sockets in the place of files: reading them may never end.
+    """Refuses FIFOs, devices and sockets: reading them may block for ever.
 
     Args:
-        paths: those that are missing, or that may not be looked at, are left to their readers.
+        paths: files; skips missing and inaccessible ones, which their readers report.
 
     Raises:
-        DataError: one is there and not a regular file.
+        DataError: one is not a regular file.
     """
     for path in paths:
         with suppress(OSError):
@@ -125,6 +125,6 @@ def check_regular(*paths: Path) -> None:
 
 
 def short(found: object) -> str:
-    """What a file says, as a Python literal and not too long: control characters are escaped."""
+    """Formats a value from a file as a short Python literal, control characters escaped."""
     text = ascii(found)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,1 +1,1 @@
-"""The format on disk: manifest, index, shards, and the data set that they make."""
+"""The format on disk: manifest, index and shards, and the data set made of them."""

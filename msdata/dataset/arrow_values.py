@@ -1,4 +1,4 @@
-"""Arrow's columns as NumPy arrays with no value changed: integers beside nulls stay integers."""
+"""Converts Arrow's columns to NumPy arrays exactly: integers beside nulls stay integers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MAX_EXACT = 1 << 53
 
 
 def arrow_values(part: pa.Array) -> NDArray[Any]:
-    """The values of an Arrow array, none of them changed, in its own memory where possible.
+    """Returns the exact values of an Arrow array, without a copy if possible.
 
-    Arrow's `to_numpy` makes doubles of integers beside nulls, and imports pandas where there is
-    one, which costs every process that loads data 26 MiB and a third of a second.
+    Arrow's `to_numpy` turns integers beside nulls into doubles, and imports pandas if it is
+    installed, which costs every loading process 26 MiB and a third of a second.
 
     Args:
-        part: numbers, truth values; what else NumPy has a type for goes through `to_numpy`.
+        part: numbers or truth values; other types go through `to_numpy`.
 
     Returns:
         (n,); nulls are NaN among floats, NaT among times, None among objects. Integers and truth
@@ -55,7 +55,7 @@ def arrow_values(part: pa.Array) -> NDArray[Any]:
 
 
 def _bits(buffer: Any, part: pa.Array) -> NDArray[np.bool_]:
-    """A bitmap of an Arrow array, one truth value for each of its values."""
+    """Unpacks a bitmap of an Arrow array: one truth value per value."""
     skipped = part.offset % 8
     packed = np.frombuffer(buffer, np.uint8)[part.offset // 8 :]
     bits = np.unpackbits(packed, bitorder="little", count=skipped + len(part))
@@ -63,15 +63,15 @@ def _bits(buffer: Any, part: pa.Array) -> NDArray[np.bool_]:
 
 
 def masked_values(values: NDArray[Any], is_null: NDArray[np.bool_]) -> NDArray[Any]:
-    """Values of which some are null, as a `numpy.ma.MaskedArray`.
+    """Masks null values in a `numpy.ma.MaskedArray`.
 
     Args:
         values: (n,), integers, truth values or text.
         is_null: bool (n,).
 
     Returns:
-        (n,), of the same type. Below the mask is an integer that no catalogue holds: the type's
-        lowest, of unsigned ones the highest; False or "" of others.
+        (n,), dtype of `values`. The masked values are integers that no catalog holds: the lowest of
+        the type, the highest of an unsigned type; False or "" for other types.
     """
     kind = values.dtype.kind
     absent: Any = {"b": False, "U": ""}.get(kind)
@@ -85,10 +85,10 @@ def masked_values(values: NDArray[Any], is_null: NDArray[np.bool_]) -> NDArray[A
 
 
 def cast_exactly(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Values as another type of numbers; null becomes NaN.
+    """Casts values to another type of numbers; null becomes NaN.
 
     Raises:
-        UsageError: a value would change.
+        UsageError: the cast would change a value.
     """
     if values.dtype.kind not in "biuf":
         raise UsageError("holds no numbers; read it with table()")

@@ -1,10 +1,9 @@
 """Writes a stream of small buffers to a file in large aligned blocks, past the page cache.
 
-A page that is new to the page cache costs the kernel more than all our own work on it: measured
-here (Linux 6.18, ext4 in a virtual machine), two processes that read 4,000 objects and write their
-bytes take 5 to 12 s of system time through the cache and 0.5 s past it (`O_DIRECT`). What is packed
-is more than memory holds anyway. What a file system refuses to take past the cache, be it all or
-the last block, goes through it.
+A new page in the page cache costs the kernel more time than all our own work on it: two processes
+that read 4,000 objects and write their bytes take 5 to 12 s of system time through the cache and
+0.5 s past it (`O_DIRECT`; measured on Linux 6.18, ext4 in a virtual machine). Packed data exceed
+the memory anyway. Data that the file system refuses to take past the cache go through it.
 """
 
 from __future__ import annotations
@@ -21,23 +20,22 @@ from typing import Any
 
 from msdata.dataset.shard import pwrite_all
 
-# Blocks end at multiples of this, so that the page cache, where it is used, takes 2 MiB folios: a
-# reader maps each with one page fault instead of five hundred, and reads 1.5 times as fast.
+# Blocks end at multiples of this, so that the page cache, if used, takes 2 MiB folios: a reader
+# maps each with one page fault instead of five hundred, and reads 1.5 times as fast.
 _ALIGNMENT = 2 << 20
 _BLOCK = 8 << 20
-# O_DIRECT asks for less of offset, length and memory nearly everywhere. But several streams of one
-# file must not meet in a page either, half of which one would write through the cache and another
-# past it.
+# O_DIRECT needs less alignment nearly everywhere. But two streams of one file must not share a page
+# either: one would write half of it through the cache, the other half past it.
 _DIRECT_ALIGNMENT = mmap.PAGESIZE
-# What a file system says that wants other alignment, or nothing past the cache at all.
+# Errors of file systems that need another alignment, or do not support O_DIRECT.
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
 _NUM_BLOCKS = 2
 
 
 class _Blocks:
-    """Memory of this process's streams: what has been touched is worth keeping between them.
+    """Pool of blocks for this process's streams: mapped pages are worth reusing.
 
-    It goes back to the system with the last open stream, for who packs in a notebook stays.
+    The last stream to close frees the pool, because a notebook process lives on after packing.
     """
 
     def __init__(self) -> None:
@@ -46,27 +44,27 @@ class _Blocks:
         self._num_streams = 0
 
     def open_stream(self) -> mmap.mmap:
-        """Counts a stream; gives its first block."""
+        """Counts a stream; returns its first block."""
         block = self.take()
         with self._lock:
             self._num_streams += 1
         return block
 
     def take(self) -> mmap.mmap:
-        """A block that nobody else has."""
+        """Returns an unused block."""
         with self._lock:
             if self._spare:
                 return self._spare.pop()
-        # Private: a shared one would be that of forked processes, too, which may write as well.
+        # Private: forked processes, which may write too, would share a shared one.
         return mmap.mmap(-1, _BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def give(self, block: mmap.mmap) -> None:
-        """Takes a block back."""
+        """Returns a block to the pool."""
         with self._lock:
             self._spare.append(block)
 
     def close_stream(self, blocks: Iterable[mmap.mmap]) -> None:
-        """Takes the last blocks of a stream back."""
+        """Returns the last blocks of a stream to the pool."""
         with self._lock:
             self._num_streams -= 1
             self._spare += blocks
@@ -78,13 +76,13 @@ _blocks = _Blocks()
 
 
 class BlockWriter:
-    """Appends buffers to a file from an offset on; a thread writes while the next block fills.
+    """Appends buffers to a file, starting at an offset; a thread writes while the next block fills.
 
-    After an error it takes no more: close it. It belongs to the process that made it.
+    Close it after an error. Use it only in the process that made it.
 
     Args:
         fd: the file, open for reading and writing.
-        offset: where the first byte goes.
+        offset: offset of the first byte.
     """
 
     def __init__(self, fd: int, offset: int = 0) -> None:
@@ -99,10 +97,10 @@ class BlockWriter:
         self._closed = False
 
     def append(self, buffers: Sequence[Any]) -> None:
-        """Adds buffers to the stream; they are copied.
+        """Copies buffers to the end of the stream.
 
         Raises:
-            OSError: the file system refused, this block or one before.
+            OSError: the file system refused this block or an earlier one.
         """
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
@@ -115,7 +113,7 @@ class BlockWriter:
                     self._hand_over()
 
     def flush(self) -> None:
-        """Writes what is held back, and waits for all writes.
+        """Writes the last block, and waits for all writes.
 
         Raises:
             OSError: the file system refused.
@@ -127,15 +125,15 @@ class BlockWriter:
         self._filled, self._room = 0, _room_at(self._offset)
 
     def close(self) -> None:
-        """Gives the memory back; whatever is not flushed is lost. Closing twice is harmless."""
+        """Frees the memory and drops unflushed data. Closing twice is harmless."""
         if self._closed:
-            # A block given back twice would be two streams' at a time.
+            # Two streams would share a block that is returned twice.
             return
         self._closed = True
         if self._thread is not None:
-            # The file is not closed, nor the memory given away, under a write that is under way.
+            # Wait for a write in flight before closing the file and freeing its memory.
             self._thread.shutdown(cancel_futures=True)
-        # After an error the block at hand is also one of those handed over.
+        # After an error the current block is also in `_writing`.
         left = {id(block): block for block in (self._block, *(b for _, b in self._writing))}
         self._writing.clear()
         _blocks.close_stream(left.values())
@@ -164,15 +162,15 @@ class BlockWriter:
             done = self._write_direct(view, offset)
             if done < nbytes:
                 pwrite_all(self._fd, [view[done:]], offset + done)
-                # Has the disk begin at once, so that the last flush finds little left.
+                # Starts writeback now, so that the last flush is short.
                 with suppress(OSError):
                     os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
     def _write_direct(self, view: memoryview, offset: int) -> int:
-        """Writes what can go past the cache; returns how many bytes from the beginning."""
+        """Writes as many bytes as possible past the cache; returns their number."""
         end = view.nbytes - view.nbytes % _DIRECT_ALIGNMENT if self._direct_fd >= 0 else 0
         done = 0
-        # A short write, as before a full disk, may end where no direct one can go on.
+        # A short write, as on a full disk, may end at an unaligned offset.
         while done < end and done % _DIRECT_ALIGNMENT == 0:
             try:
                 written = os.pwritev(self._direct_fd, [view[done:end]], offset + done)
@@ -187,12 +185,12 @@ class BlockWriter:
 
 
 def _room_at(offset: int) -> int:
-    """Bytes of the block that begins at `offset`: it ends at a multiple of the alignment."""
+    """Returns the size of the block at `offset`: it ends at a multiple of the alignment."""
     return _BLOCK - offset % _ALIGNMENT
 
 
 def _direct_fd(fd: int) -> int:
-    """The same file, open past the page cache; -1 where its file system cannot."""
+    """Opens the file again past the page cache; returns -1 if its file system refuses."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT)
     except OSError:

@@ -1,6 +1,6 @@
 """A packed data set, opened: its schema, its splits, its table, single samples.
 
-Opening reads `dataset.json` and the index's footer only; columns are read when asked for.
+Opening reads `dataset.json` and the footer of the index; columns are read on demand.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         path: the data set's folder.
 
     Raises:
-        UsageError: there is no data set.
-        DataError: it is damaged, or an array and a column have one name.
+        UsageError: `path` is not a data set.
+        DataError: it is damaged, or an array and a column share a name.
         StorageError: the file system refused.
     """
     manifest = read_manifest(Path(path))
-    # Absolute: neither chdir nor another process may make another folder of it.
+    # Absolute, so that neither chdir nor another process changes its meaning.
     folder = Path(path).absolute()
     index = IndexFile(folder, manifest)
     own = fixed_columns(manifest.schema)
@@ -51,31 +51,31 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
 
 def _reopen(path: Path, fingerprint: str, split: str | None = None) -> Dataset | Split:
-    """Opens again what was pickled.
+    """Reopens a pickled data set or split.
 
     Raises:
-        DataError: another data set lies there now.
+        DataError: the folder holds another data set now.
     """
     data = open_dataset(path)
     if data.manifest.fingerprint != fingerprint:
         raise DataError(
-            f"{path} is another data set than the one that was pickled (fingerprint "
-            f"{data.manifest.fingerprint}, expected {fingerprint}); open it again where it is used"
+            f"{path} is another data set than the one that was pickled: fingerprint "
+            f"{data.manifest.fingerprint}, expected {fingerprint}; open it again where it is used"
         )
     return data if split is None else data.split(split)
 
 
 def as_row(number: Any, count: int, place: str) -> int:
-    """The row that an index means; negative ones count from the end.
+    """Converts an index to a row; negative ones count from the end.
 
     Args:
-        number: anything that is an integer.
-        count: rows.
-        place: what has them, for the message.
+        number: any kind of integer.
+        count: number of rows.
+        place: name of the table, for the message.
 
     Raises:
-        TypeError: it is no integer.
-        IndexError: there is no such row.
+        TypeError: `number` is not an integer.
+        IndexError: the row does not exist.
     """
     try:
         row = operator.index(number)
@@ -89,9 +89,9 @@ def as_row(number: Any, count: int, place: str) -> int:
 
 
 class Dataset:
-    """A packed data set; make one with `msdata.open`.
+    """A packed data set; open one with `msdata.open`.
 
-    May be pickled, as its splits: whoever unpickles it opens the files again.
+    It and its splits can be pickled: unpickling opens the files again.
 
     Attributes:
         path: its folder, absolute.
@@ -121,14 +121,14 @@ class Dataset:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The whole index: one row a sample, split by split."""
+        """The whole index: one row per sample, split by split."""
         return self._index.read_all()
 
     def split(self, name: str) -> Split:
-        """One split.
+        """Returns one split.
 
         Raises:
-            UsageError: there is none of that name.
+            UsageError: the data set has no split of this name.
         """
         if name not in self.splits:
             raise UsageError(f"{self.path} has no split {name!r}; it has {', '.join(self.splits)}")
@@ -140,7 +140,7 @@ class Dataset:
         return self.manifest.num_samples
 
     def __getitem__(self, number: int) -> Sample:
-        """One sample by its row in `table`; see `Split.__getitem__`."""
+        """Reads one sample by its row in `table`; see `Split.__getitem__`."""
         row = as_row(number, len(self), str(self.path))
         for name in self.splits:
             split = self.split(name)
@@ -161,7 +161,7 @@ class Split:
     """One split of a data set.
 
     Attributes:
-        dataset: the data set it belongs to.
+        dataset: the data set that contains it.
         name: its name.
         shards: its shards, in the order of its samples.
     """
@@ -193,7 +193,7 @@ class Split:
 
     @property
     def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (shards,), bytes that each shard's samples take in a cache."""
+        """int64 (shards,), bytes of each shard's samples in a cache."""
         return self.shard_sizes * self.sample_nbytes
 
     @property
@@ -210,17 +210,17 @@ class Split:
         return sum(s.num_samples for s in self.shards)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Columns of the index for this split's samples; all of them for None.
+        """Reads columns of the index for this split's samples; all of them for None.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: a column does not exist.
         """
         if columns is not None:
             self.check_columns(columns)
         return self._index.read(self.name, self._index.column_names if columns is None else columns)
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raises UsageError unless these are names of the index's columns, in a list."""
+        """Raises UsageError unless `columns` is a list of names of the index's columns."""
         if isinstance(columns, str):
             raise UsageError(
                 f"columns must be a list of names, got {columns!r}; give [{columns!r}]"
@@ -230,17 +230,17 @@ class Split:
         self._index.check_columns(columns)
 
     def numbers(self, column: str, dtype: Any = np.float64) -> NDArray[Any]:
-        """One column of numbers as an array (samples,); null becomes NaN.
+        """Reads one column of numbers as an array (samples,); null becomes NaN.
 
         Raises:
-            UsageError: there is no such column of numbers, or the dtype cannot hold its values:
-                integers beyond 2**53 as float64, nulls or fractions as integers.
+            UsageError: the column does not exist or holds no numbers, or the dtype cannot hold its
+                values: integers beyond 2**53 as float64, nulls or fractions as integers.
         """
         return self._index.read_numbers(self.name, column, dtype)
 
     @cached_property
     def spans(self) -> Spans:
-        """Where the samples' arrays lie.
+        """Places of the samples' arrays.
 
         Raises:
             DataError: the index places an array outside of its shard.
@@ -263,46 +263,46 @@ class Split:
         return make_spans(self.shard_sizes, len(arrays), read)
 
     def column_type(self, column: str) -> pa.DataType:
-        """Arrow's type of a column of the index.
+        """Returns Arrow's type of a column of the index.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: the column does not exist.
         """
         return self._index.column_type(column)
 
     def column_parts(self, column: str) -> Iterator[pa.Array]:
-        """One column, a part of the rows at a time, so that it is never held twice.
+        """Yields one column in parts, so that memory never holds it twice.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: the column does not exist.
         """
         return self._index.column_parts(self.name, column)
 
     @property
     def files(self) -> ShardFiles:
-        """The shards' open files; others after a fork, whose lock another thread may have held."""
+        """The shards' open files; new ones after a fork: a thread may have held the lock."""
         if self._files is None or self._files_pid != os.getpid():
             self._files = ShardFiles(self.shard_paths, [s.nbytes for s in self.shards])
             self._files_pid = os.getpid()
         return self._files
 
     def sample_id(self, number: int) -> str:
-        """The id of one sample, by its row within the split."""
+        """Returns the id of one sample, by its row within the split."""
         return str(self._index.read_value(self.name, number, "sample_id"))
 
     def __getitem__(self, number: int) -> Sample:
-        """One sample, checked against its checksum.
+        """Reads one sample and checks its checksum.
 
         Args:
-            number: row within the split; negative counts from the end.
+            number: row within the split; negative ones count from the end.
 
         Returns:
-            The arrays by name, and the sample's columns of the index by theirs.
+            The sample's arrays and its columns of the index, by name.
 
         Raises:
-            TypeError: the number is no integer.
-            IndexError: there is no such sample.
-            DataError: its shard is missing, truncated or altered.
+            TypeError: the number is not an integer.
+            IndexError: the sample does not exist.
+            DataError: its shard is missing, truncated or corrupt.
         """
         row = as_row(number, len(self), f"split {self.name!r}")
         values = self._index.read_row(self.name, row)
@@ -317,9 +317,8 @@ class Split:
         found = crc32c_of_parts(sample.values())
         if found != values["crc32c"]:
             raise DataError(
-                f"{file.path}: sample {values['sample_id']} was altered (checksum {found:08x}, "
-                f"the index says {values['crc32c']:08x}); run 'msdata verify --repair "
-                f"{self.dataset.path}'"
+                f"{file.path}: sample {values['sample_id']} is corrupt: CRC32C {found:08x}, "
+                f"expected {values['crc32c']:08x}; run 'msdata verify --repair {self.dataset.path}'"
             )
         return {**sample, **values}
 

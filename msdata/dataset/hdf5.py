@@ -1,12 +1,11 @@
-"""HDF5 shards: one dataset an array, its samples one after the other, in the index's order.
+"""HDF5 shards: one dataset per array, its samples in the order of the index.
 
-Against tar: h5py and every HDF5 tool read them, no headers between samples; the price is one read
-an array instead of one a sample. Array bytes are written past the library, at the offsets that it
-reserved: h5py makes the skeleton, `pwrite` fills it, and the loader reads there without HDF5.
+Compared with tar: h5py and every HDF5 tool read them, and they have no headers between samples; but
+a sample needs one read per array instead of one in total. h5py makes the skeleton, `pwrite` writes
+the pixels at the offsets that h5py reserved, and the loader reads them there without HDF5.
 
-The skeleton is made in memory, in a file without a name and with holes for the pixels: h5py ends
-the process by a segmentation fault where it cannot write (h5py 3.16 on a full disk), and locks
-files, which some file systems refuse.
+The skeleton is a file in memory with holes for the pixels, because h5py crashes if it cannot write
+(h5py 3.16 on a full disk), and locks files, which some file systems refuse.
 
 Source: HDF5 File Format Specification 3.0, storage of contiguous and of chunked datasets.
 """
@@ -35,9 +34,9 @@ from msdata.schema import Schema, Survey
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
 _ALIGNMENT = 4096
-# What HDF5 takes for itself of a sample of an array, at most.
+# Largest overhead of HDF5 per array of a sample.
 _FRAME_NBYTES = 64
-# Datasets up to this size are held in memory while others move.
+# Datasets up to this size wait in memory while others move.
 _HELD_BYTES = 1 << 20
 # float64 holds every integer up to here.
 _MAX_EXACT = 1 << 53
@@ -54,13 +53,13 @@ def _h5py() -> Any:
 
 
 class Hdf5ShardWriter:
-    """Writes one HDF5 shard whose number of samples may turn out smaller than announced.
+    """Writes one HDF5 shard with at most `max_samples` samples.
 
     Args:
         path: final name.
         schema: the arrays.
-        max_samples: room to reserve; rejected samples leave no hole.
-        chunked: one chunk a sample instead of one contiguous block an array.
+        max_samples: samples to reserve space for; rejected samples leave no holes.
+        chunked: one chunk per sample instead of one contiguous block per array.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Hdf5ShardWriter:
             self._fd, self._partial = temporary.fd, temporary.path
         except OSError as error:
             raise storage_error("write", path, error) from error
-        # Samples of a dataset lie one after the other, so each dataset is a stream of its own.
+        # The samples of a dataset are contiguous, so each dataset has its own stream.
         self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
 
     def append(self, record: Record) -> None:
@@ -110,7 +109,7 @@ class Hdf5ShardWriter:
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
     def abort(self) -> None:
-        """Removes what was written; silent, for it follows on an error that says more."""
+        """Removes the unfinished shard; silent, because it follows another error."""
         with suppress(OSError):
             self._close()
         with suppress(OSError):
@@ -119,7 +118,7 @@ class Hdf5ShardWriter:
     def _close(self) -> None:
         for stream in self._streams:
             stream.close()
-        # Marked first: closing twice might hit another thread's file of the same number.
+        # Cleared first: closing twice might close another thread's file of the same number.
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -132,10 +131,10 @@ def _skeleton(
     records: Sequence[tuple[str, dict[str, Any]]],
     chunked: bool,
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """A shard without pixels, in memory; and the offsets (samples, arrays) reserved for them.
+    """Makes a shard without pixels in memory.
 
     Yields:
-        Descriptor and offsets.
+        Its descriptor, and the offsets reserved for the pixels, int64 (samples, arrays).
 
     Raises:
         OSError: the system refused.
@@ -151,13 +150,13 @@ def _skeleton(
 def _check_limit(
     schema: Schema, num_samples: int, records: Sequence[tuple[str, dict[str, Any]]]
 ) -> None:
-    """Refuses what gets larger than a file may be, since h5py does not survive to be told so."""
+    """Refuses shards above the limit of file sizes, which would crash h5py."""
     most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if most == resource.RLIM_INFINITY:
         return
     wanted = num_samples * (schema.sample_nbytes + _FRAME_NBYTES * len(schema.arrays))
     if records:
-        # Texts are as long as the longest; two of them, and a number for each label.
+        # Two texts, padded to the longest one, and a number per label.
         wanted += num_samples * max(
             len(metadata_text(metadata)) + len(name.encode()) + 8 * len(metadata)
             for name, metadata in records
@@ -174,13 +173,13 @@ def _make_skeleton(
     chunked: bool,
 ) -> NDArray[np.int64]:
     h5py = _h5py()
-    # libver 1.10 brings the chunk index that needs no B-tree walk; times would differ run by run.
+    # libver 1.10 has the chunk index without a B-tree; no times, which would differ run by run.
     with (
         _system_errors(),
         h5py.File(
             path,
             "w",
-            # Lays out as the usual driver, which does not take files without a name.
+            # Same layout as the default driver, which does not accept files without a name.
             driver="stdio",
             locking=False,
             libver=("v110", "v110"),
@@ -204,7 +203,7 @@ def _make_skeleton(
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """Makes an OSError of what the system refuses while h5py closes a file."""
+    """Turns h5py's RuntimeError about a system error on closing into an OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -215,7 +214,7 @@ def _system_errors() -> Iterator[None]:
 
 
 def _reserve(h5py: Any, file: Any, array: Survey, num_samples: int, chunked: bool) -> Any:
-    """Creates a dataset whose space is allocated at once and never filled."""
+    """Creates a dataset with space allocated now and never filled."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -249,12 +248,12 @@ def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.i
 
     dataset.id.chunk_iter(note)
     if bool((np.diff(offsets) != nbytes).any()):
-        raise DataError(f"h5py placed the chunks of {dataset.name} apart; use a contiguous layout")
+        raise DataError(f"h5py scattered the chunks of {dataset.name}; use a contiguous layout")
     return offsets
 
 
 def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Stores ids, labels and further metadata as one dataset a name."""
+    """Stores ids, labels and other metadata, one dataset per name."""
     ids = [sample_id.encode() for sample_id, _ in records]
     _create_column(file, "sample_id", np.array(ids, dtype=f"S{max(map(len, ids))}"))
     texts = [metadata_text(metadata) for _, metadata in records]
@@ -269,15 +268,15 @@ def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> 
 
 
 def label_column(values: Sequence[Any]) -> tuple[NDArray[Any], Any] | None:
-    """Numbers as a dataset holds them, none of them changed.
+    """Converts numbers exactly to the array of a dataset.
 
     Args:
-        values: of all samples; None for null.
+        values: values of all samples; None for null.
 
     Returns:
-        The array (samples,), and what stands for null in it: None for floats, whose null is NaN,
-        and where there is none; the lowest int64 or int8 (truth values), the highest uint64. None
-        in place of both where no type holds all values, as text, which stand in `json` alone.
+        The array (samples,), and its value for null: the lowest int64 or int8 (truth values), the
+        highest uint64; None for floats, whose null is NaN, and without nulls. None in place of both
+        if no type holds all values, such as text: only `json` holds these.
     """
     present = [v for v in values if v is not None]
     if any(not isinstance(v, (int, float)) for v in present):
@@ -309,10 +308,10 @@ def _create_column(file: Any, name: str, values: NDArray[Any]) -> None:
 def frame_ranges(
     offsets: NDArray[np.int64], sizes: Sequence[int], nbytes: int
 ) -> list[tuple[int, int]]:
-    """The byte ranges [start, stop) of a file that belong to no array, in file order.
+    """Lists the byte ranges [start, stop) between the arrays of a file, in file order.
 
     Args:
-        offsets: int64 (samples, arrays), where each array begins.
+        offsets: int64 (samples, arrays), offset of each array.
         sizes: bytes of each array.
         nbytes: size of the file.
     """
@@ -329,11 +328,10 @@ def frame_ranges(
 def _move_down(
     fd: int, old: NDArray[np.int64], new: NDArray[np.int64], sizes: Sequence[int]
 ) -> None:
-    """Moves arrays to where the smaller skeleton has them.
+    """Moves arrays to their places in the smaller skeleton.
 
-    Datasets move front to back, so that nothing is overwritten before it has moved. That holds for
-    those that keep their order and never move up; HDF5 puts small ones anywhere, so these wait in
-    memory meanwhile.
+    Datasets move front to back, so that none is overwritten before it has moved: large ones keep
+    their order and never move up. HDF5 places small ones anywhere, so they wait in memory.
     """
     held: list[tuple[int, bytes]] = []
     moved_to = 0
@@ -355,7 +353,7 @@ def _move_down(
 
 
 def _copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
-    """Copies what is not pixels from the skeleton into the shard; returns its CRC32C."""
+    """Copies everything except pixels from the skeleton into the shard; returns its CRC32C."""
     crc = 0
     for start, stop in ranges:
         while start < stop:

@@ -1,10 +1,10 @@
-"""`index.parquet`: one row a sample, in the order of splits, shards and positions in the shard.
+"""`index.parquet`: one row per sample, in the order of splits, shards and positions in the shard.
 
-Columns that every index has: `sample_id` (string), `split` (string), `shard` (int32, number within
+Every index has the columns `sample_id` (string), `split` (string), `shard` (int32, number within
 the split), `offset_{array}` (int64, first byte of the array in the shard), `nbytes` (int64, all
 arrays), `crc32c` (uint32, over the arrays in the schema's order), `missing_bands` (string,
-"galex.FUV" and so on, comma between), `filled_{array}` and `nan_{array}` (int32, pixels). After
-them come the numbers of the objects' dicts and the catalogue's columns, such as `redshift`.
+such as "galex.NUV,galex.FUV"), `filled_{array}` and `nan_{array}` (int32, pixels). Then follow
+the numbers of the objects' dicts and the catalog's columns, such as `redshift`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 FILE_NAME = "index.parquet"
-# Small enough that one split is read without its neighbours, large enough for fast columns.
+# Small enough to read one split without its neighbors, large enough for fast columns.
 _ROW_GROUP_ROWS = 1 << 17
 _CURE = "restore it or pack again"
-
-
-# What a batch has beside arrays and columns, of `Loader(last="pad")` and `Loader(weights=...)`.
+# Names in a batch besides arrays and columns: `Loader(last="pad")` and `Loader(weights=...)`.
 BATCH_NAMES = ("is_real", "repeat")
 
 
 def fixed_columns(schema: Schema) -> tuple[str, ...]:
-    """Names of the columns that every index of this schema has, in order."""
+    """Names the columns of every index with this schema, in order."""
     return _index_columns(schema.names)
 
 
@@ -59,7 +57,7 @@ def _index_columns(arrays: Sequence[str]) -> tuple[str, ...]:
 
 
 def _kinds(schema: Schema) -> dict[str, str]:
-    """Kind of each of the `fixed_columns`, for `open_table`."""
+    """Returns the kind of each of the `fixed_columns`, for `open_table`."""
     texts = ("sample_id", "split", "missing_bands")
     return {n: "text" if n in texts else "integer" for n in fixed_columns(schema)}
 
@@ -69,21 +67,21 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
 
     Args:
         folder: the data set.
-        table: one row a sample with the columns of `fixed_columns(schema)` and any others; rows of
-            a split stand together, in the order of its shards and of the samples in them.
+        table: one row per sample with the columns of `fixed_columns(schema)` and any others, in
+            the order of splits, shards and samples.
         schema: the arrays of every sample.
 
     Returns:
         SHA-256 of the file, for the manifest.
 
     Raises:
-        UsageError: a column is missing, or a split's rows are torn apart.
+        UsageError: a column is missing, or the rows of a split or shard are not contiguous.
         StorageError: the file system refused.
     """
     found = set(table.column_names)
     missing = [name for name in fixed_columns(schema) if name not in found]
     if missing:
-        raise UsageError(f"the index lacks the columns {', '.join(missing)}")
+        raise UsageError(f"the index must have the columns {', '.join(missing)}")
     parts = split_rows(table)
     shards = table.column("shard").to_numpy()
     if any(bool((np.diff(shards[start:stop]) < 0).any()) for _, start, stop in parts):
@@ -94,10 +92,10 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
 
 
 def split_rows(table: pa.Table) -> list[tuple[str, int, int]]:
-    """The rows [start, stop) of each split, in order.
+    """Finds the rows [start, stop) of each split, in order.
 
     Raises:
-        UsageError: a split's rows are torn apart.
+        UsageError: the rows of a split are not contiguous.
     """
     encoded = table.column("split").combine_chunks().dictionary_encode()
     codes = np.asarray(encoded.indices)
@@ -110,7 +108,7 @@ def split_rows(table: pa.Table) -> list[tuple[str, int, int]]:
 
 
 def write_table(path: Path, table: pa.Table, parts: Sequence[tuple[str, int, int]]) -> None:
-    """Writes a Parquet file whose row groups end where the parts end."""
+    """Writes a Parquet file in which no row group crosses the end of a part."""
     import pyarrow.parquet as pq
 
     dictionaries = [f.name for f in table.schema if str(f.type) in ("string", "large_string")]
@@ -132,12 +130,12 @@ def write_table(path: Path, table: pa.Table, parts: Sequence[tuple[str, int, int
 
 
 def sources_sha256(table: pa.Table) -> str:
-    """Checksum of what `sources.parquet` says of each sample, for `dataset.json`.
+    """Computes the checksum of `sources.parquet` for `dataset.json`.
 
-    The folder that was packed is left out: a data set's fingerprint must not depend on it.
+    Leaves out the path of the packed folder: a data set's fingerprint must not depend on it.
 
     Args:
-        table: `sample_id` and `path` (text) and `row` (integers).
+        table: columns `sample_id` and `path` (text) and `row` (integers).
     """
     import pyarrow as pa
 
@@ -149,7 +147,7 @@ def sources_sha256(table: pa.Table) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """Computes the SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -157,13 +155,13 @@ def file_sha256(path: Path) -> str:
 def read_rows(
     file: pq.ParquetFile, start: int, stop: int, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Rows [start, stop) of a Parquet file, from the row groups that hold them.
+    """Reads rows [start, stop) of a Parquet file, from the row groups that hold them.
 
     Args:
         file: the open file.
         start: first row.
         stop: the row after the last.
-        columns: names of columns; all of them for None.
+        columns: names of columns; None for all.
     """
     groups: list[int] = []
     first = before = 0
@@ -182,10 +180,10 @@ def check_names(arrays: Sequence[str], columns: Iterable[str] = ()) -> None:
 
     Args:
         arrays: names of a sample's arrays.
-        columns: further names that are taken, such as the catalogue's columns.
+        columns: other names in use, such as the catalog's columns.
 
     Raises:
-        UsageError: an array has a reserved name, or that of a column.
+        UsageError: an array has a reserved name or the name of a column.
     """
     taken = {*_index_columns(arrays), *BATCH_NAMES, *columns}
     for name in arrays:
@@ -197,22 +195,22 @@ def check_names(arrays: Sequence[str], columns: Iterable[str] = ()) -> None:
 
 
 class IndexFile:
-    """The open index: reads columns when asked, a split at a time, never all at once.
+    """The open index: reads columns on demand, one split per read.
 
     Args:
         folder: the data set.
-        manifest: its manifest, which the index has to agree with.
-        is_verified: its checksum was compared with the manifest's already.
+        manifest: its manifest, which the index must agree with.
+        is_verified: the caller has compared its checksum with the manifest's already.
 
     Raises:
-        DataError: the file is missing, damaged, or of another data set.
+        DataError: the file is missing, damaged, or belongs to another data set.
         StorageError: the file system refused.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
         self.path = folder / FILE_NAME
         try:
-            # Before anything parses it: 0.03 s per million rows.
+            # Before Arrow parses it: 0.03 s per million rows.
             if not is_verified:
                 self._check_sha256(manifest.index_sha256)
             self._file = open_table(
@@ -220,7 +218,7 @@ class IndexFile:
             )
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{self.path} is missing; {_CURE}") from None
-        # Arrow builds it at each look, which takes a while for thousands of columns.
+        # Arrow rebuilds it per access, which is slow for thousands of columns.
         self._schema = self._file.schema_arrow
         self._fixed = frozenset(fixed_columns(manifest.schema))
         self._row_groups = self._split_row_groups(manifest)
@@ -268,8 +266,8 @@ class IndexFile:
                 group += 1
             if left:
                 raise DataError(
-                    f"{self.path}: the rows of split {name!r} do not end with a row group; "
-                    "write it with msdata.dataset.index.write_index"
+                    f"{self.path}: a row group must end with the rows of split {name!r}; write the "
+                    "index with msdata.dataset.index.write_index"
                 )
         return groups
 
@@ -283,12 +281,12 @@ class IndexFile:
             )
 
     def read(self, split: str, columns: Sequence[str]) -> pa.Table:
-        """Columns of one split, in the order of its samples."""
+        """Reads columns of one split, in the order of its samples."""
         self.check_columns(columns)
         return self._read_groups(self._row_groups[split], columns)
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows [start, stop) of the whole table; reads only the row groups that hold them."""
+        """Reads rows [start, stop) of the whole table, from the row groups that hold them."""
         with reading(self.path, _CURE):
             table = read_rows(self._file, start, stop, columns)
             table.validate(full=True)
@@ -297,17 +295,17 @@ class IndexFile:
         return table
 
     def read_all(self) -> pa.Table:
-        """The whole table."""
+        """Reads the whole table."""
         return self._read_groups(range(self._file.metadata.num_row_groups), self.column_names)
 
     def read_numbers(self, split: str, column: str, dtype: Any) -> NDArray[Any]:
-        """One column of one split as an array, read group by group to keep memory low.
+        """Reads one column of one split as an array, group by group to keep memory low.
 
         Nulls become NaN in a float dtype.
 
         Raises:
-            UsageError: it is not a column of numbers, or the dtype cannot hold a value.
-            DataError: the same, of a column that every index has.
+            UsageError: the column holds no numbers, or the dtype cannot hold a value.
+            DataError: likewise, if every index has this column.
         """
         self.check_columns([column])
         kind = np.dtype(dtype)
@@ -328,25 +326,25 @@ class IndexFile:
         return values
 
     def column_type(self, column: str) -> pa.DataType:
-        """Arrow's type of a column."""
+        """Returns Arrow's type of a column."""
         self.check_columns([column])
         return self._schema.field(column).type
 
     def column_parts(self, split: str, column: str) -> Iterator[pa.Array]:
-        """One column of one split, a row group at a time, so that it is never held twice.
+        """Yields one column of one split by row groups, so that memory never holds it twice.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the index is damaged.
         """
         self.check_columns([column])
         for group in self._row_groups[split]:
             yield self._read_group(group, [column]).column(0).combine_chunks()
 
     def _read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of one row group, checked."""
+        """Reads columns of one row group and checks them."""
         with reading(self.path, _CURE):
             table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
-            # Texts too: what is not UTF-8 fails later, and far from here.
+            # Validates texts too: invalid UTF-8 would fail later, far from here.
             table.validate(full=True)
         fixed = [name for name in columns if name in self._fixed]
         num_rows = self._file.metadata.row_group(group).num_rows
@@ -354,7 +352,7 @@ class IndexFile:
         return table
 
     def read_value(self, split: str, row: int, column: str) -> Any:
-        """One value; for errors, which need one and may not have the memory for more."""
+        """Reads one value, for error messages: they need one and may lack memory for more."""
         group, row = self._group_and_row(split, row)
         return self._read_group(group, [column]).column(0)[row].as_py()
 
@@ -367,7 +365,7 @@ class IndexFile:
         raise IndexError(f"row {row} past the end of split {split!r}")
 
     def read_row(self, split: str, row: int) -> dict[str, Any]:
-        """One row of a split; reads the row group that holds it, unless it was the last one."""
+        """Reads one row of a split; keeps the last row group in memory."""
         group, row = self._group_and_row(split, row)
         number, table = self._last_group
         if number != group:

@@ -1,4 +1,4 @@
-"""`dataset.json`: what a data set is, apart from its samples; its presence marks a complete one."""
+"""`dataset.json` describes a data set; it exists only if the data set is complete."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 
 FILE_NAME = "dataset.json"
-# Beside it: where each sample came from, and what was left out.
+# Beside it: the source of each sample, and the rejected objects.
 SOURCES_NAME = "sources.parquet"
 REJECTED_NAME = "rejected.csv"
 FORMAT_VERSION = 1
 CONTAINERS = ("tar", "hdf5")
 _CURE = "restore it or pack again"
-# Sums of bytes stay far within 64 bits.
+# Keeps sums of bytes far below 64 bits.
 _MAX_NBYTES = 1 << 61
-# Eleven octal digits say a member's size, its header included.
+# A tar header gives a member's size in eleven octal digits.
 _MAX_TAR_NBYTES = 8**11 - 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One shard as the manifest lists it.
+    """The manifest's entry of one shard.
 
     Attributes:
-        split: the split it belongs to, also its folder.
+        split: its split, which is also its folder.
         name: file name inside that folder.
         num_samples: samples in it.
         nbytes: size of the file.
-        frame_crc32c: CRC32C of all bytes that belong to no array, in file order.
+        frame_crc32c: CRC32C of all bytes between the arrays, in file order.
     """
 
     split: str
@@ -49,7 +49,7 @@ class ShardInfo:
 
     @property
     def relative_path(self) -> str:
-        """Path below the data set's folder."""
+        """Path relative to the data set's folder."""
         return f"{self.split}/{self.name}"
 
 
@@ -61,9 +61,9 @@ class Manifest:
         container: "tar" or "hdf5".
         schema: the arrays of every sample.
         shards: all shards, split by split, in the order of the index's rows.
-        seed: what splits, shards and their order were drawn with.
+        seed: seed of splits, shards and their order.
         index_sha256: SHA-256 of `index.parquet`.
-        provenance: how it was made; no times, no hosts, so equal input gives equal bytes.
+        provenance: how it was made; without times and hosts, so equal input gives equal bytes.
     """
 
     container: str
@@ -75,7 +75,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
-            raise UsageError(f"container {self.container!r} is none of {', '.join(CONTAINERS)}")
+            raise UsageError(
+                f"container must be one of {', '.join(CONTAINERS)}, got {self.container!r}"
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -89,7 +91,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Names the data set's content: equal for equal samples in equal shards."""
+        """Identifies the content: equal for equal samples in equal shards."""
         return fingerprint_of(self._content())
 
     def _content(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Manifest:
         }
 
     def write(self, folder: Path) -> None:
-        """Writes `dataset.json`, the last step of making a data set.
+        """Writes `dataset.json`, the last step of packing.
 
         Raises:
             StorageError: the file system refused.
@@ -128,7 +130,7 @@ class Manifest:
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """Sixteen digits that tell one JSON object from another."""
+    """Returns sixteen hexadecimal digits that identify a JSON object."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(canonical).hexdigest()[:16]
 
@@ -140,8 +142,8 @@ def read_manifest(folder: Path) -> Manifest:
         folder: the data set.
 
     Raises:
-        UsageError: there is no data set.
-        DataError: the file is damaged or of a later format.
+        UsageError: `folder` is not a data set.
+        DataError: the file is damaged or has a later format.
         StorageError: the file system refused.
     """
     path = folder / FILE_NAME
@@ -160,7 +162,7 @@ def _absence(folder: Path) -> str:
         return f"{folder} does not exist; check the path"
     if (folder / ".pack").exists():
         return f"{folder} is half packed; run the same 'msdata pack' with --resume"
-    return f"{folder} is no data set: it has no {FILE_NAME}; make one with 'msdata pack'"
+    return f"{folder} is not an msdata dataset: {FILE_NAME} not found; make one with 'msdata pack'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,7 @@ class _SplitFields:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fields:
-    """What `Manifest._content` writes."""
+    """The fields that `Manifest._content` writes."""
 
     format: Literal["msdata"]
     format_version: Count
@@ -195,7 +197,7 @@ class _Fields:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsFields:
-    """What is read of a pack's settings, here and in the plan of an unfinished pack."""
+    """The settings of a pack that readers use, here and in an unfinished pack's plan."""
 
     IGNORES_UNKNOWN = True
 
@@ -207,7 +209,7 @@ class SettingsFields:
 
 @dataclass(frozen=True, kw_only=True)
 class _Provenance:
-    """What is read of a pack's provenance."""
+    """The provenance of a pack that readers use."""
 
     IGNORES_UNKNOWN = True
 
@@ -229,7 +231,7 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
     found["provenance"].read_as(_Provenance)
     names = ((split, s.name) for split, entry in fields.splits.items() for s in entry.shards)
     check_shard_names(path, names)
-    # Of what is written, not of what was read: counts are written twice.
+    # Of the written text, not of the parsed fields: counts are written twice.
     content = {name: value for name, value in found.value.items() if name != "fingerprint"}
     if fields.fingerprint != (fingerprint := fingerprint_of(content)):
         raise DataError(
@@ -258,7 +260,7 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
 
 
 def _check_sizes(found: JsonValue, fields: _Fields) -> None:
-    """Holds counts that are written twice against each other, and samples against shards."""
+    """Compares counts that are written twice, and sizes of samples with those of shards."""
     sample_nbytes, nbytes = fields.schema.sample_nbytes, 0
     if fields.container == "tar" and sample_nbytes >= _MAX_TAR_NBYTES:
         found.refuse(f"samples of less than {_MAX_TAR_NBYTES} bytes in tar shards")

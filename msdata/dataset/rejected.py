@@ -1,4 +1,4 @@
-"""Reads `rejected.csv`: the objects that a pack left out, for three modules that ask of them."""
+"""Reads `rejected.csv`, the objects that a pack left out; three rooms use it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ COLUMNS = ("sample_id", "path", "row", "reason")
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An object that was left out.
+    """A rejected object.
 
     Attributes:
         sample_id: its id.
-        path: its file, below the source's folder.
-        row: its row there.
-        reason: why.
+        path: its file, relative to the source's folder.
+        row: its row in the file.
+        reason: why it was rejected.
     """
 
     sample_id: str
@@ -33,13 +33,13 @@ class Rejected:
 
 
 def read_rejected(path: Path) -> Iterator[Rejected]:
-    """The rows of a `rejected.csv`, one at a time.
+    """Yields the rows of a `rejected.csv`.
 
     Args:
         path: the file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file does not exist.
         DataError: it is damaged.
         StorageError: the file system refused.
     """

@@ -1,4 +1,4 @@
-"""What all shard containers share: the record that goes in and the summary that comes out."""
+"""Shared by all shard containers: the records that go in and the summary that comes out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Record:
         sample_id: its id, unique in the data set.
         arrays: C-contiguous little-endian arrays in the schema's order.
         crc32c: checksum over the arrays' bytes in that order.
-        metadata: what the sample's JSON member says; plain values that JSON holds.
+        metadata: content of the sample's JSON member.
     """
 
     sample_id: str
@@ -33,11 +33,11 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What is known of a finished shard.
+    """Summary of a finished shard.
 
     Attributes:
         nbytes: size of the file.
-        frame_crc32c: checksum of all bytes that belong to no array, in file order.
+        frame_crc32c: CRC32C of all bytes between the arrays, in file order.
         offsets: int64 (samples, arrays), file offset of each array's first byte.
     """
 
@@ -47,7 +47,7 @@ class ShardSummary:
 
 
 class ShardWriter(Protocol):
-    """Writes records in order; the shard gets its name in `finish`."""
+    """Writes records in order; `finish` gives the shard its name."""
 
     def append(self, record: Record) -> None:
         """Adds one sample.
@@ -64,15 +64,15 @@ class ShardWriter(Protocol):
         """
 
     def abort(self) -> None:
-        """Removes what was written."""
+        """Removes the unfinished shard."""
 
 
-# `json.dumps` would make an encoder a call, since it is told of separators.
+# `json.dumps` with separators would make one encoder per call.
 _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> bytes:
-    """A sample's metadata as shards hold it: JSON without spaces.
+    """Encodes a sample's metadata for shards: JSON without spaces.
 
     Raises:
         ValueError: a number is not finite.
@@ -81,15 +81,15 @@ def metadata_text(metadata: Mapping[str, Any]) -> bytes:
 
 
 def array_views(record: Record) -> list[memoryview]:
-    """The arrays' bytes, without copies, in the schema's order."""
+    """Returns the arrays' bytes, without copies, in the schema's order."""
     return [memoryview(array.reshape(-1).view(np.uint8).data) for array in record.arrays]
 
 
 def pwrite_all(fd: int, buffers: Sequence[Any], offset: int) -> int:
-    """Writes all buffers at `offset`, going on after short writes.
+    """Writes all buffers at `offset`, continuing after short writes.
 
     Returns:
-        The bytes written.
+        The number of bytes.
     """
     total = sum(memoryview(b).nbytes for b in buffers)
     done = os.pwritev(fd, buffers, offset)

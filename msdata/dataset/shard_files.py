@@ -1,4 +1,4 @@
-"""Open shards, as few as needed: a data set may have more shards than a process may open files."""
+"""Opens shards, a limited number: a data set may have more shards than a process may open files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from typing import Any
 from msdata.core.files import storage_error
 from msdata.errors import DataError, StorageError
 
-# More open files than this make nothing faster.
+# More open files bring no gain.
 _MAX_OPEN = 512
-# Parts of the process's limit of open files, usually 1,024: what is kept open beyond its use, and
-# what each of the batches in flight may hold, of which there are a few.
+# Parts of the process's limit of open files, usually 1,024: files kept open after use, and files
+# that each of the few batches in flight may hold.
 _SHARE_KEPT = 4
 _SHARE_HELD = 28
-# Reads with this flag give what is in memory and never wait for a disk.
+# Reads with this flag return data in memory and never wait for a disk.
 NOWAIT = os.RWF_NOWAIT
-# A FIFO in a shard's place is told by its size, without waiting for its writer.
+# Nonblocking, so that opening a FIFO in a shard's place does not wait; its size reveals it.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ShardFile:
-    """One open shard; closed when nobody holds it any more.
+    """One open shard; closed with its last reference.
 
     Args:
         path: the file.
-        nbytes: the size it has to have.
+        nbytes: its required size.
 
     Raises:
         DataError: it is missing or of another size.
@@ -52,9 +52,9 @@ class ShardFile:
         return os.fstat(self.fd).st_size
 
     def read_now(self, buffers: Sequence[Any], offset: int) -> bool:
-        """Fills the buffers if all their bytes are in memory; says whether it did.
+        """Fills the buffers if all their bytes are in memory; returns whether it did.
 
-        Where the file system cannot tell, the answer is no. Never waits for a disk.
+        Returns False if the file system cannot say. Never waits for a disk.
         """
         try:
             return os.preadv(self.fd, buffers, offset, NOWAIT) == sum(map(len, buffers))
@@ -62,16 +62,16 @@ class ShardFile:
             return False
 
     def announce(self, offset: int, nbytes: int) -> None:
-        """Tells the kernel that these bytes will be read soon; returns at once."""
+        """Tells the kernel to read these bytes ahead; returns at once."""
         with suppress(OSError):
             os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, buffers: Sequence[Any], offset: int) -> None:
-        """Fills the buffers with the bytes from `offset` on.
+        """Fills the buffers with the bytes at `offset`.
 
         Args:
             buffers: writable buffers, filled one after the other.
-            offset: where the bytes begin.
+            offset: offset of the first byte.
 
         Raises:
             DataError: the file ends too early.
@@ -86,7 +86,7 @@ class ShardFile:
             raise storage_error("read", self.path, error) from error
 
     def _read_rest(self, buffers: Sequence[Any], offset: int, done: int) -> None:
-        """Goes on after a short read; the common case never comes here."""
+        """Continues after a short read, which is rare."""
         start = 0
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
@@ -111,7 +111,7 @@ def _stat_size(path: Path) -> int:
 
 
 def _check_size(path: Path, nbytes: int, look: Callable[[], int]) -> None:
-    """Raises unless `look` finds the shard there, and as large as it has to be."""
+    """Raises unless `look` finds the shard with the required size."""
     try:
         found = look()
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _check_size(path: Path, nbytes: int, look: Callable[[], int]) -> None:
 
 
 def size_sentence(path: Path, found: int, expected: int) -> str:
-    """What to say of a shard whose size is wrong."""
+    """Words the message for a shard with a wrong size."""
     if found < expected:
         fact = f"{expected - found} bytes short of its index: it was truncated"
     else:
@@ -134,15 +134,15 @@ def size_sentence(path: Path, found: int, expected: int) -> str:
 
 
 class ShardFiles:
-    """Opens shards when they are asked for and keeps the last few hundred open.
+    """Opens shards on demand and keeps the last few hundred open.
 
     Args:
         paths: the shards.
-        nbytes: the size each has to have.
-        max_open: how many to keep open; None goes by the process's limit of open files.
+        nbytes: the required size of each.
+        max_open: number of files to keep open; None derives it from the process's limit.
 
     Attributes:
-        max_held: files that each user should hold at once at most.
+        max_held: number of files that each user should hold at most.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def path(self, number: int) -> Path:
-        """Where a shard lies."""
+        """Returns the path of a shard."""
         return self._paths[number]
 
     def open(self, number: int) -> ShardFile:
-        """The open file of a shard; stays open for as long as the caller holds it.
+        """Returns the open file of a shard; it stays open while the caller holds it.
 
         Raises:
             DataError: it is missing or of another size.
@@ -171,7 +171,7 @@ class ShardFiles:
         return self.open_all((number,))[number]
 
     def open_all(self, numbers: Iterable[int]) -> dict[int, ShardFile]:
-        """The open files of several shards, by number; see `open`."""
+        """Returns the open files of several shards, by number; see `open`."""
         files = {}
         with self._lock:
             for number in numbers:
@@ -192,7 +192,7 @@ class ShardFiles:
         except StorageError as error:
             if error.errno != errno.EMFILE:
                 raise
-        # Others need the process's files too; it works without those that nobody reads.
+        # Other code needs descriptors too: give up the shards that are not in use.
         self._open.clear()
         return ShardFile(self._paths[number], self._nbytes[number])
 

@@ -1,9 +1,9 @@
-"""Where each sample's arrays lie, kept small: a 4.3-million-row index must fit beside the ring.
+"""Compact places of all samples' arrays: those of 4.3 million samples must fit beside the ring.
 
-In a contiguous HDF5 shard an array's offset grows by a constant from sample to sample, and so it
-does in a tar whose JSON members take equally many blocks, as they nearly always do. So two numbers
-a shard and array say it all; where the records of a tar differ in length, one offset a sample is
-kept beside them, and where even that does not do, all offsets are.
+The offset of an array grows by a constant from sample to sample in a contiguous HDF5 shard, and in
+a tar whose JSON members take equally many blocks, as they nearly always do. So `Spans` keeps two
+numbers per shard and array; if the records of a tar differ in length, also one offset per sample;
+and all offsets if even that does not describe them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Spans:
         start: int64 (shards,), first sample of each shard.
         distance: int64 (shards, arrays), offset of each array in the shard's sample 0; less the
             first array's where `first` is kept.
-        growth: int64 (shards, arrays), by how much that changes from sample to sample.
-        first: int64 (samples,), offset of the first array, where it grows by no constant.
-        full: int64 (samples, arrays), all offsets, where nothing does.
+        growth: int64 (shards, arrays), growth of that offset from sample to sample.
+        first: int64 (samples,), offset of the first array, unless its growth is constant.
+        full: int64 (samples, arrays), all offsets, unless the growth within samples is constant.
     """
 
     num_samples: int
@@ -42,17 +42,17 @@ class Spans:
         return self.num_samples
 
     def shards(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Position in the split's list of the shard of each sample, int64 (n,)."""
+        """Returns the position of each sample's shard in the split's list, int64 (n,)."""
         return np.searchsorted(self.start, samples, side="right") - 1
 
     def offsets(
         self, samples: NDArray[np.int64], shards: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """Offsets of the arrays of some samples.
+        """Returns the offsets of the arrays of some samples.
 
         Args:
             samples: int64 (n,), numbers within the split.
-            shards: what `shards` gives for them, where that is known already.
+            shards: result of `shards` for them, if known.
 
         Returns:
             int64 (n, arrays).
@@ -70,12 +70,12 @@ class Spans:
 def make_spans(
     shard_sizes: NDArray[np.int64], num_arrays: int, read: Callable[[int], NDArray[np.int64]]
 ) -> Spans:
-    """Spans from the index's columns, read one at a time to keep memory low.
+    """Makes spans from the index's columns, read one by one to keep memory low.
 
     Args:
         shard_sizes: int64 (shards,), samples of each shard.
         num_arrays: arrays of a sample.
-        read: gives the int64 (samples,) offsets of array number a.
+        read: returns the int64 (samples,) offsets of array number a.
     """
     start = np.cumsum(shard_sizes) - shard_sizes
     num_samples = int(shard_sizes.sum())
@@ -109,16 +109,16 @@ def outside(
     shard_nbytes: NDArray[np.int64],
     nbytes: int,
 ) -> tuple[int, int] | None:
-    """The first shard in which an array does not lie, and an offset of it that shows so.
+    """Finds the first shard that an array exceeds, and an offset that shows so.
 
     Args:
-        offsets: int64 (samples,), where the array begins, shard by shard.
+        offsets: int64 (samples,), offset of the array, shard by shard.
         shard_sizes: int64 (shards,), samples of each.
         shard_nbytes: int64 (shards,), bytes of each.
         nbytes: bytes of the array.
 
     Returns:
-        (shard, offset); None where all lie inside.
+        (shard, offset); None if all arrays lie inside.
     """
     used = np.flatnonzero(shard_sizes)
     if not len(used):
@@ -139,7 +139,7 @@ def _fit(
     sizes: NDArray[np.int64],
     out: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> bool:
-    """Writes each shard's first value and growth; says whether they describe all values."""
+    """Writes each shard's first value and growth; returns whether they describe all values."""
     distance, growth = out
     for shard, (begin, size) in enumerate(zip(start.tolist(), sizes.tolist(), strict=True)):
         values = column[begin : begin + size]
@@ -152,10 +152,10 @@ def _fit(
 
 
 def constant_gaps(schema: Schema, spans: Spans) -> list[int] | None:
-    """Bytes between one array of a sample and the next, where they are the same for all samples.
+    """Returns the bytes between a sample's arrays, if they are equal for all samples.
 
     Returns:
-        int (arrays - 1,); None where they differ, or where an array does not follow the one before.
+        int (arrays - 1,); None if they differ, or if the arrays of a sample are not in order.
     """
     if spans.full is not None or not len(spans):
         return None

@@ -1,10 +1,11 @@
 """WebDataset tar shards: a sample's arrays as `.npy` members, then its JSON member.
 
-Against HDF5: any tar or WebDataset tool reads them, a sample lies in one piece, and DALI has an
-index beside each; the price is 0.7 % of headers. The layout of a record is the same for every
-sample (headers of fixed length, arrays first), so one scattering read fetches all arrays of one.
+Compared with HDF5: any tar or WebDataset tool reads them, a sample is contiguous, and DALI has an
+index beside each shard; headers take 0.7 %. All records have the same layout (headers of fixed
+length, arrays first), so one scattered read fetches all arrays of a sample.
 
-Source: POSIX.1-2001 ustar interchange format; the WebDataset convention (key up to the first dot).
+Source: POSIX.1-2001 ustar interchange format; the WebDataset convention (key up to the first dot);
+NumPy Enhancement Proposal 1, version 1.0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import numpy as np
 from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error, write_whole
 from msdata.dataset.block_writer import BlockWriter
-from msdata.dataset.npy import npy_header
 from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text
 from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
@@ -33,21 +33,40 @@ INDEX_SUFFIX = ".idx"
 _BLOCK = 512
 _NAME_BYTES = 100
 _END = bytes(2 * _BLOCK)
-# The file is made longer in steps, ahead of what is written: writes that lengthen it one by one
-# take a third more system time (ext4). A hole costs nothing, and the end cuts it off.
+# The file grows in steps ahead of the writes: writes that extend it one by one take a third more
+# system time (ext4). A hole costs nothing, and `finish` cuts it off.
 _RESERVE = 128 << 20
 _SIZE_AT = slice(124, 136)
 _CHECKSUM_AT = slice(148, 156)
 _DALI_INDEX_VERSION = "v1.2"
-# No owner, no time: equal input gives equal bytes.
+# Without owner and time: equal input gives equal bytes.
 _MODE = 0o644
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_ALIGNMENT = 64
+
+
+def npy_header(array: Survey) -> bytes:
+    """Makes the `.npy` header of one array; NumPy's own has no fixed length.
+
+    Args:
+        array: the array's shape and dtype.
+
+    Returns:
+        Magic, version, length and the padded dict literal; a multiple of 64 bytes long.
+    """
+    shape = repr(tuple(array.shape))
+    text = f"{{'descr': '{array.dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    unpadded = len(_NPY_MAGIC) + 2 + len(text) + 1
+    padded = -(-unpadded // _NPY_ALIGNMENT) * _NPY_ALIGNMENT
+    body = text + " " * (padded - unpadded) + "\n"
+    return _NPY_MAGIC + len(body).to_bytes(2, "little") + body.encode("latin1")
 
 
 def member_key(sample_id: str) -> str:
-    """The sample's id as the first part of its members' names.
+    """Encodes the sample's id as the first part of its members' names.
 
     WebDataset ends the key at the first dot, and a slash would make folders: both are
-    percent-encoded, as is everything that is not plain ASCII.
+    percent-encoded, like everything that is not plain ASCII.
     """
     return quote(sample_id, safe="-_+=@,").replace(".", "%2E")
 
@@ -58,7 +77,7 @@ def _padding(nbytes: int) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _header_template(nbytes: int) -> tuple[bytes, bytes, int]:
-    """A ustar header between name and checksum, behind it, and the sum with a blank checksum."""
+    """Returns a ustar header up to its checksum, after it, and the sum with a blank checksum."""
     info = tarfile.TarInfo("")
     info.size, info.mode, info.mtime = nbytes, _MODE, 0
     blank = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
@@ -126,8 +145,8 @@ class TarShardWriter:
             os.ftruncate(self._fd, nbytes)
             self._reserved = nbytes
         except OSError:
-            # A limit of files' sizes that the shard may yet keep, or no room where there are no
-            # holes: the writes will say so if they meet it.
+            # A limit of file sizes that the shard may not reach, or a full disk without sparse
+            # files: the writes raise if they fail too.
             self._reserved = sys.maxsize
 
     def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str, int]:
@@ -174,7 +193,7 @@ class TarShardWriter:
         )
 
     def abort(self) -> None:
-        """Removes what was written; silent, for it follows on an error that says more."""
+        """Removes the unfinished shard; silent, because it follows another error."""
         with suppress(OSError):
             self._close()
         with suppress(OSError):
@@ -182,19 +201,19 @@ class TarShardWriter:
 
     def _close(self) -> None:
         self._blocks.close()
-        # Marked first: closing twice might hit another thread's file of the same number.
+        # Cleared first: closing twice might close another thread's file of the same number.
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def dali_index_path(shard: Path) -> Path:
-    """Where the DALI index of a tar shard lies."""
+    """Returns the path of a tar shard's DALI index."""
     return shard.with_suffix(INDEX_SUFFIX)
 
 
 def dali_index_text(lines: Sequence[str]) -> bytes:
-    """The content of a DALI index.
+    """Formats a DALI index.
 
     Args:
         lines: `dali_line` of each sample.
@@ -204,7 +223,7 @@ def dali_index_text(lines: Sequence[str]) -> bytes:
 
 
 def dali_members(schema: Schema) -> list[tuple[str, int, int]]:
-    """(suffix, bytes before the pixels, bytes in all) of each array's member."""
+    """Lists (suffix, bytes before the pixels, total bytes) of each array's member."""
     heads = [len(npy_header(a)) for a in schema.arrays]
     return [
         (f"{a.name}.npy", head, head + a.nbytes)
@@ -218,13 +237,13 @@ def dali_line(
     offsets: Sequence[int],
     json_span: tuple[int, int],
 ) -> str:
-    """One sample's line in the DALI index: suffix, place, bytes and name of each member.
+    """Formats a sample's line in the DALI index: suffix, offset, bytes and name of each member.
 
     Args:
         key: the sample's `member_key`.
         members: `dali_members` of the schema.
-        offsets: where each array's bytes begin.
-        json_span: where the JSON text begins, and its bytes.
+        offsets: offset of each array.
+        json_span: offset and bytes of the JSON text.
     """
     parts = [
         f"{suffix} {offset - head} {nbytes} {key}.{suffix}"
@@ -234,31 +253,31 @@ def dali_line(
 
 
 def array_head(sample_id: str, array: Survey) -> bytes:
-    """What stands before an array's bytes: the member's header and that of the `.npy`."""
+    """Returns the bytes before an array: the headers of the tar member and of the `.npy`."""
     npy = npy_header(array)
     name = f"{member_key(sample_id)}.{array.name}.npy".encode()
     return _member_header(name, _header_template(len(npy) + array.nbytes)) + npy
 
 
 def json_header(sample_id: str, nbytes: int) -> bytes:
-    """The tar header of a sample's JSON member of `nbytes` bytes."""
+    """Returns the tar header of a sample's JSON member of `nbytes` bytes."""
     return _member_header(f"{member_key(sample_id)}.json".encode(), _header_template(nbytes))
 
 
 def json_distance(schema: Schema) -> int:
-    """Bytes from the beginning of a sample's last array to the header of its JSON member."""
+    """Returns the bytes from the start of a sample's last array to its JSON member's header."""
     last = schema.arrays[-1]
     return last.nbytes + _padding(len(npy_header(last)) + last.nbytes)
 
 
 def member_nbytes(header: bytes | bytearray) -> int | None:
-    """The size that a member's tar header says; None where it is damaged."""
+    """Reads the size from a member's tar header; None if it is damaged."""
     digits = header[_SIZE_AT].rstrip(b"\0 ")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
 def record_nbytes(schema: Schema, json_bytes: int) -> int:
-    """Bytes of one record in a tar, for dividing samples into shards.
+    """Computes the bytes of one record in a tar, to divide samples into shards.
 
     Args:
         schema: the arrays.

@@ -1,4 +1,4 @@
-"""The data card of a packed data set: what it is, where from, what was done, how to check it."""
+"""Writes the data card of a packed data set: contents, origin, processing, checksums."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from msdata.errors import UsageError
 from msdata.schema import Survey
 
 CARD_NAME = "CARD.md"
-# Files whose SHA-256 the card gives: they hold the checksums of everything else.
+# The card gives the SHA-256 of these files, which contain the checksums of all others.
 SUMMED_FILES = (
     "dataset.json",
     "index.parquet",
@@ -28,7 +28,7 @@ SUMMED_FILES = (
     "statistics.json",
 )
 _MAX_REASONS = 12
-# Who made the pixels, by array of the usual schema.
+# Origin of the pixels, by array of the default schema.
 IMAGING = {
     "panstarrs": (
         "Pan-STARRS 1, 3-pi survey",
@@ -47,27 +47,27 @@ IMAGING = {
     ),
 }
 UNKNOWN = "not stated"
-# What begins code, emphasis, a link or a cell; `<` and `&` become entities.
+# Characters that start code, emphasis, a link or a cell; `<` and `&` become entities.
 _ACTING = re.compile(r"[\\`*\[\]|~]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardText:
-    """What only people know.
+    """Facts that the user supplies; None if not given.
 
     Attributes:
-        name: of the data set.
-        description: a sentence or two.
-        licence: name or address of the terms; None where nobody has said.
-        url: where it is to be had.
+        name: name of the data set.
+        description: one or two sentences.
+        license: name or URL of the terms.
+        url: URL of the data set.
         creator: a person or a group.
         published: date, YYYY-MM-DD.
-        cite: how to cite it.
+        cite: the citation.
     """
 
     name: str
     description: str | None = None
-    licence: str | None = None
+    license: str | None = None
     url: str | None = None
     creator: str | None = None
     published: str | None = None
@@ -75,11 +75,11 @@ class CardText:
 
     def __post_init__(self) -> None:
         if self.published is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", self.published):
-            raise UsageError(f"--published {self.published!r} is no date; write YYYY-MM-DD")
+            raise UsageError(f"--published must be a date YYYY-MM-DD, got {self.published!r}")
 
 
 def count_rejected(folder: Path) -> Counter[str]:
-    """How many objects were rejected for which kind of reason; numbers and names are left out.
+    """Counts the rejected objects by kind of reason, without numbers and names.
 
     Args:
         folder: the data set.
@@ -99,7 +99,7 @@ def count_rejected(folder: Path) -> Counter[str]:
 
 
 def default_description(info: DatasetInfo) -> str:
-    """A sentence on what the samples are."""
+    """Describes the samples in a sentence."""
     schema = info.manifest.schema
     arrays = ", ".join(f"{a.name} ({'x'.join(map(str, a.shape))})" for a in schema.arrays)
     labels = " with redshifts" if info.redshifts is not None else ""
@@ -112,13 +112,13 @@ def card_lines(
     sums: Mapping[str, str],
     report: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """The card as Markdown; no times, no hosts, so equal data give equal cards.
+    """Yields the card as Markdown; without times and hosts, so equal data give equal cards.
 
     Args:
-        info: what `msdata info` knows.
-        text: what people said.
+        info: result of `describe`.
+        text: facts that the user supplied.
         sums: SHA-256 by file.
-        report: what `read_catalog_report` gave, None without.
+        report: result of `read_catalog_report`, or None.
     """
     parts = (
         _head(info, text),
@@ -139,16 +139,16 @@ def card_lines(
 
 
 class Markdown(str):
-    """Text that is Markdown already."""
+    """Text in Markdown."""
 
     __slots__ = ()
 
 
 def plain(text: str) -> Markdown:
-    """Text as Markdown that shows it: no HTML, link, image or code comes of it.
+    """Escapes text for Markdown, so that it makes no HTML, link, image or code.
 
     Args:
-        text: what a file says, whatever it holds; `Markdown` stays as it is.
+        text: untrusted text from a file; `Markdown` is returned unchanged.
     """
     if isinstance(text, Markdown):
         return text
@@ -157,17 +157,17 @@ def plain(text: str) -> Markdown:
 
 
 def typed(text: str) -> Markdown:
-    """What people said on the command line, as Markdown without HTML."""
+    """Returns text from the command line as Markdown without HTML."""
     return Markdown(shown(text.replace("\n", " ")).replace("<", "&lt;").replace("|", r"\|"))
 
 
 def code(text: str) -> Markdown:
-    """Text as a span of code."""
+    """Returns text as a span of code."""
     return Markdown("`" + shown(text).replace("`", "'").replace("|", r"\|") + "`")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table that shows its cells as they are."""
+    """Formats a Markdown table with escaped cells."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
@@ -185,7 +185,7 @@ def _head(info: DatasetInfo, text: CardText) -> Iterator[str]:
         ("size", bytes_text(sum(s.nbytes for s in info.splits))),
         ("format", Markdown(f"{manifest.container} shards, `index.parquet`, `dataset.json`")),
         ("fingerprint", code(manifest.fingerprint)),
-        ("licence", typed(text.licence or f"{UNKNOWN}: see the sources' below")),
+        ("license", typed(text.license or f"{UNKNOWN}: see the sources' below")),
         ("creator", typed(text.creator or UNKNOWN)),
         ("published", text.published or UNKNOWN),
         ("address", typed(text.url or UNKNOWN)),
@@ -198,7 +198,7 @@ def _head(info: DatasetInfo, text: CardText) -> Iterator[str]:
 def _arrays(info: DatasetInfo) -> Iterator[str]:
     yield "## Arrays"
     yield ""
-    head = ("array", "shape", "dtype", "bands", "arcsec a pixel", "unit", "AB zero-points")
+    head = ("array", "shape", "dtype", "bands", "arcsec/pixel", "unit", "AB zero-points")
     yield from table(head, [_array_row(a) for a in info.manifest.schema.arrays])
     yield ""
     rows = [
@@ -272,7 +272,7 @@ def _columns(info: DatasetInfo) -> Iterator[str]:
 
 
 def _sample(report: Mapping[str, Any] | None) -> Iterator[str]:
-    """The spectroscopic sample, from the catalogue's own report."""
+    """Describes the spectroscopic sample, from the catalog's own report."""
     if report is None:
         return
     spec = report["spec"]
@@ -313,7 +313,7 @@ def _imaging(info: DatasetInfo) -> Iterator[str]:
         return
     yield "## Imaging"
     yield ""
-    yield "The arrays bear the names of these surveys; msdata does not know whose pixels they hold."
+    yield "The arrays have the names of these surveys; msdata cannot check where pixels are from."
     yield ""
     yield from table(("array", "survey", "cite", "terms"), known)
 

@@ -1,4 +1,4 @@
-"""`msdata card`: options, and what is written."""
+"""`msdata card`: its options, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ _MARKS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata card`."""
     parser.add_argument("data", type=Path, help="folder of the data set")
-    parser.add_argument("--name", help="of the data set; default: the folder's name")
-    parser.add_argument("--description", help="a sentence or two")
-    parser.add_argument("--licence", "--license", help="name or address of the terms")
-    parser.add_argument("--url", help="where the data set is to be had")
+    parser.add_argument("--name", help="name of the data set (default: the folder's name)")
+    parser.add_argument("--description", help="one or two sentences")
+    parser.add_argument("--license", help="name or URL of the terms")
+    # The spelling of earlier versions.
+    parser.add_argument("--licence", dest="license", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help="URL of the data set")
     parser.add_argument("--creator", help="a person or a group")
-    parser.add_argument("--published", help="date, YYYY-MM-DD")
-    parser.add_argument("--cite", help="how to cite it")
+    parser.add_argument("--published", help="date of publication, YYYY-MM-DD")
+    parser.add_argument("--cite", help="the citation")
     parser.add_argument(
         "--catalog",
         type=Path,
-        help="catalogue of msdata catalog build that was packed: its cuts, counts and citations",
+        help="the packed catalog of msdata catalog build: show its cuts, counts and citations",
     )
     parser.add_argument(
-        "--sums", action="store_true", help=f"reads every shard and writes {SUMS_NAME} too"
+        "--sums", action="store_true", help=f"read every shard and write {SUMS_NAME} too"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.add_argument("--quiet", action="store_true", help="show no progress line")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     text = CardText(
         name=args.name or args.data.absolute().name,
         description=args.description,
-        licence=args.licence,
+        license=args.license,
         url=args.url,
         creator=args.creator,
         published=args.published,
@@ -61,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     sums = {name: _sum(args.data / name) for name in SUMMED_FILES if (args.data / name).is_file()}
     if sums.get("index.parquet") != info.manifest.index_sha256:
         raise DataError(
-            f"{args.data / 'index.parquet'} is not what dataset.json says; run 'msdata verify "
-            f"{args.data}' before a card is written"
+            f"cannot write a card: {args.data / 'index.parquet'} does not agree with dataset.json; "
+            f"run 'msdata verify {args.data}'"
         )
     for name, mark in _MARKS.items():
         if name != SUMS_NAME or args.sums:
@@ -78,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     card = "\n".join(card_lines(info, text, sums, report)) + "\n"
     write_whole(args.data / CARD_NAME, card.encode())
     print(f"wrote {', '.join(written)} into {args.data}")
-    unsaid = [n for n in ("licence", "creator", "url", "published") if getattr(args, n) is None]
+    unsaid = [n for n in ("license", "creator", "url", "published") if getattr(args, n) is None]
     if unsaid:
-        print(f"note: nobody has said --{', --'.join(unsaid)}; whoever uses the data will ask")
+        print(f"note: the card lacks --{', --'.join(unsaid)}, which users of the data need")
     return 0
 
 
@@ -97,7 +99,7 @@ def _sum(path: Path) -> str:
 
 
 def _all_sums(info: DatasetInfo, sums: dict[str, str], args: argparse.Namespace) -> dict[str, str]:
-    """SHA-256 of every file of the data set, as `sha256sum --check` reads them."""
+    """Computes the SHA-256 of every file of the data set, for `sha256sum --check`."""
     shards = info.manifest.shards
     progress = ProgressLine("sums", info.manifest.num_samples, is_quiet=args.quiet)
     done = nbytes = 0

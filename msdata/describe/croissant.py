@@ -1,4 +1,4 @@
-"""The data card for machines: Croissant JSON-LD, which data set searches and loaders read.
+"""Makes the data card for machines: Croissant JSON-LD, which search engines and loaders read.
 
 Source: the Croissant format specification 1.0, docs.mlcommons.org/croissant.
 """
@@ -64,17 +64,17 @@ _CONTEXT: dict[str, Any] = {
 def croissant(
     info: DatasetInfo, text: CardText, sums: Mapping[str, str], columns: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The JSON-LD.
+    """Makes the JSON-LD.
 
     Args:
-        info: what `msdata info` knows.
-        text: what people said.
+        info: result of `describe`.
+        text: facts that the user supplied.
         sums: SHA-256 by file; `index.parquet` among them.
         columns: name and Parquet type of every column of the index.
     """
     manifest = info.manifest
     known: dict[str, Any] = {
-        "license": text.licence,
+        "license": text.license,
         "url": text.url,
         "citeAs": text.cite,
         "datePublished": text.published,
@@ -89,7 +89,7 @@ def croissant(
         "description": text.description or default_description(info),
         "conformsTo": CONFORMS_TO,
         **{name: value for name, value in known.items() if value is not None},
-        # Croissant wants three numbers; the last names the content.
+        # Croissant requires three numbers; the fingerprint identifies the content.
         "version": f"1.0.0+{manifest.fingerprint}",
         "isBasedOn": [IMAGING[n][0] for n in manifest.schema.names if n in IMAGING],
         "distribution": [*_files(sums), *_shards(info)],
@@ -132,12 +132,12 @@ def _samples(columns: Mapping[str, str]) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": "samples",
         "name": "samples",
-        "description": "One row a sample, in the order of the shards: where it lies, its labels.",
+        "description": "One row per sample, in the order of the shards: its place and labels.",
         "key": {"@id": "samples/sample_id"},
         "field": [
             {
                 "@type": "cr:Field",
-                # An id is an IRI, a name what is read.
+                # The id must be an IRI.
                 "@id": f"samples/{quote(name)}",
                 "name": f"samples/{quote(name)}",
                 "dataType": _data_type(kind),

@@ -1,6 +1,6 @@
-"""What a data set holds, in numbers: counts, sizes, schema, coverage, redshifts, columns.
+"""Summarizes a data set: counts, sizes, schema, coverage, redshifts, columns.
 
-Reads the index a column at a time, so that 4.3 million rows take seconds and little memory.
+Reads the index column by column, so that 4.3 million rows take seconds and little memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msdata.dataset.index import IndexFile, fixed_columns
 from msdata.dataset.manifest import Manifest, read_manifest
 
 NUM_BINS = 20
-# Outliers would squeeze everything else into one bar.
+# Outliers would squeeze all other values into one bar.
 _HISTOGRAM_PERCENTILES = (0.0, 99.9)
 
 
@@ -44,7 +44,7 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayInfo:
-    """What the index says of one array over all samples.
+    """Summary of one array over all samples.
 
     Attributes:
         name: its name.
@@ -65,13 +65,13 @@ class ArrayInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnInfo:
-    """One column beyond those that every index has.
+    """A column that not every index has.
 
     Attributes:
         name: its name.
         dtype: its Parquet type.
         num_null: samples without a value; NaN counts.
-        minimum: smallest value; None for text, or without any.
+        minimum: smallest value; None for text, or without values.
         maximum: largest value.
     """
 
@@ -97,7 +97,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """All that `msdata info` shows.
+    """The content of `msdata info`.
 
     Attributes:
         path: the data set's folder.
@@ -105,8 +105,8 @@ class DatasetInfo:
         index_nbytes: bytes of the index.
         splits: its splits.
         arrays: its arrays.
-        columns: its further columns.
-        redshifts: their histogram; None without redshifts.
+        columns: its other columns.
+        redshifts: histogram of the redshifts; None without redshifts.
     """
 
     path: Path
@@ -119,13 +119,13 @@ class DatasetInfo:
 
 
 def describe(folder: Path) -> DatasetInfo:
-    """Reads manifest and index; no shard is touched.
+    """Summarizes manifest and index, without reading shards.
 
     Args:
         folder: the data set.
 
     Raises:
-        UsageError: there is no data set.
+        UsageError: `folder` is not a data set.
         DataError: manifest or index are damaged.
         StorageError: the file system refused.
     """
@@ -184,7 +184,7 @@ def _array_infos(index: IndexFile, manifest: Manifest) -> tuple[ArrayInfo, ...]:
 
 
 def _missing_bands(index: IndexFile, manifest: Manifest) -> dict[str, int]:
-    """How many samples lack each band; the texts are few, so they are counted before split."""
+    """Counts samples without each band; counts distinct texts first, because they are few."""
     import pyarrow.compute as pc
 
     counts: dict[str, int] = {}
@@ -242,7 +242,7 @@ def _redshifts(index: IndexFile, manifest: Manifest) -> Histogram | None:
 
 
 def info_json(info: DatasetInfo) -> dict[str, Any]:
-    """The result for machines."""
+    """Returns the result for `--json`."""
     manifest = info.manifest
     histogram = info.redshifts
     return {

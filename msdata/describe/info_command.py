@@ -1,4 +1,4 @@
-"""`msdata info`: options, and the text."""
+"""`msdata info`: its options and its text."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def info_lines(info: DatasetInfo, width: int) -> Iterator[str]:
-    """The description for people.
+    """Yields the description, line by line.
 
     Args:
-        info: what to show.
+        info: result of `describe`.
         width: columns of the terminal, which the bars fill; tables fit into 80.
     """
     parts = (
@@ -134,7 +134,7 @@ def _pixels(info: DatasetInfo) -> Iterator[str]:
 
 
 def _redshifts(histogram: Histogram | None, width: int) -> Iterator[str]:
-    """One bar a bin, all splits together, and each split's count beside it."""
+    """Draws one bar per bin for all splits together, beside each split's count."""
     if histogram is None:
         return
     names = list(histogram.counts)
@@ -153,12 +153,12 @@ def _redshifts(histogram: Histogram | None, width: int) -> Iterator[str]:
     for line, count in zip(lines[1:], totals, strict=True):
         length = max(round(count / largest * room), int(count > 0))
         yield f"{line}  {'#' * length}"
-    yield "counts beyond the last edge stand in the last line"
+    yield "the last line includes counts beyond its edge"
 
 
 def _columns(info: DatasetInfo) -> Iterator[str]:
     if not info.columns:
-        return iter(("no catalogue columns",))
+        return iter(("no catalog columns",))
     rows = [
         (
             c.name,

@@ -1,8 +1,8 @@
-"""Draws a contact sheet: a row an object, a column a band, redshift and id below.
+"""Draws a contact sheet: one row per object, one column per band, redshift and id below.
 
-Images of surveys are stored with rows from south to north and columns from east to west: they are
-drawn with their first row at the bottom, so that north is up and east is left, and marked so.
-Arrays whose place on the sky is unknown are drawn as pictures are, with their first row on top.
+Survey images are stored with rows from south to north and columns from east to west: the sheet
+shows their first row at the bottom, so that north is up and east is left, and marks them. It shows
+arrays of unknown orientation with their first row on top.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from msdata.schema import Array, Sample, Schema, Survey
 
 Image = NDArray[np.uint8]
 
-# Blue, green, red, as OpenCV has them.
+# Blue, green, red, as in OpenCV.
 PAPER = (30, 26, 24)
 INK = (235, 235, 235)
 FAINT_INK = (160, 155, 150)
-NAN_COLOUR = (200, 40, 230)
+NAN_COLOR = (200, 40, 230)
 _HATCH = (78, 72, 68)
 _HATCH_PAPER = (46, 42, 40)
-_LINE_COLOUR = (120, 210, 250)
+_LINE_COLOR = (120, 210, 250)
 
-# Stamps of the usual 170 pixels stay as they are.
+# Stamps of the usual 170 pixels keep their size.
 CELL_MIN, CELL_MAX = 128, 192
 MAX_COLUMNS_PER_ARRAY = 12
 _GAP, _ARRAY_GAP, _MARGIN = 4, 18, 20
@@ -44,10 +44,10 @@ class Column:
     """One column of the sheet.
 
     Attributes:
-        array: the array it shows.
-        number: which of its images; None where the array is one image or one curve.
-        label: what stands above it.
-        is_last_axis: the images stand along the last axis, not the first.
+        array: the array that it shows.
+        number: number of the image; None if the array is one image or one curve.
+        label: text above the column.
+        is_last_axis: the images lie along the last axis, not the first.
     """
 
     array: Survey
@@ -61,20 +61,20 @@ class Column:
         return bool(self.array.bands) and len(self.array.shape) == 3
 
     def values(self, sample: Mapping[str, Any]) -> Array:
-        """The column's image (height, width) or curve (points,) of one sample."""
+        """Returns the column's image (height, width) or curve (points,) of one sample."""
         array: Array = sample[self.array.name]
         if self.number is not None:
             array = array[..., self.number] if self.is_last_axis else array[self.number]
         return np.abs(array) if array.dtype.kind == "c" else array
 
     def is_missing(self, sample: Mapping[str, Any]) -> bool:
-        """Whether the survey never looked there."""
+        """Whether the survey did not observe there."""
         missing = str(sample.get("missing_bands") or "").split(",")
         return f"{self.array.name}.{self.label}" in missing
 
 
 def sheet_columns(schema: Schema) -> tuple[list[Column], list[str]]:
-    """The columns of a schema's arrays.
+    """Lists the columns of a schema's arrays.
 
     Returns:
         The columns, and a remark on each array that is not drawn in full.
@@ -88,12 +88,12 @@ def sheet_columns(schema: Schema) -> tuple[list[Column], list[str]]:
         found = _columns_of(array)
         if not found:
             shape = "x".join(map(str, array.shape))
-            notes.append(f"'{array.name}' ({shape}) is neither curve nor image, so not drawn")
+            notes.append(f"'{array.name}' ({shape}) is neither curve nor image and is not drawn")
         if len(found) > MAX_COLUMNS_PER_ARRAY:
             notes.append(f"'{array.name}': the first {MAX_COLUMNS_PER_ARRAY} of {len(found)}")
         columns += found[:MAX_COLUMNS_PER_ARRAY]
     if not columns:
-        raise UsageError(f"there is nothing to draw: {'; '.join(notes)}")
+        raise UsageError(f"cannot draw a sheet: {'; '.join(notes)}")
     return columns, notes
 
 
@@ -104,7 +104,7 @@ def _columns_of(array: Survey) -> list[Column]:
         return [Column(array=array, number=None, label="")]
     if len(array.shape) != 3:
         return []
-    # As the training takes them: pictures from cameras have their three or four colours last.
+    # As in training: camera pictures have their three or four colors last.
     is_last = array.has_bands_last
     count = array.shape[-1] if is_last else array.shape[0]
     return [Column(array=array, number=i, label=str(i), is_last_axis=is_last) for i in range(count)]
@@ -121,11 +121,11 @@ def draw_sheet(
     """Draws the sheet.
 
     Args:
-        samples: what `Split.__getitem__` gives.
+        samples: results of `Split.__getitem__`.
         schema: their arrays.
-        captions: the text under each object.
-        title: the text at the top.
-        is_turned: images were turned or mirrored, so that north is anywhere and not marked.
+        captions: text below each object.
+        title: text at the top.
+        is_turned: images were rotated or mirrored, so do not mark north.
 
     Returns:
         uint8 (height, width, 3), blue, green, red.
@@ -154,12 +154,12 @@ def draw_sheet(
         _write(sheet, caption, (_MARGIN, y + cell + 17), scale=0.5)
     for i, line in enumerate(foot):
         y = top + len(samples) * row_height + (i + 1) * _FOOT_LINE
-        _write(sheet, line, (_MARGIN, y), scale=0.42, colour=FAINT_INK)
+        _write(sheet, line, (_MARGIN, y), scale=0.42, color=FAINT_INK)
     return sheet
 
 
 def _marked(columns: Sequence[Column]) -> set[int]:
-    """The first column of each array that lies on the sky in a known way."""
+    """Finds the first column of each array with a known orientation on the sky."""
     first: dict[str, int] = {}
     for k, column in enumerate(columns):
         if column.is_on_sky:
@@ -168,15 +168,15 @@ def _marked(columns: Sequence[Column]) -> set[int]:
 
 
 def _mark_sky(stamp: Image) -> None:
-    """Arrows to north and east in the lower right corner of a stamp."""
+    """Draws arrows to north and east in the lower right corner of a stamp."""
     import cv2
 
     corner = stamp.shape[1] - 8, stamp.shape[0] - 8
     for letter, (right, down) in (("N", (0, -1)), ("E", (-1, 0))):
         tip = corner[0] + right * _ARROW, corner[1] + down * _ARROW
-        cv2.arrowedLine(stamp, corner, tip, _LINE_COLOUR, 1, cv2.LINE_AA, tipLength=0.3)
+        cv2.arrowedLine(stamp, corner, tip, _LINE_COLOR, 1, cv2.LINE_AA, tipLength=0.3)
         place = tip[0] - (4 if right == 0 else 11), tip[1] + (4 if down == 0 else -3)
-        _write(stamp, letter, place, scale=0.33, colour=_LINE_COLOUR)
+        _write(stamp, letter, place, scale=0.33, color=_LINE_COLOR)
 
 
 def _cell_size(columns: Sequence[Column]) -> int:
@@ -192,7 +192,7 @@ def _image_shape(column: Column) -> tuple[int, ...]:
 
 
 def _lefts(columns: Sequence[Column], cell: int) -> list[int]:
-    """Left edge of each column, and the width of the sheet; arrays stand apart."""
+    """Computes the left edge of each column, and the width of the sheet."""
     lefts = [_MARGIN]
     for column, following in zip(columns, [*columns[1:], None], strict=True):
         apart = following is not None and following.array is not column.array
@@ -222,7 +222,7 @@ def _array_label(column: Column) -> str:
 
 
 def draw_cell(column: Column, sample: Mapping[str, Any], cell: int) -> Image:
-    """One stamp, `cell` pixels a side.
+    """Draws one stamp of `cell` x `cell` pixels.
 
     Returns:
         uint8 (cell, cell, 3).
@@ -234,15 +234,15 @@ def draw_cell(column: Column, sample: Mapping[str, Any], cell: int) -> Image:
         return _curve(values, cell)
     if column.is_on_sky:
         values = values[::-1]
-    grey = stretch(values)
-    stamp: Image = np.repeat(grey[..., None], 3, axis=2)
+    gray = stretch(values)
+    stamp: Image = np.repeat(gray[..., None], 3, axis=2)
     if values.dtype.kind == "f":
-        stamp[~np.isfinite(values)] = NAN_COLOUR
-    return _centred(_resized(stamp, cell), cell)
+        stamp[~np.isfinite(values)] = NAN_COLOR
+    return _centered(_resized(stamp, cell), cell)
 
 
 def _resized(stamp: Image, cell: int) -> Image:
-    """Whole multiples of small stamps, so that a pixel stays a square; large ones averaged."""
+    """Enlarges small stamps by a whole factor, so that pixels stay square; averages large ones."""
     import cv2
 
     height, width = stamp.shape[:2]
@@ -254,7 +254,7 @@ def _resized(stamp: Image, cell: int) -> Image:
     return np.asarray(cv2.resize(stamp, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _centred(stamp: Image, cell: int) -> Image:
+def _centered(stamp: Image, cell: int) -> Image:
     framed: Image = np.full((cell, cell, 3), PAPER, np.uint8)
     y, x = (cell - stamp.shape[0]) // 2, (cell - stamp.shape[1]) // 2
     framed[y : y + stamp.shape[0], x : x + stamp.shape[1]] = stamp
@@ -275,14 +275,14 @@ def _no_coverage(cell: int) -> Image:
 
 
 def _curve(values_N: Array, cell: int) -> Image:
-    """A one-dimensional array as a line from its smallest to its largest value."""
+    """Draws a one-dimensional array as a line, scaled to its smallest and largest value."""
     import cv2
 
     stamp: Image = np.full((cell, cell, 3), _HATCH_PAPER, np.uint8)
     values = values_N.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
-        stamp[:] = NAN_COLOUR
+        stamp[:] = NAN_COLOR
         return stamp
     low, high = float(finite.min()), float(finite.max())
     share = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
@@ -292,7 +292,7 @@ def _curve(values_N: Array, cell: int) -> Image:
     is_finite = np.isfinite(values)
     for a, b, seen in zip(points[:-1], points[1:], is_finite[:-1] & is_finite[1:], strict=True):
         if seen:
-            cv2.line(stamp, a.tolist(), b.tolist(), _LINE_COLOUR, 1, cv2.LINE_AA)
+            cv2.line(stamp, a.tolist(), b.tolist(), _LINE_COLOR, 1, cv2.LINE_AA)
     return stamp
 
 
@@ -307,10 +307,10 @@ def _legend(columns: Sequence[Column], samples: Sequence[Sample]) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Breaks a line of the foot where it would leave the sheet."""
+    """Wraps a line of the foot at the width of the sheet."""
     import textwrap
 
-    # A letter of that size is 7.5 pixels wide on average.
+    # Letters of this size are 7.5 pixels wide on average.
     return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) / 7.5)))
 
 
@@ -320,11 +320,11 @@ def _write(
     place: tuple[int, int],
     *,
     scale: float,
-    colour: tuple[int, int, int] = INK,
+    color: tuple[int, int, int] = INK,
 ) -> None:
     """Writes text on the sheet; OpenCV's letters are ASCII."""
     import cv2
 
     ascii_text = text.encode("ascii", "backslashreplace").decode()
     font = cv2.FONT_HERSHEY_SIMPLEX
-    cv2.putText(sheet, ascii_text, place, font, scale, colour, 1, cv2.LINE_AA)
+    cv2.putText(sheet, ascii_text, place, font, scale, color, 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""`msdata sheet`: options, the choice of objects, the PNG."""
+"""`msdata sheet`: its options, the choice of objects, the PNG."""
 
 from __future__ import annotations
 
@@ -22,35 +22,39 @@ from msdata.errors import MsdataError, UsageError
 from msdata.schema import Sample
 
 _MAX_OBJECTS = 200
-# The signature and the first chunk; others follow in any order.
+# The signature and the first chunk; other chunks follow in any order.
 _PNG_HEADER_NBYTES = 8 + 25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata sheet`."""
     parser.add_argument("data", type=Path, help="folder of the data set")
-    parser.add_argument("out", type=Path, help="the picture, a .png")
-    parser.add_argument("--split", help="which split; default: test, or the last there is")
-    parser.add_argument("--n", type=int, default=12, help="objects to draw; %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice; %(default)s")
-    parser.add_argument("--ids", help="these objects instead, with commas between")
+    parser.add_argument("out", type=Path, help="the picture to write, a .png file")
+    parser.add_argument("--split", help="the split to draw (default: test, or the last one)")
+    parser.add_argument(
+        "--n", type=int, default=12, help="number of objects to draw (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random choice (default: %(default)s)"
+    )
+    parser.add_argument("--ids", help="draw these objects instead, separated by commas")
     parser.add_argument(
         "--augment",
         choices=FUSIONS,
-        help="show the images as a network of that fusion gets them in its first epoch with --seed",
+        help="show the images as a network of this fusion gets them in its first epoch with --seed",
     )
     parser.add_argument(
-        "--columns", default="", help="further columns of the index to show, with commas between"
+        "--columns", default="", help="other columns of the index to show, separated by commas"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws a contact sheet; returns the exit code."""
     if args.out.suffix.lower() != ".png":
-        raise UsageError(f"{args.out} is no .png; name the picture so")
+        raise UsageError(f"out must be a .png file, got {args.out}")
     check_output(args.out, PNG_MARK)
     if not 1 <= args.n <= _MAX_OBJECTS:
-        raise UsageError(f"--n {args.n}: a sheet holds 1 to {_MAX_OBJECTS} objects")
+        raise UsageError(f"--n must be 1 to {_MAX_OBJECTS}, got {args.n}")
     data = msdata.open(args.data)
     shown = [name for name in args.columns.split(",") if name]
     unknown = [name for name in shown if name not in data.columns]
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """A picture as PNG, which says that msdata made it.
+    """Encodes a picture as PNG with a mark that msdata made it.
 
     Args:
         image: uint8 (height, width, 3), blue, green, red.
@@ -83,17 +87,19 @@ def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
 
     is_done, content = cv2.imencode(".png", image)
     if not is_done:
-        raise MsdataError(f"OpenCV could not encode a picture of {image.shape}")
+        raise MsdataError(
+            f"cannot encode a picture of {image.shape}: OpenCV failed; draw fewer objects"
+        )
     text = b"tEXt" + PNG_MARK
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     return bytes(content[:_PNG_HEADER_NBYTES]) + chunk + bytes(content[_PNG_HEADER_NBYTES:])
 
 
 def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:
-    """The objects to draw and a phrase that says which they are.
+    """Chooses the objects to draw, and describes the choice in a phrase.
 
     Raises:
-        UsageError: there is no such split or id.
+        UsageError: the split or an id does not exist.
     """
     if args.ids is not None:
         names = data.splits if args.split is None else (args.split,)
@@ -125,7 +131,7 @@ def _by_id(data: Dataset, names: Sequence[str], ids: Sequence[str]) -> list[Samp
 
 
 def caption(sample: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The text under an object: id, redshift, and the columns asked for."""
+    """Formats the text below an object: id, redshift, and the requested columns."""
     parts = [str(sample["sample_id"])]
     redshift = sample.get("redshift")
     if redshift is not None:

@@ -1,13 +1,16 @@
-"""Measures the statistics of a data set's bands, over as many samples as are needed.
+"""`msdata stats`: measures the statistics of a data set's bands, with its options and its table.
 
-The samples are a uniform draw of the split: the beginning of the loader's first epoch. Pixels are
-counted in whole numbers, so the result is the same for any number of threads.
+The samples are a uniform draw of the split: the start of the loader's first epoch. Pixel counts are
+integers, so the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +18,35 @@ from numpy.typing import NDArray
 
 from msdata.augment.config import AugmentConfig
 from msdata.augment.geometry import band_names, survey_names
-from msdata.augment.statistics import NUM_BINS, Statistics, count_values, summarise
-from msdata.dataset.dataset import Split
+from msdata.augment.statistics import (
+    FILE_NAME,
+    MARK,
+    NUM_BINS,
+    BandStatistics,
+    Statistics,
+    count_values,
+    summarise,
+)
+from msdata.core.options import add_jobs, num_jobs
+from msdata.core.output_file import check_output
+from msdata.core.progress import ProgressLine
+from msdata.core.text import table_lines
+from msdata.dataset.dataset import Split, open_dataset
+from msdata.errors import UsageError
 from msdata.loader.loader import Loader
 from msdata.schema import Survey
 from msdata.topology import Topology
 
-# A thousandth of the light of 5,000 samples is hundreds of thousands of pixels in every band.
+# A thousandth of the pixels of 5,000 samples are hundreds of thousands in every band.
 DEFAULT_MAX_SAMPLES = 5000
 _BATCH_SIZE = 64
 _PREFETCH = 2
+WHEN_INTERRUPTED = "nothing was written"
+_SHOWN_QUANTILES = ("0.01", "0.5", "0.99", "0.999")
 
 
 class _BandCount:
-    """One band's pixels by value, so far."""
+    """Counts one band's pixels by value."""
 
     def __init__(self, survey: Survey, band: int) -> None:
         self._survey = survey
@@ -37,7 +55,7 @@ class _BandCount:
         self._num_missing = 0
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Counts the pixels of a batch, but those of samples without coverage."""
+        """Counts the pixels of a batch, except those of samples without coverage."""
         image_NHW = batch[self._survey.name][:, self._band]
         if self._survey.zero_is_no_coverage:
             is_seen = image_NHW.any(axis=(1, 2))
@@ -47,7 +65,7 @@ class _BandCount:
             self._counts += count_values(image_NHW.astype(np.float32, copy=False))
 
     def result(self) -> Any:
-        """The band's statistics."""
+        """Returns the band's statistics."""
         return summarise(self._counts, num_missing=self._num_missing)
 
 
@@ -61,10 +79,10 @@ def measure(
     """Measures a split.
 
     Args:
-        split: whose samples.
-        max_samples: at most so many of them, at least 1.
-        jobs: threads.
-        progress: told how many samples and bytes have been looked at so far.
+        split: the split to measure.
+        max_samples: largest number of samples, at least 1.
+        jobs: number of threads.
+        progress: called with the numbers of samples and bytes read so far.
 
     Raises:
         UsageError: no array is an image.
@@ -104,3 +122,66 @@ def measure(
             for name, of_survey in counts.items()
         },
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `msdata stats`."""
+    parser.add_argument("data", type=Path, help="folder of the data set")
+    parser.add_argument("--split", help="the split to measure (default: train, or the first one)")
+    parser.add_argument(
+        "--max-samples",
+        type=int,
+        default=DEFAULT_MAX_SAMPLES,
+        help="number of samples, drawn at random (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help=f"the .json file to write (default: {FILE_NAME} in the data set)"
+    )
+    add_jobs(parser, "threads")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="show no progress line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures a data set's bands and writes the statistics; returns the exit code."""
+    jobs = num_jobs(args.jobs)
+    if args.max_samples < 1:
+        raise UsageError(f"--max-samples must be at least 1, got {args.max_samples}")
+    if args.out is not None and args.out.suffix != ".json":
+        raise UsageError(f"--out must be a .json file, got {args.out}")
+    path = args.data / FILE_NAME if args.out is None else args.out
+    data = open_dataset(args.data)
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder of --out does not exist: {path.parent}; make it first")
+    default = "train" if "train" in data.splits else data.splits[0]
+    split = data.split(default if args.split is None else args.split)
+    total = min(args.max_samples, len(split))
+    line = ProgressLine("stats", total, is_quiet=args.quiet)
+    check_output(path, MARK)
+    statistics = measure(split, max_samples=total, jobs=jobs, progress=line.update)
+    line.close(total, total * split.sample_nbytes)
+    statistics.write(path)
+    if args.json:
+        print(json.dumps({**statistics.to_json(), "path": str(path)}))
+        return 0
+    for text in statistics_lines(statistics):
+        print(text)
+    print(f"wrote {path}")
+    return 0
+
+
+def statistics_lines(statistics: Statistics) -> Iterator[str]:
+    """Yields the result as a table, one row per band."""
+    yield f"{statistics.num_samples:,} samples of {statistics.split}, {statistics.fingerprint}"
+    head = ("band", "mean", "std", "sky noise", *(f"{float(q):.1%}" for q in _SHOWN_QUANTILES))
+    rows = [
+        (f"{array}.{name}", *_cells(band))
+        for array, bands in statistics.arrays.items()
+        for name, band in bands.items()
+    ]
+    yield from table_lines((*head, "NaN", "no coverage"), rows)
+
+
+def _cells(band: BandStatistics) -> list[str]:
+    values = [band.mean, band.std, band.sky_sigma, *(band.quantiles[q] for q in _SHOWN_QUANTILES)]
+    return [*(f"{value:.4g}" for value in values), f"{band.num_nan:,}", f"{band.num_missing:,}"]

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msdata.core.file_lock import take_lock
-from msdata.core.files import open_known, storage_error
+from msdata.core.files import open_known, storage_error, take_lock
 from msdata.errors import MsdataError
 
 _WAIT_S = 10.0

@@ -1,4 +1,4 @@
-"""`msdata verify`: options, and what is printed."""
+"""`msdata verify`: its options and its report."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from msdata.core.progress import ProgressLine, bytes_text, rate_text
 from msdata.core.terminal import shown_line
 from msdata.dataset.manifest import read_manifest
 from msdata.errors import DataError, UsageError
-from msdata.verify.repair import Mending, remove_leftovers, repair
+from msdata.verify.repair import RepairResult, remove_leftovers, repair
 from msdata.verify.shard_check import Fault
 from msdata.verify.verify import VerifyReport, verify_dataset
 
-# A zeroed shard has a fault a sample; the rest is in --json.
+# A zeroed shard has one fault per sample; --json lists all.
 _MAX_LINES_PER_FILE = 20
 
 
@@ -28,40 +28,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata verify`."""
     parser.add_argument("data", type=Path, help="folder of the data set")
     parser.add_argument(
-        "--repair", action="store_true", help="mend bad shards from the objects they came from"
+        "--repair", action="store_true", help="rebuild damaged shards from their source files"
     )
     parser.add_argument(
-        "--source", type=Path, help="with --repair: where the objects are now, if they moved"
+        "--source", type=Path, help="with --repair: the folder of the source files, if they moved"
     )
-    add_jobs(parser, "shards at a time")
+    add_jobs(parser, "shards checked in parallel")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.add_argument("--quiet", action="store_true", help="show no progress line")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks a data set, mends it where asked to; returns the exit code."""
+    """Checks a data set, repairs it if asked to; returns the exit code."""
     jobs = num_jobs(args.jobs)
     if args.source is not None and not args.repair:
-        raise UsageError("--source is for --repair only")
+        raise UsageError("--source must be used with --repair")
     report = _verify(args, jobs)
-    mendings: list[Mending] = []
+    repairs: list[RepairResult] = []
     if args.repair and report.faults:
-        mendings = repair(report, source=args.source)
+        repairs = repair(report, source=args.source)
     elif args.repair:
         remove_leftovers(args.data)
     if args.json:
-        print(json.dumps(report_json(report, mendings)))
+        print(json.dumps(report_json(report, repairs)))
     else:
-        for line in report_lines(report, mendings):
+        for line in report_lines(report, repairs):
             print(shown_line(line))
-    return int(bool(faults_left(report, mendings)))
+    return int(bool(faults_left(report, repairs)))
 
 
 def _verify(args: argparse.Namespace, jobs: int) -> VerifyReport:
     try:
         total = read_manifest(args.data).num_samples
     except DataError:
-        # The check itself says what is wrong with it.
+        # The check reports what is wrong with it.
         total = 0
     line = ProgressLine("verify", total, is_quiet=args.quiet)
     progress = _CountingLine(line)
@@ -71,7 +71,7 @@ def _verify(args: argparse.Namespace, jobs: int) -> VerifyReport:
 
 
 class _CountingLine:
-    """Adds up what the threads have done and shows it."""
+    """Sums the work of all threads and shows it."""
 
     def __init__(self, line: ProgressLine) -> None:
         self.num_samples = 0
@@ -80,25 +80,25 @@ class _CountingLine:
         self._lock = threading.Lock()
 
     def __call__(self, num_samples: int, nbytes: int) -> None:
-        """Adds what was done."""
+        """Adds one shard."""
         with self._lock:
             self.num_samples += num_samples
             self.nbytes += nbytes
             self._line.update(self.num_samples, self.nbytes)
 
 
-def faults_left(report: VerifyReport, mendings: Sequence[Mending]) -> list[Fault]:
-    """The faults whose files were not mended."""
-    mended = {m.path for m in mendings if m.is_mended}
-    return [f for f in report.faults if f.path not in mended]
+def faults_left(report: VerifyReport, repairs: Sequence[RepairResult]) -> list[Fault]:
+    """Lists the faults whose files were not repaired."""
+    repaired = {r.path for r in repairs if r.is_repaired}
+    return [f for f in report.faults if f.path not in repaired]
 
 
-def report_json(report: VerifyReport, mendings: Sequence[Mending]) -> dict[str, Any]:
-    """The result for machines."""
+def report_json(report: VerifyReport, repairs: Sequence[RepairResult]) -> dict[str, Any]:
+    """Returns the result for `--json`."""
     manifest = report.manifest
     return {
         "path": str(report.path),
-        "is_whole": not faults_left(report, mendings),
+        "is_whole": not faults_left(report, repairs),
         "fingerprint": None if manifest is None else manifest.fingerprint,
         "num_samples": report.num_samples,
         "num_shards": 0 if manifest is None else len(manifest.shards),
@@ -107,28 +107,27 @@ def report_json(report: VerifyReport, mendings: Sequence[Mending]) -> dict[str, 
         "bytes_per_s": report.nbytes / max(report.elapsed_s, 1e-9),
         "faults": [asdict(f) for f in report.faults],
         "notes": list(report.notes),
-        "mendings": [asdict(m) for m in mendings],
+        "repairs": [asdict(r) for r in repairs],
     }
 
 
-def report_lines(report: VerifyReport, mendings: Sequence[Mending]) -> Iterator[str]:
-    """The result for people."""
+def report_lines(report: VerifyReport, repairs: Sequence[RepairResult]) -> Iterator[str]:
+    """Yields the report, line by line."""
     yield from _fault_lines(report.faults)
     for note in report.notes:
         yield f"note: {note}"
-    for mending in mendings:
-        yield str(mending)
+    yield from map(str, repairs)
     rate = rate_text(report.nbytes / max(report.elapsed_s, 1e-9))
     read = (
         f"checked {report.num_samples:,} samples, {bytes_text(report.nbytes)} in "
         f"{report.elapsed_s:.1f} s ({rate})"
     )
-    left = faults_left(report, mendings)
+    left = faults_left(report, repairs)
     if not report.faults:
         yield f"{read}: every byte is as it was written"
     elif not left:
-        yield f"{read}: {_counted(report.faults)}, all mended"
-    elif mendings:
+        yield f"{read}: {_counted(report.faults)}, all repaired"
+    elif repairs:
         yield f"{read}: {_counted(report.faults)}; {_counted(left)} left"
     else:
         cure = "" if any(f.kind in ("index", "manifest") for f in left) else _cure(report)

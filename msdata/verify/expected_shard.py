@@ -1,9 +1,13 @@
-"""What manifest and index promise of one shard: the measure that `msdata verify` holds it to."""
+"""The promise of manifest and index for one shard: what check and repair hold it to.
+
+A module of its own because the four other modules of this room import it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedShard:
-    """What manifest and index say of one shard.
+    """Manifest and index of one shard.
 
     Attributes:
         path: the file.
@@ -29,7 +33,7 @@ class ExpectedShard:
         offsets: int64 (samples, arrays), where each array begins.
         crc32c: uint32 (samples,), checksum of each sample's arrays.
         first_row: row of its first sample in the whole index.
-        read_rows: reads the index's rows of this shard; asked for the columns, None for all.
+        read_rows: reads this shard's rows of the index; takes names of columns, None for all.
     """
 
     path: Path
@@ -47,6 +51,10 @@ class ExpectedShard:
         return [a.nbytes for a in self.schema.arrays]
 
     def sample_ids(self) -> list[str]:
-        """Ids of its samples, in order."""
+        """Returns the ids of its samples, in order."""
+        return self._sample_ids
+
+    @cached_property
+    def _sample_ids(self) -> list[str]:
         ids: list[str] = self.read_rows(["sample_id"])["sample_id"].to_pylist()
         return ids

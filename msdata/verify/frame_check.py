@@ -1,7 +1,7 @@
-"""Finds what is wrong in the bytes of a shard that are no pixels: headers, JSON, padding, index.
+"""Locates damage between the arrays of a shard: headers, JSON, padding, DALI index.
 
-The manifest has one checksum for all of them together. Where it is wrong, each record is compared
-with what the writer would have written, so that the fault gets a sample's name.
+The manifest has one checksum for all these bytes. If it differs, `locate_damage` compares each
+record with what the writer would have written, so that the fault names a sample.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from msdata.verify.expected_shard import ExpectedShard
 _BLOCK = 512
 _END_NBYTES = 2 * _BLOCK
 _RECORD = re.compile(rb'\{"sample_id":')
-# More is not searched for the JSON texts of an HDF5 shard: a hundred thousand samples' worth.
+# The most that is searched for the JSON texts of an HDF5 shard: a hundred thousand samples.
 _MAX_SEARCHED_NBYTES = 64 << 20
 
 
@@ -43,10 +43,10 @@ def locate_damage(file: ShardFile, expected: ExpectedShard) -> list[tuple[int | 
 
     Args:
         file: the open shard, of the right size.
-        expected: what the shard has to be.
+        expected: what manifest and index promise.
 
     Returns:
-        (position in the shard or None, what is wrong) of each; empty where it cannot be told.
+        (position in the shard or None, message) of each fault; empty if none can be located.
     """
     rows = expected.read_rows(None).to_pylist()
     if expected.container == "tar":
@@ -91,7 +91,7 @@ def _tar_damage(
 
 
 def _json_damage(member: bytes, row: Mapping[str, Any], schema: Schema) -> str:
-    """What is wrong with a sample's JSON member, header and padding included."""
+    """Describes damage to a sample's JSON member, its header or its padding; empty if intact."""
     nbytes = member_nbytes(member[:_BLOCK])
     if nbytes is None or member[:_BLOCK] != json_header(row["sample_id"], nbytes):
         return "the header of its JSON was altered"
@@ -104,7 +104,7 @@ def _json_damage(member: bytes, row: Mapping[str, Any], schema: Schema) -> str:
 def _hdf5_damage(
     file: ShardFile, expected: ExpectedShard, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[int | None, str]]:
-    # Read past the library, which may crash on a damaged file.
+    # Read without the HDF5 library, which may crash on a damaged file.
     ranges = frame_ranges(expected.offsets, expected.array_nbytes, expected.info.nbytes)
     if sum(stop - start for start, stop in ranges) > _MAX_SEARCHED_NBYTES:
         return
@@ -112,7 +112,7 @@ def _hdf5_damage(
     decoder = json.JSONDecoder()
     found: dict[str, bytes] = {}
     for match in _RECORD.finditer(frame):
-        # Long enough for any record: texts are cut where the next one starts.
+        # Long enough for any record: the decoder stops at its end.
         text = frame[match.start() : match.start() + (1 << 16)].decode("latin1")
         try:
             content, stop = decoder.raw_decode(text)
@@ -126,7 +126,7 @@ def _hdf5_damage(
 
 
 def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
-    """Whether a JSON text is what the writer would have made of the index's row."""
+    """Whether the writer would have made this JSON text from the index's row."""
     try:
         content = parse_json(text, "", cure="").value
         again = metadata_text(content)
@@ -146,7 +146,7 @@ def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
 
 
 def _is_same(left: Any, right: Any) -> bool:
-    """Equality in which null is NaN: JSON has no NaN, and columns lack numbers of other types."""
+    """Compares values, null as NaN: JSON has no NaN, and columns lack numbers of other types."""
     if isinstance(right, float) and not math.isfinite(right):
         right = None
     is_number = isinstance(left, int | float) and not isinstance(left, bool)
@@ -154,20 +154,20 @@ def _is_same(left: Any, right: Any) -> bool:
 
 
 def check_dali_index(file: ShardFile, expected: ExpectedShard) -> str:
-    """Compares the DALI index beside a tar shard with one made anew.
+    """Compares the DALI index beside a tar shard with a rebuilt one.
 
     Args:
-        file: the open shard, whose headers were found right.
-        expected: what the shard has to be.
+        file: the open shard, whose headers are intact.
+        expected: what manifest and index promise.
 
     Returns:
-        What is wrong; empty where nothing is.
+        A message; empty if they agree.
     """
     path = dali_index_path(expected.path)
     try:
         found = path.read_bytes()
     except FileNotFoundError:
-        return "the index that DALI reads is missing; --repair makes it anew"
+        return "the index that DALI reads is missing; --repair rebuilds it"
     wanted = dali_index_of(file, expected)
     if found == wanted:
         return ""
@@ -180,11 +180,11 @@ def check_dali_index(file: ShardFile, expected: ExpectedShard) -> str:
     if differing:
         ids = expected.sample_ids()
         where = f"sample {ids[differing - 1]}" if differing <= len(ids) else "its end"
-    return f"the index that DALI reads was altered, first at {where}; --repair makes it anew"
+    return f"the index that DALI reads was altered, first at {where}; --repair rebuilds it"
 
 
 def dali_index_of(file: ShardFile, expected: ExpectedShard) -> bytes:
-    """The DALI index of a tar shard, made from the index and the shard's headers.
+    """Rebuilds the DALI index of a tar shard from the index and the shard's headers.
 
     Raises:
         DataError: a header of the shard is damaged.

@@ -1,4 +1,4 @@
-"""The objects that a packed data set was made from, found again by `sources.parquet`."""
+"""Finds and reads the source objects of a packed data set, by its `sources.parquet`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class PackedObjects:
-    """Where the samples came from; the source is opened when the first one is asked for.
+    """The sources of the samples; opens the source on first use.
 
     Args:
         folder: the data set.
         manifest: its manifest.
-        source: the folder with the objects; None takes the one that was packed.
+        source: the folder with the objects; None uses the folder that was packed.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, source: Path | None) -> None:
@@ -40,7 +40,8 @@ class PackedObjects:
 
     def _open(self) -> tuple[Any, Source]:
         if self._opened is None:
-            path, cure = self._folder / SOURCES_NAME, "without it no shard is rebuilt: pack again"
+            path = self._folder / SOURCES_NAME
+            cure = "no shard can be rebuilt without it: pack again"
             kinds = {"sample_id": "text", "path": "text", "row": "integer"}
             try:
                 table = open_table(path, kinds, cure=cure, num_rows=self._manifest.num_samples)
@@ -48,18 +49,18 @@ class PackedObjects:
                 raise DataError(f"{path} is missing; {cure}") from None
             metadata = table.schema_arrow.metadata or {}
             with reading(path, cure):
-                found = sources_sha256(table.read(list(kinds)))
-            # Data sets of earlier versions have no checksum of it; their repairs are held to the
-            # samples' own, as all are.
+                rows = table.read(list(kinds))
+            check_table(rows, path, kinds, cure=cure, num_rows=self._manifest.num_samples)
+            with reading(path, cure):
+                found = sources_sha256(rows)
+            # Earlier versions wrote no checksum of it; each sample's own one guards its repair.
             if self._manifest.provenance.get("sources_sha256") not in (None, found):
                 raise DataError(f"{path} was altered; restore it or pack again")
             with reading(path, cure):
                 said = metadata.get(b"source", b".").decode()
             root = Path(said) if self._root is None else self._root
             if not root.is_dir():
-                raise DataError(
-                    f"the objects' folder {root} is not there; say with --source DIR where it is"
-                )
+                raise DataError(f"the objects' folder {root} does not exist; give --source DIR")
             fits = self._settings.get("fits")
             options = (
                 None
@@ -76,15 +77,15 @@ class PackedObjects:
 
     @property
     def source(self) -> Source:
-        """Reads the objects.
+        """The source that reads the objects.
 
         Raises:
-            DataError: the folder is not there.
+            DataError: its folder does not exist.
         """
         return self._open()[1]
 
     def locations(self, expected: ExpectedShard) -> list[tuple[str, int]]:
-        """(path, row) of each object of a shard, for `Source.read`."""
+        """Returns (path, row) of each object of a shard, for `Source.read`."""
         start, stop = expected.first_row, expected.first_row + expected.info.num_samples
         path, cure = self._folder / SOURCES_NAME, "pack again"
         names = ("sample_id", "path", "row")
@@ -98,7 +99,7 @@ class PackedObjects:
         return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
     def label_columns(self, index_columns: Sequence[str]) -> list[str]:
-        """The catalogue's columns, in the order of the JSON members."""
+        """Returns the catalog's columns, in the order of the JSON members."""
         schema = self._manifest.schema
         arrow_schema = self._open()[0].schema_arrow
         has_labels = b"labels" in (arrow_schema.metadata or {})
@@ -110,7 +111,7 @@ class PackedObjects:
         return [name for name in names if name in index_columns]
 
     def preparation(self) -> Preparation:
-        """What the pack did about NaN."""
+        """Returns how the pack treated NaN."""
         settings = self._settings
         named = None if settings.get("inpaint") is None else tuple(settings["inpaint"])
         asked = PackSettings(source=self.source.root, out=self._folder, inpaint=named)
@@ -121,5 +122,5 @@ class PackedObjects:
 
     @property
     def is_chunked(self) -> bool:
-        """Whether HDF5 shards have one chunk a sample."""
+        """Whether HDF5 shards have one chunk per sample."""
         return bool(self._settings.get("chunked"))

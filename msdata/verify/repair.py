@@ -1,9 +1,9 @@
-"""Mends bad shards from the objects they were packed from, or leaves them as they are.
+"""Rebuilds damaged shards from their source files, or leaves them as they are.
 
-A shard with a few bad samples is copied and those alone are read again; one with damaged headers or
-of the wrong size is packed again, by the code that packed it. Either way the new file replaces the
-old one only when each of its bytes agrees with manifest and index, so a source that has changed
-since can do no harm.
+If a few samples of a shard are corrupt, `repair` copies the shard and reads those samples again. If
+its headers are damaged or its size is wrong, `repair` packs it again with the code that packed it.
+The new file replaces the old one only when all its bytes agree with manifest and index, so a source
+that has changed since cannot do harm.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from msdata.core.checksum import crc32c_of_parts
-from msdata.core.file_lock import take_lock
-from msdata.core.files import storage_error, sync_folder, write_whole
+from msdata.core.files import storage_error, sync_folder, take_lock, write_whole
 from msdata.core.trusted_names import check_below
 from msdata.dataset.shard import pwrite_all
 from msdata.dataset.shard_files import ShardFile
@@ -40,40 +39,40 @@ from msdata.verify.packed_objects import PackedObjects
 from msdata.verify.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.verify.verify import Expectations, VerifyReport
 
-# Faults that leave everything but single samples' pixels in place.
+# Faults that leave everything in place except the pixels of single samples.
 _PATCHABLE = frozenset(("sample", "longer"))
 _PREFIX = ".repair-"
-# As `tempfile` names them.
+# `tempfile` names them so.
 _LEFTOVER = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mending:
-    """What became of one bad file.
+class RepairResult:
+    """The outcome of the repair of one damaged file.
 
     Attributes:
-        path: the file, below the data set's folder.
-        is_mended: it is whole again; else it is as it was.
-        message: what was done, or why nothing was.
+        path: the file, relative to the data set's folder.
+        is_repaired: the file is whole again; otherwise it is unchanged.
+        message: what was done, or why nothing was done.
     """
 
     path: str
-    is_mended: bool
+    is_repaired: bool
     message: str
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
 
 
-def repair(report: VerifyReport, *, source: Path | None = None) -> list[Mending]:
-    """Mends what can be mended.
+def repair(report: VerifyReport, *, source: Path | None = None) -> list[RepairResult]:
+    """Repairs the files that can be repaired.
 
     Args:
         report: what `verify_dataset` found.
-        source: the folder with the objects; None takes the one that was packed.
+        source: the folder with the objects; None uses the folder that was packed.
 
     Returns:
-        One entry a bad file.
+        One result per damaged file.
 
     Raises:
         StorageError: the data set's folder cannot be written.
@@ -84,30 +83,30 @@ def repair(report: VerifyReport, *, source: Path | None = None) -> list[Mending]
     faults: dict[str, list[Fault]] = defaultdict(list)
     for fault in report.faults:
         faults[fault.path].append(fault)
-    mendings: list[Mending] = []
+    results: list[RepairResult] = []
     objects = PackedObjects(report.path, manifest, source)
     with _temporary_folder(report.path) as folder:
         for expected in Expectations(report.path, manifest).shards():
             found = faults.get(expected.info.relative_path, [])
             if found:
-                mendings.append(_mend_shard(expected, found, objects, folder))
+                results.append(_repair_shard(expected, found, objects, folder))
             index_path = dali_index_path(expected.path).relative_to(report.path).as_posix()
-            if index_path in faults and all(m.is_mended for m in mendings[-1:] if found):
-                mendings.append(_mend_dali_index(expected, index_path))
-    return mendings
+            if index_path in faults and all(r.is_repaired for r in results[-1:] if found):
+                results.append(_repair_dali_index(expected, index_path))
+    return results
 
 
-def _refused(fault: Fault) -> Mending:
+def _refused(fault: Fault) -> RepairResult:
     message = (
-        "cannot be mended: the shards are checked against it; restore it from a copy, or pack "
-        "again with the same source, catalogue and settings, which gives the same bytes"
+        "cannot be repaired: the shards are checked against it; restore it from a copy, or pack "
+        "again with the same source, catalog and settings, which gives the same bytes"
     )
-    return Mending(path=fault.path, is_mended=False, message=message)
+    return RepairResult(path=fault.path, is_repaired=False, message=message)
 
 
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """A folder on the data set's own file system, so that a rename can take files out of it."""
+    """Makes a folder on the data set's own file system, so that files can be renamed out of it."""
     remove_leftovers(folder)
     try:
         made, fd = _make_locked(folder)
@@ -121,10 +120,10 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
 
 
 def _make_locked(folder: Path) -> tuple[Path, int]:
-    """Makes a folder whose lock tells that it is in use."""
+    """Makes a folder whose lock says that it is in use."""
     while True:
         made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
-        # Another repair that starts may find it before it is locked, and remove it.
+        # Another repair that starts may find the folder before it is locked, and remove it.
         with suppress(FileNotFoundError):
             fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             if take_lock(fd) and made.exists():
@@ -133,7 +132,7 @@ def _make_locked(folder: Path) -> tuple[Path, int]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what repairs left that were killed; those of another user, or in use, stay.
+    """Removes the folders that killed repairs left; keeps those of other users and those in use.
 
     Args:
         folder: of the data set.
@@ -145,7 +144,7 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(OSError):
             fd = os.open(path, flags)
             try:
-                # Where there are no locks, none is known to be unused.
+                # On a file system without locks all stay: any of them may be in use.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(fd).st_uid == os.geteuid():
                     shutil.rmtree(path)
@@ -153,11 +152,11 @@ def remove_leftovers(folder: Path) -> None:
                 os.close(fd)
 
 
-def _mend_shard(
+def _repair_shard(
     expected: ExpectedShard, faults: Sequence[Fault], objects: PackedObjects, folder: Path
-) -> Mending:
+) -> RepairResult:
     path = expected.info.relative_path
-    # The same name below another folder: the writers name what they write after it.
+    # Same relative path in another folder: the writers name their files after it.
     made = replace(expected, path=folder / path)
     try:
         check_below(folder.parent, expected.path)
@@ -167,23 +166,23 @@ def _mend_shard(
         else:
             message = _rebuild(made, objects)
         _take_over(expected, made)
-    except MsdataError as error:
-        return Mending(path=path, is_mended=False, message=f"not mended, left as it is: {error}")
-    except OSError as error:
-        reason = storage_error("write", expected.path, error)
-        return Mending(path=path, is_mended=False, message=f"not mended, left as it is: {reason}")
-    return Mending(path=path, is_mended=True, message=message)
+    except (MsdataError, OSError) as error:
+        if not isinstance(error, MsdataError):
+            error = storage_error("write", expected.path, error)
+        message = f"not repaired, left as it is: {error}"
+        return RepairResult(path=path, is_repaired=False, message=message)
+    return RepairResult(path=path, is_repaired=True, message=message)
 
 
 def _patch(
     expected: ExpectedShard, made: ExpectedShard, faults: Sequence[Fault], objects: PackedObjects
 ) -> str:
-    """Copies the shard, cut to its size, and writes the bad samples anew."""
+    """Copies the shard, cuts it to its size, and rewrites the corrupt samples."""
     shutil.copyfile(expected.path, made.path)
     os.truncate(made.path, expected.info.nbytes)
     rows = sorted({row for fault in faults for row in fault.rows})
     if not rows:
-        return f"mended: cut to its {expected.info.nbytes:,} bytes"
+        return f"repaired: cut to its {expected.info.nbytes:,} bytes"
     ids, locations, preparation = (
         made.sample_ids(),
         objects.locations(made),
@@ -202,18 +201,17 @@ def _patch(
                 raise _changed(ids[row], f"its object {locations[row][0]} has changed since")
             names |= _overwrite(file.fileno(), made, row, arrays)
         os.fsync(file.fileno())
-    return f"mended: {len(rows):,} samples read again ({', '.join(sorted(names))} differed)"
+    return f"repaired: {len(rows):,} samples read again ({', '.join(sorted(names))} differed)"
 
 
 def _changed(sample_id: str, reason: str) -> DataError:
     return DataError(
-        f"sample {sample_id} cannot be made again, {reason}; restore the object, or pack again "
-        "without it"
+        f"cannot rebuild sample {sample_id}: {reason}; restore the object, or pack again without it"
     )
 
 
 def _overwrite(fd: int, made: ExpectedShard, row: int, arrays: Sequence[Array]) -> set[str]:
-    """Writes a sample's arrays where they differ; returns the names of those."""
+    """Writes the arrays of a sample that differ; returns their names."""
     names = set()
     for survey, array, offset in zip(
         made.schema.arrays, arrays, made.offsets[row].tolist(), strict=True
@@ -226,7 +224,7 @@ def _overwrite(fd: int, made: ExpectedShard, row: int, arrays: Sequence[Array]) 
 
 
 def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
-    """Packs the shard again, with the code that packed it."""
+    """Packs the shard again with the code that packed it."""
     rows = made.read_rows(None)
     label_columns = objects.label_columns(rows.column_names)
     task = ShardTask(
@@ -243,21 +241,21 @@ def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
     )
     result = pack_shard(task, objects.source, _NoProgress()).complete()
     _compare(task, result, made)
-    return f"mended: {rows.num_rows:,} objects packed again"
+    return f"repaired: {rows.num_rows:,} objects packed again"
 
 
 class _NoProgress:
-    """Shards are mended one by one, with a line each."""
+    """Shows no progress: each repaired shard has its own line."""
 
     def accept(self, nbytes: int) -> None:
-        """Nothing to show."""
+        """Ignores the bytes."""
 
     def reject(self, rejection: Rejection) -> None:
-        """The result says it."""
+        """Ignores the rejection: `ShardResult` lists it."""
 
 
 def _compare(task: ShardTask, result: ShardResult, made: ExpectedShard) -> None:
-    """Raises DataError unless the rebuilt shard is what the index says."""
+    """Raises DataError unless the rebuilt shard agrees with the index."""
     for position, reason in result.rejected:
         place = task.locations[position][0]
         raise _changed(task.sample_ids[position], f"its object {place}: {reason}")
@@ -270,7 +268,9 @@ def _compare(task: ShardTask, result: ShardResult, made: ExpectedShard) -> None:
         )
     summary = result.summary
     if summary is None or not np.array_equal(summary.offsets, made.offsets):
-        raise DataError("packed again, the samples lie elsewhere than the index says; pack it all")
+        raise DataError(
+            "packed again, the samples lie elsewhere than the index says; pack all again"
+        )
     if (summary.nbytes, summary.frame_crc32c) != (made.info.nbytes, made.info.frame_crc32c):
         raise DataError(
             "packed again, the pixels are right but headers or labels differ from what "
@@ -279,13 +279,13 @@ def _compare(task: ShardTask, result: ShardResult, made: ExpectedShard) -> None:
 
 
 def _take_over(expected: ExpectedShard, made: ExpectedShard) -> None:
-    """Gives the new file the old one's name, after a last look at what is on the disk."""
+    """Checks the new file on the disk and gives it the old one's name."""
     index_path = dali_index_path(made.path)
     if made.container == "tar" and not index_path.exists():
         file = ShardFile(made.path, made.info.nbytes)
         write_whole(index_path, dali_index_of(file, made))
     for fault in check_shard(made, bytearray(PIECE_NBYTES)):
-        raise DataError(f"what was made anew is wrong too: {fault.message}")
+        raise DataError(f"the rebuilt shard is wrong too: {fault.message}")
     if expected.path.is_file() and not expected.path.is_symlink():
         shutil.copymode(expected.path, made.path)
     expected.path.parent.mkdir(exist_ok=True)
@@ -295,11 +295,11 @@ def _take_over(expected: ExpectedShard, made: ExpectedShard) -> None:
     sync_folder(expected.path.parent)
 
 
-def _mend_dali_index(expected: ExpectedShard, path: str) -> Mending:
+def _repair_dali_index(expected: ExpectedShard, path: str) -> RepairResult:
     try:
         check_below(expected.path.parents[1], expected.path)
         file = ShardFile(expected.path, expected.info.nbytes)
         write_whole(dali_index_path(expected.path), dali_index_of(file, expected))
     except MsdataError as error:
-        return Mending(path=path, is_mended=False, message=f"not mended: {error}")
-    return Mending(path=path, is_mended=True, message="mended: made anew from the shard")
+        return RepairResult(path=path, is_repaired=False, message=f"not repaired: {error}")
+    return RepairResult(path=path, is_repaired=True, message="repaired: rebuilt from the shard")

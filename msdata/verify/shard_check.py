@@ -1,12 +1,12 @@
 """Checks one shard, every byte once: arrays against the index, all else against the manifest.
 
-Bytes are read in file order through one buffer, so memory does not grow with the shard. What is
-found becomes a `Fault`; only the caller's own mistakes raise.
+Reads in file order through one buffer, so memory does not grow with the shard. Damage becomes a
+`Fault`; only mistakes of the caller raise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,23 @@ from msdata.core.files import storage_error
 from msdata.dataset.hdf5 import frame_ranges
 from msdata.dataset.shard_files import ShardFile
 from msdata.errors import DataError, StorageError
-from msdata.verify.bit_flip import locate_bit_flip
 from msdata.verify.expected_shard import ExpectedShard
 from msdata.verify.frame_check import check_dali_index, locate_damage
 
 # One request of a parallel file system; larger ones gain nothing, smaller ones wait more often.
 PIECE_NBYTES = 8 << 20
-# Looking for a flipped bit takes a tenth of a second a sample.
-_MAX_LOCATED = 20
-_ALL_ARRAYS = "its arrays were altered"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong.
+    """One fault of one file.
 
     Attributes:
         kind: "missing", "truncated", "longer", "unreadable", "sample", "frame" (bytes that belong
             to no array), "dali_index", "index" or "manifest".
-        path: the file, below the data set's folder.
+        path: the file, relative to the data set's folder.
         message: what is wrong with it.
-        rows: positions in the shard of the samples concerned, where known.
+        rows: positions in the shard of the affected samples, where known.
         sample_ids: their ids.
     """
 
@@ -56,15 +52,15 @@ def check_shard(expected: ExpectedShard, buffer: Any) -> list[Fault]:
     """Checks one shard.
 
     Args:
-        expected: what it has to be.
+        expected: what manifest and index promise.
         buffer: writable memory to read through.
 
     Returns:
-        What is wrong with it; empty where nothing is.
+        Its faults; empty for an intact shard.
     """
     try:
         found = expected.path.stat().st_size
-        # Opened with the size it has: a wrong one is a fault, and the samples inside still count.
+        # Opened with its actual size: a wrong size is a fault, and the samples inside still count.
         file = ShardFile(expected.path, found)
         faults = _size_faults(expected, found)
         faults += _content_faults(expected, file, found, buffer)
@@ -86,10 +82,7 @@ def _refusal(expected: ExpectedShard, error: OSError) -> StorageError:
 
 
 def _fault(expected: ExpectedShard, kind: str, message: str, rows: Sequence[int] = ()) -> Fault:
-    ids: tuple[str, ...] = ()
-    if len(rows):
-        every = expected.sample_ids()
-        ids = tuple(every[row] for row in rows)
+    ids = tuple(expected.sample_ids()[row] for row in rows)
     path = expected.info.relative_path
     return Fault(kind=kind, path=path, message=message, rows=tuple(rows), sample_ids=ids)
 
@@ -127,14 +120,16 @@ def _content_faults(
 ) -> list[Fault]:
     nbytes = min(found, expected.info.nbytes)
     sums, frame_crc = checksums(expected, file, nbytes, buffer)
-    altered = [
-        row
+    faults = [
+        _fault(
+            expected,
+            "sample",
+            f"sample {expected.sample_ids()[row]} is corrupt: CRC32C {crc:08x}, "
+            f"expected {said:08x}",
+            [row],
+        )
         for row, (crc, said) in enumerate(zip(sums, expected.crc32c.tolist(), strict=True))
         if crc is not None and crc != said
-    ]
-    faults = [
-        _fault(expected, "sample", message, [row])
-        for row, message in _sample_messages(expected, altered, sums)
     ]
     if nbytes == expected.info.nbytes and frame_crc != expected.info.frame_crc32c:
         said = expected.info.frame_crc32c
@@ -145,38 +140,11 @@ def _content_faults(
             _fault(
                 expected,
                 "frame",
-                f"bytes between the arrays were altered (checksum {frame_crc:08x}, dataset.json "
-                f"says {said:08x}); no sample's pixels are concerned",
+                f"bytes between the arrays are corrupt: CRC32C {frame_crc:08x}, expected "
+                f"{said:08x}; all pixels are intact",
             )
         ]
     return faults
-
-
-def _sample_messages(
-    expected: ExpectedShard, rows: Sequence[int], sums: Sequence[int | None]
-) -> Iterator[tuple[int, str]]:
-    if not rows:
-        return
-    ids = expected.sample_ids()
-    for number, row in enumerate(rows):
-        found, said = sums[row] or 0, int(expected.crc32c[row])
-        what = _altered_array(expected, found, said) if number < _MAX_LOCATED else _ALL_ARRAYS
-        yield (
-            row,
-            f"sample {ids[row]}: {what} (checksum {found:08x}, the index says {said:08x})",
-        )
-
-
-def _altered_array(expected: ExpectedShard, found: int, said: int) -> str:
-    """Names the array where that can be told: the checksum is one for all of them."""
-    sizes, names = expected.array_nbytes, expected.schema.names
-    place = locate_bit_flip(found, said, sum(sizes))
-    if place is None:
-        return f"'{names[0]}' was altered" if len(names) == 1 else _ALL_ARRAYS
-    stops = np.cumsum(sizes)
-    a = int(np.searchsorted(stops, place, side="right"))
-    byte = place - int(stops[a]) + sizes[a]
-    return f"'{names[a]}' was altered, a bit of its byte {byte:,} flipped"
 
 
 def _dali_faults(expected: ExpectedShard, file: ShardFile) -> list[Fault]:
@@ -193,13 +161,13 @@ def checksums(
     """Reads a shard once.
 
     Args:
-        expected: what it has to be.
-        file: the open file.
-        nbytes: how much of it there is to read.
+        expected: what manifest and index promise.
+        file: the open shard.
+        nbytes: bytes to read.
         buffer: writable memory to read through.
 
     Returns:
-        CRC32C of each sample's arrays, None where they are not all there; and that of all other
+        CRC32C of each sample's arrays, None for a sample that is cut off; and CRC32C of all other
         bytes.
     """
     num_samples = len(expected.offsets)
@@ -211,7 +179,7 @@ def checksums(
         at, stop = start, min(stop, nbytes)
         while at < stop:
             if not base <= at < base + filled:
-                # Out of order, what lies beyond the segment is not needed next.
+                # Out of order, the bytes beyond the segment are not needed next.
                 end = nbytes if is_in_order else stop
                 base, filled = at, min(len(view), end - at)
                 file.read_into([view[:filled]], base)
@@ -224,10 +192,10 @@ def checksums(
 
 
 def _segments(expected: ExpectedShard) -> tuple[list[tuple[int, int, int]], bool]:
-    """(start, stop, row) of all bytes; row -1 for those that belong to no array.
+    """Lists (start, stop, row) of all bytes; row -1 stands for bytes between the arrays.
 
-    In file order where that visits each sample's arrays in the schema's order, as its checksum
-    needs; else sample by sample, the rest after them. The second value says which.
+    In file order if that visits each sample's arrays in the schema's order, as its checksum needs;
+    otherwise sample by sample, then the rest. The second value says whether it is in file order.
     """
     offsets, sizes = expected.offsets, expected.array_nbytes
     num_samples, num_arrays = offsets.shape

@@ -1,8 +1,8 @@
-"""Checks every byte of a data set against its manifest and index, many shards at a time.
+"""Checks every byte of a data set against its manifest and index, several shards in parallel.
 
-Threads, not processes: reading and CRC32C both let go of the interpreter. On 2 cores, page cache
-hot, 2 threads read 13 to 16 GB/s where 2 processes read 17 to 19, far beyond any storage, and they
-start at once and share the index.
+Threads, not processes: reading and CRC32C both release the GIL. On 2 cores with a hot page cache, 2
+threads read 13 to 16 GB/s and 2 processes 17 to 19, far more than any storage gives; threads start
+at once and share the index.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 
 _KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, STATISTICS_NAME, REJECTED_NAME)
 
-# Told of (samples, bytes) as they are done, from any thread.
+# Called with (samples, bytes) for each finished shard, from any thread.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was found.
+    """The result of a check.
 
     Attributes:
         path: the data set's folder.
-        manifest: its manifest; None where that is damaged.
-        faults: what is wrong, shard by shard.
-        notes: what is odd but takes nothing from the data.
-        num_samples: samples whose shards were looked at.
+        manifest: its manifest; None if it is damaged.
+        faults: all faults, shard by shard.
+        notes: oddities that leave the data intact.
+        num_samples: samples of the checked shards.
         nbytes: bytes read.
-        elapsed_s: seconds it took.
+        elapsed_s: duration in seconds.
     """
 
     path: Path
@@ -65,12 +65,12 @@ class VerifyReport:
 
 
 class Expectations:
-    """What manifest and index say of the shards; opened once, used by many threads.
+    """What manifest and index promise of each shard; opened once, used by many threads.
 
     Args:
         folder: the data set.
         manifest: its manifest.
-        is_verified: the index's checksum was compared already.
+        is_verified: the caller has compared the index's checksum already.
 
     Raises:
         DataError: the index is missing or damaged.
@@ -81,11 +81,11 @@ class Expectations:
         self.manifest = manifest
         self._index = IndexFile(folder, manifest, is_verified=is_verified)
         self._dataset = Dataset(folder, manifest, self._index)
-        # A Parquet file that is open once must not be read by two threads at a time.
+        # Two threads must not read one open Parquet file at the same time.
         self._lock = threading.Lock()
 
     def shards(self) -> Iterator[ExpectedShard]:
-        """Every shard, in the order of the index."""
+        """Yields every shard in the order of the index."""
         first_row = 0
         for name in self.manifest.splits:
             split = self._dataset.split(name)
@@ -123,15 +123,15 @@ def verify_dataset(
 
     Args:
         folder: the data set.
-        jobs: shards checked at a time.
-        progress: told of what is done.
+        jobs: shards checked in parallel.
+        progress: called with (samples, bytes) per finished shard.
 
     Returns:
-        What was found; nothing is changed.
+        All faults and notes; the data set is not changed.
 
     Raises:
-        UsageError: there is no data set.
-        StorageError: the file system refused to show the folder.
+        UsageError: `folder` is not a data set.
+        StorageError: the file system refused to read the folder.
     """
     started_s = time.monotonic()
     try:
@@ -143,7 +143,7 @@ def verify_dataset(
     notes = list(_notes(folder, manifest))
     if faults:
         faults += [f for s in manifest.shards if (f := _size_fault(folder, s)) is not None]
-        notes.append("the samples were not checked: that takes an intact index")
+        notes.append("the samples were not checked: this needs an intact index")
     else:
         try:
             for found in _check_all(
@@ -151,7 +151,7 @@ def verify_dataset(
             ):
                 faults += found
         except DataError as error:
-            # Its checksum is right, its content is not: another program wrote both.
+            # The checksum is right and the content is not: another program wrote both.
             faults.append(Fault(kind="index", path=INDEX_NAME, message=str(error)))
     return _report(folder, manifest, faults, notes, started_s)
 
@@ -254,7 +254,7 @@ def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
         for entry in entries:
             name = entry.relative_to(folder).as_posix()
             if name not in known:
-                yield f"{name} is no part of the data set: nothing reads it"
+                yield f"{name} does not belong to the data set: nothing reads it"
 
 
 def _rejected_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -276,7 +276,7 @@ def _sources_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
         # Read whole: every page carries a checksum.
         table = read_whole(path, kinds, cure="--repair cannot rebuild shards")
     except (FileNotFoundError, NotADirectoryError):
-        yield f"{SOURCES_NAME} is missing: the data are whole, but --repair cannot mend them"
+        yield f"{SOURCES_NAME} is missing: the data are whole, but --repair cannot rebuild shards"
         return
     except MsdataError as error:
         yield f"{SOURCES_NAME} is unreadable ({error})"
@@ -284,4 +284,4 @@ def _sources_notes(folder: Path, manifest: Manifest) -> Iterator[str]:
     if table.num_rows != manifest.num_samples:
         yield f"{SOURCES_NAME} has {table.num_rows} rows for {manifest.num_samples} samples"
     elif manifest.provenance.get("sources_sha256") not in (None, sources_sha256(table)):
-        yield f"{SOURCES_NAME} was altered: the data are whole, but --repair cannot mend them"
+        yield f"{SOURCES_NAME} was altered: the data are whole, but --repair cannot rebuild shards"

@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checked_table import check_table, file_metadata, open_table, reading
-from msdata.core.file_lock import take_lock
-from msdata.core.files import TEMPORARY_SUFFIX, open_known, storage_error, whole_file
+from msdata.core.files import TEMPORARY_SUFFIX, open_known, storage_error, take_lock, whole_file
 from msdata.errors import DataError, UsageError
 from mstrain.evaluation.metrics.densities import Floats
 

@@ -25,11 +25,11 @@ from torch import nn
 
 import msdata
 from msdata.core.checked_json import JsonValue, Within, open_regular, read_json
-from msdata.core.file_lock import take_lock
 from msdata.core.files import (
     open_known,
     remove_leftovers,
     storage_error,
+    take_lock,
     whole_file,
     write_whole,
 )

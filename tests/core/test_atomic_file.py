@@ -1,4 +1,4 @@
-"""Files appear whole, under names that nobody can take first, and never through a link."""
+"""Files appear whole, under unpredictable names, and never through a link."""
 
 from __future__ import annotations
 

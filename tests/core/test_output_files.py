@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import cv2
-import fake_services.__main__ as fake_services
 import numpy as np
 import pytest
+from fake_services.__main__ import main as fake_services_main
 from fake_services.catalogue import write_catalogue
 from fake_services.sky import galaxy_of
 
@@ -58,14 +58,14 @@ def test_a_file_that_the_command_did_not_make_is_left_and_its_own_is_made_again(
     assert path.read_bytes() != MINE
 
 
-def test_the_stand_ins_catalogue_never_replaces_another(tmp_path, capsys):
+def test_the_stand_ins_catalog_never_replaces_another(tmp_path, capsys):
     path = tmp_path / "catalog.csv"
     path.write_bytes(MINE)
     words = ["--catalog", str(path), "--n", "2"]
-    assert fake_services.main(words) == 2
+    assert fake_services_main(words) == 2
     assert "this command did not make it" in capsys.readouterr().err
     assert path.read_bytes() == MINE
-    # The same catalogue again is no harm.
+    # The same catalog again is no harm.
     path.unlink()
     write_catalogue(path, [galaxy_of(0, 0, 0)])
     content = path.read_bytes()
@@ -74,12 +74,12 @@ def test_the_stand_ins_catalogue_never_replaces_another(tmp_path, capsys):
     with pytest.raises(UsageError, match="did not make it"):
         write_catalogue(path, [galaxy_of(1, 0, 0)])
     (tmp_path / "services.toml").write_bytes(MINE)
-    assert fake_services.main(["--services", str(tmp_path / "services.toml")]) == 2
+    assert fake_services_main(["--services", str(tmp_path / "services.toml")]) == 2
     assert (tmp_path / "services.toml").read_bytes() == MINE
 
 
 @pytest.mark.parametrize("name", ["catalog.csv", "catalog.parquet", "counts.md", "redshifts.png"])
-def test_a_catalogue_is_not_built_over_files_of_the_same_names(name, tmp_path, capsys):
+def test_a_catalog_is_not_built_over_files_of_the_same_names(name, tmp_path, capsys):
     (tmp_path / "gama.csv").write_text("CATAID,RA,DEC,Z,NQ\n1,10,1,0.1,4\n")
     (tmp_path / "spec.toml").write_text('[surveys.gama]\nfiles = "gama.csv"\n')
     out = tmp_path / "out"

@@ -15,6 +15,7 @@ import pytest
 from msdata.cli import main
 from msdata.core.progress import ProgressLine
 from msdata.core.terminal import PlainStream, plain_streams, shown, shown_line
+from msdata.dataset.manifest import fingerprint_of
 
 ESCAPES = (
     "\x1b]0;owned\x07",
@@ -87,8 +88,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = json.loads((root / "data" / "dataset.json").read_bytes())
     content["schema"]["arrays"][0].update(unit=bad, bands=[f"g{bad}", "r\nrm -rf"])
     del content["fingerprint"]
-    from msdata.dataset.manifest import fingerprint_of
-
     content["fingerprint"] = fingerprint_of(content)
     (root / "data" / "dataset.json").write_text(json.dumps(content))
     (root / "data" / f"stray{bad.replace('/', '')}\nfile").write_bytes(b"")

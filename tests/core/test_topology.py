@@ -107,10 +107,10 @@ def test_node_and_local_rank_give_the_rank_back(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"num_nodes": 0}, "at least one node"),
-        ({"ranks_per_node": 0}, "at least one node"),
-        ({"rank": 1}, "rank 1 is not one of the 1 ranks"),
-        ({"rank": -1}, "rank -1"),
+        ({"num_nodes": 0}, "must be at least 1, got 0 and 1"),
+        ({"ranks_per_node": 0}, "must be at least 1, got 1 and 0"),
+        ({"rank": 1}, "rank must be 0 to 0, got 1"),
+        ({"rank": -1}, "got -1"),
     ],
 )
 def test_an_impossible_topology_is_refused(fields: dict[str, int], says: str) -> None:

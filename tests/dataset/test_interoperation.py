@@ -41,7 +41,7 @@ def objects() -> Objects:
 
 @pytest.fixture(scope="module")
 def source(objects: Objects, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The objects as upstream writes them, with a catalogue."""
+    """The objects as upstream writes them, with a catalog."""
     folder = tmp_path_factory.mktemp("source")
     lines = ["mantis_shrimp_id,z"]
     for number, (name, arrays) in enumerate(objects.items()):

@@ -84,7 +84,7 @@ def test_a_changed_manifest_is_refused(
 def test_what_is_no_data_set_is_told_from_one_half_packed(out: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         msdata.open(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="is no data set"):
+    with pytest.raises(UsageError, match="is not an msdata dataset"):
         msdata.open(tmp_path)
     (out / "dataset.json").write_text("{")
     with pytest.raises(DataError, match="is not valid JSON"):
@@ -124,7 +124,7 @@ def test_a_missing_or_damaged_index_is_said(out: Path) -> None:
 
 def test_an_index_that_makes_no_sense_is_not_written(out: Path, tmp_path: Path) -> None:
     data = msdata.open(out)
-    with pytest.raises(UsageError, match="lacks the columns crc32c"):
+    with pytest.raises(UsageError, match="must have the columns crc32c"):
         write_index(tmp_path, data.table.drop_columns(["crc32c"]), data.schema)
     torn = pa.concat_tables([data.table, data.table.slice(0, 1)])
     with pytest.raises(UsageError, match="split by split"):

@@ -19,7 +19,7 @@ from msdata.describe.card import count_rejected
 
 SAID = {
     "--name": "Galaxies",
-    "--licence": "https://creativecommons.org/licenses/by/4.0/",
+    "--license": "https://creativecommons.org/licenses/by/4.0/",
     "--url": "https://example.org/galaxies",
     "--creator": "A group",
     "--published": "2026-11-21",
@@ -55,7 +55,7 @@ def said() -> list[str]:
     return [word for pair in SAID.items() for word in pair]
 
 
-def test_the_card_has_counts_licence_and_checksums_that_hold(mantis_source, packed, tmp_path):
+def test_the_card_has_counts_license_and_checksums_that_hold(mantis_source, packed, tmp_path):
     data = copy(packed(mantis_source), tmp_path)
     assert card(data, "--sums", *said()) == 0
     text = (data / "CARD.md").read_text()
@@ -100,7 +100,7 @@ def test_equal_data_give_equal_cards_and_a_second_one_replaces_the_first(
 ):
     data = copy(packed(tiny_source), tmp_path)
     assert card(data) == 0
-    assert "nobody has said --licence, --creator, --url, --published" in capsys.readouterr().out
+    assert "the card lacks --license, --creator, --url, --published" in capsys.readouterr().out
     first = packing.content(data)
     assert card(data, "--name", "other") == 0
     assert card(data) == 0
@@ -117,7 +117,7 @@ def test_reasons_of_rejected_objects_are_counted_by_kind(flawed_source, packed, 
     assert "| no row in the catalogue | 6 |" in (data / "CARD.md").read_text()
 
 
-def test_the_catalogues_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):
+def test_the_catalogs_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):
     (tmp_path / "gama.csv").write_text(
         "CATAID,RA,DEC,Z,NQ,SURVEY\n1,10,1,0.1,4,GAMA\n2,11,1,0.1,2,GAMA\n"
     )
@@ -127,7 +127,7 @@ def test_the_catalogues_cuts_counts_and_citations_are_on_the_card(tiny_source, p
     data = copy(packed(tiny_source), tmp_path)
     assert card(data, "--catalog", str(tmp_path / "c")) == 0
     text = (data / "CARD.md").read_text()
-    cuts = "SURVEY one of ['GAMA', 'GAMA_LT']; NQ at least 3; Z at least 0.002"
+    cuts = r"SURVEY one of \['GAMA', 'GAMA_LT'\]; NQ at least 3; Z at least 0.002"
     assert f"| GAMA | gama.csv | 2 | 1 | {cuts} | Driver et al. 2022" in text
     assert "1 objects, 0 < z < 1.6, declination above -30 degrees, no two within 3 arcsec" in text
 
@@ -138,8 +138,8 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     data = copy(packed(tiny_source), tmp_path)
     (tmp_path / "other.json").write_text("{}")
     wrong = [
-        ([str(tmp_path)], 2, "is no data set"),
-        ([str(data), "--published", "yesterday"], 2, "write YYYY-MM-DD"),
+        ([str(tmp_path)], 2, "is not an msdata dataset"),
+        ([str(data), "--published", "yesterday"], 2, "must be a date YYYY-MM-DD, got 'yesterday'"),
         ([str(data), "--catalog", str(tmp_path / "absent")], 2, "does not exist"),
         (
             [str(data), "--catalog", str(tmp_path / "other.json")],

@@ -55,7 +55,7 @@ def write_data(folder, schema: Schema, **columns) -> pa.Table:
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     rng = np.random.default_rng(1)
     redshift = rng.gamma(2, 0.2, NUM_SAMPLES)
     redshift[5] = np.nan
@@ -72,8 +72,8 @@ def labelled(tmp_path):
     return tmp_path, table
 
 
-def test_counts_sizes_and_pixels_are_those_of_the_index(labelled):
-    folder, table = labelled
+def test_counts_sizes_and_pixels_are_those_of_the_index(labeled):
+    folder, table = labeled
     info = describe(folder)
     assert {s.name: s.num_samples for s in info.splits} == SIZES
     assert [s.nbytes for s in info.splits] == [n * 600_000 for n in SIZES.values()]
@@ -87,16 +87,16 @@ def test_counts_sizes_and_pixels_are_those_of_the_index(labelled):
     assert galex.num_missing == {b: sum(b in t for t in texts) for b in ("NUV", "FUV")}
 
 
-def test_every_redshift_is_in_one_bin_of_its_split(labelled):
-    folder, table = labelled
+def test_every_redshift_is_in_one_bin_of_its_split(labeled):
+    folder, table = labeled
     histogram = describe(folder).redshifts
     sums = {name: int(c.sum()) for name, c in histogram.counts.items()}
     assert sums == {**SIZES, "train": SIZES["train"] - 1}
     assert histogram.edges[0] <= np.nanmin(table["redshift"].to_numpy())
 
 
-def test_nulls_and_limits_of_the_columns_are_counted(labelled):
-    columns = {c.name: c for c in describe(labelled[0]).columns}
+def test_nulls_and_limits_of_the_columns_are_counted(labeled):
+    columns = {c.name: c for c in describe(labeled[0]).columns}
     assert columns["ebv"].num_null == NUM_SAMPLES // 4
     assert columns["redshift"].num_null == 1
     assert columns["field"].num_null == 1
@@ -104,11 +104,11 @@ def test_nulls_and_limits_of_the_columns_are_counted(labelled):
     assert columns["seen"].maximum is None
 
 
-def test_the_text_fits_the_terminal_and_says_the_essential(labelled):
-    info = describe(labelled[0])
+def test_the_text_fits_the_terminal_and_says_the_essential(labeled):
+    info = describe(labeled[0])
     text = "\n".join(info_lines(info, 80))
     # A path is as long as it is.
-    lines = [line for line in text.splitlines()[:40] if str(labelled[0]) not in line]
+    lines = [line for line in text.splitlines()[:40] if str(labeled[0]) not in line]
     assert max(map(len, lines)) <= 80
     for word in (info.manifest.fingerprint, "5x170x170", "20.08, 18.82", "seed         7", "####"):
         assert word in text
@@ -119,15 +119,15 @@ def test_a_data_set_without_labels_and_bands_is_described_too(tmp_path):
     info = describe(tmp_path)
     assert info.redshifts is None
     text = "\n".join(info_lines(info, 80))
-    assert "no catalogue columns" in text
+    assert "no catalog columns" in text
     assert "2x2x2x2" in text
 
 
-def test_the_json_stands_alone_on_stdout(labelled, capsys):
-    assert main(["info", str(labelled[0]), "--json"]) == 0
+def test_the_json_stands_alone_on_stdout(labeled, capsys):
+    assert main(["info", str(labeled[0]), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["num_samples"] == NUM_SAMPLES
     assert result["redshifts"]["counts"].keys() == SIZES.keys()
-    assert main(["info", str(labelled[0])]) == 0
+    assert main(["info", str(labeled[0])]) == 0
     assert capsys.readouterr().out.startswith("data set")
-    assert main(["info", str(labelled[0] / "none")]) == 2
+    assert main(["info", str(labeled[0] / "none")]) == 2

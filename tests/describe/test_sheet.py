@@ -1,4 +1,4 @@
-"""msdata sheet: stamps where they belong, in the colours that were promised."""
+"""msdata sheet: stamps where they belong, in the colors that were promised."""
 
 import csv
 import pickle
@@ -13,7 +13,7 @@ from msdata.augment.augmenter import preview
 from msdata.augment.geometry import survey_names
 from msdata.cli import main
 from msdata.core.stretch import stretch
-from msdata.describe.sheet import CELL_MAX, NAN_COLOUR, draw_cell, draw_sheet, sheet_columns
+from msdata.describe.sheet import CELL_MAX, NAN_COLOR, draw_cell, draw_sheet, sheet_columns
 from msdata.errors import UsageError
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
@@ -83,8 +83,8 @@ def test_the_same_seed_draws_the_same_bytes_and_ids_choose(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["x.jpg"], r"x.jpg is no .png"),
-        (["x.png", "--n", "0"], "a sheet holds 1 to"),
+        (["x.jpg"], "out must be a .png file, got x.jpg"),
+        (["x.png", "--n", "0"], "--n must be 1 to 200, got 0"),
         (["x.png", "--ids", "g0,nobody"], "has no sample nobody"),
         (["x.png", "--split", "train"], "has no split 'train'"),
     ],
@@ -104,15 +104,15 @@ def test_a_band_without_coverage_is_hatched_not_drawn():
     assert not np.array_equal(hatched, drawn)
 
 
-def test_nan_pixels_have_their_colour_and_small_stamps_whole_multiples():
+def test_nan_pixels_have_their_color_and_small_stamps_whole_multiples():
     schema = generic(image=(32, 32))
     image = blob(32, 32)
     image[0, 0] = np.nan
     cell = draw_cell(sheet_columns(schema)[0][0], {"image": image}, 170)
-    assert np.all(cell[5:10, 5:10] == NAN_COLOUR)
-    assert int((cell == NAN_COLOUR).all(axis=2).sum()) == 25
-    grey = cell[5:165, 5:165, 0].reshape(32, 5, 32, 5)
-    assert np.array_equal(grey[1:].min(axis=(1, 3)), stretch(image)[1:])
+    assert np.all(cell[5:10, 5:10] == NAN_COLOR)
+    assert int((cell == NAN_COLOR).all(axis=2).sum()) == 25
+    gray = cell[5:165, 5:165, 0].reshape(32, 5, 32, 5)
+    assert np.array_equal(gray[1:].min(axis=(1, 3)), stretch(image)[1:])
 
 
 def test_arrays_of_any_shape_are_drawn_or_named():
@@ -126,22 +126,22 @@ def test_arrays_of_any_shape_are_drawn_or_named():
         *(("rgb", i) for i in range(3)),
         ("big", 0),
     ]
-    assert notes == ["'cube' (2x2x2x2) is neither curve nor image, so not drawn"]
+    assert notes == ["'cube' (2x2x2x2) is neither curve nor image and is not drawn"]
     sample = {a.name: np.random.default_rng(0).normal(size=a.shape) for a in schema.arrays}
     sample["curve"][3:9] = np.nan
     sheet = draw_sheet([sample], schema, captions=["ä 1"], title="all")
     assert sheet.shape[1] < 7 * (CELL_MAX + 40)
-    with pytest.raises(UsageError, match="there is nothing to draw: 'cube'"):
+    with pytest.raises(UsageError, match="cannot draw a sheet: 'cube'"):
         draw_sheet([sample], generic(cube=(2, 2, 2, 2)), captions=[""], title="")
 
 
 def test_the_stretch_keeps_the_order_of_pixels_and_shows_faint_and_bright():
     image = blob(64, 64)
-    grey = stretch(image)
+    gray = stretch(image)
     order = np.argsort(image.ravel())
-    assert np.all(np.diff(grey.ravel()[order].astype(int)) >= 0)
-    assert grey.max() == 255
-    assert np.median(grey) < 90
+    assert np.all(np.diff(gray.ravel()[order].astype(int)) >= 0)
+    assert gray.max() == 255
+    assert np.median(gray) < 90
     assert np.all(stretch(np.full((4, 4), 7)) == 128)
     assert not stretch(np.full((4, 4), np.nan)).any()
     counts = np.zeros((32, 32))
@@ -186,8 +186,8 @@ def test_north_is_up_and_east_is_left_and_both_are_marked(data):
     image = np.zeros((5, 170, 170), np.float32)
     # Rows run from south to north, columns from east to west: a source in the north-east.
     image[0, 150:160, 10:20] = 100
-    grey = draw_cell(column, {"panstarrs": image}, 170)[..., 0]
-    rows, places = np.nonzero(grey == grey.max())
+    gray = draw_cell(column, {"panstarrs": image}, 170)[..., 0]
+    rows, places = np.nonzero(gray == gray.max())
     assert rows.max() < 20, "up"
     assert places.max() < 20, "left"
     sample = msdata.open(data).split("test")[0]
@@ -208,8 +208,8 @@ def test_images_whose_place_on_the_sky_is_unknown_keep_their_first_row_on_top():
     schema = generic(image=(2, 40, 40))
     image = np.zeros((2, 40, 40), np.float32)
     image[0, :5] = 9
-    grey = draw_cell(sheet_columns(schema)[0][0], {"image": image}, 160)[..., 0]
-    assert (grey[:20] == grey.max()).all() and (grey[20:] < grey.max()).all()
+    gray = draw_cell(sheet_columns(schema)[0][0], {"image": image}, 160)[..., 0]
+    assert (gray[:20] == gray.max()).all() and (gray[20:] < gray.max()).all()
 
 
 @pytest.mark.parametrize(

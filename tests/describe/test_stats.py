@@ -147,11 +147,11 @@ def test_wrong_usage_is_said_in_one_sentence(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = {
-        ("--max-samples", "0"): "--max-samples 0 is no number of samples",
-        ("--jobs", "0"): "--jobs 0 leaves nobody to do the work; give at least 1",
+        ("--max-samples", "0"): "--max-samples must be at least 1, got 0",
+        ("--jobs", "0"): "--jobs must be at least 1, got 0",
         ("--split", "trian"): "has no split 'trian'",
-        ("--out", "s.txt"): "s.txt is no .json",
-        ("--out", "/nowhere/s.json"): "/nowhere, the folder of --out, does not exist",
+        ("--out", "s.txt"): "--out must be a .json file, got s.txt",
+        ("--out", "/nowhere/s.json"): "the folder of --out does not exist: /nowhere",
     }
     for options, words in cases.items():
         assert stats(data, *options) == 2

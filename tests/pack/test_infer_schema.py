@@ -48,7 +48,7 @@ def test_any_numeric_array_is_described_in_little_endian(dtype: str) -> None:
         ({"name": "M 31"}, SampleError, "holds no arrays"),
         ({"x": np.array(["a"])}, SampleError, "not numbers"),
         ({"x": np.zeros((0, 3))}, UsageError, "empty shape"),
-        ({"not a name": np.zeros(3)}, UsageError, "cannot name a shard member"),
+        ({"not a name": np.zeros(3)}, UsageError, "array name must consist of"),
     ],
 )
 def test_what_cannot_be_described_is_said(sample: Any, error: Any, says: str) -> None:
