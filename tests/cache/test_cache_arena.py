@@ -242,7 +242,7 @@ def test_a_link_in_place_of_the_arena_is_refused(config: CacheConfig, tmp_path: 
 
 
 def test_an_arena_in_use_by_another_version_is_refused(arena: Arena, config: CacheConfig) -> None:
-    with pytest.raises(StorageError, match="do not fit"):
+    with pytest.raises(StorageError, match="incompatible processes use it"):
         Arena(config, replace(SPLIT, sample_nbytes=NBYTES // 2), 0, own)
     assert arena.path.exists()
 

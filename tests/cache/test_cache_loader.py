@@ -589,7 +589,7 @@ def test_a_filler_that_cannot_read_a_shard_leaves_it_out(
         assert loader.stats()["cache"]["local"]["filled"] == len(tar) - tar.shard_sizes[0]
         caching.assert_same_batches(caching.copies(loader), epochs(tar, None, 1)[0])
         assert loader.stats()["cache"]["local"]["filled"] == len(tar)
-    assert_said_once(caplog, "leaves it out")
+    assert_said_once(caplog, "which stays uncached")
 
 
 def test_a_claim_of_a_killed_rank_is_taken_over(tar: Split, tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_shard_that_one_node_cannot_read_is_left_out_there_and_others_read_it(
         # What its own ranks could read all the same is in the cache now.
         _, later = cluster.epoch()
         assert sum(t["storage"] for t in later) < sum(t["storage"] for t in tiers)
-    assert len([r for r in caplog.records if "leaves it out" in r.getMessage()]) == 2
+    assert len([r for r in caplog.records if "which stays uncached" in r.getMessage()]) == 2
 
 
 def test_a_service_without_a_folder_to_be_found_in_is_refused(split: Split, tmp_path: Path) -> None:

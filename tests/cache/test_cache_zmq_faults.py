@@ -172,7 +172,7 @@ def assert_warned_once(results: Sequence[dict[str, Any]], ranks: Sequence[int]) 
     for i in ranks:
         (warning,) = results[i]["warnings"]
         assert "does not answer" in warning
-        assert "comes from storage until it does" in warning
+        assert "come from storage until it does" in warning
 
 
 def test_a_service_that_is_killed_costs_little_and_the_others_serve_each_other(
@@ -322,7 +322,7 @@ def network() -> Iterator[Network]:
     network.remove()
 
 
-def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_mended(
+def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_restored(
     job: Job, network: Network, expected: dict[str, int]
 ) -> None:
     job.start([("ip", "netns", "exec", host) for host in network.hosts], network.addresses)
