@@ -29,7 +29,7 @@ from benchmarks.cache_plan import CONTESTANTS, SEED
 from benchmarks.private_cache import PrivateCache, PrivateTable
 from benchmarks.workloads import edge_bytes
 from msdata.cache.config import CacheConfig
-from msdata.cache.member import ServedArena, find_service
+from msdata.cache.mpi_service import ServedArena, find_service
 from msdata.cache.split import cached_split
 from msdata.cache.transport.link import LinkFetcher
 from msdata.core.checksum import crc32c_of_parts

@@ -48,10 +48,11 @@ from benchmarks.peer_rates import (
     run,
 )
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
-from msdata.cache.member import MemberService
-from msdata.cache.serve import ending_together, open_group
+from msdata.cache.mpi_service import MpiService
 from msdata.cache.slot_file import slots_at_owners
+from msdata.cache.transport.group import ending_together
 from msdata.cache.transport.link import LinkFetcher, link_address
+from msdata.cache.transport.mpi_group import open_group
 from msdata.core.checksum import crc32c
 from msdata.topology import from_env
 
@@ -85,7 +86,7 @@ def serve(shm_dir: Path) -> None:
     group = open_group(from_env())
     with (
         ending_together(group),
-        MemberService(group, config, split, own, lambda: lambda s: records[s]) as service,
+        MpiService(group, config, split, own, lambda: lambda s: records[s]) as service,
     ):
         service.open("host")
         with service.path.open("r+b") as file:

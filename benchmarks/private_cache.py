@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.counters import Counters
+from msdata.cache.tier import Counters
 from msdata.dataset.dataset import Split
 from msdata.loader.cached_fill import BufferRows
 from msdata.loader.node_cache import NodeCache

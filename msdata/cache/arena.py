@@ -1,9 +1,9 @@
 """The arena: a node's shared memory that holds records, in a file that every rank maps.
 
-Its name carries user, job, data set and split, so that two users or two jobs on one node never
-meet. It lasts as long as a rank or a service uses it; the last to leave removes it. Where all were
-killed, the next start of any job of the user finds that nobody holds its lock, and removes it; the
-next start of the same job goes on with what is in it.
+Its name carries user, job, data set and split, so two users or two jobs on one node never share
+one. It exists while a rank or a service uses it; the last to leave removes it. If all of them were
+killed, the next start of any of the user's jobs finds its lock free and removes it; the next start
+of the same job reuses its contents.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from msdata.cache.slot_file import Header, SlotFile, build, is_held, owners_chec
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
-# What stands in the name of an arena that a service made for the node, with a word behind it where
-# several services share a machine.
+# Marks the name of an arena that a service made for the node; a word follows where several services
+# share a machine.
 SERVED = "served"
 _PREFIX = "msdata"
 _T = TypeVar("_T")
 
 
 def arena_path(config: CacheConfig, split: CachedSplit, node: int) -> Path:
-    """Where a job's arena of one split on one node lies.
+    """The path of a job's arena for one split on one node.
 
     Args:
-        config: gives job, node and folder; `config.job` must be set.
+        config: job, node and folder; `config.job` must be set.
         split: the data.
-        node: number of the node; `config.node` takes precedence.
+        node: the node's number; `config.node` takes precedence.
     """
     place = f"n{node}" if config.node is None else config.node
     words = [word(config.job or ""), split.fingerprint, word(split.name), word(place)]
@@ -44,26 +44,26 @@ def arena_path(config: CacheConfig, split: CachedSplit, node: int) -> Path:
 
 
 def remove_stale_arenas(shm_dir: Path, own_job: str) -> list[Path]:
-    """Removes this user's arenas that nobody uses, but for those of the job that is starting.
+    """Removes this user's unused arenas, except those of the job that is starting.
 
     Args:
         shm_dir: the folder for shared memory.
         own_job: the job whose arenas stay.
 
     Returns:
-        What was removed.
+        The removed files.
     """
     mine = f"{_user_prefix()}-{word(own_job)}-"
     return [p for p in own_arenas(shm_dir) if not p.name.startswith(mine) and remove_if_unused(p)]
 
 
 def own_arenas(shm_dir: Path) -> list[Path]:
-    """All arenas of this user, in use or not; nothing else that bears such a name."""
+    """This user's arenas, used or not; regular files of this user only."""
     return [path for path in _named_like_arenas(shm_dir) if is_own_file(path)]
 
 
 def strange_arenas(shm_dir: Path) -> list[Path]:
-    """What bears the name of an arena of this user, and is a link, a FIFO or another user's."""
+    """Files named like this user's arenas that are links, FIFOs or another user's."""
     return [path for path in _named_like_arenas(shm_dir) if not is_own_file(path)]
 
 
@@ -76,19 +76,19 @@ def _user_prefix() -> str:
 
 
 def word(text: str) -> str:
-    """Text that may stand between dashes in a file name."""
+    """The text with every character replaced that is unsafe between dashes in a file name."""
     return re.sub(r"[^A-Za-z0-9_.]", "_", text)[:60]
 
 
 def peek(path: Path, look: Callable[[Header, SlotFile], _T | None]) -> _T | None:
-    """Looks at an arena without joining it.
+    """Inspects an arena without joining it.
 
     Args:
         path: the arena.
-        look: given what it is of and what it holds, which last as long as the call.
+        look: receives the header and the slots, which are valid only during the call.
 
     Returns:
-        What `look` gave; None where the arena has just gone, or is none.
+        The result of `look`; None if the arena is gone or invalid.
     """
     try:
         fd = open_own(path, os.O_RDONLY)
@@ -115,19 +115,19 @@ class Arena:
     Args:
         config: sizes and names; `config.job` must be set.
         split: the data.
-        node: number of the node.
-        own: gives the owners of all shards for the capacities of a node; None joins an arena that
-            others have made, as it is.
+        node: the node's number.
+        own: computes the owners of all shards from a node's capacities; None joins an existing
+            arena as it is.
 
     Attributes:
-        path: its name.
-        slots: its content.
-        is_made_here: whether this process made it, or found it made.
-        removed: stale arenas of other jobs that were removed.
+        path: the arena's file.
+        slots: the arena's content.
+        is_made_here: whether this process made the arena.
+        removed: stale arenas of other jobs that this process removed.
 
     Raises:
-        StorageError: the file system refused, or the name is taken by something else.
-        OSError: the folder for shared memory is not there.
+        StorageError: the file system refused, or something else has the arena's name.
+        OSError: the folder for shared memory does not exist.
     """
 
     def __init__(self, config: CacheConfig, split: CachedSplit, node: int, own: Own | None) -> None:
@@ -170,7 +170,7 @@ class Arena:
         except BaseException:
             leave(self._fd, self.path, self._pid, is_kept=False)
             raise
-        # For processes that end without closing; the descriptor is theirs to the last.
+        # For processes that end without closing; their descriptor stays open until the end.
         self._at_exit = weakref.finalize(self, remove_if_last, self._fd, self.path, self._pid)
 
     def close(self) -> None:
@@ -185,14 +185,14 @@ class Arena:
 
 
 def _is_as_asked(header: Header, config: CacheConfig, node: int, own: Own) -> bool:
-    """Whether an arena that a killed job left is what this job would make."""
+    """Whether an arena left by a killed job equals the one that this job would make."""
     memory, ssd = header.planned_nbytes
     return (
         header.node == node
         and config.memory_nbytes in (None, memory)
         and config.ssd_nbytes == ssd
-        # What fitted beside a dead job's processes may be less than what fits now.
+        # Less may have fitted beside the dead job's processes than fits now.
         and header.most_nbytes == memory
-        # The same job may have been started anew on another number of nodes.
+        # The same job may have been restarted on another number of nodes.
         and header.owners_crc32c == owners_checksum(own(memory, ssd))
     )

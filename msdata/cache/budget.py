@@ -1,7 +1,7 @@
-"""How much memory a node can give to the cache.
+"""Computes how much memory a node can give to the cache.
 
-Shared memory counts in the job's cgroup, and so does the file-system cache; but the latter gives
-way. So what is free is the limit less what is used, plus the file cache that can be dropped, for
+Both shared memory and the file cache count towards the job's cgroup, but the kernel can drop the
+file cache. Free memory is therefore the limit minus the usage plus the droppable file cache, for
 every cgroup from this process's up to the root, and never more than the machine or `/dev/shm` has.
 """
 
@@ -11,11 +11,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# What "auto" takes of the memory found free. The rest is for the ranks, which have hardly begun
+# Share of the free memory that "auto" takes. The rest is for the ranks, which have hardly started
 # when the first of them asks, and for the file cache that reading needs.
 AUTO_SHARE = 0.75
-# Of what is free, a number given by the user may take this much: a cache that has the job killed
-# helps nobody.
+# Share of the free memory that an explicit size may take: a larger cache would get the job killed.
 _MOST = 0.95
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
@@ -27,15 +26,15 @@ def memory_budget(
     """Bytes of shared memory to plan with, and bytes that may really be filled.
 
     Args:
-        asked_nbytes: what the user gave; None for "auto".
-        shm_dir: where the shared memory lies.
-        reserved_nbytes: what the node's ranks are about to take besides: batches and indices.
+        asked_nbytes: the size that the user gave; None for "auto".
+        shm_dir: the folder for shared memory.
+        reserved_nbytes: memory that the node's ranks will need for batches and indices.
 
     Returns:
-        (planned, most): equal for "auto"; `most` is less than a number that does not fit.
+        (planned, most): equal for "auto"; `most` is below `planned` if the asked size does not fit.
 
     Raises:
-        OSError: `shm_dir` is not there.
+        OSError: `shm_dir` does not exist.
     """
     file_system = os.statvfs(shm_dir)
     in_shm = int(_MOST * file_system.f_bavail * file_system.f_frsize)
@@ -48,7 +47,7 @@ def memory_budget(
 
 
 def free_memory(cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
-    """Bytes that this process could still allocate, by the machine's and its cgroups' limits.
+    """Bytes that this process can still allocate within the machine's and its cgroups' limits.
 
     Args:
         cgroups: where cgroups are mounted, v2 or v1.
@@ -60,7 +59,7 @@ def free_memory(cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
 
 
 def _own_cgroups(cgroups: Path, proc: Path) -> Iterator[Path]:
-    """The folders of this process's memory cgroup and of all above it."""
+    """The folders of this process's memory cgroup and its parents."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -75,13 +74,13 @@ def _own_cgroups(cgroups: Path, proc: Path) -> Iterator[Path]:
             continue
         parts = Path(path).parts[1:]
         for root in roots:
-            # In a container the path may be the host's; then the mount itself is our cgroup.
+            # In a container the path may be the host's; then the mount is this process's cgroup.
             for depth in range(len(parts), -1, -1):
                 yield root.joinpath(*parts[:depth])
 
 
 def _room(cgroup: Path) -> int | None:
-    """Bytes left in one cgroup; None where it sets no limit."""
+    """Bytes left in one cgroup; None if it sets no limit."""
     for limit_name, usage_name, prefix in (
         ("memory.max", "memory.current", ""),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
@@ -95,7 +94,7 @@ def _room(cgroup: Path) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where there is no file, or "max" in it."""
+    """The number in a file; None if the file is missing or contains "max"."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""A rank's view of its node's cache: where a sample is, and what became of a sample that was read.
+"""A rank's view of its node's cache: locates the samples of a batch and caches what the rank read.
 
-Nothing here raises for a fault of the cache once it is open: a sample that cannot be had is one
-that comes from storage.
+Once the cache is open, its faults raise nothing here: a sample that the cache cannot deliver comes
+from storage.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 
 from msdata.cache.arena import Arena
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
-from msdata.cache.counters import Counters
 from msdata.cache.filler import Filler
-from msdata.cache.rows import Row
+from msdata.cache.shared_file import Row
 from msdata.cache.slot_file import ROWS_AT
 from msdata.cache.ssd import SsdTier
-from msdata.cache.tier import LOG, Tier
+from msdata.cache.tier import LOG, Counters, Tier
 from msdata.cache.transport.rendezvous import address_of, job_keys
 from msdata.cache.transport.transport import Fetcher
 from msdata.cache.transport.zmq_transport import ZmqFetcher, make_keys
 from msdata.errors import MsdataError
 
-# Where a sample of a batch is read from.
+# Sources of a sample.
 LOCAL, SSD, PEER, STORAGE = 0, 1, 2, 3
 
 
@@ -39,10 +38,10 @@ class Places:
     Attributes:
         samples: int64 (n,), numbers within the split.
         source: int8 (n,), `LOCAL`, `SSD`, `PEER` or `STORAGE`.
-        home: int8 (n,), `LOCAL` or `SSD`, the tier that keeps the sample on this node, filled or
-            not; `STORAGE` where none does.
-        slots: int64 (n,), the slot there; -1 where there is none.
-        owners: int32 (n,), the node that keeps each; -1 for none.
+        home: int8 (n,), `LOCAL` or `SSD`, the tier of this node that keeps the sample, filled or
+            not; `STORAGE` if neither does.
+        slots: int64 (n,), the sample's slot in that tier; -1 for none.
+        owners: int32 (n,), the node that keeps the sample; -1 for none.
     """
 
     samples: NDArray[np.int64]
@@ -52,34 +51,34 @@ class Places:
     owners: NDArray[np.int32]
 
     def taken(self, rows: NDArray[np.int64]) -> Places:
-        """Some of them, in another order."""
+        """The places of some samples, in the order of `rows`."""
         return Places(**{name: values[rows] for name, values in vars(self).items()})
 
 
 class CacheClient:
-    """Opens this node's tiers and uses them; `start` has them filled, `close` leaves them.
+    """Opens this node's tiers; `start` begins to fill them, `close` leaves them.
 
     Args:
         config: sizes and names; `config.job` must be set.
         split: the data.
-        node: number of this node.
-        own: gives the owners of all shards for the capacities of a node; None joins an arena that
-            others have made, as it is.
-        read: gives the record of a sample from storage, for the filler.
-        peers: fetches what other nodes hold, and is closed with the client; None looks for nodes
+        node: this node's number.
+        own: computes the owners of all shards from a node's capacities; None joins an existing
+            arena as it is.
+        read: reads the record of a sample from storage, for the filler.
+        peers: fetches records of other nodes and is closed with the client; None looks for nodes
             in `config.peers_dir`.
 
     Attributes:
-        owners: owner and tier of every shard as this node's arena has them.
-        tiers: by `LOCAL` and `SSD`.
-        counters: of this rank and epoch.
-        config: as given.
-        row: where this process says how it is doing.
-        has_peers: whether other nodes are asked.
+        owners: owner and tier of every shard, from this node's arena.
+        tiers: the open tiers by `LOCAL` and `SSD`.
+        counters: this rank's reads by tier.
+        config: the given configuration.
+        row: this process's row in the arena, for `msdata cache status`.
+        has_peers: whether the client asks other nodes.
 
     Raises:
-        StorageError: shared memory or SSD refused.
-        OSError: the folder for shared memory is not there.
+        StorageError: the file system refused shared memory or SSD.
+        OSError: the folder for shared memory does not exist.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class CacheClient:
         try:
             self._ssd = SsdTier(self.config, self._split, node, planned)
         except (MsdataError, OSError) as error:
-            LOG.warning("no SSD tier: %s; what it would hold comes from storage", error)
+            LOG.warning("cannot open the SSD tier: %s; its samples come from storage", error)
             return
         self.tiers[SSD] = Tier("ssd", self._ssd, self._split)
 
@@ -131,7 +130,7 @@ class CacheClient:
             find = partial(address_of, folder, self._split.label)
             return ZmqFetcher(find, job_keys(folder, make_keys))
         except (MsdataError, OSError) as error:
-            LOG.warning("no peers: %s; what other nodes hold comes from storage", error)
+            LOG.warning("cannot ask other nodes: %s; their samples come from storage", error)
             return None
 
     def _say_what_was_found(self) -> None:
@@ -141,15 +140,15 @@ class CacheClient:
             LOG.info("removed arenas of dead jobs: %s", ", ".join(map(str, self._arena.removed)))
         if self._arena.is_made_here and most < planned:
             LOG.warning(
-                "%s: %.2f of the %.2f GiB asked for are free in shared memory and cgroup, besides "
-                "%.2f GiB for batches and indices; the cache is smaller, the rest comes from "
-                "storage",
-                *(self._arena.path, most / GIB, planned / GIB, self.config.reserved_nbytes / GIB),
+                "%s: memory_gib asks for %.2f GiB, but shared memory and cgroup have %.2f GiB free "
+                "besides %.2f GiB for batches and indices; the cache is smaller, the rest comes "
+                "from storage",
+                *(self._arena.path, planned / GIB, most / GIB, self.config.reserved_nbytes / GIB),
             )
 
     @property
     def split_name(self) -> str:
-        """Name of the split."""
+        """The split's name."""
         return self._split.name
 
     @property
@@ -159,7 +158,7 @@ class CacheClient:
 
     @property
     def num_samples(self) -> int:
-        """Samples of the split."""
+        """Number of samples in the split."""
         return len(self._split.checksums)
 
     def locate(self, samples: NDArray[np.int64]) -> Places:
@@ -183,14 +182,14 @@ class CacheClient:
         return Places(samples=samples, source=source, home=home, slots=slots, owners=owners)
 
     def fetch(self, places: Places, rows: Sequence[Sequence[Any]]) -> list[bool]:
-        """Puts records of other nodes where they belong, those that are what the index says.
+        """Copies records of other nodes into `rows` and checks them against the index.
 
         Args:
-            places: of the samples asked for.
-            rows: for each the pieces of memory that its record fills, uint8 arrays.
+            places: the places of the wanted samples.
+            rows: for each sample the pieces of memory that its record fills, uint8 arrays.
 
         Returns:
-            Whether each is there and sound.
+            For each sample whether its record came and its checksum is right.
         """
         assert self._peers is not None
         checksums = self._split.checksums[places.samples].tolist()
@@ -205,36 +204,36 @@ class CacheClient:
         return self._peers.fetch(places.owners.tolist(), places.samples.tolist(), rows, is_sound)
 
     def claim(self, places: Places) -> None:
-        """Tells the filler which samples this rank will read from storage and keep."""
+        """Tells the filler which samples this rank will read from storage and cache."""
         for code, tier in self.tiers.items():
             tier.claim(places.slots[(places.home == code) & (places.source == STORAGE)])
 
     def keep(self, places: Places, i: int, parts: list[NDArray[np.uint8]]) -> bool:
-        """Puts what was read from storage into the cache, where this node keeps it.
+        """Caches a record read from storage if this node keeps its sample.
 
         Args:
-            places: of the batch.
-            i: which of its samples.
+            places: the places of the batch.
+            i: the sample's position in the batch.
             parts: the record in pieces.
 
         Returns:
-            False where the record is known to be corrupt, see `Tier.keep`.
+            False if the record is known to be corrupt, see `Tier.keep`.
         """
         tier = self.tiers.get(int(places.home[i]))
         return tier is None or tier.keep(int(places.slots[i]), int(places.samples[i]), parts)
 
     def start(self) -> None:
-        """Begins to fill the tiers."""
+        """Starts to fill the tiers."""
         self.filler.start()
 
     def start_epoch(self) -> None:
-        """Counts anew; in fill mode "stage", waits until the tiers are as full as they can be."""
+        """Resets the counters; in fill mode "stage", waits until the tiers are full."""
         if self.config.fill == "stage":
             self.filler.wait()
         self.counters.start_epoch()
 
     def stop(self) -> None:
-        """Ends filling soon, without waiting for it."""
+        """Asks the filler to stop, without waiting."""
         self.filler.request_stop()
 
     def stats(self) -> dict[str, Any]:
@@ -242,9 +241,9 @@ class CacheClient:
 
         Returns:
             `tiers`: samples, bytes and seconds of the epoch by "local", "ssd", "peer" and
-            "storage"; `totals`: the same of all epochs; `has_peers`; `cache`: by tier slots, filled
-            ones, faults, and what this process's filler read; `peers`: `failures`, `down` as in
-            `Fetcher.stats`, and `corrupt` records.
+            "storage"; `totals`: the sums over all epochs; `has_peers`; `cache`: slots, filled slots
+            and faults by tier, `filler` with the reads of this process's filler, and `peers` with
+            `failures` and `down` as in `Fetcher.stats` and the number of `corrupt` records.
         """
         if self._last_stats is not None:
             return self._last_stats
@@ -275,8 +274,8 @@ class CacheClient:
         if self._peers is not None:
             self._peers.close()
         if not self.filler.stop():
-            # Its descriptors must stay its own; they are closed, and the lock freed, at the end.
-            LOG.warning("storage hangs: the cache is left to the end of the process")
+            # The thread still uses the descriptors; the end of the process closes them.
+            LOG.warning("storage hangs: the cache stays open until the process ends")
             return
         if self._ssd is not None:
             self._ssd.close()

@@ -1,4 +1,4 @@
-"""`msdata cache`: serve a node's cache to other nodes, show caches, remove what dead jobs left."""
+"""`msdata cache`: serve a node's cache to other nodes, show caches, remove those of dead jobs."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msdata.cache.arena import own_arenas, strange_arenas
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import FILL_MODES, GIB, CacheConfig
-from msdata.cache.serve import ending_together, open_group, serve_member
-from msdata.cache.service import NodeService
+from msdata.cache.mpi_service import MpiService
 from msdata.cache.shared_file import remove_if_unused
-from msdata.cache.split import cached_split, record_reader
+from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
-from msdata.cache.status import describe, look_at
-from msdata.cache.status_text import render_status
-from msdata.cache.transport.group import agree
+from msdata.cache.status import describe, look_at, render_status
+from msdata.cache.transport.group import Group, agree, ending_together
 from msdata.cache.transport.listen import LOOPBACK
+from msdata.cache.transport.mpi_group import open_group
+from msdata.cache.zmq_service import ZmqService
+from msdata.core.files import storage_error
+from msdata.core.progress import bytes_text
+from msdata.core.signals import ignore_signals
 from msdata.core.terminal import raw
-from msdata.dataset.dataset import open_dataset
-from msdata.errors import UsageError
+from msdata.dataset.dataset import Split, open_dataset
+from msdata.errors import StorageError, UsageError
 from msdata.topology import from_env, job_name, num_slurm_nodes
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
 _LOOK_S = 0.5
+_FULL_POLL_S = 1.0
 _SHM_DIR = Path("/dev/shm")
 _REDRAW_S = 1.0
-# To the upper left corner, and clear what is there.
+# Moves to the upper left corner and clears the screen.
 _CLEAR = "\x1b[H\x1b[J"
 
 
@@ -43,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     serve = commands.add_parser(
         "serve",
-        help="one process a node beside the ranks: keeps their arena, fills it, serves it to peers",
+        help="run one process per node beside the ranks: keeps their arena, fills it, serves it to "
+        "other nodes",
     )
     _add_serve_arguments(serve)
     status = commands.add_parser("status", help="show your arenas on this node")
@@ -51,16 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         nargs="?",
-        help="only caches of this data set, beside their forecast; redrawn on a terminal",
+        help="show only caches of this data set, with their forecast, and redraw on a terminal",
     )
-    status.add_argument("--split", default="train", help="the split that is cached (train)")
-    status.add_argument("--once", action="store_true", help="on a terminal too, look only once")
+    status.add_argument("--split", default="train", help="cached split (default: %(default)s)")
+    status.add_argument("--once", action="store_true", help="print once, also on a terminal")
     status.add_argument("--json", action="store_true", help="print the result as JSON")
     clean = commands.add_parser("clean", help="remove your arenas that no process uses")
-    size = commands.add_parser("size", help="print the GiB that a cache may take on this node")
+    size = commands.add_parser("size", help="print the size in GiB that a cache may have here")
     for command in (serve, status, clean, size):
         command.add_argument(
-            "--shm-dir", type=Path, default=_SHM_DIR, help=f"shared memory ({_SHM_DIR})"
+            "--shm-dir",
+            type=Path,
+            default=_SHM_DIR,
+            help="folder for shared memory (default: %(default)s)",
         )
 
 
@@ -70,29 +79,33 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
         "--memory-gib",
         type=_gib_or_auto,
         metavar="auto|N",
-        help="shared memory of this node; auto (the default) takes three quarters of what is free",
+        help="shared memory of this node in GiB; auto (default) takes three quarters of what is "
+        "free",
     )
     serve.add_argument("--ssd-dir", type=Path, help="folder on a local SSD for the second tier")
-    serve.add_argument("--ssd-gib", type=_gib, default=0.0, help="of that SSD (0)")
+    serve.add_argument(
+        "--ssd-gib", type=_gib, default=0.0, help="space on that SSD in GiB (default: 0)"
+    )
     serve.add_argument(
         "--fill",
         choices=FILL_MODES,
         default="overlap",
-        help="stage: ranks wait until all nodes are full; overlap (the default): they do not",
+        help="stage: ranks wait until all nodes are full; overlap: ranks start at once (default: "
+        "%(default)s)",
     )
     serve.add_argument(
         "--transport",
         choices=("mpi", "zmq"),
-        help="between nodes; mpi, unless --peers-dir is given",
+        help="transport between nodes (default: zmq with --peers-dir, else mpi)",
     )
     serve.add_argument(
         "--peers-dir",
         type=Path,
-        help="zmq: folder that all nodes see; the same as CacheConfig(peers_dir=...), whose ranks "
-        "make the arenas and say how large they are",
+        help="zmq: folder that all nodes see, equal to the ranks' CacheConfig(peers_dir=...); the "
+        "ranks make the arenas and set their sizes",
     )
-    serve.add_argument("--split", default="train", help="the split that is cached (train)")
-    serve.add_argument("--job", help="the ranks' job, where no launcher's variables tell it")
+    serve.add_argument("--split", default="train", help="cached split (default: %(default)s)")
+    serve.add_argument("--job", help="name of the ranks' job (default: from the launcher)")
     serve.add_argument(
         "--listen",
         metavar="ADDRESS|INTERFACE",
@@ -100,13 +113,13 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
         "job of one node)",
     )
     serve.add_argument(
-        "--host", help="zmq: name under which other nodes reach this one (where it listens)"
+        "--host",
+        help="zmq: name under which other nodes reach this one (default: the listening address)",
     )
     serve.add_argument(
         "--encrypt",
         action="store_true",
-        help="zmq: encrypt the records too, at a third of the rate; keys and requests' secrets "
-        "always are",
+        help="zmq: encrypt records too, at a third of the rate (keys and secrets always are)",
     )
     serve.add_argument(
         "--metrics-dir", type=Path, help="zmq: folder for this service's counters (.prom)"
@@ -123,7 +136,7 @@ def _gib(word: str) -> float:
     except ValueError:
         gib = math.nan
     if not 0 <= gib < math.inf:
-        raise argparse.ArgumentTypeError(f"{word!r} is no size; give GiB, 0 or more")
+        raise argparse.ArgumentTypeError(f"must be a size in GiB >= 0, got {word!r}")
     return gib
 
 
@@ -136,21 +149,22 @@ def run(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     transport = args.transport or ("mpi" if args.peers_dir is None else "zmq")
     if transport == "mpi":
-        return _serve_member(args)
+        return _serve_mpi(args)
     if args.peers_dir is None:
         raise UsageError("--transport zmq needs --peers-dir, a folder that all nodes see")
     if args.memory_gib is not None or args.ssd_gib:
         raise UsageError(
-            "under zmq the ranks make the arenas: give sizes to CacheConfig, not to the service"
+            "--memory-gib and --ssd-gib need --transport mpi: with zmq the ranks make the arenas; "
+            "set the sizes in their CacheConfig"
         )
-    return _serve_arenas(args)
+    return _serve_zmq(args)
 
 
-def _serve_member(args: argparse.Namespace) -> int:
+def _serve_mpi(args: argparse.Namespace) -> int:
     of_zmq = (args.peers_dir, args.host, args.listen, args.encrypt or None, args.metrics_dir)
     if any(option is not None for option in of_zmq):
         raise UsageError(
-            "--peers-dir, --host, --listen, --encrypt and --metrics-dir belong to --transport zmq"
+            "--peers-dir, --host, --listen, --encrypt and --metrics-dir need --transport zmq"
         )
     config = CacheConfig(
         memory_gib=args.memory_gib,
@@ -163,17 +177,63 @@ def _serve_member(args: argparse.Namespace) -> int:
     group = open_group(from_env())
     with ending_together(group):
         split = agree(group, lambda: open_dataset(args.data).split(args.split))
-        serve_member(config, split, group)
+        _keep_arena(config, split, group)
     return 0
 
 
+def _keep_arena(config: CacheConfig, split: Split, group: Group) -> None:
+    """Keeps this node's arena until this service or another one of the job is told to end."""
+    cached = cached_split(split)
+    own = partial(owners_of_nodes, cached)
+    with MpiService(group, config, cached, own, lambda: record_reader(split)) as service:
+        try:
+            _open_arena(service, config.shm_dir)
+            _print_offers(service, config, group)
+            _serve_until_end(service)
+            ignore_signals()
+        except KeyboardInterrupt:
+            # A second signal would interrupt the cleanup.
+            ignore_signals()
+            raise
+
+
+def _open_arena(service: MpiService, shm_dir: Path) -> None:
+    try:
+        service.open()
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error("keep a cache in", shm_dir, error) from error
+
+
+def _print_offers(service: MpiService, config: CacheConfig, group: Group) -> None:
+    if group.rank:
+        return
+    for node, offer in enumerate(service.offers):
+        ssd = f", {bytes_text(offer.ssd_nbytes)} of SSD" if offer.ssd_nbytes else ""
+        print(f"node {node}: {bytes_text(offer.memory_nbytes)} of memory{ssd}")
+    print(f"serving {len(service.offers)} nodes of job {config.job}", flush=True)
+
+
+def _serve_until_end(service: MpiService) -> None:
+    is_printed = False
+    look_at_s = time.monotonic() + _FULL_POLL_S
+    while service.turn():
+        if is_printed or time.monotonic() < look_at_s:
+            continue
+        look_at_s = time.monotonic() + _FULL_POLL_S
+        if service.describe()["is_full"]:
+            print(f"node {service.node}: {service.num_filled:,} samples in memory", flush=True)
+            is_printed = True
+
+
 def _allow_many_connections() -> None:
-    """Each rank of the job may have a connection or more; the usual limit is 1,024 files."""
+    """Raises the limit of open files, usually 1,024: every rank may have several connections."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _serve_arenas(args: argparse.Namespace) -> int:
+def _serve_zmq(args: argparse.Namespace) -> int:
     _allow_many_connections()
     split = open_dataset(args.data).split(args.split)
     is_alone = args.host is None and args.listen is None and num_slurm_nodes() == 1
@@ -182,11 +242,11 @@ def _serve_arenas(args: argparse.Namespace) -> int:
         shm_dir=args.shm_dir,
         peers_dir=args.peers_dir,
         ssd_dir=args.ssd_dir,
-        ssd_gib=1.0 if args.ssd_dir else 0.0,  # how much, the arenas say
+        ssd_gib=1.0 if args.ssd_dir else 0.0,  # placeholder: the arenas tell the size
         metrics_dir=args.metrics_dir,
         listen=LOOPBACK if is_alone else args.listen,
     )
-    with NodeService(
+    with ZmqService(
         config,
         cached_split(split),
         lambda: record_reader(split),
@@ -212,7 +272,7 @@ def _status(args: argparse.Namespace) -> int:
         views = [v for v in map(look_at, own_arenas(args.shm_dir)) if v is not None]
         return [describe(v, split) for v in views if split is None or v.header.is_of(split)]
 
-    _say_what_is_strange(args.shm_dir)
+    _warn_of_strange(args.shm_dir)
     if args.json:
         print(json.dumps(look()))
     elif split is None or args.once or not sys.stdout.isatty():
@@ -223,7 +283,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _watch(render: Callable[[], str]) -> None:
-    """Redraws the terminal until interrupted, which is how it is meant to end."""
+    """Redraws the terminal until Ctrl-C, its normal end."""
     with suppress(KeyboardInterrupt):
         while True:
             text = render()
@@ -237,16 +297,16 @@ def _clean(args: argparse.Namespace) -> int:
     removed = [path for path in own_arenas(args.shm_dir) if remove_if_unused(path)]
     for path in (*removed, *remove_dead_shared_memory(args.shm_dir)):
         print(f"removed {path}")
-    _say_what_is_strange(args.shm_dir)
+    _warn_of_strange(args.shm_dir)
     return 0
 
 
-def _say_what_is_strange(shm_dir: Path) -> None:
+def _warn_of_strange(shm_dir: Path) -> None:
     strange = strange_arenas(shm_dir)
     if strange:
         print(
-            f"{len(strange)} with the name of an arena of yours left alone: not regular files, or "
-            f"another user's, such as {str(strange[0])!a}",
+            f"skipped {len(strange)} named like your arenas that are not regular files or belong "
+            f"to another user, such as {str(strange[0])!a}",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""What the caller says of the cache, and what the cache is told of the data: two plain values."""
+"""Two plain values: the caller's settings of the cache, and the cache's description of the data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from msdata.errors import UsageError
 GIB = 1 << 30
 FILL_MODES = ("overlap", "stage")
 
-# Bytes of memory and of SSD that a node may use -> (owner_of_shard int32, tier_of_shard int8).
+# Owner and tier of every shard, int32 (shards,) and int8 (shards,).
 Owners = tuple[NDArray[np.int32], NDArray[np.int8]]
+# Bytes of memory and of SSD that a node may use -> owners.
 Own = Callable[[int, int], Owners]
 # Sample number -> its record, the arrays one after the other; raises what storage raises.
 ReadRecord = Callable[[int], Any]
@@ -28,28 +29,29 @@ class CacheConfig:
     """How much of a node the cache may take, and how it fills.
 
     Attributes:
-        memory_gib: of shared memory on each node; None ("auto") uses the arena of `msdata cache
-            serve` where that runs, else takes what the first rank finds free, see
-            `msdata.cache.budget`. Without services policy `locality` over several nodes needs a
-            number, since all ranks have to reckon with the same.
-        ssd_dir: folder on a local SSD for the second tier; None has none.
-        ssd_gib: of that SSD on each node.
-        fill: "overlap": training starts at once, what ranks read goes into the cache and a filler
-            follows in storage order; "stage": the first epoch waits until the cache is full.
-        job: what separates this job's cache from others of the same user; None takes it from the
+        memory_gib: shared memory per node in GiB; None ("auto") uses the arena of `msdata cache
+            serve` if that runs, else takes what the first rank finds free, see
+            `msdata.cache.budget`. Without services, policy `locality` over several nodes needs a
+            number, since all ranks must compute with the same size.
+        ssd_dir: folder on a local SSD for the second tier; None disables this tier.
+        ssd_gib: space on that SSD per node in GiB.
+        fill: "overlap" starts training at once: ranks cache what they read, and a filler thread
+            caches the rest in storage order; "stage" delays the first epoch until the cache is
+            full.
+        job: separates this job's cache from other caches of the same user; None takes it from the
             launcher's environment.
-        node: names the node among pretended ones on one machine; None takes its number.
+        node: names a simulated node on a shared machine; None takes the node's number.
         shm_dir: the folder for shared memory.
-        metrics_dir: a folder for each rank's counters: `.prom`, for node_exporter's textfile
-            collector, and `.jsonl`, a line an epoch; None writes none.
-        peers_dir: a folder that all nodes see, where `msdata cache serve --peers-dir` of each node
-            is found; None asks no other node, unless services under MPI do.
+        metrics_dir: a folder for each rank's counters: `.prom` for node_exporter's textfile
+            collector, `.jsonl` with one line per epoch; None writes neither.
+        peers_dir: a folder that all nodes see, where each node's `msdata cache serve --peers-dir`
+            announces itself; None asks other nodes only through services under MPI.
         listen: IPv4 address or interface at which a service found by `peers_dir` listens; None
-            takes the one that other nodes reach, as far as it can be told. Ranks listen nowhere.
-        reserved_nbytes: memory of the node that is not for the cache, although it is still free;
-            the loader adds what batches and indices of the node's ranks take.
-        service_wait_s: how long to wait for this node's service with `memory_gib` None; None means
-            20 s where there are several nodes, else not at all.
+            chooses the one that other nodes can reach. Ranks never listen.
+        reserved_nbytes: free memory of the node that the cache must leave alone; the loader adds
+            the size of the batches and indices of the node's ranks.
+        service_wait_s: seconds to wait for this node's service if `memory_gib` is None; None waits
+            20 s on several nodes and not at all on one.
     """
 
     memory_gib: float | None = None
@@ -71,23 +73,25 @@ class CacheConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         if self.fill not in FILL_MODES:
-            raise UsageError(f"fill {self.fill!r} is none of {', '.join(FILL_MODES)}")
+            raise UsageError(f"fill must be one of {', '.join(FILL_MODES)}, got {self.fill!r}")
         if not all(0 <= gib < math.inf for gib in (self.memory_gib or 0, self.ssd_gib)):
             raise UsageError(
-                f"a cache of {self.memory_gib} GiB of memory and {self.ssd_gib} GiB of SSD makes "
-                "no sense; give numbers from 0 up, or memory_gib=None for what is free"
+                f"memory_gib and ssd_gib must be finite and >= 0, got {self.memory_gib} and "
+                f"{self.ssd_gib}; memory_gib=None takes what is free"
             )
         if bool(self.ssd_gib) != (self.ssd_dir is not None):
-            raise UsageError("an SSD tier needs both, ssd_dir and ssd_gib")
+            raise UsageError(
+                f"an SSD tier needs both ssd_dir and ssd_gib, got {self.ssd_dir} and {self.ssd_gib}"
+            )
 
     @property
     def memory_nbytes(self) -> int | None:
-        """Shared memory asked for; None for "auto"."""
+        """Requested shared memory in bytes; None for "auto"."""
         return None if self.memory_gib is None else int(self.memory_gib * GIB)
 
     @property
     def ssd_nbytes(self) -> int:
-        """SSD asked for."""
+        """Requested SSD space in bytes."""
         return int(self.ssd_gib * GIB)
 
 
@@ -96,10 +100,10 @@ class CachedSplit:
     """The split whose samples are cached.
 
     Attributes:
-        fingerprint: of the data set.
-        name: of the split.
-        sample_nbytes: of a record.
-        shard_sizes: int64 (shards,), samples of each shard.
+        fingerprint: the data set's fingerprint.
+        name: the split's name.
+        sample_nbytes: bytes per record.
+        shard_sizes: int64 (shards,), samples per shard.
         checksums: uint32 (samples,), CRC32C of each record.
     """
 
@@ -112,15 +116,16 @@ class CachedSplit:
     def __post_init__(self) -> None:
         if int(self.shard_sizes.sum()) != len(self.checksums):
             raise UsageError(
-                f"shards of {int(self.shard_sizes.sum())} samples, {len(self.checksums)} checksums"
+                f"checksums must have one entry per sample ({int(self.shard_sizes.sum())}), got "
+                f"{len(self.checksums)}"
             )
 
     @property
     def label(self) -> str:
-        """Names data set and split among others."""
+        """A name for data set and split."""
         return f"{self.fingerprint}-{self.name}"
 
     @property
     def first_samples(self) -> NDArray[np.int64]:
-        """int64 (shards,), number of the first sample of each shard."""
+        """Number of each shard's first sample, int64 (shards,)."""
         return np.cumsum(self.shard_sizes) - self.shard_sizes

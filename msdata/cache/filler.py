@@ -1,8 +1,8 @@
-"""The thread that fills a node's tiers with what no rank has read yet, shard by shard.
+"""The thread that fills a node's tiers, shard by shard, with samples that no rank has read yet.
 
-Every rank has one; a lock on the arena decides which of them works ("overlap") or which of them
-works on which shard ("stage", where all do). The lock ends with its process, so when that is killed
-another takes over where it stopped.
+Every rank has such a thread. A lock on the arena decides which one works ("overlap"), or which one
+works on which shard ("stage", where all of them work). The kernel drops the lock when its process
+ends, so another rank takes over from a killed one.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _FILLER_ROLE = 0
 _POLL_S = 0.2
 # A rank publishes what it claimed within seconds, unless it was killed or stopped reading.
 CLAIM_PATIENCE_S = 5.0
-# After so long without progress of the others, one that waits for them goes on by itself.
+# A thread that waits for others gives up if they make no progress for this long.
 STALL_S = 30.0
-# Mapped at a time, between looks at whether to stop.
+# Bytes mapped between checks of the stop flag.
 _PREFAULT_NBYTES = 64 << 20
 
 
 class Filler:
-    """Fills tiers; `start` begins, `stop` ends.
+    """Fills tiers between `start` and `stop`.
 
     Args:
-        tiers: to fill, in this order.
-        role_fd: descriptor of the node's arena, whose locks tell who works.
-        read: gives the record of a sample, as a uint8 array; valid until the next call.
-        is_shared: all processes work at once, each on shards of its own.
+        tiers: the tiers to fill, in this order.
+        role_fd: descriptor of the node's arena, whose locks decide who works.
+        read: reads the record of a sample as a uint8 array, valid until the next call.
+        is_shared: all processes work at once, each on its own shards.
 
     Attributes:
-        num_samples: read from storage by this process's filler.
-        seconds: spent on them.
-        num_failed: shards given up because storage failed.
+        num_samples: samples that this process's filler read from storage.
+        seconds: time that it spent on them.
+        num_failed: shards that it gave up because storage failed.
     """
 
     def __init__(
@@ -60,27 +60,27 @@ class Filler:
         self.num_failed = 0
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the tiers are full, as far as they can be."""
+        """Waits until the tiers are as full as they can be."""
         self._done.wait()
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to fill, here or by others."""
+        """Whether every slot is full or given up, by this process or others."""
         return self._done.is_set()
 
     def request_stop(self) -> None:
-        """Has it end after the sample it is at, and does not wait for that."""
+        """Asks the thread to stop after the current sample, without waiting."""
         self._stop.set()
 
     def stop(self, timeout_s: float = 10.0) -> bool:
-        """Ends after the sample it is at.
+        """Stops the thread after the current sample.
 
         Returns:
-            Whether it has ended; False where storage hangs, and with it the thread.
+            Whether the thread has ended; False if it hangs in storage.
         """
         self._stop.set()
         if self._thread.ident is not None:
@@ -95,9 +95,9 @@ class Filler:
             self._done.set()
 
     def _prefault(self) -> None:
-        """Maps a full arena ahead of its reading.
+        """Maps a full arena before it is read.
 
-        Pages met for the first time gave 10,000 samples/s, met again 35,000 (measured).
+        Unmapped pages gave 10,000 samples/s, mapped ones 35,000 (measured).
         """
         for slots in (t.slots for t in self._tiers if t.slots.address):
             if slots.num_ready < slots.num_slots:
@@ -140,7 +140,7 @@ class Filler:
             self._stop.wait(_POLL_S)
 
     def _fill_shard(self, tier: Tier, shard: int, is_patient: bool) -> bool:
-        """Fills what is empty of a shard; says whether nothing is left to come back for."""
+        """Fills the empty slots of a shard; returns False if the shard needs another visit."""
         slots, first_sample = tier.slots.slots_of_shard(shard)
         if not len(slots):
             return True
@@ -159,14 +159,14 @@ class Filler:
         return not bool((states == CLAIMED).any())
 
     def _fill_slot(self, tier: Tier, slot: int, sample: int) -> bool:
-        """Reads one sample into its slot; False where the shard is not to be had."""
+        """Reads one sample into its slot; returns False if its shard cannot be read."""
         started_s = time.perf_counter()
         try:
             record = self._read(sample)
         except (MsdataError, OSError) as error:
             self.num_failed += 1
             if self.num_failed == 1:
-                LOG.warning("the cache cannot be filled from a shard and leaves it out: %s", error)
+                LOG.warning("cannot fill the cache from a shard, which stays uncached: %s", error)
             return False
         tier.keep(slot, sample, [record])
         self.num_samples += 1

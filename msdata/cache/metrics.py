@@ -1,7 +1,7 @@
 """Counters in Prometheus' text format, for the textfile collector of node_exporter.
 
-Counters run over all epochs, as Prometheus wants them; single epochs are told apart by the gauge
-`msdata_epoch`, or looked up in the JSON lines, which have one line an epoch.
+Counters run over all epochs, as Prometheus expects; the gauge `msdata_epoch` separates epochs, and
+the JSON lines have one line per epoch.
 
 Source: Prometheus documentation, "Exposition formats", text format version 0.0.4.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msdata.cache.own_file import is_own_file
+from msdata.cache.own_file import is_own_file, make_folder
 from msdata.core.files import write_whole
 from msdata.errors import StorageError
 
@@ -27,14 +27,14 @@ METRICS_S = 10.0
 _STALE_S = 600.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Family:
     """One metric with its values.
 
     Attributes:
-        name: without the prefix `msdata_`.
+        name: name without the prefix `msdata_`.
         kind: `COUNTER` or `GAUGE`.
-        text: what it is.
+        text: description.
         values: labels and value of each time series.
     """
 
@@ -48,7 +48,7 @@ def render(families: Iterable[Family]) -> str:
     """The text that the collector reads.
 
     Args:
-        families: names differ.
+        families: metrics with different names.
     """
     lines = []
     for family in families:
@@ -68,89 +68,60 @@ def rank_families(report: Mapping[str, Any]) -> list[Family]:
     """The metrics of a rank.
 
     Args:
-        report: what `msdata.cache.reporter` makes: the loader's counters and what they are of.
+        report: a report of `msdata.cache.reporter`.
     """
     labels = {k: report[k] for k in ("run", "split", "node", "rank")}
-    totals: Mapping[str, Any] = report["totals"]
 
-    def by_tier(field: str) -> list[tuple[Mapping[str, Any], float]]:
-        return [({**labels, "tier": tier}, count[field]) for tier, count in totals.items()]
+    def by_tier(name: str, field: str, text: str) -> Family:
+        tiers = report["totals"].items()
+        return Family(name, COUNTER, text, [({**labels, "tier": t}, c[field]) for t, c in tiers])
 
+    def one(name: str, kind: str, text: str, value: float) -> Family:
+        return Family(name, kind, text, [(labels, value)])
+
+    peers = report["cache"].get("peers")
+    failures = "Times that another node did not answer."
     return [
-        Family(
-            name="tier_samples_total",
-            kind=COUNTER,
-            text="Samples read, by the tier that had them.",
-            values=by_tier("samples"),
+        by_tier("tier_samples_total", "samples", "Samples read, by the tier that had them."),
+        by_tier("tier_bytes_total", "bytes", "Bytes of those samples."),
+        by_tier("tier_seconds_total", "seconds", "Seconds of the reading threads, with waiting."),
+        one(
+            *("batch_wait_seconds_total", COUNTER, "Seconds that training waited for batches."),
+            report["total_wait_s"],
         ),
-        Family(
-            name="tier_bytes_total",
-            kind=COUNTER,
-            text="Bytes of those samples.",
-            values=by_tier("bytes"),
+        *(
+            []
+            if peers is None
+            else [one("peer_failures_total", COUNTER, failures, peers["failures"])]
         ),
-        Family(
-            name="tier_seconds_total",
-            kind=COUNTER,
-            text="Seconds that reading threads spent on them, waiting included.",
-            values=by_tier("seconds"),
-        ),
-        Family(
-            name="batch_wait_seconds_total",
-            kind=COUNTER,
-            text="Seconds that training waited for batches.",
-            values=[(labels, report["total_wait_s"])],
-        ),
-        *_peer_families(report, labels),
-        Family(name="epoch", kind=GAUGE, text="Epoch.", values=[(labels, report["epoch"])]),
-        Family(
-            name="epoch_steps",
-            kind=GAUGE,
-            text="Steps done of the epoch.",
-            values=[(labels, report["steps"])],
-        ),
+        one("epoch", GAUGE, "Epoch.", report["epoch"]),
+        one("epoch_steps", GAUGE, "Steps done in the epoch.", report["steps"]),
         *(slot_families(report["cache"], labels) if report["is_first_of_node"] else ()),
         _written_at(labels),
-    ]
-
-
-def _peer_families(report: Mapping[str, Any], labels: Mapping[str, Any]) -> list[Family]:
-    peers = report["cache"].get("peers")
-    if peers is None:
-        return []
-    return [
-        Family(
-            name="peer_failures_total",
-            kind=COUNTER,
-            text="Times that another node did not answer.",
-            values=[(labels, peers["failures"])],
-        )
     ]
 
 
 def slot_families(
     cache: Mapping[str, Any], labels: Mapping[str, Any], prefix: str = "cache"
 ) -> list[Family]:
-    """What a node's tiers hold; the same for all its processes, so one of them says it.
+    """The contents of a node's tiers; equal for all its processes, so only one reports them.
 
     Args:
         cache: `cache` of `CacheClient.stats`.
-        labels: whose; a rank is left out.
-        prefix: of the metrics' names: a service has its own.
+        labels: the process's labels; a rank is dropped.
+        prefix: prefix of the metrics' names: a service has its own.
     """
     of_node = {k: v for k, v in labels.items() if k != "rank"}
     fields = {
         "slots": (GAUGE, "slots", "Samples that a tier has room for."),
         "slots_filled": (GAUGE, "filled", "Samples that a tier holds."),
-        "corrupt_total": (COUNTER, "corrupt", "Records that this process found altered."),
+        "corrupt_total": (COUNTER, "corrupt", "Records that this process found corrupt."),
     }
     tiers = [t for t in ("local", "ssd") if t in cache]
     return [
         Family(
-            name=f"{prefix}_{name}",
-            kind=kind,
-            text=text,
-            values=[({**of_node, "tier": t}, cache[t][field]) for t in tiers],
+            *(f"{prefix}_{name}", kind, text),
+            [({**of_node, "tier": t}, cache[t][field]) for t in tiers],
         )
         for name, (kind, field, text) in fields.items()
     ]
@@ -163,63 +134,52 @@ def service_families(
 
     Args:
         cache: `cache` of `CacheClient.stats`.
-        served: `samples` and `bytes` given to other nodes.
+        served: `samples` and `bytes` sent to other nodes.
         labels: `run`, `split`, `node`.
     """
-    return [
-        Family(
-            name="served_samples_total",
-            kind=COUNTER,
-            text="Samples given to other nodes.",
-            values=[(labels, served["samples"])],
-        ),
-        Family(
-            name="served_bytes_total",
-            kind=COUNTER,
-            text="Bytes given to other nodes.",
-            values=[(labels, served["bytes"])],
-        ),
-        *slot_families(cache, labels, "service_cache"),
-        _written_at(labels),
+    sent = [
+        Family(f"served_{k}_total", COUNTER, f"{k.title()} sent to other nodes.", [(labels, n)])
+        for k, n in served.items()
     ]
+    return [*sent, *slot_families(cache, labels, "service_cache"), _written_at(labels)]
 
 
 def _written_at(labels: Mapping[str, Any]) -> Family:
-    return Family(
-        name="written_timestamp_seconds",
-        kind=GAUGE,
-        text="When these numbers were written, in Unix time.",
-        values=[(labels, time.time())],
-    )
+    text = "Time of writing, in Unix time."
+    return Family("written_timestamp_seconds", GAUGE, text, [(labels, time.time())])
 
 
 def write_metrics(path: Path, families: Iterable[Family]) -> None:
-    """Writes a file for the collector, whole or not at all.
+    """Writes a file for the collector, whole or not at all, and removes stale ones beside it.
 
     Args:
-        path: ends in `.prom`.
-        families: what it says.
+        path: the file, ending in `.prom`; its folder is made if missing.
+        families: its metrics.
 
     Raises:
-        StorageError: the file system refused, or the name is taken by what is not this user's.
+        StorageError: the file system refused, or something that this user does not own has the
+            name.
+        OSError: the file system refused the folder.
     """
+    make_folder(path.parent)
+    remove_stale_metrics(path.parent)
     if os.path.lexists(path) and not is_own_file(path):
         raise StorageError(f"cannot write {path}: it is a link, or another user's; remove it")
     write_whole(path, render(families).encode())
 
 
 def remove_metrics(path: Path) -> None:
-    """Removes a file of `write_metrics`, unless it is another user's by now."""
+    """Removes a file of `write_metrics`, unless another user owns it by now."""
     with suppress(OSError):
         if is_own_file(path):
             path.unlink()
 
 
 def remove_stale_metrics(folder: Path) -> None:
-    """Removes files of this user's killed processes: the collector would show them for ever.
+    """Removes files of this user's killed processes, which the collector would show forever.
 
     Args:
-        folder: of the files.
+        folder: the folder of the files.
     """
     oldest_s = time.time() - _STALE_S
     for path in folder.glob(f"{_PREFIX}-*.prom"):

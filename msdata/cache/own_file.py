@@ -1,8 +1,8 @@
-"""Files and folders in places that other users can write to: opened first, then believed.
+"""Opens files and folders in places that other users can write to, and trusts none of them.
 
 Names in `/dev/shm` and on shared scratch can be guessed, so another user may have put a link, a
-FIFO or a folder there. What is opened here is neither followed nor waited for, and is used only if
-what was opened is of the right kind and this user's; a look at the name before would prove nothing.
+FIFO or a folder there. These functions follow no link, wait for no FIFO, and check kind and owner
+on the open descriptor: a check of the name beforehand would prove nothing.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-# Of what is opened, the errors that tell of another kind or owner of file.
+# Errors of `open` that tell of another kind or owner of file.
 _TELLING = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ENODEV)
 
 
 def open_own(path: Path, flags: int, *, dir_fd: int | None = None, is_private: bool = True) -> int:
-    """Opens a regular file of this user's.
+    """Opens a regular file that this user owns.
 
     Args:
-        path: the file; below `dir_fd` its last part counts.
-        flags: of `os.open`.
-        dir_fd: its folder, opened before; None goes by the path.
-        is_private: refuse a file that others may open; one that is made others may not open.
+        path: the file; with `dir_fd` only its name counts.
+        flags: flags of `os.open`.
+        dir_fd: descriptor of the file's folder; None uses the path.
+        is_private: refuse a file that others may open, and create files that they may not.
 
     Returns:
         The descriptor.
 
     Raises:
-        StorageError: there is something else under that name.
+        StorageError: the name belongs to something else.
         OSError: the file system refused.
     """
     name = path if dir_fd is None else Path(path.name)
@@ -55,7 +55,7 @@ def open_own(path: Path, flags: int, *, dir_fd: int | None = None, is_private: b
     try:
         found = os.fstat(fd)
         _refuse(path, found)
-        # Another name of a file of this user's elsewhere, made to have it overwritten.
+        # A hard link to another file of this user, made to have that file overwritten.
         if flags & _WRITING and found.st_nlink > 1:
             raise StorageError(f"cannot use {path}: it is a hard link; remove it")
         if is_private and found.st_mode & 0o077:
@@ -69,7 +69,7 @@ def open_own(path: Path, flags: int, *, dir_fd: int | None = None, is_private: b
 
 
 def _refuse(path: Path, found: os.stat_result) -> None:
-    """Raises StorageError unless what was found is a regular file of this user's."""
+    """Raises StorageError unless `found` is a regular file of this user."""
     for is_kind, words in _KINDS:
         if is_kind(found.st_mode):
             raise StorageError(f"cannot use {path}: it is {words}, not a file; remove it")
@@ -78,7 +78,7 @@ def _refuse(path: Path, found: os.stat_result) -> None:
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a name means a regular file of this user's."""
+    """Whether a path is a regular file of this user."""
     try:
         found = path.lstat()
     except OSError:
@@ -87,13 +87,13 @@ def is_own_file(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that may be another user's, unless its name is a link of another user's.
+    """Makes a folder, or accepts an existing one of any user, but not another user's link.
 
     Args:
-        path: the folder; what stands above it is made as needed.
+        path: the folder; missing parents are made.
 
     Raises:
-        StorageError: it is such a link.
+        StorageError: the path is another user's symbolic link.
         OSError: the file system refused.
     """
     if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
@@ -105,18 +105,18 @@ def make_folder(path: Path) -> None:
 
 
 def open_own_folder(path: Path, *, is_followed: bool = False) -> int:
-    """Opens a folder that only this user can write to; what stands above it is made as needed.
+    """Opens a folder that only this user can write to; makes it and its parents if missing.
 
     Args:
         path: the folder.
-        is_followed: where its name is a link, the link was made by this user or root.
+        is_followed: accept a symbolic link that this user or root made.
 
     Returns:
         The descriptor, for use as `dir_fd`.
 
     Raises:
-        StorageError: it is no folder, another user's, or others may write to it; or the file system
-            refused.
+        StorageError: the path is not a folder, belongs to another user, or others may write to it;
+            or the file system refused.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -143,15 +143,15 @@ def open_own_folder(path: Path, *, is_followed: bool = False) -> int:
 
 
 def read_own(path: Path, most_nbytes: int, *, is_private: bool = True) -> bytes:
-    """The content of a small file of this user's.
+    """Reads a small file that this user owns.
 
     Args:
         path: the file.
-        most_nbytes: a longer one is refused.
+        most_nbytes: refuse a longer file.
         is_private: refuse a file that others may open.
 
     Raises:
-        StorageError: there is something else under that name, or it is longer.
+        StorageError: the name belongs to something else, or the file is too long.
         OSError: the file system refused.
     """
     with open(open_own(path, os.O_RDONLY, is_private=is_private), "rb") as file:

@@ -1,7 +1,7 @@
-"""Says how a rank is doing: in its node's arena, as JSON lines, and for Prometheus.
+"""Reports a rank's progress in its node's arena, as JSON lines, and for Prometheus.
 
-A thread of its own writes, so that a slow disk never delays a batch. It holds the loader weakly: a
-loader that nobody holds ends, and its thread with it.
+A separate thread writes, so a slow disk never delays a batch. It holds the loader weakly, so an
+unreferenced loader is freed and its thread ends.
 """
 
 from __future__ import annotations
@@ -17,33 +17,18 @@ from typing import Any
 
 from msdata.cache.arena import word
 from msdata.cache.client import CacheClient
-from msdata.cache.metrics import (
-    METRICS_S,
-    rank_families,
-    remove_metrics,
-    remove_stale_metrics,
-    write_metrics,
-)
+from msdata.cache.metrics import METRICS_S, rank_families, remove_metrics, write_metrics
 from msdata.cache.own_file import make_folder, open_own
+from msdata.cache.status import RUN_FIELDS
 from msdata.cache.tier import LOG
 from msdata.errors import MsdataError
 
 ROW_S = 1.0
 _CLOSE_S = 5.0
-# Of a report, what `msdata cache status` shows and reckons the forecast from.
+# Fields of a report that `msdata cache status` shows or computes the forecast from.
 _ROW_FIELDS = (
-    *("kind", "rank", "node", "num_nodes", "ranks_per_node", "batch_size", "policy", "seed"),
-    *(
-        "last",
-        "buffer_samples",
-        "is_weighted",
-        "forecast_hit_share",
-        "has_peers",
-        "epoch",
-        "first_position",
-        "steps",
-        "num_steps",
-    ),
+    *RUN_FIELDS,
+    *("kind", "rank", "node", "is_weighted", "forecast_hit_share", "steps", "num_steps"),
     *("samples", "seconds", "wait_s", "tiers", "written_s"),
 )
 
@@ -51,12 +36,13 @@ Report = dict[str, Any]
 
 
 class Reporter:
-    """Writes a rank's reports from now on until it is closed.
+    """Writes a rank's reports until it is closed.
 
     Args:
         client: the rank's cache.
-        describe: gives the loader's counters and what they are of; None when the loader is gone.
-        forecast: of a run that draws by weights, which only its ranks know; else None.
+        describe: returns the loader's counters and settings; None once the loader is gone.
+        forecast: computes the hits of a run that draws by weights, which only its ranks know; None
+            for other runs.
     """
 
     def __init__(
@@ -68,7 +54,7 @@ class Reporter:
         self._client = client
         self._describe = describe
         self._forecast = forecast
-        # What was forecast last, and of which epoch and position.
+        # The last forecast, and its epoch and position.
         self._forecast_of: tuple[Any, float | None] = (None, None)
         self._folder = client.config.metrics_dir
         self._names = {"kind": "rank", "run": client.config.job, "split": client.split_name}
@@ -81,15 +67,15 @@ class Reporter:
         self._thread.start()
 
     def start_epoch(self) -> None:
-        """An epoch begins; to be told before its counters begin anew."""
+        """Starts an epoch; call it before the counters are reset."""
         self.end_epoch(is_complete=False)
         self._is_epoch_open = True
 
     def end_epoch(self, *, is_complete: bool) -> None:
-        """The epoch is over: its counters become a line.
+        """Ends the epoch and writes its counters as a line.
 
         Args:
-            is_complete: its last batch was handed out.
+            is_complete: whether the loader handed out the last batch.
         """
         report = self._report() if self._is_epoch_open else None
         self._is_epoch_open = False
@@ -98,22 +84,22 @@ class Reporter:
             self._wake.set()
 
     def request_stop(self) -> None:
-        """Ends soon, without waiting for it."""
+        """Asks the thread to stop, without waiting."""
         self._stop.set()
         self._wake.set()
 
     def close(self) -> bool:
-        """Writes what is left, and ends.
+        """Writes the remaining lines and stops the thread.
 
         Returns:
-            Whether it has ended; False where a file system hangs, and with it the thread.
+            Whether the thread has ended; False if it hangs in a file system.
         """
         self.end_epoch(is_complete=False)
         self.request_stop()
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
             return False
-        # The thread may have been told to end before this epoch's line was there.
+        # The thread may have stopped before this epoch's line was queued.
         self._write_lines()
         return True
 
@@ -137,7 +123,7 @@ class Reporter:
                     path = path or _path(self._folder, report, ".prom")
                     if time.monotonic() >= metrics_due_s:
                         metrics_due_s = time.monotonic() + METRICS_S
-                        _write_metrics(path, report)
+                        write_metrics(path, rank_families(report))
             except (MsdataError, OSError) as error:
                 self._fail(error)
             if is_last or report is None:
@@ -148,7 +134,7 @@ class Reporter:
             remove_metrics(path)
 
     def _forecast_hits(self, report: Report) -> float | None:
-        """Reckoned once an epoch and node, in this thread: batches do not wait for it."""
+        """Computed once per epoch and node, in this thread: batches do not wait for it."""
         if self._forecast is None or not report["is_first_of_node"]:
             return None
         run = (report["epoch"], report["first_position"], report["has_peers"])
@@ -158,7 +144,7 @@ class Reporter:
 
     def _fail(self, error: Exception) -> None:
         if not self._has_failed:
-            LOG.warning("counters are not written: %s", error)
+            LOG.warning("cannot write counters: %s", error)
         self._has_failed = True
 
     def _write_lines(self) -> None:
@@ -183,9 +169,3 @@ def _append(path: Path, line: bytes) -> None:
         os.write(fd, line)
     finally:
         os.close(fd)
-
-
-def _write_metrics(path: Path, report: Report) -> None:
-    make_folder(path.parent)
-    remove_stale_metrics(path.parent)
-    write_metrics(path, rank_families(report))

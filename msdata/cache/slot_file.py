@@ -2,11 +2,11 @@
 
     header | rows | owner, tier, size, place of every shard | entry of every slot | records, packed
 
-The file says by itself what is where, so any process of the user can read it. A slot is published
-by its state, written last: readers never see half a sample. All writing is by `pwrite`, readers map
-the file read-only; so a full file system is an error number, not a signal, and a record costs one
-copy. Entries stand apart from records, so that looking for what is missing touches no records (and
-takes no memory: even a read of a hole in shared memory would).
+The file describes itself, so any process of the user can read it. Writing a slot's state, last,
+publishes the slot: readers never see half a sample. Writers use `pwrite`, readers map the file
+read-only; so a full file system is an error number, not a signal, and a record costs one copy.
+Entries are separate from records, so a search for missing samples touches no records (and allocates
+no memory, as even a read of a hole in shared memory would).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.rows import NUM_ROWS, ROW_NBYTES
+from msdata.cache.shared_file import NUM_ROWS, ROW_NBYTES
 from msdata.core.checked_json import Count, Unsigned32, Within, parse_json
 from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import DataError
@@ -46,20 +46,20 @@ _MAX_SHARDS, _MAX_SAMPLES = 1 << 22, 1 << 40
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a slot file is of.
+    """Identity and sizes of a slot file.
 
     Attributes:
-        fingerprint: of the data set.
-        split: name of the split.
-        sample_nbytes: of a record.
-        num_shards: of the split.
-        node: the number of the node that keeps it.
-        tier: code of the tier in `tier_of_shard`.
-        planned_nbytes: capacities that the owners were reckoned with, memory and SSD.
-        most_nbytes: no slot beyond so many bytes of records is ever used.
+        fingerprint: the data set's fingerprint.
+        split: the split's name.
+        sample_nbytes: bytes per record.
+        num_shards: number of shards in the split.
+        node: the number of the node that keeps the file.
+        tier: the tier's code in `tier_of_shard`.
+        planned_nbytes: memory and SSD capacities from which the owners were computed.
+        most_nbytes: no slot beyond this many bytes of records is ever used.
         owners_crc32c: checksum of the owners and tiers of all shards.
-        num_entries: slots that there is a table for; none beyond it is ever used.
-        format: of the file.
+        num_entries: number of entries in the table of slots; no slot beyond is ever used.
+        format: version of the file format.
     """
 
     fingerprint: str
@@ -89,11 +89,11 @@ def is_held(owners: Owners, node: int, tier: int) -> NDArray[np.bool_]:
 
 
 def packed_slots(held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The slot of each shard's first sample where they lie one after the other; -1 for others.
+    """The slot of each held shard's first sample in a file without gaps; -1 for other shards.
 
     Args:
-        held: bool (shards,), which there are.
-        sizes: int64 (shards,), samples of each.
+        held: bool (shards,), the shards in the file.
+        sizes: int64 (shards,), samples per shard.
     """
     kept = np.where(held, sizes, 0)
     return np.where(held, np.cumsum(kept) - kept, -1)
@@ -106,15 +106,15 @@ def build(
     owners: Owners,
     first_slots: NDArray[np.int64] | None = None,
 ) -> None:
-    """Writes the tables of a slot file; the header last, so that it is whole where it is there.
+    """Writes the tables of a slot file, and the header last: a file with a header is complete.
 
     Args:
-        fd: of an empty file, or of one whose header is gone; entries and records stay.
-        header: what it is of.
+        fd: an empty file, or one whose header was erased; entries and records stay.
+        header: identity and sizes.
         split: the data.
         owners: owner and tier of every shard.
-        first_slots: int64 (shards,), slot of each shard's first sample, -1 where it has none; None
-            packs them.
+        first_slots: int64 (shards,), slot of each shard's first sample, -1 for none; None packs
+            them.
 
     Raises:
         OSError: the file system refused.
@@ -129,19 +129,19 @@ def build(
     num_slots = int(np.where(first_slots >= 0, first_slots + split.shard_sizes, 0).max(initial=0))
     payload_at = _payload_at(header.num_shards, header.num_entries)
     os.ftruncate(fd, payload_at + num_slots * header.sample_nbytes)
-    # Where there is no room for the entries either, let it fail here: later it would under a map.
+    # Without space for the entries, fail here: a later write through a map would be a SIGBUS.
     os.posix_fallocate(fd, 0, payload_at)
     write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
     write_all(fd, [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
 
 
 def owners_checksum(owners: Owners) -> int:
-    """A number that tells one table of owners from another."""
+    """Checksum of a table of owners."""
     return crc32c_of_parts([np.ascontiguousarray(table) for table in owners])
 
 
 def read_header(fd: int) -> Header | None:
-    """The header; None where there is none, or none of this version."""
+    """The header; None if it is missing or of another version."""
     raw = os.pread(fd, _HEADER_NBYTES, 0)
     if not raw.startswith(MAGIC):
         return None
@@ -154,7 +154,7 @@ def read_header(fd: int) -> Header | None:
 
 
 def entries_at(num_shards: int) -> int:
-    """Where in a file the entries of the slots begin."""
+    """Offset of the slots' entries in a file."""
     return _TABLES_AT + num_shards * _SHARD.itemsize
 
 
@@ -168,10 +168,10 @@ class SlotPlaces:
     """Where records lie in the files of all nodes.
 
     Attributes:
-        first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1
-            where nobody keeps it in this tier.
-        entries_at: where in any file the entries of the slots begin.
-        payload_at: int64 (nodes,), where in each node's file the records begin.
+        first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
+            no node keeps it in this tier.
+        entries_at: offset of the slots' entries in every file.
+        payload_at: int64 (nodes,), offset of the records in each node's file.
     """
 
     first_slots: NDArray[np.int64]
@@ -182,13 +182,13 @@ class SlotPlaces:
 def slots_at_owners(
     owners: Owners, split: CachedSplit, num_nodes: int, tier: int = 0
 ) -> SlotPlaces:
-    """Where each node's `SlotFile` has what it keeps, as far as the table of owners tells.
+    """Where records lie in each node's `SlotFile`, computed from the table of owners.
 
     Args:
         owners: owner and tier of every shard.
         split: the data.
         num_nodes: number of nodes.
-        tier: code of the tier.
+        tier: the tier's code.
     """
     owner_of_shard, tier_of_shard = owners
     held = np.flatnonzero((tier_of_shard == tier) & (owner_of_shard >= 0))
@@ -211,12 +211,12 @@ def slots_at_owners(
 def are_of(
     entries: NDArray[Any], samples: NDArray[np.int64], checksums: NDArray[np.uint32]
 ) -> NDArray[np.bool_]:
-    """Which entries say that their slot holds its sample, with the index's checksum.
+    """Which slots hold their sample with the index's checksum, by their entries.
 
     Args:
-        entries: of n slots, as they stand in the file: uint8 (n, `SLOT_NBYTES`).
-        samples: int64 (n,), what should be in them.
-        checksums: uint32 (n,), of those.
+        entries: uint8 (n, `SLOT_NBYTES`), the slots' entries as in the file.
+        samples: int64 (n,), the expected samples.
+        checksums: uint32 (n,), the expected checksums.
     """
     found = entries.view(SLOT).reshape(len(samples))
     ready: NDArray[np.bool_] = (
@@ -226,12 +226,12 @@ def are_of(
 
 
 def write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
-    """Writes all bytes or raises: the rest of a short write tells why it was short.
+    """Writes all bytes or raises: writing the rest of a short write raises the reason.
 
     Args:
-        fd: of the file.
-        buffers: of bytes, one after the other.
-        offset: where to.
+        fd: the file's descriptor.
+        buffers: the bytes, in pieces.
+        offset: offset of the first byte in the file.
 
     Raises:
         OSError: the file system refused.
@@ -260,16 +260,16 @@ class SlotFile:
     """An open slot file.
 
     Args:
-        fd: of a file that `build` made; stays the caller's.
+        fd: descriptor of a file that `build` made; the caller closes it.
         is_mapped: map the records too, not only the tables.
 
     Attributes:
-        header: what it is of.
-        owners: owner and tier of every shard, of all nodes.
-        first_slots: int64 (shards,), slot of each shard's first sample; -1 where not held here.
-        entries: of the slots; a view of the file, changing under its reader.
-        num_slots: slots, those beyond the header's `most_nbytes` left out.
-        address: of the first record; 0 where they are not mapped.
+        header: identity and sizes.
+        owners: owner and tier of every shard, for all nodes.
+        first_slots: int64 (shards,), slot of each shard's first sample; -1 if not held here.
+        entries: the slots' entries; a view of the file that other processes change.
+        num_slots: number of usable slots, within the header's `most_nbytes`.
+        address: address of the first record; 0 if the records are not mapped.
 
     Raises:
         OSError: the file system refused.
@@ -287,7 +287,7 @@ class SlotFile:
         self._first_samples = np.cumsum(self._sizes) - self._sizes
         self.first_slots = shards["first"].astype(np.int64)
         ends = np.where(self.first_slots >= 0, self.first_slots + self._sizes, 0)
-        # No slot from here on is used, or mapped.
+        # The first unused slot.
         most = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
         self._end = min(most, int(ends.max(initial=0)))
         used = np.minimum(ends, self._end) - self.first_slots
@@ -308,18 +308,18 @@ class SlotFile:
         self.address = int(self._bytes.ctypes.data) + self._payload_at if is_mapped else 0
 
     def slots(self, samples: NDArray[np.int64], shards: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The slots of some samples, int64 (n,); -1 where the file has none.
+        """The slots of some samples, int64 (n,); -1 for samples without a slot.
 
         Args:
             samples: int64 (n,), numbers within the split.
-            shards: int64 (n,), theirs.
+            shards: int64 (n,), the samples' shards.
         """
         first = self.first_slots[shards]
         slots = first + samples - self._first_samples[shards]
         return np.where((first >= 0) & (slots >= 0) & (slots < self._end), slots, -1)
 
     def slots_of_shard(self, shard: int) -> tuple[range, int]:
-        """The slots of a shard, and the number of the sample in the first."""
+        """The slots of a shard, and the number of its first sample."""
         first = int(self.first_slots[shard])
         stop = min(first + int(self._sizes[shard]), self._end) if first >= 0 else first
         return range(first, max(first, stop)), int(self._first_samples[shard])
@@ -327,12 +327,12 @@ class SlotFile:
     def are_ready(
         self, slots: NDArray[np.int64], samples: NDArray[np.int64], checksums: NDArray[np.uint32]
     ) -> NDArray[np.bool_]:
-        """Which slots hold their sample, with the checksum that the index has for it.
+        """Which slots hold their sample with the index's checksum.
 
         Args:
             slots: int64 (n,), -1 for none.
-            samples: int64 (n,), what should be in them.
-            checksums: uint32 (n,), of those.
+            samples: int64 (n,), the expected samples.
+            checksums: uint32 (n,), the expected checksums.
         """
         ready = np.zeros(len(slots), bool)
         some = np.flatnonzero(slots >= 0)
@@ -340,16 +340,16 @@ class SlotFile:
         return ready
 
     def state(self, slot: int) -> int:
-        """The state of a slot."""
+        """State of a slot."""
         return int(self.entries["state"][slot])
 
     @property
     def num_ready(self) -> int:
-        """Slots that hold their sample."""
+        """Number of slots that hold their sample."""
         return int(np.count_nonzero(self.entries["state"][: self._end] == READY))
 
     def record_at(self, slot: int) -> int:
-        """Where in the file a slot's record begins."""
+        """Offset of a slot's record in the file."""
         return self._payload_at + slot * self.header.sample_nbytes
 
     def record(self, slot: int) -> NDArray[np.uint8]:
@@ -358,7 +358,7 @@ class SlotFile:
         return self._bytes[start : start + self.header.sample_nbytes]
 
     def prefault(self, start: int, stop: int) -> None:
-        """Has the kernel map the records of some slots now; all of them must be there."""
+        """Maps the records of some slots ahead of their use; all of the slots must be full."""
         touched = self._bytes[self.record_at(start) : self.record_at(stop) : mmap.PAGESIZE]
         if len(touched):
             touched.max()
@@ -376,9 +376,9 @@ class SlotFile:
         """Writes a record and then makes it visible.
 
         Args:
-            slot: where to.
-            sample: its number within the split.
-            checksum: its CRC32C.
+            slot: the sample's slot.
+            sample: the sample's number within the split.
+            checksum: the record's CRC32C.
             parts: the record in pieces, each a contiguous buffer of bytes.
 
         Raises:
@@ -392,7 +392,7 @@ class SlotFile:
         self.set_state(slot, READY)
 
     def close(self) -> None:
-        """Unmaps the file, unless batches still being filled use it."""
+        """Unmaps the file, unless batches in flight still use it."""
         self.entries = np.empty(0, SLOT)
         self._bytes = np.empty(0, np.uint8)
         with suppress(BufferError):

@@ -1,4 +1,4 @@
-"""What the cache is told of a split: checksums, owners of its shards, how a record is read."""
+"""Describes a split to the cache: checksums, owners of its shards, a reader of its records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msdata.topology import Topology
 
 
 def cached_split(split: Split) -> CachedSplit:
-    """What the cache is told of a split."""
+    """The cache's description of a split."""
     return CachedSplit(
         fingerprint=split.dataset.manifest.fingerprint,
         name=split.name,
@@ -26,11 +26,11 @@ def cached_split(split: Split) -> CachedSplit:
 
 
 def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
-    """Gives the owners of all shards for the capacities that every node has.
+    """A function that computes the owners of all shards if every node has the same capacities.
 
     Args:
         cached: the data.
-        topology: number of nodes.
+        topology: the number of nodes.
     """
 
     def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
@@ -45,12 +45,12 @@ def owners_by_capacity(cached: CachedSplit, topology: Topology) -> Own:
 def owners_of_nodes(
     cached: CachedSplit, memory_nbytes: NDArray[np.int64], ssd_nbytes: NDArray[np.int64]
 ) -> Owners:
-    """The owners of all shards where nodes differ.
+    """The owners of all shards for each node's capacities.
 
     Args:
         cached: the data.
-        memory_nbytes: int64 (nodes,), what each gives.
-        ssd_nbytes: int64 (nodes,), likewise.
+        memory_nbytes: int64 (nodes,), memory that each node gives.
+        ssd_nbytes: int64 (nodes,), SSD space that each node gives.
     """
     keys = np.arange(len(memory_nbytes), dtype=np.uint64)
     nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
@@ -59,7 +59,7 @@ def owners_of_nodes(
 
 
 def record_reader(split: Split) -> Callable[[int], Any]:
-    """Gives a function that reads one sample's record, valid until its next call.
+    """A function that reads one sample's record, which is valid until the next call.
 
     Args:
         split: the data.

@@ -1,41 +1,56 @@
 """The SSD tier: a slot file on a node's local disk, which outlives the job.
 
-A manifest beside it says what it holds, readable for people and checked before the next job adopts
-it. Where that job has other capacities, or this node another number, the shards that both jobs want
-here stay; contents of another version of the data are never used. Disks lose what was not written
-through before a power cut, so every record read from here is held against the index's checksum.
+A manifest beside the file describes its content for people, and is checked before the next job
+adopts it. If that job has other capacities, or this node another number, the shards that both jobs
+keep here stay; content of another version of the data is never used. A power cut may lose recent
+writes, so every record read from here is checked against the index.
 
-The disk may be shared with other users, who can guess the folder's name: it is used only if it is
-this user's and closed to others, by the descriptor that was checked.
+Other users of the disk can guess the folder's name: the tier uses the folder only if this user owns
+it and others cannot write to it, through the descriptor that was checked.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from msdata.cache.arena import SERVED, SSD_TIER, word
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
 from msdata.cache.own_file import make_folder, open_own_folder
-from msdata.cache.reorder import reorder
 from msdata.cache.shared_file import join, leave
-from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
+from msdata.cache.slot_file import (
+    MAGIC,
+    SLOT,
+    Header,
+    SlotFile,
+    build,
+    entries_at,
+    is_held,
+    owners_checksum,
+    read_header,
+    write_all,
+)
 from msdata.core.files import write_whole
 
 MANIFEST = "manifest.json"
 _RECORDS = "records"
-# Part of the file system that stays free.
+# Share of the file system that stays free.
 _SPARE = 0.02
 
 
 def ssd_folder(config: CacheConfig, split: CachedSplit, node: int) -> Path:
-    """Where the SSD tier of one split lies; its name carries user and data set, but no job."""
+    """The folder of a split's SSD tier; its name carries user and data set, but no job."""
     assert config.ssd_dir is not None
-    is_pretended = config.node not in (None, SERVED)
-    # Pretended nodes share one disk; on real ones the number may change from job to job.
-    place = f"-{word(config.node or '')}-n{node}" if is_pretended else ""
+    is_simulated = config.node not in (None, SERVED)
+    # Simulated nodes share one disk; on real nodes the number may change from job to job.
+    place = f"-{word(config.node or '')}-n{node}" if is_simulated else ""
     name = f"msdata-{os.geteuid()}-{word(split.fingerprint)}-{word(split.name)}{place}"
     return config.ssd_dir / name
 
@@ -46,14 +61,13 @@ class SsdTier:
     Args:
         config: sizes and names.
         split: the data.
-        node: number of the node.
-        planned: capacities, and the owners of all shards reckoned with them, as the arena has
-            them.
+        node: the node's number.
+        planned: the arena's capacities and the owners of all shards computed from them.
 
     Attributes:
-        path: its folder.
-        slots: its content.
-        is_adopted: whether it has records of an earlier job.
+        path: the tier's folder.
+        slots: the tier's content.
+        is_adopted: whether the tier has records of an earlier job.
 
     Raises:
         StorageError: the file system refused, or other processes use it for other owners.
@@ -69,7 +83,7 @@ class SsdTier:
     ) -> None:
         self.path = ssd_folder(config, split, node)
         planned_nbytes, owners = planned
-        # Room is asked for by whoever makes the file; `most_nbytes` plays no part in what fits.
+        # The process that makes the file sets `most_nbytes`, which is not compared.
         wanted = Header(
             fingerprint=split.fingerprint,
             split=split.name,
@@ -80,7 +94,7 @@ class SsdTier:
             planned_nbytes=planned_nbytes,
             most_nbytes=0,
             owners_crc32c=owners_checksum(owners),
-            # For all that a later job may want here; 16 bytes a sample.
+            # Enough for any later job; 16 bytes per sample.
             num_entries=len(split.checksums),
         )
 
@@ -89,7 +103,7 @@ class SsdTier:
             if header is None or not header.is_of(split) or header.tier != SSD_TIER:
                 return False
             if is_alone and not _same(header, wanted):
-                # Of the same data for other capacities or another node: most of it is of use.
+                # Same data, other capacities or another node: most of the content is useful.
                 made = self._header(fd, wanted, config.ssd_nbytes)
                 _write_manifest(folder_fd, reorder(fd, made, split, owners))
                 return True
@@ -116,7 +130,7 @@ class SsdTier:
         self._is_closed = False
 
     def _header(self, fd: int, wanted: Header, asked_nbytes: int) -> Header:
-        """What is wanted, with the room that there is; what the file has already counts as such."""
+        """The wanted header with the available space, which includes the file's own blocks."""
         had_nbytes = os.fstat(fd).st_blocks * 512
         most_nbytes = min(asked_nbytes, _room(self.path, asked_nbytes) + had_nbytes)
         return Header(**{**vars(wanted), "most_nbytes": most_nbytes})
@@ -127,7 +141,7 @@ class SsdTier:
             return
         self._is_closed = True
         with suppress(OSError):
-            # What the manifest promises should be on the disk, not on its way there.
+            # The records that the manifest promises must be on the disk.
             os.fsync(self._fd)
         self.slots.close()
         self._leave()
@@ -154,3 +168,105 @@ def _write_manifest(folder_fd: int, header: Header) -> None:
     content = {"records": _RECORDS, **vars(header)}
     folder = Path(f"/proc/self/fd/{folder_fd}")
     write_whole(folder / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")
+
+
+# Of Linux's fallocate(2).
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
+
+def place_shards(
+    held: NDArray[np.bool_],
+    sizes: NDArray[np.int64],
+    old_first_slots: NDArray[np.int64],
+    num_slots: int,
+) -> NDArray[np.int64]:
+    """Finds slots for shards without moving those that have some.
+
+    Args:
+        held: bool (shards,), the shards that need slots.
+        sizes: int64 (shards,), samples per shard.
+        old_first_slots: int64 (shards,), slot of each shard's first sample so far; -1 for none.
+        num_slots: total number of slots.
+
+    Returns:
+        int64 (shards,), slot of each shard's first sample; -1 if the shard needs none or no gap is
+        large enough.
+    """
+    stays = held & (old_first_slots >= 0) & (old_first_slots + sizes <= num_slots)
+    first_slots = np.where(stays, old_first_slots, -1)
+    gaps = find_gaps(first_slots, sizes, num_slots)
+    for shard in np.flatnonzero(held & ~stays):
+        gap = next((g for g in gaps if g[1] - g[0] >= sizes[shard]), None)
+        if gap is not None:
+            first_slots[shard] = gap[0]
+            gap[0] += int(sizes[shard])
+    return first_slots
+
+
+def find_gaps(
+    first_slots: NDArray[np.int64], sizes: NDArray[np.int64], num_slots: int
+) -> list[list[int]]:
+    """Start and end of each run of free slots.
+
+    Args:
+        first_slots: int64 (shards,), slot of each shard's first sample; -1 for none.
+        sizes: int64 (shards,), samples per shard.
+        num_slots: total number of slots.
+    """
+    shards = np.flatnonzero(first_slots >= 0)
+    runs = sorted(zip(first_slots[shards].tolist(), sizes[shards].tolist(), strict=True))
+    gaps, end = [], 0
+    for first, size in [*runs, (num_slots, 0)]:
+        if first > end:
+            gaps.append([end, first])
+        end = first + size
+    return gaps
+
+
+def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Header:
+    """Changes the shards of a slot file; records of shards that it keeps stay where they are.
+
+    Args:
+        fd: a file of the same data that no other process uses.
+        header: the wanted header.
+        split: the data.
+        owners: owner and tier of every shard.
+
+    Returns:
+        The new header. If kept records lie beyond the wanted `most_nbytes`, it is raised to include
+        them, and the space of dropped records is returned to the file system.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    old = SlotFile(fd, is_mapped=False)
+    sizes = split.shard_sizes
+    held = is_held(owners, header.node, header.tier)
+    # A process that finds this half done rebuilds the file.
+    write_all(fd, [bytes(len(MAGIC))], 0)
+    old_end = int(np.where(old.first_slots >= 0, old.first_slots + sizes, 0).max(initial=0))
+    if old_end * header.sample_nbytes > header.most_nbytes and _give_back(fd, old, held, sizes):
+        header = replace(header, most_nbytes=old_end * header.sample_nbytes)
+    num_slots = min(header.num_entries, header.most_nbytes // header.sample_nbytes)
+    first_slots = place_shards(held, sizes, old.first_slots, num_slots)
+    entries = np.zeros(header.num_entries, SLOT)
+    for shard in np.flatnonzero((first_slots >= 0) & (old.first_slots == first_slots)):
+        at = slice(int(first_slots[shard]), int(first_slots[shard] + sizes[shard]))
+        entries[at] = old.entries[at]
+    old.close()
+    write_all(fd, [entries.view(np.uint8)], entries_at(header.num_shards))
+    build(fd, header, split, owners, first_slots)
+    return header
+
+
+def _give_back(fd: int, old: SlotFile, held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> bool:
+    """Returns the space of dropped records to the file system; returns False if that fails."""
+    wanted = np.where(held, old.first_slots, -1)
+    end = int(np.where(old.first_slots >= 0, old.first_slots + sizes, 0).max(initial=0))
+    libc = ctypes.CDLL(None)
+    for first, stop in find_gaps(wanted, sizes, end):
+        start, nbytes = old.record_at(first), old.record_at(stop) - old.record_at(first)
+        place = ctypes.c_int64(start), ctypes.c_int64(nbytes)
+        if libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *place):
+            return False
+    return True

@@ -1,7 +1,7 @@
-"""Removes what killed MPI processes of this user left in shared memory.
+"""Removes the shared memory that killed MPI processes of this user left behind.
 
-MPICH keeps a file of a few MB a node and run in `/dev/shm`, and removes it at an orderly end only.
-It is locked by nobody, so whether a process lives that uses it is asked of `/proc`.
+MPICH keeps a file of a few MB per node and run in `/dev/shm`, and removes it only at an orderly
+end. The file has no lock, so `/proc` must tell whether a living process uses it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def remove_dead_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> l
     """Removes MPICH's files of this user that no living process has open or mapped.
 
     Args:
-        shm_dir: where they are.
-        proc: where the kernel tells of processes.
+        shm_dir: the folder for shared memory.
+        proc: the mounted `/proc`.
 
     Returns:
-        What was removed; nothing where a process of this user does not let itself be looked at.
+        The removed files; empty if a process of this user cannot be inspected.
     """
-    # Listed before the processes are: a file that appears later belongs to a living one.
+    # List files before processes: a file that appears later belongs to a living process.
     found = [path for path in sorted(shm_dir.glob(_PATTERN)) if _is_own(path)]
     if not found:
         return []
@@ -44,17 +44,17 @@ def remove_dead_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> l
 
 
 def remove_own_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> list[Path]:
-    """Removes the names of MPICH's files that this process has mapped, which stay mapped.
+    """Removes the names of MPICH's files that this process has mapped; they stay mapped.
 
-    So nothing is left of it in shared memory, however it ends. To be called when all processes of
-    the machine that share them have mapped them.
+    Afterwards nothing remains in shared memory, however the process ends. Call it once all
+    processes of the machine that share the files have mapped them.
 
     Args:
-        shm_dir: where they are.
-        proc: where the kernel tells of processes.
+        shm_dir: the folder for shared memory.
+        proc: the mounted `/proc`.
 
     Returns:
-        What was removed.
+        The removed files.
     """
     mapped = [name for name in _files_of(proc / "self") if Path(name).match(_PATTERN)]
     removed = []
@@ -75,22 +75,22 @@ def _is_own(path: Path) -> bool:
 def _own_processes(proc: Path) -> Iterator[Path]:
     for entry in proc.iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):
-            # The first process, which may be root's and closed to root, runs no MPI.
+            # Process 1 never runs MPI, and may refuse inspection even by root.
             if entry.name.isdigit() and entry.name != "1" and _user_of(entry) == os.geteuid():
                 yield entry
 
 
 def _user_of(process: Path) -> int:
-    # The folder's owner is root's for processes that refuse to be looked at.
+    # The folder of a process that refuses inspection belongs to root.
     fields = (process / "status").read_text().partition("\nUid:")[2].split()
     return int(fields[1]) if len(fields) > 1 else -1
 
 
 def _files_of(process: Path) -> set[str]:
-    """Names of the files that a process has mapped or open; none of one that has just ended.
+    """Names of the files that a process has mapped or open; empty if it has just ended.
 
     Raises:
-        PermissionError: it does not let itself be looked at.
+        PermissionError: the process refuses inspection.
     """
     names: set[str] = set()
     with suppress(FileNotFoundError, ProcessLookupError):

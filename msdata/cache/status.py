@@ -1,37 +1,41 @@
-"""How the caches of a node are doing: what arenas hold, what ranks say, and what was forecast."""
+"""The state of a node's caches: contents of arenas, reports of ranks, forecast of hits, as text."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.cache.arena import peek
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.hit_forecast import RUN_FIELDS, forecast_hits
-from msdata.cache.rows import read_rows
-from msdata.cache.shared_file import is_used
+from msdata.cache.shared_file import is_used, read_rows
 from msdata.cache.slot_file import ROWS_AT, Header, SlotFile
-from msdata.plan.forecast import TIERS
+from msdata.core.progress import bytes_text
+from msdata.core.text import table_lines
+from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
+from msdata.plan.ownership import Ownership, equal_nodes
+from msdata.topology import Topology
 
 Status = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArenaView:
-    """An arena as an onlooker sees it.
+    """An arena as seen from outside.
 
     Attributes:
-        path: its name.
-        header: what it is of.
-        num_slots: samples it has room for.
-        num_ready: samples it holds.
+        path: the arena's file.
+        header: identity and sizes.
+        num_slots: number of usable slots.
+        num_ready: number of full slots.
         owners: owner and tier of every shard.
-        rows: what its processes say of themselves.
+        rows: the rows of its processes.
         is_used: whether any process uses it.
     """
 
@@ -45,13 +49,13 @@ class ArenaView:
 
 
 def look_at(path: Path) -> ArenaView | None:
-    """Looks at an arena without joining it.
+    """Inspects an arena without joining it.
 
     Args:
         path: the arena.
 
     Returns:
-        What is there; None where it has just gone, or is none.
+        The arena's state; None if it is gone or invalid.
     """
 
     def look(header: Header, slots: SlotFile) -> ArenaView:
@@ -69,17 +73,17 @@ def look_at(path: Path) -> ArenaView | None:
 
 
 def describe(view: ArenaView, split: CachedSplit | None) -> Status:
-    """What `msdata cache status --json` prints of an arena.
+    """An arena's entry in the output of `msdata cache status --json`.
 
     Args:
-        view: of the arena.
-        split: the data, where they are known: then there is a forecast to compare with.
+        view: the arena's state.
+        split: the data, if known: enables the forecast.
 
     Returns:
-        `name`, `split`, `node`, `slots`, `filled`, `bytes` of the filled ones, `is_used`; `ranks`:
-        a dict each; with ranks also `epoch`, `hit_share` of their reads in it so far, and with the
-        data `forecast_hit_share` of the whole epoch, which ranks that draw by weights say
-        themselves.
+        `name`, `split`, `node`, `slots`, `filled` slots, their `bytes`, `is_used` and `ranks`, one
+        dict per rank. With ranks also `epoch` and `hit_share`, the hits among their reads so far;
+        with the data also `forecast_hit_share` for the whole epoch, which ranks that draw by
+        weights report themselves.
     """
     status: Status = {
         "name": view.path.name,
@@ -104,10 +108,10 @@ def describe(view: ArenaView, split: CachedSplit | None) -> Status:
 
 
 def hit_share(ranks: Sequence[dict[str, Any]]) -> float | None:
-    """Share of the samples that did not come from storage; None before the first.
+    """Share of the samples that did not come from storage; None before the first sample.
 
     Args:
-        ranks: with `tiers` each, as `Loader.stats` has them.
+        ranks: reports with `tiers` as in `Loader.stats`.
     """
     counts = [{t: r["tiers"][t]["samples"] for t in TIERS} for r in ranks]
     total = sum(sum(c.values()) for c in counts)
@@ -133,7 +137,7 @@ def _hits_of_epoch(
     shard_sizes: bytes,
     owners: tuple[bytes, bytes],
 ) -> float | None:
-    """Replayed once and not at every look."""
+    """Cached: a replay takes half a second for millions of samples."""
     return forecast_hits(
         dict(zip(RUN_FIELDS, run, strict=True)),
         node,
@@ -141,3 +145,149 @@ def _hits_of_epoch(
         sample_nbytes=sample_nbytes,
         owners=(np.frombuffer(owners[0], np.int32), np.frombuffer(owners[1], np.int8)),
     )
+
+
+# Fields of a rank's report that decide which samples its node reads, except the weights.
+RUN_FIELDS = (
+    *("num_nodes", "ranks_per_node", "batch_size", "policy", "seed", "last", "buffer_samples"),
+    *("epoch", "first_position", "has_peers"),
+)
+
+
+def forecast_hits(
+    run: Mapping[str, Any],
+    node: int,
+    *,
+    shard_sizes: NDArray[np.int64],
+    sample_nbytes: int,
+    owners: Owners,
+    weights: NDArray[np.float64] | None = None,
+) -> float | None:
+    """Predicts the share of a node's reads that do not come from storage, by replaying the epoch.
+
+    Args:
+        run: `RUN_FIELDS` of a rank's report.
+        node: the node whose reads count.
+        shard_sizes: int64 (num_shards,), samples per shard.
+        sample_nbytes: bytes per record.
+        owners: owner and tier of every shard.
+        weights: float64 (num_samples,), weights of the draws; None takes each sample once.
+
+    Returns:
+        Share of hits from `first_position` to the end of the epoch; None if nothing is left.
+    """
+    num_nodes = run["num_nodes"]
+    job = Job(
+        topology=Topology(num_nodes=num_nodes, ranks_per_node=run["ranks_per_node"]),
+        # Owners are known, whatever memory they came from.
+        nodes=equal_nodes(num_nodes, memory_bytes=0),
+        shard_sizes=shard_sizes,
+        sample_bytes=sample_nbytes,
+        batch_per_rank=run["batch_size"],
+        policy=run["policy"],
+        seed=run["seed"],
+        last=run["last"],
+        buffer_samples=run["buffer_samples"],
+        weights=weights,
+    )
+    ownership = Ownership(
+        owner_of_shard=owners[0],
+        tier_of_shard=owners[1],
+        node_keys=np.arange(num_nodes, dtype=np.uint64),
+    )
+    epoch = run["epoch"]
+    assignment = assign_job(job, ownership, epoch, first_position=run["first_position"])
+    local, ssd, peer, storage = count_epoch(assignment, job, ownership, epoch).tier_samples[node]
+    hits = local + ssd + (peer if run["has_peers"] else 0)
+    total = local + ssd + peer + storage
+    return float(hits / total) if total else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedForecast:
+    """The forecast of a rank that draws by weights, which only the rank itself knows.
+
+    Attributes:
+        shard_sizes: as in `forecast_hits`.
+        sample_nbytes: as in `forecast_hits`.
+        owners: as in `forecast_hits`.
+        weights: float64 (num_samples,).
+    """
+
+    shard_sizes: NDArray[np.int64]
+    sample_nbytes: int
+    owners: Owners
+    weights: NDArray[np.float64]
+
+    def of(self, report: Mapping[str, Any]) -> float | None:
+        """Share of hits on the rank's node in the epoch of its report."""
+        return forecast_hits(report, report["node"], **vars(self))
+
+
+_BAR_WIDTH = 24
+# A rank reports every second; one that has been silent for so long is stuck or waits.
+_SILENT_S = 5.0
+
+
+def render_status(statuses: Sequence[dict[str, Any]], place: str) -> str:
+    """All arenas as text: bars and a table of ranks.
+
+    Args:
+        statuses: results of `describe`.
+        place: the folder that was searched.
+    """
+    if not statuses:
+        return f"no arenas of yours in {place}"
+    return "\n".join(line for status in statuses for line in _render_arena(status))
+
+
+def _render_arena(status: dict[str, Any]) -> list[str]:
+    share = status["filled"] / max(1, status["slots"])
+    use = "in use" if status["is_used"] else "left by a dead job"
+    held = f"{status['filled']:,} of {status['slots']:,} samples, {bytes_text(status['bytes'])}"
+    lines = [f"{status['name']}  {bar(share)} {share:4.0%}  {held}, {use}"]
+    if not status["ranks"]:
+        return lines
+    hits, forecast = status["hit_share"], status.get("forecast_hit_share")
+    says = f"  epoch {status['epoch']} hits  {bar(hits or 0.0, forecast)} {_percent(hits)}"
+    if forecast is not None:
+        says += f"  forecast {_percent(forecast)} of the whole epoch"
+    return [*lines, says, *_render_ranks(status["ranks"])]
+
+
+def bar(share: float, mark: float | None = None) -> str:
+    """A bar that shows a share, with another share marked on it.
+
+    Args:
+        share: from 0 to 1.
+        mark: from 0 to 1; None marks nothing.
+    """
+    full = round(share * _BAR_WIDTH)
+    cells = ["#"] * full + ["."] * (_BAR_WIDTH - full)
+    if mark is not None:
+        cells[min(_BAR_WIDTH - 1, round(mark * _BAR_WIDTH))] = "|"
+    return f"[{''.join(cells)}]"
+
+
+def _render_ranks(ranks: Sequence[dict[str, Any]]) -> list[str]:
+    head = ["rank", "epoch", "step", "samples/s", "waited", *(f"{t} %" for t in TIERS), ""]
+    rows = []
+    for rank in ranks:
+        counts = [rank["tiers"][t]["samples"] for t in TIERS]
+        total = max(1, sum(counts))
+        silent_s = time.time() - rank["written_s"]
+        rows.append(
+            [
+                *(str(rank["rank"]), str(rank["epoch"])),
+                f"{rank['steps']:,} of {rank['num_steps']:,}",
+                f"{rank['samples'] / rank['seconds']:,.0f}" if rank["seconds"] else "-",
+                f"{rank['wait_s']:.1f} s",
+                *(f"{100 * count / total:.1f}" for count in counts),
+                f"silent for {silent_s:.0f} s" if silent_s > _SILENT_S else "",
+            ]
+        )
+    return [f"  {line}".rstrip() for line in table_lines(head, rows)]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -1,10 +1,11 @@
-"""One tier as ranks and filler use it: failures of writing end its growth, never the run."""
+"""One tier as ranks and filler use it: a failed write ends its growth, never the run."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +16,17 @@ from msdata.cache.config import CachedSplit
 from msdata.cache.slot_file import CLAIMED, EMPTY, READY, SlotFile
 from msdata.core.checksum import crc32c_of_parts
 from msdata.core.files import storage_error
+from msdata.plan.forecast import TIERS
 
 LOG = logging.getLogger("msdata.cache")
 
 
 class SlotSource(Protocol):
-    """An arena, or an SSD tier.
+    """An arena or an SSD tier.
 
     Attributes:
-        path: for messages.
-        slots: the file.
+        path: its path, for messages.
+        slots: its slot file.
     """
 
     path: Path
@@ -32,17 +34,17 @@ class SlotSource(Protocol):
 
 
 class Tier:
-    """A slot file with what it takes to use it without ever failing.
+    """A slot file whose faults raise no exception.
 
     Args:
         name: "local" or "ssd".
-        source: what holds the file open; not left while this is in use.
+        source: the open arena or SSD tier; must stay open while the tier is in use.
         split: the data.
 
     Attributes:
-        is_writable: False after the file system refused; what is there can still be read.
-        num_corrupt: records found altered.
-        num_refused: records whose bytes from storage did not fit their checksum.
+        is_writable: False after a write failed; the content stays readable.
+        num_corrupt: cached records found corrupt.
+        num_refused: records from storage whose checksum differs from the index.
     """
 
     def __init__(self, name: str, source: SlotSource, split: CachedSplit) -> None:
@@ -57,7 +59,7 @@ class Tier:
         self._lock = threading.Lock()
 
     def claim(self, slots: NDArray[np.int64]) -> None:
-        """Tells the filler that this rank is reading the samples of some slots anyway."""
+        """Tells the filler that this rank is about to read the samples of some slots."""
         states = self.slots.entries["state"][slots]
         try:
             for slot in slots[states == EMPTY].tolist():
@@ -66,16 +68,16 @@ class Tier:
             self._stop_writing(error)
 
     def keep(self, slot: int, sample: int, parts: Sequence[Any]) -> bool:
-        """Puts a record into its slot, unless it is there or is not what the index says.
+        """Caches a record, unless its slot is full or its checksum differs from the index.
 
         Args:
-            slot: its slot.
-            sample: its number within the split.
+            slot: the sample's slot.
+            sample: the sample's number within the split.
             parts: the record in pieces, uint8 arrays.
 
         Returns:
-            False where the record is known to be corrupt: its checksum differs from the index's.
-            Nothing is computed, and True returned, where the record is not to be written.
+            False if the checksum differs from the index. If the slot is full or the tier is
+            read-only, returns True without computing the checksum.
         """
         if not self.is_writable or self.slots.state(slot) == READY:
             return True
@@ -86,8 +88,8 @@ class Tier:
                 is_first = self.num_refused == 1
             if is_first:
                 LOG.warning(
-                    "%s: sample %d was read from storage with another checksum than the index's; "
-                    "it is not cached, and read again before it is used, as all others like this",
+                    "%s: sample %d from storage has another checksum than the index; it stays "
+                    "uncached and is read again before use, as are all other such samples",
                     *(self.path, sample),
                 )
             return False
@@ -98,7 +100,7 @@ class Tier:
         return True
 
     def is_sound(self, slot: int, sample: int, parts: Sequence[Any]) -> bool:
-        """Whether a record read from here is what the index says; if not, its slot is emptied."""
+        """Whether a record read from here has the index's checksum; if not, empties its slot."""
         if crc32c_of_parts(parts) == int(self._checksums[sample]):
             return True
         with self._lock:
@@ -106,8 +108,8 @@ class Tier:
             is_first = self.num_corrupt == 1
         if is_first:
             LOG.warning(
-                "%s: sample %d in slot %d was altered; it is read from storage, as all others "
-                "found like this, and cached anew",
+                "%s: sample %d in slot %d is corrupt; it is read from storage and cached again, as "
+                "are all other such samples",
                 *(self.path, sample, slot),
             )
         try:
@@ -127,7 +129,7 @@ class Tier:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What `stats` shows of it."""
+        """The tier's part of `stats`."""
         return {
             "slots": self.slots.num_slots,
             "filled": self.slots.num_ready,
@@ -135,3 +137,71 @@ class Tier:
             "corrupt": self.num_corrupt,
             "refused": self.num_refused,
         }
+
+
+@dataclass
+class TierCount:
+    """Reads from one tier.
+
+    Attributes:
+        samples: number of samples.
+        nbytes: bytes of these samples.
+        seconds: time of the reading threads, waiting included.
+    """
+
+    samples: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
+class Counters:
+    """Counts one rank's reads by tier, from all threads.
+
+    Args:
+        sample_nbytes: bytes per record.
+    """
+
+    def __init__(self, sample_nbytes: int) -> None:
+        self._sample_nbytes = sample_nbytes
+        self._lock = threading.Lock()
+        self._tiers = {name: TierCount() for name in TIERS}
+        # Sums over earlier epochs.
+        self._totals = {name: TierCount() for name in TIERS}
+
+    def start_epoch(self) -> None:
+        """Resets the counts of the epoch."""
+        with self._lock:
+            for name, count in self._tiers.items():
+                self._totals[name] = _sum(self._totals[name], count)
+            self._tiers = {name: TierCount() for name in TIERS}
+
+    def add(self, tier: str, samples: int, seconds: float) -> None:
+        """Counts reads from one of `TIERS`."""
+        with self._lock:
+            count = self._tiers[tier]
+            count.samples += samples
+            count.nbytes += samples * self._sample_nbytes
+            count.seconds += seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """`samples`, `bytes` and `seconds` by tier in this epoch."""
+        with self._lock:
+            return {name: _fields(count) for name, count in self._tiers.items()}
+
+    def totals(self) -> dict[str, Any]:
+        """`samples`, `bytes` and `seconds` by tier in all epochs so far."""
+        with self._lock:
+            both = {name: _sum(self._totals[name], count) for name, count in self._tiers.items()}
+        return {name: _fields(count) for name, count in both.items()}
+
+
+def _sum(one: TierCount, other: TierCount) -> TierCount:
+    return TierCount(
+        samples=one.samples + other.samples,
+        nbytes=one.nbytes + other.nbytes,
+        seconds=one.seconds + other.seconds,
+    )
+
+
+def _fields(count: TierCount) -> dict[str, Any]:
+    return {"samples": count.samples, "bytes": count.nbytes, "seconds": count.seconds}

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from msdata.cache.budget import free_memory
 from msdata.cache.client import LOCAL, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
-from msdata.cache.hit_forecast import WeightedForecast
-from msdata.cache.member import ServedArena, find_service
+from msdata.cache.mpi_service import ServedArena, find_service
 from msdata.cache.reporter import Reporter
 from msdata.cache.split import cached_split, owners_by_capacity, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
+from msdata.cache.status import WeightedForecast
 from msdata.cache.tier import LOG
 from msdata.cache.transport.link import LinkFetcher, link_address
 from msdata.dataset.dataset import Split

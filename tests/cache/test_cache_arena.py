@@ -13,42 +13,28 @@ import caching
 import numpy as np
 import packing
 import pytest
+from small_arena import NBYTES, RECORDS, SIZES, SPLIT, own
 
 from msdata.cache.arena import Arena, arena_path, remove_stale_arenas
 from msdata.cache.budget import free_memory, memory_budget
-from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
+from msdata.cache.config import GIB, CacheConfig
 from msdata.cache.shared_file import role
 from msdata.cache.slot_file import CLAIMED, EMPTY, READY
-from msdata.core.checksum import crc32c
 from msdata.errors import StorageError, UsageError
 
-NBYTES = 100
-SIZES = np.array([3, 4, 5])
-RECORDS = np.random.default_rng(0).integers(0, 256, (12, NBYTES), dtype=np.uint8)
-SPLIT = CachedSplit(
-    fingerprint="f" * 16,
-    name="train",
-    sample_nbytes=NBYTES,
-    shard_sizes=SIZES,
-    checksums=np.array([crc32c(record) for record in RECORDS], np.uint32),
-)
 KILLED = """
 import sys
 sys.path[:0] = sys.argv[1].split(":")
 from pathlib import Path
-import test_cache_arena as t
+import small_arena as t
+from msdata.cache.arena import Arena
 from msdata.cache.config import CacheConfig
 config = CacheConfig(shm_dir=Path(sys.argv[2]), job=sys.argv[3], memory_gib=1)
-arena = t.Arena(config, t.SPLIT, 0, t.own)
+arena = Arena(config, t.SPLIT, 0, t.own)
 arena.slots.publish(4, 7, int(t.SPLIT.checksums[7]), [t.RECORDS[7]])
 print("there", flush=True)
 sys.stdin.readline()
 """
-
-
-def own(memory_nbytes: int, ssd_nbytes: int) -> Owners:
-    """The first shard is another node's, the others are ours."""
-    return np.array([1, 0, 0], np.int32), np.zeros(3, np.int8)
 
 
 @pytest.fixture
@@ -196,7 +182,7 @@ def test_the_arena_of_a_killed_job_is_removed_by_the_next_start_of_any_other(
     arena.close()
 
 
-def test_the_next_start_of_a_killed_job_goes_on_with_its_content(config: CacheConfig) -> None:
+def test_the_next_start_of_a_killed_job_reuses_its_content(config: CacheConfig) -> None:
     end(start_other(config, "test"))
     arena = Arena(config, SPLIT, 0, own)
     assert not arena.is_made_here
@@ -256,12 +242,12 @@ def test_a_link_in_place_of_the_arena_is_refused(config: CacheConfig, tmp_path: 
 
 
 def test_an_arena_in_use_by_another_version_is_refused(arena: Arena, config: CacheConfig) -> None:
-    with pytest.raises(StorageError, match="do not fit"):
+    with pytest.raises(StorageError, match="incompatible processes use it"):
         Arena(config, replace(SPLIT, sample_nbytes=NBYTES // 2), 0, own)
     assert arena.path.exists()
 
 
-def test_an_arena_deleted_under_way_goes_on_and_the_name_is_free_for_another(
+def test_an_arena_deleted_in_use_still_works_and_the_name_is_free_for_another(
     config: CacheConfig,
 ) -> None:
     first = Arena(config, SPLIT, 0, own)

@@ -13,13 +13,13 @@ import caching
 import numpy as np
 import packing
 import pytest
-from test_cache_strangers import RECORDS, all_records
+from peer_records import LARGE_RECORDS, large_records
 
-from msdata.cache.service import NodeService
 from msdata.cache.split import cached_split, record_reader
 from msdata.cache.transport import listen
 from msdata.cache.transport.listen import EVERYWHERE, LOOPBACK, listen_address
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
+from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import open_dataset
 from msdata.errors import UsageError
 
@@ -55,22 +55,22 @@ def listening_at(port: int) -> set[str]:
 def test_a_service_listens_where_it_is_told_and_nowhere_else(
     options: dict[str, str], expected: str, is_encrypted: bool
 ) -> None:
-    server = ZmqServer(all_records, KEYS, is_encrypted=is_encrypted, **options)
+    server = ZmqServer(large_records, KEYS, is_encrypted=is_encrypted, **options)
     fetcher = ZmqFetcher({0: server.address}.get, KEYS, timeout_s=10)
     try:
         assert listening_at(int(server.address.rpartition(":")[2])) == {expected}
         if server.bulk_port is not None:
             assert listening_at(server.bulk_port) == {expected}
-        row = np.zeros(RECORDS.shape[1], np.uint8)
+        row = np.zeros(LARGE_RECORDS.shape[1], np.uint8)
         assert fetcher.fetch([0], [3], [[row]], lambda i, crc: True) == [True]
-        assert row.tobytes() == RECORDS[3].tobytes()
+        assert row.tobytes() == LARGE_RECORDS[3].tobytes()
     finally:
         fetcher.close()
         server.close()
 
 
 def test_a_service_that_is_told_nothing_listens_at_one_address_and_tells_it() -> None:
-    server = ZmqServer(all_records, KEYS)
+    server = ZmqServer(large_records, KEYS)
     try:
         place, port = server.address.removeprefix("tcp://").split(":")
         assert listening_at(int(port)) == {place}
@@ -137,7 +137,7 @@ def test_what_the_user_says_counts(
         "0.0.0.0": EVERYWHERE,
     }
     assert listen_address(listens, host) == expected
-    assert ("listens at all of its addresses" in caplog.text) is (host in ("gateway", "debian"))
+    assert ("listens at all addresses" in caplog.text) is (host in ("gateway", "debian"))
 
 
 def test_where_nothing_of_this_machine_is_it_is_refused(
@@ -147,7 +147,7 @@ def test_where_nothing_of_this_machine_is_it_is_refused(
     for word in ("203.0.113.9", "eth99", "", "no such host"):
         config = caching.config(tmp_path, peers_dir=tmp_path / "peers", listen=word)
         with pytest.raises(UsageError, match=r"listen must be an IPv4 address or interface.* lo"):
-            NodeService(config, cached_split(split), lambda: record_reader(split))
+            ZmqService(config, cached_split(split), lambda: record_reader(split))
 
 
 # Frames of ZeroMQ's ZMTP 3.1 (RFC 37): a greeting, then a command longer than any memory.
@@ -171,7 +171,7 @@ def pour(made: socket.socket, flags: int, nbytes: int) -> int:
 @pytest.mark.parametrize("flags", [_COMMAND_LONG, _MESSAGE_LONG])
 @pytest.mark.parametrize("nbytes", [2 << 20, 8 << 30, (1 << 63) - 1])
 def test_a_frame_of_gigabytes_from_a_stranger_is_not_taken(flags: int, nbytes: int) -> None:
-    server = ZmqServer(all_records, KEYS, "127.0.0.1")
+    server = ZmqServer(large_records, KEYS, "127.0.0.1")
     try:
         port = int(server.address.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as made:
@@ -193,18 +193,18 @@ def test_a_frame_of_gigabytes_from_a_server_that_proves_nothing_is_not_taken() -
         thread.start()
         address = f"tcp://127.0.0.1:{door.getsockname()[1]}"
         fetcher = ZmqFetcher({0: address}.get, KEYS, timeout_s=1)
-        row = np.zeros(RECORDS.shape[1], np.uint8)
+        row = np.zeros(LARGE_RECORDS.shape[1], np.uint8)
         assert fetcher.fetch([0], [3], [[row]], lambda i, crc: True) == [False]
         thread.join()
         fetcher.close()
     assert sent[0] < MOST_NBYTES
 
 
-def test_strangers_who_say_nothing_are_ended_and_keep_nobody_out(
+def test_strangers_who_say_nothing_are_ended_and_lock_out_no_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("msdata.cache.transport.zmq_transport._HANDSHAKE_MS", 500)
-    server = ZmqServer(all_records, KEYS, "127.0.0.1")
+    server = ZmqServer(large_records, KEYS, "127.0.0.1")
     fetcher = ZmqFetcher({0: server.address}.get, KEYS, timeout_s=10)
     port = int(server.address.rpartition(":")[2])
     try:
@@ -213,7 +213,7 @@ def test_strangers_who_say_nothing_are_ended_and_keep_nobody_out(
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
                 for _ in range(50)
             ]
-            row = np.zeros(RECORDS.shape[1], np.uint8)
+            row = np.zeros(LARGE_RECORDS.shape[1], np.uint8)
             assert fetcher.fetch([0], [3], [[row]], lambda i, crc: True) == [True]
             for made in held:
                 made.settimeout(20)

@@ -26,9 +26,9 @@ import msdata
 from msdata.cache.arena import SSD_TIER, Arena
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig
-from msdata.cache.reorder import place_shards
 from msdata.cache.shared_file import role
 from msdata.cache.slot_file import SlotFile, packed_slots
+from msdata.cache.ssd import place_shards
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.topology import Topology
@@ -283,7 +283,7 @@ def test_an_ssd_tier_whose_rearrangement_was_interrupted_is_made_anew(
         def die(*arguments: Any) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-        patch.setattr("msdata.cache.reorder.build", die)
+        patch.setattr("msdata.cache.ssd.build", die)
         assert sum(len(b["sample_id"]) for b in epochs(tar, config, 1)[0]) == len(tar)
     with make(tar, config) as loader:
         wait_until_full(loader)
@@ -338,7 +338,7 @@ def test_records_altered_on_the_ssd_come_from_storage_and_are_counted(
         assert tier_samples(loader)["ssd"] == slots.num_slots - 2
         loading.drain(loader)
         assert tier_samples(loader)["ssd"] == slots.num_slots
-    assert_said_once(caplog, "was altered")
+    assert_said_once(caplog, "is corrupt")
 
 
 # Policy `locality`.
@@ -418,7 +418,7 @@ def test_a_loader_that_cannot_be_made_leaves_no_arena(tar: Split, tmp_path: Path
         assert not list(caching.names_in(config.shm_dir))
 
 
-def test_a_loader_that_nobody_holds_leaves_the_arena(tar: Split, tmp_path: Path) -> None:
+def test_an_unreferenced_loader_leaves_the_arena(tar: Split, tmp_path: Path) -> None:
     config = caching.config(tmp_path)
     next(iter(make(tar, config)))
     gc.collect()
@@ -464,7 +464,7 @@ def test_a_record_altered_in_memory_is_found_where_all_are_checked(
         assert tier_samples(loader)["storage"] == 3
         caching.assert_same_batches(caching.copies(loader), expected[1])
         assert tier_samples(loader)["local"] == len(split)
-    assert_said_once(caplog, "was altered")
+    assert_said_once(caplog, "is corrupt")
 
 
 def test_a_slot_whose_entry_is_altered_is_read_from_storage(tar: Split, tmp_path: Path) -> None:
@@ -589,7 +589,7 @@ def test_a_filler_that_cannot_read_a_shard_leaves_it_out(
         assert loader.stats()["cache"]["local"]["filled"] == len(tar) - tar.shard_sizes[0]
         caching.assert_same_batches(caching.copies(loader), epochs(tar, None, 1)[0])
         assert loader.stats()["cache"]["local"]["filled"] == len(tar)
-    assert_said_once(caplog, "leaves it out")
+    assert_said_once(caplog, "which stays uncached")
 
 
 def test_a_claim_of_a_killed_rank_is_taken_over(tar: Split, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_cache_that_is_asked_for_more_than_there_is_leaves_room_for_the_batche
         shutil.rmtree(shm)
         shutil.rmtree(data)
     assert process.returncode == 0, process.stderr
-    assert "of the 1.00 GiB asked for are free in shared memory and cgroup" in process.stderr
+    assert "memory_gib asks for 1.00 GiB, but shared memory and cgroup have" in process.stderr
     assert "besides 0.14 GiB for batches and indices" in process.stderr
     found = json.loads(process.stdout)
     assert found["count"] == 2 * sum(SHARD_SIZES)

@@ -1,4 +1,4 @@
-"""Services under mpiexec and ranks beside them, all real processes on pretended nodes."""
+"""Services under mpiexec and ranks beside them, all real processes on simulated nodes."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def assert_as_forecast(split: Split, job: Job, epoch: int, results: list[dict[st
     if epoch == 0:
         return  # the forecast of that one is of caches that fill meanwhile
     by_node = np.array([tiers_of(r) for r in results]).reshape(job.topology.num_nodes, -1, 4)
-    foretold = forecast_epoch(job, owners, epoch).tier_samples
-    assert by_node.sum(axis=1).tolist() == foretold.tolist()
+    predicted = forecast_epoch(job, owners, epoch).tier_samples
+    assert by_node.sum(axis=1).tolist() == predicted.tolist()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_job_of_a_killed_rank_resumes_from_memory(
         ranks = caching.start_ranks(data, config, 2, 2, step_s=0.05)
         begun = start_epoch(ranks, 3)
         ranks[1].kill()
-        # torchrun ends the others and starts all anew, which go on after the last whole step.
+        # torchrun ends the others and restarts all, which resume after the last whole step.
         for rank in (ranks[0], *ranks[2:]):
             rank.kill()
         state = begun[0][-1]["state"]
@@ -367,16 +367,16 @@ def test_a_data_set_that_fits_is_read_from_storage_once_by_the_programs_and_the_
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--memory-gib", "much"), "'much' is no size; give GiB, 0 or more"),
-        (("--memory-gib", "nan"), "'nan' is no size"),
-        (("--ssd-gib", "1"), "needs both, ssd_dir and ssd_gib"),
+        (("--memory-gib", "much"), "must be a size in GiB >= 0, got 'much'"),
+        (("--memory-gib", "nan"), "must be a size in GiB >= 0, got 'nan'"),
+        (("--ssd-gib", "1"), "needs both ssd_dir and ssd_gib, got None and 1.0"),
         (("--transport", "zmq"), "needs --peers-dir"),
-        (("--peers-dir", "x", "--memory-gib", "1"), "give sizes to CacheConfig"),
+        (("--peers-dir", "x", "--memory-gib", "1"), "set the sizes in their CacheConfig"),
         (("--split", "none"), "has no split 'none'"),
         (("--shm-dir", "/none"), "cannot keep a cache in /none: it does not exist"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
+def test_invalid_options_are_refused_in_one_line(
     split: Split, options: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:

@@ -66,17 +66,17 @@ def test_what_three_ranks_read_from_each_tier_is_what_the_forecast_says(
     topology = Topology(ranks_per_node=3)
     for epoch, results in enumerate((cold, hot, hotter)):
         assert caching.merged(results) == expected
-        foretold = caching.forecast(split, policy, config.memory_nbytes, topology, epoch)
+        predicted = caching.forecast(split, policy, config.memory_nbytes, topology, epoch)
         found = tiers(results)
         if epoch:
-            assert list(found.values()) == foretold.tier_samples.sum(axis=0).tolist()
+            assert list(found.values()) == predicted.tier_samples.sum(axis=0).tolist()
             continue
         # What the filler was first to read comes from memory already, and nothing comes twice,
         # but for a record that it was reading at that moment.
-        assert sum(found.values()) == foretold.tier_samples.sum()
+        assert sum(found.values()) == predicted.tier_samples.sum()
         read = found["storage"] * split.schema.sample_nbytes + filled_from_storage(results)
-        limit = foretold.storage_bytes.sum() + 0.05 * caching.split_nbytes(split)
-        assert foretold.storage_bytes.sum() <= read <= limit
+        limit = predicted.storage_bytes.sum() + 0.05 * caching.split_nbytes(split)
+        assert predicted.storage_bytes.sum() <= read <= limit
     for rank in ranks:
         rank.end()
     assert not list(caching.names_in(config.shm_dir))
@@ -93,9 +93,9 @@ def test_two_pretended_nodes_cache_what_they_own_and_read_the_rest_from_storage(
     results = caching.run_epoch(ranks)
     assert len(list(caching.names_in(config.shm_dir))) == 2
     assert caching.merged(results) == expected
-    foretold = caching.forecast(split, "locality", config.memory_nbytes, topology, 1)
+    predicted = caching.forecast(split, "locality", config.memory_nbytes, topology, 1)
     for node in range(2):
-        local, ssd, peer, storage = foretold.tier_samples[node].tolist()
+        local, ssd, peer, storage = predicted.tier_samples[node].tolist()
         found = tiers(results[2 * node : 2 * node + 2])
         assert (found["local"], found["ssd"]) == (local, ssd)
         # Without a service between the nodes, what a peer has comes from storage.
@@ -127,7 +127,7 @@ def test_a_killed_rank_takes_nothing_from_the_others(
     assert not list(caching.names_in(config.shm_dir))
 
 
-def test_when_the_process_that_fills_is_killed_another_goes_on(
+def test_when_the_process_that_fills_is_killed_another_takes_over(
     data: Path, split: Split, expected: dict[str, int], tmp_path: Path
 ) -> None:
     config = caching.config(tmp_path)
@@ -148,7 +148,7 @@ def test_when_the_process_that_fills_is_killed_another_goes_on(
     assert not list(caching.names_in(config.shm_dir))
 
 
-def test_after_kill_9_of_all_the_same_job_goes_on_and_another_cleans_up(
+def test_after_kill_9_of_all_the_same_job_resumes_and_another_cleans_up(
     data: Path, split: Split, tmp_path: Path
 ) -> None:
     config = caching.config(tmp_path)

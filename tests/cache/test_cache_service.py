@@ -1,4 +1,4 @@
-"""Nodes that serve each other: pretended ones on this machine, with an arena and a service each."""
+"""Nodes that serve each other: simulated ones on this machine, with an arena and a service each."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import msdata
 import msdata.loader.node_cache
 from msdata.cache.client import LOCAL
 from msdata.cache.config import CacheConfig
-from msdata.cache.service import NodeService
 from msdata.cache.split import cached_split, record_reader
+from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.plan.ownership import equal_nodes, own_shards
@@ -37,7 +37,7 @@ def split(packed: Callable[..., Path], tiny_source: Path) -> Split:
 
 
 class Cluster:
-    """Pretended nodes of one rank each, all in this process, with a service each."""
+    """Simulated nodes of one rank each, all in this process, with a service each."""
 
     def __init__(self, split: Split, tmp_path: Path, share: float, policy: str) -> None:
         self.split = split
@@ -68,8 +68,8 @@ class Cluster:
             threads=1,
         )
 
-    def service(self, config: CacheConfig) -> NodeService:
-        service = NodeService(
+    def service(self, config: CacheConfig) -> ZmqService:
+        service = ZmqService(
             replace(config, memory_gib=None),
             cached_split(self.split),
             lambda: record_reader(self.split),
@@ -124,8 +124,8 @@ def test_samples_of_each_tier_on_each_node_are_what_the_forecast_says(
             found, tiers = cluster.epoch()
             assert found == expected
             if epoch:
-                foretold = caching.forecast(split, policy, memory, topology, epoch)
-                assert [list(t.values()) for t in tiers] == foretold.tier_samples.tolist()
+                predicted = caching.forecast(split, policy, memory, topology, epoch)
+                assert [list(t.values()) for t in tiers] == predicted.tier_samples.tolist()
             assert sum(t["peer"] for t in tiers) > 0
     for config in cluster.configs:
         assert not list(caching.names_in(config.shm_dir))
@@ -151,7 +151,7 @@ def test_a_peers_record_that_is_altered_comes_from_storage(
 ) -> None:
     cluster.epoch()
     slots = cluster.loaders[0]._cache.client.tiers[LOCAL].slots
-    # Only what others ask for is looked at; to let the node's own rank have it, it is mended after.
+    # Only records for other nodes are checked; the test restores the bytes for the node's own rank.
     sound = [slots.record(slot).tobytes() for slot in range(slots.num_slots)]
     for slot in range(slots.num_slots):
         os.pwrite(slots.fd, b"rotten", slots.record_at(slot))
@@ -208,7 +208,7 @@ def test_a_service_that_cannot_be_announced_says_so_once_and_tries_again(
     cluster.services.append(service)
     service.look()
     assert service.stats() == {}
-    (said,) = [r.message for r in caplog.records if "is not served" in r.message]
+    (said,) = [r.message for r in caplog.records if "cannot serve" in r.message]
     assert "cannot write" in said
     announcement.rmdir()
     service.look()
@@ -221,7 +221,7 @@ def test_a_service_counts_what_it_gives_and_writes_it_for_the_collector(
     cluster: Cluster, tmp_path: Path, is_encrypted: bool
 ) -> None:
     cluster.services.pop(0).close()
-    service = NodeService(
+    service = ZmqService(
         replace(cluster.configs[0], memory_gib=None, metrics_dir=tmp_path / "metrics"),
         cached_split(cluster.split),
         lambda: record_reader(cluster.split),
@@ -294,12 +294,12 @@ def test_a_shard_that_one_node_cannot_read_is_left_out_there_and_others_read_it(
         # What its own ranks could read all the same is in the cache now.
         _, later = cluster.epoch()
         assert sum(t["storage"] for t in later) < sum(t["storage"] for t in tiers)
-    assert len([r for r in caplog.records if "leaves it out" in r.getMessage()]) == 2
+    assert len([r for r in caplog.records if "which stays uncached" in r.getMessage()]) == 2
 
 
 def test_a_service_without_a_folder_to_be_found_in_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="folder that all nodes see"):
-        NodeService(caching.config(tmp_path), cached_split(split), lambda: record_reader(split))
+        ZmqService(caching.config(tmp_path), cached_split(split), lambda: record_reader(split))
 
 
 def test_a_key_that_others_may_read_leaves_the_run_without_peers(

@@ -28,8 +28,8 @@ import msdata
 import msdata.cache.reporter
 import msdata.cli
 from msdata.cache.metrics import COUNTER, Family, remove_stale_metrics, render
-from msdata.cache.rows import NUM_ROWS, ROW_NBYTES, Row, read_rows
-from msdata.cache.status_text import bar
+from msdata.cache.shared_file import NUM_ROWS, ROW_NBYTES, Row, read_rows
+from msdata.cache.status import bar
 from msdata.dataset.dataset import Split
 from msdata.topology import Topology
 
@@ -219,10 +219,10 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_costs_nothing_else(
             time.sleep(0.1)
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(said) == 1
-    assert "counters are not written" in said[0]
+    assert "cannot write counters" in said[0]
 
 
-def test_a_loader_that_nobody_holds_takes_its_threads_with_it(split: Split, tmp_path: Path) -> None:
+def test_an_unreferenced_loader_takes_its_threads_with_it(split: Split, tmp_path: Path) -> None:
     import gc
     import threading
 

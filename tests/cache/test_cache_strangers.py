@@ -12,20 +12,16 @@ import numpy as np
 import packing
 import pytest
 import zmq
+from peer_records import LARGE_RECORDS, large_records
 
 from msdata.cache.transport import bulk, bulk_server
 from msdata.cache.transport.bulk import BulkLink, Session, new_session
 from msdata.cache.transport.bulk_server import BulkServer
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 
-RECORDS = np.random.default_rng(3).integers(0, 256, (20, 100_000), dtype=np.uint8)
 CHALLENGE_NBYTES = bulk.NONCE_NBYTES + bulk.CODE_NBYTES
 HTTP = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 HELLO_NBYTES = len(bulk.MAGIC) + 2 * bulk.NONCE_NBYTES
-
-
-def all_records(samples: Any) -> list[Any]:
-    return [RECORDS[s] for s in samples.tolist()]
 
 
 @pytest.fixture
@@ -35,13 +31,13 @@ def session() -> Session:
 
 @pytest.fixture
 def server(session: Session) -> Iterator[BulkServer]:
-    server = BulkServer(all_records, {session.number: session.secret}.get)
+    server = BulkServer(large_records, {session.number: session.secret}.get)
     yield server
     server.close()
 
 
 def fetched(link: BulkLink, samples: list[int]) -> list[bytes | None]:
-    rows = np.zeros((len(samples), RECORDS.shape[1]), np.uint8)
+    rows = np.zeros((len(samples), LARGE_RECORDS.shape[1]), np.uint8)
     link.ask(samples)
     came = link.take([[row] for row in rows], 5.0, lambda i, crc: True)
     return [row.tobytes() if ok else None for row, ok in zip(rows, came, strict=True)]
@@ -50,7 +46,7 @@ def fetched(link: BulkLink, samples: list[int]) -> list[bytes | None]:
 def assert_serves(server: BulkServer, session: Session, port: int | None = None) -> None:
     link = BulkLink("127.0.0.1", port or server.port, session, 5.0)
     try:
-        assert fetched(link, [3, 7]) == [RECORDS[3].tobytes(), RECORDS[7].tobytes()]
+        assert fetched(link, [3, 7]) == [LARGE_RECORDS[3].tobytes(), LARGE_RECORDS[7].tobytes()]
     finally:
         link.close()
 
@@ -159,7 +155,7 @@ def test_a_conversation_that_was_overheard_is_worth_nothing_when_repeated(
 ) -> None:
     assert_serves(server, session, tap.port)
     said = bytes(tap.heard["asked"])
-    assert len(tap.heard["answered"]) > 2 * RECORDS.shape[1]
+    assert len(tap.heard["answered"]) > 2 * LARGE_RECORDS.shape[1]
     given = server.num_samples
     assert len(answer_to(server.port, said)) <= CHALLENGE_NBYTES
     assert server.num_samples == given
@@ -200,7 +196,7 @@ def test_an_answer_that_was_changed_on_its_way_is_not_taken(
 
 
 def test_a_server_that_does_not_know_the_secret_is_not_believed(session: Session) -> None:
-    impostor = BulkServer(all_records, lambda number: bytes(32))
+    impostor = BulkServer(large_records, lambda number: bytes(32))
     try:
         with pytest.raises(ConnectionError, match="does not know the session's secret"):
             BulkLink("127.0.0.1", impostor.port, session, 5.0)
@@ -208,7 +204,7 @@ def test_a_server_that_does_not_know_the_secret_is_not_believed(session: Session
         impostor.close()
 
 
-def test_strangers_who_hold_connections_open_keep_nobody_out(
+def test_strangers_who_hold_connections_open_lock_out_no_client(
     server: BulkServer, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_server, "_PROOF_S", 0.5)
@@ -224,7 +220,7 @@ def test_strangers_who_hold_connections_open_keep_nobody_out(
                 assert made.recv(1) == b""
 
 
-def test_a_client_that_reads_nothing_holds_up_nobody_and_is_ended(
+def test_a_client_that_reads_nothing_delays_no_other_and_is_ended(
     server: BulkServer, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_server, "_STUCK_S", 0.5)
@@ -252,7 +248,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody_and_is_ended(
 @pytest.fixture(params=[False, True], ids=["plain", "encrypted"])
 def service(request: Any) -> Iterator[tuple[ZmqServer, ZmqFetcher]]:
     keys = make_keys()
-    server = ZmqServer(all_records, keys, "127.0.0.1", is_encrypted=request.param)
+    server = ZmqServer(large_records, keys, "127.0.0.1", is_encrypted=request.param)
     friend = ZmqFetcher({0: server.address}.get, keys, timeout_s=10)
     yield server, friend
     friend.close()
@@ -260,9 +256,9 @@ def service(request: Any) -> Iterator[tuple[ZmqServer, ZmqFetcher]]:
 
 
 def assert_served(friend: ZmqFetcher) -> None:
-    row = np.zeros(RECORDS.shape[1], np.uint8)
+    row = np.zeros(LARGE_RECORDS.shape[1], np.uint8)
     assert friend.fetch([0], [5], [[row]], lambda i, crc: True) == [True]
-    assert row.tobytes() == RECORDS[5].tobytes()
+    assert row.tobytes() == LARGE_RECORDS[5].tobytes()
 
 
 def port_of(server: ZmqServer) -> int:

@@ -20,8 +20,8 @@ from services import Services
 
 import msdata
 from msdata.cache.config import CacheConfig
-from msdata.cache.service import NodeService
 from msdata.cache.split import cached_split, record_reader
+from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
 from msdata.schema import Schema, Survey
 from msdata.topology import Topology
@@ -47,7 +47,7 @@ def processes() -> Iterator[None]:
 
 
 def assert_as_the_square_root_says(split: Split, tiers: Sequence[dict[str, int]]) -> None:
-    """All samples came, none from storage, and of all as many from peers as foretold."""
+    """All samples came, none from storage, and of all as many from peers as predicted."""
     read = {name: sum(t[name] for t in tiers) for name in tiers[0]}
     assert sum(read.values()) == EPOCHS * len(split)
     assert read["storage"] == read["ssd"] == 0
@@ -114,10 +114,10 @@ def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
     assert sum(one["bytes"] for one in served) == given * SCHEMA.sample_nbytes
 
 
-def service_of(config: CacheConfig, split: Split) -> NodeService:
+def service_of(config: CacheConfig, split: Split) -> ZmqService:
     """A service that has joined a node's arena."""
     cached = cached_split(split)
-    service = NodeService(
+    service = ZmqService(
         replace(config, memory_gib=None), cached, lambda: record_reader(split), "127.0.0.1"
     )
     service.look()

@@ -50,8 +50,8 @@ class ZmqSuite:
         self.keys = make_keys()
         self.addresses: dict[int, str] = {}
         self._servers: dict[int, Server] = {}
-        self._goes_on = threading.Event()
-        self._goes_on.set()
+        self._may_answer = threading.Event()
+        self._may_answer.set()
 
     def serve(self) -> None:
         for node in KEPT:
@@ -64,17 +64,17 @@ class ZmqSuite:
         self._stack.callback(server.close)
 
     def _records(self, node: int, samples: Any) -> list[Any | None]:
-        self._goes_on.wait(20)
+        self._may_answer.wait(20)
         return [RECORDS[s] if s in KEPT[node] else None for s in samples.tolist()]
 
     def kill(self, node: int) -> None:
         self._servers[node].close()
 
     def hang(self, node: int) -> None:
-        self._goes_on.clear()
+        self._may_answer.clear()
 
     def go_on(self, node: int) -> None:
-        self._goes_on.set()
+        self._may_answer.set()
 
     def fetcher(
         self, keys: tuple[str, str] | None = None, *, timeout_s: float = 10.0, pause_s: float = 60.0
@@ -326,9 +326,9 @@ def test_all_nodes_of_a_job_have_the_key_of_the_first(tmp_path: Path) -> None:
     ("spoil", "says"),
     [
         (lambda path: path.chmod(0o644), "others may open it"),
-        (lambda path: path.write_text("{"), "is no key"),
-        (lambda path: path.write_text('["a", "b"]'), "is no key"),
-        (lambda path: path.write_text("[" * 4000), "is no key"),
+        (lambda path: path.write_text("{"), "is not a key file"),
+        (lambda path: path.write_text('["a", "b"]'), "is not a key file"),
+        (lambda path: path.write_text("[" * 4000), "is not a key file"),
         (lambda path: path.write_text("[" * 5000), "more than 4,096 bytes"),
     ],
 )

@@ -1,7 +1,7 @@
 """Three nodes without MPI, services and ranks as processes, some of which are killed or cut off.
 
-Whatever happens: every sample once an epoch, nobody ends in error, at most five seconds are lost,
-the others go on serving each other, it is counted, and said once.
+Whatever happens: every sample comes once per epoch, no process ends in error, at most five seconds
+are lost, the other nodes still serve each other, the fault is counted, and logged once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def processes() -> Iterator[None]:
 
 
 class Job:
-    """A rank and a service on each of three pretended nodes, which hold all data together."""
+    """A rank and a service on each of three simulated nodes, which hold all data together."""
 
     def __init__(self, split: Split, tmp_path: Path, stack: contextlib.ExitStack) -> None:
         self.split = split
@@ -172,7 +172,7 @@ def assert_warned_once(results: Sequence[dict[str, Any]], ranks: Sequence[int]) 
     for i in ranks:
         (warning,) = results[i]["warnings"]
         assert "does not answer" in warning
-        assert "comes from storage until it does" in warning
+        assert "come from storage until it does" in warning
 
 
 def test_a_service_that_is_killed_costs_little_and_the_others_serve_each_other(
@@ -216,15 +216,17 @@ def test_when_all_services_are_killed_ranks_go_on_with_their_own_memory(
     assert caching.merged(after) == expected
     memory = job.configs[0].memory_nbytes
     assert memory is not None
-    foretold = caching.forecast(split, "shuffle", memory, Topology(num_nodes=NODES), 2).tier_samples
-    assert samples(after, "local") == foretold[:, 0].tolist()
-    assert samples(after, "storage") == foretold[:, 2].tolist()
+    predicted = caching.forecast(
+        split, "shuffle", memory, Topology(num_nodes=NODES), 2
+    ).tier_samples
+    assert samples(after, "local") == predicted[:, 0].tolist()
+    assert samples(after, "storage") == predicted[:, 2].tolist()
     assert failures(after) == [2, 2, 2]
     assert_warned_once(after, range(NODES))
     job.end()
 
 
-def test_the_node_of_a_killed_rank_goes_on_serving_and_keeps_its_memory_for_the_next(
+def test_the_node_of_a_killed_rank_still_serves_and_keeps_its_memory_for_the_next(
     local_job: Job, expected: dict[str, int]
 ) -> None:
     job = local_job
@@ -242,7 +244,7 @@ def test_the_node_of_a_killed_rank_goes_on_serving_and_keeps_its_memory_for_the_
     for result in survivors:
         assert (result["warnings"], failures([result])) == ([], [0])
         assert samples([result], "storage") == [0]
-    # The job is started anew: all ranks, over services that have kept everything.
+    # The job is restarted: all ranks, over services that have kept everything.
     job.ranks[0].kill()
     job.ranks[2].kill()
     job.ranks = [job.rank(node) for node in range(NODES)]
@@ -299,7 +301,7 @@ class Network:
         """Frames of a host are lost in the switch: no end sees a fault, as with a dead switch."""
         ip("-n", self.switch, "link", "set", f"port{node}", "nomaster")
 
-    def mend(self, node: int) -> None:
+    def restore(self, node: int) -> None:
         ip("-n", self.switch, "link", "set", f"port{node}", "master", "br0")
 
     def remove(self) -> None:
@@ -320,7 +322,7 @@ def network() -> Iterator[Network]:
     network.remove()
 
 
-def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_mended(
+def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_restored(
     job: Job, network: Network, expected: dict[str, int]
 ) -> None:
     job.start([("ip", "netns", "exec", host) for host in network.hosts], network.addresses)
@@ -332,7 +334,7 @@ def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_mend
     assert_little_is_lost(before, during)
     after = job.epoch()
     assert caching.merged(after) == expected
-    # The node that is cut off reaches nobody, the others each other.
+    # The node that is cut off reaches no other, the others each other.
     assert samples(after, "peer")[0] == 0
     assert samples(after, "storage")[0] > 0
     assert all(n > 0 for n in samples(after, "peer")[1:])
@@ -342,6 +344,6 @@ def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_mend
     # Trying the lost nodes again costs the ranks nothing.
     for one, other in zip(before, after, strict=True):
         assert other["stats"]["wait_s"] < MOST_LOST_S / 2 + 5 * one["stats"]["wait_s"]
-    network.mend(0)
+    network.restore(0)
     assert caching.merged(job.first_epoch_without_storage()) == expected
     job.end()

@@ -26,16 +26,16 @@ import pytest
 import msdata
 from msdata.cache.arena import arena_path, own_arenas, strange_arenas
 from msdata.cache.config import CacheConfig
-from msdata.cache.member import MemberService, served_place
 from msdata.cache.metrics import remove_stale_metrics
+from msdata.cache.mpi_service import MpiService, served_place
 from msdata.cache.own_file import open_own, open_own_folder
-from msdata.cache.service import NodeService
 from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.ssd import ssd_folder
 from msdata.cache.transport.group import Alone
 from msdata.cache.transport.link import describe_service, link_address
 from msdata.cache.transport.rendezvous import address_of, announce, job_keys
 from msdata.cache.transport.zmq_transport import make_keys
+from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
 from msdata.errors import StorageError
 
@@ -177,7 +177,7 @@ def test_status_and_clean_leave_what_is_not_ours_alone_and_say_so(
         process = cache_command(action, shared)
         assert process.returncode == 0, process.stderr
         assert (f"removed {stale}\n" == process.stdout) is (action == "clean")
-        assert f"{len(PLANTS)} with the name of an arena of yours left alone" in process.stderr
+        assert f"skipped {len(PLANTS)} named like your arenas" in process.stderr
     assert not stale.exists()
     for path, before in planted.items():
         assert_untouched(path, before)
@@ -191,11 +191,11 @@ def test_a_service_joins_no_arena_that_is_not_ours(
     cached = cached_split(split)
     path = arena_path(config, cached, 0)
     before = plant(kind, path, precious)
-    with NodeService(config, cached, lambda: record_reader(split)) as service:
+    with ZmqService(config, cached, lambda: record_reader(split)) as service:
         service.look()
         service.look()
         assert service.stats() == {}
-    assert caplog.text.count(f"{path} is not served: cannot use {path}: it ") == 1
+    assert caplog.text.count(f"cannot serve {path}: cannot use {path}: it ") == 1
     assert_untouched(path, before)
 
 
@@ -209,7 +209,7 @@ def test_a_service_that_makes_arenas_says_in_one_sentence_that_the_name_is_taken
     before = plant(kind, path, precious)
     own = partial(owners_of_nodes, cached)
     with (
-        MemberService(Alone(), config, cached, own, lambda: record_reader(split)) as service,
+        MpiService(Alone(), config, cached, own, lambda: record_reader(split)) as service,
         pytest.raises(StorageError, match=f"^cannot use {path}: it "),
     ):
         service.open()
@@ -271,7 +271,7 @@ def test_an_ssd_folder_that_is_not_ours_is_neither_used_nor_changed(
     by_other('mkdir -m 1777 "$1"', folder.parent)
     before = plant(kind, folder, precious)
     ids_of(split, config)
-    assert f"no SSD tier: cannot use {folder}: it " in caplog.text
+    assert f"cannot open the SSD tier: cannot use {folder}: it " in caplog.text
     assert_untouched(folder, before)
 
 
@@ -317,7 +317,7 @@ def test_records_that_are_not_ours_in_an_ssd_folder_of_ours_are_not_used(
     before = plant(kind, folder / "records", precious)
     folder.chmod(0o700)
     ids_of(split, config)
-    assert f"no SSD tier: cannot use {folder / 'records'}: it " in caplog.text
+    assert f"cannot open the SSD tier: cannot use {folder / 'records'}: it " in caplog.text
     assert_untouched(folder / "records", before)
 
 
@@ -439,7 +439,7 @@ def test_names_of_counters_that_are_taken_are_not_written_to(
         for suffix in (".jsonl", ".prom", ".prom.partial")
     }
     ids_of(split, caching.config(tmp_path, metrics_dir=folder))
-    assert "counters are not written: cannot" in caplog.text
+    assert "cannot write counters: cannot" in caplog.text
     for path, before in planted.items():
         assert_untouched(path, before)
 

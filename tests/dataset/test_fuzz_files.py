@@ -20,7 +20,7 @@ import packing
 import pytest
 import torch
 from fuzzing import alter_file, copy_of, seal
-from test_cache_arena import SPLIT, own
+from small_arena import SPLIT, own
 from test_predictions import EDGES, columns_of, some_densities, spooled
 
 import msdata

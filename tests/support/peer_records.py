@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from msdata.cache.config import CachedSplit
@@ -9,10 +11,12 @@ from msdata.core.checksum import crc32c
 
 RECORDS = np.random.default_rng(1).integers(0, 256, (20, 5000), dtype=np.uint8)
 RECORDS.setflags(write=False)
+# So large that one of them does not fit into the kernel's buffers at once.
+LARGE_RECORDS = np.random.default_rng(3).integers(0, 256, (20, 100_000), dtype=np.uint8)
 
 
 def cached_records() -> CachedSplit:
-    """Them as a split of one shard a sample."""
+    """`RECORDS` as a split with one sample per shard."""
     return CachedSplit(
         fingerprint="f",
         name="train",
@@ -20,3 +24,8 @@ def cached_records() -> CachedSplit:
         shard_sizes=np.ones(len(RECORDS), np.int64),
         checksums=np.array([crc32c(record) for record in RECORDS], np.uint32),
     )
+
+
+def large_records(samples: Any) -> list[Any]:
+    """A lookup over all of `LARGE_RECORDS`."""
+    return [LARGE_RECORDS[s] for s in samples.tolist()]

@@ -12,8 +12,9 @@ import numpy as np
 from peer_records import RECORDS, cached_records
 
 from msdata.cache.config import CacheConfig, Owners
-from msdata.cache.member import MemberService
-from msdata.cache.serve import ending_together, open_group
+from msdata.cache.mpi_service import MpiService
+from msdata.cache.transport.group import ending_together
+from msdata.cache.transport.mpi_group import open_group
 from msdata.errors import StorageError
 from msdata.topology import from_env
 
@@ -35,7 +36,7 @@ def main() -> None:
     config = CacheConfig(memory_gib=1e-3, job="contract", shm_dir=Path(order["shm_dir"]))
     with (
         ending_together(group),
-        MemberService(group, config, cached_records(), own, lambda: read) as service,
+        MpiService(group, config, cached_records(), own, lambda: read) as service,
     ):
         service.open("host")
         is_said = False

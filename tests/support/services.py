@@ -1,4 +1,4 @@
-"""`msdata cache serve` under mpiexec, a process for each pretended node."""
+"""`msdata cache serve` under mpiexec, a process for each simulated node."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How nodes read each other's arenas: one-sided MPI, or TCP."""
+"""Transports by which nodes read each other's arenas: one-sided MPI, or TCP."""

@@ -1,10 +1,10 @@
-"""Records over plain TCP between processes that hold a secret in common: the client's end.
+"""Records over plain TCP between processes that share a secret: the client's end.
 
-Each end proves that it has the session's secret, which it got over an encrypted channel, by an HMAC
-over both ends' random numbers; so nothing that was overheard can be used again. Requests, and the
-list of what an answer holds, carry an HMAC and a running number each. The records themselves are
-neither encrypted nor authenticated: whoever can read the nodes' network can read them, as they can
-read what a parallel file system sends over it. Whoever asked checks them against the index.
+Each end proves that it knows the session's secret, which it got over an encrypted channel, by an
+HMAC over both ends' random numbers; so an eavesdropper can replay nothing. Requests, and the list
+of sizes in an answer, carry an HMAC and a running number each. The records themselves are neither
+encrypted nor authenticated: an eavesdropper on the nodes' network can read them, like the traffic
+of a parallel file system. The client checks them against the index.
 
     client                                     server
     magic, session, random number        ->
@@ -35,17 +35,17 @@ MAGIC = b"msdata1\0"
 NONCE_NBYTES = 16
 CODE_NBYTES = 32
 MAX_SAMPLES = 4096
-# A node that gives less than this is worse than storage.
+# A slower node is worse than storage.
 _LEAST_BYTES_PER_S = 10e6
 _SCRATCH_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What two processes know of each other.
+    """A secret that two processes share.
 
     Attributes:
-        number: 16 random bytes, no secret.
+        number: 16 random bytes, not secret.
         secret: 32 random bytes.
     """
 
@@ -54,7 +54,7 @@ class Session:
 
 
 def new_session() -> Session:
-    """A session that nobody has had."""
+    """A new random session."""
     return Session(number=os.urandom(NONCE_NBYTES), secret=os.urandom(CODE_NBYTES))
 
 
@@ -63,8 +63,8 @@ def code(key: bytes, purpose: bytes, *parts: bytes) -> bytes:
 
     Args:
         key: 32 bytes.
-        purpose: what the code is for; codes for others do not fit.
-        parts: of lengths that both ends know.
+        purpose: the code's purpose; a code for another purpose differs.
+        parts: the bytes, in pieces whose lengths both ends know.
 
     Source: RFC 2104.
     """
@@ -72,28 +72,28 @@ def code(key: bytes, purpose: bytes, *parts: bytes) -> bytes:
 
 
 def request_of(key: bytes, number: int, samples: Sequence[int]) -> bytes:
-    """The bytes that ask for some samples.
+    """The bytes of a request for some samples.
 
     Args:
-        key: of the connection.
-        number: of the request.
-        samples: their numbers, at most `MAX_SAMPLES`.
+        key: the connection's key.
+        number: the request's number.
+        samples: the samples' numbers, at most `MAX_SAMPLES`.
     """
     body = struct.pack("<I", len(samples)) + np.asarray(samples, "<i8").tobytes()
     return body + code(key, b"ask", struct.pack("<Q", number), body)
 
 
 class BulkLink:
-    """A connection to a node that gives records.
+    """A connection to a node that serves records.
 
     Args:
-        host: name or address.
-        port: where it listens.
-        session: agreed on before.
-        timeout_s: what every single step may take.
+        host: the node's name or address.
+        port: the port at which it listens.
+        session: the session that both ends share.
+        timeout_s: time limit of each step.
 
     Raises:
-        OSError: the node is not there, or knows nothing of the session.
+        OSError: the node is absent or does not know the session.
     """
 
     def __init__(self, host: str, port: int, session: Session, timeout_s: float) -> None:
@@ -101,7 +101,7 @@ class BulkLink:
         self._waited_s = 0.0
         self._socket = socket.create_connection((host, port), timeout_s)
         try:
-            # From here on the kernel keeps the time: one call then waits for a whole record.
+            # From here on the kernel applies the timeout, so one call can wait for a whole record.
             self._socket.settimeout(None)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._wait_at_most(timeout_s)
@@ -129,10 +129,10 @@ class BulkLink:
             self._waited_s = seconds
 
     def ask(self, samples: Sequence[int]) -> None:
-        """Asks for some samples; `take` then has to follow.
+        """Asks for some samples; the caller must call `take` next.
 
         Raises:
-            OSError: the node has gone.
+            OSError: the node is gone.
         """
         self._number += 1
         self._send(request_of(self._key, self._number, samples))
@@ -140,15 +140,15 @@ class BulkLink:
     def take(
         self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
     ) -> list[bool]:
-        """Puts what was asked for into its rows; see `Fetcher.fetch`.
+        """Receives the requested records into their rows; see `Fetcher.fetch`.
 
         Args:
-            rows: one for each sample.
-            timeout_s: what each record may take.
-            is_sound: asked of each row while the kernel receives the next.
+            rows: one row per sample.
+            timeout_s: time limit per record.
+            is_sound: called for each row while the kernel receives the next.
 
         Raises:
-            OSError: the node has gone, hangs or is too slow: of no use from now on.
+            OSError: the node is gone, hangs or is too slow; the connection is unusable.
         """
         self._wait_at_most(timeout_s)
         started_s = time.monotonic()
@@ -156,7 +156,7 @@ class BulkLink:
         self._receive([sizes, proof])
         wanted = code(self._key, b"answer", struct.pack("<Q", self._number), bytes(sizes))
         if not hmac.compare_digest(proof, wanted):
-            raise ConnectionError("its answer is not its own")
+            raise ConnectionError("its answer is not authentic")
         came, done = [], 0
         for i, size in enumerate(np.frombuffer(sizes, "<u4").tolist()):
             row = rows[i]
@@ -191,7 +191,7 @@ class BulkLink:
                 raise ConnectionError("it has closed the connection")
             left -= count
             if left:
-                # The kernel's time is that of a call, which ends early with what has come.
+                # The kernel's timeout ends a call early with the bytes that have come.
                 if time.monotonic() - started_s > 0.9 * self._waited_s:
                     raise self._timeout()
                 views = _advanced(views, count)
@@ -208,17 +208,17 @@ class BulkLink:
 
     def interrupt(self) -> None:
         """See `Link`."""
-        # Where it fails, the other end was first.
+        # Fails if the other end closed first.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._socket.close()
 
 
 def _advanced(views: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of some buffers after their first bytes."""
+    """The rest of some buffers after their first `count` bytes."""
     left = []
     for view in views:
         if count < len(view):

@@ -1,7 +1,7 @@
-"""Records over plain TCP between processes that hold a secret in common: the server's end.
+"""Records over plain TCP between processes that share a secret: the server's end.
 
-A few threads, each with the connections that it accepted; none waits for a client that does not
-read. See `msdata.cache.transport.bulk` for what is said, and for what is protected and what is not.
+Each of a few threads serves the connections that it accepted, and never waits for a client that
+does not read. `msdata.cache.transport.bulk` describes the protocol and what it protects.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from msdata.cache.transport.transport import Lookup
 
 _POLL_S = 0.1
 _NUM_THREADS = 2
-# What a stranger can take: so many connections for so long.
+# Limits of unauthenticated clients: number of connections, and seconds to prove themselves.
 _MOST_STRANGERS = 64
 _PROOF_S = 2.0
-# Who has not taken a byte for so long is gone.
+# A client that has read nothing for so long is gone.
 _STUCK_S = 30.0
-# Sent to one connection before the others have their turn.
+# Bytes sent to one connection before the others have their turn.
 _TURN_NBYTES = 1 << 20
 _HELLO_NBYTES = len(MAGIC) + 2 * NONCE_NBYTES
 _COUNT_NBYTES = 4
 
 
 class _Connection:
-    """One client as the server has it: strangers until they have proven that they are none."""
+    """The server's state of one client: unauthenticated until it proves knowledge of the secret."""
 
     def __init__(self, made: socket.socket) -> None:
         self.socket = made
@@ -49,7 +49,7 @@ class _Connection:
         self.opened_s = self.moved_s = time.monotonic()
 
     def pull(self, nbytes: int) -> bytes | None:
-        """The next bytes that came, once they are all there."""
+        """Takes the next bytes; None until all of them have come."""
         if len(self.received) < nbytes:
             return None
         found = bytes(self.received[:nbytes])
@@ -61,15 +61,15 @@ class BulkServer:
     """Serves records until it is closed.
 
     Args:
-        lookup: gives the records.
-        secret_of: gives the secret of a session by its number, None for one that is none.
+        lookup: finds the records.
+        secret_of: finds the secret of a session by its number; None for an unknown session.
         address: IPv4 address to listen at.
 
     Attributes:
-        port: where it listens.
-        num_samples: records given out.
-        nbytes: of them.
-        num_refused: connections ended for what they said.
+        port: the port at which it listens.
+        num_samples: records sent.
+        nbytes: bytes of the records sent.
+        num_refused: connections closed because of an invalid message.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class BulkServer:
             thread.start()
 
     def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -124,10 +124,10 @@ class BulkServer:
         try:
             made, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
-            # The other thread was first, or the client has gone.
+            # The other thread was first, or the client is gone.
             return
         except OSError:
-            # No descriptors are left: those who are there go on, and the door is not stormed.
+            # Out of descriptors: serve the existing connections, and retry later.
             self._stop.wait(_POLL_S)
             return
         strangers = [fd for fd, c in connections.items() if c.key is None]
@@ -142,10 +142,10 @@ class BulkServer:
     def _move(
         self, selector: selectors.BaseSelector, connections: dict[int, _Connection], fd: int
     ) -> None:
-        """Reads from a connection, or goes on sending to it."""
+        """Reads from a connection, or sends more to it."""
         connection = connections.get(fd)
         if connection is None:
-            # Ended since the kernel said that there is something to do.
+            # Closed since the kernel reported the event.
             return
         try:
             if not connection.unsent:
@@ -153,7 +153,7 @@ class BulkServer:
             was_sending = bool(selector.get_key(fd).events & selectors.EVENT_WRITE)
             is_sending = _send(connection)
             if is_sending != was_sending:
-                # Who is being sent to is not read from: it cannot ask for ever more.
+                # While sending, do not read: the client cannot queue unlimited requests.
                 events = selectors.EVENT_WRITE if is_sending else selectors.EVENT_READ
                 selector.modify(fd, events)
         except _RefusedError:
@@ -180,11 +180,11 @@ class BulkServer:
             connection.received += received
             connection.moved_s = time.monotonic()
         if connection.key is None:
-            self._get_acquainted(connection)
+            self._authenticate(connection)
         while connection.key is not None and self._answer(connection, connection.key):
             pass
 
-    def _get_acquainted(self, connection: _Connection) -> None:
+    def _authenticate(self, connection: _Connection) -> None:
         if not connection.expected_proof:
             hello = connection.pull(_HELLO_NBYTES)
             if hello is None:
@@ -205,7 +205,7 @@ class BulkServer:
             connection.key = connection.next_key
 
     def _answer(self, connection: _Connection, key: bytes) -> bool:
-        """Queues the answer to a request; False where none has come whole."""
+        """Queues the answer to a request; returns False if no complete request has come."""
         if len(connection.received) < _COUNT_NBYTES:
             return False
         (count,) = struct.unpack_from("<I", connection.received)
@@ -232,11 +232,11 @@ class BulkServer:
 
 
 class _RefusedError(Exception):
-    """A client said what no client says."""
+    """A client sent an invalid message."""
 
 
 def _send(connection: _Connection) -> bool:
-    """Sends what can be sent without waiting; says whether something is left."""
+    """Sends as much as possible without waiting; returns whether something is left."""
     sent = 0
     while connection.unsent and sent < _TURN_NBYTES:
         first = connection.unsent.popleft()
@@ -255,7 +255,7 @@ def _send(connection: _Connection) -> bool:
 
 
 def _overdue(connections: dict[int, _Connection], now_s: float) -> list[int]:
-    """Strangers that took too long to prove themselves, and clients that take nothing."""
+    """Clients that took too long to authenticate, and clients that do not read."""
     return [
         fd
         for fd, c in connections.items()

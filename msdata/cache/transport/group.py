@@ -1,38 +1,42 @@
-"""The services of a job as one of them sees the others; `mpi_group.MpiGroup`, or one alone."""
+"""The services of a job, as seen by one of them: `mpi_group.MpiGroup`, or a service alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.signals import exit_code_of, ignore_signals
 from msdata.errors import StorageError
 
 T = TypeVar("T")
+# Time limit for the other services to end.
+_LEAVE_S = 5.0
 
 
 class Window(Protocol):
-    """Memory that the services of a group open to each other's one-sided reads."""
+    """Memory that the services of a group open to each other for one-sided reads."""
 
     def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
-        """Begins to read `len(target)` bytes at a place of a service's memory; or OSError."""
+        """Starts to read `len(target)` bytes at offset `at` of a service's memory; or OSError."""
 
     def wait(self, begun: Sequence[Any], timeout_s: float) -> None:
-        """Waits until what was begun, as `get` gave it, is here (None: nothing).
+        """Waits until reads started by `get` are complete (None stands for no read).
 
         Raises:
-            TimeoutError: it is not.
-            OSError: something else went wrong.
+            TimeoutError: a read is incomplete.
+            OSError: a read failed.
         """
 
     def is_here(self, begun: Sequence[Any]) -> bool:
-        """Whether what was begun is here; or OSError."""
+        """Whether reads started by `get` are complete; or OSError."""
 
 
 class Exchange(Protocol):
-    """Records of other services that no window shows."""
+    """Fetches records of other services that are not in their windows."""
 
     def fetch(
         self,
@@ -41,50 +45,50 @@ class Exchange(Protocol):
         targets: Sequence[NDArray[np.uint8]],
         timeout_s: float,
     ) -> list[bool]:
-        """Asks services for records; says which have come. `TimeoutError` where one is silent."""
+        """Asks services for records; returns which came. `TimeoutError` if a service is silent."""
 
 
 class Group(Protocol):
     """The services that were started together, one per node; see `mpi_group.MpiGroup`.
 
-    Whatever ends one of them ends all: all `leave`, and `poll` tells those that do not know yet.
+    If one of them ends, all end: all call `leave`, and `poll` tells the others.
     """
 
     @property
     def rank(self) -> int:
-        """Of this one."""
+        """This service's rank."""
 
     @property
     def size(self) -> int:
-        """How many."""
+        """Number of services."""
 
     def allgather(self, value: Any) -> list[Any]:
-        """What each gives, by rank."""
+        """Every service's value, by rank."""
 
     def broadcast(self, value: Any, root: int) -> Any:
-        """What `root` gives."""
+        """The value of service `root`."""
 
     def window(self, memory: Any) -> Window:
-        """Opens this one's memory; all call it together."""
+        """Opens this service's memory; all services call it together."""
 
     def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
-        """Gives out this one's records by messages; all call it together, once."""
+        """Serves this service's records by messages; all services call it together, once."""
 
     def begin_barrier(self) -> Callable[[], bool]:
-        """Says that this one has come so far; gives what tells whether all have."""
+        """Enters a barrier; returns a function that tells whether all services have entered."""
 
     def poll(self) -> bool:
-        """Does what the others need of this one; says whether one of them wants all to end."""
+        """Answers the other services; returns whether one of them wants all to end."""
 
     def leave(self, code: int, timeout_s: float) -> bool:
-        """Ends, together with the others.
+        """Ends together with the other services.
 
         Args:
-            code: exit code with which this one would end.
-            timeout_s: how long to wait for them.
+            code: the exit code with which this service would end.
+            timeout_s: time limit for the others.
 
         Returns:
-            Whether it is for this one to say why all end, and to end with its code.
+            Whether this service must report the cause and end with its code.
         """
 
 
@@ -124,23 +128,23 @@ class Alone:
 
 
 class EndedElsewhere(Exception):  # noqa: N818
-    """Another service of the group failed, or was told to end, and says why."""
+    """Another service of the group failed or was told to end, and reports the cause."""
 
 
 def agree(group: Group, work: Callable[[], T]) -> T:
-    """Does the same on all services, and fails on all where it fails on one.
+    """Runs the same step on all services, and fails on all if it fails on one.
 
     Args:
         group: the services.
-        work: what this one does.
+        work: this service's part.
 
     Returns:
-        What it gives here.
+        The result of `work` on this service.
 
     Raises:
-        EndedElsewhere: it failed elsewhere, and one of those says why.
-        MsdataError: what `work` raised, on one of those where it failed.
-        OSError: likewise.
+        EndedElsewhere: the step failed on another service, which reports the cause.
+        MsdataError: raised by `work`, on the first service where it failed.
+        OSError: raised by `work`, on the first service where it failed.
     """
     error: Exception | None = None
     try:
@@ -153,3 +157,26 @@ def agree(group: Group, work: Callable[[], T]) -> T:
     if error is not None and group.rank == failed[0]:
         raise error
     raise EndedElsewhere
+
+
+@contextmanager
+def ending_together(group: Group) -> Iterator[None]:
+    """Ends all services of a group when one of them ends, and lets one of them report the cause.
+
+    Raises this service's exception only if this service is the one that reports.
+
+    Args:
+        group: the services; all have ended afterwards.
+    """
+    cause: BaseException | None = None
+    try:
+        yield
+    except EndedElsewhere:
+        pass
+    except BaseException as error:
+        cause = error
+    if group.size > 1:
+        # Launchers signal all services one by one, and the first signal ends all.
+        ignore_signals()
+    if group.leave(exit_code_of(cause), _LEAVE_S) and cause is not None:
+        raise cause

@@ -1,9 +1,9 @@
-"""How a rank asks its own node's service for what other nodes hold: a socket and a staging area.
+"""A rank's requests to its node's service for records of other nodes: a socket and a staging area.
 
-Ranks are no MPI processes (torchrun starts them), the service is. A rank hands it a piece of
-anonymous shared memory, names samples and places in it, and copies what has come into its batch,
-while the service fetches the next. Nothing here has a name in a file system, so nothing stays
-behind, whoever is killed. The end of the service is seen at once, because the socket ends with it.
+The service is an MPI process, ranks are not (torchrun starts them). A rank gives the service a
+piece of anonymous shared memory, names samples and slots in it, and copies arrived records into its
+batch while the service fetches the next. Nothing here has a name in a file system, so nothing
+remains, whoever is killed. The rank sees the end of the service at once, because the socket closes.
 """
 
 from __future__ import annotations
@@ -32,30 +32,29 @@ from msdata.errors import DataError
 
 # A request takes milliseconds; a service that takes longer is worse than storage.
 TIMEOUT_S = 2.0
-# How long a service that failed is left alone. Where it let a request wait in vain, each such
-# failure in a row doubles that, up to `_MOST_PAUSES` times as long; one that is not there costs
-# nothing to look for.
+# Pause after a failure of the service. Each consecutive timeout doubles it, up to `_MOST_PAUSES`
+# times; an absent service costs no time, so its pause stays short.
 PAUSE_S = 1.0
 _MOST_PAUSES = 64
-# Staging a connection: two halves, one of which is filled while the other is copied out. 3 to
-# 10 MiB make no difference that could be measured.
+# Staging area per connection: one half fills while the other is copied out. Sizes from 3 to 10 MiB
+# made no measurable difference.
 _STAGING_NBYTES = 5 << 20
 _MAX_STAGED = 512
-# Connections of a rank; as many of its threads can ask at once.
+# Connections per rank, and so the number of its threads that can ask at once.
 _MAX_LINKS = 4
 MAX_MESSAGE_NBYTES = 1 << 16
 _CREDENTIALS = "3i"
-# Messages; all others are requests and their answers, arrays of int64.
+# Messages; all others are requests and answers, arrays of int64.
 DESCRIBE, STAGED = b"describe", b"staged"
 
 
 def link_address(arena: Path) -> str:
-    """The address in Linux's abstract namespace of the service that keeps an arena."""
+    """The address of the service that keeps an arena, in Linux's abstract namespace."""
     return "\0msdata-cache-" + hashlib.sha256(str(arena.resolve()).encode()).hexdigest()[:32]
 
 
 def is_own_user(connection: socket.socket) -> bool:
-    """Whether the process at the other end is this user's."""
+    """Whether this user owns the process at the other end."""
     size = struct.calcsize(_CREDENTIALS)
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     return bool(struct.unpack(_CREDENTIALS, raw)[1] == os.geteuid())
@@ -67,7 +66,7 @@ def _connect(address: str, timeout_s: float) -> socket.socket:
         made.settimeout(timeout_s)
         made.connect(address)
         if not is_own_user(made):
-            raise PermissionError("another user's process is there")
+            raise PermissionError("another user's process listens there")
     except OSError:
         made.close()
         raise
@@ -75,11 +74,11 @@ def _connect(address: str, timeout_s: float) -> socket.socket:
 
 
 def describe_service(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any] | None:
-    """What a service says of itself; None where none answers.
+    """A service's description of itself; None if none answers.
 
     Args:
-        address: from `link_address`.
-        timeout_s: what it has to answer.
+        address: the address from `link_address`.
+        timeout_s: time limit for the answer.
     """
     try:
         with _connect(address, timeout_s) as connection:
@@ -91,7 +90,7 @@ def describe_service(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, An
 
 
 class _Link:
-    """One connection of a rank, with its staging area; used by one thread at a time."""
+    """One connection of a rank with its staging area; one thread at a time uses it."""
 
     def __init__(self, address: str, sample_nbytes: int, timeout_s: float) -> None:
         num_slots = min(_MAX_STAGED, max(2, _STAGING_NBYTES // sample_nbytes))
@@ -105,7 +104,7 @@ class _Link:
             finally:
                 os.close(fd)
             if self._socket.recv(MAX_MESSAGE_NBYTES) != STAGED:
-                raise OSError("the service has taken no staging area")
+                raise OSError("the service refused the staging area")
         except OSError:
             self._socket.close()
             raise
@@ -122,12 +121,12 @@ class _Link:
         """See `Fetcher`.
 
         Raises:
-            OSError: the service has ended, or does not answer in time.
+            OSError: the service has ended or does not answer in time.
         """
         came: list[bool] = []
         num_asked = 0
         for turn, start in enumerate(range(0, len(samples), self._half)):
-            # One part comes into one half of the area while the other is copied out.
+            # One half of the area fills while the other is copied out.
             while num_asked < min(turn + 2, -(-len(samples) // self._half)):
                 self._ask(num_asked, nodes, samples)
                 num_asked += 1
@@ -135,7 +134,7 @@ class _Link:
         return came
 
     def _ask(self, turn: int, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
-        """Sends a part of a request, to go into one half of the staging area."""
+        """Sends a part of a request, which fills one half of the staging area."""
         part = slice(turn * self._half, (turn + 1) * self._half)
         head = np.array([turn, turn % 2 * self._half], np.int64)
         self._socket.send(np.concatenate([head, nodes[part], samples[part]]).tobytes())
@@ -147,7 +146,7 @@ class _Link:
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> None:
-        """Copies a part of what was asked for out of its half, some while others are on the way."""
+        """Copies a part of the records out of its half, some while others are in flight."""
         turn, stop = part
         shift = (turn % 2 - turn) * self._half
         deadline_s = time.monotonic() + self._timeout_s
@@ -160,14 +159,14 @@ class _Link:
                 raise TimeoutError("it is too slow")
 
     def _answer(self) -> list[bool]:
-        """Whether the next samples are there, as many as the service has looked at since."""
+        """Whether each of the next samples came, for as many as the service has finished."""
         answer = self._socket.recv(MAX_MESSAGE_NBYTES)
         if len(answer) <= 8:
             raise ConnectionResetError("it has ended")
         return [bool(b) for b in answer[8:]]
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the connection."""
         self._socket.close()
         self._slots_SN = np.empty((0, 0), np.uint8)
         with suppress(BufferError):
@@ -175,7 +174,7 @@ class _Link:
 
 
 def _anonymous(nbytes: int) -> tuple[mmap.mmap, int]:
-    """Shared memory without a name that nobody can shorten, and its descriptor."""
+    """Anonymous shared memory that no process can shrink, and its descriptor."""
     fd = os.memfd_create("msdata-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, nbytes)
@@ -187,14 +186,13 @@ def _anonymous(nbytes: int) -> tuple[mmap.mmap, int]:
 
 
 class LinkFetcher:
-    """Fetches peers' records through this node's service; see `Fetcher`.
+    """Fetches other nodes' records through this node's service; see `Fetcher`.
 
     Args:
-        address: from `link_address`.
-        sample_nbytes: of a record.
-        timeout_s: what the service has to answer a part of a request.
-        pause_s: for how long one that failed is left alone.
-
+        address: the address from `link_address`.
+        sample_nbytes: bytes per record.
+        timeout_s: time limit for a part of a request.
+        pause_s: pause after a failure of the service.
     """
 
     def __init__(
@@ -239,7 +237,7 @@ class LinkFetcher:
             return self._idle.pop() if self._idle else None
 
     def _fetch_over(self, idle: _Link | None, wanted: Any) -> list[bool]:
-        """Fetches over a connection that was used before, or else a new one."""
+        """Fetches over an idle connection, or else a new one."""
         link = idle or _Link(self._address, self._sample_nbytes, self._timeout_s)
         try:
             came = link.fetch(*wanted)
@@ -247,7 +245,7 @@ class LinkFetcher:
             link.close()
             if idle is None or isinstance(error, TimeoutError):
                 raise
-            # The service has ended since; another may be there.
+            # The service has ended since; another one may be running.
             return self._fetch_over(None, wanted)
         with self._lock:
             self._pauses = 0
@@ -258,7 +256,7 @@ class LinkFetcher:
         return came
 
     def _lose(self, error: OSError) -> None:
-        """Leaves the service alone for a while; whoever comes first says so, once."""
+        """Pauses the use of the service, and logs it once."""
         with self._lock:
             if time.monotonic() < self._paused_until_s:
                 return
@@ -271,13 +269,13 @@ class LinkFetcher:
             link.close()
         log = LOG.warning if self._num_lost == 1 else LOG.info
         log(
-            "the cache service of this node is gone (%s): what other nodes hold comes from storage "
+            "the cache service of this node is gone (%s): samples of other nodes come from storage "
             "until it is back",
             error,
         )
 
     def stats(self) -> dict[str, int]:
-        """See `Fetcher`; of all nodes, a rank knows its own one's service only."""
+        """See `Fetcher`; counts only this node's service."""
         with self._lock:
             is_down = time.monotonic() < self._paused_until_s
             return {"failures": self._num_lost, "down": int(is_down)}

@@ -1,4 +1,4 @@
-"""The service's end of the sockets that its node's ranks ask over; `link` is the other."""
+"""The service's end of the sockets to its node's ranks; `link` is the ranks' end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from msdata.cache.transport.link import DESCRIBE, MAX_MESSAGE_NBYTES, STAGED, is_own_user
 
-# Nodes, samples, and a writable uint8 array (sample_nbytes,) for each -> whether each is there, for
-# some after the other, as they come.
+# Nodes, samples, and a writable uint8 array (sample_nbytes,) for each -> whether each record came,
+# in groups, as they arrive.
 ReadPeers = Callable[
     [NDArray[np.int64], NDArray[np.int64], Sequence[NDArray[np.uint8]]],
     Iterable[NDArray[np.bool_]],
@@ -28,7 +28,7 @@ ReadPeers = Callable[
 
 @dataclass
 class _Client:
-    """A connection as the service has it, with the memory that its rank gave."""
+    """The service's state of a connection, with the staging area of its rank."""
 
     socket: socket.socket
     area: mmap.mmap | None = None
@@ -36,16 +36,16 @@ class _Client:
 
 
 class LinkServer:
-    """The service's end; `serve` does what has been asked, in the thread that calls it.
+    """The service's end; `serve` answers requests in the thread that calls it.
 
     Args:
-        address: from `link_address`.
-        describe: gives what a rank is told of the service.
+        address: the address from `link_address`.
+        describe: describes the service to ranks.
         read: fetches records.
-        sample_nbytes: of a record.
+        sample_nbytes: bytes per record.
 
     Raises:
-        OSError: another service is there already.
+        OSError: another service uses the address.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class LinkServer:
         """Waits for requests and answers those that have come.
 
         Args:
-            timeout_s: how long to wait for the first.
+            timeout_s: time limit for the first request.
 
         Returns:
-            How many messages there were.
+            The number of messages.
         """
         ready = self._selector.select(timeout_s)
         for key, _ in ready:
@@ -96,7 +96,7 @@ class LinkServer:
             self._selector.register(connection, selectors.EVENT_READ, _Client(connection))
 
     def _answer(self, client: _Client) -> bool:
-        """Does what one message asks; False where the connection is of no more use."""
+        """Answers one message; returns False if the connection must be closed."""
         fds: list[int] = []
         try:
             if client.area is None:
@@ -110,7 +110,7 @@ class LinkServer:
                 return True
             return len(message) % 8 == 0 and self._fetch(client, np.frombuffer(message, np.int64))
         except BlockingIOError:
-            # Its rank does not take answers: it hangs, and will ask anew when it does not.
+            # The rank does not read its answers: it hangs, and will reconnect when it resumes.
             return False
         except OSError:
             return False
@@ -119,8 +119,8 @@ class LinkServer:
                 os.close(fd)
 
     def _stage(self, client: _Client, fd: int) -> bool:
-        """Takes the memory into which the records of a connection go."""
-        # Memory that its rank could shorten would kill this process by SIGBUS.
+        """Accepts the staging area of a connection."""
+        # Memory that the rank could shrink would kill this process by SIGBUS.
         if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             return False
         num_slots = os.fstat(fd).st_size // self._sample_nbytes
@@ -133,10 +133,10 @@ class LinkServer:
         return True
 
     def _fetch(self, client: _Client, request: NDArray[np.int64]) -> bool:
-        """Answers [number, first slot, nodes, samples] by [number, whether each is there].
+        """Answers [number, first slot, nodes, samples] by [number, whether each record came].
 
-        What is there is said at once, in as many answers as it takes, so that a rank copies some
-        records out while others are on their way.
+        Every group of records is answered at once, so the rank copies some records out while others
+        are in flight.
         """
         num_samples = (len(request) - 2) // 2
         if client.rows is None or num_samples < 0:
@@ -159,7 +159,7 @@ class LinkServer:
                 client.area.close()
 
     def close(self) -> None:
-        """Ends all connections."""
+        """Closes all connections."""
         for key in list(self._selector.get_map().values()):
             if key.fileobj is not self._door:
                 self._drop(key.data)

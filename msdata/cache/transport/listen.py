@@ -1,8 +1,8 @@
-"""At which address of a node its service is reached: that of one network, not of all.
+"""Chooses the address at which a node's service listens: one network's address, not all of them.
 
-Other nodes learn the address from the folder that all of them see, so it can be a number, and what
-is told is what is listened at. All addresses are listened at only where the user says so, or names
-a host that is none of this machine's, as behind an address translation.
+Other nodes learn the address from the folder that all nodes see, so it can be numeric and equals
+the address at which the service listens. The service listens at all addresses only if the user says
+so, or names a host that does not belong to this machine, as behind an address translation.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from msdata.errors import UsageError
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 # Of Linux's netdevice(7): the IPv4 address of an interface.
 _SIOCGIFADDR = 0x8915
-# Reserved for documentation: nothing is sent there, only the way to it is looked up.
+# Reserved for documentation: nothing is sent there, only the route to it is looked up.
 _FAR_AWAY = ("192.0.2.1", 9)
 
 
 def listen_address(listen: str | None, host: str | None) -> tuple[str, str]:
-    """Where a service listens, and under which name or address others reach it.
+    """The address at which a service listens, and the one that it announces to other nodes.
 
     Args:
-        listen: an address, a host's name or an interface of this machine; None finds one.
-        host: name or address that others are told; None tells them where it listens.
+        listen: an address, host name or interface of this machine; None finds one.
+        host: name or address to announce; None announces the listening address.
 
     Returns:
-        IPv4 address to listen at, and what to tell.
+        IPv4 address to listen at, and name or address to announce.
 
     Raises:
-        UsageError: `listen` is nothing of this machine's.
+        UsageError: `listen` does not belong to this machine.
     """
     if listen is not None:
         found = _of_interface(listen) or (_resolved(listen) if listen else None)
         if found is None or not _is_ours(found):
             raise UsageError(
                 f"listen must be an IPv4 address or interface of this machine, got {listen!r}; "
-                f"there are {', '.join([*_interfaces(), EVERYWHERE])}"
+                f"choose among {', '.join([*_interfaces(), EVERYWHERE])}"
             )
         return found, host or (socket.gethostname() if found == EVERYWHERE else found)
     if host is not None:
@@ -48,8 +48,8 @@ def listen_address(listen: str | None, host: str | None) -> tuple[str, str]:
         if found is not None and _is_ours(found) and (is_literal or not _is_loopback(found)):
             return found, host
         LOG.warning(
-            "host %s is not an address of this machine as it knows them: the cache's service "
-            "listens at all of its addresses; choose one by --listen",
+            "host %s does not resolve to an address of this machine: the cache's service "
+            "listens at all addresses; choose one by --listen",
             host,
         )
         return EVERYWHERE, host
@@ -58,7 +58,7 @@ def listen_address(listen: str | None, host: str | None) -> tuple[str, str]:
 
 
 def _own_address() -> str:
-    """What this machine's name stands for; else where its way out begins."""
+    """The address of this machine's host name; else the source address of its default route."""
     named = _resolved(socket.gethostname())
     if named is not None and _is_ours(named) and not _is_loopback(named):
         return named
@@ -74,8 +74,8 @@ def _own_address() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             LOG.warning(
-                "none of the addresses %s is known to be the one that other nodes reach: the "
-                "cache's service listens at all of them; choose one by --listen",
+                "cannot tell which of the addresses %s other nodes reach: the cache's service "
+                "listens at all of them; choose one by --listen",
                 ", ".join(addresses),
             )
             return EVERYWHERE
@@ -86,7 +86,7 @@ def _interfaces() -> list[str]:
 
 
 def _of_interface(name: str) -> str | None:
-    """IPv4 address of an interface; None where it has none."""
+    """IPv4 address of an interface; None if it has none."""
     if name not in _interfaces():
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:

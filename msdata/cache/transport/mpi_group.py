@@ -1,8 +1,8 @@
-"""The services of a job as one of them sees the others over MPI; `group` says what that has to do.
+"""The services of a job over MPI, as seen by one of them; implements `group.Group`.
 
-MPI's processes end together or not at all, and launchers see to it: MPICH's kills all that are
-left as soon as one has ended with another code than 0, even after MPI's own end. So all of them
-tell each other the code with which they would end, and one ends with its code, after the others.
+MPI launchers end all processes together: MPICH's kills the rest as soon as one has ended with a
+code other than 0, even after `MPI_Finalize`. So the services exchange their intended exit codes,
+and the one that reports the failure ends last, with its code.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.transport.group import EndedElsewhere
+from msdata.cache.stale_shm import remove_own_shared_memory
+from msdata.cache.transport.group import Alone, EndedElsewhere, Group
 from msdata.core.mpi import Exchange, Window, communicator, finalize, finalize_when_told
+from msdata.core.signals import ending_at_once
 from msdata.topology import Topology, set_one_sided_defaults
 
 _END_TAG = 7001
 _POLL_S = 0.002
 _LEAST_END_S = 2.0
-# How long an answer may still come when one process wants all to end; less than it waits for them.
+# Time limit for an answer after one process wants all to end; shorter than its wait for the others.
 _LAST_ANSWER_S = 2.0
-# How long the one that ends last waits for those of its machine to have ended, and for those of
-# other machines, which it does not see.
+# Time limits of the last process: for the end of those on its machine, and for those on other
+# machines, which it cannot see.
 _MOST_OUTLIVED_S = 5.0
 _ELSEWHERE_S = 0.3
 
@@ -40,14 +42,14 @@ class MpiGroup:
     """The processes that were started together, one per node; see `group.Group`.
 
     Args:
-        topology: what `msdata.topology.from_env` found.
+        topology: the result of `msdata.topology.from_env`.
 
     Attributes:
-        rank: of this process.
+        rank: this process's rank.
         size: number of processes.
 
     Raises:
-        MissingPackageError: mpi4py or an MPI library is absent.
+        MissingPackageError: mpi4py or an MPI library is missing.
         UsageError: the processes do not find each other.
     """
 
@@ -57,14 +59,14 @@ class MpiGroup:
         self._world = communicator(topology)
         self.rank = int(self._world.Get_rank())
         self.size = int(self._world.Get_size())
-        # Barriers are told apart by their order on a communicator, and these may be in any.
+        # A communicator matches barriers by their order, and these may come in any order.
         self._communicators = [self._world.Dup() for _ in range(3)]
         self._barriers: list[Any] = [None, None]
         self._windows: list[Window] = []
         self._exchange: Exchange | None = None
         self._sent: list[Any] = []
-        # Asked for before it is sent: what MPI is asked to look for now and then (`Iprobe`) was
-        # found by MPICH over UCX, and yet could not be received.
+        # Post the receives now: MPICH over UCX found messages by `Iprobe` that it could not
+        # receive afterwards.
         others = [rank for rank in range(self.size) if rank != self.rank]
         self._codes = np.zeros(self.size, np.uint8)
         self._told = [self._world.Irecv(self._codes[r : r + 1], r, _END_TAG) for r in others]
@@ -82,8 +84,8 @@ class MpiGroup:
         return [pickle.loads(part.data) for part in np.split(gathered, np.cumsum(sizes)[:-1])]
 
     def _finish(self, begun: Any) -> None:
-        """Waits in Python, where signals are heard; and not long after one wants all to end."""
-        # One that ends after it had this answer may be ahead of it: then it still comes.
+        """Waits in Python, so signals arrive; soon gives up once a process wants all to end."""
+        # A process that ends after this exchange may be ahead of it: its part still comes.
         deadline_s = math.inf
         while not begun.Test():
             if self.poll():
@@ -128,8 +130,8 @@ class MpiGroup:
         return self._is_told
 
     def leave(self, code: int, timeout_s: float) -> bool:
-        """See `Group`; where the others do not come in time MPI is left to end with the process."""
-        # A message from each to each, so that none is left over, which MPI would not forgive.
+        """See `Group`; if the others are late, MPI ends with the process, without `Finalize`."""
+        # Every process sends to every other, so no posted receive stays open, an error in MPI.
         self._codes[self.rank] = code
         mine = self._codes[self.rank : self.rank + 1]
         others = [r for r in range(self.size) if r != self.rank]
@@ -139,8 +141,8 @@ class MpiGroup:
             if time.monotonic() > deadline_s:
                 return code != 0
             time.sleep(_POLL_S)
-        # Freeing and finalising wait for the others once more: for ever, if one has given up
-        # or was killed meanwhile.
+        # Freeing and finalizing wait for the others again: forever, if one has given up or was
+        # killed meanwhile.
         end = threading.Thread(target=self._end, name="msdata-mpi-end", daemon=True)
         end.start()
         end.join(max(_LEAST_END_S, deadline_s - time.monotonic()))
@@ -161,7 +163,7 @@ class MpiGroup:
         finalize(self._sent + self._told)
 
     def _outlive(self) -> None:
-        """Waits until the others have ended, as far as can be told."""
+        """Waits until the others have ended, as far as this process can tell."""
         started_s = time.monotonic()
         host = self._processes[self.rank][0]
         here = [pid for name, pid in self._processes if name == host and pid != os.getpid()]
@@ -172,9 +174,28 @@ class MpiGroup:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs, so far as the kernel tells."""
+    """Whether a process of this machine runs, by `/proc`."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def open_group(topology: Topology) -> Group:
+    """All services of the job; a single service needs no MPI.
+
+    Args:
+        topology: the launcher's topology; every rank is a service.
+
+    Raises:
+        MissingPackageError: mpi4py or an MPI library is missing.
+        UsageError: the processes do not find each other.
+    """
+    if topology.num_ranks == 1:
+        return Alone()
+    with ending_at_once():
+        group = MpiGroup(topology)
+    # All processes have mapped the files, so the names are unused.
+    remove_own_shared_memory()
+    return group

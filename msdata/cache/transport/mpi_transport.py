@@ -1,9 +1,9 @@
-"""Records between nodes by one-sided MPI reads: the owner's processor has no part in it.
+"""Records between nodes by one-sided MPI reads, which take no processor time of the owner.
 
-Where a sample lies in its owner's arena follows from the table of owners, so a service reads it
-there without asking, over RDMA where the fabric has it. A slot's entry is held against the index
-before its record is read for the first time (full slots stay full); every record is, each time, by
-the rank that asked. What stands on an owner's disk, MPI cannot read: a message asks for that.
+A sample's place in its owner's arena follows from the table of owners, so a service reads it there
+without asking, over RDMA if the fabric has it. It checks a slot's entry against the index before it
+reads the record for the first time (full slots stay full); the rank checks every record, each time.
+MPI cannot read an owner's disk: a message asks for those records.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from msdata.cache.tier import LOG
 from msdata.cache.transport.group import Exchange, Window
 from msdata.errors import StorageError
 
-# What others have to let themselves be read, or to answer for what is on their disks: less than
-# ranks wait. While one is late, the next gets less: all may be, where it is this node's own link.
+# Time limit for a read or an answer of another node, below the ranks' own. While one node is late,
+# others get less: if this node's own link is cut, all are late.
 _ANSWER_S = 1.5
 _NEXT_ANSWER_S = 0.3
-# Connections are made one after the other, on all nodes at once.
+# Every node connects to the others one by one, all nodes at once.
 _FIRST_ANSWER_S = 60.0
-# So much is waited for at once: a rank copies it out while more comes. Where records were told of
-# all together, one thread of a rank came to 0.40 of bare reads in place of 0.73 (two busy cores;
-# both before records were checked as they are copied).
+# Bytes awaited at a time: the rank copies them out while more arrive. With all records announced
+# together, one thread of a rank reached 0.40 of the rate of bare reads, and 0.73 with this (two
+# busy cores; both before records were checked as they are copied).
 _RUN_NBYTES = 1 << 20
 
 
 class WindowReader:
-    """Reads records out of the arenas of all nodes.
+    """Reads records from the arenas of all nodes.
 
     Args:
-        window: on the arenas, from their first bytes.
-        ranks: the process whose memory each node's arena is.
+        window: the arenas, from their first bytes.
+        ranks: the rank of each node's service.
         owners: owner and tier of every shard.
         split: the data.
-        exchange: for what is on disks; None where nothing is.
+        exchange: fetches records on disks; None if there are none.
 
     Attributes:
-        num_failures: how often MPI refused.
+        num_failures: number of failed or late MPI operations.
     """
 
     def __init__(
@@ -61,27 +61,27 @@ class WindowReader:
         self._exchange = exchange
         self._split = split
         places = slots_at_owners(owners, split, len(ranks))
-        # Lists: a few samples at a time are looked up faster than in arrays.
+        # Lists, because a lookup of few samples is faster than in arrays.
         self._rank_of_node = list(ranks)
         self._firsts: list[int] = split.first_samples.tolist()
         self._owners, self._tiers = (of_shard.tolist() for of_shard in owners)
         self._first_slots: list[int] = places.first_slots.tolist()
         self._entries_at = places.entries_at
         self._payload_at = places.payload_at.tolist()
-        # Slots that were seen full, by sample.
+        # Samples whose slot was seen full.
         self._is_full = bytearray(len(split.checksums))
-        # What came too late so far: the node, what was begun, and the memory it goes into.
+        # Reads in flight that are late: the node, the read, and the memory that it fills.
         self._late: list[tuple[int, Any, Any]] = []
         self.num_failures = 0
 
     def check(self, own_rank: int) -> None:
-        """Reads the first bytes of every arena: connections are made now, not at first need.
+        """Reads the first bytes of every arena, and so connects now, not at the first request.
 
         Args:
-            own_rank: of this process; each begins with the one after it.
+            own_rank: this process's rank; each process starts with its successor.
 
         Raises:
-            StorageError: something else came.
+            StorageError: a read gave wrong bytes.
         """
         num_ranks = len(self._rank_of_node)
         others = sorted(self._rank_of_node, key=lambda rank: (rank - own_rank) % num_ranks)
@@ -90,8 +90,7 @@ class WindowReader:
             self._window.wait([self._window.get(rank, found, 0)], _FIRST_ANSWER_S)
             if found.tobytes() != MAGIC:
                 raise StorageError(
-                    f"one-sided MPI reads from process {rank} give other bytes than are there; use "
-                    "--transport zmq"
+                    f"one-sided MPI reads from process {rank} give wrong bytes; use --transport zmq"
                 )
 
     def read(
@@ -100,17 +99,17 @@ class WindowReader:
         samples: NDArray[np.int64],
         targets: Sequence[NDArray[np.uint8]],
     ) -> Iterator[NDArray[np.bool_]]:
-        """Reads records that their nodes have at the moment; begins all, then waits for some.
+        """Reads the records that their nodes have now; starts all reads, then waits in groups.
 
         Args:
-            nodes: int64 (n,), which node keeps each.
+            nodes: int64 (n,), the node that keeps each sample.
             samples: int64 (n,), numbers within the split.
-            targets: for each a writable uint8 array (sample_nbytes,), not to be touched until the
-                iterator has ended, or was closed.
+            targets: for each sample a writable uint8 array (sample_nbytes,); do not touch it until
+                the iterator has ended or was closed.
 
         Yields:
-            For some samples after the other, as soon as it is known, which are there with the
-            sample number and checksum of the index: bool (m,), n in all.
+            For each group, as soon as it is known, whether each record came and its entry has the
+            index's sample number and checksum: bool (m,), n in all.
         """
         wanted = list(zip(nodes.tolist(), samples.tolist(), strict=True))
         left_alone = self._late_nodes() if self._late else set()
@@ -137,7 +136,7 @@ class WindowReader:
         except OSError as error:
             self.num_failures += 1
             if self.num_failures == 1:
-                LOG.warning("%s; what other nodes hold comes from storage", error)
+                LOG.warning("%s; samples of other nodes come from storage", error)
             yield np.zeros(len(samples) - done, bool)
         finally:
             self._give_up(wanted[done:], begun[done:], targets[done:])
@@ -151,9 +150,9 @@ class WindowReader:
         begun: Sequence[Any],
         targets: Sequence[NDArray[np.uint8]],
     ) -> None:
-        """Keeps the memory into which something is still on its way; its nodes are left alone.
+        """Keeps the memory of reads in flight, and pauses the use of their nodes.
 
-        What a rank copies out of it is checked as it is copied.
+        A rank checks records as it copies them out, so a late read cannot corrupt a batch.
         """
         for (node, _), mine, target in zip(wanted, begun, targets, strict=False):
             with suppress(OSError):
@@ -161,7 +160,7 @@ class WindowReader:
                     self._late.append((node, mine, target))
 
     def _late_nodes(self) -> set[int]:
-        """Nodes that still owe something; others are asked again."""
+        """Nodes with reads in flight that are late; other nodes are usable again."""
         late = []
         for node, mine, target in self._late:
             with suppress(OSError):
@@ -171,14 +170,14 @@ class WindowReader:
         return {node for node, _, _ in late}
 
     def _shard_kept(self, node: int, sample: int) -> int | None:
-        """The shard of a sample; None where the node does not keep it, or there is no such one."""
+        """The shard of a sample; None if the node does not keep it or the number is invalid."""
         if not 0 <= sample < len(self._is_full):
             return None
         shard = bisect_right(self._firsts, sample) - 1
         return shard if self._owners[shard] == node else None
 
     def _slot(self, node: int, sample: int) -> int:
-        """In which slot a node keeps a sample in memory; -1 where it does not."""
+        """The slot in which a node keeps a sample in memory; -1 for none."""
         shard = self._shard_kept(node, sample)
         if shard is None or self._first_slots[shard] < 0:
             return -1
@@ -192,7 +191,7 @@ class WindowReader:
     def _look(
         self, wanted: Sequence[tuple[int, int]], rows: Sequence[int], slots: list[int]
     ) -> None:
-        """Looks at the entries of slots not yet seen full; those of other content become -1."""
+        """Reads the entries of slots not yet seen full; sets slots that are not full to -1."""
         entries = np.zeros((len(rows), SLOT_NBYTES), np.uint8)
         begun = [
             self._window.get(
@@ -219,7 +218,7 @@ class WindowReader:
         wanted: Sequence[tuple[int, int]],
         targets: Sequence[NDArray[np.uint8]],
     ) -> None:
-        """Fetches what their nodes keep on disk."""
+        """Fetches the records that their nodes keep on disk."""
         rows = [i for i, (node, sample) in enumerate(wanted) if self._is_on_disk(node, sample)]
         if not rows:
             return
@@ -230,7 +229,7 @@ class WindowReader:
         try:
             came[rows] = self._exchange.fetch(ranks, samples, into, _ANSWER_S)
         except TimeoutError as error:
-            LOG.warning("%s: what is on their disks comes from storage from now on", error)
+            LOG.warning("%s: from now on samples on their disks come from storage", error)
             self._exchange = None
 
     def _begin(
@@ -240,7 +239,7 @@ class WindowReader:
         targets: Sequence[NDArray[np.uint8]],
         begun: list[Any],
     ) -> None:
-        """Begins to read those records that are there; a None stands for each other."""
+        """Starts to read the records of full slots; adds None for other samples."""
         nbytes = self._split.sample_nbytes
         for (node, _), slot, target in zip(wanted, slots, targets, strict=True):
             if slot < 0:

@@ -1,8 +1,8 @@
-"""A rank's connections to other nodes: made when needed, shared by threads, given up in time.
+"""A rank's connections to other nodes: made on demand, shared by threads, dropped after a timeout.
 
-A node that fails costs one timeout, however long it stays away: it is tried again by a thread of
-its own, and asked only once that thread has a connection. Where node after node falls silent, it is
-this node that has lost its link, and all are left alone.
+A node that fails costs one timeout, however long it is down: a separate thread reconnects, and
+requests resume only once that thread has a connection. If node after node times out, this node has
+lost its own link, and requests to all nodes pause.
 """
 
 from __future__ import annotations
@@ -18,46 +18,45 @@ from msdata.cache.transport.transport import IsSound
 
 # A record takes milliseconds; a node that takes longer is worse than storage.
 TIMEOUT_S = 2.0
-# For how long a node that failed is left alone. Each failure in a row doubles that, up to
-# `_MOST_PAUSES` times as long.
+# Pause after a node's failure. Each consecutive failure doubles it, up to `_MOST_PAUSES` times.
 PAUSE_S = 5.0
 _MOST_PAUSES = 64
-# After one node fell silent, others that have not answered since get this part of the time.
+# After one timeout, nodes that have not answered since get this share of the time limit.
 _SUSPECT_SHARE = 0.15
-# So many silent ones in a row are taken for all.
+# After so many timeouts in a row, all nodes count as down.
 _MOST_SILENT = 3
-# Of one node, which as many threads can use at once.
+# Connections per node, and so the number of threads that can use it at once.
 _MOST_LINKS = 4
-# Unused ones of all nodes together: a node has a thousand of peers in a large job.
+# Unused connections to all nodes together: a large job has a thousand other nodes.
 _MOST_FREE = 256
 _STARTING_S = 60.0
 
 
 class Link(Protocol):
-    """A connection to one node, used by one thread at a time; `OSError` means that it is over."""
+    """A connection to one node, used by one thread at a time; `OSError` means that it is lost."""
 
     def ask(self, samples: Sequence[int]) -> None:
-        """Sends a request, and does not wait for the answer."""
+        """Sends a request without waiting for the answer."""
 
     def take(
         self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
     ) -> list[bool]:
-        """Puts the answer into rows; see `Fetcher.fetch`."""
+        """Receives the answer into rows; see `Fetcher.fetch`."""
 
     def interrupt(self) -> None:
-        """Has the thread that waits for it get an `OSError` soon."""
+        """Makes the thread that waits for the answer get an `OSError` soon."""
 
     def close(self) -> None:
-        """Ends it; called by the thread that uses it."""
+        """Closes the connection; called by the thread that uses it."""
 
 
-# Number of a node and seconds it may take -> a connection. `OSError` where there is none to be had.
+# Node number and time limit in seconds -> a connection; raises `OSError` if there is none.
 Connect = Callable[[int, float], Link]
 
 
 @dataclass
 class _Node:
-    """What is known of a node; used under the lock of all."""
+    """The state of a node; guarded by the lock of `PeerLinks`."""
 
     free: list[Link] = field(default_factory=list)
     num_links: int = 0
@@ -69,7 +68,7 @@ class _Node:
 
 @dataclass
 class _Request:
-    """What one node is asked for, by places in the caller's lists."""
+    """A request to one node, by positions in the caller's lists."""
 
     node: int
     places: list[int]
@@ -81,8 +80,8 @@ class PeerLinks:
 
     Args:
         connect: makes a connection.
-        timeout_s: what a node has for a record.
-        pause_s: for how long one that failed is left alone.
+        timeout_s: time limit of a node for a record.
+        pause_s: pause after a node's failure.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class PeerLinks:
         self._changed = threading.Condition()
         self._nodes: dict[int, _Node] = {}
         self._used: set[Link] = set()
-        # Threads that connect, ask or wait.
+        # Number of threads that connect, ask or wait.
         self._num_busy = 0
         self._num_free = 0
         self._num_silent = 0
@@ -112,7 +111,7 @@ class PeerLinks:
     ) -> list[bool]:
         """See `Fetcher`."""
         came = [False] * len(samples)
-        # New connections, too, are not waited for node after node.
+        # One deadline for all nodes, connecting included.
         deadline_s = time.monotonic() + self._timeout_s
         requests = []
         for node in sorted(set(nodes)):
@@ -144,7 +143,7 @@ class PeerLinks:
         is_sound: IsSound,
     ) -> list[bool]:
         places = request.places
-        # What was waited for one node, the others have had as well.
+        # Time spent waiting for one node counted for the others too.
         left_s = max(deadline_s - time.monotonic(), _SUSPECT_SHARE * self._timeout_s)
         timeout_s = min(left_s, self._patience_s())
         try:
@@ -161,7 +160,7 @@ class PeerLinks:
         return self._timeout_s * (_SUSPECT_SHARE if self._num_silent else 1.0)
 
     def _borrow(self, node: int, deadline_s: float) -> Link | None:
-        """A connection to a node; None where the node is left alone."""
+        """A connection to a node; None while requests to the node pause."""
         with self._changed:
             known = self._nodes.setdefault(node, _Node())
             while not known.free and known.num_links >= _MOST_LINKS and not known.is_down:
@@ -181,7 +180,7 @@ class PeerLinks:
         left_s = min(deadline_s - time.monotonic(), self._patience_s())
         try:
             if left_s <= 0:
-                raise TimeoutError("other nodes have taken all the time there is")
+                raise TimeoutError("other nodes have used up the time limit")
             link = self._connect(node, left_s)
         except OSError as error:
             self._fail(node, error, None)
@@ -208,7 +207,7 @@ class PeerLinks:
             link.close()
 
     def _fail(self, node: int, error: OSError, link: Link | None) -> None:
-        """Leaves a node alone from now on."""
+        """Pauses requests to a node."""
         unused = []
         if link is not None:
             link.close()
@@ -218,7 +217,7 @@ class PeerLinks:
                 self._used.discard(link)
             known = self._nodes[node]
             known.num_links -= 1
-            # Who refuses at once is there, only its service is not, and no time was lost.
+            # A node that refuses at once is up without its service, and costs no time.
             self._num_silent += isinstance(error, TimeoutError)
             if not (self._is_closed or known.is_down):
                 self._num_failures += 1
@@ -228,18 +227,18 @@ class PeerLinks:
         _close_all(unused)
 
     def _say(self, node: int, error: OSError) -> None:
-        # Services may start after ranks: that one is not there yet is worth no warning.
+        # Services may start after ranks: one that is not up yet deserves no warning.
         is_early = time.monotonic() < self._made_s + _STARTING_S
         is_minor = self._has_warned or (is_early and isinstance(error, FileNotFoundError))
         (LOG.info if is_minor else LOG.warning)(
-            "node %d does not answer (%s): what it holds comes from storage until it does; the "
-            "same holds for every other node that fails from now on",
+            "node %d does not answer (%s): its samples come from storage until it does, as do "
+            "those of any other node that fails from now on",
             *(node, error),
         )
         self._has_warned |= not is_minor
 
     def _put_down(self, known: _Node) -> list[Link]:
-        """Marks a node; gives its connections that are to be closed."""
+        """Marks a node as down; returns its unused connections, for the caller to close."""
         known.is_down = True
         self._pause(known)
         unused, known.free = known.free, []
@@ -252,7 +251,7 @@ class PeerLinks:
         known.paused_until_s = time.monotonic() + known.num_pauses * self._pause_s
 
     def _await(self, node: int, known: _Node) -> None:
-        """Has a node tried again, once its pause is over."""
+        """Starts to reconnect to a node, once its pause is over."""
         if not known.is_awaited and time.monotonic() >= known.paused_until_s:
             known.is_awaited = True
             self._num_busy += 1
@@ -292,11 +291,11 @@ class PeerLinks:
             return {"failures": self._num_failures, "down": down}
 
     def close(self) -> None:
-        """See `Fetcher`; requests under way get nothing."""
+        """See `Fetcher`; requests in flight get nothing."""
         self._leave()
 
     def _leave(self) -> bool:
-        """Ends all connections; says whether no thread uses any of them any more."""
+        """Closes all connections; returns whether every thread has stopped using them."""
         with self._changed:
             self._is_closed = True
             free = [link for known in self._nodes.values() for link in known.free]

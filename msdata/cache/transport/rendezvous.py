@@ -1,8 +1,8 @@
-"""How the nodes of a job find and trust each other: a folder that all of them see.
+"""A folder that all nodes see, by which the nodes of a job find and authenticate each other.
 
-It holds the job's key, readable by its user alone, and a file for each node that serves. Whoever
-can read the key can read the data set anyway; a stranger on the network cannot. A folder that
-others can write to is refused: they could put a key of theirs there.
+The folder holds the job's key, readable by its user only, and a file for each node that serves. A
+process that can read the key can read the data set anyway; a stranger on the network cannot. A
+folder that others can write to is refused: they could replace the key.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _KEY_LETTERS = 40
 
 
 def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
-    """The job's public and secret key; the first to ask makes them.
+    """The job's public and secret key; the first process to ask makes them.
 
     Args:
-        folder: seen by all nodes; made if it is not there, for this user only.
+        folder: a folder that all nodes see; made if missing, for this user only.
         make: makes a pair of keys.
 
     Raises:
@@ -37,7 +37,7 @@ def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, st
     """
     path = folder / _KEY_FILE
     try:
-        # Nothing can be put into it by others afterwards, so it need not stay open.
+        # Others cannot put anything into it afterwards, so it need not stay open.
         os.close(open_own_folder(folder, is_followed=True))
         if not os.path.lexists(path):
             _offer(path, make())
@@ -48,14 +48,14 @@ def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, st
     except OSError as error:
         raise storage_error("share", path, error) from error
     except DataError as error:
-        raise StorageError(f"{path} is no key: {error}") from error
+        raise StorageError(f"{path} is not a key file: {error}") from error
     if any(len(key) != _KEY_LETTERS for key in keys):
-        raise StorageError(f"{path} is no key; {cure}")
+        raise StorageError(f"{path} is not a key file; {cure}")
     return keys
 
 
 def _offer(path: Path, keys: tuple[str, str]) -> None:
-    """Puts the keys there, whole, unless others were first."""
+    """Writes the key file, whole, unless another process was first."""
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "w") as file:
@@ -67,13 +67,13 @@ def _offer(path: Path, keys: tuple[str, str]) -> None:
 
 
 def announce(folder: Path, name: str, node: int, address: str) -> None:
-    """Tells where a node's records are served.
+    """Announces where a node's records are served.
 
     Args:
         folder: as for `job_keys`.
-        name: of data set and split.
-        node: number of the node.
-        address: of its server.
+        name: name of data set and split.
+        node: the node's number.
+        address: its server's address.
 
     Raises:
         StorageError: the file system refused.
@@ -83,14 +83,14 @@ def announce(folder: Path, name: str, node: int, address: str) -> None:
 
 
 def withdraw(folder: Path, name: str, node: int, address: str) -> None:
-    """Takes an announcement back, unless another server has announced itself since."""
+    """Withdraws an announcement, unless another server has announced itself since."""
     if address_of(folder, name, node) == address:
         with suppress(OSError):
             _place(folder, name, node).unlink()
 
 
 def address_of(folder: Path, name: str, node: int) -> str | None:
-    """Where a node's records are served; None where nobody has said so."""
+    """The announced address of a node's server; None if there is none."""
     try:
         place = _place(folder, name, node)
         content = read_own(place, _MOST_NBYTES, is_private=False)

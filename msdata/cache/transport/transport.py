@@ -1,6 +1,6 @@
-"""What carries records between nodes, as the cache sees it: two small protocols.
+"""Two small protocols by which the cache sees the transports of records between nodes.
 
-A server gives what its node has at the moment; a fetcher gets it or does not, within a time.
+A server gives the records that its node has now; a fetcher gets them within a time limit, or not.
 Neither raises for a node that is gone, slow or wrong: a record that does not come is read from
 storage.
 """
@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers of samples, int64 (n,) -> for each its record as a contiguous buffer, if this node has it
-# now; else None.
+# Numbers of samples, int64 (n,) -> for each its record as a contiguous buffer, or None if this node
+# does not have it now.
 Lookup = Callable[[NDArray[np.int64]], Sequence[Any | None]]
-# Whether a row that was filled, by its place among those asked for and the CRC32C of what is in it,
-# holds what it should.
+# Position of a filled row in the request, CRC32C of its content -> whether the content is right.
 IsSound = Callable[[int, int], bool]
 
 
@@ -26,18 +25,18 @@ class Server(Protocol):
 
     @property
     def address(self) -> str:
-        """What a fetcher needs to find it."""
+        """The address by which a fetcher finds the server."""
 
     @property
     def served(self) -> dict[str, int]:
-        """`samples` and `bytes` given out so far."""
+        """`samples` and `bytes` sent so far."""
 
     def close(self) -> None:
-        """Stops serving; fetchers that wait for it get nothing."""
+        """Stops serving; waiting fetchers get nothing."""
 
 
 class Fetcher(Protocol):
-    """Asks servers for records; used by all threads of a rank."""
+    """Asks servers for records, from all threads of a rank."""
 
     def fetch(
         self,
@@ -46,22 +45,22 @@ class Fetcher(Protocol):
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> list[bool]:
-        """Puts records straight where they belong; asks all nodes at once.
+        """Fetches records straight into their rows, from all nodes at once.
 
         Args:
-            nodes: which node keeps each sample.
+            nodes: the node that keeps each sample.
             samples: numbers within the split.
-            rows: for each sample the memory that its record fills, as pieces one after the other,
-                each a writable uint8 array.
-            is_sound: asked of every row as soon as it is full, while others are on their way.
+            rows: for each sample the memory that its record fills, as consecutive pieces, each a
+                writable uint8 array.
+            is_sound: called for every row as soon as it is full, while others are in flight.
 
         Returns:
-            Whether each came and is sound; what stands in the rows of others means nothing. A node
-            that did not answer in time is not asked again for some seconds.
+            Whether each record came and is right; the content of other rows is undefined. Requests
+            to a node that did not answer in time pause for some seconds.
         """
 
     def stats(self) -> dict[str, int]:
-        """`failures`, how often a node did not answer, and `down`, how many are left alone now."""
+        """`failures`: number of unanswered requests; `down`: number of nodes paused now."""
 
     def close(self) -> None:
-        """Leaves all nodes."""
+        """Closes the connections to all nodes."""

@@ -1,9 +1,9 @@
 """Records between nodes without MPI, from nodes that may die: sessions over ZeroMQ, then plain TCP.
 
-ZeroMQ's CURVE proves to both ends that the other has the job's key, and encrypts what they say.
+ZeroMQ's CURVE proves to both ends that the other has the job's key, and encrypts their messages.
 Over it a rank gets a session with a node: a number and a secret, with which it then opens plain
-connections for records (`bulk`). A server told to encrypt gives no sessions, but the
-records themselves over CURVE, at a third of the rate.
+connections for records (`bulk`). A server that encrypts gives no sessions, but sends the records
+themselves over CURVE, at a third of the rate.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from msdata.errors import MissingPackageError
 
 _POLL_MS = 100
 _HEARTBEAT_MS = 1000
-# What can be asked for over CURVE.
+# Kinds of requests over CURVE.
 _SESSION, _RECORDS = b"session", b"records"
-# A session is a rank's with a server, for as long as both live.
+# Each rank has one session with each server, while both live.
 _MOST_SESSIONS = 1 << 16
-# ZeroMQ takes frames of any size into memory, also before it knows whose they are. A request has
-# 8 bytes a sample; an answer has records, none of which is larger than this by itself.
+# Limits on frames, which ZeroMQ would otherwise take into memory at any size, even before it has
+# authenticated the sender. A request has 8 bytes per sample; an answer has one frame per record.
 _MOST_REQUEST_NBYTES = 1 << 20
 _MOST_RECORD_NBYTES = 256 << 20
-# What a stranger has to prove that it knows the key.
+# Time limit to authenticate.
 _HANDSHAKE_MS = 5000
 
 
@@ -53,7 +53,7 @@ def make_keys() -> tuple[str, str]:
     """A new public and secret key.
 
     Raises:
-        MissingPackageError: pyzmq is absent.
+        MissingPackageError: pyzmq is missing.
     """
     public, secret = _zmq().curve_keypair()
     return public.decode(), secret.decode()
@@ -63,16 +63,16 @@ class ZmqServer:
     """Serves the records of one node.
 
     Args:
-        lookup: gives the records.
-        keys: the job's.
-        host: name or address under which other nodes reach this one; None takes that at which it
-            listens.
+        lookup: finds the records.
+        keys: the job's keys.
+        host: name or address under which other nodes reach this one; None takes the listening
+            address.
         listen: address or interface to listen at, see `listen_address`.
-        is_encrypted: records go over CURVE too.
+        is_encrypted: send records over CURVE too.
 
     Raises:
-        MissingPackageError: pyzmq is absent.
-        UsageError: `listen` is nothing of this machine's.
+        MissingPackageError: pyzmq is missing.
+        UsageError: `listen` does not belong to this machine.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ZmqServer:
         self._bulk = None if is_encrypted else BulkServer(lookup, self._secret_of, place)
         self._num_samples = self._nbytes = 0
         self._context = zmq.Context()
-        # Whom to admit is asked over this socket, by ZeroMQ itself (ZAP, RFC 27).
+        # ZeroMQ itself asks over this socket whom to admit (ZAP, RFC 27).
         self._door = self._context.socket(zmq.REP)
         self._door.bind("inproc://zeromq.zap.01")
         self._socket = self._context.socket(zmq.ROUTER)
@@ -116,7 +116,7 @@ class ZmqServer:
 
     @property
     def bulk_port(self) -> int | None:
-        """Where records go out unencrypted."""
+        """Port for unencrypted records; None if the server encrypts."""
         return None if self._bulk is None else self._bulk.port
 
     @property
@@ -151,7 +151,7 @@ class ZmqServer:
         self._door.send_multipart([version, number, *verdict, b"", b""])
 
     def _answer(self, request: list[bytes]) -> None:
-        """Answers a request; ignores what is none."""
+        """Answers a request; ignores malformed ones."""
         if len(request) != 4 or len(request[3]) % 8:
             return
         asker, number, kind, samples = request
@@ -165,7 +165,7 @@ class ZmqServer:
             self._socket.send_multipart([asker, number, *records], copy=False)
 
     def _begin_session(self) -> tuple[bytes, ...]:
-        """What a client needs to open plain connections; nothing where there are to be none."""
+        """The session and port for plain connections; empty if the server encrypts."""
         if self._bulk is None:
             return ()
         session = new_session()
@@ -184,16 +184,16 @@ class ZmqServer:
 
 
 class ZmqFetcher(PeerLinks):
-    """Fetches records; connections are made when first needed.
+    """Fetches records; connects to a node at the first request.
 
     Args:
-        find: gives the address of a node's server, None where there is none.
-        keys: the job's.
-        timeout_s: what a node has for a record.
-        pause_s: for how long one that failed is left alone.
+        find: finds the address of a node's server; None if there is none.
+        keys: the job's keys.
+        timeout_s: time limit of a node for a record.
+        pause_s: pause after a node's failure.
 
     Raises:
-        MissingPackageError: pyzmq is absent.
+        MissingPackageError: pyzmq is missing.
     """
 
     def __init__(
@@ -208,13 +208,13 @@ class ZmqFetcher(PeerLinks):
         self._context = _zmq().Context()
         self._find = find
         self._keys = keys
-        # Of each node: the address of its server, where its records are, and the session there.
+        # By node: the address of its server, host and port of its records, and the session.
         self._known: dict[int, tuple[str, str, int, Session]] = {}
 
     def _open(self, node: int, timeout_s: float) -> Link:
         address = self._find(node)
         if address is None:
-            raise FileNotFoundError("it has not said where it is")
+            raise FileNotFoundError("it has not announced an address")
         known = self._known.get(node)
         if known is None or known[0] != address:
             control = _ControlLink(self._context, address, self._keys, timeout_s)
@@ -230,13 +230,13 @@ class ZmqFetcher(PeerLinks):
         try:
             return BulkLink(*known[1:], timeout_s)
         except OSError:
-            # A server started anew at the same address knows nothing of the session.
+            # A server restarted at the same address does not know the session.
             self._known.pop(node, None)
             raise
 
     def close(self) -> None:
         """See `Fetcher`."""
-        # ZeroMQ's sockets must not be taken from a thread that uses them.
+        # A ZeroMQ socket must not be closed while another thread uses it.
         if self._leave():
             self._context.destroy(linger=0)
 
@@ -246,7 +246,7 @@ def _host_of(address: str) -> str:
 
 
 class _ControlLink:
-    """What is said over CURVE with one node."""
+    """A connection to one node over CURVE."""
 
     def __init__(self, context: Any, address: str, keys: tuple[str, str], timeout_s: float) -> None:
         zmq = _zmq()
@@ -266,7 +266,7 @@ class _ControlLink:
         self._is_interrupted = False
 
     def begin_session(self, timeout_s: float) -> tuple[int, Session] | None:
-        """A port and a session for it; None where records come over this link."""
+        """Port and session for plain connections; None if records come over this link."""
         self._send(_SESSION, b"")
         found = [frame.bytes for frame in self._receive(timeout_s)]
         if not found:
@@ -284,7 +284,7 @@ class _ControlLink:
         """See `Link`."""
         records = self._receive(timeout_s)
         if len(records) != len(rows):
-            raise ConnectionError("its answer is to another question")
+            raise ConnectionError("it answered another request")
         found = [copy_crc32c(record.buffer, row) for record, row in zip(records, rows, strict=True)]
         return [crc is not None and is_sound(i, crc) for i, crc in enumerate(found)]
 
@@ -302,14 +302,14 @@ class _ControlLink:
             deadline_s = time.monotonic() + timeout_s
             while not self._socket.poll(_POLL_MS):
                 if self._is_interrupted:
-                    raise ConnectionError("it was given up")
+                    raise ConnectionError("the request was interrupted")
                 if time.monotonic() > deadline_s:
                     raise TimeoutError(f"nothing for {timeout_s:.1f} s")
             frames: list[Any] = self._socket.recv_multipart(copy=False)
         except zmq.ZMQError as error:
             raise ConnectionError(str(error)) from error
         if frames[0].bytes != self._number.to_bytes(8, "little"):
-            raise ConnectionError("its answer is to another question")
+            raise ConnectionError("it answered another request")
         return frames[1:]
 
     def interrupt(self) -> None:
@@ -317,5 +317,5 @@ class _ControlLink:
         self._is_interrupted = True
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the connection."""
         self._socket.close(linger=0)

@@ -1,9 +1,9 @@
-"""One of a job's services, a process a node: makes the node's arena, fills it, asks the others.
+"""The cache service of one node under MPI, or alone: makes the arena, fills it, asks the others.
 
-The services agree on who owns what before the first rank asks: each offers what its node can give,
-the owners are reckoned from all offers, and stand in every arena. So nodes may differ, "auto" may
-find what it finds, and a rank has to know nothing but its job. (`msdata.cache.service` serves the
-arenas that ranks make themselves; there the owners are a function of settings.)
+The services of a job agree on who owns which shard before the first rank asks. Each service offers
+what its node can give; the owners follow from all offers and are stored in every arena. So nodes
+may differ, "auto" may find a different size on each, and a rank needs to know only its job.
+(`msdata.cache.zmq_service` serves the arenas that ranks make; their owners follow from settings.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from msdata.cache.arena import SERVED, arena_path, peek
 from msdata.cache.budget import memory_budget
 from msdata.cache.client import LOCAL, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
-from msdata.cache.service import records_of
 from msdata.cache.shared_file import is_used
 from msdata.cache.slot_file import Header, SlotFile, owners_checksum
 from msdata.cache.stale_shm import remove_dead_shared_memory
@@ -34,26 +33,27 @@ from msdata.cache.transport.group import Group, agree
 from msdata.cache.transport.link import TIMEOUT_S, describe_service, link_address
 from msdata.cache.transport.link_server import LinkServer
 from msdata.cache.transport.mpi_transport import WindowReader
+from msdata.cache.zmq_service import records_of
 from msdata.errors import StorageError
 
-# Memory and SSD of every node, int64 (nodes,) each -> owners.
+# Memory and SSD bytes of every node, int64 (nodes,) each -> owners.
 OwnByCapacities = Callable[[NDArray[np.int64], NDArray[np.int64]], Owners]
-# Between looks at what others need of this process; a request of its own ranks wakes it at once.
+# Seconds between checks for other services' requests; requests of the node's ranks need no check.
 _TURN_S = 0.001
 _TURN_ALONE_S = 0.1
 _POLL_S = 0.1
-# A service that is gone refuses at once; one that is busy with filling may miss a turn or more.
+# A service that has ended refuses at once; one that is busy filling may time out a few times.
 _MOST_LATE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What one node can give.
+    """The capacities that one node offers.
 
     Attributes:
-        memory_nbytes: of shared memory.
-        ssd_nbytes: of SSD.
-        bound_to: checksum of the owners in an arena of an earlier service that ranks still use, or
+        memory_nbytes: shared memory.
+        ssd_nbytes: SSD space.
+        bound_to: checksum of the owners in an earlier service's arena that ranks still use, or
             None.
     """
 
@@ -62,20 +62,20 @@ class Offer:
     bound_to: int | None = None
 
 
-class MemberService:
-    """Keeps one node's arena; a context manager, whose `turn` is called again and again.
+class MpiService:
+    """Keeps one node's arena; a context manager whose `turn` must be called repeatedly.
 
     Args:
         group: all services of the job.
         config: sizes and names; `config.job` must be set.
         split: the data.
-        own: gives the owners of all shards for the capacities of all nodes.
-        make_reader: gives a function that reads one record from storage.
+        own: computes the owners of all shards from the capacities of all nodes.
+        make_reader: makes a function that reads one record from storage.
 
     Attributes:
-        node: number of this node; set by `open`, as the next two.
-        offers: what each node gives, by number.
-        path: of the arena.
+        node: this node's number; set by `open`, as are `offers` and `path`.
+        offers: each node's capacities, by number.
+        path: the arena's file.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class MemberService:
         self.path = Path()
 
     def open(self, host: str | None = None) -> None:
-        """Agrees with the others, makes the arena, begins to fill it and to answer ranks.
+        """Agrees with the other services, makes the arena, starts to fill it and to answer ranks.
 
         Args:
-            host: what names this machine; None takes its name.
+            host: a name for this machine; None takes its host name.
 
         Raises:
-            StorageError: shared memory, SSD or another process stood in the way here.
-            EndedElsewhere: it did elsewhere.
+            StorageError: shared memory, SSD or another process prevented it here.
+            EndedElsewhere: another service failed.
         """
         remove_dead_shared_memory()
         group = self._group
         hosts = group.allgather(socket.getfqdn() if host is None else host)
-        # In the order of their names, as torchrun numbers nodes (c10d rendezvous).
+        # In the order of host names, as torchrun numbers nodes (c10d rendezvous).
         ranks = sorted(range(group.size), key=lambda rank: (hosts[rank], rank))
         self.node = ranks.index(group.rank)
         num_here = hosts.count(hosts[group.rank])
@@ -131,12 +131,12 @@ class MemberService:
         self._client.start()
 
     def _offer(self, num_here: int) -> Offer:
-        """What this node gives: as asked, or what is free, or what an earlier arena has."""
+        """This node's offer: the asked size, the free memory, or an earlier arena's size."""
         config = self._config
         if describe_service(link_address(self.path)) is not None:
             raise StorageError(
-                f"another service of job {config.job} runs on this node; end it, or name this job "
-                "differently by --job"
+                f"another service of job {config.job} runs on this node; end it, or choose another "
+                "name by --job"
             )
         found = _found(self.path, self._split, self.node)
         if found is not None and is_used(self.path):
@@ -152,14 +152,14 @@ class MemberService:
             most //= num_here
         elif most < asked:
             LOG.warning(
-                "%.2f of the %.2f GiB asked for are free in shared memory and cgroup; the cache is "
-                "smaller, the rest comes from storage",
-                *(most / GIB, asked / GIB),
+                "--memory-gib asks for %.2f GiB, but shared memory and cgroup have %.2f GiB free; "
+                "the cache is smaller, the rest comes from storage",
+                *(asked / GIB, most / GIB),
             )
         return Offer(memory_nbytes=most, ssd_nbytes=config.ssd_nbytes)
 
     def _agree_on_owners(self, ranks: Sequence[int]) -> Owners:
-        """The owners that all use: those in arenas still in use, or else by what nodes offer."""
+        """The owners for all nodes: from arenas still in use, else computed from the offers."""
         bound = [n for n, offer in enumerate(self.offers) if offer.bound_to is not None]
         if not bound:
             memory = np.array([o.memory_nbytes for o in self.offers], np.int64)
@@ -167,8 +167,8 @@ class MemberService:
             return self._own(memory, ssd)
         if len({self.offers[n].bound_to for n in bound}) > 1:
             raise StorageError(
-                f"ranks of job {self._config.job} use arenas of several earlier services, which "
-                "disagree on who keeps what; end those ranks first"
+                f"ranks of job {self._config.job} use arenas of several earlier services that "
+                "disagree on the owners of shards; end those ranks first"
             )
         found = _found(self.path, self._split, self.node) if self.node == bound[0] else None
         owners: Owners = self._group.broadcast(found and found[1], ranks[bound[0]])
@@ -187,7 +187,7 @@ class MemberService:
         self._client = CacheClient(config, self._split, self.node, lambda *_: owners, read)
 
     def _open_window(self, ranks: Sequence[int], owners: Owners) -> WindowReader | None:
-        """Opens this node's arena to the others' reads, and theirs to its own."""
+        """Opens all nodes' arenas to each other's reads."""
         if self._group.size == 1:
             return None
         slots = self._slots
@@ -218,7 +218,7 @@ class MemberService:
         self._link = made
 
     def describe(self) -> dict[str, Any]:
-        """What ranks are told of this service."""
+        """This service's description for ranks."""
         return {
             "node": self.node,
             "num_nodes": self._group.size,
@@ -236,7 +236,7 @@ class MemberService:
         return self._slots.num_ready
 
     def turn(self) -> bool:
-        """Does what ranks and other services ask; says whether to go on."""
+        """Answers ranks and other services; returns False once the job's services must end."""
         assert self._link is not None
         assert self._client is not None
         self._link.serve(_TURN_S if self._group.size > 1 else _TURN_ALONE_S)
@@ -245,13 +245,13 @@ class MemberService:
         return not self._group.poll()
 
     def close(self) -> None:
-        """Leaves the arena, which stays with ranks that use it; the other services go on."""
+        """Leaves the arena, which stays with ranks that use it; other services continue."""
         if self._link is not None:
             self._link.close()
         if self._client is not None:
             self._client.close()
 
-    def __enter__(self) -> MemberService:
+    def __enter__(self) -> MpiService:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -259,16 +259,16 @@ class MemberService:
 
 
 def served_place(place: str | None) -> str:
-    """What stands for the node in the name of a service's arena.
+    """The node's part of the name of a service's arena.
 
     Args:
-        place: names the node among pretended ones on one machine; None on a real one.
+        place: names a simulated node on a shared machine; None on a real node.
     """
     return SERVED if place is None else f"{SERVED}.{place}"
 
 
 def _found(path: Path, split: CachedSplit, node: int) -> tuple[Header, Owners] | None:
-    """What an arena that an earlier service left is of; None where it cannot be used."""
+    """Header and owners of an earlier service's arena; None if it cannot be used."""
 
     def look(header: Header, slots: SlotFile) -> tuple[Header, Owners] | None:
         is_same = header.is_of(split) and header.node == node
@@ -278,12 +278,12 @@ def _found(path: Path, split: CachedSplit, node: int) -> tuple[Header, Owners] |
 
 
 def find_service(config: CacheConfig, split: CachedSplit, node: int) -> ServedArena | None:
-    """The service that keeps this node's arena; None where none answers.
+    """Finds the service that keeps this node's arena; None if none answers.
 
     Args:
         config: names; `config.job` must be set.
         split: the data.
-        node: this node's number by the ranks' launcher, which tells pretended nodes apart.
+        node: this node's number in the ranks' launcher, which distinguishes simulated nodes.
     """
     places = [config.node] if config.node is not None else [None, f"n{node}"]
     for place in map(served_place, places):
@@ -299,9 +299,9 @@ class ServedArena:
     """An arena that a service keeps.
 
     Attributes:
-        path: of the arena.
-        place: what `CacheConfig.node` has to be to join it.
-        service: what `MemberService.describe` says.
+        path: the arena's file.
+        place: the value of `CacheConfig.node` that joins it.
+        service: the result of `MpiService.describe`.
     """
 
     path: Path
@@ -313,7 +313,7 @@ class ServedArena:
         return describe_service(link_address(self.path)) is not None
 
     def wait_until_staged(self) -> None:
-        """In fill mode "stage", waits until all nodes are full, or this node's service is gone."""
+        """In fill mode "stage", waits until all nodes are full or this node's service ends."""
         found: dict[str, Any] | None = self.service
         num_late = 0
         while num_late < _MOST_LATE and (
@@ -328,7 +328,7 @@ class ServedArena:
             num_late = num_late + 1 if found is None else 0
 
     def config(self, asked: CacheConfig) -> CacheConfig:
-        """What a rank joins it with."""
+        """The configuration with which a rank joins the arena."""
         ssd_gib, ssd_dir = self.service["ssd_gib"], self.service["ssd_dir"]
         return replace(
             asked,

@@ -1,4 +1,4 @@
-"""What killed MPI processes left in shared memory is told from what living ones use."""
+"""Shared memory of killed MPI processes is removed; that of living ones stays."""
 
 from __future__ import annotations
 

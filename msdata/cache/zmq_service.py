@@ -1,8 +1,8 @@
-"""One process a node that keeps its arenas, fills them, and serves them to other nodes.
+"""The cache service of one node over ZeroMQ: fills the ranks' arenas, serves them to other nodes.
 
-It makes no arena itself: it joins those that the job's ranks on this node make, whose numbers of
-nodes are the ranks' own. (torchrun numbers nodes as they arrive, not as Slurm does.) From then on
-it is one of the arena's users, so the arena outlives the ranks, and a restarted rank finds it full.
+This service makes no arena: it joins those that the job's ranks make on this node, and takes the
+node's number from them. (torchrun numbers nodes as they arrive, not as Slurm does.) From then on it
+is one of the arena's users, so the arena outlives the ranks, and a restarted rank finds it full.
 """
 
 from __future__ import annotations
@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 from msdata.cache.arena import arena_path, word
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, ReadRecord
-from msdata.cache.metrics import (
-    METRICS_S,
-    remove_metrics,
-    remove_stale_metrics,
-    service_families,
-    write_metrics,
-)
-from msdata.cache.own_file import make_folder, open_own
+from msdata.cache.metrics import METRICS_S, remove_metrics, service_families, write_metrics
+from msdata.cache.own_file import open_own
 from msdata.cache.slot_file import read_header
 from msdata.cache.tier import LOG
 from msdata.cache.transport.listen import listen_address
@@ -42,7 +36,7 @@ _METRICS_PAUSE_S = 3600.0
 
 @dataclass
 class _Served:
-    """An arena that is served."""
+    """An arena that this service serves."""
 
     client: CacheClient
     server: ZmqServer
@@ -50,22 +44,22 @@ class _Served:
     inode: int
 
 
-class NodeService:
+class ZmqService:
     """Serves all arenas of one job and split on this node; a context manager.
 
     Args:
         config: `job`, `peers_dir`, `listen`, `shm_dir`, `ssd_dir` and `metrics_dir` count; sizes
-            are the arenas'.
+            come from the arenas.
         split: the data.
-        make_reader: gives a function that reads one record from storage.
-        host: name or address under which other nodes reach this one; None takes that at which it
-            listens.
-        is_encrypted: records leave this node encrypted, more slowly.
+        make_reader: makes a function that reads one record from storage.
+        host: name or address under which other nodes reach this one; None takes the address at
+            which it listens.
+        is_encrypted: encrypt records on the network, at a lower rate.
 
     Raises:
-        UsageError: there is no `peers_dir`, or `listen` is nothing of this machine's.
-        MissingPackageError: pyzmq is absent.
-        StorageError: the folder of the peers cannot be used.
+        UsageError: `peers_dir` is missing, or `listen` does not belong to this machine.
+        MissingPackageError: pyzmq is missing.
+        StorageError: the folder of the peers is unusable.
     """
 
     def __init__(
@@ -78,7 +72,7 @@ class NodeService:
         is_encrypted: bool = False,
     ) -> None:
         if config.peers_dir is None:
-            raise UsageError("a service needs a folder that all nodes see, to be found by them")
+            raise UsageError("a service needs peers_dir, a folder that all nodes see")
         self._config = config
         self._folder = config.peers_dir
         self._split = split
@@ -91,7 +85,7 @@ class NodeService:
         self._metrics_due_s = 0.0
 
     def look(self) -> None:
-        """Joins arenas that have appeared and leaves those whose name is gone."""
+        """Joins new arenas and leaves those whose name is gone."""
         example = arena_path(self._config, self._split, 0)
         of_any_node = example.name.rpartition("-")[0] + "-*"
         found = {p: _inode(p) for p in example.parent.glob(of_any_node)}
@@ -105,7 +99,7 @@ class NodeService:
                 is_news = self._refused.get(path) != str(error)
                 LOG.log(
                     logging.WARNING if is_news else logging.DEBUG,
-                    "%s is not served: %s; tried again every second",
+                    "cannot serve %s: %s; retrying every second",
                     *(path, error),
                 )
                 self._refused[path] = str(error)
@@ -117,7 +111,7 @@ class NodeService:
         finally:
             os.close(fd)
         if header is None:
-            # Being made at the moment; the next look finds it.
+            # A rank is still making it; the next look finds it.
             return
         place = path.name.rpartition("-")[2]
         ssd_gib = header.planned_nbytes[1] / GIB if self._config.ssd_dir else 0.0
@@ -141,7 +135,7 @@ class NodeService:
         try:
             announce(self._folder, self._split.label, header.node, server.address)
         except MsdataError:
-            # Whoever cannot be found serves nobody; the next look tries again.
+            # Without an announcement no rank finds this server; the next look tries again.
             self._leave(path)
             raise
         client.start()
@@ -155,21 +149,19 @@ class NodeService:
             remove_metrics(self._metrics_path(self._config.metrics_dir, served.node))
 
     def stats(self) -> dict[int, dict[str, Any]]:
-        """By number of node: what `CacheClient.stats` says of the cache, and `served`."""
+        """By node number: `cache` of `CacheClient.stats`, and `served`."""
         return {
             s.node: {**s.client.stats()["cache"], "served": s.server.served}
             for s in self._served.values()
         }
 
     def write_metrics(self) -> None:
-        """Writes counters into `config.metrics_dir`, where there is one, now and then."""
+        """Writes counters into `config.metrics_dir`, if set, every `METRICS_S` seconds."""
         folder = self._config.metrics_dir
         if folder is None or time.monotonic() < self._metrics_due_s:
             return
         self._metrics_due_s = time.monotonic() + METRICS_S
         try:
-            make_folder(folder)
-            remove_stale_metrics(folder)
             for node, stats in self.stats().items():
                 labels = {"run": self._config.job, "split": self._split.name, "node": node}
                 write_metrics(
@@ -177,9 +169,9 @@ class NodeService:
                     service_families(stats, stats["served"], labels),
                 )
         except (MsdataError, OSError) as error:
-            # Not said again: the next try is hours away.
+            # Pause for long, so that the warning does not repeat.
             self._metrics_due_s = time.monotonic() + _METRICS_PAUSE_S
-            LOG.warning("counters are not written: %s", error)
+            LOG.warning("cannot write counters: %s", error)
 
     def _metrics_path(self, folder: Path, node: int) -> Path:
         names = f"{word(self._config.job or '')}-{word(self._split.name)}"
@@ -190,7 +182,7 @@ class NodeService:
         for path in list(self._served):
             self._leave(path)
 
-    def __enter__(self) -> NodeService:
+    def __enter__(self) -> ZmqService:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -198,11 +190,11 @@ class NodeService:
 
 
 def records_of(client: CacheClient, samples: NDArray[np.int64]) -> list[Any | None]:
-    """The records that this node has at the moment, from memory or SSD.
+    """The records that this node has now, from memory or SSD.
 
     Args:
-        client: of the node's cache.
-        samples: int64 (n,), numbers within the split; those that are none give None.
+        client: the client of the node's cache.
+        samples: int64 (n,), numbers within the split; numbers out of range give None.
     """
     is_one = (samples >= 0) & (samples < client.num_samples)
     places = client.locate(np.where(is_one, samples, 0))
