@@ -50,7 +50,7 @@ HOMES: dict[str, set[str]] = {
     "torch": {"msdata/loader/torch_dataset.py"},
     "matplotlib": {
         "msdata/plan/figure.py",
-        "msdata/catalog/build/figure.py",
+        "msdata/catalog/build/report.py",
         "mstrain/evaluation/report/canvas.py",
     },
     "speclite": {"msdata/mock/photometry.py"},

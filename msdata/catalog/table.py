@@ -1,4 +1,4 @@
-"""Reads a catalogue file, CSV, Parquet or FITS, into an Arrow table of scalar columns.
+"""Reads a catalog file, CSV, Parquet or FITS, into an Arrow table of scalar columns.
 
 The content tells the format, compressed or not; the suffix is never asked.
 """
@@ -26,7 +26,7 @@ _INTEGER = r"^[+-]?[0-9]+$"
 
 
 def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str, ...]]:
-    """Reads all scalar columns of a catalogue.
+    """Reads all scalar columns of a catalog.
 
     Args:
         path: CSV, Parquet or FITS, also compressed by gzip.
@@ -42,7 +42,7 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         StorageError: the file system refused.
     """
     if not path.is_file():
-        raise UsageError(f"catalogue {path} is no file; check the path")
+        raise UsageError(f"catalog {path} is not a file; check the path")
     try:
         start, is_gzip = _first_bytes(path)
         if start[:4] == b"PAR1":
@@ -51,23 +51,23 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         elif start[:9] == b"SIMPLE  =":
             table, notes = _read_fits(path)
         elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise UsageError(f"catalogue {path} is UTF-16 text; save it as UTF-8")
+            raise UsageError(f"catalog {path} is UTF-16 text; save it as UTF-8")
         elif start[:1] == b"\x80" or b"\0" in start:
             raise UsageError(
-                f"catalogue {path} is neither CSV nor Parquet nor FITS; a pickled table is not "
+                f"catalog {path} is neither CSV nor Parquet nor FITS; a pickled table is not "
                 "read, since pickles run code: save it with DataFrame.to_parquet"
             )
         else:
             table, notes = _read_csv(path, "gzip" if is_gzip else None, choose_text)
     except (pa.ArrowInvalid, gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"catalogue {path} is broken: {error}") from error
+        raise DataError(f"catalog {path} is broken: {error}") from error
     except OSError as error:
         # Without a number it is not the system that complains but Arrow or astropy.
         if error.errno is None:
-            raise DataError(f"catalogue {path} is broken: {error}") from error
-        raise StorageError(f"cannot read catalogue {path}: {error.strerror or error}") from error
+            raise DataError(f"catalog {path} is broken: {error}") from error
+        raise StorageError(f"cannot read catalog {path}: {error.strerror or error}") from error
     if not table.num_rows:
-        raise UsageError(f"catalogue {path} has no rows, only names of columns")
+        raise UsageError(f"catalog {path} has no rows, only names of columns")
     return table, notes
 
 
@@ -151,13 +151,13 @@ def _check_names(path: Path, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(
-            f"catalogue {path} has {names.count(repeated[0])} columns named {repeated[0]!r}; "
+            f"catalog {path} has {names.count(repeated[0])} columns named {repeated[0]!r}; "
             "rename all but one"
         )
     separator = next((s for s in ";\t|" if len(names) == 1 and s in names[0]), None)
     if separator is not None:
         raise UsageError(
-            f"catalogue {path} has {separator!r} between its columns; save it with commas, or as "
+            f"catalog {path} has {separator!r} between its columns; save it with commas, or as "
             "Parquet"
         )
 
@@ -236,21 +236,21 @@ def _read_fits(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
-    # Units that astropy does not know are no concern here.
+    # Units that astropy does not know do not matter here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         with fits.open(path) as hdus:
             tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
             if not tables:
                 raise UsageError(
-                    f"catalogue {path} has no table: it holds images only, or is truncated; "
+                    f"catalog {path} has no table: it holds images only, or is truncated; "
                     "give a table, or copy it again"
                 )
             _check_names(path, list(tables[0].columns.names))
             try:
                 table, notes = _fits_table(tables[0])
             except (TypeError, ValueError, KeyError, IndexError) as error:
-                raise DataError(f"catalogue {path} is broken: {error}") from error
+                raise DataError(f"catalog {path} is broken: {error}") from error
             if len(tables) > 1:
                 name = tables[0].name or hdus.index(tables[0])
                 notes += (f"of {len(tables)} tables in {path.name} the first, {name!r}, was read",)

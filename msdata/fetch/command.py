@@ -27,10 +27,10 @@ WHEN_INTERRUPTED = "what is fetched is kept: run the same command again"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata fetch`."""
     parser.add_argument("catalog", type=Path, help="CSV, Parquet or FITS table: ids, positions")
-    parser.add_argument("out", type=Path, help="folder for the objects, new or begun before")
-    parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
+    parser.add_argument("out", type=Path, help="folder for the objects; a second run resumes there")
+    parser.add_argument("--id-column", help="the catalog's column with the objects' ids")
     parser.add_argument(
-        "--slice", default="0/1", help="part of the catalogue, such as 3/16; %(default)s"
+        "--slice", default="0/1", help="part of the catalog, such as 3/16; %(default)s"
     )
     parser.add_argument(
         "--concurrent-slices",
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="slices at work at a time, which share each rate; default: all",
     )
     parser.add_argument("--workers", type=int, default=8, help="objects at a time; %(default)s")
-    parser.add_argument("--services", type=Path, help="TOML file with settings of the services")
+    parser.add_argument("--services", type=Path, help="TOML file with the services' settings")
     parser.add_argument(
         "--rate", action="append", default=[], help="SERVICE=REQUESTS_PER_S, repeatable"
     )
@@ -77,7 +77,7 @@ def _number(text: str, option: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UsageError(f"{option} {text!r}: {value!r} is no number") from None
+        raise UsageError(f"{option} {text!r}: the value must be a number, got {value!r}") from None
 
 
 def _services(args: argparse.Namespace) -> dict[str, Service]:

@@ -1,9 +1,9 @@
-"""The manifest of a fetch: one line an object as it is settled, in a file that only ever grows.
+"""The manifest of a fetch: one line per settled object, in a file that only ever grows.
 
 A line is written and on the disk before the next object counts, and after the object's own file is.
 So whatever kills the process, at most the last line is torn; it is ignored and its object fetched
-again. Each slice writes a journal of its own, all read all: slices may be cut anew between runs.
-SQLite would do the same, but not on parallel file systems, whose locks cannot be relied upon.
+again. Each slice writes a journal of its own and reads all of them: the next run may cut the slices
+differently. SQLite would do the same, but not on parallel file systems with unreliable locks.
 """
 
 from __future__ import annotations

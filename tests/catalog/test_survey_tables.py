@@ -35,7 +35,7 @@ def write_fits(path: Path, rows: Rows, name: str | None = None) -> None:
 
 
 def result(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """Ids in the survey of what is in the catalogue; rows dropped by reason."""
+    """Ids in the survey of what is in the catalog; rows dropped by reason."""
     report = json.loads((folder / "out" / "catalog.json").read_text())
     table = pq.read_table(folder / "out" / "catalog.parquet")
     dropped = {r: n for r, n in report["surveys"][0]["num_dropped"].items() if n}

@@ -1,4 +1,4 @@
-"""The manifest: what a later run takes up, does again, or refuses to go on with."""
+"""The manifest: what a later run takes up, does again, or refuses to resume."""
 
 from __future__ import annotations
 
@@ -192,9 +192,9 @@ def test_two_runs_of_one_slice_do_not_meet(running: StandIns, catalog: Path) -> 
 
 def test_a_folder_is_gone_on_with_as_it_was_begun(running: StandIns, catalog: Path) -> None:
     fetch_from(running, catalog)
-    with pytest.raises(UsageError, match=r"begun with --unwise-from legacy, not unwise_me"):
+    with pytest.raises(UsageError, match=r"started with --unwise-from legacy, not unwise_me"):
         fetch_from(running, catalog, unwise_from="unwise_me")
-    with pytest.raises(UsageError, match=r"begun with --pixel-scale \(none\), not .*unwise"):
+    with pytest.raises(UsageError, match=r"started with --pixel-scale \(none\), not .*unwise"):
         fetch_from(running, catalog, pixel_scales_arcsec={"unwise": 1.5})
 
 

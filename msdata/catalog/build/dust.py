@@ -54,7 +54,7 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
         float32 (n,), magnitudes; NaN where the map has none.
 
     Raises:
-        UsageError: there is no such map or function, or it gives something else.
+        UsageError: the map or function does not exist, or gives something else.
         DataError: the map is broken.
     """
     if task.kind == "healpix":
@@ -94,7 +94,7 @@ def _load(task: DustTask) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise UsageError(f"ebv.{task.name}: there is no module {module!r} ({error})") from error
+        raise UsageError(f"ebv.{task.name}: module {module!r} not found ({error})") from error
     except AttributeError:
         raise UsageError(f"ebv.{task.name}: module {module!r} has no {name!r}") from None
     return found() if isinstance(found, type) else found

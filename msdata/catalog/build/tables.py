@@ -57,7 +57,7 @@ def open_table(path: Path, hdu: str | int | None = None) -> SurveyTable:
         StorageError: the file system refused.
     """
     if not path.is_file():
-        raise UsageError(f"table {path} is no file; check the path")
+        raise UsageError(f"table {path} is not a file; check the path")
     with _Reading(path):
         start = _first_bytes(path)
         if start[:4] == b"PAR1":
@@ -239,7 +239,7 @@ def read_healpix(path: Path, column: str | None = None) -> tuple[Any, dict[str, 
     """Reads a HEALPix map.
 
     Args:
-        path: FITS file with the map in its first table, one or many pixels a row.
+        path: FITS file with the map in its first table, one or many pixels per row.
         column: name of the column; None takes the first.
 
     Returns:
@@ -251,7 +251,7 @@ def read_healpix(path: Path, column: str | None = None) -> tuple[Any, dict[str, 
     """
     found = open_table(path)
     if found.kind != "fits":
-        raise UsageError(f"map {path} is no FITS file")
+        raise UsageError(f"map {path} is not a FITS file")
     name = found.names[0] if column is None else column
     if name not in found.names:
         raise UsageError(f"map {path} has no column {name!r}; it has {', '.join(found.names)}")

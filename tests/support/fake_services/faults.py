@@ -24,7 +24,7 @@ LASTING = (
         "no_such_layer",
         "one_band",
         "clamped",
-        "off_centre",
+        "off_center",
         "no_unwise",
     ),
 )
@@ -73,7 +73,7 @@ class FaultPlan:
     def __post_init__(self) -> None:
         fractions = (self.passing_fraction, self.lasting_fraction, self.odd_fraction)
         if not all(0 <= f <= 1 for f in fractions) or sum(fractions[1:]) > 1:
-            raise UsageError(f"fractions of faults {fractions} are no fractions; give 0 to 1")
+            raise UsageError(f"fractions of faults must be 0 to 1, got {fractions}")
         for name, known in (("passing", PASSING), ("lasting", (*LASTING, *ODDITIES))):
             if unknown := set(getattr(self, name)) - set(known):
                 raise UsageError(f"no {name} fault {sorted(unknown)}; there are {', '.join(known)}")
