@@ -58,7 +58,6 @@ HOMES: dict[str, set[str]] = {
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/table.py",
-        "msdata/catalog/build/tables.py",
         "msdata/sources/fits_image.py",
         "msdata/mock/templates.py",
     },

@@ -28,8 +28,8 @@ from msdata.catalog.build.healpix import pixel_of
 from msdata.catalog.build.recipe import BUILT_IN, load_recipe
 from msdata.catalog.build.select import STAR, angles, first_redshift, passes_cut, repeated_ids
 from msdata.catalog.build.spec import DustTask
-from msdata.catalog.build.tables import open_table, read_pieces
 from msdata.catalog.columns import read_catalog
+from msdata.catalog.table import open_table, read_pieces
 from msdata.cli import main
 from msdata.errors import DataError, UsageError
 

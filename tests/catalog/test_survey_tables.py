@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from msdata.catalog.build.tables import open_table, read_pieces
+from msdata.catalog.table import open_table, read_pieces
 from msdata.cli import main
 
 Rows = list[dict[str, Any]]

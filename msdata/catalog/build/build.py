@@ -25,7 +25,7 @@ from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.neighbors import close_pairs, keep_best
 from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
-from msdata.catalog.build.tables import open_table, read_pieces
+from msdata.catalog.table import open_table, read_pieces
 from msdata.catalog.values import EBV_RANGE
 from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from msdata.catalog.build.healpix import nside_of, pixel_of
 from msdata.catalog.build.neighbors import unit_vectors
 from msdata.catalog.build.spec import DustTask
-from msdata.catalog.build.tables import read_healpix
+from msdata.catalog.table import read_healpix
 from msdata.errors import UsageError
 
 _Float = NDArray[np.float64]
