@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import cv2
-import fake_services
+import fake_services.__main__ as fake_services
 import numpy as np
 import pytest
 from fake_services.catalog import write_galaxies
