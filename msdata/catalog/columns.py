@@ -105,7 +105,7 @@ def read_catalog(
         columns: further columns to keep, as named in the file; None keeps all.
         needs_redshift: an object without redshift is of no use; else there need not be a column.
         redshift_range: lowest and highest redshift to believe; others count as absent.
-        ebv_range: the same for columns of E(B-V), magnitudes.
+        ebv_range: lowest and highest E(B-V) to believe, magnitudes.
 
     Returns:
         The catalog.

@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     build.add_argument("spec", type=Path, help="TOML file that names the tables")
     build.add_argument("out", type=Path, help="folder of the catalog, new or empty")
-    build.add_argument("--no-figure", action="store_true", help="no redshift histograms")
+    build.add_argument("--no-figure", action="store_true", help="do not draw redshift histograms")
     build.add_argument("--json", action="store_true", help="print the result as JSON")
-    build.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    recipes = actions.add_parser("recipes", help="list the recipes, or show one")
-    recipes.add_argument("name", nargs="?", help="show this one's TOML")
+    build.add_argument("--quiet", action="store_true", help="print no progress")
+    recipes = actions.add_parser("recipes", help="list the recipes, or print one")
+    recipes.add_argument("name", nargs="?", help="print this recipe's TOML")
 
 
 def run(args: argparse.Namespace) -> int:

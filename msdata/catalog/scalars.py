@@ -19,7 +19,7 @@ def plain_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, str]:
     """A column in one type for each kind of value.
 
     Args:
-        column: of any Arrow type.
+        column: any Arrow type.
 
     Returns:
         Numbers, strings or bools, None for other kinds; and what there is to say about them, empty

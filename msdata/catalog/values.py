@@ -44,7 +44,7 @@ def check_unit(field: pa.Field, canonical: str) -> None:
     """Refuses a position that is not in degrees, or a redshift with a unit.
 
     Args:
-        field: of the catalog's table; its metadata may have `UNIT`.
+        field: a field of the catalog's table; its metadata may have `UNIT`.
         canonical: "redshift", "ra" or "dec".
 
     Raises:

@@ -71,7 +71,7 @@ def fits_planes(content: bytes, most_nbytes: int) -> list[Plane]:
 
     Args:
         content: the answer.
-        most_nbytes: of it unpacked; a few bytes can stand for gigabytes.
+        most_nbytes: limit of its unpacked size; a few bytes can stand for gigabytes.
 
     Raises:
         RefusedError: it is a text that says there is none.
@@ -93,7 +93,7 @@ def planes_by_band(
     """Assigns images to bands by what their header says, never by their order.
 
     Args:
-        planes: of one answer.
+        planes: the images of one answer.
         survey: whose bands are wanted.
         words: the service's names of the bands, in lower case, and the survey's.
 

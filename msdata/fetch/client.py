@@ -84,7 +84,7 @@ class Client:
 
         Args:
             name: what follows the base URL.
-            parameters: of the query.
+            parameters: the query's.
             max_nbytes: a longer answer is not read.
             check: makes of the answer's bytes what is wanted, or raises.
 

@@ -38,11 +38,11 @@ class Entry:
     Attributes:
         sample_id: which.
         state: FETCHED, REFUSED or UNSETTLED.
-        ra: position it was looked for at, degrees; None where it has none.
-        dec: the same.
+        ra: right ascension it was looked for at, degrees; None where it has none.
+        dec: declination of that position, degrees.
         nbytes: size of its file.
         crc32c: checksum of its file.
-        service: that failed it.
+        service: the one that failed it.
         reason: why it failed.
         notes: such as sky cell, NaN pixels, bands without coverage.
     """

@@ -34,8 +34,8 @@ class FetchReport:
     """What a fetch did.
 
     Attributes:
-        num_objects: of the slice.
-        states: how many of them are in which state now.
+        num_objects: objects in the slice.
+        states: how many objects are in which state now.
         num_fetched_now: by this run.
         services: counters of requests, retries and bytes by service.
         failed_path: the list of failed objects.

@@ -26,10 +26,10 @@ class Service:
         requests_per_s: the most that may arrive there in any second, from all threads together.
         connections: requests in flight at a time.
         connect_timeout_s: for a connection.
-        read_timeout_s: of silence.
-        total_timeout_s: for a whole answer from when it is asked for, however it trickles; each
-            of the `tries` has as much.
-        tries: of a request before the object is left for a later run.
+        read_timeout_s: longest silence within an answer.
+        total_timeout_s: for a whole answer from when it is asked for, however it trickles; every
+            try has as much.
+        tries: attempts at a request before the object is left for a later run.
         backoff_s: mean wait after the first failure; doubled after each.
         max_wait_s: a service that asks to wait longer is left for a later run.
         max_outage_s: the run ends when the service has delivered nothing for so long.

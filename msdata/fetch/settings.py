@@ -37,7 +37,7 @@ class FetchSettings:
         id_column: the catalog's column with the ids; None looks for a known name.
         services: where to ask, by name.
         unwise_from: "legacy" or "unwise_me".
-        pixel_scales_arcsec: of arrays that differ from the schema's.
+        pixel_scales_arcsec: scales of arrays that differ from the schema's, by name.
         part: the slice of the catalog.
         concurrent_slices: slices at work at a time; they share each service's rate.
         workers: objects in flight at a time.

@@ -88,7 +88,7 @@ def object_path(sample_id: str, suffix: str) -> PurePosixPath:
     """Where an object's file lies: four folders of a character each, then its name.
 
     Args:
-        sample_id: of the object. Folders are its first four digits; of an id that is not a number,
+        sample_id: the object's. Folders are its first four digits; an id that is not a number has
             four digits of its hash.
         suffix: what follows the id in the file's name, with the dot.
     """

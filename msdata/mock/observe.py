@@ -32,7 +32,7 @@ class Telescopes:
         galex: grid of the GALEX cutout.
         unwise: grid of the unWISE cutout.
         galex_psf: float32 (V, U) per band, Fourier transforms of the PSFs.
-        unwise_psf: the same for unWISE.
+        unwise_psf: float32 (V, U) per band, for unWISE.
     """
 
     panstarrs: Grid

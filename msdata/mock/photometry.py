@@ -135,8 +135,8 @@ def star_colors(
 ) -> Floats:
     """Fluxes of black bodies, in units of the flux in one band.
 
-    A black body misses the lines and the ultraviolet blanketing of a real star; as a field object
-    of about the right color it suffices.
+    A black body lacks the lines and the ultraviolet blanketing of a real star, but suffices as a
+    field object with about the right color.
 
     Args:
         temperature_kelvin: float64 (T,).

@@ -30,7 +30,7 @@ class BlockHeader:
 
     Attributes:
         num_rows: rows the header promises; a truncated file has fewer.
-        dtype: of the pixels, any float and byte order.
+        dtype: the pixels', any float and byte order.
         is_fortran: columns stand together instead of rows.
         data_offset: where the array begins, in bytes.
     """
@@ -87,7 +87,7 @@ def read_row(path: Path, descriptor: int, header: BlockHeader, row: int) -> Samp
 
     Args:
         path: the file, for Fortran order and for messages.
-        descriptor: the same file, open for reading.
+        descriptor: that file, open for reading.
         header: the file's header.
         row: number of the row.
 

@@ -55,13 +55,13 @@ class _Template:
         num_bytes: size of the file.
         spans: the payloads.
         skeleton: all bytes outside of the payloads.
-        recipe: of each key the payload and its layout.
+        layouts: payload and layout of each key.
     """
 
     num_bytes: int
     spans: tuple[slice, ...]
     skeleton: bytes
-    recipe: tuple[tuple[str, int, Layout], ...]
+    layouts: tuple[tuple[str, int, Layout], ...]
 
 
 class ObjectReader:
@@ -97,7 +97,7 @@ class ObjectReader:
         if template is not None and view is not None:
             return {
                 key: make_array(view[template.spans[index]], layout)
-                for key, index, layout in template.recipe
+                for key, index, layout in template.layouts
             }
         view = _read_file(path, self._payload_offset)
         commands, spans = cut_payloads(view, _pickle_start(view))
@@ -139,7 +139,7 @@ def _template(
 ) -> _Template | None:
     """How `members` were made of the payloads; None where other values stand among them."""
     number_of = {id(payload): number for number, payload in enumerate(payloads)}
-    recipe = []
+    layouts = []
     for key, value in members.items():
         if (
             type(value) is not PickledArray
@@ -147,12 +147,12 @@ def _template(
             or id(value.raw) not in number_of
         ):
             return None
-        recipe.append((key, number_of[id(value.raw)], value.layout))
+        layouts.append((key, number_of[id(value.raw)], value.layout))
     return _Template(
         num_bytes=len(view),
         spans=tuple(spans),
         skeleton=_outside(view, spans),
-        recipe=tuple(recipe),
+        layouts=tuple(layouts),
     )
 
 

@@ -25,7 +25,7 @@ from msdata.sources.pickles import read_object
 # What `failed.csv` must say of each lasting fault.
 REASONS = {
     "outside": "outside of the survey",
-    "missing_band": "there is no stack of band",
+    "missing_band": "the position has no stack of band",
     "split_projections": "lie in sky cells of different projections",
     "two_stacks": "has 2 stacks of band",
     "flagged": "is flagged as bad",

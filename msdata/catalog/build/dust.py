@@ -46,7 +46,7 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
     """E(B-V) at positions.
 
     Args:
-        task: of kind "healpix" or "call".
+        task: kind "healpix" or "call".
         ra_deg: float64 (n,), ICRS.
         dec_deg: float64 (n,).
 

@@ -62,9 +62,9 @@ class Recipe:
         license: terms of use.
         hdu: extension of a FITS file with the table; None for the first table.
         id: names that the column of the photometric id may have.
-        ra: the same, right ascension: degrees; text is read as sexagesimal hours.
-        dec: the same, declination: degrees; text is read as sexagesimal degrees.
-        redshifts: the same for one or several redshifts: the first that is above 0 counts.
+        ra: names of the right ascension: degrees; text is read as sexagesimal hours.
+        dec: names of the declination: degrees; text is read as sexagesimal degrees.
+        redshifts: names of one or several redshifts: the first value above 0 counts.
         redshift_unit: "1", or "km/s" where the column holds c z.
         stars_below: what has a smaller redshift is a star; None where a column tells stars.
         cuts: the survey's own, in order.

@@ -138,7 +138,7 @@ def draw_redshifts(
     Args:
         table: with `redshift` and `survey`.
         surveys: names, in the order of the stack.
-        limits: of the redshift axis.
+        limits: lowest and highest redshift of the axis.
         file: open for writing; gets a PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

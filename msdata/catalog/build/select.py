@@ -33,11 +33,11 @@ class Columns:
 
     Attributes:
         id: name of the id's column.
-        ra: of the right ascension's.
-        dec: of the declination's.
-        redshifts: of the redshifts', in order; those that are there.
-        cuts: of each cut's; None where an optional one has no column.
-        further: of columns to keep, such as E(B-V); None where the table has none.
+        ra: name of the right ascension's.
+        dec: name of the declination's.
+        redshifts: names of the redshifts' that the table has, in order.
+        cuts: name of each cut's; None where an optional one has no column.
+        further: names of columns to keep, such as E(B-V); None where the table has none.
     """
 
     id: str

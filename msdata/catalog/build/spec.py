@@ -39,7 +39,7 @@ class DustTask:
             tables).
         value: file, `module:name`, or the column's name.
         field: column of a HEALPix file; None takes the first.
-        frame: of a HEALPix map: "G" galactic or "C" equatorial; None: as the file says, else "G".
+        frame: a HEALPix map's, "G" galactic or "C" equatorial; None: as the file says, else "G".
     """
 
     name: str

@@ -30,10 +30,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python tests/support/fake_services",
         description="Serves stand-ins for PS1, the Legacy viewer and unwise.me on 127.0.0.1.",
     )
-    parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    parser.add_argument("--seed", type=int, default=0, help="of the mock sky; %(default)s")
+    parser.add_argument(
+        "--port", type=int, default=0, help="port to listen on (default: a free one)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the mock sky (default: %(default)s)"
+    )
     parser.add_argument("--catalog", type=Path, help="write a catalog of this sky, then serve")
-    parser.add_argument("--n", type=int, default=200, help="its galaxies; %(default)s")
+    parser.add_argument(
+        "--n", type=int, default=200, help="galaxies in the catalog (default: %(default)s)"
+    )
     parser.add_argument("--services", type=Path, help="write the TOML file for msdata fetch")
     parser.add_argument("--faulty", type=float, default=0.0, help="fraction of faulty answers")
     parser.add_argument("--bad", type=float, default=0.0, help="fraction of objects that stay bad")

@@ -50,9 +50,9 @@ class FaultPlan:
 
     Attributes:
         seed: what they are drawn with.
-        passing_fraction: of answers that are spoiled for a while.
-        lasting_fraction: of objects with a fault that stays.
-        odd_fraction: of objects that are good but odd.
+        passing_fraction: share of answers that are spoiled for a while.
+        lasting_fraction: share of objects with a fault that stays.
+        odd_fraction: share of objects that are good but odd.
         passing: the kinds to draw passing faults from.
         lasting: the kinds to draw lasting faults from.
         max_in_a_row: attempts after which a passing fault is gone.

@@ -32,7 +32,7 @@ class Grid:
         ra: tangent point, degrees.
         dec: tangent point, degrees.
         x: pixel of the tangent point, counted from 0, as floats.
-        y: the same for rows; rows count northwards.
+        y: row of the tangent point, counted from 0; rows count northwards.
         scale_arcsec: pixel size.
         width: columns.
         height: rows.

@@ -44,7 +44,7 @@ class Galaxy:
         brightness: factor on the flux of every band.
         sigma_arcsec: width along the major axis.
         axis_ratio: minor over major axis.
-        angle: of the major axis, radians from north through east.
+        angle: direction of the major axis, radians from north through east.
     """
 
     ra: float
@@ -117,7 +117,7 @@ def galaxies_near(seed: int, ra: float, dec: float, radius_deg: float) -> Iterat
         seed: the sky's.
         ra: center, degrees.
         dec: center, degrees.
-        radius_deg: of the circle.
+        radius_deg: the circle's radius.
     """
     reach = radius_deg + _REACH_DEG
     for row in range(int((dec - reach) // CELL_DEG), int((dec + reach) // CELL_DEG) + 1):
