@@ -264,10 +264,10 @@ def test_ids_become_paths_of_four_folders(tmp_path: Path) -> None:
     assert object_path("J1234+56", ".npy").name == "J1234+56.npy"
     assert len(object_path("J1234+56", ".npy").parts) == 5
     path = tmp_path / "catalog.csv"
-    path.write_text("id,ra,dec\n7,1,2\n0000007,3,4\n,5,6\n")
+    path.write_text("id,ra,dec\n7,1,2\n7,1,2\n,5,6\n8,1,2\n0000008,3,4\n")
     targets, notes = read_targets(path, id_column=None, part=Slice())
     assert [(t.sample_id, t.ra) for t in targets] == [("0000007", 1.0)]
-    assert len(notes) == 2
+    assert len(notes) == 3
     path.write_text("id,ra,dec\n../../etc/passwd,1,2\n")
     with pytest.raises(UsageError, match="cannot name a file"):
         read_targets(path, id_column=None, part=Slice())

@@ -197,7 +197,9 @@ def test_unknown_bands_get_all_bands_from_the_viewer_and_are_refused_here() -> N
         one = requests.get(url, params={**query, "bands": "n"}, timeout=10).content
     planes = fits_planes(asked, 1 << 24)
     assert [plane.band for plane in planes] == ["n", "f"]
-    only_nuv = replace(MANTIS_SHRIMP["galex"], bands=("NUV",), shape=(1, 32, 32))
+    galex = MANTIS_SHRIMP["galex"]
+    zero_points = (galex.zero_points_ab or ())[:1] or None
+    only_nuv = replace(galex, bands=("NUV",), shape=(1, 32, 32), zero_points_ab=zero_points)
     with pytest.raises(RefusedError, match="it sent band f; wanted are NUV"):
         planes_by_band(planes, only_nuv, {"n": "NUV"})
     with pytest.raises(RefusedError, match="it sent no band FUV, only NUV"):
