@@ -50,7 +50,7 @@ HOMES: dict[str, set[str]] = {
     "torch": {"msdata/loader/torch_dataset.py"},
     "matplotlib": {
         "msdata/plan/rendering.py",
-        "msdata/catalog/build/figure.py",
+        "msdata/catalog/build/report.py",
         "mstrain/evaluation/report/canvas.py",
     },
     "speclite": {"msdata/mock/photometry.py"},
@@ -58,7 +58,6 @@ HOMES: dict[str, set[str]] = {
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/table.py",
-        "msdata/catalog/build/tables.py",
         "msdata/sources/fits_image.py",
         "msdata/mock/templates.py",
     },

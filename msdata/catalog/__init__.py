@@ -1,1 +1,1 @@
-"""Catalogues: reading tables, finding columns, joining rows to objects."""
+"""Catalogs: reading tables, finding columns, joining rows to objects."""

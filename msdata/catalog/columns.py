@@ -1,4 +1,4 @@
-"""A catalogue with the columns' names that the rest of msdata uses.
+"""A catalog with the columns' names that the rest of msdata uses.
 
 Surveys name the same column differently; here known names become `redshift`, `ra`, `dec`, and names
 that the index needs for itself are moved out of the way.
@@ -46,7 +46,7 @@ _RESERVED = frozenset(
     )
 )
 _RESERVED_PREFIXES = ("offset_", "nbytes_", "crc32c_")
-# Names that mean an object's own id; of the others a catalogue may have several.
+# Names that mean an object's own id; of the others a catalog may have several.
 _OWN_ID_NAMES = ID_NAMES[:3]
 # Single letters that name a band: beside two of them, or beside x and y, a `z` may be one, too.
 _BANDS = frozenset("ugriyjhk") | {"ks"}
@@ -54,11 +54,11 @@ _BANDS = frozenset("ugriyjhk") | {"ks"}
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """A catalogue with canonical column names.
+    """A catalog with canonical column names.
 
     Attributes:
         path: where it was read from.
-        ids: text of each row's id, null where it has none; None for a catalogue without ids, which
+        ids: text of each row's id, null where it has none; None for a catalog without ids, which
             can be joined by row number only.
         id_column: the id's column in the file; None without ids.
         file_columns: names of all columns in the file.
@@ -83,7 +83,7 @@ class Catalog:
     def __post_init__(self) -> None:
         is_empty = not self.columns.num_columns
         if self.ids is not None and not is_empty and len(self.ids) != self.columns.num_rows:
-            raise UsageError(f"{len(self.ids)} ids for {self.columns.num_rows} catalogue rows")
+            raise UsageError(f"{len(self.ids)} ids for {self.columns.num_rows} catalog rows")
 
 
 def read_catalog(
@@ -96,7 +96,7 @@ def read_catalog(
     redshift_range: Limits = REDSHIFT_RANGE,
     ebv_range: Limits = EBV_RANGE,
 ) -> Catalog:
-    """Reads a catalogue from CSV, Parquet or FITS.
+    """Reads a catalog from CSV, Parquet or FITS.
 
     Args:
         path: the file.
@@ -105,10 +105,10 @@ def read_catalog(
         columns: further columns to keep, as named in the file; None keeps all.
         needs_redshift: an object without redshift is of no use; else there need not be a column.
         redshift_range: lowest and highest redshift to believe; others count as absent.
-        ebv_range: the same for columns of E(B-V), magnitudes.
+        ebv_range: lowest and highest E(B-V) to believe, magnitudes.
 
     Returns:
-        The catalogue.
+        The catalog.
 
     Raises:
         UsageError: a column is missing, may be another quantity, or is not numeric.
@@ -133,7 +133,7 @@ def read_catalog(
     more = _further_columns(table.select(wanted), {*kept, *names}, id_name, ebv_range)
     ids = None if id_name is None else _ids_of(path, id_name, table.column(id_name))
     if ids is not None and ids.null_count:
-        notes = (*notes, f"rows of the catalogue without an id: {ids.null_count:,}")
+        notes = (*notes, f"rows of the catalog without an id: {ids.null_count:,}")
     return Catalog(
         path=path,
         ids=ids,
@@ -167,9 +167,9 @@ def _further_columns(
 
 
 def missing_id_column(catalog: Catalog) -> UsageError:
-    """The error for objects that can only be joined by an id the catalogue does not have."""
+    """The error for objects that can only be joined by an id the catalog does not have."""
     return UsageError(
-        f"catalogue {catalog.path} has no id column of a known name; it has "
+        f"catalog {catalog.path} has no id column of a known name; it has "
         f"{', '.join(catalog.file_columns)}; name it with --id-column"
     )
 
@@ -193,7 +193,7 @@ def _canonical_columns(
         elif found is not None and found.lower() == "z" and (beside := _may_be_other_z(names)):
             if needs_redshift:
                 raise UsageError(
-                    f"catalogue {path} has {found!r} beside {beside}, so it may be a magnitude or "
+                    f"catalog {path} has {found!r} beside {beside}, so it may be a magnitude or "
                     f"a coordinate; name the redshift: --redshift-column {found}, or another"
                 )
             notes = (f"column {found!r} beside {beside} is not taken as redshift",)
@@ -204,7 +204,7 @@ def _canonical_columns(
             chosen[canonical] = found
     if needs_redshift and "redshift" not in chosen:
         raise UsageError(
-            f"catalogue {path} has no redshift column of a known name; it has {', '.join(names)}; "
+            f"catalog {path} has no redshift column of a known name; it has {', '.join(names)}; "
             "name it with --redshift-column, or give --unlabelled for data without redshifts"
         )
     return chosen, notes
@@ -249,7 +249,7 @@ def _check_column(path: Path, names: Sequence[str], name: str, option: str) -> s
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UsageError(
-        f"catalogue {path} has no column {name!r} ({option}); it has {', '.join(names)}{hint}"
+        f"catalog {path} has no column {name!r} ({option}); it has {', '.join(names)}{hint}"
     )
 
 
@@ -269,17 +269,17 @@ def _as_float(path: Path, table: pa.Table, canonical: str) -> pa.ChunkedArray:
     try:
         check_unit(table.schema.field(0), canonical)
     except UsageError as error:
-        raise UsageError(f"catalogue {path}: {error}") from error
+        raise UsageError(f"catalog {path}: {error}") from error
     if pa.types.is_null(column.type):
         return column.cast(pa.float64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        cure = "mend the file, or leave the column out"
+        cure = "correct the file, or leave the column out"
         if canonical == "redshift":
-            cure = "mend the file or name another column with --redshift-column"
+            cure = "correct the file or name another column with --redshift-column"
         elif canonical in ("ra", "dec"):
             cure = "write positions as decimal degrees"
         raise UsageError(
-            f"catalogue {path}: column {name!r} holds {column.type}, not numbers"
+            f"catalog {path}: column {name!r} holds {column.type}, not numbers"
             f"{_first_text(column)}; {cure}"
         )
     return pc.cast(column, pa.float64(), safe=False)
@@ -301,4 +301,4 @@ def _ids_of(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
     try:
         return id_text(name, column)
     except UsageError as error:
-        raise UsageError(f"catalogue {path}: {error}") from error
+        raise UsageError(f"catalog {path}: {error}") from error

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from msdata.catalog.build.build import BuiltCatalog
     from msdata.catalog.build.spec import CatalogSpec
 
-WHEN_INTERRUPTED = "the catalogue is not finished: run the same command again"
+WHEN_INTERRUPTED = "the catalog is not finished: run the same command again"
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
 _MARK = b"msdata catalog build"
 
@@ -27,23 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "build", help="compile the spectroscopic sample from surveys' tables"
     )
     build.add_argument("spec", type=Path, help="TOML file that names the tables")
-    build.add_argument("out", type=Path, help="folder of the catalogue, new or empty")
-    build.add_argument("--no-figure", action="store_true", help="no redshift histograms")
+    build.add_argument("out", type=Path, help="folder of the catalog, new or empty")
+    build.add_argument("--no-figure", action="store_true", help="do not draw redshift histograms")
     build.add_argument("--json", action="store_true", help="print the result as JSON")
-    build.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    recipes = actions.add_parser("recipes", help="list the recipes, or show one")
-    recipes.add_argument("name", nargs="?", help="show this one's TOML")
+    build.add_argument("--quiet", action="store_true", help="print no progress")
+    recipes = actions.add_parser("recipes", help="list the recipes, or print one")
+    recipes.add_argument("name", nargs="?", help="print this recipe's TOML")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds a catalogue or shows recipes; returns the exit code."""
+    """Builds a catalog or shows recipes; returns the exit code."""
     if args.action == "recipes":
         return _show_recipes(args.name)
     from msdata.catalog.build.build import build_catalog
     from msdata.catalog.build.spec import read_spec
 
     if not args.no_figure:
-        from msdata.catalog.build.figure import check_figures
+        from msdata.catalog.build.report import check_figures
 
         check_figures()
     spec = read_spec(args.spec)
@@ -117,7 +117,7 @@ def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -
     with whole_file(out / FILES[1]) as file:
         pyarrow.csv.write_csv(catalog.table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
     if not args.no_figure:
-        from msdata.catalog.build.figure import draw_redshifts
+        from msdata.catalog.build.report import draw_redshifts
 
         names = [counts.name for counts in catalog.counts]
         with whole_file(out / FILES[3]) as file:

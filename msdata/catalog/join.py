@@ -1,8 +1,8 @@
-"""Labels: a catalogue of redshifts and positions, joined to the objects a source has listed.
+"""Labels: a catalog of redshifts and positions, joined to the objects a source has listed.
 
 Ids are compared as text, but leading zeros of integers do not count, so that the file
-`0001234.npy` finds the integer 1234. Where two ids of the catalogue differ by nothing else, objects
-of that number are ambiguous and rejected. Vectorised, for millions of objects.
+`0001234.npy` finds the integer 1234. Where two ids of the catalog differ by nothing else, objects
+of that number are ambiguous and rejected. Vectorized, for millions of objects.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from msdata.errors import UsageError
 
 __all__ = ["Catalog", "Joined", "join", "read_catalog"]
 
-NO_ROW = "no row in the catalogue"
-NO_REDSHIFT = "no redshift in the catalogue"
-CONFLICT = "conflicting rows in the catalogue"
-AMBIGUOUS = "ambiguous id: rows of the catalogue differ from each other by leading zeros alone"
+NO_ROW = "no row in the catalog"
+NO_REDSHIFT = "no redshift in the catalog"
+CONFLICT = "conflicting rows in the catalog"
+AMBIGUOUS = "ambiguous id: rows of the catalog differ from each other by leading zeros alone"
 ALIKE = "ambiguous id: another object's differs from it by leading zeros alone"
 
 _Rows = NDArray[np.int64]
@@ -34,7 +34,7 @@ class Joined:
     """Objects with their labels.
 
     Attributes:
-        table: the candidates in their order, the catalogue's columns, and `reason` (string): why
+        table: the candidates in their order, the catalog's columns, and `reason` (string): why
             the object is rejected, null where it is good.
         num_rejected: rows with a reason.
     """
@@ -44,20 +44,20 @@ class Joined:
 
 
 def join(candidates: pa.Table, catalog: Catalog) -> Joined:
-    """Gives each object its catalogue row.
+    """Gives each object its catalog row.
 
     Objects with a `catalog_row` are joined by that number, others by `sample_id`. Of objects with
-    the same id the first is kept. Catalogue rows of the same id count once where they are equal.
+    the same id the first is kept. Catalog rows of the same id count once where they are equal.
 
     Args:
         candidates: what `Source.scan` gave.
         catalog: what `read_catalog` gave.
 
     Returns:
-        The labelled objects; rejected ones have a reason.
+        The labeled objects; rejected ones have a reason.
 
     Raises:
-        UsageError: no object has a row in the catalogue, or the catalogue has no ids.
+        UsageError: no object has a row in the catalog, or the catalog has no ids.
     """
     by_row = "catalog_row" in candidates.column_names
     if by_row:
@@ -135,7 +135,7 @@ def _differ_by_zeros(keys: pa.Array, ids: pa.Array) -> NDArray[np.bool_]:
 def _match(
     keys: pa.Array, ids: pa.Array, columns: pa.Table
 ) -> tuple[_Rows, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Catalogue row of each key (-1: none); whether its rows conflict; whether it is ambiguous."""
+    """Catalog row of each key (-1: none); whether its rows conflict; whether it is ambiguous."""
     distinct, codes, first = _first_of_each(without_zeros(ids))
     found = pc.fill_null(pc.index_in(keys, value_set=distinct), -1).to_numpy().astype(np.int64)
     # The last of each is read for the key -1.
@@ -171,7 +171,7 @@ def _mark_doubted(catalog: Catalog, rows: pa.Array, reason: NDArray[np.object_])
     places = np.flatnonzero(doubted.is_valid().to_numpy())
     low, high = catalog.redshift_range
     for place, value in zip(places.tolist(), doubted.drop_null().to_pylist(), strict=True):
-        reason[place] = f"redshift {value:g} in the catalogue is outside {low:g} to {high:g}"
+        reason[place] = f"redshift {value:g} in the catalog is outside {low:g} to {high:g}"
 
 
 def _mark_duplicates(keys: pa.Array, paths: pa.ChunkedArray, reason: NDArray[np.object_]) -> None:
@@ -186,7 +186,7 @@ def _nothing_matches(candidates: pa.Table, catalog: Catalog, *, by_row: bool) ->
     if by_row:
         return UsageError(
             f"no object has a row in {catalog.path}: it has {catalog.columns.num_rows} rows, the "
-            f"first object is of row {candidates['catalog_row'][0].as_py()}; give the catalogue "
+            f"first object is of row {candidates['catalog_row'][0].as_py()}; give the catalog "
             "that the indices were made from"
         )
     example = catalog.ids[0].as_py() if catalog.ids is not None and len(catalog.ids) else None

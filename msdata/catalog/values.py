@@ -1,4 +1,4 @@
-"""Which values of a catalogue to believe: redshifts, E(B-V), units, and ids with all their digits.
+"""Which values of a catalog to believe: redshifts, E(B-V), units, and ids with all their digits.
 
 `pack`, `fetch` and `catalog build` ask here, so that none takes what another refuses.
 """
@@ -25,7 +25,7 @@ _POINT_ZERO = r"\.0*$"
 _MAX_EXACT_FLOAT32 = 2**24
 Limits = tuple[float, float]
 # Lower: motions of nearby galaxies and stars stay above -0.005. Upper: quasars reach 7.6, and what
-# catalogues write for "none" starts with 9.99.
+# catalogs write for "none" starts with 9.99.
 REDSHIFT_RANGE = (-0.01, 8.0)
 # Maps have noise just below 0; behind more dust than 5 mag no galaxy has a redshift. -999, -9, 9.99
 # and 99 mean that there is none.
@@ -44,7 +44,7 @@ def check_unit(field: pa.Field, canonical: str) -> None:
     """Refuses a position that is not in degrees, or a redshift with a unit.
 
     Args:
-        field: of the catalogue's table; its metadata may have `UNIT`.
+        field: a field of the catalog's table; its metadata may have `UNIT`.
         canonical: "redshift", "ra" or "dec".
 
     Raises:
@@ -107,7 +107,7 @@ def notes_on(what: str, outside: pa.ChunkedArray, limits: Limits, option: str) -
 
 
 def note_on_zeros(redshift: pa.ChunkedArray) -> tuple[str, ...]:
-    """A note on redshifts of exactly 0, which some catalogues write for "none"."""
+    """A note on redshifts of exactly 0, which some catalogs write for "none"."""
     import pyarrow.compute as pc
 
     count = pc.sum(pc.equal(redshift, 0.0)).as_py() or 0
@@ -134,7 +134,7 @@ def id_text(name: str, column: pa.ChunkedArray) -> pa.Array:
         if np.all(np.isnan(values) | (values == np.trunc(values))):
             if np.any(np.abs(values) >= limit):
                 raise _rounded_ids(name, f"{np.nanmax(np.abs(values)):.0f}")
-            values = pa.array(values, from_pandas=True)  # NaN are no ids
+            values = pa.array(values, from_pandas=True)  # NaN is not an id
             column = pc.cast(values, pa.int64())
     text = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)

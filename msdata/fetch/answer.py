@@ -1,7 +1,7 @@
 """Checks a FITS answer before it counts, and cuts the stamp out of it.
 
 Content, length, shape, band, pixel scale, the position's place, unit: each answer is held against
-what was asked for, since the services clamp sizes, ignore unknown names and apologise in plain text
+what was asked for, since the services clamp sizes, ignore unknown names and apologize in plain text
 without saying so in the status.
 """
 
@@ -37,14 +37,14 @@ class Wanted:
         survey: array that it is for.
         position: right ascension and declination, degrees.
         size: pixels of a side that were asked for.
-        centre: pixel, counted from 0, within half a pixel of which the position must lie; None
+        center: pixel, counted from 0, within half a pixel of which the position must lie; None
             where the service does not promise one.
     """
 
     survey: Survey
     position: tuple[float, float]
     size: int
-    centre: float | None
+    center: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Band:
         pixels: float32 (size, size) of the schema.
         zero_point: AB magnitude of a pixel value of 1.
         num_nan: NaN pixels in it.
-        offset_pixels: from the stamp's centre to the position, (columns, rows).
+        offset_pixels: from the stamp's center to the position, (columns, rows).
         tilt_deg: angle from the columns' direction to north.
     """
 
@@ -71,11 +71,11 @@ def fits_planes(content: bytes, most_nbytes: int) -> list[Plane]:
 
     Args:
         content: the answer.
-        most_nbytes: of it unpacked; a few bytes can stand for gigabytes.
+        most_nbytes: limit of its unpacked size; a few bytes can stand for gigabytes.
 
     Raises:
         RefusedError: it is a text that says there is none.
-        SpoiledError: it is no FITS, or truncated, or empty.
+        SpoiledError: it is not FITS, or truncated, or empty.
     """
     if content[:6] != b"SIMPLE" and content[:2] != b"\x1f\x8b":
         text = " ".join(content[:300].decode("ascii", "replace").split())[:80]
@@ -93,7 +93,7 @@ def planes_by_band(
     """Assigns images to bands by what their header says, never by their order.
 
     Args:
-        planes: of one answer.
+        planes: the images of one answer.
         survey: whose bands are wanted.
         words: the service's names of the bands, in lower case, and the survey's.
 
@@ -131,11 +131,11 @@ def band_stamp(plane: Plane, band: str, wanted: Wanted) -> Band:
     """
     height, width = plane.pixels.shape
     size = wanted.size
-    if (height, width) != (size, size) and wanted.centre is not None:
+    if (height, width) != (size, size) and wanted.center is not None:
         raise RefusedError(f"band {band} has {width}x{height} pixels, asked for were {size}x{size}")
     placement = _located(plane, band, wanted)
-    if wanted.centre is not None:
-        _check_centre(placement, band, wanted.centre)
+    if wanted.center is not None:
+        _check_center(placement, band, wanted.center)
     try:
         scale = _scale(wanted.survey)
         stamp = cut_stamp(plane.pixels, placement, wanted.survey.shape[1], scale)
@@ -171,16 +171,16 @@ def _located(plane: Plane, band: str, wanted: Wanted) -> Placement:
     if whole_pixel_turn(placement, scale) is None:
         found = placement.pixel_scale_arcsec
         if abs(found / scale - 1) > SCALE_TOLERANCE:
-            raise RefusedError(f"band {band} has {found:.4f} arcsec a pixel instead of {scale:g}")
+            raise RefusedError(f"band {band} has {found:.4f} arcsec per pixel instead of {scale:g}")
         raise RefusedError(f"band {band} leans by {placement.tilt_deg:.1f} degrees against north")
     return placement
 
 
-def _check_centre(placement: Placement, band: str, centre: float) -> None:
-    off = max(abs(placement.x - centre), abs(placement.y - centre))
+def _check_center(placement: Placement, band: str, center: float) -> None:
+    off = max(abs(placement.x - center), abs(placement.y - center))
     if not off <= 0.5 + _ROUNDING_PIXELS:
         raise RefusedError(
-            f"band {band} has the position {off:.2f} pixels from its centre, more than half a pixel"
+            f"band {band} has the position {off:.2f} pixels from its center, more than half a pixel"
         )
 
 

@@ -5,14 +5,16 @@ The one file that imports requests.
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msdata import __version__
-from msdata.fetch.backoff import delay_s, retry_after_s
 from msdata.fetch.deadline import Deadline, bounded
 from msdata.fetch.failures import (
     LostError,
@@ -38,6 +40,8 @@ _RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _BUSY_STATUSES = (429, 503)
 _LONGEST_BACKOFF_S = 120.0
 _CHUNK_NBYTES = 1 << 16
+# Beyond it the exponent would overflow long after the cap has set in.
+_MAX_DOUBLINGS = 30
 
 
 class Client:
@@ -80,7 +84,7 @@ class Client:
 
         Args:
             name: what follows the base URL.
-            parameters: of the query.
+            parameters: the query's.
             max_nbytes: a longer answer is not read.
             check: makes of the answer's bytes what is wanted, or raises.
 
@@ -283,3 +287,39 @@ def _sentence(error: Any, service: Service) -> str:
     if isinstance(error, kinds.ConnectionError):
         return "the connection failed or was closed"
     return f"{type(error).__name__}: {error}"
+
+
+def retry_after_s(value: str | None, now_s: float) -> float | None:
+    """Seconds that a `Retry-After` header asks for.
+
+    Args:
+        value: the header: seconds, or an HTTP date; None where it was not sent.
+        now_s: the time, seconds since 1970.
+
+    Returns:
+        Seconds from now, not below 0; None where there is nothing to understand.
+
+    Source: RFC 9110, section 10.2.3.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        # Digits without end would become infinity, which no one can wait for.
+        return float(text) if len(text) < 10 else math.inf
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return None
+
+
+def delay_s(attempt: int, first_s: float, longest_s: float) -> float:
+    """Seconds before the next attempt: doubled each time, and spread, lest all come back at once.
+
+    Args:
+        attempt: failed ones before this delay, from 1.
+        first_s: the mean after the first.
+        longest_s: never more than this.
+    """
+    grown = first_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS)
+    return min(longest_s, grown * random.uniform(0.5, 1.5))

@@ -26,40 +26,59 @@ WHEN_INTERRUPTED = "what is fetched is kept: run the same command again"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata fetch`."""
-    parser.add_argument("catalog", type=Path, help="CSV, Parquet or FITS table: ids, positions")
-    parser.add_argument("out", type=Path, help="folder for the objects, new or begun before")
-    parser.add_argument("--id-column", help="the catalogue's column with the objects' ids")
     parser.add_argument(
-        "--slice", default="0/1", help="part of the catalogue, such as 3/16; %(default)s"
+        "catalog", type=Path, help="CSV, Parquet or FITS table of ids and positions"
+    )
+    parser.add_argument("out", type=Path, help="folder for the objects; a second run resumes there")
+    parser.add_argument("--id-column", help="the catalog's column with the objects' ids")
+    parser.add_argument(
+        "--slice", default="0/1", help="part of the catalog, such as 3/16 (default: %(default)s)"
     )
     parser.add_argument(
         "--concurrent-slices",
         type=int,
-        help="slices at work at a time, which share each rate; default: all",
+        help="slices that run at a time and share each rate (default: all)",
     )
-    parser.add_argument("--workers", type=int, default=8, help="objects at a time; %(default)s")
-    parser.add_argument("--services", type=Path, help="TOML file with settings of the services")
     parser.add_argument(
-        "--rate", action="append", default=[], help="SERVICE=REQUESTS_PER_S, repeatable"
+        "--workers", type=int, default=8, help="objects to fetch at a time (default: %(default)s)"
     )
-    parser.add_argument("--base-url", action="append", default=[], help="SERVICE=URL, repeatable")
-    parser.add_argument("--unwise-from", default="legacy", help="legacy or unwise_me; %(default)s")
+    parser.add_argument("--services", type=Path, help="TOML file with the services' settings")
     parser.add_argument(
-        "--pixel-scale", action="append", default=[], help="ARRAY=ARCSEC, repeatable"
+        "--rate",
+        action="append",
+        default=[],
+        help="rate of a service, SERVICE=REQUESTS_PER_S; repeatable",
+    )
+    parser.add_argument(
+        "--base-url",
+        action="append",
+        default=[],
+        help="address of a service, SERVICE=URL; repeatable",
+    )
+    parser.add_argument(
+        "--unwise-from", default="legacy", help="legacy or unwise_me (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        action="append",
+        default=[],
+        help="pixel scale of an array, ARRAY=ARCSEC; repeatable",
     )
     parser.add_argument("--contact", help="your address, for the services' operators")
-    parser.add_argument("--keep-fits", action="store_true", help="keep the FITS files, too")
+    parser.add_argument("--keep-fits", action="store_true", help="also keep the FITS files")
     parser.add_argument(
         "--pack", type=Path, help="pack all into a data set in this folder, then remove the objects"
     )
     parser.add_argument(
-        "--keep-pickles", action="store_true", help="with --pack: do not remove the objects"
+        "--keep-pickles", action="store_true", help="with --pack: keep the objects' files"
     )
     parser.add_argument(
-        "--retry-refused", action="store_true", help="ask again for objects that were refused"
+        "--retry-refused", action="store_true", help="also ask again for refused objects"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what it would ask, and how long"
+        "--dry-run",
+        action="store_true",
+        help="print what it would ask and for how long; ask nothing",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
@@ -77,7 +96,7 @@ def _number(text: str, option: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UsageError(f"{option} {text!r}: {value!r} is no number") from None
+        raise UsageError(f"{option} {text!r}: the value must be a number, got {value!r}") from None
 
 
 def _services(args: argparse.Namespace) -> dict[str, Service]:

@@ -1,6 +1,6 @@
 """A time by which an answer has to be there, whatever trickles: status, headers, body, trailers.
 
-A socket's timeout is that of one read, so a byte a second satisfies it for ever. Here each read
+A socket's timeout is that of one read, so a byte per second satisfies it for ever. Here each read
 of a connection gets what is left until the deadline, at most; that holds for all of HTTP,
 since `http.client` and what stands on it read through one file object, the one that is replaced.
 TLS and the connection itself have their own timeout, for all of a handshake.

@@ -118,7 +118,7 @@ def check_unfinished(settings: FetchSettings, num_left: int) -> None:
 
 
 def into_shards(settings: FetchSettings, *, keep_pickles: bool, is_quiet: bool = True) -> Shards:
-    """Packs the whole catalogue's objects once all slices are through, then removes their files.
+    """Packs the whole catalog's objects once all slices are through, then removes their files.
 
     Args:
         settings: the fetch, with `pack`.
@@ -126,7 +126,7 @@ def into_shards(settings: FetchSettings, *, keep_pickles: bool, is_quiet: bool =
         is_quiet: no progress line.
 
     Raises:
-        UsageError: catalogue and folder do not fit.
+        UsageError: catalog and folder do not fit.
         DataError: the data set that was packed is damaged, or lacks objects.
         StorageError: the file system refused.
     """
@@ -179,7 +179,7 @@ def _is_begun(data: Path) -> bool:
 
 
 def _settled(settings: FetchSettings) -> tuple[set[str], int]:
-    """Ids of the whole catalogue's fetched objects, and how many objects are not settled yet."""
+    """Ids of the whole catalog's fetched objects, and how many objects are not settled yet."""
     targets, _ = read_targets(settings.catalog, id_column=settings.id_column, part=Slice())
     wanted = {target.sample_id for target in targets}
     entries = read_entries(settings.out, wanted, keep_notes=False)

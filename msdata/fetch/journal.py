@@ -1,9 +1,9 @@
-"""The manifest of a fetch: one line an object as it is settled, in a file that only ever grows.
+"""The manifest of a fetch: one line per settled object, in a file that only ever grows.
 
 A line is written and on the disk before the next object counts, and after the object's own file is.
 So whatever kills the process, at most the last line is torn; it is ignored and its object fetched
-again. Each slice writes a journal of its own, all read all: slices may be cut anew between runs.
-SQLite would do the same, but not on parallel file systems, whose locks cannot be relied upon.
+again. Each slice writes a journal of its own and reads all of them: the next run may cut the slices
+differently. SQLite would do the same, but not on parallel file systems with unreliable locks.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Entry:
     Attributes:
         sample_id: which.
         state: FETCHED, REFUSED or UNSETTLED.
-        ra: position it was looked for at, degrees; None where it has none.
-        dec: the same.
+        ra: right ascension it was looked for at, degrees; None where it has none.
+        dec: declination of that position, degrees.
         nbytes: size of its file.
         crc32c: checksum of its file.
-        service: that failed it.
+        service: the one that failed it.
         reason: why it failed.
         notes: such as sky cell, NaN pixels, bands without coverage.
     """

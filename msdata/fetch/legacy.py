@@ -3,7 +3,7 @@
 The viewer resamples so that the position lies exactly in the middle. It answers unknown `bands=`
 with all bands, so none are asked for and those that come are told by the header. Where coadds
 overlap the viewer itself lays them over the one grid, so there is nothing to choose; where it has
-none at hand it sends zeros, which no noise of unWISE gives.
+no coadd it sends zeros, which unWISE's noise never gives.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LegacyAdapter:
             "pixscale": f"{self.survey.pixel_scale_arcsec:g}",
             "layer": self._layer,
         }
-        wanted = Wanted(survey=self.survey, position=position, size=size, centre=(size - 1) / 2)
+        wanted = Wanted(survey=self.survey, position=position, size=size, center=(size - 1) / 2)
         most = max_fits_nbytes(self.survey, size, len(self.survey.bands))
         return client.get(
             "fits-cutout", query, most, lambda content: self._checked(content, wanted, most)

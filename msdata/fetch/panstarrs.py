@@ -168,7 +168,7 @@ class _Cutter:
 
     def _cut_band(self, stacks: Stacks, band: str) -> Cut:
         size = self._survey.shape[1] + _MARGIN_PIXELS
-        wanted = Wanted(survey=self._survey, position=self._position, size=size, centre=size // 2)
+        wanted = Wanted(survey=self._survey, position=self._position, size=size, center=size // 2)
         query = {
             "ra": degrees_text(self._position[0]),
             "dec": degrees_text(self._position[1]),
@@ -228,12 +228,12 @@ def choose_stacks(content: bytes, survey: Survey, position: tuple[float, float])
         At least one; first those that have every band themselves, of these the lowest numbers.
 
     Raises:
-        RefusedError: there are no stacks, or in no projection one stack of each band.
-        SpoiledError: the answer is no such table.
+        RefusedError: the position has no stacks, or no projection has one stack of each band.
+        SpoiledError: the answer is not such a table.
     """
     rows = _rows(content)
     if not rows:
-        raise RefusedError("there is no stack: the position is outside of the survey")
+        raise RefusedError("the position has no stack: it is outside of the survey")
     cells: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     flagged = set()
     for row in rows:
@@ -296,7 +296,7 @@ def _missing(cells: dict[str, dict[str, set[str]]], survey: Survey, flagged: set
     if missing:
         bad = [band for band in missing if band in flagged]
         remark = f" ({', '.join(bad)} is flagged as bad)" if bad else ""
-        return f"there is no stack of band {', '.join(missing)}{remark}"
+        return f"the position has no stack of band {', '.join(missing)}{remark}"
     for cell in sorted(cells):
         for band in survey.bands:
             if len(cells[cell][band]) > 1:

@@ -1,9 +1,9 @@
-"""Never more than the allowed requests a second, however threads, networks and servers dawdle.
+"""Never more than the allowed requests per second, however threads, networks and servers dawdle.
 
 Spacing requests where they are sent is not enough: one that is held up on its way arrives together
 with the next. So a request counts from before it is sent until a whole window after its answer
 began. It reached the server in between; therefore no window of the server's own clock holds more
-than the allowed number. The price: with a latency of L seconds R / (1 + L) requests a second are
+than the allowed number. The price: with a latency of L seconds R / (1 + L) requests per second are
 reached. A service that struggles is asked less.
 """
 
@@ -36,7 +36,7 @@ class RateLimiter:
         self, requests_per_s: float, stop: threading.Event, *, first_after_s: float = 0.0
     ) -> None:
         if not 0 < requests_per_s < math.inf:
-            raise UsageError(f"a rate of {requests_per_s:g} requests a second; give more than 0")
+            raise UsageError(f"requests_per_s must be > 0, got {requests_per_s:g}")
         self._limit = max(1, math.floor(requests_per_s))
         self._window_s = self._limit / requests_per_s
         self._spacing_s = 1 / requests_per_s
@@ -63,7 +63,7 @@ class RateLimiter:
                 self._changed.notify_all()
 
     def pause(self, seconds: float) -> None:
-        """Lets nobody send for a while: the service asked for it."""
+        """Stops all sending for a while: the service asked for it."""
         with self._changed:
             self._next_s = max(self._next_s, time.monotonic() + seconds)
             self._changed.notify_all()

@@ -22,8 +22,8 @@ from msdata.fetch.objects import OBJECTS, ObjectFetcher
 from msdata.fetch.settings import FetchSettings, claim_folder
 from msdata.fetch.targets import Slice, Target, object_path, read_targets
 
-# Where so many objects were refused and none fetched, a layer or address is wrong: to go on would
-# only cost the service, and the user, more of the same.
+# Where so many objects were refused and none fetched, a layer or address is wrong: more requests
+# would only cost the service, and the user, more of the same.
 PATIENCE = 25
 # A killed run's last requests may have reached the services a moment ago.
 _PAUSE_BEFORE_RESUMING_S = 1.0
@@ -34,13 +34,13 @@ class FetchReport:
     """What a fetch did.
 
     Attributes:
-        num_objects: of the slice.
-        states: how many of them are in which state now.
+        num_objects: objects in the slice.
+        states: how many objects are in which state now.
         num_fetched_now: by this run.
         services: counters of requests, retries and bytes by service.
         failed_path: the list of failed objects.
         no_coverage: how many fetched objects lack coverage, by band.
-        notes: remarks on the catalogue.
+        notes: remarks on the catalog.
     """
 
     num_objects: int
@@ -102,7 +102,7 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
         What was done, and what is left.
 
     Raises:
-        UsageError: settings, catalogue and folder do not fit.
+        UsageError: settings, catalog and folder do not fit.
         DataError: a service is down, or refused object after object.
         StorageError: the file system refused.
     """

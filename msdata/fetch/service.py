@@ -24,12 +24,12 @@ class Service:
         name: "ps1", "legacy" or "unwise_me".
         base_url: what stands before the protocol's own file names; HTTPS, or of this machine.
         requests_per_s: the most that may arrive there in any second, from all threads together.
-        connections: requests under way at a time.
+        connections: requests in flight at a time.
         connect_timeout_s: for a connection.
-        read_timeout_s: of silence.
-        total_timeout_s: for a whole answer from when it is asked for, however it trickles; each
-            of the `tries` has as much.
-        tries: of a request before the object is left for a later run.
+        read_timeout_s: longest silence within an answer.
+        total_timeout_s: for a whole answer from when it is asked for, however it trickles; every
+            try has as much.
+        tries: attempts at a request before the object is left for a later run.
         backoff_s: mean wait after the first failure; doubled after each.
         max_wait_s: a service that asks to wait longer is left for a later run.
         max_outage_s: the run ends when the service has delivered nothing for so long.
@@ -55,20 +55,24 @@ class Service:
                 continue
             is_whole = field.type == "int"
             if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
-                raise UsageError(f"service {self.name}: {field.name} = {value!r} is no number")
+                raise UsageError(
+                    f"service {self.name}: {field.name} must be a number, got {value!r}"
+                )
             if not 0 < value < math.inf:
-                raise UsageError(f"service {self.name}: {field.name} = {value} must be above 0")
+                raise UsageError(f"service {self.name}: {field.name} must be > 0, got {value}")
 
 
 def _check_url(name: str, url: Any) -> None:
     parts = urlsplit(url) if isinstance(url, str) else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"service {name}: base_url {url!r} is none; write https://host/path")
+        raise UsageError(
+            f"service {name}: base_url must be a URL such as https://host/path, got {url!r}"
+        )
     if parts.query or parts.fragment or parts.username:
         raise UsageError(f"service {name}: base_url {url!r} must end with its path")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise UsageError(
-            f"service {name}: {url} is not HTTPS, so anybody on the way could alter the pixels; "
+            f"service {name}: {url} is not HTTPS, so a host on the way could alter the pixels; "
             "write https://"
         )
 
@@ -85,26 +89,26 @@ def read_services(path: Path | None) -> dict[str, Service]:
     """The services, with what a TOML file changes of them.
 
     Args:
-        path: file with a table a service; None changes nothing.
+        path: file with one table per service; None changes nothing.
 
     Raises:
-        UsageError: it is no TOML, or names what there is not.
+        UsageError: it is not TOML, or names an unknown service or setting.
         StorageError: it cannot be read.
     """
     tables: Mapping[str, Any] = {}
     if path is not None:
         if not path.is_file():
-            raise UsageError(f"services file {path} is no file; check the path")
+            raise UsageError(f"services file {path} is not a file; check the path")
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"services file {path} is no TOML: {error}") from error
+            raise UsageError(f"services file {path} is not TOML: {error}") from error
         except OSError as error:
             raise storage_error("read", path, error) from error
     found = dict(SERVICES)
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise UsageError(f"services file {path}: {name} is no table; write [{name}]")
+            raise UsageError(f"services file {path}: {name} must be a table; write [{name}]")
         found[service_name(name)] = changed(found[service_name(name)], table)
     return found
 
@@ -117,7 +121,9 @@ def service_name(name: str) -> str:
     """
     if name in SERVICES:
         return name
-    raise UsageError(f"no service {name!r}; there are {', '.join(SERVICES)}{_hint(name, SERVICES)}")
+    raise UsageError(
+        f"unknown service {name!r}; known are {', '.join(SERVICES)}{_hint(name, SERVICES)}"
+    )
 
 
 def changed(service: Service, changes: Mapping[str, Any]) -> Service:

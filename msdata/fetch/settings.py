@@ -1,4 +1,4 @@
-"""What the user asks of a fetch, and the check that a folder is gone on with as it was begun."""
+"""The settings of a fetch, and the check that a folder is resumed with the same ones."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class FetchSettings:
     Attributes:
         catalog: table with ids and positions.
         out: folder for the objects.
-        id_column: the catalogue's column with the ids; None looks for a known name.
+        id_column: the catalog's column with the ids; None looks for a known name.
         services: where to ask, by name.
         unwise_from: "legacy" or "unwise_me".
-        pixel_scales_arcsec: of arrays that differ from the schema's.
-        part: the slice of the catalogue.
+        pixel_scales_arcsec: scales of arrays that differ from the schema's, by name.
+        part: the slice of the catalog.
         concurrent_slices: slices at work at a time; they share each service's rate.
-        workers: objects under way at a time.
+        workers: objects in flight at a time.
         keep_fits: keep the services' files too.
         retry_refused: ask again for objects that were refused.
         contact: address for the operators of the services.
@@ -64,10 +64,11 @@ class FetchSettings:
     def __post_init__(self) -> None:
         if self.unwise_from not in UNWISE_SERVICES:
             raise UsageError(
-                f"--unwise-from {self.unwise_from!r} is none of {', '.join(UNWISE_SERVICES)}"
+                f"--unwise-from must be one of {', '.join(UNWISE_SERVICES)}, "
+                f"got {self.unwise_from!r}"
             )
         if not 1 <= self.workers <= 256:
-            raise UsageError(f"--workers {self.workers} is out of range; give 1 to 256")
+            raise UsageError(f"--workers must be 1 to 256, got {self.workers}")
         shared = self.concurrent_slices
         if shared is not None and not 1 <= shared <= self.part.count:
             raise UsageError(
@@ -81,7 +82,7 @@ class FetchSettings:
                     "service"
                 )
             if not 0.1 <= scale <= 60:
-                raise UsageError(f"--pixel-scale {name}={scale:g} is no size; give arcseconds")
+                raise UsageError(f"--pixel-scale {name} must be > 0 arcsec, got {scale:g}")
         if self.contact is not None and not (
             self.contact.isascii() and self.contact.isprintable() and len(self.contact) <= 200
         ):
@@ -113,7 +114,7 @@ class FetchSettings:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the pixels; a folder is gone on with the same only."""
+        """What decides the pixels; a folder is resumed with the same only."""
         return {
             "unwise_from": self.unwise_from,
             "pixel_scales_arcsec": dict(sorted(self.pixel_scales_arcsec.items())),
@@ -124,10 +125,10 @@ def claim_folder(settings: FetchSettings) -> bool:
     """Takes the folder for a fetch with these settings; a new one is made.
 
     Returns:
-        Whether a fetch had begun there before.
+        Whether an earlier fetch started there.
 
     Raises:
-        UsageError: it was begun with others, or holds something else.
+        UsageError: it was started with others, or holds something else.
         StorageError: the file system refused.
     """
     path = settings.out / FOLDER / "settings.json"
@@ -170,10 +171,10 @@ def _check_or_write(path: Path, settings: FetchSettings) -> None:
     version = found["format_version"].read_as(int)
     before = found.value
     if version != _FORMAT_VERSION:
-        raise UsageError(f"{settings.out} was begun by another version of msdata ({version})")
+        raise UsageError(f"{settings.out} was started by another version of msdata ({version})")
     for name, value in now.items():
         if before.get(name) != value:
             raise UsageError(
-                f"{settings.out} was begun with {_OPTIONS[name]} {before.get(name) or '(none)'}, "
-                f"not {value or '(none)'}; go on with the same, or fetch into another folder"
+                f"{settings.out} was started with {_OPTIONS[name]} {before.get(name) or '(none)'}, "
+                f"not {value or '(none)'}; resume with the same, or fetch into another folder"
             )

@@ -1,4 +1,4 @@
-"""The objects to fetch: from a catalogue's rows to ids, positions and paths."""
+"""The objects to fetch: from a catalog's rows to ids, positions and paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msdata.sources.pickles import take_pickle
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _ID_DIGITS = 7
-# Objects of one strip of sky cells follow each other: servers have the files at hand then.
+# Objects of one strip of sky cells follow each other: servers then have the files cached.
 _STRIP_DEG = 0.4
 
 
@@ -26,7 +26,7 @@ class Target:
 
     Attributes:
         sample_id: its id, as its file is named.
-        ra: right ascension, degrees; NaN where the catalogue has none.
+        ra: right ascension, degrees; NaN where the catalog has none.
         dec: declination, degrees.
     """
 
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A part of the catalogue: every `count`-th row from row `index` on.
+    """A part of the catalog: every `count`-th row from row `index` on.
 
     Attributes:
         index: which part, from 0.
@@ -78,7 +78,9 @@ class Slice:
         """
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if match is None:
-            raise UsageError(f"--slice {text!r} is none; write 3/16 for the fourth of sixteen")
+            raise UsageError(
+                f"--slice must be a part such as 3/16, got {text!r}; parts count from 0"
+            )
         return cls(index=int(match[1]), count=int(match[2]))
 
 
@@ -86,7 +88,7 @@ def object_path(sample_id: str, suffix: str) -> PurePosixPath:
     """Where an object's file lies: four folders of a character each, then its name.
 
     Args:
-        sample_id: of the object. Folders are its first four digits; of an id that is no number,
+        sample_id: the object's. Folders are its first four digits; an id that is not a number has
             four digits of its hash.
         suffix: what follows the id in the file's name, with the dot.
     """
@@ -97,7 +99,7 @@ def object_path(sample_id: str, suffix: str) -> PurePosixPath:
 def read_targets(
     path: Path, *, id_column: str | None, part: Slice
 ) -> tuple[list[Target], tuple[str, ...]]:
-    """Reads a catalogue's objects, those of one strip of the sky after each other.
+    """Reads a catalog's objects, those of one strip of the sky after each other.
 
     Args:
         path: CSV, Parquet or FITS table with ids and positions.
@@ -118,7 +120,7 @@ def read_targets(
     for name in ("ra", "dec"):
         if name not in catalog.columns.column_names:
             raise UsageError(
-                f"catalogue {path} has no column {name!r} of a known name; it has "
+                f"catalog {path} has no column {name!r} of a known name; it has "
                 f"{', '.join(catalog.file_columns)}; rename its position's columns to ra and dec"
             )
     ra = catalog.columns["ra"].to_numpy()
@@ -185,6 +187,6 @@ def _check_id(text: str, path: Path) -> None:
     is_listed = _SAFE_ID.fullmatch(text) and take_pickle("", f"{text}.npy") is not None
     if not (_is_number(text) or is_listed):
         raise UsageError(
-            f"catalogue {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, "
+            f"catalog {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, "
             "or name another column with --id-column"
         )

@@ -1,8 +1,8 @@
-"""unWISE from unwise.me: `cutout_fits`, a tar.gz with a file a band and coadd.
+"""unWISE from unwise.me: `cutout_fits`, a tar.gz with one file per band and coadd.
 
 Unlike the viewer it keeps the coadds' own pixels. Near a coadd's edge several come, cut off there.
-Taken is the coadd that holds the whole stamp and whose centre is nearest to the position; the names
-of coadds tell their centres.
+Taken is the coadd that holds the whole stamp and whose center is nearest to the position; the names
+of coadds tell their centers.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class UnwiseMeAdapter:
     def __init__(self, survey: Survey) -> None:
         if survey.pixel_scale_arcsec != _SCALE_ARCSEC:
             raise UsageError(
-                f"unwise.me has {_SCALE_ARCSEC} arcsec a pixel, not {survey.pixel_scale_arcsec:g}; "
-                "leave --pixel-scale away, or take unWISE from the viewer"
+                f"unwise.me has {_SCALE_ARCSEC} arcsec per pixel, "
+                f"not {survey.pixel_scale_arcsec:g}; leave --pixel-scale away, "
+                "or take unWISE from the viewer"
             )
         self.survey = survey
 
@@ -57,7 +58,7 @@ class UnwiseMeAdapter:
             "bands": "".join(band[-1] for band in self.survey.bands),
             "file_img_m": "on",
         }
-        wanted = Wanted(survey=self.survey, position=position, size=size, centre=None)
+        wanted = Wanted(survey=self.survey, position=position, size=size, center=None)
         most = max_fits_nbytes(self.survey, size, 1) * len(self.survey.bands) * _MOST_COADDS
         return client.get(
             "cutout_fits", query, most, lambda content: self._chosen(content, wanted, most)

@@ -14,7 +14,7 @@ from msdata.core.progress import bytes_text
 from msdata.core.terminal import raw
 from msdata.mock.write import write_mock
 
-# Seconds between two lines where the output is no terminal.
+# Seconds between two lines where the output is not a terminal.
 _LINE_INTERVAL_S = 10.0
 
 

@@ -1,4 +1,4 @@
-"""What stands in the field besides the galaxy: neighbours, stars, now and then a bright star."""
+"""What stands in the field besides the galaxy: neighbors, stars, now and then a bright star."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class SaturatedCore:
     radius_arcsec: tuple[float, ...]
 
 
-def draw_neighbours(
+def draw_neighbors(
     population: Population, mixtures: Floats, ebv: float, rng: np.random.Generator
 ) -> list[Source]:
     """Draws the galaxies and faint stars of a field, at random places.
 
     Args:
-        population: the real galaxies and the colours of stars.
+        population: the real galaxies and the colors of stars.
         mixtures: float64 (23, 16), of `sersic_mixtures`.
         ebv: Galactic E(B-V), which dims the stars as well.
         rng: random generator; it moves on.
@@ -119,6 +119,6 @@ def _draw_place(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _draw_star(population: Population, magnitude_r: float, rng: np.random.Generator) -> Floats:
-    # Cool dwarfs outnumber hot ones: the square of a uniform number favours the cool end.
+    # Cool dwarfs outnumber hot ones: the square of a uniform number favors the cool end.
     kind = int(len(population.star_flux) * rng.random() ** 2)
     return np.asarray(population.star_flux[kind] * 10 ** (-0.4 * magnitude_r), dtype=np.float64)

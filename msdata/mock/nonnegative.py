@@ -14,8 +14,8 @@ def fit_nonnegative(
     """Solves N small problems min |A x - b| with x >= 0.
 
     Args:
-        design_NBT: float64 (N, B, T), one design matrix A a problem.
-        target_NB: float64 (N, B), one right-hand side b a problem.
+        design_NBT: float64 (N, B, T), one design matrix A per problem.
+        target_NB: float64 (N, B), one right-hand side b per problem.
 
     Returns:
         float64 (N, T), the solutions.

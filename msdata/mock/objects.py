@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.mock.field import Source, draw_bright_star, draw_neighbours
+from msdata.mock.field import Source, draw_bright_star, draw_neighbors
 from msdata.mock.observe import (
     Telescopes,
     build_telescopes,
@@ -67,7 +67,7 @@ class MockObject:
         mantis_id: 0 <= id < 10,000,000.
         sample: `galex` float32 (2, 32, 32), count/s; `panstarrs` float32 (5, 170, 170), counts;
             `unwise` float32 (2, 32, 32), counts.
-        row: text of each catalogue column; empty where there is no value.
+        row: text of each catalog column; empty where it has no value.
     """
 
     mantis_id: int
@@ -110,9 +110,9 @@ def make_object(model: MockModel, seed: int, number: int) -> MockObject:
     maggies_B = redden(galaxy.maggies, ebv)
     components = draw_components(galaxy, model.mixtures, rng)
     target = Source(maggies=maggies_B, x_arcsec=0.0, y_arcsec=0.0, components=components)
-    neighbours = draw_neighbours(model.population, model.mixtures, ebv, rng)
+    neighbors = draw_neighbors(model.population, model.mixtures, ebv, rng)
     star, core = draw_bright_star(model.population, ebv, rng)
-    sources = [target, *neighbours, *star]
+    sources = [target, *neighbors, *star]
     exptime_s = round(float(rng.uniform(*PANSTARRS_EXPTIME_RANGE_S)))
     sample = {
         "galex": observe_galex(model.telescopes, sources, rng),

@@ -31,8 +31,8 @@ class Telescopes:
         panstarrs: grid of the Pan-STARRS cutout.
         galex: grid of the GALEX cutout.
         unwise: grid of the unWISE cutout.
-        galex_psf: float32 (V, U) a band, Fourier transforms of the PSFs.
-        unwise_psf: the same for unWISE.
+        galex_psf: float32 (V, U) per band, Fourier transforms of the PSFs.
+        unwise_psf: float32 (V, U) per band, for unWISE.
     """
 
     panstarrs: Grid
@@ -112,7 +112,7 @@ def observe_panstarrs(
 
     Returns:
         float32 (5, 170, 170), counts, grizy; NaN in the masked core. Noise is white: the
-        correlation that resampling leaves in real stacks is not modelled.
+        correlation that resampling leaves in real stacks is not modeled.
     """
     grid, bands = telescopes.panstarrs, MANTIS_SHRIMP["panstarrs"].bands
     jittered = _jitter(sources, grid, rng)
@@ -122,7 +122,7 @@ def observe_panstarrs(
     image_BHW = draw_images(grid, jittered, counts_SB, transforms)
     sky_B = [surveys.panstarrs_noise_count(band, exptime_s) for band in bands]
     sky_B11 = np.array(sky_B, dtype=np.float32)[:, None, None]
-    # The object's own photons, at about one electron a count.
+    # The object's own photons, at about one electron per count.
     deviation_BHW = np.sqrt(sky_B11**2 + np.maximum(image_BHW, 0))
     image_BHW += deviation_BHW * rng.standard_normal(image_BHW.shape, dtype=np.float32)
     if core is not None:

@@ -130,13 +130,13 @@ def redden(maggies_B: Floats, ebv: float) -> Floats:
     return np.asarray(maggies_B * 10 ** (-0.4 * EXTINCTION_PER_EBV * ebv), dtype=np.float64)
 
 
-def star_colours(
+def star_colors(
     temperature_kelvin: Floats, passbands: tuple[Passband, ...], reference: str = "r"
 ) -> Floats:
     """Fluxes of black bodies, in units of the flux in one band.
 
-    A black body misses the lines and the ultraviolet blanketing of a real star; as a field object
-    of about the right colour it suffices.
+    A black body lacks the lines and the ultraviolet blanketing of a real star, but suffices as a
+    field object with about the right color.
 
     Args:
         temperature_kelvin: float64 (T,).

@@ -1,9 +1,9 @@
 """Which galaxy is where: draws (redshift, spectrum) pairs from the real galaxies.
 
-A third of the objects are catalogue galaxies where they really are. The others are catalogue
+A third of the objects are catalog galaxies where they really are. The others are catalog
 galaxies moved to another redshift, as the deeper surveys need: the spectrum's shape is kept, its
 wavelengths are stretched, its flux falls with the luminosity distance, and its luminosity follows
-the mean evolution of galaxies (`EVOLUTION_MAG`). So redshift, colours, brightness and size belong
+the mean evolution of galaxies (`EVOLUTION_MAG`). So redshift, colors, brightness and size belong
 together, but the mock's galaxies at z > 0.5 have the star-formation histories of today's.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.mock.cosmology import luminosity_distance_mpc
-from msdata.mock.photometry import BANDS, band_fluxes, load_passbands, star_colours
+from msdata.mock.photometry import BANDS, band_fluxes, load_passbands, star_colors
 from msdata.mock.spectroscopy import SURVEYS, SpectroscopicSurvey
-from msdata.mock.templates import GalaxyCatalogue, load_galaxies, load_templates
+from msdata.mock.templates import GalaxyCatalog, load_galaxies, load_templates
 
 Floats = NDArray[np.float64]
 
@@ -44,10 +44,10 @@ class Population:
         template_flux: float64 (Z, 9, T), maggies of the templates on an even redshift grid.
         early: bool (N,), whether a galaxy is of early type.
         pools: galaxies (int64 indices) of each type: "any", "early", "late".
-        star_flux: float64 (K, 9), colours of stars from cool to hot, 1 in r.
+        star_flux: float64 (K, 9), colors of stars from cool to hot, 1 in r.
     """
 
-    galaxies: GalaxyCatalogue
+    galaxies: GalaxyCatalog
     template_flux: Floats
     early: NDArray[np.bool_]
     pools: dict[str, NDArray[np.int64]]
@@ -98,7 +98,7 @@ def build_population() -> Population:
             "early": np.flatnonzero(early),
             "late": np.flatnonzero(~early),
         },
-        star_flux=star_colours(_STAR_KELVIN, passbands),
+        star_flux=star_colors(_STAR_KELVIN, passbands),
     )
 
 
@@ -165,7 +165,7 @@ def _first_above_limit(maggies_KB: Floats, survey: SpectroscopicSurvey) -> int:
 
 
 def draw_field_galaxy(population: Population, rng: np.random.Generator) -> Galaxy:
-    """Draws a neighbour: a real galaxy anywhere between us and the edge of the mock.
+    """Draws a neighbor: a real galaxy anywhere between us and the edge of the mock.
 
     Counts follow the Euclidean law softened to 10^(0.35 m) (Yasuda et al. 2001, AJ 122, 1104); the
     luminosity gives way so that the drawn r magnitude holds.

@@ -1,7 +1,7 @@
 """Galaxy light: Sersic laws as mixtures of Gaussians, and the sizes and shapes galaxies have.
 
 A mixture of concentric Gaussians has an analytic Fourier transform, so a galaxy is drawn on the
-frequencies of the image, multiplied by the PSF's transform and inverted once a band: no sampled
+frequencies of the image, multiplied by the PSF's transform and inverted once per band: no sampled
 cusp, no convolution of images.
 """
 

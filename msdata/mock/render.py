@@ -67,7 +67,7 @@ def shape_transform(grid: Grid, component: Component) -> Image:
         component: size, shape and mixture.
 
     Returns:
-        float32 (V, U); real, because the shape is symmetric about its centre.
+        float32 (V, U); real, because the shape is symmetric about its center.
     """
     cosine, sine = math.cos(component.angle_rad), math.sin(component.angle_rad)
     v, u = grid.frequency_v[:, None], grid.frequency_u[None, :]
@@ -89,7 +89,7 @@ def draw_images(
     """Draws sources as a telescope without noise would see them.
 
     Args:
-        grid: the cutout; offset 0 is its centre.
+        grid: the cutout; offset 0 is its center.
         sources: what shines; sources beyond the padded plane are left out.
         counts: float64 (S, B), counts of each source in each band.
         transforms: the Fourier transform of each band's PSF, float32 (V, U).
@@ -117,9 +117,9 @@ def draw_images(
 
 
 def _source_transform(grid: Grid, source: Source) -> NDArray[np.complex64]:
-    centre_arcsec = (grid.size - 1) / 2 * grid.pixel_scale_arcsec
-    phase_V = np.exp(-1j * grid.frequency_v * (source.y_arcsec + centre_arcsec))
-    phase_U = np.exp(-1j * grid.frequency_u * (source.x_arcsec + centre_arcsec))
+    center_arcsec = (grid.size - 1) / 2 * grid.pixel_scale_arcsec
+    phase_V = np.exp(-1j * grid.frequency_v * (source.y_arcsec + center_arcsec))
+    phase_U = np.exp(-1j * grid.frequency_u * (source.x_arcsec + center_arcsec))
     phase_VU: NDArray[np.complex64] = (phase_V[:, None] * phase_U).astype(np.complex64)
     if not source.components:
         return phase_VU

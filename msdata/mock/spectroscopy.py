@@ -16,9 +16,9 @@ class SpectroscopicSurvey:
     """One target class of a spectroscopic survey.
 
     Attributes:
-        name: the survey, as the catalogue's `survey` column has it.
+        name: the survey, as the catalog's `survey` column has it.
         num_spectra: its spectra in the training set; the share of the mock.
-        mean: mean of the normal law of redshifts before it is cut; None takes the catalogue's
+        mean: mean of the normal law of redshifts before it is cut; None takes the catalog's
             galaxies where they really are.
         deviation: its standard deviation.
         lowest: smallest redshift.
@@ -39,7 +39,7 @@ class SpectroscopicSurvey:
     type: str = "any"
 
     def draw_redshift(self, rng: np.random.Generator) -> float | None:
-        """Draws a redshift, or None where the catalogue's own is to be kept."""
+        """Draws a redshift, or None where the catalog's own is to be kept."""
         if self.mean is None:
             return None
         while True:

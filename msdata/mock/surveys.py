@@ -22,7 +22,7 @@ PANSTARRS_DEPTH_AB = {"g": 23.3, "r": 23.2, "i": 23.1, "z": 22.3, "y": 21.4}
 PANSTARRS_EXPTIME_S = 900.0
 PANSTARRS_EXPTIME_RANGE_S = (720.0, 2685.0)
 
-# Background, count/s a pixel of 1.5 arcsec: medians of deep fields (FUV 2e-4, NUV 2.8e-3), which
+# Background, count/s per pixel of 1.5 arcsec: medians of deep fields (FUV 2e-4, NUV 2.8e-3), which
 # agree with Morrissey et al. 2007, ApJS 173, 682.
 GALEX_BACKGROUND_COUNT_S = {"NUV": 2.8e-3, "FUV": 2.0e-4}
 # Exposure of the all-sky, medium and deep surveys in seconds and their shares of the objects

@@ -1,6 +1,6 @@
-"""The real part of the mock: kcorrect's five spectra and its catalogue of SDSS galaxies.
+"""The real part of the mock: kcorrect's five spectra and its catalog of SDSS galaxies.
 
-The catalogue (10,000 galaxies of the SDSS main sample with 2MASS magnitudes) gives redshifts,
+The catalog (10,000 galaxies of the SDSS main sample with 2MASS magnitudes) gives redshifts,
 positions, dust and fluxes; a non-negative fit of the five spectra to the fluxes of each galaxy
 gives its spectrum from 600 A to 320 um, and so its fluxes in bands that SDSS does not have. Only
 data files of the kcorrect package are read; its code is not run.
@@ -54,7 +54,7 @@ class Templates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalaxyCatalogue:
+class GalaxyCatalog:
     """Real galaxies, as seen from where they are.
 
     Attributes:
@@ -81,7 +81,7 @@ def _data_folder() -> Path:
     spec = find_spec("kcorrect")
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
-            "mock galaxies need kcorrect's templates and catalogue, and kcorrect is absent; "
+            "mock galaxies need kcorrect's templates and catalog, and kcorrect is absent; "
             "run: pip install 'msdata[mock]'"
         )
     return Path(spec.submodule_search_locations[0]) / "data"
@@ -114,7 +114,7 @@ def load_templates() -> Templates:
         )
 
 
-def load_galaxies(templates: Templates) -> GalaxyCatalogue:
+def load_galaxies(templates: Templates) -> GalaxyCatalog:
     """Reads kcorrect's SDSS galaxies and fits the templates to each.
 
     Args:
@@ -139,7 +139,7 @@ def load_galaxies(templates: Templates) -> GalaxyCatalogue:
     # Coefficients are solar masses formed if the galaxy were at 10 pc.
     mass_N = coefficient_NT @ templates.remaining_mass
     mass_N *= (luminosity_distance_mpc(columns["Z"]) * 1e5) ** 2
-    return GalaxyCatalogue(
+    return GalaxyCatalog(
         redshift=columns["Z"],
         coefficient=coefficient_NT,
         log_mass=np.log10(mass_N),
@@ -151,7 +151,7 @@ def load_galaxies(templates: Templates) -> GalaxyCatalogue:
 
 
 def _unreddened_maggies(columns: dict[str, Floats]) -> Floats:
-    """AB fluxes (N, 8) in ugrizJHK: model colours, scaled to the Petrosian flux in r."""
+    """AB fluxes (N, 8) in ugrizJHK: model colors, scaled to the Petrosian flux in r."""
     extinction_r = columns["EXTINCTION"][:, 2:3]
     total = np.clip(columns["PETROFLUX"][:, 2:3] / columns["MODELFLUX"][:, 2:3], 0.5, 2.0)
     sdss = np.maximum(columns["MODELFLUX"], 0.0) * 1e-9 * total

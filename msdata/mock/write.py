@@ -1,4 +1,4 @@
-"""Writes mock objects as files, in several processes; the catalogue comes last."""
+"""Writes mock objects as files, in several processes; the catalog comes last."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from msdata.mock.objects import (
     make_object,
 )
 
-# Objects a task: enough to hide the megabyte of model that travels with it, few enough for
+# Objects per task: enough to hide the megabyte of model that travels with it, few enough for
 # progress to move and for both ends of the work to finish together.
 _CHUNK = 25
 # Below this a second process costs more to start (about 0.3 s) than it saves.
@@ -46,7 +46,7 @@ def write_mock(
     jobs: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Writes mock objects and their catalogue.
+    """Writes mock objects and their catalog.
 
     Object i depends on `seed` and i alone: fewer objects are a prefix of more, and any number of
     jobs writes the same bytes. Worker processes are spawned, so a script that calls this needs the
@@ -56,15 +56,15 @@ def write_mock(
         out: folder to fill; made if absent, refused if not empty.
         num_objects: number of objects, 1 to 10,000,000; each takes 0.6 MB.
         seed: seed of the data set, not negative.
-        jobs: processes; None takes one a processor that this process may use.
+        jobs: processes; None takes one per processor that this process may use.
         progress: called in this process with the number of objects written so far.
 
     Returns:
-        Path of `catalog.csv`: one row an object, in the order of their numbers. The objects are
+        Path of `catalog.csv`: one row per object, in the order of their numbers. The objects are
         `photometry/d0/d1/d2/d3/ddddddd.npy`, dicts with `galex`, `panstarrs` and `unwise`.
 
     Raises:
-        UsageError: `out` is not an empty folder, or a number makes no sense.
+        UsageError: `out` is not an empty folder, or a number is out of range.
         MissingPackageError: kcorrect, speclite or SciPy is not installed.
         StorageError: the file system refused, or a worker process died; `out` then has no
             `catalog.csv`.
@@ -93,12 +93,12 @@ def _write_dataset(
     except BrokenProcessPool as error:
         raise StorageError(
             f"a process that wrote mock objects to {out} died, often for want of memory; the data "
-            f"set has no catalogue; remove {out} and write it again with fewer jobs"
+            f"set has no catalog; remove {out} and write it again with fewer jobs"
         ) from error
     except OSError as error:
         raise StorageError(
             f"cannot write mock objects to {out}: {error.__cause__ or error}; the data set has no "
-            "catalogue; make room or choose another folder, and write it again"
+            "catalog; make room or choose another folder, and write it again"
         ) from error
     return catalog
 
@@ -106,13 +106,13 @@ def _write_dataset(
 def _check_numbers(num_objects: int, seed: int, jobs: int) -> None:
     if not 1 <= num_objects <= NUM_IDS:
         raise UsageError(
-            f"cannot make {num_objects} mock objects; ask for 1 to {NUM_IDS:,}, as their ids have "
-            "seven digits"
+            f"the number of mock objects must be 1 to {NUM_IDS:,}, got {num_objects}: "
+            "their ids have seven digits"
         )
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative; choose 0 or more")
+        raise UsageError(f"seed must be at least 0, got {seed}")
     if jobs < 1:
-        raise UsageError(f"{jobs} jobs can write nothing; choose 1 or more")
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
 
 
 def _check_empty(out: Path) -> None:
@@ -140,7 +140,7 @@ def _write_objects(
 def _chunks(
     model: MockModel, out: Path, seed: int, objects_and_jobs: tuple[int, int]
 ) -> Iterator[Rows]:
-    """Writes all objects, chunk by chunk, and yields their catalogue rows in order."""
+    """Writes all objects, chunk by chunk, and yields their catalog rows in order."""
     num_objects, jobs = objects_and_jobs
     starts = range(0, num_objects, _CHUNK)
     chunks = (range(start, min(start + _CHUNK, num_objects)) for start in starts)

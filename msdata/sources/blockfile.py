@@ -1,6 +1,6 @@
 """One of upstream's block files: a float `.npy` whose rows are whole objects.
 
-Rows are read by offset, one system call a row, from a descriptor that stays open: opening costs a
+Rows are read by offset, one system call per row, from a descriptor that stays open: opening costs a
 round trip on a parallel file system. Fortran order is read through a memory map and is slow, since
 one row then lies all over the file.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from msdata.errors import DataError, SampleError, StorageError
 from msdata.schema import MANTIS_SHRIMP, Array, Sample
 
-# Fifty times upstream's whole catalogue: more is a broken header.
+# Fifty times upstream's whole catalog: more is a broken header.
 _MAX_ROWS = 200_000_000
 # Upstream flattens the surveys in this order, which is not the order in which shards hold them.
 ROW_ORDER = ("galex", "panstarrs", "unwise")
@@ -30,7 +30,7 @@ class BlockHeader:
 
     Attributes:
         num_rows: rows the header promises; a truncated file has fewer.
-        dtype: of the pixels, any float and byte order.
+        dtype: the pixels', any float and byte order.
         is_fortran: columns stand together instead of rows.
         data_offset: where the array begins, in bytes.
     """
@@ -51,7 +51,7 @@ def read_header(path: Path) -> BlockHeader:
         Its header.
 
     Raises:
-        DataError: it is no float `.npy` of (rows, 148596).
+        DataError: it is not a float `.npy` of (rows, 148596).
         StorageError: the file system refused.
     """
     try:
@@ -68,12 +68,12 @@ def read_header(path: Path) -> BlockHeader:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, TypeError, SyntaxError, EOFError) as error:
         raise DataError(
-            f"{path} is no block file: its .npy header is broken; copy it again"
+            f"{path} is not a block file: its .npy header is broken; copy it again"
         ) from error
     if len(shape) != 2 or shape[1] != NUM_COLUMNS or dtype.kind != "f":
         raise DataError(
             f"{path} has shape {shape} and dtype {dtype}, expected float (rows, {NUM_COLUMNS}): "
-            "galex, panstarrs and unwise flattened; it is no block file of upstream's"
+            "galex, panstarrs and unwise flattened; it is not a block file of upstream's"
         )
     if shape[0] > _MAX_ROWS:
         raise DataError(f"{path} promises {shape[0]:,} rows; its .npy header is broken")
@@ -87,7 +87,7 @@ def read_row(path: Path, descriptor: int, header: BlockHeader, row: int) -> Samp
 
     Args:
         path: the file, for Fortran order and for messages.
-        descriptor: the same file, open for reading.
+        descriptor: that file, open for reading.
         header: the file's header.
         row: number of the row.
 

@@ -1,7 +1,7 @@
-"""Upstream's block files: `{train,val,test}/mantis_shrimp_{k}.npy`, 16 a split.
+"""Upstream's block files: `{train,val,test}/mantis_shrimp_{k}.npy`, 16 per split.
 
 What a row is, is told by files beside the blocks. With `{split}_indices.npy` each row has a number
-in the catalogue, and one `exists_mask.npy` over all the catalogue tells which rows hold an object.
+in the catalog, and one `exists_mask.npy` over all the catalog tells which rows hold an object.
 Without indices, masks lie by the split or by the block, and objects are named by their place.
 Without masks, rows of zeros are found missing when they are read.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from msdata.errors import DataError, SampleError, StorageError
 from msdata.schema import Array, Sample, Schema
 from msdata.sources.blockfile import BlockHeader, read_header, read_row
-from msdata.sources.objectfile import load_file
+from msdata.sources.pickles import load_file
 from msdata.sources.standins import ObjectArray, PickledArray
 
 if TYPE_CHECKING:
@@ -175,13 +175,13 @@ def _check_indices(folder: Path) -> bool:
     if missing and len(missing) < len(splits):
         raise DataError(
             f"{folder} has no {missing[0]}_indices.npy, but indices for other splits: rows cannot "
-            "be matched to one catalogue; add it, or move the others away"
+            "be matched to one catalog; add it, or move the others away"
         )
     return not missing
 
 
 def _read_indices(folder: Path, split: str, blocks: list[_Block]) -> list[Array]:
-    """Catalogue row numbers (int64) of the rows of each block."""
+    """Catalog row numbers (int64) of the rows of each block."""
     path = folder / f"{split}_indices.npy"
     if not blocks:
         return []
@@ -259,7 +259,7 @@ def _is_plain_npy(path: Path) -> bool:
 
 
 def _global_mask(root: Path, folder: Path) -> Array | None:
-    """The mask over all rows of the catalogue, beside or above the blocks; None without one."""
+    """The mask over all rows of the catalog, beside or above the blocks; None without one."""
     for place in (root, folder, folder.parent, root.parent):
         if (place / "exists_mask.npy").is_file():
             return _load_mask(place / "exists_mask.npy")
@@ -287,7 +287,7 @@ def _kept_rows(
         if highest >= mask.size:
             raise DataError(
                 f"exists_mask.npy has {mask.size} rows, but the indices of {folder.name} reach "
-                f"{highest}; mask and indices belong to different catalogues"
+                f"{highest}; mask and indices belong to different catalogs"
             )
         return [mask[n] for n in numbers]
     if (folder / "exists_mask.npy").is_file():

@@ -26,7 +26,7 @@ def detect_source(root: Path, fits: FitsOptions | None = None) -> Source:
         The source, not yet scanned.
 
     Raises:
-        UsageError: the path is missing, or no folder.
+        UsageError: the path is missing, or not a folder.
         StorageError: the file system refused to say.
     """
     try:
@@ -88,7 +88,7 @@ def _suggestion(path: Path) -> str:
     """Names the sibling that a typo was probably meant to be."""
     parent = path.absolute().parent
     if not parent.is_dir():
-        return f": there is no {parent} either; check the path"
+        return f": {parent} does not exist either; check the path"
     siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()]
     close = difflib.get_close_matches(path.name, siblings, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else "; check the path"

@@ -1,7 +1,7 @@
-"""A tree of raw FITS files: a few files an object, cut around the object's position.
+"""A tree of raw FITS files: a few files per object, cut around the object's position.
 
 Which files belong to an object, and which bands they hold, is told by their names and headers,
-never by their order: a missing band makes the object unusable, it does not shift its neighbours.
+never by their order: a missing band makes the object unusable, it does not shift its neighbors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BAND_WORDS = {
 }
 # Zero-points are told to a thousandth.
 _ZERO_POINT_TOLERANCE = 2e-3
-# A tenth of a pixel, at the centre and in the corner of 170: what headers' rounding explains.
+# A tenth of a pixel, at the center and in the corner of 170: what headers' rounding explains.
 _GRID_TOLERANCE_PIXELS = 0.1
 _GRID_TOLERANCE_DEG = 0.05
 
@@ -76,14 +76,16 @@ class FitsTree:
             object is there if any of its files is.
 
         Raises:
-            UsageError: the root is no folder.
+            UsageError: the root is not a folder.
             DataError: no file, or none of one of the arrays, has a name of the pattern.
             StorageError: the file system refused.
         """
         import pyarrow as pa
 
         if not self.root.is_dir():
-            raise UsageError(f"{self.root} is no folder; give the folder that holds the FITS files")
+            raise UsageError(
+                f"{self.root} is not a folder; give the folder that holds the FITS files"
+            )
         found: set[str] = set()
 
         def take(folder: str, name: str) -> tuple[str, str] | None:
@@ -202,9 +204,9 @@ def _check_one_grid(survey: Survey, stamps: Sequence[Stamp]) -> None:
 def _position(labels: Mapping[str, Any]) -> tuple[float, float]:
     ra, dec = labels.get("ra"), labels.get("dec")
     if ra is None or dec is None:
-        raise SampleError("it has no position (ra, dec) in the catalogue")
+        raise SampleError("it has no position (ra, dec) in the catalog")
     if not (-360 <= ra <= 720 and -90 <= dec <= 90):
-        raise SampleError(f"its position ra {ra}, dec {dec} is none in degrees")
+        raise SampleError(f"its position must be in degrees, got ra {ra}, dec {dec}")
     return float(ra), float(dec)
 
 

@@ -28,7 +28,7 @@ from msdata.sources.stamp import Placement
 
 # Four times a whole Pan-STARRS sky cell.
 MAX_NBYTES = 1 << 30
-# Many threads unpack at once; survey images shrink by less, whole tiles of zeros are no larger.
+# Many threads unpack at once; survey images shrink by less, whole tiles of zeros are not larger.
 _MAX_RATIO, _MIN_LIMIT_NBYTES = 50, 1 << 27
 # All that a position needs; the hundreds of other cards take most of the time.
 _WCS_CARD = re.compile(
@@ -181,14 +181,14 @@ def read_planes(content: bytes, most_nbytes: int = MAX_NBYTES) -> list[Plane]:
         most_nbytes: unpacked, neither the file nor an image may be larger.
 
     Raises:
-        SampleError: it is no FITS, truncated, has no image, or no position on the sky.
+        SampleError: it is not FITS, truncated, or lacks an image or a position on the sky.
     """
     limit = min(most_nbytes, _unpacked_limit(content))
     if content[:2] == b"\x1f\x8b":
         content = _unzip(content, limit)
     if content[:9] != b"SIMPLE  =":
         text = content[:60].decode("ascii", "replace").strip()
-        raise SampleError(f"it is no FITS file; it begins with {text!r}")
+        raise SampleError(f"it is not a FITS file; it begins with {text!r}")
     with _parsing():
         planes = _parse(content, limit)
     if not planes:

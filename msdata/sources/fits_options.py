@@ -46,7 +46,7 @@ class FitsOptions:
     def __post_init__(self) -> None:
         if self.calibration not in CALIBRATIONS:
             raise UsageError(
-                f"--calibrate {self.calibration!r} is none of {', '.join(CALIBRATIONS)}"
+                f"--calibrate must be one of {', '.join(CALIBRATIONS)}, got {self.calibration!r}"
             )
         if not self.patterns:
             raise UsageError("a sample needs at least one array; name it with --fits")
@@ -58,7 +58,7 @@ class FitsOptions:
                 _check_array(name, f"{option} {name}=...", tuple(self.patterns))
         for name, size in self.sizes.items():
             if not 1 <= size <= 8192:
-                raise UsageError(f"--fits-size {name}={size} is no size; give 1 to 8192 pixels")
+                raise UsageError(f"--fits-size {name} must be 1 to 8192 pixels, got {size}")
         for name, bands in self.bands.items():
             known = MANTIS_SHRIMP[name].bands
             if not bands or len(set(bands)) != len(bands) or not set(bands) <= set(known):
@@ -150,4 +150,4 @@ def pattern_expression(pattern: str, bands: tuple[str, ...]) -> re.Pattern[str]:
 
 def _check_array(name: str, option: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        raise UsageError(f"{option}: there is no array {name!r}; there are {', '.join(known)}")
+        raise UsageError(f"{option}: unknown array {name!r}; known are {', '.join(known)}")

@@ -1,7 +1,7 @@
 """Lists a tree of object files with several threads.
 
 Upstream keeps 4.3 million objects in ten thousand folders. Listing folders is what takes the time
-on a parallel file system, one slow answer a folder.
+on a parallel file system, one slow answer per folder.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     _Listing = tuple[list[tuple[str, tuple[int, int]]], pa.Table | None]
 
 # Given a file's folder (empty, or with a slash at the end) and name: the object's id and path, None
-# where the file is no part of an object.
+# where the file does not belong to an object.
 TakeFile = Callable[[str, str], tuple[str, str] | None]
 
 # Folders that file servers keep deleted and earlier files in, such as `#recycle` and `~snapshot`.
 _ATTIC = ("~", "#")
 # Enough to hide a parallel file system's answer times; local listings are bound by the GIL.
 NUM_LISTERS = 16
-# Handing a folder to a thread costs more than listing it where the answer is at hand, so threads
+# Handing a folder to a thread costs more than listing it where the answer is cached, so threads
 # take several; but every thread several times, for folders are not alike.
 _BATCHES_PER_LISTER = 4
 _MAX_BATCH = 64
@@ -134,7 +134,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that leads to itself, or where nobody may look: its read fails and is reported.
+        # A link that leads to itself, or where access is denied: its read fails and is reported.
         return False
 
 

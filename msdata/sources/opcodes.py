@@ -10,7 +10,7 @@ that holds another one twice, which holds a third one twice, and so on, never en
 
 Large payloads are cut out: the C unpickler then sees a stream of about a kilobyte and meets each
 payload as an out-of-band buffer, so pixels stay where `read` put them.
-The walk costs about 15 µs an object; letting the unpickler copy 0.6 MB costs more, under the GIL.
+The walk costs about 15 µs per object; letting the unpickler copy 0.6 MB costs more, under the GIL.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from msdata.errors import SampleError, UnsafePickleError
 
 # Below this size the unpickler's own copy is cheaper than a buffer object.
 MIN_PAYLOAD_NBYTES = 1024
-# A memo index above this makes the unpickler allocate 16 bytes an index for one tiny opcode.
+# A memo index above this makes the unpickler allocate 16 bytes per index for one tiny opcode.
 MAX_MEMO_INDEX = 1 << 20
 # A byte of opcodes makes up to some hundred bytes of objects; cutouts' dicts have a kilobyte.
 MAX_COMMANDS_NBYTES = 1 << 21
@@ -94,7 +94,7 @@ def _argument_table() -> tuple[int, ...]:
 
 
 _ARGUMENT = _argument_table()
-# What takes something from the stack or the memo cannot come first: such a file is no pickle at
+# What takes something from the stack or the memo cannot come first: such a file is not a pickle at
 # all, however much one of its letters looks like an order.
 _NEVER_FIRST = frozenset(
     opcode[0]
@@ -128,7 +128,7 @@ def cut_payloads(
         calls of `DICT_GLOBAL`; and where the payloads stand in `view`, in order.
 
     Raises:
-        SampleError: the stream is truncated, too long, is no pickle, or has bytes behind its end.
+        SampleError: the stream is truncated, too long, not a pickle, or has bytes behind its end.
         UnsafePickleError: it uses an opcode that arrays and numbers never need.
     """
     pieces: list[bytes | memoryview] = []
@@ -182,9 +182,9 @@ def _check_first(view: memoryview, start: int) -> None:
         SampleError: it is none.
     """
     if view[start : start + 4] == _ZIP:
-        raise SampleError("no pickle: a zip archive, as savez and torch.save write them")
+        raise SampleError("not a pickle: a zip archive, as savez and torch.save write them")
     if start < len(view) and view[start] in _NEVER_FIRST:
-        raise SampleError(f"no pickle: it begins with the byte 0x{view[start]:02x}")
+        raise SampleError(f"not a pickle: it begins with the byte 0x{view[start]:02x}")
 
 
 def _counted_value(view: memoryview, position: int, kind: int) -> tuple[int, int]:
@@ -236,4 +236,4 @@ def _refusal(code: int, position: int) -> SampleError:
         return UnsafePickleError(
             f"it asks for {_REFUSED[code]}; it was refused and nothing was executed"
         )
-    return SampleError(f"no pickle: byte {position} is 0x{code:02x}, which is no opcode")
+    return SampleError(f"not a pickle: byte {position} is 0x{code:02x}, which is not an opcode")

@@ -29,7 +29,7 @@ class Source(Protocol):
         Returns:
             Table with `sample_id` (string), `path` (string, relative to `root`), `row` (int64;
             -1 where the file holds one object only) and, where the source has splits of its own,
-            `split` (string); where it knows the catalogue's row of each object,
+            `split` (string); where it knows the catalog's row of each object,
             `catalog_row` (int64).
 
         Raises:
@@ -42,7 +42,7 @@ class Source(Protocol):
         Args:
             path: as `scan` lists it.
             row: as there.
-            labels: the object's row of the catalogue; images of the sky are cut around `ra`, `dec`.
+            labels: the object's row of the catalog; images of the sky are cut around `ra`, `dec`.
 
         Returns:
             The object's dict: name -> array or number, as stored (dtype, byte order, layout).

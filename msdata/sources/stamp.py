@@ -5,10 +5,10 @@ files: drawn with the first row at the bottom, north is up and east is left.
 
 Two ways. Where the image has the wanted pixel scale and its axes lie along the sky's, whole pixels
 are taken, turned or mirrored where the image is: every pixel keeps its bits, and the position lies
-within half a pixel of the stamp's centre; within a pixel where the image is no larger than the
+within half a pixel of the stamp's center; within a pixel where the image is not larger than the
 stamp, since `fitscut` puts a position next to the middle of an even size. Otherwise each pixel of
 the stamp takes from every pixel of the image the share of its flux that it covers: flux is kept to
-rounding, the position lies exactly in the centre, and noise of neighbouring pixels becomes
+rounding, the position lies exactly in the center, and noise of neighboring pixels becomes
 correlated.
 """
 
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from msdata.errors import SampleError
 
-# Half a per cent of 170 pixels moves the outermost by less than half a pixel.
+# Half a percent of 170 pixels moves the outermost by less than half a pixel.
 SCALE_TOLERANCE = 0.005
-# Far from the centre of its projection a sky cell's columns lean against the meridian, in
-# Pan-STARRS by a few degrees. Resampling would cost more than it mends: networks are trained on
+# Far from the center of its projection a sky cell's columns lean against the meridian, in
+# Pan-STARRS by a few degrees. Resampling would cost more than it cures: networks are trained on
 # turned images anyhow.
 TILT_TOLERANCE_DEG = 5.0
 # Positions on the edge between two pixels differ by rounding from one machine to another.
@@ -72,7 +72,7 @@ class Stamp:
 
     Attributes:
         pixels: (size, size), of the image's dtype where whole pixels were taken, else float64.
-        offset_pixels: from the stamp's centre to the position, (columns, rows).
+        offset_pixels: from the stamp's center to the position, (columns, rows).
         is_resampled: whether pixels were mixed.
         tilt_deg: angle from the stamp's columns to north, towards east.
     """
@@ -99,7 +99,7 @@ def cut_stamp(
     """Cuts a square stamp around a position; see the module for how.
 
     Args:
-        image: (height, width), flux a pixel. Not changed.
+        image: (height, width), flux per pixel. Not changed.
         placement: the position in it.
         size: pixels of a side of the stamp.
         pixel_scale_arcsec: of the stamp.
@@ -140,7 +140,7 @@ def _image_step(placement: Placement, pixel_scale_arcsec: float) -> _Float:
 
 def _take(image: NDArray[Any], placement: Placement, size: int, turn: NDArray[np.int64]) -> Stamp:
     half = (size - 1) / 2
-    # Offsets of the stamp's first pixel from its centre, along the image's axes.
+    # Offsets of the stamp's first pixel from its center, along the image's axes.
     corner = np.array([placement.x, placement.y]) - half
     low = np.floor(corner + 0.5 - _TIE).astype(int)
     if image.shape == (size, size) and np.abs(low).max() == 1:
@@ -181,8 +181,8 @@ def _resample(
 ) -> Stamp:
     step = _image_step(placement, pixel_scale_arcsec)
     reach = np.abs(step).sum(axis=1) * size / 2 - _TIE
-    centre = np.array([placement.x, placement.y])
-    low, high = np.floor(centre - reach + 0.5), np.ceil(centre + reach - 0.5)
+    center = np.array([placement.x, placement.y])
+    low, high = np.floor(center - reach + 0.5), np.ceil(center + reach - 0.5)
     _check_inside(image, (low[0], low[1]), (high[0], high[1]), size)
     steps = np.arange(size) - (size - 1) / 2
     column, row = np.meshgrid(steps, steps)
@@ -210,9 +210,9 @@ def _overlap(x: _Float, y: _Float, corners: _Float) -> _Float:
     """Area that parallelograms have in common with the unit square [0, 1] x [0, 1].
 
     Args:
-        x: their centres.
-        y: their centres.
-        corners: float64 (2, 4), the corners around a centre, in order.
+        x: their centers.
+        y: their centers.
+        corners: float64 (2, 4), the corners around a center, in order.
 
     Returns:
         Areas. The boundary integral of the part inside: along each edge, clipped to the square's

@@ -226,7 +226,7 @@ def plain(value: Any, key: object) -> Any:
 
     Returns:
         Array, number, text, None, or a container of plain values; an empty one in place of what
-        is nested deeper, which is no pixels and must not cost the pixels beside it.
+        is nested deeper, which is not pixels and must not cost the pixels beside it.
 
     Raises:
         SampleError: an object array.

@@ -14,7 +14,7 @@ from msdata.sources.fits_image import Photometry
 
 NANOMAGGY = "nanomaggy"
 NANOMAGGY_ZERO_POINT = 22.5
-# AB minus Vega. Source: Jarrett et al. 2011, ApJ 735, 112, table 3, as unWISE's own catalogues
+# AB minus Vega. Source: Jarrett et al. 2011, ApJ 735, 112, table 3, as unWISE's own catalogs
 # take it: 22.5 + 2.699 and 22.5 + 3.339.
 _AB_OF_VEGA = {"W1": 2.699, "W2": 3.339}
 # Pan-STARRS' stacks are scaled to it. Source: Waters et al. 2020, ApJS 251, 4.
@@ -48,7 +48,7 @@ def zero_point_ab(survey: Survey, band: str, photometry: Photometry) -> float | 
         The magnitude; None where the header lacks the exposure time that it takes.
 
     Raises:
-        SampleError: the unit is not one of flux a pixel, or the header names another survey.
+        SampleError: the unit is not one of flux per pixel, or the header names another survey.
 
     Source: Morrissey et al. 2007, ApJS 173, 682 (GALEX); Waters et al. 2020 (Pan-STARRS).
     """

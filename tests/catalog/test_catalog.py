@@ -1,4 +1,4 @@
-"""Catalogues of every format give every object its label, or the reason why not."""
+"""Catalogs of every format give every object its label, or the reason why not."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def test_objects_without_a_usable_redshift_have_the_reason(tmp_path: Path) -> No
     joined = join(_candidates(["a", "b", "c", "d", "e"]), catalog)
     assert _column(joined, "reason") == [
         None,
-        *["no redshift in the catalogue"] * 2,
-        "redshift inf in the catalogue is outside -0.01 to 8",
-        "no row in the catalogue",
+        *["no redshift in the catalog"] * 2,
+        "redshift inf in the catalog is outside -0.01 to 8",
+        "no row in the catalog",
     ]
     assert joined.num_rejected == 4
 
@@ -125,7 +125,7 @@ def test_only_the_ids_that_differ_by_zeros_alone_are_ambiguous(tmp_path: Path) -
     stems = [f"{n:07d}" for n in range(30)]
     joined = join(_candidates([*stems, "x01", "x1"]), catalog)
     assert joined.num_rejected == 1
-    assert _column(joined, "reason")[5].startswith("ambiguous id: rows of the catalogue differ")
+    assert _column(joined, "reason")[5].startswith("ambiguous id: rows of the catalog differ")
     redshifts = _column(joined, "redshift")
     assert redshifts[:5] + redshifts[6:] == [n / 100 for n in range(30) if n != 5] + [0.4, 0.5]
     # Of a repeated row there is nothing to doubt.
@@ -140,17 +140,17 @@ def test_ids_beyond_64_bits_are_not_rounded(tmp_path: Path) -> None:
     assert _column(joined, "redshift") == [0.5, 0.1]
 
 
-def test_equal_catalogue_rows_count_once_and_conflicting_ones_reject(tmp_path: Path) -> None:
+def test_equal_catalog_rows_count_once_and_conflicting_ones_reject(tmp_path: Path) -> None:
     catalog = _csv(tmp_path, "id,z,t\na,0.5,\na,0.5,\nb,0.1,x\nb,0.2,x\n,0.3,\n,0.4,\n")
     joined = join(_candidates(["a", "b"]), catalog)
-    assert _column(joined, "reason") == [None, "conflicting rows in the catalogue"]
+    assert _column(joined, "reason") == [None, "conflicting rows in the catalog"]
 
 
-def test_a_catalogue_row_number_joins_without_ids(tmp_path: Path) -> None:
+def test_a_catalog_row_number_joins_without_ids(tmp_path: Path) -> None:
     catalog = _csv(tmp_path, "zspec,name\n0.1,x\n0.2,y\n")
     joined = join(_candidates(["0000001", "0000000", "0000009"], [1, 0, 9]), catalog)
     assert _column(joined, "redshift") == [0.2, 0.1, None]
-    assert _column(joined, "reason") == [None, None, "no row in the catalogue"]
+    assert _column(joined, "reason") == [None, None, "no row in the catalog"]
     with pytest.raises(UsageError, match="2 rows, the first object is of row 5"):
         join(_candidates(["0000005"], [5]), catalog)
 
@@ -195,8 +195,8 @@ def test_when_nothing_matches_both_sides_are_shown(tmp_path: Path) -> None:
         join(_candidates(["0000001"]), catalog)
 
 
-def test_files_that_are_no_catalogue_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no file"):
+def test_files_that_are_no_catalog_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a file"):
         read_catalog(tmp_path / "nope.csv")
     (tmp_path / "frame.pkl").write_bytes(pickle.dumps({"z": [1]}))
     with pytest.raises(UsageError, match="pickles run code: save it with DataFrame"):
@@ -246,7 +246,7 @@ def test_the_join_equals_a_plain_loop(ids: list[int], objects: list[int]) -> Non
         if number in objects[:place]:
             assert row["reason"].startswith("duplicate id")
         elif number not in ids:
-            assert row["reason"] == "no row in the catalogue"
+            assert row["reason"] == "no row in the catalog"
         else:
             assert row["reason"] is None and row["redshift"] == number / 10
 
@@ -264,7 +264,7 @@ def test_objects_without_redshift_are_kept_where_they_are_wanted(tmp_path: Path)
         _csv(tmp_path, "id,ebv\n1,0.1\n")
 
 
-def test_a_catalogue_without_rows_or_with_sexagesimal_positions_says_so(tmp_path: Path) -> None:
+def test_a_catalog_without_rows_or_with_sexagesimal_positions_says_so(tmp_path: Path) -> None:
     path = tmp_path / "catalog.csv"
     path.write_text("id,ra,dec,redshift\n")
     with pytest.raises(UsageError, match=r"catalog\.csv has no rows, only names of columns"):
@@ -344,7 +344,7 @@ def test_redshifts_outside_the_range_are_doubted_with_a_count(tmp_path: Path) ->
     assert _column(joined, "redshift") == [*kept, *[None] * 8]
     assert joined.num_rejected == 8
     reasons = _column(joined, "reason")
-    assert reasons[7] == "redshift 9.9999 in the catalogue is outside -0.01 to 8"
+    assert reasons[7] == "redshift 9.9999 in the catalog is outside -0.01 to 8"
     wide = _csv(tmp_path, f"id,z\n{rows}", redshift_range=(-0.6, 100))
     assert wide.columns["redshift"].null_count == 5
     unlabelled = _csv(tmp_path, f"id,z\n{rows}", needs_redshift=False)
@@ -415,7 +415,7 @@ def test_ids_in_single_precision_are_refused_where_they_are_rounded(tmp_path: Pa
     catalog = read_catalog(path)
     assert catalog.ids is not None
     assert catalog.ids.to_pylist() == ["1", None, "16777215"]
-    assert catalog.notes == ("rows of the catalogue without an id: 1",)
+    assert catalog.notes == ("rows of the catalog without an id: 1",)
     ids = pa.array([1.0, 2.0**24], pa.float32())
     pa.parquet.write_table(pa.table({"id": ids, "z": [0.1, 0.2]}), path)
     with pytest.raises(UsageError, match="such as 16777216, and have lost"):
@@ -477,7 +477,7 @@ def test_null_in_fits_is_null_also_of_scaled_and_logical_columns(tmp_path: Path)
     assert columns_read["site"][1] == "Münc"
     assert catalog.notes == (
         "column 'site' is not UTF-8: read as Latin-1",
-        "rows of the catalogue without an id: 2",
+        "rows of the catalog without an id: 2",
     )
 
 

@@ -28,8 +28,8 @@ from msdata.catalog.build.healpix import pixel_of
 from msdata.catalog.build.recipe import BUILT_IN, load_recipe
 from msdata.catalog.build.select import STAR, angles, first_redshift, passes_cut, repeated_ids
 from msdata.catalog.build.spec import DustTask
-from msdata.catalog.build.tables import open_table, read_pieces
 from msdata.catalog.columns import read_catalog
+from msdata.catalog.table import open_table, read_pieces
 from msdata.cli import main
 from msdata.errors import DataError, UsageError
 
@@ -60,7 +60,7 @@ def test_every_row_of_every_survey_ends_where_it_belongs(mock, tmp_path, capsys)
     ]
 
 
-def test_no_two_objects_of_the_catalogue_are_within_three_arcseconds(mock, tmp_path):
+def test_no_two_objects_of_the_catalog_are_within_three_arcseconds(mock, tmp_path):
     assert build(mock[0], tmp_path / "out", "--no-figure") == 0
     table = pq.read_table(tmp_path / "out" / "catalog.parquet")
     sky = SkyCoord(table["ra"].to_numpy(), table["dec"].to_numpy(), unit="deg")
@@ -128,7 +128,7 @@ def test_the_redshift_of_sdss_is_by_eye_then_without_quasars_then_the_pipelines(
 
 
 def test_a_cz_that_is_no_velocity_is_refused():
-    with pytest.raises(DataError, match="all lie from -1 to 1 km/s: that is no c z"):
+    with pytest.raises(DataError, match="must be c z in km/s, got values that all lie"):
         first_redshift([pa.chunked_array([pa.array([-0.93, 0.2, np.nan])])], "km/s")
     nothing = pa.chunked_array([pa.array([np.nan, 0.0])])
     assert np.isnan(first_redshift([nothing], "km/s")[0])
@@ -281,22 +281,25 @@ def test_reddening_is_that_of_the_maps_pixel(tmp_path, ordering, frame, per_row)
     np.testing.assert_array_equal(reddening(task, ra, dec), wanted.astype(np.float32))
 
 
-class EastwardDust:
-    """Stands in for a class of the package dustmaps."""
-
-    def query_equ(self, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+# A class as those of the package dustmaps, and a function.
+OWN_DUST = """
+class Eastward:
+    def query_equ(self, ra, dec):
         return ra / 1000
 
 
-def northern_dust(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+def northern(ra, dec):
     return dec / 1000
+"""
 
 
-def test_columns_of_reddening_come_from_functions_and_tables(tmp_path):
+def test_columns_of_reddening_come_from_functions_and_tables(tmp_path, monkeypatch):
+    (tmp_path / "own_dust.py").write_text(OWN_DUST)
+    monkeypatch.syspath_prepend(tmp_path)
     write_gama(tmp_path / "gama.csv", [3, 8], SFD=[0.25, 0.5])
     text = (
-        '[ebv.east]\ncall = "test_skycatalog:EastwardDust"\n'
-        '[ebv.north]\ncall = "test_skycatalog:northern_dust"\n[ebv.sfd]\ncolumn = "SFD"\n'
+        '[ebv.east]\ncall = "own_dust:Eastward"\n'
+        '[ebv.north]\ncall = "own_dust:northern"\n[ebv.sfd]\ncolumn = "SFD"\n'
         '[ebv.none]\ncolumn = "EBV"\n'
     )
     assert build(spec(tmp_path, text), tmp_path / "out", "--no-figure") == 0
@@ -310,21 +313,21 @@ def test_columns_of_reddening_come_from_functions_and_tables(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("seperation_arcsec = 3", "no entry 'seperation_arcsec'"),
-        ("separation_arcsec = 0.1", "out of range; give 1 to 3600"),
-        ("redshift = [1.6, 0]", "is no range"),
+        ("seperation_arcsec = 3", "unknown entry 'seperation_arcsec'"),
+        ("separation_arcsec = 0.1", "must be 1 to 3600, got 0.1"),
+        ("redshift = [1.6, 0]", "must be a range such as"),
         ('order = ["sdss"]', "has to name each survey once"),
         ("redshift = 3", "wrong kind"),
-        ("x = ", "is no TOML"),
-        ('previous = "absent.parquet"', "the previous catalogue"),
-        ('[surveys.boss]\nfiles = "b.fits"', "recipe boss is no file"),
-        ('[surveys.desi]\nfiles = "b.fits"', "b.fits is no file"),
+        ("x = ", "is not TOML"),
+        ('previous = "absent.parquet"', "the previous catalog"),
+        ('[surveys.boss]\nfiles = "b.fits"', "recipe boss is not a file"),
+        ('[surveys.desi]\nfiles = "b.fits"', "b.fits is not a file"),
         ('[surveys.desi]\nfiles = "gama.csv"', "has no column TARGETID, which the recipe of DESI"),
-        ('[ebv.csfd]\nhealpix = "absent.fits"', "absent.fits is no file"),
-        ('[ebv.csfd]\nhealpix = "gama.csv"', "is no FITS file"),
-        ('[ebv.csfd]\ncall = "no_such_module:x"', "no module 'no_such_module'"),
+        ('[ebv.csfd]\nhealpix = "absent.fits"', "absent.fits is not a file"),
+        ('[ebv.csfd]\nhealpix = "gama.csv"', "is not a FITS file"),
+        ('[ebv.csfd]\ncall = "no_such_module:x"', "module 'no_such_module' not found"),
         ('[ebv.csfd]\ncall = "math:pi2"', "has no 'pi2'"),
-        ('[ebv.csfd]\nhealpx = "x"', "no entry of ebv.csfd 'healpx'"),
+        ('[ebv.csfd]\nhealpx = "x"', "unknown entry of ebv.csfd 'healpx'"),
     ],
 )
 def test_what_a_spec_has_wrong_is_one_sentence(tmp_path, capsys, text, says):

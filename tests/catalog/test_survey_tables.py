@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from msdata.catalog.build.tables import open_table, read_pieces
+from msdata.catalog.table import open_table, read_pieces
 from msdata.cli import main
 
 Rows = list[dict[str, Any]]
@@ -35,7 +35,7 @@ def write_fits(path: Path, rows: Rows, name: str | None = None) -> None:
 
 
 def result(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """Ids in the survey of what is in the catalogue; rows dropped by reason."""
+    """Ids in the survey of what is in the catalog; rows dropped by reason."""
     report = json.loads((folder / "out" / "catalog.json").read_text())
     table = pq.read_table(folder / "out" / "catalog.parquet")
     dropped = {r: n for r, n in report["surveys"][0]["num_dropped"].items() if n}

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from fake_services.__main__ import main as fake_services_main
-from fake_services.catalogue import write_catalogue
+from fake_services.catalog import write_galaxies
 from fake_services.sky import galaxy_of
 
 from benchmarks.harness import write_result
@@ -67,12 +67,12 @@ def test_the_stand_ins_catalog_never_replaces_another(tmp_path, capsys):
     assert path.read_bytes() == MINE
     # The same catalog again is no harm.
     path.unlink()
-    write_catalogue(path, [galaxy_of(0, 0, 0)])
+    write_galaxies(path, [galaxy_of(0, 0, 0)])
     content = path.read_bytes()
-    write_catalogue(path, [galaxy_of(0, 0, 0)])
+    write_galaxies(path, [galaxy_of(0, 0, 0)])
     assert path.read_bytes() == content
     with pytest.raises(UsageError, match="did not make it"):
-        write_catalogue(path, [galaxy_of(1, 0, 0)])
+        write_galaxies(path, [galaxy_of(1, 0, 0)])
     (tmp_path / "services.toml").write_bytes(MINE)
     assert fake_services_main(["--services", str(tmp_path / "services.toml")]) == 2
     assert (tmp_path / "services.toml").read_bytes() == MINE

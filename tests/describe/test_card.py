@@ -112,9 +112,9 @@ def test_reasons_of_rejected_objects_are_counted_by_kind(flawed_source, packed, 
     assert card(data) == 0
     kinds = count_rejected(data)
     assert sum(kinds.values()) == msdata.open(data).manifest.provenance["num_rejected"]
-    assert kinds["no row in the catalogue"] == 6
+    assert kinds["no row in the catalog"] == 6
     assert kinds["array 'image' has shape (N, N, N) instead of (N, N, N)"] == 6
-    assert "| no row in the catalogue | 6 |" in (data / "CARD.md").read_text()
+    assert "| no row in the catalog | 6 |" in (data / "CARD.md").read_text()
 
 
 def test_the_catalogs_cuts_counts_and_citations_are_on_the_card(tiny_source, packed, tmp_path):

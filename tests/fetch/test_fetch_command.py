@@ -93,22 +93,22 @@ def test_a_dry_run_asks_nothing(running: StandIns, catalog: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--rate", "psi=3"], ["no service 'psi'", "did you mean 'ps1'?"]),
-        (["--rate", "ps1=fast"], ["--rate 'ps1=fast': 'fast' is no number"]),
+        (["--rate", "psi=3"], ["unknown service 'psi'", "did you mean 'ps1'?"]),
+        (["--rate", "ps1=fast"], ["--rate 'ps1=fast': the value must be a number, got 'fast'"]),
         (["--rate", "ps1"], ["--rate 'ps1': write NAME=VALUE"]),
-        (["--rate", "ps1=0"], ["requests_per_s = 0.0 must be above 0"]),
+        (["--rate", "ps1=0"], ["requests_per_s must be > 0, got 0.0"]),
         (["--base-url", "ps1=http://ps1images.stsci.edu"], ["is not HTTPS", "write https://"]),
         (["--slice", "4/4"], ["--slice 4/4: slices count from 0/4 to 3/4"]),
-        (["--slice", "x"], ["--slice 'x' is none; write 3/16"]),
+        (["--slice", "x"], ["--slice must be a part such as 3/16, got 'x'"]),
         (["--concurrent-slices", "3"], ["there are 1 slices"]),
-        (["--workers", "0"], ["--workers 0 is out of range"]),
-        (["--unwise-from", "irsa"], ["--unwise-from 'irsa' is none of legacy, unwise_me"]),
+        (["--workers", "0"], ["--workers must be 1 to 256, got 0"]),
+        (["--unwise-from", "irsa"], ["--unwise-from must be one of legacy, unwise_me, got 'irsa'"]),
         (["--unwise-from", "unwise.me", "--pixel-scale", "unwise=1.5"], ["unwise.me has 2.75"]),
         (["--pixel-scale", "panstarrs=1"], ["only galex and unwise are resampled"]),
         (["--keep-pickles"], ["--keep-pickles is for --pack only"]),
         (["--id-column", "name"], ["has no column 'name' (--id-column)"]),
         (["--contact", "me\nX-Evil: 1"], ["--contact goes into a request's header"]),
-        (["--services", "no.toml"], ["services file no.toml is no file"]),
+        (["--services", "no.toml"], ["services file no.toml is not a file"]),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_nothing_is_made(
@@ -126,11 +126,11 @@ def test_wrong_usage_is_one_sentence_and_nothing_is_made(
     ("text", "says"),
     [
         ("[ps1]\nbase_ulr = 'https://a.example'", ["no setting 'base_ulr'", "did you mean"]),
-        ("[ps2]\n", ["no service 'ps2'"]),
-        ("ps1 = 3", ["ps1 is no table; write [ps1]"]),
-        ("[ps1", ["is no TOML"]),
-        ("[ps1]\ntries = 2.5", ["tries = 2.5 is no number"]),
-        ("[ps1]\nread_timeout_s = -1", ["read_timeout_s = -1 must be above 0"]),
+        ("[ps2]\n", ["unknown service 'ps2'"]),
+        ("ps1 = 3", ["ps1 must be a table; write [ps1]"]),
+        ("[ps1", ["is not TOML"]),
+        ("[ps1]\ntries = 2.5", ["tries must be a number, got 2.5"]),
+        ("[ps1]\nread_timeout_s = -1", ["read_timeout_s must be > 0, got -1"]),
     ],
 )
 def test_a_faulty_services_file_is_one_sentence(
@@ -145,11 +145,11 @@ def test_a_faulty_services_file_is_one_sentence(
     refused(capsys, says, str(catalog), str(tmp_path / "out"), "--services", str(path))
 
 
-def test_a_missing_catalogue_or_position_is_one_sentence(
+def test_a_missing_catalog_or_position_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "catalog.csv", str(tmp_path / "out")
-    refused(capsys, ["catalog.csv is no file"], str(path), out)
+    refused(capsys, ["catalog.csv is not a file"], str(path), out)
     path.write_text("id,x,y\n1,2,3\n")
     refused(capsys, ["has no column 'ra'", "rename"], str(path), out)
 

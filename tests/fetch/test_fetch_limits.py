@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.io import fits
-from test_fetch_client import OK, get, scripted, service
+from scripted_service import OK, get, scripted, service
 
 from msdata.errors import SampleError
 from msdata.fetch.answer import fits_planes

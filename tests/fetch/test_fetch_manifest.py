@@ -1,4 +1,4 @@
-"""The manifest: what a later run takes up, does again, or refuses to go on with."""
+"""The manifest: what a later run takes up, does again, or refuses to resume."""
 
 from __future__ import annotations
 
@@ -192,9 +192,9 @@ def test_two_runs_of_one_slice_do_not_meet(running: StandIns, catalog: Path) -> 
 
 def test_a_folder_is_gone_on_with_as_it_was_begun(running: StandIns, catalog: Path) -> None:
     fetch_from(running, catalog)
-    with pytest.raises(UsageError, match=r"begun with --unwise-from legacy, not unwise_me"):
+    with pytest.raises(UsageError, match=r"started with --unwise-from legacy, not unwise_me"):
         fetch_from(running, catalog, unwise_from="unwise_me")
-    with pytest.raises(UsageError, match=r"begun with --pixel-scale \(none\), not .*unwise"):
+    with pytest.raises(UsageError, match=r"started with --pixel-scale \(none\), not .*unwise"):
         fetch_from(running, catalog, pixel_scales_arcsec={"unwise": 1.5})
 
 
@@ -264,11 +264,10 @@ def test_ids_become_paths_of_four_folders(tmp_path: Path) -> None:
     assert object_path("J1234+56", ".npy").name == "J1234+56.npy"
     assert len(object_path("J1234+56", ".npy").parts) == 5
     path = tmp_path / "catalog.csv"
-    path.write_text("id,ra,dec\n7,1,2\n0000007,3,4\n,5,6\n")
+    path.write_text("id,ra,dec\n7,1,2\n7,1,2\n,5,6\n8,1,2\n0000008,3,4\n")
     targets, notes = read_targets(path, id_column=None, part=Slice())
-    # Only zeros tell the first two apart, and the third has no id.
-    assert not targets
-    assert len(notes) == 2
+    assert [(t.sample_id, t.ra) for t in targets] == [("0000007", 1.0)]
+    assert len(notes) == 3
     path.write_text("id,ra,dec\n../../etc/passwd,1,2\n")
     with pytest.raises(UsageError, match="cannot name a file"):
         read_targets(path, id_column=None, part=Slice())

@@ -29,7 +29,7 @@ def running() -> Iterator[StandIns]:
 
 @pytest.fixture(scope="module")
 def folder(running: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue whose first object has no redshift, services, and all objects fetched."""
+    """A catalog whose first object has no redshift, services, and all objects fetched."""
     path = tmp_path_factory.mktemp("fetched")
     catalog = fetching.write_catalog(path / "catalog.csv", NUM_OBJECTS)
     lines = catalog.read_text().splitlines()
@@ -84,7 +84,7 @@ def test_it_ends_with_shards_alone_and_with_the_files_of_what_was_rejected(
     assert files(place) == all_ids(place) - packed(data)
     assert len(files(place)) == 1
     assert not verify_dataset(data).faults
-    # The same command again finds all there, and asks nobody.
+    # The same command again finds all there, and asks no service.
     fetch(place, "--pack", str(data), "--json")
     assert '"num_removed": 0' in capsys.readouterr().out
     assert len(running.log) == log

@@ -1,4 +1,4 @@
-"""Never more than the allowed requests a second: threads, slow answers, slices, restarts."""
+"""Never more than the allowed requests per second: threads, slow answers, slices, restarts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_waiting_thread_hears_of_the_end() -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_a_rate_must_be_a_rate(rate: float) -> None:
-    with pytest.raises(UsageError, match="requests a second; give more than 0"):
+    with pytest.raises(UsageError, match="requests_per_s must be > 0"):
         RateLimiter(rate, threading.Event())
 
 

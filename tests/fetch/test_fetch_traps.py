@@ -13,7 +13,7 @@ import fetching
 import numpy as np
 import pytest
 import requests
-from fake_services.answers import Asked, neighbour_of, stack_picture
+from fake_services.answers import Asked, neighbor_of, stack_picture
 from fake_services.faults import LASTING, ODDITIES, PASSING, FaultPlan
 from fake_services.grid import home_cell, tiles_at
 from fake_services.imagery import coadd_cutout, exposure_s
@@ -26,7 +26,7 @@ from msdata.fetch.panstarrs import Cut, _check_one_grid, choose_stacks
 from msdata.fetch.run import FetchReport, fetch
 from msdata.fetch.settings import FetchSettings
 from msdata.schema import MANTIS_SHRIMP
-from msdata.sources.objectfile import read_object
+from msdata.sources.pickles import read_object
 
 PANSTARRS = MANTIS_SHRIMP["panstarrs"]
 Fetch = Callable[..., FetchReport]
@@ -39,7 +39,7 @@ def catalog(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fetched(tmp_path: Path, catalog: Path) -> Iterator[Fetch]:
-    """Fetches the catalogue from stand-ins with a plan, into `tmp_path / "out"`."""
+    """Fetches the catalog from stand-ins with a plan, into `tmp_path / "out"`."""
 
     def run(plan: FaultPlan, services: dict[str, Any] | None = None, **options: Any) -> FetchReport:
         with fetching.standins(plan) as running:
@@ -111,7 +111,7 @@ def test_of_several_sky_cells_the_one_without_missing_pixels_is_taken(
     sample_id, ra, dec = fetching.rows_of(catalog)[0]
     # The list names the wrong one first, and it has missing pixels.
     asked = Asked(seed=0, plan=plan, query={"ra": str(ra), "dec": str(dec), "size": "172"})
-    wrong = stack_picture(asked, neighbour_of(home_cell(ra, dec)), "g")
+    wrong = stack_picture(asked, neighbor_of(home_cell(ra, dec)), "g")
     assert np.isnan(wrong.pixels).any()
     found = read_object(fetching.object_file(tmp_path / "out", sample_id))
     assert np.isfinite(found["panstarrs"]).all()
@@ -145,7 +145,7 @@ def test_bands_whose_pixel_grids_differ_are_refused_not_resampled() -> None:
         red = f"/rings.v3.skycell/x/rings.v3.skycell.{home.name}.stk.g.unconv.fits"
         url = f"{running.url}/cgi-bin/fitscut.cgi"
         content = requests.get(url, params={**query, "red": red}, timeout=10).content
-    wanted = Wanted(survey=PANSTARRS, position=(10.0, 5.0), size=172, centre=86)
+    wanted = Wanted(survey=PANSTARRS, position=(10.0, 5.0), size=172, center=86)
     (plane,) = fits_planes(content, 1 << 24)
     right = Cut(cell="1329.005", band=band_stamp(plane, "g", wanted), content=b"")
     x, y = right.band.offset_pixels
@@ -164,7 +164,7 @@ def test_nan_cores_stay_nan_for_pack_to_fill(fetched: Fetch, tmp_path: Path) -> 
     assert 50 < max(num_nan) < 100
 
 
-def test_a_position_lies_within_half_a_pixel_of_the_stamps_centre(
+def test_a_position_lies_within_half_a_pixel_of_the_stamps_center(
     fetched: Fetch, catalog: Path, tmp_path: Path
 ) -> None:
     fetched(FaultPlan(), keep_fits=True)
@@ -197,9 +197,9 @@ def test_unknown_bands_get_all_bands_from_the_viewer_and_are_refused_here() -> N
         one = requests.get(url, params={**query, "bands": "n"}, timeout=10).content
     planes = fits_planes(asked, 1 << 24)
     assert [plane.band for plane in planes] == ["n", "f"]
-    only_nuv = replace(
-        MANTIS_SHRIMP["galex"], bands=("NUV",), shape=(1, 32, 32), zero_points_ab=None
-    )
+    galex = MANTIS_SHRIMP["galex"]
+    zero_points = (galex.zero_points_ab or ())[:1] or None
+    only_nuv = replace(galex, bands=("NUV",), shape=(1, 32, 32), zero_points_ab=zero_points)
     with pytest.raises(RefusedError, match="it sent band f; wanted are NUV"):
         planes_by_band(planes, only_nuv, {"n": "NUV"})
     with pytest.raises(RefusedError, match="it sent no band FUV, only NUV"):
@@ -284,6 +284,6 @@ def test_an_object_without_a_position_is_refused_without_a_request(tmp_path: Pat
     with (tmp_path / "out" / "failed.csv").open() as file:
         reasons = [row["reason"] for row in csv.DictReader(file)]
     assert reasons == [
-        "it has no position in the catalogue",
+        "it has no position in the catalog",
         "its declination 95 is beyond 90 degrees",
     ]

@@ -1,4 +1,4 @@
-"""The whole way: survey tables, a catalogue, cutouts from faulty services, shards, a network."""
+"""The whole way: survey tables, a catalog, cutouts from faulty services, shards, a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import fetching
 import packing
 import pytest
 import training
-from fake_services.catalogue import galaxies
+from fake_services.catalog import galaxies
 from fake_services.faults import LASTING, FaultPlan
 from fake_services.sky import Galaxy
 
@@ -25,7 +25,7 @@ PLAN = FaultPlan(
 
 
 def write_surveys(folder: Path, found: list[Galaxy]) -> Path:
-    """Tables of two surveys that share some galaxies, with rows that are no good; and the spec."""
+    """Tables of two surveys that share some galaxies, with bad rows; and the spec."""
     half = len(found) // 2
     with (folder / "sdss.csv").open("w") as file:
         table = csv.writer(file)
@@ -63,10 +63,10 @@ def run_whole(words: list[str]) -> str:
 
 @pytest.mark.slow
 def test_survey_tables_become_a_trained_network(tmp_path: Path) -> None:
-    catalogue, data, run = (tmp_path / name for name in ("catalogue", "data", "run"))
+    catalog, data, run = (tmp_path / name for name in ("catalog", "data", "run"))
     spec = write_surveys(tmp_path, galaxies(SEED, NUM_GALAXIES))
-    run_whole(["msdata", "catalog", "build", str(spec), str(catalogue), "--no-figure", "--quiet"])
-    table = catalogue / "catalog.csv"
+    run_whole(["msdata", "catalog", "build", str(spec), str(catalog), "--no-figure", "--quiet"])
+    table = catalog / "catalog.csv"
     with table.open() as file:
         rows = [(r["sample_id"], float(r["ra"]), float(r["dec"])) for r in csv.DictReader(file)]
     # Those that both surveys have count once, at the better one's position.

@@ -76,7 +76,7 @@ def _aperture_sum(image_HW, pixel_scale_arcsec, radius_arcsec):
     inside = distance < radius_arcsec
     outside = image_HW[distance > 1.5 * radius_arcsec]
     outside = outside[np.isfinite(outside)]
-    # The median keeps neighbours out; where most GALEX pixels hold no photon it is no measure.
+    # The median keeps neighbors out; where most GALEX pixels hold no photon it measures nothing.
     spread = 1.4826 * np.median(np.abs(outside - np.median(outside)))
     background = np.median(outside) if spread > 0 else outside.mean()
     return np.nansum(image_HW[inside]) - inside.sum() * background
@@ -150,11 +150,11 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_objects": 0, "seed": 0}, "cannot make 0 mock objects"),
-        ({"num_objects": -3, "seed": 0}, "cannot make -3 mock objects"),
+        ({"num_objects": 0, "seed": 0}, "mock objects must be 1 to 10,000,000, got 0"),
+        ({"num_objects": -3, "seed": 0}, "mock objects must be 1 to 10,000,000, got -3"),
         ({"num_objects": 10_000_001, "seed": 0}, "seven digits"),
-        ({"num_objects": 1, "seed": -1}, "seed -1 is negative"),
-        ({"num_objects": 1, "seed": 0, "jobs": 0}, "0 jobs can write nothing"),
+        ({"num_objects": 1, "seed": -1}, "seed must be at least 0, got -1"),
+        ({"num_objects": 1, "seed": 0, "jobs": 0}, "--jobs must be at least 1, got 0"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(tmp_path, arguments, message):
@@ -163,17 +163,17 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_fails_leaves_no_catalogue_and_no_half_file(tmp_path, monkeypatch):
+def test_a_run_that_fails_leaves_no_catalog_and_no_half_file(tmp_path, monkeypatch):
     def full_disk(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write.np, "save", full_disk)
-    with pytest.raises(StorageError, match=r"No space left on device.*has no catalogue"):
+    with pytest.raises(StorageError, match=r"No space left on device.*has no catalog"):
         write.write_mock(tmp_path / "out", num_objects=1, seed=0, jobs=1)
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
-def test_a_killed_run_leaves_no_catalogue_and_no_process_behind(tmp_path):
+def test_a_killed_run_leaves_no_catalog_and_no_process_behind(tmp_path):
     code = (
         "import sys; from pathlib import Path; from msdata.mock import write_mock;"
         "show = lambda n: print(n, flush=True);"
@@ -234,7 +234,7 @@ def test_the_command_prints_one_summary_alone_on_stdout(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("wrote 1 objects (")
 
 
-# Gaps and the catalogue
+# Gaps and the catalog
 
 
 def test_nan_is_in_panstarrs_of_a_few_objects_and_sometimes_above_one_per_cent(samples):
@@ -254,7 +254,7 @@ def test_galex_has_objects_without_coverage_and_objects_without_fuv_only(samples
     assert not (nuv & ~fuv).any()
 
 
-def test_the_catalogue_has_its_columns_within_their_ranges(catalog):
+def test_the_catalog_has_its_columns_within_their_ranges(catalog):
     assert tuple(catalog[0]) == objects.CATALOG_COLUMNS
     redshift = _numbers(catalog, "redshift")
     assert 0 < redshift.min() < 0.05
@@ -325,9 +325,9 @@ def test_a_galaxy_left_where_it_is_keeps_the_magnitude_that_sdss_measured(model)
         measured = 22.5 - 2.5 * np.log10(table["PETROFLUX"][there, 2])
         measured -= table["EXTINCTION"][there, 2]
     drawn = [moved_maggies(model.population, np.array([n]), galaxies.redshift[n]) for n in rows]
-    modelled = -2.5 * np.log10(np.concatenate(drawn)[:, BANDS.index("r")])
-    assert abs(np.median(modelled - measured)) < 0.05
-    assert np.percentile(np.abs(modelled - measured), 90) < 0.15
+    modeled = -2.5 * np.log10(np.concatenate(drawn)[:, BANDS.index("r")])
+    assert abs(np.median(modeled - measured)) < 0.05
+    assert np.percentile(np.abs(modeled - measured), 90) < 0.15
 
 
 @pytest.mark.parametrize("index", [0.5, 1.0, 2.3, 4.0])
@@ -363,7 +363,7 @@ def test_a_drawn_galaxy_has_its_flux_its_place_and_its_elongation(model):
             assert 0.5 * np.arctan2(2 * xy, xx - yy) == pytest.approx(0.5, abs=0.03)
 
 
-def test_aperture_magnitudes_of_bright_galaxies_agree_with_the_catalogue(catalog, samples):
+def test_aperture_magnitudes_of_bright_galaxies_agree_with_the_catalog(catalog, samples):
     for name, band, limit, radius in (
         ("panstarrs", "g", 18.0, 8.0),
         ("panstarrs", "r", 17.3, 8.0),
@@ -402,7 +402,7 @@ def test_far_galaxies_look_smaller_and_fainter(catalog):
 
 
 def _features(catalog, samples):
-    """Aperture magnitudes (asinh), colours between neighbouring bands, and r-band concentration."""
+    """Aperture magnitudes (asinh), colors between neighboring bands, and r-band concentration."""
     exptime = _numbers(catalog, "exptime_s")
     columns = []
     for name, radius in (("galex", 5.0), ("panstarrs", 2.0), ("unwise", 6.0)):
@@ -422,10 +422,10 @@ def _features(catalog, samples):
     return (features - features.mean(axis=0)) / features.std(axis=0)
 
 
-def _r_squared(features, redshift, num_train=400, neighbours=8):
-    """R^2 of k nearest neighbours on the objects after the first `num_train`."""
+def _r_squared(features, redshift, num_train=400, neighbors=8):
+    """R^2 of k nearest neighbors on the objects after the first `num_train`."""
     distance = np.linalg.norm(features[num_train:, None] - features[None, :num_train], axis=2)
-    nearest = np.argsort(distance, axis=1)[:, :neighbours]
+    nearest = np.argsort(distance, axis=1)[:, :neighbors]
     predicted = redshift[:num_train][nearest].mean(axis=1)
     truth = redshift[num_train:]
     return 1 - np.sum((predicted - truth) ** 2) / np.sum((truth - truth.mean()) ** 2)

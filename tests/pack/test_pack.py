@@ -257,7 +257,7 @@ def test_rejected_csv_is_sorted_and_complete(flawed_source: Path, packed: Packed
     assert "trunc" in reasons[0]
     assert reasons[3] == "the file is empty"
     assert "shape (3, 8, 9) instead of (3, 8, 8)" in reasons[6]
-    assert reasons[9] == "no row in the catalogue"
+    assert reasons[9] == "no row in the catalog"
 
 
 def test_what_an_object_holds_beside_its_arrays_does_not_cost_it(tmp_path: Path) -> None:

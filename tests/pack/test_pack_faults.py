@@ -114,8 +114,8 @@ def test_bad_objects_are_listed_with_their_reasons_and_stop_nothing(
     assert reasons["bad_pipe.npy"]
     assert "system" in reasons["bad_hostile.pkl"]
     assert "duplicate id; again/0000003.npy is kept" in reasons["photometry/3/0000003.npy"]
-    assert reasons["bad_label.pkl"] == reasons["bad_nanlabel.pkl"] == "no redshift in the catalogue"
-    assert reasons["bad_norow.pkl"] == "no row in the catalogue"
+    assert reasons["bad_label.pkl"] == reasons["bad_nanlabel.pkl"] == "no redshift in the catalog"
+    assert reasons["bad_norow.pkl"] == "no row in the catalog"
 
 
 def test_an_unreadable_file_is_rejected(tiny_source: Path, tmp_path: Path) -> None:

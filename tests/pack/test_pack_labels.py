@@ -61,7 +61,7 @@ def test_doubtful_labels_are_counted_and_the_limits_are_options(tmp_path: Path) 
     assert process.returncode == 0, process.stderr
     assert "redshifts outside -0.01 to 8, such as 9.9999, count as absent: 1" in process.stdout
     assert "values of 'ebv' outside -0.1 to 5, such as -999, count as absent: 1" in process.stdout
-    reason = "redshift 9.9999 in the catalogue is outside -0.01 to 8"
+    reason = "redshift 9.9999 in the catalog is outside -0.01 to 8"
     assert rejected(tmp_path / "out") == {"2": reason}
     data = msdata.open(tmp_path / "out")
     assert {r["sample_id"]: r["ebv"] for r in data.table.to_pylist()} == {"1": 0.02, "3": None}
@@ -88,8 +88,8 @@ def test_a_pack_that_rejects_most_objects_says_why_and_fails(tmp_path: Path) -> 
     process = packing.pack(source, tmp_path / "out", "--jobs", "1")
     assert process.returncode == 1
     assert process.stderr.splitlines() == [
-        "msdata pack: 6 of 9 objects were rejected: no row in the catalogue (3), redshift N in the "
-        "catalogue is outside N to N (2), no redshift in the catalogue (1); see "
+        "msdata pack: 6 of 9 objects were rejected: no row in the catalog (3), redshift N in the "
+        "catalog is outside N to N (2), no redshift in the catalog (1); see "
         f"{tmp_path / 'out' / 'rejected.csv'}; if you expect that, give --max-rejected 6"
     ]
     assert msdata.open(tmp_path / "out").table.num_rows == 3

@@ -67,7 +67,7 @@ def _object_array(items: list[Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["2-D", "object", "list"])
-def test_with_indices_an_object_is_named_by_its_catalogue_row(tmp_path: Path, form: str) -> None:
+def test_with_indices_an_object_is_named_by_its_catalog_row(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "npy_blocks"
     written = _save_blocks(folder, {"train": {0: 2, 1: 2}})
     numbers = [np.array([7, 3]), np.array([0, 5])]
@@ -143,7 +143,7 @@ def test_a_block_of_another_shape_is_named_with_what_was_expected(tmp_path: Path
     with pytest.raises(DataError, match=r"shrimp_0\.npy has shape \(2, 100\).*\(rows, 148596\)"):
         BlockFiles(tmp_path).scan()
     path.write_bytes(b"\x93NUMPY\x01\x00")
-    with pytest.raises(DataError, match=r"shrimp_0\.npy is no block file: its \.npy header"):
+    with pytest.raises(DataError, match=r"shrimp_0\.npy is not a block file: its \.npy header"):
         BlockFiles(tmp_path).scan()
 
 

@@ -81,7 +81,7 @@ def test_resampling_keeps_flux_and_places_sources_by_the_sky(turn, mirrored, sca
 
 
 @given(st.floats(20, 40), st.floats(20, 40), st.integers(8, 17))
-def test_whole_pixels_put_the_position_within_half_a_pixel_of_the_centre(x, y, size):
+def test_whole_pixels_put_the_position_within_half_a_pixel_of_the_center(x, y, size):
     image = np.arange(3600.0).reshape(60, 60)
     sky = np.diag([-1.5, 1.5])
     stamp = cut_stamp(image, Placement(x=x, y=y, sky_per_pixel=sky), size, 1.5)
@@ -143,8 +143,8 @@ def test_pixels_stored_with_the_asinh_scaling_of_panstarrs_become_linear():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"no such layer", "no FITS file; it begins with 'no such layer'"),
-        (b"", "no FITS file"),
+        (b"no such layer", "not a FITS file; it begins with 'no such layer'"),
+        (b"", "not a FITS file"),
         (skyimages.content_of(np.zeros((9, 9)), skyimages.header_of(9, 1.0))[:3000], "truncated"),
         (skyimages.content_of(None, fits.Header()), "holds no image, only headers"),
         (skyimages.content_of(np.zeros((9, 9)), fits.Header()), "WCS axes"),
@@ -187,7 +187,7 @@ def test_a_source_of_a_given_magnitude_has_that_many_nanomaggies():
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """Three objects in folders of their own, with a catalogue."""
+    """Three objects in folders of their own, with a catalog."""
     root = tmp_path_factory.mktemp("fits")
     rows = []
     for k, name in enumerate(("0000001", "0000002", "0000003")):
@@ -252,7 +252,7 @@ def spoil(folder: Path) -> dict[str, str]:
         reasons[name] = reason
         return folder
 
-    make("a", "a.Galex.fits: it is no FITS file; it begins with 'no such layer'")
+    make("a", "a.Galex.fits: it is not a FITS file; it begins with 'no such layer'")
     (folder / "a.Galex.fits").write_bytes(b"no such layer")
     make("b", "it has no file b.i.fits")
     (folder / "b.i.fits").unlink()
@@ -344,7 +344,7 @@ def test_pickles_are_preferred_where_raw_files_were_kept_beside_them(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--fits", "galx={id}.fits"], "no array 'galx'; there are panstarrs, galex, unwise"),
+        (["--fits", "galx={id}.fits"], "unknown array 'galx'; known are panstarrs, galex, unwise"),
         (["--fits", "galex=Galex.fits"], "needs {id} once"),
         (["--fits", "galex"], "--fits must be like galex={id}.Galex.fits, got 'galex'"),
         (["--fits-size", "galex=big"], "--fits-size must be like galex=120, got galex=big"),

@@ -74,9 +74,9 @@ def magnitude_in_file(
 def magnitude_in_stamp(
     image: np.ndarray, scale: float, offset: tuple[float, float], radius_arcsec: float
 ) -> float:
-    """Of a source at `offset` (arcsec east and north of the stamp's centre), in nanomaggies."""
-    centre = (image.shape[0] - 1) / 2
-    x, y = centre - offset[0] / scale, centre + offset[1] / scale
+    """Of a source at `offset` (arcsec east and north of the stamp's center), in nanomaggies."""
+    center = (image.shape[0] - 1) / 2
+    x, y = center - offset[0] / scale, center + offset[1] / scale
     return skyimages.magnitude(skyimages.aperture_sum(image, x, y, radius_arcsec / scale), 22.5)
 
 
@@ -151,7 +151,7 @@ def test_galex_and_wise_magnitudes_survive_pack_load_and_augmentation(galex_and_
 
 
 def own_offset(path: Path, at: tuple[float, float], survey: msdata.Survey) -> tuple[float, float]:
-    """Arcsec from a whole-pixel stamp's centre to the position: the stamp's corner is known."""
+    """Arcsec from a whole-pixel stamp's center to the position: the stamp's corner is known."""
     x, y = open_image(path)[2].all_world2pix([at], 0)[0]
     size, scale = survey.shape[1], survey.pixel_scale_arcsec
     half = (size - 1) / 2
@@ -161,7 +161,7 @@ def own_offset(path: Path, at: tuple[float, float], survey: msdata.Survey) -> tu
 
 @pytest.fixture(scope="module")
 def panstarrs(tmp_path_factory) -> tuple[Path, tuple[float, float]]:
-    """Pan-STARRS griz around a source away from the image's centre, packed with calibration."""
+    """Pan-STARRS griz around a source away from the image's center, packed with calibration."""
     folder = tmp_path_factory.mktemp("hostphot")
     (folder / "raw").mkdir()
     for band in "griz":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from msdata.errors import SampleError, StorageError
-from msdata.sources.objectfile import ObjectReader, read_object
+from msdata.sources.pickles import ObjectReader, read_object
 
 
 def _same(a: Any, b: Any) -> None:
@@ -63,7 +63,7 @@ def test_files_that_are_equal_outside_their_pixels_are_unpickled_once(
     for seed in range(2):
         _save(tmp_path / "x.npy", _sample(seed), None)
         _same(reader.read(tmp_path / "x.npy"), _sample(seed))
-        monkeypatch.setattr("msdata.sources.objectfile.load_commands", None)
+        monkeypatch.setattr("msdata.sources.pickles.load_commands", None)
 
 
 def test_files_that_differ_outside_their_pixels_do_not_use_the_last_files_template(
@@ -116,7 +116,7 @@ def test_a_dict_in_an_object_array_of_one_item_is_read(tmp_path: Path) -> None:
         (np.zeros(3), "holds an array, not a dict"),
         ({b"a": np.zeros(3)}, "which is not text"),
         ({1: np.zeros(3)}, "the key 1, which is not text"),
-        ({"\ud800": 1.0, "a": np.zeros(3)}, r"the key '\\ud800', which is no name of an array"),
+        ({"\ud800": 1.0, "a": np.zeros(3)}, r"the key '\\ud800', which cannot name an array"),
     ],
 )
 def test_what_is_no_dict_of_arrays_is_refused(tmp_path: Path, value: Any, message: str) -> None:

@@ -97,7 +97,7 @@ def test_many_threads_read_their_own_objects(tmp_path: Path) -> None:
 def test_an_empty_or_missing_root_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no object files \(\*\.npy, \*\.pkl, \*\.pickle\)"):
         PickleTree(tmp_path).scan()
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         PickleTree(tmp_path / "nope").scan()
 
 

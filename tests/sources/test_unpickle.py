@@ -240,7 +240,7 @@ def test_a_damaged_pickle_loads_or_is_a_sample_error(data: st.DataObject) -> Non
     ],
 )
 def test_a_file_of_another_kind_is_not_taken_for_an_attack(content: bytes, says: str) -> None:
-    with pytest.raises(SampleError, match=rf"^no pickle: .*{says}") as caught:
+    with pytest.raises(SampleError, match=rf"^not a pickle: .*{says}") as caught:
         _load(content)
     assert not isinstance(caught.value, UnsafePickleError)
 

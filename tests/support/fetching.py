@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import packing
-from fake_services.answers import Asked, layer_picture, neighbour_of, stack_picture
-from fake_services.catalogue import galaxies, write_catalogue
+from fake_services.answers import Asked, layer_picture, neighbor_of, stack_picture
+from fake_services.catalog import galaxies, write_galaxies
 from fake_services.faults import LASTING, FaultPlan
 from fake_services.grid import SkyCell, home_cell
 from fake_services.server import StandIns, serve
 
 from msdata.fetch.service import SERVICES, Service, changed
 from msdata.schema import MANTIS_SHRIMP
-from msdata.sources.objectfile import read_object
+from msdata.sources.pickles import read_object
 
 # What `failed.csv` must say of each lasting fault.
 REASONS = {
     "outside": "outside of the survey",
-    "missing_band": "there is no stack of band",
+    "missing_band": "the position has no stack of band",
     "split_projections": "lie in sky cells of different projections",
     "two_stacks": "has 2 stacks of band",
     "flagged": "is flagged as bad",
@@ -36,7 +36,7 @@ REASONS = {
     "no_such_layer": "the text 'no such layer'",
     "one_band": "it sent no band",
     "clamped": "24x24 pixels, asked for were 32x32",
-    "off_centre": "more than half a pixel",
+    "off_center": "more than half a pixel",
     "no_unwise": "pixels of exactly 0: the service has no coadd there",
 }
 # Fast enough for a test; tests of the rate set their own.
@@ -92,13 +92,13 @@ def services_file(path: Path, url: str, **changes: Any) -> Path:
 
 
 def write_catalog(path: Path, count: int, *, seed: int = 0) -> Path:
-    """A catalogue of galaxies of the mock sky."""
-    write_catalogue(path, galaxies(seed, count))
+    """A catalog of galaxies of the mock sky."""
+    write_galaxies(path, galaxies(seed, count))
     return path
 
 
 def rows_of(catalog: Path) -> list[tuple[str, float, float]]:
-    """Id as in file names, right ascension and declination of a catalogue's objects."""
+    """Id as in file names, right ascension and declination of a catalog's objects."""
     with catalog.open() as file:
         return [
             (row["mantis_id"].zfill(7), float(row["ra"]), float(row["dec"]))
@@ -160,12 +160,12 @@ def cell_of(asked: Asked, band: str) -> SkyCell:
     home = home_cell(*asked.position)
     is_struck = "grizy"[asked.choice(5)] == band
     if asked.fault in ("split_bands", "ragged_cells") and is_struck:
-        return neighbour_of(home)
+        return neighbor_of(home)
     return home
 
 
 def _middle(picture: Any, ra: float, dec: float, size: int = 170) -> np.ndarray:
-    """The part of a picture whose centre is nearest to a position."""
+    """The part of a picture whose center is nearest to a position."""
     corners = range(picture.pixels.shape[0] - size + 1)
     x, y = picture.grid.pixel(ra, dec)
     x0 = min(corners, key=lambda c: abs(c + (size - 1) / 2 - x))

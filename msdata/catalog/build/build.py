@@ -1,32 +1,41 @@
-"""Compiles the catalogue: every survey's rows that pass, without repeats and close pairs.
+"""Compiles the catalog: every survey's rows that pass, without repeats and close pairs.
 
 An object counts for one reason only, the first it meets: its survey's own cuts, the common cuts, a
 repeated id within its survey (the first row wins), and last a better object within the separation.
 Better is: of a survey that stands before it in the order; of the same survey, an earlier row.
+
+Ids are numbers of seven digits that stay with an object, which its survey and its id there name.
+Objects of an earlier catalog keep their numbers; the others are numbered on from the largest,
+sorted by survey and id, so the order of surveys and rows changes no number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from msdata.catalog.build.dust import reddening
-from msdata.catalog.build.identity import assign_ids
 from msdata.catalog.build.neighbors import close_pairs, keep_best
 from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
-from msdata.catalog.build.tables import open_table, read_pieces
+from msdata.catalog.table import open_table, read_pieces
 from msdata.catalog.values import EBV_RANGE
+from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError
 
 REPEATED = "repeated id"
 CLOSE_TO_OWN = "close to another of its survey"
 CLOSE_TO_OTHER = "close to one of a better survey"
+_ID_WIDTH = 7
+# Between a survey's name and an id; no table has it in a text.
+_BETWEEN = "\x1f"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +44,10 @@ class SurveyCounts:
 
     Attributes:
         key: what the spec calls it.
-        name: what the catalogue calls it.
+        name: what the catalog calls it.
         num_available: rows of its tables.
         num_dropped: rows by reason, in the order in which the reasons apply.
-        num_accepted: rows in the catalogue.
+        num_accepted: rows in the catalog.
         left_out: reasons of optional cuts for which a table lacks the column.
     """
 
@@ -56,12 +65,12 @@ class SurveyCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltCatalog:
-    """The catalogue.
+    """The catalog.
 
     Attributes:
         table: `sample_id`, `ra`, `dec`, `redshift`, `survey`, `object_id` (its id in the survey)
             and a float32 column `ebv_x` for each map x; sorted by `sample_id`.
-        counts: one a survey, the better one first.
+        counts: one per survey, the better one first.
         notes: cuts that were left out, ids and E(B-V) that are absent.
     """
 
@@ -73,7 +82,7 @@ class BuiltCatalog:
 def build_catalog(
     spec: CatalogSpec, say: Callable[[str], None] = lambda line: None
 ) -> BuiltCatalog:
-    """Reads the surveys and compiles the catalogue.
+    """Reads the surveys and compiles the catalog.
 
     Args:
         spec: what is asked for.
@@ -163,7 +172,7 @@ def _separate(
     ra, dec = objects["ra"].to_numpy(), objects["dec"].to_numpy()
     pairs = close_pairs(ra, dec, separation_arcsec)
     is_kept = keep_best(len(ra), pairs)
-    # Of a dropped object's better neighbours that are kept, the first tells the reason.
+    # Of a dropped object's better neighbors that are kept, the first tells the reason.
     causes = pairs[is_kept[pairs[:, 0]] & ~is_kept[pairs[:, 1]]]
     best = np.full(len(ra), len(ra), np.int64)
     np.minimum.at(best, causes[:, 1], causes[:, 0])
@@ -183,7 +192,7 @@ def _finish(kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, notes: list[st
     """Ids and reddening; sorted by id."""
     object_ids = _named_objects(kept)
     columns: dict[str, Any] = {
-        "sample_id": assign_ids(surveys, object_ids, spec.previous),
+        "sample_id": _assign_ids(surveys, object_ids, spec.previous),
         "ra": kept["ra"],
         "dec": kept["dec"],
         "redshift": kept["redshift"],
@@ -230,3 +239,47 @@ def _named_objects(kept: pa.Table) -> pa.Array:
     mask = np.zeros(len(ids), bool)
     mask[missing] = True
     return pc.replace_with_mask(ids, pa.array(mask), pa.array(names))
+
+
+def _assign_ids(surveys: pa.Array, object_ids: pa.Array, previous: Path | None) -> pa.Array:
+    """Text of each object's number, at least seven digits.
+
+    Args:
+        surveys: name of each object's survey.
+        object_ids: its id there; survey and id together name one object.
+        previous: Parquet file of an earlier catalog, None for none.
+
+    Raises:
+        UsageError: the previous catalog does not exist.
+        DataError: it is broken.
+    """
+    keys = pc.binary_join_element_wise(surveys, object_ids, _BETWEEN)
+    numbers = np.full(len(keys), -1, np.int64)
+    next_number = 0
+    if previous is not None:
+        old_keys, old_numbers = _read_previous(previous)
+        found = pc.fill_null(pc.index_in(keys, value_set=old_keys), -1).to_numpy()
+        is_known = found >= 0
+        numbers[is_known] = old_numbers[found[is_known]]
+        next_number = int(old_numbers.max(initial=-1)) + 1
+    order = pc.sort_indices(keys).to_numpy()
+    new = order[numbers[order] < 0]
+    numbers[new] = next_number + np.arange(len(new))
+    return pc.utf8_lpad(pa.array(numbers).cast(pa.string()), _ID_WIDTH, "0")
+
+
+def _read_previous(path: Path) -> tuple[pa.Array, Any]:
+    columns = ["sample_id", "survey", "object_id"]
+    try:
+        table = pq.read_table(path, columns=columns)
+        numbers = table["sample_id"].cast(pa.int64()).to_numpy()
+    except FileNotFoundError:
+        raise UsageError(f"the previous catalog {path} is not a file; check the path") from None
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(
+            f"the previous catalog {path} was not written by msdata, or is broken: {error}"
+        ) from error
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    keys = pc.binary_join_element_wise(table["survey"], table["object_id"], _BETWEEN)
+    return keys.combine_chunks(), numbers

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from msdata.catalog.build.healpix import nside_of, pixel_of
 from msdata.catalog.build.neighbors import unit_vectors
 from msdata.catalog.build.spec import DustTask
-from msdata.catalog.build.tables import read_healpix
+from msdata.catalog.table import read_healpix
 from msdata.errors import UsageError
 
 _Float = NDArray[np.float64]
@@ -46,7 +46,7 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
     """E(B-V) at positions.
 
     Args:
-        task: of kind "healpix" or "call".
+        task: kind "healpix" or "call".
         ra_deg: float64 (n,), ICRS.
         dec_deg: float64 (n,).
 
@@ -54,7 +54,7 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
         float32 (n,), magnitudes; NaN where the map has none.
 
     Raises:
-        UsageError: there is no such map or function, or it gives something else.
+        UsageError: the map or function does not exist, or gives something else.
         DataError: the map is broken.
     """
     if task.kind == "healpix":
@@ -94,7 +94,7 @@ def _load(task: DustTask) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise UsageError(f"ebv.{task.name}: there is no module {module!r} ({error})") from error
+        raise UsageError(f"ebv.{task.name}: module {module!r} not found ({error})") from error
     except AttributeError:
         raise UsageError(f"ebv.{task.name}: module {module!r} has no {name!r}") from None
     return found() if isinstance(found, type) else found

@@ -29,7 +29,9 @@ def nside_of(num_pixels: int) -> int:
     """
     nside = math.isqrt(num_pixels // 12)
     if 12 * nside * nside != num_pixels or nside < 1 or nside & (nside - 1):
-        raise UsageError(f"{num_pixels:,} pixels are no HEALPix map of the whole sky")
+        raise UsageError(
+            f"a HEALPix map of the whole sky must have 12 nside^2 pixels, got {num_pixels:,}"
+        )
     return nside
 
 
@@ -87,7 +89,7 @@ def _cap_place(nside: int, quarter: _Float, z: _Float, lat_deg: _Float) -> tuple
 
 
 def _spread(values: _Int) -> _Int:
-    """Puts a zero between neighbouring bits."""
+    """Puts a zero between neighboring bits."""
     spread = values.copy()
     for shift, mask in (
         *((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)),

@@ -1,6 +1,6 @@
 """Pairs of positions within a small angle, and which of them to keep.
 
-Positions are unit vectors in cells of the angle's size; the cells of three neighbours in one
+Positions are unit vectors in cells of the angle's size; the cells of three neighbors in one
 direction have consecutive numbers, so pairs are found by sorting and bisection: no trigonometry at
 the poles, no seam at right ascension 0, 5 million positions in some ten seconds.
 """
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from msdata.errors import UsageError
 
-# Cells a side; 2 / 2^20 is the smallest cell, 0.4 arcsec.
+# Cells per side; 2 / 2^20 is the smallest cell, 0.4 arcsec.
 _MAX_CELLS = 1 << 20
-# Half of the neighbours: pairs are found from one end.
+# Half of the neighbors: pairs are found from one end.
 _ROWS = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 _Float = NDArray[np.float64]
@@ -42,7 +42,7 @@ def unit_vectors(ra_deg: _Float, dec_deg: _Float) -> _Float:
 
 
 def close_pairs(ra_deg: _Float, dec_deg: _Float, angle_arcsec: float) -> _Int:
-    """All pairs of positions that are no farther apart than an angle.
+    """All pairs of positions at most an angle apart.
 
     Args:
         ra_deg: float64 (n,).
@@ -56,7 +56,7 @@ def close_pairs(ra_deg: _Float, dec_deg: _Float, angle_arcsec: float) -> _Int:
         UsageError: the angle is out of range.
     """
     if not 1 <= angle_arcsec <= 3600:
-        raise UsageError(f"a separation of {angle_arcsec:g} arcsec is out of range; give 1 to 3600")
+        raise UsageError(f"the separation must be 1 to 3600 arcsec, got {angle_arcsec:g}")
     chord = 2 * math.sin(math.radians(angle_arcsec / 3600) / 2)
     xyz = unit_vectors(ra_deg, dec_deg)
     # A little wider, so that rounding never puts a pair two cells apart.
@@ -84,7 +84,7 @@ def _ranges(keys: _Int, low: int, high: int, *, is_own: bool = False) -> tuple[_
 
 
 def _pairs_within(xyz: _Float, start: _Int, stop: _Int, chord: float) -> _Int:
-    """Pairs (i, j), j in [start[i], stop[i]), that are no farther apart than the chord."""
+    """Pairs (i, j), j in [start[i], stop[i]), at most the chord apart."""
     first = np.flatnonzero(stop > start)
     counts = (stop - start)[first]
     i = np.repeat(first, counts)

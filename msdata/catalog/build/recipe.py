@@ -24,7 +24,7 @@ REDSHIFT_UNITS = ("1", "km/s")
 _ROLES = ("id", "ra", "dec", "redshift")
 _TESTS = ("equals", "one_of", "at_least", "above", "at_most", "below")
 _FIELDS = {
-    *("name", "title", "files", "where", "citation", "licence", "hdu", "stars_below"),
+    *("name", "title", "files", "where", "citation", "license", "hdu", "stars_below"),
     *("columns", "units", "cuts"),
 }
 
@@ -54,17 +54,17 @@ class Recipe:
     """A survey.
 
     Attributes:
-        name: what the catalogue calls it.
+        name: what the catalog calls it.
         title: its full name and release.
         files: names of the files it was written for.
         where: address where they are.
         citation: papers to cite.
-        licence: terms of use.
+        license: terms of use.
         hdu: extension of a FITS file with the table; None for the first table.
         id: names that the column of the photometric id may have.
-        ra: the same, right ascension: degrees; text is read as sexagesimal hours.
-        dec: the same, declination: degrees; text is read as sexagesimal degrees.
-        redshifts: the same for one or several redshifts: the first that is above 0 counts.
+        ra: names of the right ascension: degrees; text is read as sexagesimal hours.
+        dec: names of the declination: degrees; text is read as sexagesimal degrees.
+        redshifts: names of one or several redshifts: the first value above 0 counts.
         redshift_unit: "1", or "km/s" where the column holds c z.
         stars_below: what has a smaller redshift is a star; None where a column tells stars.
         cuts: the survey's own, in order.
@@ -75,7 +75,7 @@ class Recipe:
     files: str = ""
     where: str = ""
     citation: str = ""
-    licence: str = ""
+    license: str = ""
     hdu: str | int | None = None
     id: Names
     ra: Names
@@ -93,12 +93,14 @@ def load_recipe(path: Path) -> Recipe:
         path: a TOML file, or the bare name of a recipe that comes with msdata.
 
     Raises:
-        UsageError: it is not there, no TOML, or says something that has no meaning.
+        UsageError: it does not exist, is not TOML, or has an invalid entry.
         StorageError: the file system refused.
     """
     if path.suffix != ".toml" and str(path) in BUILT_IN:
         path = FOLDER / f"{path}.toml"
     content = read_toml(path, "recipe")
+    if "licence" in content:
+        content.setdefault("license", content.pop("licence"))
     try:
         return _recipe_of(content)
     except (KeyError, TypeError) as error:
@@ -115,16 +117,16 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: what it is, for messages.
 
     Raises:
-        UsageError: it is not there, or no TOML.
+        UsageError: it does not exist, or is not TOML.
         StorageError: the file system refused.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         known = f"; known names are {', '.join(BUILT_IN)}" if what == "recipe" else ""
-        raise UsageError(f"{what} {path} is no file; check the path{known}") from None
+        raise UsageError(f"{what} {path} is not a file; check the path{known}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} {path} is no TOML: {error}") from error
+        raise UsageError(f"{what} {path} is not TOML: {error}") from error
     except OSError as error:
         raise storage_error("read", path, error) from error
 
@@ -137,11 +139,11 @@ def _recipe_of(content: Mapping[str, Any]) -> Recipe:
     check_names(units, ("redshift",), "unit")
     unit = units.get("redshift", "1")
     if unit not in REDSHIFT_UNITS:
-        raise UsageError(f"redshift unit {unit!r} is none of {', '.join(REDSHIFT_UNITS)}")
+        raise UsageError(f"redshift unit must be one of {', '.join(REDSHIFT_UNITS)}, got {unit!r}")
     stars_below = content.get("stars_below")
     if stars_below is not None and not isinstance(stars_below, int | float):
         raise UsageError(f"stars_below must be a number, got {stars_below!r}")
-    texts = ("name", "title", "files", "where", "citation", "licence")
+    texts = ("name", "title", "files", "where", "citation", "license")
     return Recipe(
         **{name: str(content[name]) for name in texts if name in content},
         hdu=content.get("hdu"),
@@ -158,7 +160,7 @@ def _recipe_of(content: Mapping[str, Any]) -> Recipe:
 def _names(value: Any) -> Names:
     names = (value,) if isinstance(value, str) else tuple(value)
     if not names or not all(isinstance(n, str) for n in names):
-        raise UsageError(f"{value!r} is no list of column names")
+        raise UsageError(f"column names must be a text or a list of texts, got {value!r}")
     return names
 
 
@@ -183,4 +185,4 @@ def check_names(content: Mapping[str, Any], known: Sequence[str] | set[str], wha
     """
     for name in content:
         if name not in known:
-            raise UsageError(f"there is no {what} {name!r}; there are {', '.join(sorted(known))}")
+            raise UsageError(f"unknown {what} {name!r}; known are {', '.join(sorted(known))}")

@@ -1,22 +1,29 @@
-"""The counts of a built catalogue: as a table for papers, and with its provenance as JSON."""
+"""The counts of a built catalog: a table for papers, provenance as JSON, redshift histograms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from msdata import __version__
 from msdata.catalog.build.build import BuiltCatalog, SurveyCounts
 from msdata.catalog.build.recipe import Recipe
 from msdata.catalog.build.select import STAR
 from msdata.catalog.build.spec import CatalogSpec
+from msdata.errors import MissingPackageError
+
+_BIN_WIDTH = 0.02
 
 
 def count_rows(counts: Sequence[SurveyCounts]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table: available, accepted, and every reason that occurs.
 
     Args:
-        counts: one a survey.
+        counts: one per survey.
     """
     reasons = list(dict.fromkeys(r for c in counts for r, n in c.num_dropped.items() if n))
     head = ["survey", "available", "accepted", *reasons]
@@ -54,11 +61,11 @@ def markdown_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
     for row in rows:
         yield "| " + " | ".join(row) + " |"
     yield ""
-    yield "| survey | files | citation | licence |"
+    yield "| survey | files | citation | license |"
     yield "|---|---|---|---|"
     for task in spec.surveys:
         files = ", ".join(path.name for path in task.files)
-        yield f"| {task.recipe.name} | {files} | {task.recipe.citation} | {task.recipe.licence} |"
+        yield f"| {task.recipe.name} | {files} | {task.recipe.citation} | {task.recipe.license} |"
 
 
 def report_json(
@@ -67,7 +74,7 @@ def report_json(
     """The content of `catalog.json`; no times, no hosts, so equal input gives equal bytes.
 
     Args:
-        catalog: the catalogue.
+        catalog: the catalog.
         spec: what was asked for.
         sizes: bytes of each input file, by name.
         digest: SHA-256 of `catalog.parquet`.
@@ -88,7 +95,7 @@ def report_json(
                 "files": {path.name: sizes[str(path)] for path in task.files},
                 "where": task.recipe.where,
                 "citation": task.recipe.citation,
-                "licence": task.recipe.licence,
+                "licence": task.recipe.license,
                 "cuts": _cuts(task.recipe, counts.left_out),
                 "num_available": counts.num_available,
                 "num_accepted": counts.num_accepted,
@@ -110,3 +117,52 @@ def _cuts(recipe: Recipe, left_out: Sequence[str]) -> list[dict[str, Any]]:
         ),
         *({"column": list(recipe.redshifts[-1]), "at_least": z, "reason": STAR} for z in stars),
     ]
+
+
+def check_figures() -> None:
+    """Raises MissingPackageError unless figures can be drawn; before hours of work."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            "the redshift histogram needs matplotlib: pip install 'msdata[catalog]', or leave it "
+            "out with --no-figure"
+        ) from error
+
+
+def draw_redshifts(
+    table: pa.Table, surveys: Sequence[str], limits: tuple[float, float], file: IO[bytes]
+) -> None:
+    """Draws one panel for all objects, stacked by survey, and one with each survey's own shape.
+
+    Args:
+        table: with `redshift` and `survey`.
+        surveys: names, in the order of the stack.
+        limits: lowest and highest redshift of the axis.
+        file: open for writing; gets a PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_bins = max(1, round((limits[1] - limits[0]) / _BIN_WIDTH))
+    edges = np.linspace(*limits, num_bins + 1)
+    counts = {
+        name: np.histogram(table.filter(pc.equal(table["survey"], name))["redshift"], edges)[0]
+        for name in surveys
+    }
+    below = np.zeros(num_bins)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    whole, each = figure.subplots(2, 1, sharex=True)
+    for name, count in counts.items():
+        whole.stairs(below + count, edges, baseline=below, fill=True, label=name)
+        below = below + count
+    whole.set(ylabel=f"objects per bin of {edges[1] - edges[0]:.2f}")
+    whole.legend(fontsize="small", ncols=2)
+    for name, count in counts.items():
+        if count.sum():
+            each.stairs(count / count.max(), edges, label=f"{name} {count.sum():,}")
+    each.set(xlabel="redshift", ylabel="share of the survey's fullest bin", xlim=limits)
+    each.legend(fontsize="small", ncols=2)
+    # The same data give the same bytes under every version of matplotlib.
+    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

@@ -43,7 +43,7 @@ class _ReportSurvey:
 
 @dataclass(frozen=True, kw_only=True)
 class _Report:
-    """What the card takes of a catalogue's report."""
+    """What the card takes of a catalog's report."""
 
     IGNORES_UNKNOWN = True
 
@@ -58,7 +58,7 @@ def read_catalog_report(path: Path) -> dict[str, Any]:
     """Reads the `catalog.json` that `msdata catalog build` writes.
 
     Args:
-        path: the file, or the catalogue's folder.
+        path: the file, or the catalog's folder.
 
     Raises:
         UsageError: it is not there.
@@ -70,7 +70,7 @@ def read_catalog_report(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path, cure="give the catalog.json of msdata catalog build")
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"catalogue report {path} does not exist; check the path") from None
+        raise UsageError(f"catalog report {path} does not exist; check the path") from None
     found.read_as(_Report)
     report: dict[str, Any] = found.value
     return report

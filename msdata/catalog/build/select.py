@@ -33,11 +33,11 @@ class Columns:
 
     Attributes:
         id: name of the id's column.
-        ra: of the right ascension's.
-        dec: of the declination's.
-        redshifts: of the redshifts', in order; those that are there.
-        cuts: of each cut's; None where an optional one has no column.
-        further: of columns to keep, such as E(B-V); None where the table has none.
+        ra: name of the right ascension's.
+        dec: name of the declination's.
+        redshifts: names of the redshifts' that the table has, in order.
+        cuts: name of each cut's; None where an optional one has no column.
+        further: names of columns to keep, such as E(B-V); None where the table has none.
     """
 
     id: str
@@ -190,7 +190,7 @@ def numbers(column: pa.ChunkedArray) -> _Float:
     """A column as float64; null and empty text become NaN.
 
     Raises:
-        DataError: a text is no number.
+        DataError: a text is not a number.
     """
     if pa.types.is_string(column.type):
         empty = pc.is_in(column, value_set=pa.array(["", "NaN", "nan", "null", "--"]))
@@ -235,7 +235,7 @@ def first_redshift(columns: Sequence[pa.ChunkedArray], unit: str) -> _Float:
         unit: "1", or "km/s" for c z.
 
     Raises:
-        DataError: these are no velocities.
+        DataError: the values are not velocities.
     """
     chosen = numbers(columns[-1]).copy()
     for column in reversed(columns[:-1]):
@@ -248,7 +248,7 @@ def first_redshift(columns: Sequence[pa.ChunkedArray], unit: str) -> _Float:
     if given.size and np.abs(given).max() <= 1:
         # 6dF's database has a CZ of this kind, too; as a velocity it would pass all cuts.
         raise DataError(
-            "its velocities all lie from -1 to 1 km/s: that is no c z but a redshift or a "
+            "velocities must be c z in km/s, got values that all lie from -1 to 1: redshifts or a "
             "Cartesian coordinate; give the table that holds c z"
         )
     return chosen / SPEED_OF_LIGHT_KM_S

@@ -39,7 +39,7 @@ class DustTask:
             tables).
         value: file, `module:name`, or the column's name.
         field: column of a HEALPix file; None takes the first.
-        frame: of a HEALPix map: "G" galactic or "C" equatorial; None: as the file says, else "G".
+        frame: a HEALPix map's, "G" galactic or "C" equatorial; None: as the file says, else "G".
     """
 
     name: str
@@ -55,11 +55,11 @@ class CatalogSpec:
 
     Attributes:
         surveys: the better one first.
-        separation_arcsec: no two objects of the catalogue are this close.
+        separation_arcsec: no two objects of the catalog are this close.
         dec_above: degrees.
         redshift_above: redshifts are larger than this.
         redshift_below: and smaller than this.
-        previous: an earlier catalogue whose ids are kept; None for none.
+        previous: an earlier catalog whose ids are kept; None for none.
         dust: the columns of E(B-V).
     """
 
@@ -72,7 +72,7 @@ class CatalogSpec:
     dust: tuple[DustTask, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What the catalogue's own report records."""
+        """What the catalog's own report records."""
         return {
             "order": [task.key for task in self.surveys],
             "separation_arcsec": self.separation_arcsec,
@@ -87,7 +87,7 @@ def read_spec(path: Path) -> CatalogSpec:
     """Reads a spec; paths in it are relative to its folder.
 
     Raises:
-        UsageError: it is not there, no TOML, or asks for something that has no meaning.
+        UsageError: it does not exist, is not TOML, or has an invalid entry.
         StorageError: the file system refused.
     """
     content = read_toml(path, "spec")
@@ -109,10 +109,10 @@ def _spec_of(content: Mapping[str, Any], folder: Path) -> CatalogSpec:
     tasks = {key: _survey_of(key, entry, folder) for key, entry in asked.items()}
     redshifts = content.get("redshift", (0.0, 1.6))
     if len(redshifts) != 2 or not float(redshifts[0]) < float(redshifts[1]):
-        raise UsageError(f"redshift = {list(redshifts)} is no range; write [0.0, 1.6]")
+        raise UsageError(f"redshift must be a range such as [0.0, 1.6], got {list(redshifts)}")
     separation = float(content.get("separation_arcsec", 3.0))
     if not 1 <= separation <= 3600:
-        raise UsageError(f"separation_arcsec = {separation:g} is out of range; give 1 to 3600")
+        raise UsageError(f"separation_arcsec must be 1 to 3600, got {separation:g}")
     previous = content.get("previous")
     return CatalogSpec(
         surveys=tuple(tasks[key] for key in _order_of(content.get("order"), tuple(tasks))),

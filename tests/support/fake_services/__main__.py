@@ -18,7 +18,7 @@ from msdata.errors import MsdataError
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fake_services.catalogue import galaxies, write_catalogue
+from fake_services.catalog import galaxies, write_galaxies
 from fake_services.faults import FaultPlan
 from fake_services.server import serve
 
@@ -30,10 +30,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python tests/support/fake_services",
         description="Serves stand-ins for PS1, the Legacy viewer and unwise.me on 127.0.0.1.",
     )
-    parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    parser.add_argument("--seed", type=int, default=0, help="of the mock sky; %(default)s")
-    parser.add_argument("--catalog", type=Path, help="write a catalogue of this sky, then serve")
-    parser.add_argument("--n", type=int, default=200, help="its galaxies; %(default)s")
+    parser.add_argument(
+        "--port", type=int, default=0, help="port to listen on (default: a free one)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the mock sky (default: %(default)s)"
+    )
+    parser.add_argument("--catalog", type=Path, help="write a catalog of this sky, then serve")
+    parser.add_argument(
+        "--n", type=int, default=200, help="galaxies in the catalog (default: %(default)s)"
+    )
     parser.add_argument("--services", type=Path, help="write the TOML file for msdata fetch")
     parser.add_argument("--faulty", type=float, default=0.0, help="fraction of faulty answers")
     parser.add_argument("--bad", type=float, default=0.0, help="fraction of objects that stay bad")
@@ -53,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             odd_fraction=args.odd,
         )
         if args.catalog is not None:
-            write_catalogue(args.catalog, galaxies(args.seed, args.n))
+            write_galaxies(args.catalog, galaxies(args.seed, args.n))
         if args.services is not None:
             check_output(args.services, _SERVICES_MARK)
         with serve(plan, seed=args.seed, port=args.port) as standins:

@@ -72,18 +72,18 @@ def _fits(content: bytes) -> Answer:
 
 
 def list_stacks(asked: Asked) -> Answer:
-    """`ps1filenames.py`: a table with one row a band."""
+    """`ps1filenames.py`: a table with one row per band."""
     ra, dec = asked.position
     home, fault, odd_band = home_cell(ra, dec), asked.fault, asked.choice(len(_FILTERS))
-    neighbour = neighbour_of(home)
+    neighbor = neighbor_of(home)
     bands = [f for f in _FILTERS if f in asked.query.get("filters", _FILTERS)]
     rows = []
     for number, band in enumerate(bands):
         cells, is_struck = [home], number == odd_band % len(bands)
         if fault in ("several_cells", "ragged_cells", "nan_cell"):
-            cells = [neighbour, home]
+            cells = [neighbor, home]
         if fault == "split_bands" and is_struck:
-            cells = [neighbour]
+            cells = [neighbor]
         if fault == "split_projections" and is_struck:
             cells = [sky_cell(home.projection + 1, home.number)]
         if fault == "outside" or (fault == "missing_band" and is_struck):
@@ -96,7 +96,7 @@ def list_stacks(asked: Asked) -> Answer:
     return _text("\n".join([_LIST_COLUMNS, *rows]) + "\n")
 
 
-def neighbour_of(cell: SkyCell) -> SkyCell:
+def neighbor_of(cell: SkyCell) -> SkyCell:
     """The sky cell that oddities name beside the right one; its number is lower."""
     return sky_cell(cell.projection, (cell.number - 1) % 100)
 
@@ -187,7 +187,7 @@ def layer_picture(asked: Asked, layer: str, band: str, *, is_struck: bool = Fals
     ra, dec = asked.position
     if asked.fault == "clamped" and is_struck:
         size = min(size, 24)
-    if asked.fault == "off_centre" and is_struck:
+    if asked.fault == "off_center" and is_struck:
         dec += 0.8 * scale / 3600
     name = imagery.LAYERS[layer][1][band]
     picture = imagery.viewer_cutout(asked.seed, name, (ra, dec), size, scale)
@@ -201,7 +201,7 @@ def layer_picture(asked: Asked, layer: str, band: str, *, is_struck: bool = Fals
 
 
 def cut_coadds(asked: Asked) -> Answer:
-    """unwise.me's `cutout_fits`: a tar.gz with a FITS file a band and coadd."""
+    """unwise.me's `cutout_fits`: a tar.gz with one FITS file per band and coadd."""
     size = min(int(asked.query.get("size", 100)), _UNWISE_MAX_SIZE)
     bands = [b for b in asked.query.get("bands", "1234") if b in "1234"]
     if asked.query.get("version", "neo7").startswith("neo"):

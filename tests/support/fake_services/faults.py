@@ -24,7 +24,7 @@ LASTING = (
         "no_such_layer",
         "one_band",
         "clamped",
-        "off_centre",
+        "off_center",
         "no_unwise",
     ),
 )
@@ -50,9 +50,9 @@ class FaultPlan:
 
     Attributes:
         seed: what they are drawn with.
-        passing_fraction: of answers that are spoiled for a while.
-        lasting_fraction: of objects with a fault that stays.
-        odd_fraction: of objects that are good but odd.
+        passing_fraction: share of answers that are spoiled for a while.
+        lasting_fraction: share of objects with a fault that stays.
+        odd_fraction: share of objects that are good but odd.
         passing: the kinds to draw passing faults from.
         lasting: the kinds to draw lasting faults from.
         max_in_a_row: attempts after which a passing fault is gone.
@@ -73,7 +73,7 @@ class FaultPlan:
     def __post_init__(self) -> None:
         fractions = (self.passing_fraction, self.lasting_fraction, self.odd_fraction)
         if not all(0 <= f <= 1 for f in fractions) or sum(fractions[1:]) > 1:
-            raise UsageError(f"fractions of faults {fractions} are no fractions; give 0 to 1")
+            raise UsageError(f"fractions of faults must be 0 to 1, got {fractions}")
         for name, known in (("passing", PASSING), ("lasting", (*LASTING, *ODDITIES))):
             if unknown := set(getattr(self, name)) - set(known):
                 raise UsageError(f"no {name} fault {sorted(unknown)}; there are {', '.join(known)}")

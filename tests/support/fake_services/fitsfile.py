@@ -1,6 +1,6 @@
 """Writes FITS images card by card, with headers like those the services send.
 
-By hand and not with astropy: the headers keep what astropy would mend, such as the old-style
+By hand and not with astropy: the headers keep what astropy would correct, such as the old-style
 `PC001001` of Pan-STARRS, and the client is tested against bytes that it did not write itself.
 """
 

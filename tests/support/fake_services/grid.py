@@ -32,7 +32,7 @@ class Grid:
         ra: tangent point, degrees.
         dec: tangent point, degrees.
         x: pixel of the tangent point, counted from 0, as floats.
-        y: the same for rows; rows count northwards.
+        y: row of the tangent point, counted from 0; rows count northwards.
         scale_arcsec: pixel size.
         width: columns.
         height: rows.
@@ -51,7 +51,7 @@ class Grid:
         return replace(self, x=self.x - x0, y=self.y - y0, width=width, height=height)
 
     def sky(self) -> tuple[_Floats, _Floats]:
-        """Right ascension and declination of all pixels' centres, degrees, (height, width)."""
+        """Right ascension and declination of all pixels' centers, degrees, (height, width)."""
         y, x = np.mgrid[: self.height, : self.width]
         return self.position(x, y)
 
@@ -84,7 +84,7 @@ class Grid:
         return float(self.x - xi / step), float(self.y + eta / step)
 
 
-def centred(ra: float, dec: float, size: int, scale_arcsec: float) -> Grid:
+def centered(ra: float, dec: float, size: int, scale_arcsec: float) -> Grid:
     """The grid of the Legacy viewer: resampled, the position exactly in the middle."""
     middle = (size - 1) / 2
     return Grid(
@@ -127,7 +127,7 @@ def sky_cell(projection: int, number: int) -> SkyCell:
 
 
 def home_cell(ra: float, dec: float) -> SkyCell:
-    """The sky cell whose centre is nearest to a position."""
+    """The sky cell whose center is nearest to a position."""
     j = round((dec + 88) / _PROJECTION_STEP_DEG)
     i = round(ra % 360 / _PROJECTION_STEP_DEG) % 90
     projection = 1000 + 90 * j + i
@@ -173,14 +173,14 @@ def tiles_at(ra: float, dec: float, margin_pixels: float) -> list[Tile]:
 
 def _tile(ra: float, dec: float) -> Tile:
     sign = "p" if dec >= 0 else "m"
-    centre = (UNWISE_TILE_PIXELS - 1) / 2
+    center = (UNWISE_TILE_PIXELS - 1) / 2
     return Tile(
         name=f"{round(ra * 10):04d}{sign}{round(abs(dec) * 10):03d}",
         grid=Grid(
             ra=ra,
             dec=dec,
-            x=centre,
-            y=centre,
+            x=center,
+            y=center,
             scale_arcsec=UNWISE_SCALE_ARCSEC,
             width=UNWISE_TILE_PIXELS,
             height=UNWISE_TILE_PIXELS,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fake_services import fitsfile
-from fake_services.grid import Grid, SkyCell, Tile, centred
+from fake_services.grid import Grid, SkyCell, Tile, centered
 from fake_services.sky import hash_words, render, uniform
 
 Image = NDArray[np.float32]
@@ -68,7 +68,7 @@ def stack_cutout(
         size: side, pixels.
 
     Source: spacetelescope/fitscut, extract.c: the corner is floor(x - size / 2 + 0.5), so a
-        position lies within half a pixel of the centre of pixel size // 2, counted from 0.
+        position lies within half a pixel of the center of pixel size // 2, counted from 0.
     """
     x, y = cell.grid.pixel(*position)
     x0, y0 = int(np.floor(x - size / 2 + 0.5)), int(np.floor(y - size / 2 + 0.5))
@@ -81,14 +81,14 @@ def stack_cutout(
 
 
 def beyond_the_edge(picture: Picture) -> Picture:
-    """The picture as a neighbouring sky cell has it that ends in the middle of the cutout."""
+    """The picture as a neighboring sky cell has it that ends in the middle of the cutout."""
     pixels = picture.pixels.copy()
     pixels[:, pixels.shape[1] // 2 + 3 :] = np.nan
     return replace(picture, pixels=pixels)
 
 
 def with_nan_core(picture: Picture) -> Picture:
-    """The picture with the hole that a saturated star leaves, off the centre."""
+    """The picture with the hole that a saturated star leaves, off the center."""
     pixels = picture.pixels.copy()
     y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
     middle = pixels.shape[0] * 0.7
@@ -113,7 +113,7 @@ def viewer_cutout(
     seed: int, band: str, position: tuple[float, float], size: int, scale_arcsec: float
 ) -> Picture:
     """One band of the Legacy viewer's cutout, by our name of the band."""
-    return _picture(seed, band, centred(*position, size, scale_arcsec))
+    return _picture(seed, band, centered(*position, size, scale_arcsec))
 
 
 def coadd_cutout(

@@ -29,7 +29,7 @@ class Request:
         service: "ps1", "legacy" or "unwise_me"; "" for an unknown path.
         target: path and query.
         fault: the passing fault it was answered with, if any.
-        user_agent: of the client.
+        user_agent: the client's.
     """
 
     time_s: float

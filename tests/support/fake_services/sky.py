@@ -1,7 +1,7 @@
 """A mock sky: at every position the same galaxies, in nine bands, as a pure function of a seed.
 
 The sky is cut into cells of about an arc minute; each holds one galaxy, drawn from a hash of the
-seed and the cell. So any cutout is rendered without a catalogue, neighbours included, and two
+seed and the cell. So any cutout is rendered without a catalog, neighbors included, and two
 cutouts of one place agree. Profiles are elliptical Gaussians: enough to tell orientation, scale,
 band and flux apart, cheap enough to render thousands in a test. For galaxies that look like some,
 see `msdata.mock`.
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from fake_services.grid import Grid
 
 CELL_DEG = 1.0 / 60
-# Galaxies are cut off where they are fainter than a millionth of their centre.
+# Galaxies are cut off where they are fainter than a millionth of their center.
 _REACH_SIGMA = 5.5
 _REACH_DEG = 15.0 / 3600
 _BLUR_PIXELS = 0.6
 _SIGMA_ARCSEC = (0.5, 1.6)
-# Bluest first; a galaxy's colour grows with its redshift, so that a network has something to learn.
+# Bluest first; a galaxy's color grows with its redshift, so that a network has something to learn.
 BANDS = ("FUV", "NUV", "g", "r", "i", "z", "y", "W1", "W2")
 # Flux in the survey's own pixel unit of a galaxy of magnitude 0 of this sky.
 _SCALES = dict(zip(BANDS, (0.05, 0.2, 8e3, 12e3, 18e3, 9e3, 6e3, 300, 180), strict=True))
@@ -44,7 +44,7 @@ class Galaxy:
         brightness: factor on the flux of every band.
         sigma_arcsec: width along the major axis.
         axis_ratio: minor over major axis.
-        angle: of the major axis, radians from north through east.
+        angle: direction of the major axis, radians from north through east.
     """
 
     ra: float
@@ -67,7 +67,7 @@ def hash_words(*words: int | _Words) -> _Words:
     Args:
         words: integers or uint64 arrays that broadcast against each other.
 
-    Source: the finaliser of SplitMix64; Steele, Lea & Flood 2014, "Fast splittable pseudorandom
+    Source: the finalizer of SplitMix64; Steele, Lea & Flood 2014, "Fast splittable pseudorandom
         number generators".
     """
     mixed = np.asarray(0x9E3779B97F4A7C15, np.uint64)
@@ -115,9 +115,9 @@ def galaxies_near(seed: int, ra: float, dec: float, radius_deg: float) -> Iterat
 
     Args:
         seed: the sky's.
-        ra: centre, degrees.
-        dec: centre, degrees.
-        radius_deg: of the circle.
+        ra: center, degrees.
+        dec: center, degrees.
+        radius_deg: the circle's radius.
     """
     reach = radius_deg + _REACH_DEG
     for row in range(int((dec - reach) // CELL_DEG), int((dec + reach) // CELL_DEG) + 1):

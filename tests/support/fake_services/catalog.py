@@ -1,4 +1,4 @@
-"""A catalogue of galaxies of the mock sky, to fetch and to train on."""
+"""A catalog of galaxies of the mock sky, to fetch and to train on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def galaxies(seed: int, count: int) -> list[Galaxy]:
     return list(found.values())
 
 
-def write_catalogue(path: Path, found: list[Galaxy]) -> None:
+def write_galaxies(path: Path, found: list[Galaxy]) -> None:
     """Writes galaxies as the CSV table that `msdata fetch` and `msdata pack` read.
 
     Raises:
@@ -36,7 +36,7 @@ def write_catalogue(path: Path, found: list[Galaxy]) -> None:
     lines = ["mantis_id,ra,dec,redshift"]
     lines += [f"{i},{g.ra:.7f},{g.dec:.7f},{g.redshift:.6f}" for i, g in enumerate(found, 1)]
     content = ("\n".join(lines) + "\n").encode()
-    # It looks like any catalogue: what another sky left there, or the user, is not replaced.
+    # It looks like any catalog: what another sky left there, or the user, is not replaced.
     if not (path.is_file() and path.read_bytes() == content):
         check_output(path, None)
         write_whole(path, content)

@@ -11,8 +11,8 @@ from benchmarks.mock_surveys import shifted
 from msdata.catalog.build.neighbors import close_pairs, keep_best, unit_vectors
 from msdata.errors import UsageError
 
-# Centres of small crowds: the seam of right ascension, both poles, and places in between.
-CENTRES = [
+# Centers of small crowds: the seam of right ascension, both poles, and places in between.
+CENTERS = [
     (0.0, 0.0),
     (359.9999, 45.0),
     (123.0, 90.0),
@@ -30,17 +30,17 @@ def separations(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
 
 
 @given(
-    st.sampled_from(CENTRES),
+    st.sampled_from(CENTERS),
     st.integers(0, 2**32 - 1),
     st.integers(1, 60),
     st.floats(1, 30),
     st.floats(2, 60),
 )
-def test_pairs_are_those_of_brute_force(centre, seed, count, spread_arcsec, angle_arcsec):
+def test_pairs_are_those_of_brute_force(center, seed, count, spread_arcsec, angle_arcsec):
     random = np.random.default_rng(seed)
     ra, dec = shifted(
-        np.full(count, centre[0]),
-        np.full(count, centre[1]),
+        np.full(count, center[0]),
+        np.full(count, center[1]),
         random.uniform(0, 360, count),
         1.0,
     )
@@ -52,7 +52,7 @@ def test_pairs_are_those_of_brute_force(centre, seed, count, spread_arcsec, angl
     np.testing.assert_array_equal(close_pairs(ra, dec, angle_arcsec), expected)
 
 
-@pytest.mark.parametrize(("ra", "dec"), CENTRES)
+@pytest.mark.parametrize(("ra", "dec"), CENTERS)
 @pytest.mark.parametrize("bearing", [0.0, 90.0, 211.0])
 @pytest.mark.parametrize(("arcsec", "is_close"), [(2.9, True), (2.9999, True), (3.1, False)])
 def test_companions_are_found_up_to_three_arcseconds(ra, dec, bearing, arcsec, is_close):
@@ -64,7 +64,7 @@ def test_companions_are_found_up_to_three_arcseconds(ra, dec, bearing, arcsec, i
 def test_an_empty_sky_has_no_pairs_and_silly_angles_are_refused():
     nothing = np.empty(0)
     assert close_pairs(nothing, nothing, 3.0).shape == (0, 2)
-    with pytest.raises(UsageError, match="give 1 to 3600"):
+    with pytest.raises(UsageError, match="must be 1 to 3600 arcsec, got"):
         close_pairs(nothing, nothing, 0.5)
 
 
