@@ -260,8 +260,8 @@ class TrainConfig:
         recipe: the name of the recipe it came from.
         seed: of initial weights, orders and augmentation.
         epochs: passes over split "train".
-        batch_size: samples a step over all ranks together, so that a run may change its number of
-            ranks and stay the same run.
+        batch_size: samples per step over all ranks together, so that a run may change its number
+            of ranks and stay the same run; `msdata.Loader(batch_size=...)` counts one rank's.
         data: of the loader.
         augment: of the augmentation.
         model: of the network.

@@ -24,7 +24,7 @@ ROOMS = {
     ),
     "mstrain": (
         *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
-        *("evaluation", "cli", "__main__", "train", "evaluate", "predict"),
+        *("evaluation", "notebook", "cli", "__main__", "train", "evaluate", "predict"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 22

@@ -53,7 +53,7 @@ class Loader:
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
-        batch_size: samples a step on this rank.
+        batch_size: samples per step on this rank; mstrain's `batch_size` counts those of all ranks.
         seed: what the orders are drawn with; the same on every rank.
         policy: "shuffle" (uniform), "locality" (the same global batches, dealt to the ranks by who
             caches what; needs a cache) or "block" (shards in random order, shuffled in a buffer).

@@ -35,7 +35,12 @@ from mstrain.evaluation.metrics.scores import (
     point_estimates,
     scores,
 )
-from mstrain.evaluation.predictions import DENSITY, Spool, SpooledDensities, write_predictions
+from mstrain.evaluation.predictions import (
+    DENSITY,
+    Spool,
+    SpooledDensities,
+    write_predictions,
+)
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.models.heads import bin_edges, density
 from mstrain.models.prior import TargetPrior

@@ -317,13 +317,20 @@ class Predictions:
         return np.asarray(total / max(1, int(is_counted.sum())), np.float64)
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Opens a table that `write_predictions` wrote.
+def read_predictions(path: Path | str) -> Predictions:
+    """Opens a table that `evaluate` or `predict` wrote.
+
+    Args:
+        path: the .parquet file.
+
+    Returns:
+        Its columns, (N,) each; densities are read when they are asked for.
 
     Raises:
-        UsageError: it is not there, or no such table.
+        UsageError: the file does not exist, or is another kind of table.
         StorageError: the file system refused.
     """
+    path = Path(path)
     try:
         with open_table(path, {"sample_id": "text"}, cure=_CURE) as file, reading(path, _CURE):
             found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)

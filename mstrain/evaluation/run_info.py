@@ -50,7 +50,7 @@ class TrainedRun:
     prior: TrainedPrior | None
 
 
-def open_run(path: Path, which: str) -> TrainedRun:
+def open_run(path: Path | str, which: str) -> TrainedRun:
     """Reads what a run says of itself.
 
     Args:
@@ -61,6 +61,7 @@ def open_run(path: Path, which: str) -> TrainedRun:
         UsageError: the folder is no run's, or it has no such checkpoint.
         DataError: it is damaged.
     """
+    path = Path(path)
     saved = read_config(path)
     file = checkpoint_path(path, which)
     content = read_checkpoint(file)

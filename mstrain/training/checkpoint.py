@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy
 import torch
-from torch import nn
 
 import msdata
 from msdata.core.checked_json import JsonValue, Within, open_regular, read_json
@@ -229,20 +228,26 @@ def restoring(path: Path) -> Iterator[None]:
 
 def load_model(
     run: Path | str, which: str = "best", device: torch.device | str = "cpu"
-) -> tuple[nn.Module, TrainConfig]:
-    """A trained network.
+) -> tuple[RedshiftNet, TrainConfig]:
+    """Loads a trained network.
+
+        model, config = mstrain.load_model("RUN")
+        logits = model({"image": images}, ebv)  # float32 (N, num_bins)
 
     Args:
         run: the run's folder.
         which: "best" by validation loss, or "last".
-        device: where it goes.
+        device: where the network goes.
 
     Returns:
-        The network in evaluation mode (`network(images, ebv) -> logits`), and its configuration.
+        The network in evaluation mode without gradients, and its configuration. It takes images
+        float32 (N, C, H, W) by name, as the augmenter makes them, and E(B-V) float32 (N,) in
+        magnitudes.
 
     Raises:
         UsageError: the run has no such checkpoint.
-        DataError: it is damaged.
+        DataError: the checkpoint is damaged.
+        StorageError: the file system refused.
     """
     path = checkpoint_path(Path(run), which)
     content = read_checkpoint(path, device)
@@ -250,10 +255,12 @@ def load_model(
     config = TrainConfig.from_dict(fields["config"].value)
     shapes = fields["shapes"].read_as(dict[str, tuple[_Length, ...]])
     weights = fields["model" if fields["average"].value is None else "average"].value
-    with restoring(path):
+    # The initial weights that are replaced at once must not change the caller's random state.
+    with restoring(path), torch.random.fork_rng([]):
         model = RedshiftNet(shapes, config.model).to(device)
         model.load_state_dict(weights)
-    return model.eval().requires_grad_(False), config
+    model.eval().requires_grad_(False)
+    return model, config
 
 
 def checkpoint_path(run: Path, which: str) -> Path:

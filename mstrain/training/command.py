@@ -29,7 +29,7 @@ from mstrain.overrides import apply_overrides, settings_of
 from mstrain.recipes import RECIPES, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.learner import DivergedError
-from mstrain.training.run import train
+from mstrain.training.run import train_on_ranks
 from mstrain.training.trainer import Stopped
 
 
@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of the run; a run that is there already goes on from its last checkpoint",
     )
-    parser.add_argument("--settings", action=_ListSettings, help="list all settings, and end")
+    parser.add_argument(
+        "--settings",
+        action=_ListSettings,
+        help="list all settings and exit; batch_size counts the samples of all ranks together",
+    )
 
 
 class _ListSettings(argparse.Action):
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
             ranks.on_first(lambda: check_run_folder(args.out))
             ranks.on_first(lambda: stack.enter_context(locked_run(args.out)))
-            train(args.out, config, data, ranks, stop)
+            train_on_ranks(args.out, config, data, ranks, stop)
     except Stopped:
         if topology.rank == 0:
             print(

@@ -79,8 +79,8 @@ class Learner:
         config: TrainConfig,
         shapes: Mapping[str, tuple[int, ...]],
         ranks: Ranks,
-        *,
         weights: Tensor | None,
+        *,
         num_steps: int,
         log_factor: Tensor | None = None,
     ) -> None:

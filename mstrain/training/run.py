@@ -59,9 +59,15 @@ _CHANGEABLE_COMPUTE = (
 )
 
 
-def train(
-    out: Path, config: TrainConfig, data: msdata.Dataset, ranks: Ranks, stop: StopRequest
-) -> None:
+def train_on_ranks(
+    out: Path,
+    config: TrainConfig,
+    data: msdata.Dataset,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    is_quiet: bool = False,
+) -> Progress:
     """Trains to the end, from the last checkpoint in `out` if there is one.
 
     Args:
@@ -70,6 +76,10 @@ def train(
         data: with split "train", and "val" to validate on.
         ranks: all of them call it.
         stop: looked at after every step.
+        is_quiet: show no progress.
+
+    Returns:
+        The end.
 
     Raises:
         Stopped: it was asked to stop, and has saved its state.
@@ -80,28 +90,22 @@ def train(
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack:
-        journal = Journal(out, config.log, is_writer=ranks.is_first)
+        journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
         weights = _weights(split, config, journal)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         num_steps = config.epochs * steps_per_epoch(len(split), config)
         shapes = dict(augmenter.shapes)
         prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
-        learner = Learner(
-            config,
-            shapes,
-            ranks,
-            weights=weights,
-            num_steps=num_steps,
-            log_factor=prior.natural_factor(),
-        )
+        undo = prior.natural_factor()
+        learner = Learner(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
         progress = _resume(saved, learner, loader, prior)
         # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Ahead(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
-        counter = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
+        owners = loader.cache_owners
         trainer = Trainer(
             config=config,
             ranks=ranks,
@@ -109,11 +113,12 @@ def train(
             journal=journal,
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
-            count_hits=counter.count,
+            count_hits=HitCounter(split=split, config=config, ranks=ranks, owners=owners).count,
             save=partial(_save, out, config, ranks, _extras(config, data, shapes, prior)),
             stop=stop,
         )
         trainer.fit(stream, progress)
+    return progress
 
 
 def _split(data: msdata.Dataset, name: str) -> Split | None:

@@ -292,7 +292,7 @@ BAD = {
     "column": (["{run}", "{data}", "--magnitude-column", "mag"], "has no column 'mag'; it has"),
     "text": (["{run}", "{data}", "--magnitude-column", "split"], "holds no magnitudes (string)"),
     "few": (["{run}", "{data}", "--replicates", "3"], "3 bootstrap replicates say nothing"),
-    "batch": (["{run}", "{data}", "--batch-size", "0"], "--batch-size 0 makes no sense"),
+    "batch": (["{run}", "{data}", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
 }
 
 
@@ -329,7 +329,7 @@ def test_data_of_another_schema_are_refused(
     assert "pixel_scale_arcsec of 'unwise' was 2.75 in training, in the data it is 1.5" in said
     table = tmp_path / "p.csv"
     assert mstrain.cli.main(["predict", str(trained), str(other), str(table)]) == 2
-    assert "p.csv is no .parquet" in capsys.readouterr().err
+    assert "the table's name must end in .parquet, got " in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_leaves_what_was_there(
