@@ -28,8 +28,8 @@ from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from mstrain.config import DataConfig, TrainConfig, batch_per_rank
-from mstrain.data.handover import Handover, use_device
 from mstrain.data.magnitudes import check_reddening
+from mstrain.data.transfer import DeviceTransfer, use_device
 from mstrain.distributed import Ranks
 from mstrain.models.loss import draw_weights
 
@@ -74,7 +74,7 @@ class EpochEnd:
     stats: dict[str, Any]
 
 
-class Ahead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Runs an iterator in a thread, one item ahead, and measures how long items are waited for.
 
     Args:
@@ -91,7 +91,7 @@ class Ahead(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name="mstrain-data", daemon=True)
         self.wait_s = 0.0
 
-    def __enter__(self) -> Ahead[Item]:
+    def __enter__(self) -> Prefetcher[Item]:
         self._thread.start()
         return self
 
@@ -266,7 +266,7 @@ def training_stream(
         config: of the run.
         device: of the network.
     """
-    with make_handover(config, device) as handover:
+    with make_transfer(config, device) as transfer:
         while (epoch := loader.state_dict()["epoch"]) < config.epochs:
             states: deque[dict[str, Any]] = deque()
             images = stream(_noted(loader, states), augmenter, epoch)
@@ -278,7 +278,7 @@ def training_stream(
                     batch,
                     image,
                     config,
-                    handover,
+                    transfer,
                     ends_step=is_last or number % config.compute.accumulate == 0,
                     loader_state=state,
                 )
@@ -306,9 +306,9 @@ def evaluation_stream(
         device: of the network.
     """
     loader.set_epoch(0)
-    with make_handover(config, device) as handover:
+    with make_transfer(config, device) as transfer:
         for batch, images in stream(loader, augmenter, 0, train=False):
-            yield to_tensors(batch, images, config, handover)
+            yield to_tensors(batch, images, config, transfer)
 
 
 def evaluation_batches(
@@ -340,12 +340,12 @@ def evaluation_batches(
     with (
         make_loader(chosen, config, ranks, is_training=False) as loader,
         make_augmenter(chosen, config, ranks, statistics) as augmenter,
-        Ahead(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
+        Prefetcher(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
     ):
         yield from batches
 
 
-def make_handover(config: TrainConfig, device: torch.device) -> Handover:
+def make_transfer(config: TrainConfig, device: torch.device) -> DeviceTransfer:
     """What brings batches to a device; to be made in the thread that makes them.
 
     Args:
@@ -354,14 +354,14 @@ def make_handover(config: TrainConfig, device: torch.device) -> Handover:
     """
     use_device(device)
     is_last = config.compute.channels_last
-    return Handover(device, torch.channels_last if is_last else torch.contiguous_format)
+    return DeviceTransfer(device, torch.channels_last if is_last else torch.contiguous_format)
 
 
 def to_tensors(
     batch: Mapping[str, Any],
     images: Mapping[str, Any],
     config: TrainConfig,
-    handover: Handover,
+    transfer: DeviceTransfer,
     **marks: Any,
 ) -> TensorBatch:
     """A loader's batch and its augmented images as tensors on the device.
@@ -370,18 +370,18 @@ def to_tensors(
         batch: from the loader; its labels are taken.
         images: from the augmenter: NumPy arrays, or what speaks DLPack.
         config: of the run.
-        handover: to the network's device.
+        transfer: to the network's device.
         **marks: further fields of `TensorBatch`.
     """
     column = config.model.ebv_column
-    ebv = None if column is None else handover.numbers(np.asarray(batch[column], np.float32))
+    ebv = None if column is None else transfer.numbers(np.asarray(batch[column], np.float32))
     redshift = batch.get("redshift")
     if redshift is None:
         redshift = np.full(len(batch["sample_id"]), np.nan)
     return TensorBatch(
-        images={name: handover.image(image) for name, image in images.items()},
+        images={name: transfer.image(image) for name, image in images.items()},
         ebv=ebv,
-        redshift=handover.numbers(np.asarray(redshift, np.float64)),
+        redshift=transfer.numbers(np.asarray(redshift, np.float64)),
         sample_id=np.array(batch["sample_id"]),
         **marks,
     )

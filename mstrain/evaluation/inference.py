@@ -24,7 +24,13 @@ from msdata.core.progress import ProgressLine
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
-from mstrain.data.batches import Ahead, TensorBatch, evaluation_stream, make_augmenter, make_loader
+from mstrain.data.batches import (
+    Prefetcher,
+    TensorBatch,
+    evaluation_stream,
+    make_augmenter,
+    make_loader,
+)
 from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.estimates import Columns
@@ -214,7 +220,7 @@ def _batches(
     with (
         make_loader(split, config, ranks, is_training=False) as loader,
         make_augmenter(split, config, ranks, statistics) as augmenter,
-        Ahead(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
+        Prefetcher(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
     ):
         for batch in batches:
             if len(batch):

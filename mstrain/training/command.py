@@ -28,8 +28,8 @@ from mstrain.distributed import (
 from mstrain.overrides import apply_overrides, settings_of
 from mstrain.recipes import RECIPES, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
-from mstrain.training.learner import DivergedError
 from mstrain.training.run import train_on_ranks
+from mstrain.training.train_step import DivergedError
 from mstrain.training.trainer import Stopped
 
 

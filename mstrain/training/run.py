@@ -19,7 +19,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
 from mstrain.data.batches import (
-    Ahead,
+    Prefetcher,
     TensorBatch,
     evaluation_stream,
     index_columns,
@@ -45,8 +45,8 @@ from mstrain.training.checkpoint import (
     versions,
     write_config,
 )
-from mstrain.training.learner import Learner
 from mstrain.training.metrics_log import Journal
+from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer
 
 # What may differ between a run and its continuation: it changes results by rounding at most.
@@ -98,18 +98,18 @@ def train_on_ranks(
         shapes = dict(augmenter.shapes)
         prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
         undo = prior.natural_factor()
-        learner = Learner(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
-        progress = _resume(saved, learner, loader, prior)
+        train_step = TrainStep(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
+        progress = _resume(saved, train_step, loader, prior)
         # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
-        stream = stack.enter_context(Ahead(batches))
+        stream = stack.enter_context(Prefetcher(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
         owners = loader.cache_owners
         trainer = Trainer(
             config=config,
             ranks=ranks,
-            learner=learner,
+            train_step=train_step,
             journal=journal,
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
@@ -221,7 +221,7 @@ def _save(
 
 
 def _resume(
-    saved: Path | None, learner: Learner, loader: msdata.Loader, prior: TrainedPrior
+    saved: Path | None, train_step: TrainStep, loader: msdata.Loader, prior: TrainedPrior
 ) -> Progress:
     """Takes up a checkpoint; a fresh start where there is none."""
     if saved is None:
@@ -229,7 +229,7 @@ def _resume(
     # On the host: what belongs on a GPU is copied into what is there already.
     content = read_checkpoint(saved)
     with restoring(saved):
-        learner.load_state_dict(content)
+        train_step.load_state_dict(content)
         progress = Progress.from_dict(content["progress"])
         if "prior" not in content and prior.log_weights is not None:
             # Its losses are of densities under the weights, unlike those to come.

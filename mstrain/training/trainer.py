@@ -13,12 +13,12 @@ from torch import Tensor
 
 from msdata.core.checked_json import Count, JsonValue
 from mstrain.config import TrainConfig
-from mstrain.data.batches import Ahead, EpochEnd, TensorBatch
+from mstrain.data.batches import EpochEnd, Prefetcher, TensorBatch
 from mstrain.distributed import Ranks, StopRequest
-from mstrain.training.learner import Learner, StepSums, check_finite
 from mstrain.training.metrics_log import Journal, hit_values
+from mstrain.training.train_step import StepSums, TrainStep, check_finite
 
-Stream = Ahead[TensorBatch | EpochEnd]
+Stream = Prefetcher[TensorBatch | EpochEnd]
 # (state, is_best): keeps it.
 Save = Callable[[dict[str, Any], bool], None]
 # (loader's stats, epoch) -> hits and forecast hits by tier; all ranks call it.
@@ -99,7 +99,7 @@ class Trainer:
     Attributes:
         config: of the run.
         ranks: all of them run the same loop.
-        learner: what learns.
+        train_step: what learns.
         journal: what is written down.
         num_steps: of the whole training.
         validate: gives this rank's batches of the validation split; None where there is none.
@@ -110,7 +110,7 @@ class Trainer:
 
     config: TrainConfig
     ranks: Ranks
-    learner: Learner
+    train_step: TrainStep
     journal: Journal
     num_steps: int
     validate: Callable[[], Iterator[TensorBatch]] | None
@@ -149,10 +149,10 @@ class Trainer:
             if isinstance(item, EpochEnd):
                 hits = hit_values(*self.count_hits(item.stats, item.epoch))
                 return {**epoch.values(), **hits}
-            self.learner.add(item)
+            self.train_step.add(item)
             if not item.ends_step:
                 continue
-            sums = self.learner.step(progress.step)
+            sums = self.train_step.step(progress.step)
             wait_s, stream.wait_s = stream.wait_s, 0.0
             for span in (epoch, line):
                 span.add(sums, wait_s)
@@ -213,7 +213,7 @@ class Trainer:
             float(progress.weight_sum),
         )
         check_finite(torch.tensor(progress.loss_sum), progress.step)
-        self.save({**self.learner.state_dict(), "progress": progress.to_dict()}, is_best)
+        self.save({**self.train_step.state_dict(), "progress": progress.to_dict()}, is_best)
 
     def _end_epoch(self, values: dict[str, Any], progress: Progress) -> None:
         """Validates, writes it down, keeps a checkpoint."""
@@ -234,9 +234,9 @@ class Trainer:
         if self.validate is None:
             return None
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        with Ahead(self.validate()) as batches:
+        with Prefetcher(self.validate()) as batches:
             for batch in batches:
-                sums += self.learner.validation_sums(batch)
+                sums += self.train_step.validation_sums(batch)
                 if self.stop.poll(self.ranks):
                     self._save_and_stop(progress)
         total = self.ranks.sum(sums)

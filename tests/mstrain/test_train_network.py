@@ -21,7 +21,7 @@ from mstrain.models.heads import bin_edges, bin_of, density
 from mstrain.models.loss import BinLoss, draw_weights, redshift_weights
 from mstrain.models.norms import make_norm, synchronise_norms
 from mstrain.models.resnet import ResNet, SubsamplingConv2d
-from mstrain.training import learner
+from mstrain.training import train_step
 from mstrain.training.optim import AveragedModel, learning_rate, load_optimizer, make_optimizer
 
 BINS = ModelConfig(num_bins=16, z_max=1.6)
@@ -290,12 +290,12 @@ class NewJoined(OldJoined):
 def test_synchronised_buffers_are_not_sent_again_whatever_torch_calls_that(
     monkeypatch: pytest.MonkeyPatch, joined: type, name: str
 ) -> None:
-    monkeypatch.setattr(learner, "DistributedDataParallel", joined)
+    monkeypatch.setattr(train_step, "DistributedDataParallel", joined)
     ranks = Ranks(topology=Topology(ranks_per_node=2), device=torch.device("cuda", 1))
-    wrapped = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=True)
+    wrapped = train_step._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=True)
     assert wrapped.options == {name: False}
     assert wrapped.device_ids == [torch.device("cuda", 1)]
-    apart = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
+    apart = train_step._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
     assert False not in apart.options.values()
 
 

@@ -19,7 +19,7 @@ import training
 import msdata
 from msdata.errors import DataError, StorageError, UsageError
 from mstrain import cli
-from mstrain.data.batches import Ahead, evaluation_batches
+from mstrain.data.batches import Prefetcher, evaluation_batches
 from mstrain.training.checkpoint import (
     find_last,
     load_model,
@@ -298,7 +298,7 @@ def test_what_fails_ahead_fails_where_it_is_asked_for() -> None:
         finally:
             closed.append(True)
 
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         assert next(ahead) == 1
         for _ in range(2):
             with pytest.raises(DataError, match="shard 3 is gone"):
@@ -315,6 +315,6 @@ def test_items_ahead_that_nobody_takes_do_not_hold_up_the_end() -> None:
         finally:
             closed.append(True)
 
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         assert next(ahead) == 0
     assert closed == [True]

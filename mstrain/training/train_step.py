@@ -61,7 +61,7 @@ class StepSums:
         return float(self.loss_sum / self.weight_sum)
 
 
-class Learner:
+class TrainStep:
     """Takes batches, learns.
 
     Args:

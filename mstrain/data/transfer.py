@@ -47,7 +47,7 @@ def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if tensor.numel() else tensor
 
 
-class Handover:
+class DeviceTransfer:
     """Brings batches to a device; a context manager.
 
     Args:
@@ -101,7 +101,7 @@ class Handover:
             self._sources.popleft()
         return target
 
-    def __enter__(self) -> Handover:
+    def __enter__(self) -> DeviceTransfer:
         return self
 
     def __exit__(self, *of_error: object) -> None:
