@@ -21,7 +21,7 @@ REQUEUE_EXIT_CODE = 85
 _EXPORTS = {
     "RECIPES": "mstrain.recipes",
     "TrainConfig": "mstrain.config",
-    "RedshiftNet": "mstrain.models.fusion",
+    "RedshiftNet": "mstrain.models.redshift_net",
     "train": "mstrain.notebook",
     "evaluate": "mstrain.notebook",
     "predict": "mstrain.notebook",
@@ -32,7 +32,7 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
-    from mstrain.models.fusion import RedshiftNet
+    from mstrain.models.redshift_net import RedshiftNet
     from mstrain.notebook import evaluate, predict, train
     from mstrain.recipes import RECIPES
     from mstrain.training.checkpoint import load_model

@@ -169,7 +169,7 @@ def predict(
         data: a data set, or its folder.
         out: the table's file, *.parquet; replaced if it is a table of predictions.
         split: which split; None takes all that have samples, one after the other.
-        columns: of the index, to copy into the table.
+        columns: columns of the index to copy into the table.
         checkpoint: "best" by validation loss, or "last".
         prior: "natural", "as-trained", or a CSV file with columns z_low, z_high, count.
         has_any_pixels: accept pixels whose dtype, unit, zero-point or statistics differ from the
@@ -210,7 +210,7 @@ def _one_rank(name: str, device: str, threads: int | None = None) -> Iterator[Ra
     """This process as the only rank; puts torch's settings back at the end.
 
     Raises:
-        UsageError: a launcher started several ranks, or there is no such device.
+        UsageError: a launcher started several ranks, or the device does not exist.
     """
     topology = from_env()
     if topology.num_ranks > 1:

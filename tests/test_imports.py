@@ -54,7 +54,7 @@ HOMES: dict[str, set[str]] = {
         "mstrain/evaluation/report/canvas.py",
     },
     "speclite": {"msdata/mock/photometry.py"},
-    "scipy": {"msdata/mock/nonnegative.py"},
+    "scipy": {"msdata/mock/nonnegative.py", "mstrain/evaluation/metrics/summary.py"},
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/table.py",

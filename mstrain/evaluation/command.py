@@ -25,28 +25,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain evaluate`."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
     parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("--split", default="test", help="which split; %(default)s")
+    parser.add_argument("--split", default="test", help="split to evaluate (default: %(default)s)")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="where predictions, metrics and report go; RUN"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of predictions, metrics and report (default: RUN)",
     )
     add_network_arguments(parser)
-    parser.add_argument("--magnitude-column", metavar="NAME", help="for bins; default: r magnitude")
+    parser.add_argument(
+        "--magnitude-column", metavar="NAME", help="bin by this column (default: the r magnitude)"
+    )
     for name in ("redshift", "magnitude"):
         parser.add_argument(
-            f"--{name}-edges", metavar="A,B,...", default="", help="of the bins; round numbers"
+            f"--{name}-edges",
+            metavar="A,B,...",
+            default="",
+            help="edges of the bins (default: round numbers)",
         )
     parser.add_argument(
-        "--replicates", type=int, default=DEFAULT_REPLICATES, help="of the bootstrap; %(default)s"
+        "--replicates",
+        type=int,
+        default=DEFAULT_REPLICATES,
+        help="replicates of the bootstrap (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; %(default)s")
-    parser.add_argument("--no-report", action="store_true", help="leave report.html out")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of all commands that run a trained network."""
     parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="%(default)s"
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="weights to use (default: %(default)s)",
     )
     parser.add_argument(
         "--prior",
@@ -58,13 +74,21 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         ANYWAY,
         action="store_true",
-        help="take pixels whose dtype, unit, zero-point or statistics are not the training's",
+        help="accept pixels whose dtype, unit, zero-point or statistics differ from the training's",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
-        "--batch-size", type=int, default=DEFAULT_BATCH, help="samples of a rank; %(default)s"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the network runs (default: %(default)s)",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=DEFAULT_BATCH,
+        help="samples per rank at a time (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,12 +124,12 @@ def parse_edges(option: str, text: str) -> tuple[float, ...]:
     """Numbers with commas between.
 
     Raises:
-        UsageError: they are none.
+        UsageError: a word is not a number.
     """
     try:
         return tuple(float(word) for word in text.split(",") if word.strip())
     except ValueError:
-        raise UsageError(f"{option} {text} are no numbers; give some such as 0,0.5,1") from None
+        raise UsageError(f"{option} must be numbers such as 0,0.5,1, got {text}") from None
 
 
 def _show(result: Evaluation, *, is_json: bool) -> None:

@@ -22,7 +22,7 @@ from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_t
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.estimates import Columns
-from mstrain.evaluation.metrics.summary import Summary, summarise
+from mstrain.evaluation.metrics.summary import Summary, check_scipy, summarize
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.report.assemble import assemble
@@ -42,15 +42,15 @@ class EvaluationConfig:
     """What is evaluated, and how.
 
     Attributes:
-        split: of the data set.
+        split: name of the split.
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
         has_any_pixels: take pixels of another kind than the training's.
-        batch_size: samples of a rank at a time.
-        magnitude_column: of the index; None takes the r magnitude where there is one.
-        redshift_edges: of the bins; empty chooses round ones.
-        magnitude_edges: the same for the magnitude.
-        bootstrap: of the intervals.
+        batch_size: samples per rank at a time; not the global `batch_size` of a training.
+        magnitude_column: column of the index; None takes the r magnitude if there is one.
+        redshift_edges: edges of the redshift bins; empty chooses round numbers.
+        magnitude_edges: edges of the magnitude bins; empty chooses round numbers.
+        bootstrap: how intervals are made.
         has_report: also draw the report.
         is_quiet: show no progress.
     """
@@ -73,8 +73,8 @@ class EvaluationConfig:
             edges = getattr(self, f"{name}_edges")
             if edges and (len(edges) < 2 or not (np.diff(edges) > 0).all()):
                 raise UsageError(
-                    f"--{name}-edges {','.join(map(str, edges))} do not ascend; give two or more "
-                    "numbers, such as 0,0.5,1"
+                    f"--{name}-edges must be two or more ascending numbers, such as 0,0.5,1, got "
+                    f"{','.join(map(str, edges))}"
                 )
 
 
@@ -84,7 +84,7 @@ class Evaluation:
 
     Attributes:
         summary: the metrics.
-        other_priors: the same, but for bins, under other priors, by their names.
+        other_priors: metrics without bins under other priors, by their names.
         origin: what was evaluated on what.
         predictions: the table's file.
         metrics: the JSON file.
@@ -178,6 +178,7 @@ def _priors(trained: TrainedRun, asked: str) -> list[TargetPrior]:
 
 def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[str]:
     """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
+    check_scipy()
     if config.has_report:
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
@@ -223,7 +224,7 @@ def _conclude(
     result = Evaluation(
         summary=summary,
         other_priors={
-            name: summarise(scored, config.bootstrap, binned_by={})
+            name: summarize(scored, config.bootstrap, binned_by={})
             for name, scored in others.items()
         },
         origin=dict(predictions.origin),
@@ -253,7 +254,7 @@ def _summary(columns: Columns, config: EvaluationConfig, magnitude: str) -> Summ
     """The metrics; `magnitude` is a column, or why there is none."""
     has_magnitude = magnitude in columns
     known = np.isfinite(columns["redshift"])
-    # Twenty objects a bin, so that its intervals say something.
+    # Twenty objects per bin, so that its intervals say something.
     max_bins = int(np.clip(int(known.sum()) // 20, 4, 10))
     edges = config.redshift_edges or round_edges(columns["redshift"], max_bins)
     binned_by = {"redshift": ("redshift", np.array(edges))}
@@ -263,7 +264,7 @@ def _summary(columns: Columns, config: EvaluationConfig, magnitude: str) -> Summ
             round_edges(found, max_bins) if len(found) else (0.0, 1.0)
         )
         binned_by["magnitude"] = (magnitude, np.array(edges))
-    return summarise(
+    return summarize(
         columns,
         config.bootstrap,
         binned_by=binned_by,
@@ -276,8 +277,8 @@ class PredictionConfig:
     """What is predicted, and how.
 
     Attributes:
-        split: of the data set; None takes all that have samples, one after the other.
-        columns: of the index, to take over.
+        split: name of the split; None takes all that have samples, in order.
+        columns: columns of the index to copy.
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
         has_any_pixels: take pixels of another kind than the training's.

@@ -1,4 +1,4 @@
-"""`mstrain predict`: redshift densities for data whose redshifts nobody knows.
+"""`mstrain predict`: redshift densities for data with unknown redshifts.
 
 mstrain predict RUN DATA OUT.parquet
 torchrun --nproc-per-node 4 -m mstrain.predict RUN DATA OUT.parquet
@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain predict`."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
     parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("out", metavar="OUT.parquet", type=Path, help="table of predictions")
-    parser.add_argument("--split", help="which split; default: all that have samples")
+    parser.add_argument("out", metavar="OUT.parquet", type=Path, help="table to write")
+    parser.add_argument("--split", help="split to predict (default: all that have samples)")
     parser.add_argument(
-        "--columns", default="", help="columns of the index to take over, with commas between"
+        "--columns", default="", help="comma-separated columns of the index to copy into the table"
     )
     add_network_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The table of predictions: one Parquet file, a row a sample in the order of the index.
+"""The table of predictions: one Parquet file, a row per sample in the order of the index.
 
 sample_id, split       string
 redshift               float64, null where unknown; absent where the data set has no such column
@@ -61,7 +61,7 @@ class Spool:
 
     Args:
         table: the table's file.
-        rank: of this process.
+        rank: rank of this process.
         num_bins: values of each density.
     """
 
@@ -148,8 +148,8 @@ class SpooledDensities:
     """The densities of all ranks by their rows in the table.
 
     Args:
-        parts: of all ranks; every row of the table is in one of them.
-        num_rows: of the table.
+        parts: files of all ranks; every row of the table is in one of them.
+        num_rows: rows of the table.
         num_bins: values of each density.
 
     Raises:
@@ -222,7 +222,7 @@ def write_predictions(
         path: the file; what was there before stays until the new one is whole.
         columns: (N,) each, in the order of the file; NaN in NumPy's is written as null, Arrow's
             are written as they are.
-        densities: of the same rows.
+        densities: densities of the same rows.
         edges: float64 (K + 1,), edges of the bins.
         origin: where the predictions came from, for the metadata; plain values.
 
@@ -346,7 +346,7 @@ def read_predictions(path: Path | str) -> Predictions:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
     except DataError as error:
-        raise UsageError(f"{path} is no table of predictions: {error}") from error
+        raise UsageError(f"{path} is not a table of predictions: {error}") from error
     content = {name: value for name, value in found.value.items() if name != "bin_edges"}
     columns = {name: _column_array(table.column(name)) for name in names}
     return Predictions(path=path, edges=edges, origin=content, columns=columns)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         type=Path,
         required=True,
-        help="folder of the run; a run that is there already goes on from its last checkpoint",
+        help="folder of the run; an existing run resumes from its last checkpoint",
     )
     parser.add_argument(
         "--settings",
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     except Stopped:
         if topology.rank == 0:
             print(
-                f"mstrain train: stopped as asked, {args.out} is saved: the same command goes on "
+                f"mstrain train: stopped as asked, {args.out} is saved: the same command resumes "
                 f"(exit code {REQUEUE_EXIT_CODE})",
                 file=sys.stderr,
             )

@@ -1,6 +1,6 @@
 """What a run writes down as it goes: lines of progress, `metrics.jsonl`, TensorBoard.
 
-Only the first rank writes. A run that goes on from a checkpoint first drops the lines of steps
+Only the first rank writes. A run that resumes from a checkpoint first drops the lines of steps
 that it is about to make again, so that its journal reads like that of an undisturbed run.
 """
 

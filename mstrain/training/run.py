@@ -72,7 +72,7 @@ def train_on_ranks(
 
     Args:
         out: the run's folder.
-        config: of the run.
+        config: settings of the run.
         data: with split "train", and "val" to validate on.
         ranks: all of them call it.
         stop: looked at after every step.
@@ -146,7 +146,7 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     if not num_known:
         raise DataError(
             f"no sample of split {split.name!r} has a redshift in [0, {z_max}]: there is nothing "
-            "to learn; mend the catalogue and pack again, or give another model.z_max"
+            "to learn; correct the catalog and pack again, or give another model.z_max"
         )
     if num_known < len(redshift):
         journal.say(
@@ -165,7 +165,7 @@ def _opening(
     if progress.validated == config.epochs:
         return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
     if progress.step:
-        return f"{config.recipe}: going on after step {progress.step:,} of {num_steps:,}, {place}"
+        return f"{config.recipe}: resuming after step {progress.step:,} of {num_steps:,}, {place}"
     return f"{config.recipe}: {num_steps:,} steps, {place}"
 
 
@@ -242,7 +242,7 @@ def _resume(
 def _prepare(
     out: Path, config: TrainConfig, split: Split, statistics: Statistics | None
 ) -> Path | None:
-    """Makes the folder this run's; returns the checkpoint to go on from.
+    """Makes the folder this run's; returns the checkpoint to resume from.
 
     Raises:
         UsageError: it holds a run of other settings or other data.
@@ -289,6 +289,6 @@ def _check_same_run(out: Path, config: TrainConfig, data: msdata.Dataset) -> Non
     for name, value in settings_of(config):
         if before[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):
             raise UsageError(
-                f"{out} holds a run with {name}={before[name]}, now it is {value}: it cannot go on "
-                "so; give the former value, or another --out"
+                f"{out} holds a run with {name}={before[name]}, now it is {value}: it cannot "
+                "resume; give the former value, or another --out"
             )

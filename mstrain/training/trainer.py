@@ -25,7 +25,7 @@ Save = Callable[[dict[str, Any], bool], None]
 CountHits = Callable[[dict[str, Any], int], tuple[dict[str, int] | None, dict[str, int] | None]]
 
 
-class Stopped(Exception):  # noqa: N818 - no error: a wish that was granted
+class Stopped(Exception):  # noqa: N818 - not an error: the caller asked for it
     """All ranks have agreed to stop; the state was saved."""
 
 
@@ -34,12 +34,12 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        step: optimiser steps made.
+        step: optimizer steps made.
         trained: epochs trained to their end.
         validated: epochs validated.
         best_loss: the least validation loss.
-        loss_sum: of the epoch under way: sum of weight times loss.
-        weight_sum: of the epoch under way: sum of weights.
+        loss_sum: sum of weight times loss in the current epoch.
+        weight_sum: sum of weights in the current epoch.
         loader: the loader's state after the last step; None before the first.
     """
 
@@ -97,11 +97,11 @@ class Trainer:
     """What the loop works with; `fit` runs it.
 
     Attributes:
-        config: of the run.
+        config: settings of the run.
         ranks: all of them run the same loop.
         train_step: what learns.
         journal: what is written down.
-        num_steps: of the whole training.
+        num_steps: optimizer steps of the whole training.
         validate: gives this rank's batches of the validation split; None where there is none.
         count_hits: where an epoch's samples came from.
         save: keeps a state.
@@ -122,12 +122,12 @@ class Trainer:
         """Trains to the end.
 
         Args:
-            stream: of batches from where `progress` stands.
+            stream: batches from where `progress` stands.
             progress: is kept up to date.
 
         Raises:
             Stopped: SIGUSR1 or SIGTERM came to any rank; the state is saved.
-            DivergedError: the loss is no number any more.
+            DivergedError: the loss is NaN or infinite.
         """
         while progress.validated < self.config.epochs:
             values: dict[str, Any] = dict.fromkeys(

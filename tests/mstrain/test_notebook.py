@@ -155,7 +155,7 @@ def test_what_is_wrong_is_an_exception_and_leaves_the_process_as_it_was(
     other = dataclasses.replace(config, seed=7)
     with pytest.raises(UsageError, match=r"seed=0, now it is 7"):
         mstrain.train(other, data, result.run, is_quiet=True)
-    with pytest.raises(UsageError, match=r"no run: it has no config\.json"):
+    with pytest.raises(UsageError, match=r"is not a run: config\.json not found"):
         mstrain.evaluate(tmp_path, data)
     with pytest.raises(TypeError, match="splot"):
         mstrain.evaluate(result.run, data, splot="val")

@@ -204,5 +204,5 @@ def test_a_run_without_statistics_says_so(
     # The training's own data need none.
     assert pixel_differences(run, msdata.open(galaxies), ["val"]) == []
     (tmp_path / FILE_NAME).write_text("{}")
-    with pytest.raises(DataError, match="holds no statistics"):
+    with pytest.raises(DataError, match="is damaged: field 'arrays' is missing"):
         pixel_differences(run, data, ["test"])

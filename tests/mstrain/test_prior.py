@@ -22,7 +22,7 @@ from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.scores import point_estimates, scores
-from mstrain.evaluation.metrics.summary import summarise
+from mstrain.evaluation.metrics.summary import summarize
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.run_info import find_prior, open_run
 from mstrain.models.heads import bin_edges, bin_of, density
@@ -293,8 +293,8 @@ def test_weighted_and_plain_training_agree_after_the_prior_is_put_back_and_not_b
 ) -> None:
     found = train_on_mock(weighted(weights_in=weights_in, weight_bins=8))
     how = BootstrapConfig(num_replicates=200)
-    truth = summarise(plain[NATURAL], how, binned_by={})
-    back, before = (summarise(found[p], how, binned_by={}) for p in (NATURAL, AS_TRAINED))
+    truth = summarize(plain[NATURAL], how, binned_by={})
+    back, before = (summarize(found[p], how, binned_by={}) for p in (NATURAL, AS_TRAINED))
     for metric in (lambda s: s.points["z_mean"]["bias"], lambda s: s.density["cde_loss"]):
         wanted = metric(truth)
         assert metric(back).low <= wanted.high

@@ -170,7 +170,7 @@ def test_a_network_without_ebv_and_a_data_set_without_validation_train(
         ({"z_max": 0.001}, 1, "no sample of split 'train' has a redshift in [0, 0.001]"),
         ({"scaling": "asinh"}, 2, "run 'msdata stats"),
         ({"device": "cuda"}, 2, "GPU"),
-        ({"policy": "locality"}, 2, "there is no cache; give data.cache_gib=auto"),
+        ({"policy": "locality"}, 2, "data.policy=locality needs a cache"),
         ({"learning_rate": "1e30", "clip_norm": "0"}, 1, "the training has diverged"),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_in_it_is_run(
         "text": b"hello\n",
     }[kind]
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged or no checkpoint") as caught:
+    with pytest.raises(DataError, match="is corrupt or not a checkpoint") as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert "remove it" in str(caught.value)
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_last_names_and_that_is_gone_is_said_to_be(tmp_path: P
     with locked_run(tmp_path):
         save_checkpoint(tmp_path, STATE, step=1, keep=2)
         save_checkpoint(tmp_path, STATE, step=2, keep=2).unlink()
-    with pytest.raises(DataError, match="which is gone"):
+    with pytest.raises(DataError, match="which is missing"):
         find_last(tmp_path)
 
 
