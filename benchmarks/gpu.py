@@ -31,8 +31,8 @@ from benchmarks.workloads import WORKLOADS, mock_objects, run_msdata, write_sour
 from msdata.errors import MsdataError, UsageError
 from mstrain.config import TrainConfig
 from mstrain.data.batches import (
-    Ahead,
     EpochEnd,
+    Prefetcher,
     TensorBatch,
     make_augmenter,
     make_loader,
@@ -41,7 +41,7 @@ from mstrain.data.batches import (
 from mstrain.distributed import Ranks, choose_device
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import find_recipe
-from mstrain.training.learner import Learner
+from mstrain.training.train_step import TrainStep
 
 # Of the issue: shares of the step that the GPU may wait, and that making batches may cost.
 MAX_WAIT, MAX_COST = 0.01, 0.05
@@ -78,12 +78,12 @@ class Timeline:
 
 
 def run_steps(
-    learner: Learner, batches: Iterator[TensorBatch], timeline: Timeline, num_steps: int
+    train_step: TrainStep, batches: Iterator[TensorBatch], timeline: Timeline, num_steps: int
 ) -> dict[str, float]:
     """Trains on so many batches.
 
     Args:
-        learner: warmed up.
+        train_step: warmed up.
         batches: at least as many.
         timeline: of the device.
         num_steps: at least 2.
@@ -96,8 +96,8 @@ def run_steps(
     for number in range(num_steps):
         batch = next(batches)
         begin = timeline.mark()
-        learner.add(batch)
-        learner.step(number)
+        train_step.add(batch)
+        train_step.step(number)
         marks.append((begin, timeline.mark()))
         num_samples += len(batch)
     timeline.wait()
@@ -130,7 +130,7 @@ def opened_batches(
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks))
         stream = training_stream(loader, augmenter, config, ranks.device)
-        ahead = stack.enter_context(Ahead(stream))
+        ahead = stack.enter_context(Prefetcher(stream))
         yield (b for b in ahead if not isinstance(b, EpochEnd)), augmenter.shapes
 
 
@@ -149,14 +149,14 @@ def measure(data: Path, config: TrainConfig, ranks: Ranks, num_steps: int) -> di
     """
     timeline = Timeline(ranks.device)
     with opened_batches(data, config, ranks) as (batches, shapes):
-        learner = Learner(config, shapes, ranks, weights=None, num_steps=10**6)
+        train_step = TrainStep(config, shapes, ranks, weights=None, num_steps=10**6)
         kept = next(batches)
         # Compilation, the choice of kernels, page locks.
-        run_steps(learner, batches, timeline, max(2, num_steps // 4))
-        limit = run_steps(learner, iter([kept] * num_steps), timeline, num_steps)
+        run_steps(train_step, batches, timeline, max(2, num_steps // 4))
+        limit = run_steps(train_step, iter([kept] * num_steps), timeline, num_steps)
         # What was made ahead meanwhile is no measure.
-        run_steps(learner, batches, timeline, 4)
-        fed = run_steps(learner, batches, timeline, num_steps)
+        run_steps(train_step, batches, timeline, 4)
+        fed = run_steps(train_step, batches, timeline, num_steps)
         batch_s = batches_alone(batches, timeline, num_steps)
     return {
         "limit": limit,

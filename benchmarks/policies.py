@@ -248,7 +248,7 @@ def run_cell(design: Design, folder: Path, arm: Arm, seed: int) -> dict[str, Any
     with PlayedRanks(split=split, config=config, topology=TOPOLOGY, scratch=scratch) as played:
         losses = list(played.train())
         owners = played.owners
-        metrics = measure_network(played.learner, data, "test", config)
+        metrics = measure_network(played.train_step, data, "test", config)
     shutil.rmtree(scratch, ignore_errors=True)
     cell = {
         "seed": seed,

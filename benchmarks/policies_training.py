@@ -38,7 +38,7 @@ from mstrain.evaluation.metrics.bootstrap import nmad
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.models.heads import bin_edges, density
-from mstrain.training.learner import Learner
+from mstrain.training.train_step import TrainStep
 
 _ALONE = Ranks(topology=Topology(), device=torch.device("cpu"))
 
@@ -89,7 +89,9 @@ class PlayedRanks:
                 self.owners = loader.cache_owners
             shapes = dict(augmenter.shapes)
             num_steps = self.config.epochs * steps_per_epoch(len(self.split), self.config)
-            self.learner = Learner(self.config, shapes, _ALONE, weights=None, num_steps=num_steps)
+            self.train_step = TrainStep(
+                self.config, shapes, _ALONE, weights=None, num_steps=num_steps
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -127,14 +129,14 @@ class PlayedRanks:
         """Trains to the end; gives the loss of each step."""
         for number, parts in enumerate(self.global_batches()):
             if self.config.model.sync_batch_norm:
-                self.learner.add(_together(parts))
+                self.train_step.add(_together(parts))
             else:
                 for rank, part in enumerate(parts):
                     # The last batch of an epoch may leave a rank without samples.
                     if len(part):
-                        with _kept_statistics(self.learner.model) if rank else nullcontext():
-                            self.learner.add(part)
-            yield self.learner.step(number).loss
+                        with _kept_statistics(self.train_step.model) if rank else nullcontext():
+                            self.train_step.add(part)
+            yield self.train_step.step(number).loss
 
 
 def _together(parts: Sequence[TensorBatch]) -> TensorBatch:
@@ -164,12 +166,12 @@ def _kept_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def measure_network(
-    learner: Learner, data: msdata.Dataset, split: str, config: TrainConfig
+    train_step: TrainStep, data: msdata.Dataset, split: str, config: TrainConfig
 ) -> dict[str, float]:
     """Quality of a network on a split.
 
     Args:
-        learner: has learned.
+        train_step: has learned.
         data: with the split.
         split: its name.
         config: of the run.
@@ -180,10 +182,10 @@ def measure_network(
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     sums = torch.zeros(2, dtype=torch.float64)
     densities, redshifts = [], []
-    model = learner.evaluated.eval()
+    model = train_step.evaluated.eval()
     evaluation = replace(config, batch_size=256)
     for batch in evaluation_batches(data, split, evaluation, statistics=statistics):
-        sums += learner.validation_sums(batch)
+        sums += train_step.validation_sums(batch)
         densities.append(density(model(batch.images, batch.ebv), config.model).numpy())
         redshifts.append(batch.redshift.numpy())
     redshift = np.concatenate(redshifts)

@@ -1,6 +1,12 @@
 """mstrain trains and evaluates redshift networks on data that msdata packed.
 
-model, config = mstrain.load_model("RUN")
+config = mstrain.RECIPES["demo"]()
+result = mstrain.train(config, "DATA", "RUN")
+found = mstrain.evaluate(result.run, "DATA", split="test")
+table = mstrain.predict(result.run, "NEW", "predictions.parquet")
+model, config = mstrain.load_model(result.run)
+
+Names that are not in `__all__` are private, and may change without notice.
 """
 
 from __future__ import annotations
@@ -13,18 +19,42 @@ REQUEUE_EXIT_CODE = 85
 
 # Name -> module: imported when first used, since settings and command line need no torch.
 _EXPORTS = {
+    "RECIPES": "mstrain.recipes",
+    "TrainConfig": "mstrain.config",
+    "RedshiftNet": "mstrain.models.redshift_net",
+    "train": "mstrain.notebook",
+    "evaluate": "mstrain.notebook",
+    "predict": "mstrain.notebook",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
 }
 
 if TYPE_CHECKING:
+    from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
+    from mstrain.models.redshift_net import RedshiftNet
+    from mstrain.notebook import evaluate, predict, train
+    from mstrain.recipes import RECIPES
     from mstrain.training.checkpoint import load_model
 
-__all__ = ["REQUEUE_EXIT_CODE", "load_model", "read_predictions"]
+__all__ = [
+    "RECIPES",
+    "REQUEUE_EXIT_CODE",
+    "RedshiftNet",
+    "TrainConfig",
+    "evaluate",
+    "load_model",
+    "predict",
+    "read_predictions",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'mstrain' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

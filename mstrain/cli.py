@@ -9,10 +9,10 @@ from msdata.cli import Program
 
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
-    "train": ("mstrain.training.command", "train a network by a recipe, or go on with a run"),
+    "train": ("mstrain.training.command", "train a network by a recipe, or resume a run"),
     "evaluate": (
         "mstrain.evaluation.command",
-        "measure a trained network on a split, and draw a report",
+        "measure a trained network on a split and draw a report",
     ),
     "predict": (
         "mstrain.evaluation.predict_command",
@@ -48,7 +48,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         words: without the program's name.
 
     Raises:
-        SystemExit: they make no sense; 2.
+        SystemExit: the words are not a valid command; code 2.
     """
     return _parse(PROGRAM.parser(words), words)
 

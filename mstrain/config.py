@@ -1,4 +1,4 @@
-"""What a training is made of: frozen values, one section a concern.
+"""What a training is made of: frozen values, one section per concern.
 
 Nothing here needs torch, so a wrong setting is refused before seconds go into imports. A run's
 resolved configuration is written beside it as JSON, and `from_dict` reads it back.
@@ -37,17 +37,17 @@ class DataConfig:
     """What the loader is asked for.
 
     Attributes:
-        policy: of the loader, see `msdata.Loader`.
-        buffer_samples: of policy "block".
+        policy: the loader's policy, see `msdata.Loader`.
+        buffer_samples: samples in the shuffle buffer of policy "block".
         cache_gib: shared memory of each node for its cache; 0 has none, None ("auto") takes what
             is free.
         cache_ssd_dir: folder on a local SSD for the cache's second tier.
-        cache_ssd_gib: of that SSD on each node.
+        cache_ssd_gib: GiB of that SSD per node.
         cache_peers_dir: folder that all nodes see, where each node's cache service is found.
         cache_job: what separates this job's cache from others; None takes the launcher's.
-        backend: that augments: "reference" (CPU), "dali", or "auto": DALI where the network is on
-            a GPU.
-        threads: that fill batches; None lets the loader choose.
+        backend: the augmenter's: "reference" (CPU), "dali", or "auto", which is DALI if the
+            network is on a GPU.
+        threads: threads that fill batches; None lets the loader choose.
         prefetch: batches that the loader fills ahead.
     """
 
@@ -75,17 +75,17 @@ class ModelConfig:
     Attributes:
         depth: layers of each ResNet, one of `DEPTHS`.
         width: channels of the first stage; 64 in the paper.
-        small_stem_below: images of fewer pixels a side get a 3x3 stem without pooling, since the
+        small_stem_below: images of fewer pixels per side get a 3x3 stem without pooling, since the
             usual one would leave a 22-pixel stamp a single pixel in the last stage.
         norm: "batch", or "group", which no batch size and no number of ranks touches.
         sync_batch_norm: take batch statistics over all ranks.
-        ebv_column: of the index, joined after pooling; None joins nothing.
+        ebv_column: column of the index, joined after pooling; None joins nothing.
         ebv_min: smallest E(B-V) that is believed, in magnitudes: noise takes maps a little below
             0, marks of unknown values (-1, -999) are far below.
         ebv_max: the greatest; only lines of sight through the Galactic plane have more than 10.
         hidden: units between the joined features and the bins, so that reddening may act on
-            colours; 0 has none.
-        num_bins: of redshift.
+            colors; 0 has none.
+        num_bins: redshift bins.
         z_max: upper end of the last bin; the first begins at 0.
     """
 
@@ -121,13 +121,13 @@ class LossConfig:
     Attributes:
         label_smoothing: share of each label that is spread evenly over all bins.
         label_width: standard deviation in redshift of the Gaussian that a label is spread with;
-            0 puts it into its bin alone. Neighbouring bins so learn from each other, which pays
-            where samples are few a bin.
+            0 puts it into its bin alone. Neighboring bins so learn from each other, which pays
+            where samples per bin are few.
         weighting: "none", or "inverse_count": weight 1/count of the sample's redshift among
             `weight_bins` bins, with mean 1 over the split.
-        weights_in: "loss": every sample comes once an epoch and counts by its weight; "sampler": as
-            many samples are drawn with replacement, in proportion to their weights, and count
-            alike. See DESIGN.md for what that costs.
+        weights_in: "loss": every sample comes once per epoch and counts by its weight; "sampler":
+            as many samples are drawn with replacement, in proportion to their weights, and count
+            alike. docs/design/training.md says what that costs.
         weight_bins: even bins of redshift for it.
     """
 
@@ -152,7 +152,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimiser and schedule.
+    """Optimizer and schedule.
 
     Attributes:
         name: "nadam" or "adamw".
@@ -164,7 +164,7 @@ class OptimConfig:
         warmup: share of all steps over which the rate rises from 0.
         final_rate: share of the rate that is left at the end of the cosine.
         clip_norm: greatest norm of the gradient; 0 never clips.
-        ema_decay: of the averaged weights that are validated and kept; 0 averages nothing.
+        ema_decay: decay of the averaged weights, which are validated and kept; 0 averages nothing.
     """
 
     name: str = "nadam"
@@ -195,12 +195,12 @@ class ComputeConfig:
 
     Attributes:
         device: "auto" is the GPU of this rank where there is one.
-        precision: of the forward pass: "float32", or autocast to "bf16" or "fp16".
+        precision: precision of the forward pass: "float32", or autocast to "bf16" or "fp16".
         channels_last: memory layout of images and kernels; what cuDNN and oneDNN like best.
         compile: through `torch.compile`; minutes at the start, worth it on GPUs in long runs.
         accumulate: parts that a rank's share of a batch is cut into, one after the other, where
             memory is short; batch statistics are then those of a part.
-        threads: of torch on the CPU for each rank; None shares the cores out among a node's ranks.
+        threads: torch's CPU threads per rank; None divides the cores among a node's ranks.
     """
 
     device: str = "auto"
@@ -258,18 +258,18 @@ class TrainConfig:
 
     Attributes:
         recipe: the name of the recipe it came from.
-        seed: of initial weights, orders and augmentation.
+        seed: seed of initial weights, orders and augmentation.
         epochs: passes over split "train".
-        batch_size: samples a step over all ranks together, so that a run may change its number of
-            ranks and stay the same run.
-        data: of the loader.
-        augment: of the augmentation.
-        model: of the network.
-        loss: of the loss.
-        optim: of the optimiser.
-        compute: of the arithmetic.
-        log: of what is written down.
-        checkpoint: of what is kept.
+        batch_size: samples per step over all ranks together, so that a run may change its number
+            of ranks and stay the same run; `msdata.Loader(batch_size=...)` counts one rank's.
+        data: settings of the loader.
+        augment: settings of the augmentation.
+        model: settings of the network.
+        loss: settings of the loss.
+        optim: settings of the optimizer.
+        compute: settings of the arithmetic.
+        log: settings of the logs.
+        checkpoint: settings of the checkpoints.
     """
 
     recipe: str = ""
@@ -290,7 +290,7 @@ class TrainConfig:
             check_weighted_policy(self.data.policy)
         check_range("seed", self.seed, 0)
         if self.seed > _MAX_SEED:
-            raise UsageError(f"seed={self.seed} is more than torch takes; give at most {_MAX_SEED}")
+            raise UsageError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
         check_range("epochs", self.epochs, 1)
         check_range("batch_size", self.batch_size, 1)
 
@@ -343,24 +343,24 @@ def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raises UsageError where a setting is none of the choices."""
+    """Raises UsageError unless a setting is one of the choices."""
     if value not in choices:
-        raise UsageError(f"{name}={value} is none of {', '.join(map(str, choices))}; choose one")
+        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, got {value}")
 
 
 def check_range(name: str, value: float, least: float) -> None:
     """Raises UsageError where a setting is less than it may be, or no number."""
     if not least <= value < math.inf:
-        raise UsageError(f"{name}={value} makes no sense; give at least {least}")
+        raise UsageError(f"{name} must be >= {least}, got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raises UsageError where a setting is not above zero."""
     if not 0 < value < math.inf:
-        raise UsageError(f"{name}={value} makes no sense; give a number above 0")
+        raise UsageError(f"{name} must be > 0, got {value}")
 
 
 def check_share(name: str, value: float) -> None:
     """Raises UsageError where a setting is not in [0, 1)."""
     if not 0 <= value < 1:
-        raise UsageError(f"{name}={value} makes no sense; give a number from 0 to below 1")
+        raise UsageError(f"{name} must be >= 0 and < 1, got {value}")

@@ -1,7 +1,7 @@
 """The ranks of a training: joined, asked for sums, and stopped together.
 
 Sums of network values run on the devices' own backend (NCCL on GPUs). What controls the run, such
-as the wish to stop, goes over a gloo group of its own, so that no GPU is waited for.
+as the stop flag, goes over a gloo group of its own, so that no GPU is waited for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 class LostRankError(MsdataError):
-    """Another rank ended without a word, so that this one cannot go on. Exit code 1."""
+    """Another rank ended unexpectedly, so this one cannot continue. Exit code 1."""
 
 
 class FirstRankError(MsdataError):
@@ -56,7 +56,7 @@ class Ranks:
 
     Attributes:
         topology: nodes and ranks.
-        device: of this rank.
+        device: this rank's device.
         control: gloo group of all ranks; None where there is one rank.
     """
 
@@ -200,7 +200,7 @@ def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
             raise
         raise LostRankError(
             f"rank {topology.rank} lost another rank ({str(error).splitlines()[0][:160]}); look at "
-            "that rank's log; the same command goes on from the last checkpoint"
+            "that rank's log; the same command resumes from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
@@ -216,22 +216,22 @@ def set_threads(wanted: int | None, topology: Topology) -> None:
 
     Args:
         wanted: None shares the cores out among the node's ranks; torchrun would give each one core.
-        topology: of the job.
+        topology: the job's nodes and ranks.
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(wanted or max(1, cores // topology.ranks_per_node))
 
 
 class StopRequest:
-    """SIGUSR1 or SIGTERM on any rank, which all ranks learn of at the same step.
+    """A stop flag that SIGUSR1 or SIGTERM sets on any rank, and all ranks see at the same step.
 
-    A wish is passed on while the next step is computed, so that asking costs no waiting.
+    The flag is all-reduced during the next step, so polling never blocks.
     """
 
     def __init__(self) -> None:
-        self._is_wished = False
+        self._is_requested = False
         self._is_agreed = False
-        self._under_way: tuple[Any, Tensor] | None = None
+        self._in_flight: tuple[Any, Tensor] | None = None
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -244,22 +244,22 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        self._is_wished = True
+        self._is_requested = True
 
     def poll(self, ranks: Ranks) -> bool:
         """Whether to stop now; every rank asks at the same steps and gets the same answer."""
         if ranks.count == 1:
-            return self._is_wished
+            return self._is_requested
         self.settle()
-        wish = torch.tensor([int(self._is_wished)])
-        work = dist.all_reduce(wish, dist.ReduceOp.MAX, group=ranks.control, async_op=True)
-        self._under_way = work, wish
+        flag = torch.tensor([int(self._is_requested)])
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=ranks.control, async_op=True)
+        self._in_flight = work, flag
         return self._is_agreed
 
     def settle(self) -> None:
-        """Waits for what is under way; to be called by all ranks before they part."""
-        if self._under_way is not None:
-            work, wish = self._under_way
-            self._under_way = None
+        """Waits for the all-reduce in flight; all ranks call it before they part."""
+        if self._in_flight is not None:
+            work, flag = self._in_flight
+            self._in_flight = None
             work.wait()
-            self._is_agreed |= bool(wish.item())
+            self._is_agreed |= bool(flag.item())

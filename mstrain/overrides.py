@@ -44,14 +44,14 @@ def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfi
         The new configuration, checked.
 
     Raises:
-        UsageError: there is no such setting, or the value does not fit it.
+        UsageError: a setting is unknown, or its value does not fit.
     """
     names = [name for name, _ in settings_of(config) if name != "recipe"]
     changes: dict[str, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UsageError(f"{override!r} is no setting; write key=value, such as epochs=10")
+            raise UsageError(f"a setting must be key=value, such as epochs=10, got {override!r}")
         name = _full_name(key.strip(), names)
         if name in changes:
             raise UsageError(f"{name} is given twice; give it once")
@@ -69,7 +69,7 @@ def _full_name(key: str, names: Sequence[str]) -> str:
         raise UsageError(f"{key} may mean {' or '.join(ending)}; give the full name")
     close = difflib.get_close_matches(key, [*names, *(n.rpartition(".")[2] for n in names)], n=1)
     hint = f"did you mean {close[0]}?" if close else "'mstrain train --settings' lists them"
-    raise UsageError(f"there is no setting {key!r}; {hint}")
+    raise UsageError(f"unknown setting {key!r}; {hint}")
 
 
 def _replaced(config: Any, changes: dict[str, str], prefix: str) -> Any:
@@ -104,7 +104,7 @@ def _cure(name: str, kind: Any, kinds: tuple[Any, ...]) -> str:
         example = '["galex"]' if typing.get_origin(kind) is tuple else '{"panstarrs": 120}'
         return f"; write JSON, in quotes for the shell: '{name}={example}'"
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-    return f" as {wanted.replace('NoneType', 'none')}; mend the value"
+    return f" as {wanted.replace('NoneType', 'none')}; correct the value"
 
 
 def _is_union(hint: Any) -> bool:

@@ -1,6 +1,7 @@
-"""`python -m mstrain.predict`, which torchrun starts on every rank; run, never imported.
+"""`python -m mstrain.predict`, which torchrun starts on every rank.
 
-It stands alone because the package's function of the same name must not be hidden by a module.
+It stands alone since `mstrain.predict` is a function of the package. An import of this module
+would put the module in the function's place, so the module refuses it.
 """
 
 import sys
@@ -9,3 +10,7 @@ from mstrain.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["predict", *sys.argv[1:]]))
+if __name__ == "mstrain.predict":
+    raise ImportError(
+        "mstrain.predict is a function: 'import mstrain', then call mstrain.predict()"
+    )

@@ -1,6 +1,6 @@
 """Trainings by name: functions that return a configuration.
 
-A recipe is a starting point; every setting can be given anew on the command line.
+A recipe is a starting point; every setting can be replaced on the command line.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def find_recipe(name: str) -> TrainConfig:
     """The configuration of a recipe.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: the name is unknown.
     """
     if name not in RECIPES:
-        raise UsageError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+        raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
     return RECIPES[name]()

@@ -24,7 +24,7 @@ ROOMS = {
     ),
     "mstrain": (
         *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
-        *("evaluation", "cli", "__main__", "train", "evaluate", "predict"),
+        *("evaluation", "notebook", "cli", "__main__", "train", "evaluate", "predict"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 22
@@ -54,7 +54,7 @@ HOMES: dict[str, set[str]] = {
         "mstrain/evaluation/report/canvas.py",
     },
     "speclite": {"msdata/mock/photometry.py"},
-    "scipy": {"msdata/mock/nonnegative.py"},
+    "scipy": {"msdata/mock/nonnegative.py", "mstrain/evaluation/metrics/summary.py"},
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/table.py",

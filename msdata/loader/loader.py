@@ -52,7 +52,7 @@ class Loader:
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
-        batch_size: samples per step on this rank.
+        batch_size: samples per step on this rank; mstrain's `batch_size` counts those of all ranks.
         seed: seed of the orders; equal on every rank.
         policy: "shuffle" (uniform), "locality" (the global batches of "shuffle", dealt to
             the ranks that cache the samples; needs a cache) or "block" (shards in random order,

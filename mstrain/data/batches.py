@@ -1,6 +1,6 @@
 """Batches for the network: loader, then augmenter, then tensors, one step ahead in a thread.
 
-The thread goes on over the ends of epochs, so that the first batch of an epoch is ready when
+The thread continues over the ends of epochs, so that the first batch of an epoch is ready when
 validation of the last one is done. Each batch carries the loader's state after it: what the thread
 has done ahead is done again after a resume.
 """
@@ -28,8 +28,8 @@ from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from mstrain.config import DataConfig, TrainConfig, batch_per_rank
-from mstrain.data.handover import Handover, use_device
 from mstrain.data.magnitudes import check_reddening
+from mstrain.data.transfer import DeviceTransfer, use_device
 from mstrain.distributed import Ranks
 from mstrain.models.loss import draw_weights
 
@@ -46,8 +46,8 @@ class TensorBatch:
         ebv: float32 (B,), magnitudes; None where the network takes none.
         redshift: float64 (B,), NaN where unknown.
         sample_id: text (B,), on the host.
-        ends_step: an optimiser step ends with this batch.
-        loader_state: to go on after this batch; None in evaluation.
+        ends_step: an optimizer step ends with this batch.
+        loader_state: state after this batch, for a resume; None in evaluation.
     """
 
     images: dict[str, Tensor]
@@ -66,7 +66,7 @@ class EpochEnd:
     """Stands after the last batch of an epoch.
 
     Attributes:
-        epoch: that has ended.
+        epoch: number of the epoch that has ended.
         stats: the loader's, of this epoch.
     """
 
@@ -74,7 +74,7 @@ class EpochEnd:
     stats: dict[str, Any]
 
 
-class Ahead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Runs an iterator in a thread, one item ahead, and measures how long items are waited for.
 
     Args:
@@ -91,7 +91,7 @@ class Ahead(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name="mstrain-data", daemon=True)
         self.wait_s = 0.0
 
-    def __enter__(self) -> Ahead[Item]:
+    def __enter__(self) -> Prefetcher[Item]:
         self._thread.start()
         return self
 
@@ -139,7 +139,7 @@ class Ahead(Generic[Item]):
 
 
 def steps_per_epoch(num_samples: int, config: TrainConfig) -> int:
-    """Optimiser steps of an epoch, on any number of ranks."""
+    """Optimizer steps of an epoch, on any number of ranks."""
     return math.ceil(num_samples / config.batch_size)
 
 
@@ -158,7 +158,7 @@ def index_columns(split: Split, config: TrainConfig, *, needs_redshift: bool) ->
         if name not in split.dataset.columns:
             cure = "" if name == "redshift" else "; or give model.ebv_column=none"
             raise UsageError(
-                f"{split.dataset.path} has no column {name!r}; pack it with a catalogue that has "
+                f"{split.dataset.path} has no column {name!r}; pack it with a catalog that has "
                 f"one{cure}"
             )
     check_reddening(split, config.model)
@@ -172,23 +172,23 @@ def make_loader(
 
     Args:
         split: what to load.
-        config: of the run.
+        config: settings of the run.
         ranks: this rank's place.
         is_training: with the run's policy and cache; else plain, since a validation split is read
-            once an epoch in any order.
+            once per epoch in any order.
 
     Raises:
         UsageError: policy "locality" without a cache, or a column that the data set lacks.
     """
     data = config.data
-    # A validation begins with the same epoch each time: none is to be begun ahead.
+    # A validation starts with the same epoch each time: none is filled ahead.
     options: dict[str, Any] = {"across_epochs": False}
     if is_training:
         cache = cache_of(data)
         if cache is None and data.policy == "locality":
             raise UsageError(
-                "data.policy=locality deals samples to the nodes that cache them, and there is no "
-                "cache; give data.cache_gib=auto, or data.policy=shuffle"
+                "data.policy=locality needs a cache, as it deals samples to the nodes that cache "
+                "them; give data.cache_gib=auto, or data.policy=shuffle"
             )
         options = {
             "policy": data.policy,
@@ -235,9 +235,9 @@ def make_augmenter(
 
     Args:
         split: whose schema.
-        config: of the run.
+        config: settings of the run.
         ranks: this rank's place and device.
-        statistics: of the bands, from `msdata.augment.read_statistics`.
+        statistics: statistics of the bands, from `msdata.augment.read_statistics`.
     """
     is_on_gpu = ranks.device.type == "cuda"
     backend = config.data.backend
@@ -261,12 +261,12 @@ def training_stream(
     """All that is left of a training: batches, and a mark after each epoch.
 
     Args:
-        loader: at the place where the run goes on.
+        loader: at the place where the run resumes.
         augmenter: see `make_augmenter`.
-        config: of the run.
-        device: of the network.
+        config: settings of the run.
+        device: the network's device.
     """
-    with make_handover(config, device) as handover:
+    with make_transfer(config, device) as transfer:
         while (epoch := loader.state_dict()["epoch"]) < config.epochs:
             states: deque[dict[str, Any]] = deque()
             images = stream(_noted(loader, states), augmenter, epoch)
@@ -278,7 +278,7 @@ def training_stream(
                     batch,
                     image,
                     config,
-                    handover,
+                    transfer,
                     ends_step=is_last or number % config.compute.accumulate == 0,
                     loader_state=state,
                 )
@@ -302,13 +302,13 @@ def evaluation_stream(
     Args:
         loader: from `make_loader`, with `is_training=False`.
         augmenter: see `make_augmenter`.
-        config: of the run.
-        device: of the network.
+        config: settings of the run.
+        device: the network's device.
     """
     loader.set_epoch(0)
-    with make_handover(config, device) as handover:
+    with make_transfer(config, device) as transfer:
         for batch, images in stream(loader, augmenter, 0, train=False):
-            yield to_tensors(batch, images, config, handover)
+            yield to_tensors(batch, images, config, transfer)
 
 
 def evaluation_batches(
@@ -324,15 +324,15 @@ def evaluation_batches(
     Args:
         data: the data set.
         split: name of the split.
-        config: of the run.
+        config: settings of the run.
         ranks: this rank's place and device; None means one rank on the CPU.
-        statistics: that the network was trained with, `read_statistics(run)`.
+        statistics: the ones that the network was trained with, `read_statistics(run)`.
 
     Yields:
         Every sample once over all ranks; `redshift` is NaN where the data set has none.
 
     Raises:
-        UsageError: there is no such split, or it lacks a column that the network needs.
+        UsageError: the split does not exist, or lacks a column that the network needs.
     """
     if ranks is None:
         ranks = Ranks(topology=msdata.Topology(), device=torch.device("cpu"))
@@ -340,28 +340,28 @@ def evaluation_batches(
     with (
         make_loader(chosen, config, ranks, is_training=False) as loader,
         make_augmenter(chosen, config, ranks, statistics) as augmenter,
-        Ahead(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
+        Prefetcher(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
     ):
         yield from batches
 
 
-def make_handover(config: TrainConfig, device: torch.device) -> Handover:
+def make_transfer(config: TrainConfig, device: torch.device) -> DeviceTransfer:
     """What brings batches to a device; to be made in the thread that makes them.
 
     Args:
-        config: of the run.
-        device: of the network.
+        config: settings of the run.
+        device: the network's device.
     """
     use_device(device)
     is_last = config.compute.channels_last
-    return Handover(device, torch.channels_last if is_last else torch.contiguous_format)
+    return DeviceTransfer(device, torch.channels_last if is_last else torch.contiguous_format)
 
 
 def to_tensors(
     batch: Mapping[str, Any],
     images: Mapping[str, Any],
     config: TrainConfig,
-    handover: Handover,
+    transfer: DeviceTransfer,
     **marks: Any,
 ) -> TensorBatch:
     """A loader's batch and its augmented images as tensors on the device.
@@ -369,19 +369,19 @@ def to_tensors(
     Args:
         batch: from the loader; its labels are taken.
         images: from the augmenter: NumPy arrays, or what speaks DLPack.
-        config: of the run.
-        handover: to the network's device.
+        config: settings of the run.
+        transfer: to the network's device.
         **marks: further fields of `TensorBatch`.
     """
     column = config.model.ebv_column
-    ebv = None if column is None else handover.numbers(np.asarray(batch[column], np.float32))
+    ebv = None if column is None else transfer.numbers(np.asarray(batch[column], np.float32))
     redshift = batch.get("redshift")
     if redshift is None:
         redshift = np.full(len(batch["sample_id"]), np.nan)
     return TensorBatch(
-        images={name: handover.image(image) for name, image in images.items()},
+        images={name: transfer.image(image) for name, image in images.items()},
         ebv=ebv,
-        redshift=handover.numbers(np.asarray(redshift, np.float64)),
+        redshift=transfer.numbers(np.asarray(redshift, np.float64)),
         sample_id=np.array(batch["sample_id"]),
         **marks,
     )

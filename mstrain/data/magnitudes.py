@@ -9,12 +9,12 @@ from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import ModelConfig
 
-# What catalogues call the r magnitude, in lower case; the first that is there is taken.
+# What catalogs call the r magnitude, in lower case; the first that is there is taken.
 R_MAGNITUDES = (
     *("mag_r_ab", "mag_r", "r_mag", "rmag", "magnitude_r", "r_magnitude", "modelmag_r"),
     *("cmodelmag_r", "dered_r", "petromag_r", "rkronmag", "rmeankronmag", "psfmag_r"),
 )
-# Catalogues mark unknown magnitudes by numbers that are none, such as 99 or -999.
+# Catalogs mark unknown magnitudes by impossible numbers, such as 99 or -999.
 _SANE = (-5.0, 45.0)
 
 
@@ -62,7 +62,7 @@ def sane_magnitudes(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_reddening(split: Split, config: ModelConfig) -> None:
-    """Refuses E(B-V) that catalogues mark as unknown, such as NaN, -999 or -1.
+    """Refuses E(B-V) that catalogs mark as unknown, such as NaN, -999 or -1.
 
     Args:
         split: whose index has the column.
@@ -87,6 +87,6 @@ def check_reddening(split: Split, config: ModelConfig) -> None:
         )
     raise DataError(
         f"{config.ebv_column} of split {split.name!r} of {split.dataset.path} must be an E(B-V) "
-        f"for every sample: {' and '.join(faults)}; correct the catalogue and pack again (a "
+        f"for every sample: {' and '.join(faults)}; correct the catalog and pack again (a "
         "new training may have other model.ebv_min and model.ebv_max, or model.ebv_column=none)"
     )

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # Samples of a split that are looked at: a few hundred megabytes, seconds of reading.
 NUM_SAMPLES = 256
 # Greatest factor between noises of the sky; the second where most pixels are equal (few photons),
-# as noise then depends on objects. Greatest distance of medians, in noises. See DESIGN.md.
+# as noise then depends on objects. Greatest distance of medians, in noises. All were measured, see
+# docs/design/training.md.
 MAX_NOISE_FACTOR, MAX_COUNTING_FACTOR = 2.0, 5.0
 MAX_LEVEL_SHIFT = 2.0
 # Few samples scatter: limits are wider by this over the root of their number, and a bright galaxy
@@ -62,7 +63,7 @@ def pixel_differences(run: TrainedRun, data: msdata.Dataset, splits: Sequence[st
 
     Args:
         run: see `open_run`.
-        data: of which `check_data` found nothing wrong.
+        data: a data set that `check_data` accepts.
         splits: names of those that the network is to take.
 
     Raises:
@@ -128,8 +129,8 @@ def statistics_differences(
     """In what bands differ by more than samples of one survey do.
 
     Args:
-        trained: of the training.
-        found: of other data with the same arrays and bands.
+        trained: statistics of the training.
+        found: statistics of other data with the same arrays and bands.
         surveys: arrays that count; None for all.
     """
     for array, bands in trained.arrays.items():

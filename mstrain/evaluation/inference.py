@@ -8,7 +8,6 @@ every metric that is computed from it, is the same for any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,13 @@ from msdata.core.progress import ProgressLine
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
-from mstrain.data.batches import Ahead, TensorBatch, evaluation_stream, make_augmenter, make_loader
+from mstrain.data.batches import (
+    Prefetcher,
+    TensorBatch,
+    evaluation_stream,
+    make_augmenter,
+    make_loader,
+)
 from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.estimates import Columns
@@ -35,18 +40,23 @@ from mstrain.evaluation.metrics.scores import (
     point_estimates,
     scores,
 )
-from mstrain.evaluation.predictions import DENSITY, Spool, SpooledDensities, write_predictions
+from mstrain.evaluation.predictions import (
+    DENSITY,
+    Spool,
+    SpooledDensities,
+    write_predictions,
+)
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.models.heads import bin_edges, density
 from mstrain.models.prior import TargetPrior
 from mstrain.training.checkpoint import load_model
+from mstrain.training.train_step import autocast
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # Of a rank; activations are not kept, so that far more fit than in training.
 DEFAULT_BATCH = 256
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def predict_to(
@@ -66,7 +76,7 @@ def predict_to(
     Args:
         path: the table's file.
         run: see `open_run`.
-        splits: of one data set, see `check_data`; the table has them one after the other.
+        splits: splits of one data set, see `check_data`; the table has them in this order.
         ranks: this rank among the others.
         priors: the one that the table's densities are under, then others to score samples under.
         columns: further columns of the index to take over.
@@ -117,7 +127,7 @@ def check_columns(columns: Sequence[str]) -> None:
         if name in computed:
             raise UsageError(
                 f"cannot take over the column {name!r} of the index: the table has one of that "
-                "name of its own; rename it in the catalogue and pack again"
+                "name of its own; rename it in the catalog and pack again"
             )
 
 
@@ -209,7 +219,7 @@ def _batches(
     with (
         make_loader(split, config, ranks, is_training=False) as loader,
         make_augmenter(split, config, ranks, statistics) as augmenter,
-        Ahead(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
+        Prefetcher(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
     ):
         for batch in batches:
             if len(batch):
@@ -225,18 +235,12 @@ def _densities(
     priors: Sequence[TargetPrior],
 ) -> list[NDArray[np.float32]]:
     """Densities under each prior, float32 (N, num_bins) each."""
-    with _autocast(config, device):
+    # CPUs are quicker and better in float32.
+    is_plain = device.type == "cpu"
+    with autocast("float32" if is_plain else config.compute.precision, device):
         logits = model(batch.images, batch.ebv)
     found = [density(logits, config.model, prior.log_factor) for prior in priors]
     return [values.float().cpu().numpy() for values in found]
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision of the training on a GPU; CPUs are quicker and better in float32."""
-    dtype = _AUTOCAST.get(config.compute.precision)
-    if dtype is None or device.type == "cpu":
-        return nullcontext()
-    return torch.autocast(device.type, dtype)
 
 
 def _scored(

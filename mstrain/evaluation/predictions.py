@@ -1,4 +1,4 @@
-"""The table of predictions: one Parquet file, a row a sample in the order of the index.
+"""The table of predictions: one Parquet file, a row per sample in the order of the index.
 
 sample_id, split       string
 redshift               float64, null where unknown; absent where the data set has no such column
@@ -60,7 +60,7 @@ class Spool:
 
     Args:
         table: the table's file.
-        rank: of this process.
+        rank: rank of this process.
         num_bins: values of each density.
     """
 
@@ -147,8 +147,8 @@ class SpooledDensities:
     """The densities of all ranks by their rows in the table.
 
     Args:
-        parts: of all ranks; every row of the table is in one of them.
-        num_rows: of the table.
+        parts: files of all ranks; every row of the table is in one of them.
+        num_rows: rows of the table.
         num_bins: values of each density.
 
     Raises:
@@ -221,7 +221,7 @@ def write_predictions(
         path: the file; what was there before stays until the new one is whole.
         columns: (N,) each, in the order of the file; NaN in NumPy's is written as null, Arrow's
             are written as they are.
-        densities: of the same rows.
+        densities: densities of the same rows.
         edges: float64 (K + 1,), edges of the bins.
         origin: where the predictions came from, for the metadata; plain values.
 
@@ -316,13 +316,20 @@ class Predictions:
         return np.asarray(total / max(1, int(is_counted.sum())), np.float64)
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Opens a table that `write_predictions` wrote.
+def read_predictions(path: Path | str) -> Predictions:
+    """Opens a table that `evaluate` or `predict` wrote.
+
+    Args:
+        path: the .parquet file.
+
+    Returns:
+        Its columns, (N,) each; densities are read when they are asked for.
 
     Raises:
-        UsageError: it is not there, or no such table.
+        UsageError: the file does not exist, or is another kind of table.
         StorageError: the file system refused.
     """
+    path = Path(path)
     try:
         with open_table(path, {"sample_id": "text"}, cure=_CURE) as file, reading(path, _CURE):
             found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
@@ -338,7 +345,7 @@ def read_predictions(path: Path) -> Predictions:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
     except DataError as error:
-        raise UsageError(f"{path} is no table of predictions: {error}") from error
+        raise UsageError(f"{path} is not a table of predictions: {error}") from error
     content = {name: value for name, value in found.value.items() if name != "bin_edges"}
     columns = {name: _column_array(table.column(name)) for name in names}
     return Predictions(path=path, edges=edges, origin=content, columns=columns)

@@ -29,14 +29,14 @@ class TrainedRun:
 
     Attributes:
         path: its folder.
-        config: of the training.
+        config: settings of the training.
         which: the checkpoint, "best" or "last".
-        step: optimiser steps before the checkpoint.
+        step: optimizer steps before the checkpoint.
         epochs: epochs trained before it.
         data: the data set it was trained on, as it was called then.
-        fingerprint: of that data set.
-        schema: of that data set.
-        prior: of the training; None where an earlier mstrain kept none, see `find_prior`.
+        fingerprint: fingerprint of that data set.
+        schema: schema of that data set.
+        prior: prior of the training; None where an earlier mstrain kept none, see `find_prior`.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class TrainedRun:
     prior: TrainedPrior | None
 
 
-def open_run(path: Path, which: str) -> TrainedRun:
+def open_run(path: Path | str, which: str) -> TrainedRun:
     """Reads what a run says of itself.
 
     Args:
@@ -58,9 +58,10 @@ def open_run(path: Path, which: str) -> TrainedRun:
         which: "best" by validation loss, or "last".
 
     Raises:
-        UsageError: the folder is no run's, or it has no such checkpoint.
+        UsageError: the folder is not a run, or lacks the checkpoint.
         DataError: it is damaged.
     """
+    path = Path(path)
     saved = read_config(path)
     file = checkpoint_path(path, which)
     content = read_checkpoint(file)
@@ -89,7 +90,7 @@ def find_prior(run: TrainedRun, asked: str) -> TargetPrior:
         asked: "natural", "as-trained", or a CSV file.
 
     Raises:
-        UsageError: the file is no prior, or the run kept none and its data set is gone.
+        UsageError: the file is not a prior, or the run kept none and its data set is missing.
         StorageError: the file system refused.
     """
     config, prior = run.config, run.prior
@@ -140,7 +141,7 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
     if column not in data.columns:
         raise UsageError(
             f"{data.path} has no column {column!r}, which the network of {run.path} needs; pack "
-            "it with a catalogue that has one"
+            "it with a catalog that has one"
         )
     for name in splits:
         check_reddening(data.split(name), run.config.model)
@@ -150,8 +151,8 @@ def schema_difference(ours: Schema, theirs: Schema, surveys: Sequence[str] | Non
     """What makes a network trained on one schema useless for another; empty where nothing does.
 
     Args:
-        ours: of the training.
-        theirs: of other data.
+        ours: schema of the training.
+        theirs: schema of other data.
         surveys: arrays that the network takes; None for all.
     """
     for name in ours.names if surveys is None else surveys:

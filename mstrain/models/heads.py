@@ -1,9 +1,9 @@
-"""From features to a density of redshift: bins on [0, z_max], and what their logits mean."""
+"""Bins of redshift on [0, z_max], and the density that their logits mean."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mstrain.config import ModelConfig
 
@@ -24,7 +24,7 @@ def bin_of(redshift: Tensor, config: ModelConfig) -> Tensor:
     """The bin of each redshift.
 
     Args:
-        redshift: float (B,); outside of [0, z_max], or NaN, there is no bin.
+        redshift: float (B,); outside of [0, z_max], or NaN, has none.
         config: `num_bins` and `z_max` count.
 
     Returns:
@@ -52,42 +52,3 @@ def density(logits: Tensor, config: ModelConfig, log_factor: Tensor | None = Non
     if log_factor is not None:
         logits = logits + log_factor.to(logits)
     return torch.softmax(logits, dim=1) * (config.num_bins / config.z_max)
-
-
-class BinHead(nn.Module):
-    """Joins E(B-V) to pooled features and gives logits of the redshift bins.
-
-    Args:
-        num_features: of all encoders together.
-        config: of the network.
-    """
-
-    # E(B-V) of a few hundredths becomes as large as a feature.
-    _EBV_SCALE = 10.0
-
-    def __init__(self, num_features: int, config: ModelConfig) -> None:
-        super().__init__()
-        self.has_ebv = config.ebv_column is not None
-        num_in = num_features + self.has_ebv
-        layers: list[nn.Module] = []
-        if config.hidden:
-            layers += [nn.Linear(num_in, config.hidden), nn.ReLU(inplace=True)]
-            num_in = config.hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(num_in, config.num_bins))
-
-    def forward(self, features: Tensor, ebv: Tensor | None) -> Tensor:
-        """Logits.
-
-        Args:
-            features: (B, num_features).
-            ebv: E(B-V) in magnitudes, (B,); needed where the network was made with it.
-
-        Returns:
-            (B, num_bins).
-        """
-        if self.has_ebv:
-            assert ebv is not None, "this network was trained with E(B-V)"
-            reddening = (ebv * self._EBV_SCALE).to(features.dtype)
-            features = torch.cat([features, reddening[:, None]], dim=1)
-        logits: Tensor = self.layers(features)
-        return logits

@@ -39,11 +39,10 @@ def weights_of_bins(redshift: NDArray[np.float64], config: LossConfig, z_max: fl
     if config.weighting == "none":
         return torch.ones(config.weight_bins, dtype=torch.float64)
     place = place_of(z, config.weight_bins, z_max)
-    count = torch.bincount(place, minlength=config.weight_bins).double()
-    is_filled = count > 0
-    weights = torch.where(is_filled, 1 / count.clamp_min(1), 0.0)
+    weights = torch.zeros(config.weight_bins, dtype=torch.float64)
+    weights[place] = torch.from_numpy(draw_weights(z.numpy(), config, z_max))
     # The sum over the split is the number of filled bins.
-    return weights * count.sum() / is_filled.sum().clamp_min(1)
+    return weights * len(z) / (weights > 0).sum().clamp_min(1)
 
 
 def place_of(redshift: Tensor, num_bins: int, z_max: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Normalisation layers, and batch statistics over all ranks.
+"""Normalization layers, and batch statistics over all ranks.
 
 `torch.nn.SyncBatchNorm` refuses CPU tensors, so on CPU ranks the statistics are summed here, by an
 all-reduce that gradients flow through. Every rank may hold another number of samples, or none.
@@ -17,7 +17,7 @@ _MAX_GROUPS = 32
 
 
 def make_norm(kind: str, num_features: int) -> nn.Module:
-    """A layer that normalises images (B, C, H, W).
+    """A layer that normalizes images (B, C, H, W).
 
     Args:
         kind: "batch" or "group".
@@ -49,7 +49,7 @@ def sum_over_ranks(values: Tensor, group: Any = None) -> Tensor:
     """The sum of a tensor over all ranks, which gradients flow through.
 
     Args:
-        values: of equal shape on every rank.
+        values: a tensor of equal shape on every rank.
         group: process group; None means all ranks.
     """
     summed: Tensor = _SumOverRanks.apply(values, group)  # type: ignore[no-untyped-call]
@@ -67,7 +67,7 @@ class RankBatchNorm2d(nn.BatchNorm2d):
     Args:
         num_features: channels.
         eps: beside the variance.
-        momentum: of the running statistics.
+        momentum: momentum of the running statistics.
         group: process group; None means all ranks.
     """
 
@@ -78,7 +78,7 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         self.group = group
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Normalises; statistics are computed in float32 whatever comes in."""
+        """Normalizes; statistics are computed in float32 whatever comes in."""
         if not self.training:
             return super().forward(image_BCHW)
         x = image_BCHW.float()
@@ -87,12 +87,12 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         num_values = total[-1].detach().clamp_min(1)
         mean = total[:-1] / num_values
         # A second pass, because a difference of large sums would lose the variance of flat images.
-        centred = x - mean[:, None, None]
-        squares = sum_over_ranks(centred.square().sum((0, 2, 3)), self.group)
+        centered = x - mean[:, None, None]
+        squares = sum_over_ranks(centered.square().sum((0, 2, 3)), self.group)
         variance = squares / num_values
         self._update(mean.detach(), squares.detach() / (num_values - 1).clamp_min(1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        result = torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
+        result = torch.addcmul(self.bias[:, None, None], centered, scale[:, None, None])
         return result.to(image_BCHW.dtype)
 
     @torch.no_grad()
@@ -112,13 +112,13 @@ class DeviceSyncBatchNorm(nn.SyncBatchNorm):
     """
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Normalises; where there is nothing, takes part in the sums of the others."""
+        """Normalizes; where there is nothing, takes part in the sums of the others."""
         if image_BCHW.numel():
             return super().forward(image_BCHW)
         return super().forward(image_BCHW.float()).to(image_BCHW.dtype)
 
 
-def synchronise_norms(model: nn.Module, device: torch.device, group: Any = None) -> nn.Module:
+def synchronize_norms(model: nn.Module, device: torch.device, group: Any = None) -> nn.Module:
     """The network with batch statistics over all ranks.
 
     Args:

@@ -32,7 +32,7 @@ class SubsamplingConv2d(nn.Conv2d):
     """A 1x1 convolution of every other pixel; parameters and results are those of `nn.Conv2d`.
 
     On a CPU the pixels are picked first: oneDNN's own strided 1x1 convolutions, of channels-last
-    images whose number of channels is no multiple of 16, write past their memory in the backward
+    images whose number of channels is not a multiple of 16, write past their memory in the backward
     pass (torch 2.13: the training crashes, or hangs).
     """
 
@@ -59,8 +59,8 @@ class BasicBlock(nn.Module):
     Args:
         num_in: channels that come in.
         width: channels that go out.
-        stride: of the first convolution.
-        norm: kind of normalisation, see `mstrain.models.norms.make_norm`.
+        stride: stride of the first convolution.
+        norm: kind of normalization, see `mstrain.models.norms.make_norm`.
     """
 
     expansion = 1
@@ -89,8 +89,8 @@ class Bottleneck(nn.Module):
     Args:
         num_in: channels that come in.
         width: channels between the 1x1 convolutions.
-        stride: of the 3x3 convolution.
-        norm: kind of normalisation, see `mstrain.models.norms.make_norm`.
+        stride: stride of the 3x3 convolution.
+        norm: kind of normalization, see `mstrain.models.norms.make_norm`.
     """
 
     expansion = _EXPANSION
@@ -121,14 +121,14 @@ class ResNet(nn.Module):
     """Images in, features out: stem, four stages, mean over the map.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         depth: one of `LAYOUTS`.
         width: channels of the first stage; each later stage doubles them.
-        norm: kind of normalisation, see `mstrain.models.norms.make_norm`.
+        norm: kind of normalization, see `mstrain.models.norms.make_norm`.
         is_small: a 3x3 stem without stride and pooling, for small images.
 
     Attributes:
-        num_features: that go out.
+        num_features: features of the output.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ResNet(nn.Module):
             num_in = stage_width * block.expansion
         self.stages = nn.Sequential(*stages)
         self.num_features = num_in
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Features.
@@ -194,7 +194,7 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

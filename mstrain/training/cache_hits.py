@@ -25,10 +25,10 @@ class HitCounter:
     """Counts an epoch's samples by tier.
 
     Attributes:
-        split: that is trained on.
-        config: of the run.
+        split: the training split.
+        config: settings of the run.
         ranks: all of them count together.
-        owners: of every shard, from `msdata.Loader.cache_owners`; None without a cache.
+        owners: owner of every shard, from `msdata.Loader.cache_owners`; None without a cache.
     """
 
     split: Split
@@ -40,7 +40,7 @@ class HitCounter:
         """Samples by tier over all ranks, and the same as forecast.
 
         Args:
-            stats: of this rank's loader, for the epoch.
+            stats: statistics of this rank's loader, for the epoch.
             epoch: its number.
 
         Returns:
@@ -91,7 +91,7 @@ def count_hits(stats: Mapping[str, Any], ranks: Ranks) -> Counts | None:
     """Samples of an epoch by tier, over all ranks.
 
     Args:
-        stats: of this rank's loader.
+        stats: statistics of this rank's loader.
         ranks: all of them have to ask.
 
     Returns:

@@ -1,7 +1,7 @@
 """Checkpoints: whole or not at all, read without executing anything, few kept.
 
 RUN/config.json                     the resolved configuration
-RUN/checkpoints/step-00001234.pt    all it takes to go on
+RUN/checkpoints/step-00001234.pt    all that a resume needs
 RUN/checkpoints/last                JSON that names the newest
 RUN/checkpoints/best.pt             the weights with the least validation loss
 """
@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy
 import torch
-from torch import nn
 
 import msdata
 from msdata.core.checked_json import JsonValue, Within, open_regular, read_json
@@ -37,7 +36,7 @@ from msdata.core.output_file import check_output
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.config import TrainConfig
-from mstrain.models.fusion import RedshiftNet
+from mstrain.models.redshift_net import RedshiftNet
 
 # 2: with the prior of the training, which an earlier mstrain would not put back.
 FORMAT_VERSION = 2
@@ -76,7 +75,7 @@ def locked_run(run: Path) -> Iterator[None]:
     """Keeps a second training out of a run's folder, which is made if it is not there.
 
     Raises:
-        UsageError: another training holds it, and goes on holding it.
+        UsageError: another training holds it for 15 s.
         StorageError: the file system refused.
     """
     path = run / _LOCK
@@ -104,8 +103,8 @@ def save_checkpoint(run: Path, state: Mapping[str, Any], *, step: int, keep: int
     Args:
         run: the run's folder.
         state: tensors and plain values.
-        step: that its name tells.
-        keep: so many stay.
+        step: number of steps, a part of its name.
+        keep: how many checkpoints stay.
 
     Returns:
         Its file.
@@ -148,7 +147,7 @@ def find_last(run: Path) -> Path | None:
     """The newest checkpoint of a run; None where there is none.
 
     Raises:
-        DataError: `last` names a file that is gone.
+        DataError: `last` names a missing file.
     """
     files = _step_files(run)
     try:
@@ -161,8 +160,8 @@ def find_last(run: Path) -> Path | None:
     path = run / _FOLDER / named
     if _STEP_NAME.fullmatch(named) is None or not path.is_file():
         raise DataError(
-            f"{run / _FOLDER / _LAST} names {named}, which is gone; put it back, or remove "
-            f"{run / _FOLDER / _LAST} to go on from the newest file there"
+            f"{run / _FOLDER / _LAST} names {named}, which is missing; put it back, or remove "
+            f"{run / _FOLDER / _LAST} to resume from the newest file there"
         )
     return path
 
@@ -175,8 +174,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         device: where its tensors go.
 
     Raises:
-        DataError: it is damaged, or no checkpoint.
-        UsageError: it is of a later version.
+        DataError: the file is corrupt or not a checkpoint.
+        UsageError: a later version wrote the file.
         StorageError: the file system refused.
     """
     cure = f"remove it and {path.with_name(_LAST)}, and the run resumes from the checkpoint before"
@@ -193,9 +192,9 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except Exception as error:
         # Of a file that is none, torch's reader may raise whatever its bytes led it to.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise DataError(f"{path} is damaged or no checkpoint ({reason}); {cure}") from error
+        raise DataError(f"{path} is corrupt or not a checkpoint ({reason}); {cure}") from error
     if not isinstance(content, dict) or "format_version" not in content:
-        raise DataError(f"{path} is no checkpoint of mstrain; give a run's folder")
+        raise DataError(f"{path} is not a checkpoint of mstrain; give a run's folder")
     version = JsonValue(content, path, cure)["format_version"].read_as(int)
     if version > FORMAT_VERSION:
         raise UsageError(
@@ -229,20 +228,26 @@ def restoring(path: Path) -> Iterator[None]:
 
 def load_model(
     run: Path | str, which: str = "best", device: torch.device | str = "cpu"
-) -> tuple[nn.Module, TrainConfig]:
-    """A trained network.
+) -> tuple[RedshiftNet, TrainConfig]:
+    """Loads a trained network.
+
+        model, config = mstrain.load_model("RUN")
+        logits = model({"image": images}, ebv)  # float32 (N, num_bins)
 
     Args:
         run: the run's folder.
         which: "best" by validation loss, or "last".
-        device: where it goes.
+        device: where the network goes.
 
     Returns:
-        The network in evaluation mode (`network(images, ebv) -> logits`), and its configuration.
+        The network in evaluation mode without gradients, and its configuration. It takes images
+        float32 (N, C, H, W) by name, as the augmenter makes them, and E(B-V) float32 (N,) in
+        magnitudes.
 
     Raises:
         UsageError: the run has no such checkpoint.
-        DataError: it is damaged.
+        DataError: the checkpoint is damaged.
+        StorageError: the file system refused.
     """
     path = checkpoint_path(Path(run), which)
     content = read_checkpoint(path, device)
@@ -250,10 +255,12 @@ def load_model(
     config = TrainConfig.from_dict(fields["config"].value)
     shapes = fields["shapes"].read_as(dict[str, tuple[_Length, ...]])
     weights = fields["model" if fields["average"].value is None else "average"].value
-    with restoring(path):
+    # The initial weights that are replaced at once must not change the caller's random state.
+    with restoring(path), torch.random.fork_rng([]):
         model = RedshiftNet(shapes, config.model).to(device)
         model.load_state_dict(weights)
-    return model.eval().requires_grad_(False), config
+    model.eval().requires_grad_(False)
+    return model, config
 
 
 def checkpoint_path(run: Path, which: str) -> Path:
@@ -287,7 +294,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """Reads `RUN/config.json`.
 
     Raises:
-        UsageError: the folder is no run's.
+        UsageError: the folder is not a run.
         DataError: it is damaged.
     """
     path = run / "config.json"
@@ -295,7 +302,7 @@ def read_config(run: Path) -> dict[str, Any]:
         found = read_json(path, cure="put its copy back", has_paths=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
-            f"{run} is no run: it has no config.json; give the --out of a training"
+            f"{run} is not a run: config.json not found; give the --out of a training"
         ) from None
     found["config"].read_as(dict[str, Any])
     for name in ("data", "fingerprint"):

@@ -28,8 +28,8 @@ from mstrain.distributed import (
 from mstrain.overrides import apply_overrides, settings_of
 from mstrain.recipes import RECIPES, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
-from mstrain.training.learner import DivergedError
-from mstrain.training.run import train
+from mstrain.training.run import train_on_ranks
+from mstrain.training.train_step import DivergedError
 from mstrain.training.trainer import Stopped
 
 
@@ -45,9 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         type=Path,
         required=True,
-        help="folder of the run; a run that is there already goes on from its last checkpoint",
+        help="folder of the run; an existing run resumes from its last checkpoint",
     )
-    parser.add_argument("--settings", action=_ListSettings, help="list all settings, and end")
+    parser.add_argument(
+        "--settings",
+        action=_ListSettings,
+        help="list all settings and exit; batch_size counts the samples of all ranks together",
+    )
 
 
 class _ListSettings(argparse.Action):
@@ -82,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
         with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
             ranks.on_first(lambda: check_run_folder(args.out))
             ranks.on_first(lambda: stack.enter_context(locked_run(args.out)))
-            train(args.out, config, data, ranks, stop)
+            train_on_ranks(args.out, config, data, ranks, stop)
     except Stopped:
         if topology.rank == 0:
             print(
-                f"mstrain train: stopped as asked, {args.out} is saved: the same command goes on "
+                f"mstrain train: stopped as asked, {args.out} is saved: the same command resumes "
                 f"(exit code {REQUEUE_EXIT_CODE})",
                 file=sys.stderr,
             )

@@ -1,6 +1,6 @@
 """What a run writes down as it goes: lines of progress, `metrics.jsonl`, TensorBoard.
 
-Only the first rank writes. A run that goes on from a checkpoint first drops the lines of steps
+Only the first rank writes. A run that resumes from a checkpoint first drops the lines of steps
 that it is about to make again, so that its journal reads like that of an undisturbed run.
 """
 
@@ -38,15 +38,22 @@ class Journal:
         run: the run's folder.
         config: what is written.
         is_writer: False on all ranks but the first, whose journal does nothing.
+        is_quiet: show no lines of progress.
         stream: where lines of progress go; None means stderr.
     """
 
     def __init__(
-        self, run: Path, config: LogConfig, *, is_writer: bool, stream: TextIO | None = None
+        self,
+        run: Path,
+        config: LogConfig,
+        *,
+        is_writer: bool,
+        is_quiet: bool = False,
+        stream: TextIO | None = None,
     ) -> None:
         self._path = run / _NAME
         self._folder = run / "tensorboard"
-        self._config, self._is_writer = config, is_writer
+        self._config, self._is_writer, self._is_quiet = config, is_writer, is_quiet
         self._stream = sys.stderr if stream is None else stream
         self._board: Any = None
 
@@ -90,7 +97,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Shows a line of progress."""
-        if self._is_writer:
+        if self._is_writer and not self._is_quiet:
             print(text, file=self._stream, flush=True)
 
     def __enter__(self) -> Journal:

@@ -1,4 +1,4 @@
-"""Optimisers, the learning rate as a function of the step, and averaged weights."""
+"""Optimizers, the learning rate as a function of the step, and averaged weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOST_NUMBERS = ("step", "mu_product")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser, with weight decay for kernels and matrices only.
+    """The optimizer, with weight decay for kernels and matrices only.
 
     Source: NAdam, Dozat 2016 (ICLR workshop); AdamW, Loshchilov & Hutter 2019 (arXiv:1711.05101).
 
@@ -41,14 +41,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Takes up an optimiser's state; the numbers in it stay on the host.
+    """Takes up an optimizer's state; the numbers in it stay on the host.
 
     `load_state_dict` moves NAdam's to the parameters' GPU, and each step would then wait for the
-    GPU once a parameter to read them.
+    GPU once per parameter to read them.
 
     Args:
-        optimizer: of the same parameters.
-        saved: of its `state_dict`, on any device.
+        optimizer: an optimizer of the same parameters.
+        saved: its `state_dict`, on any device.
     """
     optimizer.load_state_dict(dict(saved))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -68,7 +68,7 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
 
     Args:
         step: from 0.
-        num_steps: of the whole training.
+        num_steps: optimizer steps of the whole training.
         config: `learning_rate`, `warmup` and `final_rate` count.
     """
     num_warmup = math.ceil(config.warmup * num_steps)

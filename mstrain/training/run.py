@@ -19,7 +19,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
 from mstrain.data.batches import (
-    Ahead,
+    Prefetcher,
     TensorBatch,
     evaluation_stream,
     index_columns,
@@ -45,8 +45,8 @@ from mstrain.training.checkpoint import (
     versions,
     write_config,
 )
-from mstrain.training.learner import Learner
 from mstrain.training.metrics_log import Journal
+from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer
 
 # What may differ between a run and its continuation: it changes results by rounding at most.
@@ -59,17 +59,27 @@ _CHANGEABLE_COMPUTE = (
 )
 
 
-def train(
-    out: Path, config: TrainConfig, data: msdata.Dataset, ranks: Ranks, stop: StopRequest
-) -> None:
+def train_on_ranks(
+    out: Path,
+    config: TrainConfig,
+    data: msdata.Dataset,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    is_quiet: bool = False,
+) -> Progress:
     """Trains to the end, from the last checkpoint in `out` if there is one.
 
     Args:
         out: the run's folder.
-        config: of the run.
+        config: settings of the run.
         data: with split "train", and "val" to validate on.
         ranks: all of them call it.
         stop: looked at after every step.
+        is_quiet: show no progress.
+
+    Returns:
+        The end.
 
     Raises:
         Stopped: it was asked to stop, and has saved its state.
@@ -80,40 +90,35 @@ def train(
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack:
-        journal = Journal(out, config.log, is_writer=ranks.is_first)
+        journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
         weights = _weights(split, config, journal)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         num_steps = config.epochs * steps_per_epoch(len(split), config)
         shapes = dict(augmenter.shapes)
         prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
-        learner = Learner(
-            config,
-            shapes,
-            ranks,
-            weights=weights,
-            num_steps=num_steps,
-            log_factor=prior.natural_factor(),
-        )
-        progress = _resume(saved, learner, loader, prior)
+        undo = prior.natural_factor()
+        train_step = TrainStep(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
+        progress = _resume(saved, train_step, loader, prior)
         # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
-        stream = stack.enter_context(Ahead(batches))
+        stream = stack.enter_context(Prefetcher(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
-        counter = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
+        owners = loader.cache_owners
         trainer = Trainer(
             config=config,
             ranks=ranks,
-            learner=learner,
+            train_step=train_step,
             journal=journal,
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
-            count_hits=counter.count,
+            count_hits=HitCounter(split=split, config=config, ranks=ranks, owners=owners).count,
             save=partial(_save, out, config, ranks, _extras(config, data, shapes, prior)),
             stop=stop,
         )
         trainer.fit(stream, progress)
+    return progress
 
 
 def _split(data: msdata.Dataset, name: str) -> Split | None:
@@ -141,7 +146,7 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     if not num_known:
         raise DataError(
             f"no sample of split {split.name!r} has a redshift in [0, {z_max}]: there is nothing "
-            "to learn; mend the catalogue and pack again, or give another model.z_max"
+            "to learn; correct the catalog and pack again, or give another model.z_max"
         )
     if num_known < len(redshift):
         journal.say(
@@ -160,7 +165,7 @@ def _opening(
     if progress.validated == config.epochs:
         return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
     if progress.step:
-        return f"{config.recipe}: going on after step {progress.step:,} of {num_steps:,}, {place}"
+        return f"{config.recipe}: resuming after step {progress.step:,} of {num_steps:,}, {place}"
     return f"{config.recipe}: {num_steps:,} steps, {place}"
 
 
@@ -216,7 +221,7 @@ def _save(
 
 
 def _resume(
-    saved: Path | None, learner: Learner, loader: msdata.Loader, prior: TrainedPrior
+    saved: Path | None, train_step: TrainStep, loader: msdata.Loader, prior: TrainedPrior
 ) -> Progress:
     """Takes up a checkpoint; a fresh start where there is none."""
     if saved is None:
@@ -224,7 +229,7 @@ def _resume(
     # On the host: what belongs on a GPU is copied into what is there already.
     content = read_checkpoint(saved)
     with restoring(saved):
-        learner.load_state_dict(content)
+        train_step.load_state_dict(content)
         progress = Progress.from_dict(content["progress"])
         if "prior" not in content and prior.log_weights is not None:
             # Its losses are of densities under the weights, unlike those to come.
@@ -237,7 +242,7 @@ def _resume(
 def _prepare(
     out: Path, config: TrainConfig, split: Split, statistics: Statistics | None
 ) -> Path | None:
-    """Makes the folder this run's; returns the checkpoint to go on from.
+    """Makes the folder this run's; returns the checkpoint to resume from.
 
     Raises:
         UsageError: it holds a run of other settings or other data.
@@ -284,6 +289,6 @@ def _check_same_run(out: Path, config: TrainConfig, data: msdata.Dataset) -> Non
     for name, value in settings_of(config):
         if before[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):
             raise UsageError(
-                f"{out} holds a run with {name}={before[name]}, now it is {value}: it cannot go on "
-                "so; give the former value, or another --out"
+                f"{out} holds a run with {name}={before[name]}, now it is {value}: it cannot "
+                "resume; give the former value, or another --out"
             )

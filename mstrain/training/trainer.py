@@ -13,19 +13,19 @@ from torch import Tensor
 
 from msdata.core.checked_json import Count, JsonValue
 from mstrain.config import TrainConfig
-from mstrain.data.batches import Ahead, EpochEnd, TensorBatch
+from mstrain.data.batches import EpochEnd, Prefetcher, TensorBatch
 from mstrain.distributed import Ranks, StopRequest
-from mstrain.training.learner import Learner, StepSums, check_finite
 from mstrain.training.metrics_log import Journal, hit_values
+from mstrain.training.train_step import StepSums, TrainStep, check_finite
 
-Stream = Ahead[TensorBatch | EpochEnd]
+Stream = Prefetcher[TensorBatch | EpochEnd]
 # (state, is_best): keeps it.
 Save = Callable[[dict[str, Any], bool], None]
 # (loader's stats, epoch) -> hits and forecast hits by tier; all ranks call it.
 CountHits = Callable[[dict[str, Any], int], tuple[dict[str, int] | None, dict[str, int] | None]]
 
 
-class Stopped(Exception):  # noqa: N818 - no error: a wish that was granted
+class Stopped(Exception):  # noqa: N818 - not an error: the caller asked for it
     """All ranks have agreed to stop; the state was saved."""
 
 
@@ -34,12 +34,12 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        step: optimiser steps made.
+        step: optimizer steps made.
         trained: epochs trained to their end.
         validated: epochs validated.
         best_loss: the least validation loss.
-        loss_sum: of the epoch under way: sum of weight times loss.
-        weight_sum: of the epoch under way: sum of weights.
+        loss_sum: sum of weight times loss in the current epoch.
+        weight_sum: sum of weights in the current epoch.
         loader: the loader's state after the last step; None before the first.
     """
 
@@ -97,11 +97,11 @@ class Trainer:
     """What the loop works with; `fit` runs it.
 
     Attributes:
-        config: of the run.
+        config: settings of the run.
         ranks: all of them run the same loop.
-        learner: what learns.
+        train_step: what learns.
         journal: what is written down.
-        num_steps: of the whole training.
+        num_steps: optimizer steps of the whole training.
         validate: gives this rank's batches of the validation split; None where there is none.
         count_hits: where an epoch's samples came from.
         save: keeps a state.
@@ -110,7 +110,7 @@ class Trainer:
 
     config: TrainConfig
     ranks: Ranks
-    learner: Learner
+    train_step: TrainStep
     journal: Journal
     num_steps: int
     validate: Callable[[], Iterator[TensorBatch]] | None
@@ -122,12 +122,12 @@ class Trainer:
         """Trains to the end.
 
         Args:
-            stream: of batches from where `progress` stands.
+            stream: batches from where `progress` stands.
             progress: is kept up to date.
 
         Raises:
             Stopped: SIGUSR1 or SIGTERM came to any rank; the state is saved.
-            DivergedError: the loss is no number any more.
+            DivergedError: the loss is NaN or infinite.
         """
         while progress.validated < self.config.epochs:
             values: dict[str, Any] = dict.fromkeys(
@@ -149,10 +149,10 @@ class Trainer:
             if isinstance(item, EpochEnd):
                 hits = hit_values(*self.count_hits(item.stats, item.epoch))
                 return {**epoch.values(), **hits}
-            self.learner.add(item)
+            self.train_step.add(item)
             if not item.ends_step:
                 continue
-            sums = self.learner.step(progress.step)
+            sums = self.train_step.step(progress.step)
             wait_s, stream.wait_s = stream.wait_s, 0.0
             for span in (epoch, line):
                 span.add(sums, wait_s)
@@ -213,7 +213,7 @@ class Trainer:
             float(progress.weight_sum),
         )
         check_finite(torch.tensor(progress.loss_sum), progress.step)
-        self.save({**self.learner.state_dict(), "progress": progress.to_dict()}, is_best)
+        self.save({**self.train_step.state_dict(), "progress": progress.to_dict()}, is_best)
 
     def _end_epoch(self, values: dict[str, Any], progress: Progress) -> None:
         """Validates, writes it down, keeps a checkpoint."""
@@ -234,9 +234,9 @@ class Trainer:
         if self.validate is None:
             return None
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        with Ahead(self.validate()) as batches:
+        with Prefetcher(self.validate()) as batches:
             for batch in batches:
-                sums += self.learner.validation_sums(batch)
+                sums += self.train_step.validation_sums(batch)
                 if self.stop.poll(self.ranks):
                     self._save_and_stop(progress)
         total = self.ranks.sum(sums)

@@ -188,7 +188,7 @@ def test_torch_takes_the_images_without_a_copy_and_may_keep_them() -> None:
 def test_training_takes_the_images_without_a_copy(backend: str) -> None:
     torch = pytest.importorskip("torch")
     from mstrain.config import TrainConfig
-    from mstrain.data.batches import make_handover, to_tensors
+    from mstrain.data.batches import make_transfer, to_tensors
 
     config = TrainConfig()
     config = replace(
@@ -199,8 +199,8 @@ def test_training_takes_the_images_without_a_copy(backend: str) -> None:
     batch = augmenting.noise_batch(2)
     with opened(backend, {}) as augmenter:
         images = augmenter.run(batch, 0)
-        handover = make_handover(config, torch.device("cpu"))
-        tensors = to_tensors(batch, images, config, handover).images
+        transfer = make_transfer(config, torch.device("cpu"))
+        tensors = to_tensors(batch, images, config, transfer).images
         assert tensors["image"].data_ptr() == torch.from_dlpack(images["image"]).data_ptr()
         before = tensors["image"].clone()
         for epoch in range(1, 4):

@@ -73,7 +73,7 @@ def test_played_ranks_make_the_steps_of_real_ranks(
         scratch=tmp_path / "scratch",
     ) as played:
         found = np.array(list(played.train()))
-        buffers = {n: b.numpy().copy() for n, b in played.learner.model.named_buffers()}
+        buffers = {n: b.numpy().copy() for n, b in played.train_step.model.named_buffers()}
     wanted = training.losses(run)
     assert len(wanted) == 15
     np.testing.assert_allclose(found, wanted, rtol=2e-4)

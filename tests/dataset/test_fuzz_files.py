@@ -49,7 +49,7 @@ from msdata.verify.verify import Expectations, verify_dataset
 from mstrain.config import ModelConfig, TrainConfig
 from mstrain.evaluation.predictions import read_predictions, write_predictions
 from mstrain.evaluation.run_info import open_run
-from mstrain.models.fusion import RedshiftNet
+from mstrain.models.redshift_net import RedshiftNet
 from mstrain.training.checkpoint import (
     find_last,
     load_model,

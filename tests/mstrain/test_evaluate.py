@@ -19,7 +19,7 @@ from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.scores import SCORES, point_estimates, scores
-from mstrain.evaluation.metrics.summary import summarise
+from mstrain.evaluation.metrics.summary import summarize
 from mstrain.evaluation.predictions import Predictions, read_predictions
 
 SPLIT = ("--split", "0.5,0.1,0.4", "--jobs", "1")
@@ -123,7 +123,7 @@ def test_the_densities_are_those_of_the_network(evaluated: Path, trained: Path, 
 def test_metrics_are_a_function_of_the_table(evaluated: Path) -> None:
     columns = predictions_of(evaluated).columns
     edges = round_edges(columns["redshift"], 4)
-    again = summarise(
+    again = summarize(
         columns, BootstrapConfig(num_replicates=50), binned_by={"redshift": ("redshift", edges)}
     ).as_dict()
     found = metrics_of(evaluated)["metrics"]
@@ -189,7 +189,7 @@ ALL_EBV = ("--ebv-range", "-1000", "1000")
 
 
 def pack_with(source: Path, folder: Path, column: str, values: list[str], *options: str) -> Path:
-    """The source's first 24 objects, a column of the catalogue added or replaced."""
+    """The source's first 24 objects, a column of the catalog added or replaced."""
     lines = [line.split(",") for line in (source / "catalog.csv").read_text().splitlines()[:25]]
     head = lines[0] if column in lines[0] else [*lines[0], column]
     rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
@@ -278,8 +278,8 @@ def test_every_fault_of_reddening_is_counted(source: Path, tmp_path: Path) -> No
 
 
 BAD = {
-    "no run": (["nowhere", "{data}"], "nowhere is no run: it has no config.json"),
-    "run is data": (["{data}", "{data}"], "is no run: it has no config.json"),
+    "no run": (["nowhere", "{data}"], "nowhere is not a run: config.json not found"),
+    "run is data": (["{data}", "{data}"], "is not a run: config.json not found"),
     "no data": (["{run}", "nowhere"], "nowhere does not exist; check the path"),
     "no split": (["{run}", "{data}", "--split", "tset"], "has no split 'tset'; it has train"),
     "no out": (
@@ -287,12 +287,21 @@ BAD = {
         "config.json/out: a part of the path is a file; give another --out",
     ),
     "prior": (["{run}", "{data}", "--prior", "x"], "must be natural, as-trained or a CSV file"),
-    "edges": (["{run}", "{data}", "--redshift-edges", "1,x"], "--redshift-edges 1,x are no num"),
-    "order": (["{run}", "{data}", "--redshift-edges", "1,0"], "1.0,0.0 do not ascend"),
+    "edges": (
+        ["{run}", "{data}", "--redshift-edges", "1,x"],
+        "--redshift-edges must be numbers such as 0,0.5,1, got 1,x",
+    ),
+    "order": (
+        ["{run}", "{data}", "--redshift-edges", "1,0"],
+        "two or more ascending numbers, such as 0,0.5,1, got 1.0,0.0",
+    ),
     "column": (["{run}", "{data}", "--magnitude-column", "mag"], "has no column 'mag'; it has"),
     "text": (["{run}", "{data}", "--magnitude-column", "split"], "holds no magnitudes (string)"),
-    "few": (["{run}", "{data}", "--replicates", "3"], "3 bootstrap replicates say nothing"),
-    "batch": (["{run}", "{data}", "--batch-size", "0"], "--batch-size 0 makes no sense"),
+    "few": (
+        ["{run}", "{data}", "--replicates", "3"],
+        "3 bootstrap replicates are too few; give at least 20",
+    ),
+    "batch": (["{run}", "{data}", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
 }
 
 
@@ -329,7 +338,7 @@ def test_data_of_another_schema_are_refused(
     assert "pixel_scale_arcsec of 'unwise' was 2.75 in training, in the data it is 1.5" in said
     table = tmp_path / "p.csv"
     assert mstrain.cli.main(["predict", str(trained), str(other), str(table)]) == 2
-    assert "p.csv is no .parquet" in capsys.readouterr().err
+    assert "the table's name must end in .parquet, got " in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_leaves_what_was_there(

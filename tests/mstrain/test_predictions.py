@@ -165,12 +165,12 @@ def test_what_is_no_table_of_predictions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist; run 'mstrain evaluate' first"):
         read_predictions(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("no")
-    with pytest.raises(UsageError, match="is no table of predictions"):
+    with pytest.raises(UsageError, match="is not a table of predictions"):
         read_predictions(tmp_path / "text.parquet")
     import pyarrow as pa
 
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(UsageError, match="is no table of predictions"):
+    with pytest.raises(UsageError, match="is not a table of predictions"):
         read_predictions(tmp_path / "other.parquet")
 
 

@@ -22,14 +22,14 @@ from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.scores import point_estimates, scores
-from mstrain.evaluation.metrics.summary import summarise
+from mstrain.evaluation.metrics.summary import summarize
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.run_info import find_prior, open_run
 from mstrain.models.heads import bin_edges, bin_of, density
 from mstrain.models.loss import BinLoss, draw_weights, redshift_weights
 from mstrain.models.prior import AS_TRAINED, NATURAL, TrainedPrior, measure_prior, target_prior
 from mstrain.training.checkpoint import read_checkpoint, read_config
-from mstrain.training.learner import Learner
+from mstrain.training.train_step import TrainStep
 
 BINS = ModelConfig(num_bins=16, z_max=1.6, ebv_column=None)
 QUICK = ("--quiet", "--device", "cpu", "--no-report")
@@ -233,7 +233,7 @@ def train_on_mock(loss: LossConfig) -> dict[str, dict[str, np.ndarray]]:
     sample = mock_sample(10000, 1)
     z = sample.redshift.numpy()
     factor = measure_prior(z, loss, config.model).natural_factor()
-    learner = Learner(
+    train_step = TrainStep(
         config,
         {"image": (1, 1, 1)},
         Ranks(topology=msdata.Topology(), device=torch.device("cpu")),
@@ -246,17 +246,17 @@ def train_on_mock(loss: LossConfig) -> dict[str, dict[str, np.ndarray]]:
         len(z), (NUM_STEPS, config.batch_size), p=chances / chances.sum()
     )
     for step, rows in enumerate(drawn):
-        learner.add(rows_of(sample, rows))
-        learner.step(step)
+        train_step.add(rows_of(sample, rows))
+        train_step.step(step)
     tested = mock_sample(3000, 3)
     found = {}
     with torch.no_grad():
-        logits = learner.evaluated.eval()(tested.images, tested.ebv)
+        logits = train_step.evaluated.eval()(tested.images, tested.ebv)
     for name, added in ((NATURAL, factor), (AS_TRAINED, None)):
         made = make_densities(density(logits, config.model, added).numpy(), bin_edges(config.model))
         truth = tested.redshift.numpy()
         found[name] = {**point_estimates(made), **scores(made, truth), "redshift": truth}
-    total = learner.validation_sums(tested)
+    total = train_step.validation_sums(tested)
     # Validated by the loss of the densities that are handed out.
     wanted = -found[NATURAL]["log_likelihood"] - np.log(1.6 / 40)
     assert float(total[0] / total[1]) == pytest.approx(float(wanted.mean()), abs=2e-3)
@@ -293,8 +293,8 @@ def test_weighted_and_plain_training_agree_after_the_prior_is_put_back_and_not_b
 ) -> None:
     found = train_on_mock(weighted(weights_in=weights_in, weight_bins=8))
     how = BootstrapConfig(num_replicates=200)
-    truth = summarise(plain[NATURAL], how, binned_by={})
-    back, before = (summarise(found[p], how, binned_by={}) for p in (NATURAL, AS_TRAINED))
+    truth = summarize(plain[NATURAL], how, binned_by={})
+    back, before = (summarize(found[p], how, binned_by={}) for p in (NATURAL, AS_TRAINED))
     for metric in (lambda s: s.points["z_mean"]["bias"], lambda s: s.density["cde_loss"]):
         wanted = metric(truth)
         assert metric(back).low <= wanted.high

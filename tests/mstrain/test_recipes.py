@@ -20,8 +20,8 @@ from mstrain.data.batches import (
 from mstrain.distributed import Ranks
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import find_recipe
-from mstrain.training.learner import Learner
 from mstrain.training.run import _weights
+from mstrain.training.train_step import TrainStep
 
 NUM_STEPS = 2
 # Parameters of ResNet-50 without its last layer, of its stem for three channels, and what the head
@@ -37,21 +37,21 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def a_few_steps(config: TrainConfig, galaxies: Path) -> tuple[Learner, list[float]]:
+def a_few_steps(config: TrainConfig, galaxies: Path) -> tuple[TrainStep, list[float]]:
     """Trains as `mstrain train` does, without writing checkpoints of a gigabyte."""
     split = msdata.open(galaxies).split("train")
     ranks = Ranks(topology=msdata.Topology(), device=torch.device("cpu"))
     with make_loader(split, config, ranks) as loader, make_augmenter(split, config, ranks) as made:
         weights = _weights(split, config, Silent())
-        learner = Learner(config, made.shapes, ranks, weights=weights, num_steps=10)
+        train_step = TrainStep(config, made.shapes, ranks, weights=weights, num_steps=10)
         losses = []
         stream = training_stream(loader, made, config, ranks.device)
         for batch, _ in zip(stream, range(NUM_STEPS), strict=False):
             assert not isinstance(batch, EpochEnd)
-            learner.add(batch)
-            losses.append(learner.step(len(losses)).loss)
+            train_step.add(batch)
+            losses.append(train_step.step(len(losses)).loss)
         stream.close()
-    return learner, losses
+    return train_step, losses
 
 
 class Silent:
@@ -70,8 +70,8 @@ class Silent:
 )
 def test_a_recipe_trains_and_predicts(name: str, encoders: dict, galaxies: Path) -> None:
     config = apply_overrides(find_recipe(name), ["batch_size=4", "data.threads=1"])
-    learner, losses = a_few_steps(config, galaxies)
-    model = learner.model
+    train_step, losses = a_few_steps(config, galaxies)
+    model = train_step.model
     assert set(model.encoders) == set(encoders)
     for image, (channels, _) in encoders.items():
         encoder = model.encoders[image]
@@ -84,6 +84,6 @@ def test_a_recipe_trains_and_predicts(name: str, encoders: dict, galaxies: Path)
     batch = next(evaluation_batches(msdata.open(galaxies), "val", config))
     for image, (channels, side) in encoders.items():
         assert batch.images[image].shape == (len(batch), channels, side, side)
-    sums = learner.validation_sums(batch)
+    sums = train_step.validation_sums(batch)
     assert sums[1] == len(batch)
     assert torch.isfinite(sums).all()

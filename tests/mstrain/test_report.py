@@ -14,7 +14,7 @@ import reporting
 
 from msdata.schema import Schema, Survey
 from mstrain.evaluation.metrics.binning import round_edges
-from mstrain.evaluation.metrics.summary import summarise
+from mstrain.evaluation.metrics.summary import summarize
 from mstrain.evaluation.report.content import GALLERY_PLACES, gallery_rows
 from mstrain.evaluation.report.page import render_page
 from mstrain.evaluation.report.wording import summary_text
@@ -142,7 +142,7 @@ def test_names_of_bands_units_and_columns_are_shown_as_they_are(name: str) -> No
     )
     by = {n: (n, round_edges(columns[n])) for n in ("redshift",)}
     by["magnitude"] = (name, round_edges(columns[name]))
-    summary = summarise(columns, reporting.FEW, binned_by=by, skipped={name: name})
+    summary = summarize(columns, reporting.FEW, binned_by=by, skipped={name: name})
     odd = {"facts": [(name, name)], "settings": {name: name}, "notes": [name], "title": name}
     html = render_page(dataclasses.replace(content, summary=summary, **odd))
     page = Page(html)

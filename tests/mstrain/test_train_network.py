@@ -1,4 +1,4 @@
-"""Networks, normalisation, loss and schedule, each by itself."""
+"""Networks, normalization, loss and schedule, each by itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import nn
 from msdata.topology import Topology
 from mstrain.config import ComputeConfig, LossConfig, ModelConfig, OptimConfig
 from mstrain.distributed import Ranks
-from mstrain.models.fusion import RedshiftNet
 from mstrain.models.heads import bin_edges, bin_of, density
 from mstrain.models.loss import BinLoss, draw_weights, redshift_weights
-from mstrain.models.norms import make_norm, synchronise_norms
+from mstrain.models.norms import make_norm, synchronize_norms
+from mstrain.models.redshift_net import RedshiftNet
 from mstrain.models.resnet import ResNet, SubsamplingConv2d
-from mstrain.training import learner
+from mstrain.training import train_step
 from mstrain.training.optim import AveragedModel, learning_rate, load_optimizer, make_optimizer
 
 BINS = ModelConfig(num_bins=16, z_max=1.6)
@@ -95,7 +95,7 @@ def test_a_network_without_ebv_takes_none() -> None:
 
 def test_alone_batch_norm_over_ranks_is_not_put_in_the_way() -> None:
     model = nn.Sequential(make_norm("batch", 4), make_norm("group", 4))
-    synchronise_norms(model, torch.device("cpu"))
+    synchronize_norms(model, torch.device("cpu"))
     assert type(model[0]).__name__ == "RankBatchNorm2d"
     assert type(model[1]) is nn.GroupNorm
     # In evaluation it asks no rank.
@@ -142,8 +142,8 @@ def test_a_spread_label_is_the_gaussian_over_the_bins() -> None:
     z = torch.tensor([0.03, 0.77, 1.59], dtype=torch.float64)
     labels = BinLoss(LossConfig(label_width=0.05), BINS).labels(z)
     edges = bin_edges(BINS).numpy()
-    for row, centre in zip(labels.numpy(), z.numpy(), strict=True):
-        mass = np.diff(scipy_stats.norm(centre, 0.05).cdf(edges))
+    for row, center in zip(labels.numpy(), z.numpy(), strict=True):
+        mass = np.diff(scipy_stats.norm(center, 0.05).cdf(edges))
         np.testing.assert_allclose(row, mass / mass.sum(), atol=1e-6)
 
 
@@ -239,7 +239,7 @@ def test_samples_are_drawn_by_what_they_would_weigh_in_the_loss() -> None:
 NARROW_NETWORK_ON_NINE_THREADS = """
 import torch
 from mstrain.config import ModelConfig
-from mstrain.models.fusion import RedshiftNet
+from mstrain.models.redshift_net import RedshiftNet
 torch.set_num_threads(9)
 model = RedshiftNet({"x": (3, 44, 44)}, ModelConfig(depth=10, width=8, num_bins=4, ebv_column=None))
 model = model.to(memory_format=torch.channels_last)
@@ -287,15 +287,15 @@ class NewJoined(OldJoined):
     ("joined", "name"),
     [(OldJoined, "broadcast_buffers"), (NewJoined, "forward_sync_buffers")],
 )
-def test_synchronised_buffers_are_not_sent_again_whatever_torch_calls_that(
+def test_synchronized_buffers_are_not_sent_again_whatever_torch_calls_that(
     monkeypatch: pytest.MonkeyPatch, joined: type, name: str
 ) -> None:
-    monkeypatch.setattr(learner, "DistributedDataParallel", joined)
+    monkeypatch.setattr(train_step, "DistributedDataParallel", joined)
     ranks = Ranks(topology=Topology(ranks_per_node=2), device=torch.device("cuda", 1))
-    wrapped = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=True)
+    wrapped = train_step._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=True)
     assert wrapped.options == {name: False}
     assert wrapped.device_ids == [torch.device("cuda", 1)]
-    apart = learner._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
+    apart = train_step._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
     assert False not in apart.options.values()
 
 
@@ -312,7 +312,7 @@ def test_a_gpu_without_samples_takes_part_in_float32_as_the_others_do(
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     state = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    synced = synchronise_norms(model, torch.device("cuda"))
+    synced = synchronize_norms(model, torch.device("cuda"))
     assert isinstance(synced[1], nn.SyncBatchNorm)
     assert {n: v.data_ptr() for n, v in synced.state_dict().items()} == state
     found = synced[1](torch.ones(num_samples, 4, 2, 2, dtype=torch.bfloat16))
@@ -320,7 +320,7 @@ def test_a_gpu_without_samples_takes_part_in_float32_as_the_others_do(
 
 
 @pytest.mark.parametrize("name", ["nadam", "adamw"])
-def test_numbers_of_a_resumed_optimiser_stay_on_the_host(name) -> None:
+def test_numbers_of_a_resumed_optimizer_stay_on_the_host(name) -> None:
     model = nn.Linear(3, 2)
     optimizer = make_optimizer(model, OptimConfig(name=name))
     for _ in range(3):

@@ -92,7 +92,7 @@ def test_a_run_asked_to_stop_and_later_killed_ends_bit_for_bit_as_if_undisturbed
     rank.process.kill()
     assert ranks.end(started)[0] == [None]
 
-    assert "going on after step" in ranks.run(words)
+    assert "resuming after step" in ranks.run(words)
     assert_same_run(out, undisturbed(1))
     # Nothing is left to do.
     assert "is finished, all 12 epochs" in ranks.run(words)

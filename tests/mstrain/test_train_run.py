@@ -19,7 +19,7 @@ import training
 import msdata
 from msdata.errors import DataError, StorageError, UsageError
 from mstrain import cli
-from mstrain.data.batches import Ahead, evaluation_batches
+from mstrain.data.batches import Prefetcher, evaluation_batches
 from mstrain.training.checkpoint import (
     find_last,
     load_model,
@@ -170,7 +170,7 @@ def test_a_network_without_ebv_and_a_data_set_without_validation_train(
         ({"z_max": 0.001}, 1, "no sample of split 'train' has a redshift in [0, 0.001]"),
         ({"scaling": "asinh"}, 2, "run 'msdata stats"),
         ({"device": "cuda"}, 2, "GPU"),
-        ({"policy": "locality"}, 2, "there is no cache; give data.cache_gib=auto"),
+        ({"policy": "locality"}, 2, "data.policy=locality needs a cache"),
         ({"learning_rate": "1e30", "clip_norm": "0"}, 1, "the training has diverged"),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_in_it_is_run(
         "text": b"hello\n",
     }[kind]
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged or no checkpoint") as caught:
+    with pytest.raises(DataError, match="is corrupt or not a checkpoint") as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert "remove it" in str(caught.value)
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_last_names_and_that_is_gone_is_said_to_be(tmp_path: P
     with locked_run(tmp_path):
         save_checkpoint(tmp_path, STATE, step=1, keep=2)
         save_checkpoint(tmp_path, STATE, step=2, keep=2).unlink()
-    with pytest.raises(DataError, match="which is gone"):
+    with pytest.raises(DataError, match="which is missing"):
         find_last(tmp_path)
 
 
@@ -298,7 +298,7 @@ def test_what_fails_ahead_fails_where_it_is_asked_for() -> None:
         finally:
             closed.append(True)
 
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         assert next(ahead) == 1
         for _ in range(2):
             with pytest.raises(DataError, match="shard 3 is gone"):
@@ -315,6 +315,6 @@ def test_items_ahead_that_nobody_takes_do_not_hold_up_the_end() -> None:
         finally:
             closed.append(True)
 
-    with Ahead(items()) as ahead:
+    with Prefetcher(items()) as ahead:
         assert next(ahead) == 0
     assert closed == [True]

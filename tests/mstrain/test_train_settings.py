@@ -59,30 +59,33 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("epochs", "'epochs' is no setting; write key=value"),
-        ("epoch=3", "there is no setting 'epoch'; did you mean epochs?"),
+        ("epochs", "a setting must be key=value, such as epochs=10, got 'epochs'"),
+        ("epoch=3", "unknown setting 'epoch'; did you mean epochs?"),
         ("optm.learning_rate=1", "did you mean optim.learning_rate?"),
-        ("recipe=mine", "there is no setting 'recipe'"),
+        ("recipe=mine", "unknown setting 'recipe'"),
         ("xyzzy=1", "'mstrain train --settings' lists them"),
         ("every_steps=3", "may mean log.every_steps or checkpoint.every_steps"),
         ("epochs=many", "epochs=many cannot be read as int"),
         ("epochs=2.5", "epochs=2.5 cannot be read as int"),
         ("epochs=inf", "epochs=inf cannot be read as int"),
-        ("epochs=0", "epochs=0 makes no sense; give at least 1"),
+        ("epochs=0", "epochs must be >= 1, got 0"),
         ("compile=perhaps", "compute.compile=perhaps cannot be read as bool"),
         ("data.threads=x", "data.threads=x cannot be read as int or none"),
-        ("learning_rate=nan", "optim.learning_rate=nan makes no sense"),
-        ("ema_decay=1", "optim.ema_decay=1.0 makes no sense; give a number from 0 to below 1"),
-        ("depth=19", "model.depth=19 is none of 10, 18, 34, 50"),
-        ("precision=double", "compute.precision=double is none of float32, bf16, fp16"),
-        ("policy=random", "data.policy=random is none of"),
+        ("learning_rate=nan", "optim.learning_rate must be > 0, got nan"),
+        ("ema_decay=1", "optim.ema_decay must be >= 0 and < 1, got 1.0"),
+        ("depth=19", "model.depth must be one of 10, 18, 34, 50, got 19"),
+        ("precision=double", "compute.precision must be one of float32, bf16, fp16, got double"),
+        ("policy=random", "data.policy must be one of shuffle"),
         ("rotation=left", "rotation must be one of any, exact, none, got 'left'"),
         ("crops={", "augment.crops={ cannot be read; write JSON"),
         ("surveys=galex", "write JSON, in quotes for the shell: 'augment.surveys=[\"galex\"]'"),
-        ("learning_rate=inf", "optim.learning_rate=inf makes no sense"),
-        ("label_width=inf", "loss.label_width=inf makes no sense"),
-        ("weight_decay=inf", "optim.weight_decay=inf makes no sense"),
-        ("seed=1e30", "is more than torch takes"),
+        ("learning_rate=inf", "optim.learning_rate must be > 0, got inf"),
+        ("label_width=inf", "loss.label_width must be >= 0, got inf"),
+        ("weight_decay=inf", "optim.weight_decay must be >= 0, got inf"),
+        (
+            "seed=1e30",
+            "seed must be at most 9223372036854775807, got 1000000000000000019884624838656",
+        ),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_with_a_sentence(word: str, says: str) -> None:
@@ -119,16 +122,16 @@ def test_whatever_is_typed_is_taken_or_refused(word: str) -> None:
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match="no recipe 'resnet'; choose one of demo, resnet18_early"):
+    with pytest.raises(UsageError, match=r"one of demo, resnet18_early, .*, got 'resnet'"):
         find_recipe("resnet")
 
 
 def test_a_configuration_of_another_version_is_refused() -> None:
     saved = find_recipe("demo").as_dict()
     with pytest.raises(UsageError, match="of another version of mstrain"):
-        TrainConfig.from_dict({**saved, "colour": 1})
+        TrainConfig.from_dict({**saved, "color": 1})
     with pytest.raises(UsageError, match="of another version of mstrain"):
-        TrainConfig.from_dict({**saved, "model": {**saved["model"], "colour": 1}})
+        TrainConfig.from_dict({**saved, "model": {**saved["model"], "color": 1}})
 
 
 def test_a_gpu_that_torch_does_not_see_is_said_in_a_sentence(

@@ -202,7 +202,7 @@ def test_a_killed_rank_is_started_again_at_its_step_and_reads_nothing_twice(
     assert fields["Restarts"] == "0"
     assert steps_of(run) == list(range(1, NUM_EPOCHS * STEPS_PER_EPOCH + 1))
     assert len(before) < NUM_EPOCHS * STEPS_PER_EPOCH, "it was killed too late to be of use"
-    assert sum("going on after step" in p.read_text() for p in run.glob("logs/*/*.train.log")) == 1
+    assert sum("resuming after step" in p.read_text() for p in run.glob("logs/*/*.train.log")) == 1
     # The nodes' services kept what had been read.
     assert [line["hits"]["storage"] for line in epochs_of(run)[-2:]] == [0, 0]
     assert_same_weights(run, undisturbed)
@@ -311,5 +311,5 @@ def test_wrong_settings_are_refused_before_anything_is_started(
     fields = cluster.wait(job, TIMEOUT_S)
     assert fields["ExitCode"] == "2:0"
     text = (tmp_path / "out").read_text()
-    assert "there is no setting 'epoch'; did you mean epochs?" in text
+    assert "unknown setting 'epoch'; did you mean epochs?" in text
     assert not list((tmp_path / "run").glob(".job-*"))

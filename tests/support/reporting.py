@@ -11,7 +11,7 @@ from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import Densities, make_densities
 from mstrain.evaluation.metrics.scores import point_estimates, scores
-from mstrain.evaluation.metrics.summary import summarise
+from mstrain.evaluation.metrics.summary import summarize
 from mstrain.evaluation.report.content import Content, GalleryObject
 
 FEW = BootstrapConfig(num_replicates=50)
@@ -24,8 +24,8 @@ def honest_predictions(count: int, *, seed: int = 0, num_bins: int = 80) -> tupl
     mean = random.uniform(0.2, 1.3, count)
     truth = np.clip(mean + sigma * random.standard_normal(count), 0.001, 1.599)
     edges = np.linspace(0, 1.6, num_bins + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    values = np.exp(-0.5 * ((centres - mean[:, None]) / sigma[:, None]) ** 2)
+    centers = (edges[:-1] + edges[1:]) / 2
+    values = np.exp(-0.5 * ((centers - mean[:, None]) / sigma[:, None]) ** 2)
     found = make_densities(values / (values @ np.diff(edges))[:, None], edges)
     columns = {
         "sample_id": np.array([f"{i:07d}" for i in range(count)], object),
@@ -74,7 +74,7 @@ def content_of(
         columns=columns,
         edges=found.edges,
         stacked=found.values.mean(axis=0),
-        summary=summarise(columns, FEW, binned_by=by),
+        summary=summarize(columns, FEW, binned_by=by),
         schema=schema,
         gallery=[
             GalleryObject(

@@ -33,7 +33,7 @@ SETTINGS: dict[str, str] = {
 
 
 def make_source(folder: Path) -> Path:
-    """Objects of the default schema whose brightness tells their redshift, and a catalogue."""
+    """Objects of the default schema whose brightness tells their redshift, and a catalog."""
     rows = ["mantis_id,redshift,ebv_csfd,ra,dec"]
     for number in range(NUM_OBJECTS):
         redshift = 0.02 + number % 30 / 20

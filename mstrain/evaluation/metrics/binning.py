@@ -43,7 +43,7 @@ class Binning:
     Attributes:
         name: what is binned, such as "redshift".
         column: the column it was taken from; None where it was not.
-        skipped: why there are no bins; empty where there are.
+        skipped: why bins are missing; empty where there are some.
         bins: those that hold an object, ascending.
     """
 
@@ -60,10 +60,10 @@ def metrics_in_bins(
 
     Args:
         columns: see `metrics_of`.
-        name: of the quantity.
-        column: that holds it; objects where it is NaN, or outside of the edges, are in no bin.
+        name: the quantity's name.
+        column: the column that holds it; objects that are NaN or outside the edges are left out.
         edges: float64 (bins + 1,), ascending.
-        config: of the intervals.
+        config: how intervals are made.
     """
     values_N = np.asarray(columns[column], np.float64)
     bin_N = np.searchsorted(edges, values_N, side="right") - 1

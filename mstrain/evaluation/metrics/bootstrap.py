@@ -29,7 +29,7 @@ NMAD_FACTOR = 1.4826
 DEFAULT_REPLICATES = 1000
 # Weights of a piece of the work in memory: 4 M of them take 60 MB with all that is made of them.
 _PIECE_WEIGHTS = 4_000_000
-# Bisections that bring any interval of doubles down to neighbours.
+# Bisections that bring any interval of doubles down to neighbors.
 _NUM_BISECTIONS = 64
 
 
@@ -40,7 +40,7 @@ class BootstrapConfig:
     Attributes:
         num_replicates: resamplings.
         level: probability of the interval, such as 0.95.
-        seed: of the weights.
+        seed: seed of the weights.
     """
 
     num_replicates: int = DEFAULT_REPLICATES
@@ -50,11 +50,11 @@ class BootstrapConfig:
     def __post_init__(self) -> None:
         if self.num_replicates < 20:
             raise UsageError(
-                f"{self.num_replicates} bootstrap replicates say nothing; ask for at least 20, "
-                f"or leave the default {DEFAULT_REPLICATES}"
+                f"{self.num_replicates} bootstrap replicates are too few; give at least 20 "
+                f"(default {DEFAULT_REPLICATES})"
             )
         if not 0 < self.level < 1:
-            raise UsageError(f"an interval of level {self.level} is none; give 0 < level < 1")
+            raise UsageError(f"level must be between 0 and 1, got {self.level}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,18 +122,18 @@ def wilson_interval(share: float, count: int, level: float) -> tuple[float, floa
 
     Args:
         share: the fraction found.
-        count: of so many objects.
+        count: number of objects.
         level: probability of the interval.
 
     Source: Wilson 1927, JASA 22, 209.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
     scale = 1 / (1 + z * z / count)
-    centre = scale * (share + z * z / (2 * count))
+    center = scale * (share + z * z / (2 * count))
     half = scale * z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     # Rounding would leave the ends a hair inside.
-    low = centre - half if share > 0 else 0.0
-    high = centre + half if share < 1 else 1.0
+    low = center - half if share > 0 else 0.0
+    high = center + half if share < 1 else 1.0
     return low, high
 
 

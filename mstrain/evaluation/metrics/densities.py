@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from msdata.errors import DataError, UsageError
 
 Floats = NDArray[np.float64]
-# Softmax in float32, or even bfloat16, is normalised to far better than this.
+# Softmax in float32, or even bfloat16, is normalized to far better than this.
 _MAX_INTEGRAL_ERROR = 1e-2
 # One object to which the density gives nothing would make a mean minus infinity.
 LIKELIHOOD_FLOOR = 1e-10
@@ -40,8 +40,8 @@ class Densities:
         return np.diff(self.edges)
 
     @cached_property
-    def centres(self) -> Floats:
-        """float64 (K,), centres of the bins."""
+    def centers(self) -> Floats:
+        """float64 (K,), centers of the bins."""
         return (self.edges[:-1] + self.edges[1:]) / 2
 
     @cached_property
@@ -86,13 +86,13 @@ def make_densities(density_NK: NDArray[Any], edges_E: NDArray[Any]) -> Densities
         )
     width_K = np.diff(edges_E)
     if not (width_K > 0).all():
-        raise UsageError("the bin edges do not ascend; sort them and leave out doubles")
+        raise UsageError("the bin edges must ascend; sort them and drop duplicates")
     integral_N = density_NK @ width_K
     is_bad = ~(np.abs(integral_N - 1) <= _MAX_INTEGRAL_ERROR) | (density_NK < 0).any(axis=1)
     if is_bad.any():
         row = int(np.flatnonzero(is_bad)[0])
         raise DataError(
-            f"{int(is_bad.sum())} of {len(is_bad)} densities are none: that in row {row} has the "
+            f"{int(is_bad.sum())} of {len(is_bad)} densities are invalid: row {row} has the "
             f"integral {integral_N[row]:g} and the smallest value {density_NK[row].min():g}; if "
             "a network gave them, its training has diverged: take an earlier checkpoint"
         )
@@ -101,21 +101,21 @@ def make_densities(density_NK: NDArray[Any], edges_E: NDArray[Any]) -> Densities
 
 def mean(densities: Densities) -> Floats:
     """Expected redshift of each density, float64 (N,)."""
-    mean_N: Floats = densities.masses @ densities.centres
+    mean_N: Floats = densities.masses @ densities.centers
     return mean_N
 
 
 def standard_deviation(densities: Densities) -> Floats:
     """Standard deviation of each density, float64 (N,); a bin's own width counts too."""
-    offset_NK = densities.centres - mean(densities)[:, None]
+    offset_NK = densities.centers - mean(densities)[:, None]
     second_NK = offset_NK**2 + densities.widths**2 / 12
     variance_N = np.einsum("nk,nk->n", densities.masses, second_NK)
     return np.asarray(np.sqrt(variance_N))
 
 
 def mode(densities: Densities) -> Floats:
-    """Centre of the bin of highest density, the first of equals, float64 (N,)."""
-    mode_N: Floats = densities.centres[densities.values.argmax(axis=1)]
+    """Center of the bin of highest density, the first of equals, float64 (N,)."""
+    mode_N: Floats = densities.centers[densities.values.argmax(axis=1)]
     return mode_N
 
 
@@ -123,7 +123,7 @@ def quantiles(densities: Densities, levels: tuple[float, ...]) -> Floats:
     """Redshifts below which the given probabilities lie.
 
     Args:
-        densities: of N objects.
+        densities: densities of N objects.
         levels: L numbers between 0 and 1, both excluded.
 
     Returns:
@@ -133,7 +133,7 @@ def quantiles(densities: Densities, levels: tuple[float, ...]) -> Floats:
         UsageError: a level is not between 0 and 1.
     """
     if not all(0 < level < 1 for level in levels):
-        raise UsageError(f"quantiles are asked for levels between 0 and 1, not {levels}")
+        raise UsageError(f"levels of quantiles must be between 0 and 1, got {levels}")
     rows = np.arange(len(densities))
     found_NL = np.empty((len(densities), len(levels)))
     for column, level in enumerate(levels):
@@ -169,7 +169,7 @@ def crps(densities: Densities, redshift_N: Floats) -> Floats:
     """Continuous ranked probability score: the integral of (CDF - step at the truth)^2.
 
     Args:
-        densities: of N objects.
+        densities: densities of N objects.
         redshift_N: float64 (N,), the truths; outside of the edges their distance from them counts.
 
     Returns:

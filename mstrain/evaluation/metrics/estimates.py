@@ -36,7 +36,7 @@ class Estimate:
     """A metric with its interval.
 
     Attributes:
-        value: of the objects as they are.
+        value: metric of the objects as they are.
         low: lower end of the interval.
         high: upper end.
     """
@@ -66,7 +66,7 @@ def metrics_of(
 
     Args:
         columns: (N,) each: "redshift", the point estimates and the scores; N > 0, nothing NaN.
-        config: of the intervals.
+        config: how intervals are made.
         estimate: bias, nmad and eta of this point estimate.
         has_densities: also the metrics of densities, from the same resamplings.
     """
@@ -96,9 +96,9 @@ def density_averages(columns: Columns) -> dict[str, Floats]:
         columns: the scores.
     """
     averaged = {name: np.asarray(columns[name], np.float64) for name in SCORES if name != "pit"}
-    off_centre_N = np.abs(np.asarray(columns["pit"], np.float64) - 0.5)
+    off_center_N = np.abs(np.asarray(columns["pit"], np.float64) - 0.5)
     for level in COVERAGE_LEVELS:
-        averaged[coverage_name(level)] = (off_centre_N <= level / 2).astype(np.float64)
+        averaged[coverage_name(level)] = (off_center_N <= level / 2).astype(np.float64)
     return averaged
 
 

@@ -40,7 +40,7 @@ def scores(densities: Densities, redshift_N: NDArray[np.float64]) -> dict[str, F
     """Scores of densities against the truth.
 
     Args:
-        densities: of N objects.
+        densities: densities of N objects.
         redshift_N: float64 (N,), the truth, NaN where it is not known.
 
     Returns:

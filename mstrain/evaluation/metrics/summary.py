@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from msdata.errors import DataError
+from msdata.errors import DataError, MissingPackageError
 from mstrain.evaluation.metrics.binning import Binning, metrics_in_bins
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import LIKELIHOOD_FLOOR, Floats
 from mstrain.evaluation.metrics.estimates import POINT_METRICS, Columns, Estimate, metrics_of
-from mstrain.evaluation.metrics.kolmogorov import kolmogorov_smirnov
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES
 
 
@@ -29,7 +28,7 @@ class Summary:
         density: crps, cde_loss, log_likelihood, coverage_0.68, coverage_0.9, coverage_0.95.
         pit_ks: Kolmogorov-Smirnov statistic of the PITs against uniform.
         pit_ks_p: its probability if the densities were right.
-        binnings: the same in bins, for the mean of the density.
+        binnings: metrics in bins, for the mean of the density.
         bootstrap: how the intervals were made.
     """
 
@@ -48,7 +47,7 @@ class Summary:
         return asdict(self)
 
 
-def summarise(
+def summarize(
     columns: Columns,
     config: BootstrapConfig,
     *,
@@ -59,7 +58,7 @@ def summarise(
 
     Args:
         columns: (N,) each: "redshift" (NaN where unknown), the point estimates and the scores.
-        config: of the intervals.
+        config: how intervals are made.
         binned_by: for each quantity to bin by, the name of its column and the bins' edges.
         skipped: quantities that cannot be binned by, and why.
 
@@ -80,7 +79,7 @@ def summarise(
         name: metrics_of(known, config, estimate=name, has_densities=name == first)
         for name in POINT_ESTIMATES
     }
-    distance, probability = kolmogorov_smirnov(known["pit"])
+    uniformity = _import_stats().kstest(known["pit"], "uniform")
     floor = np.log(LIKELIHOOD_FLOOR)
     return Summary(
         num_samples=num_known,
@@ -88,8 +87,8 @@ def summarise(
         num_floored=int((known["log_likelihood"] <= floor).sum()),
         points={name: {n: found[n] for n in POINT_METRICS} for name, found in metrics.items()},
         density={n: e for n, e in metrics[first].items() if n not in POINT_METRICS},
-        pit_ks=distance,
-        pit_ks_p=probability,
+        pit_ks=float(uniformity.statistic),
+        pit_ks_p=float(uniformity.pvalue),
         binnings=(
             *(metrics_in_bins(known, name, *how, config) for name, how in binned_by.items()),
             *(
@@ -99,3 +98,18 @@ def summarise(
         ),
         bootstrap=config,
     )
+
+
+def check_scipy() -> None:
+    """Raises MissingPackageError unless SciPy is installed."""
+    _import_stats()
+
+
+def _import_stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise MissingPackageError(
+            "the Kolmogorov-Smirnov test needs SciPy: pip install 'msdata[train]'"
+        ) from error
+    return stats

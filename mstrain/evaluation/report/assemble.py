@@ -29,12 +29,12 @@ def assemble(
     """Gathers what a report shows.
 
     Args:
-        predictions: of all samples of the split, in its order.
+        predictions: all samples of the split, in its order.
         summary: their metrics.
         split: from which the gallery's cutouts come.
         other_priors: metrics under other priors than the table's, by name.
         journal: lines of the run's metrics.jsonl.
-        settings: of the run.
+        settings: settings of the run.
         trained_on: fingerprint of the data set of the training.
 
     Raises:

@@ -11,8 +11,8 @@ from typing import Any
 from msdata.errors import MissingPackageError
 from mstrain.evaluation.report.wording import printable
 
-# Okabe and Ito's palette, told apart with any kind of colour vision (Wong 2011, Nature Methods 8,
-# 441); the colour map has the same property.
+# Okabe and Ito's palette, told apart with any kind of color vision (Wong 2011, Nature Methods 8,
+# 441); the color map has the same property.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, GREY, PALE = "#1f2933", "#6b7780", "#d9dee2"
 COLOUR_MAP = "cividis"
@@ -84,13 +84,13 @@ def check_installed() -> None:
 
 
 class Canvas:
-    """A figure under way; a context manager that keeps the style to itself.
+    """A figure being drawn; a context manager that keeps the style to itself.
 
     Args:
         width: inches.
         height: inches.
-        rows: of panels.
-        columns: of panels.
+        rows: rows of panels.
+        columns: columns of panels.
         **options: of `Figure.subplots`, such as `sharex`.
 
     Attributes:

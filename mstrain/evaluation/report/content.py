@@ -41,7 +41,7 @@ class Content:
     """Everything a report shows.
 
     Attributes:
-        title: of the page.
+        title: the page's title.
         facts: rows of the table at the top: what was evaluated on what.
         notes: sentences the reader should know before the numbers.
         columns: the predictions, (N,) each, without densities.
@@ -75,7 +75,7 @@ class Content:
 
 
 def gallery_rows(crps_N: Floats) -> list[tuple[float, int]]:
-    """Which objects to show: at fixed places in the order of CRPS, so that nobody picks them.
+    """Which objects to show: at fixed places in the order of CRPS, so none is hand-picked.
 
     Args:
         crps_N: float64 (N,), NaN where the redshift is not known.

@@ -68,7 +68,7 @@ def draw_stacked(content: Content) -> Picture:
         panel.stairs(heights, coarse, color=GREY, fill=True, alpha=0.3, label="spectroscopic")
         panel.stairs(stacked, coarse, color=BLUE, linewidth=1.4, label="mean of the densities")
         top = edges[-1] if not len(inside) else min(edges[-1], 1.15 * np.quantile(inside, 0.999))
-        panel.set(xlabel="redshift z", ylabel="objects per unit redshift (normalised)")
+        panel.set(xlabel="redshift z", ylabel="objects per unit redshift (normalized)")
         panel.set(xlim=(edges[0], top))
         panel.set_ylim(bottom=0)
         panel.legend(loc="upper right")
@@ -82,9 +82,9 @@ def draw_stacked(content: Content) -> Picture:
 
 def draw_coverage(content: Content) -> Picture:
     """Share of objects in their central intervals, against the intervals' probability."""
-    off_centre = np.sort(2 * np.abs(content.known("pit") - 0.5))
+    off_center = np.sort(2 * np.abs(content.known("pit") - 0.5))
     levels = np.linspace(0, 1, 201)
-    found = np.searchsorted(off_centre, levels, side="right") / len(off_centre)
+    found = np.searchsorted(off_center, levels, side="right") / len(off_center)
     with Canvas(4.2, 3.4) as canvas:
         (panel,) = canvas.panels
         panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)

@@ -15,8 +15,8 @@ from mstrain.evaluation.report.canvas import BLUE, INK, ORANGE, PALE, Canvas, Pi
 from mstrain.evaluation.report.content import Content, GalleryObject
 
 _MAX_STAMPS = 3
-# Red, green and blue of a picture in false colours: the longest of three wavelengths is red.
-_COLOURS = ("i", "r", "g")
+# Red, green and blue of a picture in false colors: the longest of three wavelengths is red.
+_COLORS = ("i", "r", "g")
 
 
 def draw_gallery(content: Content) -> list[Picture]:
@@ -65,7 +65,7 @@ def _draw_density(panel: Any, found: GalleryObject, edges: Floats) -> None:
 
 
 def _stamps(sample: Mapping[str, Any], schema: Schema) -> list[tuple[str, NDArray[np.uint8]]]:
-    """A grey or colour picture of each image array, at most three."""
+    """A gray or color picture of each image array, at most three."""
     found = []
     for survey in schema.arrays:
         array = np.asarray(sample[survey.name])
@@ -82,9 +82,9 @@ def _stamps(sample: Mapping[str, Any], schema: Schema) -> list[tuple[str, NDArra
 def _stamp(survey: Survey, image_BHW: NDArray[Any]) -> tuple[str, NDArray[np.uint8]]:
     height = image_BHW.shape[1] * (survey.pixel_scale_arcsec or 0)
     side = f', {height:.0f}"' if height else ""
-    if all(band in survey.bands for band in _COLOURS):
-        bands = [survey.bands.index(band) for band in _COLOURS]
-        colours = np.stack([stretch(image_BHW[band]) for band in bands], axis=-1)
-        return f"{survey.name} {''.join(_COLOURS)}{side}", colours
+    if all(band in survey.bands for band in _COLORS):
+        bands = [survey.bands.index(band) for band in _COLORS]
+        colors = np.stack([stretch(image_BHW[band]) for band in bands], axis=-1)
+        return f"{survey.name} {''.join(_COLORS)}{side}", colors
     name = f" {survey.bands[0]}" if survey.bands else ""
     return f"{survey.name}{name}{side}", stretch(image_BHW[0])

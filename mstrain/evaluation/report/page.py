@@ -29,7 +29,7 @@ from mstrain.evaluation.report.wording import (
 MARK = b'<link rel="icon" href="data:,">\n<title>'
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1f2933; --grey: #56626c; --line: #d9dee2; --blue: #00538a; }
+:root { color-scheme: light; --ink: #1f2933; --gray: #56626c; --line: #d9dee2; --blue: #00538a; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink);
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -42,9 +42,9 @@ a { color: var(--blue); }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; padding: 0; }
 .tiles div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem;
              flex: 1 1 9.5rem; }
-.tiles dt { color: var(--grey); font-size: .85rem; }
+.tiles dt { color: var(--gray); font-size: .85rem; }
 .tiles dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.tiles small { display: block; color: var(--grey); font-size: .8rem; }
+.tiles small { display: block; color: var(--gray); font-size: .8rem; }
 .note { border-left: 4px solid #E69F00; padding: .3rem .9rem; background: #fdf6e7; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -55,9 +55,9 @@ th:first-child, td:first-child, .facts td { text-align: left; white-space: norma
 .row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
 figure { margin: 1rem 0; }
 figure img { display: block; width: 100%; height: auto; }
-figcaption { color: var(--grey); font-size: .88rem; max-width: 46rem; }
+figcaption { color: var(--gray); font-size: .88rem; max-width: 46rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--blue); }
-footer { color: var(--grey); font-size: .85rem; margin: 3rem 0 2rem; }
+footer { color: var(--gray); font-size: .85rem; margin: 3rem 0 2rem; }
 @media print { nav, details { display: none; } figure, table { break-inside: avoid; }
                .scroll { overflow: visible; } table { font-size: .62rem; }
                th, td { padding-right: .4rem; } }
@@ -152,7 +152,7 @@ def _gallery(content: Content) -> str:
         return "<p>No object was drawn.</p>"
     return (
         "<p>Objects at fixed places in the order of CRPS, from good to worst. Solid line: "
-        "spectroscopic redshift; dashed: mean of the density; grey: its central 68 %. Stamps are "
+        "spectroscopic redshift; dashed: mean of the density; gray: its central 68 %. Stamps are "
         "stretched each on its own.</p>" + _figures(pictures)
     )
 
@@ -164,7 +164,7 @@ def _training(content: Content) -> str:
         return "<p>The run has no metrics.jsonl with a whole epoch.</p>"
     missing = drawn[2] is None
     return _figures(pictures) + (
-        "<p>The run had no cache, so there are no hits to compare with a forecast.</p>"
+        "<p>The run had no cache, so it has no hits to compare with a forecast.</p>"
         if missing
         else ""
     )

@@ -87,10 +87,10 @@ def _draw_residual_panel(
     cells = (np.linspace(low, high, 70), np.linspace(-limit, limit, 61))
     _draw_counts(canvas, panel, (values, residual), cells)
     panel.axhline(0, color=GREY, linewidth=0.8)
-    centres, bands = _running(values, residual)
-    panel.plot(centres, bands[:, 1], color=RED, label="median")
+    centers, bands = _running(values, residual)
+    panel.plot(centers, bands[:, 1], color=RED, label="median")
     for column, label in ((0, "16 %, 84 %"), (2, None)):
-        panel.plot(centres, bands[:, column], "--", color=RED, linewidth=1.1, label=label)
+        panel.plot(centers, bands[:, column], "--", color=RED, linewidth=1.1, label=label)
 
 
 def _running(values: Floats, residual: Floats) -> tuple[Floats, Floats]:
@@ -98,9 +98,9 @@ def _running(values: Floats, residual: Floats) -> tuple[Floats, Floats]:
     num_bins = int(np.clip(len(values) // 40, 4, 25))
     parts = np.array_split(np.argsort(values, kind="stable"), num_bins)
     parts = [part for part in parts if len(part) >= _MIN_RUNNING_COUNT]
-    centres = np.array([np.median(values[part]) for part in parts])
+    centers = np.array([np.median(values[part]) for part in parts])
     bands = np.array([np.quantile(residual[part], (0.16, 0.5, 0.84)) for part in parts])
-    return centres, bands.reshape(-1, 3)
+    return centers, bands.reshape(-1, 3)
 
 
 def draw_bins(binnings: Sequence[Binning]) -> Picture | None:
@@ -141,10 +141,10 @@ def _draw_bin_panel(panel: Any, binning: Binning, name: str, scale: float) -> No
         if not found.metrics:
             continue
         metric = found.metrics[name]
-        centre = (found.low + found.high) / 2
-        panel.plot([centre, centre], [scale * metric.low, scale * metric.high], color=BLUE)
+        center = (found.low + found.high) / 2
+        panel.plot([center, center], [scale * metric.low, scale * metric.high], color=BLUE)
         panel.plot([found.low, found.high], [scale * metric.value] * 2, color=BLUE, linewidth=0.9)
-        panel.plot(centre, scale * metric.value, "o", color=BLUE, markersize=4)
+        panel.plot(center, scale * metric.value, "o", color=BLUE, markersize=4)
     panel.grid(visible=True, axis="y")
 
 

@@ -63,7 +63,7 @@ class TextTable:
 
     Attributes:
         caption: what it shows.
-        head: of the columns.
+        head: names of the columns.
         rows: cells, the first one naming its row.
     """
 
@@ -126,7 +126,7 @@ def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> T
     """The same network under several priors, side by side; None where there is one alone.
 
     Args:
-        name: of the prior that all else is shown under.
+        name: prior that all else is shown under.
         summary: its metrics.
         others: those of other priors, by name.
     """

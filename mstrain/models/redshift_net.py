@@ -1,6 +1,6 @@
 """The whole network: an encoder for each image that the augmenter gives, joined before the head.
 
-Early fusion is one encoder over all bands on a common grid; late fusion is one a survey, each on
+Early fusion is one encoder over all bands on a common grid; late fusion is one per survey, each on
 its own grid. Which it is follows from the images' shapes alone.
 """
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mstrain.config import ModelConfig
-from mstrain.models.heads import BinHead
 from mstrain.models.resnet import ResNet
 
 
@@ -21,7 +20,7 @@ class RedshiftNet(nn.Module):
 
     Args:
         shapes: (channels, height, width) of each image by its name, as the augmenter has them.
-        config: of the network.
+        config: settings of the network.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
@@ -55,3 +54,42 @@ def _encoder(shape: tuple[int, ...], config: ModelConfig) -> ResNet:
         norm=config.norm,
         is_small=min(shape[1:]) < config.small_stem_below,
     )
+
+
+class BinHead(nn.Module):
+    """Joins E(B-V) to pooled features and gives logits of the redshift bins.
+
+    Args:
+        num_features: features of all encoders together.
+        config: settings of the network.
+    """
+
+    # E(B-V) of a few hundredths becomes as large as a feature.
+    _EBV_SCALE = 10.0
+
+    def __init__(self, num_features: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.has_ebv = config.ebv_column is not None
+        num_in = num_features + self.has_ebv
+        layers: list[nn.Module] = []
+        if config.hidden:
+            layers += [nn.Linear(num_in, config.hidden), nn.ReLU(inplace=True)]
+            num_in = config.hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(num_in, config.num_bins))
+
+    def forward(self, features: Tensor, ebv: Tensor | None) -> Tensor:
+        """Logits.
+
+        Args:
+            features: (B, num_features).
+            ebv: E(B-V) in magnitudes, (B,); needed where the network was made with it.
+
+        Returns:
+            (B, num_bins).
+        """
+        if self.has_ebv:
+            assert ebv is not None, "this network was trained with E(B-V)"
+            reddening = (ebv * self._EBV_SCALE).to(features.dtype)
+            features = torch.cat([features, reddening[:, None]], dim=1)
+        logits: Tensor = self.layers(features)
+        return logits

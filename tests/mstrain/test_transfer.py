@@ -18,7 +18,7 @@ import torch
 import msdata
 from benchmarks import gpu
 from msdata.augment import AugmentConfig, open_augmenter, stream
-from mstrain.data.handover import Handover, use_device
+from mstrain.data.transfer import DeviceTransfer, use_device
 
 CPU = torch.device("cpu")
 
@@ -43,12 +43,12 @@ def events() -> list[Event]:
 
 
 @pytest.fixture
-def handover(events: list[Event]) -> Handover:
+def transfer(events: list[Event]) -> DeviceTransfer:
     def record() -> Event:
         events.append(Event())
         return events[-1]
 
-    return Handover(CPU, torch.channels_last, record)
+    return DeviceTransfer(CPU, torch.channels_last, record)
 
 
 def a_source(sources: list[Any], value: float) -> torch.Tensor:
@@ -58,36 +58,38 @@ def a_source(sources: list[Any], value: float) -> torch.Tensor:
 
 
 def test_an_image_is_held_until_the_copy_of_it_has_been_made(
-    handover: Handover, events: list[Event]
+    transfer: DeviceTransfer, events: list[Event]
 ) -> None:
     sources: list[Any] = []
     for number in range(3):
-        copy = handover.copied(a_source(sources, number))
+        copy = transfer.copied(a_source(sources, number))
         assert copy.is_contiguous(memory_format=torch.channels_last)
         assert (copy == number).all()
     gc.collect()
     assert [source() is None for source in sources] == [False, False, False]
     # The first two copies are made; the next batch gives back what they have read.
     events[0].is_over = events[1].is_over = True
-    handover.copied(a_source(sources, 3))
+    transfer.copied(a_source(sources, 3))
     gc.collect()
     assert [source() is None for source in sources] == [True, True, False, False]
     assert not any(event.was_waited_for for event in events)
 
 
-def test_at_the_end_the_last_copies_are_waited_for(handover: Handover, events: list[Event]) -> None:
-    with handover:
+def test_at_the_end_the_last_copies_are_waited_for(
+    transfer: DeviceTransfer, events: list[Event]
+) -> None:
+    with transfer:
         for number in range(2):
-            handover.copied(torch.full((1, 1, 2, 2), float(number)))
-    assert handover.num_held == 0
+            transfer.copied(torch.full((1, 1, 2, 2), float(number)))
+    assert transfer.num_held == 0
     assert all(event.was_waited_for for event in events)
 
 
 def test_on_the_cpu_images_are_taken_as_they_are_and_numbers_are_copied() -> None:
-    handover = Handover(CPU, torch.contiguous_format)
+    transfer = DeviceTransfer(CPU, torch.contiguous_format)
     image, numbers = np.ones((2, 3, 4, 5), np.float32), np.arange(3.0)
-    assert handover.image(image).data_ptr() == image.ctypes.data
-    taken = handover.numbers(numbers)
+    assert transfer.image(image).data_ptr() == image.ctypes.data
+    taken = transfer.numbers(numbers)
     numbers[:] = 7
     assert taken.tolist() == [0, 1, 2]
     use_device(CPU)

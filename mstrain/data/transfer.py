@@ -3,7 +3,7 @@
 On a GPU nothing here waits, neither for the GPU nor for the steps that are queued on it: a thread
 that waited would make its next batch only when the GPU has run dry.
 
-Images come by DLPack, and are given back to DALI as soon as nobody on the *host* holds them;
+Images come by DLPack, and are given back to DALI as soon as nothing on the *host* holds them;
 kernels that are queued and read them do not count. So they are copied into torch's memory, in the
 layout that the network wants (66 MB a batch of 128: 40 us on a GPU of 3 TB/s), and held until
 the copy has been made.
@@ -29,7 +29,7 @@ def use_device(device: torch.device) -> None:
     each rank would open a context there.
 
     Args:
-        device: of the network; a CPU is left alone.
+        device: the network's device; a CPU is left alone.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -47,11 +47,11 @@ def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if tensor.numel() else tensor
 
 
-class Handover:
+class DeviceTransfer:
     """Brings batches to a device; a context manager.
 
     Args:
-        device: of the network.
+        device: the network's device.
         layout: memory layout of images there.
         record: gives an event with `query()`, whether what was queued before it is done, and
             `synchronize()`, which waits for that.
@@ -71,14 +71,14 @@ class Handover:
 
     @property
     def num_held(self) -> int:
-        """Images that are held for copies under way."""
+        """Images that are held for copies in flight."""
         return len(self._sources)
 
     def image(self, image: Any) -> Tensor:
         """An image as a tensor on the device.
 
         Args:
-            image: of the augmenter: a NumPy array, or what speaks DLPack.
+            image: the augmenter's, as a NumPy array or a DLPack exporter.
 
         Returns:
             float32 (B, C, H, W). On the CPU the augmenter's own memory, where the layout is right:
@@ -101,11 +101,11 @@ class Handover:
             self._sources.popleft()
         return target
 
-    def __enter__(self) -> Handover:
+    def __enter__(self) -> DeviceTransfer:
         return self
 
     def __exit__(self, *of_error: object) -> None:
-        """Lets go of what is held, once it is not read any more."""
+        """Releases what is held, once the last copy has read it."""
         while self._sources:
             self._sources[0][0].synchronize()
             self._sources.popleft()

@@ -1,4 +1,4 @@
-"""Network, optimiser and averaged weights: what learns, and what a checkpoint has to hold of it."""
+"""Network, optimizer and averaged weights: what learns, and what a checkpoint has to hold of it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from msdata.errors import MsdataError
 from mstrain.config import ComputeConfig, TrainConfig
 from mstrain.data.batches import TensorBatch
 from mstrain.distributed import Ranks
-from mstrain.models.fusion import RedshiftNet
 from mstrain.models.loss import BinLoss
-from mstrain.models.norms import synchronise_norms
+from mstrain.models.norms import synchronize_norms
+from mstrain.models.redshift_net import RedshiftNet
 from mstrain.training.optim import (
     AveragedModel,
     learning_rate,
@@ -33,20 +33,26 @@ _EMPTY_BIN_NATS = 30.0
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a forward pass with `compute.precision`; nothing for "float32"."""
+    dtype = _AUTOCAST.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
 class DivergedError(MsdataError):
-    """The loss is no number any more. Exit code 1."""
+    """The loss is NaN or infinite. Exit code 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSums:
-    """What an optimiser step did, over all ranks; tensors, so that no GPU is waited for.
+    """What an optimizer step did, over all ranks; tensors, so that no GPU is waited for.
 
     Attributes:
         loss_sum: sum of weight times loss.
         weight_sum: sum of weights.
-        num_samples: of the batch.
+        num_samples: samples in the batch.
         gradient_norm: before clipping.
-        learning_rate: of the step.
+        learning_rate: rate of the step.
     """
 
     loss_sum: Tensor
@@ -61,15 +67,15 @@ class StepSums:
         return float(self.loss_sum / self.weight_sum)
 
 
-class Learner:
+class TrainStep:
     """Takes batches, learns.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         shapes: (channels, height, width) of each image, by name.
         ranks: this rank's place and device.
-        weights: of redshift bins in the loss, see `mstrain.models.loss.redshift_weights`.
-        num_steps: optimiser steps of the whole training.
+        weights: weights of redshift bins, see `mstrain.models.loss.redshift_weights`.
+        num_steps: optimizer steps of the whole training.
         log_factor: (num_bins,), what undoes the weights in validation, see
             `mstrain.models.prior.TrainedPrior.natural_factor`; None for nothing.
     """
@@ -79,8 +85,8 @@ class Learner:
         config: TrainConfig,
         shapes: Mapping[str, tuple[int, ...]],
         ranks: Ranks,
-        *,
         weights: Tensor | None,
+        *,
         num_steps: int,
         log_factor: Tensor | None = None,
     ) -> None:
@@ -90,7 +96,7 @@ class Learner:
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         is_synced = ranks.count > 1 and config.model.sync_batch_norm
-        self.model = synchronise_norms(model, ranks.device) if is_synced else model
+        self.model = synchronize_norms(model, ranks.device) if is_synced else model
         decay = config.optim.ema_decay
         self.average = AveragedModel(self.model, decay) if decay else None
         self.loss = BinLoss(config.loss, config.model, weights).to(ranks.device)
@@ -105,10 +111,7 @@ class Learner:
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _AUTOCAST.get(self._config.compute.precision)
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self._ranks.device.type, dtype)
+        return autocast(self._config.compute.precision, self._ranks.device)
 
     def _alone(self) -> AbstractContextManager[Any]:
         """Keeps gradients from being summed over ranks: of a step's parts but the last."""
@@ -117,7 +120,7 @@ class Learner:
         return nullcontext()
 
     def add(self, batch: TensorBatch) -> None:
-        """Adds a batch's gradients to those of the step under way.
+        """Adds a batch's gradients to those of the current step.
 
         Gradients are those of the sum of losses over a constant, the batch's nominal size: what
         they really have to be divided by is known once all ranks and parts are through.
@@ -137,7 +140,7 @@ class Learner:
         """Makes the step that the added batches belong to.
 
         Args:
-            number: of the step, from 0.
+            number: the step's number, from 0.
         """
         sums = self._ranks.sum(self._sums.clone())
         self._sums.zero_()
@@ -216,7 +219,7 @@ def _wrapped(
         return net
     options: dict[str, Any] = {}
     if is_synced:
-        # Synchronised statistics are equal on all ranks already. Older torches know the other name.
+        # Synchronized statistics are equal on all ranks already. Older torches know the other name.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers"
         options[name if name in known else "broadcast_buffers"] = False
@@ -229,10 +232,10 @@ def _wrapped(
 
 
 def check_finite(loss_sum: Tensor, step: int) -> None:
-    """Raises DivergedError where the loss is no number; on a GPU this waits for it.
+    """Raises DivergedError if the loss is NaN or infinite; on a GPU this waits for it.
 
     Args:
-        loss_sum: of one step, or of all since the last look.
+        loss_sum: sum over one step, or over all since the last check.
         step: the newest of them.
     """
     if not bool(torch.isfinite(loss_sum)):

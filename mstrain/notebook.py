@@ -1,0 +1,228 @@
+"""Training, evaluation and prediction as functions, for a notebook or a script of one process.
+
+Nothing is left behind: no signal handler, no process group, no thread, and torch's number of
+threads and random state are what they were. Errors are exceptions. Several processes (GPUs, nodes)
+are what the commands are for: `torchrun --nproc-per-node 4 -m mstrain.train ...`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import msdata
+from msdata.errors import UsageError
+from msdata.topology import from_env
+from mstrain.config import TrainConfig, batch_per_rank
+from mstrain.distributed import Ranks, StopRequest, choose_device, set_threads
+from mstrain.evaluation.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    PredictionConfig,
+    evaluate_on_ranks,
+    predict_on_ranks,
+)
+from mstrain.evaluation.inference import DEFAULT_BATCH
+from mstrain.evaluation.predictions import Predictions, read_predictions
+from mstrain.models.prior import NATURAL
+from mstrain.training.checkpoint import check_run_folder, locked_run
+from mstrain.training.run import train_on_ranks
+
+Data = msdata.Dataset | Path | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training left.
+
+    Attributes:
+        run: its folder, which `evaluate`, `predict` and `load_model` take.
+        num_steps: optimizer steps, those before a resume included.
+        best_validation_loss: least mean cross-entropy of split "val", in nats; None without one.
+    """
+
+    run: Path
+    num_steps: int
+    best_validation_loss: float | None
+
+
+def train(
+    config: TrainConfig, data: Data, out: Path | str, *, is_quiet: bool = False
+) -> TrainResult:
+    """Trains a network in this process, or resumes a run from its last checkpoint.
+
+    `mstrain train RECIPE DATA --out RUN` writes the same run. Ctrl-C raises KeyboardInterrupt; the
+    same call then resumes from the last checkpoint.
+
+        config = dataclasses.replace(mstrain.RECIPES["demo"](), epochs=5)
+        result = mstrain.train(config, "DATA", "RUN")
+
+    Args:
+        config: a recipe's, `mstrain.RECIPES[name]()`, or one of your own. Its `batch_size` counts
+            the samples of a step over all ranks, which here are one; `msdata.Loader`'s counts
+            those of one rank.
+        data: a data set, or its folder; with split "train", and "val" to validate on.
+        out: the run's folder; made if it does not exist.
+        is_quiet: print no progress to stderr.
+
+    Returns:
+        The run's folder and its best validation loss.
+
+    Raises:
+        UsageError: the folder holds another run, the data lack what the settings ask for, or a
+            launcher started several ranks.
+        DataError: the data or the last checkpoint are damaged, or E(B-V) is unknown or implausible.
+        DivergedError: the loss is NaN or infinite; earlier checkpoints are kept.
+        StorageError: the file system refused.
+    """
+    out = Path(out)
+    opened = data if isinstance(data, msdata.Dataset) else msdata.open(data)
+    with _one_rank("train", config.compute.device, config.compute.threads) as ranks:
+        batch_per_rank(config, ranks.count)
+        check_run_folder(out)
+        with locked_run(out):
+            # Not entered: signals stay the caller's.
+            progress = train_on_ranks(out, config, opened, ranks, StopRequest(), is_quiet=is_quiet)
+    best = progress.best_loss
+    return TrainResult(
+        run=out,
+        num_steps=progress.step,
+        best_validation_loss=best if math.isfinite(best) else None,
+    )
+
+
+def evaluate(
+    run: Path | str,
+    data: Data,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    **options: Any,
+) -> Evaluation:
+    """Measures a trained network on a split, and draws a report.
+
+    `mstrain evaluate RUN DATA` writes the same files.
+
+        found = mstrain.evaluate("RUN", "DATA", split="val", has_report=False)
+        found.summary.points["z_mean"]["nmad"].value
+
+    Args:
+        run: the run's folder.
+        data: a data set, or its folder.
+        out: folder of the predictions, metrics and report; None means the run's.
+        device: "auto", "cpu" or "cuda".
+        **options: fields of `mstrain.evaluation.evaluation.EvaluationConfig`: split ("test"),
+            checkpoint ("best" or "last"), prior ("natural", "as-trained" or a CSV file),
+            has_any_pixels, batch_size, magnitude_column, redshift_edges, magnitude_edges,
+            bootstrap, has_report (True), is_quiet (False).
+
+    Returns:
+        The metrics with their intervals, and the paths of the files.
+
+    Raises:
+        UsageError: the run, the data or the options do not go together, or a launcher started
+            several ranks.
+        DataError: something is damaged, no sample has a redshift, or the network's densities are
+            not finite.
+        StorageError: the file system refused.
+        TypeError: an option is unknown.
+    """
+    config = EvaluationConfig(**options)
+    with _one_rank("evaluate", device) as ranks:
+        found = evaluate_on_ranks(
+            Path(run), _folder(data), Path(run if out is None else out), config, ranks
+        )
+    assert found is not None
+    return found
+
+
+def predict(
+    run: Path | str,
+    data: Data,
+    out: Path | str,
+    *,
+    split: str | None = None,
+    columns: Sequence[str] = (),
+    checkpoint: str = "best",
+    prior: str = NATURAL,
+    has_any_pixels: bool = False,
+    batch_size: int = DEFAULT_BATCH,
+    device: str = "auto",
+    is_quiet: bool = False,
+) -> Predictions:
+    """Writes a table of redshift densities; the data need no redshifts.
+
+    `mstrain predict RUN DATA OUT.parquet` writes the same table.
+
+        found = mstrain.predict("RUN", "DATA", "out.parquet", columns=["ra", "dec"])
+        found.columns["z_mean"]  # float64 (N,)
+        found.densities_of([0])  # float32 (1, num_bins), per unit redshift
+
+    Args:
+        run: the run's folder.
+        data: a data set, or its folder.
+        out: the table's file, *.parquet; replaced if it is a table of predictions.
+        split: which split; None takes all that have samples, one after the other.
+        columns: columns of the index to copy into the table.
+        checkpoint: "best" by validation loss, or "last".
+        prior: "natural", "as-trained", or a CSV file with columns z_low, z_high, count.
+        has_any_pixels: accept pixels whose dtype, unit, zero-point or statistics differ from the
+            training's.
+        batch_size: samples at a time.
+        device: "auto", "cpu" or "cuda".
+        is_quiet: print no progress to stderr.
+
+    Returns:
+        The open table, a row per sample in the order of the index.
+
+    Raises:
+        UsageError: the run, the data or the options do not go together, or a launcher started
+            several ranks.
+        DataError: something is damaged, or the network's densities are not finite.
+        StorageError: the file system refused.
+    """
+    config = PredictionConfig(
+        split=split,
+        columns=tuple(columns),
+        checkpoint=checkpoint,
+        prior=prior,
+        has_any_pixels=has_any_pixels,
+        batch_size=batch_size,
+        is_quiet=is_quiet,
+    )
+    with _one_rank("predict", device) as ranks:
+        predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
+    return read_predictions(out)
+
+
+def _folder(data: Data) -> Path:
+    return data.path if isinstance(data, msdata.Dataset) else Path(data)
+
+
+@contextmanager
+def _one_rank(name: str, device: str, threads: int | None = None) -> Iterator[Ranks]:
+    """This process as the only rank; puts torch's settings back at the end.
+
+    Raises:
+        UsageError: a launcher started several ranks, or the device does not exist.
+    """
+    topology = from_env()
+    if topology.num_ranks > 1:
+        raise UsageError(
+            f"mstrain.{name}() runs in one process, got rank {topology.rank} of "
+            f"{topology.num_ranks}; start ranks with torchrun -m mstrain.{name}"
+        )
+    chosen = choose_device(device, topology)
+    num_threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng([chosen] if chosen.type == "cuda" else []):
+            set_threads(threads, topology)
+            yield Ranks(topology=topology, device=chosen)
+    finally:
+        torch.set_num_threads(num_threads)
