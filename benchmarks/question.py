@@ -46,8 +46,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.data is not None and not (self.data / "dataset.json").is_file():
             raise UsageError(
-                f"{self.data} is no data set (it has no dataset.json): give the folder that "
-                "`msdata pack` wrote, or --mock N"
+                f"{self.data} is not an msdata dataset (dataset.json not found): give the folder "
+                "that `msdata pack` wrote, or --mock N"
             )
         if self.mock is not None and self.mock < 1:
             raise UsageError(f"--mock {self.mock} makes no samples; at least 1 is needed")

@@ -27,7 +27,7 @@ ROOMS = {
         *("evaluation", "notebook", "cli", "__main__", "train", "evaluate", "predict"),
     ),
 }
-MAX_MODULES_OF_A_ROOM = 22
+MAX_MODULES_OF_A_ROOM = 20
 # Of the plan, all but what reads files and draws.
 COMPUTING = ("order", "weighted", "random_words", "assign", "ownership", "forecast")
 

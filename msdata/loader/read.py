@@ -340,6 +340,6 @@ class SampleReader:
         if found != expected:
             raise DataError(
                 f"{self._files.path(int(filling.shards[i]))}: sample "
-                f"{self._split.sample_id(sample)} was altered (checksum {found:08x}, the index "
-                f"says {expected:08x}); run 'msdata verify --repair {self._split.dataset.path}'"
+                f"{self._split.sample_id(sample)} is corrupt: CRC32C {found:08x}, "
+                f"expected {expected:08x}; run 'msdata verify --repair {self._split.dataset.path}'"
             )

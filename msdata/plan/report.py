@@ -259,7 +259,7 @@ def _measure_quality(
 
 
 def _measure_change(orders: _Orders) -> dict[str, quality.Measured]:
-    """How epochs 1 and 2 differ; for draws by weights, how many samples an epoch has."""
+    """How epochs 1 and 2 differ; for draws by weights, the number of samples per epoch."""
     job = orders.job
     one, other = map(orders.of, _COMPARED_EPOCHS)
     if job.weights is None:

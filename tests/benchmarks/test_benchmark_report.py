@@ -170,7 +170,7 @@ def test_results_that_mean_different_things_are_not_compared(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["limit", "--data", "nowhere", "--out", "o"], "nowhere is no data set"),
+        (["limit", "--data", "nowhere", "--out", "o"], "nowhere is not an msdata dataset"),
         (["limit", "--mock", "0", "--out", "o"], "makes no samples"),
         (["report", "nowhere"], "nowhere is no folder"),
         (["report", "."], "holds no result to show"),

@@ -101,7 +101,7 @@ def test_what_is_corrupt_in_storage_is_an_error_in_the_first_epoch_already(
     alter_in_storage(split, [3, 20, 21, len(split) - 1])
     with make(split, caching.config(tmp_path, fill=fill), threads=threads) as loader:
         for _ in range(3):
-            with pytest.raises(DataError, match="was altered"):
+            with pytest.raises(DataError, match="is corrupt: CRC32C"):
                 hand_out(loader, expected)
         assert loader.stats()["cache"]["local"]["refused"] >= 1
 
@@ -152,7 +152,7 @@ def test_what_is_corrupt_on_the_ssd_comes_from_storage_or_is_an_error(
     alter_in_storage(split, [5])
     with (
         make(split, config, threads=threads) as loader,
-        pytest.raises(DataError, match="was altered"),
+        pytest.raises(DataError, match="is corrupt: CRC32C"),
     ):
         hand_out(loader, expected)
 
@@ -238,7 +238,7 @@ def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
             assert loader.stats()["totals"]["peer"]["samples"] > 0
             owned = np.isin(split.spans.shards(np.arange(len(split))), _shards_of(loader, 1))
             alter_in_storage(split, np.flatnonzero(owned)[::3].tolist())
-            with pytest.raises(DataError, match="was altered"):
+            with pytest.raises(DataError, match="is corrupt: CRC32C"):
                 hand_out(loader, expected, 3)
     finally:
         peers.close()
@@ -264,5 +264,5 @@ def test_a_checked_loader_reads_what_is_corrupt_in_memory_again_or_fails(
         assert hand_out(loader, expected) == len(split)
         os.pwrite(slots.fd, b"rotten", slots.record_at(9) + 11)
         alter_in_storage(split, list(range(len(split))))
-        with pytest.raises(DataError, match="was altered"):
+        with pytest.raises(DataError, match="is corrupt: CRC32C"):
             hand_out(loader, expected)

@@ -551,13 +551,13 @@ def test_a_shard_altered_in_storage_is_not_cached_and_fails_as_without_a_cache(
     shard.write_bytes(content)
     with make(split, caching.config(tmp_path)) as loader:
         wait_until_full(loader)
-        with pytest.raises(DataError, match="was altered"):
+        with pytest.raises(DataError, match="is corrupt: CRC32C"):
             loading.drain(loader)
         assert loader.stats()["cache"]["local"]["filled"] == len(split) - 1
         assert loader.stats()["cache"]["local"]["refused"] >= 1
     with (
         make(split, caching.config(tmp_path), verify=True) as loader,
-        pytest.raises(DataError, match="was altered"),
+        pytest.raises(DataError, match="is corrupt: CRC32C"),
     ):
         loading.drain(loader)
 

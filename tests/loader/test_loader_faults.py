@@ -169,7 +169,7 @@ def test_altered_bytes_are_found_where_asked_and_the_sample_named(folder, mode) 
         with pytest.raises(DataError) as caught:
             loading.run_epoch(loader)
         assert_one_sentence(
-            caught.value, str(path), f"sample {row['sample_id']} was altered", "msdata verify"
+            caught.value, str(path), f"sample {row['sample_id']} is corrupt", "msdata verify"
         )
     loader.close()
 
