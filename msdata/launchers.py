@@ -65,6 +65,23 @@ PMI = Launcher(
     local_ranks=("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
     even="mpiexec -ppn N",
 )
+# MVAPICH's mpirun_rsh, where it sets no PMI_*; and Flux, which sets PMI_* only for programs of MPI.
+MVAPICH = Launcher(
+    name="mpirun_rsh",
+    size="MV2_COMM_WORLD_SIZE",
+    rank="MV2_COMM_WORLD_RANK",
+    local_sizes=("MV2_COMM_WORLD_LOCAL_SIZE",),
+    local_ranks=("MV2_COMM_WORLD_LOCAL_RANK",),
+    even="mpirun_rsh and a hostfile with every host N times",
+)
+FLUX = Launcher(
+    name="flux run",
+    size="FLUX_JOB_SIZE",
+    rank="FLUX_TASK_RANK",
+    local_ranks=("FLUX_TASK_LOCAL_ID",),
+    num_nodes="FLUX_JOB_NNODES",
+    even="flux run --tasks-per-node=N",
+)
 # The step's variables: those of the job (SLURM_NTASKS, SLURM_NTASKS_PER_NODE) say what it may
 # start, not what it started.
 SLURM = Launcher(
@@ -77,8 +94,8 @@ SLURM = Launcher(
     even="srun --ntasks-per-node=N --distribution=block",
 )
 # Innermost first.
-LAUNCHERS = (TORCHRUN, OPEN_MPI, PMI, SLURM)
-MPI_LAUNCHERS = (OPEN_MPI, PMI)
+LAUNCHERS = (TORCHRUN, OPEN_MPI, PMI, MVAPICH, FLUX, SLURM)
+MPI_LAUNCHERS = (OPEN_MPI, PMI, MVAPICH, FLUX)
 # Step numbers of srun end here; batch scripts, shells of salloc (4294967290) and containers
 # have higher ones. Source: slurm.h, SLURM_MAX_NORMAL_STEP_ID.
 _LAST_STEP = 0xFFFFFFF0

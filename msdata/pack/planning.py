@@ -144,11 +144,12 @@ def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
 def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     source = detect_source(settings.source, settings.fits)
     objects = source.scan()
-    schema = source.schema
+    schema, notes = source.schema, tuple[str, ...]()
     if schema is None:
         head = objects.slice(0, NUM_LOOKED_AT)
         locations = list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
         schema = infer_schema(source, locations)
+        notes = _notes_on_entries(source, locations, schema)
     schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))
@@ -165,7 +166,28 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         )
     for split in {s.split for s in candidates.slices}:
         _make_folder(state.out / split)
+    candidates = replace(candidates, notes=(*candidates.notes, *notes))
     return state.save_plan(settings, schema, candidates)
+
+
+def _notes_on_entries(
+    source: Source, locations: Sequence[tuple[str, int]], schema: Schema
+) -> tuple[str, ...]:
+    """Names the entries of the first usable dict that shards leave out."""
+    for path, row in locations:
+        try:
+            sample = read_sample(source, path, row)
+        except SampleError:
+            continue
+        names = [n for n in sample if n not in schema.names and n not in schema.scalars]
+        if names:
+            listed = ", ".join(repr(n) for n in names[:5]) + (", ..." if len(names) > 5 else "")
+            return (
+                f"objects hold {listed}, which shards leave out: neither an array nor a number; "
+                "give text labels and flags as columns of the catalog",
+            )
+        break
+    return ()
 
 
 def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:

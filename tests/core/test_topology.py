@@ -53,6 +53,14 @@ OPEN_MPI = {
 }
 HYDRA = {"PMI_SIZE": "8", "PMI_RANK": "5", "MPI_LOCALNRANKS": "4", "MPI_LOCALRANKID": "1"}
 PALS = {"PMI_SIZE": "8", "PMI_RANK": "5", "PMI_LOCAL_SIZE": "4", "PMI_LOCAL_RANK": "1"}
+MVAPICH = {
+    **{"MV2_COMM_WORLD_SIZE": "8", "MV2_COMM_WORLD_RANK": "5"},
+    **{"MV2_COMM_WORLD_LOCAL_SIZE": "4", "MV2_COMM_WORLD_LOCAL_RANK": "1"},
+}
+FLUX = {
+    **{"FLUX_JOB_SIZE": "8", "FLUX_TASK_RANK": "5", "FLUX_TASK_LOCAL_ID": "1"},
+    "FLUX_JOB_NNODES": "2",
+}
 PMI2 = {"PMI_SIZE": "8", "PMI_RANK": "5", "PMI_JOBID": "7.3"}
 PMIX = {"PMIX_RANK": "5", "PMIX_NAMESPACE": "slurm.pmix.7.3"}
 # As rank 5 of two nodes of four ranks.
@@ -62,6 +70,9 @@ STARTED = {
     "mpirun": OPEN_MPI,
     "mpirun of Open MPI 5": {**OPEN_MPI, "PMIX_RANK": "5", "PMIX_NAMESPACE": "prterun-n0-42@1"},
     "mpiexec": HYDRA,
+    "mpirun_rsh": MVAPICH,
+    "mpirun_rsh with PMI": {**MVAPICH, "PMI_SIZE": "8", "PMI_RANK": "5"},
+    "flux run": FLUX,
     "mpiexec of PALS": PALS,
     "srun": step(5, "4(x2)"),
     "srun, nodes listed": step(5, "4,4"),

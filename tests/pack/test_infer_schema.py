@@ -96,3 +96,12 @@ def test_names_of_the_index_are_never_given_away() -> None:
     assert names == {"redshift": "object_redshift", "crc32c": "object_crc32c", "ra": "ra"}
     with pytest.raises(UsageError, match="array 'split' has a name that the index"):
         check_array_names(Schema(name="x", arrays=(Survey(name="split", shape=(2,)),)))
+
+
+def test_entries_that_shards_leave_out_are_named(tmp_path: Path) -> None:
+    for number in range(20):
+        sample = {"x": np.full((2, 3), number, np.float32), "survey": "SDSS", "is_star": False}
+        packing.write_object(tmp_path / "o" / f"{number:07d}.pkl", {**sample, "flux": 1.5})
+    process = packing.pack(tmp_path / "o", tmp_path / "out", "--jobs", "1")
+    assert process.returncode == 0, process.stderr
+    assert "objects hold 'survey', 'is_star', which shards leave out" in process.stdout
