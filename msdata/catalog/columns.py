@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from msdata.catalog.table import read_table
 from msdata.catalog.values import (
     EBV_RANGE,
+    POSITION_RANGES,
     REDSHIFT_RANGE,
     Limits,
     check_unit,
@@ -129,6 +130,10 @@ def read_catalog(
         kept["redshift"], doubted = within(kept["redshift"], redshift_range)
         notes += notes_on("redshifts", doubted, redshift_range, "--redshift-range")
         notes += note_on_zeros(kept["redshift"])
+    for name, limits in POSITION_RANGES.items():
+        if name in kept:
+            kept[name], outside = within(kept[name], limits)
+            notes += notes_on(f"{name} in degrees", outside, limits)
     wanted = [n for n in names if n not in chosen.values() and (columns is None or n in columns)]
     more = _further_columns(table.select(wanted), {*kept, *names}, id_name, ebv_range)
     ids = None if id_name is None else _ids_of(path, id_name, table.column(id_name))

@@ -30,6 +30,8 @@ REDSHIFT_RANGE = (-0.01, 8.0)
 # Maps have noise just below 0; behind more dust than 5 mag no galaxy has a redshift. -999, -9, 9.99
 # and 99 mean that there is none.
 EBV_RANGE = (-0.1, 5.0)
+# Degrees; some tables count right ascension from -180.
+POSITION_RANGES = {"ra": (-180.0, 360.0), "dec": (-90.0, 90.0)}
 _EBV_NAME = re.compile(r"(?<![a-z])(ebv|ebmv|e_?\(?b[-_]?v\)?)(?![a-df-z])")
 _NOT_EBV = re.compile(r"err|sig|std|unc|flag|^e_e")
 # Units of FITS columns that cannot be a position in degrees, or a redshift.
@@ -84,14 +86,16 @@ def within(column: pa.ChunkedArray, limits: Limits) -> tuple[pa.ChunkedArray, pa
     return pc.if_else(is_outside, nothing, column), pc.if_else(is_outside, column, nothing)
 
 
-def notes_on(what: str, outside: pa.ChunkedArray, limits: Limits, option: str) -> tuple[str, ...]:
+def notes_on(
+    what: str, outside: pa.ChunkedArray, limits: Limits, option: str | None = None
+) -> tuple[str, ...]:
     """A note on the values outside of limits, if there are some.
 
     Args:
         what: the values are.
         outside: what `within` gave.
         limits: those it was given.
-        option: sets the limits.
+        option: sets the limits, if they can be changed.
     """
     import pyarrow.compute as pc
 
@@ -101,8 +105,8 @@ def notes_on(what: str, outside: pa.ChunkedArray, limits: Limits, option: str) -
     examples = pc.unique(outside.drop_null()).slice(0, 3).to_pylist()
     return (
         f"{what} outside {limits[0]:g} to {limits[1]:g}, such as "
-        f"{', '.join(f'{v:g}' for v in examples)}, count as absent: {count:,} ({option} sets the "
-        "limits)",
+        f"{', '.join(f'{v:g}' for v in examples)}, count as absent: {count:,}"
+        + (f" ({option} sets the limits)" if option else ""),
     )
 
 

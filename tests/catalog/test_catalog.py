@@ -517,3 +517,13 @@ def test_text_in_latin_1_is_read_and_noted_and_utf_16_refused(tmp_path: Path) ->
     path.write_bytes(text.encode("utf-16"))
     with pytest.raises(UsageError, match=r"c\.csv is UTF-16 text; save it as UTF-8"):
         read_catalog(path)
+
+
+def test_positions_that_are_nowhere_on_the_sky_count_as_absent(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.csv"
+    path.write_text("id,redshift,ra,dec\n1,0.1,10,5\n2,0.2,400,5\n3,0.3,-20,95\n4,0.4,-999,-999\n")
+    catalog = read_catalog(path)
+    assert catalog.columns["ra"].to_pylist() == [10.0, None, -20.0, None]
+    assert catalog.columns["dec"].to_pylist() == [5.0, 5.0, None, None]
+    assert any("ra in degrees outside -180 to 360" in n and ": 2" in n for n in catalog.notes)
+    assert any("dec in degrees outside -90 to 90" in n and ": 2" in n for n in catalog.notes)
