@@ -75,6 +75,7 @@ ENVIRONMENT_READERS = {
 }
 
 MAX_FILE_LINES = 400
+MIN_FILE_LINES = 80
 MAX_FUNCTION_LINES = 60
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "manager", "common", "misc"}
 
@@ -285,6 +286,22 @@ def test_files_and_functions_are_short() -> None:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:
                 faults.append(f"{path.relative_to(ROOT)}: {node.name} has {length} lines")
+    assert not faults, faults
+
+
+def test_a_small_module_with_one_importer_says_why_it_stands_alone() -> None:
+    importers: dict[str, set[str]] = {}
+    for path in source_files("msdata", "mstrain"):
+        for found in imports_of(path):
+            importers.setdefault(found.target, set()).add(module_name(path))
+    faults = [
+        str(path.relative_to(ROOT))
+        for path in source_files("msdata", "mstrain")
+        if not path.stem.startswith("__")
+        and len(path.read_text(encoding="utf-8").splitlines()) < MIN_FILE_LINES
+        and len(importers.get(module_name(path), set()) - {module_name(path)}) == 1
+        and "stands alone" not in (ast.get_docstring(tree_of(path)) or "")
+    ]
     assert not faults, faults
 
 

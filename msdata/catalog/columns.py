@@ -130,10 +130,7 @@ def read_catalog(
         kept["redshift"], doubted = within(kept["redshift"], redshift_range)
         notes += notes_on("redshifts", doubted, redshift_range, "--redshift-range")
         notes += note_on_zeros(kept["redshift"])
-    for name, limits in POSITION_RANGES.items():
-        if name in kept:
-            kept[name], outside = within(kept[name], limits)
-            notes += notes_on(f"{name} in degrees", outside, limits)
+    notes += _keep_positions_on_the_sky(kept)
     wanted = [n for n in names if n not in chosen.values() and (columns is None or n in columns)]
     more = _further_columns(table.select(wanted), {*kept, *names}, id_name, ebv_range)
     ids = None if id_name is None else _ids_of(path, id_name, table.column(id_name))
@@ -150,6 +147,16 @@ def read_catalog(
         redshift_range=redshift_range,
         notes=(*notes, *more[1]),
     )
+
+
+def _keep_positions_on_the_sky(kept: dict[str, pa.ChunkedArray]) -> tuple[str, ...]:
+    """Nulls the positions that are nowhere, in place; and notes on them."""
+    notes: tuple[str, ...] = ()
+    for name, limits in POSITION_RANGES.items():
+        if name in kept:
+            kept[name], outside = within(kept[name], limits)
+            notes += notes_on(f"{name} in degrees", outside, limits)
+    return notes
 
 
 def _further_columns(

@@ -4,6 +4,8 @@ The viewer resamples so that the position lies exactly in the middle. It answers
 with all bands, so none are asked for and those that come are told by the header. Where coadds
 overlap the viewer itself lays them over the one grid, so there is nothing to choose; where it has
 no coadd it sends zeros, which unWISE's noise never gives.
+
+It stands alone because each module of a service holds one protocol.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Reads `catalog.json` for data cards; apart from `report`, which imports all that builds one."""
+"""Reads `catalog.json` for data cards.
+
+It stands alone because `report` imports all that builds a catalog.
+"""
 
 from __future__ import annotations
 
