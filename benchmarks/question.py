@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ def claimed_folder(out: Path) -> Iterator[None]:
     try:
         yield
     except UsageError:
-        mark.unlink()
-        with suppress(OSError):
+        if list(out.iterdir()) == [mark]:
+            mark.unlink()
             out.rmdir()
         raise
 

@@ -285,7 +285,7 @@ def test_no_fraction_of_nan_may_be_too_large_whatever_the_arrays(
     ("options", "says"),
     [
         (("--split", "1,0,0", "--split-column", "fold"), "contradict each other; give one of them"),
-        (("--max-nan-fraction", "0.5"), "no array here has named bands"),
+        (("--max-nan-fraction", "0.5"), "applies to no array: none has named bands"),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused(

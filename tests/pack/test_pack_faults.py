@@ -260,7 +260,7 @@ def test_a_refusal_of_the_file_system_names_file_and_cure(
         (("--shard-size", "1KB"), ["--shard-size must be at least 64KiB"]),
         (("--shard-size", "big"), ["a size must be like", "got 'big'"]),
         (("--seed", "-1"), ["--seed must be 0 to 2**63 - 1, got -1"]),
-        (("--jobs", "0"), ["--jobs 0"]),
+        (("--jobs", "0"), ["--jobs must be at least 1, got 0"]),
         (("--max-rejected", "-1"), ["--max-rejected must be at least 0, got -1"]),
         (("--max-nan-fraction", "2"), ["--max-nan-fraction must be 0 to 1, got 2.0"]),
         (("--inpaint", "panstars"), ["--inpaint must name one of image, spectrum, got panstars"]),
