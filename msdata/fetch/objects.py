@@ -55,10 +55,7 @@ class ObjectFetcher:
             StoppedError: the run is ending.
         """
         if not target.has_position:
-            reason = "it has no position in the catalog"
-            if abs(target.dec) > 90:
-                reason = f"its declination {target.dec:g} is beyond 90 degrees"
-            return _failed(target, REFUSED, "", reason)
+            return _failed(target, REFUSED, "", "it has no position in the catalog")
         arrays: dict[str, Fetched] = {}
         for adapter in self._adapters:
             name = adapter.survey.name
