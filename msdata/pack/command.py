@@ -65,7 +65,8 @@ def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
     from msdata.core.mpi import communicator
-    from msdata.pack.ranks import PeerError, pack_on_ranks
+    from msdata.pack.ranks import Ranks, serve_rank
+    from msdata.pack.run import pack
     from msdata.pack.state import PackState
 
     if args.jobs not in (None, 1):
@@ -76,17 +77,18 @@ def _run_on_ranks(
     world = communicator(topology)
     run_id = world.bcast(uuid.uuid4().hex, root=0)
     try:
-        return pack_on_ranks(
-            settings,
-            world,
-            resume=args.resume,
-            max_rejected=args.max_rejected,
-            is_quiet=args.quiet,
-        )
-    except PeerError as error:
-        # The rank that failed says why; one message is enough.
-        sys.exit(error.exit_code)
-    except MsdataError:
+        if world.Get_rank():
+            # Rank 0 says what failed; one message is enough.
+            sys.exit(serve_rank(settings, world))
+        with Ranks(world) as ranks:
+            return pack(
+                settings,
+                resume=args.resume,
+                max_rejected=args.max_rejected,
+                is_quiet=args.quiet,
+                ranks=ranks,
+            )
+    except (MsdataError, SystemExit):
         raise
     except BaseException as error:
         # Ranks that wait for this one would wait forever.
