@@ -14,7 +14,7 @@ EXTRAS = {
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
     "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.9", "scipy>=1.13"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.13"],
-    "catalog": ["matplotlib>=3.9"],
+    "catalog": ["astropy-healpix>=1.0", "matplotlib>=3.9"],
     # The peers that install beside the rest; benchmarks/peers/no-deps.txt has the others.
     "bench": [
         *("webdataset>=1.0", "matplotlib>=3.9", "psutil>=5.9", "scikit-learn>=1.4"),
@@ -25,7 +25,6 @@ EXTRAS = {
 # The two DALI builds install the same module, so `all` takes the one for CUDA 12.
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
 EXTRAS["dev"] = [
-    "astropy-healpix>=1.0",
     "hypothesis>=6.100",
     "mkdocs-material>=9.6",
     "mkdocstrings[python]>=0.30",

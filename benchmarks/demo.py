@@ -26,7 +26,7 @@ from benchmarks.harness import compare, host_facts, take_turns
 from benchmarks.load_rates import BATCH_SIZE, LOADER, NUM_THREADS, SEED, make_loader, run_loader
 from benchmarks.photoz import against_the_mean
 from benchmarks.workloads import run_msdata, run_mstrain
-from msdata.core.progress import rate_text
+from msdata.core.text import rate_text
 from msdata.dataset.dataset import Split
 from msdata.plan.order import epoch_order
 

@@ -53,10 +53,12 @@ HOMES: dict[str, set[str]] = {
         "msdata/catalog/build/report.py",
         "mstrain/evaluation/report/canvas.py",
     },
+    "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "speclite": {"msdata/mock/photometry.py"},
     "scipy": {"msdata/mock/nonnegative.py", "mstrain/evaluation/metrics/summary.py"},
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
+        "msdata/catalog/build/dust.py",
         "msdata/catalog/table.py",
         "msdata/sources/fits_image.py",
         "msdata/mock/templates.py",

@@ -27,9 +27,9 @@ from msdata.cache.transport.listen import LOOPBACK
 from msdata.cache.transport.mpi_group import open_group
 from msdata.cache.zmq_service import ZmqService
 from msdata.core.files import storage_error
-from msdata.core.progress import bytes_text
 from msdata.core.signals import ignore_signals
 from msdata.core.terminal import raw
+from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split, open_dataset
 from msdata.errors import StorageError, UsageError
 from msdata.topology import from_env, job_name, num_slurm_nodes

@@ -16,8 +16,7 @@ from msdata.cache.arena import peek
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.shared_file import is_used, read_rows
 from msdata.cache.slot_file import ROWS_AT, Header, SlotFile
-from msdata.core.progress import bytes_text
-from msdata.core.text import table_lines
+from msdata.core.text import bytes_text, table_lines
 from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
 from msdata.plan.ownership import Ownership, equal_nodes
 from msdata.topology import Topology

@@ -25,7 +25,7 @@ from msdata.cluster.probe import (
 )
 from msdata.core.mpi import communicator
 from msdata.core.output_file import check_output
-from msdata.core.progress import rate_text
+from msdata.core.text import rate_text
 from msdata.errors import MsdataError, StorageError, UsageError
 from msdata.plan.machine import MARK, save_machine
 from msdata.topology import from_env

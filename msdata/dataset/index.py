@@ -147,8 +147,8 @@ def sources_sha256(table: pa.Table) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Computes the SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
+    """Computes the SHA-256 of a file, as hexadecimal digits; raises as `open_regular`."""
+    with open_regular(path, _CURE) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -226,7 +226,6 @@ class IndexFile:
 
     def _check_sha256(self, expected: str) -> None:
         try:
-            open_regular(self.path, _CURE).close()
             found = file_sha256(self.path)
         except (FileNotFoundError, NotADirectoryError):
             raise

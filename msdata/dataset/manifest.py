@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from msdata.core.checked_json import Count, JsonValue, Unsigned32, Within, read_json
 from msdata.core.files import write_whole
-from msdata.core.trusted_names import check_regular, check_shard_names
+from msdata.core.trusted_names import check_shard_names
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 
@@ -147,7 +147,6 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: the file system refused.
     """
     path = folder / FILE_NAME
-    check_regular(path, folder / "index.parquet", folder / SOURCES_NAME, folder / REJECTED_NAME)
     try:
         found = read_json(path, cure=_CURE)
     except (FileNotFoundError, NotADirectoryError):

@@ -252,18 +252,6 @@ def dali_line(
     return " ".join((*parts, f"json {json_span[0]} {json_span[1]} {key}.json"))
 
 
-def array_head(sample_id: str, array: Survey) -> bytes:
-    """Returns the bytes before an array: the headers of the tar member and of the `.npy`."""
-    npy = npy_header(array)
-    name = f"{member_key(sample_id)}.{array.name}.npy".encode()
-    return _member_header(name, _header_template(len(npy) + array.nbytes)) + npy
-
-
-def json_header(sample_id: str, nbytes: int) -> bytes:
-    """Returns the tar header of a sample's JSON member of `nbytes` bytes."""
-    return _member_header(f"{member_key(sample_id)}.json".encode(), _header_template(nbytes))
-
-
 def json_distance(schema: Schema) -> int:
     """Returns the bytes from the start of a sample's last array to its JSON member's header."""
     last = schema.arrays[-1]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msdata.core.progress import bytes_text
 from msdata.core.terminal import shown
+from msdata.core.text import bytes_text
 from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME
 from msdata.dataset.rejected import read_rejected
 from msdata.describe.info import DatasetInfo

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msdata.core.progress import bytes_text
-from msdata.core.text import table_lines
+from msdata.core.text import bytes_text, table_lines
 from msdata.describe.info import DatasetInfo, Histogram, describe, info_json
 from msdata.schema import Survey
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msdata.cache.budget import free_memory
-from msdata.core.progress import bytes_text
+from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes

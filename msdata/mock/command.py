@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msdata.core.options import add_jobs, num_jobs
-from msdata.core.progress import bytes_text
 from msdata.core.terminal import raw
+from msdata.core.text import bytes_text
 from msdata.mock.write import write_mock
 
 # Seconds between two lines where the output is not a terminal.

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 NUM_LOOKED_AT = 16
 
 
-def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema:
+def infer_schema(
+    source: Source, locations: Sequence[tuple[str, int]]
+) -> tuple[Schema, tuple[str, ...]]:
     """Infers the schema that most of the first objects share.
 
     Args:
@@ -45,30 +47,43 @@ def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema
 
     Returns:
         `MANTIS_SHRIMP` (with the objects' own numbers as scalars) if the objects hold its three
-        arrays and no others; else an inferred one.
+        arrays and no others; else an inferred one. And notes on entries that shards leave out.
 
     Raises:
         DataError: none of the objects is usable.
     """
     votes: Counter[Schema] = Counter()
+    left_out: dict[Schema, list[str]] = {}
     reason = ""
 
-    def look(number: int) -> Schema:
+    def look(number: int) -> tuple[Schema, list[str]]:
+        sample = read_sample(source, *locations[number])
         try:
-            return schema_of(read_sample(source, *locations[number]))
+            schema = schema_of(sample)
         except UsageError as error:
             raise SampleError(str(error)) from error
+        return schema, [n for n in sample if n not in (*schema.names, *schema.scalars)]
 
     for number, found in read_in_order(len(locations), look):
         if isinstance(found, SampleError):
             reason = reason or f"{locations[number][0]}: {found}"
         else:
-            votes[found] += 1
+            votes[found[0]] += 1
+            left_out.setdefault(*found)
     if not votes:
         raise DataError(
             f"none of the first {len(locations)} objects of {source.root} is usable; {reason}"
         )
-    return votes.most_common(1)[0][0]
+    schema = votes.most_common(1)[0][0]
+    if not left_out[schema]:
+        return schema, ()
+    names = ", ".join(
+        [*map(repr, left_out[schema][:5]), *(["..."] if left_out[schema][5:] else [])]
+    )
+    return schema, (
+        f"objects hold {names}, which shards leave out: neither an array nor a number; give text "
+        "labels and flags as columns of the catalog",
+    )
 
 
 def schema_of(sample: Mapping[str, Any]) -> Schema:
@@ -148,8 +163,7 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     if schema is None:
         head = objects.slice(0, NUM_LOOKED_AT)
         locations = list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
-        schema = infer_schema(source, locations)
-        notes = _notes_on_entries(source, locations, schema)
+        schema, notes = infer_schema(source, locations)
     schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))
@@ -168,26 +182,6 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         _make_folder(state.out / split)
     candidates = replace(candidates, notes=(*candidates.notes, *notes))
     return state.save_plan(settings, schema, candidates)
-
-
-def _notes_on_entries(
-    source: Source, locations: Sequence[tuple[str, int]], schema: Schema
-) -> tuple[str, ...]:
-    """Names the entries of the first usable dict that shards leave out."""
-    for path, row in locations:
-        try:
-            sample = read_sample(source, path, row)
-        except SampleError:
-            continue
-        names = [n for n in sample if n not in schema.names and n not in schema.scalars]
-        if names:
-            listed = ", ".join(repr(n) for n in names[:5]) + (", ..." if len(names) > 5 else "")
-            return (
-                f"objects hold {listed}, which shards leave out: neither an array nor a number; "
-                "give text labels and flags as columns of the catalog",
-            )
-        break
-    return ()
 
 
 def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:

@@ -52,9 +52,9 @@ class Worker:
     """A process that packs shards, as the driver sees it.
 
     Attributes:
-        send: gives it a task; None says that there are no more.
+        send: gives it a task; None ends the work.
         is_idle: it waits for a task.
-        has_all: it was told that there are no more tasks.
+        has_all: it was told that all tasks are given.
         is_finished: it has delivered all results.
         packed: samples and bytes that it has packed.
         unfinished: shards that it was given and has not reported, by the task's number.

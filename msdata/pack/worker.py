@@ -39,7 +39,7 @@ class Packed:
     Attributes:
         num_samples: samples that it has packed.
         nbytes: bytes of those samples.
-        is_idle: it has packed its task, and waits for the next one or has no more.
+        is_idle: it has packed its task, and waits for the next one.
     """
 
     num_samples: int
@@ -80,11 +80,11 @@ def serve(
     send: Callable[[Any], None],
     check: Callable[[], None],
 ) -> None:
-    """Packs tasks until there are no more.
+    """Packs tasks until None is received.
 
     Args:
         source: the source that holds the objects.
-        receive: waits for the next task; None when there are no more.
+        receive: waits for the next task; None ends the work.
         send: takes results, rejections and `Packed`, from any thread.
         check: called for each object; may raise to stop the work.
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.files import whole_file
-from msdata.core.progress import bytes_text
-from msdata.core.text import table_lines
+from msdata.core.text import bytes_text, table_lines
 from msdata.errors import MissingPackageError
 from msdata.plan.forecast import TIERS
 from msdata.plan.timing import Variant

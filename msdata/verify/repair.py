@@ -33,8 +33,7 @@ from msdata.pack.planning import label_rows
 from msdata.pack.prepare import prepare
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask, pack_shard
 from msdata.schema import Array
-from msdata.verify.expected_shard import ExpectedShard
-from msdata.verify.frame_check import dali_index_of
+from msdata.verify.expected_shard import ExpectedShard, dali_index_of
 from msdata.verify.packed_objects import PackedObjects
 from msdata.verify.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.verify.verify import Expectations, VerifyReport

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msdata.augment.statistics import FILE_NAME as STATISTICS_NAME
-from msdata.core.checked_json import open_regular
 from msdata.core.checked_table import read_whole
 from msdata.core.files import storage_error
 from msdata.dataset.dataset import Dataset
@@ -203,7 +202,6 @@ def _check_all(
 def _index_faults(folder: Path, manifest: Manifest) -> list[Fault]:
     path = folder / INDEX_NAME
     try:
-        open_regular(path, "restore it from a copy").close()
         found = file_sha256(path)
     except FileNotFoundError:
         return [Fault(kind="index", path=INDEX_NAME, message="it is missing")]

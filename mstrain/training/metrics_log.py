@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from msdata.core.checked_json import Count, parse_json
 from msdata.core.files import open_known, storage_error, write_whole
-from msdata.core.progress import duration_text
+from msdata.core.text import duration_text
 from msdata.errors import DataError, MissingPackageError
 from mstrain.config import LogConfig
 from mstrain.training.cache_hits import hit_rate

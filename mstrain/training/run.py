@@ -17,6 +17,7 @@ from msdata.augment import Statistics, read_statistics
 from msdata.augment.statistics import FILE_NAME
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
+from msdata.plan.weighted import is_usable
 from mstrain.config import TrainConfig
 from mstrain.data.batches import (
     Prefetcher,
@@ -142,7 +143,7 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     index_columns(split, config, needs_redshift=True)
     redshift, z_max = split.numbers("redshift"), config.model.z_max
     is_drawn = config.loss.weights_in == "sampler"
-    num_known = int(np.count_nonzero((redshift >= 0) & (redshift <= z_max)))
+    num_known = int(np.count_nonzero(is_usable(redshift, z_max)))
     if not num_known:
         raise DataError(
             f"no sample of split {split.name!r} has a redshift in [0, {z_max}]: there is nothing "

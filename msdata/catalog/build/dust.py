@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.catalog.build.healpix import nside_of, pixel_of
 from msdata.catalog.build.neighbors import unit_vectors
 from msdata.catalog.build.spec import DustTask
 from msdata.catalog.table import read_healpix
-from msdata.errors import UsageError
+from msdata.errors import MissingPackageError, UsageError
 
 _Float = NDArray[np.float64]
 
@@ -68,11 +68,20 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
 
 
 def _of_healpix(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
-    values, cards = read_healpix(Path(task.value), task.field)
     try:
-        nside = nside_of(len(values))
-    except UsageError as error:
-        raise UsageError(f"map {task.value}: {error}") from error
+        from astropy import units
+        from astropy_healpix import HEALPix
+    except ImportError as error:
+        raise MissingPackageError(
+            "a HEALPix map needs astropy-healpix: pip install 'msdata[catalog]'"
+        ) from error
+    values, cards = read_healpix(Path(task.value), task.field)
+    nside = math.isqrt(len(values) // 12)
+    if 12 * nside * nside != len(values) or nside < 1 or nside & (nside - 1):
+        raise UsageError(
+            f"map {task.value} must be of the whole sky, with 12 nside^2 pixels, got "
+            f"{len(values):,}"
+        )
     order = cards["ORDERING"]
     if order not in ("RING", "NESTED", "NEST"):
         raise UsageError(f"map {task.value} does not say whether it is RING or NESTED: {order!r}")
@@ -80,7 +89,8 @@ def _of_healpix(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.f
     if frame not in ("G", "C"):
         raise UsageError(f"map {task.value} is in frame {frame!r}; say frame = 'G' or 'C'")
     lon, lat = galactic(ra_deg, dec_deg) if frame == "G" else (ra_deg, dec_deg)
-    pixels = pixel_of(nside, lon, lat, is_nested=order != "RING")
+    grid = HEALPix(nside, order="ring" if order == "RING" else "nested")
+    pixels = grid.lonlat_to_healpix(lon * units.deg, lat * units.deg)
     found = np.array(values[pixels], np.float32)
     found[found < _UNSEEN_BELOW] = np.nan
     return found
