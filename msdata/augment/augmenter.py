@@ -79,7 +79,7 @@ class Augmenter(Protocol):
 def stream(
     batches: Iterable[Batch],
     augmenter: Augmenter,
-    epoch: int,
+    epoch: int | None = None,
     *,
     train: bool = True,
     ahead: int = 1,
@@ -90,13 +90,16 @@ def stream(
         batches: a loader that holds more than `ahead` batches, as it does by default if its
             `prefetch` is at least `ahead`.
         augmenter: augments the batches.
-        epoch: keys the draws.
+        epoch: keys the draws; None takes the loader's.
         train: False draws nothing.
         ahead: batches in flight beside the one handed out.
 
     Yields:
         A batch and its images.
     """
+    if epoch is None:
+        loader: Any = batches
+        epoch = int(loader.state_dict()["epoch"])
     waiting: list[Batch] = []
     try:
         for batch in batches:

@@ -156,7 +156,8 @@ class Filler:
                     return True
                 if is_wanted and not self._fill_slot(tier, slots.start + i, first_sample + i):
                     return True
-        return not bool((states == CLAIMED).any())
+        # Those that are left after a second visit have a record that is corrupt in storage.
+        return not (is_patient and bool((states == CLAIMED).any()))
 
     def _fill_slot(self, tier: Tier, slot: int, sample: int) -> bool:
         """Reads one sample into its slot; returns False if its shard cannot be read."""

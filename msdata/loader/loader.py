@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,7 @@ from msdata.loader.options import (
     default_threads,
     ring_size,
 )
-from msdata.loader.read import Filling, FillPool, SampleReader
+from msdata.loader.read import Filling, FillPool, SampleReader, end_threads
 from msdata.loader.state import EpochCounters, LoaderState
 from msdata.loader.steps import Step, StepPlanner, checked_weights
 from msdata.plan import order
@@ -42,13 +42,13 @@ Batch = dict[str, Any]
 
 
 class Loader:
-    """Hands out shuffled batches of a split, one epoch per iteration, in memory that is used again.
+    """Hands out shuffled batches, which are overwritten; to keep them, give `copy=True`.
 
-    A batch's arrays live in a ring of buffers: the last `hold` batches are valid, by default
-    `prefetch` + 1, then they are overwritten. To keep batches, as `list(loader)` does, use
-    `copy=True`; the loader warns, once, if an overwritten batch is still in use. Every sample
-    comes exactly once per epoch over all ranks, unless `weights` are given, and every rank makes
-    equally many steps. A pickled loader resumes where it stood, in the process that unpickles it.
+    A batch's arrays live in a ring of buffers, in which the last `hold` batches are valid, by
+    default `prefetch` + 1; `list(loader)` needs `copy=True`. The loader warns, once, if an
+    overwritten batch is still in use. Every sample of the split comes exactly once per epoch over
+    all ranks, unless `weights` are given, and every rank makes equally many steps. A pickled loader
+    resumes where it stood, in the process that unpickles it.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
@@ -81,6 +81,8 @@ class Loader:
             replacement in proportion to them, as many as the split has. Some then come several
             times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
             and augmentation draws differently for them. None takes each exactly once.
+        poison: for debugging: fill a batch with NaN as soon as it is no longer valid, so that late
+            uses show; None does so if `MSDATA_DEBUG=1` is set in the environment.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
@@ -106,6 +108,7 @@ class Loader:
         buffer_samples: int = order.DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
+        poison: bool | None = None,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         batch_size, prefetch, hold = checked_sizes(self._arguments)
@@ -133,20 +136,19 @@ class Loader:
         )
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._ring = allocate_ring(split, ring, hold, self._storage.gaps)
+        self._ring = allocate_ring(split, ring, hold, self._storage.gaps, poisons=poison)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         # The epoch of the newest batches in flight, if it is the next one, and their number.
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
         self._ahead_epoch, self._num_ahead = -1, 0
         self._epoch = self._position = self._resume_at = 0
         # Counts iterations: an older one must not take the batches of the newest.
-        self._iteration, self._pid = 0, os.getpid()
-        self._stats = EpochCounters()
+        self._iteration, self._pid, self._stats = 0, os.getpid(), EpochCounters()
         # Start threads last, so that a failure above leaves none behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
         self._cache.start(weakref.WeakMethod(self._report), split, weights)
         stops = (self._pool.stop, self._planner.close, self._cache.stop)
-        self._end = weakref.finalize(self, _end_threads, stops, self._in_flight, self._pid)
+        self._end = weakref.finalize(self, end_threads, stops, self._in_flight, self._pid)
 
     def __len__(self) -> int:
         """Steps per epoch, equal on every rank."""
@@ -381,15 +383,3 @@ def _reopened(arguments: dict[str, Any], state: dict[str, Any]) -> Loader:
     loader = Loader(**arguments)
     loader.load_state_dict(state)
     return loader
-
-
-def _end_threads(
-    stops: Iterable[Callable[[], None]], in_flight: deque[tuple[Step, Filling]], pid: int
-) -> None:
-    """Asks a loader's threads to end, without waiting: the garbage collector may run in one."""
-    if os.getpid() != pid:
-        return
-    for _, filling in in_flight:
-        filling.is_canceled = True
-    for stop in stops:
-        stop()

@@ -15,7 +15,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
 from msdata.plan.order import num_steps
-from msdata.topology import Topology
+from msdata.topology import Topology, is_debugging
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
 _NUM_SEEDS = 1 << 63
@@ -133,7 +133,9 @@ def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> Rin
     return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
 
 
-def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None) -> BatchRing:
+def allocate_ring(
+    split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None, *, poisons: bool | None
+) -> BatchRing:
     """Allocates the ring of a loader.
 
     Args:
@@ -141,6 +143,7 @@ def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] |
         size: its size.
         hold: batches that stay valid.
         gaps: see `make_ring`.
+        poisons: see `BatchRing`; None asks the environment.
 
     Raises:
         UsageError: the ring does not fit into free memory.
@@ -149,7 +152,7 @@ def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] |
     # 0 where the system does not say.
     if not 0 < free < size.nbytes:
         buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
-        return BatchRing(buffers, hold)
+        return BatchRing(buffers, hold, poisons=is_debugging() if poisons is None else poisons)
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "
         f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "

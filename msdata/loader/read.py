@@ -8,9 +8,10 @@ threads give the disk deep queues.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -172,6 +173,18 @@ class FillPool:
         for thread in self._threads:
             thread.join()
         self._threads = []
+
+
+def end_threads(
+    stops: Iterable[Callable[[], None]], in_flight: Iterable[tuple[Any, Filling]], pid: int
+) -> None:
+    """Asks a loader's threads to end, without waiting: the garbage collector may run in one."""
+    if os.getpid() != pid:
+        return
+    for _, filling in in_flight:
+        filling.is_canceled = True
+    for stop in stops:
+        stop()
 
 
 class SampleReader:

@@ -110,6 +110,10 @@ class BatchBuffer:
         self._lease, self._lent = None, {}
         return last
 
+    def poison(self) -> None:
+        """Makes every float NaN and every integer -1 or the largest."""
+        self._bytes[:] = 0xFF
+
     def touch(self) -> None:
         """Makes the kernel allocate every page now, not while a batch is awaited."""
         self._bytes[::_ALIGNMENT] = 0
@@ -165,17 +169,18 @@ class BatchRing:
     Args:
         buffers: from `make_ring`.
         hold: how many batches stay valid.
+        poisons: overwrite a batch as soon as it is no longer valid, for `Loader(poison=True)`.
 
     Attributes:
         num_overwritten: batches that a caller still held when their memory was reused.
     """
 
-    def __init__(self, buffers: Sequence[BatchBuffer], hold: int) -> None:
+    def __init__(self, buffers: Sequence[BatchBuffer], hold: int, *, poisons: bool = False) -> None:
         self.nbytes = sum(buffer.nbytes for buffer in buffers)
         self.num_overwritten = 0
         self._free = deque(buffers)
         self._held: deque[BatchBuffer] = deque()
-        self._hold = hold
+        self._hold, self._poisons = hold, poisons
         self._last: weakref.ref[Any] | None = None
 
     def __bool__(self) -> bool:
@@ -214,6 +219,8 @@ class BatchRing:
         buffer = self._held.popleft()
         # Checked at the next release: until then a loop's variable may hold it.
         self._last = buffer.reclaim()
+        if self._poisons:
+            buffer.poison()
         self._free.append(buffer)
 
     def _warn(self) -> None:

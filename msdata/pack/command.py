@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from msdata.core.options import num_jobs
 from msdata.core.signals import exit_code_of, ignore_signals
 from msdata.dataset.manifest import REJECTED_NAME
-from msdata.errors import MsdataError, UsageError
+from msdata.errors import MsdataError, StorageError, UsageError
 from msdata.pack.options import add_arguments, settings_of
 from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
@@ -38,10 +39,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--max-rejected must be at least 0, got {args.max_rejected}")
     topology = from_env()
     started_s = time.monotonic()
-    if topology.num_ranks > 1:
-        report = _run_on_ranks(args, settings, topology)
-    else:
-        report = _run_here(args, settings)
+    try:
+        if topology.num_ranks > 1:
+            report = _run_on_ranks(args, settings, topology)
+        else:
+            report = _run_here(args, settings)
+    except StorageError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # The message ends with "run the same command again".
+            raise StorageError(f"{error} with --resume") from error
+        raise
     if report is not None:
         _print_report(report, args, time.monotonic() - started_s)
         # Print one sentence at most.

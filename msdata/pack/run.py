@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from msdata.core.options import num_jobs
 from msdata.core.progress import ProgressLine
 from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.errors import MsdataError
@@ -48,6 +50,54 @@ class PackReport:
     num_packed: int
     num_rejected: int
     notes: tuple[str, ...] = ()
+
+
+def pack_folder(
+    source: str | Path,
+    out: str | Path,
+    *,
+    catalog: str | Path | None = None,
+    jobs: int | None = None,
+    resume: bool = False,
+    max_rejected: int | None = None,
+    is_quiet: bool = True,
+    **settings: Any,
+) -> PackReport:
+    """Packs a folder of objects into a data set on this node, as `msdata pack` does.
+
+        msdata.pack("OBJECTS", "DATA", catalog="catalog.csv", container="hdf5")
+        data = msdata.open("DATA")
+
+    Args:
+        source: folder with the objects.
+        out: folder of the data set; new, empty, or to resume.
+        catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
+        jobs: worker processes; None means one per core.
+        resume: resume an unfinished pack; a finished one stays unchanged.
+        max_rejected: stop if more objects than this are unusable; None never stops.
+        is_quiet: show no progress line.
+        **settings: further fields of `msdata.pack.settings.PackSettings`, such as container,
+            shard_nbytes, split_fractions, split_column, seed, id_column, redshift_column,
+            unlabelled, redshift_range, inpaint, max_nan_fraction.
+
+    Returns:
+        What was done: `manifest`, `num_packed`, `num_rejected`, `notes`.
+
+    Raises:
+        UsageError: the settings do not fit the source, the catalog or the folder.
+        DataError: nothing is usable, or too many objects were rejected.
+        StorageError: the file system refused.
+        TypeError: a setting is unknown.
+    """
+    path = None if catalog is None else Path(catalog)
+    chosen = PackSettings(source=Path(source), out=Path(out), catalog=path, **settings)
+    return pack(
+        chosen,
+        jobs=num_jobs(jobs),
+        resume=resume,
+        max_rejected=max_rejected,
+        is_quiet=is_quiet,
+    )
 
 
 def pack(

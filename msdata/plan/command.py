@@ -28,7 +28,7 @@ from msdata.plan.order import (
 )
 from msdata.plan.ownership import Nodes
 from msdata.plan.rendering import draw_by_nodes, render_report
-from msdata.plan.report import build_report
+from msdata.plan.report import SplitLike, build_report
 from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
 from msdata.plan.weights import add_arguments as add_weights
 from msdata.plan.weights import plan_weights
@@ -38,29 +38,6 @@ _GIB = 1 << 30
 _MOST_NODES = 1 << 20
 # 600 MB: the README's advice for a shard, about a thousand cutouts.
 _SHARD_BYTES = 600_000_000
-
-
-class SplitLike(Protocol):
-    """The part of a split that a plan needs; a `Dataset`'s split has it."""
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): samples of each shard, in index order."""
-
-    @property
-    def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): what each shard occupies in a cache."""
-
-    @property
-    def sample_nbytes(self) -> int:
-        """Bytes per sample."""
-
-    @property
-    def redshift(self) -> NDArray[np.float64] | None:
-        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """float64 (num_samples,): a column of the index, NaN where unknown."""
 
 
 class DatasetLike(Protocol):

@@ -253,3 +253,15 @@ def test_the_config_survives_json_and_refuses_unknown_settings() -> None:
     with pytest.raises(UsageError, match="no setting 'rotate'; it has fusion, rotation"):
         AugmentConfig.from_dict({"rotate": "any"})
     assert math.isclose(AugmentConfig.from_dict({"noise": 0.5}).noise, 0.5)
+
+
+def test_stream_takes_the_epoch_from_the_loader() -> None:
+    class Loader(list):  # type: ignore[type-arg]
+        def state_dict(self) -> dict[str, int]:
+            return {"epoch": 2}
+
+    batches = Loader([augmenting.noise_batch(3, seed=1)])
+    with opened(AugmentConfig()) as augmenter:
+        wanted = augmenter.run(batches[0], 2)["image"]
+        ((_, images),) = stream(batches, augmenter)
+        assert np.array_equal(images["image"], wanted)

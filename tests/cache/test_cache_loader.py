@@ -26,6 +26,7 @@ import msdata
 from msdata.cache.arena import SSD_TIER, Arena
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig
+from msdata.cache.filler import CLAIM_PATIENCE_S, STALL_S
 from msdata.cache.shared_file import role
 from msdata.cache.slot_file import SlotFile, packed_slots
 from msdata.cache.ssd import place_shards
@@ -560,6 +561,25 @@ def test_a_shard_altered_in_storage_is_not_cached_and_fails_as_without_a_cache(
         pytest.raises(DataError, match="is corrupt: CRC32C"),
     ):
         loading.drain(loader)
+
+
+def test_a_corrupt_record_delays_a_second_staged_loader_by_a_few_seconds_only(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    split = open_split(packed(tiny_source, *packing.TINY_SHARDS, "--seed", "11"))
+    shard = split.shard_paths[0]
+    content = bytearray(shard.read_bytes())
+    content[int(split.spans.offsets(np.array([0]))[0, 0])] ^= 0xFF
+    shard.write_bytes(content)
+    config = caching.config(tmp_path, fill="stage")
+    with make(split, config) as first:
+        with pytest.raises(DataError, match="is corrupt"):
+            loading.drain(first)
+        with make(split, config) as second:
+            started_s = time.monotonic()
+            with pytest.raises(DataError, match="is corrupt"):
+                loading.drain(second)
+            assert time.monotonic() - started_s < STALL_S - CLAIM_PATIENCE_S
 
 
 def test_a_filler_that_cannot_read_a_shard_leaves_it_out(

@@ -196,6 +196,22 @@ def test_a_batch_that_is_overwritten_while_in_use_is_told_of_once(split, hold) -
         list(loading.run_epoch(loader))
 
 
+@pytest.mark.parametrize("poison", [True, None], ids=["argument", "environment"])
+def test_poisoned_batches_are_nan_once_they_are_no_longer_valid(
+    split, poison: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not poison:
+        monkeypatch.setenv("MSDATA_DEBUG", "1")
+    with (
+        msdata.Loader(split, 10, hold=1, across_epochs=False, poison=poison) as loader,
+        pytest.warns(RuntimeWarning, match="overwritten while"),
+    ):
+        kept = [batch["image"] for batch in loader]
+    assert np.isfinite(kept[-1]).all()
+    # Its buffer is not filled again: the epoch is over.
+    assert np.isnan(kept[-2]).all()
+
+
 def _crop(batch: dict) -> np.ndarray:
     return batch["image"][:, :1]
 

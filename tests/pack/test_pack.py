@@ -40,6 +40,20 @@ def test_any_number_of_workers_gives_the_same_bytes(
     packing.assert_same(tmp_path / "out", packed(tiny_source, *options))
 
 
+def test_the_function_packs_the_same_bytes_as_the_command(
+    tiny_source: Path, packed: Packed, tmp_path: Path
+) -> None:
+    catalog = tiny_source / "catalog.csv"
+    options = {"catalog": str(catalog), "container": "hdf5", "shard_nbytes": 1 << 16}
+    report = msdata.pack(str(tiny_source), tmp_path / "out", jobs=2, **options)
+    assert report.num_packed == report.manifest.num_samples
+    packing.assert_same(
+        tmp_path / "out", packed(tiny_source, *FORMATS["hdf5"], *packing.TINY_SHARDS)
+    )
+    with pytest.raises(TypeError, match="colour"):
+        msdata.pack(tiny_source, tmp_path / "other", colour="red")
+
+
 @pytest.mark.parametrize("container", FORMATS)
 def test_rejected_objects_do_not_make_the_bytes_depend_on_the_workers(
     container: str, flawed_source: Path, packed: Packed, tmp_path: Path
