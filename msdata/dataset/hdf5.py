@@ -28,7 +28,7 @@ from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error
 from msdata.dataset.block_writer import BlockWriter
 from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text, pwrite_all
-from msdata.errors import DataError, MissingPackageError
+from msdata.errors import DataError, needing
 from msdata.schema import Schema, Survey
 
 SUFFIX = ".h5"
@@ -43,12 +43,8 @@ _MAX_EXACT = 1 << 53
 
 
 def _h5py() -> Any:
-    try:
+    with needing("HDF5 shards need h5py", "hdf5"):
         import h5py
-    except ImportError as error:
-        raise MissingPackageError(
-            "HDF5 shards need h5py: run pip install 'msdata[hdf5]'"
-        ) from error
     return h5py
 
 

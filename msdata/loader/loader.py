@@ -13,7 +13,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -81,7 +80,7 @@ class Loader:
             replacement in proportion to them, as many as the split has. Some then come several
             times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
             and augmentation draws differently for them. None takes each exactly once.
-        poison: for debugging: fill a batch with NaN as soon as it is no longer valid, so that late
+        poison: for debugging: fill a batch with NaN once its validity ends, so that late
             uses show; None does so if `MSDATA_DEBUG=1` is set in the environment.
 
     Raises:
@@ -370,12 +369,7 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *of_error: object) -> None:
         self.close()
 
 

@@ -169,7 +169,7 @@ class BatchRing:
     Args:
         buffers: from `make_ring`.
         hold: how many batches stay valid.
-        poisons: overwrite a batch as soon as it is no longer valid, for `Loader(poison=True)`.
+        poisons: overwrite a batch once its validity ends, for `Loader(poison=True)`.
 
     Attributes:
         num_overwritten: batches that a caller still held when their memory was reused.

@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from msdata.core.files import TEMPORARY_SUFFIX
@@ -156,12 +155,7 @@ class Pipes:
                     raise _death(process.wait()) from None
                 yield worker, message
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             for _, connection, process in self._pipes:
                 connection.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from msdata.core.files import whole_file
 from msdata.core.text import bytes_text, table_lines
-from msdata.errors import MissingPackageError
+from msdata.errors import needing
 from msdata.plan.forecast import TIERS
 from msdata.plan.timing import Variant
 
@@ -277,13 +277,9 @@ def figure_of(variants: Sequence[Variant]) -> Any:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    try:
+    with needing("a figure needs matplotlib", "bench"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            "a figure needs matplotlib: pip install 'msdata[bench]'"
-        ) from error
     has_times = any(v.time.epoch_s is not None for v in variants)
     figure = Figure(figsize=(9 if has_times else 5, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

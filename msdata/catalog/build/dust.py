@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from msdata.catalog.build.neighbors import unit_vectors
 from msdata.catalog.build.spec import DustTask
 from msdata.catalog.table import read_healpix
-from msdata.errors import MissingPackageError, UsageError
+from msdata.errors import UsageError, needing
 
 _Float = NDArray[np.float64]
 
@@ -68,13 +68,9 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
 
 
 def _of_healpix(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
-    try:
+    with needing("a HEALPix map needs astropy-healpix", "catalog"):
         from astropy import units
         from astropy_healpix import HEALPix
-    except ImportError as error:
-        raise MissingPackageError(
-            "a HEALPix map needs astropy-healpix: pip install 'msdata[catalog]'"
-        ) from error
     values, cards = read_healpix(Path(task.value), task.field)
     nside = math.isqrt(len(values) // 12)
     if 12 * nside * nside != len(values) or nside < 1 or nside & (nside - 1):
