@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from benchmarks.catalog_build import differences
 from benchmarks.mock_surveys import FAULTS, LAYOUTS, Truth, make_tables
-from msdata.catalog.build.dust import galactic, reddening
+from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.recipe import BUILT_IN, load_recipe
 from msdata.catalog.build.select import STAR, angles, first_redshift, passes_cut, repeated_ids
 from msdata.catalog.build.spec import DustTask
@@ -209,16 +209,6 @@ def test_a_survey_of_ones_own_is_read_by_a_recipe_beside_the_spec(tmp_path):
     assert table[0]["redshift"] == pytest.approx(30000 / 299792.458)
     report = json.loads((tmp_path / "out" / "catalog.json").read_text())
     assert report["surveys"][0]["num_dropped"]["poor"] == 1
-
-
-@given(st.lists(st.tuples(st.floats(0, 360), st.floats(-90, 90)), min_size=1, max_size=9))
-def test_galactic_coordinates_are_those_of_astropy(places):
-    ra, dec = (np.array(v) for v in zip(*places, strict=True))
-    lon, lat = galactic(ra, dec)
-    wanted = SkyCoord(ra, dec, unit="deg").galactic
-    found = SkyCoord(lon, lat, unit="deg", frame="galactic")
-    # The frames of FK5 and ICRS differ by 0.02 arcsec.
-    assert found.separation(wanted).arcsec.max() < 0.05
 
 
 def write_map(path: Path, values: np.ndarray, ordering: str, per_row: int, frame: str) -> None:
