@@ -14,7 +14,7 @@ EXTRAS = {
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
     "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.9", "scipy>=1.13"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.13"],
-    "catalog": ["astropy-healpix>=1.0", "matplotlib>=3.9"],
+    "catalog": ["astropy-healpix>=1.0", "matplotlib>=3.9", "scipy>=1.13"],
     # The peers that install beside the rest; benchmarks/peers/no-deps.txt has the others.
     "bench": [
         *("webdataset>=1.0", "matplotlib>=3.9", "psutil>=5.9", "scikit-learn>=1.4"),

@@ -55,7 +55,10 @@ HOMES: dict[str, set[str]] = {
     },
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "speclite": {"msdata/mock/photometry.py"},
-    "scipy": {"msdata/mock/nonnegative.py", "mstrain/evaluation/metrics/summary.py"},
+    "scipy": {
+        *("msdata/mock/nonnegative.py", "msdata/catalog/build/build.py"),
+        "mstrain/evaluation/metrics/summary.py",
+    },
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/build/dust.py",
