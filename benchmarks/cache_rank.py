@@ -146,7 +146,7 @@ class Rank:
                     cache=cache,
                     threads=self._order["threads"],
                     prefetch=PREFETCH,
-                    hold=HOLD,
+                    num_valid_batches=HOLD,
                     across_epochs=False,
                     columns=[],
                 )

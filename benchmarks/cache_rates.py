@@ -44,7 +44,7 @@ def make_loader(split: Split) -> msdata.Loader:
         seed=SEED,
         threads=NUM_THREADS,
         topology=Topology(),
-        cache=msdata.CacheConfig(memory_gib=gib, fill="stage", job=_JOB),
+        cache=msdata.CacheConfig(memory_gib=gib, warmup="blocking", job=_JOB),
     )
 
 

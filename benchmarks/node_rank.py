@@ -60,7 +60,7 @@ def open_loader(order: dict[str, Any], topology: Topology) -> msdata.Loader:
         policy=order["policy"],
         topology=topology,
         cache=msdata.CacheConfig(service_wait_s=60.0),
-        last="drop",
+        remainder="drop",
     )
     if order["storage_bytes_per_s"] is not None:
         rate = order["storage_bytes_per_s"] / topology.ranks_per_node

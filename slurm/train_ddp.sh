@@ -25,7 +25,7 @@
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
 #                   zmq, where nodes may die or MPI is missing; none       (pmi2)
-# CACHE_FILL        stage: the first epoch waits until it is full          (overlap)
+# CACHE_WARMUP      blocking: the first epoch waits until it is full       (background)
 # CACHE_WAIT_S      how long the cache's services may take to start        (60)
 # SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
 # DOCTOR            warn; strict: no training on nodes with faults; off    (warn)
@@ -188,9 +188,13 @@ case $cache_gib,$transport in
     ;;
   *)
     ((SLURM_JOB_NUM_NODES > 1)) || transport=none
+    case ${CACHE_FILL:-} in # the former name and values of CACHE_WARMUP
+      stage) warmup=blocking ;;
+      *) warmup=${CACHE_WARMUP:-background} ;;
+    esac
     # Twice: on a busy node Slurm's pmi2 (22.05) at times loses part of a message, and MPI hangs.
     for attempt in 1 2; do
-      start_service "$transport" --memory-gib "$cache_gib" --fill "${CACHE_FILL:-overlap}" \
+      start_service "$transport" --memory-gib "$cache_gib" --warmup "$warmup" \
         ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
       await_service && break
       stop_if_asked

@@ -54,7 +54,7 @@ def load(
         cache=cache,
         threads=reading.num_workers,
         prefetch=2,
-        hold=1,
+        num_valid_batches=1,
         columns=[],
     ) as loader:
 

@@ -14,6 +14,6 @@ PEER = Peer(
     convert=partial(pack, "tar"),
     shuffle="shards in random order, shuffled in a buffer",
     resume=RESUME,
-    advice="README: hold=1, prefetch=2: each batch is done with before the next; threads=cores",
+    advice="README: num_valid_batches=1, prefetch=2 for batches used one by one; threads=cores",
     is_ours=True,
 )

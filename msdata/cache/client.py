@@ -105,7 +105,7 @@ class CacheClient:
         if config.ssd_nbytes:
             self._open_ssd(node)
         self.filler = Filler(
-            list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
+            list(self.tiers.values()), slots.fd, read, is_shared=config.warmup == "blocking"
         )
         self._peers = self._open_peers() if peers is None else peers
         self.has_peers = self._peers is not None
@@ -227,8 +227,8 @@ class CacheClient:
         self.filler.start()
 
     def start_epoch(self) -> None:
-        """Resets the counters; in fill mode "stage", waits until the tiers are full."""
-        if self.config.fill == "stage":
+        """Resets the counters; with a blocking warmup, waits until the tiers are full."""
+        if self.config.warmup == "blocking":
             self.filler.wait()
         self.counters.start_epoch()
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.options import renamed
 from msdata.errors import UsageError
 
 GIB = 1 << 30
-FILL_MODES = ("overlap", "stage")
+WARMUPS = ("background", "blocking")
+# Former values of CacheConfig(fill=) and --fill.
+FORMER_FILLS = {"overlap": "background", "stage": "blocking"}
 
 # Owner and tier of every shard, int32 (shards,) and int8 (shards,).
 Owners = tuple[NDArray[np.int32], NDArray[np.int8]]
@@ -35,8 +38,8 @@ class CacheConfig:
             number, since all ranks must compute with the same size.
         ssd_dir: folder on a local SSD for the second tier; None disables this tier.
         ssd_gib: space on that SSD per node in GiB.
-        fill: "overlap" starts training at once: ranks cache what they read, and a filler thread
-            caches the rest in storage order; "stage" delays the first epoch until the cache is
+        warmup: "background" starts training at once: ranks cache what they read, and a thread
+            caches the rest in storage order; "blocking" delays the first epoch until the cache is
             full.
         job: separates this job's cache from other caches of the same user; None takes it from the
             launcher's environment.
@@ -57,7 +60,7 @@ class CacheConfig:
     memory_gib: float | None = None
     ssd_dir: Path | None = None
     ssd_gib: float = 0.0
-    fill: str = "overlap"
+    warmup: str = "background"
     job: str | None = None
     node: str | None = None
     shm_dir: Path = Path("/dev/shm")
@@ -66,14 +69,18 @@ class CacheConfig:
     listen: str | None = None
     reserved_nbytes: int = 0
     service_wait_s: float | None = None
+    fill: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, fill: str | None) -> None:
+        if fill is not None:
+            renamed({"fill": fill}, {"fill": "warmup"}, "CacheConfig")
+            object.__setattr__(self, "warmup", FORMER_FILLS.get(fill, fill))
         object.__setattr__(self, "shm_dir", Path(self.shm_dir))
         for name in ("peers_dir", "ssd_dir", "metrics_dir"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
-        if self.fill not in FILL_MODES:
-            raise UsageError(f"fill must be one of {', '.join(FILL_MODES)}, got {self.fill!r}")
+        if self.warmup not in WARMUPS:
+            raise UsageError(f"warmup must be one of {', '.join(WARMUPS)}, got {self.warmup!r}")
         if not all(0 <= gib < math.inf for gib in (self.memory_gib or 0, self.ssd_gib)):
             raise UsageError(
                 f"memory_gib and ssd_gib must be finite and >= 0, got {self.memory_gib} and "

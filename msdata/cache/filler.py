@@ -1,8 +1,8 @@
 """The thread that fills a node's tiers, shard by shard, with samples that no rank has read yet.
 
-Every rank has such a thread. A lock on the arena decides which one works ("overlap"), or which one
-works on which shard ("stage", where all of them work). The kernel drops the lock when its process
-ends, so another rank takes over from a killed one.
+Every rank has such a thread. A lock on the arena decides which one works (a warmup in the
+background), or which one works on which shard (a blocking one, where all of them work). The kernel
+drops the lock when its process ends, so another rank takes over from a killed one.
 """
 
 from __future__ import annotations

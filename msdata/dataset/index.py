@@ -33,7 +33,7 @@ FILE_NAME = "index.parquet"
 # Small enough to read one split without its neighbors, large enough for fast columns.
 _ROW_GROUP_ROWS = 1 << 17
 _CURE = "restore it or pack again"
-# Names in a batch besides arrays and columns: `Loader(last="pad")` and `Loader(weights=...)`.
+# Names in a batch besides arrays and columns: `Loader(remainder="pad")` and `Loader(weights=...)`.
 BATCH_NAMES = ("is_real", "repeat")
 
 

@@ -43,11 +43,11 @@ Batch = dict[str, Any]
 class Loader:
     """Hands out shuffled batches, which are overwritten; to keep them, give `copy=True`.
 
-    A batch's arrays live in a ring of buffers, in which the last `hold` batches are valid, by
-    default `prefetch` + 1; `list(loader)` needs `copy=True`. The loader warns, once, if an
-    overwritten batch is still in use. Every sample of the split comes exactly once per epoch over
-    all ranks, unless `weights` are given, and every rank makes equally many steps. A pickled loader
-    resumes where it stood, in the process that unpickles it.
+    A batch's arrays live in a ring of buffers, in which the last `num_valid_batches` batches are
+    valid, by default `prefetch` + 1; `list(loader)` needs `copy=True`. The loader warns, once, if
+    an overwritten batch is still in use. Every sample of the split comes exactly once per epoch
+    over all ranks, unless `weights` are given, and every rank makes equally many steps. A pickled
+    loader resumes where it stood, in the process that unpickles it.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
@@ -61,9 +61,9 @@ class Loader:
         threads: threads that fill batches; None uses the cores of this process, from 4 to 8.
         prefetch: batches filled ahead, at least 1. From memory two are as fast as three; from a
             disk three were a tenth faster.
-        hold: how many batches stay valid, the newest included; None means prefetch + 1. The ring
-            has prefetch + hold buffers. 1 takes least memory, for loops that use each batch before
-            the next.
+        num_valid_batches: how many batches stay valid, the newest included; None means
+            prefetch + 1. The ring has prefetch + num_valid_batches buffers. 1 takes least memory,
+            for loops that use each batch before the next.
         copy: give each batch its own memory, at the cost of one more copy.
         across_epochs: while an epoch's last batches are used, fill the first of the next one, so
             that epochs start without a wait; ignored with a cache, whose counts by tier are exact
@@ -71,7 +71,7 @@ class Loader:
         columns: columns of the index to include in batches; None means `redshift` if it exists.
             Integers, booleans and text with nulls come as exact `numpy.ma.MaskedArray`; the null of
             floats is NaN.
-        last: what happens to an incomplete last global batch. "short": deal it as evenly as
+        remainder: what happens to an incomplete last global batch. "short": deal it as evenly as
             possible, so ranks differ by one sample and a rank may get none; "drop": leave it out;
             "pad": fill it from the start of the order; `batch["is_real"]` marks the real samples.
         buffer_samples: policy "block": a sample moves by less than this many places.
@@ -88,6 +88,12 @@ class Loader:
         DataError: a shard is missing or truncated.
     """
 
+    _epoch = _position = _resume_at = 0
+    # Counts iterations: an older one must not take the batches of the newest.
+    _iteration = 0
+    # The epoch of the newest batches in flight, if it is the next one, and their number.
+    _ahead_epoch, _num_ahead = -1, 0
+
     def __init__(
         self,
         split: Split,
@@ -99,18 +105,20 @@ class Loader:
         cache: str | CacheConfig | None = None,
         threads: int | None = None,
         prefetch: int = 3,
-        hold: int | None = None,
+        num_valid_batches: int | None = None,
         copy: bool = False,
         across_epochs: bool = True,
         columns: Sequence[str] | None = None,
-        last: str = order.DEFAULT_LAST,
+        remainder: str = order.DEFAULT_LAST,
         buffer_samples: int = order.DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
         poison: bool | None = None,
+        **former: Any,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        batch_size, prefetch, hold = checked_sizes(self._arguments)
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "former")}
+        batch_size, prefetch, hold = checked_sizes(self._arguments, former)
+        last = self._arguments["remainder"]
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
@@ -137,12 +145,8 @@ class Loader:
         self._reader = self._cache.reader(self._storage, split, is_checked=verify)
         self._ring = allocate_ring(split, ring, hold, self._storage.gaps, poisons=poison)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
-        # The epoch of the newest batches in flight, if it is the next one, and their number.
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
-        self._ahead_epoch, self._num_ahead = -1, 0
-        self._epoch = self._position = self._resume_at = 0
-        # Counts iterations: an older one must not take the batches of the newest.
-        self._iteration, self._pid, self._stats = 0, os.getpid(), EpochCounters()
+        self._pid, self._stats = os.getpid(), EpochCounters()
         # Start threads last, so that a failure above leaves none behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
         self._cache.start(weakref.WeakMethod(self._report), split, weights)

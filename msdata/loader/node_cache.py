@@ -98,7 +98,7 @@ class NodeCache:
         self.reporter = Reporter(self.client, partial(_describe, describe), forecast)
 
     def start_epoch(self) -> None:
-        """Resets the counters; in fill mode "stage", waits until all nodes' caches are full."""
+        """Resets the counters; with a blocking warmup, waits until all nodes' caches are full."""
         if self.reporter is not None:
             self.reporter.start_epoch()
         if self.served is not None:

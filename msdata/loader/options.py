@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msdata.cache.budget import free_memory
+from msdata.core.options import renamed
 from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
@@ -19,20 +20,24 @@ from msdata.topology import Topology, is_debugging
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
 _NUM_SEEDS = 1 << 63
+FORMER_NAMES = {"last": "remainder", "hold": "num_valid_batches"}
 
 
-def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
+def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int, int, int]:
     """Checks types and ranges of a loader's arguments.
 
     Args:
-        given: the arguments of `Loader`, by name.
+        given: the arguments of `Loader`, by name; takes over the former ones.
+        former: further arguments, by former names.
 
     Returns:
         Batch size, prefetch and hold as int: NumPy's integers overflow and are not JSON.
 
     Raises:
         UsageError: an argument has another type, or is out of range.
+        TypeError: an argument is unknown.
     """
+    given |= renamed(former, FORMER_NAMES, "Loader")
     if not isinstance(given["split"], Split):
         raise UsageError(
             f"split must be a Split, got {type(given['split']).__name__}; give "
@@ -43,13 +48,13 @@ def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
     _check_whole("seed", given["seed"])
     if not 0 <= given["seed"] < _NUM_SEEDS:
         raise UsageError(f"seed must be from 0 to 2**63 - 1, got {given['seed']}")
-    for name in ("batch_size", "prefetch", "hold", "threads", "buffer_samples"):
-        if given[name] is None and name in ("hold", "threads"):
+    for name in ("batch_size", "prefetch", "num_valid_batches", "threads", "buffer_samples"):
+        if given[name] is None and name in ("num_valid_batches", "threads"):
             continue
         _check_whole(name, given[name])
         if given[name] < 1:
             raise UsageError(f"{name} must be at least 1, got {given[name]}")
-    prefetch, hold = int(given["prefetch"]), given["hold"]
+    prefetch, hold = int(given["prefetch"]), given["num_valid_batches"]
     if hold is None:
         hold = 1 if given["copy"] else prefetch + 1
     return int(given["batch_size"]), prefetch, int(hold)
@@ -98,9 +103,9 @@ def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> Non
         )
         return
     raise UsageError(
-        f"last={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a global "
-        f"batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks); use a "
-        "smaller batch_size, or last='short' or 'pad'"
+        f"remainder={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a "
+        f"global batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks)"
+        "; use a smaller batch_size, or remainder='short' or 'pad'"
     )
 
 
@@ -156,7 +161,7 @@ def allocate_ring(
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "
         f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "
-        "hold=1"
+        "num_valid_batches=1"
     )
 
 

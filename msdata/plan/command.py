@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.options import add_former
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.dataset.dataset import open_dataset as open_packed
 from msdata.errors import UsageError
@@ -99,18 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"GiB of the {tier} tier per node, or a list, one per node; 6x400,2x200 is six "
             "nodes of 400 and two of 200 (default: %(default)s)",
         )
-    parser.add_argument(
-        "--policy",
-        choices=POLICIES,
-        default=DEFAULT_POLICY,
-        help="default: %(default)s, as in the Loader; slurm/train_ddp.sh with a cache on several "
-        "nodes takes locality",
-    )
-    parser.add_argument(
-        "--last", choices=LAST, default=DEFAULT_LAST, help="default: %(default)s, as in the Loader"
-    )
-    parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
-    add_weights(parser)
+    _add_order(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument(
@@ -132,6 +122,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="plot hits and time against the numbers of --by-nodes, else powers of 2",
     )
+
+
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULT_POLICY,
+        help="default: %(default)s, as in the Loader; slurm/train_ddp.sh with a cache on several "
+        "nodes takes locality",
+    )
+    parser.add_argument(
+        "--remainder",
+        choices=LAST,
+        default=DEFAULT_LAST,
+        help="what happens to an incomplete last batch (default: %(default)s, as in the Loader)",
+    )
+    add_former(parser, "--last", "remainder", LAST)
+    parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
+    add_weights(parser)
 
 
 def _add_rates(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +242,7 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
         batch_per_rank=args.batch_per_rank,
         policy=args.policy,
         seed=args.seed,
-        last=args.last,
+        last=args.remainder,
         buffer_samples=args.buffer_samples,
         weights=data.weights,
     )
@@ -245,9 +254,9 @@ def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
         if not has_steps(on_nodes(job, num_nodes)):
             num_ranks = num_nodes * job.topology.ranks_per_node
             raise UsageError(
-                f"--last drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
+                f"--remainder drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
                 f"{job.num_samples:,} samples do not fill a global batch of {num_ranks:,} ranks x "
-                f"{job.batch_per_rank}; give a smaller --batch-per-rank, or --last short"
+                f"{job.batch_per_rank}; give a smaller --batch-per-rank, or --remainder short"
             )
 
 

@@ -24,7 +24,7 @@ from msdata.plan.forecast import (
     own_job,
 )
 from msdata.plan.machine import machine_from
-from msdata.plan.order import DEFAULT_BATCH_SIZE, num_steps
+from msdata.plan.order import DEFAULT_BATCH_SIZE, DEFAULT_LAST, num_steps
 from msdata.plan.ownership import MEMORY, SSD, Ownership, equal_nodes
 from msdata.plan.timing import EpochTime, Machine, time_epoch, what_if
 from msdata.plan.weights import describe_weights
@@ -75,6 +75,7 @@ def plan_job(
     rates: Mapping[str, float] | None = None,
     replay_epochs: int | None = None,
     by_nodes: Sequence[int] = (),
+    remainder: str = DEFAULT_LAST,
     **options: Any,
 ) -> dict[str, Any]:
     """Predicts what a job reads from where, and how long an epoch takes, as `msdata plan` does.
@@ -93,8 +94,8 @@ def plan_job(
         rates: `machine.json` of `msdata probe` as a dict, bytes per second; None gives no times.
         replay_epochs: epochs to replay exactly; None means 15 million samples' worth.
         by_nodes: other numbers of nodes to predict for.
-        **options: fields of `msdata.plan.forecast.Job`: policy, seed, last, buffer_samples,
-            weights; as the `Loader` has them.
+        remainder: what happens to an incomplete last batch, as in the `Loader`.
+        **options: policy, seed, buffer_samples and weights, as in the `Loader`.
 
     Returns:
         Plain numbers, strings, lists and dicts, as `msdata plan --json` prints them.
@@ -112,6 +113,7 @@ def plan_job(
         shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
         sample_bytes=split.sample_nbytes,
         batch_per_rank=batch_size,
+        last=remainder,
         **options,
     )
     if not timing.has_steps(job):

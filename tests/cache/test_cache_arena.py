@@ -351,7 +351,7 @@ def test_auto_leaves_a_quarter_and_a_number_is_cut_to_what_is_free(
 
 @pytest.mark.parametrize(
     "options",
-    [{"memory_gib": -1}, {"fill": "never"}, {"ssd_gib": 1.0}, {"ssd_dir": Path("/x")}],
+    [{"memory_gib": -1}, {"warmup": "never"}, {"ssd_gib": 1.0}, {"ssd_dir": Path("/x")}],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):

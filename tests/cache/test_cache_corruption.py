@@ -92,14 +92,14 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, split: Split, samples: set[int]) 
     monkeypatch.setattr(SampleReader, "fill", wrong_once)
 
 
-@pytest.mark.parametrize("fill", ["overlap", "stage"])
+@pytest.mark.parametrize("warmup", ["background", "blocking"])
 def test_what_is_corrupt_in_storage_is_an_error_in_the_first_epoch_already(
-    data: Path, tmp_path: Path, threads: int, fill: str
+    data: Path, tmp_path: Path, threads: int, warmup: str
 ) -> None:
     split = train(data)
     expected = caching.digests(split)
     alter_in_storage(split, [3, 20, 21, len(split) - 1])
-    with make(split, caching.config(tmp_path, fill=fill), threads=threads) as loader:
+    with make(split, caching.config(tmp_path, warmup=warmup), threads=threads) as loader:
         for _ in range(3):
             with pytest.raises(DataError, match="is corrupt: CRC32C"):
                 hand_out(loader, expected)
@@ -225,7 +225,7 @@ def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
     else:
         peers.serve_zmq(is_encrypted=transport == "encrypted")
     try:
-        with make(split, config, threads=threads, topology=TWO_NODES, last="short") as loader:
+        with make(split, config, threads=threads, topology=TWO_NODES, remainder="short") as loader:
             client = loader._cache.client
             assert client is not None
             if transport == "staging":

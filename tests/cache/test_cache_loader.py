@@ -115,7 +115,7 @@ def test_samples_of_the_default_schema_are_equal_byte_for_byte(
     packed: Callable[..., Path], mantis_source: Path, tmp_path: Path
 ) -> None:
     split = open_split(packed(mantis_source, "--split", "1,0,0"))
-    options = {"policy": "shuffle", "last": "pad", "columns": ["redshift", "ra"]}
+    options = {"policy": "shuffle", "remainder": "pad", "columns": ["redshift", "ra"]}
     found = epochs(split, caching.config(tmp_path), 3, **options)
     for left, right in zip(found, epochs(split, None, 3, **options), strict=True):
         caching.assert_same_batches(left, right)
@@ -166,7 +166,7 @@ def test_a_sample_is_read_from_storage_once_over_the_whole_job(tar: Split, tmp_p
 
 
 def test_stage_fills_the_cache_before_the_first_batch(split: Split, tmp_path: Path) -> None:
-    with make(split, caching.config(tmp_path, fill="stage")) as loader:
+    with make(split, caching.config(tmp_path, warmup="blocking")) as loader:
         loading.drain(loader)
         assert tier_samples(loader)["local"] == len(split)
         assert loader.stats()["cache"]["filler"]["samples"] == len(split)
@@ -351,7 +351,7 @@ def test_locality_deals_the_global_batches_of_shuffle_to_the_ranks(
     def batches(policy: str, rank: int) -> list[list[str]]:
         topology = Topology(num_nodes=2, ranks_per_node=2, rank=rank)
         config = caching.config(tmp_path, memory_gib=caching.gib_of(tar, 0.3))
-        with make(tar, config, policy=policy, topology=topology, last="short") as loader:
+        with make(tar, config, policy=policy, topology=topology, remainder="short") as loader:
             return [b["sample_id"].tolist() for b in loader]
 
     of_shuffle = [batches("shuffle", rank) for rank in range(4)]
@@ -381,7 +381,7 @@ def test_under_locality_a_rank_gets_what_the_forecast_replays(
         last=last,
     )
     config = caching.config(tmp_path, memory_gib=caching.gib_of(tar, 1 / 3))
-    with make(tar, config, policy="locality", topology=topology, last=last) as loader:
+    with make(tar, config, policy="locality", topology=topology, remainder=last) as loader:
         for epoch in range(2):
             assigned = assign_job(job, own_job(job), epoch)
             ids = [b["sample_id"].tolist() for b in loader]
@@ -412,7 +412,7 @@ def test_an_unknown_cache_is_refused(tar: Split) -> None:
 
 def test_a_loader_that_cannot_be_made_leaves_no_arena(tar: Split, tmp_path: Path) -> None:
     config = caching.config(tmp_path)
-    for options in ({"columns": ["none"]}, {"policy": "none"}, {"last": "none"}):
+    for options in ({"columns": ["none"]}, {"policy": "none"}, {"remainder": "none"}):
         with pytest.raises(UsageError):
             make(tar, config, **options)
         gc.collect()
@@ -571,7 +571,7 @@ def test_a_corrupt_record_delays_a_second_staged_loader_by_a_few_seconds_only(
     content = bytearray(shard.read_bytes())
     content[int(split.spans.offsets(np.array([0]))[0, 0])] ^= 0xFF
     shard.write_bytes(content)
-    config = caching.config(tmp_path, fill="stage")
+    config = caching.config(tmp_path, warmup="blocking")
     with make(split, config) as first:
         with pytest.raises(DataError, match="is corrupt"):
             loading.drain(first)

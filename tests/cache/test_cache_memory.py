@@ -34,7 +34,7 @@ import json, os, sys
 open(sys.argv[3], "w").write(str(os.getpid()))
 import msdata
 split = msdata.open(sys.argv[1]).split("train")
-cache = msdata.CacheConfig(memory_gib=1.0, shm_dir=sys.argv[2], job="test", fill="stage")
+cache = msdata.CacheConfig(memory_gib=1.0, shm_dir=sys.argv[2], job="test", warmup="blocking")
 with msdata.Loader(split, 32, threads=2, cache=cache) as loader:
     count = sum(len(batch["sample_id"]) for _ in range(2) for batch in loader)
     print(json.dumps({"count": count, "filled": loader.stats()["cache"]["local"]["filled"]}))

@@ -121,7 +121,7 @@ def test_what_each_rank_reads_from_each_tier_is_what_the_forecast_says(
 ) -> None:
     memory = capacities(split, share, weights)
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking") as services:
         for policy in ("shuffle", "locality", "block"):
             ranks = caching.start_ranks(data, config, NODES, RANKS_PER_NODE, policy=policy)
             job = job_of(split, policy, memory, RANKS_PER_NODE)
@@ -172,7 +172,7 @@ def test_what_peers_keep_on_their_disks_comes_from_there(
     options = ("--ssd-dir", str(tmp_path / "ssd"), "--ssd-gib", repr(ssd_gib))
     data = split.dataset.path
     job = job_of(split, policy, memory, 2, int(ssd_gib * GIB))
-    with Services(data, config.shm_dir, memory, "--fill", "stage", *options):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking", *options):
         ranks = caching.start_ranks(data, config, 2, 2, policy=policy)
         for epoch in range(2):
             results = caching.run_epoch(ranks)
@@ -195,7 +195,7 @@ def test_ranks_go_on_when_services_are_killed_and_leave_nothing(
 ) -> None:
     memory = capacities(split, 1.1, (1, 1, 1))
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking") as services:
         ranks = caching.start_ranks(data, config, 3, 1, step_s=0.05)
         before = caching.run_epoch(ranks)
         begun = start_epoch(ranks, 3)
@@ -229,7 +229,7 @@ def test_the_job_of_a_killed_rank_resumes_from_memory(
 ) -> None:
     memory = capacities(split, 1.1, (1, 1))
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking"):
         ranks = caching.start_ranks(data, config, 2, 2, step_s=0.05)
         begun = start_epoch(ranks, 3)
         ranks[1].kill()
@@ -255,14 +255,14 @@ def test_services_that_are_started_again_take_up_the_arenas_in_use(
 ) -> None:
     memory = capacities(split, 0.7, (3, 1, 2))
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking") as services:
         ranks = caching.start_ranks(data, config, 3, 1, policy="locality")
         caching.run_epoch(ranks)
         services.kill(0, 1, 2)
         services.wait()
     assert caching.merged(caching.run_epoch(ranks)) == expected
     # Other sizes are asked for; what ranks use already stays as it is.
-    with Services(data, config.shm_dir, capacities(split, 1, (1, 1, 1)), "--fill", "stage"):
+    with Services(data, config.shm_dir, capacities(split, 1, (1, 1, 1)), "--warmup", "blocking"):
         time.sleep(PAUSE_S + 0.5)
         results = caching.run_epoch(ranks)
         assert caching.merged(results) == expected
@@ -316,7 +316,7 @@ def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     # A quarter of the cache would hold none of the four HDF5 shards; a third holds one.
     memory = capacities(train, 0.8, [2, 1, 2, 1][:num_nodes])
     found = dict.fromkeys(("local", "ssd", "peer", "storage"), 0)
-    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking"):
         for rank in range(num_nodes):
             options = {"topology": Topology(num_nodes=num_nodes, rank=rank), "threads": 2}
             with (

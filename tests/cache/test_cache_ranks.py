@@ -189,7 +189,7 @@ def test_two_jobs_on_one_node_keep_apart(
 def test_all_ranks_fill_at_once_in_stage_mode(
     data: Path, split: Split, expected: dict[str, int], tmp_path: Path
 ) -> None:
-    config = caching.config(tmp_path, fill="stage")
+    config = caching.config(tmp_path, warmup="blocking")
     ranks = caching.start_ranks(data, config, 1, 2)
     results = caching.run_epoch(ranks)
     assert caching.merged(results) == expected

@@ -51,7 +51,7 @@ class Cluster:
                     job="test",
                     shm_dir=folder,
                     peers_dir=tmp_path / "job",
-                    fill="stage",
+                    warmup="blocking",
                 )
             )
         self.policy = policy
@@ -330,7 +330,7 @@ def test_the_command_serves_the_ranks_of_two_pretended_nodes(
 ) -> None:
     share = caching.gib_of(split, 0.6)
     peers = tmp_path / "job"
-    config = caching.config(tmp_path, memory_gib=share, peers_dir=peers, fill="stage")
+    config = caching.config(tmp_path, memory_gib=share, peers_dir=peers, warmup="blocking")
     data = split.dataset.path
     ranks = caching.start_ranks(data, config, 2, 1, policy="shuffle")
     options = ("--peers-dir", peers, "--shm-dir", config.shm_dir, "--job", "test")
@@ -351,7 +351,7 @@ def test_the_command_serves_the_ranks_of_two_pretended_nodes(
 
 
 def test_the_command_ends_on_sigterm_and_leaves_nothing(split: Split, tmp_path: Path) -> None:
-    config = caching.config(tmp_path, fill="stage", memory_gib=1.0)
+    config = caching.config(tmp_path, warmup="blocking", memory_gib=1.0)
     options = ("--peers-dir", tmp_path / "job", "--shm-dir", config.shm_dir, "--job", "test")
     with msdata.Loader(split, caching.BATCH, cache=config):
         service = packing.start(command("serve", split.dataset.path, *options))

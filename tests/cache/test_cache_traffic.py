@@ -66,7 +66,7 @@ def test_services_under_mpi_move_as_much_as_the_square_root_says(
 ) -> None:
     memory = [int(1.1 * caching.split_nbytes(split) / NODES)] * NODES
     data, config = split.dataset.path, caching.config(tmp_path)
-    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking"):
         ranks = caching.start_ranks(data, config, NODES, 1, policy="locality", batch_size=BATCH)
         results = [result for _ in range(EPOCHS) for result in caching.run_epoch(ranks)]
         for rank in ranks:
@@ -87,7 +87,7 @@ def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
                 job="test",
                 shm_dir=folder,
                 peers_dir=tmp_path / "job",
-                fill="stage",
+                warmup="blocking",
             )
             topology = Topology(num_nodes=NODES, rank=node)
             loaders.append(

@@ -55,7 +55,7 @@ class Job:
                 job="test",
                 shm_dir=tmp_path / f"shm{node}",
                 peers_dir=tmp_path / "job",
-                fill="stage",
+                warmup="blocking",
             )
             for node in range(NODES)
         ]

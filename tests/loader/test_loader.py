@@ -105,7 +105,7 @@ class LoaderContract:
         num_held = prefetch + 1 if hold is None else hold
         held: list[tuple[dict, int]] = []
         addresses = set()
-        with msdata.Loader(split, 8, prefetch=prefetch, hold=hold) as loader:
+        with msdata.Loader(split, 8, prefetch=prefetch, num_valid_batches=hold) as loader:
             # Batches stay valid over the end of an epoch, too.
             for batch in itertools.chain(loader, loader, loader):
                 addresses.add(batch["image"].ctypes.data)
@@ -188,12 +188,27 @@ def test_all_layouts_give_the_same_batches(tiny_source: Path, packed: Packed) ->
 
 @pytest.mark.parametrize("hold", [None, 1, 2, 5])
 def test_a_batch_that_is_overwritten_while_in_use_is_told_of_once(split, hold) -> None:
-    with msdata.Loader(split, 10, prefetch=2, hold=hold) as loader:
+    with msdata.Loader(split, 10, prefetch=2, num_valid_batches=hold) as loader:
         with pytest.warns(RuntimeWarning, match=r"overwritten while a variable or a.*copy=Tru"):
             kept = list(loader)
         # All but those that are still valid, and the one that would be looked at next.
         assert loader.stats()["overwritten_batches"] == len(kept) - (hold or 3) - 1
         list(loading.run_epoch(loader))
+
+
+def test_former_names_of_arguments_are_taken_with_a_warning(split) -> None:
+    with pytest.warns(FutureWarning, match=r"Loader\(last=\) is now called remainder="):
+        loader = msdata.Loader(split, 16, last="pad")
+    with loader:
+        assert "is_real" in next(iter(loader))
+    with pytest.warns(FutureWarning, match=r"Loader\(hold=\) is now called num_valid_batches="):
+        loader = msdata.Loader(split, 16, prefetch=2, hold=1)
+    with loader, msdata.Loader(split, 16, prefetch=2, num_valid_batches=1) as other:
+        assert loader.ring_nbytes == other.ring_nbytes
+    with pytest.warns(FutureWarning, match=r"CacheConfig\(fill=\) is now called warmup="):
+        assert msdata.CacheConfig(fill="stage").warmup == "blocking"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lats'"):
+        msdata.Loader(split, 16, lats="pad")
 
 
 @pytest.mark.parametrize("poison", [True, None], ids=["argument", "environment"])
@@ -203,7 +218,7 @@ def test_poisoned_batches_are_nan_once_they_are_no_longer_valid(
     if not poison:
         monkeypatch.setenv("MSDATA_DEBUG", "1")
     with (
-        msdata.Loader(split, 10, hold=1, across_epochs=False, poison=poison) as loader,
+        msdata.Loader(split, 10, num_valid_batches=1, across_epochs=False, poison=poison) as loader,
         pytest.warns(RuntimeWarning, match="overwritten while"),
     ):
         kept = [batch["image"] for batch in loader]
@@ -231,7 +246,7 @@ def test_a_view_of_one_array_is_a_batch_in_use(split, view) -> None:
 @pytest.mark.parametrize("hold", [None, 1, 2])
 def test_batches_used_one_after_the_other_are_not_told_of(split, hold) -> None:
     labels = []
-    with msdata.Loader(split, 10, hold=hold) as loader:
+    with msdata.Loader(split, 10, num_valid_batches=hold) as loader:
         for number, batch in itertools.chain.from_iterable(enumerate(loader) for _ in range(2)):
             labels.append((number, batch["redshift"], batch["image"].sum()))
         assert loader.stats()["overwritten_batches"] == 0
@@ -309,7 +324,7 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
-        ({"hold": 0}, "hold must be at least 1, got 0"),
+        ({"num_valid_batches": 0}, "num_valid_batches must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"batch_size": True}, "batch_size must be an integer, got True"),
         ({"batch_size": 1.5}, r"batch_size must be an integer, got 1\.5"),
@@ -320,13 +335,16 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
         ({"weights": np.ones(300), "policy": "block"}, "policy 'block'"),
         ({"cache": "ssd"}, "cache must be None, 'auto' or a CacheConfig, got 'ssd'"),
         ({"policy": "locality"}, "policy 'locality' deals samples to the nodes that cache them"),
-        ({"last": "keep"}, "last must be one of drop, pad, short, got 'keep'"),
+        ({"remainder": "keep"}, "remainder must be one of drop, pad, short, got 'keep'"),
         ({"columns": ["colour"]}, "has no column colour; it has sample_id"),
         ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
         ({"seed": 1 << 64}, "seed must be from 0 to .*, got 18446744073709551616"),
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
-        ({"batch_size": 10**9, "last": "pad"}, "7 batches of 1,000,000,000 samples take .* are fr"),
+        (
+            {"batch_size": 10**9, "remainder": "pad"},
+            "7 batches of 1,000,000,000 samples take .* are fr",
+        ),
         ({"policy": "block", "buffer_samples": 0}, "buffer_samples must be at least 1, got 0"),
         ({"policy": "block", "buffer_samples": 1.5}, "buffer_samples must be an integer, got 1.5"),
         ({"prefetch": "3"}, "prefetch must be an integer, got '3'"),

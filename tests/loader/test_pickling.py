@@ -77,7 +77,13 @@ def test_a_relative_path_outlives_a_change_of_folder(split, monkeypatch, tmp_pat
 def test_a_pickled_loader_resumes_where_it_stood_with_all_its_options(split) -> None:
     place = msdata.Topology(num_nodes=1, ranks_per_node=2, rank=1)
     weights = np.arange(300.0)
-    options = {"columns": ["ra"], "last": "pad", "weights": weights, "copy": True, "verify": True}
+    options = {
+        "columns": ["ra"],
+        "remainder": "pad",
+        "weights": weights,
+        "copy": True,
+        "verify": True,
+    }
     with msdata.Loader(split, 40, seed=9, topology=place, **options) as loader:
         list(loader)
         wanted = loading.run_epoch(loader, 2)

@@ -53,7 +53,7 @@ def test_the_function_plans_what_the_command_prints(capsys):
     del wanted["data"]["name"], wanted["job"]["weights_of"]
     assert json.loads(json.dumps(found)) == wanted
     with pytest.raises(UsageError, match="do not fill a global batch"):
-        msdata.plan(split, batch_size=10**6, last="drop")
+        msdata.plan(split, batch_size=10**6, remainder="drop")
 
 
 @dataclass
@@ -315,7 +315,7 @@ def test_colors_of_tiers_differ_without_red_or_green_cones():
 
 
 def test_a_plan_of_no_steps_is_refused_and_what_would_have_none_is_left_out(capsys):
-    small = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --last drop"
+    small = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --remainder drop"
     assert plan(small) == 0
     text = capsys.readouterr().out
     assert "twice the memory" in text
@@ -324,7 +324,16 @@ def test_a_plan_of_no_steps_is_refused_and_what_would_have_none_is_left_out(caps
         plan(f"{small} --nodes 2")
     with pytest.raises(UsageError, match="0 steps per epoch on 8 nodes"):
         plan(f"{small} --by-nodes 1,8")
-    assert plan("--assume-samples 100 --assume-bytes 5 --nodes 2 --last short") == 0
+    assert plan("--assume-samples 100 --assume-bytes 5 --nodes 2 --remainder short") == 0
+
+
+def test_a_former_option_is_taken_with_a_note(capsys):
+    options = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --json"
+    assert plan(f"{options} --remainder drop") == 0
+    wanted = capsys.readouterr().out
+    assert plan(f"{options} --last drop") == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (wanted, "note: --last is now --remainder\n")
 
 
 def test_the_loader_the_training_and_the_plan_start_from_the_same_settings():
@@ -333,7 +342,7 @@ def test_the_loader_the_training_and_the_plan_start_from_the_same_settings():
     found = parser.parse_args([])
     loader = inspect.signature(Loader.__init__).parameters
     assert found.policy == loader["policy"].default == DataConfig().policy
-    for option in ("last", "seed", "buffer_samples"):
+    for option in ("remainder", "seed", "buffer_samples"):
         assert getattr(found, option) == loader[option].default
     assert found.batch_per_rank == loader["batch_size"].default
 

@@ -99,7 +99,7 @@ def train(
     settings = {**training.SETTINGS, "epochs": NUM_EPOCHS, "checkpoint.every_steps": 1}
     words = [f"{name}={value}" for name, value in settings.items()]
     out = run.with_suffix(".out")
-    variables = {"CACHE_FILL": "stage", "STOP_GRACE_S": "25", "EVALUATE": "none", **environ}
+    variables = {"CACHE_WARMUP": "blocking", "STOP_GRACE_S": "25", "EVALUATE": "none", **environ}
     batch = (*(options or RANKS), SLURM / "train_ddp.sh", "demo", data, run, *words)
     return submit(cluster, out, *batch, **variables), out
 
