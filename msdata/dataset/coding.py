@@ -1,22 +1,14 @@
 """Coded arrays: how an array's bytes stand in a shard if they are quantized or compressed.
 
 `encode` gives the stored bytes of one array, `decode_into` and `RecordDecoder` the array again,
-straight into a batch. Compression is one chunk of Blosc 1 (bitshuffle, then LZ4 or zstd), which
-numcodecs, blosc2 and HDF5's filter 32001 read. Its C functions are called by address, because then
-threads decode whole chunks of a batch without the GIL, and because Blosc's own state of a process
-stays as it is. See quantize.py for the meaning of codes, coding.c for the speed.
-
-Measured on mock objects of nine bands at 4 steps per sigma: 6.4 times smaller than float32 with LZ4
-and 6.9 with zstd, if blocks are of whole bytes of bits, which `_block_nbytes` sees to: Blosc leaves
-other blocks unshuffled, and with its own choice the ratio of LZ4 is 5.6.
+straight into a batch, by many threads at once. quantize.py has the meaning of codes, coding.c the
+speed, blosc_chunk.py the compression.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.dataset import quantize as reference
+from msdata.dataset.blosc_chunk import (
+    chunk_fault,
+    compress_array,
+    decompress,
+    decompressor,
+    thread_room,
+)
 from msdata.dataset.quantize import LONG, PLAIN, SHORT, Floats
-from msdata.errors import DataError, MissingPackageError, UsageError
+from msdata.errors import DataError, UsageError
 
 try:
     from msdata.core import _coding
@@ -40,16 +39,7 @@ else:
 COMPRESSORS = ("none", "lz4", "zstd")
 # Columns of a decoder's table: addresses and sizes of stored bytes, targets and steps; the kind.
 SOURCE, NBYTES, TARGET, STEPS, KIND = range(5)
-
 _KINDS = {SHORT: "<i2", LONG: "<i4"}
-_HEADER_NBYTES = 16
-_BITSHUFFLE = 2
-# Blosc's level and, for the formats of its header, the number: LZ4's best and zstd's second, since
-# the next ones take half as long again for a percent.
-_LEVELS = {"lz4": 9, "zstd": 2}
-_FORMATS = (1, 4)
-# A block and its bits stay in the second-level cache.
-_MAX_BLOCK_NBYTES = 384 * 1024
 # What `RecordDecoder` makes: bytes as they are, pixels, codes.
 _MAKES = {"<f4": 1, "<i2": 2, "<i4": 3}
 
@@ -160,7 +150,7 @@ def encode(
         raise UsageError(f"kind {kind!r} does not hold array {coding.name!r}, which takes {own!r}")
     if coding.compress == "none":
         return Encoded(content.reshape(-1).view(np.uint8).data, steps, own)
-    return Encoded(_compress(content, coding.compress), steps, own)
+    return Encoded(compress_array(content, coding.compress), steps, own)
 
 
 def _codes(
@@ -174,7 +164,7 @@ def _codes(
     is_compressed, is_short = coding.compress != "none", found == SHORT
     if _coding is not None:
         size = planes.size * (2 if is_short else 4)
-        room = _room("codes", size) if is_compressed else np.empty(size, np.uint8)
+        room = thread_room("codes", size) if is_compressed else np.empty(size, np.uint8)
         codes = room.view("<u2" if is_short else "<u4").reshape(planes.shape)
         _coding.quantize(planes, steps, codes, is_short, is_compressed)
         return codes, found
@@ -246,7 +236,7 @@ class RecordDecoder:
             [_spec(c, d) for c, d in zip(codings, self._dtypes, strict=True)], np.int64
         )
         is_compressed = bool(self._specs[:, 4].any())
-        self._decompress = _address("blosc_decompress_ctx") if is_compressed else 0
+        self._decompress = decompressor() if is_compressed else 0
         self._is_by_numpy = _coding is None or (is_compressed and not self._decompress)
         sizes = [c.nbytes_of("<i4") for c in codings if c.quantize is not None]
         self._scratch_nbytes = max(sizes, default=0)
@@ -266,7 +256,7 @@ class RecordDecoder:
         """
         if self._is_by_numpy:
             return self._decode_by_numpy(table, first, stop)
-        scratch = _room("codes", self._scratch_nbytes)
+        scratch = thread_room("codes", self._scratch_nbytes)
         return _coding.decode(table, first, stop, self._specs, scratch, self._decompress)
 
     def _decode_by_numpy(self, table: NDArray[np.int64], first: int, stop: int) -> int:
@@ -290,9 +280,7 @@ class RecordDecoder:
         stored = np.dtype(_KINDS.get(kind, coding.dtype))
         if coding.compress != "none":
             room = np.empty(coding.nbytes_of(stored.str), np.uint8)
-            try:
-                _numcodecs().decompress(source, room)
-            except (RuntimeError, ValueError):
+            if not decompress(source, room):
                 return False
             source = room
         if kind == PLAIN:
@@ -324,7 +312,7 @@ class RecordDecoder:
             return "its codes take more than int16"
         expected = coding.nbytes_of(_KINDS.get(kind, coding.dtype))
         if coding.compress != "none":
-            return _chunk_fault(source, expected)
+            return chunk_fault(source, expected)
         return "" if len(source) == expected else f"{len(source)} bytes instead of {expected}"
 
 
@@ -339,7 +327,7 @@ def _spec(coding: ArrayCoding, dtype: np.dtype[Any]) -> list[int]:
 
 
 def _memory(address: int, nbytes: int) -> NDArray[np.uint8]:
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
 
 def widened(codes: NDArray[Any], dtype: Any) -> NDArray[Any]:
@@ -365,90 +353,3 @@ def decode_codes(codes: NDArray[Any], steps: Floats) -> Floats:
     """
     flat = np.ascontiguousarray(codes).reshape(*steps.shape, -1)
     return reference.dequantize(flat, steps).reshape(codes.shape)
-
-
-_ROOMS = threading.local()
-
-
-def _room(name: str, nbytes: int) -> NDArray[np.uint8]:
-    """Memory of this thread for intermediate results, whose pages are there already."""
-    room: NDArray[np.uint8] | None = getattr(_ROOMS, name, None)
-    if room is None or len(room) < nbytes:
-        room = np.empty(nbytes, np.uint8)
-        setattr(_ROOMS, name, room)
-    return room[:nbytes]
-
-
-@functools.cache
-def _numcodecs() -> Any:
-    try:
-        from numcodecs import blosc
-    except ImportError as error:
-        raise MissingPackageError(
-            "compressed arrays need numcodecs: run pip install 'msdata[coded]'"
-        ) from error
-    return blosc
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The C functions inside of numcodecs, which release the GIL and share no state."""
-    library = ctypes.CDLL(_numcodecs().__file__)
-    number, pointer = ctypes.c_size_t, ctypes.c_void_p
-    library.blosc_compress_ctx.argtypes = [
-        *(ctypes.c_int, ctypes.c_int, number, number, pointer, pointer, number),
-        *(ctypes.c_char_p, number, ctypes.c_int),
-    ]
-    return library
-
-
-def _address(name: str) -> int:
-    """Address of one of Blosc's functions; 0 if this build of numcodecs hides it."""
-    try:
-        return ctypes.cast(getattr(_library(), name), ctypes.c_void_p).value or 0
-    except AttributeError:
-        return 0
-
-
-def _compress(content: NDArray[Any], compress: str) -> bytes:
-    """One Blosc chunk of an array."""
-    block = _block_nbytes(content.size, content.itemsize, compress)
-    level, name = _LEVELS[compress], compress.encode()
-    if not _address("blosc_compress_ctx"):
-        return bytes(_numcodecs().compress(content, name, level, _BITSHUFFLE, block))
-    room = _room("chunk", content.nbytes + _HEADER_NBYTES)
-    sizes = content.itemsize, content.nbytes
-    places = content.ctypes.data, room.ctypes.data, room.nbytes
-    count = _library().blosc_compress_ctx(level, _BITSHUFFLE, *sizes, *places, name, block, 1)
-    assert 0 < count <= len(room), count
-    return room[:count].tobytes()
-
-
-def _block_nbytes(num_values: int, itemsize: int, compress: str) -> int:
-    """The block size to ask for, so that all but the last few values are bitshuffled.
-
-    Blosc shuffles a block whose values are a multiple of eight, and takes blocks for LZ4, one
-    stream per byte of a value, times the bytes of a value.
-    """
-    num_blocks = -(-num_values * itemsize // _MAX_BLOCK_NBYTES)
-    values = max(num_values // num_blocks // 8 * 8, 8)
-    return values if compress == "lz4" and itemsize <= _HEADER_NBYTES else values * itemsize
-
-
-def _chunk_fault(source: NDArray[np.uint8], expected: int) -> str:
-    """What is wrong with a Blosc chunk's header; "" if nothing.
-
-    Blosc trusts the lengths in it, so they have to be those of the record.
-    """
-    if len(source) < _HEADER_NBYTES:
-        return f"{len(source)} bytes are too few for a Blosc header"
-    version, _, flags, itemsize = source[:4].tolist()
-    nbytes, block, size = source[4:_HEADER_NBYTES].view("<u4").tolist()
-    if version != 2 or flags >> 5 not in _FORMATS or itemsize == 0:
-        return "its Blosc header is not one of LZ4 or zstd"
-    if nbytes != expected or size != len(source) or not 0 < block <= expected:
-        return (
-            f"its Blosc header says {nbytes} bytes in {size}, blocks of {block}; expected "
-            f"{expected} in {len(source)}"
-        )
-    return ""

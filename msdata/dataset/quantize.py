@@ -76,7 +76,7 @@ def noise_step(plane: Floats, quantize: np.float32) -> np.float32:
 
 
 def _is_pixel(values: Floats) -> NDArray[np.bool_]:
-    return np.isfinite(values) & (values != 0)
+    return np.isfinite(values) & (values != 0)  # type: ignore[no-any-return]
 
 
 def _lower_median(values: Floats) -> np.float32:
