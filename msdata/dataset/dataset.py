@@ -192,14 +192,22 @@ class Split:
         return np.array([s.num_samples for s in self.shards], np.int64)
 
     @property
-    def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (shards,), bytes of each shard's samples in a cache."""
-        return self.shard_sizes * self.sample_nbytes
-
-    @property
     def sample_nbytes(self) -> int:
         """Bytes of one sample's arrays."""
         return self.schema.sample_nbytes
+
+    @property
+    def record_nbytes(self) -> NDArray[np.int64]:
+        """int64 (samples,), stored bytes of each sample's arrays; read-only.
+
+        One number takes the place of millions where all are equal (stride 0).
+        """
+        return np.broadcast_to(np.int64(self.sample_nbytes), (len(self),))
+
+    @property
+    def shard_record_nbytes(self) -> NDArray[np.int64]:
+        """int64 (shards,), bytes of each shard's records, which is what it takes in a cache."""
+        return self.shard_sizes * self.sample_nbytes
 
     @property
     def redshift(self) -> NDArray[np.float64] | None:
