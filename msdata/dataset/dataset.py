@@ -194,11 +194,6 @@ class Split:
         return np.array([s.num_samples for s in self.shards], np.int64)
 
     @property
-    def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (shards,), bytes of each shard's samples in a cache."""
-        return self.shard_record_nbytes
-
-    @property
     def sample_nbytes(self) -> int:
         """Bytes of one sample's decoded arrays."""
         return self.schema.sample_nbytes
@@ -227,14 +222,17 @@ class Split:
 
     @cached_property
     def record_nbytes(self) -> NDArray[np.int64]:
-        """int64 (samples,), stored bytes of each sample's arrays; read-only."""
+        """int64 (samples,), stored bytes of each sample's arrays; read-only.
+
+        One number takes the place of millions where all are equal (stride 0).
+        """
         if not self.is_coded:
             return np.broadcast_to(np.int64(self.sample_nbytes), len(self))
         return np.asarray(self.array_nbytes.sum(axis=1))
 
     @property
     def shard_record_nbytes(self) -> NDArray[np.int64]:
-        """int64 (shards,), stored bytes of each shard's samples."""
+        """int64 (shards,), bytes of each shard's records, which is what it takes in a cache."""
         if not self.is_coded:
             return self.shard_sizes * self.sample_nbytes
         sums = np.append(0, np.cumsum(self.record_nbytes))
