@@ -335,7 +335,11 @@ def _steps_at(task: ShardTask, sample: Sample, position: int) -> Mapping[str, ND
     """Steps that are known before the pixels are measured, by array."""
     if task.steps is not None:
         return {name: steps[position] for name, steps in task.steps.items()}
-    return sample.steps if isinstance(sample, PackedSample) else {}
+    if not isinstance(sample, PackedSample):
+        return {}
+    found = ((c, sample.steps.get(c.name)) for c in task.codings)
+    # The same quantization gives the same codes; another one measures the noise again.
+    return {c.name: said[1] for c, said in found if said and said[0] == c.quantize}
 
 
 def _json_number(value: float | None) -> float | None:
