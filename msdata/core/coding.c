@@ -28,9 +28,9 @@
 #define NUM_SPECIALS 8
 #define MAX_CODE (1 << 21)  /* twice that, and rounding of float32 could move a code */
 #define MAX_SHORT_CODE 32760
-#define MAX_SIGMA_PIXELS 2048
+#define SIGMA_PIXELS 2048 /* that many are looked at, to twice as many */
 #define MIN_SIGMA_PIXELS 32
-#define LAG 7
+#define MAX_LAG 24
 #define COUNTS_PER_STEP 20.0f
 
 enum { PLAIN, SHORT, LONG };         /* kinds of stored codes */
@@ -120,7 +120,7 @@ static float float_of(int32_t bits)
 
 static float lower_median(const float *values, int n)
 {
-    int32_t keys[MAX_SIGMA_PIXELS], found;
+    int32_t keys[2 * SIGMA_PIXELS], found;
     for (int i = 0; i < n; i++) {
         int32_t bits = (int32_t)bits_of(values[i]);
         keys[i] = bits ^ ((bits >> 31) & INT32_MAX); /* ordered as the values are */
@@ -131,7 +131,7 @@ static float lower_median(const float *values, int n)
 
 static float median_magnitude(const float *values, int n)
 {
-    int16_t keys[MAX_SIGMA_PIXELS];
+    int16_t keys[2 * SIGMA_PIXELS];
     int32_t found;
     for (int i = 0; i < n; i++)
         keys[i] = (int16_t)((bits_of(values[i]) & INT32_MAX) >> 16);
@@ -147,15 +147,16 @@ static inline int is_pixel(float value)
 /* The step of a plane's noise; 0 if it has none that can be measured. */
 static float noise_step(const float *plane, Py_ssize_t n, float quantize)
 {
-    float pixels[MAX_SIGMA_PIXELS], lags[MAX_SIGMA_PIXELS], smallest = INFINITY;
+    float pixels[2 * SIGMA_PIXELS], lags[2 * SIGMA_PIXELS], smallest = INFINITY;
     int num_pixels = 0, num_lags = 0;
-    Py_ssize_t stride = (n / 1024) | 1;
-    for (Py_ssize_t i = 0; i < n && num_pixels < MAX_SIGMA_PIXELS; i += stride) {
+    const Py_ssize_t stride = (n / SIGMA_PIXELS) | 1, half = (Py_ssize_t)sqrt((double)n) / 2;
+    const Py_ssize_t distance = half < MAX_LAG ? half : MAX_LAG;
+    for (Py_ssize_t i = 0; i < n && num_pixels < 2 * SIGMA_PIXELS; i += stride) {
         if (!is_pixel(plane[i]))
             continue;
         pixels[num_pixels++] = plane[i];
-        if (i + LAG < n && is_pixel(plane[i + LAG])) {
-            float lag = fabsf(plane[i] - plane[i + LAG]);
+        if (i + distance < n && is_pixel(plane[i + distance])) {
+            float lag = fabsf(plane[i] - plane[i + distance]);
             lags[num_lags++] = lag;
             smallest = lag > 0.0f && lag < smallest ? lag : smallest;
         }
