@@ -19,7 +19,8 @@ from msdata.cache.budget import memory_budget
 from msdata.cache.config import CacheConfig, CachedSplit, Own
 from msdata.cache.own_file import is_own_file, open_own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
-from msdata.cache.slot_file import Header, SlotFile, build, is_held, owners_checksum, read_header
+from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
+from msdata.cache.slot_places import is_held
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
@@ -152,7 +153,7 @@ class Arena:
             header = Header(
                 fingerprint=split.fingerprint,
                 split=split.name,
-                sample_nbytes=split.sample_nbytes,
+                sample_nbytes=split.max_record_nbytes,
                 num_shards=len(split.shard_sizes),
                 node=node,
                 tier=MEMORY_TIER,

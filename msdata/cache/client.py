@@ -19,7 +19,7 @@ from msdata.cache.arena import Arena
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.filler import Filler
 from msdata.cache.shared_file import Row
-from msdata.cache.slot_file import ROWS_AT
+from msdata.cache.slot_places import ROWS_AT
 from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Counters, Tier
 from msdata.cache.transport.rendezvous import address_of, job_keys
@@ -94,7 +94,7 @@ class CacheClient:
         self._split = split
         self.config = config
         self._first_samples = split.first_samples
-        self.counters = Counters(split.sample_nbytes)
+        self.counters = Counters(split.max_record_nbytes)
         self._arena = Arena(config, split, node, own)
         self._ssd: SsdTier | None = None
         slots = self._arena.slots
@@ -257,7 +257,7 @@ class CacheClient:
                 **{tier.name: tier.to_dict() for tier in self.tiers.values()},
                 "filler": {
                     "samples": filler.num_samples,
-                    "bytes": filler.num_samples * self._split.sample_nbytes,
+                    "bytes": filler.num_samples * self._split.max_record_nbytes,
                     "seconds": filler.seconds,
                     "failed_shards": filler.num_failed,
                     "is_done": filler.is_done,

@@ -23,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.shared_file import NUM_ROWS, ROW_NBYTES
+from msdata.cache.slot_places import (
+    HEADER_NBYTES,
+    SHARD,
+    SLOT,
+    TABLES_AT,
+    entries_at,
+    is_held,
+    packed_slots,
+    payload_at,
+)
 from msdata.core.checked_json import Count, Unsigned32, Within, parse_json
 from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import DataError
@@ -31,16 +40,7 @@ from msdata.errors import DataError
 FORMAT = 4
 EMPTY, CLAIMED, READY = 0, 1, 2
 MAGIC = b"msdatacache\0"
-_HEADER_NBYTES = 4096
-ROWS_AT = _HEADER_NBYTES
-_TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
-_PAYLOAD_ALIGNMENT = 4096
-_SHARD = np.dtype(
-    [("size", "<i8"), ("first", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))]
-)
-SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
 _STATE_AT = 12
-SLOT_NBYTES = SLOT.itemsize
 _MAX_SHARDS, _MAX_SAMPLES = 1 << 22, 1 << 40
 
 
@@ -77,26 +77,9 @@ class Header:
     def is_of(self, split: CachedSplit) -> bool:
         """Whether the file can serve a split."""
         return (self.fingerprint, self.split, self.sample_nbytes, self.num_shards) == (
-            *(split.fingerprint, split.name, split.sample_nbytes),
+            *(split.fingerprint, split.name, split.max_record_nbytes),
             len(split.shard_sizes),
         )
-
-
-def is_held(owners: Owners, node: int, tier: int) -> NDArray[np.bool_]:
-    """Which shards a node keeps in a tier, bool (shards,)."""
-    held: NDArray[np.bool_] = (owners[0] == node) & (owners[1] == tier)
-    return held
-
-
-def packed_slots(held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The slot of each held shard's first sample in a file without gaps; -1 for other shards.
-
-    Args:
-        held: bool (shards,), the shards in the file.
-        sizes: int64 (shards,), samples per shard.
-    """
-    kept = np.where(held, sizes, 0)
-    return np.where(held, np.cumsum(kept) - kept, -1)
 
 
 def build(
@@ -119,7 +102,7 @@ def build(
     Raises:
         OSError: the file system refused.
     """
-    shards = np.zeros(header.num_shards, _SHARD)
+    shards = np.zeros(header.num_shards, SHARD)
     shards["size"] = split.shard_sizes
     shards["owner"], shards["tier"] = owners
     if first_slots is None:
@@ -127,11 +110,11 @@ def build(
         first_slots = packed_slots(held, split.shard_sizes)
     shards["first"] = first_slots
     num_slots = int(np.where(first_slots >= 0, first_slots + split.shard_sizes, 0).max(initial=0))
-    payload_at = _payload_at(header.num_shards, header.num_entries)
-    os.ftruncate(fd, payload_at + num_slots * header.sample_nbytes)
+    tables_end = payload_at(header.num_shards, header.num_entries)
+    os.ftruncate(fd, tables_end + num_slots * header.sample_nbytes)
     # Without space for the entries, fail here: a later write through a map would be a SIGBUS.
-    os.posix_fallocate(fd, 0, payload_at)
-    write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
+    os.posix_fallocate(fd, 0, tables_end)
+    write_all(fd, [shards.view(np.uint8)], TABLES_AT)
     write_all(fd, [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
 
 
@@ -142,7 +125,7 @@ def owners_checksum(owners: Owners) -> int:
 
 def read_header(fd: int) -> Header | None:
     """The header; None if it is missing or of another version."""
-    raw = os.pread(fd, _HEADER_NBYTES, 0)
+    raw = os.pread(fd, HEADER_NBYTES, 0)
     if not raw.startswith(MAGIC):
         return None
     text = raw[len(MAGIC) :].partition(b"\n")[0]
@@ -151,61 +134,6 @@ def read_header(fd: int) -> Header | None:
     except DataError:
         return None
     return header if header.format == FORMAT else None
-
-
-def entries_at(num_shards: int) -> int:
-    """Offset of the slots' entries in a file."""
-    return _TABLES_AT + num_shards * _SHARD.itemsize
-
-
-def _payload_at(num_shards: int, num_entries: int) -> int:
-    end = entries_at(num_shards) + num_entries * SLOT.itemsize
-    return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotPlaces:
-    """Where records lie in the files of all nodes.
-
-    Attributes:
-        first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
-            no node keeps it in this tier.
-        entries_at: offset of the slots' entries in every file.
-        payload_at: int64 (nodes,), offset of the records in each node's file.
-    """
-
-    first_slots: NDArray[np.int64]
-    entries_at: int
-    payload_at: NDArray[np.int64]
-
-
-def slots_at_owners(
-    owners: Owners, split: CachedSplit, num_nodes: int, tier: int = 0
-) -> SlotPlaces:
-    """Where records lie in each node's `SlotFile`, computed from the table of owners.
-
-    Args:
-        owners: owner and tier of every shard.
-        split: the data.
-        num_nodes: number of nodes.
-        tier: the tier's code.
-    """
-    owner_of_shard, tier_of_shard = owners
-    held = np.flatnonzero((tier_of_shard == tier) & (owner_of_shard >= 0))
-    by_owner = held[np.argsort(owner_of_shard[held], kind="stable")]
-    sizes = split.shard_sizes[by_owner]
-    ends = np.cumsum(sizes)
-    num_slots = np.zeros(num_nodes, np.int64)
-    np.add.at(num_slots, owner_of_shard[by_owner], sizes)
-    first_of_owner = np.cumsum(num_slots) - num_slots
-    first_slots = np.full(len(owner_of_shard), -1, np.int64)
-    first_slots[by_owner] = ends - sizes - first_of_owner[owner_of_shard[by_owner]]
-    num_shards = len(owner_of_shard)
-    return SlotPlaces(
-        first_slots=first_slots,
-        entries_at=entries_at(num_shards),
-        payload_at=np.array([_payload_at(num_shards, int(n)) for n in num_slots], np.int64),
-    )
 
 
 def are_of(
@@ -246,8 +174,8 @@ def write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
 
 
 def _read_shards(fd: int, num_shards: int) -> NDArray[Any]:
-    shards = np.zeros(num_shards, _SHARD)
-    count = os.preadv(fd, [shards.view(np.uint8).data], _TABLES_AT) if num_shards else 0
+    shards = np.zeros(num_shards, SHARD)
+    count = os.preadv(fd, [shards.view(np.uint8).data], TABLES_AT) if num_shards else 0
     low = np.minimum(shards["size"], shards["first"])
     high = np.maximum(shards["size"], shards["first"])
     is_sound = low.min(initial=0) >= -1 and high.max(initial=0) <= _MAX_SAMPLES
@@ -293,7 +221,7 @@ class SlotFile:
         used = np.minimum(ends, self._end) - self.first_slots
         self.num_slots = int(used[(self.first_slots >= 0) & (used > 0)].sum())
         num_mapped = int(ends.max(initial=0)) if is_mapped else 0
-        self._payload_at = _payload_at(header.num_shards, header.num_entries)
+        self._payload_at = payload_at(header.num_shards, header.num_entries)
         end = self._payload_at + num_mapped * header.sample_nbytes
         if end > os.fstat(fd).st_size:
             raise OSError("the cache file is truncated")

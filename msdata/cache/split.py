@@ -19,7 +19,7 @@ def cached_split(split: Split) -> CachedSplit:
     return CachedSplit(
         fingerprint=split.dataset.manifest.fingerprint,
         name=split.name,
-        sample_nbytes=split.schema.sample_nbytes,
+        record_nbytes=split.record_nbytes,
         shard_sizes=split.shard_sizes,
         checksums=split.numbers("crc32c", np.uint32),
     )
@@ -54,7 +54,7 @@ def owners_of_nodes(
     """
     keys = np.arange(len(memory_nbytes), dtype=np.uint64)
     nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
-    found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
+    found = own_shards(cached.shard_nbytes, nodes)
     return found.owner_of_shard, found.tier_of_shard
 
 

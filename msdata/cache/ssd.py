@@ -27,16 +27,14 @@ from msdata.cache.own_file import make_folder, open_own_folder
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import (
     MAGIC,
-    SLOT,
     Header,
     SlotFile,
     build,
-    entries_at,
-    is_held,
     owners_checksum,
     read_header,
     write_all,
 )
+from msdata.cache.slot_places import SLOT, entries_at, is_held
 from msdata.core.files import write_whole
 
 MANIFEST = "manifest.json"
@@ -87,7 +85,7 @@ class SsdTier:
         wanted = Header(
             fingerprint=split.fingerprint,
             split=split.name,
-            sample_nbytes=split.sample_nbytes,
+            sample_nbytes=split.max_record_nbytes,
             num_shards=len(split.shard_sizes),
             node=node,
             tier=SSD_TIER,

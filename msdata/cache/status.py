@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from msdata.cache.arena import peek
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.shared_file import is_used, read_rows
-from msdata.cache.slot_file import ROWS_AT, Header, SlotFile
+from msdata.cache.slot_file import Header, SlotFile
+from msdata.cache.slot_places import ROWS_AT
 from msdata.core.progress import bytes_text
 from msdata.core.text import table_lines
 from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
@@ -123,7 +124,7 @@ def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> floa
     return _hits_of_epoch(
         tuple(rank[field] for field in RUN_FIELDS),
         view.header.node,
-        split.sample_nbytes,
+        split.max_record_nbytes,
         split.shard_sizes.tobytes(),
         (owner.tobytes(), tier.tobytes()),
     )

@@ -230,7 +230,7 @@ def _join_service(
             *(topology.node, node),
         )
     cached = cached_split(split)
-    link = LinkFetcher(link_address(served.path), cached.sample_nbytes)
+    link = LinkFetcher(link_address(served.path), cached.max_record_nbytes)
     peers = link if num_nodes > 1 else None
     try:
         config = served.config(asked)

@@ -48,7 +48,7 @@ class SplitLike(Protocol):
         """int64 (num_shards,): samples of each shard, in index order."""
 
     @property
-    def shard_bytes(self) -> NDArray[np.int64]:
+    def shard_record_nbytes(self) -> NDArray[np.int64]:
         """int64 (num_shards,): what each shard occupies in a cache."""
 
     @property
@@ -238,7 +238,7 @@ def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike
     return PlanData(
         name=f"{args.data}, split {args.split}",
         shard_sizes=sizes,
-        shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
+        shard_bytes=np.asarray(split.shard_record_nbytes, dtype=np.int64),
         sample_bytes=split.sample_nbytes,
         redshift=split.redshift,
         weights=plan_weights(args, split, int(sizes.sum())),

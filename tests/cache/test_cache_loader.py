@@ -27,7 +27,8 @@ from msdata.cache.arena import SSD_TIER, Arena
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig
 from msdata.cache.shared_file import role
-from msdata.cache.slot_file import SlotFile, packed_slots
+from msdata.cache.slot_file import SlotFile
+from msdata.cache.slot_places import packed_slots
 from msdata.cache.ssd import place_shards
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from peer_records import RECORDS, cached_records
 
-from msdata.cache.slot_file import slots_at_owners
+from msdata.cache.slot_places import slots_at_owners
 from msdata.cache.transport import mpi_transport
 from msdata.cache.transport.mpi_transport import WindowReader
 

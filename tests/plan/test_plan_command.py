@@ -44,7 +44,7 @@ def plan_json(capsys, options, **keywords):
 @dataclass
 class Split:
     shard_sizes: np.ndarray
-    shard_bytes: np.ndarray
+    shard_record_nbytes: np.ndarray
     sample_nbytes: int
     shard_of_sample: np.ndarray
     redshift: np.ndarray | None
@@ -64,7 +64,7 @@ def small_split(**changes):
     redshift[::7] = np.nan
     fields = {
         "shard_sizes": sizes,
-        "shard_bytes": sizes * 1100,
+        "shard_record_nbytes": sizes * 1100,
         "sample_nbytes": 1000,
         "shard_of_sample": np.repeat(np.arange(40, dtype=np.int32), sizes),
         "redshift": redshift,

@@ -20,7 +20,7 @@ def cached_records() -> CachedSplit:
     return CachedSplit(
         fingerprint="f",
         name="train",
-        sample_nbytes=RECORDS.shape[1],
+        record_nbytes=np.full(len(RECORDS), RECORDS.shape[1]),
         shard_sizes=np.ones(len(RECORDS), np.int64),
         checksums=np.array([crc32c(record) for record in RECORDS], np.uint32),
     )

@@ -13,7 +13,7 @@ RECORDS = np.random.default_rng(0).integers(0, 256, (12, NBYTES), dtype=np.uint8
 SPLIT = CachedSplit(
     fingerprint="f" * 16,
     name="train",
-    sample_nbytes=NBYTES,
+    record_nbytes=np.full(12, NBYTES),
     shard_sizes=SIZES,
     checksums=np.array([crc32c(record) for record in RECORDS], np.uint32),
 )

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from msdata.cache.arena import SSD_TIER
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.slot_file import MAGIC, SLOT_NBYTES, are_of, slots_at_owners
+from msdata.cache.slot_file import MAGIC, are_of
+from msdata.cache.slot_places import SLOT_NBYTES, slots_at_owners
 from msdata.cache.tier import LOG
 from msdata.cache.transport.group import Exchange, Window
 from msdata.errors import StorageError
@@ -128,7 +129,7 @@ class WindowReader:
             self._begin(wanted, slots, targets, begun)
             if self._exchange is not None:
                 self._ask(came, wanted, targets)
-            step = -(-_RUN_NBYTES // self._split.sample_nbytes)
+            step = -(-_RUN_NBYTES // self._split.max_record_nbytes)
             for start in range(0, len(samples), step):
                 self._wait(begun[start : start + step])
                 done = min(start + step, len(samples))
@@ -240,7 +241,7 @@ class WindowReader:
         begun: list[Any],
     ) -> None:
         """Starts to read the records of full slots; adds None for other samples."""
-        nbytes = self._split.sample_nbytes
+        nbytes = self._split.max_record_nbytes
         for (node, _), slot, target in zip(wanted, slots, targets, strict=True):
             if slot < 0:
                 begun.append(None)

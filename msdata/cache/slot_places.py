@@ -1,0 +1,117 @@
+"""Where slots and records lie in the slot files of all nodes: arithmetic over the table of owners.
+
+`slot_file` describes the file; here is what a node can compute about another node's file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.cache.config import CachedSplit, Owners
+from msdata.cache.shared_file import NUM_ROWS, ROW_NBYTES
+
+HEADER_NBYTES = 4096
+ROWS_AT = HEADER_NBYTES
+TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
+_PAYLOAD_ALIGNMENT = 4096
+SHARD = np.dtype(
+    [("size", "<i8"), ("first", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))]
+)
+SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
+SLOT_NBYTES = SLOT.itemsize
+
+
+def entries_at(num_shards: int) -> int:
+    """Offset of the slots' entries in a file."""
+    return TABLES_AT + num_shards * SHARD.itemsize
+
+
+def payload_at(num_shards: int, num_entries: int) -> int:
+    """Offset of the records in a file."""
+    end = entries_at(num_shards) + num_entries * SLOT.itemsize
+    return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
+
+
+def is_held(owners: Owners, node: int, tier: int) -> NDArray[np.bool_]:
+    """Which shards a node keeps in a tier, bool (shards,)."""
+    held: NDArray[np.bool_] = (owners[0] == node) & (owners[1] == tier)
+    return held
+
+
+def packed_slots(held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The slot of each held shard's first sample in a file without gaps; -1 for other shards.
+
+    Args:
+        held: bool (shards,), the shards in the file.
+        sizes: int64 (shards,), samples per shard.
+    """
+    kept = np.where(held, sizes, 0)
+    return np.where(held, np.cumsum(kept) - kept, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotPlaces:
+    """Where records lie in the files of all nodes.
+
+    Attributes:
+        first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
+            no node keeps it in this tier.
+        entries_at: offset of the slots' entries in every file.
+        payload_at: int64 (nodes,), offset of the records in each node's file.
+        records_at: int64 (shards,), offset of each shard's first record in its owner's file; its
+            records stand packed behind it (`CachedSplit.starts`). -1 if no node keeps it in this
+            tier.
+    """
+
+    first_slots: NDArray[np.int64]
+    entries_at: int
+    payload_at: NDArray[np.int64]
+    records_at: NDArray[np.int64]
+
+
+def slots_at_owners(
+    owners: Owners, split: CachedSplit, num_nodes: int, tier: int = 0
+) -> SlotPlaces:
+    """Where records lie in each node's `SlotFile`, computed from the table of owners.
+
+    Args:
+        owners: owner and tier of every shard.
+        split: the data.
+        num_nodes: number of nodes.
+        tier: the tier's code.
+    """
+    owner_of_shard, tier_of_shard = owners
+    held = np.flatnonzero((tier_of_shard == tier) & (owner_of_shard >= 0))
+    by_owner = held[np.argsort(owner_of_shard[held], kind="stable")]
+    node = owner_of_shard[by_owner]
+    first_slots, num_slots = _packed_by_node(split.shard_sizes[by_owner], node, num_nodes)
+    first_bytes, _ = _packed_by_node(split.shard_nbytes[by_owner], node, num_nodes)
+    num_shards = len(owner_of_shard)
+    payloads = np.array([payload_at(num_shards, int(n)) for n in num_slots], np.int64)
+    of_shard = np.full((2, num_shards), -1, np.int64)
+    of_shard[:, by_owner] = first_slots, payloads[node] + first_bytes
+    return SlotPlaces(
+        first_slots=of_shard[0],
+        entries_at=entries_at(num_shards),
+        payload_at=payloads,
+        records_at=of_shard[1],
+    )
+
+
+def _packed_by_node(
+    amounts: NDArray[np.int64], nodes: NDArray[np.int32], num_nodes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Packs amounts node by node; returns the start of each, and the total of each node.
+
+    Args:
+        amounts: int64 (n,), ordered by node.
+        nodes: int32 (n,), ascending.
+        num_nodes: number of nodes.
+    """
+    totals = np.zeros(num_nodes, np.int64)
+    np.add.at(totals, nodes, amounts)
+    before = np.cumsum(totals) - totals
+    return np.cumsum(amounts) - amounts - before[nodes], totals
