@@ -35,6 +35,7 @@ class ArenaView:
         header: identity and sizes.
         num_slots: number of usable slots.
         num_ready: number of full slots.
+        ready_nbytes: bytes of their records.
         owners: owner and tier of every shard.
         rows: the rows of its processes.
         is_used: whether any process uses it.
@@ -44,6 +45,7 @@ class ArenaView:
     header: Header
     num_slots: int
     num_ready: int
+    ready_nbytes: int
     owners: Owners
     rows: Sequence[dict[str, Any]]
     is_used: bool
@@ -65,6 +67,7 @@ def look_at(path: Path) -> ArenaView | None:
             header=header,
             num_slots=slots.num_slots,
             num_ready=slots.num_ready,
+            ready_nbytes=slots.ready_nbytes,
             owners=slots.owners,
             rows=read_rows(slots.fd, ROWS_AT),
             is_used=is_used(path),
@@ -92,7 +95,7 @@ def describe(view: ArenaView, split: CachedSplit | None) -> Status:
         "node": view.header.node,
         "slots": view.num_slots,
         "filled": view.num_ready,
-        "bytes": view.num_ready * view.header.sample_nbytes,
+        "bytes": view.ready_nbytes,
         "is_used": view.is_used,
         "ranks": sorted((r for r in view.rows if r["kind"] == "rank"), key=lambda r: r["rank"]),
     }
