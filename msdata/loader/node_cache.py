@@ -91,7 +91,6 @@ class NodeCache:
         if weights is not None:
             forecast = WeightedForecast(
                 shard_sizes=split.shard_sizes,
-                sample_nbytes=split.sample_nbytes,
                 owners=self.client.owners,
                 weights=weights,
             ).of
