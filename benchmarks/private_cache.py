@@ -165,6 +165,7 @@ class PrivateReader:
     def fill(self, filling: PrivateFilling, start: int, stop: int) -> None:
         """Reads the samples [start, stop) of a batch, counted in the order of its `rows`."""
         hits = filling.num_hits
+        nbytes = np.full(stop - start, self._sizes.sum())
         for tier, work, first, end in (
             ("local", self._fill_hits, start, min(stop, hits)),
             ("storage", self._fill_misses, max(start, hits), stop),
@@ -172,7 +173,7 @@ class PrivateReader:
             if first < end:
                 started_s = time.perf_counter()
                 work(filling, first, end)
-                self._counters.add(tier, end - first, time.perf_counter() - started_s)
+                self._counters.add(tier, nbytes[: end - first], time.perf_counter() - started_s)
 
     def _fill_hits(self, filling: PrivateFilling, first: int, end: int) -> None:
         count = len(self._sizes)
@@ -208,11 +209,11 @@ class PrivateCache(NodeCache):
     """
 
     table: PrivateTable
-    counters: Counters = field(default_factory=lambda: Counters(0))
+    counters: Counters = field(default_factory=Counters)
 
     def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
         """What fills batches; checksums are the storage's business."""
-        self.counters = Counters(split.schema.sample_nbytes)
+        self.counters = Counters()
         return PrivateReader(storage, split, self.table, self.counters)
 
     def start_epoch(self) -> None:

@@ -126,7 +126,7 @@ class CachedReader:
             shards=missing.shards,
             offsets=missing.offsets,
             files=missing.files,
-            table=self._table(places.slots[: ends[0]], buffer.addresses[rows[: ends[0]]]),
+            table=self._table(places.at[: ends[0]], buffer.addresses[rows[: ends[0]]]),
             rows=rows,
             places=places,
             ends=ends,
@@ -139,13 +139,12 @@ class CachedReader:
         return self._storage.plan(samples, BufferRows(buffer, rows, self._reads_per_sample))
 
     def _table(
-        self, slots: NDArray[np.int64], addresses: NDArray[np.int64]
+        self, at: NDArray[np.int64], addresses: NDArray[np.int64]
     ) -> NDArray[np.int64] | None:
         """The C module's table for copies out of shared memory."""
         if not self._storage.is_streaming:
             return None
-        arena = self._client.tiers[LOCAL].slots
-        sources = arena.address + slots[:, None] * arena.header.sample_nbytes + self._starts
+        sources = self._client.tiers[LOCAL].slots.address + at[:, None] + self._starts
         table = np.empty((*sources.shape, 4), np.int64)
         table[:, :, FD] = SHARED_MEMORY
         table[:, :, OFFSET] = sources
@@ -171,14 +170,16 @@ class CachedReader:
             if first >= end:
                 continue
             started_s = time.perf_counter()
-            num_failed = fill(filling, first, end)
-            seconds = time.perf_counter() - started_s
-            self._client.counters.add(tier, end - first - num_failed, seconds)
-            if num_failed:
-                self._client.counters.add("storage", num_failed, 0.0)
+            failed = fill(filling, first, end)
+            seconds, nbytes = time.perf_counter() - started_s, filling.places.nbytes
+            if failed:
+                self._client.counters.add("storage", nbytes[failed], 0.0)
+                nbytes = np.delete(nbytes, failed)
+                end -= len(failed)
+            self._client.counters.add(tier, nbytes[first:end], seconds)
 
-    def _fill_local(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Copies out of shared memory; returns the number of samples that storage served."""
+    def _fill_local(self, filling: CachedFilling, first: int, end: int) -> list[int]:
+        """Copies out of shared memory; returns the samples that storage served."""
         num_arrays = len(self._sizes)
         if filling.table is not None and stream_fill is not None:
             stream_fill.fill(filling.table, first * num_arrays, end * num_arrays)
@@ -187,30 +188,31 @@ class CachedReader:
             for i in range(first, end):
                 self._copy_record(filling, i, arena.record(int(filling.places.slots[i])))
         if not self._is_checked:
-            return 0
-        return sum(not self._is_sound(filling, i, LOCAL) for i in range(first, end))
+            return []
+        return [i for i in range(first, end) if not self._is_sound(filling, i, LOCAL)]
 
-    def _fill_ssd(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Reads from the SSD tier; returns the number of samples that storage served."""
+    def _fill_ssd(self, filling: CachedFilling, first: int, end: int) -> list[int]:
+        """Reads from the SSD tier; returns the samples that storage served."""
         slots = self._client.tiers[SSD].slots
-        num_failed = 0
+        failed = []
         for i in range(first, end):
-            at = slots.record_at(int(filling.places.slots[i]))
+            at = int(filling.places.at[i])
             # After a failed read the buffer does not match the checksum.
             with suppress(OSError):
                 os.preadv(slots.fd, [p.data for p in self._parts(filling, i)], at)
-            num_failed += not self._is_sound(filling, i, SSD)
-        return num_failed
+            if not self._is_sound(filling, i, SSD):
+                failed.append(i)
+        return failed
 
-    def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Asks other nodes; returns the number of samples that storage served."""
+    def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> list[int]:
+        """Asks other nodes; returns the samples that storage served."""
         rows = [self._parts(filling, i) for i in range(first, end)]
         places = filling.places.taken(np.arange(first, end))
         came = self._client.fetch(places, rows)
         failed = [first + i for i, is_there in enumerate(came) if not is_there]
         if failed:
             self._read_checked(filling, failed)
-        return len(failed)
+        return failed
 
     def _read_checked(self, filling: CachedFilling, numbers: Sequence[int]) -> None:
         """Reads samples from storage that other tiers gave corrupt, or not at all.
@@ -228,7 +230,7 @@ class CachedReader:
         for part, at in zip(self._parts(filling, i), self._starts.tolist(), strict=True):
             part[:] = record[at : at + len(part)]
 
-    def _fill_missing(self, filling: CachedFilling, first: int, end: int) -> int:
+    def _fill_missing(self, filling: CachedFilling, first: int, end: int) -> list[int]:
         skipped = filling.ends[2]
         self._storage.fill(filling.missing, first - skipped, end - skipped)
         for i in range(first, end):
@@ -237,7 +239,7 @@ class CachedReader:
             if not self._client.keep(filling.places, i, self._parts(filling, i)):
                 self._read_checked(filling, [i])
                 self._client.keep(filling.places, i, self._parts(filling, i))
-        return 0
+        return []
 
     def _is_sound(self, filling: CachedFilling, i: int, source: int) -> bool:
         """Checks a sample from a tier; if it is corrupt, reads it from storage."""

@@ -91,7 +91,6 @@ class NodeCache:
         if weights is not None:
             forecast = WeightedForecast(
                 shard_sizes=split.shard_sizes,
-                sample_nbytes=split.sample_nbytes,
                 owners=self.client.owners,
                 weights=weights,
             ).of
@@ -251,7 +250,7 @@ def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
     A service makes its arena before it knows the memory of the ranks.
     """
     slots, free = client.tiers[LOCAL].slots, free_memory()
-    missing_nbytes = (slots.num_slots - slots.num_ready) * slots.header.sample_nbytes
+    missing_nbytes = slots.nbytes - slots.ready_nbytes
     if 0 < free < missing_nbytes + reserved_nbytes:
         LOG.warning(
             "%.2f GiB are free, the service's arena will take %.2f GiB more, and batches and "

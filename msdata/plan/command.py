@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,12 +49,12 @@ class SplitLike(Protocol):
         """int64 (num_shards,): samples of each shard, in index order."""
 
     @property
-    def shard_record_nbytes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): what each shard occupies in a cache."""
+    def record_nbytes(self) -> NDArray[np.int64]:
+        """int64 (num_samples,): stored bytes of each sample."""
 
     @property
     def sample_nbytes(self) -> int:
-        """Bytes per sample."""
+        """Bytes of a sample's arrays, decoded."""
 
     @property
     def redshift(self) -> NDArray[np.float64] | None:
@@ -77,16 +78,18 @@ class PlanData:
     Attributes:
         name: title in the report.
         shard_sizes: int64 (num_shards,), samples.
-        shard_bytes: int64 (num_shards,), bytes in a cache.
-        sample_bytes: bytes per sample.
+        sample_bytes: bytes per record: one number, or int64 (num_samples,).
+        decoded_bytes: bytes that each record decodes to; 0 for data that are not coded.
+        coding: how the records come to be smaller than the samples, for the report.
         redshift: float64 (num_samples,), or None.
         weights: float64 (num_samples,), with which samples are drawn; None takes each once.
     """
 
     name: str
     shard_sizes: NDArray[np.int64]
-    shard_bytes: NDArray[np.int64]
-    sample_bytes: int
+    sample_bytes: int | NDArray[np.int64]
+    decoded_bytes: int = 0
+    coding: str = ""
     redshift: NDArray[np.float64] | None = None
     weights: NDArray[np.float64] | None = None
 
@@ -106,6 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_SHARD_BYTES,
         help="bytes per assumed shard (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--assume-ratio",
+        type=float,
+        metavar="R",
+        help="plan for the data set packed again with records R times smaller, as --quantize and "
+        "--compress of 'msdata pack' make them",
     )
     parser.add_argument(
         "--nodes", type=int, help="number of nodes (default: as many as listed capacities, or 1)"
@@ -172,6 +182,13 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-per-s", type=float, help="samples per second that a GPU trains on"
     )
+    parser.add_argument(
+        "--decode-gib-per-s",
+        type=float,
+        metavar="GIB/S",
+        help="what one core decodes coded records to",
+    )
+    parser.add_argument("--cores", type=float, metavar="N", help="cores per node that decode")
 
 
 def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = open_packed) -> int:
@@ -190,6 +207,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     if args.figure is not None:
         check_output(args.figure, PNG_MARK)
     data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
+    data = _recoded(args, data)
     if args.epochs < 1:
         raise UsageError(f"--epochs must be at least 1, got {args.epochs}")
     job = _job(args, data)
@@ -204,7 +222,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         redshift=data.redshift,
         by_nodes=numbers,
     )
-    report["data"]["name"] = data.name
+    report["data"] |= {"name": data.name, "coding": data.coding}
     report["job"]["weights_of"] = args.weights
     if args.figure is not None:
         shown = sorted(set(numbers)) or _numbers_of_nodes(job.nodes.num_nodes)
@@ -224,7 +242,6 @@ def _assumed(args: argparse.Namespace) -> PlanData:
     return PlanData(
         name="assumed data",
         shard_sizes=sizes,
-        shard_bytes=sizes * args.assume_bytes,
         sample_bytes=args.assume_bytes,
         weights=plan_weights(args, None, args.assume_samples),
     )
@@ -235,13 +252,32 @@ def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike
         raise UsageError("name a data set, or assume one by --assume-samples and --assume-bytes")
     split = open_dataset(Path(args.data)).split(args.split)
     sizes = np.asarray(split.shard_sizes, dtype=np.int64)
+    is_coded = bool((split.record_nbytes != split.sample_nbytes).any())
     return PlanData(
         name=f"{args.data}, split {args.split}",
         shard_sizes=sizes,
-        shard_bytes=np.asarray(split.shard_record_nbytes, dtype=np.int64),
-        sample_bytes=split.sample_nbytes,
+        sample_bytes=split.record_nbytes,
+        decoded_bytes=split.sample_nbytes if is_coded else 0,
         redshift=split.redshift,
         weights=plan_weights(args, split, int(sizes.sum())),
+    )
+
+
+def _recoded(args: argparse.Namespace, data: PlanData) -> PlanData:
+    """The data as they would be after packing them with other codes, in as many shards."""
+    ratio = args.assume_ratio
+    if ratio is None:
+        return data
+    if not 0 < ratio < math.inf:
+        raise UsageError(f"--assume-ratio must be a number > 0 such as 6.6, got {ratio}")
+    if data.decoded_bytes:
+        raise UsageError(f"{data.name} is coded already; plan it without --assume-ratio")
+    decoded = int(np.max(data.sample_bytes))
+    return replace(
+        data,
+        sample_bytes=max(1, round(decoded / ratio)),
+        decoded_bytes=decoded,
+        coding=f"coded {ratio:g} times smaller, by assumption",
     )
 
 
@@ -251,8 +287,8 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
         topology=Topology(num_nodes=nodes.num_nodes, ranks_per_node=args.ranks_per_node),
         nodes=nodes,
         shard_sizes=data.shard_sizes,
-        shard_bytes=data.shard_bytes,
         sample_bytes=data.sample_bytes,
+        decoded_bytes=data.decoded_bytes,
         batch_per_rank=args.batch_per_rank,
         policy=args.policy,
         seed=args.seed,

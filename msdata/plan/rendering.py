@@ -65,8 +65,10 @@ def _render_head(report: dict[str, Any]) -> str:
     data, job, caches = report["data"], report["job"], report["caches"]
     capacity = caches["memory_capacity_bytes"] + caches["ssd_capacity_bytes"]
     lines = [
-        f"data    {data.get('name', '')}: {data['samples']:,} samples of {data['sample_bytes']:,} "
-        f"bytes, {bytes_text(data['bytes'])} in {data['shards']:,} shards",
+        f"data    {data.get('name', '')}: {data['samples']:,} samples of "
+        f"{data['sample_bytes']:,.0f} bytes, {bytes_text(data['bytes'])} in {data['shards']:,} "
+        "shards",
+        *_coding_lines(data),
         f"job     {job['nodes']:,} nodes x {job['ranks_per_node']} ranks x "
         f"{job['batch_per_rank']} samples = {job['global_batch']:,} per step, "
         f"{job['steps_per_epoch']:,} steps per epoch ({_LAST[job['last']]})",
@@ -79,6 +81,16 @@ def _render_head(report: dict[str, Any]) -> str:
         "per node",
     ]
     return "\n".join(lines)
+
+
+def _coding_lines(data: dict[str, Any]) -> list[str]:
+    if not data["decoded_bytes"]:
+        return []
+    says = data.get("coding") or "coded"
+    return [
+        f"        {says}: records are {data['decoded_bytes'] / data['sample_bytes']:.2f} times "
+        f"smaller than the {data['decoded_bytes']:,} bytes that they decode to"
+    ]
 
 
 def _weights_lines(job: dict[str, Any]) -> list[str]:
@@ -204,7 +216,22 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    return [*_note_of_draws(report), *_note_of_shards(report), *_note_of_policy(report)]
+    notes = (_note_of_draws, _note_of_shards, _note_of_policy, _note_of_decoding)
+    return [line for note in notes for line in note(report)]
+
+
+def _note_of_decoding(report: dict[str, Any]) -> list[str]:
+    times = [e["time"] for e in report["epochs"]]
+    cores = max((t["decode_cores"] or 0 for t in times), default=0)
+    if cores:
+        return [
+            f"note: decoding binds with {report['machine']['cores']:g} cores per node; {cores:,} "
+            "lift it"
+        ]
+    machine = report["machine"]
+    if not report["data"]["decoded_bytes"] or (machine["decode"] and machine["cores"]):
+        return []
+    return ["note: decoding may bind; 'msdata probe' measures what a core decodes"]
 
 
 def _note_of_policy(report: dict[str, Any]) -> list[str]:

@@ -100,7 +100,7 @@ def assert_as_forecast(split: Split, job: Job, epoch: int, results: list[dict[st
         # One rank's samples as if it were all that its node reads.
         alone = np.full_like(assigned, -1)
         alone[:, rank] = mine
-        assert tiers_of(result) == count_tiers(alone, job, owners)[node].tolist()
+        assert tiers_of(result) == count_tiers(alone, job, owners)[0][node].tolist()
     if epoch == 0:
         return  # the forecast of that one is of caches that fill meanwhile
     by_node = np.array([tiers_of(r) for r in results]).reshape(job.topology.num_nodes, -1, 4)

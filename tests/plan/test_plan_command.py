@@ -44,7 +44,7 @@ def plan_json(capsys, options, **keywords):
 @dataclass
 class Split:
     shard_sizes: np.ndarray
-    shard_record_nbytes: np.ndarray
+    record_nbytes: np.ndarray
     sample_nbytes: int
     shard_of_sample: np.ndarray
     redshift: np.ndarray | None
@@ -64,7 +64,7 @@ def small_split(**changes):
     redshift[::7] = np.nan
     fields = {
         "shard_sizes": sizes,
-        "shard_record_nbytes": sizes * 1100,
+        "record_nbytes": np.full(2000, 1000),
         "sample_nbytes": 1000,
         "shard_of_sample": np.repeat(np.arange(40, dtype=np.int32), sizes),
         "redshift": redshift,
@@ -129,7 +129,7 @@ def test_a_data_set_that_is_there_is_planned_with_its_redshifts(capsys):
         capsys, "DATA --nodes 2 --batch-per-rank 20", open_dataset=lambda path: dataset
     )
     assert report["data"]["name"] == "DATA, split train"
-    assert report["data"]["bytes"] == 2000 * 1100
+    assert report["data"]["bytes"] == 2000 * 1000
     assert report["quality"]["redshift_mean_scatter"]["ratio"] == pytest.approx(1, abs=0.4)
     distance = report["quality"]["redshift_distribution_distance"]
     assert distance["ratio"] == pytest.approx(1, abs=0.2)
@@ -400,3 +400,39 @@ def test_a_hundred_epochs_on_a_thousand_nodes_are_planned_in_seconds(capsys):
     assert plan(f"{options} --assume-samples 4300000 --assume-bytes 594384") == 0
     assert time.process_time() - start < 6
     assert "3 to 99 ~" in capsys.readouterr().out
+
+
+def test_a_coded_data_set_is_planned_with_the_lengths_of_its_records(capsys):
+    nbytes = np.random.default_rng(2).integers(100, 200, 2000)
+    dataset = Dataset(small_split(record_nbytes=nbytes))
+    options = f"DATA --nodes 2 --batch-per-rank 20 --memory-gib {1.02 * nbytes.sum() / 2**31}"
+    report = plan_json(capsys, options, open_dataset=lambda path: dataset)
+    assert report["data"]["bytes"] == nbytes.sum()
+    assert report["data"]["decoded_bytes"] == 1000
+    assert report["epochs"][1]["shares"]["storage"] == 0
+    assert sum(report["epochs"][1]["bytes"].values()) == nbytes.sum()
+    plan(options, open_dataset=lambda path: dataset)
+    text = capsys.readouterr().out
+    assert "times smaller than the 1,000 bytes" in text
+    assert "note: decoding may bind; 'msdata probe' measures" in text
+
+
+def test_an_assumed_ratio_shrinks_records_and_names_the_limit_that_decoding_is(capsys):
+    options = f"--nodes 1 --memory-gib 0.00745 --assume-ratio 6.25 {RATES} {ASSUMED}"
+    plain = plan_json(capsys, options.replace("--assume-ratio 6.25", ""))
+    coded = plan_json(capsys, options + " --decode-gib-per-s 0.001 --cores 4")
+    assert plain["epochs"][1]["shares"]["storage"] == pytest.approx(0.8, abs=0.01)
+    assert coded["epochs"][1]["shares"]["storage"] == 0
+    assert coded["data"]["bytes"] == plain["data"]["bytes"] / 6.25
+    assert coded["data"]["shards"] == plain["data"]["shards"]
+    assert coded["epochs"][1]["time"]["binds"] == "decode"
+    plan(options + " --decode-gib-per-s 0.001 --cores 4")
+    text = capsys.readouterr().out
+    assert "coded 6.25 times smaller, by assumption" in text
+    assert "note: decoding binds with 4 cores per node; " in text
+    for ratio in ("0", "-1", "nan"):
+        with pytest.raises(UsageError, match="--assume-ratio must be a number > 0"):
+            plan(f"{ASSUMED} --assume-ratio {ratio}")
+    dataset = Dataset(small_split(record_nbytes=np.full(2000, 500)))
+    with pytest.raises(UsageError, match="is coded already"):
+        plan("DATA --assume-ratio 6", open_dataset=lambda path: dataset)
