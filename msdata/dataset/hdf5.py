@@ -27,7 +27,15 @@ from numpy.typing import NDArray
 from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error
 from msdata.dataset.block_writer import BlockWriter
-from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text, pwrite_all
+from msdata.dataset.coding import ArrayCoding
+from msdata.dataset.shard import (
+    Record,
+    ShardSummary,
+    ShardWriter,
+    array_views,
+    metadata_text,
+    pwrite_all,
+)
 from msdata.errors import DataError, MissingPackageError
 from msdata.schema import Schema, Survey
 
@@ -122,6 +130,19 @@ class Hdf5ShardWriter:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def open_hdf5_writer(
+    path: Path,
+    schema: Schema,
+    *,
+    max_samples: int,
+    chunked: bool = False,
+    codings: Sequence[ArrayCoding] = (),
+) -> ShardWriter:
+    """Stands for the writer of one HDF5 shard; see `Hdf5ShardWriter`."""
+    assert not codings
+    return Hdf5ShardWriter(path, schema, max_samples=max_samples, chunked=chunked)
 
 
 @contextmanager
@@ -306,13 +327,13 @@ def _create_column(file: Any, name: str, values: NDArray[Any]) -> None:
 
 
 def frame_ranges(
-    offsets: NDArray[np.int64], sizes: Sequence[int], nbytes: int
+    offsets: NDArray[np.int64], sizes: Sequence[int] | NDArray[np.int64], nbytes: int
 ) -> list[tuple[int, int]]:
     """Lists the byte ranges [start, stop) between the arrays of a file, in file order.
 
     Args:
         offsets: int64 (samples, arrays), offset of each array.
-        sizes: bytes of each array.
+        sizes: bytes of each array; int64 (samples, arrays) if they differ.
         nbytes: size of the file.
     """
     starts = offsets.reshape(-1)

@@ -1,0 +1,101 @@
+"""Encodes a prepared sample for the shards of a coded data set: `--quantize` and `--compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.coding import ArrayCoding, decode_into, encode
+from msdata.dataset.manifest import coding_of
+from msdata.errors import UsageError
+from msdata.pack.settings import PackSettings
+from msdata.schema import Array, Schema
+
+
+def codings_of(schema: Schema, settings: PackSettings) -> tuple[ArrayCoding, ...]:
+    """How a pack stores each array; empty if it stores all of them as they are.
+
+    Raises:
+        UsageError: `--quantize` names an array that the schema lacks or that is not float32, or
+            there is none to quantize.
+    """
+    quantize = dict(settings.quantize or {})
+    others = quantize.pop("*", None)
+    are_floats = {a.name: a.dtype == "<f4" for a in schema.arrays}
+    for name, q in quantize.items():
+        if name not in are_floats:
+            raise UsageError(f"--quantize must name one of {', '.join(schema.names)}, got {name}")
+        if q is not None and not are_floats[name]:
+            raise UsageError(
+                f"--quantize {name}={q:g}: only float32 arrays can be quantized, {name!r} is "
+                f"{schema[name].dtype}; leave it out: --compress is lossless for any dtype"
+            )
+    if others is not None and not any(are_floats.values()):
+        raise UsageError(f"--quantize {others:g}: no array is float32; leave it out")
+    wanted = {name: quantize.get(name, others if are_floats[name] else None) for name in are_floats}
+    if settings.compress == "none" and not any(wanted.values()):
+        return ()
+    return tuple(coding_of(a, wanted[a.name], settings.compress) for a in schema.arrays)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A sample as its shard holds it.
+
+    Attributes:
+        arrays: what is stored, in the schema's order: uint8 (bytes,) if the data set is coded.
+        codes: dtype that each is stored as; empty for a data set that is not coded.
+        metadata: what the sample's JSON member says of it.
+        columns: its index columns.
+    """
+
+    arrays: tuple[Array, ...]
+    codes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any]
+    columns: Mapping[str, Any]
+
+
+def encode_sample(
+    arrays: Sequence[Array],
+    codings: Sequence[ArrayCoding],
+    steps: Mapping[str, NDArray[np.float32]],
+    codes: Sequence[str] | None = None,
+) -> Stored:
+    """Encodes the arrays of one sample.
+
+    Args:
+        arrays: its prepared arrays, in the schema's order.
+        codings: how they are stored; empty stores them as they are.
+        steps: float32 (bands,) of arrays whose steps are known, by name.
+        codes: dtypes to store them as; None takes the smallest.
+    """
+    if not codings:
+        return Stored(arrays=tuple(arrays), metadata={}, columns={})
+    stored: list[Array] = []
+    kinds: list[str] = []
+    decoded: list[Array] = []
+    coding_json: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
+    for a, (array, coding) in enumerate(zip(arrays, codings, strict=True)):
+        name = coding.name
+        kind = None if codes is None else codes[a]
+        found = encode(array, coding, step=steps.get(name), kind=kind)
+        stored.append(np.frombuffer(found.data, np.uint8))
+        kinds.append(found.kind)
+        columns[f"nbytes_{name}"] = stored[-1].nbytes
+        coding_json[name] = {"dtype": found.kind, "shape": list(coding.shape)}
+        if coding.quantize is None:
+            decoded.append(array)
+            continue
+        columns[f"dtype_{name}"] = found.kind
+        columns[f"step_{name}"] = coding_json[name]["step"] = found.steps.tolist()
+        decoded.append(np.empty_like(array))
+        decode_into(found.data, coding, found.steps, found.kind, decoded[-1])
+    columns["decoded_crc32c"] = crc = crc32c_of_parts(decoded)
+    metadata = {"coding": coding_json, "decoded_crc32c": crc}
+    return Stored(arrays=tuple(stored), codes=tuple(kinds), metadata=metadata, columns=columns)
