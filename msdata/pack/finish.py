@@ -28,7 +28,7 @@ from msdata.dataset.index import (
     write_index,
     write_table,
 )
-from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
+from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo, read_manifest
 from msdata.dataset.rejected import Rejected, read_rejected
 from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
 from msdata.pack.columns import join_numbers, scalar_names
@@ -36,6 +36,7 @@ from msdata.pack.encode import codings_of
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
+from msdata.sources.detect import is_packed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,12 +134,23 @@ def finish_pack(
             "num_rejected": num_unusable,
             "rejected_sha256": file_sha256(state.out / REJECTED_NAME),
             "sources_sha256": sources_sha256(sources),
+            **_origin(settings),
         },
         coding=stored_arrays(codings, table),
     )
     manifest.write(state.out)
     state.remove()
     return manifest, notes
+
+
+def _origin(settings: PackSettings) -> dict[str, Any]:
+    """The provenance of a packed data set that was the source; empty for other sources."""
+    if not is_packed(settings.source):
+        return {}
+    manifest = read_manifest(settings.source)
+    coding = {name: stored.to_json() for name, stored in manifest.coding.items()}
+    origin = {"fingerprint": manifest.fingerprint, "coding": coding, **manifest.provenance}
+    return {"packed_from": origin}
 
 
 def _collect(

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c_of_parts
 from msdata.dataset.coding import ArrayCoding, wider
-from msdata.dataset.hdf5 import open_hdf5_writer
+from msdata.dataset.hdf5 import Hdf5ShardWriter
+from msdata.dataset.hdf5_coded import CodedHdf5Writer
 from msdata.dataset.shard import Record, ShardSummary, ShardWriter
 from msdata.dataset.tar import TarShardWriter
 from msdata.errors import SampleError
@@ -268,13 +269,12 @@ def _fill(
 def _open_writer(task: ShardTask) -> ShardWriter:
     if task.container == "tar":
         return TarShardWriter(task.path, task.schema, task.codings)
-    return open_hdf5_writer(
-        task.path,
-        task.schema,
-        max_samples=len(task.sample_ids),
-        chunked=task.chunked,
-        codings=task.codings,
-    )
+    count = len(task.sample_ids)
+    if task.codings:
+        return CodedHdf5Writer(
+            task.path, task.schema, task.codings, max_samples=count, chunked=task.chunked
+        )
+    return Hdf5ShardWriter(task.path, task.schema, max_samples=count, chunked=task.chunked)
 
 
 def _run_length(task: ShardTask) -> int:
@@ -335,7 +335,11 @@ def _steps_at(task: ShardTask, sample: Sample, position: int) -> Mapping[str, ND
     """Steps that are known before the pixels are measured, by array."""
     if task.steps is not None:
         return {name: steps[position] for name, steps in task.steps.items()}
-    return sample.steps if isinstance(sample, PackedSample) else {}
+    if not isinstance(sample, PackedSample):
+        return {}
+    found = ((c, sample.steps.get(c.name)) for c in task.codings)
+    # The same quantization gives the same codes; another one measures the noise again.
+    return {c.name: said[1] for c, said in found if said and said[0] == c.quantize}
 
 
 def _json_number(value: float | None) -> float | None:

@@ -20,14 +20,14 @@ class PackedSample(dict[str, Any]):
 
     Args:
         arrays: the decoded arrays.
-        steps: float32 (bands,) of the arrays that were quantized.
+        steps: steps per noise and float32 (bands,) steps of the arrays that were quantized.
         num_filled: pixels of each array that were filled when it was packed.
     """
 
     def __init__(
         self,
         arrays: Mapping[str, Any],
-        steps: Mapping[str, NDArray[np.float32]],
+        steps: Mapping[str, tuple[float | None, NDArray[np.float32]]],
         num_filled: Mapping[str, int],
     ) -> None:
         super().__init__(arrays)
