@@ -128,7 +128,7 @@ def job_of(split: Split, setup: Setup, policy: str) -> Job:
         topology=Topology(num_nodes=setup.num_nodes),
         nodes=equal_nodes(setup.num_nodes, memory_bytes=setup.memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=setup.batch_size,
         policy=policy,
         seed=SEED,
@@ -150,7 +150,7 @@ def foretell(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
     contestant = CONTESTANTS[name]
     job = job_of(split, setup, contestant.policy)
     ownership = own_job(job)
-    capacity = setup.memory_nbytes // job.sample_bytes
+    capacity = setup.memory_nbytes // split.schema.sample_nbytes
     tables = [PrivateTable(capacity, contestant.private or LRU) for _ in range(setup.num_nodes)]
     epoch = 0
     while True:
@@ -159,11 +159,11 @@ def foretell(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
         else:
             assigned = assign_job(job, ownership, epoch).samples
             if contestant.is_served:
-                counts = count_tiers(assigned, job, ownership)
+                counts, _ = count_tiers(assigned, job, ownership)
             else:
                 is_cached = contestant.private is not None
                 counts = _replay(assigned, tables if is_cached else [])
-            yield _forecast(epoch, counts, job.sample_bytes)
+            yield _forecast(epoch, counts, split.schema.sample_nbytes)
         epoch += 1
 
 
@@ -185,6 +185,6 @@ def _forecast(epoch: int, counts: NDArray[np.int64], sample_bytes: int) -> Epoch
         tier_samples=counts,
         ssd_bytes=np.zeros(len(counts), np.int64),
         storage_bytes=counts[:, 3] * sample_bytes,
-        sample_bytes=sample_bytes,
+        tier_bytes=counts * sample_bytes,
         is_exact=True,
     )

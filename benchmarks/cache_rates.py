@@ -26,6 +26,7 @@ from benchmarks.load_rates import BATCH_SIZE, NUM_THREADS, SEED, run_loader
 from benchmarks.workloads import make_dataset
 from msdata.cache.arena import own_arenas
 from msdata.cache.slot_file import SlotFile
+from msdata.cache.split import cached_split
 from msdata.dataset.dataset import Split
 from msdata.plan.order import epoch_order
 from msdata.topology import Topology
@@ -87,9 +88,9 @@ def measure(split: Split, repeats: int) -> dict[str, Any]:
     with make_loader(split) as loader:
         (path,) = (p for p in own_arenas(_SHM_DIR) if _JOB in p.name)
         with path.open("rb") as file:
-            slots = SlotFile(file.fileno(), is_mapped=True)
+            slots = SlotFile(file.fileno(), cached_split(split), is_mapped=True)
             wait_until_full(loader, slots, split)
-            slots.prefault(0, slots.num_slots)
+            slots.prefault(0, slots.nbytes)
             bare = partial(read_samples, order, batch, fill_from_arena(slots, batch), NUM_THREADS)
             ours = partial(run_loader, loader, order, split.schema.names, words)
             found = compare(take_turns({BARE: bare, LOADER: ours}, repeats, warm_ups=2), [BARE])

@@ -31,7 +31,7 @@ def forecast_of(epoch: Mapping[str, Any], sample_nbytes: int) -> EpochForecast:
         tier_samples=samples,
         ssd_bytes=np.zeros(len(samples), np.int64),
         storage_bytes=samples[:, 3] * sample_nbytes,
-        sample_bytes=sample_nbytes,
+        tier_bytes=samples * sample_nbytes,
         is_exact=True,
     )
 

@@ -58,7 +58,7 @@ def job_of(split: Split, topology: Topology, *, memory_nbytes: int, batch_per_ra
         topology=topology,
         nodes=equal_nodes(topology.num_nodes, memory_bytes=memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=batch_per_rank,
         policy=POLICY,
         last=LAST,
@@ -158,11 +158,11 @@ def strong(job: Job, machine: Machine) -> list[dict[str, Any]]:
 def weak(job: Job, machine: Machine) -> list[dict[str, Any]]:
     """As much data a node as fills its cache and a third more, on more and more nodes."""
     nbytes = float(job.nodes.memory_bytes[0]) / CACHED_SHARE
-    shards = max(1, round(nbytes / job.sample_bytes / FULL_SHARD_SAMPLES))
+    shards = max(1, round(nbytes / job.mean_bytes / FULL_SHARD_SAMPLES))
     found = []
     for number in (1 << k for k in range(MOST_NODES.bit_length())):
         sizes = np.full(number * shards, FULL_SHARD_SAMPLES, np.int64)
-        (variant,) = by_nodes(replace(job, shard_sizes=sizes, shard_bytes=None), machine, [number])
+        (variant,) = by_nodes(replace(job, shard_sizes=sizes), machine, [number])
         found.append(_described(variant, job.batch_per_rank))
     return found
 

@@ -20,7 +20,7 @@ from msdata.cache.config import CacheConfig, CachedSplit, Own
 from msdata.cache.own_file import is_own_file, open_own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
-from msdata.cache.slot_places import is_held
+from msdata.cache.slot_places import is_held, lay_out, packed
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
@@ -150,24 +150,26 @@ class Arena:
                 config.memory_nbytes, config.shm_dir, config.reserved_nbytes
             )
             owners = own(planned, config.ssd_nbytes)
+            held = is_held(owners, node, MEMORY_TIER)
             header = Header(
                 fingerprint=split.fingerprint,
                 split=split.name,
-                sample_nbytes=split.max_record_nbytes,
+                split_nbytes=split.nbytes,
                 num_shards=len(split.shard_sizes),
                 node=node,
                 tier=MEMORY_TIER,
                 planned_nbytes=(planned, config.ssd_nbytes),
                 most_nbytes=most,
                 owners_crc32c=owners_checksum(owners),
-                num_entries=int(split.shard_sizes[is_held(owners, node, MEMORY_TIER)].sum()),
+                num_entries=int(split.shard_sizes[held].sum()),
             )
-            build(fd, header, split, owners)
+            slots, at = (packed(held, of) for of in (split.shard_sizes, split.shard_nbytes))
+            build(fd, header, split, owners, lay_out(split, slots, at, most))
 
         self._fd = join(self.path, fits, make)
         self._pid = os.getpid()
         try:
-            self.slots = SlotFile(self._fd, is_mapped=True)
+            self.slots = SlotFile(self._fd, split, is_mapped=True)
         except BaseException:
             leave(self._fd, self.path, self._pid, is_kept=False)
             raise

@@ -111,11 +111,12 @@ class RecordStarts:
         if record_nbytes.strides != (0,) and bool((record_nbytes != self._each).any()):
             self._starts = np.concatenate([[0], np.cumsum(record_nbytes)])
 
-    def of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of all records before each of some samples, int64 (n,).
+    def of(self, samples: Any) -> Any:
+        """Bytes of all records before each of some samples, int64 (n,), or before one.
 
         Args:
-            samples: int64 (n,), numbers within the split; the number of samples gives their sum.
+            samples: int64 (n,), numbers within the split, or one; the number of samples gives the
+                sum.
         """
         return samples * self._each if self._starts is None else self._starts[samples]
 
@@ -152,21 +153,27 @@ class CachedSplit:
         """A name for data set and split."""
         return f"{self.fingerprint}-{self.name}"
 
-    @property
+    @cached_property
     def first_samples(self) -> NDArray[np.int64]:
         """Number of each shard's first sample, int64 (shards,)."""
         return np.cumsum(self.shard_sizes) - self.shard_sizes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records."""
+        return int(self.starts.of(np.int64(len(self.record_nbytes))))
 
     @cached_property
     def starts(self) -> RecordStarts:
         """Where records begin if all stand one after the other."""
         return RecordStarts(self.record_nbytes)
 
-    @property
+    @cached_property
     def shard_nbytes(self) -> NDArray[np.int64]:
         """Bytes of each shard's records, int64 (shards,)."""
         first = self.first_samples
-        return self.starts.of(first + self.shard_sizes) - self.starts.of(first)
+        nbytes: NDArray[np.int64] = self.starts.of(first + self.shard_sizes) - self.starts.of(first)
+        return nbytes
 
     @cached_property
     def max_record_nbytes(self) -> int:

@@ -17,10 +17,11 @@ HEADER_NBYTES = 4096
 ROWS_AT = HEADER_NBYTES
 TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
 _PAYLOAD_ALIGNMENT = 4096
+_UNUSED = ("unused", "u1", (3,))
 SHARD = np.dtype(
-    [("size", "<i8"), ("first", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))]
+    [("first", "<i8"), ("at", "<i8"), ("slots", "<i8"), ("owner", "<i4"), ("tier", "i1"), _UNUSED]
 )
-SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
+SLOT = np.dtype([("sample", "<i8"), ("nbytes", "<i8"), ("crc32c", "<u4"), ("state", "u1"), _UNUSED])
 SLOT_NBYTES = SLOT.itemsize
 
 
@@ -41,15 +42,56 @@ def is_held(owners: Owners, node: int, tier: int) -> NDArray[np.bool_]:
     return held
 
 
-def packed_slots(held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The slot of each held shard's first sample in a file without gaps; -1 for other shards.
+def packed(held: NDArray[np.bool_], amounts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each held shard begins if they stand without gaps; -1 for other shards.
 
     Args:
         held: bool (shards,), the shards in the file.
-        sizes: int64 (shards,), samples per shard.
+        amounts: int64 (shards,), samples or bytes per shard.
     """
-    kept = np.where(held, sizes, 0)
+    kept = np.where(held, amounts, 0)
     return np.where(held, np.cumsum(kept) - kept, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where one file keeps its shards.
+
+    Attributes:
+        first_slots: int64 (shards,), slot of each shard's first sample; -1 if not kept here.
+        records_at: int64 (shards,), start of each shard's records, counted from the first record of
+            the file; -1 if not kept here.
+        num_slots: int64 (shards,), how many of its first samples have a usable slot.
+    """
+
+    first_slots: NDArray[np.int64]
+    records_at: NDArray[np.int64]
+    num_slots: NDArray[np.int64]
+
+
+def lay_out(
+    split: CachedSplit,
+    first_slots: NDArray[np.int64],
+    records_at: NDArray[np.int64],
+    most_nbytes: int,
+) -> Layout:
+    """The layout of which no record ends beyond `most_nbytes`: a shard may be kept in part.
+
+    Args:
+        split: the data.
+        first_slots: see `Layout`.
+        records_at: see `Layout`.
+        most_nbytes: bytes of records.
+    """
+    ends = records_at + split.shard_nbytes
+    is_kept = records_at >= 0
+    num_slots = np.where(is_kept & (ends <= most_nbytes), split.shard_sizes, 0)
+    for shard in np.flatnonzero(is_kept & (records_at < most_nbytes) & (ends > most_nbytes)):
+        first, size = int(split.first_samples[shard]), int(split.shard_sizes[shard])
+        starts = split.starts.of(np.arange(first, first + size + 1))
+        room = most_nbytes - int(records_at[shard])
+        num_slots[shard] = np.searchsorted(starts[1:] - starts[0], room, side="right")
+    return Layout(first_slots=first_slots, records_at=records_at, num_slots=num_slots)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from msdata.cache.slot_file import (
     read_header,
     write_all,
 )
-from msdata.cache.slot_places import SLOT, entries_at, is_held
+from msdata.cache.slot_places import SLOT, entries_at, is_held, lay_out, packed
 from msdata.core.files import write_whole
 
 MANIFEST = "manifest.json"
@@ -85,14 +85,14 @@ class SsdTier:
         wanted = Header(
             fingerprint=split.fingerprint,
             split=split.name,
-            sample_nbytes=split.max_record_nbytes,
+            split_nbytes=split.nbytes,
             num_shards=len(split.shard_sizes),
             node=node,
             tier=SSD_TIER,
             planned_nbytes=planned_nbytes,
             most_nbytes=0,
             owners_crc32c=owners_checksum(owners),
-            # Enough for any later job; 16 bytes per sample.
+            # A slot for every sample, whose number it has, for any later job; 24 bytes each.
             num_entries=len(split.checksums),
         )
 
@@ -109,7 +109,8 @@ class SsdTier:
 
         def make(fd: int) -> None:
             made = self._header(fd, wanted, config.ssd_nbytes)
-            build(fd, made, split, owners)
+            records_at = packed(is_held(owners, node, SSD_TIER), split.shard_nbytes)
+            _build(fd, made, split, owners, records_at)
             _write_manifest(folder_fd, made)
 
         make_folder(self.path.parent)
@@ -120,7 +121,7 @@ class SsdTier:
             os.close(folder_fd)
         self._pid = os.getpid()
         try:
-            self.slots = SlotFile(self._fd, is_mapped=False)
+            self.slots = SlotFile(self._fd, split, is_mapped=False)
         except BaseException:
             self._leave()
             raise
@@ -174,51 +175,58 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 def place_shards(
     held: NDArray[np.bool_],
-    sizes: NDArray[np.int64],
-    old_first_slots: NDArray[np.int64],
-    num_slots: int,
+    nbytes: NDArray[np.int64],
+    old_records_at: NDArray[np.int64],
+    most_nbytes: int,
 ) -> NDArray[np.int64]:
-    """Finds slots for shards without moving those that have some.
+    """Finds room for shards without moving those that have some.
 
     Args:
-        held: bool (shards,), the shards that need slots.
-        sizes: int64 (shards,), samples per shard.
-        old_first_slots: int64 (shards,), slot of each shard's first sample so far; -1 for none.
-        num_slots: total number of slots.
+        held: bool (shards,), the shards that need room.
+        nbytes: int64 (shards,), bytes of each shard's records.
+        old_records_at: int64 (shards,), start of each shard's records so far; -1 for none.
+        most_nbytes: bytes of records that the file may have.
 
     Returns:
-        int64 (shards,), slot of each shard's first sample; -1 if the shard needs none or no gap is
+        int64 (shards,), start of each shard's records; -1 if the shard needs none or no gap is
         large enough.
     """
-    stays = held & (old_first_slots >= 0) & (old_first_slots + sizes <= num_slots)
-    first_slots = np.where(stays, old_first_slots, -1)
-    gaps = find_gaps(first_slots, sizes, num_slots)
+    stays = held & (old_records_at >= 0) & (old_records_at + nbytes <= most_nbytes)
+    records_at = np.where(stays, old_records_at, -1)
+    gaps = find_gaps(records_at, nbytes, most_nbytes)
     for shard in np.flatnonzero(held & ~stays):
-        gap = next((g for g in gaps if g[1] - g[0] >= sizes[shard]), None)
+        gap = next((g for g in gaps if g[1] - g[0] >= nbytes[shard]), None)
         if gap is not None:
-            first_slots[shard] = gap[0]
-            gap[0] += int(sizes[shard])
-    return first_slots
+            records_at[shard] = gap[0]
+            gap[0] += int(nbytes[shard])
+    return records_at
 
 
 def find_gaps(
-    first_slots: NDArray[np.int64], sizes: NDArray[np.int64], num_slots: int
+    records_at: NDArray[np.int64], nbytes: NDArray[np.int64], end: int
 ) -> list[list[int]]:
-    """Start and end of each run of free slots.
+    """Start and end of each run of free bytes.
 
     Args:
-        first_slots: int64 (shards,), slot of each shard's first sample; -1 for none.
-        sizes: int64 (shards,), samples per shard.
-        num_slots: total number of slots.
+        records_at: int64 (shards,), start of each shard's records; -1 for none.
+        nbytes: int64 (shards,), bytes of each shard's records.
+        end: end of the last run.
     """
-    shards = np.flatnonzero(first_slots >= 0)
-    runs = sorted(zip(first_slots[shards].tolist(), sizes[shards].tolist(), strict=True))
-    gaps, end = [], 0
-    for first, size in [*runs, (num_slots, 0)]:
-        if first > end:
-            gaps.append([end, first])
-        end = first + size
+    shards = np.flatnonzero(records_at >= 0)
+    runs = sorted(zip(records_at[shards].tolist(), nbytes[shards].tolist(), strict=True))
+    gaps, done = [], 0
+    for start, size in [*runs, (end, 0)]:
+        if start > done:
+            gaps.append([done, start])
+        done = start + size
     return gaps
+
+
+def _build(
+    fd: int, header: Header, split: CachedSplit, owners: Owners, records_at: NDArray[np.int64]
+) -> None:
+    slots = np.where(records_at >= 0, split.first_samples, -1)
+    build(fd, header, split, owners, lay_out(split, slots, records_at, header.most_nbytes))
 
 
 def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Header:
@@ -237,34 +245,31 @@ def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Head
     Raises:
         OSError: the file system refused.
     """
-    old = SlotFile(fd, is_mapped=False)
-    sizes = split.shard_sizes
+    old = SlotFile(fd, split, is_mapped=False)
+    nbytes, was_at = split.shard_nbytes, old.layout.records_at
     held = is_held(owners, header.node, header.tier)
     # A process that finds this half done rebuilds the file.
     write_all(fd, [bytes(len(MAGIC))], 0)
-    old_end = int(np.where(old.first_slots >= 0, old.first_slots + sizes, 0).max(initial=0))
-    if old_end * header.sample_nbytes > header.most_nbytes and _give_back(fd, old, held, sizes):
-        header = replace(header, most_nbytes=old_end * header.sample_nbytes)
-    num_slots = min(header.num_entries, header.most_nbytes // header.sample_nbytes)
-    first_slots = place_shards(held, sizes, old.first_slots, num_slots)
+    old_end = int(np.where(was_at >= 0, was_at + nbytes, 0).max(initial=0))
+    if old_end > header.most_nbytes and _give_back(old, held, nbytes, old_end):
+        header = replace(header, most_nbytes=old_end)
+    records_at = place_shards(held, nbytes, was_at, header.most_nbytes)
     entries = np.zeros(header.num_entries, SLOT)
-    for shard in np.flatnonzero((first_slots >= 0) & (old.first_slots == first_slots)):
-        at = slice(int(first_slots[shard]), int(first_slots[shard] + sizes[shard]))
-        entries[at] = old.entries[at]
+    for shard in np.flatnonzero((records_at >= 0) & (was_at == records_at)):
+        slots, _ = old.slots_of_shard(int(shard))
+        entries[slots.start : slots.stop] = old.entries[slots.start : slots.stop]
     old.close()
     write_all(fd, [entries.view(np.uint8)], entries_at(header.num_shards))
-    build(fd, header, split, owners, first_slots)
+    _build(fd, header, split, owners, records_at)
     return header
 
 
-def _give_back(fd: int, old: SlotFile, held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> bool:
+def _give_back(old: SlotFile, held: NDArray[np.bool_], nbytes: NDArray[np.int64], end: int) -> bool:
     """Returns the space of dropped records to the file system; returns False if that fails."""
-    wanted = np.where(held, old.first_slots, -1)
-    end = int(np.where(old.first_slots >= 0, old.first_slots + sizes, 0).max(initial=0))
+    wanted = np.where(held, old.layout.records_at, -1)
     libc = ctypes.CDLL(None)
-    for first, stop in find_gaps(wanted, sizes, end):
-        start, nbytes = old.record_at(first), old.record_at(stop) - old.record_at(first)
-        place = ctypes.c_int64(start), ctypes.c_int64(nbytes)
-        if libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *place):
+    for start, stop in find_gaps(wanted, nbytes, end):
+        place = ctypes.c_int64(old.payload_at + start), ctypes.c_int64(stop - start)
+        if libc.fallocate(old.fd, _PUNCH_HOLE | _KEEP_SIZE, *place):
             return False
     return True

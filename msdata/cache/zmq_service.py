@@ -209,9 +209,8 @@ def _record(client: CacheClient, source: int, slot: int) -> Any | None:
     if source == LOCAL:
         return client.tiers[LOCAL].slots.record(slot)
     if source == SSD:
-        slots = client.tiers[SSD].slots
         try:
-            return os.pread(slots.fd, slots.header.sample_nbytes, slots.record_at(slot))
+            return client.tiers[SSD].slots.read_record(slot)
         except OSError:
             return None
     return None

@@ -28,9 +28,9 @@
 #define NUM_SPECIALS 8
 #define MAX_CODE (1 << 21)  /* twice that, and rounding of float32 could move a code */
 #define MAX_SHORT_CODE 32760
-#define MAX_SIGMA_PIXELS 2048
+#define SIGMA_PIXELS 2048 /* that many are looked at, to twice as many */
 #define MIN_SIGMA_PIXELS 32
-#define LAG 7
+#define MAX_LAG 24
 #define COUNTS_PER_STEP 20.0f
 
 enum { PLAIN, SHORT, LONG };         /* kinds of stored codes */
@@ -120,7 +120,7 @@ static float float_of(int32_t bits)
 
 static float lower_median(const float *values, int n)
 {
-    int32_t keys[MAX_SIGMA_PIXELS], found;
+    int32_t keys[2 * SIGMA_PIXELS], found;
     for (int i = 0; i < n; i++) {
         int32_t bits = (int32_t)bits_of(values[i]);
         keys[i] = bits ^ ((bits >> 31) & INT32_MAX); /* ordered as the values are */
@@ -131,7 +131,7 @@ static float lower_median(const float *values, int n)
 
 static float median_magnitude(const float *values, int n)
 {
-    int16_t keys[MAX_SIGMA_PIXELS];
+    int16_t keys[2 * SIGMA_PIXELS];
     int32_t found;
     for (int i = 0; i < n; i++)
         keys[i] = (int16_t)((bits_of(values[i]) & INT32_MAX) >> 16);
@@ -147,15 +147,16 @@ static inline int is_pixel(float value)
 /* The step of a plane's noise; 0 if it has none that can be measured. */
 static float noise_step(const float *plane, Py_ssize_t n, float quantize)
 {
-    float pixels[MAX_SIGMA_PIXELS], lags[MAX_SIGMA_PIXELS], smallest = INFINITY;
+    float pixels[2 * SIGMA_PIXELS], lags[2 * SIGMA_PIXELS], smallest = INFINITY;
     int num_pixels = 0, num_lags = 0;
-    Py_ssize_t stride = (n / 1024) | 1;
-    for (Py_ssize_t i = 0; i < n && num_pixels < MAX_SIGMA_PIXELS; i += stride) {
+    const Py_ssize_t stride = (n / SIGMA_PIXELS) | 1, half = (Py_ssize_t)sqrt((double)n) / 2;
+    const Py_ssize_t distance = half < MAX_LAG ? half : MAX_LAG;
+    for (Py_ssize_t i = 0; i < n && num_pixels < 2 * SIGMA_PIXELS; i += stride) {
         if (!is_pixel(plane[i]))
             continue;
         pixels[num_pixels++] = plane[i];
-        if (i + LAG < n && is_pixel(plane[i + LAG])) {
-            float lag = fabsf(plane[i] - plane[i + LAG]);
+        if (i + distance < n && is_pixel(plane[i + distance])) {
+            float lag = fabsf(plane[i] - plane[i + distance]);
             lags[num_lags++] = lag;
             smallest = lag > 0.0f && lag < smallest ? lag : smallest;
         }
@@ -256,18 +257,41 @@ static void quantize_plane(const float *plane, Py_ssize_t n, float step, int is_
 
 /* ---- codes to float32 ---- */
 
-INLINE void load_shorts(const uint16_t *source, int n, int is_zigzag, int32_t *codes)
+/* Middle of each short code's bin, and whether some may be special, in one pass: the word z of a
+ * zigzag code is odd for -(z + 1) / 2, even for z / 2, so twice its middle is -z, or z - 1. */
+INLINE void shorts_to_pixels(const uint16_t *source, int n, int is_zigzag, float half,
+                             float *pixels, int *has_special)
 {
-    if (is_zigzag)
+    uint16_t most = 0;
+    if (is_zigzag) {
         for (int i = 0; i < n; i++) {
-            int32_t word = source[i];
-            codes[i] = (word >> 1) ^ -(word & 1);
+            int32_t word = source[i], odd = -(word & 1);
+            most = source[i] > most ? source[i] : most;
+            pixels[i] = (float)(((word ^ odd) - odd) - ((word != 0) & ~odd)) * half;
         }
-    else
-        for (int i = 0; i < n; i++)
-            codes[i] = (int16_t)source[i];
+        *has_special = most > UINT16_MAX - 2 * NUM_SPECIALS;
+    } else {
+        int32_t lowest = 0;
+        for (int i = 0; i < n; i++) {
+            int32_t code = (int16_t)source[i];
+            lowest = code < lowest ? code : lowest;
+            pixels[i] = (float)(code * 2 - ((code > 0) - (code < 0))) * half;
+        }
+        *has_special = lowest < INT16_MIN + NUM_SPECIALS;
+    }
 }
-TWICE(load_shorts, (const uint16_t *source, int n, int is_zigzag, int32_t *codes),
+TWICE(shorts_to_pixels,
+      (const uint16_t *source, int n, int is_zigzag, float half, float *pixels, int *has_special),
+      (source, n, is_zigzag, half, pixels, has_special))
+
+INLINE void load_shorts(const uint16_t *source, int n, int is_zigzag, int16_t *codes)
+{
+    if (!is_zigzag)
+        memcpy(codes, source, (size_t)n * 2);
+    for (int i = 0; is_zigzag && i < n; i++)
+        codes[i] = (int16_t)((source[i] >> 1) ^ (uint16_t)-(source[i] & 1));
+}
+TWICE(load_shorts, (const uint16_t *source, int n, int is_zigzag, int16_t *codes),
       (source, n, is_zigzag, codes))
 
 INLINE void load_longs(const uint32_t *source, int n, int is_zigzag, int32_t *codes)
@@ -329,33 +353,53 @@ static void stream_copy(char *to, const char *from, size_t nbytes)
     memcpy(to + done, from + done, nbytes - done);
 }
 
+/* Pixels or long codes of short ones, a chunk. */
+static void decode_shorts(const uint16_t *source, int n, int is_zigzag, float step, int make,
+                          char *made)
+{
+    int16_t codes[CHUNK];
+    int has_special = 0;
+    if (make == PIXELS)
+        shorts_to_pixels_best(source, n, is_zigzag, 0.5f * step, (float *)made, &has_special);
+    if (make == PIXELS && !has_special)
+        return;
+    load_shorts_best(source, n, is_zigzag, make == SHORTS ? (int16_t *)made : codes);
+    for (int i = 0; make != SHORTS && i < n; i++) {
+        int special = codes[i] - INT16_MIN;
+        int32_t code = special < NUM_SPECIALS ? special + INT32_MIN : codes[i];
+        if (make == LONGS)
+            memcpy(made + 4 * i, &code, 4);
+        else if (special < NUM_SPECIALS)
+            memcpy(made + 4 * i, SPECIALS + special, 4);
+    }
+}
+
+static void decode_longs(const uint32_t *source, int n, int is_zigzag, float step, int make,
+                         char *made)
+{
+    int32_t codes[CHUNK];
+    int has_special = 0;
+    load_longs_best(source, n, is_zigzag, make == PIXELS && step != 0.0f ? codes : (int32_t *)made);
+    if (make == LONGS || step == 0.0f)
+        return;
+    dequantize_chunk_best(codes, n, 0.5f * step, INT32_MIN + NUM_SPECIALS, (float *)made,
+                          &has_special);
+    for (int i = 0; has_special && i < n; i++)
+        if (codes[i] < INT32_MIN + NUM_SPECIALS)
+            memcpy(made + 4 * i, SPECIALS + (codes[i] - INT32_MIN), 4);
+}
+
 static void decode_plane(const char *source, Py_ssize_t n, int is_short, int is_zigzag, float step,
                          int make, char *out)
 {
-    int32_t codes[CHUNK];
     char made[CHUNK * 4] __attribute__((aligned(LINE)));
-    const int32_t lowest = is_short ? INT16_MIN : INT32_MIN, limit = lowest + NUM_SPECIALS;
     const int size = make == SHORTS ? 2 : 4;
     for (Py_ssize_t at = 0; at < n; at += CHUNK) {
-        int count = (int)(n - at < CHUNK ? n - at : CHUNK), has_special = 0;
+        int count = (int)(n - at < CHUNK ? n - at : CHUNK);
         if (is_short)
-            load_shorts_best((const uint16_t *)source + at, count, is_zigzag, codes);
+            decode_shorts((const uint16_t *)source + at, count, is_zigzag, step, make, made);
         else
-            load_longs_best((const uint32_t *)source + at, count, is_zigzag, codes);
-        if (make == SHORTS) {
-            store_codes_best(codes, count, 1, 0, made);
-        } else if (make == LONGS) {
-            for (int i = 0; is_short && i < count; i++)
-                codes[i] = codes[i] < limit ? codes[i] - lowest + INT32_MIN : codes[i];
-            memcpy(made, codes, (size_t)count * 4);
-        } else if (step == 0.0f) {
-            memcpy(made, codes, (size_t)count * 4);
-        } else {
-            dequantize_chunk_best(codes, count, 0.5f * step, limit, (float *)made, &has_special);
-            for (int i = 0; has_special && i < count; i++)
-                if (codes[i] < limit)
-                    memcpy(made + 4 * i, SPECIALS + (codes[i] - lowest), 4);
-        }
+            decode_longs((const uint32_t *)source + at, count, is_zigzag, step, make, made);
         stream_copy(out + at * size, made, (size_t)count * size);
     }
 }
@@ -594,6 +638,7 @@ PyMODINIT_FUNC PyInit__coding(void)
     CHOOSE(quantize_chunk);
     CHOOSE(store_codes);
     CHOOSE(load_shorts);
+    CHOOSE(shorts_to_pixels);
     CHOOSE(load_longs);
     CHOOSE(dequantize_chunk);
     if (__builtin_cpu_supports("avx512f"))

@@ -224,6 +224,9 @@ class RecordDecoder:
         codings: the arrays of a record, in order.
         dtypes: what to make of each: the array's own dtype, or int16 or int32 for codes.
 
+    Attributes:
+        is_native: whether the C module decodes.
+
     Raises:
         UsageError: an array is not quantized, and codes are asked for.
         MissingPackageError: arrays are compressed, and numcodecs is not installed.
@@ -237,7 +240,7 @@ class RecordDecoder:
         )
         is_compressed = bool(self._specs[:, 4].any())
         self._decompress = decompressor() if is_compressed else 0
-        self._is_by_numpy = _coding is None or (is_compressed and not self._decompress)
+        self.is_native = _coding is not None and (not is_compressed or bool(self._decompress))
         sizes = [c.nbytes_of("<i4") for c in codings if c.quantize is not None]
         self._scratch_nbytes = max(sizes, default=0)
 
@@ -254,7 +257,7 @@ class RecordDecoder:
             The first row whose bytes are not sound, or `stop`. Nothing outside of the targets is
             written, whatever the bytes are.
         """
-        if self._is_by_numpy:
+        if not self.is_native:
             return self._decode_by_numpy(table, first, stop)
         scratch = thread_room("codes", self._scratch_nbytes)
         return _coding.decode(table, first, stop, self._specs, scratch, self._decompress)

@@ -26,7 +26,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.loader.cached_fill import CachedReader
 from msdata.loader.options import RingSize
-from msdata.loader.read import BatchReader, SampleReader
+from msdata.loader.read import RecordReader, SampleReader
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
@@ -59,7 +59,7 @@ class NodeCache:
         """Owner and tier of every shard by this node's arena; None without a cache."""
         return None if self.client is None else self.client.owners
 
-    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
+    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> RecordReader:
         """The reader that fills batches.
 
         Args:
@@ -91,7 +91,6 @@ class NodeCache:
         if weights is not None:
             forecast = WeightedForecast(
                 shard_sizes=split.shard_sizes,
-                sample_nbytes=split.sample_nbytes,
                 owners=self.client.owners,
                 weights=weights,
             ).of
@@ -251,7 +250,7 @@ def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
     A service makes its arena before it knows the memory of the ranks.
     """
     slots, free = client.tiers[LOCAL].slots, free_memory()
-    missing_nbytes = (slots.num_slots - slots.num_ready) * slots.header.sample_nbytes
+    missing_nbytes = slots.nbytes - slots.ready_nbytes
     if 0 < free < missing_nbytes + reserved_nbytes:
         LOG.warning(
             "%.2f GiB are free, the service's arena will take %.2f GiB more, and batches and "

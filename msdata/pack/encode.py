@@ -10,37 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset import coding_options
 from msdata.dataset.coding import ArrayCoding, decode_into, encode
-from msdata.dataset.manifest import coding_of
-from msdata.errors import UsageError
 from msdata.pack.settings import PackSettings
 from msdata.schema import Array, Schema
 
 
 def codings_of(schema: Schema, settings: PackSettings) -> tuple[ArrayCoding, ...]:
-    """How a pack stores each array; empty if it stores all of them as they are.
-
-    Raises:
-        UsageError: `--quantize` names an array that the schema lacks or that is not float32, or
-            there is none to quantize.
-    """
-    quantize = dict(settings.quantize or {})
-    others = quantize.pop("*", None)
-    are_floats = {a.name: a.dtype == "<f4" for a in schema.arrays}
-    for name, q in quantize.items():
-        if name not in are_floats:
-            raise UsageError(f"--quantize must name one of {', '.join(schema.names)}, got {name}")
-        if q is not None and not are_floats[name]:
-            raise UsageError(
-                f"--quantize {name}={q:g}: only float32 arrays can be quantized, {name!r} is "
-                f"{schema[name].dtype}; leave it out: --compress is lossless for any dtype"
-            )
-    if others is not None and not any(are_floats.values()):
-        raise UsageError(f"--quantize {others:g}: no array is float32; leave it out")
-    wanted = {name: quantize.get(name, others if are_floats[name] else None) for name in are_floats}
-    if settings.compress == "none" and not any(wanted.values()):
-        return ()
-    return tuple(coding_of(a, wanted[a.name], settings.compress) for a in schema.arrays)
+    """How a pack stores each array; see `coding_options.codings_of`."""
+    return coding_options.codings_of(schema, settings.quantize, settings.compress)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE
 from msdata.core.options import add_jobs
-from msdata.dataset.coding import COMPRESSORS
+from msdata.dataset.coding_options import add_coding_arguments, parse_quantize
 from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
 from msdata.pack.settings import PackSettings
@@ -57,27 +57,6 @@ def _parse_scale(text: str) -> tuple[str, float]:
         raise UsageError(f"--pixel-scale must be like unwise=1.5, got {text!r}") from None
 
 
-def parse_quantize(texts: Sequence[str]) -> dict[str, float | None]:
-    """Steps per noise by array of `4`, `panstarrs=4,unwise=8`, `galex=none`; "*" for all others.
-
-    Raises:
-        UsageError: a text is none of these, or an array is named twice.
-    """
-    found: dict[str, float | None] = {}
-    for part in (part for text in texts for part in text.split(",")):
-        name, _, value = part.rpartition("=")
-        try:
-            q = None if value == "none" and name else float(value)
-        except ValueError:
-            raise UsageError(
-                f"--quantize must be like 4 or panstarrs=4,unwise=8,galex=none, got {part!r}"
-            ) from None
-        if (name or "*") in found:
-            raise UsageError(f"--quantize must name {name or 'all arrays'} once, got {part!r} too")
-        found[name or "*"] = q
-    return found
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata pack`."""
     parser.add_argument(
@@ -120,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARRAY=ARCSEC",
         help="pixel scale of an array, arcsec/pixel; repeatable",
     )
-    _add_coding_arguments(parser)
+    add_coding_arguments(parser)
     add_fits_arguments(parser)
     parser.add_argument(
         "--max-rejected",
@@ -132,23 +111,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="print no progress line")
-
-
-def _add_coding_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quantize",
-        action="append",
-        default=[],
-        metavar="[ARRAY=]Q",
-        help="store float32 pixels as integers, in steps of the noise of their band over Q: an "
-        "error of at most half a step; 4 is fpack's default; repeatable (default: store floats)",
-    )
-    parser.add_argument(
-        "--compress",
-        choices=COMPRESSORS,
-        default="none",
-        help="compress each sample, without loss (default: %(default)s)",
-    )
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:

@@ -114,7 +114,7 @@ def test_a_slot_is_seen_by_others_when_it_is_whole_and_not_before(
         patch.setattr(arena.slots, "set_state", lambda slot, state: None)
         arena.slots.publish(0, 3, int(checksum[0]), [RECORDS[3]])
         assert not other.slots.are_ready(slot, sample, checksum)[0]
-    arena.slots.publish(0, 3, int(checksum[0]), [RECORDS[3][:40], RECORDS[3][40:]])
+    arena.slots.publish(0, 3, int(checksum[0]), [RECORDS[3][:20], RECORDS[3][20:]])
     assert other.slots.are_ready(slot, sample, checksum)[0]
     assert other.slots.record(0).tobytes() == RECORDS[3].tobytes()
     assert other.slots.num_ready == 1
