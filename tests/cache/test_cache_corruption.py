@@ -31,12 +31,12 @@ from msdata.topology import Topology
 TWO_NODES = Topology(num_nodes=2, ranks_per_node=1, rank=0)
 
 
-@pytest.fixture(params=["tar", "hdf5"])
+@pytest.fixture(params=caching.LAYOUTS)
 def data(
     request: Any, packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
 ) -> Iterator[Path]:
     """A data set that the test may alter."""
-    made = packed(tiny_source, *packing.TINY_SHARDS, "--format", request.param)
+    made = packed(tiny_source, *packing.TINY_SHARDS, *request.param.split())
     yield Path(shutil.copytree(made, tmp_path / "data"))
 
 

@@ -22,6 +22,8 @@ from msdata.plan.ownership import equal_nodes
 from msdata.topology import Topology
 
 BATCH = 8
+# Options of `msdata pack`: records of one length, and of their own.
+LAYOUTS = ("--format tar", "--format hdf5", "--quantize 4 --compress lz4")
 
 
 def split_nbytes(split: Split) -> int:
