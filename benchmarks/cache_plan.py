@@ -128,7 +128,7 @@ def job_of(split: Split, setup: Setup, policy: str) -> Job:
         topology=Topology(num_nodes=setup.num_nodes),
         nodes=equal_nodes(setup.num_nodes, memory_bytes=setup.memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=setup.batch_size,
         policy=policy,
         seed=SEED,

@@ -34,7 +34,7 @@ from msdata.loader.read import (
     SampleReader,
     stream_fill,
 )
-from msdata.loader.ring import BatchBuffer, record_parts
+from msdata.loader.ring import BatchBuffer
 
 NEVER_EVICTS, LRU = "never-evict", "lru"
 
@@ -99,7 +99,6 @@ class PrivateFilling(Filling):
         missing: the misses, for storage.
     """
 
-    rows: NDArray[np.int64]
     num_hits: int
     found: NDArray[np.int64]
     kept: NDArray[np.int64]
@@ -122,7 +121,6 @@ class PrivateReader:
         self._storage, self._table, self._counters = storage, table, counters
         self._sizes = np.array([a.nbytes for a in split.schema.arrays], np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self._per_row = 1 if storage.gaps is not None else len(self._sizes)
         shape = (table.num_slots, split.schema.sample_nbytes)
         memory = mmap.mmap(-1, max(1, shape[0] * shape[1]))
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -136,7 +134,7 @@ class PrivateReader:
         rows = np.argsort(slots < 0, kind="stable")
         num_hits = int((slots >= 0).sum())
         found = slots[rows[:num_hits]]
-        misses = BufferRows(buffer, rows[num_hits:], self._per_row)
+        misses = BufferRows(buffer, rows[num_hits:])
         missing = self._storage.plan(samples[rows[num_hits:]], misses)
         return PrivateFilling(
             buffer=buffer,
@@ -196,7 +194,8 @@ class PrivateReader:
                 self._records[slot, at : at + len(part)] = part
 
     def _parts(self, filling: PrivateFilling, i: int) -> list[NDArray[np.uint8]]:
-        return record_parts(filling.buffer, int(filling.rows[i]))
+        parts: list[NDArray[np.uint8]] = filling.buffer.parts(int(filling.rows[i]))
+        return parts
 
 
 @dataclass(kw_only=True)

@@ -58,7 +58,7 @@ def job_of(split: Split, topology: Topology, *, memory_nbytes: int, batch_per_ra
         topology=topology,
         nodes=equal_nodes(topology.num_nodes, memory_bytes=memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=batch_per_rank,
         policy=POLICY,
         last=LAST,

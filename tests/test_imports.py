@@ -39,6 +39,7 @@ FREE_PACKAGES_OF = {"msdata": FREE_PACKAGES, "mstrain": FREE_PACKAGES | {"torch"
 HOMES: dict[str, set[str]] = {
     "requests": {"msdata/fetch/client.py"},
     "h5py": {"msdata/dataset/hdf5.py"},
+    "numcodecs": {"msdata/dataset/blosc_chunk.py"},
     "mpi4py": {"msdata/core/mpi.py"},
     "zmq": {"msdata/cache/transport/zmq_transport.py"},
     # No optional package; uses that share nothing: filling NaN, the contact sheet, interpolation.

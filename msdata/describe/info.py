@@ -200,7 +200,7 @@ def _column_infos(index: IndexFile, manifest: Manifest) -> list[ColumnInfo]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    fixed = fixed_columns(manifest.schema)
+    fixed = fixed_columns(manifest.schema, manifest.codings)
     infos = []
     for name in index.column_names:
         if name in fixed:

@@ -1,8 +1,8 @@
 """The loader: turns index and plan into batches, at the speed of memory.
 
 Threads fill a batch in place, in one of a few buffers; nothing is collated, pickled or sent between
-processes. The order is a function of (seed, epoch), so the state of a run is three numbers, and a
-run resumes on any number of ranks.
+processes. The order is a function of (seed, epoch), so a run's state is three numbers, and it
+resumes on any number of ranks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
+from msdata.loader.coded_read import batch_schema, batch_steps, coded_reader
 from msdata.loader.columns import BatchColumns
 from msdata.loader.node_cache import open_node_cache
 from msdata.loader.options import (
@@ -81,6 +82,8 @@ class Loader:
             replacement in proportion to them, as many as the split has. Some then come several
             times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
             and augmentation draws differently for them. None takes each exactly once.
+        decode: make pixels of quantized arrays. False hands out their codes (int16 or int32), and
+            their steps as `batch["NAME_step"]`, for `msdata.dataset.coding.decode_codes` or a GPU.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
@@ -106,6 +109,7 @@ class Loader:
         buffer_samples: int = order.DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
+        decode: bool = True,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         batch_size, prefetch, hold = checked_sizes(self._arguments)
@@ -117,8 +121,9 @@ class Loader:
         topology = from_env() if topology is None else topology
         self._arguments |= {"topology": topology, "weights": weights}
         check_steps(split, batch_size, last, topology.num_ranks)
-        self._columns = BatchColumns(split, columns)
-        ring = ring_size(split, batch_size, last, prefetch + hold)
+        schema = batch_schema(split, decode=decode)
+        self._columns = BatchColumns(split, columns, extra=None if decode else batch_steps(split))
+        ring = ring_size(split, schema, batch_size, last, prefetch + hold)
         self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
             policy=policy,
@@ -132,8 +137,9 @@ class Loader:
             weights=weights,
         )
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
-        self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._ring = allocate_ring(split, ring, hold, self._storage.gaps)
+        reader = self._cache.reader(self._storage, split, is_checked=verify)
+        self._reader = coded_reader(split, reader, schema)
+        self._ring = allocate_ring(schema, ring, hold, self._storage.gaps)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         # The epoch of the newest batches in flight, if it is the next one, and their number.
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
@@ -322,13 +328,13 @@ class Loader:
             `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
             `total_wait_s` and `cold_samples`, which were not in memory when they were read;
             `overwritten_batches` were still in use when their memory was reused;
-            `is_streaming`: whether the C module copies samples from memory. With a cache also
+            `is_streaming`: whether the C modules copy or decode samples. With a cache also
             `tiers`, `totals` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
         return {
             **self._stats.to_dict(),
             "cold_samples": self._storage.num_cold,
-            "is_streaming": self._storage.is_streaming,
+            "is_streaming": getattr(self._reader, "is_streaming", self._storage.is_streaming),
             "overwritten_batches": self._ring.num_overwritten,
             **self._cache.stats(),
         }

@@ -26,7 +26,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.loader.cached_fill import CachedReader
 from msdata.loader.options import RingSize
-from msdata.loader.read import BatchReader, SampleReader
+from msdata.loader.read import RecordReader, SampleReader
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
@@ -59,7 +59,7 @@ class NodeCache:
         """Owner and tier of every shard by this node's arena; None without a cache."""
         return None if self.client is None else self.client.owners
 
-    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
+    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> RecordReader:
         """The reader that fills batches.
 
         Args:

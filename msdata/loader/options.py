@@ -15,6 +15,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
 from msdata.plan.order import num_steps
+from msdata.schema import Schema
 from msdata.topology import Topology
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
@@ -119,25 +120,30 @@ class RingSize:
     nbytes: int
 
 
-def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> RingSize:
+def ring_size(
+    split: Split, schema: Schema, batch_size: int, last: str, num_buffers: int
+) -> RingSize:
     """The size of a loader's ring.
 
     Args:
         split: the samples.
+        schema: the arrays of a batch.
         batch_size: samples per step; a split with fewer samples fills only padded batches.
         last: what happens to an incomplete batch.
         num_buffers: batches in the ring.
     """
     rows = batch_size if last == "pad" else min(batch_size, len(split))
-    nbytes = ring_nbytes(split.schema, rows, num_buffers)
+    nbytes = ring_nbytes(schema, rows, num_buffers)
     return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
 
 
-def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None) -> BatchRing:
+def allocate_ring(
+    schema: Schema, size: RingSize, hold: int, gaps: Sequence[int] | None
+) -> BatchRing:
     """Allocates the ring of a loader.
 
     Args:
-        split: the samples.
+        schema: the arrays of a batch.
         size: its size.
         hold: batches that stay valid.
         gaps: see `make_ring`.
@@ -148,7 +154,7 @@ def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] |
     free = free_memory()
     # 0 where the system does not say.
     if not 0 < free < size.nbytes:
-        buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
+        buffers = make_ring(schema, size.num_rows, size.num_buffers, gaps)
         return BatchRing(buffers, hold)
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.dataset.dataset import open_dataset as open_packed
@@ -28,95 +25,20 @@ from msdata.plan.order import (
     POLICIES,
 )
 from msdata.plan.ownership import Nodes
+from msdata.plan.plan_data import DatasetLike, PlanData, add_data_arguments, plan_data
 from msdata.plan.rendering import draw_by_nodes, render_report
 from msdata.plan.report import build_report
 from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
 from msdata.plan.weights import add_arguments as add_weights
-from msdata.plan.weights import plan_weights
 from msdata.topology import Topology
 
 _GIB = 1 << 30
 _MOST_NODES = 1 << 20
-# 600 MB: the README's advice for a shard, about a thousand cutouts.
-_SHARD_BYTES = 600_000_000
-
-
-class SplitLike(Protocol):
-    """The part of a split that a plan needs; a `Dataset`'s split has it."""
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): samples of each shard, in index order."""
-
-    @property
-    def record_nbytes(self) -> NDArray[np.int64]:
-        """int64 (num_samples,): stored bytes of each sample."""
-
-    @property
-    def sample_nbytes(self) -> int:
-        """Bytes of a sample's arrays, decoded."""
-
-    @property
-    def redshift(self) -> NDArray[np.float64] | None:
-        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """float64 (num_samples,): a column of the index, NaN where unknown."""
-
-
-class DatasetLike(Protocol):
-    """A data set that has splits."""
-
-    def split(self, name: str) -> SplitLike:
-        """The split of that name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanData:
-    """The data of a plan: a split of a data set, or an assumed one.
-
-    Attributes:
-        name: title in the report.
-        shard_sizes: int64 (num_shards,), samples.
-        sample_bytes: bytes per record: one number, or int64 (num_samples,).
-        decoded_bytes: bytes that each record decodes to; 0 for data that are not coded.
-        coding: how the records come to be smaller than the samples, for the report.
-        redshift: float64 (num_samples,), or None.
-        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
-    """
-
-    name: str
-    shard_sizes: NDArray[np.int64]
-    sample_bytes: int | NDArray[np.int64]
-    decoded_bytes: int = 0
-    coding: str = ""
-    redshift: NDArray[np.float64] | None = None
-    weights: NDArray[np.float64] | None = None
-
-    def __post_init__(self) -> None:
-        if not len(self.shard_sizes) or int(self.shard_sizes.sum()) < 1:
-            raise UsageError(f"cannot plan {self.name}: it has no samples")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `msdata plan`."""
-    parser.add_argument("data", nargs="?", help="data set; omit it with --assume-samples")
-    parser.add_argument("--split", default="train", help="split to plan (default: %(default)s)")
-    parser.add_argument("--assume-samples", type=int, help="plan for this many samples")
-    parser.add_argument("--assume-bytes", type=int, help="bytes per assumed sample")
-    parser.add_argument(
-        "--assume-shard-bytes",
-        type=int,
-        default=_SHARD_BYTES,
-        help="bytes per assumed shard (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--assume-ratio",
-        type=float,
-        metavar="R",
-        help="plan for the data set packed again with records R times smaller, as --quantize and "
-        "--compress of 'msdata pack' make them",
-    )
+    add_data_arguments(parser)
     parser.add_argument(
         "--nodes", type=int, help="number of nodes (default: as many as listed capacities, or 1)"
     )
@@ -206,8 +128,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     """
     if args.figure is not None:
         check_output(args.figure, PNG_MARK)
-    data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
-    data = _recoded(args, data)
+    data = plan_data(args, open_dataset)
     if args.epochs < 1:
         raise UsageError(f"--epochs must be at least 1, got {args.epochs}")
     job = _job(args, data)
@@ -222,7 +143,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         redshift=data.redshift,
         by_nodes=numbers,
     )
-    report["data"] |= {"name": data.name, "coding": data.coding}
+    report["data"] |= {"name": data.name, "recoded": data.recoded}
     report["job"]["weights_of"] = args.weights
     if args.figure is not None:
         shown = sorted(set(numbers)) or _numbers_of_nodes(job.nodes.num_nodes)
@@ -230,55 +151,6 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     text = json.dumps(report, indent=2, allow_nan=False) if args.json else render_report(report)
     sys.stdout.write(text + "\n")
     return 0
-
-
-def _assumed(args: argparse.Namespace) -> PlanData:
-    if args.assume_bytes is None or args.assume_bytes < 1 or args.assume_samples < 1:
-        raise UsageError("--assume-samples and --assume-bytes must both be given and at least 1")
-    per_shard = max(1, args.assume_shard_bytes // args.assume_bytes)
-    num_shards = -(-args.assume_samples // per_shard)
-    sizes = np.full(num_shards, per_shard, dtype=np.int64)
-    sizes[-1] = args.assume_samples - per_shard * (num_shards - 1)
-    return PlanData(
-        name="assumed data",
-        shard_sizes=sizes,
-        sample_bytes=args.assume_bytes,
-        weights=plan_weights(args, None, args.assume_samples),
-    )
-
-
-def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike]) -> PlanData:
-    if args.data is None:
-        raise UsageError("name a data set, or assume one by --assume-samples and --assume-bytes")
-    split = open_dataset(Path(args.data)).split(args.split)
-    sizes = np.asarray(split.shard_sizes, dtype=np.int64)
-    is_coded = bool((split.record_nbytes != split.sample_nbytes).any())
-    return PlanData(
-        name=f"{args.data}, split {args.split}",
-        shard_sizes=sizes,
-        sample_bytes=split.record_nbytes,
-        decoded_bytes=split.sample_nbytes if is_coded else 0,
-        redshift=split.redshift,
-        weights=plan_weights(args, split, int(sizes.sum())),
-    )
-
-
-def _recoded(args: argparse.Namespace, data: PlanData) -> PlanData:
-    """The data as they would be after packing them with other codes, in as many shards."""
-    ratio = args.assume_ratio
-    if ratio is None:
-        return data
-    if not 0 < ratio < math.inf:
-        raise UsageError(f"--assume-ratio must be a number > 0 such as 6.6, got {ratio}")
-    if data.decoded_bytes:
-        raise UsageError(f"{data.name} is coded already; plan it without --assume-ratio")
-    decoded = int(np.max(data.sample_bytes))
-    return replace(
-        data,
-        sample_bytes=max(1, round(decoded / ratio)),
-        decoded_bytes=decoded,
-        coding=f"coded {ratio:g} times smaller, by assumption",
-    )
 
 
 def _job(args: argparse.Namespace, data: PlanData) -> Job:

@@ -86,10 +86,19 @@ def _render_head(report: dict[str, Any]) -> str:
 def _coding_lines(data: dict[str, Any]) -> list[str]:
     if not data["decoded_bytes"]:
         return []
-    says = data.get("coding") or "coded"
+    recoded = data.get("recoded")
+    lines = [
+        f"        coded: {data['decoded_bytes'] / data['sample_bytes']:.2f} times smaller than the "
+        f"{data['decoded_bytes']:,} bytes that a sample decodes to"
+    ]
+    if recoded is None:
+        return lines
+    if "num_samples" not in recoded:
+        return [f"{lines[0]} (assumed)"]
     return [
-        f"        {says}: records are {data['decoded_bytes'] / data['sample_bytes']:.2f} times "
-        f"smaller than the {data['decoded_bytes']:,} bytes that they decode to"
+        *lines,
+        f"        as packed with {recoded['options']}, measured on {recoded['num_samples']:,} "
+        f"samples (+- {recoded['relative_error']:.1%})",
     ]
 
 

@@ -21,7 +21,6 @@ from msdata.dataset.tar import (
     dali_index_path,
     dali_index_text,
     dali_line,
-    dali_members,
     json_distance,
     json_header,
     member_key,
@@ -64,23 +63,24 @@ def _tar_damage(
     file: ShardFile, expected: ExpectedShard, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[int | None, str]]:
     arrays = expected.schema.arrays
-    places = expected.offsets.tolist()
+    places, sizes, members = expected.offsets.tolist(), expected.array_nbytes, expected.members
     end = expected.info.nbytes - _END_NBYTES
     for i, (row, offsets) in enumerate(zip(rows, places, strict=True)):
-        sample_id = row["sample_id"]
-        before = offsets[0] - len(array_head(sample_id, arrays[0]))
-        for array, offset in zip(arrays, offsets, strict=True):
-            head = array_head(sample_id, array)
+        sample_id, nbytes = row["sample_id"], sizes[i].tolist()
+        before = offsets[0] - len(array_head(sample_id, members[i][0], nbytes[0]))
+        for a, (array, offset) in enumerate(zip(arrays, offsets, strict=True)):
+            head = array_head(sample_id, members[i][a], nbytes[a])
             stop = offset - len(head)
             if _read(file, stop, offset) != head:
                 yield i, f"sample {sample_id}: the header before {array.name!r} was altered"
             if any(_read(file, before, stop)):
                 yield i, f"sample {sample_id}: the padding before {array.name!r} was altered"
-            before = offset + array.nbytes
-        head_at = offsets[-1] + json_distance(expected.schema)
+            before = offset + nbytes[a]
+        head_at = offsets[-1] + json_distance(members[i][-1], nbytes[-1])
         following = end
         if i + 1 < len(rows):
-            next_head = array_head(rows[i + 1]["sample_id"], arrays[0])
+            next_id, next_nbytes = rows[i + 1]["sample_id"], int(sizes[i + 1, 0])
+            next_head = array_head(next_id, members[i + 1][0], next_nbytes)
             following = places[i + 1][0] - len(next_head)
         if any(_read(file, before, head_at)):
             yield i, f"sample {sample_id}: the padding after {arrays[-1].name!r} was altered"
@@ -138,10 +138,15 @@ def _agrees(text: bytes, row: Mapping[str, Any], schema: Schema) -> bool:
             for name in schema.names
         }
         found = {**content, **sums, "missing_bands": ",".join(content["missing_bands"])}
+        for name, stored in found.pop("coding", {}).items():
+            is_quantized = f"step_{name}" in row
+            found |= {f"{n}_{name}": stored[n] for n in ("dtype", "step") if is_quantized}
+            if tuple(stored["shape"]) != schema[name].shape:
+                return False
     except (DataError, ValueError, TypeError, KeyError, AttributeError):
         return False
     known = [name for name in row if name in found]
-    named = {*content} - {"num_filled", "num_nan"}
+    named = {*content} - {"num_filled", "num_nan", "coding"}
     return named <= {*row} and all(_is_same(found[name], row[name]) for name in known)
 
 
@@ -189,14 +194,21 @@ def dali_index_of(file: ShardFile, expected: ExpectedShard) -> bytes:
     Raises:
         DataError: a header of the shard is damaged.
     """
-    members, distance = dali_members(expected.schema), json_distance(expected.schema)
     lines = []
     header = bytearray(_BLOCK)
-    for sample_id, offsets in zip(expected.sample_ids(), expected.offsets.tolist(), strict=True):
-        at = offsets[-1] + distance
+    rows = zip(
+        expected.sample_ids(),
+        expected.members,
+        expected.offsets.tolist(),
+        expected.array_nbytes.tolist(),
+        strict=True,
+    )
+    for sample_id, members, offsets, nbytes in rows:
+        at = offsets[-1] + json_distance(members[-1], nbytes[-1])
         file.read_into([header], at)
-        nbytes = member_nbytes(header)
-        if nbytes is None:
+        json_nbytes = member_nbytes(header)
+        if json_nbytes is None:
             raise DataError(f"sample {sample_id}: the header of its JSON is damaged")
-        lines.append(dali_line(member_key(sample_id), members, offsets, (at + _BLOCK, nbytes)))
+        spans = zip(offsets, nbytes, strict=True)
+        lines.append(dali_line(member_key(sample_id), members, spans, (at + _BLOCK, json_nbytes)))
     return dali_index_text(lines)

@@ -67,7 +67,7 @@ class HitCounter:
             # Owners are known, whatever memory they came from.
             nodes=equal_nodes(num_nodes, memory_bytes=0),
             shard_sizes=self.split.shard_sizes,
-            sample_bytes=self.split.sample_nbytes,
+            sample_bytes=self.split.record_nbytes,
             batch_per_rank=batch_per_rank(self.config, self.ranks.count),
             policy=self.config.data.policy,
             seed=self.config.seed,

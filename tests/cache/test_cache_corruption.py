@@ -87,7 +87,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, split: Split, samples: set[int]) 
                 is_first = int(filling.samples[i]) in left
                 left.discard(int(filling.samples[i]))
             if is_first:
-                next(iter(filling.buffer.arrays.values()))[i].reshape(-1)[:1] += 1
+                filling.buffer.parts(i)[0][:1] += 1
 
     monkeypatch.setattr(SampleReader, "fill", wrong_once)
 

@@ -376,7 +376,7 @@ def test_under_locality_a_rank_gets_what_the_forecast_replays(
         topology=topology,
         nodes=equal_nodes(2, memory_bytes=caching.split_nbytes(tar) // 3),
         shard_sizes=tar.shard_sizes,
-        sample_bytes=tar.schema.sample_nbytes,
+        sample_bytes=tar.record_nbytes,
         batch_per_rank=caching.BATCH,
         policy="locality",
         last=last,

@@ -77,7 +77,7 @@ def job_of(
             keys=np.arange(num_nodes, dtype=np.uint64),
         ),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=caching.BATCH,
         policy=policy,
         last="short",

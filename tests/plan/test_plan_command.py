@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import packing
 import pytest
 
 from msdata.errors import DataError, MissingPackageError, StorageError, UsageError
@@ -48,6 +49,7 @@ class Split:
     sample_nbytes: int
     shard_of_sample: np.ndarray
     redshift: np.ndarray | None
+    is_coded: bool = False
 
 
 class Dataset:
@@ -404,7 +406,7 @@ def test_a_hundred_epochs_on_a_thousand_nodes_are_planned_in_seconds(capsys):
 
 def test_a_coded_data_set_is_planned_with_the_lengths_of_its_records(capsys):
     nbytes = np.random.default_rng(2).integers(100, 200, 2000)
-    dataset = Dataset(small_split(record_nbytes=nbytes))
+    dataset = Dataset(small_split(record_nbytes=nbytes, is_coded=True))
     options = f"DATA --nodes 2 --batch-per-rank 20 --memory-gib {1.02 * nbytes.sum() / 2**31}"
     report = plan_json(capsys, options, open_dataset=lambda path: dataset)
     assert report["data"]["bytes"] == nbytes.sum()
@@ -413,7 +415,7 @@ def test_a_coded_data_set_is_planned_with_the_lengths_of_its_records(capsys):
     assert sum(report["epochs"][1]["bytes"].values()) == nbytes.sum()
     plan(options, open_dataset=lambda path: dataset)
     text = capsys.readouterr().out
-    assert "times smaller than the 1,000 bytes" in text
+    assert "times smaller than the 1,000 bytes that a sample decodes to" in text
     assert "note: decoding may bind; 'msdata probe' measures" in text
 
 
@@ -424,15 +426,52 @@ def test_an_assumed_ratio_shrinks_records_and_names_the_limit_that_decoding_is(c
     assert plain["epochs"][1]["shares"]["storage"] == pytest.approx(0.8, abs=0.01)
     assert coded["epochs"][1]["shares"]["storage"] == 0
     assert coded["data"]["bytes"] == plain["data"]["bytes"] / 6.25
-    assert coded["data"]["shards"] == plain["data"]["shards"]
+    assert coded["data"]["shards"] == plain["data"]["shards"] / 6.25
     assert coded["epochs"][1]["time"]["binds"] == "decode"
     plan(options + " --decode-gib-per-s 0.001 --cores 4")
     text = capsys.readouterr().out
-    assert "coded 6.25 times smaller, by assumption" in text
+    assert (
+        "coded: 6.25 times smaller than the 1,000 bytes that a sample decodes to (assumed)" in text
+    )
     assert "note: decoding binds with 4 cores per node; " in text
     for ratio in ("0", "-1", "nan"):
         with pytest.raises(UsageError, match="--assume-ratio must be a number > 0"):
             plan(f"{ASSUMED} --assume-ratio {ratio}")
-    dataset = Dataset(small_split(record_nbytes=np.full(2000, 500)))
+    dataset = Dataset(small_split(record_nbytes=np.full(2000, 500), is_coded=True))
     with pytest.raises(UsageError, match="is coded already"):
         plan("DATA --assume-ratio 6", open_dataset=lambda path: dataset)
+
+
+@pytest.mark.parametrize("options", [["4", "lz4"], ["image=2", "none"]])
+def test_a_packed_data_set_is_predicted_before_it_is_made(packed, tiny_source, capsys, options):
+    quantize, compress = options
+    coding = f"--quantize {quantize} --compress {compress}"
+    shards = packing.TINY_SHARDS
+    data, made = packed(tiny_source, *shards), packed(tiny_source, *shards, *coding.split())
+    predicted = plan_json(capsys, f"{data} {coding} --batch-per-rank 8")["data"]
+    found = plan_json(capsys, f"{made} --batch-per-rank 8")["data"]
+    assert predicted["samples"] == found["samples"] < 256
+    # All samples were measured; only their mean is rounded.
+    assert predicted["bytes"] == pytest.approx(found["bytes"], abs=found["samples"] / 2)
+    assert predicted["decoded_bytes"] == found["decoded_bytes"]
+    assert (predicted["recoded"]["options"], found["recoded"]) == (coding, None)
+    plan(f"{data} {coding} --batch-per-rank 8")
+    assert f"as packed with {coding}, measured on {found['samples']} samples (+- " in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(UsageError, match="is coded already; plan it as it is"):
+        plan(f"{made} {coding}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (f"{ASSUMED} --quantize 4", "need a data set to measure; give --assume-ratio"),
+        ("DATA --compress lz4 --assume-ratio 6", "takes the place of --quantize and --compress"),
+        ("DATA --quantize flux=4", "must name one of"),
+    ],
+)
+def test_codes_that_cannot_be_predicted_are_refused(options, message, packed, tiny_source):
+    data = packed(tiny_source, *packing.TINY_SHARDS)
+    with pytest.raises(UsageError, match=message):
+        plan(options.replace("DATA", str(data)))
