@@ -190,7 +190,7 @@ def open_contestants(stack: ExitStack) -> dict[str, Receive]:
             made.curve_secretkey = keys[1].encode()
         made.connect(f"tcp://127.0.0.1:{port}")
         found[name] = partial(receive_bare_zmq, made)
-    for name, is_encrypted in (("ZmqFetcher", False), ("ZmqFetcher, encrypted", True)):
+    for name, is_encrypted in (("ZmqFetcher, plain", False), ("ZmqFetcher", True)):
         address = stack.enter_context(served(partial(serve_ours, keys, is_encrypted)))
         fetcher = ZmqFetcher({0: address}.get, keys, timeout_s=20)
         stack.callback(fetcher.close)

@@ -210,7 +210,7 @@ class Peers:
         self._ends.close()
 
 
-@pytest.mark.parametrize("transport", ["records", "encrypted", "staging"])
+@pytest.mark.parametrize("transport", ["plain", "encrypted", "staging"])
 def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
     data: Path, tmp_path: Path, threads: int, transport: str
 ) -> None:
