@@ -193,7 +193,7 @@ class Peers:
                 target[:] = record
                 yield np.ones(1, bool)
 
-        server = LinkServer(address, dict, read, self.cached.max_record_nbytes)
+        server = LinkServer(address, dict, read)
         is_over = threading.Event()
 
         def serve() -> None:
