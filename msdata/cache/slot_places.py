@@ -106,7 +106,6 @@ class SlotPlaces:
         first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
             no node keeps it in this tier.
         entries_at: offset of the slots' entries in every file.
-        payload_at: int64 (nodes,), offset of the records in each node's file.
         records_at: int64 (shards,), offset of each shard's first record in its owner's file; its
             records stand packed behind it (`CachedSplit.starts`). -1 if no node keeps it in this
             tier.
@@ -114,7 +113,6 @@ class SlotPlaces:
 
     first_slots: NDArray[np.int64]
     entries_at: int
-    payload_at: NDArray[np.int64]
     records_at: NDArray[np.int64]
 
 
@@ -142,7 +140,6 @@ def slots_at_owners(
     return SlotPlaces(
         first_slots=of_shard[0],
         entries_at=entries_at(num_shards),
-        payload_at=payloads,
         records_at=of_shard[1],
     )
 

@@ -20,7 +20,7 @@ from msdata.cache.arena import Arena, own_arenas
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, RecordStarts
 from msdata.cache.slot_file import READY, SlotFile
-from msdata.cache.slot_places import packed, slots_at_owners, usable_slots
+from msdata.cache.slot_places import packed, payload_at, slots_at_owners, usable_slots
 from msdata.cache.split import owners_by_capacity
 from msdata.cache.status import describe, look_at
 from msdata.core.checksum import crc32c
@@ -190,8 +190,10 @@ def test_other_nodes_compute_where_a_record_lies(
     places = slots_at_owners(owners, split, num_nodes)
     for node in range(num_nodes):
         held = owner == node
-        at = packed(held, split.shard_nbytes) + places.payload_at[node]
-        assert (places.records_at[held] == at[held]).all()
+        at = places.records_at[held]
+        packed_at = packed(held, split.shard_nbytes)[held]
+        payload = payload_at(len(sizes), int(held.sum()))
+        assert (at == payload + packed_at).all()
     assert (places.records_at[owner < 0] == -1).all()
 
 

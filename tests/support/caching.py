@@ -23,7 +23,8 @@ from msdata.topology import Topology
 
 BATCH = 8
 # Options of `msdata pack`: records of one length, and of their own.
-LAYOUTS = ("--format tar", "--format hdf5", "--quantize 4 --compress lz4")
+CODED = "--quantize 4 --compress lz4"
+LAYOUTS = ("--format tar", "--format hdf5", CODED)
 
 
 def split_nbytes(split: Split) -> int:
