@@ -1,8 +1,7 @@
 """The loader: turns index and plan into batches, at the speed of memory.
 
-Threads fill a batch in place, in one of a few buffers; nothing is collated, pickled or sent between
-processes. The order is a function of (seed, epoch), so a run's state is three numbers, and it
-resumes on any number of ranks.
+Threads fill a batch in place, in one of a few buffers; nothing is collated or sent to processes.
+The order is a function of (seed, epoch), so a run resumes by three numbers on any number of ranks.
 """
 
 from __future__ import annotations
@@ -82,8 +81,8 @@ class Loader:
             replacement in proportion to them, as many as the split has. Some then come several
             times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
             and augmentation draws differently for them. None takes each exactly once.
-        decode: make pixels of quantized arrays. False hands out their codes (int16 or int32), and
-            their steps as `batch["NAME_step"]`, for `msdata.dataset.coding.decode_codes` or a GPU.
+        decode: make pixels of quantized arrays. False hands out codes (int16 or int32) and, as
+            `batch["NAME_step"]`, steps, for `msdata.dataset.coding.decode_codes` or a GPU.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
@@ -324,7 +323,7 @@ class Loader:
 
         Returns:
             `epoch`, `first_position` in its order, `num_steps` from there, `steps` done, `samples`,
-            `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
+            decoded `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
             `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
             `total_wait_s` and `cold_samples`, which were not in memory when they were read;
             `overwritten_batches` were still in use when their memory was reused;
@@ -364,8 +363,8 @@ class Loader:
 
     def __getitem__(self, number: Any) -> Batch:
         raise TypeError(
-            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; "
-            "iterate it as it is, or give DataLoader a TorchDataset of the split"
+            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; iterate "
+            "it, or give DataLoader a TorchDataset of the split"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
