@@ -4,7 +4,7 @@ CURVE proves to both ends that the other has the job's key, and encrypts and aut
 they send. It costs each end about 0.8 s of processor time per GB, so a server may do without: then
 PLAIN asks a client for a password made from the key, and a network's eavesdropper can read records
 and password. A client learns the mechanism from the server's announcement, which is a file of the
-job's user, so nobody on the network can talk it into the weaker one.
+job's user, so an attacker on the network cannot choose the weaker one.
 
     client (DEALER)                      server (ROUTER)
     number, samples                 ->
