@@ -134,12 +134,12 @@ class ZmqServer:
 
     @property
     def address(self) -> str:
-        """See `Server`."""
+        """The address by which a fetcher finds the server, and the mechanism of its proof."""
         return self._address
 
     @property
     def served(self) -> dict[str, int]:
-        """See `Server`."""
+        """`samples` and `bytes` sent so far."""
         return {"samples": self._num_samples, "bytes": self._nbytes}
 
     def _serve(self) -> None:
@@ -181,7 +181,7 @@ class ZmqServer:
             self._socket.send_multipart([asker, number, *part], copy=False)
 
     def close(self) -> None:
-        """See `Server`."""
+        """Stops serving; waiting fetchers get nothing."""
         self._stop.set()
         self._thread.join()
         self._context.destroy(linger=0)
