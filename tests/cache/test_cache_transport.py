@@ -23,7 +23,7 @@ from msdata.cache.config import CacheConfig
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.transport.link import LinkFetcher, link_address
 from msdata.cache.transport.rendezvous import address_of, announce, job_keys, withdraw
-from msdata.cache.transport.transport import Fetcher, Lookup, Server
+from msdata.cache.transport.transport import Fetcher, Lookup
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.core.checksum import crc32c
 from msdata.errors import StorageError
@@ -49,7 +49,7 @@ class ZmqSuite:
         self._stack = stack
         self.keys = make_keys()
         self.addresses: dict[int, str] = {}
-        self._servers: dict[int, Server] = {}
+        self._servers: dict[int, ZmqServer] = {}
         self._may_answer = threading.Event()
         self._may_answer.set()
 

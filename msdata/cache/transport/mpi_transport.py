@@ -21,8 +21,8 @@ from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.slot_file import MAGIC, are_of
 from msdata.cache.slot_places import SLOT_NBYTES, slots_at_owners
 from msdata.cache.tier import LOG
-from msdata.cache.transport.group import Exchange, Window
 from msdata.cache.transport.link import parts_of
+from msdata.core.mpi import Exchange, Window
 from msdata.errors import StorageError
 
 # Time limit for a read or an answer of another node, below the ranks' own. While one node is late,

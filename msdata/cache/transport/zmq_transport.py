@@ -4,7 +4,7 @@ CURVE proves to both ends that the other has the job's key, and encrypts and aut
 they send. It costs each end about 0.8 s of processor time per GB, so a server may do without: then
 PLAIN asks a client for a password made from the key, and a network's eavesdropper can read records
 and password. A client learns the mechanism from the server's announcement, which is a file of the
-job's user, so nobody on the network can talk it into the weaker one.
+job's user, so an attacker on the network cannot choose the weaker one.
 
     client (DEALER)                      server (ROUTER)
     number, samples                 ->
@@ -134,12 +134,12 @@ class ZmqServer:
 
     @property
     def address(self) -> str:
-        """See `Server`."""
+        """The address by which a fetcher finds the server, and the mechanism of its proof."""
         return self._address
 
     @property
     def served(self) -> dict[str, int]:
-        """See `Server`."""
+        """`samples` and `bytes` sent so far."""
         return {"samples": self._num_samples, "bytes": self._nbytes}
 
     def _serve(self) -> None:
@@ -181,7 +181,7 @@ class ZmqServer:
             self._socket.send_multipart([asker, number, *part], copy=False)
 
     def close(self) -> None:
-        """See `Server`."""
+        """Stops serving; waiting fetchers get nothing."""
         self._stop.set()
         self._thread.join()
         self._context.destroy(linger=0)
