@@ -14,7 +14,7 @@ import training
 from torch import nn
 
 
-@pytest.mark.parametrize("sizes", ["4,4", "5,0,2"])
+@pytest.mark.parametrize("sizes", ["4,4", "5,0,2", "0,6"])
 def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
     parts = [int(n) for n in sizes.split(",")]
     words = [
@@ -31,7 +31,7 @@ def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> N
     outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
     assert [p.returncode for p in processes] == [0] * len(parts), outputs
     ranks = [json.loads(stdout) for stdout, _ in outputs]
-    norm = nn.BatchNorm2d(5)
+    norm = nn.BatchNorm2d(5, momentum=0.3)
     torch.manual_seed(0)
     with torch.no_grad():
         norm.weight.normal_()
