@@ -35,7 +35,7 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _record() -> Any:
+def record() -> Any:
     """An event after all that was queued so far on this thread's stream."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
@@ -61,7 +61,7 @@ class DeviceTransfer:
         self,
         device: torch.device,
         layout: torch.memory_format,
-        record: Callable[[], Any] = _record,
+        record: Callable[[], Any] = record,
     ) -> None:
         self._device = device
         self._layout = layout

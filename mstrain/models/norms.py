@@ -119,11 +119,14 @@ class _BatchNormOverRanks(torch.autograd.Function):
         ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, norm: RankBatchNorm2d
     ) -> Tensor:
         assert norm.momentum is not None
+        assert norm.running_mean is not None and norm.running_var is not None
         kernels = ctx.kernels = _kernels_of(x_BCHW)
         num_channels, ctx.group = x_BCHW.shape[1], norm.group
         x_BCHW = x_BCHW.contiguous(memory_format=_layout_of(x_BCHW))
         own = _own_statistics(x_BCHW, weight, norm.eps)
-        mean_RC, inverse_RC, counts_R1 = _gathered(own, norm.group).split(num_channels, dim=1)
+        mean_RC, inverse_RC, counts_R1 = torch.split(
+            _gathered(own, norm.group), num_channels, dim=1
+        )
         mean, inverse = kernels.combine(
             x_BCHW,
             mean_RC,
@@ -153,7 +156,7 @@ class _BatchNormOverRanks(torch.autograd.Function):
         )
         sums = torch.cat([total, product])
         dist.all_reduce(sums, group=ctx.group)
-        total, product = sums.split(num_channels)
+        total, product = torch.split(sums, num_channels)
         of_x = ctx.kernels.differentiate(
             gradient_BCHW, x_BCHW, mean, inverse, weight, total, product, counts
         )
@@ -216,10 +219,11 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         """Normalizes; statistics are computed in float32 whatever comes in."""
         if not self.training:
             return super().forward(image_BCHW)
-        return self._over_ranks(image_BCHW)
+        normalized: Tensor = self._over_ranks(image_BCHW)
+        return normalized
 
     # The collectives cannot be compiled; a compiled network is cut here.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _over_ranks(self, image_BCHW: Tensor) -> Tensor:
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)

@@ -55,7 +55,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
         optimizer: an optimizer of the same parameters.
         saved: its `state_dict`.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         {n: group.get(n) if n in _OF_DEVICE else value for n, value in old.items()}
         for old, group in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from mstrain.data.batches import (
     training_stream,
 )
 from mstrain.data.pixels import statistics_for_run
-from mstrain.distributed import Ranks, StopRequest
+from mstrain.distributed import Ranks, StopRequest, failing_at_once
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
 from mstrain.overrides import settings_of
@@ -40,11 +39,10 @@ from mstrain.training.checkpoint import (
     read_checkpoint,
     read_config,
     restoring,
-    save_best,
-    save_checkpoint,
     versions,
     write_config,
 )
+from mstrain.training.checkpoint_writer import CheckpointWriter
 from mstrain.training.metrics_log import Journal
 from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer
@@ -106,6 +104,11 @@ def train_on_ranks(
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
         owners = loader.cache_owners
+        # Innermost: a rank that fails alone must not wait for what it has queued on its GPU.
+        stack.enter_context(failing_at_once(ranks.topology))
+        extras = _extras(config, data, shapes, prior)
+        keep = config.checkpoint.keep
+        writer = stack.enter_context(CheckpointWriter(out, ranks, extras, keep=keep))
         trainer = Trainer(
             config=config,
             ranks=ranks,
@@ -114,7 +117,7 @@ def train_on_ranks(
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
             count_hits=HitCounter(split=split, config=config, ranks=ranks, owners=owners).count,
-            save=partial(_save, out, config, ranks, _extras(config, data, shapes, prior)),
+            writer=writer,
             stop=stop,
         )
         trainer.fit(stream, progress)
@@ -198,26 +201,6 @@ def _extras(
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "prior": prior.to_state(),
     }
-
-
-def _save(
-    out: Path,
-    config: TrainConfig,
-    ranks: Ranks,
-    extras: Mapping[str, Any],
-    state: dict[str, Any],
-    is_best: bool,
-) -> None:
-    """Keeps a state; all ranks call it, the first one writes."""
-
-    def write() -> None:
-        step = state["progress"]["step"]
-        if is_best:
-            best = {name: state[name] for name in ("model", "average", "progress")}
-            save_best(out, {**best, **extras})
-        save_checkpoint(out, {**state, **extras}, step=step, keep=config.checkpoint.keep)
-
-    ranks.on_first(write)
 
 
 def _resume(

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from msdata.errors import MsdataError
 from mstrain.config import TrainConfig
 from mstrain.data.batches import TensorBatch
-from mstrain.distributed import Ranks
+from mstrain.distributed import Ranks, SharedError
 from mstrain.models.loss import BinLoss
 from mstrain.models.norms import synchronize_norms
 from mstrain.models.redshift_net import RedshiftNet
@@ -38,7 +37,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-class DivergedError(MsdataError):
+class DivergedError(SharedError):
     """The loss is NaN or infinite. Exit code 1."""
 
 
@@ -110,7 +109,7 @@ class TrainStep:
         net = self.model if self._joined is None else self._joined
         # DDP inside: it cuts the graph, so that gradients are summed while others are computed.
         # The other way round all gradients would come at the end.
-        self._net = torch.compile(net) if config.compute.compile else net
+        self._net: Any = torch.compile(net) if config.compute.compile else net
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -170,7 +169,9 @@ class TrainStep:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         # DDP has taken the mean over ranks; a batch without any label has no gradient at all.
         factor = torch.where(weight_sum > 0, self._config.batch_size / weight_sum, 0.0).float()
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor
+        norm: Tensor = (
+            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor
+        )
         limit = self._config.optim.clip_norm
         if limit:
             factor = factor * (limit / (norm + 1e-6)).clamp_max(1.0)
