@@ -87,7 +87,8 @@ def train_on_ranks(
     assert split is not None
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
-    with ExitStack() as stack:
+    # A rank that fails alone must not close what waits for its GPU.
+    with ExitStack() as stack, failing_at_once(ranks.topology):
         journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
         weights = _weights(split, config, journal)
         loader = stack.enter_context(make_loader(split, config, ranks))
@@ -104,11 +105,8 @@ def train_on_ranks(
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
         owners = loader.cache_owners
-        # Innermost: a rank that fails alone must not wait for what it has queued on its GPU.
-        stack.enter_context(failing_at_once(ranks.topology))
         extras = _extras(config, data, shapes, prior)
-        keep = config.checkpoint.keep
-        writer = stack.enter_context(CheckpointWriter(out, ranks, extras, keep=keep))
+        writer = CheckpointWriter(out, ranks, extras, keep=config.checkpoint.keep)
         trainer = Trainer(
             config=config,
             ranks=ranks,
@@ -120,7 +118,8 @@ def train_on_ranks(
             writer=writer,
             stop=stop,
         )
-        trainer.fit(stream, progress)
+        with writer:
+            trainer.fit(stream, progress)
     return progress
 
 
