@@ -34,6 +34,7 @@ _SENT = (str, int, float, dict, list, Path)
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 # Longer than any honest wait: first compilation, staging of a cache, a checkpoint on slow storage.
 _TIMEOUT = timedelta(minutes=30)
+_GPU_RANK_THREADS = 4
 
 
 class LostRankError(MsdataError):
@@ -200,15 +201,29 @@ def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
             f"the launcher started {topology.num_ranks} ranks but named no meeting point "
             f"({error}); start with torchrun, or set MASTER_ADDR and MASTER_PORT"
         ) from error
+    except RuntimeError as error:
+        raise _unreachable(error, topology) from error
     try:
         with failing_at_once(topology):
-            control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            try:
+                control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            except RuntimeError as error:
+                raise _unreachable(error, topology) from error
             told: list[Any] = [None] * topology.num_ranks
             dist.all_gather_object(told, topology, group=control)
             check_agreement(told)
             yield Ranks(topology=topology, device=device, control=control)
     finally:
         dist.destroy_process_group()
+
+
+def _unreachable(error: RuntimeError, topology: Topology) -> LostRankError:
+    """What it means that the ranks do not find each other."""
+    return LostRankError(
+        f"rank {topology.rank} cannot reach the other ranks ({str(error).splitlines()[0][:160]}); "
+        "look at their logs; where a host's own name means 127.0.1.1 (Debian), name the network's "
+        "interface: GLOO_SOCKET_IFNAME=eth0"
+    )
 
 
 @contextmanager
@@ -263,15 +278,17 @@ def _lost_rank(error: BaseException, topology: Topology) -> LostRankError | None
     )
 
 
-def set_threads(wanted: int | None, topology: Topology) -> None:
+def set_threads(wanted: int | None, topology: Topology, device: torch.device | None = None) -> None:
     """Sets torch's threads on the CPU.
 
     Args:
         wanted: None shares the cores out among the node's ranks; torchrun would give each one core.
         topology: the job's nodes and ranks.
+        device: the network's; beside a GPU torch only copies, and the loader wants the cores.
     """
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(wanted or max(1, cores // topology.ranks_per_node))
+    share = max(1, len(os.sched_getaffinity(0)) // topology.ranks_per_node)
+    is_on_gpu = device is not None and device.type == "cuda"
+    torch.set_num_threads(wanted or (min(share, _GPU_RANK_THREADS) if is_on_gpu else share))
 
 
 class StopRequest:

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     batch_per_rank(config, topology.num_ranks)
     data = msdata.open(args.data)
     device = choose_device(config.compute.device, topology)
-    set_threads(config.compute.threads, topology)
+    set_threads(config.compute.threads, topology, device)
     try:
         with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
             ranks.on_first(lambda: check_run_folder(args.out))

@@ -124,17 +124,18 @@ class Trainer:
             Stopped: SIGUSR1 or SIGTERM came to any rank; the state is saved.
             DivergedError: the loss is NaN or infinite.
         """
-        while progress.validated < self.config.epochs:
-            values: dict[str, Any] = dict.fromkeys(
-                ("samples_per_s", "data_wait_fraction", "seconds"), 0.0
-            )
-            values |= hit_values(None, None)
-            # A run that was stopped during validation has the epoch's steps behind it.
-            if progress.trained == progress.validated:
-                values = self._train_epoch(stream, progress)
-            self._end_epoch(values, progress)
-        self.stop.settle()
-        self.writer.settle()
+        with self.writer:
+            while progress.validated < self.config.epochs:
+                values: dict[str, Any] = dict.fromkeys(
+                    ("samples_per_s", "data_wait_fraction", "seconds"), 0.0
+                )
+                values |= hit_values(None, None)
+                # A run that was stopped during validation has the epoch's steps behind it.
+                if progress.trained == progress.validated:
+                    values = self._train_epoch(stream, progress)
+                self._end_epoch(values, progress)
+            self.stop.settle()
+            self.writer.settle()
 
     def _train_epoch(self, stream: Stream, progress: Progress) -> dict[str, Any]:
         """What is left of an epoch; returns what the journal is to say of it."""

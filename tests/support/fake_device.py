@@ -189,7 +189,10 @@ def run_case(case: dict[str, Any], watch: Watch) -> None:
     world, rank = case["world"], case["rank"]
     ranks = Ranks(topology=Topology(ranks_per_node=world, rank=rank), device=DEVICE)
     fusion = config.augment.fusion
-    train_step = TrainStep(config, SHAPES[fusion], ranks, torch.ones(50), num_steps=100)
+    undo = torch.zeros(config.model.num_bins)
+    train_step = TrainStep(
+        config, SHAPES[fusion], ranks, torch.ones(50), num_steps=100, log_factor=undo
+    )
     devices = {t.device for t in train_step.model.state_dict().values()}
     assert devices == {DEVICE}, devices
     if train_step._joined is not None:
