@@ -54,7 +54,9 @@ if ((${SLURM_RESTART_COUNT:-0})); then
   done
 fi
 # Compiled kernels and lock files: many small writes, which parallel file systems are bad at.
-export TMPDIR=$scratch TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
+export TMPDIR=$scratch
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 # torchrun would give restarted ranks the store of the earlier ones, with their addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # At these places {scratch} means the node's folder, which all its steps see. Elsewhere it is the

@@ -44,6 +44,8 @@ class BatchBuffer:
         starts = array_starts(schema, batch_size)
         self._map = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_HUGEPAGE)
+        # A GPU that has locked these pages would read stale ones after a fork: they are not copied.
+        self._map.madvise(mmap.MADV_DONTFORK)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.arrays: dict[str, Array] = {}
         rows = []

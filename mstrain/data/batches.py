@@ -251,6 +251,8 @@ def make_augmenter(
         statistics=statistics,
         backend=backend,
         device_id=ranks.device.index if is_on_gpu and backend == "dali" else None,
+        # On a GPU they only copy; the lanes of all ranks would share out hundreds otherwise.
+        threads=2 if is_on_gpu and backend == "dali" else None,
     )
     return augmenter
 
