@@ -143,9 +143,8 @@ def open_augmenter(
         device_id: dali, torch: number of the GPU; None uses the CPU.
         threads: reference, dali: CPU threads; None means the cores this process may use, up to 8.
         dtype: torch: "float32" or "bfloat16", of the images.
-        channels_last: torch: images lie in memory pixel by pixel, not channel by channel.
-        compiled: torch: run through `torch.compile`, which joins operations into few kernels and
-            takes up to a minute at the first batch.
+        channels_last: torch: lay images out pixel by pixel, not channel by channel.
+        compiled: torch: use `torch.compile`, which takes up to a minute at the first batch.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
@@ -161,19 +160,14 @@ def open_augmenter(
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     spec = make_spec(schema, config, seed, statistics)
     if backend == "torch":
-        return TorchAugmenter(
-            spec,
-            batch_size,
-            device_id=device_id,
-            dtype=dtype,
-            channels_last=channels_last,
-            compiled=compiled,
-        )
+        form: dict[str, Any] = {
+            "dtype": dtype,
+            "channels_last": channels_last,
+            "compiled": compiled,
+        }
+        return TorchAugmenter(spec, batch_size, device_id=device_id, **form)
     if dtype != "float32" or channels_last or compiled:
-        raise UsageError(
-            f"the {backend} backend gives float32 images, channel by channel; omit dtype, "
-            "channels_last and compiled, or use backend='torch'"
-        )
+        raise UsageError("dtype, channels_last and compiled are options of backend 'torch' only")
     if backend == "dali":
         return DaliAugmenter(spec, batch_size, device_id=device_id, threads=threads)
     if device_id is not None:

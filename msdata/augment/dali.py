@@ -6,6 +6,7 @@ warp accepts many frames, not planes. Building the graph needs no GPU.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from msdata.errors import MissingPackageError, UsageError
 
 # The bits of a float that are all set in NaN and infinities.
 _EXPONENT_BITS = 0x7F800000
+_TORCH_CURE = "; or use backend='torch' (data.backend=torch in mstrain), which needs torch alone"
 
 
 class Lane:
@@ -89,9 +91,10 @@ def _check_dali() -> None:
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
+        has_torch = importlib.util.find_spec("torch") is not None
         raise MissingPackageError(
             "the dali backend needs DALI; run pip install 'msdata[dali]', or 'msdata[dali-cuda13]' "
-            "for CUDA 13"
+            "for CUDA 13" + (_TORCH_CURE if has_torch else "")
         ) from error
 
 

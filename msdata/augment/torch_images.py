@@ -74,6 +74,7 @@ class ImageFunction:
         self._bank = None
         if spec.config.noise:
             self._bank = torch.from_numpy(noise_bank(spec.seed)).to(device)
+        self._channels = spec.channel_slices
         # Made once: on a GPU a number of the host that becomes a tensor is waited for.
         self._factors = [
             (self._column(curve.inner), self._column(curve.outer)) for curve in spec.curves
@@ -85,7 +86,6 @@ class ImageFunction:
             return values[0]
         return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None, None]
 
-    @torch.no_grad()
     def __call__(
         self,
         arrays: Sequence[Tensor],
@@ -118,9 +118,7 @@ class ImageFunction:
             shape = (len(block_NP), *self._spec.shapes[EARLY_NAME])
             whole = self.empty(shape)
             images = {EARLY_NAME: whole}
-        for k, (geometry, channels) in enumerate(
-            zip(geometries, self._spec.channel_slices, strict=True)
-        ):
+        for k, (geometry, channels) in enumerate(zip(geometries, self._channels, strict=True)):
             image = self._sampled(k, geometry, arrays[k], given, is_interpolated=is_interpolated)
             if f"blur_{k}" in given:
                 image = self._blurred(geometry, image, given[f"blur_{k}"])
@@ -138,7 +136,7 @@ class ImageFunction:
 
     def compiled(self) -> Any:
         """The same function through `torch.compile`, which joins operations into few kernels."""
-        return torch.compile(self.__call__)
+        return torch.compile(self.__call__, fullgraph=True)
 
     def empty(self, shape: Sequence[int]) -> Tensor:
         """Memory for images of a shape."""
