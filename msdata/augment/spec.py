@@ -73,6 +73,16 @@ class AugmentSpec:
         return {g.name: (len(g.bands), g.output_size, g.output_size) for g in self.geometries}
 
     @property
+    def members(self) -> list[range]:
+        """Numbers of the surveys that each image shows."""
+        count = len(self.geometries)
+        return (
+            [range(count)]
+            if self.config.fusion == "early"
+            else [range(k, k + 1) for k in range(count)]
+        )
+
+    @property
     def channels(self) -> dict[str, tuple[str, ...]]:
         """Names of each image's channels, such as "galex.NUV"."""
         names = [tuple(f"{g.name}.{b}" for b in g.bands) for g in self.geometries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def opened(device_id: int | None = None, **options: Any) -> Any:
     config = AugmentConfig(**{"scaling": "none", **options})
-    return augmenting.opened_at(("dali", device_id), config, batch_size=5, threads=1)
+    statistics = augmenting.make_statistics()
+    return augmenting.opened_at(("dali", device_id), config, statistics=statistics, threads=1)
 
 
 def test_torch_takes_the_images_without_a_copy_and_may_keep_them() -> None:
@@ -51,6 +53,48 @@ def test_the_pipeline_of_a_gpu_can_be_laid_out_without_one() -> None:
         spec = make_spec(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
         for is_interpolated in (True, False):
             make_pipeline(spec, 8, is_interpolated=is_interpolated, device_id=0, num_threads=1)
+
+
+def operators(**options: Any) -> Counter[tuple[str, str]]:
+    """Operators of the pipeline for a GPU, by kind and device."""
+    config = AugmentConfig(**{"scaling": "mantis", **options})
+    spec = make_spec(MANTIS_SHRIMP, config, 0, augmenting.make_statistics())
+    pipeline = make_pipeline(spec, 8, is_interpolated=True, device_id=0, num_threads=1)
+    found: dict[int, Any] = {}
+    waiting = [edge.source for edge in pipeline._graph_out]
+    while waiting:
+        operator = waiting.pop()
+        if operator is not None and id(operator) not in found:
+            found[id(operator)] = operator
+            waiting += [edge.source for edge in operator.inputs]
+    return Counter((o.name.strip("_0123456789"), o.outputs[0].device) for o in found.values())
+
+
+def test_a_batch_takes_few_kernels() -> None:
+    # Neither of these is a kernel.
+    free = {"Reshape", "Reinterpret", "Constant", "image", "matrix"}
+    early = operators()
+    kernels = {name: num for (name, _), num in early.items() if name not in free}
+    # Three per survey keep NaN out, four scale all nine bands at once.
+    assert kernels == {"ArithmeticGenericOp": 3 * 3 + 4, "WarpAffine": 3, "Cat": 1}
+    # What is added to images is added on the GPU, from a bank that lies there.
+    everything = operators(**augmenting.CONFIGS["everything"])
+    assert everything["ArithmeticGenericOp", "gpu"] == 3 * 3 + 3 + 3
+    assert everything["bank", "gpu"] == everything["Slice", "gpu"] == 1
+    on_host = {name for name, device in everything if device == "cpu"}
+    assert on_host == {"image", "matrix", "blur", "place", "noise", "kept"}
+
+
+def test_memory_that_dali_reads_is_held_until_it_has() -> None:
+    from nvidia.dali import tensors
+
+    with opened(**augmenting.CONFIGS["everything"]) as dali:
+        dali.submit(augmenting.noise_batch(2), 0)
+        inputs = dali._in_flight[0].inputs
+        assert len(inputs) == 13
+        # Of bare arrays a thread of DALI would drop the last reference, and wait for Python's lock.
+        assert {type(values) for values in inputs.values()} == {tensors.TensorListCPU}
+        dali.result()
 
 
 @pytest.mark.skipif(augmenting.num_gpus() > 0, reason="there is a GPU")

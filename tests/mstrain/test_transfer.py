@@ -120,11 +120,8 @@ class Pinned:
 class LazyLane:
     """A pipeline that reads its inputs at the last moment, as a copy to a busy GPU may."""
 
-    def __init__(self, recipe: Any, batch_size: int, **options: Any) -> None:
-        from msdata.augment.dali import lane_geometries
-
-        interpolated = options["is_interpolated"]
-        self.geometries = lane_geometries(recipe, is_interpolated=interpolated)
+    def __init__(self, spec: Any, batch_size: int, **options: Any) -> None:
+        self.geometries = spec.geometries_of(is_interpolated=options["is_interpolated"])
         self._inputs: dict[str, Any] | None = None
 
     def start(self, inputs: dict[str, Any]) -> None:
