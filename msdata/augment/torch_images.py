@@ -136,7 +136,15 @@ class ImageFunction:
 
     def compiled(self) -> Any:
         """The same function through `torch.compile`, which joins operations into few kernels."""
-        return torch.compile(self.__call__, fullgraph=True)
+        compiled = torch.compile(self.__call__, fullgraph=True)
+
+        def run(arrays: Sequence[Tensor], block_NP: Tensor, *rest: Any, **options: Any) -> Any:
+            for tensor in (*arrays, block_NP):
+                # The last batch of an epoch is shorter, and would be compiled for again.
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            return compiled(arrays, block_NP, *rest, **options)
+
+        return run
 
     def empty(self, shape: Sequence[int]) -> Tensor:
         """Memory for images of a shape."""

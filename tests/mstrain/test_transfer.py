@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 import msdata
-from benchmarks import gpu
 from msdata.augment import AugmentConfig, open_augmenter, stream
 from mstrain.data.transfer import DeviceTransfer, use_device
 
@@ -159,33 +157,3 @@ def test_the_ring_is_not_filled_again_before_the_last_moment_at_which_it_may_be_
                         seen += 1
     assert seen == 3 * len(split) * 3
     assert pinned.num_pinned == 9 * -(-len(split) // 3)
-
-
-SETTINGS = ("output_size=24", "depth=10", "width=8", "num_bins=16", "batch_size=4")
-
-
-def test_the_benchmark_of_a_gpu_runs_without_one_and_names_what_is_not_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["--data", str(tmp_path), "--objects", "8", "--steps", "4", "--out", str(tmp_path)]
-    code = gpu.main([*words, "--device", "cpu", "--recipe", "demo", *SETTINGS, "scaling=mantis"])
-    result = json.loads((tmp_path / "gpu_training.json").read_text())
-    assert code == int(bool(result["faults"]))
-    for name in ("limit", "fed"):
-        assert result[name]["samples_per_s"] > 0
-        assert 0 <= result[name]["wait_share"] < 1
-    assert result["batch_s"] > 0
-    # Without a GPU: a sentence.
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert gpu.main([*words, "--device", "cuda"]) == 2
-    assert "GPU" in capsys.readouterr().err
-    assert gpu.main([*words, "--device", "cpu"]) == 2
-    assert "8 objects are no batch of 256" in capsys.readouterr().err
-
-
-def test_limits_that_are_not_kept_are_named() -> None:
-    kept = {"fed": {"wait_share": 0.009}, "cost_share": 0.04, "agreement": None}
-    assert gpu.faults_of(kept) == []
-    off = {"early": {"difference_of_backends": 0.5}}
-    missed = {"fed": {"wait_share": 0.02}, "cost_share": 0.07, "agreement": off}
-    assert len(gpu.faults_of(missed)) == 3
