@@ -124,10 +124,10 @@ class ImageFunction:
                 image = self._blurred(geometry, image, given[f"blur_{k}"])
             if noise:
                 sigmas = given["noise"][:, channels, None, None]
-                image = torch.addcmul(image, noise[k].view_as(image), sigmas)
-            image = self._scaled(self._spec.curves[k], self._factors[k], image)
+                image.addcmul_(noise[k].view_as(image), sigmas)
+            self._scale(self._spec.curves[k], self._factors[k], image)
             if "kept" in given:
-                image = image * given["kept"][:, channels, None, None]
+                image.mul_(given["kept"][:, channels, None, None])
             if whole is None:
                 images[geometry.name] = self.empty(image.shape).copy_(image)
             else:
@@ -201,7 +201,7 @@ class ImageFunction:
             image_NBSS = torch.zeros_like(image_NBSS)
             for i in range(window):
                 weight = kernel_NW[:, i, None, None, None]
-                image_NBSS = torch.addcmul(image_NBSS, wide.narrow(axis, i, size), weight)
+                image_NBSS.addcmul_(wide.narrow(axis, i, size), weight)
         return image_NBSS
 
     def _noise(self, given: dict[str, Tensor]) -> Sequence[Tensor]:
@@ -212,22 +212,22 @@ class ImageFunction:
         rows = self._bank.unfold(0, sum(sizes), 1)
         return torch.split(rows[given["noise_start"].to(torch.int64)], sizes, dim=1)
 
-    def _scaled(
+    def _scale(
         self, curve: Curve, factors: tuple[float | Tensor, float | Tensor], image: Tensor
-    ) -> Tensor:
+    ) -> None:
+        """Scales in place: on a CPU new memory costs as much as the arithmetic."""
         inner, outer = factors
         if isinstance(inner, Tensor) or inner != 1:
-            image = image * inner
+            image.mul_(inner)
         if curve.is_asinh:
-            image = torch.asinh(image)
+            image.asinh_()
         if isinstance(outer, Tensor) or outer != 1:
-            image = image * outer
+            image.mul_(outer)
         if curve.low > -math.inf or curve.high < math.inf:
-            image = image.clamp(
+            image.clamp_(
                 curve.low if curve.low > -math.inf else None,
                 curve.high if curve.high < math.inf else None,
             )
-        return image
 
 
 class HostQueue:
