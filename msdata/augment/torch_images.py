@@ -75,6 +75,11 @@ class ImageFunction:
         if spec.config.noise:
             self._bank = torch.from_numpy(noise_bank(spec.seed)).to(device)
         self._channels = spec.channel_slices
+        geometries = {*spec.geometries, *spec.geometries_of(is_interpolated=False)}
+        self._from_middle = {
+            size: torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2
+            for size in {g.sampled_size for g in geometries}
+        }
         # Made once: on a GPU a number of the host that becomes a tensor is waited for.
         self._factors = [
             (self._column(curve.inner), self._column(curve.outer)) for curve in spec.curves
@@ -168,8 +173,7 @@ class ImageFunction:
             pixels = array_NBHW.to(torch.float32)
             if array_NBHW.is_floating_point():
                 pixels = pixels.nan_to_num(0.0, 0.0, 0.0)
-        size, places = geometry.sampled_size, geometry.oversampling
-        from_middle = torch.arange(size, dtype=torch.float32, device=self._device) - (size - 1) / 2
+        places, from_middle = geometry.oversampling, self._from_middle[geometry.sampled_size]
         # Not affine_grid: it multiplies matrices, on GPUs by choice with 10 bits.
         map_N1123 = given[f"map_{k}"][:, None, None]
         row_N1S2 = torch.addcmul(map_N1123[..., 2], map_N1123[..., 0], from_middle[:, None])

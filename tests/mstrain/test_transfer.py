@@ -13,10 +13,15 @@ import augmenting
 import numpy as np
 import pytest
 import torch
+import training
 
 import msdata
 from msdata.augment import AugmentConfig, open_augmenter, stream
+from mstrain import cli
+from mstrain.config import ComputeConfig, DataConfig, TrainConfig
+from mstrain.data import batches
 from mstrain.data.transfer import DeviceTransfer, use_device
+from mstrain.distributed import Ranks
 
 CPU = torch.device("cpu")
 
@@ -157,3 +162,36 @@ def test_the_ring_is_not_filled_again_before_the_last_moment_at_which_it_may_be_
                         seen += 1
     assert seen == 3 * len(split) * 3
     assert pinned.num_pinned == 9 * -(-len(split) // 3)
+
+
+def test_a_training_on_images_of_torch_has_the_losses_of_the_reference(
+    galaxies: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # The command sets torch's threads for the whole process.
+    request.addfinalizer(lambda before=torch.get_num_threads(): torch.set_num_threads(before))
+    losses = {}
+    for backend in ("reference", "torch"):
+        words = training.words_of(galaxies, tmp_path / backend, epochs=1, backend=backend)
+        assert cli.main(words) == 0
+        losses[backend] = training.losses(tmp_path / backend)
+    np.testing.assert_allclose(losses["torch"], losses["reference"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bfloat16"), ("fp16", "float32")])
+def test_on_a_gpu_torch_writes_images_as_the_network_takes_them(
+    galaxies: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(batches, "open_augmenter", lambda *_, **options: asked.update(options))
+    compute = ComputeConfig(precision=precision, compile=True)
+    config = TrainConfig(data=DataConfig(backend="torch"), compute=compute)
+    ranks = Ranks(topology=msdata.Topology(), device=torch.device("cuda", 1))
+    batches.make_augmenter(msdata.open(galaxies).split("train"), config, ranks)
+    form = {"device_id": 1, "dtype": dtype, "channels_last": True, "compiled": True}
+    assert asked.items() >= form.items()
+
+
+def test_tensors_in_the_networks_layout_are_taken_as_they_are(transfer: DeviceTransfer) -> None:
+    image = torch.rand(2, 3, 4, 5).to(torch.bfloat16, memory_format=torch.channels_last)
+    assert transfer.image(image) is image
+    assert transfer.num_held == 0
