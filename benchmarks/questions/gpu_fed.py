@@ -83,7 +83,7 @@ def fed_against_limit(run: GpuRun) -> dict[str, Any]:
             run_steps(train_step, batches, timeline, max(2, run.num_steps // 4))
 
             def measure() -> dict[str, float]:
-                # What was made ahead while others took their turn is no measure.
+                # What was made ahead while others took their turn is not measured.
                 run_steps(train_step, batches, timeline, 4)
                 found = run_steps(train_step, batches, timeline, run.num_steps)
                 timeline.wait()

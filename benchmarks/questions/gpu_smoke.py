@@ -57,7 +57,7 @@ def device_facts(run: GpuRun) -> dict[str, Any]:
 def page_locks(run: GpuRun) -> dict[str, Any]:
     """Whether a buffer of the loader's ring can be locked, and is seen as such by torch."""
     if run.device.type != "cuda":
-        run.not_measured["page locks"] = "there is no GPU to lock pages for"
+        run.not_measured["page locks"] = "no GPU to lock pages for"
         return {}
     buffer = BatchBuffer(MANTIS_SHRIMP, run.config.batch_size)
     with PinnedBuffers(run.device.index or 0) as pinned:
@@ -196,7 +196,7 @@ def copy_rates(run: GpuRun) -> dict[str, Any]:
         "on the device, to another layout": lambda: rate(on_device),
     }
     if run.device.type != "cuda":
-        run.not_measured["copies: page-locked"] = "there is no GPU to lock pages for"
+        run.not_measured["copies: page-locked"] = "no GPU to lock pages for"
         return in_turns(run, "copies", makers)
     with PinnedBuffers(run.device.index or 0) as pinned:
         locked = BatchBuffer(MANTIS_SHRIMP, run.config.batch_size)

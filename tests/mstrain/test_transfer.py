@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_a_training_on_images_of_torch_has_the_losses_of_the_reference(
     galaxies: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     # The command sets torch's threads for the whole process.
-    request.addfinalizer(lambda before=torch.get_num_threads(): torch.set_num_threads(before))
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
     losses = {}
     for backend in ("reference", "torch"):
         words = training.words_of(galaxies, tmp_path / backend, epochs=1, backend=backend)
