@@ -41,13 +41,16 @@ def decode_finite(codes_NBHW: Tensor, steps_NB: Tensor) -> Tensor:
     Args:
         codes_NBHW: int16 or int32; code c stands for (c - sign(c) / 2) * step, and the lowest eight
             codes of the type for NaN, -0 and infinities.
-        steps_NB: float32; a plane of step 0 holds the bits of float32 numbers, in int32.
+        steps_NB: float32, (N, 1) where bands share a step; a plane of step 0 holds the bits of
+            float32 numbers, in int32.
 
     Returns:
         float32 (N, B, height, width).
     """
     step = steps_NB[:, :, None, None]
-    pixels = torch.sub(codes_NBHW.to(torch.float32), torch.sign(codes_NBHW), alpha=0.5).mul_(step)
+    # The order of the CPU's decoder, for the same bits.
+    odd = codes_NBHW.to(torch.int32) * 2 - torch.sign(codes_NBHW)
+    pixels = odd.to(torch.float32).mul_(0.5 * step)
     is_special = codes_NBHW < torch.iinfo(codes_NBHW.dtype).min + _NUM_SPECIAL_CODES
     pixels = pixels.masked_fill_(is_special, 0.0)
     if codes_NBHW.dtype == torch.int32:
