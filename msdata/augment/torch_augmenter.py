@@ -99,7 +99,10 @@ class TorchAugmenter(Backend[_Job]):
         from msdata.augment.torch_images import ImageFunction, open_queue
 
         self._queue = open_queue(device_id)
-        function = ImageFunction(spec, self._queue.device, dtype=dtype, channels_last=channels_last)
+        form: dict[str, Any] = {"dtype": dtype, "channels_last": channels_last}
+        # Its constants, too, are made on the stream that reads them.
+        with self._queue.current():
+            function = ImageFunction(spec, self._queue.device, **form)
         self._empty = function.empty
         self._function = function.compiled() if compiled else function
 

@@ -228,12 +228,16 @@ def test_a_gpu_has_its_own_stream_and_images_are_lent_to_the_callers(
     spec = make_spec(MANTIS_SHRIMP, AugmentConfig(fusion="late", scaling="none"), 0, None)
     # The function's own tensors stay here.
     function_type = images_module.ImageFunction
-    monkeypatch.setattr(
-        images_module,
-        "ImageFunction",
-        lambda spec, device, **form: function_type(spec, torch.device("cpu"), **form),
-    )
+
+    def make_function(spec: Any, device: Any, **form: Any) -> Any:
+        gpu.log.append("make constants")
+        return function_type(spec, torch.device("cpu"), **form)
+
+    monkeypatch.setattr(images_module, "ImageFunction", make_function)
     augmenter = TorchAugmenter(spec, 4, device_id=1)
+    # Constants of the function are made on the stream that reads them.
+    assert gpu.log == ["enter stream of cuda:1", "make constants", "leave"]
+    gpu.log.clear()
     monkeypatch.setattr(torch, "from_numpy", lambda array: Sent(gpu, take(array)))
     batch = augmenting.noise_batch(2)
     copies = ["copy of the ring"] * 3 + ["copy of page-locked copy"]
