@@ -123,6 +123,6 @@ def profile(run: GpuRun) -> dict[str, Any]:
         run_steps(train_step, batches, timeline, 2)
         with torch.profiler.profile(activities=activities) as found:
             run_steps(train_step, batches, timeline, _NUM_PROFILED)
-    order = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+    order = "self_device_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
     table = found.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS)
     return {"table": table.splitlines()}
