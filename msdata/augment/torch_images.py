@@ -147,6 +147,9 @@ class ImageFunction:
         compiled = torch.compile(self.__call__, fullgraph=True)
 
         def run(arrays: Sequence[Tensor], block_NP: Tensor, *rest: Any, **options: Any) -> Any:
+            if len(block_NP) == 1:
+                # torch's compiler takes a 1 for a shape of its own.
+                return self(arrays, block_NP, *rest, **options)
             for tensor in (*arrays, block_NP):
                 # The last batch of an epoch is shorter, and would be compiled for again.
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
