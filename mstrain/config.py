@@ -29,7 +29,7 @@ WEIGHT_PLACES = ("loss", "sampler")
 PRECISIONS = ("float32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 _MAX_SEED = 2**63 - 1
-BACKENDS = ("auto", "reference", "dali")
+BACKENDS = ("auto", "reference", "dali", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class DataConfig:
         cache_ssd_gib: GiB of that SSD per node.
         cache_peers_dir: folder that all nodes see, where each node's cache service is found.
         cache_job: what separates this job's cache from others; None takes the launcher's.
-        backend: the augmenter's: "reference" (CPU), "dali", or "auto", which is DALI if the
-            network is on a GPU.
+        backend: the augmenter's: "reference" (CPU), "dali", "torch", or "auto", which is DALI if
+            the network is on a GPU. `compute.compile` compiles "torch", too.
         threads: threads that fill batches; None lets the loader choose.
         prefetch: batches that the loader fills ahead.
     """

@@ -7,7 +7,7 @@ read into one buffer, and `collate` returns that buffer instead of stacking its 
     dataset = msdata.TorchDataset(data.split("train"))
     DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, collate_fn=dataset.collate)
 
-This is the only file of msdata that imports torch; it is imported with `TorchDataset` alone.
+This is the only file of the room that imports torch; it is imported with `TorchDataset` alone.
 """
 
 from __future__ import annotations

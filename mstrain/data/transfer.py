@@ -3,7 +3,8 @@
 On a GPU nothing here waits, neither for the GPU nor for the steps that are queued on it: a thread
 that waited would make its next batch only when the GPU has run dry.
 
-Images come by DLPack, and are given back to DALI as soon as nothing on the *host* holds them;
+Images of the torch backend are tensors on the device, in the network's layout, and stay as they
+are. Others come by DLPack, and are given back to DALI as soon as nothing on the *host* holds them;
 kernels that are queued and read them do not count. So they are copied into torch's memory, in the
 layout that the network wants, and held until the copy has been made: 266 MB read and written for
 a batch of 256, 0.15 to 0.3 ms by arithmetic; no GPU has been timed.
@@ -78,12 +79,14 @@ class DeviceTransfer:
         """An image as a tensor on the device.
 
         Args:
-            image: the augmenter's, as a NumPy array or a DLPack exporter.
+            image: the augmenter's, as a NumPy array, a tensor, or a DLPack exporter.
 
         Returns:
-            float32 (B, C, H, W). On the CPU the augmenter's own memory, where the layout is right:
-            it never writes over its images.
+            (B, C, H, W). A tensor, and on the CPU the augmenter's own memory, where the layout is
+            right: it never writes over its images.
         """
+        if isinstance(image, Tensor):
+            return image.to(self._device, memory_format=self._layout)
         source: Tensor = from_dlpack(image)
         if self._device.type != "cuda":
             return source.to(self._device, memory_format=self._layout)
