@@ -47,7 +47,7 @@ $(STAMP): setup.py constraints.txt $(wildcard msdata/core/*.c)
 	@touch $@
 
 demo: $(STAMP)
-	@$(RUN) python -m benchmarks.demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
+	@$(RUN) python -m benchmarks.questions.demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
 
 test: $(STAMP)
 	@$(RUN) python -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); \

@@ -17,17 +17,17 @@ from msdata.errors import MsdataError, UsageError
 
 # Name -> (module with `answer(settings) -> int`, what it asks).
 QUESTIONS = {
-    "limit": ("benchmarks.limit", "how fast could this machine be?"),
-    "loaders": ("benchmarks.loaders", "how fast are we, and everyone else, on the same bytes?"),
-    "cache": ("benchmarks.cache", "what does the cache give, and does the forecast hold?"),
-    "policies": ("benchmarks.policies", "does an order made for the cache cost accuracy?"),
-    "scale": ("benchmarks.scale", "what will N nodes do?"),
+    "limit": ("benchmarks.questions.limit", "how fast could this machine be?"),
+    "loaders": ("benchmarks.questions.loaders", "how fast are we, and everyone else, on the same bytes?"),
+    "cache": ("benchmarks.questions.cache", "what does the cache give, and does the forecast hold?"),
+    "policies": ("benchmarks.questions.policies", "does an order made for the cache cost accuracy?"),
+    "scale": ("benchmarks.questions.scale", "what will N nodes do?"),
 }
 # Benchmarks of one part of the product, into benchmarks/results/: `rates` runs them all.
 RATES: dict[str, list[str]] = {
-    "benchmarks.load_rates": ["--cold"],
+    "benchmarks.questions.load_rates": ["--cold"],
     "benchmarks.augment_rates": [],
-    "benchmarks.train_wait": [],
+    "benchmarks.questions.train_wait": [],
 }
 
 

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 import msdata
 import msdata.loader.loader
-from benchmarks import cache_rates
+from benchmarks.questions import cache_rates
 from benchmarks.__main__ import main
-from benchmarks.cache_plan import CONTESTANTS, SEED, foretell, make_setup
-from benchmarks.cache_rank import SlowedReader, Throttle
-from benchmarks.cache_ranks import joined
-from benchmarks.cache_timing import add_forecast_times, ratios_of
-from benchmarks.private_cache import LRU, NEVER_EVICTS, PrivateCache, PrivateTable
+from benchmarks.questions.cache_plan import CONTESTANTS, SEED, foretell, make_setup
+from benchmarks.questions.cache_rank import SlowedReader, Throttle
+from benchmarks.questions.cache_ranks import joined
+from benchmarks.questions.cache_timing import add_forecast_times, ratios_of
+from benchmarks.questions.private_cache import LRU, NEVER_EVICTS, PrivateCache, PrivateTable
 from benchmarks.report import read_results
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError
@@ -121,7 +121,7 @@ def test_batches_through_a_private_cache_are_those_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not is_streaming:
-        monkeypatch.setattr("benchmarks.private_cache.stream_fill", None)
+        monkeypatch.setattr("benchmarks.questions.private_cache.stream_fill", None)
     options = {"seed": SEED, "topology": Topology(), "prefetch": 2, "across_epochs": False}
     cache = PrivateCache(table=PrivateTable(capacity, policy, 5 * caching.BATCH))
     with msdata.Loader(split, caching.BATCH, **options) as plain:
@@ -180,7 +180,7 @@ def test_an_epoch_counts_only_if_every_sample_came_once() -> None:
 
 
 def point(contestant: str, seconds: list[float], tiers: list[int], **more: Any) -> dict[str, Any]:
-    """A point of one node and samples of 10 bytes, as `benchmarks.cache` writes it."""
+    """A point of one node and samples of 10 bytes, as `benchmarks.questions.cache` writes it."""
     epochs = [
         {
             "epoch": 2 + number,

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import benchmarks.loaders
+import benchmarks.questions.loaders
 import msdata
 from benchmarks.__main__ import main
 from benchmarks.harness import spread, take_turns
-from benchmarks.loaders import make_race, quality_of
-from benchmarks.loaders_shown import leads_of, sentences_of
+from benchmarks.questions.loaders import make_race, quality_of
+from benchmarks.questions.loaders_shown import leads_of, sentences_of
 from benchmarks.peers import PEER_NAMES
 from benchmarks.peers.bare import RECORDS
 from benchmarks.peers.child import Contestant, WrongBatchError, check_batch
@@ -177,7 +177,7 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ("ours_tar", "bare_map", "h5py_straight", "mosaic_streaming")
-    monkeypatch.setattr(benchmarks.loaders, "PEER_NAMES", names)
+    monkeypatch.setattr(benchmarks.questions.loaders, "PEER_NAMES", names)
     out = tmp_path / "out"
     words = ["loaders", "--workload", "stamps", "--mock", "512", "--quick", "--out", str(out)]
     assert main(words) == 0

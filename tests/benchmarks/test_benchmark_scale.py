@@ -16,16 +16,16 @@ import numpy as np
 import packing
 import pytest
 
-import benchmarks.scale
+import benchmarks.questions.scale
 import msdata
 import msdata.cli
 from benchmarks.__main__ import main
-from benchmarks.dataset_part import make_part
-from benchmarks.node_rank import SlowStorage
-from benchmarks.node_steps import Nodes, find_nodes
-from benchmarks.scale import ranks_of
-from benchmarks.scale_model import LAST, POLICY, full_job, rates_here, strong, weak
-from benchmarks.scale_shown import ratios_of, sentences_of, show
+from benchmarks.questions.dataset_part import make_part
+from benchmarks.questions.node_rank import SlowStorage
+from benchmarks.questions.node_steps import Nodes, find_nodes
+from benchmarks.questions.scale import ranks_of
+from benchmarks.questions.scale_model import LAST, POLICY, full_job, rates_here, strong, weak
+from benchmarks.questions.scale_shown import ratios_of, sentences_of, show
 from msdata.errors import UsageError
 from msdata.plan.machine import save_machine
 from msdata.plan.timing import Machine
@@ -244,7 +244,7 @@ def test_pretended_nodes_read_what_the_plan_says_at_the_rate_that_binds(
 def test_real_nodes_are_measured_with_their_own_storage_cold_and_rates_probed_here(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks.scale, "find_nodes", lambda environ, _: find_nodes(environ, 1))
+    monkeypatch.setattr(benchmarks.questions.scale, "find_nodes", lambda environ, _: find_nodes(environ, 1))
     assert main(["scale", "--out", str(tmp_path), "--data", str(data), "--quick"]) == 0
     found = json.loads((tmp_path / "scale.json").read_text())
     assert found["storage_bytes_per_s"] is None

@@ -15,7 +15,7 @@ import pytest
 import raw_dataset
 
 import msdata
-from benchmarks import cache_rates, load_rates, peer_rates_mpi
+from benchmarks.questions import cache_rates, load_rates, peer_rates_mpi
 from msdata.schema import MANTIS_SHRIMP
 
 pytestmark = pytest.mark.speed

@@ -274,7 +274,7 @@ def show(result: Mapping[str, Any]) -> Shown:
     """What the report shows of the race.
 
     Args:
-        result: as `benchmarks.loaders.answer` collects it.
+        result: as `benchmarks.questions.loaders.answer` collects it.
     """
     charts = [_rate_chart(result, "hot"), _rate_chart(result, "cold"), _utilisation_chart(result)]
     return Shown(

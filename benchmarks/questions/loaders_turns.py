@@ -1,6 +1,6 @@
 """The turns of the race of loaders: hot, cold, and with the stub of a training step.
 
-What it is about, and who takes part, is in `benchmarks.loaders`.
+What it is about, and who takes part, is in `benchmarks.questions.loaders`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ import numpy as np
 
 import msdata
 from benchmarks.harness import write_result
-from benchmarks.loaders_shown import show
-from benchmarks.loaders_turns import FULL, QUICK, Contender, Race, open_contender, race_all
+from benchmarks.questions.loaders_shown import show
+from benchmarks.questions.loaders_turns import FULL, QUICK, Contender, Race, open_contender, race_all
 from benchmarks.peers import PEER_NAMES
 from benchmarks.peers.child import WrongBatchError
 from benchmarks.peers.process import PeerError, PeerProcess, WrongDataError

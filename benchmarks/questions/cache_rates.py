@@ -1,6 +1,6 @@
 """How near batches out of the node's own shared memory come to bare copies from it.
 
-python -m benchmarks.cache_rates --data bench-data --repeats 7
+python -m benchmarks.questions.cache_rates --data bench-data --repeats 7
 
 Samples of 0.59 MB in an arena that is full, shuffled, batches of 128, two threads. The limit is a
 plain copy of the same records, out of the same arena, in the same order, into one preallocated
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import msdata
-from benchmarks.bare_reads import Batch, FillRow, edge_words, read_samples
+from benchmarks.questions.bare_reads import Batch, FillRow, edge_words, read_samples
 from benchmarks.harness import compare, print_comparison, take_turns, write_result
-from benchmarks.load_rates import BATCH_SIZE, NUM_THREADS, SEED, run_loader
+from benchmarks.questions.load_rates import BATCH_SIZE, NUM_THREADS, SEED, run_loader
 from benchmarks.workloads import make_dataset
 from msdata.cache.arena import own_arenas
 from msdata.cache.slot_file import SlotFile
@@ -103,7 +103,7 @@ def measure(split: Split, repeats: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; writes `results/cache_rates.json`."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_rates")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.cache_rates")
     parser.add_argument("--data", type=Path, default=Path("bench-data"), help="made if absent")
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--repeats", type=int, default=7)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     nbytes = split.schema.sample_nbytes
     print_comparison("records in the node's memory", found, nbytes)
     result = {"sample_nbytes": nbytes, "batch_size": BATCH_SIZE, "local": found}
-    command = shlex.join(["python", "-m", "benchmarks.cache_rates", *arguments])
+    command = shlex.join(["python", "-m", "benchmarks.questions.cache_rates", *arguments])
     print(f"\n{write_result('cache_rates', result, command=command)}")
     return 0
 

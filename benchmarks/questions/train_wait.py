@@ -1,6 +1,6 @@
 """How long a training waits for data, of the time of its epochs.
 
-    python -m benchmarks.train_wait --data bench-data
+    python -m benchmarks.questions.train_wait --data bench-data
 
 Runs `mstrain train` as a user would and reads its journal. The first epoch, with its imports and
 cold files, is shown and does not count.
@@ -32,7 +32,7 @@ def measure(data: Path, run: Path, recipe: str, settings: list[str]) -> list[dic
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code: 1 where the wait is more than the limit."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_wait")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.train_wait")
     parser.add_argument("--data", type=Path, default=Path("bench-data"), help="for data and run")
     parser.add_argument("--objects", type=int, default=384, help="mock objects, 0.6 MB each")
     parser.add_argument("--recipe", default="resnet18_early", help="of mstrain train")
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         "data_wait_fraction": worst,
         "limit": args.limit,
     }
-    command = f"python -m benchmarks.train_wait --objects {args.objects} --recipe {args.recipe}"
+    command = f"python -m benchmarks.questions.train_wait --objects {args.objects} --recipe {args.recipe}"
     print(write_result("train_wait", result, command=" ".join([command, *args.settings])))
     return int(worst > args.limit)
 

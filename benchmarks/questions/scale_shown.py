@@ -231,7 +231,7 @@ def show(result: Mapping[str, Any]) -> Shown:
     """What the report shows of scaling.
 
     Args:
-        result: as `benchmarks.scale.answer` collects it.
+        result: as `benchmarks.questions.scale.answer` collects it.
     """
     charts = [_measured_chart(result), _beyond_chart(result)]
     return Shown(

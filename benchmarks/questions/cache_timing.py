@@ -1,4 +1,4 @@
-"""How long the epochs of `benchmarks.cache` should take by the plan, from rates of the same run.
+"""How long the epochs of `benchmarks.questions.cache` should take by the plan, from rates of the same run.
 
 Three kinds of epochs give the rates of a node: those that come from its own memory (ours, locality,
 all held), those that come from peers as far as can be (plain peer fetch, all held), and those that
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cache_plan import SHARES
+from benchmarks.questions.cache_plan import SHARES
 from benchmarks.harness import spread
 from msdata.plan.forecast import EpochForecast
 from msdata.plan.timing import Machine, time_epoch

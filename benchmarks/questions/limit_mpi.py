@@ -1,4 +1,4 @@
-"""One-sided reads between two ranks, for `benchmarks.limit`; run by `mpiexec -n 2`.
+"""One-sided reads between two ranks, for `benchmarks.questions.limit`; run by `mpiexec -n 2`.
 
 Rank 0 reads samples out of rank 1's window, as a cache service does; rank 1 waits.
 """

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.cache_plan import CONTESTANTS, SHARES
-from benchmarks.cache_timing import Point
+from benchmarks.questions.cache_plan import CONTESTANTS, SHARES
+from benchmarks.questions.cache_timing import Point
 from benchmarks.question import Chart, Series, Shown, Table
 
 _STORAGE = 3
@@ -320,7 +320,7 @@ def show(result: Mapping[str, Any]) -> Shown:
     """What the report shows of the cache.
 
     Args:
-        result: as `benchmarks.cache.answer` collects it.
+        result: as `benchmarks.questions.cache.answer` collects it.
     """
     most = max(p["num_nodes"] for p in result["points"])
     every = Table(

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 import msdata
-from benchmarks.bare_reads import edge_words
-from benchmarks.cache_plan import (
+from benchmarks.questions.bare_reads import edge_words
+from benchmarks.questions.cache_plan import (
     CONTESTANTS,
     QUICK_SHARES,
     SHARES,
@@ -32,11 +32,11 @@ from benchmarks.cache_plan import (
     foretell,
     make_setup,
 )
-from benchmarks.cache_ranks import CacheRanks, Epoch, joined
-from benchmarks.cache_shown import show
-from benchmarks.cache_timing import add_forecast_times, ratios_of
+from benchmarks.questions.cache_ranks import CacheRanks, Epoch, joined
+from benchmarks.questions.cache_shown import show
+from benchmarks.questions.cache_timing import add_forecast_times, ratios_of
 from benchmarks.harness import spread, take_turns, write_result
-from benchmarks.node_steps import Nodes, find_nodes, mpiexec, services
+from benchmarks.questions.node_steps import Nodes, find_nodes, mpiexec, services
 from benchmarks.question import Settings
 from benchmarks.workloads import (
     WORKLOADS,

@@ -1,6 +1,6 @@
 """How near the loader comes to the limit of memory (hot) and of the disk (cold).
 
-python -m benchmarks.load_rates --data bench-data --repeats 5 [--cold]
+python -m benchmarks.questions.load_rates --data bench-data --repeats 5 [--cold]
 
 Hot: 4,000 samples of 0.59 MB, uniformly shuffled, batches of 128, two threads. The limit is the
 best of bare `preadv` and bare copies out of a memory map: the same bytes of the same files in the
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
-from benchmarks.bare_reads import (
+from benchmarks.questions.bare_reads import (
     Batch,
     check_words,
     edge_words,
@@ -197,7 +197,7 @@ def drop_all(paths: list[Path]) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_rates")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.load_rates")
     parser.add_argument("--data", type=Path, default=Path("bench-data"), help="made if absent")
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
             result.setdefault(name, {})[container] = found
             gc.collect()
             print_comparison(f"{container}, {name.replace('_', ' ')}", found, sample_nbytes)
-    command = shlex.join(["python", "-m", "benchmarks.load_rates", *arguments])
+    command = shlex.join(["python", "-m", "benchmarks.questions.load_rates", *arguments])
     print(f"\n{write_result('load_rates', result, command=command)}")
     return 0
 

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 import msdata
-from benchmarks.dataset_part import make_part
+from benchmarks.questions.dataset_part import make_part
 from benchmarks.harness import spread, write_result
-from benchmarks.node_steps import SHM, Nodes, Ranks, find_nodes, services
+from benchmarks.questions.node_steps import SHM, Nodes, Ranks, find_nodes, services
 from benchmarks.question import Settings
-from benchmarks.scale_model import (
+from benchmarks.questions.scale_model import (
     CACHED_SHARE,
     LAST,
     POLICY,
@@ -45,7 +45,7 @@ from benchmarks.scale_model import (
     strong,
     weak,
 )
-from benchmarks.scale_shown import ratios_of, show
+from benchmarks.questions.scale_shown import ratios_of, show
 from benchmarks.workloads import WORKLOADS, mock_objects, run_msdata, write_source
 from msdata.cache.budget import memory_budget
 from msdata.core.signals import raise_on_signals

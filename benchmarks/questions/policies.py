@@ -23,9 +23,9 @@ import numpy as np
 
 import msdata
 from benchmarks.harness import write_result
-from benchmarks.policies_arms import Arm, config_of, make_arms, measure_quality
-from benchmarks.policies_data import Stamps, make_stamps, pack_both
-from benchmarks.policies_effects import holm, paired_effect
+from benchmarks.questions.policies_arms import Arm, config_of, make_arms, measure_quality
+from benchmarks.questions.policies_data import Stamps, make_stamps, pack_both
+from benchmarks.questions.policies_effects import holm, paired_effect
 from benchmarks.question import Settings
 from msdata.core.files import write_whole
 from msdata.errors import MsdataError, UsageError
@@ -95,7 +95,7 @@ def design_of(settings: Settings) -> Design:
 
 def answer(settings: Settings) -> int:
     """Trains all arms and writes `policies.json`; returns the exit code 0."""
-    from benchmarks.policies_shown import show
+    from benchmarks.questions.policies_shown import show
 
     design = design_of(settings)
     folder = settings.work / f"policies-{design.label}"
@@ -237,8 +237,8 @@ def run_cell(design: Design, folder: Path, arm: Arm, seed: int) -> dict[str, Any
     Returns:
         Metrics on split "test", quality of the order, losses of the training.
     """
-    from benchmarks.policies_arms import TOPOLOGY
-    from benchmarks.policies_training import PlayedRanks, measure_network
+    from benchmarks.questions.policies_arms import TOPOLOGY
+    from benchmarks.questions.policies_training import PlayedRanks, measure_network
 
     config = config_of(arm, seed=seed, epochs=design.epochs)
     data = msdata.open(folder / f"data-{seed}" / arm.shards)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.policies_data import BY_REDSHIFT, RANDOM, SIZE
+from benchmarks.questions.policies_data import BY_REDSHIFT, RANDOM, SIZE
 from msdata.augment import AugmentConfig
 from msdata.cache.config import Owners
 from msdata.dataset.dataset import Split

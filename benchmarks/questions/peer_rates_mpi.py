@@ -1,6 +1,6 @@
 """How near records fetched through MPI services come to a bare one-sided read.
 
-python -m benchmarks.peer_rates_mpi --realtime --samples 480 --repeats 41
+python -m benchmarks.questions.peer_rates_mpi --realtime --samples 480 --repeats 41
 
 Two services under mpiexec, a rank beside them: this process. Records of 0.59 MB that the second
 node keeps are asked for 16 at a time, received into the rows of a batch, and held against their
@@ -37,7 +37,7 @@ from benchmarks.harness import (
     take_turns,
     write_result,
 )
-from benchmarks.peer_rates import (
+from benchmarks.questions.peer_rates import (
     BATCH_SIZE,
     NUM_RECORDS,
     REQUEST_SIZE,
@@ -120,7 +120,7 @@ def services() -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """Two of them under mpiexec; gives the launcher, and the first one's arena."""
     launcher = Path(sys.executable).with_name("mpiexec")
     with tempfile.TemporaryDirectory(prefix="msdata-bench-", dir="/dev/shm") as folder:
-        words = [str(launcher), "-n", "2", sys.executable, "-m", "benchmarks.peer_rates_mpi"]
+        words = [str(launcher), "-n", "2", sys.executable, "-m", "benchmarks.questions.peer_rates_mpi"]
         with subprocess.Popen(
             [*words, "--serve", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -181,7 +181,7 @@ def measure(num_samples: int, repeats: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; writes `results/peer_rates_mpi.json`."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_rates_mpi")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.peer_rates_mpi")
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--serve", type=Path, metavar="FOLDER", help="be one of the services")
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     found = measure(args.samples, args.repeats)
     print_comparison("records from another node over MPI", found, SAMPLE_NBYTES)
     result = {"sample_nbytes": SAMPLE_NBYTES, "request_size": REQUEST_SIZE, "peer": found}
-    command = shlex.join(["python", "-m", "benchmarks.peer_rates_mpi", *arguments])
+    command = shlex.join(["python", "-m", "benchmarks.questions.peer_rates_mpi", *arguments])
     print(f"\n{write_result('peer_rates_mpi', result, command=command)}")
     return 0
 

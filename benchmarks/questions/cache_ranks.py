@@ -1,4 +1,4 @@
-"""The parent's side of the ranks of `benchmarks.cache`: starts, tells and checks them."""
+"""The parent's side of the ranks of `benchmarks.questions.cache`: starts, tells and checks them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.node_steps import Nodes
+from benchmarks.questions.node_steps import Nodes
 from msdata.errors import DataError, StorageError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ANSWER_S, END_S = 600.0, 20.0
 
 
@@ -75,7 +75,7 @@ class CacheRanks:
     Args:
         nodes: where; an `srun` on real ones, processes of this machine on pretended ones.
         num_nodes: how many.
-        order: what `benchmarks.cache_rank` is told beside that.
+        order: what `benchmarks.questions.cache_rank` is told beside that.
         log: file for what they say on stderr.
     """
 
@@ -161,7 +161,7 @@ class CacheRanks:
 
 def _commands(nodes: Nodes, num_nodes: int, order: Mapping[str, Any]) -> list[list[str]]:
     """One step for all ranks of real nodes, a process for each of pretended ones."""
-    run = [sys.executable, "-m", "benchmarks.cache_rank"]
+    run = [sys.executable, "-m", "benchmarks.questions.cache_rank"]
     if nodes.is_slurm:
         step = [*nodes.srun(num_nodes, 1), "--mpi=none"]
         return [[*step, *run, json.dumps({**order, "rank": None})]]

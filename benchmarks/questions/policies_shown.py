@@ -175,7 +175,7 @@ def show(result: Mapping[str, Any]) -> Shown:
     """What the report shows of the study.
 
     Args:
-        result: as `benchmarks.policies.answer` collects it.
+        result: as `benchmarks.questions.policies.answer` collects it.
     """
     return Shown(
         title=TITLE,

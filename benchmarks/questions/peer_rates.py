@@ -1,6 +1,6 @@
 """How near records fetched from another node come to a bare socket.
 
-python -m benchmarks.peer_rates --realtime --samples 480 --repeats 25
+python -m benchmarks.questions.peer_rates --realtime --samples 480 --repeats 25
 
 Records of 0.59 MB in shared memory, asked for 16 at a time by one thread, received into the rows of
 a batch. The limit is the same over a bare TCP connection: `sendall` from the shared memory, then
@@ -201,7 +201,7 @@ def open_contestants(stack: ExitStack) -> dict[str, Receive]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; writes `results/peer_rates.json`."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_rates")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.peer_rates")
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--repeats", type=int, default=7)
     add_realtime(parser)
@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         found = compare(take_turns(contestants, args.repeats), [BARE])
     print_comparison("records from another process", found, SAMPLE_NBYTES)
     result = {"sample_nbytes": SAMPLE_NBYTES, "request_size": REQUEST_SIZE, "peer": found}
-    command = shlex.join(["python", "-m", "benchmarks.peer_rates", *arguments])
+    command = shlex.join(["python", "-m", "benchmarks.questions.peer_rates", *arguments])
     print(f"\n{write_result('peer_rates', result, command=command)}")
     return 0
 

@@ -1,6 +1,6 @@
 """One rank of a job whose epochs are timed: the production loader, told by lines on stdin.
 
-python -m benchmarks.node_rank '{"data": ..., "num_nodes": 2, "ranks_per_node": 1, ...}'
+python -m benchmarks.questions.node_rank '{"data": ..., "num_nodes": 2, "ranks_per_node": 1, ...}'
 
 `drop` empties the page cache of the shards, `epoch` runs one; each is answered by a line of JSON.
 srun hands a line to every rank at once, so that ranks of real nodes start together.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import msdata
-from benchmarks.bare_reads import (
+from benchmarks.questions.bare_reads import (
     Batch,
     edge_words,
     fill_by_preadv,
@@ -23,8 +23,8 @@ from benchmarks.bare_reads import (
     read_samples,
 )
 from benchmarks.harness import compare, host_facts, take_turns
-from benchmarks.load_rates import BATCH_SIZE, LOADER, NUM_THREADS, SEED, make_loader, run_loader
-from benchmarks.photoz import against_the_mean
+from benchmarks.questions.load_rates import BATCH_SIZE, LOADER, NUM_THREADS, SEED, make_loader, run_loader
+from benchmarks.questions.photoz import against_the_mean
 from benchmarks.workloads import run_msdata, run_mstrain
 from msdata.core.progress import rate_text
 from msdata.dataset.dataset import Split
@@ -176,7 +176,7 @@ def sheet_path(folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.demo")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="its own folder")
     parser.add_argument("--objects", type=int, default=1200, help="mock objects, 0.6 MB each")
     parser.add_argument("--turns", type=int, default=_NUM_TURNS, help="epochs timed")

@@ -1,6 +1,6 @@
 """How near packing comes to merely reading the objects and writing their bytes.
 
-python -m benchmarks.pack_rates --objects DIR --repeats 3
+python -m benchmarks.questions.pack_rates --objects DIR --repeats 3
 
 Every contestant is a process of its own, timed from its start to its end, on files in the page
 cache; what earlier contestants wrote is on the disk before the next one starts. `msdata pack` does
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import compare, print_comparison, take_turns, write_result
-from benchmarks.pack_peers import NUM_PROCESSES, PEERS, object_files
+from benchmarks.questions.pack_peers import NUM_PROCESSES, PEERS, object_files
 
 LIMIT = "bytes, 2 processes"
 FLUSHED = "bytes, flushed, 2 processes"
@@ -43,7 +43,7 @@ def commands(objects: Path, out: Path) -> dict[str, list[str]]:
     """The contestants' command lines."""
     pack = [sys.executable, "-m", "msdata", "pack", str(objects), str(out), "--quiet"]
     pack += ["--catalog", str(objects / "catalog.csv"), "--jobs", str(NUM_PROCESSES)]
-    peer = [sys.executable, "-m", "benchmarks.pack_peers"]
+    peer = [sys.executable, "-m", "benchmarks.questions.pack_peers"]
     titles = {
         "bytes": LIMIT,
         "flushed": FLUSHED,
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_comparison(f"pack {len(files):,} objects", comparison, nbytes // len(files))
     flushed = compare(rates, [FLUSHED])
     print_comparison("the same, of the flushed bytes", flushed, nbytes // len(files))
-    command = "python -m benchmarks.pack_rates " + shlex.join(arguments or sys.argv[1:])
+    command = "python -m benchmarks.questions.pack_rates " + shlex.join(arguments or sys.argv[1:])
     facts = {"num_objects": len(files), "nbytes": nbytes, "repeats": args.repeats, "rates": rates}
     found = {**facts, **comparison, "of_flushed": flushed["contestants"]}
     print(write_result("pack_rates", found, command=command))

@@ -1,6 +1,6 @@
 """Time and memory of `msdata catalog build` on made-up surveys, and whether it is right.
 
-python -m benchmarks.catalog_build --rows 5000000 --dir DIR
+python -m benchmarks.questions.catalog_build --rows 5000000 --dir DIR
 
 The tables have the surveys' true column layouts and planted duplicates (see `mock_surveys`); that
 all and only the right rows are dropped, each for its reason, is checked before anything is printed.
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import write_result
-from benchmarks.mock_surveys import Truth, make_tables
+from benchmarks.questions.mock_surveys import Truth, make_tables
 
 # Rows that `make_tables` makes of each that it is asked for.
 _SHARE_MADE = 0.882
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         "processor_seconds": processor_s,
         "peak_memory_gib": peak_nbytes / (1 << 30),
     }
-    said = f"python -m benchmarks.catalog_build --rows {args.rows}"
+    said = f"python -m benchmarks.questions.catalog_build --rows {args.rows}"
     path = write_result("catalog_build", result, command=said)
     print(json.dumps(result))
     print(f"all and only the right rows dropped; {path}")

@@ -1,4 +1,4 @@
-"""What `benchmarks.cache` runs, and what is foretold of it: by the production plan, not by a model.
+"""What `benchmarks.questions.cache` runs, and what is foretold of it: by the production plan, not by a model.
 
 Ours are foretold by `msdata.plan.forecast`, the private caches by replaying their table over the
 samples that the production plan deals to each rank; epoch times by `msdata.plan.timing`.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.private_cache import LRU, NEVER_EVICTS, PrivateTable
+from benchmarks.questions.private_cache import LRU, NEVER_EVICTS, PrivateTable
 from msdata.dataset.dataset import Split
 from msdata.plan.forecast import (
     EpochForecast,

@@ -28,7 +28,7 @@ from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.errors import StorageError, UsageError
 from msdata.topology import job_name, slurm_job
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHM = Path("/dev/shm")
 NODE_SCRIPT = ROOT / "slurm" / "node.sh"
 START_S, END_S, EPOCH_S = 90.0, 30.0, 3600.0
@@ -268,7 +268,7 @@ class Ranks:
 
     Args:
         nodes: where.
-        order: what `benchmarks.node_rank` is told; `num_nodes` and `ranks_per_node` say how many.
+        order: what `benchmarks.questions.node_rank` is told; `num_nodes` and `ranks_per_node` say how many.
         log: file for what they say on stderr.
     """
 
@@ -276,7 +276,7 @@ class Ranks:
         self._count = order["num_nodes"] * order["ranks_per_node"]
         self._log = log
         self._processes: list[subprocess.Popen[str]] = []
-        run = [sys.executable, "-m", "benchmarks.node_rank"]
+        run = [sys.executable, "-m", "benchmarks.questions.node_rank"]
         path = f"{ROOT}{os.pathsep}{nodes.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         environ = {**nodes.environ, "PYTHONPATH": path}
         if nodes.is_slurm:

@@ -1,6 +1,6 @@
-"""One rank of the jobs that `benchmarks.cache` runs: production loaders, told by lines of JSON.
+"""One rank of the jobs that `benchmarks.questions.cache` runs: production loaders, told by lines of JSON.
 
-python -m benchmarks.cache_rank '{"data": ..., "edges": ..., "num_nodes": 2, "rank": 0, ...}'
+python -m benchmarks.questions.cache_rank '{"data": ..., "edges": ..., "num_nodes": 2, "rank": 0, ...}'
 
 `open` makes the loader of a contestant, `epoch` runs one of its epochs, `close` closes all. Every
 sample that comes is held against the data set: all its bytes in checked epochs, the first and last
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 import msdata
 import msdata.loader.loader
 import msdata.loader.node_cache
-from benchmarks.cache_plan import CONTESTANTS, SEED
-from benchmarks.private_cache import PrivateCache, PrivateTable
+from benchmarks.questions.cache_plan import CONTESTANTS, SEED
+from benchmarks.questions.private_cache import PrivateCache, PrivateTable
 from benchmarks.workloads import edge_bytes
 from msdata.cache.config import CacheConfig
 from msdata.cache.mpi_service import ServedArena, find_service

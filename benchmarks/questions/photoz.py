@@ -1,6 +1,6 @@
 """Redshifts by a network from pixels, and by boosted trees from magnitudes, of the same objects.
 
-    python -m benchmarks.photoz --data bench-data
+    python -m benchmarks.questions.photoz --data bench-data
 
 The trees get nine magnitudes measured on the same cutouts and E(B-V), which the network gets too;
 how strong they are is chosen on the validation split. Beside them stand trees on the catalogue's
@@ -175,7 +175,7 @@ def compare(run: Path, data: Dataset) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.photoz")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.photoz")
     parser.add_argument("--data", type=Path, default=Path("bench-data"), help="for data and run")
     parser.add_argument("--objects", type=int, default=10_000, help="mock objects, 0.6 MB each")
     parser.add_argument("--recipe", default="demo", help="of mstrain train")
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         "train_s": round(train_s),
         "test": found,
     }
-    command = f"python -m benchmarks.photoz --objects {args.objects} --recipe {args.recipe}"
+    command = f"python -m benchmarks.questions.photoz --objects {args.objects} --recipe {args.recipe}"
     print(write_result("photoz", result, command=" ".join([command, *args.settings])))
     return 0
 
