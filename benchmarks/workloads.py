@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
+from benchmarks.harness import Settings
 from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
@@ -111,7 +112,7 @@ def object_path(objects: Path, number: int) -> Path:
 
 
 def redshift_of(number: int) -> float:
-    """The label of an object, between 0 and 1.6 and unlike its neighbours'."""
+    """The label of an object, between 0 and 1.6 and unlike its neighbors'."""
     return round((number * 0.618034) % 1 * 1.6, 4)
 
 
@@ -134,7 +135,7 @@ def dataset_objects(data: Path, num_samples: int) -> Iterator[dict[str, NDArray[
 
 
 def write_source(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> Source:
-    """Writes objects, their catalogue and their checksums; whole or not at all.
+    """Writes objects, their catalog and their checksums; whole or not at all.
 
     Args:
         folder: what stands there already is taken as it is.
@@ -180,6 +181,37 @@ def edge_bytes(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
         flat = array.reshape(len(array), -1).view(np.uint8)
         found.append(np.concatenate([flat[:, :4], flat[:, -4:]], axis=1))
     return np.stack(found, axis=1)
+
+
+def size_of(settings: Settings) -> tuple[int, int]:
+    """How many samples a question runs on, and bytes of each."""
+    workload = WORKLOADS[settings.workload]
+    count = settings.mock or (workload.num_quick if settings.quick else workload.num_samples)
+    if settings.data is None:
+        return count, workload.sample_nbytes
+    split = msdata.open(settings.data).split("train")
+    return min(count, len(split)), split.schema.sample_nbytes
+
+
+def make_source(settings: Settings, count: int) -> Source:
+    """The workload's objects, or the first samples of the data set given, unless they are there."""
+    if settings.data is None:
+        name = f"{settings.workload}-{count}"
+        objects = mock_objects(WORKLOADS[settings.workload], count)
+    else:
+        name = f"data-{msdata.open(settings.data).manifest.fingerprint[:12]}-{count}"
+        objects = dataset_objects(settings.data, count)
+    return write_source(settings.work / name, objects)
+
+
+def pack_source(source: Source, out: Path, shard_nbytes: int) -> Path:
+    """All objects packed into one split, train, in shards of about a size; unless it is there."""
+    if not (out / "dataset.json").is_file():
+        options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--inpaint", "none", "--resume")
+        catalog = ("--catalog", source.objects / "catalog.csv", "--quiet")
+        size = ("--shard-size", f"{max(64, shard_nbytes >> 10)}KiB")
+        run_msdata("pack", source.objects, out, *catalog, *size, *options)
+    return out
 
 
 def run_msdata(*arguments: str | Path) -> None:

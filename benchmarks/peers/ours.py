@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.protocol import Batch, Epochs, Reading
 
-RESUME = "exact: state_dict() holds (seed, epoch, position); on other numbers of ranks too"
 
-
-def pack(container: str, objects: Path, out: Path, reading: Reading) -> None:
+def pack(objects: Path, out: Path, reading: Reading, *, container: str = "tar") -> None:
     """`msdata pack` as a user types it, no object rejected.
 
     Raises:
@@ -39,7 +37,7 @@ def _numbers(ids: NDArray[np.str_]) -> NDArray[np.int64]:
 
 @contextmanager
 def load(
-    policy: str, data: Path, reading: Reading, *, cache: str | None = None
+    data: Path, reading: Reading, *, policy: str = "shuffle", cache: str | None = None
 ) -> Iterator[Epochs]:
     """`msdata.Loader` over the whole split."""
     import msdata

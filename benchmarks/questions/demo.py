@@ -23,7 +23,14 @@ from benchmarks.questions.bare_reads import (
     read_samples,
 )
 from benchmarks.harness import compare, host_facts, take_turns
-from benchmarks.questions.load_rates import BATCH_SIZE, LOADER, NUM_THREADS, SEED, make_loader, run_loader
+from benchmarks.questions.load_rates import (
+    BATCH_SIZE,
+    LOADER,
+    NUM_THREADS,
+    SEED,
+    make_loader,
+    run_loader,
+)
 from benchmarks.questions.photoz import against_the_mean
 from benchmarks.workloads import run_msdata, run_mstrain
 from msdata.core.progress import rate_text

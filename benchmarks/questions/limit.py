@@ -133,7 +133,14 @@ def measure_mpi_get(nbytes: int) -> float:
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if not mpiexec.exists():
         raise StorageError("no mpiexec beside Python: pip install 'msdata[mpi]'")
-    command = [str(mpiexec), "-n", str(MPI_RANKS), sys.executable, "-m", "benchmarks.questions.limit_mpi"]
+    command = [
+        str(mpiexec),
+        "-n",
+        str(MPI_RANKS),
+        sys.executable,
+        "-m",
+        "benchmarks.questions.limit_mpi",
+    ]
     try:
         ended = subprocess.run(
             [*command, str(nbytes)], capture_output=True, text=True, timeout=60, check=True

@@ -199,7 +199,9 @@ def main(argv: list[str] | None = None) -> int:
         "train_s": round(train_s),
         "test": found,
     }
-    command = f"python -m benchmarks.questions.photoz --objects {args.objects} --recipe {args.recipe}"
+    command = (
+        f"python -m benchmarks.questions.photoz --objects {args.objects} --recipe {args.recipe}"
+    )
     print(write_result("photoz", result, command=" ".join([command, *args.settings])))
     return 0
 

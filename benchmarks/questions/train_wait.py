@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         "data_wait_fraction": worst,
         "limit": args.limit,
     }
-    command = f"python -m benchmarks.questions.train_wait --objects {args.objects} --recipe {args.recipe}"
+    command = (
+        f"python -m benchmarks.questions.train_wait --objects {args.objects} --recipe {args.recipe}"
+    )
     print(write_result("train_wait", result, command=" ".join([command, *args.settings])))
     return int(worst > args.limit)
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 import msdata
 import msdata.loader.loader
-from benchmarks.questions import cache_rates
 from benchmarks.__main__ import main
+from benchmarks.questions import cache_rates
 from benchmarks.questions.cache_plan import CONTESTANTS, SEED, foretell, make_setup
 from benchmarks.questions.cache_rank import SlowedReader, Throttle
 from benchmarks.questions.cache_ranks import joined

@@ -15,10 +15,17 @@ import training
 from scipy import stats
 
 import msdata
-from benchmarks.questions import policies
 from benchmarks.__main__ import main
+from benchmarks.questions import policies
 from benchmarks.questions.policies_arms import TOPOLOGY, config_of, make_arms, measure_quality
-from benchmarks.questions.policies_data import BY_REDSHIFT, RANDOM, SIZE, Stamps, make_stamps, pack_both
+from benchmarks.questions.policies_data import (
+    BY_REDSHIFT,
+    RANDOM,
+    SIZE,
+    Stamps,
+    make_stamps,
+    pack_both,
+)
 from benchmarks.questions.policies_effects import holm, paired_effect
 from benchmarks.questions.policies_shown import sentences_of, show
 from benchmarks.questions.policies_training import PlayedRanks

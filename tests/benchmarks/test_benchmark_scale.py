@@ -244,7 +244,9 @@ def test_pretended_nodes_read_what_the_plan_says_at_the_rate_that_binds(
 def test_real_nodes_are_measured_with_their_own_storage_cold_and_rates_probed_here(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks.questions.scale, "find_nodes", lambda environ, _: find_nodes(environ, 1))
+    monkeypatch.setattr(
+        benchmarks.questions.scale, "find_nodes", lambda environ, _: find_nodes(environ, 1)
+    )
     assert main(["scale", "--out", str(tmp_path), "--data", str(data), "--quick"]) == 0
     found = json.loads((tmp_path / "scale.json").read_text())
     assert found["storage_bytes_per_s"] is None
