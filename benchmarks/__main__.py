@@ -33,7 +33,7 @@ QUESTIONS = {
 # `main(arguments) -> int`, what it measures).
 PARTS = {
     "load_rates": ("benchmarks.questions.load_rates", "the loader against bare reads"),
-    "cache_rates": ("benchmarks.questions.load_rates", "local hits against bare copies"),
+    "cache_rates": ("benchmarks.questions.cache_rates", "local hits against bare copies"),
     "peer_rates": ("benchmarks.questions.peer_rates", "records over ZeroMQ against a socket"),
     "peer_rates_mpi": ("benchmarks.questions.peer_rates_mpi", "records over MPI against MPI_Get"),
     "pack_rates": ("benchmarks.questions.pack_rates", "packing against copying the bytes"),

@@ -97,15 +97,8 @@ def compare_files(old_path: Path | str, new_path: Path | str) -> int:
         num_below += is_bad
         change = f"{other['median'] / ratio['median']:.3f}" if other and ratio["median"] else "–"
         verdict = "not measured now" if other is None else "BELOW" if is_bad else "not below"
-        rows.append(
-            [
-                name,
-                _interval(ratio),
-                _interval(other),
-                change,
-                verdict,
-            ]
-        )
+        now = "–" if other is None else interval_text(other, ".3f")
+        rows.append([name, interval_text(ratio, ".3f"), now, change, verdict])
     heads = ("ratio", f"{old['commit']}", f"{new['commit']}", "new/old", "<verdict")
     print("\n".join(table_lines(heads, rows)))
     print(f"{len(rows)} ratios compared, {num_below} below")

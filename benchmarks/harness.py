@@ -234,9 +234,23 @@ def print_comparison(title: str, comparison: Mapping[str, Any], sample_nbytes: i
     print("\n".join(f"  {line}" for line in table_lines(heads, rows)))
 
 
-def command_of(name: str, arguments: Sequence[str]) -> str:
-    """What was typed."""
-    return shlex.join(["python", "-m", "benchmarks", name, *arguments])
+def part_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """The command line of the benchmark of one part, with where its result goes."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=text)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for the result")
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser, num_objects: int) -> None:
+    """Declares where mock data are kept, and how many."""
+    parser.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
+    parser.add_argument("--samples", type=int, default=num_objects, help="0.6 MB each")
+
+
+def write_part(name: str, result: Mapping[str, Any], words: Sequence[str], out: Path) -> None:
+    """Writes the result of one part, with what was typed, and prints where."""
+    command = shlex.join(["python", "-m", "benchmarks", name, *words])
+    print(f"\n{write_result(name, result, command=command, folder=out)}")
 
 
 def write_result(

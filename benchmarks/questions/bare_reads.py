@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.workloads import edge_bytes
 from msdata.dataset.dataset import Split
 
 _PIECE_NBYTES = 8 << 20
@@ -27,15 +29,9 @@ FillRow = Callable[[int, int], None]
 
 
 class Batch:
-    """One preallocated batch, and what its rows must hold.
+    """One preallocated batch, and what its rows must hold; `edges` are from `edges_of`."""
 
-    Args:
-        split: the samples.
-        size: rows.
-        words: uint32 (samples, arrays, 2), first and last word of every array; see `edge_words`.
-    """
-
-    def __init__(self, split: Split, size: int, words: NDArray[np.uint32]) -> None:
+    def __init__(self, split: Split, size: int, edges: NDArray[np.uint8]) -> None:
         self.size = size
         self.arrays: dict[str, NDArray[Any]] = {
             a.name: np.zeros((size, *a.shape), a.numpy_dtype) for a in split.schema.arrays
@@ -44,42 +40,30 @@ class Batch:
             [memoryview(array[row].reshape(-1).view(np.uint8)) for array in self.arrays.values()]
             for row in range(size)
         ]
-        self._words = words
+        self.edges = edges
 
-    def check(self, samples: NDArray[np.int64], rows: slice) -> None:
-        """Refuses a batch whose rows do not hold these samples."""
-        check_words(self.arrays, samples, rows, self._words)
+    def targets(self) -> list[list[NDArray[np.uint8]]]:
+        """The rows as arrays."""
+        return [[np.frombuffer(row, np.uint8) for row in rows] for rows in self.rows]
 
 
-def check_words(
-    arrays: Mapping[str, NDArray[Any]],
-    samples: NDArray[np.int64],
-    rows: slice,
-    words: NDArray[np.uint32],
+def check_edges(
+    arrays: Mapping[str, NDArray[Any]], samples: NDArray[np.int64], edges: NDArray[np.uint8]
 ) -> None:
-    """Refuses rows whose arrays do not begin and end as those of the samples.
-
-    Args:
-        arrays: the batch's arrays in the schema's order.
-        samples: int64 (n,), which samples the rows are to hold.
-        rows: the n rows.
-        words: from `edge_words`.
-    """
-    for a, array in enumerate(arrays.values()):
-        flat = array[rows].reshape(len(samples), -1).view(np.uint32)
-        if not np.array_equal(flat[:, [0, -1]], words[samples, a]):
-            raise SystemExit("a batch holds other values than the index promises: no result")
+    """Refuses rows whose arrays do not begin and end as those of the samples."""
+    if not np.array_equal(edge_bytes(arrays), edges[samples]):
+        raise SystemExit("a batch holds other values than the index promises: no result")
 
 
-def edge_words(split: Split) -> NDArray[np.uint32]:
-    """First and last four bytes of every array of every sample: uint32 (samples, arrays, 2)."""
-    words = np.zeros((len(split), len(split.schema.arrays), 2), np.uint32)
+def edges_of(split: Split) -> NDArray[np.uint8]:
+    """First and last four bytes of every array of every sample: uint8 (samples, arrays, 8)."""
+    edges = np.zeros((len(split), len(split.schema.arrays), 8), np.uint8)
     with open_shards(split) as shards:
         for sample in range(len(split)):
             for a, (fd, place, nbytes) in enumerate(shards.places(sample)):
-                for edge, offset in enumerate((place, place + nbytes - 4)):
-                    words[sample, a, edge] = int.from_bytes(os.pread(fd, 4, offset), "little")
-    return words
+                ends = os.pread(fd, 4, place) + os.pread(fd, 4, place + nbytes - 4)
+                edges[sample, a] = np.frombuffer(ends, np.uint8)
+    return edges
 
 
 class OpenShards:
@@ -118,29 +102,26 @@ def open_shards(split: Split) -> Iterator[OpenShards]:
 
 
 def fill_by_preadv(shards: OpenShards, batch: Batch) -> FillRow:
-    """Rows by one scattering `preadv` a sample where its arrays stand together, else one each."""
+    """Rows by one scattering `preadv` per sample where its arrays stand together, else one each."""
     gaps = shards.gaps()
+
+    def fill_apart(row: int, sample: int) -> None:
+        for target, (fd, place, _) in zip(batch.rows[row], shards.places(sample), strict=True):
+            os.preadv(fd, [target], place)
+
     if gaps is None:
-
-        def fill_apart(row: int, sample: int) -> None:
-            for target, (fd, place, _) in zip(batch.rows[row], shards.places(sample), strict=True):
-                os.preadv(fd, [target], place)
-
         return fill_apart
-    buffers = [_with_gaps(targets, gaps) for targets in batch.rows]
+    buffers: list[list[Any]] = []
+    for targets in batch.rows:
+        buffers.append([targets[0]])
+        for gap, target in zip(gaps, targets[1:], strict=True):
+            buffers[-1] += ([bytearray(gap)] if gap else []) + [target]
 
     def fill(row: int, sample: int) -> None:
         fd, place, _ = shards.places(sample)[0]
         os.preadv(fd, buffers[row], place)
 
     return fill
-
-
-def _with_gaps(targets: Sequence[memoryview], gaps: Sequence[int]) -> list[Any]:
-    buffers: list[Any] = [targets[0]]
-    for gap, target in zip(gaps, targets[1:], strict=True):
-        buffers += ([bytearray(gap)] if gap else []) + [target]
-    return buffers
 
 
 @contextmanager
@@ -150,7 +131,7 @@ def fill_from_map(split: Split, batch: Batch) -> Iterator[FillRow]:
     samples = np.arange(len(split))
     sources = [maps[shard] for shard in split.spans.shards(samples).tolist()]
     offsets = split.spans.offsets(samples).tolist()
-    targets = [[np.frombuffer(row, np.uint8) for row in rows] for rows in batch.rows]
+    targets = batch.targets()
 
     def fill(row: int, sample: int) -> None:
         source = sources[sample]
@@ -175,16 +156,9 @@ def _map(path: Path) -> NDArray[np.uint8]:
 def read_samples(
     order: NDArray[np.int64], batch: Batch, fill_row: FillRow, num_threads: int
 ) -> float:
-    """Fills batches in the given order and checks every row.
+    """Fills batches in an order, int64 (samples,), checks every row, and returns samples/s.
 
-    Args:
-        order: int64 (samples,).
-        batch: where to, over and over.
-        fill_row: how.
-        num_threads: each takes an equal stretch of every batch's rows.
-
-    Returns:
-        Samples per second.
+    Each thread takes an equal stretch of every batch's rows.
     """
     # The same rows in every batch: as threads do not wait, others may still be a batch behind.
     bounds = [batch.size * t // num_threads for t in range(num_threads + 1)]
@@ -197,13 +171,14 @@ def read_samples(
                 continue
             for row, sample in enumerate(mine.tolist(), start):
                 fill_row(row, sample)
-            batch.check(mine, slice(start, start + len(mine)))
+            rows = slice(start, start + len(mine))
+            check_edges({n: a[rows] for n, a in batch.arrays.items()}, mine, batch.edges)
 
     return len(order) / run_threads(work, num_threads)
 
 
 def read_sequentially(paths: Sequence[Path], num_samples: int, num_threads: int) -> float:
-    """Reads whole files front to back, 8 MiB a read, threads taking the pieces in turn.
+    """Reads whole files front to back, 8 MiB per read, threads taking the pieces in turn.
 
     Returns:
         Samples per second, headers between them included in the time.
@@ -228,23 +203,9 @@ def read_sequentially(paths: Sequence[Path], num_samples: int, num_threads: int)
             os.close(fd)
 
 
-def run_threads(work: Callable[[int], None], num_threads: int) -> float:
+def run_threads(work: Callable[[int], object], num_threads: int) -> float:
     """Runs `work(0)` to `work(num_threads - 1)` at once; returns the seconds until all are done."""
-    faults: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:  # raised below, in the thread that asked
-            faults.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(t,)) for t in range(num_threads)]
     started_s = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    elapsed_s = time.perf_counter() - started_s
-    if faults:
-        raise faults[0]
-    return elapsed_s
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(work, range(num_threads)))
+    return time.perf_counter() - started_s

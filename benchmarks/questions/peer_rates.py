@@ -1,12 +1,12 @@
 """How near records fetched from another node come to a bare socket.
 
-python -m benchmarks.questions.peer_rates --realtime --samples 480 --repeats 25
+python -m benchmarks peer_rates --realtime --samples 480 --repeats 25
 
 Records of 0.59 MB in shared memory, asked for 16 at a time by one thread, received into the rows of
 a batch. The limit is the same over a bare TCP connection: `sendall` from the shared memory, then
 `recv_into` into the rows. Every record that our fetcher gives is held against its CRC32C, as the
 loader does it; of the others the first and last word are looked at. Server and client are processes
-of this machine, so both share its cores: ratios of one run mean something, GB/s do not.
+of this machine, so both share its cores: ratios of one run mean something, rates do not.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import mmap
 import multiprocessing
-import shlex
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,11 @@ from numpy.typing import NDArray
 from benchmarks.harness import (
     add_realtime,
     compare,
+    part_parser,
     print_comparison,
     run_first,
     take_turns,
-    write_result,
+    write_part,
 )
 from msdata.cache.transport.transport import Fetcher
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
@@ -198,16 +198,9 @@ def open_contestants(stack: ExitStack) -> dict[str, Receive]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(words: list[str]) -> int:
     """Runs the benchmark; writes `results/peer_rates.json`."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.peer_rates")
-    parser.add_argument("--samples", type=int, default=1600)
-    parser.add_argument("--repeats", type=int, default=7)
-    add_realtime(parser)
-    args = parser.parse_args(arguments)
-    if args.realtime:
-        run_first()
+    args = parse("peer_rates", "Records from another process beside a bare socket.", words)
     rows = np.ones((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
     with ExitStack() as stack:
         contestants = {
@@ -217,10 +210,18 @@ def main(argv: list[str] | None = None) -> int:
         found = compare(take_turns(contestants, args.repeats), [BARE])
     print_comparison("records from another process", found, SAMPLE_NBYTES)
     result = {"sample_nbytes": SAMPLE_NBYTES, "request_size": REQUEST_SIZE, "peer": found}
-    command = shlex.join(["python", "-m", "benchmarks.questions.peer_rates", *arguments])
-    print(f"\n{write_result('peer_rates', result, command=command)}")
+    write_part("peer_rates", result, words, args.out)
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def parse(name: str, text: str, words: list[str]) -> argparse.Namespace:
+    """The options of both benchmarks of records from elsewhere; obeys `--realtime`."""
+    parser = part_parser(name, text)
+    parser.add_argument("--samples", type=int, default=1600)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    add_realtime(parser)
+    args = parser.parse_args(words)
+    if args.realtime:
+        run_first()
+    return args

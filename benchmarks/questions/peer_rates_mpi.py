@@ -1,25 +1,21 @@
 """How near records fetched through MPI services come to a bare one-sided read.
 
-python -m benchmarks.questions.peer_rates_mpi --realtime --samples 480 --repeats 41
+python -m benchmarks peer_rates_mpi --realtime --samples 480 --repeats 41
 
 Two services under mpiexec, a rank beside them: this process. Records of 0.59 MB that the second
 node keeps are asked for 16 at a time, received into the rows of a batch, and held against their
 CRC32C as the loader does it. The limit is a bare `MPI_Get` of the same records into rows of a
 batch, in the first service's process, 16 between flushes, unchecked. All processes share this
-machine's cores: ratios of one run mean something, GB/s do not.
+machine's cores: ratios of one run mean something, rates do not.
 """
 
 from __future__ import annotations
 
-import argparse
 import mmap
 import select
-import shlex
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -29,14 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import (
-    add_realtime,
-    compare,
-    print_comparison,
-    run_first,
-    take_turns,
-    write_result,
-)
+from benchmarks.harness import compare, print_comparison, take_turns, write_part
+from benchmarks.questions.bare_reads import run_threads as in_threads
 from benchmarks.questions.peer_rates import (
     BATCH_SIZE,
     NUM_RECORDS,
@@ -44,6 +34,7 @@ from benchmarks.questions.peer_rates import (
     SAMPLE_NBYTES,
     Receive,
     make_records,
+    parse,
     receive_ours,
     run,
 )
@@ -159,13 +150,7 @@ def run_threads(receive: Receive, num_samples: int, rows: NDArray[np.uint8]) -> 
             for the first time would cost more than the records.
     """
     share = -(-num_samples // len(rows))
-    workers = [threading.Thread(target=run, args=(receive, share, mine)) for mine in rows]
-    started_s = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return share * len(rows) / (time.perf_counter() - started_s)
+    return share * len(rows) / in_threads(lambda n: run(receive, share, rows[n]), len(rows))
 
 
 def measure(num_samples: int, repeats: int) -> dict[str, Any]:
@@ -185,27 +170,14 @@ def measure(num_samples: int, repeats: int) -> dict[str, Any]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; writes `results/peer_rates_mpi.json`."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.peer_rates_mpi")
-    parser.add_argument("--samples", type=int, default=1600)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--serve", type=Path, metavar="FOLDER", help="be one of the services")
-    add_realtime(parser)
-    args = parser.parse_args(arguments)
-    if args.realtime:
-        run_first()
+def main(words: list[str]) -> int:
+    """Runs the benchmark; writes `results/peer_rates_mpi.json`; `--serve FOLDER` is a service."""
+    args = parse("peer_rates_mpi", "Records from another node over MPI beside MPI_Get.", words)
     if args.serve is not None:
         serve(args.serve)
         return 0
     found = measure(args.samples, args.repeats)
     print_comparison("records from another node over MPI", found, SAMPLE_NBYTES)
     result = {"sample_nbytes": SAMPLE_NBYTES, "request_size": REQUEST_SIZE, "peer": found}
-    command = shlex.join(["python", "-m", "benchmarks.questions.peer_rates_mpi", *arguments])
-    print(f"\n{write_result('peer_rates_mpi', result, command=command)}")
+    write_part("peer_rates_mpi", result, words, args.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
