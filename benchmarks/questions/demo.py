@@ -1,44 +1,25 @@
 """`make demo`: mock objects to shards to a trained network, by the commands a user would type.
 
-Everything happens in one folder, which is marked as the demo's own and made anew every time.
+Everything happens in one folder, which is marked as the demo's own and emptied every time.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import msdata
-from benchmarks.questions.bare_reads import (
-    Batch,
-    edge_words,
-    fill_by_preadv,
-    fill_from_map,
-    open_shards,
-    read_samples,
-)
-from benchmarks.harness import compare, host_facts, take_turns
-from benchmarks.questions.load_rates import (
-    BATCH_SIZE,
-    LOADER,
-    NUM_THREADS,
-    SEED,
-    make_loader,
-    run_loader,
-)
-from benchmarks.questions.photoz import against_the_mean
+from benchmarks.harness import host_facts
+from benchmarks.questions.load_rates import BATCH_SIZE, NUM_THREADS, measure_from_memory
+from benchmarks.questions.photoz import against_the_mean, quality_lines
 from benchmarks.workloads import run_msdata, run_mstrain
 from msdata.core.progress import rate_text
 from msdata.dataset.dataset import Split
-from msdata.plan.order import epoch_order
 
 _MARK = ".msdata-demo"
-# Several shards a split, so that the demo crosses from one to the next.
+# Several shards per split, so that the demo crosses from one to the next.
 _SHARD_SIZE = "128MiB"
 _NUM_SHEET_OBJECTS = 16
 # A job on two nodes, each with room for half of the shards.
@@ -53,7 +34,7 @@ _MAX_NMAD_RATIO = 0.5
 
 
 def take_folder(folder: Path) -> None:
-    """Empties the demo's folder, or makes it.
+    """Empties the demo's folder, or creates it.
 
     Raises:
         SystemExit: the folder holds something that no demo has made.
@@ -90,9 +71,7 @@ def load_epochs(data: Path, num_epochs: int = 3) -> None:
     split = msdata.open(data).split("train")
     with msdata.Loader(split, batch_size=BATCH_SIZE, threads=NUM_THREADS) as loader:
         for epoch in range(num_epochs):
-            redshift_sum = 0.0
-            for batch in loader:
-                redshift_sum += float(batch["redshift"].sum())
+            redshift_sum = sum(float(batch["redshift"].sum()) for batch in loader)
             stats = loader.stats()
             print(
                 f"epoch {epoch}: {stats['samples']:,} samples in {stats['steps']} steps, "
@@ -100,35 +79,18 @@ def load_epochs(data: Path, num_epochs: int = 3) -> None:
                 f"{redshift_sum / stats['samples']:.4f}",
                 flush=True,
             )
-    shapes = ", ".join(f"{n} {batch[n].dtype} {batch[n].shape}" for n in split.schema.names)
-    print(f"last batch: {shapes}")
+        batch = next(iter(loader))
+        shapes = ", ".join(f"{n} {batch[n].dtype} {batch[n].shape}" for n in split.schema.names)
+    print(f"a batch: {shapes}")
 
 
-def measure_rates(split: Split, num_turns: int) -> list[str]:
-    """Epochs through the loader in turns with bare reads of the same bytes; lines to print."""
-    words = edge_words(split)
-    order = epoch_order("shuffle", seed=SEED, epoch=0, num_samples=len(split))
-    batch = Batch(split, BATCH_SIZE, words)
-    with (
-        open_shards(split) as shards,
-        fill_from_map(split, batch) as fill_mapped,
-        make_loader(split, NUM_THREADS) as loader,
-    ):
-        by_preadv = fill_by_preadv(shards, batch)
-        bare = {
-            "bare preadv": partial(read_samples, order, batch, by_preadv, NUM_THREADS),
-            "bare copies out of a memory map": partial(
-                read_samples, order, batch, fill_mapped, NUM_THREADS
-            ),
-        }
-        ours = partial(run_loader, loader, order, split.schema.names, words)
-        rates = take_turns({**bare, LOADER: ours}, num_turns, warm_ups=2)
-    found = compare(rates, list(bare))
+def rate_lines(split: Split, num_turns: int) -> list[str]:
+    """Epochs through the loader in turns with bare reads of the same bytes."""
+    found = measure_from_memory(split, num_turns, caches=(None,))
     lines = []
-    for name, values in rates.items():
-        rate = statistics.median(values)
+    for name, of_name in found["contestants"].items():
+        rate, ratio = of_name["samples_per_s"]["median"], of_name["of_limit"]["median"]
         nbytes_per_s = rate_text(rate * split.schema.sample_nbytes)
-        ratio = found["contestants"][name]["of_limit"]["median"]
         note = "the limit of this machine" if name == found["limit"] else f"{ratio:.2f} of it"
         lines.append(f"  {name:<34}{rate:>9,.0f} samples/s {nbytes_per_s:>12}  {note}")
     return lines
@@ -151,9 +113,7 @@ def train_network(folder: Path, data: Path) -> list[str]:
         raise SystemExit(f"the network has not learned: NMAD {nmad:.4f}, more than {limit:.4f}")
     num_train, num_test = len(opened.split("train")), len(opened.split("test"))
     lines = [f"redshifts of {num_test:,} held-out objects, after training on {num_train:,}:"]
-    for name, values in found.items():
-        numbers = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
-        lines.append(f"  {name:<34}{numbers}")
+    lines += [f"  {line}" for line in quality_lines(found)]
     return [*lines, f"run:           {run}", f"its report:    {run / 'report.html'}"]
 
 
@@ -166,40 +126,31 @@ def report(folder: Path, data: Path, learned: list[str], num_turns: int, started
         f"msdata {msdata.__version__} demo, on {host['cores']} cores of {host['processor']}",
         f"epochs of {len(split):,} samples from memory, {NUM_THREADS} threads, batches of "
         f"{BATCH_SIZE}, every batch checked, median of {num_turns}:",
-        *measure_rates(split, num_turns),
+        *rate_lines(split, num_turns),
         *learned,
         f"data set:      {data}",
-        f"contact sheet: {sheet_path(folder)}",
+        f"contact sheet: {folder / 'sheet.png'}",
         f"report:        {folder / 'report.txt'}",
         f"took {time.monotonic() - started_s:.0f} s",
     ]
     return "\n".join(lines)
 
 
-def sheet_path(folder: Path) -> Path:
-    """Where the contact sheet goes."""
-    return folder / "sheet.png"
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(words: list[str]) -> int:
     """Runs the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.demo")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks demo")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="its own folder")
     parser.add_argument("--objects", type=int, default=1200, help="mock objects, 0.6 MB each")
     parser.add_argument("--turns", type=int, default=_NUM_TURNS, help="epochs timed")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     started_s = time.monotonic()
     take_folder(args.dir)
     data = make_data(args.dir, args.objects)
     load_epochs(data)
-    run_msdata("sheet", data, sheet_path(args.dir), "--n", str(_NUM_SHEET_OBJECTS))
+    run_msdata("sheet", data, args.dir / "sheet.png", "--n", str(_NUM_SHEET_OBJECTS))
     run_msdata("stats", data, "--quiet")
     learned = train_network(args.dir, data)
     text = report(args.dir, data, learned, args.turns, started_s)
     (args.dir / "report.txt").write_text(text.lstrip() + "\n", encoding="utf-8")
     print(text)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -111,14 +111,7 @@ def services() -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """Two of them under mpiexec; gives the launcher, and the first one's arena."""
     launcher = Path(sys.executable).with_name("mpiexec")
     with tempfile.TemporaryDirectory(prefix="msdata-bench-", dir="/dev/shm") as folder:
-        words = [
-            str(launcher),
-            "-n",
-            "2",
-            sys.executable,
-            "-m",
-            "benchmarks.questions.peer_rates_mpi",
-        ]
+        words = [str(launcher), "-n", "2", sys.executable, "-m", "benchmarks", "peer_rates_mpi"]
         with subprocess.Popen(
             [*words, "--serve", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:

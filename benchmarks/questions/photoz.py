@@ -1,30 +1,28 @@
 """Redshifts by a network from pixels, and by boosted trees from magnitudes, of the same objects.
 
-    python -m benchmarks.questions.photoz --data bench-data
+    python -m benchmarks photoz --data bench-data
 
 The trees get nine magnitudes measured on the same cutouts and E(B-V), which the network gets too;
-how strong they are is chosen on the validation split. Beside them stand trees on the catalogue's
+how strong they are is chosen on the validation split. Beside them stand trees on the catalog's
 magnitudes, which are the truth behind mock pixels, without noise: what no measurement can have.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import msdata
-from benchmarks.harness import write_result
+from benchmarks.harness import add_data, part_parser, write_part
 from benchmarks.workloads import make_objects, run_msdata, run_mstrain
 from msdata.augment import read_statistics
 from msdata.augment.statistics import FILE_NAME
+from msdata.core.text import table_lines
 from msdata.dataset.dataset import Dataset, Split
 from msdata.schema import Survey
 from mstrain.data.batches import evaluation_batches
@@ -173,46 +171,31 @@ def compare(run: Path, data: Dataset) -> dict[str, dict[str, float]]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(words: list[str]) -> int:
     """Runs the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.questions.photoz")
-    parser.add_argument("--data", type=Path, default=Path("bench-data"), help="for data and run")
-    parser.add_argument("--objects", type=int, default=10_000, help="mock objects, 0.6 MB each")
+    parser = part_parser("photoz", "A network on pixels beside boosted trees on magnitudes.")
+    add_data(parser, 10_000)
     parser.add_argument("--recipe", default="demo", help="of mstrain train")
     parser.add_argument("settings", nargs="*", help="key=value, of the recipe")
-    args = parser.parse_args(argv)
-    data = args.data / f"photoz-{args.objects}"
+    args = parser.parse_args(words)
+    data = args.data / f"photoz-{args.samples}"
     if not (data / "dataset.json").exists():
-        objects = make_objects(args.data, args.objects)
+        objects = make_objects(args.data, args.samples)
         run_msdata("pack", objects, data, "--catalog", objects / "catalog.csv", "--resume")
     run_msdata("stats", data, "--quiet")
-    run = args.data / f"photoz-run-{args.objects}-{args.recipe}"
+    run = args.data / f"photoz-run-{args.samples}-{args.recipe}"
     started_s = time.monotonic()
     run_mstrain("train", args.recipe, data, "--out", run, *args.settings)
     train_s = time.monotonic() - started_s
     found = compare(run, msdata.open(data))
-    print_table(found)
-    result: dict[str, Any] = {
-        "objects": args.objects,
-        "recipe": args.recipe,
-        "settings": args.settings,
-        "train_s": round(train_s),
-        "test": found,
-    }
-    command = (
-        f"python -m benchmarks.questions.photoz --objects {args.objects} --recipe {args.recipe}"
-    )
-    print(write_result("photoz", result, command=" ".join([command, *args.settings])))
+    print("\n" + "\n".join(quality_lines(found)))
+    facts = {"samples": args.samples, "recipe": args.recipe, "settings": args.settings}
+    write_part("photoz", {**facts, "train_s": round(train_s), "test": found}, words, args.out)
     return 0
 
 
-def print_table(found: dict[str, dict[str, float]]) -> None:
-    """Prints the quality of contestants, a line each."""
+def quality_lines(found: dict[str, dict[str, float]]) -> Iterator[str]:
+    """The quality of contestants as a table."""
     names = list(next(iter(found.values())))
-    print(f"\n{'on held-out objects':<38}" + "".join(f"{n:>16}" for n in names))
-    for contestant, values in found.items():
-        print(f"{contestant:<38}" + "".join(f"{v:>16.4f}" for v in values.values()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    rows = [[who, *(f"{v:.4f}" for v in values.values())] for who, values in found.items()]
+    return table_lines(["on held-out objects", *names], rows)

@@ -121,7 +121,7 @@ class Truth:
     Attributes:
         num_rows: rows of each survey's table.
         num_dropped: by survey and reason; reasons without rows are absent.
-        kept: (survey's key, id) of every object of the catalogue.
+        kept: (survey's key, id) of every object of the catalog.
     """
 
     num_rows: dict[str, int]
@@ -286,14 +286,14 @@ def _settle(rows: _Rows, links: _Int, random: np.random.Generator) -> _Rows:
     swap = place[first] > place[repeated]
     a, b = first[swap], repeated[swap]
     place[a], place[b] = place[b], place[a]
-    neighbours: dict[int, list[int]] = {}
+    neighbors: dict[int, list[int]] = {}
     for one, two in links.tolist():
-        neighbours.setdefault(one, []).append(two)
-        neighbours.setdefault(two, []).append(one)
-    standing = sorted(neighbours, key=lambda n: (rows.survey[n], place[n]))
+        neighbors.setdefault(one, []).append(two)
+        neighbors.setdefault(two, []).append(one)
+    standing = sorted(neighbors, key=lambda n: (rows.survey[n], place[n]))
     kept: set[int] = set()
     for number in standing:
-        near = [n for n in neighbours[number] if n in kept]
+        near = [n for n in neighbors[number] if n in kept]
         if not near:
             kept.add(number)
             continue
