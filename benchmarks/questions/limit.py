@@ -2,6 +2,9 @@
 
 Reads are of the sample's size at random places, by 1 to T threads, and sequential; cold ones after
 the file's pages were dropped and counted (mincore). What cannot be measured here is said.
+
+As a program (`mpiexec -n 2 python -m benchmarks.questions.limit NBYTES`) it is the two ranks whose
+one-sided reads are measured: rank 0 reads samples out of rank 1's window, as a cache service does.
 """
 
 from __future__ import annotations
@@ -14,20 +17,20 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-import msdata
-from benchmarks.harness import spread, take_turns, write_result
-from benchmarks.question import Chart, Series, Settings, Shown, Table
-from benchmarks.workloads import WORKLOADS
+from benchmarks.harness import Settings, interval_text, spread, take_turns
+from benchmarks.questions.bare_reads import run_threads
+from benchmarks.report import Chart, Shown, Table, spread_series, write_shown
+from benchmarks.workloads import size_of
 from msdata.cluster.probe import drop_from_cache, measure_file, measure_memory_copy, temporary_file
 from msdata.errors import StorageError
 
 SHARED_MEMORY = Path("/dev/shm")
-MPI_RANKS = 2
+GIB = 1 << 30
 _PIECE_NBYTES = 8 << 20
+_NUM_READS, _NUM_SLOTS = 300, 64
 
 
 def thread_counts() -> list[int]:
@@ -40,36 +43,25 @@ def read_cached(path: Path, sample_nbytes: int, num_threads: int, budget_s: floa
     """Bytes per second of `preadv` at random places of a file that is in the page cache."""
     records = np.random.default_rng(0).permutation(path.stat().st_size // sample_nbytes).tolist()
     fd = os.open(path, os.O_RDONLY)
-    command = partial(_read_records, fd, sample_nbytes, records, budget_s)
+    totals = [0] * num_threads
+
+    def work(thread: int) -> None:
+        buffer = bytearray(sample_nbytes)
+        mine = records[thread::num_threads] or records
+        deadline = time.perf_counter() + budget_s
+        while time.perf_counter() < deadline:
+            for record in mine:
+                totals[thread] += os.preadv(fd, [buffer], record * sample_nbytes)
+
     try:
-        return _over_threads(command, num_threads)
+        seconds = run_threads(work, num_threads)
+        return sum(totals) / seconds
     finally:
         os.close(fd)
 
 
-def _read_records(
-    fd: int, nbytes: int, records: list[int], budget_s: float, thread: int, num_threads: int
-) -> int:
-    buffer, total = bytearray(nbytes), 0
-    mine = records[thread::num_threads] or records
-    deadline = time.perf_counter() + budget_s
-    while time.perf_counter() < deadline:
-        for record in mine:
-            total += os.preadv(fd, [buffer], record * nbytes)
-    return total
-
-
-def _over_threads(work: Callable[[int, int], int], num_threads: int) -> float:
-    from concurrent.futures import ThreadPoolExecutor
-
-    started_s = time.perf_counter()
-    with ThreadPoolExecutor(num_threads) as pool:
-        total = sum(pool.map(work, range(num_threads), [num_threads] * num_threads))
-    return total / (time.perf_counter() - started_s)
-
-
 def read_cached_sequentially(path: Path) -> float:
-    """Bytes per second of reading a cached file front to back, one thread, 8 MiB a read."""
+    """Bytes per second of reading a cached file front to back, one thread, 8 MiB per read."""
     buffer, total = bytearray(_PIECE_NBYTES), 0
     started_s = time.perf_counter()
     with path.open("rb", buffering=0) as file:
@@ -99,11 +91,7 @@ def _threads(number: int) -> str:
 
 
 def measure_shared_memory(nbytes: int, file_nbytes: int, budget_s: float) -> float:
-    """Bytes per second of `preadv` from a file in shared memory, as many threads as cores.
-
-    Raises:
-        StorageError: there is no room for it.
-    """
+    """Bytes per second of `preadv` from shared memory; StorageError where it has no room."""
     free = os.statvfs(SHARED_MEMORY)
     if free.f_bavail * free.f_frsize < 2 * file_nbytes:
         raise StorageError(f"{SHARED_MEMORY} has less than {2 * file_nbytes:,} bytes free")
@@ -112,11 +100,7 @@ def measure_shared_memory(nbytes: int, file_nbytes: int, budget_s: float) -> flo
 
 
 def measure_cold(file: Path, nbytes: int, budget_s: float) -> dict[str, float]:
-    """Bytes per second of cold reads by what was read.
-
-    Raises:
-        StorageError: pages stayed in memory, so it was not cold.
-    """
+    """Bytes per second of cold reads by what was read; StorageError where nothing is cold."""
     rates = measure_file(file, nbytes, thread_counts(), budget_s=budget_s)
     if not rates.is_cold:
         raise StorageError(f"{file} stays in the page cache (a tmpfs?): nothing there is cold")
@@ -125,88 +109,89 @@ def measure_cold(file: Path, nbytes: int, budget_s: float) -> dict[str, float]:
 
 
 def measure_mpi_get(nbytes: int) -> float:
-    """Bytes per second of one-sided `Get` of samples between two ranks of this node.
-
-    Raises:
-        StorageError: MPI is not installed or the ranks failed.
-    """
+    """Bytes per second of one-sided `Get` of samples of two ranks; StorageError without MPI."""
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if not mpiexec.exists():
         raise StorageError("no mpiexec beside Python: pip install 'msdata[mpi]'")
-    command = [
-        str(mpiexec),
-        "-n",
-        str(MPI_RANKS),
-        sys.executable,
-        "-m",
-        "benchmarks.questions.limit_mpi",
-    ]
+    command = [str(mpiexec), "-n", "2", sys.executable, "-m", __name__, str(nbytes)]
     try:
-        ended = subprocess.run(
-            [*command, str(nbytes)], capture_output=True, text=True, timeout=60, check=True
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise StorageError(f"mpiexec failed: {error}") from error
-    return float(json.loads(ended.stdout.strip().splitlines()[-1])["bytes_per_s"])
+    return float(json.loads(ended.stdout.strip().splitlines()[-1]))
+
+
+def run_mpi_rank(nbytes: int) -> None:
+    """One of the two ranks; rank 0 prints its rate."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    held = np.full((_NUM_SLOTS, nbytes), world.rank, np.uint8)
+    window = MPI.Win.Create(held, disp_unit=1, comm=world)
+    got = np.zeros(nbytes, np.uint8)
+    world.Barrier()
+    if world.rank == 0:
+        window.Lock(1, MPI.LOCK_SHARED)
+        for read in range(-10, _NUM_READS):
+            if read == 0:
+                started_s = time.perf_counter()
+            window.Get(got, 1, target=(read % _NUM_SLOTS * nbytes, nbytes, MPI.BYTE))
+            window.Flush(1)
+        rate = _NUM_READS * nbytes / (time.perf_counter() - started_s)
+        window.Unlock(1)
+        if not (got == 1).all():
+            raise SystemExit("rank 0 read other bytes than rank 1 holds")
+        print(json.dumps(rate))
+    world.Barrier()
+    window.Free()
 
 
 def measure_host_to_device(nbytes: int) -> float:
-    """Bytes per second from pinned memory to the GPU, a sample a copy, on one stream.
+    """Bytes per second from pinned memory to the GPU, a copy per sample, on one stream.
 
     Raises:
-        StorageError: there is no GPU or no torch.
+        StorageError: there is neither a GPU nor torch.
     """
     try:
         import torch
     except ImportError as error:
         raise StorageError("torch is not installed: pip install 'msdata[train]'") from error
     if not torch.cuda.is_available():
-        raise StorageError("there is no GPU here")
+        raise StorageError("no GPU found here")
     count = max(1, (1 << 28) // nbytes)
     host = torch.empty((count, nbytes), dtype=torch.uint8, pin_memory=True)
     device = torch.empty((count, nbytes), dtype=torch.uint8, device="cuda")
-    for timed in (False, True):
+    # The first of the two warms up.
+    for _ in range(2):
         torch.cuda.synchronize()
         started_s = time.perf_counter()
         for row in range(count):
             device[row].copy_(host[row], non_blocking=True)
         torch.cuda.synchronize()
         elapsed_s = time.perf_counter() - started_s
-        if timed:
-            return host.nbytes / elapsed_s
-    raise AssertionError("unreachable")
+    return host.nbytes / elapsed_s
 
 
 def measure(settings: Settings, nbytes: int) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """All rates, and why those that are missing are.
-
-    Args:
-        settings: quick or not, and where files go.
-        nbytes: bytes of a sample.
-
-    Returns:
-        Bytes per second, one a turn, by name; reasons by name.
-    """
+    """Bytes per second by name, one per turn, and reasons by name why others are missing."""
     budget_s, repeats = (0.15, 3) if settings.quick else (1.0, 5)
     file_nbytes = (256 if settings.quick else 2048) << 20
     missing: dict[str, str] = {}
     settings.work.mkdir(parents=True, exist_ok=True)
     with temporary_file(settings.work, file_nbytes) as (file, _):
         rates = take_turns(hot_contestants(file, nbytes, budget_s), repeats)
-        colds: list[dict[str, float]] = []
         try:
             for _ in range(repeats):
-                colds.append(measure_cold(file, nbytes, 3 * budget_s))
+                for name, rate in measure_cold(file, nbytes, 3 * budget_s).items():
+                    rates.setdefault(name, []).append(rate)
                 drop_from_cache(file)
         except StorageError as error:
             missing["cold"] = str(error)
-        for name in colds[0] if colds else ():
-            rates[name] = [cold[name] for cold in colds]
     others: dict[str, Callable[[], float]] = {
         "shared memory, random samples": partial(
             measure_shared_memory, nbytes, file_nbytes // 2, budget_s
         ),
-        f"MPI Get between {MPI_RANKS} ranks of one node": partial(measure_mpi_get, nbytes),
+        "MPI Get between 2 ranks of one node": partial(measure_mpi_get, nbytes),
         "host to device, pinned": partial(measure_host_to_device, nbytes),
     }
     for name, contestant in others.items():
@@ -219,60 +204,44 @@ def measure(settings: Settings, nbytes: int) -> tuple[dict[str, list[float]], di
 
 def show(rates: dict[str, list[float]], missing: dict[str, str], nbytes: int) -> Shown:
     """What the report shows."""
-    names = list(rates)
-    spreads = [spread([rate / 1e9 for rate in rates[name]]) for name in names]
+    spreads = {name: spread([rate / GIB for rate in values]) for name, values in rates.items()}
     chart = Chart(
         title="Rates that bound any loader",
         kind="bars",
-        labels=names,
-        x_label="GB/s, median; whiskers: least and greatest over turns",
-        series=[
-            Series(
-                name="GB/s",
-                values=[s["median"] for s in spreads],
-                least=[s["least"] for s in spreads],
-                greatest=[s["greatest"] for s in spreads],
-            )
-        ],
+        labels=list(spreads),
+        x_label="GiB/s, median; whiskers: least and greatest over turns",
+        series=[spread_series("GiB/s", list(spreads.values()))],
     )
-    rows = [
-        [name, s["median"], f"{s['least']:.3g} to {s['greatest']:.3g}", s["median"] * 1e9 / nbytes]
-        for name, s in zip(names, spreads, strict=True)
-    ]
     table = Table(
         title="Rates",
-        columns=("what", "GB/s", "over turns", "samples/s"),
-        rows=rows,
+        columns=("what", "GiB/s over turns", "samples/s"),
+        rows=[
+            [name, interval_text(found), found["median"] * GIB / nbytes]
+            for name, found in spreads.items()
+        ],
         note=f"Samples of {nbytes:,} bytes. Cold: the file's pages were dropped and counted.",
     )
-    sentences = [f"Not measured: {name}: {reason}." for name, reason in missing.items()]
+    found = [f"{name}: {interval_text(rate)} GiB/s." for name, rate in spreads.items()]
+    found += [f"Not measured: {name}: {reason}." for name, reason in missing.items()]
     return Shown(
-        title="How fast could this machine be?",
-        sentences=sentences,
-        tables=[table],
-        charts=[chart],
+        title="How fast could this machine be?", sentences=found, tables=[table], charts=[chart]
     )
 
 
 def answer(settings: Settings) -> int:
     """Measures, prints, and writes `limit.json`; returns the exit code."""
-    if settings.data is not None:
-        nbytes = msdata.open(settings.data).schema.sample_nbytes
-    else:
-        nbytes = WORKLOADS[settings.workload].sample_nbytes
+    _, nbytes = size_of(settings)
     rates, missing = measure(settings, nbytes)
-    shown = show(rates, missing, nbytes)
-    for name, median, over_turns, samples in shown.tables[0].rows:
-        print(f"  {name:<44}{median:>8.2f} GB/s ({over_turns}){samples:>10,.0f} samples/s")
-    for sentence in shown.sentences:
-        print(f"  {sentence}")
-    result: dict[str, Any] = {
+    result = {
         "workload": str(settings.data or settings.workload),
         "quick": settings.quick,
         "sample_nbytes": nbytes,
         "bytes_per_s": {name: spread(values) for name, values in rates.items()},
         "missing": missing,
-        "shown": shown.to_json(),
     }
-    print(write_result("limit", result, command=settings.command, folder=settings.out))
+    write_shown("limit", result, show(rates, missing, nbytes), settings)
     return 0
+
+
+if __name__ == "__main__":
+    run_mpi_rank(int(sys.argv[1]))

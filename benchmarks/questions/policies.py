@@ -2,7 +2,7 @@
 
 Every arm is trained with the same seeds: a seed draws the split, the shards, the initial weights
 and the orders. Each training leaves a small file, whole or not at all, so that a study that was
-stopped goes on where it was; only the same design over the same objects takes them up.
+stopped resumes where it was; only the same design over the same objects takes them up.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 import msdata
-from benchmarks.harness import write_result
+from benchmarks.harness import Settings, json_text
 from benchmarks.questions.policies_arms import Arm, config_of, make_arms, measure_quality
 from benchmarks.questions.policies_data import Stamps, make_stamps, pack_both
-from benchmarks.questions.policies_effects import holm, paired_effect
-from benchmarks.question import Settings
+from benchmarks.questions.policies_effects import holm, paired_effect, show
+from benchmarks.report import write_shown
 from msdata.core.files import write_whole
 from msdata.errors import MsdataError, UsageError
 
@@ -74,10 +74,11 @@ def design_of(settings: Settings) -> Design:
     Raises:
         UsageError: there would be too few objects to train on.
     """
-    num = settings.mock or (600 if settings.quick else 4000)
+    num, is_quick = settings.mock or (600 if settings.quick else 4000), settings.quick
     if num < _LEAST_OBJECTS:
         raise UsageError(
-            f"--mock {num}: a network learns nothing from so few; give at least {_LEAST_OBJECTS}"
+            f"--mock must be at least {_LEAST_OBJECTS}, got {num}: a network learns nothing from "
+            "so few"
         )
     data = None
     if settings.data is not None:
@@ -85,18 +86,16 @@ def design_of(settings: Settings) -> Design:
     # Shards of a batch or two; buffers of a batch, of a tenth and of a third of an epoch.
     return Design(
         num_objects=num,
-        num_seeds=2 if settings.quick else 6,
-        epochs=6 if settings.quick else 4,
-        num_shards=8 if settings.quick else 32,
-        buffers=(64,) if settings.quick else (64, 256, 1024),
+        num_seeds=2 if is_quick else 6,
+        epochs=6 if is_quick else 4,
+        num_shards=8 if is_quick else 32,
+        buffers=(64,) if is_quick else (64, 256, 1024),
         data=data,
     )
 
 
 def answer(settings: Settings) -> int:
     """Trains all arms and writes `policies.json`; returns the exit code 0."""
-    from benchmarks.questions.policies_shown import show
-
     design = design_of(settings)
     folder = settings.work / f"policies-{design.label}"
     jobs = len(os.sched_getaffinity(0))
@@ -110,16 +109,11 @@ def answer(settings: Settings) -> int:
         "num_train": round(float(np.mean([c["num_train"] for c in cells]))),
         "num_test": round(float(np.mean([c["num_test"] for c in cells]))),
         "num_stamps": len(stamps),
-        "cells": cells,
-        "arms": summarise(design.arms, cells),
+        "arms": summarize(design.arms, cells),
         # Differences, not ratios that a regression could be read from.
         "ratios": {},
     }
-    shown = show(result)
-    for sentence in shown.sentences:
-        print(f"  {sentence}")
-    result["shown"] = shown.to_json()
-    print(write_result("policies", result, command=settings.command, folder=settings.out))
+    write_shown("policies", result, show(result), settings, raw={"cells": cells})
     return 0
 
 
@@ -152,11 +146,8 @@ def train_all(design: Design, folder: Path, jobs: int) -> list[dict[str, Any]]:
     Raises:
         MsdataError: a training failed, or a process died.
     """
-    paths = {
-        (seed, arm.name): folder / f"seed-{seed}-{arm.name}.json"
-        for seed in range(design.num_seeds)
-        for arm in design.arms
-    }
+    keys = [(seed, arm.name) for seed in range(design.num_seeds) for arm in design.arms]
+    paths = {key: folder / f"seed-{key[0]}-{key[1]}.json" for key in keys}
     missing = {key for key, path in paths.items() if not path.is_file()}
     if len(missing) < len(paths):
         print(f"  {len(paths) - len(missing)} of {len(paths)} trainings are done already")
@@ -167,7 +158,7 @@ def train_all(design: Design, folder: Path, jobs: int) -> list[dict[str, Any]]:
                 _run_missing(pool, design, folder, missing)
             except BrokenProcessPool as error:
                 raise MsdataError(
-                    "a process that trained was killed; the same command goes on with what is "
+                    "a process that trained was killed; the same command resumes with what is "
                     "missing"
                 ) from error
             finally:
@@ -180,8 +171,7 @@ def _run_missing(
 ) -> None:
     """By seeds, so that what a stopped study leaves is whole seeds; packs one seed ahead."""
     seeds = sorted({seed for seed, _ in missing})
-    tell = _Counter(len(missing))
-    futures: list[Future[Any]] = []
+    futures: list[Future[dict[str, Any]]] = []
     packs = [pool.submit(prepare, design, folder, seeds[0])]
     for place, seed in enumerate(seeds):
         if place + 1 < len(seeds):
@@ -190,24 +180,10 @@ def _run_missing(
         for arm in design.arms:
             if (seed, arm.name) in missing:
                 futures.append(pool.submit(run_cell, design, folder, arm, seed))
-                futures[-1].add_done_callback(tell)
-    for future in as_completed(futures):
-        future.result()
-
-
-class _Counter:
-    """Says of each training what came of it."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-
-    def __call__(self, future: Future[dict[str, Any]]) -> None:
-        if future.cancelled() or future.exception() is not None:
-            return
-        self._done += 1
+    for done, future in enumerate(as_completed(futures), 1):
         cell = future.result()
         print(
-            f"  {self._done} of {self._total}: seed {cell['seed']}, {cell['title']}: NMAD "
+            f"  {done} of {len(missing)}: seed {cell['seed']}, {cell['title']}: NMAD "
             f"{cell['nmad']:.4f}, loss {cell['loss']:.4f}",
             flush=True,
         )
@@ -263,24 +239,19 @@ def run_cell(design: Design, folder: Path, arm: Arm, seed: int) -> dict[str, Any
         **metrics,
         "quality": measure_quality(arm, split, owners, seed=seed, epochs=design.epochs),
     }
-    path = folder / f"seed-{seed}-{arm.name}.json"
-    write_whole(path, (json.dumps(cell, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(folder / f"seed-{seed}-{arm.name}.json", (json_text(cell) + "\n").encode())
     return cell
 
 
-def summarise(arms: Iterable[Arm], cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(arms: Iterable[Arm], cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds, quality, and effects against the references.
-
-    Args:
-        arms: all arms.
-        cells: results of all trainings.
 
     Returns:
         For each arm `name`, `title`, `reference`, `mean` and `std` by metric, `quality`, and
         `effects` by metric (none for references).
     """
-    arms, cells = list(arms), list(cells)
-    by_arm = {a.name: sorted((c for c in cells if c["arm"] == a.name), key=_seed) for a in arms}
+    arms, cells = list(arms), sorted(cells, key=lambda cell: int(cell["seed"]))
+    by_arm = {a.name: [c for c in cells if c["arm"] == a.name] for a in arms}
     values = {n: {m: [c[m] for c in found] for m in METRICS} for n, found in by_arm.items()}
     effects = holm(
         {
@@ -299,16 +270,11 @@ def summarise(arms: Iterable[Arm], cells: Iterable[Mapping[str, Any]]) -> list[d
             "reference": arm.reference,
             "mean": {m: float(np.mean(v)) for m, v in values[arm.name].items()},
             "std": {m: float(np.std(v, ddof=1)) for m, v in values[arm.name].items()},
-            "quality": _mean_quality(by_arm[arm.name]),
-            "effects": {m: effects[arm.name, m].to_json() for m in METRICS if arm.reference},
+            "quality": {
+                name: float(np.mean([cell["quality"][name] for cell in by_arm[arm.name]]))
+                for name in by_arm[arm.name][0]["quality"]
+            },
+            "effects": {m: effects[arm.name, m] for m in METRICS if arm.reference},
         }
         for arm in arms
     ]
-
-
-def _seed(cell: Mapping[str, Any]) -> int:
-    return int(cell["seed"])
-
-
-def _mean_quality(cells: list[Mapping[str, Any]]) -> dict[str, float]:
-    return {n: float(np.mean([c["quality"][n] for c in cells])) for n in cells[0]["quality"]}

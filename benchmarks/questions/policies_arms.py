@@ -1,4 +1,4 @@
-"""The arms of the study of policies: what is trained, held against what, and how it is shuffled."""
+"""The arms of the study of policies: what is trained, compared with what, and how shuffled."""
 
 from __future__ import annotations
 
@@ -16,16 +16,10 @@ from msdata.plan import quality
 from msdata.plan.assign import assign_epoch
 from msdata.plan.order import epoch_order, global_positions
 from msdata.topology import Topology
-from mstrain.config import (
-    ComputeConfig,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from mstrain.config import ComputeConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mstrain.recipes import find_recipe
 
-# As many samples a rank and step as upstream's runs had (16 ranks of 16).
+# As many samples per rank and step as upstream's runs had (16 ranks of 16).
 BATCH_PER_RANK = 16
 TOPOLOGY = Topology(num_nodes=4, ranks_per_node=1, rank=0)
 _CROP = 16
@@ -44,7 +38,7 @@ class Arm:
         buffer: samples of the buffer of "block"; None for other policies.
         is_synced: batch statistics over all ranks, else of each rank.
         shards: how they were filled, `RANDOM` or `BY_REDSHIFT`.
-        reference: name of the arm that it is held against; None for those.
+        reference: name of the arm that it is compared with; None for those.
     """
 
     name: str
@@ -64,11 +58,7 @@ class Arm:
 
 
 def make_arms(buffers: Sequence[int]) -> list[Arm]:
-    """All arms; references stand before those held against them.
-
-    Args:
-        buffers: of policy "block".
-    """
+    """All arms, of policy "block" one per buffer; references come first."""
     whole, own = "shuffle", "shuffle-rank"
     arms = [
         Arm(name=whole, policy="shuffle"),
@@ -76,29 +66,18 @@ def make_arms(buffers: Sequence[int]) -> list[Arm]:
         Arm(name=own, policy="shuffle", is_synced=False),
         Arm(name="locality-rank", policy="locality", is_synced=False, reference=own),
     ]
-    for shards in (RANDOM, BY_REDSHIFT):
-        arms += [
-            Arm(
-                name=f"block-{buffer}-{shards}",
-                policy="block",
-                buffer=buffer,
-                shards=shards,
-                reference=whole,
-            )
-            for buffer in buffers
-        ]
+    block = Arm(name="block", policy="block", reference=whole)
+    arms += [
+        replace(block, name=f"block-{buffer}-{shards}", buffer=buffer, shards=shards)
+        for shards in (RANDOM, BY_REDSHIFT)
+        for buffer in buffers
+    ]
     control = replace(arms[3], name=f"locality-rank-{BY_REDSHIFT}", shards=BY_REDSHIFT)
     return [*arms, control]
 
 
 def config_of(arm: Arm, *, seed: int, epochs: int) -> TrainConfig:
-    """The training of an arm: recipe `demo` on stamps, with a narrower network.
-
-    Args:
-        arm: the arm.
-        seed: of initial weights, orders and augmentation.
-        epochs: of the training.
-    """
+    """The training of an arm: recipe `demo` on stamps, with a narrower network."""
     demo = find_recipe("demo")
     data = DataConfig(policy=arm.policy, cache_gib=0.0)
     if arm.buffer is not None:
@@ -133,14 +112,7 @@ assert _CROP * 2**0.5 <= SIZE
 def measure_quality(
     arm: Arm, split: Split, owners: Owners | None, *, seed: int, epochs: int
 ) -> dict[str, float]:
-    """How the batches that are normalised together compare with a uniform shuffle's.
-
-    Args:
-        arm: the arm.
-        split: that is trained on.
-        owners: of its shards, for policy "locality".
-        seed: of the orders.
-        epochs: of the training.
+    """How the batches that are normalized together compare with a uniform shuffle's.
 
     Returns:
         Ratios to a uniform draw, 1 is as good: `displacement` and `repeated_pairs` of the order

@@ -2,8 +2,8 @@
 
 Both packs of a seed hold the same samples in the same splits. In one the shards are filled in
 random order, as `msdata pack` does; in the other by redshift, as a pack that kept a sorted
-catalogue's order would be. That other is the control: without it, nobody could tell a harmless
-order from a study that sees no harm at all.
+catalog's order would be. That other is the control: without it, a harmless order could not be told
+from a study that sees no harm at all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RANDOM, BY_REDSHIFT = "random", "redshift"
 EBV = "ebv_csfd"
 SIZE = 24
 SPLIT = (0.7, 0.0, 0.3)
-# One arcsec a pixel: 24 arcsec of the sky, of which a turned crop takes 16.
+# One arcsec per pixel: 24 arcsec of the sky, of which a turned crop takes 16.
 _RESAMPLING = AugmentConfig(
     fusion="early",
     rotation="none",
@@ -65,6 +65,10 @@ class Stamps:
     def __len__(self) -> int:
         return len(self.redshift)
 
+    def take(self, rows: NDArray[np.int64]) -> Stamps:
+        """Some of them."""
+        return Stamps(images=self.images[rows], redshift=self.redshift[rows], ebv=self.ebv[rows])
+
     def write(self, path: Path) -> None:
         """Writes them as `.npz`, whole or not at all."""
         with whole_file(path) as file:
@@ -78,15 +82,10 @@ class Stamps:
 
 
 def make_stamps(data: Path | None, num_objects: int, jobs: int) -> Stamps:
-    """Stamps of mock objects, or of the first objects of a data set.
-
-    Args:
-        data: a data set of Mantis Shrimp's arrays; None for mock objects.
-        num_objects: at most so many.
-        jobs: processes that make mock objects.
+    """Stamps of mock objects, made by some processes, or of the first objects of a data set.
 
     Raises:
-        UsageError: the data set has other arrays, or no redshifts.
+        UsageError: the data set has other arrays than Mantis Shrimp's, or no redshifts.
     """
     if data is not None:
         return _joined(_packed_chunks(data, num_objects))
@@ -114,7 +113,7 @@ def _packed_chunks(data: Path, num_objects: int) -> Iterator[Stamps]:
         )
     missing = [c for c in ("redshift", EBV) if c not in dataset.columns]
     if missing:
-        raise UsageError(f"{data} has no column {missing[0]!r}; pack it with a catalogue that has")
+        raise UsageError(f"{data} has no column {missing[0]!r}; pack it with a catalog that has")
     left = num_objects
     for name in dataset.splits:
         with msdata.Loader(dataset.split(name), _CHUNK, columns=["redshift", EBV]) as loader:
@@ -123,9 +122,7 @@ def _packed_chunks(data: Path, num_objects: int) -> Iterator[Stamps]:
                 is_known = np.isfinite(chunk.redshift) & np.isfinite(chunk.ebv)
                 kept = np.flatnonzero(is_known)[:left]
                 left -= len(kept)
-                yield Stamps(
-                    images=chunk.images[kept], redshift=chunk.redshift[kept], ebv=chunk.ebv[kept]
-                )
+                yield chunk.take(kept)
                 if not left:
                     return
 
@@ -151,11 +148,11 @@ def _joined(chunks: Iterable[Stamps]) -> Stamps:
 
 
 def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> None:
-    """Packs the stamps in random order and by redshift, unless it was done.
+    """Packs data sets `random` and `redshift` in these orders, unless it was done.
 
     Args:
         stamps: the objects.
-        folder: gets the data sets `random` and `redshift`, each with its statistics.
+        folder: gets the data sets, each with its statistics.
         seed: of splits and order.
         num_shards: about so many in split "train".
     """

@@ -1,10 +1,10 @@
 """One training of the study of policies: the ranks of a job, played by one process.
 
-The loaders, plans, augmentation, network, loss and optimiser are the product's own. Each rank has
+The loaders, plans, augmentation, network, loss and optimizer are the product's own. Each rank has
 its own loader and so gets what it would get in the job. Of a step's parts the gradients are summed,
-as ranks sum theirs. Synchronised batch norm is that of the parts put together; batch norm of each
+as ranks sum theirs. Synchronized batch norm is that of the parts put together; batch norm of each
 rank is that of each part, with the running statistics of the first rank, since that is whose
-buffers `DistributedDataParallel` hands to all. Tests hold both against real ranks, step by step.
+buffers `DistributedDataParallel` hands to all. Tests compare both with real ranks, step by step.
 """
 
 from __future__ import annotations
@@ -168,17 +168,7 @@ def _kept_statistics(model: nn.Module) -> Iterator[None]:
 def measure_network(
     train_step: TrainStep, data: msdata.Dataset, split: str, config: TrainConfig
 ) -> dict[str, float]:
-    """Quality of a network on a split.
-
-    Args:
-        train_step: has learned.
-        data: with the split.
-        split: its name.
-        config: of the run.
-
-    Returns:
-        `nmad` and `bias` of the density's mean, `loss` (cross-entropy), `crps`.
-    """
+    """A network's `nmad` and `bias` of the density's mean, `loss` (cross-entropy) and `crps`."""
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     sums = torch.zeros(2, dtype=torch.float64)
     densities, redshifts = [], []
