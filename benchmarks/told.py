@@ -70,16 +70,20 @@ class ToldProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        self.end_input()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=_END_S)
         # Its workers too, should any have outlived it.
         self._kill()
         self.process.wait()
         self.process.stdout.close()
+
+    def end_input(self) -> None:
+        """Tells it that no command will come."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

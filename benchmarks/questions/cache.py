@@ -2,8 +2,8 @@
 
 On 1, 2, ... nodes (of a Slurm job, or processes of this machine that stand for them), with caches
 that hold a part of the data or all of it: ours by three policies, plain peer fetch among them,
-private caches of the same size, and none. Everything goes through the production loader and, for
-ours, the production services; each epoch's samples by tier stand beside what the plan foretold.
+private caches of the same size, and none. Everything passes through the production loader and, for
+ours, the production services; each epoch's samples by tier stand beside what the plan predicted.
 
 Storage is measured as it is, and slowed to known rates, since over a page cache nothing is gained.
 What is slowed is the loader's reads in the ranks; the filling of the caches is not timed.
@@ -14,44 +14,40 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import msdata
-from benchmarks.questions.bare_reads import edge_words
+from benchmarks.harness import Settings, spread, take_turns
+from benchmarks.questions.bare_reads import edges_of
 from benchmarks.questions.cache_plan import (
     CONTESTANTS,
     QUICK_SHARES,
     SHARES,
+    Point,
     Setup,
-    foretell,
+    add_forecast_times,
     make_setup,
+    predict,
+    ratios_of,
 )
-from benchmarks.questions.cache_ranks import CacheRanks, Epoch, joined
 from benchmarks.questions.cache_shown import show
-from benchmarks.questions.cache_timing import add_forecast_times, ratios_of
-from benchmarks.harness import spread, take_turns, write_result
-from benchmarks.questions.node_steps import Nodes, find_nodes, mpiexec, services
-from benchmarks.question import Settings
-from benchmarks.workloads import (
-    WORKLOADS,
-    dataset_objects,
-    mock_objects,
-    run_msdata,
-    write_source,
-)
+from benchmarks.questions.nodes import SHM, Nodes, Ranks, find_nodes, mpiexec, services
+from benchmarks.report import write_shown
+from benchmarks.workloads import WORKLOADS, make_source, pack_source, size_of
 from msdata.cache.budget import memory_budget
+from msdata.core.progress import bytes_text
 from msdata.core.signals import raise_on_signals
 from msdata.dataset.dataset import Split
-from msdata.errors import StorageError, UsageError
+from msdata.errors import DataError, StorageError, UsageError
 from msdata.plan.forecast import EpochForecast
 
-SHM = Path("/dev/shm")
 # Shards are what the caches are made of: of so many a half can be held to a percent.
 NUM_SHARDS = 64
 # Of samples: an epoch has at least as many steps, on one node.
@@ -86,84 +82,37 @@ class Bench:
     repeats: int
     work: Path
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all records."""
-        return len(self.split) * self.split.schema.sample_nbytes
 
-
-def size_of(settings: Settings) -> tuple[int, int]:
-    """How many samples are run on, and bytes of each.
+def make_bench(settings: Settings) -> Bench:
+    """Data in many small shards, nodes and orders.
 
     Raises:
-        UsageError: there are too few.
+        UsageError: mpiexec is missing, there is too little data, or too much for the memory.
     """
-    workload = WORKLOADS[settings.workload]
-    count = settings.mock or (workload.num_quick if settings.quick else workload.num_samples)
-    nbytes = workload.sample_nbytes
-    if settings.data is not None:
-        split = msdata.open(settings.data).split("train")
-        count, nbytes = min(count, len(split)), split.schema.sample_nbytes
+    nodes = find_nodes(os.environ, MOST_QUICK if settings.quick else MOST_PRETENDED)
+    if not nodes.is_slurm:
+        mpiexec()
+    count, nbytes = size_of(settings)
     if settings.mock is None:
         # Held once by the services, twice by the private caches.
         most = MOST_QUICK_NBYTES if settings.quick else MOST_NBYTES
         count = min(count, max(1, most // nbytes))
     if count < FEWEST:
         raise UsageError(f"{count} samples are too few to cache a part of; give at least {FEWEST}")
-    return count, nbytes
-
-
-def make_data(settings: Settings, count: int, nbytes: int) -> Path:
-    """Packs mock samples, or the first of the data set given, into many small shards.
-
-    Args:
-        settings: whose.
-        count: samples.
-        nbytes: bytes of each.
-
-    Returns:
-        The data set.
-    """
-    if settings.data is None:
-        workload = WORKLOADS[settings.workload]
-        name, objects = f"{workload.name}-{count}", mock_objects(workload, count)
-    else:
-        fingerprint = msdata.open(settings.data).manifest.fingerprint
-        name, objects = f"data-{fingerprint[:12]}-{count}", dataset_objects(settings.data, count)
-    source = write_source(settings.work / name, objects)
-    out = settings.work / "cached" / name
-    if not (out / "dataset.json").is_file():
-        options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--quiet", "--resume")
-        # A record is longer in its shard than its arrays are: by headers, rounded to 512 bytes.
-        shard_kib = -(-count // min(NUM_SHARDS, count // 2)) * (nbytes + 4096) >> 10
-        catalog = source.objects / "catalog.csv"
-        sizes = ("--shard-size", f"{max(1, shard_kib)}KiB")
-        run_msdata("pack", source.objects, out, "--catalog", catalog, *options, *sizes)
-    return out
-
-
-def make_bench(settings: Settings) -> Bench:
-    """Data, nodes and orders.
-
-    Raises:
-        UsageError: there is no mpiexec, too little data, or too much for this machine's memory.
-    """
-    nodes = find_nodes(os.environ, MOST_QUICK if settings.quick else MOST_PRETENDED)
-    if not nodes.is_slurm:
-        mpiexec()
-    count, nbytes = size_of(settings)
     _check_memory(nodes, count * nbytes)
-    data = make_data(settings, count, nbytes)
+    source = make_source(settings, count)
+    # A record is longer in its shard than its arrays are: by headers, rounded to 512 bytes.
+    shard_nbytes = -(-count // min(NUM_SHARDS, count // 2)) * (nbytes + 4096)
+    data = pack_source(source, settings.work / "cached" / source.folder.name, shard_nbytes)
     split = msdata.open(data).split("train")
     edges = settings.work / "edges.npy"
-    words = edge_words(split)
-    np.save(edges, words.view(np.uint8).reshape(*words.shape[:2], 8))
+    np.save(edges, edges_of(split))
     order = {
         "data": str(data.resolve()),
         "edges": str(edges.resolve()),
         "batch_size": min(WORKLOADS[settings.workload].batch_size, count // FEWEST),
         "threads": None,
-        "shm_dir": str(SHM),
+        "last": "short",
         "is_served": False,
     }
     return Bench(
@@ -181,9 +130,50 @@ def _check_memory(nodes: Nodes, nbytes: int) -> None:
     asked = int(3 * max(SHARES) * nbytes)
     if not nodes.is_slurm and memory_budget(asked, SHM)[1] < asked:
         raise UsageError(
-            f"the caches would take {asked / 1e9:.1f} GB of memory, which this machine does not "
+            f"the caches would take {bytes_text(asked)} of memory, which this machine does not "
             "have free; give fewer samples by --mock N"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch of all ranks, every sample of which came once.
+
+    Attributes:
+        number: of the epoch.
+        seconds: of the slowest rank.
+        tier_samples: int64 (nodes, 4), by reading node and tier.
+        tier_bytes: int64 (nodes, 4), likewise.
+    """
+
+    number: int
+    seconds: float
+    tier_samples: NDArray[np.int64]
+    tier_bytes: NDArray[np.int64]
+
+
+def joined(name: str, answers: Sequence[Mapping[str, Any]], num_samples: int) -> Epoch:
+    """What all ranks say of an epoch of a contestant over a split of so many samples.
+
+    Raises:
+        DataError: not every sample came exactly once.
+    """
+    times = np.zeros(num_samples, np.int64)
+    for answer in answers:
+        bits = np.frombuffer(bytes.fromhex(answer["seen"]), np.uint8)
+        times += np.unpackbits(bits, count=num_samples)
+    came = sum(answer["num_samples"] for answer in answers)
+    if came != num_samples or (times != 1).any():
+        raise DataError(
+            f"{name}, epoch {answers[0]['epoch']}: of {num_samples} samples "
+            f"{int((times == 0).sum())} did not come, and {came} came in all; its figures are void"
+        )
+    return Epoch(
+        number=answers[0]["epoch"],
+        seconds=max(answer["seconds"] for answer in answers),
+        tier_samples=np.array([answer["tiers"] for answer in answers]),
+        tier_bytes=np.array([answer["tier_bytes"] for answer in answers]),
+    )
 
 
 @dataclass
@@ -199,26 +189,29 @@ class Runs:
 
     bench: Bench
     setup: Setup
-    ranks: CacheRanks
+    ranks: Ranks
     epochs: dict[tuple[str, float | None], list[tuple[Epoch, EpochForecast]]] = field(
         default_factory=dict
     )
-    _foretold: dict[str, Iterator[EpochForecast]] = field(default_factory=dict)
+    _forecasts: dict[str, Iterator[EpochForecast]] = field(default_factory=dict)
 
     def open(self) -> None:
         """Makes all contestants' loaders, and runs the epochs that are not timed."""
-        for name in CONTESTANTS:
-            self.ranks.ask("open", name=name, memory_nbytes=self.setup.memory_nbytes)
-            self._foretold[name] = foretell(self.bench.split, self.setup, name)
+        for name, contestant in CONTESTANTS.items():
+            self.ranks.ask(
+                "open",
+                name=name,
+                policy=contestant.policy,
+                is_served=contestant.is_served,
+                private=contestant.private,
+                memory_nbytes=self.setup.memory_nbytes,
+            )
+            self._forecasts[name] = predict(self.bench.split, self.setup, name)
             for _ in range(CHECKED_EPOCHS):
                 self._epoch(name, None, is_checked=True)
 
     def measure(self, storage_bytes_per_s: float | None) -> None:
-        """Times epochs of all contestants in turns.
-
-        Args:
-            storage_bytes_per_s: what the storage of all nodes together is slowed to.
-        """
+        """Times epochs of all contestants in turns, the storage of all nodes slowed to a rate."""
         contestants = {n: partial(self._timed, n, storage_bytes_per_s) for n in CONTESTANTS}
         take_turns(contestants, self.bench.repeats, warm_ups=0)
 
@@ -235,19 +228,21 @@ class Runs:
             "epoch", name=name, storage_bytes_per_s=per_node, is_checked=is_checked
         )
         epoch = joined(CONTESTANTS[name].title, answers, len(self.bench.split))
-        foretold = next(self._foretold[name])
-        if foretold.epoch != epoch.number:
-            raise StorageError(f"{name}: epoch {epoch.number} came for {foretold.epoch}")
-        return epoch, foretold
+        forecast = next(self._forecasts[name])
+        if forecast.epoch != epoch.number:
+            raise StorageError(f"{name}: epoch {epoch.number} came for {forecast.epoch}")
+        return epoch, forecast
 
 
-def point_of(runs: Runs, name: str, storage_bytes_per_s: float | None) -> dict[str, Any]:
+def point_of(runs: Runs, name: str, storage_bytes_per_s: float | None) -> Point:
     """What is written of a contestant's epochs at one rate of storage."""
     epochs = runs.epochs[name, storage_bytes_per_s]
     num_samples = len(runs.bench.split)
     rates = [num_samples / epoch.seconds for epoch, _ in epochs]
-    measured = sum(epoch.tier_samples.sum(axis=0) for epoch, _ in epochs) / len(epochs)
-    foretold = sum(forecast.tier_samples.sum(axis=0) for _, forecast in epochs) / len(epochs)
+    measured, forecast = (
+        np.sum([pair[i].tier_samples.sum(axis=0) for pair in epochs], axis=0) / len(epochs)
+        for i in (0, 1)
+    )
     return {
         "contestant": name,
         "num_nodes": runs.setup.num_nodes,
@@ -256,31 +251,29 @@ def point_of(runs: Runs, name: str, storage_bytes_per_s: float | None) -> dict[s
         "storage_bytes_per_s": storage_bytes_per_s,
         "samples_per_s": spread(rates),
         "rates": rates,
-        "tier_shares": (np.asarray(measured) / num_samples).tolist(),
-        "forecast_tier_shares": (np.asarray(foretold) / num_samples).tolist(),
-        "is_as_forecast": all(_is_as_forecast(*pair) for pair in epochs),
-        "epochs": [_epoch_fields(*pair) for pair in epochs],
+        "tier_shares": (measured / num_samples).tolist(),
+        "forecast_tier_shares": (forecast / num_samples).tolist(),
+        # Every node read from every tier what was predicted, in samples and in bytes.
+        "is_as_forecast": all(
+            np.array_equal(epoch.tier_samples, forecast.tier_samples)
+            and np.array_equal(epoch.tier_bytes, forecast.tier_bytes)
+            for epoch, forecast in epochs
+        ),
+        "epochs": [
+            {
+                "epoch": epoch.number,
+                "seconds": epoch.seconds,
+                "tier_samples": epoch.tier_samples.tolist(),
+                "forecast_tier_samples": forecast.tier_samples.tolist(),
+                "tier_bytes": epoch.tier_bytes.tolist(),
+                "forecast_tier_bytes": forecast.tier_bytes.astype(np.int64).tolist(),
+            }
+            for epoch, forecast in epochs
+        ],
     }
 
 
-def _is_as_forecast(epoch: Epoch, forecast: EpochForecast) -> bool:
-    """Whether every node read from every tier what was foretold, in samples and in bytes."""
-    are_samples = np.array_equal(epoch.tier_samples, forecast.tier_samples)
-    return are_samples and np.array_equal(epoch.tier_bytes, forecast.tier_bytes)
-
-
-def _epoch_fields(epoch: Epoch, forecast: EpochForecast) -> dict[str, Any]:
-    return {
-        "epoch": epoch.number,
-        "seconds": epoch.seconds,
-        "tier_samples": epoch.tier_samples.tolist(),
-        "forecast_tier_samples": forecast.tier_samples.tolist(),
-        "tier_bytes": epoch.tier_bytes.tolist(),
-        "forecast_tier_bytes": forecast.tier_bytes.astype(np.int64).tolist(),
-    }
-
-
-def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[dict[str, Any]]:
+def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[Point]:
     """All contestants on some nodes with some memory.
 
     Args:
@@ -293,11 +286,11 @@ def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[dict[
     """
     name = f"{setup.num_nodes}-nodes-{setup.share}"
     data = bench.split.dataset.path
-    logs = bench.work / f"services-{name}"
+    logs, log = bench.work / f"services-{name}", bench.work / f"ranks-{name}.log"
     order = {**bench.order, "is_served": True}
     with (
         services(bench.nodes, data, setup.memory_nbytes, setup.num_nodes, logs),
-        CacheRanks(bench.nodes, setup.num_nodes, order, bench.work / f"ranks-{name}.log") as ranks,
+        Ranks(bench.nodes, setup.num_nodes, order, log) as ranks,
     ):
         runs = Runs(bench=bench, setup=setup, ranks=ranks)
         runs.open()
@@ -317,28 +310,25 @@ def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[dict[
 def storage_rate(bench: Bench, setup: Setup) -> float:
     """Bytes per second of ranks without a cache, of storage as it is; the best of some epochs."""
     log = bench.work / "ranks-calibration.log"
-    with CacheRanks(bench.nodes, setup.num_nodes, bench.order, log) as ranks:
-        ranks.ask("open", name="none", memory_nbytes=0)
+    with Ranks(bench.nodes, setup.num_nodes, bench.order, log) as ranks:
+        ranks.ask("open", name="none")
         seconds = []
         for _ in range(1 + QUICK_REPEATS):
-            answers = ranks.ask("epoch", name="none", storage_bytes_per_s=None, is_checked=False)
+            answers = ranks.ask("epoch", name="none")
             seconds.append(joined("no cache", answers, len(bench.split)).seconds)
-    return bench.nbytes / min(seconds[1:])
+    return len(bench.split) * bench.split.schema.sample_nbytes / min(seconds[1:])
 
 
-def rounded(value: float) -> float:
-    """The value to two digits."""
-    return round(value, 1 - math.floor(math.log10(value)))
-
-
-def measure(settings: Settings, bench: Bench) -> tuple[list[dict[str, Any]], list[float]]:
+def measure(settings: Settings, bench: Bench) -> tuple[list[Point], list[float]]:
     """All points of all setups, and the rates of slowed storage."""
     numbers = bench.nodes.numbers
     batch_size = bench.order["batch_size"]
     swept = make_setup(bench.split, min(2, max(numbers)), SHARES[1], batch_size)
     rate = storage_rate(bench, swept)
     divisors = QUICK_DIVISORS if settings.quick else DIVISORS
-    slowed = [rounded(rate / divisor) for divisor in divisors]
+    # To two digits.
+    digits = [1 - math.floor(math.log10(rate / divisor)) for divisor in divisors]
+    slowed = [round(rate / divisor, n) for divisor, n in zip(divisors, digits, strict=True)]
     points = []
     for share in QUICK_SHARES if settings.quick else SHARES:
         for num_nodes in numbers:
@@ -365,12 +355,8 @@ def answer(settings: Settings) -> int:
         "share_a_machine": bench.nodes.per_machine(bench.nodes.most) > 1,
         "slowed_bytes_per_s": slowed,
         "measured_bytes_per_s": rates,
-        "points": points,
         "ratios": ratios_of(points),
     }
-    shown = show(result)
-    for sentence in shown.sentences:
-        print(f"  {sentence}")
-    result["shown"] = shown.to_json()
-    print(write_result("cache", result, command=settings.command, folder=settings.out))
+    shown = show({**result, "points": points})
+    write_shown("cache", result, shown, settings, raw={"points": points})
     return 0 if all(point["is_as_forecast"] for point in points) else 1

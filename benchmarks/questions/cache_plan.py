@@ -1,18 +1,25 @@
-"""What `benchmarks.questions.cache` runs, and what is foretold of it: by the production plan, not by a model.
+"""What `cache` runs, and what is predicted of it: by the production plan, not by a model.
 
-Ours are foretold by `msdata.plan.forecast`, the private caches by replaying their table over the
-samples that the production plan deals to each rank; epoch times by `msdata.plan.timing`.
+Ours are predicted by `msdata.plan.forecast`, the private caches by replaying their table over the
+samples that the production plan deals to each rank; epoch times by `msdata.plan.timing`, from rates
+of the same run. Three kinds of epochs give the rates of a node: those that come from its own memory
+(ours, locality, all held), those that come from peers as far as can be (plain peer fetch, all
+held), and those that come from storage (no cache).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import spread
 from benchmarks.questions.private_cache import LRU, NEVER_EVICTS, PrivateTable
+from benchmarks.questions.rank import SEED
 from msdata.dataset.dataset import Split
 from msdata.plan.forecast import (
     EpochForecast,
@@ -23,14 +30,16 @@ from msdata.plan.forecast import (
     own_job,
 )
 from msdata.plan.ownership import equal_nodes
+from msdata.plan.timing import Machine, time_epoch
 from msdata.topology import Topology
 
-SEED = 0
 GIB = 1 << 30
 # Of all nodes together; the largest leaves room for shards that do not divide evenly. Each is half
 # of the next: nodes of one size hold twice the share when there are twice as many.
 SHARES = (0.275, 0.55, 1.1)
 QUICK_SHARES = SHARES[1:]
+_PEER = 2
+Point = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +106,13 @@ CONTESTANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Nodes and what each gives to caches.
+    """Nodes, one rank each, and what each gives to caches.
 
     Attributes:
-        num_nodes: nodes, one rank each.
+        num_nodes: nodes.
         share: of the data, what all nodes' memory holds together.
         memory_nbytes: of each node.
-        batch_size: samples of a rank and step.
+        batch_size: samples per rank and step.
     """
 
     num_nodes: int
@@ -122,33 +131,22 @@ def make_setup(split: Split, num_nodes: int, share: float, batch_size: int) -> S
     )
 
 
-def job_of(split: Split, setup: Setup, policy: str) -> Job:
-    """The job that `msdata plan` would be asked about."""
-    return Job(
+def predict(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
+    """What each epoch of a contestant reads from where, from epoch 0 on: exact counts.
+
+    Services are full before epoch 0 ("stage"), so it is predicted as a later one.
+    """
+    contestant = CONTESTANTS[name]
+    job = Job(
         topology=Topology(num_nodes=setup.num_nodes),
         nodes=equal_nodes(setup.num_nodes, memory_bytes=setup.memory_nbytes),
         shard_sizes=split.shard_sizes,
         sample_bytes=split.schema.sample_nbytes,
         batch_per_rank=setup.batch_size,
-        policy=policy,
+        policy=contestant.policy,
         seed=SEED,
         last="short",
     )
-
-
-def foretell(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
-    """What each epoch of a contestant reads from where, from epoch 0 on.
-
-    Args:
-        split: the data.
-        setup: nodes and memory.
-        name: of the contestant.
-
-    Yields:
-        Exact counts. Services are full before epoch 0 ("stage"), so it is foretold as a later one.
-    """
-    contestant = CONTESTANTS[name]
-    job = job_of(split, setup, contestant.policy)
     ownership = own_job(job)
     capacity = setup.memory_nbytes // job.sample_bytes
     tables = [PrivateTable(capacity, contestant.private or LRU) for _ in range(setup.num_nodes)]
@@ -161,14 +159,13 @@ def foretell(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
             if contestant.is_served:
                 counts = count_tiers(assigned, job, ownership)
             else:
-                is_cached = contestant.private is not None
-                counts = _replay(assigned, tables if is_cached else [])
+                counts = _replay(assigned, tables if contestant.private else [])
             yield _forecast(epoch, counts, job.sample_bytes)
         epoch += 1
 
 
 def _replay(sample_SRB: NDArray[np.int64], tables: list[PrivateTable]) -> NDArray[np.int64]:
-    """int64 (nodes, 4): hits and misses of each rank's table; of no table nothing but misses."""
+    """int64 (nodes, 4): hits and misses of each rank's table; without tables only misses."""
     counts = np.zeros((sample_SRB.shape[1], 4), np.int64)
     for rank, count in enumerate(counts):
         for batch in sample_SRB[:, rank]:
@@ -188,3 +185,86 @@ def _forecast(epoch: int, counts: NDArray[np.int64], sample_bytes: int) -> Epoch
         sample_bytes=sample_bytes,
         is_exact=True,
     )
+
+
+def _node_rate(points: Sequence[Point], tier: int | None) -> float | None:
+    """Median bytes per second of a node, of one tier or of all; None without such epochs."""
+    rates = []
+    for point in points:
+        for epoch in point["epochs"]:
+            nbytes = np.array(epoch["tier_bytes"], np.float64)
+            of_nodes = nbytes.sum(axis=1) if tier is None else nbytes[:, tier]
+            rates.append(float(of_nodes.max()) / epoch["seconds"])
+    return statistics.median(rates) if rates and min(rates) > 0 else None
+
+
+def _node_rates(points: Sequence[Point]) -> dict[str, float | None]:
+    """Bytes per second of a node by tier, of points of one number of nodes."""
+    plain = [p for p in points if p["storage_bytes_per_s"] is None]
+    whole = [p for p in plain if p["share"] == max(SHARES)]
+    return {
+        "memory": _node_rate([p for p in whole if p["contestant"] == "locality"], None),
+        "network": _node_rate([p for p in whole if p["contestant"] == "shuffle"], _PEER),
+        "storage": _node_rate([p for p in plain if p["contestant"] == "none"], None),
+    }
+
+
+def _is_calibration(point: Mapping[str, Any]) -> bool:
+    """Whether the point gave one of the rates, so that its own forecast is worth nothing."""
+    if point["storage_bytes_per_s"] is not None:
+        return False
+    is_whole = point["share"] == max(SHARES) and point["contestant"] in ("locality", "shuffle")
+    return is_whole or point["contestant"] == "none"
+
+
+def add_forecast_times(points: Sequence[Point], sample_nbytes: int) -> dict[int, Any]:
+    """Adds to every point what the plan says of its time, and how that compares.
+
+    Args:
+        points: changed in place: `forecast_s`, `bound_by`, `time_over_forecast` (its spread over
+            turns) and `is_calibration`.
+        sample_nbytes: of a record.
+
+    Returns:
+        The rates by number of nodes.
+    """
+    numbers = sorted({point["num_nodes"] for point in points})
+    by_nodes = {n: _node_rates([p for p in points if p["num_nodes"] == n]) for n in numbers}
+    for point in points:
+        known = by_nodes[point["num_nodes"]]
+        machine = Machine(storage_total=point["storage_bytes_per_s"], **known)
+        topology = Topology(num_nodes=point["num_nodes"])
+        times, over = [], []
+        for epoch in point["epochs"]:
+            samples = np.array(epoch["forecast_tier_samples"], np.int64)
+            forecast = _forecast(epoch["epoch"], samples, sample_nbytes)
+            times.append(time_epoch(forecast, machine, topology))
+            over.append(epoch["seconds"] / times[-1].epoch_s)
+        point["forecast_s"] = statistics.median(t.epoch_s for t in times)
+        point["bound_by"] = times[0].binds
+        point["time_over_forecast"] = spread(over)
+        point["is_calibration"] = _is_calibration(point)
+    return by_nodes
+
+
+def ratios_of(points: Sequence[Point]) -> dict[str, dict[str, float]]:
+    """For `compare`: what each contestant is of no cache, turn by turn.
+
+    Only where storage is slowed: there a ratio says what the cache is worth, not how two copies
+    from memory compare.
+    """
+    place = ("num_nodes", "share", "storage_bytes_per_s")
+    baseline = {tuple(p[k] for k in place): p["rates"] for p in points if p["contestant"] == "none"}
+    # Rates differ from run to run; their places in the list do not.
+    slowed = sorted({p["storage_bytes_per_s"] for p in points if p["storage_bytes_per_s"]})
+    found = {}
+    for point in points:
+        if point["storage_bytes_per_s"] is None or point["contestant"] == "none":
+            continue
+        others = baseline[tuple(point[k] for k in place)]
+        number = len(slowed) - slowed.index(point["storage_bytes_per_s"])
+        found[
+            f"{point['contestant']} over no cache, {point['num_nodes']} nodes hold "
+            f"{point['share']:.0%}, slowed storage {number}"
+        ] = spread([a / b for a, b in zip(point["rates"], others, strict=True)])
+    return found

@@ -1,4 +1,4 @@
-"""What ours is held against: a cache of each rank's own, LRU or never evicting, of the same bytes.
+"""What ours is compared with: a cache of each rank's own, LRU or never evicting, of the same bytes.
 
 It stands in the product's loader in place of the node cache, so that order, threads, buffers and
 reads of storage are the same and only the policy differs. LRU is what a page cache or a plain
@@ -59,10 +59,7 @@ class PrivateTable:
         self._free = deque(range(self.num_slots))
 
     def take(self, samples: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Asks for samples, one after the other.
-
-        Args:
-            samples: none of them twice.
+        """Asks for samples, one after the other, none of them twice.
 
         Returns:
             For each the slot where it is, -1 for a miss; and the slot that a miss is to be put
@@ -89,14 +86,10 @@ class PrivateTable:
 
 @dataclass(kw_only=True)
 class PrivateFilling(Filling):
-    """A batch of hits and misses, filled in the order of `rows`: hits first.
+    """A batch of hits and misses, filled in the order of `rows`: `num_hits` hits first.
 
-    Attributes:
-        rows: int64 (n,), rows of the buffer.
-        num_hits: how many of them are hits.
-        found: int64 (num_hits,), their slots.
-        kept: int64 (misses,), slots that misses go into, -1 for none.
-        missing: the misses, for storage.
+    `found` are slots of the hits, `kept` those that misses go into (-1 for none), and `missing`
+    the misses, for storage.
     """
 
     rows: NDArray[np.int64]
@@ -107,14 +100,7 @@ class PrivateFilling(Filling):
 
 
 class PrivateReader:
-    """Fills batches from a `PrivateTable`'s slots, and from storage.
-
-    Args:
-        storage: reads from storage.
-        split: the data.
-        table: what is held.
-        counters: of hits ("local") and misses ("storage").
-    """
+    """Fills batches from a `PrivateTable`'s slots ("local"), and from storage."""
 
     def __init__(
         self, storage: SampleReader, split: Split, table: PrivateTable, counters: Counters
@@ -200,12 +186,7 @@ class PrivateReader:
 
 @dataclass(kw_only=True)
 class PrivateCache(NodeCache):
-    """Stands where the loader has its node's cache.
-
-    Attributes:
-        table: what is held.
-        counters: by tier; made with the reader.
-    """
+    """Stands where the loader has its node's cache."""
 
     table: PrivateTable
     counters: Counters = field(default_factory=lambda: Counters(0))
@@ -216,7 +197,7 @@ class PrivateCache(NodeCache):
         return PrivateReader(storage, split, self.table, self.counters)
 
     def start_epoch(self) -> None:
-        """Counts anew."""
+        """Counts from zero."""
         self.counters.start_epoch()
 
     def stats(self) -> dict[str, Any]:

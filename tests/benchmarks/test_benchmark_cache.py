@@ -24,11 +24,16 @@ import msdata
 import msdata.loader.loader
 from benchmarks.__main__ import main
 from benchmarks.questions import cache_rates
-from benchmarks.questions.cache_plan import CONTESTANTS, SEED, foretell, make_setup
-from benchmarks.questions.cache_rank import SlowedReader, Throttle
-from benchmarks.questions.cache_ranks import joined
-from benchmarks.questions.cache_timing import add_forecast_times, ratios_of
+from benchmarks.questions.cache import joined
+from benchmarks.questions.cache_plan import (
+    CONTESTANTS,
+    add_forecast_times,
+    make_setup,
+    predict,
+    ratios_of,
+)
 from benchmarks.questions.private_cache import LRU, NEVER_EVICTS, PrivateCache, PrivateTable
+from benchmarks.questions.rank import SEED, SlowedReader, Throttle
 from benchmarks.report import read_results
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError
@@ -196,7 +201,7 @@ def point(contestant: str, seconds: list[float], tiers: list[int], **more: Any) 
     return {"contestant": contestant, "epochs": epochs, "rates": rates, **fields}
 
 
-def test_times_are_foretold_from_the_rates_of_the_same_run() -> None:
+def test_times_are_predicted_from_the_rates_of_the_same_run() -> None:
     slow = {"storage_bytes_per_s": 25.0, "share": 0.55}
     points = [
         point("locality", [1.0, 3.0, 2.0], [100, 0, 0, 0]),
@@ -230,7 +235,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         signal.signal(signal.SIGTERM, handler)
     assert not [p for p in Path("/dev/shm").glob("msdata-*") if str(os.getpid()) in p.name]
     (found,) = read_results(out)
-    yield found
+    assert "points" not in found
+    (whole,) = read_results(out / "raw")
+    yield whole
 
 
 def epochs_of(result: dict[str, Any], name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -240,7 +247,7 @@ def epochs_of(result: dict[str, Any], name: str) -> list[tuple[dict[str, Any], d
 
 
 @pytest.mark.mpi
-def test_every_contestant_reads_from_each_tier_what_was_foretold(result: dict[str, Any]) -> None:
+def test_every_contestant_reads_from_each_tier_what_was_predicted(result: dict[str, Any]) -> None:
     seen = Counter()
     for name in CONTESTANTS:
         for place, epoch in epochs_of(result, name):
@@ -310,7 +317,7 @@ def test_the_report_has_the_tables_and_says_whether_the_forecast_held(
 def test_the_forecast_of_private_caches_replays_each_rank_by_itself(split: Split) -> None:
     setup = make_setup(split, 2, 0.55, caching.BATCH)
     capacity = setup.memory_nbytes // split.schema.sample_nbytes
-    forecasts = foretell(split, setup, "never-evict")
+    forecasts = predict(split, setup, "never-evict")
     assert next(forecasts).tier_samples[:, 0].tolist() == [0, 0]
     # Whoever keeps c of the data finds c of its own half of an epoch.
     later = np.array([next(forecasts).tier_samples for _ in range(20)])
@@ -325,7 +332,7 @@ def test_the_forecast_of_private_caches_replays_each_rank_by_itself(split: Split
     ("number", "said"),
     [
         ("3", "3 samples are too few to cache a part of; give at least 16"),
-        ("999999999", "GB of memory, which this machine does not have free"),
+        ("999999999", "iB of memory, which this machine does not have free"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_sentence_before_anything_is_made(

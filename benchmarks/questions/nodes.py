@@ -1,8 +1,8 @@
 """Cache services and ranks on 1, 2, ... nodes: a Slurm job's, or processes that stand for them.
 
 In a Slurm job a step is an `srun`; elsewhere services are processes of one `mpiexec` on this
-machine, each taking itself for a node of its own. Whatever starts them, ranks are told by lines on
-their stdin and answer by lines of JSON, and services write logs.
+machine, each taking itself for a node of its own. Whatever starts them, ranks are told by lines of
+JSON, and services write logs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.told import ToldProcess
 from msdata.cache.arena import own_arenas
 from msdata.cache.shared_file import remove_if_unused
 from msdata.cache.stale_shm import remove_dead_shared_memory
@@ -31,7 +32,7 @@ from msdata.topology import job_name, slurm_job
 ROOT = Path(__file__).parents[2]
 SHM = Path("/dev/shm")
 NODE_SCRIPT = ROOT / "slurm" / "node.sh"
-START_S, END_S, EPOCH_S = 90.0, 30.0, 3600.0
+START_S, END_S, EPOCH_S = 90.0, 30.0, 600.0
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -45,7 +46,7 @@ class Nodes:
         hosts: their names in a Slurm job; empty where they are pretended.
         machines: for each node what tells the machine, or rather the kernel, that it runs on.
         job: what names the caches.
-        mpi: flavour of srun's --mpi.
+        mpi: flavor of srun's --mpi.
         environ: of what is started.
     """
 
@@ -95,7 +96,7 @@ def find_nodes(environ: Mapping[str, str], num_pretended: int) -> Nodes:
     """The nodes of the Slurm job that this process belongs to, or pretended ones.
 
     Args:
-        environ: variables of this process. `SRUN_MPI` names a flavour of srun's --mpi.
+        environ: variables of this process. `SRUN_MPI` names a flavor of srun's --mpi.
         num_pretended: how many to pretend outside of a job.
 
     Raises:
@@ -147,7 +148,9 @@ def mpiexec() -> str:
     beside = Path(sys.executable).with_name("mpiexec")
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     if found is None:
-        raise UsageError("there is no mpiexec for the caches' services: pip install 'msdata[mpi]'")
+        raise UsageError(
+            "mpiexec not found, which the caches' services need: pip install 'msdata[mpi]'"
+        )
     return found
 
 
@@ -267,77 +270,66 @@ class Ranks:
     """All ranks of a job, told and heard together; a context manager.
 
     Args:
-        nodes: where.
-        order: what `benchmarks.questions.node_rank` is told; `num_nodes` and `ranks_per_node` say how many.
+        nodes: where; an `srun` on real ones, processes of this machine on pretended ones.
+        num_nodes: how many.
+        ranks_per_node: ranks.
+        order: what `benchmarks.questions.rank` is told beside that.
         log: file for what they say on stderr.
     """
 
-    def __init__(self, nodes: Nodes, order: Mapping[str, Any], log: Path) -> None:
-        self._count = order["num_nodes"] * order["ranks_per_node"]
-        self._log = log
-        self._processes: list[subprocess.Popen[str]] = []
-        run = [sys.executable, "-m", "benchmarks.questions.node_rank"]
+    def __init__(
+        self,
+        nodes: Nodes,
+        num_nodes: int,
+        order: Mapping[str, Any],
+        log: Path,
+        ranks_per_node: int = 1,
+    ) -> None:
+        count = num_nodes * ranks_per_node
+        shared = nodes.per_machine(num_nodes) > 1
+        order = {**order, "num_nodes": num_nodes, "ranks_per_node": ranks_per_node}
+        texts = [
+            json.dumps({**order, "share_a_machine": shared, "rank": rank})
+            for rank in ([None] if nodes.is_slurm else range(count))
+        ]
+        step = [*nodes.srun(num_nodes, ranks_per_node), "--mpi=none"] if nodes.is_slurm else []
+        run = [*step, sys.executable, "-m", "benchmarks.questions.rank"]
         path = f"{ROOT}{os.pathsep}{nodes.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-        environ = {**nodes.environ, "PYTHONPATH": path}
-        if nodes.is_slurm:
-            step = [*nodes.srun(order["num_nodes"], order["ranks_per_node"]), "--mpi=none"]
-            commands = [[*step, *run, json.dumps({**order, "rank": None})]]
-        else:
-            commands = [[*run, json.dumps({**order, "rank": r})] for r in range(self._count)]
-        with log.open("ab") as errors:
-            for command in commands:
-                self._processes.append(
-                    subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=errors,
-                        text=True,
-                        env=environ,
-                    )
-                )
+        self._processes = [
+            ToldProcess(
+                *(f"ranks on {num_nodes} nodes", [*run, text], log),
+                timeout_s=EPOCH_S,
+                num_answers=count // len(texts),
+                environ={**nodes.environ, "PYTHONPATH": path},
+            )
+            for text in texts
+        ]
 
     def __enter__(self) -> Ranks:
+        try:
+            self.hear()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def ask(self, word: str) -> list[dict[str, Any]]:
-        """Tells all ranks a word; their answers, rank by rank.
+    def ask(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
+        """Gives all ranks a command; their answers, rank by rank.
 
         Raises:
-            StorageError: a rank has ended.
+            ToldError: a rank has ended, or failed.
         """
         for process in self._processes:
-            assert process.stdin is not None
-            try:
-                process.stdin.write(word + "\n")
-                process.stdin.flush()
-            except OSError:
-                raise StorageError(self._fault()) from None
+            process.tell(do, **arguments)
         return self.hear()
 
     def hear(self) -> list[dict[str, Any]]:
         """One answer of every rank."""
-        found = [answer for process in self._processes for answer in self._answers(process)]
+        found = [answer for process in self._processes for answer in process.hear()]
         return sorted(found, key=lambda answer: int(answer["rank"]))
-
-    def _answers(self, process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-        assert process.stdout is not None
-        for _ in range(self._count // len(self._processes)):
-            line = process.stdout.readline()
-            while line and not line.startswith("{"):
-                line = process.stdout.readline()
-            if not line:
-                raise StorageError(self._fault())
-            yield json.loads(line)
-
-    def _fault(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line]
-        return f"a rank has ended: {' | '.join(lines[-3:]) or 'it said nothing'} (see {self._log})"
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
-            try:
-                process.communicate(timeout=END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            process.end_input()
+        for process in self._processes:
+            process.__exit__()
