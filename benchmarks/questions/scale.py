@@ -1,7 +1,7 @@
-"""What will N nodes do? Weak and strong scaling on those there are, and foretold beyond them.
+"""What will N nodes do? Weak and strong scaling on those there are, and predicted beyond them.
 
 Measured: the production loader beside the cache's services on 1, 2, 4, ... nodes of a Slurm job;
-elsewhere on processes of this machine that stand for nodes. Foretold: the code of `msdata plan`
+elsewhere on processes of this machine that stand for nodes. Predicted: the code of `msdata plan`
 with the rates of `msdata probe`, for the measured points, which shows what it is worth, and up to
 1,024 nodes. Strong scaling shares out the same data; in weak scaling each node brings as much
 again.
@@ -13,7 +13,6 @@ is compared is then whether the plan knows who reads what from where, and what t
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -27,18 +26,17 @@ from typing import Any
 import numpy as np
 
 import msdata
-from benchmarks.questions.dataset_part import make_part
-from benchmarks.harness import spread, write_result
-from benchmarks.questions.node_steps import SHM, Nodes, Ranks, find_nodes, services
-from benchmarks.question import Settings
+from benchmarks.harness import Settings, spread
+from benchmarks.questions.nodes import SHM, Nodes, Ranks, find_nodes, services
 from benchmarks.questions.scale_model import (
     CACHED_SHARE,
     LAST,
     POLICY,
-    foretell,
-    full_job,
+    by_tier,
     full_sizes,
-    job_of,
+    make_job,
+    make_part,
+    predict,
     probed_per_machine,
     rates_here,
     replay_beside_closed_form,
@@ -46,7 +44,8 @@ from benchmarks.questions.scale_model import (
     weak,
 )
 from benchmarks.questions.scale_shown import ratios_of, show
-from benchmarks.workloads import WORKLOADS, mock_objects, run_msdata, write_source
+from benchmarks.report import write_shown
+from benchmarks.workloads import WORKLOADS, make_source, pack_source
 from msdata.cache.budget import memory_budget
 from msdata.core.signals import raise_on_signals
 from msdata.errors import StorageError, UsageError
@@ -98,15 +97,9 @@ def make_data(settings: Settings, num_nodes: int, is_shared: bool) -> Path:
             f"{count} samples are too few for {num_nodes} nodes; at least "
             f"{num_nodes * SHARDS_PER_NODE} are needed"
         )
-    source = write_source(settings.work / f"{workload.name}-{count}", mock_objects(workload, count))
     nbytes = count * workload.sample_nbytes // (num_nodes * SHARDS_PER_NODE)
     out = settings.work / f"scale-{workload.name}-{count}-{nbytes}"
-    if not (out / "dataset.json").exists():
-        options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--inpaint", "none", "--resume")
-        catalog = ("--catalog", source.objects / "catalog.csv", "--json")
-        size = ("--shard-size", str(max(1 << 16, nbytes)))
-        run_msdata("pack", source.objects, out, *catalog, *size, *options)
-    return out
+    return pack_source(make_source(settings, count), out, nbytes)
 
 
 def design(settings: Settings, nodes: Nodes, environ: Mapping[str, str]) -> Experiment:
@@ -153,7 +146,7 @@ def ranks_of(environ: Mapping[str, str]) -> int:
     """
     text = environ.get("RANKS_PER_NODE", "1")
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"RANKS_PER_NODE={text} is no number of ranks; give 1 or more")
+        raise UsageError(f"RANKS_PER_NODE must be an integer of at least 1, got {text}")
     return int(text)
 
 
@@ -210,35 +203,33 @@ def measure(
     name = f"{num_nodes}-nodes-{num_shards}-shards"
     logs = experiment.work / "logs" / name
     data = make_part(experiment.data, num_shards, experiment.work / "parts" / name)
+    per_node, rate = experiment.ranks_per_node, experiment.storage_bytes_per_s
     order = {
         "data": str(data.resolve()),
-        "num_nodes": num_nodes,
-        "ranks_per_node": experiment.ranks_per_node,
-        "batch_per_rank": experiment.batch_per_rank,
-        "policy": POLICY,
+        "edges": None,
+        "batch_size": experiment.batch_per_rank,
+        "threads": None,
         "last": LAST,
-        "storage_bytes_per_s": experiment.storage_bytes_per_s,
+        "is_served": True,
     }
+    each = rate and rate / per_node
     stayed: list[float | None] = []
     with (
         services(nodes, data, experiment.memory_nbytes, num_nodes, logs),
-        Ranks(nodes, order, logs / "ranks.log") as ranks,
+        Ranks(nodes, num_nodes, order, logs / "ranks.log", per_node) as ranks,
     ):
-        ranks.hear()
-        first = ranks.ask("epoch")
+        ranks.ask("open", name="ours", policy=POLICY, is_served=True)
+        first = ranks.ask("epoch", name="ours", storage_bytes_per_s=each)
         epochs = []
         for _ in range(experiment.epochs):
-            if experiment.storage_bytes_per_s is None:
+            if rate is None:
                 stayed += [answer["stayed"] for answer in ranks.ask("drop")]
-            epochs.append(ranks.ask("epoch"))
+            epochs.append(ranks.ask("epoch", name="ours", storage_bytes_per_s=each))
     return {
         "seconds": [max(a["seconds"] for a in answers) for answers in epochs],
         "first_s": max(a["seconds"] for a in first),
-        "samples": sum(a["samples"] for a in epochs[0]),
-        "tiers": {
-            tier: sum(a["tiers"][tier] for answers in epochs for a in answers)
-            for tier in epochs[0][0]["tiers"]
-        },
+        "samples": sum(a["num_samples"] for a in epochs[0]),
+        "tiers": by_tier(np.sum([a["tiers"] for answers in epochs for a in answers], axis=0)),
         "stayed": None if None in stayed else max(filter(None, stayed), default=0.0),
     }
 
@@ -250,22 +241,24 @@ def measure_point(
     num_nodes: int,
     num_shards: int,
 ) -> dict[str, Any]:
-    """One point, measured and foretold."""
+    """One point, measured and predicted."""
     started_s = time.monotonic()
     found = measure(experiment, nodes, num_nodes, num_shards)
-    split = msdata.open(experiment.work / "parts" / f"{num_nodes}-nodes-{num_shards}-shards")
-    job = job_of(
-        split.split("train"),
+    part = experiment.work / "parts" / f"{num_nodes}-nodes-{num_shards}-shards"
+    split = msdata.open(part).split("train")
+    job = make_job(
         Topology(num_nodes=num_nodes, ranks_per_node=experiment.ranks_per_node),
+        split.shard_sizes,
+        sample_nbytes=split.sample_nbytes,
         memory_nbytes=experiment.memory_nbytes,
         batch_per_rank=experiment.batch_per_rank,
     )
     machine = rates_here(fields, nodes.per_machine(num_nodes), experiment.storage_bytes_per_s)
-    foretold = foretell(job, machine, range(1, 1 + experiment.epochs))
+    predicted = predict(job, machine, range(1, 1 + experiment.epochs))
     rates = spread([found["samples"] / seconds for seconds in found["seconds"]])
     print(
         f"  {num_nodes} nodes, {job.num_samples:,} samples: {rates['median']:,.0f} samples/s, "
-        f"foretold {foretold.samples_per_s:,.0f} ({time.monotonic() - started_s:.0f} s)",
+        f"predicted {predicted.samples_per_s:,.0f} ({time.monotonic() - started_s:.0f} s)",
         flush=True,
     )
     return {
@@ -273,11 +266,11 @@ def measure_point(
         "nodes": num_nodes,
         "num_samples": job.num_samples,
         "samples_per_s": rates,
-        "foretold_s": list(foretold.seconds),
-        "foretold_samples_per_s": foretold.samples_per_s,
-        "foretold_tiers": foretold.tiers,
-        "binds": foretold.binds,
-        "error": foretold.samples_per_s / rates["median"] - 1,
+        "predicted_s": list(predicted.seconds),
+        "predicted_samples_per_s": predicted.samples_per_s,
+        "predicted_tiers": predicted.tiers,
+        "binds": predicted.binds,
+        "error": predicted.samples_per_s / rates["median"] - 1,
     }
 
 
@@ -295,20 +288,20 @@ def measure_all(
     }
 
 
-def foretell_beyond(
+def predict_beyond(
     settings: Settings, experiment: Experiment, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """Up to 1,024 nodes like those that were probed, and a real data set.
 
-    What the storage gives to all nodes together is known for those that were probed only: it is
-    foretold as if it gave no more, and as if it grew with the nodes. The truth lies between.
+    What the storage gives to all nodes together is known for those that were probed only: rates are
+    predicted as if it gave no more, and as if it grew with the nodes. The truth lies between.
     """
     data = msdata.open(experiment.data).split("train")
     memory_nbytes, _ = memory_budget(None, SHM)
-    job = full_job(
+    job = make_job(
+        Topology(ranks_per_node=experiment.ranks_per_node),
         full_sizes() if settings.data is None else data.shard_sizes,
-        data.sample_nbytes,
-        node=Topology(ranks_per_node=experiment.ranks_per_node),
+        sample_nbytes=data.sample_nbytes,
         batch_per_rank=64 if settings.data is None else experiment.batch_per_rank,
         memory_nbytes=memory_nbytes,
     )
@@ -337,10 +330,10 @@ def foretell_beyond(
 
 
 def answer(settings: Settings) -> int:
-    """Measures, foretells, and writes `scale.json`.
+    """Measures, predicts, and writes `scale.json`.
 
     Returns:
-        0; 1 where the tiers that were measured are not those that were foretold.
+        0; 1 where the tiers that were measured are not those that were predicted.
     """
     raise_on_signals()
     nodes = find_nodes(os.environ, 2 if settings.quick else MOST_PRETENDED)
@@ -349,7 +342,6 @@ def answer(settings: Settings) -> int:
     experiment = design(settings, nodes, os.environ)
     if fields is None:
         fields = probe(settings, nodes, experiment)
-    points = measure_all(experiment, nodes, fields)
     split = msdata.open(experiment.data).split("train")
     result: dict[str, Any] = {
         "workload": str(settings.data or settings.workload),
@@ -362,16 +354,12 @@ def answer(settings: Settings) -> int:
         "memory_nbytes": experiment.memory_nbytes,
         "storage_bytes_per_s": experiment.storage_bytes_per_s,
         "machine": {name: rate for name, rate in fields.items() if "bytes_per_s" in name},
-        "points": points,
-        "beyond": foretell_beyond(settings, experiment, fields),
     }
-    result["ratios"] = ratios_of(result)
-    shown = show(result)
-    for sentence in shown.sentences:
-        print(f"  {sentence}")
-    result["shown"] = shown.to_json()
-    # No NaN and no tuples: what is written is what is read.
-    json.dumps(result, allow_nan=False)
-    print(write_result("scale", result, command=settings.command, folder=settings.out))
+    points = measure_all(experiment, nodes, fields)
+    beyond = predict_beyond(settings, experiment, fields)
+    whole = {**result, "points": points, "beyond": beyond}
+    result["ratios"] = ratios_of(whole)
+    raw = {"points": points, "beyond": beyond}
+    write_shown("scale", result, show(whole), settings, raw=raw)
     every = [point for kind in points.values() for point in kind]
-    return 1 if any(point["tiers"] != point["foretold_tiers"] for point in every) else 0
+    return int(any(point["tiers"] != point["predicted_tiers"] for point in every))

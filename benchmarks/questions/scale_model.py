@@ -1,21 +1,27 @@
-"""What the plan foretells of epochs on some nodes: the code of `msdata plan`, with measured rates.
+"""What the plan predicts of epochs on some nodes: the code of `msdata plan`, with measured rates.
 
 For the nodes that are measured the loader's own functions are replayed, sample for sample; for
-those that nobody has here the closed form answers at once, up to a thousand of them and more.
+more than there are here the closed form answers at once, up to a thousand of them and more.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.dataset.dataset import Split
+import msdata
+from benchmarks.questions.rank import TIERS
+from msdata.dataset.index import write_index
+from msdata.dataset.manifest import Manifest
+from msdata.errors import UsageError
 from msdata.plan.closed_form import expect_epoch, levelled_shares
-from msdata.plan.forecast import TIERS, Job, forecast_epoch, own_job
+from msdata.plan.forecast import Job, forecast_epoch, own_job
 from msdata.plan.machine import machine_from
 from msdata.plan.order import num_steps
 from msdata.plan.ownership import equal_nodes
@@ -24,14 +30,14 @@ from msdata.topology import Topology
 
 MOST_NODES = 1024
 POLICY, LAST = "locality", "drop"
-# The catalogue of Mantis Shrimp (arXiv:2501.09112), in shards of a thousand cutouts.
+# The catalog of Mantis Shrimp (arXiv:2501.09112), in shards of a thousand cutouts.
 FULL_SAMPLES, FULL_SHARD_SAMPLES = 4_300_000, 1000
 # Of what a node brings to weak scaling, its cache holds so much: all tiers have something to do.
 CACHED_SHARE = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foretold:
+class Predicted:
     """Epochs of a job as the plan has them.
 
     Attributes:
@@ -52,13 +58,61 @@ class Foretold:
         return self.samples * len(self.seconds) / sum(self.seconds)
 
 
-def job_of(split: Split, topology: Topology, *, memory_nbytes: int, batch_per_rank: int) -> Job:
-    """The job whose epochs are measured, as the plan is told of it."""
+def make_part(data: Path, num_shards: int, out: Path, *, split: str = "train") -> Path:
+    """Makes a data set of the first shards of a split, by links to them, without copying a sample.
+
+    Shards are fair draws of their split, so the first of them are a smaller data set of the same
+    kind; weak scaling needs one for each number of nodes.
+
+    Args:
+        data: a packed data set; it has to stay where it is.
+        num_shards: how many shards.
+        out: folder of the part; what stands there is replaced.
+        split: of which split; the only one of the part.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: the split has fewer shards.
+    """
+    whole = msdata.open(data).split(split)
+    if not 1 <= num_shards <= len(whole.shards):
+        raise UsageError(f"{data}, split {split}, has {len(whole.shards)} shards, not {num_shards}")
+    shards = whole.shards[:num_shards]
+    shutil.rmtree(out, ignore_errors=True)
+    (out / split).mkdir(parents=True)
+    for path in whole.shard_paths[:num_shards]:
+        # Beside a tar shard lies DALI's index of it.
+        for file in path.parent.glob(f"{path.stem}.*"):
+            (out / split / file.name).symlink_to(file.resolve())
+    rows = whole.table(None).slice(0, sum(shard.num_samples for shard in shards))
+    source = whole.dataset.manifest
+    Manifest(
+        container=source.container,
+        schema=source.schema,
+        shards=shards,
+        seed=source.seed,
+        index_sha256=write_index(out, rows, source.schema),
+        provenance={"part_of": source.fingerprint, "shards": num_shards},
+    ).write(out)
+    return out
+
+
+def make_job(
+    topology: Topology,
+    shard_sizes: NDArray[np.int64],
+    *,
+    sample_nbytes: int,
+    batch_per_rank: int,
+    memory_nbytes: int,
+) -> Job:
+    """A job as the plan is told of it, with so much memory on each node."""
     return Job(
         topology=topology,
         nodes=equal_nodes(topology.num_nodes, memory_bytes=memory_nbytes),
-        shard_sizes=split.shard_sizes,
-        sample_bytes=split.sample_nbytes,
+        shard_sizes=shard_sizes,
+        sample_bytes=sample_nbytes,
         batch_per_rank=batch_per_rank,
         policy=POLICY,
         last=LAST,
@@ -95,79 +149,51 @@ def probed_per_machine(fields: Mapping[str, Any]) -> float:
     return len(hosts) / len(set(hosts))
 
 
-def foretell(job: Job, machine: Machine, epochs: Sequence[int]) -> Foretold:
-    """Replays epochs and times them.
+def by_tier(counts: Any) -> dict[str, Any]:
+    """Four numbers by the names of tiers."""
+    return dict(zip(TIERS, np.asarray(counts).tolist(), strict=True))
 
-    Args:
-        job: as the loader runs it.
-        machine: rates of each node.
-        epochs: their numbers.
-    """
+
+def predict(job: Job, machine: Machine, epochs: Sequence[int]) -> Predicted:
+    """Replays the epochs of these numbers and times them by the rates of each node."""
     ownership = own_job(job)
     forecasts = [forecast_epoch(job, ownership, epoch) for epoch in epochs]
     times = [time_epoch(forecast, machine, job.topology) for forecast in forecasts]
-    by_tier = sum(forecast.tier_samples.sum(axis=0) for forecast in forecasts)
-    return Foretold(
+    counts = np.sum([forecast.tier_samples.sum(axis=0) for forecast in forecasts], axis=0)
+    return Predicted(
         seconds=tuple(time.epoch_s or 0.0 for time in times),
         samples=int(forecasts[0].tier_samples.sum()),
-        tiers=dict(zip(TIERS, np.asarray(by_tier).astype(int).tolist(), strict=True)),
+        tiers=by_tier(counts.astype(int)),
         binds=times[-1].binds or "nothing known",
     )
 
 
 def full_sizes() -> NDArray[np.int64]:
-    """int64 (shards,), samples of each shard of the whole catalogue."""
+    """int64 (shards,), samples of each shard of the whole catalog."""
     return np.full(FULL_SAMPLES // FULL_SHARD_SAMPLES, FULL_SHARD_SAMPLES, np.int64)
 
 
-def full_job(
-    shard_sizes: NDArray[np.int64],
-    sample_nbytes: int,
-    *,
-    node: Topology,
-    batch_per_rank: int,
-    memory_nbytes: int,
-) -> Job:
-    """A job on the whole data set, on one node of the kind that is here."""
-    return Job(
-        topology=Topology(ranks_per_node=node.ranks_per_node),
-        nodes=equal_nodes(1, memory_bytes=memory_nbytes),
-        shard_sizes=shard_sizes,
-        sample_bytes=sample_nbytes,
-        batch_per_rank=batch_per_rank,
-        policy=POLICY,
-        last=LAST,
-    )
-
-
-def numbers_beyond(job: Job) -> list[int]:
-    """1, 2, 4, ... nodes, as long as the data make ten steps."""
+def strong(job: Job, machine: Machine) -> list[dict[str, Any]]:
+    """The same data on 1, 2, 4, ... nodes by the closed form, as long as they make ten steps."""
     powers = [1 << k for k in range(MOST_NODES.bit_length())]
     batch = job.topology.ranks_per_node * job.batch_per_rank
-    return [n for n in powers if num_steps(job.num_samples, n * batch, job.last) >= 10]
-
-
-def strong(job: Job, machine: Machine) -> list[dict[str, Any]]:
-    """The same data on more and more nodes, by the closed form."""
-    return [
-        _described(variant, job.batch_per_rank)
-        for variant in by_nodes(job, machine, numbers_beyond(job))
-    ]
+    numbers = [n for n in powers if num_steps(job.num_samples, n * batch, job.last) >= 10]
+    return [_described(variant) for variant in by_nodes(job, machine, numbers)]
 
 
 def weak(job: Job, machine: Machine) -> list[dict[str, Any]]:
-    """As much data a node as fills its cache and a third more, on more and more nodes."""
+    """As much data per node as fills its cache and a third more, on more and more nodes."""
     nbytes = float(job.nodes.memory_bytes[0]) / CACHED_SHARE
     shards = max(1, round(nbytes / job.sample_bytes / FULL_SHARD_SAMPLES))
     found = []
     for number in (1 << k for k in range(MOST_NODES.bit_length())):
         sizes = np.full(number * shards, FULL_SHARD_SAMPLES, np.int64)
         (variant,) = by_nodes(replace(job, shard_sizes=sizes, shard_bytes=None), machine, [number])
-        found.append(_described(variant, job.batch_per_rank))
+        found.append(_described(variant))
     return found
 
 
-def _described(variant: Any, batch_per_rank: int) -> dict[str, Any]:
+def _described(variant: Any) -> dict[str, Any]:
     samples = float(variant.forecast.tier_samples.sum())
     seconds = variant.time.epoch_s
     return {
@@ -175,17 +201,15 @@ def _described(variant: Any, batch_per_rank: int) -> dict[str, Any]:
         "epoch_s": seconds,
         "samples_per_s": samples / seconds if seconds else None,
         "binds": variant.time.binds,
-        "shares": dict(zip(TIERS, variant.forecast.shares.tolist(), strict=True)),
+        "shares": by_tier(variant.forecast.shares),
     }
 
 
 def replay_beside_closed_form(job: Job, num_nodes: int) -> dict[str, Any]:
     """Shares of tiers of one epoch on many nodes: replayed sample for sample, and expected."""
     many = on_nodes(job, num_nodes)
-    replayed = forecast_epoch(many, own_job(many), 1).shares
-    expected = expect_epoch(many, 1, levelled_shares(many)).shares
     return {
         "nodes": num_nodes,
-        "replayed": dict(zip(TIERS, replayed.tolist(), strict=True)),
-        "expected": dict(zip(TIERS, expected.tolist(), strict=True)),
+        "replayed": by_tier(forecast_epoch(many, own_job(many), 1).shares),
+        "expected": by_tier(expect_epoch(many, 1, levelled_shares(many)).shares),
     }
