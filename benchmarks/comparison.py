@@ -8,6 +8,7 @@ run's own scatter explains is none.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -50,15 +51,17 @@ def read_result(path: Path | str) -> dict[str, Any]:
 
 def ratios_of(result: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, float]]]:
     """The ratios of a result, by name: those that it names, else those of its contestants."""
+    for name, ratio in result.get("ratios", {}).items():
+        # As older results have them.
+        yield re.sub(r"fore\w+ rate", "predicted rate", name.replace("utilis", "utiliz")), ratio
     if result.get("ratios"):
-        yield from result["ratios"].items()
-    elif {"limit", "contestants"} <= result.keys():
+        return
+    if {"limit", "contestants"} <= result.keys():
         for name, found in result["contestants"].items():
             yield f"{place}{name}, of {result['limit']}", found["of_limit"]
-    else:
-        for key, value in result.items():
-            if isinstance(value, dict):
-                yield from ratios_of(value, f"{place}{key}: ")
+    for key, value in result.items():
+        if isinstance(value, dict) and key != "contestants":
+            yield from ratios_of(value, f"{place}{key}: ")
 
 
 def is_below(old: Mapping[str, float], new: Mapping[str, float]) -> bool:

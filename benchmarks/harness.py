@@ -244,7 +244,7 @@ def part_parser(name: str, text: str | None) -> argparse.ArgumentParser:
 def add_data(parser: argparse.ArgumentParser, num_objects: int) -> None:
     """Declares where mock data are kept, and how many."""
     parser.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
-    parser.add_argument("--samples", type=int, default=num_objects, help="0.6 MB each")
+    parser.add_argument("--samples", type=int, default=num_objects, help="580 KiB each")
 
 
 def write_part(name: str, result: Mapping[str, Any], words: Sequence[str], out: Path) -> None:

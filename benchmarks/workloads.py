@@ -51,7 +51,7 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        # Cutouts in nine bands, 0.59 MB: this project's own.
+        # Cutouts in nine bands, 580 KiB: this project's own.
         Workload(
             name="mantis",
             arrays={a.name: (a.shape, a.dtype) for a in MANTIS_SHRIMP.arrays},
@@ -59,7 +59,7 @@ WORKLOADS = {
             num_quick=640,
             batch_size=64,
         ),
-        # Stamps in three bands, 49 KB: where the cost of a sample is no longer that of its bytes.
+        # Stamps in three bands, 48 KiB: where a sample costs more than its bytes.
         Workload(
             name="stamps",
             arrays={"image": ((64, 64, 3), "<f4")},
@@ -67,7 +67,7 @@ WORKLOADS = {
             num_quick=6144,
             batch_size=256,
         ),
-        # Frames of 4 MB: where a batch no longer fits a processor's cache.
+        # Frames of 4 MiB: where a batch no longer fits a processor's cache.
         Workload(
             name="large",
             arrays={"image": ((4, 512, 512), "<f4")},

@@ -2,7 +2,7 @@
 
 python -m benchmarks cache_rates --data bench-data --repeats 7
 
-Samples of 0.59 MB in an arena that is full, shuffled, batches of 128, two threads. The limit is a
+Samples of 580 KiB in an arena that is full, shuffled, batches of 128, two threads. The limit is a
 plain copy of the same records, out of the same arena, in the same order, into one preallocated
 batch. Every batch is checked in the timed runs (first and last bytes of each array).
 """

@@ -140,7 +140,7 @@ def main(words: list[str]) -> int:
     """Runs the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks demo")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="its own folder")
-    parser.add_argument("--objects", type=int, default=1200, help="mock objects, 0.6 MB each")
+    parser.add_argument("--objects", type=int, default=1200, help="mock objects, 580 KiB each")
     parser.add_argument("--turns", type=int, default=_NUM_TURNS, help="epochs timed")
     args = parser.parse_args(words)
     started_s = time.monotonic()

@@ -2,7 +2,7 @@
 
 python -m benchmarks load_rates --data bench-data --repeats 5 [--cold]
 
-Hot: 4,000 samples of 0.59 MB, uniformly shuffled, batches of 128, two threads. The limit is the
+Hot: 4,000 samples of 580 KiB, uniformly shuffled, batches of 128, two threads. The limit is the
 best of bare `preadv` and bare copies out of a memory map: the same bytes of the same files in the
 same order into one preallocated batch. Every batch is checked in the timed runs (first and last
 bytes of each array), every byte once before them (CRC32C of the index). The files were read front

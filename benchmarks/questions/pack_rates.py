@@ -143,7 +143,7 @@ def main(words: list[str]) -> int:
     print_comparison(f"pack {len(files):,} objects", comparison, nbytes // len(files))
     print_comparison("the same, of the flushed bytes", flushed, nbytes // len(files))
     facts = {"num_objects": len(files), "nbytes": nbytes, "repeats": args.repeats}
-    found = {**facts, "bytes": comparison, "flushed": flushed}
+    found = {**facts, **comparison, "flushed": flushed}
     write_part("pack_rates", found, words, args.out)
     return 0
 

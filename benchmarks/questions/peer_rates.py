@@ -2,7 +2,7 @@
 
 python -m benchmarks peer_rates --realtime --samples 480 --repeats 25
 
-Records of 0.59 MB in shared memory, asked for 16 at a time by one thread, received into the rows of
+Records of 580 KiB in shared memory, asked for 16 at a time by one thread, received into the rows of
 a batch. The limit is the same over a bare TCP connection: `sendall` from the shared memory, then
 `recv_into` into the rows. Every record that our fetcher gives is held against its CRC32C, as the
 loader does it; of the others the first and last word are looked at. Server and client are processes

@@ -2,7 +2,7 @@
 
 python -m benchmarks peer_rates_mpi --realtime --samples 480 --repeats 41
 
-Two services under mpiexec, a rank beside them: this process. Records of 0.59 MB that the second
+Two services under mpiexec, a rank beside them: this process. Records of 580 KiB that the second
 node keeps are asked for 16 at a time, received into the rows of a batch, and held against their
 CRC32C as the loader does it. The limit is a bare `MPI_Get` of the same records into rows of a
 batch, in the first service's process, 16 between flushes, unchecked. All processes share this

@@ -142,7 +142,7 @@ def ranks_of(environ: Mapping[str, str]) -> int:
     """Ranks of each node, by `RANKS_PER_NODE`.
 
     Raises:
-        UsageError: that is no number.
+        UsageError: that is not a number.
     """
     text = environ.get("RANKS_PER_NODE", "1")
     if not text.isdecimal() or int(text) < 1:
@@ -305,7 +305,7 @@ def predict_beyond(
         batch_per_rank=64 if settings.data is None else experiment.batch_per_rank,
         memory_nbytes=memory_nbytes,
     )
-    # Between processes of one machine there is no network to be measured.
+    # Between processes of one machine no network was measured.
     known = dict(fields)
     if probed_per_machine(fields) > 1:
         known["network_bytes_per_s"] = None
