@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.comparison import compare_files
-from benchmarks.harness import Settings, add_arguments, claimed_folder
+from benchmarks.harness import RESULTS, Settings, add_arguments, claimed_folder
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
 
@@ -32,20 +32,26 @@ QUESTIONS = {
 # Benchmarks of one part of the product, with options of their own: name -> (module with
 # `main(arguments) -> int`, what it measures).
 PARTS = {
-    "load_rates": ("benchmarks.questions.load_rates", "the loader against bare reads"),
-    "cache_rates": ("benchmarks.questions.cache_rates", "local hits against bare copies"),
-    "peer_rates": ("benchmarks.questions.peer_rates", "records over ZeroMQ against a socket"),
-    "peer_rates_mpi": ("benchmarks.questions.peer_rates_mpi", "records over MPI against MPI_Get"),
-    "pack_rates": ("benchmarks.questions.pack_rates", "packing against copying the bytes"),
-    "catalog_build": ("benchmarks.questions.catalog_build", "`msdata catalog build` on 5 M rows"),
+    "peer_rates": ("benchmarks.parts.peer_rates", "records over ZeroMQ against a socket"),
+    "peer_rates_mpi": ("benchmarks.parts.peer_rates_mpi", "records over MPI against MPI_Get"),
+    "pack_rates": ("benchmarks.parts.pack_rates", "packing against copying the bytes"),
+    "catalog_build": ("benchmarks.parts.catalog_build", "`msdata catalog build` on 5 M rows"),
     "augment_rates": ("benchmarks.augment_rates", "augmentation against bare interpolation"),
-    "train_wait": ("benchmarks.questions.train_wait", "how long a training waits for data"),
-    "photoz": ("benchmarks.questions.photoz", "a network against boosted trees"),
+    "train_wait": ("benchmarks.parts.train_wait", "how long a training waits for data"),
+    "photoz": ("benchmarks.parts.photoz", "a network against boosted trees"),
     "gpu": ("benchmarks.gpu", "does a GPU wait for data?"),
-    "demo": ("benchmarks.questions.demo", "mock objects to a trained network"),
+    "demo": ("benchmarks.parts.demo", "mock objects to a trained network"),
+}
+# Races of some contestants by a name of their own.
+RACES = {
+    "load_rates": (
+        *("ours_tar", "ours_hdf5", "ours_cached", "ours_block"),
+        *("bare_map", "bare_preadv", "bare_sequential"),
+    ),
+    "cache_rates": ("ours_cached", "bare_map"),
 }
 # What `rates` runs, into benchmarks/results/.
-RATES: dict[str, list[str]] = {"load_rates": ["--cold"], "augment_rates": [], "train_wait": []}
+RATES = ("load_rates", "augment_rates", "train_wait")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,6 +77,10 @@ def make_parser() -> argparse.ArgumentParser:
         compared.add_argument(name, metavar=f"{name.upper()}.json", help="or COMMIT:FILE")
     rates = commands.add_parser("rates", help=f"all of {', '.join(RATES)}")
     rates.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
+    for name, peers in RACES.items():
+        race = commands.add_parser(name, help=f"loaders --peers {','.join(peers)}")
+        add_arguments(race)
+        race.set_defaults(peers=peers)
     for name, (_, text) in PARTS.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -91,15 +101,16 @@ def run(arguments: list[str]) -> int:
     if args.question == "compare":
         return compare_files(args.old, args.new)
     if args.question == "rates":
-        for name, options in RATES.items():
+        for name in RATES:
             print(f"== {name}", flush=True)
-            if code := run_part(name, ["--data", str(args.data), *options]):
+            where = ["--out", str(RESULTS)] if name in RACES else ["--data", str(args.data)]
+            if code := run([name, *where]):
                 return code
         return 0
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
-    fields = {name: value for name, value in vars(args).items() if name != "question"}
-    settings = Settings(**fields, command=command)
-    module = importlib.import_module(QUESTIONS[args.question][0])
+    settings = Settings(**vars(args), command=command)
+    question = "loaders" if args.question in RACES else args.question
+    module = importlib.import_module(QUESTIONS[question][0])
     with claimed_folder(settings.out):
         return int(module.answer(settings))
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -58,6 +59,7 @@ class Settings:
         peers: question `loaders`: contestants to race; empty for all.
         machine: question `scale`: rates of `msdata probe`; None has them measured.
         command: what was typed.
+        question: its name, and that of the result.
     """
 
     out: Path
@@ -68,6 +70,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     machine: Path | None = None
     command: str = ""
+    question: str = ""
 
     def __post_init__(self) -> None:
         if self.data is not None and not (self.data / "dataset.json").is_file():
@@ -170,6 +173,14 @@ def take_turns(
     return rates
 
 
+def run_threads(work: Callable[[int], object], num_threads: int) -> float:
+    """Runs `work(0)` to `work(num_threads - 1)` at once; returns the seconds until all are done."""
+    started_s = time.perf_counter()
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(work, range(num_threads)))
+    return time.perf_counter() - started_s
+
+
 def add_realtime(parser: argparse.ArgumentParser) -> None:
     """Declares `--realtime`, for machines that other work shares."""
     parser.add_argument(
@@ -244,7 +255,7 @@ def part_parser(name: str, text: str | None) -> argparse.ArgumentParser:
 def add_data(parser: argparse.ArgumentParser, num_objects: int) -> None:
     """Declares where mock data are kept, and how many."""
     parser.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
-    parser.add_argument("--samples", type=int, default=num_objects, help="580 KiB each")
+    parser.add_argument("--objects", type=int, default=num_objects, help="580 KiB each")
 
 
 def write_part(name: str, result: Mapping[str, Any], words: Sequence[str], out: Path) -> None:

@@ -20,7 +20,6 @@ from benchmarks.harness import Settings
 from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
-CONTAINERS = ("tar", "hdf5")
 OBJECTS, TRUTH = "objects", "truth.npz"
 
 
@@ -249,22 +248,12 @@ def make_objects(folder: Path, num_objects: int) -> Path:
     return objects
 
 
-def make_dataset(folder: Path, container: str, num_objects: int) -> Path:
-    """A data set whose one split, train, holds all mock objects; packed unless it is there.
-
-    Args:
-        folder: the benchmarks' data.
-        container: "tar" or "hdf5".
-        num_objects: how many.
-
-    Returns:
-        The data set's folder.
-    """
-    out = folder / f"{container}-{num_objects}"
+def make_dataset(folder: Path, num_objects: int) -> Path:
+    """A data set below a folder whose one split, train, holds all mock objects; or finds it."""
+    out = folder / f"tar-{num_objects}"
     if not (out / "dataset.json").exists():
         objects = make_objects(folder, num_objects)
         # No object is rejected: the number of samples is part of the question.
         options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--resume")
-        catalog = objects / "catalog.csv"
-        run_msdata("pack", objects, out, "--catalog", catalog, "--format", container, *options)
+        run_msdata("pack", objects, out, "--catalog", objects / "catalog.csv", *options)
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.peers import bare, ours, readers, torch_loading
+from benchmarks.peers import bare, readers, torch_loading
 from benchmarks.peers.protocol import Peer
 
 _TORCH = "none: the DataLoader has no state; torchdata's stateful one replays"
@@ -18,8 +18,8 @@ def _ours(title: str, container: str, shuffle: str, advice: str = "", **options:
     return Peer(
         f"msdata, {title}",
         ("msdata",),
-        partial(ours.load, **options),
-        partial(ours.pack, container=container),
+        partial(readers.load_ours, **options),
+        partial(readers.pack_ours, container=container),
         shuffle,
         "exact: state_dict() holds (seed, epoch, position); on other numbers of ranks too",
         f"README: {advice or 'hold=1, prefetch=2: a batch is done with before the next; '}"

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 import msdata
 from benchmarks.harness import Settings, spread, take_turns
-from benchmarks.questions.bare_reads import edges_of
 from benchmarks.questions.cache_plan import (
     CONTESTANTS,
     QUICK_SHARES,
@@ -106,7 +105,8 @@ def make_bench(settings: Settings) -> Bench:
     data = pack_source(source, settings.work / "cached" / source.folder.name, shard_nbytes)
     split = msdata.open(data).split("train")
     edges = settings.work / "edges.npy"
-    np.save(edges, edges_of(split))
+    # In the order of the split; ids are the objects' numbers.
+    np.save(edges, source.edges[[int(split.sample_id(row)) for row in range(len(split))]])
     order = {
         "data": str(data.resolve()),
         "edges": str(edges.resolve()),

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Settings, interval_text, spread, take_turns
-from benchmarks.questions.bare_reads import run_threads
+from benchmarks.harness import Settings, interval_text, run_threads, spread, take_turns
 from benchmarks.report import Chart, Shown, Table, spread_series, write_shown
 from benchmarks.workloads import size_of
 from msdata.cluster.probe import drop_from_cache, measure_file, measure_memory_copy, temporary_file

@@ -355,7 +355,7 @@ def chosen_peers(asked: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def answer(settings: Settings) -> int:
-    """Races all contestants and writes `loaders.json`; 1 where one delivered wrong samples."""
+    """Races contestants and writes the result; 1 where one delivered wrong samples."""
     started_s = time.perf_counter()
     names = chosen_peers(settings.peers)
     # This project's modules, as pip compiles all others' when it installs them.
@@ -393,6 +393,8 @@ def answer(settings: Settings) -> int:
         **found,
         "ratios": ratios_of(found, contestants),
     }
-    write_shown("loaders", result, show(result), settings, raw={"rates": rates})
+    write_shown(
+        settings.question or "loaders", result, show(result), settings, raw={"rates": rates}
+    )
     late = [reason for reasons in found["lost"].values() for reason in reasons.values()]
     return 1 if wrong or any(WrongBatchError.__name__ in reason for reason in late) else 0

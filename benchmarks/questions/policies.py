@@ -23,8 +23,15 @@ import numpy as np
 
 import msdata
 from benchmarks.harness import Settings, json_text
-from benchmarks.questions.policies_arms import Arm, config_of, make_arms, measure_quality
-from benchmarks.questions.policies_data import Stamps, make_stamps, pack_both
+from benchmarks.questions.policies_data import (
+    Arm,
+    Stamps,
+    config_of,
+    make_arms,
+    make_stamps,
+    measure_quality,
+    pack_both,
+)
 from benchmarks.questions.policies_effects import holm, paired_effect, show
 from benchmarks.report import write_shown
 from msdata.core.files import write_whole
@@ -213,7 +220,7 @@ def run_cell(design: Design, folder: Path, arm: Arm, seed: int) -> dict[str, Any
     Returns:
         Metrics on split "test", quality of the order, losses of the training.
     """
-    from benchmarks.questions.policies_arms import TOPOLOGY
+    from benchmarks.questions.policies_data import TOPOLOGY
     from benchmarks.questions.policies_training import PlayedRanks, measure_network
 
     config = config_of(arm, seed=seed, epochs=design.epochs)

@@ -95,7 +95,7 @@ class Rank:
     """Obeys the commands.
 
     Args:
-        order: `data`, `edges` (file of `edges_of`, None for no comparison), `batch_size`,
+        order: `data`, `edges` (file of uint8 (samples, arrays, 8), or None), `batch_size`,
             `threads`, `is_served`, and `last`, what becomes of an incomplete batch.
         topology: this rank's place by its launcher.
 

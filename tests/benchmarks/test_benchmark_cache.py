@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import time
 from collections import Counter
@@ -23,7 +22,6 @@ from hypothesis import strategies as st
 import msdata
 import msdata.loader.loader
 from benchmarks.__main__ import main
-from benchmarks.questions import cache_rates
 from benchmarks.questions.cache import joined
 from benchmarks.questions.cache_plan import (
     CONTESTANTS,
@@ -343,19 +341,3 @@ def test_what_cannot_be_run_is_refused_in_one_sentence_before_anything_is_made(
     assert said in error
     assert error.count("\n") == 1
     assert not list(tmp_path.rglob("*.pkl"))
-
-
-def test_a_cache_that_cannot_be_filled_is_said_at_once(
-    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(packed(tiny_source, *packing.TINY_SHARDS, "--split", "1,0,0"), data)
-    split = msdata.open(data).split("train")
-    place = int(split.spans.offsets(np.array([9]))[0][0])
-    with split.shard_paths[0].open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
-    with pytest.raises(SystemExit, match=r"with 299 of 300 samples of .* only: no result"):
-        cache_rates.measure(split, 1)

@@ -16,13 +16,16 @@ from scipy import stats
 import msdata
 from benchmarks.__main__ import main
 from benchmarks.questions import policies
-from benchmarks.questions.policies_arms import TOPOLOGY, config_of, make_arms, measure_quality
 from benchmarks.questions.policies_data import (
     BY_REDSHIFT,
     RANDOM,
     SIZE,
+    TOPOLOGY,
     Stamps,
+    config_of,
+    make_arms,
     make_stamps,
+    measure_quality,
     pack_both,
 )
 from benchmarks.questions.policies_effects import holm, paired_effect, sentences_of, show

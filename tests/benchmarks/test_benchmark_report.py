@@ -164,7 +164,7 @@ def test_results_of_contestants_are_compared_by_their_ratios_to_the_limit(
 
 @pytest.mark.skipif(not Path(".git").exists(), reason="not a clone")
 def test_a_commits_result_is_compared_with_todays(capsys: pytest.CaptureFixture[str]) -> None:
-    name = "benchmarks/results/load_rates.json"
+    name = "benchmarks/results/peer_rates.json"
     assert main(["compare", f"HEAD:{name}", name]) == 0
     assert "0 below" in capsys.readouterr().out
     assert main(["compare", "HEAD:benchmarks/results/nothing.json", name]) == 2

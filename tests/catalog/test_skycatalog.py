@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mock_surveys import FAULTS, LAYOUTS, Truth, make_tables
 
-from benchmarks.questions.catalog_build import differences
+from benchmarks.parts.catalog_build import differences
 from msdata.catalog.build.dust import galactic, reddening
 from msdata.catalog.build.healpix import pixel_of
 from msdata.catalog.build.recipe import BUILT_IN, load_recipe

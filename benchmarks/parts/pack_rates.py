@@ -115,7 +115,7 @@ def commands(objects: Path, out: Path) -> dict[str, list[str]]:
     """The contestants' command lines."""
     pack = [sys.executable, "-m", "msdata", "pack", str(objects), str(out), "--quiet"]
     pack += ["--catalog", str(objects / "catalog.csv"), "--jobs", str(NUM_PROCESSES), "--format"]
-    peer = [sys.executable, "-m", "benchmarks.questions.pack_rates", str(objects), str(out)]
+    peer = [sys.executable, "-m", "benchmarks.parts.pack_rates", str(objects), str(out)]
     ours = {f"msdata pack --format {name}": [*pack, name] for name in ("tar", "hdf5")}
     return {**ours, **{name: [*peer, name] for name in PEERS}}
 

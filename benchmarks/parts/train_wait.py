@@ -37,12 +37,12 @@ def main(words: list[str]) -> int:
     default = ["epochs=2", "batch_size=64", "compute.precision=float32"]
     parser.add_argument("settings", nargs="*", default=default, help="key=value, of the recipe")
     args = parser.parse_args(words)
-    data = make_dataset(args.data, "tar", args.samples)
+    data = make_dataset(args.data, args.objects)
     epochs = measure(data, args.data / f"wait-{args.recipe}", args.recipe, args.settings)
     for epoch in epochs:
         print("  ".join(f"{name} {value:,}" for name, value in epoch.items()))
     worst = max(epoch["data_wait_fraction"] for epoch in epochs[1:] or epochs)
-    facts = {"samples": args.samples, "recipe": args.recipe, "settings": args.settings}
+    facts = {"objects": args.objects, "recipe": args.recipe, "settings": args.settings}
     found = {"epochs": epochs, "data_wait_fraction": worst, "limit": args.limit}
     write_part("train_wait", {**facts, **found}, words, args.out)
     return int(worst > args.limit)

@@ -178,18 +178,18 @@ def main(words: list[str]) -> int:
     parser.add_argument("--recipe", default="demo", help="of mstrain train")
     parser.add_argument("settings", nargs="*", help="key=value, of the recipe")
     args = parser.parse_args(words)
-    data = args.data / f"photoz-{args.samples}"
+    data = args.data / f"photoz-{args.objects}"
     if not (data / "dataset.json").exists():
-        objects = make_objects(args.data, args.samples)
+        objects = make_objects(args.data, args.objects)
         run_msdata("pack", objects, data, "--catalog", objects / "catalog.csv", "--resume")
     run_msdata("stats", data, "--quiet")
-    run = args.data / f"photoz-run-{args.samples}-{args.recipe}"
+    run = args.data / f"photoz-run-{args.objects}-{args.recipe}"
     started_s = time.monotonic()
     run_mstrain("train", args.recipe, data, "--out", run, *args.settings)
     train_s = time.monotonic() - started_s
     found = compare(run, msdata.open(data))
     print("\n" + "\n".join(quality_lines(found)))
-    facts = {"samples": args.samples, "recipe": args.recipe, "settings": args.settings}
+    facts = {"objects": args.objects, "recipe": args.recipe, "settings": args.settings}
     write_part("photoz", {**facts, "train_s": round(train_s), "test": found}, words, args.out)
     return 0
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import msdata
-from benchmarks.harness import host_facts
-from benchmarks.questions.load_rates import BATCH_SIZE, NUM_THREADS, measure_from_memory
-from benchmarks.questions.photoz import against_the_mean, quality_lines
+from benchmarks.comparison import read_result
+from benchmarks.harness import host_facts, interval_text
+from benchmarks.parts.photoz import against_the_mean, quality_lines
 from benchmarks.workloads import run_msdata, run_mstrain
-from msdata.core.progress import rate_text
-from msdata.dataset.dataset import Split
 
 _MARK = ".msdata-demo"
+BATCH_SIZE, NUM_THREADS = 128, 2
 # Several shards per split, so that the demo crosses from one to the next.
 _SHARD_SIZE = "128MiB"
 _NUM_SHEET_OBJECTS = 16
@@ -27,8 +28,6 @@ _PLAN = (
     *("--nodes", "2", "--ranks-per-node", "2", "--batch-per-rank", "32", "--epochs", "2"),
     *("--policy", "locality", "--memory-gib", "0.3"),
 )
-# Epochs of a thousand samples are over in a blink: the rate is the median of many.
-_NUM_TURNS = 15
 # Of the network's NMAD to that of always saying the mean.
 _MAX_NMAD_RATIO = 0.5
 
@@ -84,15 +83,20 @@ def load_epochs(data: Path, num_epochs: int = 3) -> None:
     print(f"a batch: {shapes}")
 
 
-def rate_lines(split: Split, num_turns: int) -> list[str]:
-    """Epochs through the loader in turns with bare reads of the same bytes."""
-    found = measure_from_memory(split, num_turns, caches=(None,))
-    lines = []
-    for name, of_name in found["contestants"].items():
-        rate, ratio = of_name["samples_per_s"]["median"], of_name["of_limit"]["median"]
-        nbytes_per_s = rate_text(rate * split.schema.sample_nbytes)
-        note = "the limit of this machine" if name == found["limit"] else f"{ratio:.2f} of it"
-        lines.append(f"  {name:<34}{rate:>9,.0f} samples/s {nbytes_per_s:>12}  {note}")
+def race(folder: Path, data: Path) -> list[str]:
+    """The loader beside bare reads of the same bytes."""
+    out = folder / "race"
+    words = [sys.executable, "-m", "benchmarks", "loaders", "--quick", "--data", str(data)]
+    words += ["--peers", "ours_tar,ours_cached,bare_map,bare_preadv"]
+    subprocess.run([*words, "--out", str(out)], check=True)
+    result = read_result(out / "loaders.json")
+    shutil.rmtree(out / "work")
+    lines = [
+        f"samples/s of {result['num_samples']:,} samples, every batch checked, and of a limit:"
+    ]
+    for name, found in result["hot"]["contestants"].items():
+        rate, title = found["samples_per_s"]["median"], result["contestants"][name]["title"]
+        lines.append(f"  {title:<38}{rate:>9,.0f}  {interval_text(found['of_limit'])}")
     return lines
 
 
@@ -117,31 +121,11 @@ def train_network(folder: Path, data: Path) -> list[str]:
     return [*lines, f"run:           {run}", f"its report:    {run / 'report.html'}"]
 
 
-def report(folder: Path, data: Path, learned: list[str], num_turns: int, started_s: float) -> str:
-    """The demo's last words: what is where, and the rates."""
-    split = msdata.open(data).split("train")
-    host = host_facts()
-    lines = [
-        "",
-        f"msdata {msdata.__version__} demo, on {host['cores']} cores of {host['processor']}",
-        f"epochs of {len(split):,} samples from memory, {NUM_THREADS} threads, batches of "
-        f"{BATCH_SIZE}, every batch checked, median of {num_turns}:",
-        *rate_lines(split, num_turns),
-        *learned,
-        f"data set:      {data}",
-        f"contact sheet: {folder / 'sheet.png'}",
-        f"report:        {folder / 'report.txt'}",
-        f"took {time.monotonic() - started_s:.0f} s",
-    ]
-    return "\n".join(lines)
-
-
 def main(words: list[str]) -> int:
     """Runs the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks demo")
     parser.add_argument("--dir", type=Path, default=Path("demo"), help="its own folder")
     parser.add_argument("--objects", type=int, default=1200, help="mock objects, 580 KiB each")
-    parser.add_argument("--turns", type=int, default=_NUM_TURNS, help="epochs timed")
     args = parser.parse_args(words)
     started_s = time.monotonic()
     take_folder(args.dir)
@@ -150,7 +134,17 @@ def main(words: list[str]) -> int:
     run_msdata("sheet", data, args.dir / "sheet.png", "--n", str(_NUM_SHEET_OBJECTS))
     run_msdata("stats", data, "--quiet")
     learned = train_network(args.dir, data)
-    text = report(args.dir, data, learned, args.turns, started_s)
-    (args.dir / "report.txt").write_text(text.lstrip() + "\n", encoding="utf-8")
-    print(text)
+    host = host_facts()
+    lines = [
+        f"msdata {msdata.__version__} demo, on {host['cores']} cores of {host['processor']}",
+        *race(args.dir, data),
+        *learned,
+        f"data set:      {data}",
+        f"contact sheet: {args.dir / 'sheet.png'}",
+        f"report:        {args.dir / 'report.txt'}",
+        f"took {time.monotonic() - started_s:.0f} s",
+    ]
+    text = "\n".join(lines)
+    (args.dir / "report.txt").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}")
     return 0

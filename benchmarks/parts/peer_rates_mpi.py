@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import compare, print_comparison, take_turns, write_part
-from benchmarks.questions.bare_reads import run_threads as in_threads
-from benchmarks.questions.peer_rates import (
+from benchmarks.harness import run_threads as in_threads
+from benchmarks.parts.peer_rates import (
     BATCH_SIZE,
     NUM_RECORDS,
     REQUEST_SIZE,
