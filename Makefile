@@ -26,8 +26,8 @@ help:
 	@echo 'make test    all tests; PYTEST_ARGS="-k tar -x" narrows them'
 	@echo 'make lint    ruff, mypy, prose, docs;  make format  lets ruff rewrite'
 	@echo 'make docs    the pages of docs/ as a site, into build/site'
-	@echo 'make race    our loader and its peers, into benchmarks/results/ (half an hour, 18 GB)'
-	@echo 'make bench   benchmarks, into benchmarks/results/ (data: $(BENCH_DIR)/, 8 GB)'
+	@echo 'make race    our loader and its peers, into benchmarks/results/ (half an hour, 17 GiB)'
+	@echo 'make bench   benchmarks, into benchmarks/results/ (half an hour, 17 GiB)'
 	@echo 'make venv    only the virtual environment;  make clean  removes what make made'
 
 venv: $(STAMP)
@@ -47,7 +47,7 @@ $(STAMP): setup.py constraints.txt $(wildcard msdata/core/*.c)
 	@touch $@
 
 demo: $(STAMP)
-	@$(RUN) python -m benchmarks.demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
+	@$(RUN) python -m benchmarks demo --dir '$(DEMO_DIR)' --objects $(DEMO_OBJECTS)
 
 test: $(STAMP)
 	@$(RUN) python -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); \

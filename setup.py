@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 
 EXTRAS = {
     "hdf5": ["h5py>=3.11"],
+    "coded": ["numcodecs>=0.13"],
     "zmq": ["pyzmq>=26"],
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
@@ -25,6 +26,7 @@ EXTRAS = {
 # The two DALI builds install the same module, so `all` takes the one for CUDA 12.
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
 EXTRAS["dev"] = [
+    "hdf5plugin>=4.4",
     "hypothesis>=6.100",
     "mkdocs-material>=9.6",
     "mkdocstrings[python]>=0.30",
@@ -48,14 +50,16 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["msdata*", "mstrain*"]),
-    # Optional: without a compiler the loader reads with preadv, a fifth slower.
+    # Optional: without a compiler the loader reads with preadv, a fifth slower, and NumPy decodes.
     ext_modules=[
         Extension(
-            "msdata.core._stream_fill",
-            ["msdata/core/stream_fill.c"],
-            extra_compile_args=["-O3"],
+            f"msdata.core._{name}",
+            [f"msdata/core/{name}.c"],
+            # Without contraction: NumPy, which computes the same, rounds every step.
+            extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
         )
+        for name in ("stream_fill", "coding")
     ],
     package_data={
         "msdata": [

@@ -1,6 +1,7 @@
-"""`python -m benchmarks QUESTION`: the I/O benchmarks, their report, and the guard of regressions.
+"""`python -m benchmarks QUESTION`: all benchmarks, their report, and two results side by side.
 
-Exit codes: 0 good, 1 work found faults (a contestant gave wrong data, a ratio fell), 2 wrong usage.
+Exit codes: 0 good, 1 work found faults (a contestant gave wrong data, a ratio is below the older
+one), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -11,28 +12,50 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.question import add_arguments, claimed_folder, settings_of
+from benchmarks.comparison import compare_files
+from benchmarks.harness import RESULTS, Settings, add_arguments, claimed_folder
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
 
-# Name -> (module with `answer(settings) -> int`, what it asks).
+# Name -> (module with `answer(settings) -> int`, what it asks). A new question is one row here, and
+# `benchmarks/questions/NAME.py` with what `benchmarks.report` shows of it.
 QUESTIONS = {
-    "limit": ("benchmarks.limit", "how fast could this machine be?"),
-    "loaders": ("benchmarks.loaders", "how fast are we, and everyone else, on the same bytes?"),
-    "cache": ("benchmarks.cache", "what does the cache give, and does the forecast hold?"),
-    "policies": ("benchmarks.policies", "does an order made for the cache cost accuracy?"),
-    "scale": ("benchmarks.scale", "what will N nodes do?"),
+    "limit": ("benchmarks.questions.limit", "how fast could this machine be?"),
+    "loaders": ("benchmarks.questions.loaders", "how fast are all loaders on the same bytes?"),
+    "cache": ("benchmarks.questions.cache", "what does the cache give, as the forecast says?"),
+    "policies": (
+        "benchmarks.questions.policies",
+        "does an order for the cache cost accuracy?",
+    ),
+    "scale": ("benchmarks.questions.scale", "what will N nodes do?"),
 }
-# Benchmarks of one part of the product, into benchmarks/results/: `rates` runs them all.
-RATES: dict[str, list[str]] = {
-    "benchmarks.load_rates": ["--cold"],
-    "benchmarks.augment_rates": [],
-    "benchmarks.train_wait": [],
+# Benchmarks of one part of the product, with options of their own: name -> (module with
+# `main(arguments) -> int`, what it measures).
+PARTS = {
+    "peer_rates": ("benchmarks.parts.peer_rates", "records over ZeroMQ against a socket"),
+    "peer_rates_mpi": ("benchmarks.parts.peer_rates_mpi", "records over MPI against MPI_Get"),
+    "pack_rates": ("benchmarks.parts.pack_rates", "packing against copying the bytes"),
+    "catalog_build": ("benchmarks.parts.catalog_build", "`msdata catalog build` on 5 M rows"),
+    "augment_rates": ("benchmarks.augment_rates", "augmentation against bare interpolation"),
+    "train_wait": ("benchmarks.parts.train_wait", "how long a training waits for data"),
+    "photoz": ("benchmarks.parts.photoz", "a network against boosted trees"),
+    "gpu": ("benchmarks.gpu", "does a GPU wait for data?"),
+    "demo": ("benchmarks.parts.demo", "mock objects to a trained network"),
 }
+# Races of some contestants by a name of their own.
+RACES = {
+    "load_rates": (
+        *("ours_tar", "ours_hdf5", "ours_cached", "ours_block"),
+        *("bare_map", "bare_preadv", "bare_sequential"),
+    ),
+    "cache_rates": ("ours_cached", "bare_map"),
+}
+# What `rates` runs, into benchmarks/results/.
+RATES = ("load_rates", "augment_rates", "train_wait")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line, but for the options of parts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="question", required=True, metavar="QUESTION")
     for name, (_, text) in QUESTIONS.items():
@@ -49,37 +72,45 @@ def make_parser() -> argparse.ArgumentParser:
     )
     report = commands.add_parser("report", help="one HTML page of all results in a folder")
     report.add_argument("folder", type=Path, metavar="DIR")
-    compared = commands.add_parser("compare", help="flags ratios that fell; exit code 1 if any")
-    compared.add_argument("old", type=Path, metavar="OLD.json")
-    compared.add_argument("new", type=Path, metavar="NEW.json")
-    rates = commands.add_parser("rates", help="loader and augmentation against bare reads")
-    rates.add_argument("--data", type=Path, default=Path("bench-data"), help="made if absent")
+    compared = commands.add_parser("compare", help="ratios side by side; exit code 1 if one fell")
+    for name in ("old", "new"):
+        compared.add_argument(name, metavar=f"{name.upper()}.json", help="or COMMIT:FILE")
+    rates = commands.add_parser("rates", help=f"all of {', '.join(RATES)}")
+    rates.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
+    for name, peers in RACES.items():
+        race = commands.add_parser(name, help=f"loaders --peers {','.join(peers)}")
+        add_arguments(race)
+        race.set_defaults(peers=peers)
+    for name, (_, text) in PARTS.items():
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 
-def run_rates(data: Path) -> int:
-    """Runs the benchmarks of parts; returns the first exit code that is not 0."""
-    for module, options in RATES.items():
-        print(f"== {module}", flush=True)
-        code = int(importlib.import_module(module).main(["--data", str(data), *options]))
-        if code:
-            return code
-    return 0
+def run_part(name: str, arguments: list[str]) -> int:
+    """Runs the benchmark of one part."""
+    return int(importlib.import_module(PARTS[name][0]).main(arguments))
 
 
 def run(arguments: list[str]) -> int:
     """Does what the command line asks for; returns the exit code."""
+    if arguments and arguments[0] in PARTS:
+        return run_part(arguments[0], arguments[1:])
     args = make_parser().parse_args(arguments)
     if args.question == "report":
         return int(importlib.import_module("benchmarks.report").write_report(args.folder))
     if args.question == "compare":
-        guard = importlib.import_module("benchmarks.regressions")
-        return int(guard.compare_files(args.old, args.new))
+        return compare_files(args.old, args.new)
     if args.question == "rates":
-        return run_rates(args.data)
+        for name in RATES:
+            print(f"== {name}", flush=True)
+            where = ["--out", str(RESULTS)] if name in RACES else ["--data", str(args.data)]
+            if code := run([name, *where]):
+                return code
+        return 0
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
-    module = importlib.import_module(QUESTIONS[args.question][0])
-    settings = settings_of(args, command)
+    settings = Settings(**vars(args), command=command)
+    question = "loaders" if args.question in RACES else args.question
+    module = importlib.import_module(QUESTIONS[question][0])
     with claimed_folder(settings.out):
         return int(module.answer(settings))
 
@@ -93,7 +124,7 @@ def main(arguments: list[str]) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        print(f"benchmarks: cannot go on:{place}: {error.strerror or error}", file=sys.stderr)
+        print(f"benchmarks: stopped:{place}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print("benchmarks: interrupted: this question has no result", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: contestants run in turns, results with versions and host, tables.
+"""What all benchmarks share: settings, contestants run in turns, results with versions and host.
 
 A machine's speed drifts from minute to minute, so contestants take turns within one run, and what
 is reported are ratios within a turn; seconds from different runs are never compared.
@@ -11,27 +11,126 @@ import json
 import os
 import platform
 import random
+import shlex
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
+from msdata.core.progress import rate_text
+from msdata.core.text import table_lines
+from msdata.errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
+WORKLOAD_NAMES = ("mantis", "stamps", "large")
+# Below a folder of results: every single run, which git does not keep.
+RAW = "raw"
 _VERSIONS_OF = (
     *("msdata", "numpy", "pyarrow", "h5py", "opencv-python-headless", "torch", "webdataset"),
     "nvidia-dali-cuda120",
 )
-
+_MARK = ".msdata-benchmarks"
 _REALTIME_PRIORITY = 10
+# Rows of tables stay rows.
+_LINE = 320
 
 # A contestant runs once and returns its rate, in samples per second.
 Contestant = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a question is asked with.
+
+    Attributes:
+        data: a packed data set; None for mock samples.
+        mock: number of mock samples; None means the question's own number.
+        out: folder of the results; `out/work` holds data that is made.
+        quick: fewer samples and repeats, to see that all works; not figures to publish.
+        workload: name of the mock samples' kind, see `benchmarks.workloads.WORKLOADS`.
+        peers: question `loaders`: contestants to race; empty for all.
+        machine: question `scale`: rates of `msdata probe`; None has them measured.
+        command: what was typed.
+        question: its name, and that of the result.
+    """
+
+    out: Path
+    data: Path | None = None
+    mock: int | None = None
+    quick: bool = False
+    workload: str = "mantis"
+    peers: tuple[str, ...] = ()
+    machine: Path | None = None
+    command: str = ""
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        if self.data is not None and not (self.data / "dataset.json").is_file():
+            raise UsageError(
+                f"{self.data} is not an msdata dataset (dataset.json not found): give the folder "
+                "that `msdata pack` wrote, or --mock N"
+            )
+        if self.mock is not None and self.mock < 1:
+            raise UsageError(f"--mock must be at least 1, got {self.mock}")
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a file; name a folder")
+
+    @property
+    def work(self) -> Path:
+        """Where data is made; safe to delete."""
+        return self.out / "work"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of every question."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", type=Path, metavar="DATA", help="a data set of `msdata pack`")
+    source.add_argument("--mock", type=int, metavar="N", help="so many mock samples (the default)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results")
+    parser.add_argument("--quick", action="store_true", help="minutes, not for publication")
+    parser.add_argument(
+        "--workload", choices=WORKLOAD_NAMES, default="mantis", help="kind of mock samples"
+    )
+
+
+@contextmanager
+def claimed_folder(out: Path) -> Iterator[None]:
+    """Takes a folder for results: below it `work` and `logs` are emptied as needed.
+
+    A question that is refused leaves nothing behind.
+
+    Raises:
+        UsageError: it has one of them already, and no benchmark made it.
+    """
+    mark = out / _MARK
+    if mark.exists():
+        yield
+        return
+    # Folders of earlier versions have results, but no mark.
+    has_results = any(b'"benchmark": ' in path.read_bytes() for path in out.glob("*.json"))
+    for name in ("work", "logs"):
+        if (out / name).exists() and not has_results:
+            raise UsageError(
+                f"--out: {out / name} exists, and no benchmark made it; it would be emptied: give "
+                "another folder"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    try:
+        yield
+    except UsageError:
+        if list(out.iterdir()) == [mark]:
+            mark.unlink()
+            out.rmdir()
+        raise
 
 
 def take_turns(
@@ -39,20 +138,20 @@ def take_turns(
     repeats: int,
     *,
     warm_ups: int = 1,
-    before_each: Callable[[], None] | None = None,
+    before_each: Callable[[], object] | None = None,
     budget_s: float | None = None,
 ) -> dict[str, list[float]]:
-    """Runs every contestant once a turn, in another order each turn.
+    """Runs every contestant once per turn, in another order each turn.
 
     Args:
         contestants: by name.
         repeats: turns that count.
         warm_ups: turns before them that do not.
         before_each: called before every run, not timed; drops the page cache for instance.
-        budget_s: seconds; a turn that would end later is not begun, for nobody, once there are two.
+        budget_s: seconds; once there are two turns, none starts that would end later.
 
     Returns:
-        For each contestant its rates, one a turn.
+        For each contestant its rates, one per turn.
     """
     shuffler = random.Random(0)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -72,6 +171,14 @@ def take_turns(
         if is_late and turn >= 1:
             break
     return rates
+
+
+def run_threads(work: Callable[[int], object], num_threads: int) -> float:
+    """Runs `work(0)` to `work(num_threads - 1)` at once; returns the seconds until all are done."""
+    started_s = time.perf_counter()
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(work, range(num_threads)))
+    return time.perf_counter() - started_s
 
 
 def add_realtime(parser: argparse.ArgumentParser) -> None:
@@ -96,18 +203,17 @@ def run_first() -> None:
 
 
 def compare(rates: Mapping[str, Sequence[float]], limit_names: Sequence[str]) -> dict[str, Any]:
-    """Holds every contestant against the best of some of them.
+    """Compares every contestant with the best of some of them.
 
     Args:
-        rates: for each contestant its rates, one a turn, from `take_turns`.
+        rates: for each contestant its rates, one per turn, from `take_turns`.
         limit_names: the contestants of which the one with the best median is the limit.
 
     Returns:
         `limit`, its name, and `contestants`: for each its `samples_per_s` (median, least,
         greatest) and its ratio `of_limit` (median, least, greatest over turns).
     """
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    limit = max(limit_names, key=lambda name: medians[name])
+    limit = max(limit_names, key=lambda name: statistics.median(rates[name]))
     contestants = {}
     for name, values in rates.items():
         ratios = [rate / best for rate, best in zip(values, rates[limit], strict=True)]
@@ -117,48 +223,68 @@ def compare(rates: Mapping[str, Sequence[float]], limit_names: Sequence[str]) ->
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, and the interval from the least to the greatest value over turns."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "least": round(min(values), 4),
-        "greatest": round(max(values), 4),
-    }
+    found = {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def interval_text(found: Mapping[str, float], form: str = ".2f") -> str:
+    """A spread as text: the median, and between which values it lies."""
+    median, least, greatest = (found[key] for key in ("median", "least", "greatest"))
+    return f"{median:{form}} ({least:{form}} to {greatest:{form}})"
 
 
 def print_comparison(title: str, comparison: Mapping[str, Any], sample_nbytes: int) -> None:
-    """Prints a table of what `compare` returned.
-
-    Args:
-        title: what was measured.
-        comparison: from `compare`.
-        sample_nbytes: bytes of a sample, for GB/s.
-    """
-    print(f"\n{title} (limit: {comparison['limit']})")
-    print(f"  {'contestant':<34}{'samples/s':>10}{'GB/s':>7}{'of the limit':>14}{'over turns':>15}")
+    """Prints a table of what `compare` returned; `sample_nbytes` are bytes of a sample."""
+    rows = []
     for name, found in comparison["contestants"].items():
         rate, ratio = found["samples_per_s"]["median"], found["of_limit"]
-        spread = f"{ratio['least']:.2f} to {ratio['greatest']:.2f}"
-        gigabytes = rate * sample_nbytes / 1e9
-        print(f"  {name:<34}{rate:>10,.0f}{gigabytes:>7.2f}{ratio['median']:>14.2f}{spread:>15}")
+        nbytes = rate_text(rate * sample_nbytes)
+        rows.append([name, f"{rate:,.0f}", nbytes, interval_text(ratio)])
+    print(f"\n{title} (limit: {comparison['limit']})")
+    heads = ("contestant", "samples/s", "bytes/s", "of the limit")
+    print("\n".join(f"  {line}" for line in table_lines(heads, rows)))
+
+
+def part_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """The command line of the benchmark of one part, with where its result goes."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=text)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for the result")
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser, num_objects: int) -> None:
+    """Declares where mock data are kept, and how many."""
+    parser.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
+    parser.add_argument("--objects", type=int, default=num_objects, help="580 KiB each")
+
+
+def write_part(name: str, result: Mapping[str, Any], words: Sequence[str], out: Path) -> None:
+    """Writes the result of one part, with what was typed, and prints where."""
+    command = shlex.join(["python", "-m", "benchmarks", name, *words])
+    print(f"\n{write_result(name, result, command=command, folder=out)}")
 
 
 def write_result(
-    name: str, result: Mapping[str, Any], *, command: str, folder: Path = RESULTS
+    name: str,
+    result: Mapping[str, Any],
+    *,
+    command: str,
+    folder: Path = RESULTS,
+    raw: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a benchmark's result with versions, host and file system; whole or not at all.
+    """Writes a benchmark's summary with versions, host and file system; whole or not at all.
 
     Args:
         name: the benchmark; the file is `FOLDER/NAME.json`.
         result: what it found. `shown` is what `python -m benchmarks report` shows of it, `ratios`
-            (name to median, least, greatest) what `python -m benchmarks compare` guards.
+            (name to median, least, greatest) what `python -m benchmarks compare` compares.
         command: what was typed.
-        folder: made if need be.
+        folder: created if missing.
+        raw: single runs, written beside the summary's fields into `FOLDER/raw/NAME.json`.
 
     Returns:
-        The file.
+        The file of the summary.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    check_output(path, b'"benchmark": ')
     content = {
         "benchmark": name,
         "command": command,
@@ -168,8 +294,28 @@ def write_result(
         "versions": {"python": platform.python_version(), **_versions()},
         **result,
     }
-    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return path
+    files = {folder / f"{name}.json": content}
+    if raw is not None:
+        files[folder / RAW / f"{name}.json"] = {**content, **raw}
+    for path in files:
+        check_output(path, b'"benchmark": ')
+    for path, fields in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json_text(fields) + "\n").encode())
+    return folder / f"{name}.json"
+
+
+def json_text(value: Any, indent: int = 0) -> str:
+    """JSON of which whatever fits stands in one line."""
+    line = json.dumps(value, allow_nan=False)
+    if indent + len(line) <= _LINE or not isinstance(value, dict | list):
+        return line
+    pad = " " * (indent + 1)
+    if isinstance(value, list):
+        parts = [pad + json_text(item, indent + 1) for item in value]
+        return "[\n" + ",\n".join(parts) + "\n" + " " * indent + "]"
+    parts = [f"{pad}{json.dumps(str(k))}: {json_text(v, indent + 1)}" for k, v in value.items()]
+    return "{\n" + ",\n".join(parts) + "\n" + " " * indent + "}"
 
 
 def host_facts() -> dict[str, Any]:
@@ -186,15 +332,16 @@ def host_facts() -> dict[str, Any]:
 
 
 def file_system_of(path: Path) -> dict[str, str]:
-    """Type and mount options of the file system that holds a path, of the kernel's list."""
-    place, found = path.resolve(), {"type": "unknown", "options": ""}
-    best = -1
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, mounted, kind, options, *_ = line.split()
-        point = Path(mounted.replace("\\040", " "))
-        if place.is_relative_to(point) and len(point.parts) >= best:
-            best, found = len(point.parts), {"type": kind, "options": options}
-    return found
+    """Type and mount options of the file system that holds a path, from the kernel's list."""
+    import psutil
+
+    place = path.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
+    if not mounts:
+        return {"type": "unknown", "options": ""}
+    # Of two on one place the later one is seen.
+    found = max(reversed(mounts), key=lambda mount: len(Path(mount.mountpoint).parts))
+    return {"type": found.fstype, "options": found.opts}
 
 
 def _versions() -> dict[str, str]:

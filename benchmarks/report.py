@@ -1,20 +1,22 @@
-"""One self-contained HTML page of all results in a folder, and a Markdown table for the README.
+"""What is shown of results: tables and charts, in one HTML page and in Markdown.
 
-The page needs no network and no plotting package. A script of a few lines counts the charts that
+A question says itself what the report shows of it (`Table`, `Chart`, sentences), so the report
+knows no question, and a result file is readable without the program that wrote it. The page needs
+no network: charts are drawn by matplotlib into it. A script of a few lines counts the charts that
 the browser really drew and says so where one is empty, so that a broken page is seen at once.
 """
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.charts import draw
-from benchmarks.question import Shown, Table
-from benchmarks.regressions import read_result
+from benchmarks.comparison import read_result
+from benchmarks.harness import Settings, write_result
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
 from msdata.errors import UsageError
@@ -32,7 +34,7 @@ table { border-collapse: collapse; font-size: 13px; margin: 1em 0; }
 th, td { border: 1px solid #ccc; padding: 3px 8px; vertical-align: top; }
 th { background: #f0f4f8; text-align: left; } td.number { text-align: right; }
 .scroll { overflow-x: auto; } .note, .facts { color: #555; font-size: 13px; }
-svg.chart { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+svg.chart { width: 100%; height: auto; }
 .fault { color: #b00020; font-weight: bold; }
 @media (prefers-color-scheme: dark) { :root { color-scheme: light; } body { background: #fff; } }
 """
@@ -40,7 +42,7 @@ svg.chart { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 # getBBox of a mark is empty where nothing was laid out.
 _SCRIPT = """
 const charts = [...document.querySelectorAll('svg.chart')];
-const drawn = charts.filter(chart => [...chart.querySelectorAll('.mark')].some(mark => {
+const drawn = charts.filter(chart => [...chart.querySelectorAll('[id^=mark]')].some(mark => {
   const box = mark.getBBox();
   return box.width > 0 || box.height > 0;
 }));
@@ -50,6 +52,162 @@ if (drawn.length < charts.length) {
     (charts.length - drawn.length) + ' charts of this page are empty';
 }
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+        title: what it shows.
+        columns: their heads, with units.
+        rows: cells, as text or numbers; None is shown as a dash.
+        in_readme: whether it belongs to the Markdown for the docs.
+        note: how to read it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    in_readme: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart, or one group of bars.
+
+    Attributes:
+        name: for the legend.
+        values: numbers; for lines the y of each x.
+        least: lower ends of the intervals; empty for none.
+        greatest: upper ends.
+        x: for lines, the x of each value; empty for bars.
+    """
+
+    name: str
+    values: Sequence[float]
+    least: Sequence[float] = ()
+    greatest: Sequence[float] = ()
+    x: Sequence[float] = ()
+
+
+def spread_series(
+    name: str, spreads: Sequence[Mapping[str, float]], x: Sequence[float] = ()
+) -> Series:
+    """The medians of spreads, with their intervals."""
+    ends = {key: [found[key] for found in spreads] for key in ("median", "least", "greatest")}
+    return Series(
+        name=name, x=x, values=ends["median"], least=ends["least"], greatest=ends["greatest"]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart of the report.
+
+    Attributes:
+        title: what it shows.
+        kind: "bars", horizontal, one per label; or "lines".
+        series: what is drawn.
+        labels: names of the bars, the same for all series.
+        x_label: unit of the horizontal axis (of the values, for bars).
+        y_label: unit of the vertical axis of lines.
+        is_log: logarithmic axis of values; for lines both axes.
+    """
+
+    title: str
+    kind: str
+    series: Sequence[Series]
+    labels: Sequence[str] = ()
+    x_label: str = ""
+    y_label: str = ""
+    is_log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bars", "lines"):
+            raise UsageError(f"kind of chart {self.title!r} must be bars or lines: {self.kind!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What the report shows of a result: the question, sentences, tables and charts."""
+
+    title: str
+    sentences: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the result file's `shown`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Shown:
+        """The inverse of `to_json`."""
+        charts = [
+            Chart(**{**chart, "series": [Series(**s) for s in chart["series"]]})
+            for chart in fields["charts"]
+        ]
+        tables = [Table(**table) for table in fields["tables"]]
+        return cls(**{**fields, "tables": tables, "charts": charts})
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an `<svg>` element; bars are horizontal so that long names stay readable."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "text.parse_math": False}
+    is_bars = chart.kind == "bars"
+    height = 0.9 + 0.3 * len(chart.labels) * (0.4 + 0.6 * len(chart.series)) if is_bars else 4.0
+    with matplotlib.rc_context({**style, "font.size": 9}):
+        figure = Figure(figsize=(9, height), layout="constrained")
+        axes = figure.subplots()
+        for number, one in enumerate(chart.series):
+            (_draw_bars if is_bars else _draw_line)(axes, chart, number, one)
+        axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+        if chart.is_log:
+            axes.set_xscale("log")
+        if chart.is_log and not is_bars:
+            axes.set_yscale("log")
+        if is_bars:
+            axes.invert_yaxis()
+        elif not chart.is_log:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.grid(alpha=0.3)
+        if len(chart.series) > 1:
+            figure.legend(loc="outside upper left", ncols=3, frameon=False)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    svg = content.getvalue()
+    label = f'<svg class="chart" role="img" aria-label="{escape(chart.title)}" '
+    return label + svg[svg.index("<svg ") + 5 :]
+
+
+def _draw_bars(axes: Any, chart: Chart, number: int, series: Series) -> None:
+    thick = 0.8 / len(chart.series)
+    places = [row + (number + 0.5) * thick - 0.4 for row in range(len(chart.labels))]
+    bars = axes.barh(places, series.values, 0.9 * thick, xerr=_whiskers(series), label=series.name)
+    axes.bar_label(bars, fmt=cell_text, padding=4)
+    axes.set_yticks(range(len(chart.labels)), chart.labels)
+    for row, bar in enumerate(bars):
+        bar.set_gid(f"mark-{number}-{row}")
+
+
+def _draw_line(axes: Any, _: Chart, number: int, series: Series) -> None:
+    drawn = axes.errorbar(
+        series.x, series.values, _whiskers(series), fmt="o-", ms=4, capsize=2, label=series.name
+    )
+    drawn[0].set_gid(f"mark-{number}")
+
+
+def _whiskers(series: Series) -> list[list[float]] | None:
+    if not series.least:
+        return None
+    low = [max(0.0, v - w) for v, w in zip(series.values, series.least, strict=True)]
+    high = [max(0.0, w - v) for v, w in zip(series.values, series.greatest, strict=True)]
+    return [low, high]
 
 
 def cell_text(value: Any) -> str:
@@ -65,22 +223,15 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def html_table(table: Table) -> str:
     """The table as HTML, with its title and note."""
+
+    def cell(value: Any) -> str:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return f"<td{' class=number' if is_number else ''}>{escape(cell_text(value))}</td>"
+
     heads = "".join(f"<th>{escape(c)}</th>" for c in table.columns)
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=number' if _is_number(cell) else ''}>{escape(cell_text(cell))}</td>"
-            for cell in row
-        )
-        + "</tr>"
-        for row in table.rows
-    )
+    rows = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table.rows)
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     body = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<h3>{escape(table.title)}</h3><div class="scroll">{body}</div>{note}'
@@ -89,12 +240,11 @@ def html_table(table: Table) -> str:
 def markdown_table(table: Table) -> str:
     """The table as Markdown."""
 
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join(cell_text(c).replace("|", "\\|") for c in cells) + " |"
 
-    lines = [line(table.columns), "|" + "---|" * len(table.columns)]
-    lines += [line([cell_text(cell) for cell in row]) for row in table.rows]
-    return "\n".join(lines)
+    rule = "|" + "---|" * len(table.columns)
+    return "\n".join([line(table.columns), rule, *map(line, table.rows)])
 
 
 def _facts(result: Mapping[str, Any]) -> list[str]:
@@ -127,12 +277,22 @@ def _section(result: Mapping[str, Any]) -> str:
     )
 
 
-def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """The HTML page.
+def write_shown(
+    name: str,
+    result: dict[str, Any],
+    shown: Shown,
+    settings: Settings,
+    raw: Mapping[str, Any] | None = None,
+) -> None:
+    """Prints what a question found, and writes its summary and its single runs."""
+    for sentence in shown.sentences:
+        print(f"  {sentence}")
+    result = {**result, "shown": shown.to_json()}
+    print(write_result(name, result, command=settings.command, folder=settings.out, raw=raw))
 
-    Args:
-        results: contents of result files, in the order of the page.
-    """
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """The HTML page of the contents of result files."""
     sections = "".join(_section(result) for result in results)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -144,15 +304,17 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """The tables for the README, each with the sentences of its question and what it was run on."""
+    """The tables for the docs, each with the sentences of its question and what it was run on."""
     parts = []
     for result in results:
         shown = Shown.from_json(result["shown"])
         tables = [t for t in shown.tables if t.in_readme]
         if tables:
-            sentences = "\n".join(f"- {s}" for s in shown.sentences)
             body = "\n\n".join(f"{markdown_table(t)}\n\n{t.note}".strip() for t in tables)
-            facts = "\n".join(f"- {fact}" for fact in _facts(result))
+            sentences, facts = (
+                "\n".join(f"- {line}" for line in lines)
+                for lines in (shown.sentences, _facts(result))
+            )
             parts.append(f"## {shown.title}\n\n{body}\n\n{sentences}\n\n{facts}")
     return "\n\n".join(parts) + "\n"
 
@@ -161,21 +323,17 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """The results in a folder that have something to show, in the order of the page.
 
     Raises:
-        UsageError: there is no such folder, or no such result in it.
+        UsageError: the folder or a result in it is missing.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; name the --out of an earlier benchmark")
+        raise UsageError(f"{folder} is not a folder; name the --out of an earlier benchmark")
     found = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            content = read_result(path)  # says what is wrong with it
-        if isinstance(content, dict) and "shown" in content:
+        if b'"benchmark"' in path.read_bytes() and "shown" in (content := read_result(path)):
             found.append(content)
     if not found:
         raise UsageError(
-            f"{folder} holds no result to show; run `python -m benchmarks loaders --out {folder}`"
+            f"{folder} holds nothing to show; run `python -m benchmarks loaders --out {folder}`"
         )
     places = {name: place for place, name in enumerate(ORDER)}
     return sorted(found, key=lambda result: places.get(result["benchmark"], len(ORDER)))

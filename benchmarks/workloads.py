@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msdata
+from benchmarks.harness import Settings
 from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
-CONTAINERS = ("tar", "hdf5")
 OBJECTS, TRUTH = "objects", "truth.npz"
 
 
@@ -50,7 +50,7 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        # Cutouts in nine bands, 0.59 MB: this project's own.
+        # Cutouts in nine bands, 580 KiB: this project's own.
         Workload(
             name="mantis",
             arrays={a.name: (a.shape, a.dtype) for a in MANTIS_SHRIMP.arrays},
@@ -58,7 +58,7 @@ WORKLOADS = {
             num_quick=640,
             batch_size=64,
         ),
-        # Stamps in three bands, 49 KB: where the cost of a sample is no longer that of its bytes.
+        # Stamps in three bands, 48 KiB: where a sample costs more than its bytes.
         Workload(
             name="stamps",
             arrays={"image": ((64, 64, 3), "<f4")},
@@ -66,7 +66,7 @@ WORKLOADS = {
             num_quick=6144,
             batch_size=256,
         ),
-        # Frames of 4 MB: where a batch no longer fits a processor's cache.
+        # Frames of 4 MiB: where a batch no longer fits a processor's cache.
         Workload(
             name="large",
             arrays={"image": ((4, 512, 512), "<f4")},
@@ -111,7 +111,7 @@ def object_path(objects: Path, number: int) -> Path:
 
 
 def redshift_of(number: int) -> float:
-    """The label of an object, between 0 and 1.6 and unlike its neighbours'."""
+    """The label of an object, between 0 and 1.6 and unlike its neighbors'."""
     return round((number * 0.618034) % 1 * 1.6, 4)
 
 
@@ -134,7 +134,7 @@ def dataset_objects(data: Path, num_samples: int) -> Iterator[dict[str, NDArray[
 
 
 def write_source(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> Source:
-    """Writes objects, their catalogue and their checksums; whole or not at all.
+    """Writes objects, their catalog and their checksums; whole or not at all.
 
     Args:
         folder: what stands there already is taken as it is.
@@ -182,6 +182,37 @@ def edge_bytes(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
     return np.stack(found, axis=1)
 
 
+def size_of(settings: Settings) -> tuple[int, int]:
+    """How many samples a question runs on, and bytes of each."""
+    workload = WORKLOADS[settings.workload]
+    count = settings.mock or (workload.num_quick if settings.quick else workload.num_samples)
+    if settings.data is None:
+        return count, workload.sample_nbytes
+    split = msdata.open(settings.data).split("train")
+    return min(count, len(split)), split.schema.sample_nbytes
+
+
+def make_source(settings: Settings, count: int) -> Source:
+    """The workload's objects, or the first samples of the data set given, unless they are there."""
+    if settings.data is None:
+        name = f"{settings.workload}-{count}"
+        objects = mock_objects(WORKLOADS[settings.workload], count)
+    else:
+        name = f"data-{msdata.open(settings.data).manifest.fingerprint[:12]}-{count}"
+        objects = dataset_objects(settings.data, count)
+    return write_source(settings.work / name, objects)
+
+
+def pack_source(source: Source, out: Path, shard_nbytes: int) -> Path:
+    """All objects packed into one split, train, in shards of about a size; unless it is there."""
+    if not (out / "dataset.json").is_file():
+        options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--inpaint", "none", "--resume")
+        catalog = ("--catalog", source.objects / "catalog.csv", "--quiet")
+        size = ("--shard-size", f"{max(64, shard_nbytes >> 10)}KiB")
+        run_msdata("pack", source.objects, out, *catalog, *size, *options)
+    return out
+
+
 def run_msdata(*arguments: str | Path) -> None:
     """Runs and shows an `msdata` command; ends this process with its exit code if it fails."""
     _run("msdata", arguments)
@@ -217,22 +248,12 @@ def make_objects(folder: Path, num_objects: int) -> Path:
     return objects
 
 
-def make_dataset(folder: Path, container: str, num_objects: int) -> Path:
-    """A data set whose one split, train, holds all mock objects; packed unless it is there.
-
-    Args:
-        folder: the benchmarks' data.
-        container: "tar" or "hdf5".
-        num_objects: how many.
-
-    Returns:
-        The data set's folder.
-    """
-    out = folder / f"{container}-{num_objects}"
+def make_dataset(folder: Path, num_objects: int) -> Path:
+    """A data set below a folder whose one split, train, holds all mock objects; or finds it."""
+    out = folder / f"tar-{num_objects}"
     if not (out / "dataset.json").exists():
         objects = make_objects(folder, num_objects)
         # No object is rejected: the number of samples is part of the question.
         options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--resume")
-        catalog = objects / "catalog.csv"
-        run_msdata("pack", objects, out, "--catalog", catalog, "--format", container, *options)
+        run_msdata("pack", objects, out, "--catalog", objects / "catalog.csv", *options)
     return out

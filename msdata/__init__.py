@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from msdata.loader.loader import Loader
     from msdata.loader.torch_dataset import TorchDataset as TorchDataset
     from msdata.pack.run import pack_folder as pack
-    from msdata.plan.report import plan_job as plan
+    from msdata.plan.plan_data import plan_job as plan
     from msdata.schema import MANTIS_SHRIMP, Schema, Survey
     from msdata.topology import Topology
 

@@ -109,6 +109,15 @@ module_dir() {
 print(u.find_spec(sys.argv[1]).submodule_search_locations[0])' "$1"
 }
 
+# numa_binding GPUS: torchrun's option that keeps each rank on the cores and memory next to its GPU;
+# nothing without GPUs, without numactl, or if this torchrun does not know it.
+numa_binding() {
+  if (($1)) && command -v numactl >/dev/null &&
+    grep -q -- --numa-binding "$(module_dir torch)/distributed/run.py"; then
+    echo --numa-binding=node
+  fi
+}
+
 # has_split DATA NAME: whether a data set has samples in a split.
 has_split() {
   "$PYTHON" -c 'import sys, msdata

@@ -4,7 +4,7 @@
 #   sbatch [options of sbatch] slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]
 #
 #   sbatch --nodes=4 --gpus-per-node=4 --cpus-per-task=64 --mem=480G --time=12:00:00 \
-#     slurm/train_ddp.sh resnet50_early /project/DATA /project/runs/first
+#     slurm/train_ddp.sh resnet50_early_gpus /project/DATA /project/runs/first
 #   sbatch --nodes=2 --ntasks-per-node=8 --cpus-per-task=8 --mem=200G slurm/train_ddp.sh ...
 #
 # Runs one rank per GPU; without GPUs one per task of --ntasks-per-node. The job requeues itself before
@@ -21,6 +21,8 @@
 # PYTHON            interpreter                                            (python in PATH)
 # RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks per node)
 # OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
+# TORCHINDUCTOR_CACHE_DIR  compiled kernels; name a folder that stays, or a requeued job compiles again
+#                   (on the node, removed with the job)
 # CACHE_GIB         memory of each node for the cache; 0: none             (auto: 3/4 of what is free)
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
@@ -230,6 +232,7 @@ torchrun_step() {
   train_pid=''
 }
 
+mapfile -t bound < <(numa_binding "$gpus_per_node")
 # Ranks answer signals themselves. Older torchruns stop them at once, or after 30 s, by SIGKILL.
 handled=()
 if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
@@ -237,7 +240,7 @@ if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
 fi
 status=0
 stop_if_asked
-torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
+torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" "${bound[@]}" --no-python \
   "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
   "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
 

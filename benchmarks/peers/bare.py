@@ -14,18 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.objects import read_objects, record_of
-from benchmarks.peers.protocol import Batch, Epochs, Reading
+from benchmarks.peers.protocol import Arrays, Batch, Epochs, Reading, read_objects, record_of
 
 RECORDS = "records.bin"
 _NUM_AHEAD = 2
 
-Arrays = dict[str, NDArray[Any]]
 # Fills rows of a batch with samples.
 Fill = Callable[[Arrays, slice, NDArray[np.int64]], None]
 
@@ -38,7 +35,7 @@ def write_records(objects: Path, out: Path, reading: Reading) -> None:
             file.write(record_of(arrays, reading).tobytes())
 
 
-def run_ring(
+def _run_ring(
     orders: Iterator[NDArray[np.int64]],
     fill: Fill,
     reading: Reading,
@@ -50,7 +47,9 @@ def run_ring(
     ring = deque(reading.empty_batch() for _ in range(_NUM_AHEAD + 1))
     waiting: deque[tuple[NDArray[np.int64], Arrays, list[Future[None]]]] = deque()
     bounds = [size * t // threads for t in range(threads + 1)]
-    batches = (order[first : first + size] for order in orders for first in _starts(order, size))
+    batches = (
+        order[first : first + size] for order in orders for first in range(0, len(order), size)
+    )
 
     def submit() -> None:
         ids, batch = next(batches), ring.popleft()
@@ -68,28 +67,22 @@ def run_ring(
         ring.append(batch)
 
 
-def _starts(order: NDArray[np.int64], size: int) -> range:
-    return range(0, len(order), size)
-
-
-def epochs_of(
-    order: Callable[[int], NDArray[np.int64]],
-    fill: Fill,
-    reading: Reading,
-    pool: ThreadPoolExecutor,
-    threads: int,
-) -> Epochs:
+@contextmanager
+def _epochs(
+    order: Callable[[int], NDArray[np.int64]], fill: Fill, reading: Reading, threads: int
+) -> Iterator[Epochs]:
     """Epochs that follow each other without a break, from the first that is asked for."""
     num_batches = -(-reading.num_samples // reading.batch_size)
     running: list[Iterator[Batch]] = []
+    with ThreadPoolExecutor(threads) as pool:
 
-    def epoch(number: int) -> Iterator[Batch]:
-        if not running:
-            orders = map(order, itertools.count(number))
-            running.append(run_ring(orders, fill, reading, pool, threads))
-        return itertools.islice(running[0], num_batches)
+        def epoch(number: int) -> Iterator[Batch]:
+            if not running:
+                orders = map(order, itertools.count(number))
+                running.append(_run_ring(orders, fill, reading, pool, threads))
+            return itertools.islice(running[0], num_batches)
 
-    return epoch
+        yield epoch
 
 
 @contextmanager
@@ -98,7 +91,7 @@ def open_map(data: Path, reading: Reading) -> Iterator[Epochs]:
     with (data / RECORDS).open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     source = np.frombuffer(mapped, reading.dtype())
-    # One view an array: indexing a structured array costs more than the copy of a small sample.
+    # One view per array: indexing a structured array costs more than the copy of a small sample.
     views = {name: source[name] for name in reading.arrays}
 
     def fill(batch: Arrays, rows: slice, samples: NDArray[np.int64]) -> None:
@@ -107,49 +100,37 @@ def open_map(data: Path, reading: Reading) -> Iterator[Epochs]:
             for row, sample in enumerate(samples.tolist(), rows.start):
                 target[row] = view[sample]
 
-    with ThreadPoolExecutor(reading.num_workers) as pool:
-        yield epochs_of(reading.order, fill, reading, pool, reading.num_workers)
-
-
-def _read_rows(
-    fd: int, nbytes: int, names: list[str], batch: Arrays, rows: slice, samples: NDArray[np.int64]
-) -> None:
-    for row, sample in enumerate(samples.tolist(), rows.start):
-        targets = [batch[name][row].reshape(-1).view(np.uint8) for name in names]
-        if os.preadv(fd, targets, sample * nbytes) != nbytes:
-            raise OSError(f"sample {sample} was read in part")
+    with _epochs(reading.order, fill, reading, reading.num_workers) as epochs:
+        yield epochs
 
 
 @contextmanager
-def open_preadv(factor: int, data: Path, reading: Reading) -> Iterator[Epochs]:
-    """One scattering `preadv` a sample; `factor` threads a worker, which a disk may want."""
-    names, nbytes = list(reading.arrays), reading.dtype().itemsize
-    fd = os.open(data / RECORDS, os.O_RDONLY)
-    threads = factor * reading.num_workers
+def open_preadv(
+    data: Path, reading: Reading, *, factor: int = 2, is_in_order: bool = False
+) -> Iterator[Epochs]:
+    """One scattering `preadv` per sample.
 
-    def fill(batch: Arrays, rows: slice, samples: NDArray[np.int64]) -> None:
-        _read_rows(fd, nbytes, names, batch, rows, samples)
-
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield epochs_of(reading.order, fill, reading, pool, threads)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def open_sequential(data: Path, reading: Reading) -> Iterator[Epochs]:
-    """The records in the order of the file, for what the disk gives at best."""
+    Args:
+        data: holds the records.
+        reading: how batches are asked for.
+        factor: threads per worker, which a disk may want.
+        is_in_order: by one thread in the order of the file, for what the disk gives at best.
+    """
     names, nbytes = list(reading.arrays), reading.dtype().itemsize
     fd = os.open(data / RECORDS, os.O_RDONLY)
 
     def fill(batch: Arrays, rows: slice, samples: NDArray[np.int64]) -> None:
-        _read_rows(fd, nbytes, names, batch, rows, samples)
+        for row, sample in enumerate(samples.tolist(), rows.start):
+            targets = [batch[name][row].reshape(-1).view(np.uint8) for name in names]
+            if os.preadv(fd, targets, sample * nbytes) != nbytes:
+                raise OSError(f"sample {sample} was read in part")
 
-    in_order = np.arange(reading.num_samples)
-    try:
+    order, threads = reading.order, factor * reading.num_workers
+    if is_in_order:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        with ThreadPoolExecutor(1) as pool:
-            yield epochs_of(lambda _: in_order, fill, reading, pool, 1)
+        order, threads = lambda _: np.arange(reading.num_samples), 1
+    try:
+        with _epochs(order, fill, reading, threads) as epochs:
+            yield epochs
     finally:
         os.close(fd)

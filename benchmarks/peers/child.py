@@ -1,18 +1,12 @@
-"""The process of one contestant: obeys commands, one JSON a line, and answers in kind.
-
-`python -m benchmarks.peers.child NAME`. What the contestant prints goes to the standard error, so
-that nothing it says can be taken for an answer.
-"""
+"""The process of one contestant: `python -m benchmarks.peers.child NAME`; see `benchmarks.told`."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib import metadata
@@ -22,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers import PEERS
 from benchmarks.peers.protocol import Batch, Epochs, Peer, Reading
+from benchmarks.told import claim_stdout, obey
 from benchmarks.workloads import TRUTH, edge_bytes
 from msdata.core.checksum import crc32c
 
@@ -35,7 +31,7 @@ class WrongBatchError(Exception):
 
 
 def check_batch(batch: Batch, reading: Reading, edges: NDArray[np.uint8]) -> None:
-    """Refuses a batch of other shapes, or whose arrays begin or end otherwise than they should.
+    """Refuses a batch of other shapes, or whose arrays begin or end with other bytes.
 
     Args:
         batch: ids and arrays.
@@ -57,16 +53,7 @@ def check_batch(batch: Batch, reading: Reading, edges: NDArray[np.uint8]) -> Non
 
 
 def check_every_byte(batch: Batch, reading: Reading, checksums: NDArray[np.uint32]) -> None:
-    """Refuses a batch any byte of which differs.
-
-    Args:
-        batch: ids and arrays.
-        reading: what was asked for.
-        checksums: uint32 (samples, arrays), CRC32C.
-
-    Raises:
-        WrongBatchError: it differs.
-    """
+    """Refuses a batch that differs in any byte; checksums are uint32 (samples, arrays), CRC32C."""
     ids, arrays = batch
     for a, name in enumerate(reading.arrays):
         for row, sample in enumerate(ids.tolist()):
@@ -83,12 +70,12 @@ class Contestant:
         self._epochs: Epochs | None = None
         self._number = 0
 
-    def convert(self, objects: str, out: str, reading: Reading) -> dict[str, Any]:
+    def convert(self, objects: str, out: str, reading: Mapping[str, Any]) -> dict[str, Any]:
         """Converts, and waits until the disk has it."""
         if self._peer.convert is None:
             return {"seconds": None}
         started_s = time.perf_counter()
-        self._peer.convert(Path(objects), Path(out), reading)
+        self._peer.convert(Path(objects), Path(out), reading_of(reading))
         for path in Path(out).rglob("*"):
             if path.is_file():
                 fd = os.open(path, os.O_RDONLY)
@@ -96,13 +83,13 @@ class Contestant:
                 os.close(fd)
         return {"seconds": time.perf_counter() - started_s}
 
-    def open(self, data: str, truth: str, reading: Reading) -> dict[str, Any]:
+    def open(self, data: str, truth: str, reading: Mapping[str, Any]) -> dict[str, Any]:
         """Sets up what the epochs need, untimed."""
         with np.load(Path(truth) / TRUTH) as found:
             self._checksums, self._edges = found["checksums"], found["edges"]
-        self._reading = reading
+        self._reading = reading_of(reading)
         self._opened = ExitStack()
-        self._epochs = self._opened.enter_context(self._peer.open(Path(data), reading))
+        self._epochs = self._opened.enter_context(self._peer.open(Path(data), self._reading))
         return {}
 
     def close(self) -> dict[str, Any]:
@@ -123,12 +110,12 @@ class Contestant:
         """Runs whole epochs without a pause between them.
 
         The clock runs from the first timed epoch to the end of the last, what is between them
-        included: whoever reads ahead across that border ends with as much begun as at the start.
+        included: whoever reads ahead across that border ends with as much started as at first.
 
         Args:
             warm_ups: epochs before the timed ones.
             epochs: timed epochs, at least.
-            compute_rate: samples a second that the stub of a training step takes; None for none.
+            compute_rate: samples per second that the stub of a training step takes; or None.
             is_checked: whether every byte is compared (then nothing is a rate).
             least_s: epochs are added until so many seconds have passed, so that a contestant whose
                 epochs take milliseconds is timed for as long as the others.
@@ -201,35 +188,14 @@ def reading_of(fields: Mapping[str, Any]) -> Reading:
     return Reading(**{**fields, "arrays": arrays})
 
 
-def obey(contestant: Contestant, command: dict[str, Any]) -> dict[str, Any]:
-    """Does what a command says and gives the answer, or what went wrong."""
-    arguments = {k: v for k, v in command.items() if k != "do"}
-    if "reading" in arguments:
-        arguments["reading"] = reading_of(arguments["reading"])
-    try:
-        answer: dict[str, Any] = getattr(contestant, command["do"])(**arguments)
-    except (Exception, SystemExit) as error:  # the parent says it beside the contestant's name
-        traceback.print_exc()
-        text = str(error).strip().splitlines() or [""]
-        return {"error": f"{type(error).__name__}: {text[0]}", "is_wrong": _is_wrong(error)}
-    return answer
-
-
-def _is_wrong(error: BaseException) -> bool:
-    return isinstance(error, WrongBatchError)
-
-
 def main(name: str) -> int:
     """Obeys until the standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    answers = claim_stdout()
     if os.environ.get(EXTRA_PACKAGES):
         sys.path.append(os.environ[EXTRA_PACKAGES])
-    peer: Peer = importlib.import_module(f"benchmarks.peers.{name}").PEER
-    contestant = Contestant(peer)
-    print(json.dumps({"versions": versions_of(peer)}), file=answers)
-    for line in sys.stdin:
-        print(json.dumps(obey(contestant, json.loads(line))), file=answers)
+    contestant = Contestant(PEERS[name])
+    print(json.dumps({"versions": versions_of(PEERS[name])}), file=answers)
+    obey(answers, contestant, wrong=WrongBatchError)
     contestant.close()
     return 0
 

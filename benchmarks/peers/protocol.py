@@ -1,11 +1,12 @@
 """What a contestant of the benchmark `loaders` is: how it converts, how it reads, what it promises.
 
-One file a contestant. It imports its own package only when it is asked for something, so that the
-list of contestants can be read where hardly any of them is installed.
+A contestant imports its own package only when it is asked for something, so that the list of
+contestants can be read where hardly any of them is installed.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.workloads import object_path
+
+Arrays = dict[str, NDArray[Any]]
 # Ids of the samples, int64 (rows,), and each array of them, C-contiguous (rows, *shape). A batch
 # may be overwritten once the next is asked for.
 Batch = tuple[NDArray[np.int64], Mapping[str, NDArray[Any]]]
+# Gives the batches of an epoch, by its number.
+Epochs = Callable[[int], Iterator[Batch]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,8 @@ class Reading:
         """A record of one sample: its arrays one after the other, without padding."""
         return np.dtype([(name, dtype, shape) for name, (shape, dtype) in self.arrays.items()])
 
-    def empty_batch(self) -> dict[str, NDArray[Any]]:
-        """Uninitialised arrays of a whole batch."""
+    def empty_batch(self) -> Arrays:
+        """Uninitialized arrays of a whole batch."""
         return {
             name: np.empty((self.batch_size, *shape), dtype)
             for name, (shape, dtype) in self.arrays.items()
@@ -53,12 +59,14 @@ class Reading:
         """A uniform shuffle for the contestants that leave the order to their user."""
         return np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
 
+    def batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """The shuffle in batches of ids."""
+        order = self.order(epoch)
+        for first in range(0, len(order), self.batch_size):
+            yield order[first : first + self.batch_size]
 
-# Gives the batches of an epoch, by its number.
-Epochs = Callable[[int], Iterator[Batch]]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peer:
     """A contestant.
 
@@ -87,3 +95,23 @@ class Peer:
     is_limit: bool = False
     is_ours: bool = False
     reads_ahead: bool = True
+
+
+def read_object(objects: Path, number: int) -> Arrays:
+    """The arrays of a pickled object."""
+    arrays: Arrays = pickle.loads(object_path(objects, number).read_bytes())
+    return arrays
+
+
+def read_objects(objects: Path, reading: Reading) -> Iterator[tuple[int, Arrays]]:
+    """All objects with their numbers, which are the samples' ids."""
+    for number in range(reading.num_samples):
+        yield number, read_object(objects, number)
+
+
+def record_of(arrays: Arrays, reading: Reading) -> NDArray[Any]:
+    """The arrays of an object as one record of `Reading.dtype`."""
+    record = np.empty(1, reading.dtype())
+    for name, array in arrays.items():
+        record[name] = array
+    return record

@@ -1,34 +1,31 @@
-"""A map-style PyTorch data set through `torch.utils.data.DataLoader`, as its documentation advises.
+"""Contestants whose batches come out of `torch.utils.data.DataLoader`, or of one that is like it.
 
-Worker processes as many as cores, kept over epochs, two batches each ahead, the default collation.
+As its documentation advises: worker processes as many as cores, kept over epochs, two batches each
+ahead, the default collation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.peers.protocol import Batch, Epochs, Reading
+from benchmarks.peers.protocol import Arrays, Batch, Epochs, Reading, read_object, read_objects
 
-RESUME = "none: the DataLoader has no state; torchdata's stateful one replays"
-ADVICE = "PyTorch, torch.utils.data: num_workers=cores, persistent_workers, default collation"
+BUFFER_SAMPLES = 1000
+_NUM_TARS = 16
+FILE = "samples.h5"
 
 
-class Samples:
-    """A map-style data set: the arrays of a number, and the number at "id".
+class _Samples:
+    """A map-style data set: the arrays of a number, and the number at "id"."""
 
-    Args:
-        read: gives the arrays of a sample.
-        num_samples: samples of an epoch.
-    """
-
-    def __init__(self, read: Callable[[int], dict[str, NDArray[Any]]], num_samples: int) -> None:
-        self._read = read
-        self._num_samples = num_samples
+    def __init__(self, read: Callable[[int], Arrays], num_samples: int) -> None:
+        self._read, self._num_samples = read, num_samples
 
     def __len__(self) -> int:
         return self._num_samples
@@ -38,10 +35,12 @@ class Samples:
 
 
 @contextmanager
-def open_dataloader(samples: Samples, reading: Reading) -> Iterator[Epochs]:
-    """The DataLoader over a data set."""
+def _open_samples(
+    reader: Callable[[Path, tuple[str, ...]], Callable[[int], Arrays]], data: Path, reading: Reading
+) -> Iterator[Epochs]:
     import torch
 
+    samples = _Samples(reader(data, tuple(reading.arrays)), reading.num_samples)
     loader = torch.utils.data.DataLoader(
         samples,  # type: ignore[arg-type]
         batch_size=reading.batch_size,
@@ -50,16 +49,158 @@ def open_dataloader(samples: Samples, reading: Reading) -> Iterator[Epochs]:
         persistent_workers=True,
         generator=torch.Generator().manual_seed(reading.seed),
     )
+    yield _epochs_of(loader, reading)
 
-    yield epochs_of(loader, reading)
 
-
-def epochs_of(loader: Any, reading: Reading) -> Epochs:
+def _epochs_of(loader: Any, reading: Reading) -> Epochs:
     """The epochs of a loader whose batches are dicts of tensors, the ids at "id"."""
 
     def epoch(_number: int) -> Iterator[Batch]:
         for batch in loader:
             arrays = {name: np.asarray(batch[name]) for name in reading.arrays}
-            yield np.asarray(batch["id"]).astype(np.int64), arrays
+            yield np.asarray(batch["id"]).reshape(-1).astype(np.int64), arrays
 
     return epoch
+
+
+def open_pickles(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
+    """Pickles as they are: what the astronomers do now."""
+    return _open_samples(lambda folder, _: partial(read_object, folder), data, reading)
+
+
+def npy_path(data: Path, name: str, number: int) -> Path:
+    """Where an array of a sample lies."""
+    return data / name / f"{number:07d}.npy"
+
+
+def write_npy(objects: Path, out: Path, reading: Reading) -> None:
+    """A folder per array, a file per sample."""
+    for name in reading.arrays:
+        (out / name).mkdir(parents=True)
+    for number, arrays in read_objects(objects, reading):
+        for name, array in arrays.items():
+            np.save(npy_path(out, name, number), array)
+
+
+def _read_npy(data: Path, names: tuple[str, ...], number: int) -> Arrays:
+    return {name: np.load(npy_path(data, name, number)) for name in names}
+
+
+def open_npy(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
+    """One `.npy` file per array and sample."""
+    return _open_samples(lambda *told: partial(_read_npy, *told), data, reading)
+
+
+class _HDF5Reader:
+    def __init__(self, data: Path, names: tuple[str, ...]) -> None:
+        self._path, self._names, self._file = data / FILE, names, None
+
+    def __call__(self, number: int) -> Arrays:
+        if self._file is None:
+            import h5py
+
+            # In the worker: an HDF5 handle does not survive a fork.
+            self._file = h5py.File(self._path, "r")
+        return {name: self._file[name][number] for name in self._names}  # type: ignore[index]
+
+
+def open_hdf5(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
+    """Contiguous HDF5 datasets, the file opened in each worker."""
+    return _open_samples(_HDF5Reader, data, reading)
+
+
+def write_tars(objects: Path, out: Path, reading: Reading) -> None:
+    """Shards by `webdataset.ShardWriter`, an `.npy` member per array and one for the id."""
+    import webdataset
+
+    out.mkdir()
+    per_shard = -(-reading.num_samples // _NUM_TARS)
+    pattern = str(out / "shard-%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=per_shard, verbose=0) as writer:
+        for number, arrays in read_objects(objects, reading):
+            members: dict[str, Any] = {f"{name}.npy": array for name, array in arrays.items()}
+            writer.write({"__key__": f"{number:07d}", **members, "id.npy": np.array([number])})
+
+
+@contextmanager
+def open_webdataset(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """Tars in random order, a shuffle buffer, worker processes."""
+    import webdataset
+
+    shards = sorted(str(path) for path in data.glob("*.tar"))
+    names = ["id", *reading.arrays]
+    dataset = (
+        webdataset.WebDataset(shards, shardshuffle=len(shards), seed=reading.seed)
+        .shuffle(BUFFER_SAMPLES)
+        .decode()
+        .to_tuple(*(f"{name}.npy" for name in names))
+        .batched(reading.batch_size)
+    )
+    loader = webdataset.WebLoader(
+        dataset, batch_size=None, num_workers=reading.num_workers, persistent_workers=True
+    )
+
+    def epoch(number: int) -> Iterator[Batch]:
+        named = (dict(zip(names, batch, strict=True)) for batch in loader)
+        return _epochs_of(named, reading)(number)
+
+    yield epoch
+
+
+def write_mds(objects: Path, out: Path, reading: Reading) -> None:
+    """MDS shards of MosaicML Streaming."""
+    from streaming import MDSWriter
+
+    columns = {"id": "int"}
+    for name, (shape, dtype) in reading.arrays.items():
+        columns[name] = f"ndarray:{np.dtype(dtype).name}:{','.join(map(str, shape))}"
+    with MDSWriter(out=str(out), columns=columns) as writer:
+        for number, arrays in read_objects(objects, reading):
+            writer.write({"id": number, **arrays})
+
+
+@contextmanager
+def open_mds(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """MosaicML Streaming through the DataLoader."""
+    import torch
+    from streaming import StreamingDataset
+
+    size = reading.batch_size
+    dataset = StreamingDataset(
+        local=str(data), shuffle=True, shuffle_seed=reading.seed, batch_size=size
+    )
+    workers = {"num_workers": reading.num_workers, "persistent_workers": True}
+    loader = torch.utils.data.DataLoader(dataset, batch_size=size, **workers)
+    yield _epochs_of(loader, reading)
+
+
+def _litdata_sample(objects: Path, number: int) -> dict[str, Any]:
+    return {"id": number, **read_object(objects, number)}
+
+
+def write_litdata(objects: Path, out: Path, reading: Reading) -> None:
+    """Chunks by LitData's `optimize`."""
+    import litdata
+
+    litdata.optimize(
+        fn=partial(_litdata_sample, objects),
+        inputs=list(range(reading.num_samples)),
+        output_dir=str(out),
+        num_workers=reading.num_workers,
+        chunk_bytes="64MB",
+    )
+
+
+@contextmanager
+def open_litdata(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """LitData's streaming data set and loader."""
+    import litdata
+
+    dataset = litdata.StreamingDataset(str(data), shuffle=True, seed=reading.seed)
+    loader = litdata.StreamingDataLoader(
+        dataset,
+        batch_size=reading.batch_size,
+        num_workers=reading.num_workers,
+        persistent_workers=True,
+    )
+    yield _epochs_of(loader, reading)

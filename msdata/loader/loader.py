@@ -1,8 +1,7 @@
 """The loader: turns index and plan into batches, at the speed of memory.
 
-Threads fill a batch in place, in one of a few buffers; nothing is collated, pickled or sent between
-processes. The order is a function of (seed, epoch), so the state of a run is three numbers, and a
-run resumes on any number of ranks.
+Threads fill a batch in place, in one of a few buffers; nothing is collated or sent to processes.
+The order is a function of (seed, epoch), so a run resumes by three numbers on any number of ranks.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
+from msdata.loader.coded_read import batch_schema, batch_steps, coded_reader
 from msdata.loader.columns import BatchColumns
 from msdata.loader.node_cache import open_node_cache
 from msdata.loader.options import (
@@ -80,6 +80,8 @@ class Loader:
             replacement in proportion to them, as many as the split has. Some then come several
             times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
             and augmentation draws differently for them. None takes each exactly once.
+        decode: make pixels of quantized arrays. False hands out codes (int16 or int32) and, as
+            `batch["NAME_step"]`, steps, for `msdata.dataset.coding.decode_codes` or a GPU.
         poison: for debugging: fill a batch with NaN once its validity ends, so that late
             uses show; None does so if `MSDATA_DEBUG=1` is set in the environment.
 
@@ -113,12 +115,12 @@ class Loader:
         buffer_samples: int = order.DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
+        decode: bool = True,
         poison: bool | None = None,
         **former: Any,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "former")}
-        batch_size, prefetch, hold = checked_sizes(self._arguments, former)
-        last = self._arguments["remainder"]
+        batch_size, prefetch, hold, last = checked_sizes(self._arguments, former)
         weights = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
@@ -127,8 +129,9 @@ class Loader:
         topology = from_env() if topology is None else topology
         self._arguments |= {"topology": topology, "weights": weights}
         check_steps(split, batch_size, last, topology.num_ranks)
-        self._columns = BatchColumns(split, columns)
-        ring = ring_size(split, batch_size, last, prefetch + hold)
+        schema = batch_schema(split, decode=decode)
+        self._columns = BatchColumns(split, columns, extra=None if decode else batch_steps(split))
+        ring = ring_size(split, schema, batch_size, last, prefetch + hold)
         self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
             policy=policy,
@@ -142,8 +145,9 @@ class Loader:
             weights=weights,
         )
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
-        self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._ring = allocate_ring(split, ring, hold, self._storage.gaps, poisons=poison)
+        reader = self._cache.reader(self._storage, split, is_checked=verify)
+        self._reader = coded_reader(split, reader, schema)
+        self._ring = allocate_ring(schema, ring, hold, self._storage.gaps, poisons=poison)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
         self._pid, self._stats = os.getpid(), EpochCounters()
@@ -323,17 +327,17 @@ class Loader:
 
         Returns:
             `epoch`, `first_position` in its order, `num_steps` from there, `steps` done, `samples`,
-            `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
+            decoded `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
             `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
             `total_wait_s` and `cold_samples`, which were not in memory when they were read;
             `overwritten_batches` were still in use when their memory was reused;
-            `is_streaming`: whether the C module copies samples from memory. With a cache also
+            `is_streaming`: whether the C modules copy or decode samples. With a cache also
             `tiers`, `totals` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
         return {
             **self._stats.to_dict(),
             "cold_samples": self._storage.num_cold,
-            "is_streaming": self._storage.is_streaming,
+            "is_streaming": getattr(self._reader, "is_streaming", self._storage.is_streaming),
             "overwritten_batches": self._ring.num_overwritten,
             **self._cache.stats(),
         }
@@ -363,8 +367,8 @@ class Loader:
 
     def __getitem__(self, number: Any) -> Batch:
         raise TypeError(
-            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; "
-            "iterate it as it is, or give DataLoader a TorchDataset of the split"
+            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; iterate "
+            "it, or give DataLoader a TorchDataset of the split"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

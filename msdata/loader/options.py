@@ -16,6 +16,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
 from msdata.plan.order import num_steps
+from msdata.schema import Schema
 from msdata.topology import Topology, is_debugging
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
@@ -23,7 +24,7 @@ _NUM_SEEDS = 1 << 63
 FORMER_NAMES = {"last": "remainder", "hold": "num_valid_batches"}
 
 
-def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int, int, int]:
+def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int, int, int, str]:
     """Checks types and ranges of a loader's arguments.
 
     Args:
@@ -31,7 +32,8 @@ def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int
         former: further arguments, by former names.
 
     Returns:
-        Batch size, prefetch and hold as int: NumPy's integers overflow and are not JSON.
+        Batch size, prefetch and number of valid batches as int, since NumPy's integers overflow
+        and are not JSON; and the remainder.
 
     Raises:
         UsageError: an argument has another type, or is out of range.
@@ -57,7 +59,7 @@ def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int
     prefetch, hold = int(given["prefetch"]), given["num_valid_batches"]
     if hold is None:
         hold = 1 if given["copy"] else prefetch + 1
-    return int(given["batch_size"]), prefetch, int(hold)
+    return int(given["batch_size"]), prefetch, int(hold), str(given["remainder"])
 
 
 def checked_epoch(epoch: int) -> int:
@@ -124,27 +126,30 @@ class RingSize:
     nbytes: int
 
 
-def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> RingSize:
+def ring_size(
+    split: Split, schema: Schema, batch_size: int, last: str, num_buffers: int
+) -> RingSize:
     """The size of a loader's ring.
 
     Args:
         split: the samples.
+        schema: the arrays of a batch.
         batch_size: samples per step; a split with fewer samples fills only padded batches.
         last: what happens to an incomplete batch.
         num_buffers: batches in the ring.
     """
     rows = batch_size if last == "pad" else min(batch_size, len(split))
-    nbytes = ring_nbytes(split.schema, rows, num_buffers)
+    nbytes = ring_nbytes(schema, rows, num_buffers)
     return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
 
 
 def allocate_ring(
-    split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None, *, poisons: bool | None
+    schema: Schema, size: RingSize, hold: int, gaps: Sequence[int] | None, *, poisons: bool | None
 ) -> BatchRing:
     """Allocates the ring of a loader.
 
     Args:
-        split: the samples.
+        schema: the arrays of a batch.
         size: its size.
         hold: batches that stay valid.
         gaps: see `make_ring`.
@@ -156,7 +161,7 @@ def allocate_ring(
     free = free_memory()
     # 0 where the system does not say.
     if not 0 < free < size.nbytes:
-        buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
+        buffers = make_ring(schema, size.num_rows, size.num_buffers, gaps)
         return BatchRing(buffers, hold, poisons=is_debugging() if poisons is None else poisons)
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "

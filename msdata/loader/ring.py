@@ -44,6 +44,8 @@ class BatchBuffer:
         starts = array_starts(schema, batch_size)
         self._map = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_HUGEPAGE)
+        # A GPU that has locked these pages would read stale ones after a fork: they are not copied.
+        self._map.madvise(mmap.MADV_DONTFORK)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.arrays: dict[str, Array] = {}
         rows = []
@@ -61,6 +63,9 @@ class BatchBuffer:
             ],
             axis=1,
         )
+        self._sizes = np.array([a.nbytes for a in schema.arrays], np.int64)
+        if gaps is not None:
+            self._sizes = np.array([self._sizes.sum() + sum(gaps)])
         self._lease: NDArray[np.uint8] | None = None
         self._lent: dict[str, Array] = {}
         self._num_own = 0
@@ -73,6 +78,30 @@ class BatchBuffer:
     def nbytes(self) -> int:
         """Size of the memory."""
         return len(self._bytes)
+
+    def reads(self, row: int) -> list[list[Any]]:
+        """The buffers of each read of one sample."""
+        per_row = len(self._sizes)
+        return self.targets[row * per_row : (row + 1) * per_row]
+
+    def spans(
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where samples are read.
+
+        Args:
+            offsets: int64 (k, arrays), where their arrays stand in a shard.
+            rows: int64 (k,), their rows.
+
+        Returns:
+            Offset and bytes of each read, int64 (k, reads).
+        """
+        places = offsets[:, : len(self._sizes)]
+        return places, np.broadcast_to(self._sizes, places.shape)
+
+    def parts(self, row: int) -> list[NDArray[np.uint8]]:
+        """The bytes of one sample, array by array."""
+        return [a[row : row + 1].reshape(-1).view(np.uint8) for a in self.arrays.values()]
 
     def lend(self, num_samples: int) -> dict[str, Any]:
         """Lends the arrays of the first samples; `reclaim` finds out whether they are in use.
@@ -146,11 +175,6 @@ def ring_nbytes(schema: Schema, batch_size: int, num_buffers: int) -> int:
         num_buffers: batches in the ring.
     """
     return array_starts(schema, batch_size)[-1] * num_buffers
-
-
-def record_parts(buffer: BatchBuffer, row: int) -> list[NDArray[np.uint8]]:
-    """The bytes of one sample in a batch, array by array."""
-    return [array[row : row + 1].reshape(-1).view(np.uint8) for array in buffer.arrays.values()]
 
 
 def make_ring(

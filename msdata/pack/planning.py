@@ -20,7 +20,8 @@ from msdata.dataset import hdf5, tar
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.pack.candidates import plan_candidates
 from msdata.pack.columns import check_array_names, scalar_names
-from msdata.pack.prepare import Preparation, is_number
+from msdata.pack.encode import codings_of, encode_sample
+from msdata.pack.prepare import Preparation, is_number, prepare
 from msdata.pack.read_ahead import read_in_order, read_sample
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
@@ -134,6 +135,8 @@ def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) 
 
 # Bytes of a JSON member, for sizing shards; a catalog of twenty columns stays below.
 _JSON_NBYTES = 512
+# Shards of coded samples are cut before these are encoded: few become larger than asked for.
+_SIZE_MARGIN = 1.1
 SUFFIXES = {"tar": tar.SUFFIX, "hdf5": hdf5.SUFFIX}
 
 
@@ -161,15 +164,12 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     objects = source.scan()
     schema, notes = source.schema, tuple[str, ...]()
     if schema is None:
-        head = objects.slice(0, NUM_LOOKED_AT)
-        locations = list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
-        schema, notes = infer_schema(source, locations)
+        schema, notes = infer_schema(source, _first_locations(objects))
     schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))
-    candidates = plan_candidates(
-        objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
-    )
+    nbytes = _record_nbytes(source, objects, schema, settings)
+    candidates = plan_candidates(objects, schema, settings, (nbytes, SUFFIXES[settings.container]))
     if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
         found = "no catalog was given"
         if settings.catalog is not None:
@@ -215,10 +215,45 @@ def _check_nan_fraction(schema: Schema, settings: PackSettings, filled: tuple[st
     )
 
 
-def _record_nbytes(schema: Schema, settings: PackSettings) -> int:
+def _first_locations(objects: pa.Table) -> list[tuple[str, int]]:
+    head = objects.slice(0, NUM_LOOKED_AT)
+    return list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
+
+
+def _record_nbytes(
+    source: Source, objects: pa.Table, schema: Schema, settings: PackSettings
+) -> int:
+    """Bytes of a sample in a shard, headers included; of a coded one, those of the first few."""
+    codings = codings_of(schema, settings)
+    stored = _stored_nbytes(source, objects, schema, settings) if codings else None
     if settings.container == "hdf5":
-        return schema.sample_nbytes + _JSON_NBYTES
-    return tar.record_nbytes(schema, _JSON_NBYTES)
+        return (stored or schema.sample_nbytes) + _JSON_NBYTES
+    return tar.record_nbytes(schema, _JSON_NBYTES, stored)
+
+
+def _stored_nbytes(
+    source: Source, objects: pa.Table, schema: Schema, settings: PackSettings
+) -> int:
+    codings, preparation = codings_of(schema, settings), preparation_of(schema, settings)
+    found = []
+    for path, row in _first_locations(objects):
+        try:
+            prepared = prepare(read_sample(source, path, row), schema, preparation)
+        except SampleError:
+            # Stamps of FITS files need the catalog, and the first few objects may be unusable.
+            continue
+        stored = encode_sample(prepared.arrays, codings, {})
+        found.append(sum(a.nbytes for a in stored.arrays))
+    if not found:
+        return schema.sample_nbytes
+    return int(_SIZE_MARGIN * sum(found)) // len(found)
+
+
+def preparation_of(schema: Schema, settings: PackSettings) -> Preparation:
+    """How objects are prepared."""
+    return Preparation(
+        inpaint=inpainted(schema, settings), max_nan_fraction=settings.max_nan_fraction
+    )
 
 
 def _make_folder(folder: Path) -> None:
@@ -241,9 +276,7 @@ def make_tasks(
     if not numbers:
         return
     candidates = state.open_candidates()
-    preparation = Preparation(
-        inpaint=inpainted(plan.schema, settings), max_nan_fraction=settings.max_nan_fraction
-    )
+    preparation, codings = preparation_of(plan.schema, settings), codings_of(plan.schema, settings)
     for number in numbers:
         part = plan.slices[number]
         rows = candidates.read_row_group(number)
@@ -259,6 +292,7 @@ def make_tasks(
             locations=list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True)),
             labels=label_rows(rows.select(list(plan.label_columns))),
             scalar_names=scalar_names(plan.schema, plan.label_columns),
+            codings=codings,
         )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 class _Plan(types.ModuleType):
     def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """Predicts the reads of a job; see `msdata.plan.report.plan_job`."""
-        from msdata.plan.report import plan_job
+        """Predicts the reads of a job; see `msdata.plan.plan_data.plan_job`."""
+        from msdata.plan.plan_data import plan_job
 
         return plan_job(*args, **options)
 

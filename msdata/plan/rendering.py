@@ -64,8 +64,10 @@ def _render_head(report: dict[str, Any]) -> str:
     data, job, caches = report["data"], report["job"], report["caches"]
     capacity = caches["memory_capacity_bytes"] + caches["ssd_capacity_bytes"]
     lines = [
-        f"data    {data.get('name', '')}: {data['samples']:,} samples of {data['sample_bytes']:,} "
-        f"bytes, {bytes_text(data['bytes'])} in {data['shards']:,} shards",
+        f"data    {data.get('name', '')}: {data['samples']:,} samples of "
+        f"{data['sample_bytes']:,.0f} bytes, {bytes_text(data['bytes'])} in {data['shards']:,} "
+        "shards",
+        *_coding_lines(data),
         f"job     {job['nodes']:,} nodes x {job['ranks_per_node']} ranks x "
         f"{job['batch_per_rank']} samples = {job['global_batch']:,} per step, "
         f"{job['steps_per_epoch']:,} steps per epoch ({_LAST[job['last']]})",
@@ -78,6 +80,25 @@ def _render_head(report: dict[str, Any]) -> str:
         "per node",
     ]
     return "\n".join(lines)
+
+
+def _coding_lines(data: dict[str, Any]) -> list[str]:
+    if not data["decoded_bytes"]:
+        return []
+    recoded = data.get("recoded")
+    lines = [
+        f"        coded: {data['decoded_bytes'] / data['sample_bytes']:.2f} times smaller than the "
+        f"{data['decoded_bytes']:,} bytes that a sample decodes to"
+    ]
+    if recoded is None:
+        return lines
+    if "num_samples" not in recoded:
+        return [f"{lines[0]} (assumed)"]
+    return [
+        *lines,
+        f"        as packed with {recoded['options']}, measured on {recoded['num_samples']:,} "
+        f"samples (+- {recoded['relative_error']:.1%})",
+    ]
 
 
 def _weights_lines(job: dict[str, Any]) -> list[str]:
@@ -203,7 +224,22 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    return [*_note_of_draws(report), *_note_of_shards(report), *_note_of_policy(report)]
+    notes = (_note_of_draws, _note_of_shards, _note_of_policy, _note_of_decoding)
+    return [line for note in notes for line in note(report)]
+
+
+def _note_of_decoding(report: dict[str, Any]) -> list[str]:
+    times = [e["time"] for e in report["epochs"]]
+    cores = max((t["decode_cores"] or 0 for t in times), default=0)
+    if cores:
+        return [
+            f"note: decoding binds with {report['machine']['cores']:g} cores per node; {cores:,} "
+            "lift it"
+        ]
+    machine = report["machine"]
+    if not report["data"]["decoded_bytes"] or (machine["decode"] and machine["cores"]):
+        return []
+    return ["note: decoding may bind; 'msdata probe' measures what a core decodes"]
 
 
 def _note_of_policy(report: dict[str, Any]) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import UsageError
 from msdata.plan import quality, timing
 from msdata.plan.assign import Assignment
 from msdata.plan.closed_form import expect_epoch, levelled_shares, moved_share, owned_shares
@@ -23,14 +22,11 @@ from msdata.plan.forecast import (
     order_job,
     own_job,
 )
-from msdata.plan.machine import machine_from
-from msdata.plan.order import DEFAULT_BATCH_SIZE, DEFAULT_LAST, num_steps
-from msdata.plan.ownership import MEMORY, SSD, Ownership, equal_nodes
+from msdata.plan.order import num_steps
+from msdata.plan.ownership import MEMORY, SSD, Ownership
 from msdata.plan.timing import EpochTime, Machine, time_epoch, what_if
 from msdata.plan.weights import describe_weights
-from msdata.topology import Topology
 
-_GIB = 1 << 30
 # An epoch of 4.3 M samples is replayed in 0.3 s: three of them leave `msdata plan` of a hundred
 # epochs well within three seconds. Smaller sets are replayed whole.
 _REPLAYED_SAMPLES = 15_000_000
@@ -38,89 +34,6 @@ _REPLAYED_SAMPLES = 15_000_000
 _COMPARED_EPOCHS = (1, 2)
 # Label drift sorts what it looks at: some batches tell as much as all.
 _DRIFT_SAMPLES = 500_000
-
-
-class SplitLike(Protocol):
-    """The part of a split that a plan needs; an `msdata.Split` has it."""
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): samples of each shard, in index order."""
-
-    @property
-    def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): what each shard occupies in a cache."""
-
-    @property
-    def sample_nbytes(self) -> int:
-        """Bytes per sample."""
-
-    @property
-    def redshift(self) -> NDArray[np.float64] | None:
-        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """float64 (num_samples,): a column of the index, NaN where unknown."""
-
-
-def plan_job(
-    split: SplitLike,
-    *,
-    num_nodes: int = 1,
-    ranks_per_node: int = 1,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    memory_gib: float = 0.0,
-    ssd_gib: float = 0.0,
-    num_epochs: int = 10,
-    rates: Mapping[str, float] | None = None,
-    replay_epochs: int | None = None,
-    by_nodes: Sequence[int] = (),
-    remainder: str = DEFAULT_LAST,
-    **options: Any,
-) -> dict[str, Any]:
-    """Predicts what a job reads from where, and how long an epoch takes, as `msdata plan` does.
-
-        report = msdata.plan(data.split("train"), num_nodes=4, memory_gib=200, policy="locality")
-        report["epochs"][1]["shares"]  # {"local": 0.97, "peer": 0.03, ...}
-
-    Args:
-        split: what is loaded, `msdata.open(path).split("train")`.
-        num_nodes: nodes of the job.
-        ranks_per_node: ranks, as GPUs, of each.
-        batch_size: samples per step on each rank, as the `Loader` has it.
-        memory_gib: GiB of the cache's memory tier per node.
-        ssd_gib: GiB of its SSD tier per node.
-        num_epochs: epochs of the job, the cold one included.
-        rates: `machine.json` of `msdata probe` as a dict, bytes per second; None gives no times.
-        replay_epochs: epochs to replay exactly; None means 15 million samples' worth.
-        by_nodes: other numbers of nodes to predict for.
-        remainder: what happens to an incomplete last batch, as in the `Loader`.
-        **options: policy, seed, buffer_samples and weights, as in the `Loader`.
-
-    Returns:
-        Plain numbers, strings, lists and dicts, as `msdata plan --json` prints them.
-
-    Raises:
-        UsageError: an option is out of range, or options contradict each other.
-        TypeError: an option is unknown.
-    """
-    job = Job(
-        topology=Topology(num_nodes=num_nodes, ranks_per_node=ranks_per_node),
-        nodes=equal_nodes(
-            num_nodes, memory_bytes=int(memory_gib * _GIB), ssd_bytes=int(ssd_gib * _GIB)
-        ),
-        shard_sizes=np.asarray(split.shard_sizes, dtype=np.int64),
-        shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
-        sample_bytes=split.sample_nbytes,
-        batch_per_rank=batch_size,
-        last=remainder,
-        **options,
-    )
-    if not timing.has_steps(job):
-        raise UsageError(f"{job.num_samples:,} samples do not fill a global batch")
-    epochs: dict[str, Any] = {"num_epochs": num_epochs, "replay_epochs": replay_epochs}
-    machine = machine_from(dict(rates or {}))
-    return build_report(job, machine, redshift=split.redshift, by_nodes=by_nodes, **epochs)
 
 
 def build_report(
@@ -156,7 +69,8 @@ def build_report(
     return {
         "data": {
             "samples": job.num_samples,
-            "sample_bytes": job.sample_bytes,
+            "sample_bytes": job.mean_bytes,
+            "decoded_bytes": job.decoded_bytes,
             "bytes": int(job.cached_bytes.sum()),
             "shards": len(job.shard_sizes),
         },

@@ -89,7 +89,7 @@ class Expectations:
         for name in self.manifest.splits:
             split = self._dataset.split(name)
             with self._lock:
-                spans = split.spans
+                spans, array_nbytes = split.spans, split.array_nbytes
                 sums = split.numbers("crc32c", np.uint32)
             start = 0
             for info in split.shards:
@@ -100,7 +100,9 @@ class Expectations:
                     container=self.manifest.container,
                     schema=self.manifest.schema,
                     offsets=spans.offsets(np.arange(start, stop)),
+                    array_nbytes=array_nbytes[start:stop],
                     crc32c=sums[start:stop],
+                    codings=split.codings,
                     first_row=first_row + start,
                     read_rows=self._reader(first_row + start, first_row + stop),
                 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import time
 from collections import Counter
@@ -22,13 +21,17 @@ from hypothesis import strategies as st
 
 import msdata
 import msdata.loader.loader
-from benchmarks import cache_rates
 from benchmarks.__main__ import main
-from benchmarks.cache_plan import CONTESTANTS, SEED, foretell, make_setup
-from benchmarks.cache_rank import SlowedReader, Throttle
-from benchmarks.cache_ranks import joined
-from benchmarks.cache_timing import add_forecast_times, ratios_of
-from benchmarks.private_cache import LRU, NEVER_EVICTS, PrivateCache, PrivateTable
+from benchmarks.questions.cache import joined
+from benchmarks.questions.cache_plan import (
+    CONTESTANTS,
+    add_forecast_times,
+    make_setup,
+    predict,
+    ratios_of,
+)
+from benchmarks.questions.private_cache import LRU, NEVER_EVICTS, PrivateCache, PrivateTable
+from benchmarks.questions.rank import SEED, SlowedReader, Throttle
 from benchmarks.report import read_results
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError
@@ -121,7 +124,7 @@ def test_batches_through_a_private_cache_are_those_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not is_streaming:
-        monkeypatch.setattr("benchmarks.private_cache.stream_fill", None)
+        monkeypatch.setattr("benchmarks.questions.private_cache.stream_fill", None)
     options = {"seed": SEED, "topology": Topology(), "prefetch": 2, "across_epochs": False}
     cache = PrivateCache(table=PrivateTable(capacity, policy, 5 * caching.BATCH))
     with msdata.Loader(split, caching.BATCH, **options) as plain:
@@ -180,7 +183,7 @@ def test_an_epoch_counts_only_if_every_sample_came_once() -> None:
 
 
 def point(contestant: str, seconds: list[float], tiers: list[int], **more: Any) -> dict[str, Any]:
-    """A point of one node and samples of 10 bytes, as `benchmarks.cache` writes it."""
+    """A point of one node and samples of 10 bytes, as `benchmarks.questions.cache` writes it."""
     epochs = [
         {
             "epoch": 2 + number,
@@ -196,7 +199,7 @@ def point(contestant: str, seconds: list[float], tiers: list[int], **more: Any) 
     return {"contestant": contestant, "epochs": epochs, "rates": rates, **fields}
 
 
-def test_times_are_foretold_from_the_rates_of_the_same_run() -> None:
+def test_times_are_predicted_from_the_rates_of_the_same_run() -> None:
     slow = {"storage_bytes_per_s": 25.0, "share": 0.55}
     points = [
         point("locality", [1.0, 3.0, 2.0], [100, 0, 0, 0]),
@@ -230,7 +233,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         signal.signal(signal.SIGTERM, handler)
     assert not [p for p in Path("/dev/shm").glob("msdata-*") if str(os.getpid()) in p.name]
     (found,) = read_results(out)
-    yield found
+    assert "points" not in found
+    (whole,) = read_results(out / "raw")
+    yield whole
 
 
 def epochs_of(result: dict[str, Any], name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -240,7 +245,7 @@ def epochs_of(result: dict[str, Any], name: str) -> list[tuple[dict[str, Any], d
 
 
 @pytest.mark.mpi
-def test_every_contestant_reads_from_each_tier_what_was_foretold(result: dict[str, Any]) -> None:
+def test_every_contestant_reads_from_each_tier_what_was_predicted(result: dict[str, Any]) -> None:
     seen = Counter()
     for name in CONTESTANTS:
         for place, epoch in epochs_of(result, name):
@@ -310,7 +315,7 @@ def test_the_report_has_the_tables_and_says_whether_the_forecast_held(
 def test_the_forecast_of_private_caches_replays_each_rank_by_itself(split: Split) -> None:
     setup = make_setup(split, 2, 0.55, caching.BATCH)
     capacity = setup.memory_nbytes // split.schema.sample_nbytes
-    forecasts = foretell(split, setup, "never-evict")
+    forecasts = predict(split, setup, "never-evict")
     assert next(forecasts).tier_samples[:, 0].tolist() == [0, 0]
     # Whoever keeps c of the data finds c of its own half of an epoch.
     later = np.array([next(forecasts).tier_samples for _ in range(20)])
@@ -325,7 +330,7 @@ def test_the_forecast_of_private_caches_replays_each_rank_by_itself(split: Split
     ("number", "said"),
     [
         ("3", "3 samples are too few to cache a part of; give at least 16"),
-        ("999999999", "GB of memory, which this machine does not have free"),
+        ("999999999", "iB of memory, which this machine does not have free"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_sentence_before_anything_is_made(
@@ -336,19 +341,3 @@ def test_what_cannot_be_run_is_refused_in_one_sentence_before_anything_is_made(
     assert said in error
     assert error.count("\n") == 1
     assert not list(tmp_path.rglob("*.pkl"))
-
-
-def test_a_cache_that_cannot_be_filled_is_said_at_once(
-    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(packed(tiny_source, *packing.TINY_SHARDS, "--split", "1,0,0"), data)
-    split = msdata.open(data).split("train")
-    place = int(split.spans.offsets(np.array([9]))[0][0])
-    with split.shard_paths[0].open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
-    with pytest.raises(SystemExit, match=r"with 299 of 300 samples of .* only: no result"):
-        cache_rates.measure(split, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,22 @@ import training
 from scipy import stats
 
 import msdata
-from benchmarks import policies
 from benchmarks.__main__ import main
-from benchmarks.policies_arms import TOPOLOGY, config_of, make_arms, measure_quality
-from benchmarks.policies_data import BY_REDSHIFT, RANDOM, SIZE, Stamps, make_stamps, pack_both
-from benchmarks.policies_effects import holm, paired_effect
-from benchmarks.policies_shown import sentences_of, show
-from benchmarks.policies_training import PlayedRanks
+from benchmarks.questions import policies
+from benchmarks.questions.policies_data import (
+    BY_REDSHIFT,
+    RANDOM,
+    SIZE,
+    TOPOLOGY,
+    Stamps,
+    config_of,
+    make_arms,
+    make_stamps,
+    measure_quality,
+    pack_both,
+)
+from benchmarks.questions.policies_effects import holm, paired_effect, sentences_of, show
+from benchmarks.questions.policies_training import PlayedRanks
 from benchmarks.report import page, read_results
 from msdata.errors import UsageError
 from msdata.plan.ownership import equal_nodes, own_shards
@@ -163,10 +171,10 @@ def test_effects_are_those_of_a_paired_t_test() -> None:
     arm = reference + random.normal(0.1, 0.1, 9)
     effect, wanted = paired_effect(arm, reference), stats.ttest_rel(arm, reference)
     interval = wanted.confidence_interval(0.95)
-    np.testing.assert_allclose(effect.p, wanted.pvalue)
-    np.testing.assert_allclose([effect.low, effect.high], [interval.low, interval.high])
-    np.testing.assert_allclose(effect.cohen_d, wanted.statistic / 3)
-    same = paired_effect(reference, reference).to_json()
+    np.testing.assert_allclose(effect["p"], wanted.pvalue)
+    np.testing.assert_allclose([effect["low"], effect["high"]], [interval.low, interval.high])
+    np.testing.assert_allclose(effect["cohen_d"], wanted.statistic / 3)
+    same = paired_effect(reference, reference)
     assert (same["difference"], same["p"], same["cohen_d"]) == (0, 1, None)
 
 
@@ -175,7 +183,7 @@ def test_the_smallest_effect_is_seen_in_four_of_five_studies() -> None:
     noise = random.normal(0, 1, (4000, num))
     typical = np.array([-1.0, 1.0] * (num // 2)) * np.sqrt((num - 1) / num)
     assert typical.std(ddof=1) == pytest.approx(1)
-    smallest = paired_effect(typical + 5, np.full(num, 5.0)).smallest_seen
+    smallest = paired_effect(typical + 5, np.full(num, 5.0))["smallest_seen"]
     p = stats.ttest_1samp(noise + smallest, 0, axis=1).pvalue
     assert 0.72 < np.mean(p < 0.05) < 0.85
 
@@ -183,8 +191,8 @@ def test_the_smallest_effect_is_seen_in_four_of_five_studies() -> None:
 def test_p_is_corrected_for_the_number_of_comparisons() -> None:
     base = paired_effect([1.0, 2.0, 3.5], [1.0, 1.5, 2.0])
     given = {"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.5}
-    found = holm({n: replace(base, p=p) for n, p in given.items()})
-    assert {n: round(e.p_holm, 6) for n, e in found.items()} == {
+    found = holm({n: {**base, "p": p} for n, p in given.items()})
+    assert {n: round(e["p_holm"], 6) for n, e in found.items()} == {
         **{"a": 0.09, "b": 0.04},
         **{"c": 0.09, "d": 0.5},
     }
@@ -211,7 +219,7 @@ def make_result(harm_of_control: float) -> dict[str, Any]:
         "design": {"num_seeds": 6, "epochs": 4},
         "num_train": 100,
         "num_test": 50,
-        "arms": policies.summarise(arms, cells),
+        "arms": policies.summarize(arms, cells),
     }
 
 
@@ -226,7 +234,7 @@ def test_the_report_says_harm_where_it_is_and_whether_the_study_could_see_any() 
     assert not any(": HARM;" in s for s in blind)
 
 
-def test_a_study_ends_with_a_report_and_goes_on_where_it_was_stopped(
+def test_a_study_ends_with_a_report_and_resumes_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     design = policies.Design(
@@ -239,8 +247,10 @@ def test_a_study_ends_with_a_report_and_goes_on_where_it_was_stopped(
     out = tmp_path / "out"
     assert main(["policies", "--out", str(out)]) == 0
     result = json.loads((out / "policies.json").read_text())
-    assert len(result["cells"]) == 8
-    assert {c["num_steps"] for c in result["cells"]} == {-(-result["num_train"] // 64)}
+    cells = json.loads((out / "raw" / "policies.json").read_text())["cells"]
+    assert len(cells) == 8
+    assert "cells" not in result
+    assert {c["num_steps"] for c in cells} == {-(-result["num_train"] // 64)}
     assert [a["name"] for a in result["arms"] if not a["effects"]] == ["shuffle", "shuffle-rank"]
     assert "Networks trained under each policy" in page(read_results(out))
 
@@ -252,9 +262,9 @@ def test_a_study_ends_with_a_report_and_goes_on_where_it_was_stopped(
     marked = {**json.loads(kept.read_text()), "nmad": 7.0}
     kept.write_text(json.dumps(marked))
     assert main(["policies", "--out", str(out)]) == 0
-    again = json.loads((out / "policies.json").read_text())["cells"]
+    again = json.loads((out / "raw" / "policies.json").read_text())["cells"]
     assert next(c for c in again if c["arm"] == "shuffle")["nmad"] == 7.0
-    # Trained anew, to the same bits: seed, data and one thread settle everything.
+    # Trained again, to the same bits: seed, data and one thread settle everything.
     assert json.loads(lost.read_text()) == before
 
 
@@ -278,7 +288,7 @@ def test_stamps_of_a_data_set_are_its_first_labelled_objects(galaxies: Path) -> 
     assert np.isfinite(stamps.images).all()
 
 
-def test_what_is_shown_has_a_row_an_arm() -> None:
+def test_what_is_shown_has_a_row_per_arm() -> None:
     result = make_result(0.5)
     shown = show(result)
     assert [len(t.rows) for t in shown.tables] == [len(result["arms"])] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
-from benchmarks.charts import draw, ticks
-from benchmarks.harness import take_turns, write_result
-from benchmarks.question import Chart, Series, Shown, Table
-from benchmarks.regressions import find_falls
-from benchmarks.report import page
+from benchmarks.comparison import is_below
+from benchmarks.harness import compare, json_text, take_turns, write_result
+from benchmarks.report import Chart, Series, Shown, Table, draw, page
 
 BARS = Chart(
     title="bars",
@@ -63,7 +60,7 @@ def test_a_browser_draws_every_chart_and_its_console_stays_silent(tmp_path: Path
 @needs_browser
 def test_the_page_says_so_itself_where_a_chart_is_empty_or_a_script_fails(tmp_path: Path) -> None:
     result = json.loads(write_shown(tmp_path).read_text())
-    text = page([result]).replace('class="mark"', 'class="none"')
+    text = page([result]).replace('id="mark', 'id="none')
     broken = tmp_path / "broken.html"
     broken.write_text(text.replace("</body>", "<script>console.error('ill')</script></body>"))
     opened = open_page(broken, tmp_path / "profile")
@@ -103,25 +100,28 @@ def test_what_is_shown_survives_its_way_through_the_file(tmp_path: Path) -> None
     assert {"type", "options"} <= content["host"]["file_system"].keys()
 
 
-@given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=8), st.booleans(), st.sampled_from("bl"))
-def test_no_value_is_drawn_outside_of_its_chart(
-    values: list[float], is_log: bool, kind: str
-) -> None:
-    labels = [str(k) for k in range(len(values))]
-    series = Series(name="s", values=values, x=[k + 1.0 for k in range(len(values))])
-    name = "bars" if kind == "b" else "lines"
-    svg = draw(Chart(title="t", kind=name, series=[series], labels=labels, is_log=is_log))
-    height = float(re.search(r'viewBox="0 0 860 (\d+)"', svg)[1])  # type: ignore[index]
-    places = [float(x) for x in re.findall(r' c?[xy][12]?="([^"]+)"', svg)]
-    assert all(math.isfinite(p) and 0 <= p <= max(860, height) for p in places)
+@pytest.mark.parametrize("kind", ["bars", "lines"])
+@pytest.mark.parametrize("is_log", [True, False])
+def test_values_of_any_size_are_drawn_without_a_warning(kind: str, is_log: bool) -> None:
+    for values in ([1e-6, 1e9], [5.0], [3.0, 3.0, 3.0]):
+        series = Series(name="s", values=values, x=[k + 1.0 for k in range(len(values))])
+        labels = [f"$k_{k}" for k in range(len(values))]
+        svg = draw(Chart(title="t", kind=kind, series=[series] * 2, labels=labels, is_log=is_log))
+        assert svg.startswith('<svg class="chart"')
+        assert svg.count('id="mark') == (2 * len(values) if kind == "bars" else 2)
+        assert all(label in svg for label in labels if kind == "bars")
 
 
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
-def test_ticks_enclose_the_values(least: float, span: float) -> None:
-    found = ticks(least, least + span, is_log=False)
-    assert found[0] <= least + 1e-9 * (abs(least) + span)
-    assert found[-1] >= least + span - 1e-9 * (abs(least) + span)
-    assert 2 <= len(found) <= 12
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(json_values)
+def test_json_in_short_lines_is_the_same_json(value: Any) -> None:
+    text = json_text([value] * 9)
+    assert json.loads(text) == [value] * 9
 
 
 def test_a_ratio_that_fell_by_more_than_its_interval_is_flagged(
@@ -134,25 +134,51 @@ def test_a_ratio_that_fell_by_more_than_its_interval_is_flagged(
 
     new.write_text(json.dumps(content))
     assert main(["compare", str(old), str(new)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"^ours hot +0.900 .* 1.000 +not below *$", lines[1])
+    assert lines[-1] == "2 ratios compared, 0 below"
     content["ratios"]["ours hot"] = ratio(0.7)
     new.write_text(json.dumps(content))
     assert main(["compare", str(old), str(new)]) == 1
-    assert "fell: ours hot: 0.900 (0.880 to 0.920) before, 0.700" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"0.900 \(0.880 to 0.920\) +0.700 \(.*\) +0.778 +BELOW *\n", said)
     del content["ratios"]["ours hot"]
     new.write_text(json.dumps(content))
     assert main(["compare", str(old), str(new)]) == 1
     assert "not measured now" in capsys.readouterr().out
 
 
+def test_results_of_contestants_are_compared_by_their_ratios_to_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = take_turns({"ours": lambda: 3.0, "bare": lambda: 4.0}, 2)
+    paths = [
+        write_result(name, {"hot": {"tar": compare(rates, ["bare"])}}, command="c", folder=tmp_path)
+        for name in ("old", "new")
+    ]
+    content = json.loads(paths[1].read_text())
+    paths[1].write_text(json.dumps({**content, "benchmark": "old"}))
+    assert main(["compare", *map(str, paths)]) == 0
+    assert "hot: tar: ours, of bare  0.750" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path(".git").exists(), reason="not a clone")
+def test_a_commits_result_is_compared_with_todays(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "benchmarks/results/peer_rates.json"
+    assert main(["compare", f"HEAD:{name}", name]) == 0
+    assert "0 below" in capsys.readouterr().out
+    assert main(["compare", "HEAD:benchmarks/results/nothing.json", name]) == 2
+
+
 @given(st.floats(0.1, 1), st.floats(0, 0.2), st.floats(-0.5, 0.5), st.floats(0, 0.2))
 def test_a_fall_is_flagged_only_where_neither_interval_explains_it(
     median: float, scatter: float, change: float, new_scatter: float
 ) -> None:
-    falls = find_falls({"r": ratio(median, scatter)}, {"r": ratio(median + change, new_scatter)})
+    found = is_below(ratio(median, scatter), ratio(median + change, new_scatter))
     if change > -scatter or change > -new_scatter:
-        assert not falls
+        assert not found
     if change < -1.01 * max(scatter, new_scatter) - 1e-9:
-        assert falls
+        assert found
 
 
 def test_results_that_mean_different_things_are_not_compared(
@@ -171,9 +197,9 @@ def test_results_that_mean_different_things_are_not_compared(
     ("words", "said"),
     [
         (["limit", "--data", "nowhere", "--out", "o"], "nowhere is not an msdata dataset"),
-        (["limit", "--mock", "0", "--out", "o"], "makes no samples"),
-        (["report", "nowhere"], "nowhere is no folder"),
-        (["report", "."], "holds no result to show"),
+        (["limit", "--mock", "0", "--out", "o"], "--mock must be at least 1, got 0"),
+        (["report", "nowhere"], "nowhere is not a folder"),
+        (["report", "."], "holds nothing to show"),
         (["compare", "nowhere.json", "nowhere.json"], "cannot read nowhere.json"),
     ],
 )

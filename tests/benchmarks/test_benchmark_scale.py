@@ -1,4 +1,4 @@
-"""Scaling: what is measured is what was foretold, by the plan's code; the report is frank."""
+"""Scaling: what is measured is what was predicted, by the plan's code; the report is frank."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ import numpy as np
 import packing
 import pytest
 
-import benchmarks.scale
+import benchmarks.questions.scale
 import msdata
 import msdata.cli
 from benchmarks.__main__ import main
-from benchmarks.dataset_part import make_part
-from benchmarks.node_rank import SlowStorage
-from benchmarks.node_steps import Nodes, find_nodes
-from benchmarks.scale import ranks_of
-from benchmarks.scale_model import LAST, POLICY, full_job, rates_here, strong, weak
-from benchmarks.scale_shown import ratios_of, sentences_of, show
+from benchmarks.questions.nodes import Nodes, find_nodes
+from benchmarks.questions.scale import ranks_of
+from benchmarks.questions.scale_model import (
+    LAST,
+    POLICY,
+    make_job,
+    make_part,
+    rates_here,
+    strong,
+    weak,
+)
+from benchmarks.questions.scale_shown import ratios_of, sentences_of, show
 from msdata.errors import UsageError
 from msdata.plan.machine import save_machine
 from msdata.plan.timing import Machine
@@ -70,16 +76,6 @@ def test_a_part_is_a_sound_data_set_of_the_first_shards(
         make_part(data, 99, tmp_path / "part")
 
 
-def test_slowed_storage_gives_what_it_was_told_and_reads_before_it_waits() -> None:
-    seen: list[tuple[int, int]] = []
-    slow = SlowStorage(lambda _, start, stop: seen.append((start, stop)), 1e6, 1000)
-    started_s = time.perf_counter()
-    for start in range(0, 300, 100):
-        slow.fill(None, start, start + 100)
-    assert time.perf_counter() - started_s > 0.29
-    assert seen == [(0, 100), (100, 200), (200, 300)]
-
-
 def test_nodes_that_share_a_machine_share_its_rates() -> None:
     fields = {**RATES, "samples_per_s": 100.0, "hosts": ["a", "a"]}
     assert rates_here(RATES, 1, None) == Machine(
@@ -92,8 +88,11 @@ def test_nodes_that_share_a_machine_share_its_rates() -> None:
 def test_what_lies_beyond_is_what_msdata_plan_prints(
     machine_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = full_job(
-        np.full(300, 1000), 594_384, node=NODE, batch_per_rank=64, memory_nbytes=20 << 30
+    job = make_job(
+        *(NODE, np.full(300, 1000)),
+        sample_nbytes=594_384,
+        batch_per_rank=64,
+        memory_nbytes=20 << 30,
     )
     found = strong(job, Machine(memory=8e9, network=2e9, storage=1e9, storage_total=3e9))
     numbers = ",".join(str(point["nodes"]) for point in found)
@@ -110,8 +109,11 @@ def test_what_lies_beyond_is_what_msdata_plan_prints(
 
 
 def test_weak_scaling_goes_to_1024_nodes_and_ends_where_the_storage_gives_no_more() -> None:
-    job = full_job(
-        np.full(1000, 1000), 594_384, node=NODE, batch_per_rank=64, memory_nbytes=20 << 30
+    job = make_job(
+        *(NODE, np.full(1000, 1000)),
+        sample_nbytes=594_384,
+        batch_per_rank=64,
+        memory_nbytes=20 << 30,
     )
     started_s = time.process_time()
     fixed = weak(job, Machine(memory=8e9, storage=1e9, storage_total=3e9))
@@ -123,7 +125,7 @@ def test_weak_scaling_goes_to_1024_nodes_and_ends_where_the_storage_gives_no_mor
     assert all(0.7 < 1 - point["shares"]["storage"] < 0.8 for point in growing)
 
 
-def point(nodes: int, measured: float, foretold: float, **more: Any) -> dict[str, Any]:
+def point(nodes: int, measured: float, predicted: float, **more: Any) -> dict[str, Any]:
     tiers = {"local": 70, "ssd": 0, "peer": 5, "storage": 25}
     return {
         "nodes": nodes,
@@ -132,12 +134,12 @@ def point(nodes: int, measured: float, foretold: float, **more: Any) -> dict[str
         "seconds": [100 / measured] * 2,
         "first_s": 1.0,
         "samples_per_s": {"median": measured, "least": measured, "greatest": measured},
-        "foretold_s": [100 / foretold] * 2,
-        "foretold_samples_per_s": foretold,
-        "error": foretold / measured - 1,
+        "predicted_s": [100 / predicted] * 2,
+        "predicted_samples_per_s": predicted,
+        "error": predicted / measured - 1,
         "binds": "storage",
         "tiers": tiers,
-        "foretold_tiers": tiers,
+        "predicted_tiers": tiers,
         "stayed": 0.0,
         **more,
     }
@@ -169,7 +171,7 @@ def result(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_the_report_says_what_the_nodes_were_and_how_well_they_were_foretold() -> None:
+def test_the_report_says_what_the_nodes_were_and_how_well_they_were_predicted() -> None:
     text = "\n".join(sentences_of(result()))
     assert "NOT a cluster: up to 2 processes of one machine that stand for nodes" in text
     assert "+4.0% to +11.1%" in text
@@ -187,10 +189,10 @@ def test_the_report_says_what_the_nodes_were_and_how_well_they_were_foretold() -
     assert len(show(result()).charts) == 2
 
 
-def test_ratios_to_guard_are_those_of_measured_to_foretold_and_to_one_node() -> None:
+def test_ratios_to_guard_are_those_of_measured_to_predicted_and_to_one_node() -> None:
     ratios = ratios_of(result())
     assert ratios["weak scaling, efficiency of 2 nodes"]["median"] == pytest.approx(0.9)
-    name = "strong scaling, 2 nodes: measured over foretold rate"
+    name = "strong scaling, 2 nodes: measured over predicted rate"
     assert ratios[name]["median"] == pytest.approx(0.9)
 
 
@@ -207,8 +209,8 @@ def test_wrong_usage_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["scale", *out, "--mock", "3"]) == 2
     assert "3 samples are too few for 2 nodes" in capsys.readouterr().err
     assert main(["loaders", *out, "--peers", "ours_tra"]) == 2
-    assert "--peers ours_tra is no contestant; there are ours_tar" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="RANKS_PER_NODE=x is no number"):
+    assert "--peers must be among ours_tar" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="RANKS_PER_NODE must be an integer of at least 1, got x"):
         ranks_of({"RANKS_PER_NODE": "x"})
 
 
@@ -225,15 +227,15 @@ def test_pretended_nodes_read_what_the_plan_says_at_the_rate_that_binds(
     monkeypatch.setenv("RANKS_PER_NODE", "2")
     words = ["--data", str(data), "--machine", str(machine_file), "--quick"]
     assert main(["scale", "--out", str(tmp_path), *words]) == 0
-    found = json.loads((tmp_path / "scale.json").read_text())
+    found = json.loads((tmp_path / "raw" / "scale.json").read_text())
     assert found["ranks_per_node"] == 2
     for points in found["points"].values():
         assert [p["nodes"] for p in points] == [1, 2]
-        assert all(p["tiers"] == p["foretold_tiers"] for p in points)
+        assert all(p["tiers"] == p["predicted_tiers"] for p in points)
         assert all(p["binds"] == "storage" for p in points)
     # One node misses most and waits for its slowed storage alone, however busy the machine is.
     alone = found["points"]["strong"][0]
-    assert 0.9 < np.median(alone["seconds"]) / np.mean(alone["foretold_s"]) < 3
+    assert 0.9 < np.median(alone["seconds"]) / np.mean(alone["predicted_s"]) < 3
     assert arenas() == set()
     assert not (tmp_path / "machine.json").exists()
 
@@ -244,13 +246,15 @@ def test_pretended_nodes_read_what_the_plan_says_at_the_rate_that_binds(
 def test_real_nodes_are_measured_with_their_own_storage_cold_and_rates_probed_here(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks.scale, "find_nodes", lambda environ, _: find_nodes(environ, 1))
+    monkeypatch.setattr(
+        benchmarks.questions.scale, "find_nodes", lambda environ, _: find_nodes(environ, 1)
+    )
     assert main(["scale", "--out", str(tmp_path), "--data", str(data), "--quick"]) == 0
-    found = json.loads((tmp_path / "scale.json").read_text())
+    found = json.loads((tmp_path / "raw" / "scale.json").read_text())
     assert found["storage_bytes_per_s"] is None
     assert json.loads((tmp_path / "machine.json").read_text())["storage_bytes_per_s"] > 0
     (only,) = found["points"]["weak"]
-    assert only["tiers"] == only["foretold_tiers"]
+    assert only["tiers"] == only["predicted_tiers"]
     assert only["stayed"] < 0.02
 
 

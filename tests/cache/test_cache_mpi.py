@@ -37,7 +37,7 @@ NODES, RANKS_PER_NODE = 4, 2
 
 @pytest.fixture(scope="module")
 def split(packed: Callable[..., Path], tiny_source: Path) -> Split:
-    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", "tar", "--split", "1,0,0")
+    data = packed(tiny_source, *packing.TINY_SHARDS, *caching.CODED.split(), "--split", "1,0,0")
     return msdata.open(data).split("train")
 
 
@@ -77,7 +77,7 @@ def job_of(
             keys=np.arange(num_nodes, dtype=np.uint64),
         ),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=caching.BATCH,
         policy=policy,
         last="short",
@@ -100,7 +100,7 @@ def assert_as_forecast(split: Split, job: Job, epoch: int, results: list[dict[st
         # One rank's samples as if it were all that its node reads.
         alone = np.full_like(assigned, -1)
         alone[:, rank] = mine
-        assert tiers_of(result) == count_tiers(alone, job, owners)[node].tolist()
+        assert tiers_of(result) == count_tiers(alone, job, owners)[0][node].tolist()
     if epoch == 0:
         return  # the forecast of that one is of caches that fill meanwhile
     by_node = np.array([tiers_of(r) for r in results]).reshape(job.topology.num_nodes, -1, 4)

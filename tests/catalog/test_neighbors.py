@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mock_surveys import shifted
 
-from benchmarks.mock_surveys import shifted
 from msdata.catalog.build.build import close_pairs, keep_best
 
 # Centers of small crowds: the seam of right ascension, both poles, and places in between.

@@ -19,9 +19,9 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
+from mock_surveys import FAULTS, LAYOUTS, Truth, make_tables
 
-from benchmarks.catalog_build import differences
-from benchmarks.mock_surveys import FAULTS, LAYOUTS, Truth, make_tables
+from benchmarks.parts.catalog_build import differences
 from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.recipe import BUILT_IN, load_recipe
 from msdata.catalog.build.select import STAR, angles, first_redshift, passes_cut, repeated_ids

@@ -13,8 +13,7 @@ from fake_services.__main__ import main as fake_services_main
 from fake_services.catalog import write_galaxies
 from fake_services.sky import galaxy_of
 
-from benchmarks.harness import write_result
-from benchmarks.question import claimed_folder
+from benchmarks.harness import claimed_folder, write_result
 from msdata.cli import main
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.describe.sheet_command import png_bytes

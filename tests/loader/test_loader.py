@@ -17,6 +17,7 @@ import torch
 
 import msdata
 import msdata.loader.read
+from msdata.dataset import coding
 from msdata.errors import UsageError
 from msdata.plan.order import epoch_order
 from msdata.schema import Schema, Survey
@@ -36,6 +37,7 @@ class LoaderContract:
         )
         if request.param == "reading":
             monkeypatch.setattr(msdata.loader.read, "_stream_fill", None)
+            monkeypatch.setattr(coding, "_coding", None)
         return request.param
 
     @pytest.fixture
@@ -164,6 +166,18 @@ class TestChunkedHdf5(LoaderContract):
     layout = "chunked"
 
 
+class TestCodesInHdf5(LoaderContract):
+    layout = "codes"
+
+
+class TestCodedTar(LoaderContract):
+    layout = "coded"
+
+
+class TestCodedHdf5(LoaderContract):
+    layout = "coded chunks"
+
+
 def _checksum(batch: dict) -> int:
     checksum = 0
     for name in loading.ARRAYS:
@@ -177,13 +191,18 @@ def split(tiny_source: Path, packed: Packed):
 
 
 def test_all_layouts_give_the_same_batches(tiny_source: Path, packed: Packed) -> None:
-    epochs = []
+    epochs: dict[bool, list[Any]] = {False: [], True: []}
     for layout in loading.LAYOUTS:
         found = loading.open_train(packed(tiny_source, *loading.options_of(layout)))
         with msdata.Loader(found, 16) as loader:
-            epochs.append(loading.run_epoch(loader))
-    loading.assert_equal_batches(epochs[0], epochs[1])
-    loading.assert_equal_batches(epochs[0], epochs[2])
+            epochs[found.is_coded].append(loading.run_epoch(loader))
+    for same in epochs.values():
+        assert len(same) == 3
+        for other in same[1:]:
+            loading.assert_equal_batches(same[0], other)
+    loading.assert_equal_batches(
+        *([{**batch, "image": 0} for batch in epochs[is_coded][0]] for is_coded in (False, True))
+    )
 
 
 @pytest.mark.parametrize("hold", [None, 1, 2, 5])

@@ -242,7 +242,7 @@ def test_a_cache_hits_as_often_as_was_forecast_to_the_sample(
         topology=Topology(),
         nodes=equal_nodes(1, memory_bytes=memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=8,
         policy="shuffle",
         last="short",

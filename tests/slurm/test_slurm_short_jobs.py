@@ -103,15 +103,15 @@ def test_all_benchmarks_run_on_two_nodes_and_end_with_the_report(
     results = {name: json.loads((out / f"{name}.json").read_text()) for name in QUESTIONS}
     assert all(result["quick"] and result["shown"]["tables"] for result in results.values())
     assert set(results["loaders"]["contestants"]) == {"ours_tar", "bare_map"}
-    assert all(point["is_as_forecast"] for point in results["cache"]["points"])
-    scale = results["scale"]
+    cache, scale = (json.loads((out / "raw" / f"{n}.json").read_text()) for n in ("cache", "scale"))
+    assert all(point["is_as_forecast"] for point in cache["points"])
     assert scale["is_slurm"]
     assert scale["nodes_per_machine"] == 2
     assert "nodes of a Slurm job that share one machine" in page
     for kind in ("strong", "weak"):
         points = scale["points"][kind]
         assert [point["nodes"] for point in points] == [1, 2]
-        assert all(point["tiers"] == point["foretold_tiers"] for point in points)
+        assert all(point["tiers"] == point["predicted_tiers"] for point in points)
         assert all(point["tiers"]["storage"] for point in points)
     # Twice the nodes miss less of the same data, each at the same rate.
     one, two = (point["samples_per_s"]["median"] for point in scale["points"]["strong"])

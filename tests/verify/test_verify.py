@@ -26,7 +26,15 @@ from msdata.verify.verify import Expectations, verify_dataset
 NUM_OBJECTS = 48
 TAR_ONLY = pytest.mark.parametrize("packed", ["tar"], indirect=True)
 HDF5_ONLY = pytest.mark.parametrize("packed", ["contiguous", "chunked"], indirect=True)
-LAYOUTS = {"tar": ("tar", False), "contiguous": ("hdf5", False), "chunked": ("hdf5", True)}
+CODED = {"quantize": {"image": 4.0}, "compress": "lz4"}
+LAYOUTS = {
+    "tar": {"container": "tar"},
+    "contiguous": {"container": "hdf5"},
+    "chunked": {"container": "hdf5", "chunked": True},
+    "coded tar": {"container": "tar", **CODED},
+    "coded hdf5": {"container": "hdf5", **CODED},
+    "codes in hdf5": {"container": "hdf5", "quantize": {"image": 4.0}},
+}
 
 
 def write_objects(folder: Path) -> None:
@@ -49,14 +57,12 @@ def write_objects(folder: Path) -> None:
 def packed(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     write_objects(root / "objects")
-    container, chunked = LAYOUTS[request.param]
     pack(
         PackSettings(
             source=root / "objects",
             out=root / "data",
             catalog=root / "catalog.csv",
-            container=container,
-            chunked=chunked,
+            **LAYOUTS[request.param],
             shard_nbytes=1 << 16,
             inpaint=("image",),
         )
@@ -151,8 +157,9 @@ def test_a_bit_flipped_in_an_array_is_named_by_its_sample_and_repaired(copy):
     assert fault.kind == "sample"
     assert fault.sample_ids == (sample_id,)
     content, crc = expected.path.read_bytes(), 0
-    for survey, at in zip(expected.schema.arrays, expected.offsets[1].tolist(), strict=True):
-        crc = crc32c(content[at : at + survey.nbytes], crc)
+    spans = zip(expected.offsets[1].tolist(), expected.array_nbytes[1].tolist(), strict=True)
+    for at, nbytes in spans:
+        crc = crc32c(content[at : at + nbytes], crc)
     assert str(fault) == (
         f"{expected.info.relative_path}: sample {sample_id} is corrupt: CRC32C {crc:08x}, "
         f"expected {int(expected.crc32c[1]):08x}"

@@ -1,0 +1,1 @@
+"""One module per question, with the parts that only it needs."""

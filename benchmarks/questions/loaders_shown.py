@@ -1,0 +1,240 @@
+"""What the report shows of the race of loaders: where ours leads, and in words where not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.harness import interval_text
+from benchmarks.report import Chart, Shown, Table, spread_series
+
+# Shuffles that differ from uniform by less than this are as good: the scatter of few batches.
+UNIFORM_WITHIN = 0.1
+GOAL_OF_LIMIT, GOAL_UTILIZATION = 0.9, 0.9
+MEMORY = "peak memory"
+_AHEAD = "reads_ahead"
+
+Contestants = Mapping[str, Mapping[str, Any]]
+Figures = Mapping[str, Mapping[str, float | None]]
+
+
+def is_uniform(quality: Mapping[str, float]) -> bool:
+    """Whether an order is as good as a uniform shuffle by both measures."""
+    moved, repeated = quality["displacement"], quality["repeated_pairs"]
+    return moved > 1 - UNIFORM_WITHIN and repeated < 1 + UNIFORM_WITHIN
+
+
+def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The figures by which contestants are compared.
+
+    Returns:
+        For each contestant: `hot`, `cold` (samples/s), `conversion` (samples/s), `peak memory`
+        (bytes; less is better), and utilization by the stub's rate.
+    """
+    found = {}
+    for name, contestant in result["contestants"].items():
+        figures: dict[str, float | None] = {}
+        for kind in ("hot", "cold"):
+            of_kind = result[kind].get("contestants", {}).get(name)
+            figures[kind] = of_kind and of_kind["samples_per_s"]["median"]
+        figures |= {"conversion": contestant["convert_per_s"], MEMORY: contestant["peak_memory"]}
+        for rate, by_name in result["utilization"].items():
+            figures[_utilization(rate)] = by_name.get(name, {}).get("median")
+        found[name] = figures
+    return found
+
+
+def _utilization(rate: str) -> str:
+    return f"utilization at {int(rate):,} samples/s"
+
+
+def leads_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each peer the measures by which it is ahead of the best of ours; limits have none."""
+    figures, ours = figures_of(result), _ours(result)
+    return {
+        name: [
+            measure
+            for measure, value in figures[name].items()
+            if _is_ahead(measure, value, _best(measure, ours, figures)[0])
+        ]
+        for name, contestant in result["contestants"].items()
+        if not contestant["is_ours"] and not contestant["is_limit"]
+    }
+
+
+def _ours(result: Mapping[str, Any]) -> list[str]:
+    found = result["contestants"].items()
+    return [name for name, c in found if c["is_ours"] and is_uniform(c["quality"])]
+
+
+def _is_ahead(measure: str, value: float | None, other: float | None) -> bool:
+    if value is None or other is None:
+        return False
+    return value < other if measure == MEMORY else value > other
+
+
+def _best(measure: str, names: list[str], figures: Figures) -> tuple[float | None, str]:
+    """The best figure of some contestants, and whose it is; None where none has one."""
+    found = [(v, n) for n in names if (v := figures[n][measure]) is not None]
+    if not found:
+        return None, ""
+    return min(found) if measure == MEMORY else max(found)
+
+
+def sentences_of(result: Mapping[str, Any]) -> list[str]:
+    """Where ours leads and where not, against peers whose shuffle is as good and against all."""
+    contestants: Contestants = result["contestants"]
+    figures, ours = figures_of(result), _ours(result)
+    peers = [n for n, c in contestants.items() if not c["is_ours"] and not c["is_limit"]]
+    uniform = [n for n in peers if is_uniform(contestants[n]["quality"])]
+    groups = {
+        "that shuffle uniformly": uniform,
+        "that shuffle less": [n for n in peers if n not in uniform],
+    }
+    asked = [(m, whom) for m in next(iter(figures.values()), {}) for whom in groups]
+    reading_ahead = [n for n in peers if contestants[n][_AHEAD]]
+    if len(reading_ahead) < len(peers):
+        groups["that read ahead while the training computes"] = reading_ahead
+        asked.append((MEMORY, "that read ahead while the training computes"))
+    found = []
+    for measure, whom in asked:
+        own, own_name = _best(measure, ours, figures)
+        best, best_name = _best(measure, groups[whom], figures)
+        if own is not None and best is not None:
+            word = "ahead" if _is_ahead(measure, own, best) else "NOT AHEAD"
+            found.append(
+                f"{measure}: {contestants[own_name]['title']} is {word} of the best of the peers "
+                f"{whom} ({contestants[best_name]['title']}): "
+                f"{own / best if best else float('inf'):.2f} of its figure."
+            )
+    found += _goals(result, ours)
+    for kind, text in (("missing", "Not raced"), ("wrong", "Delivered wrong samples")):
+        found += [f"{text}: {reason}." for reason in result[kind].values()]
+    for kind, lost in result["lost"].items():
+        found += [f"No {kind} figure: {reason}." for reason in lost.values()]
+    return found
+
+
+def _goals(result: Mapping[str, Any], ours: list[str]) -> list[str]:
+    found = []
+    for kind in ("hot", "cold"):
+        ratios = result[kind].get("contestants", {})
+        best = max((ratios[n]["of_limit"]["median"] for n in ours if n in ratios), default=None)
+        if best is not None:
+            word = "reached" if best >= GOAL_OF_LIMIT else "NOT reached"
+            found.append(f"{kind}: {best:.2f} of the limit; the goal of {GOAL_OF_LIMIT} is {word}.")
+            if best > 1.05:
+                found.append(
+                    f"{kind}: above 1, so the bare reads, in Python, are not the machine's limit "
+                    "at this size of a sample."
+                )
+    for rate, by_name in result["utilization"].items():
+        best = max((by_name[n]["median"] for n in ours if n in by_name), default=None)
+        if best is not None:
+            word = "reached" if best >= GOAL_UTILIZATION else "NOT reached"
+            goal = f"the goal of {GOAL_UTILIZATION:.0%} is {word}."
+            found.append(f"{_utilization(rate)}: {best:.1%}; {goal}")
+    return found
+
+
+def _charts(result: Mapping[str, Any]) -> list[Chart]:
+    found = []
+    contestants: Contestants = result["contestants"]
+    for kind in ("hot", "cold"):
+        rates = {
+            name: of_kind["samples_per_s"]
+            for name, of_kind in result[kind].get("contestants", {}).items()
+        }
+        names = sorted(rates, key=lambda name: -rates[name]["median"])
+        if names:
+            found.append(
+                Chart(
+                    title=f"Samples per second, {kind}",
+                    kind="bars",
+                    labels=[contestants[name]["title"] for name in names],
+                    x_label="samples/s, median; whiskers: least and greatest over turns",
+                    series=[spread_series(kind, [rates[name] for name in names])],
+                )
+            )
+    tables = result["utilization"]
+    names = [n for n in contestants if all(n in table for table in tables.values())]
+    if names and tables:
+        found.append(
+            Chart(
+                title="Accelerator utilization with a compute stub",
+                kind="bars",
+                labels=[contestants[name]["title"] for name in names],
+                x_label="compute time over run time",
+                series=[
+                    spread_series(f"{int(rate):,} samples/s", [table[name] for name in names])
+                    for rate, table in tables.items()
+                ],
+            )
+        )
+    return found
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    figures, rates, leads = figures_of(result), list(result["utilization"]), leads_of(result)
+    turns = ", ".join(f"{kind} {n} turns" for kind, n in result["num_turns"].items())
+    rows = []
+    for name, contestant in result["contestants"].items():
+        quality, waits = contestant["quality"], contestant["waits"].get(rates[0], {})
+        row: list[Any] = [contestant["title"], figures[name]["conversion"]]
+        row += [contestant["bytes_on_disk"] / (1 << 30)]
+        for kind in ("hot", "cold"):
+            found = result[kind].get("contestants", {}).get(name)
+            row += [figures[name][kind], found and interval_text(found["of_limit"])]
+        row += [waits.get(key) for key in ("p50_ms", "p95_ms", "p99_ms")]
+        row += [figures[name][_utilization(rate)] for rate in rates]
+        row += [contestant[key] / (1 << 20) for key in ("peak_memory", "peak_memory_with_files")]
+        row += [quality["displacement"], quality["repeated_pairs"]]
+        row += [contestant["resume"].partition(":")[0]]
+        rows.append([*row, ", ".join(leads[name]) or "nothing" if name in leads else None])
+    heads = ["contestant", "converts/s", "GiB on disk", "hot/s", "of the limit", "cold/s"]
+    heads += ["of the limit", "wait p50 ms", "p95", "p99"]
+    heads += [f"AU at {int(rate):,}/s" for rate in rates]
+    heads += ["peak MiB", "with mapped files", "displacement", "repeated pairs", "resume"]
+    heads += ["ahead of ours in"]
+    return Table(
+        title="Contestants",
+        columns=heads,
+        rows=rows,
+        in_readme=True,
+        note=(
+            f"{result['num_samples']:,} samples of {result['sample_nbytes']:,} bytes, batches of "
+            f"{result['batch_size']}, {result['num_workers']} workers; {turns}. AU: time of a stub "
+            "that sleeps as long as a step at that rate would take, over the time of the epochs; "
+            f"waits are those at {int(rates[0]):,}/s. Peak: PSS of anonymous and shared "
+            "memory of the process tree while every byte is compared; beside it with pages of "
+            "mapped files, which the kernel drops when it needs room. Displacement and repeated "
+            "pairs: over those of a uniform shuffle, 1 is uniform. Ahead of ours in: of the best "
+            "of ours, by medians. A dash in converts/s: reads the objects as they are. Hot and AU: "
+            "after each contestant's files were read from front to back. Cold "
+            "includes the start of workers. Peers with a shuffle buffer are measured as they were "
+            "here: a buffer that holds the whole of so few samples shuffles them uniformly, one of "
+            "millions does not."
+        ),
+    )
+
+
+def show(result: Mapping[str, Any]) -> Shown:
+    """What the report shows of the race, as `benchmarks.questions.loaders.answer` collects it."""
+    used = Table(
+        title="How each was used",
+        columns=("contestant", "versions", "shuffle", "resume", "advice followed"),
+        rows=[
+            [
+                contestant["title"],
+                ", ".join(f"{k} {v}" for k, v in contestant["versions"].items()) or None,
+                *(contestant[key] for key in ("shuffle", "resume", "advice")),
+            ]
+            for contestant in result["contestants"].values()
+        ],
+    )
+    return Shown(
+        title="How fast are we, and everyone else, on the same bytes?",
+        sentences=sentences_of(result),
+        tables=[_table(result), used],
+        charts=_charts(result),
+    )

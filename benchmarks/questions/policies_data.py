@@ -1,0 +1,368 @@
+"""What the study of policies trains on and how: stamps of 24 x 24 pixels in nine bands, and arms.
+
+Both packs of a seed hold the same samples in the same splits. In one the shards are filled in
+random order, as `msdata pack` does; in the other by redshift, as a pack that kept a sorted
+catalog's order would be. That other is the control: without it, a harmless order could not be told
+from a study that sees no harm at all.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import msdata
+from msdata.augment import AugmentConfig, open_augmenter
+from msdata.augment.statistics import FILE_NAME
+from msdata.cache.config import Owners
+from msdata.core.files import whole_file
+from msdata.dataset.dataset import Split
+from msdata.describe.stats import measure
+from msdata.errors import UsageError
+from msdata.pack.run import pack
+from msdata.pack.settings import PackSettings
+from msdata.plan import quality
+from msdata.plan.assign import assign_epoch
+from msdata.plan.order import epoch_order, global_positions
+from msdata.schema import MANTIS_SHRIMP, Schema
+from msdata.topology import Topology
+from mstrain.config import ComputeConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from mstrain.recipes import find_recipe
+
+RANDOM, BY_REDSHIFT = "random", "redshift"
+EBV = "ebv_csfd"
+SIZE = 24
+SPLIT = (0.7, 0.0, 0.3)
+# One arcsec per pixel: 24 arcsec of the sky, of which a turned crop takes 16.
+_RESAMPLING = AugmentConfig(
+    fusion="early",
+    rotation="none",
+    flips=False,
+    scaling="none",
+    output_size=SIZE,
+    crops={"panstarrs": 4 * SIZE},
+)
+_CHUNK = 100
+# Headers, padding and labels, beside 20.7 KB of pixels.
+_TAR_OVERHEAD = 1.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamps:
+    """Objects that are small enough to train on in seconds.
+
+    Attributes:
+        images: float32 (N, 9, 24, 24), surface brightness, NUV FUV g r i z y W1 W2.
+        redshift: float64 (N,).
+        ebv: float64 (N,), E(B-V) in magnitudes.
+    """
+
+    images: NDArray[np.float32]
+    redshift: NDArray[np.float64]
+    ebv: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.redshift)
+
+    def take(self, rows: NDArray[np.int64]) -> Stamps:
+        """Some of them."""
+        return Stamps(images=self.images[rows], redshift=self.redshift[rows], ebv=self.ebv[rows])
+
+    def write(self, path: Path) -> None:
+        """Writes them as `.npz`, whole or not at all."""
+        with whole_file(path) as file:
+            np.savez(file, images=self.images, redshift=self.redshift, ebv=self.ebv)
+
+    @classmethod
+    def read(cls, path: Path) -> Stamps:
+        """The inverse of `write`."""
+        with np.load(path) as found:
+            return cls(images=found["images"], redshift=found["redshift"], ebv=found["ebv"])
+
+
+def make_stamps(data: Path | None, num_objects: int, jobs: int) -> Stamps:
+    """Stamps of mock objects, made by some processes, or of the first objects of a data set.
+
+    Raises:
+        UsageError: the data set has other arrays than Mantis Shrimp's, or no redshifts.
+    """
+    if data is not None:
+        return _joined(_packed_chunks(data, num_objects))
+    starts = range(0, num_objects, _CHUNK)
+    with ProcessPoolExecutor(jobs) as pool:
+        return _joined(pool.map(_mock_chunk, starts, [num_objects] * len(starts)))
+
+
+def _mock_chunk(start: int, num_objects: int) -> Stamps:
+    from msdata.mock.objects import build_model, make_object
+
+    model = build_model()
+    found = [make_object(model, 0, n) for n in range(start, min(start + _CHUNK, num_objects))]
+    batch = {name: np.stack([one.sample[name] for one in found]) for name in MANTIS_SHRIMP.names}
+    rows = {c: np.array([float(one.row[c]) for one in found]) for c in ("redshift", EBV)}
+    return _reduced(MANTIS_SHRIMP, batch, rows["redshift"], rows[EBV])
+
+
+def _packed_chunks(data: Path, num_objects: int) -> Iterator[Stamps]:
+    dataset = msdata.open(data)
+    if set(dataset.schema.names) != set(MANTIS_SHRIMP.names):
+        raise UsageError(
+            f"{data} holds {', '.join(dataset.schema.names)}; the study of policies makes its "
+            f"stamps of {', '.join(MANTIS_SHRIMP.names)}: give such a data set, or --mock N"
+        )
+    missing = [c for c in ("redshift", EBV) if c not in dataset.columns]
+    if missing:
+        raise UsageError(f"{data} has no column {missing[0]!r}; pack it with a catalog that has")
+    left = num_objects
+    for name in dataset.splits:
+        with msdata.Loader(dataset.split(name), _CHUNK, columns=["redshift", EBV]) as loader:
+            for batch in loader:
+                chunk = _reduced(dataset.schema, batch, batch["redshift"], batch[EBV])
+                is_known = np.isfinite(chunk.redshift) & np.isfinite(chunk.ebv)
+                kept = np.flatnonzero(is_known)[:left]
+                left -= len(kept)
+                yield chunk.take(kept)
+                if not left:
+                    return
+
+
+def _reduced(schema: Schema, batch: Any, redshift: Any, ebv: Any) -> Stamps:
+    """The batch on the stamps' grid, by the augmenter as it is for validation."""
+    with open_augmenter(schema, _RESAMPLING, seed=0, batch_size=_CHUNK, threads=1) as augmenter:
+        images = augmenter.run(batch, 0, train=False)["image"]
+    return Stamps(
+        images=np.array(images),
+        redshift=np.array(redshift, np.float64),
+        ebv=np.array(ebv, np.float64),
+    )
+
+
+def _joined(chunks: Iterable[Stamps]) -> Stamps:
+    parts = list(chunks)
+    return Stamps(
+        images=np.concatenate([p.images for p in parts]),
+        redshift=np.concatenate([p.redshift for p in parts]),
+        ebv=np.concatenate([p.ebv for p in parts]),
+    )
+
+
+def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> None:
+    """Packs data sets `random` and `redshift` in these orders, unless it was done.
+
+    Args:
+        stamps: the objects.
+        folder: gets the data sets, each with its statistics.
+        seed: of splits and order.
+        num_shards: about so many in split "train".
+    """
+    numbers = np.arange(len(stamps))
+    random = _packed(stamps, folder / RANDOM, numbers, (seed, num_shards))
+    # The k-th place of the random pack's order is given to the object of the k-th redshift: pack
+    # knows no other order than that of the ids' hashes.
+    for name in msdata.open(random).splits:
+        ids = msdata.open(random).split(name).table(["sample_id"]).column(0).to_pylist()
+        places = np.array([int(i) for i in ids])
+        in_split = np.sort(places)
+        numbers[places] = in_split[np.argsort(stamps.redshift[in_split], kind="stable")]
+    _packed(stamps, folder / BY_REDSHIFT, numbers, (seed, num_shards))
+
+
+def _packed(
+    stamps: Stamps, out: Path, numbers: NDArray[np.int64], settings: tuple[int, int]
+) -> Path:
+    """Packs the stamp `numbers[i]` under the id `i`; its own number becomes a column."""
+    if (out / FILE_NAME).is_file():
+        return out
+    seed, num_shards = settings
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(tempfile.mkdtemp(prefix=f".{out.name}-objects.", dir=out.parent))
+    _write_objects(stamps, source, numbers)
+    shard_nbytes = int(_TAR_OVERHEAD * stamps.images.nbytes * SPLIT[0] / num_shards)
+    pack(
+        PackSettings(
+            source=source,
+            out=out,
+            catalog=source / "catalog.csv",
+            seed=seed,
+            split_fractions=SPLIT,
+            shard_nbytes=shard_nbytes,
+        ),
+        jobs=1,
+        is_quiet=True,
+    )
+    shutil.rmtree(source)
+    measure(msdata.open(out).split("train")).write(out / FILE_NAME)
+    return out
+
+
+def _write_objects(stamps: Stamps, folder: Path, numbers: NDArray[np.int64]) -> None:
+    lines = [f"mantis_id,redshift,{EBV},object"]
+    for place, number in enumerate(numbers.tolist()):
+        path = folder / f"{place:07d}.pkl"
+        path.write_bytes(pickle.dumps({"image": stamps.images[number]}, protocol=4))
+        redshift, ebv = stamps.redshift[number].item(), stamps.ebv[number].item()
+        lines.append(f"{place:07d},{redshift!r},{ebv!r},{number}")
+    (folder / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# As many samples per rank and step as upstream's runs had (16 ranks of 16).
+BATCH_PER_RANK = 16
+TOPOLOGY = Topology(num_nodes=4, ranks_per_node=1, rank=0)
+_CROP = 16
+_OUTPUT = 12
+# Room for all stamps on each pretended node: who owns what is the question, not whether it fits.
+_CACHE_GIB = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: for files.
+        policy: of the loader.
+        buffer: samples of the buffer of "block"; None for other policies.
+        is_synced: batch statistics over all ranks, else of each rank.
+        shards: how they were filled, `RANDOM` or `BY_REDSHIFT`.
+        reference: name of the arm that it is compared with; None for those.
+    """
+
+    name: str
+    policy: str
+    buffer: int | None = None
+    is_synced: bool = True
+    shards: str = RANDOM
+    reference: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        policy = self.policy if self.buffer is None else f"block of {self.buffer:,}"
+        norm = "" if self.is_synced else ", batch norm of each rank"
+        shards = "" if self.shards == RANDOM else ", shards by redshift"
+        return f"{policy}{norm}{shards}"
+
+
+def make_arms(buffers: Sequence[int]) -> list[Arm]:
+    """All arms, of policy "block" one per buffer; references come first."""
+    whole, own = "shuffle", "shuffle-rank"
+    arms = [
+        Arm(name=whole, policy="shuffle"),
+        Arm(name="locality", policy="locality", reference=whole),
+        Arm(name=own, policy="shuffle", is_synced=False),
+        Arm(name="locality-rank", policy="locality", is_synced=False, reference=own),
+    ]
+    block = Arm(name="block", policy="block", reference=whole)
+    arms += [
+        replace(block, name=f"block-{buffer}-{shards}", buffer=buffer, shards=shards)
+        for shards in (RANDOM, BY_REDSHIFT)
+        for buffer in buffers
+    ]
+    control = replace(arms[3], name=f"locality-rank-{BY_REDSHIFT}", shards=BY_REDSHIFT)
+    return [*arms, control]
+
+
+def config_of(arm: Arm, *, seed: int, epochs: int) -> TrainConfig:
+    """The training of an arm: recipe `demo` on stamps, with a narrower network."""
+    demo = find_recipe("demo")
+    data = DataConfig(policy=arm.policy, cache_gib=0.0)
+    if arm.buffer is not None:
+        data = replace(data, buffer_samples=arm.buffer)
+    if arm.policy == "locality":
+        data = replace(data, cache_gib=_CACHE_GIB)
+    return replace(
+        demo,
+        seed=seed,
+        epochs=epochs,
+        batch_size=BATCH_PER_RANK * TOPOLOGY.num_ranks,
+        data=data,
+        # The stamps have one pixel scale, which the schema need not know.
+        augment=AugmentConfig(
+            fusion="early",
+            grid="crops",
+            scaling="asinh",
+            output_size=_OUTPUT,
+            crops={"image": _CROP},
+        ),
+        model=ModelConfig(
+            depth=10, width=12, num_bins=64, hidden=64, sync_batch_norm=arm.is_synced
+        ),
+        compute=ComputeConfig(threads=1),
+        optim=OptimConfig(learning_rate=3e-3, weight_decay=1e-3, ema_decay=0.98),
+    )
+
+
+assert _CROP * 2**0.5 <= SIZE
+
+
+def measure_quality(
+    arm: Arm, split: Split, owners: Owners | None, *, seed: int, epochs: int
+) -> dict[str, float]:
+    """How the batches that are normalized together compare with a uniform shuffle's.
+
+    Returns:
+        Ratios to a uniform draw, 1 is as good: `displacement` and `repeated_pairs` of the order
+        between epochs; `same_shard_pairs`, and `redshift_distance` (Kolmogorov-Smirnov) within the
+        batches whose statistics are taken together (all ranks', or a rank's); `seen_by_rank` of
+        the samples that the first rank has seen by the end.
+    """
+    num_samples, num_ranks = len(split), TOPOLOGY.num_ranks
+    sizes = split.shard_sizes
+    orders = [
+        epoch_order(
+            arm.policy,
+            seed=seed,
+            epoch=epoch,
+            num_samples=num_samples,
+            shard_sizes=sizes,
+            buffer_samples=arm.buffer or 1,
+        )
+        for epoch in range(epochs)
+    ]
+    shard_of_sample = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    owner = None if owners is None else owners[0][shard_of_sample]
+    dealt = [_dealt(arm, order, owner) for order in orders]
+    batch = dealt[0].reshape(len(dealt[0]), -1)
+    if not arm.is_synced:
+        batch = dealt[0].reshape(-1, BATCH_PER_RANK)
+    drift = quality.label_drift(batch, split.numbers("redshift"))
+    other = orders[1 % len(orders)]
+    seen = quality.seen_share((samples[:, 0] for samples in dealt), num_samples)[-1]
+    return {
+        "displacement": quality.displacement(orders[0], other).ratio,
+        "repeated_pairs": quality.repeated_pairs(
+            orders[0], other, BATCH_PER_RANK * num_ranks
+        ).ratio,
+        "same_shard_pairs": quality.same_shard_pairs(batch, shard_of_sample).ratio,
+        "redshift_distance": drift.distribution.ratio,
+        "seen_by_rank": float(seen) / quality.uniform_seen_share(num_ranks, epochs),
+    }
+
+
+def _dealt(
+    arm: Arm, order: NDArray[np.int64], owner_of_sample: NDArray[np.int32] | None
+) -> NDArray[np.int64]:
+    """int64 (steps, ranks, samples), of the complete steps."""
+    batches = global_positions(
+        num_samples=len(order),
+        batch_per_rank=BATCH_PER_RANK,
+        num_ranks=TOPOLOGY.num_ranks,
+        last="drop",
+    )
+    return assign_epoch(
+        arm.policy,
+        order=order,
+        batches=batches,
+        topology=TOPOLOGY,
+        owner_of_sample=owner_of_sample,
+    ).samples
