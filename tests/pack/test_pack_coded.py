@@ -156,6 +156,35 @@ def test_a_kind_is_as_narrow_as_its_sample_in_a_tar_and_as_its_shard_in_hdf5(mak
         assert {"<i4"} in by_shard.values()
 
 
+@pytest.mark.parametrize("compress", ["none", "lz4"])
+def test_arrays_of_one_hdf5_shard_widen_one_after_the_other(compress: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        sample = {n: rng.normal(0, 1, (1, 16, 16)).astype(np.float32) for n in ("blue", "red")}
+        if number % 4 == 1:
+            sample["red" if number > 4 else "blue"][0, 5, 5] = 1e5
+        if number == 6:
+            sample["blue"] = sample["blue"][:, 1:]
+        (tmp_path / "source" / f"{number}.pkl").write_bytes(pickle.dumps(sample))
+    report = pack(
+        PackSettings(
+            source=tmp_path / "source",
+            out=tmp_path / "out",
+            container="hdf5",
+            quantize={"*": 4.0},
+            compress=compress,
+            split_fractions=(1, 0, 0),
+        )
+    )
+    assert (report.num_packed, report.num_rejected) == (11, 1)
+    data = msdata.open(tmp_path / "out")
+    assert {s.codes for s in data.manifest.coding.values()} == {"<i4"}
+    assert set(data.table["dtype_blue"].to_pylist()) == {"<i4"}
+    assert np.abs(samples_of(data)["1"]["blue"]).max() == pytest.approx(1e5, rel=1e-5)
+    assert not verify_dataset(data.path).faults
+
+
 def test_the_json_member_says_how_to_decode(make: Make) -> None:
     split = msdata.open(make(**LAYOUTS["tar lz4"])).split("train")
     with tarfile.open(split.shard_paths[0]) as tar:
