@@ -92,7 +92,7 @@ def serve(shm_dir: Path) -> None:
         with service.path.open("r+b") as file:
             window = group.window(mmap.mmap(file.fileno(), 0)).bare
         places = slots_at_owners(own(), split, group.size)
-        first_at = int(places.payload_at[KEEPER])
+        first_at = int(places.records_at[0])
         rows = np.ones((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
         is_said = False
         while service.turn():

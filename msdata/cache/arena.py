@@ -20,7 +20,7 @@ from msdata.cache.config import CacheConfig, CachedSplit, Own
 from msdata.cache.own_file import is_own_file, open_own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
 from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
-from msdata.cache.slot_places import is_held, lay_out, packed
+from msdata.cache.slot_places import Layout, is_held, packed, usable_slots
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
@@ -163,8 +163,12 @@ class Arena:
                 owners_crc32c=owners_checksum(owners),
                 num_entries=int(split.shard_sizes[held].sum()),
             )
-            slots, at = (packed(held, of) for of in (split.shard_sizes, split.shard_nbytes))
-            build(fd, header, split, owners, lay_out(split, slots, at, most))
+            layout = Layout(
+                first_slots=packed(held, split.shard_sizes),
+                records_at=packed(held, split.shard_nbytes),
+                num_slots=usable_slots(split, held, most),
+            )
+            build(fd, header, split, owners, layout)
 
         self._fd = join(self.path, fits, make)
         self._pid = os.getpid()

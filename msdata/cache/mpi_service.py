@@ -212,7 +212,7 @@ class MpiService:
         read = read_nothing if reader is None else reader.read
         address = link_address(self.path)
         try:
-            made = LinkServer(address, self.describe, read, self._split.max_record_nbytes)
+            made = LinkServer(address, self.describe, read)
         except OSError as error:
             raise StorageError(f"another service keeps {self.path} ({error})") from error
         self._link = made

@@ -69,29 +69,33 @@ class Layout:
     num_slots: NDArray[np.int64]
 
 
-def lay_out(
+def usable_slots(
     split: CachedSplit,
-    first_slots: NDArray[np.int64],
-    records_at: NDArray[np.int64],
+    held: NDArray[np.bool_],
     most_nbytes: int,
-) -> Layout:
-    """The layout of which no record ends beyond `most_nbytes`: a shard may be kept in part.
+    preferred: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """How many of the first samples of each held shard may be kept, int64 (shards,).
 
     Args:
         split: the data.
-        first_slots: see `Layout`.
-        records_at: see `Layout`.
-        most_nbytes: bytes of records.
+        held: bool (shards,), the shards in the file.
+        most_nbytes: bytes of records that the file may keep.
+        preferred: bool (shards,), shards that come before the others; None for none.
     """
-    ends = records_at + split.shard_nbytes
-    is_kept = records_at >= 0
-    num_slots = np.where(is_kept & (ends <= most_nbytes), split.shard_sizes, 0)
-    for shard in np.flatnonzero(is_kept & (records_at < most_nbytes) & (ends > most_nbytes)):
+    order = np.flatnonzero(held)
+    if preferred is not None:
+        order = order[np.argsort(~preferred[order], kind="stable")]
+    num_slots = np.zeros(len(held), np.int64)
+    ends = np.cumsum(split.shard_nbytes[order])
+    num_whole = int(np.searchsorted(ends, most_nbytes, side="right"))
+    num_slots[order[:num_whole]] = split.shard_sizes[order[:num_whole]]
+    for shard in order[num_whole : num_whole + 1].tolist():
         first, size = int(split.first_samples[shard]), int(split.shard_sizes[shard])
         starts = split.starts.of(np.arange(first, first + size + 1))
-        room = most_nbytes - int(records_at[shard])
+        room = most_nbytes - int(ends[num_whole] - split.shard_nbytes[shard])
         num_slots[shard] = np.searchsorted(starts[1:] - starts[0], room, side="right")
-    return Layout(first_slots=first_slots, records_at=records_at, num_slots=num_slots)
+    return num_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,6 @@ class SlotPlaces:
         first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
             no node keeps it in this tier.
         entries_at: offset of the slots' entries in every file.
-        payload_at: int64 (nodes,), offset of the records in each node's file.
         records_at: int64 (shards,), offset of each shard's first record in its owner's file; its
             records stand packed behind it (`CachedSplit.starts`). -1 if no node keeps it in this
             tier.
@@ -110,7 +113,6 @@ class SlotPlaces:
 
     first_slots: NDArray[np.int64]
     entries_at: int
-    payload_at: NDArray[np.int64]
     records_at: NDArray[np.int64]
 
 
@@ -138,7 +140,6 @@ def slots_at_owners(
     return SlotPlaces(
         first_slots=of_shard[0],
         entries_at=entries_at(num_shards),
-        payload_at=payloads,
         records_at=of_shard[1],
     )
 

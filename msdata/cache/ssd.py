@@ -5,6 +5,9 @@ adopts it. If that job has other capacities, or this node another number, the sh
 keep here stay; content of another version of the data is never used. A power cut may lose recent
 writes, so every record read from here is checked against the index.
 
+The file is sparse: every record of the split has its place, only those kept take space. So shards
+come and go without moving others, whatever their lengths, and no gap is too small for one.
+
 Other users of the disk can guess the folder's name: the tier uses the folder only if this user owns
 it and others cannot write to it, through the descriptor that was checked.
 """
@@ -15,7 +18,6 @@ import ctypes
 import json
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ from msdata.cache.slot_file import (
     read_header,
     write_all,
 )
-from msdata.cache.slot_places import SLOT, entries_at, is_held, lay_out, packed
+from msdata.cache.slot_places import SLOT, Layout, entries_at, is_held, usable_slots
 from msdata.core.files import write_whole
 
 MANIFEST = "manifest.json"
@@ -103,14 +105,15 @@ class SsdTier:
             if is_alone and not _same(header, wanted):
                 # Same data, other capacities or another node: most of the content is useful.
                 made = self._header(fd, wanted, config.ssd_nbytes)
-                _write_manifest(folder_fd, reorder(fd, made, split, owners))
+                if not change_shards(fd, made, split, owners):
+                    return False
+                _write_manifest(folder_fd, made)
                 return True
             return _same(header, wanted)
 
         def make(fd: int) -> None:
             made = self._header(fd, wanted, config.ssd_nbytes)
-            records_at = packed(is_held(owners, node, SSD_TIER), split.shard_nbytes)
-            _build(fd, made, split, owners, records_at)
+            build(fd, made, split, owners, sparse_layout(made, split, owners))
             _write_manifest(folder_fd, made)
 
         make_folder(self.path.parent)
@@ -173,64 +176,30 @@ def _write_manifest(folder_fd: int, header: Header) -> None:
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
-def place_shards(
-    held: NDArray[np.bool_],
-    nbytes: NDArray[np.int64],
-    old_records_at: NDArray[np.int64],
-    most_nbytes: int,
-) -> NDArray[np.int64]:
-    """Finds room for shards without moving those that have some.
+def sparse_layout(
+    header: Header,
+    split: CachedSplit,
+    owners: Owners,
+    preferred: NDArray[np.bool_] | None = None,
+) -> Layout:
+    """Slots and records at places that follow from their numbers, whichever shards are kept.
 
     Args:
-        held: bool (shards,), the shards that need room.
-        nbytes: int64 (shards,), bytes of each shard's records.
-        old_records_at: int64 (shards,), start of each shard's records so far; -1 for none.
-        most_nbytes: bytes of records that the file may have.
-
-    Returns:
-        int64 (shards,), start of each shard's records; -1 if the shard needs none or no gap is
-        large enough.
+        header: node, tier and size of the file.
+        split: the data.
+        owners: owner and tier of every shard.
+        preferred: see `usable_slots`.
     """
-    stays = held & (old_records_at >= 0) & (old_records_at + nbytes <= most_nbytes)
-    records_at = np.where(stays, old_records_at, -1)
-    gaps = find_gaps(records_at, nbytes, most_nbytes)
-    for shard in np.flatnonzero(held & ~stays):
-        gap = next((g for g in gaps if g[1] - g[0] >= nbytes[shard]), None)
-        if gap is not None:
-            records_at[shard] = gap[0]
-            gap[0] += int(nbytes[shard])
-    return records_at
+    held = is_held(owners, header.node, header.tier)
+    return Layout(
+        first_slots=np.where(held, split.first_samples, -1),
+        records_at=np.where(held, split.starts.of(split.first_samples), -1),
+        num_slots=usable_slots(split, held, header.most_nbytes, preferred),
+    )
 
 
-def find_gaps(
-    records_at: NDArray[np.int64], nbytes: NDArray[np.int64], end: int
-) -> list[list[int]]:
-    """Start and end of each run of free bytes.
-
-    Args:
-        records_at: int64 (shards,), start of each shard's records; -1 for none.
-        nbytes: int64 (shards,), bytes of each shard's records.
-        end: end of the last run.
-    """
-    shards = np.flatnonzero(records_at >= 0)
-    runs = sorted(zip(records_at[shards].tolist(), nbytes[shards].tolist(), strict=True))
-    gaps, done = [], 0
-    for start, size in [*runs, (end, 0)]:
-        if start > done:
-            gaps.append([done, start])
-        done = start + size
-    return gaps
-
-
-def _build(
-    fd: int, header: Header, split: CachedSplit, owners: Owners, records_at: NDArray[np.int64]
-) -> None:
-    slots = np.where(records_at >= 0, split.first_samples, -1)
-    build(fd, header, split, owners, lay_out(split, slots, records_at, header.most_nbytes))
-
-
-def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Header:
-    """Changes the shards of a slot file; records of shards that it keeps stay where they are.
+def change_shards(fd: int, header: Header, split: CachedSplit, owners: Owners) -> bool:
+    """Changes the shards of a slot file; the records of shards that it keeps stay.
 
     Args:
         fd: a file of the same data that no other process uses.
@@ -239,37 +208,31 @@ def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Head
         owners: owner and tier of every shard.
 
     Returns:
-        The new header. If kept records lie beyond the wanted `most_nbytes`, it is raised to include
-        them, and the space of dropped records is returned to the file system.
+        False if the file system cannot take back the space of single records; then the file must
+        be made again.
 
     Raises:
         OSError: the file system refused.
     """
     old = SlotFile(fd, split, is_mapped=False)
-    nbytes, was_at = split.shard_nbytes, old.layout.records_at
-    held = is_held(owners, header.node, header.tier)
-    # A process that finds this half done rebuilds the file.
-    write_all(fd, [bytes(len(MAGIC))], 0)
-    old_end = int(np.where(was_at >= 0, was_at + nbytes, 0).max(initial=0))
-    if old_end > header.most_nbytes and _give_back(old, held, nbytes, old_end):
-        header = replace(header, most_nbytes=old_end)
-    records_at = place_shards(held, nbytes, was_at, header.most_nbytes)
-    entries = np.zeros(header.num_entries, SLOT)
-    for shard in np.flatnonzero((records_at >= 0) & (was_at == records_at)):
-        slots, _ = old.slots_of_shard(int(shard))
-        entries[slots.start : slots.stop] = old.entries[slots.start : slots.stop]
+    had = old.layout.num_slots
+    layout = sparse_layout(header, split, owners, preferred=had > 0)
     old.close()
-    write_all(fd, [entries.view(np.uint8)], entries_at(header.num_shards))
-    _build(fd, header, split, owners, records_at)
-    return header
-
-
-def _give_back(old: SlotFile, held: NDArray[np.bool_], nbytes: NDArray[np.int64], end: int) -> bool:
-    """Returns the space of dropped records to the file system; returns False if that fails."""
-    wanted = np.where(held, old.layout.records_at, -1)
-    libc = ctypes.CDLL(None)
-    for start, stop in find_gaps(wanted, nbytes, end):
-        place = ctypes.c_int64(old.payload_at + start), ctypes.c_int64(stop - start)
-        if libc.fallocate(old.fd, _PUNCH_HOLE | _KEEP_SIZE, *place):
+    # A process that finds this half done makes the file again.
+    write_all(fd, [bytes(len(MAGIC))], 0)
+    entries, records = entries_at(header.num_shards), old.payload_at
+    for shard in np.flatnonzero(layout.num_slots < had):
+        first = split.first_samples[shard] + np.array([layout.num_slots[shard], had[shard]])
+        start, stop = split.starts.of(first).tolist()
+        if not _give_back(fd, records + start, stop - start):
             return False
+        empty = bytes(int(first[1] - first[0]) * SLOT.itemsize)
+        write_all(fd, [empty], entries + int(first[0]) * SLOT.itemsize)
+    build(fd, header, split, owners, layout)
     return True
+
+
+def _give_back(fd: int, start: int, nbytes: int) -> bool:
+    """Returns the space of some bytes to the file system; returns False if that fails."""
+    place = ctypes.c_int64(start), ctypes.c_int64(nbytes)
+    return not ctypes.CDLL(None).fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *place)

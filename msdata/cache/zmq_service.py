@@ -54,7 +54,7 @@ class ZmqService:
         make_reader: makes a function that reads one record from storage.
         host: name or address under which other nodes reach this one; None takes the address at
             which it listens.
-        is_encrypted: encrypt records on the network, at a lower rate.
+        is_encrypted: encrypt and authenticate what travels between nodes.
 
     Raises:
         UsageError: `peers_dir` is missing, or `listen` does not belong to this machine.
@@ -69,7 +69,7 @@ class ZmqService:
         make_reader: Callable[[], ReadRecord],
         host: str | None = None,
         *,
-        is_encrypted: bool = False,
+        is_encrypted: bool = True,
     ) -> None:
         if config.peers_dir is None:
             raise UsageError("a service needs peers_dir, a folder that all nodes see")

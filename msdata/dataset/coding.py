@@ -242,7 +242,8 @@ class RecordDecoder:
         self._decompress = decompressor() if is_compressed else 0
         self.is_native = _coding is not None and (not is_compressed or bool(self._decompress))
         sizes = [c.nbytes_of("<i4") for c in codings if c.quantize is not None]
-        self._scratch_nbytes = max(sizes, default=0)
+        # Codes, a record that did not shrink, and what coding.c asks for behind them.
+        self._scratch_nbytes = 2 * max(sizes, default=0) + 256
 
     def decode(self, table: NDArray[np.int64], first: int, stop: int) -> int:
         """Decodes rows of a table without the GIL.

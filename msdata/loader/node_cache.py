@@ -165,7 +165,7 @@ def open_node_cache(
     config, needs_owners = _config(cache), policy == "locality"
     if config is None:
         return NodeCache()
-    rank_nbytes = ring.nbytes + _INDEX_NBYTES * len(split)
+    rank_nbytes = ring.nbytes + _index_nbytes(split) * len(split)
     reserved_nbytes = config.reserved_nbytes + topology.ranks_per_node * rank_nbytes
     config = replace(config, reserved_nbytes=reserved_nbytes)
     cached = cached_split(split)
@@ -190,6 +190,13 @@ def open_node_cache(
             "number: CacheConfig(memory_gib=...)"
         )
     return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def _index_nbytes(split: Split) -> int:
+    """What a rank knows of each sample."""
+    # Of coded ones also the record's length and place, and of each array place, length and steps.
+    of_codes = sum(16 + 4 * c.num_planes for c in split.codings)
+    return _INDEX_NBYTES + (16 + of_codes if of_codes else 0)
 
 
 def _service_of(config: CacheConfig, cached: CachedSplit, topology: Topology) -> ServedArena | None:

@@ -31,12 +31,12 @@ from msdata.topology import Topology
 TWO_NODES = Topology(num_nodes=2, ranks_per_node=1, rank=0)
 
 
-@pytest.fixture(params=["tar", "hdf5"])
+@pytest.fixture(params=caching.LAYOUTS)
 def data(
     request: Any, packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
 ) -> Iterator[Path]:
     """A data set that the test may alter."""
-    made = packed(tiny_source, *packing.TINY_SHARDS, "--format", request.param)
+    made = packed(tiny_source, *packing.TINY_SHARDS, *request.param.split())
     yield Path(shutil.copytree(made, tmp_path / "data"))
 
 
@@ -193,7 +193,7 @@ class Peers:
                 target[:] = record
                 yield np.ones(1, bool)
 
-        server = LinkServer(address, dict, read, self.cached.max_record_nbytes)
+        server = LinkServer(address, dict, read)
         is_over = threading.Event()
 
         def serve() -> None:
@@ -210,7 +210,7 @@ class Peers:
         self._ends.close()
 
 
-@pytest.mark.parametrize("transport", ["records", "encrypted", "staging"])
+@pytest.mark.parametrize("transport", ["plain", "encrypted", "staging"])
 def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
     data: Path, tmp_path: Path, threads: int, transport: str
 ) -> None:

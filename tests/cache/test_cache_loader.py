@@ -19,8 +19,6 @@ import loading
 import numpy as np
 import packing
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import msdata
 from msdata.cache.arena import SSD_TIER, Arena
@@ -28,8 +26,6 @@ from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig
 from msdata.cache.shared_file import role
 from msdata.cache.slot_file import READY, SlotFile
-from msdata.cache.slot_places import packed
-from msdata.cache.ssd import place_shards
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.topology import Topology
@@ -37,9 +33,9 @@ from msdata.topology import Topology
 SHARES = (0.25, 0.5, 1.0)
 
 
-@pytest.fixture(params=["tar", "hdf5"])
+@pytest.fixture(params=caching.LAYOUTS)
 def split(request: Any, packed: Callable[..., Path], tiny_source: Path) -> Split:
-    return open_split(packed(tiny_source, *packing.TINY_SHARDS, "--format", request.param))
+    return open_split(packed(tiny_source, *packing.TINY_SHARDS, *request.param.split()))
 
 
 @pytest.fixture
@@ -290,24 +286,6 @@ def test_an_ssd_tier_whose_rearrangement_was_interrupted_is_made_anew(
         wait_until_full(loader)
         caching.assert_same_batches(caching.copies(loader), epochs(tar, None, 1)[0])
         assert loader.stats()["cache"]["ssd"]["filled"] == len(tar)
-
-
-@given(st.data())
-def test_shards_find_room_without_overlap_and_those_that_can_stay_do(data: Any) -> None:
-    sizes = np.array(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12)))
-    of_shards = st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))
-    before, held = (np.array(data.draw(of_shards)) for _ in range(2))
-    old = packed(before, sizes)
-    most = data.draw(st.integers(0, int(sizes.sum())))
-    at = place_shards(held, sizes, old, most)
-    stays = held & before & (old + sizes <= most)
-    assert (at[stays] == old[stays]).all()
-    assert (at[~held] == -1).all()
-    taken = [s for f, n in zip(at, sizes, strict=True) if f >= 0 for s in range(f, f + n)]
-    assert len(taken) == len(set(taken))
-    assert all(s < most for s in taken)
-    if most == sizes.sum() and len(set(sizes.tolist())) == 1:
-        assert (at[held] >= 0).all()
 
 
 def test_an_ssd_tier_of_an_older_version_of_the_data_is_not_used(

@@ -37,7 +37,7 @@ NODES, RANKS_PER_NODE = 4, 2
 
 @pytest.fixture(scope="module")
 def split(packed: Callable[..., Path], tiny_source: Path) -> Split:
-    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", "tar", "--split", "1,0,0")
+    data = packed(tiny_source, *packing.TINY_SHARDS, *caching.CODED.split(), "--split", "1,0,0")
     return msdata.open(data).split("train")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,14 +20,14 @@ from msdata.cache.arena import Arena, own_arenas
 from msdata.cache.client import LOCAL, SSD, STORAGE, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, RecordStarts
 from msdata.cache.slot_file import READY, SlotFile
-from msdata.cache.slot_places import lay_out, packed, slots_at_owners
+from msdata.cache.slot_places import packed, payload_at, slots_at_owners, usable_slots
 from msdata.cache.split import owners_by_capacity
 from msdata.cache.status import describe, look_at
 from msdata.core.checksum import crc32c
 from msdata.topology import Topology
 
 SIZES = np.array([11, 1, 20, 17, 9, 2])
-NBYTES = np.random.default_rng(5).integers(1, 3000, SIZES.sum())
+NBYTES = np.random.default_rng(5).integers(1, 100_000, SIZES.sum())
 RECORDS = [np.random.default_rng(n).integers(0, 256, k, np.uint8) for n, k in enumerate(NBYTES)]
 
 
@@ -125,6 +126,9 @@ def test_an_ssd_tier_of_other_capacities_keeps_what_both_jobs_want(
         assert_records_are_whole(client)
     with opened(capacities(tmp_path, *other, "third")) as client:
         slots = client.tiers[SSD].slots
+        # What the second job does not want has given its space back, but for parts of pages.
+        most_nbytes = slots.payload_at + slots.ready_nbytes + 2 * 4096 * len(SIZES)
+        assert os.fstat(slots.fd).st_blocks * 512 <= most_nbytes
         assert slots.num_ready == slots.num_slots == SIZES[second].sum()
         assert_records_are_whole(client)
 
@@ -163,13 +167,15 @@ def test_a_file_keeps_the_first_records_that_end_within_its_capacity(
     split = split_of(nbytes, sizes, [np.zeros(k, np.uint8) for k in nbytes])
     held = np.array(data.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))))
     most = data.draw(st.integers(0, sum(nbytes) + 5))
-    slots, at = (packed(held, of) for of in (split.shard_sizes, split.shard_nbytes))
-    layout = lay_out(split, slots, at, most)
-    ends = np.cumsum(np.where(np.repeat(held, sizes), nbytes, 0))
-    fits = (ends <= most) & np.repeat(held, sizes)
-    assert layout.num_slots.tolist() == [
-        int(part.sum()) for part in np.split(fits, np.cumsum(sizes)[:-1])
-    ]
+    preferred = np.array(data.draw(st.lists(st.booleans(), min_size=len(held), max_size=len(held))))
+    left, wanted = most, [0] * len(sizes)
+    for shard in sorted(np.flatnonzero(held), key=lambda s: (not preferred[s], s)):
+        for sample in range(split.first_samples[shard], split.first_samples[shard] + sizes[shard]):
+            left -= nbytes[sample]
+            wanted[shard] += left >= 0
+    assert usable_slots(split, held, most, preferred).tolist() == wanted
+    if not preferred.any():
+        assert usable_slots(split, held, most).tolist() == wanted
 
 
 @given(lengths, st.integers(1, 4), st.data())
@@ -184,8 +190,10 @@ def test_other_nodes_compute_where_a_record_lies(
     places = slots_at_owners(owners, split, num_nodes)
     for node in range(num_nodes):
         held = owner == node
-        at = packed(held, split.shard_nbytes) + places.payload_at[node]
-        assert (places.records_at[held] == at[held]).all()
+        at = places.records_at[held]
+        packed_at = packed(held, split.shard_nbytes)[held]
+        payload = payload_at(len(sizes), int(held.sum()))
+        assert (at == payload + packed_at).all()
     assert (places.records_at[owner < 0] == -1).all()
 
 

@@ -22,6 +22,9 @@ from msdata.plan.ownership import equal_nodes
 from msdata.topology import Topology
 
 BATCH = 8
+# Options of `msdata pack`: records of one length, and of their own.
+CODED = "--quantize 4 --compress lz4"
+LAYOUTS = ("--format tar", "--format hdf5", CODED)
 
 
 def split_nbytes(split: Split) -> int:
