@@ -6,8 +6,8 @@ that waited would make its next batch only when the GPU has run dry.
 Images of the torch backend are tensors on the device, in the network's layout, and stay as they
 are. Others come by DLPack, and are given back to DALI as soon as nothing on the *host* holds them;
 kernels that are queued and read them do not count. So they are copied into torch's memory, in the
-layout that the network wants (66 MB per batch of 128 read, and written), and held until
-the copy has been made.
+layout that the network wants, and held until the copy has been made: 266 MB read and written for
+a batch of 256, 0.15 to 0.3 ms by arithmetic; no GPU has been timed.
 """
 
 from __future__ import annotations
