@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="torch is absent: pip install 'msdata[train]
 import torch
 
 from benchmarks import augment_rates, gpu
+from msdata.errors import MissingPackageError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -65,15 +66,19 @@ def test_it_runs_whole_on_the_cpu_and_names_what_is_not_measured(
     ].keys()
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_a_section_that_fails_is_noted_and_the_next_one_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
 ) -> None:
     def agreement(measured: Any) -> dict[str, Any]:
         # What came before is in the file already.
         before = json.loads((tmp_path / "gpu.json").read_text())
         assert "device" in before["sections"]
         assert before["not_measured"]["copies"] == "the benchmark ended before"
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise kind("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setitem(gpu.SECTIONS, "agreement", agreement)
     code, result = run(tmp_path, "--sections=device,agreement,copies")
@@ -81,7 +86,7 @@ def test_a_section_that_fails_is_noted_and_the_next_one_runs(
     assert "illegal memory access" in result["failures"]["agreement"]
     assert result["sections"]["copies"]
     assert result["not_measured"]["fed"] == "not asked for"
-    assert "failures: agreement: RuntimeError: CUDA error" in capsys.readouterr().out
+    assert f"failures: agreement: {kind.__name__}: CUDA error" in capsys.readouterr().out
 
 
 def test_what_is_interrupted_keeps_what_was_measured(
@@ -110,6 +115,24 @@ def test_memory_that_is_short_and_absent_packages_are_no_failures(
     code, result = run(tmp_path, "--sections=batches")
     assert code == 0
     assert result["not_measured"]["batches"] == "memory is short: CUDA out of memory"
+
+
+def test_where_opencv_is_too_old_for_the_reference_torch_on_the_cpu_stands_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(augment_rates, "NUM_STARS", 2)
+    monkeypatch.setattr(augment_rates, "BATCH_SIZE", 2)
+    wanted = augment_rates.measure_truth("torch")["late"]
+    assert wanted["against"] == "reference"
+
+    def fail(*values: Any, **options: Any) -> None:
+        raise MissingPackageError("OpenCV 4.13 rounds the places it interpolates at")
+
+    monkeypatch.setattr("msdata.augment.augmenter.ReferenceAugmenter", fail)
+    found = augment_rates.measure_truth("torch")["late"]
+    assert found["against"] == "torch on the CPU"
+    assert found["difference"] == 0
+    assert found["flux_error"] == wanted["flux_error"]
 
 
 def test_limits_that_are_exceeded_are_named() -> None:
