@@ -42,8 +42,7 @@ class TensorBatch:
     """A batch on the device.
 
     Attributes:
-        images: float32, or bfloat16 from backend "torch", (B, C, H, W) by name, as the augmenter
-            names them.
+        images: float32, or bfloat16 of torch, (B, C, H, W) by name, as the augmenter names them.
         ebv: float32 (B,), magnitudes; None where the network takes none.
         redshift: float64 (B,), NaN where unknown.
         sample_id: text (B,), on the host.
@@ -232,8 +231,7 @@ def make_augmenter(
 ) -> AbstractContextManager[Any]:
     """The augmenter of this rank, on the network's device where DALI or torch runs it.
 
-    On a GPU torch writes the images as the network takes them: in its memory layout, and in bf16
-    where autocast would make bf16 of them, with the same rounding.
+    On a GPU torch writes bf16 images where autocast would make them, with the same rounding.
 
     Args:
         split: whose schema.
@@ -248,11 +246,9 @@ def make_augmenter(
     options: dict[str, Any] = {}
     if backend == "torch":
         is_half = is_on_gpu and config.compute.precision == "bf16"
-        options = {
-            "dtype": "bfloat16" if is_half else "float32",
-            "channels_last": config.compute.channels_last,
-            "compiled": config.compute.compile,
-        }
+        options = {"dtype": "bfloat16" if is_half else "float32"}
+        options["channels_last"] = config.compute.channels_last
+        options["compiled"] = config.compute.compile
     augmenter: AbstractContextManager[Any] = open_augmenter(
         split.schema,
         config.augment,
