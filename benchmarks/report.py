@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import read_result
+from benchmarks.comparison import add_to_history, read_result
 from benchmarks.harness import Settings, write_result
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
@@ -284,11 +284,13 @@ def write_shown(
     settings: Settings,
     raw: Mapping[str, Any] | None = None,
 ) -> None:
-    """Prints what a question found, and writes its summary and its single runs."""
+    """Prints what a question found, and writes its summary, its single runs and its history."""
     for sentence in shown.sentences:
         print(f"  {sentence}")
     result = {**result, "shown": shown.to_json()}
-    print(write_result(name, result, command=settings.command, folder=settings.out, raw=raw))
+    path = write_result(name, result, command=settings.command, folder=settings.out, raw=raw)
+    add_to_history(path)
+    print(path)
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
