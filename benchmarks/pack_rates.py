@@ -53,6 +53,7 @@ def commands(objects: Path, out: Path) -> dict[str, list[str]]:
     return {
         "msdata pack --format tar": [*pack, "--format", "tar"],
         "msdata pack --format hdf5": [*pack, "--format", "hdf5"],
+        "msdata pack --quantize 4 --compress lz4": [*pack, "--quantize", "4", "--compress", "lz4"],
         **{titles[name]: [*peer, name, str(objects), str(out)] for name in PEERS},
     }
 

@@ -282,6 +282,13 @@ def test_what_cannot_be_quantized_is_refused(
     assert not (tmp_path / "out" / ".pack").exists()
 
 
+def test_a_half_packed_data_set_is_not_a_source(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "half" / ".pack").mkdir(parents=True)
+    (tmp_path / "half" / ".pack" / "plan.json").write_text("{}")
+    with pytest.raises(UsageError, match="is half packed; finish it first"):
+        pack(PackSettings(source=tmp_path / "half", out=tmp_path / "out"))
+
+
 def test_quantize_is_read_as_one_number_or_by_array() -> None:
     assert parse_quantize([]) == {}
     assert parse_quantize(["4", "unwise=8,galex=none"]) == {"*": 4.0, "unwise": 8.0, "galex": None}
