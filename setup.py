@@ -8,13 +8,14 @@ HERE = Path(__file__).parent
 
 EXTRAS = {
     "hdf5": ["h5py>=3.11"],
+    "coded": ["numcodecs>=0.13"],
     "zmq": ["pyzmq>=26"],
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
     "train": ["torch>=2.7", "tensorboard>=2.16", "matplotlib>=3.9", "scipy>=1.13"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.13"],
-    "catalog": ["matplotlib>=3.9"],
+    "catalog": ["astropy-healpix>=1.0", "matplotlib>=3.9", "scipy>=1.13"],
     # The peers that install beside the rest; benchmarks/peers/no-deps.txt has the others.
     "bench": [
         *("webdataset>=1.0", "matplotlib>=3.9", "psutil>=5.9", "scikit-learn>=1.4"),
@@ -25,7 +26,7 @@ EXTRAS = {
 # The two DALI builds install the same module, so `all` takes the one for CUDA 12.
 EXTRAS["all"] = sorted({p for name, ps in EXTRAS.items() if name != "dali-cuda13" for p in ps})
 EXTRAS["dev"] = [
-    "astropy-healpix>=1.0",
+    "hdf5plugin>=4.4",
     "hypothesis>=6.100",
     "mkdocs-material>=9.6",
     "mkdocstrings[python]>=0.30",
@@ -49,14 +50,16 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["msdata*", "mstrain*"]),
-    # Optional: without a compiler the loader reads with preadv, a fifth slower.
+    # Optional: without a compiler the loader reads with preadv, a fifth slower, and NumPy decodes.
     ext_modules=[
         Extension(
-            "msdata.core._stream_fill",
-            ["msdata/core/stream_fill.c"],
-            extra_compile_args=["-O3"],
+            f"msdata.core._{name}",
+            [f"msdata/core/{name}.c"],
+            # Without contraction: NumPy, which computes the same, rounds every step.
+            extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
         )
+        for name in ("stream_fill", "coding")
     ],
     package_data={
         "msdata": [

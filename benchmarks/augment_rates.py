@@ -7,11 +7,11 @@ memory, in samples per second of a core: by processor time, so that other work o
 less. The limit is OpenCV's warp of every band and nothing else. A DALI pipeline with an operator a
 step (rotate, flip, crop, resize, asinh) stands for how it is usually written; it leaves NaN in.
 
-With --gpu: DALI on that GPU, from page-locked buffers, by the wall clock; the limit is copying the
-batch there.
+With --gpu: DALI and torch on that GPU, from page-locked buffers, by the wall clock; the limit is
+copying the batch there.
 
-Truth: the largest error of a star's total flux, and the largest difference of the backends on stars
-as a share of the brightest pixel, over angles and places drawn at random.
+Truth: the largest error of a star's total flux, and the largest difference from the reference on
+stars as a share of the brightest pixel, over angles and places drawn at random.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import compare, print_comparison, take_turns, write_result
-from msdata.augment import AugmentConfig, Augmenter, open_augmenter
+from msdata.augment import BACKENDS, AugmentConfig, Augmenter, open_augmenter
 from msdata.augment.draws import draw
 from msdata.augment.geometry import make_geometries
 from msdata.augment.reference import opencv_matrices
@@ -180,8 +180,15 @@ def measure_rates(repeats: int, device_id: int | None) -> dict[str, Any]:
     batch = make_batch()
     if device_id is not None:
         limit = "copies to the GPU alone"
-        with opened("dali", AugmentConfig(), device_id) as dali:
-            runs = {limit: copies_to_gpu(batch, device_id), "dali": pipelined(dali, batch)}
+        with (
+            opened("dali", AugmentConfig(), device_id) as dali,
+            opened("torch", AugmentConfig(), device_id) as of_torch,
+        ):
+            runs = {
+                limit: copies_to_gpu(batch, device_id),
+                "dali": pipelined(dali, batch),
+                "torch": pipelined(of_torch, batch),
+            }
             return _compared(runs, repeats, limit, time.perf_counter)
     exact, late = AugmentConfig(rotation="exact"), AugmentConfig(fusion="late")
     with (
@@ -189,6 +196,7 @@ def measure_rates(repeats: int, device_id: int | None) -> dict[str, Any]:
         opened("reference", exact) as reference_exact,
         opened("reference", late) as reference_late,
         opened("dali", AugmentConfig()) as dali,
+        opened("torch", AugmentConfig()) as of_torch,
     ):
         runs = {
             WARPS: warps_alone(batch),
@@ -196,6 +204,7 @@ def measure_rates(repeats: int, device_id: int | None) -> dict[str, Any]:
             "reference, validation": lambda: reference.run(batch, 0, train=False),
             "reference, rotation=exact": lambda: reference_exact.run(batch, 0),
             "reference, fusion=late": lambda: reference_late.run(batch, 0),
+            "torch on the CPU": lambda: of_torch.run(batch, 0),
             "dali on the CPU": lambda: dali.run(batch, 0),
             "DALI, an operator a step": dali_step_by_step(batch),
         }
@@ -222,14 +231,27 @@ def star(survey: Survey, x_arcsec: float, y_arcsec: float) -> NDArray[np.float32
     return np.broadcast_to(image, survey.shape).astype(np.float32)
 
 
-def measure_truth(device_id: int | None) -> dict[str, Any]:
-    """Errors of flux, and differences of the backends, by layout and survey."""
+def measure_truth(backend: str, device_id: int | None = None) -> dict[str, Any]:
+    """How true the images of a backend are, by layout.
+
+    Args:
+        backend: on that GPU, or on the CPU.
+        device_id: number of the GPU.
+
+    Returns:
+        `flux_error` by survey; `difference` from the reference, or where OpenCV is too old for it
+        from torch on the CPU, as `against` says.
+    """
     random = np.random.default_rng(SEED)
     found: dict[str, Any] = {}
     for layout, config in LAYOUTS.items():
         flux: dict[str, float] = {}
         difference = 0.0
-        with opened("reference", config) as reference, opened("dali", config, device_id) as dali:
+        try:
+            truth, against = opened("reference", config), "reference"
+        except ImportError:
+            truth, against = opened("torch", config), "torch on the CPU"
+        with truth, opened(backend, config, device_id) as other:
             for epoch in range(-(-NUM_STARS // BATCH_SIZE)):
                 places = random.uniform(-1.5, 1.5, (BATCH_SIZE, 2))
                 batch: Batch = {
@@ -237,18 +259,27 @@ def measure_truth(device_id: int | None) -> dict[str, Any]:
                     for a in MANTIS_SHRIMP.arrays
                 }
                 batch["sample_id"] = np.arange(BATCH_SIZE)
-                images = reference.run(batch, epoch)
-                for name, image in dali.run(batch, epoch).items():
-                    host = np.array(image.as_cpu()) if device_id is not None else np.array(image)
-                    away = float(np.abs(host - images[name]).max())
-                    difference = max(difference, away / float(images[name].max()))
-                for name, error in _flux_errors(images, batch, reference.flux_factors).items():
+                wanted = truth.run(batch, epoch)
+                images = {name: on_host(image) for name, image in other.run(batch, epoch).items()}
+                for name, image in images.items():
+                    expected = on_host(wanted[name])
+                    away = float(np.abs(image - expected).max()) / float(expected.max())
+                    difference = max(difference, away)
+                for name, error in _flux_errors(images, batch, other.flux_factors).items():
                     flux[name] = max(flux.get(name, 0.0), error)
         found[layout] = {
             "flux_error": {name: round(error, 6) for name, error in flux.items()},
-            "difference_of_backends": round(difference, 7),
+            "difference": round(difference, 7),
+            "against": against,
         }
     return found
+
+
+def on_host(image: Any) -> NDArray[Any]:
+    """An image of any backend in the host's memory."""
+    if hasattr(image, "as_cpu"):
+        return np.array(image.as_cpu())
+    return np.asarray(image.cpu().numpy() if hasattr(image, "cpu") else image)
 
 
 def _flux_errors(images: Batch, batch: Batch, factors: dict[str, float]) -> dict[str, float]:
@@ -273,9 +304,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     rates = measure_rates(args.repeats, args.gpu)
     print_comparison("augmentation, early fusion", rates, MANTIS_SHRIMP.sample_nbytes)
-    truth = measure_truth(args.gpu)
-    for layout, numbers in truth.items():
-        print(f"  {layout}: {numbers}")
+    backends = ("dali", "torch") if args.gpu is not None else BACKENDS
+    truth = {backend: measure_truth(backend, args.gpu) for backend in backends}
+    for backend, layouts in truth.items():
+        for layout, numbers in layouts.items():
+            print(f"  {backend}, {layout}: {numbers}")
     result = {"batch_size": BATCH_SIZE, "threads": NUM_THREADS, "rates": rates, "truth": truth}
     name = "augment_rates" if args.gpu is None else "augment_rates_gpu"
     command = shlex.join(["python", "-m", "benchmarks.augment_rates", *arguments])

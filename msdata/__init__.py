@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 
 # Name -> module: imported when first used, so that a command that needs none of them starts fast.
 _EXPORTS = {
+    # Packages that can be called.
+    "pack": ("msdata.pack", ""),
+    "plan": ("msdata.plan", ""),
     "open": ("msdata.dataset.dataset", "open_dataset"),
     "Dataset": ("msdata.dataset.dataset", "Dataset"),
     "Split": ("msdata.dataset.dataset", "Split"),
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from msdata.errors import MsdataError
     from msdata.loader.loader import Loader
     from msdata.loader.torch_dataset import TorchDataset as TorchDataset
+    from msdata.pack.run import pack_folder as pack
+    from msdata.plan.plan_data import plan_job as plan
     from msdata.schema import MANTIS_SHRIMP, Schema, Survey
     from msdata.topology import Topology
 
@@ -50,6 +55,8 @@ __all__ = [
     "Survey",
     "Topology",
     "open",
+    "pack",
+    "plan",
 ]
 
 
@@ -57,4 +64,5 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'msdata' has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
-    return getattr(importlib.import_module(module), attribute)
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found

@@ -3,6 +3,9 @@
 Messages follow "X must be Y, got Z" or "cannot do X: reason; fix".
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 # How the message of every `UnsafePickleError` ends.
 NOTHING_EXECUTED = "it was refused and nothing was executed"
 
@@ -33,3 +36,20 @@ class StorageError(MsdataError, OSError):
 
 class MissingPackageError(MsdataError, ImportError):
     """An optional package is absent; the message names the extra to install."""
+
+
+@contextmanager
+def needing(what: str, extra: str, otherwise: str = "") -> Iterator[None]:
+    """Turns the ImportError of an optional package into a `MissingPackageError`.
+
+    Args:
+        what: what needs which package, such as "HDF5 shards need h5py".
+        extra: name of the extra that installs it.
+        otherwise: end of the message, such as ", or leave it out with --no-figure".
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{what}: run pip install 'msdata[{extra}]'{otherwise} ({error})"
+        ) from error

@@ -135,6 +135,11 @@ def _running() -> Iterator[tuple[str, int, int]]:
         yield "MPI", mpi.COMM_WORLD.Get_size(), mpi.COMM_WORLD.Get_rank()
 
 
+def is_debugging() -> bool:
+    """Whether `MSDATA_DEBUG` is set, to anything but 0: loaders then poison overwritten batches."""
+    return os.environ.get("MSDATA_DEBUG", "0") not in ("", "0")
+
+
 def job_name(environ: Mapping[str, str] | None = None) -> str:
     """Names the job: all its ranks on one node share the name, and no other job there does.
 

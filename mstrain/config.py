@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from msdata.augment import AugmentConfig
@@ -29,7 +29,7 @@ WEIGHT_PLACES = ("loss", "sampler")
 PRECISIONS = ("float32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 _MAX_SEED = 2**63 - 1
-BACKENDS = ("auto", "reference", "dali")
+BACKENDS = ("auto", "reference", "dali", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class DataConfig:
         cache_ssd_gib: GiB of that SSD per node.
         cache_peers_dir: folder that all nodes see, where each node's cache service is found.
         cache_job: what separates this job's cache from others; None takes the launcher's.
-        backend: the augmenter's: "reference" (CPU), "dali", or "auto", which is DALI if the
-            network is on a GPU.
+        backend: the augmenter's: "reference" (CPU), "dali", "torch", or "auto", which is DALI if
+            the network is on a GPU. `compute.compile` compiles "torch", too.
         threads: threads that fill batches; None lets the loader choose.
         prefetch: batches that the loader fills ahead.
     """
@@ -195,12 +195,14 @@ class ComputeConfig:
 
     Attributes:
         device: "auto" is the GPU of this rank where there is one.
-        precision: precision of the forward pass: "float32", or autocast to "bf16" or "fp16".
+        precision: precision of the forward pass: "float32", or autocast to "bf16" or "fp16"; the
+            head is in float32. On a GPU convolutions in "float32" are in TF32, as torch has them.
         channels_last: memory layout of images and kernels; what cuDNN and oneDNN like best.
         compile: through `torch.compile`; minutes at the start, worth it on GPUs in long runs.
         accumulate: parts that a rank's share of a batch is cut into, one after the other, where
             memory is short; batch statistics are then those of a part.
-        threads: torch's CPU threads per rank; None divides the cores among a node's ranks.
+        threads: torch's CPU threads per rank; None divides the cores among a node's ranks, and
+            takes at most 4 where the network is on a GPU.
     """
 
     device: str = "auto"
@@ -262,6 +264,9 @@ class TrainConfig:
         epochs: passes over split "train".
         batch_size: samples per step over all ranks together, so that a run may change its number
             of ranks and stay the same run; `msdata.Loader(batch_size=...)` counts one rank's.
+        batch_per_gpu: samples per step of each rank, one per GPU; None leaves `batch_size`. The run
+            then has the product as its `batch_size`, and the learning rate and `ema_decay` of the
+            recipe's are scaled, see `mstrain.recipes.for_ranks`.
         data: settings of the loader.
         augment: settings of the augmentation.
         model: settings of the network.
@@ -276,6 +281,7 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 30
     batch_size: int = 256
+    batch_per_gpu: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -293,6 +299,8 @@ class TrainConfig:
             raise UsageError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
         check_range("epochs", self.epochs, 1)
         check_range("batch_size", self.batch_size, 1)
+        if self.batch_per_gpu is not None:
+            check_range("batch_per_gpu", self.batch_per_gpu, 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict, fit for JSON; `from_dict` is its inverse."""
@@ -334,6 +342,8 @@ def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:
         UsageError: the global batch does not divide.
     """
     parts = num_ranks * config.compute.accumulate
+    if config.batch_per_gpu is not None:
+        config = replace(config, batch_size=config.batch_per_gpu * num_ranks, batch_per_gpu=None)
     if config.batch_size % parts:
         raise UsageError(
             f"batch_size={config.batch_size} does not divide into {num_ranks} rank(s) times "

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msdata.core.signals import exit_code_of
+from msdata.core.terminal import shown_line
 from msdata.errors import MsdataError, UsageError
 from msdata.topology import Topology, check_agreement
 
@@ -31,13 +34,22 @@ _SENT = (str, int, float, dict, list, Path)
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 # Longer than any honest wait: first compilation, staging of a cache, a checkpoint on slow storage.
 _TIMEOUT = timedelta(minutes=30)
+_GPU_RANK_THREADS = 4
 
 
 class LostRankError(MsdataError):
     """Another rank ended unexpectedly, so this one cannot continue. Exit code 1."""
 
 
-class FirstRankError(MsdataError):
+class SharedError(MsdataError):
+    """Every rank raises it at the same place; the first one says it for all."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """All ranks have agreed to stop; the state was saved."""
+
+
+class FirstRankError(SharedError):
     """The first rank failed at what it does for all; it says so, the others end in silence.
 
     Args:
@@ -189,37 +201,94 @@ def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
             f"the launcher started {topology.num_ranks} ranks but named no meeting point "
             f"({error}); start with torchrun, or set MASTER_ADDR and MASTER_PORT"
         ) from error
-    try:
-        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        told: list[Any] = [None] * topology.num_ranks
-        dist.all_gather_object(told, topology, group=control)
-        check_agreement(told)
-        yield Ranks(topology=topology, device=device, control=control)
     except RuntimeError as error:
-        if not _is_loss_of_rank(error):
-            raise
-        raise LostRankError(
-            f"rank {topology.rank} lost another rank ({str(error).splitlines()[0][:160]}); look at "
-            "that rank's log; the same command resumes from the last checkpoint"
-        ) from error
+        raise _unreachable(error, topology) from error
+    try:
+        with failing_at_once(topology):
+            try:
+                control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            except RuntimeError as error:
+                raise _unreachable(error, topology) from error
+            told: list[Any] = [None] * topology.num_ranks
+            dist.all_gather_object(told, topology, group=control)
+            check_agreement(told)
+            yield Ranks(topology=topology, device=device, control=control)
     finally:
         dist.destroy_process_group()
 
 
-def _is_loss_of_rank(error: RuntimeError) -> bool:
+def _unreachable(error: RuntimeError, topology: Topology) -> LostRankError:
+    """What it means that the ranks do not find each other."""
+    return LostRankError(
+        f"rank {topology.rank} cannot reach the other ranks ({str(error).splitlines()[0][:160]}); "
+        "look at their logs; where a host's own name means 127.0.1.1 (Debian), name the network's "
+        "interface: GLOO_SOCKET_IFNAME=eth0"
+    )
+
+
+@contextmanager
+def failing_at_once(topology: Topology) -> Iterator[None]:
+    """Ends a rank that fails under NCCL before anything is closed.
+
+    Closing would wait for collectives that its peers never end: NCCL's shutdown does, and all that
+    waits for the GPU. The message would stay unprinted, and torchrun would wait for half an hour.
+
+    Args:
+        topology: this rank's place.
+
+    Raises:
+        LostRankError: a rank is lost inside; not under NCCL.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException as raised:
+        error = raised if (lost := _lost_rank(raised, topology)) is None else lost
+        if topology.num_ranks > 1 and _is_nccl():
+            _say(error, topology)
+            os._exit(error.code if isinstance(error, FirstRankError) else exit_code_of(error))
+        if lost is not None:
+            raise lost from raised
+        raise
+
+
+def _is_nccl() -> bool:
+    return dist.get_backend() == "nccl"
+
+
+def _say(error: BaseException, topology: Topology) -> None:
+    if not isinstance(error, MsdataError):
+        traceback.print_exception(error)
+    elif topology.rank == 0 or not isinstance(error, SharedError):
+        print(f"mstrain: rank {topology.rank}: {shown_line(str(error))}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+def _lost_rank(error: BaseException, topology: Topology) -> LostRankError | None:
+    """What an error says of other ranks; None where it is of this one."""
     text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+    is_lost = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+    if not (is_lost and isinstance(error, RuntimeError)):
+        return None
+    return LostRankError(
+        f"rank {topology.rank} lost another rank ({text.splitlines()[0][:160]}); look at that "
+        "rank's log; the same command resumes from the last checkpoint"
+    )
 
 
-def set_threads(wanted: int | None, topology: Topology) -> None:
+def set_threads(wanted: int | None, topology: Topology, device: torch.device | None = None) -> None:
     """Sets torch's threads on the CPU.
 
     Args:
         wanted: None shares the cores out among the node's ranks; torchrun would give each one core.
         topology: the job's nodes and ranks.
+        device: the network's; beside a GPU torch only copies, and the loader wants the cores.
     """
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(wanted or max(1, cores // topology.ranks_per_node))
+    share = max(1, len(os.sched_getaffinity(0)) // topology.ranks_per_node)
+    is_on_gpu = device is not None and device.type == "cuda"
+    torch.set_num_threads(wanted or (min(share, _GPU_RANK_THREADS) if is_on_gpu else share))
 
 
 class StopRequest:

@@ -222,7 +222,7 @@ def _one_rank(name: str, device: str, threads: int | None = None) -> Iterator[Ra
     num_threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng([chosen] if chosen.type == "cuda" else []):
-            set_threads(threads, topology)
+            set_threads(threads, topology, chosen)
             yield Ranks(topology=topology, device=chosen)
     finally:
         torch.set_num_threads(num_threads)

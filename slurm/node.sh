@@ -54,7 +54,9 @@ if ((${SLURM_RESTART_COUNT:-0})); then
   done
 fi
 # Compiled kernels and lock files: many small writes, which parallel file systems are bad at.
-export TMPDIR=$scratch TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
+export TMPDIR=$scratch
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 # torchrun would give restarted ranks the store of the earlier ones, with their addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # At these places {scratch} means the node's folder, which all its steps see. Elsewhere it is the
@@ -74,7 +76,7 @@ for word in "$@"; do
 done
 set -- "${words[@]}"
 
-child='' asked=''
+child='' asked='' restarts=0
 
 # torchrun makes each rank the leader of a process group.
 kill_ranks() {
@@ -149,15 +151,26 @@ trap on_usr1 USR1
 printf '%(%F %T)T %s: job %s, start %s: %s\n' -1 "$node" "$SLURM_JOB_ID" \
   "${SLURM_RESTART_COUNT:-0}" "$kind"
 clean_shm
-(
-  trap '' USR1
-  [[ $kind == train ]] && trap '' TERM
-  exec "$@"
-) &
-child=$!
-
-status=0
-wait_for "$child" || status=$?
+while :; do
+  (
+    trap '' USR1
+    [[ $kind == train ]] && trap '' TERM
+    exec "$@"
+  ) &
+  child=$! status=0
+  wait_for "$child" || status=$?
+  # A service over TCP that died joins the arena of its ranks again; under MPI all have ended.
+  [[ $kind == serve && " $* " == *' --peers-dir '* && ! $asked ]] || break
+  # Wrong usage stays wrong.
+  ((status && status != 2 && restarts++ < 20)) || break
+  printf '%(%F %T)T %s: the service ended with code %s and is started again\n' -1 "$node" "$status"
+  sleep "${SERVICE_PAUSE_S:-5}" &
+  wait "$!"
+  if [[ $asked ]]; then
+    kill "$!" 2>/dev/null
+    break
+  fi
+done
 # A command that was asked to end has ended well, or was killed; neither is a reason to fail the step
 # and have Slurm kill the other nodes' tasks, which may be saving.
 [[ $asked ]] && status=0

@@ -4,7 +4,7 @@
 #   sbatch [options of sbatch] slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]
 #
 #   sbatch --nodes=4 --gpus-per-node=4 --cpus-per-task=64 --mem=480G --time=12:00:00 \
-#     slurm/train_ddp.sh resnet50_early /project/DATA /project/runs/first
+#     slurm/train_ddp.sh resnet50_early_gpus /project/DATA /project/runs/first
 #   sbatch --nodes=2 --ntasks-per-node=8 --cpus-per-task=8 --mem=200G slurm/train_ddp.sh ...
 #
 # Runs one rank per GPU; without GPUs one per task of --ntasks-per-node. The job requeues itself before
@@ -21,11 +21,14 @@
 # PYTHON            interpreter                                            (python in PATH)
 # RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks per node)
 # OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
+# TORCHINDUCTOR_CACHE_DIR  compiled kernels; name a folder that stays, or a requeued job compiles again
+#                   (on the node, removed with the job)
 # CACHE_GIB         memory of each node for the cache; 0: none             (auto: 3/4 of what is free)
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
 #                   zmq, where nodes may die or MPI is missing; none       (pmi2)
-# CACHE_FILL        stage: the first epoch waits until it is full          (overlap)
+# CACHE_ENCRYPT     of zmq; 0: others cannot listen to the nodes' network  (1)
+# CACHE_WARMUP      blocking: the first epoch waits until it is full       (background)
 # CACHE_WAIT_S      how long the cache's services may take to start        (60)
 # SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
 # DOCTOR            warn; strict: no training on nodes with faults; off    (warn)
@@ -183,14 +186,20 @@ case $cache_gib,$transport in
     fi
     if [[ $transport == zmq ]]; then
       set_default "data.cache_peers_dir=$job_dir/peers"
-      start_service none --peers-dir "$job_dir/peers" ${ssd:+--ssd-dir "${ssd[0]}"}
+      encrypt=--encrypt
+      [[ ${CACHE_ENCRYPT:-1} == 0 ]] && encrypt=--no-encrypt
+      start_service none --peers-dir "$job_dir/peers" "$encrypt" ${ssd:+--ssd-dir "${ssd[0]}"}
     fi
     ;;
   *)
     ((SLURM_JOB_NUM_NODES > 1)) || transport=none
+    case ${CACHE_FILL:-} in # the former name and values of CACHE_WARMUP
+      stage) warmup=blocking ;;
+      *) warmup=${CACHE_WARMUP:-background} ;;
+    esac
     # Twice: on a busy node Slurm's pmi2 (22.05) at times loses part of a message, and MPI hangs.
     for attempt in 1 2; do
-      start_service "$transport" --memory-gib "$cache_gib" --fill "${CACHE_FILL:-overlap}" \
+      start_service "$transport" --memory-gib "$cache_gib" --warmup "$warmup" \
         ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
       await_service && break
       stop_if_asked
@@ -226,6 +235,7 @@ torchrun_step() {
   train_pid=''
 }
 
+mapfile -t bound < <(numa_binding "$gpus_per_node")
 # Ranks answer signals themselves. Older torchruns stop them at once, or after 30 s, by SIGKILL.
 handled=()
 if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
@@ -233,7 +243,7 @@ if grep -q signals-to-handle "$(module_dir torch)/distributed/run.py"; then
 fi
 status=0
 stop_if_asked
-torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" --no-python \
+torchrun_step train "${MAX_RESTARTS:-3}" "${handled[@]}" "${bound[@]}" --no-python \
   "$source_dir/rank.sh" "$requeue_file" '{scratch}/asked' \
   "$PYTHON" -m "${TRAIN_MODULE:-mstrain.train}" "$recipe" "$data" --out "$run" "${settings[@]}"
 

@@ -18,7 +18,8 @@ import packing
 import pytest
 
 import msdata
-from msdata.core.progress import ProgressLine, bytes_text, duration_text, progress_text, rate_text
+from msdata.core.progress import ProgressLine, progress_text
+from msdata.core.text import bytes_text, duration_text, rate_text
 from msdata.errors import UsageError
 from msdata.pack.options import parse_bytes, parse_fractions
 

@@ -233,16 +233,22 @@ def test_messages_of_the_troubleshooting_table_are_said_by_the_code() -> None:
     assert not unsaid, unsaid
 
 
-def test_the_worked_example_of_a_plan_is_what_the_command_prints(
+def test_the_worked_examples_of_a_plan_are_what_the_commands_print(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (DOCS / "guides" / "plan.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", page, flags=re.M | re.S)
-    at = next(i for i, block in enumerate(blocks) if "--by-nodes" in block)
-    command = blocks[at].replace("\\\n", " ")
-    assert msdata.cli.main(shlex.split(command)[1:]) == 0
-    assert blocks[at + 1].count("\n") == 7
-    assert blocks[at + 1] in capsys.readouterr().out
+    examples = [i for i, block in enumerate(blocks) if "--by-nodes" in block]
+    assert len(examples) == 2
+    for at in examples:
+        command = blocks[at].replace("\\\n", " ")
+        assert msdata.cli.main(shlex.split(command)[1:]) == 0
+        assert blocks[at + 1].count("\n") == 7
+        printed = capsys.readouterr().out
+        assert blocks[at + 1] in printed
+    note = re.findall("`(note: .*?)`", page)
+    assert len(note) == 1
+    assert note[0] in printed
 
 
 @pytest.mark.parametrize("module", ["msdata", "mstrain"])

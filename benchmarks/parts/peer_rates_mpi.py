@@ -40,7 +40,7 @@ from benchmarks.parts.peer_rates import (
 )
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
 from msdata.cache.mpi_service import MpiService
-from msdata.cache.slot_file import slots_at_owners
+from msdata.cache.slot_places import slots_at_owners
 from msdata.cache.transport.group import ending_together
 from msdata.cache.transport.link import LinkFetcher, link_address
 from msdata.cache.transport.mpi_group import open_group
@@ -63,7 +63,7 @@ def cached_records(records: NDArray[np.uint8]) -> CachedSplit:
     return CachedSplit(
         fingerprint="bench",
         name="train",
-        sample_nbytes=SAMPLE_NBYTES,
+        record_nbytes=np.broadcast_to(SAMPLE_NBYTES, len(records)),
         shard_sizes=np.full(NUM_SHARDS, SHARD_SIZE, np.int64),
         checksums=np.array([crc32c(record) for record in records], np.uint32),
     )
@@ -83,7 +83,7 @@ def serve(shm_dir: Path) -> None:
         with service.path.open("r+b") as file:
             window = group.window(mmap.mmap(file.fileno(), 0)).bare
         places = slots_at_owners(own(), split, group.size)
-        first_at = int(places.payload_at[KEEPER])
+        first_at = int(places.records_at[0])
         rows = np.ones((BATCH_SIZE, SAMPLE_NBYTES), np.uint8)
         is_said = False
         while service.turn():

@@ -22,7 +22,7 @@ def _ours(title: str, container: str, shuffle: str, advice: str = "", **options:
         partial(readers.pack_ours, container=container),
         shuffle,
         "exact: state_dict() holds (seed, epoch, position); on other numbers of ranks too",
-        f"README: {advice or 'hold=1, prefetch=2: a batch is done with before the next; '}"
+        f"README: {advice or 'num_valid_batches=1, prefetch=2 for batches used one by one; '}"
         + ("" if advice else "threads=cores"),
         is_ours=True,
     )

@@ -67,7 +67,7 @@ def load_ours(
         cache=cache,
         threads=reading.num_workers,
         prefetch=2,
-        hold=1,
+        num_valid_batches=1,
         columns=[],
     ) as loader:
 

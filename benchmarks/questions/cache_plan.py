@@ -141,14 +141,14 @@ def predict(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
         topology=Topology(num_nodes=setup.num_nodes),
         nodes=equal_nodes(setup.num_nodes, memory_bytes=setup.memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=setup.batch_size,
         policy=contestant.policy,
         seed=SEED,
         last="short",
     )
     ownership = own_job(job)
-    capacity = setup.memory_nbytes // job.sample_bytes
+    capacity = setup.memory_nbytes // split.schema.sample_nbytes
     tables = [PrivateTable(capacity, contestant.private or LRU) for _ in range(setup.num_nodes)]
     epoch = 0
     while True:
@@ -157,10 +157,10 @@ def predict(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
         else:
             assigned = assign_job(job, ownership, epoch).samples
             if contestant.is_served:
-                counts = count_tiers(assigned, job, ownership)
+                counts, _ = count_tiers(assigned, job, ownership)
             else:
                 counts = _replay(assigned, tables if contestant.private else [])
-            yield _forecast(epoch, counts, job.sample_bytes)
+            yield _forecast(epoch, counts, split.schema.sample_nbytes)
         epoch += 1
 
 
@@ -182,7 +182,7 @@ def _forecast(epoch: int, counts: NDArray[np.int64], sample_bytes: int) -> Epoch
         tier_samples=counts,
         ssd_bytes=np.zeros(len(counts), np.int64),
         storage_bytes=counts[:, 3] * sample_bytes,
-        sample_bytes=sample_bytes,
+        tier_bytes=counts * sample_bytes,
         is_exact=True,
     )
 

@@ -168,7 +168,7 @@ def services(nodes: Nodes, data: Path, memory_nbytes: int, num_nodes: int, logs:
     Raises:
         StorageError: they did not start.
     """
-    serve = [sys.executable, "-m", "msdata", "cache", "serve", str(data), "--fill", "stage"]
+    serve = [sys.executable, "-m", "msdata", "cache", "serve", str(data), "--warmup", "blocking"]
     serve += ["--memory-gib", repr(memory_nbytes / (1 << 30))]
     # Twice, as slurm/train_ddp.sh: Slurm's pmi2 (22.05) at times loses part of a message.
     for attempt in (1, 2):

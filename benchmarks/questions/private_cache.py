@@ -34,7 +34,7 @@ from msdata.loader.read import (
     SampleReader,
     stream_fill,
 )
-from msdata.loader.ring import BatchBuffer, record_parts
+from msdata.loader.ring import BatchBuffer
 
 NEVER_EVICTS, LRU = "never-evict", "lru"
 
@@ -92,7 +92,6 @@ class PrivateFilling(Filling):
     the misses, for storage.
     """
 
-    rows: NDArray[np.int64]
     num_hits: int
     found: NDArray[np.int64]
     kept: NDArray[np.int64]
@@ -108,7 +107,6 @@ class PrivateReader:
         self._storage, self._table, self._counters = storage, table, counters
         self._sizes = np.array([a.nbytes for a in split.schema.arrays], np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self._per_row = 1 if storage.gaps is not None else len(self._sizes)
         shape = (table.num_slots, split.schema.sample_nbytes)
         memory = mmap.mmap(-1, max(1, shape[0] * shape[1]))
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -122,7 +120,7 @@ class PrivateReader:
         rows = np.argsort(slots < 0, kind="stable")
         num_hits = int((slots >= 0).sum())
         found = slots[rows[:num_hits]]
-        misses = BufferRows(buffer, rows[num_hits:], self._per_row)
+        misses = BufferRows(buffer, rows[num_hits:])
         missing = self._storage.plan(samples[rows[num_hits:]], misses)
         return PrivateFilling(
             buffer=buffer,
@@ -151,6 +149,7 @@ class PrivateReader:
     def fill(self, filling: PrivateFilling, start: int, stop: int) -> None:
         """Reads the samples [start, stop) of a batch, counted in the order of its `rows`."""
         hits = filling.num_hits
+        nbytes = np.full(stop - start, self._sizes.sum())
         for tier, work, first, end in (
             ("local", self._fill_hits, start, min(stop, hits)),
             ("storage", self._fill_misses, max(start, hits), stop),
@@ -158,7 +157,7 @@ class PrivateReader:
             if first < end:
                 started_s = time.perf_counter()
                 work(filling, first, end)
-                self._counters.add(tier, end - first, time.perf_counter() - started_s)
+                self._counters.add(tier, nbytes[: end - first], time.perf_counter() - started_s)
 
     def _fill_hits(self, filling: PrivateFilling, first: int, end: int) -> None:
         count = len(self._sizes)
@@ -181,7 +180,8 @@ class PrivateReader:
                 self._records[slot, at : at + len(part)] = part
 
     def _parts(self, filling: PrivateFilling, i: int) -> list[NDArray[np.uint8]]:
-        return record_parts(filling.buffer, int(filling.rows[i]))
+        parts: list[NDArray[np.uint8]] = filling.buffer.parts(int(filling.rows[i]))
+        return parts
 
 
 @dataclass(kw_only=True)
@@ -189,11 +189,11 @@ class PrivateCache(NodeCache):
     """Stands where the loader has its node's cache."""
 
     table: PrivateTable
-    counters: Counters = field(default_factory=lambda: Counters(0))
+    counters: Counters = field(default_factory=Counters)
 
     def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
         """What fills batches; checksums are the storage's business."""
-        self.counters = Counters(split.schema.sample_nbytes)
+        self.counters = Counters()
         return PrivateReader(storage, split, self.table, self.counters)
 
     def start_epoch(self) -> None:

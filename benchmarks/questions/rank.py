@@ -165,8 +165,8 @@ class Rank:
                     cache=cache,
                     threads=self._order["threads"],
                     prefetch=PREFETCH,
-                    hold=HOLD,
-                    last=self._order["last"],
+                    num_valid_batches=HOLD,
+                    remainder=self._order["last"],
                     across_epochs=False,
                     columns=[],
                 )

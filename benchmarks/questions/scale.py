@@ -111,7 +111,7 @@ def design(settings: Settings, nodes: Nodes, environ: Mapping[str, str]) -> Expe
     is_shared = nodes.per_machine(nodes.most) > 1
     data = make_data(settings, nodes.most, is_shared)
     split = msdata.open(data).split("train")
-    largest = int(split.shard_bytes.max())
+    largest = int(split.shard_record_nbytes.max())
     most = (MAX_QUICK_NBYTES if settings.quick else MAX_NODE_NBYTES) // largest
     shards = min(len(split.shards) // nodes.most, max(1, most))
     if shards < 1:
@@ -125,7 +125,7 @@ def design(settings: Settings, nodes: Nodes, environ: Mapping[str, str]) -> Expe
     # Ten steps of a node's own samples, at the workload's batch size if they are enough.
     batch = min(WORKLOADS[settings.workload].batch_size, max(1, samples // ranks_per_node // 10))
     seconds = 2.0 if settings.quick else 10.0
-    missed = int(split.shard_bytes[: shards * nodes.most].sum()) - memory_nbytes
+    missed = int(split.shard_record_nbytes[: shards * nodes.most].sum()) - memory_nbytes
     return Experiment(
         data=data,
         shards_per_node=shards,

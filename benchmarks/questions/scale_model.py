@@ -184,11 +184,11 @@ def strong(job: Job, machine: Machine) -> list[dict[str, Any]]:
 def weak(job: Job, machine: Machine) -> list[dict[str, Any]]:
     """As much data per node as fills its cache and a third more, on more and more nodes."""
     nbytes = float(job.nodes.memory_bytes[0]) / CACHED_SHARE
-    shards = max(1, round(nbytes / job.sample_bytes / FULL_SHARD_SAMPLES))
+    shards = max(1, round(nbytes / job.mean_bytes / FULL_SHARD_SAMPLES))
     found = []
     for number in (1 << k for k in range(MOST_NODES.bit_length())):
         sizes = np.full(number * shards, FULL_SHARD_SAMPLES, np.int64)
-        (variant,) = by_nodes(replace(job, shard_sizes=sizes, shard_bytes=None), machine, [number])
+        (variant,) = by_nodes(replace(job, shard_sizes=sizes), machine, [number])
         found.append(_described(variant))
     return found
 

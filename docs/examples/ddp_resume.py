@@ -25,7 +25,7 @@ if torch.cuda.is_available():
     torch.cuda.set_device(device)
 
 # The loader reads rank and size from torchrun's environment; batch_size counts per rank.
-loader = msdata.Loader(data.split("train"), batch_size=8 // num_ranks, seed=0, last="drop")
+loader = msdata.Loader(data.split("train"), batch_size=8 // num_ranks, seed=0, remainder="drop")
 torch.manual_seed(0)
 shape = data.schema["panstarrs"].shape
 network = nn.Sequential(

@@ -34,7 +34,7 @@ pack = ["msdata", "pack", objects, folder / "DATA", "--catalog", folder / "catal
 subprocess.run(pack, check=True)
 
 data = msdata.open(folder / "DATA")
-loader = msdata.Loader(data.split("train"), batch_size=32, seed=0, last="drop")
+loader = msdata.Loader(data.split("train"), batch_size=32, seed=0, remainder="drop")
 for batch in loader:
     assert batch["image"].shape == (32, 3, 32, 32)
     assert batch["spectrum"].shape == (32, 1, 256)

@@ -1,7 +1,7 @@
 """Turn survey cutouts into network input: rotate, crop, align, scale; on the CPU or the GPU.
 
 with open_augmenter(data.schema, AugmentConfig(), seed=0, batch_size=128) as augmenter:
-    for batch, images in stream(loader, augmenter, epoch):
+    for batch, images in stream(loader, augmenter):
         images["image"]  # float32 (128, 9, 120, 120)
 """
 

@@ -1,7 +1,7 @@
 """The augmenter: batches of cutouts in, batches of network input out.
 
-`reference` (NumPy and OpenCV, on the CPU) defines what augmentation means; `dali` does the same on
-a GPU, or on the CPU, within the tolerance that docs/design/augment.md states.
+`reference` (NumPy and OpenCV, on the CPU) defines what augmentation means; `dali` and `torch` do
+the same on a GPU, or on the CPU, within the tolerance that docs/design/augment.md states.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from msdata.augment.geometry import make_geometries
 from msdata.augment.reference import ReferenceAugmenter
 from msdata.augment.spec import EARLY_NAME, Batch, make_spec
 from msdata.augment.statistics import Statistics
+from msdata.augment.torch_augmenter import TorchAugmenter
 from msdata.errors import UsageError
 from msdata.schema import Sample, Schema
 
-BACKENDS = ("reference", "dali")
+BACKENDS = ("reference", "dali", "torch")
+DTYPES = ("float32", "bfloat16")
 
 
 class Augmenter(Protocol):
@@ -50,8 +52,9 @@ class Augmenter(Protocol):
 
         Returns:
             float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are
-            not overwritten while a reference is held. On a GPU hold it until kernels that read them
-            have *run*, not until they are queued: release it after an event behind them.
+            not overwritten while a reference is held. On a GPU hold those of `dali` until kernels
+            that read them have *run*, not until they are queued: release them after an event
+            behind them. Those of `torch` are tensors of the calling thread's current stream.
 
         Raises:
             UsageError: the batch does not fit the schema, or exceeds `batch_size`.
@@ -79,7 +82,7 @@ class Augmenter(Protocol):
 def stream(
     batches: Iterable[Batch],
     augmenter: Augmenter,
-    epoch: int,
+    epoch: int | None = None,
     *,
     train: bool = True,
     ahead: int = 1,
@@ -90,13 +93,16 @@ def stream(
         batches: a loader that holds more than `ahead` batches, as it does by default if its
             `prefetch` is at least `ahead`.
         augmenter: augments the batches.
-        epoch: keys the draws.
+        epoch: keys the draws; None takes the loader's.
         train: False draws nothing.
         ahead: batches in flight beside the one handed out.
 
     Yields:
         A batch and its images.
     """
+    if epoch is None:
+        loader: Any = batches
+        epoch = int(loader.state_dict()["epoch"])
     waiting: list[Batch] = []
     try:
         for batch in batches:
@@ -124,6 +130,9 @@ def open_augmenter(
     backend: str = "reference",
     device_id: int | None = None,
     threads: int | None = None,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> Augmenter:
     """Makes an augmenter; use it in a `with` statement.
 
@@ -133,13 +142,16 @@ def open_augmenter(
         seed: keys the draws.
         batch_size: samples of the largest batch; shorter batches are accepted.
         statistics: the result of `read_statistics`, if scaling or noise need it.
-        backend: "reference" or "dali".
-        device_id: dali: number of the GPU; None uses the CPU.
-        threads: CPU threads; None means the cores this process may use, up to 8.
+        backend: "reference", "dali" or "torch".
+        device_id: dali, torch: number of the GPU; None uses the CPU.
+        threads: reference, dali: CPU threads; None means the cores this process may use, up to 8.
+        dtype: torch: "float32" or "bfloat16", of the images.
+        channels_last: torch: lay images out pixel by pixel, not channel by channel.
+        compiled: torch: use `torch.compile`, which takes up to a minute at the first batch.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
-        MissingPackageError: DALI is not installed.
+        MissingPackageError: DALI or torch is not installed.
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -147,7 +159,18 @@ def open_augmenter(
         raise UsageError(
             f"batch_size and threads must be at least 1, got {batch_size} and {threads}"
         )
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     spec = make_spec(schema, config, seed, statistics)
+    if backend == "torch":
+        form: dict[str, Any] = {
+            "dtype": dtype,
+            "channels_last": channels_last,
+            "compiled": compiled,
+        }
+        return TorchAugmenter(spec, batch_size, device_id=device_id, **form)
+    if dtype != "float32" or channels_last or compiled:
+        raise UsageError("dtype, channels_last and compiled are options of backend 'torch' only")
     if backend == "dali":
         return DaliAugmenter(spec, batch_size, device_id=device_id, threads=threads)
     if device_id is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from msdata.augment.draws import Draws
@@ -57,7 +59,12 @@ class Backend(ABC, Generic[Work]):
         """Starts to augment a batch; see `Augmenter.submit`."""
         arrays = self._spec.arrays(batch)
         check_length(len(arrays[0]), self._batch_size)
-        self.submit_draws(arrays, self._spec.draws(batch, epoch, train))
+        draws = self._spec.draws(batch, epoch, train)
+        steps = self._spec.steps(batch)
+        if all(step is None for step in steps):
+            self.submit_draws(arrays, draws)
+        else:
+            self.submit_codes(arrays, draws, steps)
 
     @abstractmethod
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
@@ -67,6 +74,28 @@ class Backend(ABC, Generic[Work]):
             arrays: (N, B, height, width) in the order of channels.
             draws: the draws of the N samples.
         """
+
+    def submit_codes(
+        self,
+        arrays: list[NDArray[Any]],
+        draws: Draws,
+        steps: Sequence[NDArray[np.float32] | None],
+    ) -> None:
+        """Starts to augment the codes of records; only the `torch` backend does.
+
+        Args:
+            arrays: (N, B, height, width) in the order of channels: codes where there are steps.
+            draws: the draws of the N samples.
+            steps: float32 (N, B), or None for pixels.
+
+        Raises:
+            UsageError: the backend takes no codes.
+        """
+        names = [g.name for g, s in zip(self._spec.geometries, steps, strict=True) if s is not None]
+        raise UsageError(
+            f"the batch holds codes of {', '.join(names)}, not pixels; open the loader with "
+            "decode=True, or the augmenter with backend='torch'"
+        )
 
     def result(self) -> dict[str, Any]:
         """The images of the batch submitted first; see `Augmenter.result`."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.augment.backend import Backend
-from msdata.augment.dali import Lane, as_frames, repeated
+from msdata.augment.dali import Lane, NoiseBank, as_frames, as_samples
 from msdata.augment.draws import Draws
 from msdata.augment.pinning import PinnedBuffers
 from msdata.augment.spec import (
@@ -79,10 +79,12 @@ class DaliAugmenter(Backend[_Job]):
         super().__init__(spec, batch_size)
         self._device_id = device_id
         self._num_threads = threads or default_threads()
-        self._bank = noise_bank(spec.seed) if spec.config.noise else None
         self._free: dict[bool, deque[Lane]] = {}
         # Make the pipelines first: they detect a missing GPU and raise a clear error.
         self._lanes_of(is_interpolated=spec.config.rotation == "any")
+        self._bank = None
+        if spec.config.noise:
+            self._bank = NoiseBank(noise_bank(spec.seed), device_id)
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
 
     def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
@@ -135,19 +137,27 @@ class DaliAugmenter(Backend[_Job]):
         for k, (geometry, array) in enumerate(zip(lane.geometries, job.arrays, strict=True)):
             is_pinned = self._pinned is not None and self._pinned.pin(array)
             inputs[f"image_{k}"] = as_frames(array, is_pinned=is_pinned)
-            inputs[f"matrix_{k}"] = geometry.matrices(draws).astype(np.float32)
+            inputs[f"matrix_{k}"] = as_samples(geometry.matrices(draws).astype(np.float32))
             if is_blurred(geometry, spec.config.psf_blur_arcsec):
                 pixels = draws.blur_arcsec / blur_scale(geometry)
-                inputs[f"blur_{k}"] = np.maximum(pixels, _NO_BLUR_PIXELS).astype(np.float32)
-            if spec.noise_sigmas:
-                sigmas = draws.noise[:, None] * np.array(spec.noise_sigmas[k])
-                inputs[f"noise_{k}"] = sigmas.astype(np.float32)[:, :, None, None]
+                pixels = np.maximum(pixels, _NO_BLUR_PIXELS).astype(np.float32)
+                inputs[f"blur_{k}"] = as_samples(pixels)
+        starts = noise_starts(spec, draws)
+        for k, members in enumerate(spec.members):
+            channels = slice(
+                spec.channel_slices[members[0]].start, spec.channel_slices[members[-1]].stop
+            )
+            if self._bank is not None:
+                sigmas = np.array(sum(spec.noise_sigmas, ()))[channels]
+                noise = (draws.noise[:, None] * sigmas).astype(np.float32)
+                inputs[f"noise_{k}"] = as_samples(noise[:, :, None, None])
+                # What is added to a sample's surveys follows each other in the bank.
+                place = starts[members[0]].astype(np.int32)
+                inputs[f"place_{k}"] = as_samples(place[:, None])
             if spec.config.band_dropout:
-                inputs[f"kept_{k}"] = self._kept(draws, spec.channel_slices[k])
+                inputs[f"kept_{k}"] = as_samples(self._kept(draws, channels))
         if self._bank is not None:
-            inputs["bank"] = repeated(self._bank, len(draws))
-            for k, starts in enumerate(noise_starts(spec, draws, len(self._bank))):
-                inputs[f"place_{k}"] = starts.astype(np.int32)[:, None]
+            inputs["bank"] = self._bank.repeated(len(draws))
         return inputs
 
     def _kept(self, draws: Draws, channels: slice) -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ import logging
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -117,12 +116,7 @@ class PinnedBuffers:
     def __enter__(self) -> PinnedBuffers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *of_error: object) -> None:
         self.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,12 @@ class AugmentSpec:
         """Bands of all surveys."""
         return sum(len(g.bands) for g in self.geometries)
 
+    def geometries_of(self, *, is_interpolated: bool) -> tuple[Geometry, ...]:
+        """The geometries of a batch: one place per pixel where whole pixels are only moved."""
+        if is_interpolated:
+            return self.geometries
+        return tuple(replace(g, oversampling=1) if g.is_native else g for g in self.geometries)
+
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Shape (channels, height, width) of each image per sample, by name."""
@@ -65,6 +71,16 @@ class AugmentSpec:
             size = self.config.output_size
             return {EARLY_NAME: (self.num_bands, size, size)}
         return {g.name: (len(g.bands), g.output_size, g.output_size) for g in self.geometries}
+
+    @property
+    def members(self) -> list[range]:
+        """Numbers of the surveys that each image shows."""
+        count = len(self.geometries)
+        return (
+            [range(count)]
+            if self.config.fusion == "early"
+            else [range(k, k + 1) for k in range(count)]
+        )
 
     @property
     def channels(self) -> dict[str, tuple[str, ...]]:
@@ -123,6 +139,16 @@ class AugmentSpec:
             arrays.append(array)
         return arrays
 
+    def steps(self, batch: Batch) -> list[NDArray[np.float32] | None]:
+        """The quantization steps, float32 (N, B), of arrays that hold codes; None for pixels."""
+        names = [g.name for g in self.geometries]
+        return [
+            np.asarray(batch[f"{name}_step"], np.float32)
+            if f"{name}_step" in batch and dtype.kind == "f" and batch[name].dtype.kind == "i"
+            else None
+            for name, dtype in zip(names, self.dtypes, strict=True)
+        ]
+
 
 def make_spec(
     schema: Schema, config: AugmentConfig, seed: int, statistics: Statistics | None
@@ -159,7 +185,9 @@ def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.floa
     return np.random.Generator(np.random.Philox(seed)).standard_normal(num_values, np.float32)
 
 
-def noise_starts(spec: AugmentSpec, draws: Draws, bank_size: int) -> list[NDArray[np.int64]]:
+def noise_starts(
+    spec: AugmentSpec, draws: Draws, bank_size: int = _NOISE_BANK_SIZE
+) -> list[NDArray[np.int64]]:
     """Where in the bank the noise of each survey starts.
 
     Returns:

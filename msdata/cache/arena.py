@@ -19,7 +19,8 @@ from msdata.cache.budget import memory_budget
 from msdata.cache.config import CacheConfig, CachedSplit, Own
 from msdata.cache.own_file import is_own_file, open_own
 from msdata.cache.shared_file import join, leave, remove_if_last, remove_if_unused
-from msdata.cache.slot_file import Header, SlotFile, build, is_held, owners_checksum, read_header
+from msdata.cache.slot_file import Header, SlotFile, build, owners_checksum, read_header
+from msdata.cache.slot_places import Layout, is_held, packed, usable_slots
 from msdata.errors import StorageError
 
 MEMORY_TIER, SSD_TIER = 0, 1
@@ -149,24 +150,30 @@ class Arena:
                 config.memory_nbytes, config.shm_dir, config.reserved_nbytes
             )
             owners = own(planned, config.ssd_nbytes)
+            held = is_held(owners, node, MEMORY_TIER)
             header = Header(
                 fingerprint=split.fingerprint,
                 split=split.name,
-                sample_nbytes=split.sample_nbytes,
+                split_nbytes=split.nbytes,
                 num_shards=len(split.shard_sizes),
                 node=node,
                 tier=MEMORY_TIER,
                 planned_nbytes=(planned, config.ssd_nbytes),
                 most_nbytes=most,
                 owners_crc32c=owners_checksum(owners),
-                num_entries=int(split.shard_sizes[is_held(owners, node, MEMORY_TIER)].sum()),
+                num_entries=int(split.shard_sizes[held].sum()),
             )
-            build(fd, header, split, owners)
+            layout = Layout(
+                first_slots=packed(held, split.shard_sizes),
+                records_at=packed(held, split.shard_nbytes),
+                num_slots=usable_slots(split, held, most),
+            )
+            build(fd, header, split, owners, layout)
 
         self._fd = join(self.path, fits, make)
         self._pid = os.getpid()
         try:
-            self.slots = SlotFile(self._fd, is_mapped=True)
+            self.slots = SlotFile(self._fd, split, is_mapped=True)
         except BaseException:
             leave(self._fd, self.path, self._pid, is_kept=False)
             raise

@@ -19,7 +19,7 @@ from msdata.cache.arena import Arena
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.filler import Filler
 from msdata.cache.shared_file import Row
-from msdata.cache.slot_file import ROWS_AT
+from msdata.cache.slot_places import ROWS_AT
 from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Counters, Tier
 from msdata.cache.transport.rendezvous import address_of, job_keys
@@ -41,6 +41,8 @@ class Places:
         home: int8 (n,), `LOCAL` or `SSD`, the tier of this node that keeps the sample, filled or
             not; `STORAGE` if neither does.
         slots: int64 (n,), the sample's slot in that tier; -1 for none.
+        at: int64 (n,), the record's offset in that tier's file, where there is a slot.
+        nbytes: int64 (n,), bytes of each record.
         owners: int32 (n,), the node that keeps the sample; -1 for none.
     """
 
@@ -48,6 +50,8 @@ class Places:
     source: NDArray[np.int8]
     home: NDArray[np.int8]
     slots: NDArray[np.int64]
+    at: NDArray[np.int64]
+    nbytes: NDArray[np.int64]
     owners: NDArray[np.int32]
 
     def taken(self, rows: NDArray[np.int64]) -> Places:
@@ -94,7 +98,7 @@ class CacheClient:
         self._split = split
         self.config = config
         self._first_samples = split.first_samples
-        self.counters = Counters(split.sample_nbytes)
+        self.counters = Counters()
         self._arena = Arena(config, split, node, own)
         self._ssd: SsdTier | None = None
         slots = self._arena.slots
@@ -105,7 +109,7 @@ class CacheClient:
         if config.ssd_nbytes:
             self._open_ssd(node)
         self.filler = Filler(
-            list(self.tiers.values()), slots.fd, read, is_shared=config.fill == "stage"
+            list(self.tiers.values()), slots.fd, read, is_shared=config.warmup == "blocking"
         )
         self._peers = self._open_peers() if peers is None else peers
         self.has_peers = self._peers is not None
@@ -169,17 +173,26 @@ class CacheClient:
         """
         shards = np.searchsorted(self._first_samples, samples, side="right") - 1
         source = np.full(len(samples), STORAGE, np.int8)
-        home, slots = source.copy(), np.full(len(samples), -1, np.int64)
+        home, slots, at = source.copy(), np.full(len(samples), -1, np.int64), samples
         for code, tier in self.tiers.items():
             found = tier.slots.slots(samples, shards)
             ready = tier.slots.are_ready(found, samples, self._split.checksums[samples])
             home[found >= 0] = code
             source[ready] = code
             slots = np.where(found >= 0, found, slots)
+            at = np.where(found >= 0, tier.slots.records_at(samples, shards), at)
         owners = self.owners[0][shards]
         if self._peers is not None:
             source[(home == STORAGE) & (owners >= 0)] = PEER
-        return Places(samples=samples, source=source, home=home, slots=slots, owners=owners)
+        return Places(
+            samples=samples,
+            source=source,
+            home=home,
+            slots=slots,
+            at=at,
+            nbytes=self._split.record_nbytes[samples],
+            owners=owners,
+        )
 
     def fetch(self, places: Places, rows: Sequence[Sequence[Any]]) -> list[bool]:
         """Copies records of other nodes into `rows` and checks them against the index.
@@ -227,8 +240,8 @@ class CacheClient:
         self.filler.start()
 
     def start_epoch(self) -> None:
-        """Resets the counters; in fill mode "stage", waits until the tiers are full."""
-        if self.config.fill == "stage":
+        """Resets the counters; with a blocking warmup, waits until the tiers are full."""
+        if self.config.warmup == "blocking":
             self.filler.wait()
         self.counters.start_epoch()
 
@@ -257,7 +270,7 @@ class CacheClient:
                 **{tier.name: tier.to_dict() for tier in self.tiers.values()},
                 "filler": {
                     "samples": filler.num_samples,
-                    "bytes": filler.num_samples * self._split.sample_nbytes,
+                    "bytes": filler.nbytes,
                     "seconds": filler.seconds,
                     "failed_shards": filler.num_failed,
                     "is_done": filler.is_done,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.options import renamed
 from msdata.errors import UsageError
 
 GIB = 1 << 30
-FILL_MODES = ("overlap", "stage")
+WARMUPS = ("background", "blocking")
+# Former values of CacheConfig(fill=) and --fill.
+FORMER_FILLS = {"overlap": "background", "stage": "blocking"}
 
 # Owner and tier of every shard, int32 (shards,) and int8 (shards,).
 Owners = tuple[NDArray[np.int32], NDArray[np.int8]]
@@ -35,8 +39,8 @@ class CacheConfig:
             number, since all ranks must compute with the same size.
         ssd_dir: folder on a local SSD for the second tier; None disables this tier.
         ssd_gib: space on that SSD per node in GiB.
-        fill: "overlap" starts training at once: ranks cache what they read, and a filler thread
-            caches the rest in storage order; "stage" delays the first epoch until the cache is
+        warmup: "background" starts training at once: ranks cache what they read, and a thread
+            caches the rest in storage order; "blocking" delays the first epoch until the cache is
             full.
         job: separates this job's cache from other caches of the same user; None takes it from the
             launcher's environment.
@@ -57,7 +61,7 @@ class CacheConfig:
     memory_gib: float | None = None
     ssd_dir: Path | None = None
     ssd_gib: float = 0.0
-    fill: str = "overlap"
+    warmup: str = "background"
     job: str | None = None
     node: str | None = None
     shm_dir: Path = Path("/dev/shm")
@@ -66,14 +70,18 @@ class CacheConfig:
     listen: str | None = None
     reserved_nbytes: int = 0
     service_wait_s: float | None = None
+    fill: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, fill: str | None) -> None:
+        if fill is not None:
+            renamed({"fill": fill}, {"fill": "warmup"}, "CacheConfig")
+            object.__setattr__(self, "warmup", FORMER_FILLS.get(fill, fill))
         object.__setattr__(self, "shm_dir", Path(self.shm_dir))
         for name in ("peers_dir", "ssd_dir", "metrics_dir"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
-        if self.fill not in FILL_MODES:
-            raise UsageError(f"fill must be one of {', '.join(FILL_MODES)}, got {self.fill!r}")
+        if self.warmup not in WARMUPS:
+            raise UsageError(f"warmup must be one of {', '.join(WARMUPS)}, got {self.warmup!r}")
         if not all(0 <= gib < math.inf for gib in (self.memory_gib or 0, self.ssd_gib)):
             raise UsageError(
                 f"memory_gib and ssd_gib must be finite and >= 0, got {self.memory_gib} and "
@@ -95,6 +103,31 @@ class CacheConfig:
         return int(self.ssd_gib * GIB)
 
 
+class RecordStarts:
+    """Where records begin if all of a split stand one after the other.
+
+    Records of one length, as those of every plain data set, need no table.
+
+    Args:
+        record_nbytes: int64 (samples,).
+    """
+
+    def __init__(self, record_nbytes: NDArray[np.int64]) -> None:
+        self._each = int(record_nbytes[0]) if len(record_nbytes) else 0
+        self._starts: NDArray[np.int64] | None = None
+        if record_nbytes.strides != (0,) and bool((record_nbytes != self._each).any()):
+            self._starts = np.concatenate([[0], np.cumsum(record_nbytes)])
+
+    def of(self, samples: Any) -> Any:
+        """Bytes of all records before each of some samples, int64 (n,), or before one.
+
+        Args:
+            samples: int64 (n,), numbers within the split, or one; the number of samples gives the
+                sum.
+        """
+        return samples * self._each if self._starts is None else self._starts[samples]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CachedSplit:
     """The split whose samples are cached.
@@ -102,30 +135,54 @@ class CachedSplit:
     Attributes:
         fingerprint: the data set's fingerprint.
         name: the split's name.
-        sample_nbytes: bytes per record.
+        record_nbytes: int64 (samples,), bytes of each record; of stride 0 if all are equal.
         shard_sizes: int64 (shards,), samples per shard.
         checksums: uint32 (samples,), CRC32C of each record.
     """
 
     fingerprint: str
     name: str
-    sample_nbytes: int
+    record_nbytes: NDArray[np.int64]
     shard_sizes: NDArray[np.int64]
     checksums: NDArray[np.uint32]
 
     def __post_init__(self) -> None:
-        if int(self.shard_sizes.sum()) != len(self.checksums):
-            raise UsageError(
-                f"checksums must have one entry per sample ({int(self.shard_sizes.sum())}), got "
-                f"{len(self.checksums)}"
-            )
+        num_samples = int(self.shard_sizes.sum())
+        for name in ("checksums", "record_nbytes"):
+            if len(getattr(self, name)) != num_samples:
+                raise UsageError(
+                    f"{name} must have one entry per sample ({num_samples}), got "
+                    f"{len(getattr(self, name))}"
+                )
 
     @property
     def label(self) -> str:
         """A name for data set and split."""
         return f"{self.fingerprint}-{self.name}"
 
-    @property
+    @cached_property
     def first_samples(self) -> NDArray[np.int64]:
         """Number of each shard's first sample, int64 (shards,)."""
         return np.cumsum(self.shard_sizes) - self.shard_sizes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records."""
+        return int(self.starts.of(np.int64(len(self.record_nbytes))))
+
+    @cached_property
+    def starts(self) -> RecordStarts:
+        """Where records begin if all stand one after the other."""
+        return RecordStarts(self.record_nbytes)
+
+    @cached_property
+    def shard_nbytes(self) -> NDArray[np.int64]:
+        """Bytes of each shard's records, int64 (shards,)."""
+        first = self.first_samples
+        nbytes: NDArray[np.int64] = self.starts.of(first + self.shard_sizes) - self.starts.of(first)
+        return nbytes
+
+    @cached_property
+    def max_record_nbytes(self) -> int:
+        """Bytes of the longest record."""
+        return int(self.record_nbytes.max(initial=0))

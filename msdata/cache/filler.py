@@ -1,8 +1,8 @@
 """The thread that fills a node's tiers, shard by shard, with samples that no rank has read yet.
 
-Every rank has such a thread. A lock on the arena decides which one works ("overlap"), or which one
-works on which shard ("stage", where all of them work). The kernel drops the lock when its process
-ends, so another rank takes over from a killed one.
+Every rank has such a thread. A lock on the arena decides which one works (a warmup in the
+background), or which one works on which shard (a blocking one, where all of them work). The kernel
+drops the lock when its process ends, so another rank takes over from a killed one.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Filler:
 
     Attributes:
         num_samples: samples that this process's filler read from storage.
+        nbytes: bytes of their records.
         seconds: time that it spent on them.
         num_failed: shards that it gave up because storage failed.
     """
@@ -56,6 +57,7 @@ class Filler:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="msdata-cache-fill", daemon=True)
         self.num_samples = 0
+        self.nbytes = 0
         self.seconds = 0.0
         self.num_failed = 0
 
@@ -102,11 +104,10 @@ class Filler:
         for slots in (t.slots for t in self._tiers if t.slots.address):
             if slots.num_ready < slots.num_slots:
                 continue
-            step = max(1, _PREFAULT_NBYTES // slots.header.sample_nbytes)
-            for start in range(0, slots.num_slots, step):
+            for start in range(0, slots.nbytes, _PREFAULT_NBYTES):
                 if self._stop.is_set():
                     return
-                slots.prefault(start, min(start + step, slots.num_slots))
+                slots.prefault(start, start + _PREFAULT_NBYTES)
 
     def _fill(self) -> None:
         while not self._stop.is_set():
@@ -122,7 +123,7 @@ class Filler:
         left = [
             (tier, int(shard))
             for tier in self._tiers
-            for shard in np.flatnonzero(tier.slots.first_slots >= 0)
+            for shard in np.flatnonzero(tier.slots.layout.num_slots)
         ]
         patient_until_s, progress = 0.0, (time.monotonic(), -1)
         while left and not self._stop.is_set():
@@ -156,7 +157,8 @@ class Filler:
                     return True
                 if is_wanted and not self._fill_slot(tier, slots.start + i, first_sample + i):
                     return True
-        return not bool((states == CLAIMED).any())
+        # Those that are left after a second visit have a record that is corrupt in storage.
+        return not (is_patient and bool((states == CLAIMED).any()))
 
     def _fill_slot(self, tier: Tier, slot: int, sample: int) -> bool:
         """Reads one sample into its slot; returns False if its shard cannot be read."""
@@ -170,5 +172,6 @@ class Filler:
             return False
         tier.keep(slot, sample, [record])
         self.num_samples += 1
+        self.nbytes += len(record)
         self.seconds += time.perf_counter() - started_s
         return True

@@ -212,7 +212,7 @@ class MpiService:
         read = read_nothing if reader is None else reader.read
         address = link_address(self.path)
         try:
-            made = LinkServer(address, self.describe, read, self._split.sample_nbytes)
+            made = LinkServer(address, self.describe, read)
         except OSError as error:
             raise StorageError(f"another service keeps {self.path} ({error})") from error
         self._link = made
@@ -222,7 +222,7 @@ class MpiService:
         return {
             "node": self.node,
             "num_nodes": self._group.size,
-            "fill": self._config.fill,
+            "warmup": self._config.warmup,
             "memory_gib": self.offers[self.node].memory_nbytes / GIB,
             "ssd_gib": self.offers[self.node].ssd_nbytes / GIB,
             "ssd_dir": str(self._config.ssd_dir or ""),
@@ -313,11 +313,11 @@ class ServedArena:
         return describe_service(link_address(self.path)) is not None
 
     def wait_until_staged(self) -> None:
-        """In fill mode "stage", waits until all nodes are full or this node's service ends."""
+        """With a blocking warmup, waits until all nodes are full or this node's service ends."""
         found: dict[str, Any] | None = self.service
         num_late = 0
         while num_late < _MOST_LATE and (
-            found is None or (found["fill"] == "stage" and not found["is_full"])
+            found is None or (found["warmup"] == "blocking" and not found["is_full"])
         ):
             time.sleep(_POLL_S)
             asked_s = time.monotonic()
@@ -336,5 +336,5 @@ class ServedArena:
             memory_gib=self.service["memory_gib"],
             ssd_gib=ssd_gib,
             ssd_dir=Path(ssd_dir) if ssd_gib else None,
-            fill=self.service["fill"],
+            warmup=self.service["warmup"],
         )

@@ -1,6 +1,9 @@
 """One file of a cache tier: a slot for every sample of the shards that this node keeps.
 
-    header | rows | owner, tier, size, place of every shard | entry of every slot | records, packed
+    header | rows | owner, tier, place of every shard | entry of every slot | records
+
+The records of a shard stand packed, in the order of its samples, whatever their lengths; the
+index tells the lengths.
 
 The file describes itself, so any process of the user can read it. Writing a slot's state, last,
 publishes the slot: readers never see half a sample. Writers use `pwrite`, readers map the file
@@ -23,25 +26,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.shared_file import NUM_ROWS, ROW_NBYTES
+from msdata.cache.slot_places import (
+    HEADER_NBYTES,
+    SHARD,
+    SLOT,
+    TABLES_AT,
+    Layout,
+    entries_at,
+    payload_at,
+)
 from msdata.core.checked_json import Count, Unsigned32, Within, parse_json
 from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import DataError
 
-FORMAT = 4
+FORMAT = 5
 EMPTY, CLAIMED, READY = 0, 1, 2
 MAGIC = b"msdatacache\0"
-_HEADER_NBYTES = 4096
-ROWS_AT = _HEADER_NBYTES
-_TABLES_AT = ROWS_AT + NUM_ROWS * ROW_NBYTES
-_PAYLOAD_ALIGNMENT = 4096
-_SHARD = np.dtype(
-    [("size", "<i8"), ("first", "<i8"), ("owner", "<i4"), ("tier", "i1"), ("unused", "u1", (3,))]
-)
-SLOT = np.dtype([("sample", "<i8"), ("crc32c", "<u4"), ("state", "u1"), ("unused", "u1", (3,))])
-_STATE_AT = 12
-SLOT_NBYTES = SLOT.itemsize
-_MAX_SHARDS, _MAX_SAMPLES = 1 << 22, 1 << 40
+_STATE_AT: int = SLOT.fields["state"][1]  # type: ignore[index]
+_MAX_SHARDS, _MAX_SAMPLES, _MAX_NBYTES = 1 << 22, 1 << 40, 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,12 @@ class Header:
     Attributes:
         fingerprint: the data set's fingerprint.
         split: the split's name.
-        sample_nbytes: bytes per record.
+        split_nbytes: bytes of all records of the split.
         num_shards: number of shards in the split.
         node: the number of the node that keeps the file.
         tier: the tier's code in `tier_of_shard`.
         planned_nbytes: memory and SSD capacities from which the owners were computed.
-        most_nbytes: no slot beyond this many bytes of records is ever used.
+        most_nbytes: no record that ends beyond this many bytes of records is ever kept.
         owners_crc32c: checksum of the owners and tiers of all shards.
         num_entries: number of entries in the table of slots; no slot beyond is ever used.
         format: version of the file format.
@@ -64,7 +66,7 @@ class Header:
 
     fingerprint: str
     split: str
-    sample_nbytes: Annotated[int, Within(1, 1 << 40)]
+    split_nbytes: Annotated[int, Within(0, _MAX_NBYTES)]
     num_shards: Annotated[int, Within(0, _MAX_SHARDS)]
     node: Count
     tier: Count
@@ -76,36 +78,13 @@ class Header:
 
     def is_of(self, split: CachedSplit) -> bool:
         """Whether the file can serve a split."""
-        return (self.fingerprint, self.split, self.sample_nbytes, self.num_shards) == (
-            *(split.fingerprint, split.name, split.sample_nbytes),
+        return (self.fingerprint, self.split, self.split_nbytes, self.num_shards) == (
+            *(split.fingerprint, split.name, split.nbytes),
             len(split.shard_sizes),
         )
 
 
-def is_held(owners: Owners, node: int, tier: int) -> NDArray[np.bool_]:
-    """Which shards a node keeps in a tier, bool (shards,)."""
-    held: NDArray[np.bool_] = (owners[0] == node) & (owners[1] == tier)
-    return held
-
-
-def packed_slots(held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The slot of each held shard's first sample in a file without gaps; -1 for other shards.
-
-    Args:
-        held: bool (shards,), the shards in the file.
-        sizes: int64 (shards,), samples per shard.
-    """
-    kept = np.where(held, sizes, 0)
-    return np.where(held, np.cumsum(kept) - kept, -1)
-
-
-def build(
-    fd: int,
-    header: Header,
-    split: CachedSplit,
-    owners: Owners,
-    first_slots: NDArray[np.int64] | None = None,
-) -> None:
+def build(fd: int, header: Header, split: CachedSplit, owners: Owners, layout: Layout) -> None:
     """Writes the tables of a slot file, and the header last: a file with a header is complete.
 
     Args:
@@ -113,26 +92,28 @@ def build(
         header: identity and sizes.
         split: the data.
         owners: owner and tier of every shard.
-        first_slots: int64 (shards,), slot of each shard's first sample, -1 for none; None packs
-            them.
+        layout: where the file keeps its shards.
 
     Raises:
         OSError: the file system refused.
     """
-    shards = np.zeros(header.num_shards, _SHARD)
-    shards["size"] = split.shard_sizes
+    shards = np.zeros(header.num_shards, SHARD)
     shards["owner"], shards["tier"] = owners
-    if first_slots is None:
-        held = is_held(owners, header.node, header.tier)
-        first_slots = packed_slots(held, split.shard_sizes)
-    shards["first"] = first_slots
-    num_slots = int(np.where(first_slots >= 0, first_slots + split.shard_sizes, 0).max(initial=0))
-    payload_at = _payload_at(header.num_shards, header.num_entries)
-    os.ftruncate(fd, payload_at + num_slots * header.sample_nbytes)
+    shards["first"], shards["at"] = layout.first_slots, layout.records_at
+    shards["slots"] = layout.num_slots
+    tables_end = payload_at(header.num_shards, header.num_entries)
+    os.ftruncate(fd, tables_end + _records_end(shards, split))
     # Without space for the entries, fail here: a later write through a map would be a SIGBUS.
-    os.posix_fallocate(fd, 0, payload_at)
-    write_all(fd, [shards.view(np.uint8)], _TABLES_AT)
+    os.posix_fallocate(fd, 0, tables_end)
+    write_all(fd, [shards.view(np.uint8)], TABLES_AT)
     write_all(fd, [MAGIC + json.dumps(asdict(header)).encode() + b"\n"], 0)
+
+
+def _records_end(shards: NDArray[Any], split: CachedSplit) -> int:
+    """The end of the last usable record, counted from the first record."""
+    first = split.first_samples
+    nbytes = split.starts.of(first + shards["slots"]) - split.starts.of(first)
+    return int((shards["at"] + nbytes)[shards["slots"] > 0].max(initial=0))
 
 
 def owners_checksum(owners: Owners) -> int:
@@ -142,7 +123,7 @@ def owners_checksum(owners: Owners) -> int:
 
 def read_header(fd: int) -> Header | None:
     """The header; None if it is missing or of another version."""
-    raw = os.pread(fd, _HEADER_NBYTES, 0)
+    raw = os.pread(fd, HEADER_NBYTES, 0)
     if not raw.startswith(MAGIC):
         return None
     text = raw[len(MAGIC) :].partition(b"\n")[0]
@@ -151,61 +132,6 @@ def read_header(fd: int) -> Header | None:
     except DataError:
         return None
     return header if header.format == FORMAT else None
-
-
-def entries_at(num_shards: int) -> int:
-    """Offset of the slots' entries in a file."""
-    return _TABLES_AT + num_shards * _SHARD.itemsize
-
-
-def _payload_at(num_shards: int, num_entries: int) -> int:
-    end = entries_at(num_shards) + num_entries * SLOT.itemsize
-    return -(-end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotPlaces:
-    """Where records lie in the files of all nodes.
-
-    Attributes:
-        first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
-            no node keeps it in this tier.
-        entries_at: offset of the slots' entries in every file.
-        payload_at: int64 (nodes,), offset of the records in each node's file.
-    """
-
-    first_slots: NDArray[np.int64]
-    entries_at: int
-    payload_at: NDArray[np.int64]
-
-
-def slots_at_owners(
-    owners: Owners, split: CachedSplit, num_nodes: int, tier: int = 0
-) -> SlotPlaces:
-    """Where records lie in each node's `SlotFile`, computed from the table of owners.
-
-    Args:
-        owners: owner and tier of every shard.
-        split: the data.
-        num_nodes: number of nodes.
-        tier: the tier's code.
-    """
-    owner_of_shard, tier_of_shard = owners
-    held = np.flatnonzero((tier_of_shard == tier) & (owner_of_shard >= 0))
-    by_owner = held[np.argsort(owner_of_shard[held], kind="stable")]
-    sizes = split.shard_sizes[by_owner]
-    ends = np.cumsum(sizes)
-    num_slots = np.zeros(num_nodes, np.int64)
-    np.add.at(num_slots, owner_of_shard[by_owner], sizes)
-    first_of_owner = np.cumsum(num_slots) - num_slots
-    first_slots = np.full(len(owner_of_shard), -1, np.int64)
-    first_slots[by_owner] = ends - sizes - first_of_owner[owner_of_shard[by_owner]]
-    num_shards = len(owner_of_shard)
-    return SlotPlaces(
-        first_slots=first_slots,
-        entries_at=entries_at(num_shards),
-        payload_at=np.array([_payload_at(num_shards, int(n)) for n in num_slots], np.int64),
-    )
 
 
 def are_of(
@@ -245,13 +171,23 @@ def write_all(fd: int, buffers: Sequence[Any], offset: int) -> None:
             rest = rest[count:]
 
 
-def _read_shards(fd: int, num_shards: int) -> NDArray[Any]:
-    shards = np.zeros(num_shards, _SHARD)
-    count = os.preadv(fd, [shards.view(np.uint8).data], _TABLES_AT) if num_shards else 0
-    low = np.minimum(shards["size"], shards["first"])
-    high = np.maximum(shards["size"], shards["first"])
-    is_sound = low.min(initial=0) >= -1 and high.max(initial=0) <= _MAX_SAMPLES
-    if count != shards.nbytes or not is_sound or (shards["size"] < 0).any():
+def _read_shards(fd: int, header: Header, split: CachedSplit | None) -> NDArray[Any]:
+    shards = np.zeros(header.num_shards, SHARD)
+    count = os.preadv(fd, [shards.view(np.uint8).data], TABLES_AT) if len(shards) else 0
+    first, num_slots = shards["first"], shards["slots"]
+    kept = shards[num_slots > 0]
+    is_sound = (
+        count == shards.nbytes
+        and min(first.min(initial=0), shards["at"].min(initial=0)) >= -1
+        and min(num_slots.min(initial=0), kept["first"].min(initial=0)) >= 0
+        and max(first.max(initial=0), num_slots.max(initial=0)) <= header.num_entries
+        and (kept["first"] + kept["slots"]).max(initial=0) <= header.num_entries
+        and (np.diff(kept["first"]) >= kept["slots"][:-1]).all()
+        and kept["at"].min(initial=0) >= 0
+        and shards["at"].max(initial=0) <= _MAX_NBYTES
+        and (split is None or (num_slots <= split.shard_sizes).all())
+    )
+    if not is_sound:
         raise OSError("the cache file has a damaged table of shards")
     return shards
 
@@ -261,51 +197,62 @@ class SlotFile:
 
     Args:
         fd: descriptor of a file that `build` made; the caller closes it.
+        split: the data; None gives access to the tables only, not to records.
         is_mapped: map the records too, not only the tables.
 
     Attributes:
         header: identity and sizes.
         owners: owner and tier of every shard, for all nodes.
-        first_slots: int64 (shards,), slot of each shard's first sample; -1 if not held here.
+        layout: where the file keeps its shards.
         entries: the slots' entries; a view of the file that other processes change.
         num_slots: number of usable slots, within the header's `most_nbytes`.
-        address: address of the first record; 0 if the records are not mapped.
+        payload_at: offset of the first record in the file.
+        nbytes: bytes from the first record to the end of the last one.
+        address: address of the file's first byte; 0 if the records are not mapped.
 
     Raises:
-        OSError: the file system refused.
+        OSError: the file system refused, or the file is damaged or of other data.
     """
 
-    def __init__(self, fd: int, *, is_mapped: bool) -> None:
+    def __init__(self, fd: int, split: CachedSplit | None = None, *, is_mapped: bool) -> None:
         header = read_header(fd)
         if header is None:
             raise OSError("the cache file has lost its header")
+        if split is not None and not header.is_of(split):
+            raise OSError("the cache file is of other data")
         self.fd = fd
         self.header = header
-        shards = _read_shards(fd, header.num_shards)
+        shards = _read_shards(fd, header, split)
         self.owners: Owners = shards["owner"].copy(), shards["tier"].copy()
-        self._sizes = shards["size"].astype(np.int64)
-        self._first_samples = np.cumsum(self._sizes) - self._sizes
-        self.first_slots = shards["first"].astype(np.int64)
-        ends = np.where(self.first_slots >= 0, self.first_slots + self._sizes, 0)
-        # The first unused slot.
-        most = min(header.most_nbytes // header.sample_nbytes, header.num_entries)
-        self._end = min(most, int(ends.max(initial=0)))
-        used = np.minimum(ends, self._end) - self.first_slots
-        self.num_slots = int(used[(self.first_slots >= 0) & (used > 0)].sum())
-        num_mapped = int(ends.max(initial=0)) if is_mapped else 0
-        self._payload_at = _payload_at(header.num_shards, header.num_entries)
-        end = self._payload_at + num_mapped * header.sample_nbytes
-        if end > os.fstat(fd).st_size:
+        first, at, num_slots = (shards[name].copy() for name in ("first", "at", "slots"))
+        self.layout = Layout(first_slots=first, records_at=at, num_slots=num_slots)
+        self.num_slots = int(num_slots.sum())
+        self._shards = np.flatnonzero(num_slots)
+        self.payload_at = payload_at(header.num_shards, header.num_entries)
+        self.nbytes = 0
+        if split is not None:
+            self._starts, self._record_nbytes = split.starts, split.record_nbytes
+            self._first_samples = split.first_samples
+            self._stops = self._first_samples + num_slots
+            # Slot less sample, and offset of a record less the bytes of all records before it.
+            self._shift = first - self._first_samples
+            self._base = self.payload_at + at - split.starts.of(self._first_samples)
+            self.nbytes = _records_end(shards, split)
+        self._map_file(is_mapped=is_mapped)
+
+    def _map_file(self, *, is_mapped: bool) -> None:
+        end = self.payload_at + (self.nbytes if is_mapped else 0)
+        if end > os.fstat(self.fd).st_size:
             raise OSError("the cache file is truncated")
-        self._map = mmap.mmap(fd, end, prot=mmap.PROT_READ)
+        self._map = mmap.mmap(self.fd, end, prot=mmap.PROT_READ)
         with suppress(OSError, AttributeError):
             # Only where the administrator set shmem_enabled to advise does this give huge pages.
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
-        self._entries_at = at = entries_at(header.num_shards)
-        entries_nbytes = header.num_entries * SLOT.itemsize
+        self._entries_at = at = entries_at(self.header.num_shards)
+        entries_nbytes = self.header.num_entries * SLOT.itemsize
         self.entries = self._bytes[at : at + entries_nbytes].view(SLOT)
-        self.address = int(self._bytes.ctypes.data) + self._payload_at if is_mapped else 0
+        self.address = int(self._bytes.ctypes.data) if is_mapped else 0
 
     def slots(self, samples: NDArray[np.int64], shards: NDArray[np.int64]) -> NDArray[np.int64]:
         """The slots of some samples, int64 (n,); -1 for samples without a slot.
@@ -314,15 +261,25 @@ class SlotFile:
             samples: int64 (n,), numbers within the split.
             shards: int64 (n,), the samples' shards.
         """
-        first = self.first_slots[shards]
-        slots = first + samples - self._first_samples[shards]
-        return np.where((first >= 0) & (slots >= 0) & (slots < self._end), slots, -1)
+        return np.where(samples < self._stops[shards], samples + self._shift[shards], -1)
+
+    def records_at(
+        self, samples: NDArray[np.int64], shards: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Offsets in the file of the records of samples that have slots, int64 (n,).
+
+        Args:
+            samples: int64 (n,), numbers within the split.
+            shards: int64 (n,), the samples' shards.
+        """
+        at: NDArray[np.int64] = self._base[shards] + self._starts.of(samples)
+        return at
 
     def slots_of_shard(self, shard: int) -> tuple[range, int]:
-        """The slots of a shard, and the number of its first sample."""
-        first = int(self.first_slots[shard])
-        stop = min(first + int(self._sizes[shard]), self._end) if first >= 0 else first
-        return range(first, max(first, stop)), int(self._first_samples[shard])
+        """The usable slots of a shard, and the number of its first sample."""
+        first = int(self.layout.first_slots[shard])
+        stop = first + int(self.layout.num_slots[shard])
+        return range(first, stop), int(self._first_samples[shard])
 
     def are_ready(
         self, slots: NDArray[np.int64], samples: NDArray[np.int64], checksums: NDArray[np.uint32]
@@ -346,20 +303,47 @@ class SlotFile:
     @property
     def num_ready(self) -> int:
         """Number of slots that hold their sample."""
-        return int(np.count_nonzero(self.entries["state"][: self._end] == READY))
+        return int(np.count_nonzero(self.entries["state"] == READY))
+
+    @property
+    def ready_nbytes(self) -> int:
+        """Bytes of the records in full slots."""
+        return int(self.entries["nbytes"][self.entries["state"] == READY].sum())
+
+    def _sample(self, slot: int) -> tuple[int, int]:
+        """The sample of a usable slot, and its shard."""
+        starts = self.layout.first_slots[self._shards]
+        shard = int(self._shards[np.searchsorted(starts, slot, side="right") - 1])
+        return slot - int(self._shift[shard]), shard
 
     def record_at(self, slot: int) -> int:
         """Offset of a slot's record in the file."""
-        return self._payload_at + slot * self.header.sample_nbytes
+        sample, shard = self._sample(slot)
+        return int(self._base[shard] + self._starts.of(sample))
 
     def record(self, slot: int) -> NDArray[np.uint8]:
-        """A mapped record, uint8 (sample_nbytes,), read-only."""
+        """A mapped record, uint8 (bytes of the record,), read-only."""
         start = self.record_at(slot)
-        return self._bytes[start : start + self.header.sample_nbytes]
+        return self._bytes[start : start + int(self._record_nbytes[self._sample(slot)[0]])]
+
+    def read_record(self, slot: int) -> bytes:
+        """Reads a record from the file.
+
+        Raises:
+            OSError: the file system refused.
+        """
+        nbytes = int(self._record_nbytes[self._sample(slot)[0]])
+        return os.pread(self.fd, nbytes, self.record_at(slot))
 
     def prefault(self, start: int, stop: int) -> None:
-        """Maps the records of some slots ahead of their use; all of the slots must be full."""
-        touched = self._bytes[self.record_at(start) : self.record_at(stop) : mmap.PAGESIZE]
+        """Maps records ahead of their use.
+
+        Args:
+            start: a byte, counted from the first record; all slots from here on must be full.
+            stop: the byte after the last.
+        """
+        first = self.payload_at
+        touched = self._bytes[first + start : first + min(stop, self.nbytes) : mmap.PAGESIZE]
         if len(touched):
             touched.max()
 
@@ -387,6 +371,7 @@ class SlotFile:
         write_all(self.fd, parts, self.record_at(slot))
         entry = np.zeros(1, SLOT)
         entry["sample"], entry["crc32c"] = sample, checksum
+        entry["nbytes"] = sum(map(len, parts))
         at = self._entries_at + slot * SLOT.itemsize
         write_all(self.fd, [entry.tobytes()[:_STATE_AT]], at)
         self.set_state(slot, READY)

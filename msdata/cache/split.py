@@ -19,7 +19,7 @@ def cached_split(split: Split) -> CachedSplit:
     return CachedSplit(
         fingerprint=split.dataset.manifest.fingerprint,
         name=split.name,
-        sample_nbytes=split.schema.sample_nbytes,
+        record_nbytes=split.record_nbytes,
         shard_sizes=split.shard_sizes,
         checksums=split.numbers("crc32c", np.uint32),
     )
@@ -54,7 +54,7 @@ def owners_of_nodes(
     """
     keys = np.arange(len(memory_nbytes), dtype=np.uint64)
     nodes = Nodes(memory_bytes=memory_nbytes, ssd_bytes=ssd_nbytes, keys=keys)
-    found = own_shards(cached.shard_sizes * cached.sample_nbytes, nodes)
+    found = own_shards(cached.shard_nbytes, nodes)
     return found.owner_of_shard, found.tier_of_shard
 
 
@@ -64,16 +64,17 @@ def record_reader(split: Split) -> Callable[[int], Any]:
     Args:
         split: the data.
     """
-    sizes = [a.nbytes for a in split.schema.arrays]
-    record = np.empty(sum(sizes), np.uint8)
-    parts = np.split(record, np.cumsum(sizes)[:-1])
+    room = np.empty(int(split.record_nbytes.max(initial=0)), np.uint8)
     spans, files = split.spans, split.files
 
     def read(sample: int) -> NDArray[np.uint8]:
         number = np.array([sample])
         file = files.open(int(spans.shards(number)[0]))
-        for part, offset in zip(parts, spans.offsets(number)[0].tolist(), strict=True):
-            file.read_into([part.data], offset)
-        return record
+        start = 0
+        sizes, offsets = split.array_nbytes[sample].tolist(), spans.offsets(number)[0].tolist()
+        for nbytes, offset in zip(sizes, offsets, strict=True):
+            file.read_into([room[start : start + nbytes].data], offset)
+            start += nbytes
+        return room[:start]
 
     return read

@@ -5,6 +5,9 @@ adopts it. If that job has other capacities, or this node another number, the sh
 keep here stay; content of another version of the data is never used. A power cut may lose recent
 writes, so every record read from here is checked against the index.
 
+The file is sparse: every record of the split has its place, only those kept take space. So shards
+come and go without moving others, whatever their lengths, and no gap is too small for one.
+
 Other users of the disk can guess the folder's name: the tier uses the folder only if this user owns
 it and others cannot write to it, through the descriptor that was checked.
 """
@@ -15,7 +18,6 @@ import ctypes
 import json
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +29,14 @@ from msdata.cache.own_file import make_folder, open_own_folder
 from msdata.cache.shared_file import join, leave
 from msdata.cache.slot_file import (
     MAGIC,
-    SLOT,
     Header,
     SlotFile,
     build,
-    entries_at,
-    is_held,
     owners_checksum,
     read_header,
     write_all,
 )
+from msdata.cache.slot_places import SLOT, Layout, entries_at, is_held, usable_slots
 from msdata.core.files import write_whole
 
 MANIFEST = "manifest.json"
@@ -87,14 +87,14 @@ class SsdTier:
         wanted = Header(
             fingerprint=split.fingerprint,
             split=split.name,
-            sample_nbytes=split.sample_nbytes,
+            split_nbytes=split.nbytes,
             num_shards=len(split.shard_sizes),
             node=node,
             tier=SSD_TIER,
             planned_nbytes=planned_nbytes,
             most_nbytes=0,
             owners_crc32c=owners_checksum(owners),
-            # Enough for any later job; 16 bytes per sample.
+            # A slot for every sample, whose number it has, for any later job; 24 bytes each.
             num_entries=len(split.checksums),
         )
 
@@ -105,13 +105,15 @@ class SsdTier:
             if is_alone and not _same(header, wanted):
                 # Same data, other capacities or another node: most of the content is useful.
                 made = self._header(fd, wanted, config.ssd_nbytes)
-                _write_manifest(folder_fd, reorder(fd, made, split, owners))
+                if not change_shards(fd, made, split, owners):
+                    return False
+                _write_manifest(folder_fd, made)
                 return True
             return _same(header, wanted)
 
         def make(fd: int) -> None:
             made = self._header(fd, wanted, config.ssd_nbytes)
-            build(fd, made, split, owners)
+            build(fd, made, split, owners, sparse_layout(made, split, owners))
             _write_manifest(folder_fd, made)
 
         make_folder(self.path.parent)
@@ -122,7 +124,7 @@ class SsdTier:
             os.close(folder_fd)
         self._pid = os.getpid()
         try:
-            self.slots = SlotFile(self._fd, is_mapped=False)
+            self.slots = SlotFile(self._fd, split, is_mapped=False)
         except BaseException:
             self._leave()
             raise
@@ -174,57 +176,30 @@ def _write_manifest(folder_fd: int, header: Header) -> None:
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
-def place_shards(
-    held: NDArray[np.bool_],
-    sizes: NDArray[np.int64],
-    old_first_slots: NDArray[np.int64],
-    num_slots: int,
-) -> NDArray[np.int64]:
-    """Finds slots for shards without moving those that have some.
+def sparse_layout(
+    header: Header,
+    split: CachedSplit,
+    owners: Owners,
+    preferred: NDArray[np.bool_] | None = None,
+) -> Layout:
+    """Slots and records at places that follow from their numbers, whichever shards are kept.
 
     Args:
-        held: bool (shards,), the shards that need slots.
-        sizes: int64 (shards,), samples per shard.
-        old_first_slots: int64 (shards,), slot of each shard's first sample so far; -1 for none.
-        num_slots: total number of slots.
-
-    Returns:
-        int64 (shards,), slot of each shard's first sample; -1 if the shard needs none or no gap is
-        large enough.
+        header: node, tier and size of the file.
+        split: the data.
+        owners: owner and tier of every shard.
+        preferred: see `usable_slots`.
     """
-    stays = held & (old_first_slots >= 0) & (old_first_slots + sizes <= num_slots)
-    first_slots = np.where(stays, old_first_slots, -1)
-    gaps = find_gaps(first_slots, sizes, num_slots)
-    for shard in np.flatnonzero(held & ~stays):
-        gap = next((g for g in gaps if g[1] - g[0] >= sizes[shard]), None)
-        if gap is not None:
-            first_slots[shard] = gap[0]
-            gap[0] += int(sizes[shard])
-    return first_slots
+    held = is_held(owners, header.node, header.tier)
+    return Layout(
+        first_slots=np.where(held, split.first_samples, -1),
+        records_at=np.where(held, split.starts.of(split.first_samples), -1),
+        num_slots=usable_slots(split, held, header.most_nbytes, preferred),
+    )
 
 
-def find_gaps(
-    first_slots: NDArray[np.int64], sizes: NDArray[np.int64], num_slots: int
-) -> list[list[int]]:
-    """Start and end of each run of free slots.
-
-    Args:
-        first_slots: int64 (shards,), slot of each shard's first sample; -1 for none.
-        sizes: int64 (shards,), samples per shard.
-        num_slots: total number of slots.
-    """
-    shards = np.flatnonzero(first_slots >= 0)
-    runs = sorted(zip(first_slots[shards].tolist(), sizes[shards].tolist(), strict=True))
-    gaps, end = [], 0
-    for first, size in [*runs, (num_slots, 0)]:
-        if first > end:
-            gaps.append([end, first])
-        end = first + size
-    return gaps
-
-
-def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Header:
-    """Changes the shards of a slot file; records of shards that it keeps stay where they are.
+def change_shards(fd: int, header: Header, split: CachedSplit, owners: Owners) -> bool:
+    """Changes the shards of a slot file; the records of shards that it keeps stay.
 
     Args:
         fd: a file of the same data that no other process uses.
@@ -233,40 +208,31 @@ def reorder(fd: int, header: Header, split: CachedSplit, owners: Owners) -> Head
         owners: owner and tier of every shard.
 
     Returns:
-        The new header. If kept records lie beyond the wanted `most_nbytes`, it is raised to include
-        them, and the space of dropped records is returned to the file system.
+        False if the file system cannot take back the space of single records; then the file must
+        be made again.
 
     Raises:
         OSError: the file system refused.
     """
-    old = SlotFile(fd, is_mapped=False)
-    sizes = split.shard_sizes
-    held = is_held(owners, header.node, header.tier)
-    # A process that finds this half done rebuilds the file.
-    write_all(fd, [bytes(len(MAGIC))], 0)
-    old_end = int(np.where(old.first_slots >= 0, old.first_slots + sizes, 0).max(initial=0))
-    if old_end * header.sample_nbytes > header.most_nbytes and _give_back(fd, old, held, sizes):
-        header = replace(header, most_nbytes=old_end * header.sample_nbytes)
-    num_slots = min(header.num_entries, header.most_nbytes // header.sample_nbytes)
-    first_slots = place_shards(held, sizes, old.first_slots, num_slots)
-    entries = np.zeros(header.num_entries, SLOT)
-    for shard in np.flatnonzero((first_slots >= 0) & (old.first_slots == first_slots)):
-        at = slice(int(first_slots[shard]), int(first_slots[shard] + sizes[shard]))
-        entries[at] = old.entries[at]
+    old = SlotFile(fd, split, is_mapped=False)
+    had = old.layout.num_slots
+    layout = sparse_layout(header, split, owners, preferred=had > 0)
     old.close()
-    write_all(fd, [entries.view(np.uint8)], entries_at(header.num_shards))
-    build(fd, header, split, owners, first_slots)
-    return header
-
-
-def _give_back(fd: int, old: SlotFile, held: NDArray[np.bool_], sizes: NDArray[np.int64]) -> bool:
-    """Returns the space of dropped records to the file system; returns False if that fails."""
-    wanted = np.where(held, old.first_slots, -1)
-    end = int(np.where(old.first_slots >= 0, old.first_slots + sizes, 0).max(initial=0))
-    libc = ctypes.CDLL(None)
-    for first, stop in find_gaps(wanted, sizes, end):
-        start, nbytes = old.record_at(first), old.record_at(stop) - old.record_at(first)
-        place = ctypes.c_int64(start), ctypes.c_int64(nbytes)
-        if libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *place):
+    # A process that finds this half done makes the file again.
+    write_all(fd, [bytes(len(MAGIC))], 0)
+    entries, records = entries_at(header.num_shards), old.payload_at
+    for shard in np.flatnonzero(layout.num_slots < had):
+        first = split.first_samples[shard] + np.array([layout.num_slots[shard], had[shard]])
+        start, stop = split.starts.of(first).tolist()
+        if not _give_back(fd, records + start, stop - start):
             return False
+        empty = bytes(int(first[1] - first[0]) * SLOT.itemsize)
+        write_all(fd, [empty], entries + int(first[0]) * SLOT.itemsize)
+    build(fd, header, split, owners, layout)
     return True
+
+
+def _give_back(fd: int, start: int, nbytes: int) -> bool:
+    """Returns the space of some bytes to the file system; returns False if that fails."""
+    place = ctypes.c_int64(start), ctypes.c_int64(nbytes)
+    return not ctypes.CDLL(None).fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *place)

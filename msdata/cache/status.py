@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from msdata.cache.arena import peek
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.shared_file import is_used, read_rows
-from msdata.cache.slot_file import ROWS_AT, Header, SlotFile
-from msdata.core.progress import bytes_text
-from msdata.core.text import table_lines
-from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
+from msdata.cache.slot_file import Header, SlotFile
+from msdata.cache.slot_places import ROWS_AT
+from msdata.core.text import bytes_text, table_lines
+from msdata.plan.forecast import TIERS, Job, forecast_epoch
 from msdata.plan.ownership import Ownership, equal_nodes
 from msdata.topology import Topology
 
@@ -34,6 +34,7 @@ class ArenaView:
         header: identity and sizes.
         num_slots: number of usable slots.
         num_ready: number of full slots.
+        ready_nbytes: bytes of their records.
         owners: owner and tier of every shard.
         rows: the rows of its processes.
         is_used: whether any process uses it.
@@ -43,6 +44,7 @@ class ArenaView:
     header: Header
     num_slots: int
     num_ready: int
+    ready_nbytes: int
     owners: Owners
     rows: Sequence[dict[str, Any]]
     is_used: bool
@@ -64,6 +66,7 @@ def look_at(path: Path) -> ArenaView | None:
             header=header,
             num_slots=slots.num_slots,
             num_ready=slots.num_ready,
+            ready_nbytes=slots.ready_nbytes,
             owners=slots.owners,
             rows=read_rows(slots.fd, ROWS_AT),
             is_used=is_used(path),
@@ -91,7 +94,7 @@ def describe(view: ArenaView, split: CachedSplit | None) -> Status:
         "node": view.header.node,
         "slots": view.num_slots,
         "filled": view.num_ready,
-        "bytes": view.num_ready * view.header.sample_nbytes,
+        "bytes": view.ready_nbytes,
         "is_used": view.is_used,
         "ranks": sorted((r for r in view.rows if r["kind"] == "rank"), key=lambda r: r["rank"]),
     }
@@ -123,7 +126,6 @@ def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> floa
     return _hits_of_epoch(
         tuple(rank[field] for field in RUN_FIELDS),
         view.header.node,
-        split.sample_nbytes,
         split.shard_sizes.tobytes(),
         (owner.tobytes(), tier.tobytes()),
     )
@@ -133,7 +135,6 @@ def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> floa
 def _hits_of_epoch(
     run: tuple[Any, ...],
     node: int,
-    sample_nbytes: int,
     shard_sizes: bytes,
     owners: tuple[bytes, bytes],
 ) -> float | None:
@@ -142,7 +143,6 @@ def _hits_of_epoch(
         dict(zip(RUN_FIELDS, run, strict=True)),
         node,
         shard_sizes=np.frombuffer(shard_sizes, np.int64),
-        sample_nbytes=sample_nbytes,
         owners=(np.frombuffer(owners[0], np.int32), np.frombuffer(owners[1], np.int8)),
     )
 
@@ -159,7 +159,6 @@ def forecast_hits(
     node: int,
     *,
     shard_sizes: NDArray[np.int64],
-    sample_nbytes: int,
     owners: Owners,
     weights: NDArray[np.float64] | None = None,
 ) -> float | None:
@@ -169,7 +168,6 @@ def forecast_hits(
         run: `RUN_FIELDS` of a rank's report.
         node: the node whose reads count.
         shard_sizes: int64 (num_shards,), samples per shard.
-        sample_nbytes: bytes per record.
         owners: owner and tier of every shard.
         weights: float64 (num_samples,), weights of the draws; None takes each sample once.
 
@@ -182,7 +180,8 @@ def forecast_hits(
         # Owners are known, whatever memory they came from.
         nodes=equal_nodes(num_nodes, memory_bytes=0),
         shard_sizes=shard_sizes,
-        sample_bytes=sample_nbytes,
+        # Hits are samples, whatever their bytes.
+        sample_bytes=1,
         batch_per_rank=run["batch_size"],
         policy=run["policy"],
         seed=run["seed"],
@@ -190,17 +189,9 @@ def forecast_hits(
         buffer_samples=run["buffer_samples"],
         weights=weights,
     )
-    ownership = Ownership(
-        owner_of_shard=owners[0],
-        tier_of_shard=owners[1],
-        node_keys=np.arange(num_nodes, dtype=np.uint64),
-    )
-    epoch = run["epoch"]
-    assignment = assign_job(job, ownership, epoch, first_position=run["first_position"])
-    local, ssd, peer, storage = count_epoch(assignment, job, ownership, epoch).tier_samples[node]
-    hits = local + ssd + (peer if run["has_peers"] else 0)
-    total = local + ssd + peer + storage
-    return float(hits / total) if total else None
+    ownership = Ownership.numbered(*owners, num_nodes)
+    forecast = forecast_epoch(job, ownership, run["epoch"], first_position=run["first_position"])
+    return forecast.hit_share(node, has_peers=run["has_peers"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +200,11 @@ class WeightedForecast:
 
     Attributes:
         shard_sizes: as in `forecast_hits`.
-        sample_nbytes: as in `forecast_hits`.
         owners: as in `forecast_hits`.
         weights: float64 (num_samples,).
     """
 
     shard_sizes: NDArray[np.int64]
-    sample_nbytes: int
     owners: Owners
     weights: NDArray[np.float64]
 

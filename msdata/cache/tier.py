@@ -53,6 +53,7 @@ class Tier:
         self.slots = source.slots
         self._source = source
         self._checksums = split.checksums
+        self._record_nbytes = split.record_nbytes
         self.is_writable = True
         self.num_corrupt = 0
         self.num_refused = 0
@@ -82,7 +83,9 @@ class Tier:
         if not self.is_writable or self.slots.state(slot) == READY:
             return True
         checksum = int(self._checksums[sample])
-        if crc32c_of_parts(parts) != checksum:
+        nbytes = sum(map(len, parts))
+        # A record of another length would overwrite its neighbor.
+        if nbytes != self._record_nbytes[sample] or crc32c_of_parts(parts) != checksum:
             with self._lock:
                 self.num_refused += 1
                 is_first = self.num_refused == 1
@@ -155,14 +158,9 @@ class TierCount:
 
 
 class Counters:
-    """Counts one rank's reads by tier, from all threads.
+    """Counts one rank's reads by tier, from all threads."""
 
-    Args:
-        sample_nbytes: bytes per record.
-    """
-
-    def __init__(self, sample_nbytes: int) -> None:
-        self._sample_nbytes = sample_nbytes
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tiers = {name: TierCount() for name in TIERS}
         # Sums over earlier epochs.
@@ -175,12 +173,19 @@ class Counters:
                 self._totals[name] = _sum(self._totals[name], count)
             self._tiers = {name: TierCount() for name in TIERS}
 
-    def add(self, tier: str, samples: int, seconds: float) -> None:
-        """Counts reads from one of `TIERS`."""
+    def add(self, tier: str, record_nbytes: NDArray[np.int64], seconds: float) -> None:
+        """Counts reads from one of `TIERS`.
+
+        Args:
+            tier: the tier.
+            record_nbytes: int64 (n,), bytes of each record read.
+            seconds: time of the reading thread.
+        """
+        nbytes = int(record_nbytes.sum())
         with self._lock:
             count = self._tiers[tier]
-            count.samples += samples
-            count.nbytes += samples * self._sample_nbytes
+            count.samples += len(record_nbytes)
+            count.nbytes += nbytes
             count.seconds += seconds
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class ZmqService:
         make_reader: makes a function that reads one record from storage.
         host: name or address under which other nodes reach this one; None takes the address at
             which it listens.
-        is_encrypted: encrypt records on the network, at a lower rate.
+        is_encrypted: encrypt and authenticate what travels between nodes.
 
     Raises:
         UsageError: `peers_dir` is missing, or `listen` does not belong to this machine.
@@ -69,7 +69,7 @@ class ZmqService:
         make_reader: Callable[[], ReadRecord],
         host: str | None = None,
         *,
-        is_encrypted: bool = False,
+        is_encrypted: bool = True,
     ) -> None:
         if config.peers_dir is None:
             raise UsageError("a service needs peers_dir, a folder that all nodes see")
@@ -209,9 +209,8 @@ def _record(client: CacheClient, source: int, slot: int) -> Any | None:
     if source == LOCAL:
         return client.tiers[LOCAL].slots.record(slot)
     if source == SSD:
-        slots = client.tiers[SSD].slots
         try:
-            return os.pread(slots.fd, slots.header.sample_nbytes, slots.record_at(slot))
+            return client.tiers[SSD].slots.read_record(slot)
         except OSError:
             return None
     return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from msdata.cluster.facts import NodeFacts
-from msdata.core.progress import bytes_text
+from msdata.core.text import bytes_text
 
 # The cache fills at most this share of what is free (`msdata.cache.budget`).
 _MOST_OF_FREE = 0.95

@@ -22,11 +22,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.dataset.coding import (
+    KIND,
+    NBYTES,
+    SOURCE,
+    STEPS,
+    TARGET,
+    ArrayCoding,
+    RecordDecoder,
+    encode,
+    kind_number,
+)
 from msdata.errors import StorageError, UsageError
 
 _SEQUENTIAL_BYTES = 8 << 20  # one read; parallel file systems want megabytes at a time
 _WRITTEN_BYTES = 64 << 20
 _BATCH_ROWS = 64  # of each thread: 38 MB of cutouts, more than a core's caches
+_CODED_RECORDS = 64  # 6 MB of coded cutouts
 _CACHED_IS_COLD = 0.02  # pages that may stay: readahead and metadata, not the file
 
 
@@ -90,6 +102,49 @@ def measure_memory_copy(
         return copied * sample_bytes
 
     return _rate_over_threads(copy, num_threads, budget_s)
+
+
+def measure_decoding(
+    sample_bytes: int, *, num_threads: int, budget_s: float = 1.0, compress: str = "lz4"
+) -> float:
+    """Rate of decoding coded samples of noise, 4 steps per sigma, into batch rows.
+
+    Args:
+        sample_bytes: bytes of a decoded sample.
+        num_threads: threads that decode at the same time.
+        budget_s: seconds to measure for.
+        compress: as in `msdata pack --compress`.
+
+    Returns:
+        Decoded bytes per second over all threads.
+
+    Raises:
+        MissingPackageError: the package that decompresses is not installed.
+    """
+    pixels = max(1, sample_bytes // 4)
+    coding = ArrayCoding("noise", (pixels,), quantize=4.0, compress=compress)
+    generator = np.random.default_rng(0)
+    records = [
+        encode(generator.standard_normal(pixels, np.float32), coding) for _ in range(_CODED_RECORDS)
+    ]
+    stored = [np.frombuffer(record.data, np.uint8) for record in records]
+    target = np.ones((num_threads * _BATCH_ROWS, pixels), np.float32)
+    table = np.empty((len(target), 5), np.int64)
+    for row, into in zip(table, target, strict=True):
+        n = generator.integers(_CODED_RECORDS)
+        row[[SOURCE, NBYTES, TARGET]] = stored[n].ctypes.data, len(stored[n]), into.ctypes.data
+        steps, kind = records[n].steps, records[n].kind
+        row[[STEPS, KIND]] = steps.ctypes.data, kind_number(kind, coding)
+    decoder = RecordDecoder([coding], [np.float32])
+
+    def decode(thread: int, deadline: float) -> int:
+        decoded, first = 0, thread * _BATCH_ROWS
+        while time.perf_counter() < deadline:
+            decoder.decode(table, first, first + _BATCH_ROWS)
+            decoded += _BATCH_ROWS
+        return decoded * 4 * pixels
+
+    return _rate_over_threads(decode, num_threads, budget_s)
 
 
 def measure_file(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from msdata.cluster.probe import (
     Communicator,
     FileRates,
+    measure_decoding,
     measure_file,
     measure_memory_copy,
     measure_network,
@@ -25,8 +26,8 @@ from msdata.cluster.probe import (
 )
 from msdata.core.mpi import communicator
 from msdata.core.output_file import check_output
-from msdata.core.progress import rate_text
-from msdata.errors import MsdataError, StorageError, UsageError
+from msdata.core.text import rate_text
+from msdata.errors import MissingPackageError, MsdataError, StorageError, UsageError
 from msdata.plan.machine import MARK, save_machine
 from msdata.topology import from_env
 
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace, get_comm: Callable[[], Communicator] | None = 
     say("memory: copies of samples into batches")
     memory = _by_all(comm, lambda: _memory(args, threads) if is_first else {})[0]
     fields |= {"memory_bytes_per_s": max(memory.values()), "memory_by_threads": memory}
+    say("decode: coded samples into batches")
+    fields |= _by_all(comm, lambda: _decoding(args, threads) if is_first else {})[0]
     for name, path in (("ssd", args.ssd_dir), ("storage", args.storage)):
         if path is not None:
             say(f"{name}: cold reads of {path}")
@@ -157,6 +160,10 @@ def render_fields(fields: dict[str, Any], path: Path) -> str:
     """
     lines = [f"{fields['host']}, samples of {fields['sample_bytes']:,} bytes"]
     lines += _rates_by_threads("memory copy", fields["memory_by_threads"])
+    if "decode_by_threads" in fields:
+        lines += _rates_by_threads("decode to, LZ4", fields["decode_by_threads"])
+    else:
+        lines.append(f"decode: not measured: {fields['decode_skipped']}")
     for name in ("ssd", "storage"):
         if f"{name}_bytes_per_s" in fields:
             lines += _render_file(name, fields[name])
@@ -207,10 +214,34 @@ def _describe_file(name: str, rates: FileRates | None) -> dict[str, Any]:
     return {f"{name}_bytes_per_s": rates.best_random, name: described}
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _threads_that_compute(threads: list[int]) -> list[int]:
+    """More threads than cores only wait for each other."""
+    return [n for n in threads if n <= _cores()] or [1]
+
+
+def _decoding(args: argparse.Namespace, threads: list[int]) -> dict[str, Any]:
+    """What all cores decode to, and each of them; nothing without the package that decompresses."""
+    budget_s = min(1.0, args.seconds)
+    try:
+        by_threads = {
+            n: measure_decoding(args.sample_bytes, num_threads=n, budget_s=budget_s)
+            for n in _threads_that_compute(threads)
+        }
+    except MissingPackageError as error:
+        return {"decode_skipped": str(error)}
+    most = max(by_threads)
+    return {
+        "decode_bytes_per_s": by_threads[most] / most,
+        "decode_by_threads": by_threads,
+        "cores": _cores(),
+    }
+
+
 def _memory(args: argparse.Namespace, threads: list[int]) -> dict[int, float]:
-    cores = len(os.sched_getaffinity(0))
-    # More threads than cores only wait for each other.
-    numbers = [n for n in threads if n <= cores] or [1]
     return {
         n: measure_memory_copy(
             args.sample_bytes,
@@ -218,7 +249,7 @@ def _memory(args: argparse.Namespace, threads: list[int]) -> dict[int, float]:
             buffer_bytes=int(args.memory_gib * (1 << 30)),
             budget_s=min(1.0, args.seconds),
         )
-        for n in numbers
+        for n in _threads_that_compute(threads)
     }
 
 

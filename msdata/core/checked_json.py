@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import math
 import operator
@@ -22,7 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NoReturn, TypeVar, Union
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union
 
 from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError
@@ -176,7 +177,7 @@ def read_json(
     return parse_json(content, path, cure=cure, has_paths=has_paths)
 
 
-def open_regular(path: Path, cure: str) -> BinaryIO:
+def open_regular(path: Path, cure: str) -> io.BufferedReader:
     """Opens a file for reading; refuses files that would block, such as a FIFO.
 
     Raises:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("string", "large_string"),
     "integer": ("int", "uint"),
+    "list": ("list<element: float>", "fixed_size_list<element: float>"),
     "number": ("int", "uint", "float", "double", "halffloat"),
 }
 
@@ -81,7 +82,7 @@ def open_table(
         raise DataError(f"{path} is damaged: its columns must have distinct names; {cure}")
     for name, kind in columns.items():
         found = str(schema.field(name).type) if name in names else "nothing"
-        if found.rstrip("0123456789") not in KINDS[kind]:
+        if found.partition("[")[0].rstrip("0123456789") not in KINDS[kind]:
             raise DataError(
                 f"{path} is damaged: column {name!r} must hold {kind} values, got {found}; {cure}"
             )

@@ -58,7 +58,7 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
     return refusal
 
 
-def take_lock(fd: int, *, is_shared: bool = False) -> bool:
+def take_lock(fd: int, *, is_shared: bool = False, waits: bool = False) -> bool:
     """Takes the lock of an open file, or converts a held one; returns False if others hold it.
 
     The lock ends with the last process that has the file open.
@@ -66,10 +66,11 @@ def take_lock(fd: int, *, is_shared: bool = False) -> bool:
     Args:
         fd: the open file.
         is_shared: share the lock with other shared ones.
+        waits: wait until others have released it.
     """
     operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        fcntl.flock(fd, operation | (0 if waits else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:

@@ -1,9 +1,13 @@
-"""The option `--jobs`: number of threads or processes of a command."""
+"""Options and arguments: `--jobs`, and former spellings, accepted with a warning."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from msdata.errors import UsageError
 
@@ -37,3 +41,50 @@ def num_jobs(asked: int | None) -> int:
     if asked < 1:
         raise UsageError(f"--jobs must be at least 1, got {asked}")
     return asked
+
+
+def renamed(given: Mapping[str, Any], names: Mapping[str, str], owner: str) -> dict[str, Any]:
+    """Takes arguments by their former names; a `FutureWarning` names the present ones.
+
+    Args:
+        given: further keyword arguments of a call.
+        names: present name of each former one.
+        owner: the function or class, for messages.
+
+    Raises:
+        TypeError: an argument is unknown.
+    """
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
+        message = f"{owner}({name}=) is now called {names[name]}=; the former name will go"
+        warnings.warn(message, FutureWarning, stacklevel=4)
+    return {names[name]: value for name, value in given.items()}
+
+
+def add_former(
+    parser: argparse.ArgumentParser,
+    option: str,
+    dest: str,
+    choices: tuple[str, ...],
+    values: Mapping[str, str] | None = None,
+) -> None:
+    """Accepts an option by its former name, with a note on stderr.
+
+    Args:
+        parser: the command's parser.
+        option: the former name, such as "--fill".
+        dest: where the present one is stored.
+        choices: the former values.
+        values: present value of each former one; None where they are the same.
+    """
+
+    class Former(argparse.Action):
+        def __call__(self, _: Any, namespace: argparse.Namespace, value: Any, *__: Any) -> None:
+            print(f"note: {option} is now --{dest.replace('_', '-')}", file=sys.stderr)
+            setattr(namespace, dest, (values or {}).get(value, value))
+
+    suppressed = argparse.SUPPRESS
+    parser.add_argument(
+        option, dest=dest, action=Former, choices=choices, default=suppressed, help=suppressed
+    )

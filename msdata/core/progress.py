@@ -7,6 +7,7 @@ import time
 from typing import TextIO
 
 from msdata.core.terminal import raw, shown_line
+from msdata.core.text import duration_text, rate_text
 
 _TERMINAL_INTERVAL_S = 0.2
 _LOG_INTERVAL_S = 10.0
@@ -89,27 +90,3 @@ def progress_text(label: str, done_of: tuple[int, int], nbytes: int, elapsed_s: 
         f"{label} [{bar}] {done:,}/{total:,}  {rate:,.0f} samples/s  "
         f"{rate_text(nbytes / elapsed)}  {left} left"
     )
-
-
-def duration_text(seconds: float) -> str:
-    """Formats seconds as `1:02:03` or `2:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def bytes_text(nbytes: float) -> str:
-    """Formats bytes with a binary prefix, such as `1.50 GiB`: the unit of all printed amounts.
-
-    Options and settings are in GiB, so printed amounts and rates are too.
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(nbytes) < 1024:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} PiB"
-
-
-def rate_text(nbytes_per_s: float) -> str:
-    """Formats bytes per second with a binary prefix, such as `1.50 GiB/s`."""
-    return f"{bytes_text(nbytes_per_s)}/s"

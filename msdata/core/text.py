@@ -1,4 +1,4 @@
-"""Formats tables of text."""
+"""Formats tables, amounts of bytes and durations."""
 
 from __future__ import annotations
 
@@ -24,3 +24,27 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[
             for cell, w, left in zip(row, widths, is_left, strict=True)
         )
         yield "  ".join(cells)
+
+
+def duration_text(seconds: float) -> str:
+    """Formats seconds as `1:02:03` or `2:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def bytes_text(nbytes: float) -> str:
+    """Formats bytes with a binary prefix, such as `1.50 GiB`: the unit of all printed amounts.
+
+    Options and settings are in GiB, so printed amounts and rates are too.
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(nbytes) < 1024:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} PiB"
+
+
+def rate_text(nbytes_per_s: float) -> str:
+    """Formats bytes per second with a binary prefix, such as `1.50 GiB/s`."""
+    return f"{bytes_text(nbytes_per_s)}/s"

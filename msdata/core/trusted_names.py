@@ -8,9 +8,7 @@ folder, and a file to write must lie below its folder after all links are follow
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,22 +104,6 @@ def check_below(folder: Path, path: Path) -> None:
             f"cannot write {path}: a link leads to {real}, out of {folder}; put a folder in the "
             "link's place"
         )
-
-
-def check_regular(*paths: Path) -> None:
-    """Refuses FIFOs, devices and sockets: reading them may block for ever.
-
-    Args:
-        paths: files; skips missing and inaccessible ones, which their readers report.
-
-    Raises:
-        DataError: one is not a regular file.
-    """
-    for path in paths:
-        with suppress(OSError):
-            mode = path.stat().st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise DataError(f"{path} is not a regular file; restore it or pack again")
 
 
 def short(found: object) -> str:

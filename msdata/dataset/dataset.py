@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.coded_columns import decoded, read_array_nbytes, read_codes, read_steps
+from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.index import IndexFile, check_names, fixed_columns
 from msdata.dataset.manifest import Manifest, ShardInfo, read_manifest
-from msdata.dataset.shard_files import ShardFiles
+from msdata.dataset.shard_files import ShardFile, ShardFiles
 from msdata.dataset.spans import Spans, make_spans, outside
 from msdata.errors import DataError, UsageError
 from msdata.schema import Sample, Schema
@@ -42,7 +44,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     # Absolute, so that neither chdir nor another process changes its meaning.
     folder = Path(path).absolute()
     index = IndexFile(folder, manifest)
-    own = fixed_columns(manifest.schema)
+    own = fixed_columns(manifest.schema, manifest.codings)
     try:
         check_names(manifest.schema.names, [c for c in index.column_names if c not in own])
     except UsageError as error:
@@ -192,14 +194,67 @@ class Split:
         return np.array([s.num_samples for s in self.shards], np.int64)
 
     @property
-    def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (shards,), bytes of each shard's samples in a cache."""
-        return self.shard_sizes * self.sample_nbytes
+    def sample_nbytes(self) -> int:
+        """Bytes of one sample's decoded arrays."""
+        return self.schema.sample_nbytes
 
     @property
-    def sample_nbytes(self) -> int:
-        """Bytes of one sample's arrays."""
-        return self.schema.sample_nbytes
+    def is_coded(self) -> bool:
+        """Whether the shards hold codes, compressed arrays, or both."""
+        return bool(self.dataset.manifest.coding)
+
+    @cached_property
+    def codings(self) -> tuple[ArrayCoding, ...]:
+        """How each array is stored, in the schema's order; empty if the data set is not coded."""
+        return self.dataset.manifest.codings
+
+    @cached_property
+    def array_nbytes(self) -> NDArray[np.int64]:
+        """int64 (samples, arrays), stored bytes of each array; read-only.
+
+        Raises:
+            DataError: the index promises impossible numbers.
+        """
+        if self.is_coded:
+            return read_array_nbytes(self)
+        sizes = np.array([a.nbytes for a in self.schema.arrays], np.int64)
+        return np.broadcast_to(sizes, (len(self), len(sizes)))
+
+    @cached_property
+    def record_nbytes(self) -> NDArray[np.int64]:
+        """int64 (samples,), stored bytes of each sample's arrays; read-only.
+
+        One number takes the place of millions where all are equal (stride 0).
+        """
+        if not self.is_coded:
+            return np.broadcast_to(np.int64(self.sample_nbytes), len(self))
+        return np.asarray(self.array_nbytes.sum(axis=1))
+
+    @property
+    def shard_record_nbytes(self) -> NDArray[np.int64]:
+        """int64 (shards,), bytes of each shard's records, which is what it takes in a cache."""
+        if not self.is_coded:
+            return self.shard_sizes * self.sample_nbytes
+        sums = np.append(0, np.cumsum(self.record_nbytes))
+        return np.asarray(np.diff(sums[np.append(0, np.cumsum(self.shard_sizes))]))
+
+    def steps(self, array: str) -> NDArray[np.float32]:
+        """Reads the steps of a quantized array.
+
+        Returns:
+            float32 (samples, bands), 0 for a band that is stored unchanged; (samples, 0) for an
+            array that is not quantized.
+        """
+        return read_steps(self, array)
+
+    def codes(self, array: str) -> NDArray[np.uint8]:
+        """Reads the dtype that each sample of a quantized array is stored as.
+
+        Returns:
+            uint8 (samples,), numbers of entries of `msdata.dataset.manifest.CODES`; zeros for an
+            array that is not quantized: its dtype is the schema's.
+        """
+        return read_codes(self, array)
 
     @property
     def redshift(self) -> NDArray[np.float64] | None:
@@ -251,11 +306,12 @@ class Split:
             array = arrays[number]
             offsets = self.numbers(f"offset_{array.name}", np.int64)
             nbytes = np.array([s.nbytes for s in self.shards], np.int64)
-            if bad := outside(offsets, self.shard_sizes, nbytes, array.nbytes):
+            sizes = self.array_nbytes[:, number]
+            if bad := outside(offsets, self.shard_sizes, nbytes, sizes):
                 shard = self.shards[bad[0]]
                 raise DataError(
                     f"{self._index.path} is damaged: offset_{array.name} must be 0 to "
-                    f"{shard.nbytes - array.nbytes} in {shard.relative_path}, got {bad[1]}; "
+                    f"{shard.nbytes - int(sizes.min())} in {shard.relative_path}, got {bad[1]}; "
                     "restore it or pack again"
                 )
             return offsets
@@ -306,21 +362,30 @@ class Split:
         """
         row = as_row(number, len(self), f"split {self.name!r}")
         values = self._index.read_row(self.name, row)
-        spans = self.spans
-        offsets = spans.offsets(np.array([row]))[0]
-        file = self.files.open(int(spans.shards(np.array([row]))[0]))
-        sample: Sample = {}
-        for array, offset in zip(self.schema.arrays, offsets.tolist(), strict=True):
-            buffer = np.empty(array.shape, array.numpy_dtype)
-            file.read_into([buffer.reshape(-1).view(np.uint8).data], offset)
-            sample[array.name] = buffer
-        found = crc32c_of_parts(sample.values())
+        stored, file = self.read_stored(row)
+        found = crc32c_of_parts(stored)
         if found != values["crc32c"]:
             raise DataError(
                 f"{file.path}: sample {values['sample_id']} is corrupt: CRC32C {found:08x}, "
                 f"expected {values['crc32c']:08x}; run 'msdata verify --repair {self.dataset.path}'"
             )
-        return {**sample, **values}
+        try:
+            return {**decoded(self.schema, self.codings, stored, values), **values}
+        except DataError as error:
+            raise DataError(f"{file.path}: sample {values['sample_id']}: {error}") from error
+
+    def read_stored(self, row: int) -> tuple[list[NDArray[np.uint8]], ShardFile]:
+        """Reads the stored bytes of one sample's arrays, unchecked; also returns their shard."""
+        rows, spans = np.array([row]), self.spans
+        file = self.files.open(int(spans.shards(rows)[0]))
+        stored = []
+        for nbytes, offset in zip(
+            self.array_nbytes[row].tolist(), spans.offsets(rows)[0].tolist(), strict=True
+        ):
+            buffer = np.empty(nbytes, np.uint8)
+            file.read_into([buffer.data], offset)
+            stored.append(buffer)
+        return stored, file
 
     def __reduce__(self) -> tuple[Any, ...]:
         data = self.dataset

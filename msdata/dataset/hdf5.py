@@ -27,8 +27,15 @@ from numpy.typing import NDArray
 from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error
 from msdata.dataset.block_writer import BlockWriter
-from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text, pwrite_all
-from msdata.errors import DataError, MissingPackageError
+from msdata.dataset.coding import ArrayCoding
+from msdata.dataset.shard import (
+    Record,
+    ShardSummary,
+    array_views,
+    metadata_text,
+    pwrite_all,
+)
+from msdata.errors import DataError, needing
 from msdata.schema import Schema, Survey
 
 SUFFIX = ".h5"
@@ -42,13 +49,14 @@ _HELD_BYTES = 1 << 20
 _MAX_EXACT = 1 << 53
 
 
-def _h5py() -> Any:
-    try:
+def import_h5py() -> Any:
+    """Imports h5py.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    with needing("HDF5 shards need h5py", "hdf5"):
         import h5py
-    except ImportError as error:
-        raise MissingPackageError(
-            "HDF5 shards need h5py: run pip install 'msdata[hdf5]'"
-        ) from error
     return h5py
 
 
@@ -60,19 +68,26 @@ class Hdf5ShardWriter:
         schema: the arrays.
         max_samples: samples to reserve space for; rejected samples leave no holes.
         chunked: one chunk per sample instead of one contiguous block per array.
+        codings: how a coded data set stores the arrays; `schema` has the dtypes of their codes.
     """
 
     def __init__(
-        self, path: Path, schema: Schema, *, max_samples: int, chunked: bool = False
+        self,
+        path: Path,
+        schema: Schema,
+        *,
+        max_samples: int,
+        chunked: bool = False,
+        codings: Sequence[ArrayCoding] = (),
     ) -> None:
         self._path = path
         self._schema = schema
-        self._chunked = chunked
+        self._layout = (chunked, codings)
         self._fd = -1
         self._streams: list[BlockWriter] = []
         self._records: list[tuple[str, dict[str, Any]]] = []
         try:
-            with _skeleton(schema, max_samples, (), chunked) as (_, offsets):
+            with _skeleton(schema, max_samples, (), self._layout) as (_, offsets):
                 self._offsets = offsets
             temporary = open_temporary(path)
             self._fd, self._partial = temporary.fd, temporary.path
@@ -96,11 +111,11 @@ class Hdf5ShardWriter:
             for stream in self._streams:
                 stream.flush()
             count, sizes = len(self._records), [a.nbytes for a in self._schema.arrays]
-            with _skeleton(self._schema, count, self._records, self._chunked) as (frame, offsets):
+            with _skeleton(self._schema, count, self._records, self._layout) as (frame, offsets):
                 _move_down(self._fd, self._offsets[:count], offsets, sizes)
                 nbytes = os.fstat(frame).st_size
                 os.ftruncate(self._fd, nbytes)
-                frame_crc = _copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
+                frame_crc = copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
             os.fsync(self._fd)
             publish(self._partial, self._path)
             self._close()
@@ -129,7 +144,7 @@ def _skeleton(
     schema: Schema,
     num_samples: int,
     records: Sequence[tuple[str, dict[str, Any]]],
-    chunked: bool,
+    layout: tuple[bool, Sequence[ArrayCoding]],
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Makes a shard without pixels in memory.
 
@@ -142,7 +157,7 @@ def _skeleton(
     _check_limit(schema, num_samples, records)
     fd = os.memfd_create("msdata-skeleton", os.MFD_CLOEXEC)
     try:
-        yield fd, _make_skeleton(Path(f"/proc/self/fd/{fd}"), schema, num_samples, records, chunked)
+        yield fd, _make_skeleton(Path(f"/proc/self/fd/{fd}"), schema, num_samples, records, layout)
     finally:
         os.close(fd)
 
@@ -170,12 +185,13 @@ def _make_skeleton(
     schema: Schema,
     num_samples: int,
     records: Sequence[tuple[str, dict[str, Any]]],
-    chunked: bool,
+    layout: tuple[bool, Sequence[ArrayCoding]],
 ) -> NDArray[np.int64]:
-    h5py = _h5py()
+    chunked, codings = layout
+    h5py = import_h5py()
     # libver 1.10 has the chunk index without a B-tree; no times, which would differ run by run.
     with (
-        _system_errors(),
+        system_errors(),
         h5py.File(
             path,
             "w",
@@ -193,16 +209,17 @@ def _make_skeleton(
         if num_samples:
             for a, array in enumerate(schema.arrays):
                 dataset = _reserve(h5py, file, array, num_samples, chunked)
-                for name, value in _attributes(array).items():
+                coding = codings[a] if codings else None
+                for name, value in attributes(array, coding).items():
                     dataset.attrs[name] = value
                 offsets[:, a] = _sample_offsets(dataset, num_samples, array.nbytes)
         if records:
-            _write_columns(file, records)
+            write_columns(file, records, codings)
     return offsets
 
 
 @contextmanager
-def _system_errors() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """Turns h5py's RuntimeError about a system error on closing into an OSError."""
     try:
         yield
@@ -227,8 +244,12 @@ def _reserve(h5py: Any, file: Any, array: Survey, num_samples: int, chunked: boo
     return file[array.name]
 
 
-def _attributes(array: Survey) -> dict[str, Any]:
+def attributes(array: Survey, coding: ArrayCoding | None) -> dict[str, Any]:
+    """Attributes of an array's dataset."""
     fields = {
+        "quantize": None if coding is None else coding.quantize,
+        "compress": None if coding is None else coding.compress,
+        "zigzag": True if coding and coding.quantize and array.dtype[1] == "u" else None,
         "bands": ",".join(array.bands),
         "pixel_scale_arcsec": array.pixel_scale_arcsec,
         "unit": array.unit,
@@ -252,8 +273,16 @@ def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.i
     return offsets
 
 
-def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Stores ids, labels and other metadata, one dataset per name."""
+def write_columns(
+    file: Any, records: Sequence[tuple[str, dict[str, Any]]], codings: Sequence[ArrayCoding] = ()
+) -> None:
+    """Stores ids, labels, steps and other metadata, one dataset per name.
+
+    Args:
+        file: the open file of h5py.
+        records: id and metadata of each sample.
+        codings: how a coded data set stores the arrays.
+    """
     ids = [sample_id.encode() for sample_id, _ in records]
     _create_column(file, "sample_id", np.array(ids, dtype=f"S{max(map(len, ids))}"))
     texts = [metadata_text(metadata) for _, metadata in records]
@@ -265,6 +294,9 @@ def _write_columns(file: Any, records: Sequence[tuple[str, dict[str, Any]]]) -> 
             _create_column(file, name, values)
             if absent is not None:
                 file[name].attrs["_FillValue"] = absent
+    for name in (c.name for c in codings if c.quantize is not None):
+        steps = [m["coding"][name]["step"] for _, m in records]
+        _create_column(file, f"{name}_step", np.array(steps, np.float32))
 
 
 def label_column(values: Sequence[Any]) -> tuple[NDArray[Any], Any] | None:
@@ -306,13 +338,13 @@ def _create_column(file: Any, name: str, values: NDArray[Any]) -> None:
 
 
 def frame_ranges(
-    offsets: NDArray[np.int64], sizes: Sequence[int], nbytes: int
+    offsets: NDArray[np.int64], sizes: Sequence[int] | NDArray[np.int64], nbytes: int
 ) -> list[tuple[int, int]]:
     """Lists the byte ranges [start, stop) between the arrays of a file, in file order.
 
     Args:
         offsets: int64 (samples, arrays), offset of each array.
-        sizes: bytes of each array.
+        sizes: bytes of each array; int64 (samples, arrays) if they differ.
         nbytes: size of the file.
     """
     starts = offsets.reshape(-1)
@@ -352,7 +384,7 @@ def _move_down(
         pwrite_all(fd, [content], target)
 
 
-def _copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
+def copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:
     """Copies everything except pixels from the skeleton into the shard; returns its CRC32C."""
     crc = 0
     for start, stop in ranges:

@@ -5,6 +5,10 @@ the split), `offset_{array}` (int64, first byte of the array in the shard), `nby
 arrays), `crc32c` (uint32, over the arrays in the schema's order), `missing_bands` (string,
 such as "galex.NUV,galex.FUV"), `filled_{array}` and `nan_{array}` (int32, pixels). Then follow
 the numbers of the objects' dicts and the catalog's columns, such as `redshift`.
+
+In a coded data set `nbytes` and `crc32c` are of the stored bytes; `nbytes_{array}` (int64) are
+those of each array, `decoded_crc32c` (uint32) is over the decoded arrays, and each quantized array
+has `dtype_{array}` (string, dtype of its codes) and `step_{array}` (list of float32, one per band).
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from msdata.core.checked_json import open_regular
 from msdata.core.checked_table import check_table, open_table, reading
 from msdata.core.files import storage_error, whole_file
 from msdata.dataset.arrow_values import arrow_values, cast_exactly
+from msdata.dataset.coded_columns import coding_columns, coding_kinds, possible_columns
+from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.manifest import Manifest
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
@@ -33,13 +39,13 @@ FILE_NAME = "index.parquet"
 # Small enough to read one split without its neighbors, large enough for fast columns.
 _ROW_GROUP_ROWS = 1 << 17
 _CURE = "restore it or pack again"
-# Names in a batch besides arrays and columns: `Loader(last="pad")` and `Loader(weights=...)`.
+# Names in a batch besides arrays and columns: `Loader(remainder="pad")` and `Loader(weights=...)`.
 BATCH_NAMES = ("is_real", "repeat")
 
 
-def fixed_columns(schema: Schema) -> tuple[str, ...]:
-    """Names the columns of every index with this schema, in order."""
-    return _index_columns(schema.names)
+def fixed_columns(schema: Schema, codings: Sequence[ArrayCoding] = ()) -> tuple[str, ...]:
+    """Names the columns of every index with this schema and coding, in order."""
+    return _index_columns(schema.names) + coding_columns(codings)
 
 
 def _index_columns(arrays: Sequence[str]) -> tuple[str, ...]:
@@ -56,20 +62,24 @@ def _index_columns(arrays: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _kinds(schema: Schema) -> dict[str, str]:
+def _kinds(manifest: Manifest) -> dict[str, str]:
     """Returns the kind of each of the `fixed_columns`, for `open_table`."""
     texts = ("sample_id", "split", "missing_bands")
-    return {n: "text" if n in texts else "integer" for n in fixed_columns(schema)}
+    kinds = {n: "text" if n in texts else "integer" for n in fixed_columns(manifest.schema)}
+    return kinds | coding_kinds(manifest.codings)
 
 
-def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
+def write_index(
+    folder: Path, table: pa.Table, schema: Schema, codings: Sequence[ArrayCoding] = ()
+) -> str:
     """Writes `index.parquet`, whole or not at all.
 
     Args:
         folder: the data set.
-        table: one row per sample with the columns of `fixed_columns(schema)` and any others, in
-            the order of splits, shards and samples.
+        table: one row per sample with the columns of `fixed_columns(schema, codings)` and any
+            others, in the order of splits, shards and samples.
         schema: the arrays of every sample.
+        codings: how a coded data set stores them.
 
     Returns:
         SHA-256 of the file, for the manifest.
@@ -79,7 +89,7 @@ def write_index(folder: Path, table: pa.Table, schema: Schema) -> str:
         StorageError: the file system refused.
     """
     found = set(table.column_names)
-    missing = [name for name in fixed_columns(schema) if name not in found]
+    missing = [name for name in fixed_columns(schema, codings) if name not in found]
     if missing:
         raise UsageError(f"the index must have the columns {', '.join(missing)}")
     parts = split_rows(table)
@@ -147,8 +157,8 @@ def sources_sha256(table: pa.Table) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Computes the SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
+    """Computes the SHA-256 of a file, as hexadecimal digits; raises as `open_regular`."""
+    with open_regular(path, _CURE) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -185,7 +195,7 @@ def check_names(arrays: Sequence[str], columns: Iterable[str] = ()) -> None:
     Raises:
         UsageError: an array has a reserved name or the name of a column.
     """
-    taken = {*_index_columns(arrays), *BATCH_NAMES, *columns}
+    taken = {*_index_columns(arrays), *possible_columns(arrays), *BATCH_NAMES, *columns}
     for name in arrays:
         if name in taken:
             raise UsageError(
@@ -214,19 +224,18 @@ class IndexFile:
             if not is_verified:
                 self._check_sha256(manifest.index_sha256)
             self._file = open_table(
-                self.path, _kinds(manifest.schema), cure=_CURE, num_rows=manifest.num_samples
+                self.path, _kinds(manifest), cure=_CURE, num_rows=manifest.num_samples
             )
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{self.path} is missing; {_CURE}") from None
         # Arrow rebuilds it per access, which is slow for thousands of columns.
         self._schema = self._file.schema_arrow
-        self._fixed = frozenset(fixed_columns(manifest.schema))
+        self._fixed = frozenset(fixed_columns(manifest.schema, manifest.codings))
         self._row_groups = self._split_row_groups(manifest)
         self._last_group: tuple[int, Any] = (-1, None)
 
     def _check_sha256(self, expected: str) -> None:
         try:
-            open_regular(self.path, _CURE).close()
             found = file_sha256(self.path)
         except (FileNotFoundError, NotADirectoryError):
             raise

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msdata.core.checked_json import Count, JsonValue, Unsigned32, Within, read_json
+from msdata.core.checked_json import (
+    Count,
+    JsonValue,
+    Positive,
+    Unsigned32,
+    Within,
+    read_json,
+)
 from msdata.core.files import write_whole
-from msdata.core.trusted_names import check_regular, check_shard_names
+from msdata.core.trusted_names import check_shard_names
+from msdata.dataset.coding import COMPRESSORS, ArrayCoding
 from msdata.errors import DataError, UsageError
-from msdata.schema import Schema
+from msdata.schema import Schema, Survey
 
 FILE_NAME = "dataset.json"
 # Beside it: the source of each sample, and the rejected objects.
@@ -22,6 +30,8 @@ SOURCES_NAME = "sources.parquet"
 REJECTED_NAME = "rejected.csv"
 FORMAT_VERSION = 1
 CONTAINERS = ("tar", "hdf5")
+# What a quantized array is stored as: codes, codes of a wide range, pixels that have no step.
+CODES = ("<i2", "<i4", "<f4")
 _CURE = "restore it or pack again"
 # Keeps sums of bytes far below 64 bits.
 _MAX_NBYTES = 1 << 61
@@ -54,6 +64,31 @@ class ShardInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredArray:
+    """The manifest's entry of one array of a coded data set.
+
+    Attributes:
+        quantize: noise of a band in steps of its codes; None for an array that is not quantized.
+        compress: "none", "lz4" or "zstd".
+        codes: widest dtype of what is stored: "<i2", "<i4" or "<f4" if quantized, else the array's.
+    """
+
+    quantize: Annotated[float, Within(0.01, 10_000)] | None = None
+    compress: str = "none"
+    codes: str
+
+    def __post_init__(self) -> None:
+        if self.compress not in COMPRESSORS:
+            raise UsageError(
+                f"compress must be one of {', '.join(COMPRESSORS)}, got {self.compress!r}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict for `dataset.json`."""
+        return {"quantize": self.quantize, "compress": self.compress, "codes": self.codes}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The content of `dataset.json`.
 
@@ -64,6 +99,7 @@ class Manifest:
         seed: seed of splits, shards and their order.
         index_sha256: SHA-256 of `index.parquet`.
         provenance: how it was made; without times and hosts, so equal input gives equal bytes.
+        coding: how each array is stored, by name; empty for a data set that is not coded.
     """
 
     container: str
@@ -72,12 +108,21 @@ class Manifest:
     seed: int
     index_sha256: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    coding: Mapping[str, StoredArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
             raise UsageError(
                 f"container must be one of {', '.join(CONTAINERS)}, got {self.container!r}"
             )
+
+    @property
+    def codings(self) -> tuple[ArrayCoding, ...]:
+        """How each array is stored, in the schema's order; empty if the data set is not coded."""
+        return tuple(
+            coding_of(self.schema[name], stored.quantize, stored.compress)
+            for name, stored in self.coding.items()
+        )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -112,6 +157,11 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "container": self.container,
             "schema": self.schema.to_json(),
+            **(
+                {"coding": {name: stored.to_json() for name, stored in self.coding.items()}}
+                if self.coding
+                else {}
+            ),
             "num_samples": self.num_samples,
             "splits": splits,
             "seed": self.seed,
@@ -127,6 +177,11 @@ class Manifest:
         """
         content = {**self._content(), "fingerprint": self.fingerprint}
         write_whole(folder / FILE_NAME, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def coding_of(array: Survey, quantize: float | None, compress: str) -> ArrayCoding:
+    """How an array is stored, for the codec."""
+    return ArrayCoding(array.name, array.shape, array.dtype, quantize, compress)
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
@@ -147,7 +202,6 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: the file system refused.
     """
     path = folder / FILE_NAME
-    check_regular(path, folder / "index.parquet", folder / SOURCES_NAME, folder / REJECTED_NAME)
     try:
         found = read_json(path, cure=_CURE)
     except (FileNotFoundError, NotADirectoryError):
@@ -193,6 +247,7 @@ class _Fields:
     index_sha256: Annotated[str, Within(64, 64)]
     provenance: Mapping[str, Any]
     fingerprint: str
+    coding: Mapping[str, StoredArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +257,21 @@ class SettingsFields:
     IGNORES_UNKNOWN = True
 
     inpaint: tuple[str, ...] | None = None
+    quantize: Mapping[str, Positive | None] = field(default_factory=dict)
+    compress: Literal["none", "lz4", "zstd"] = "none"
     max_nan_fraction: Annotated[float, Within(0, 1)] = 0.01
     chunked: bool = False
     fits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """The packed data set that a pack took its samples from."""
+
+    IGNORES_UNKNOWN = True
+
+    fingerprint: str = ""
+    coding: Mapping[str, StoredArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +285,7 @@ class _Provenance:
     rejected_sha256: str = ""
     sources_sha256: str = ""
     settings: SettingsFields = SettingsFields()
+    packed_from: _Origin = _Origin()
 
 
 def _parse(path: Path, found: JsonValue) -> Manifest:
@@ -239,6 +307,7 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
             f"{fingerprint}; restore it or pack again"
         )
     _check_sizes(found["splits"], fields)
+    _check_coding(found, fields)
     return Manifest(
         container=fields.container,
         schema=fields.schema,
@@ -256,7 +325,23 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
         seed=fields.seed,
         index_sha256=fields.index_sha256,
         provenance=fields.provenance,
+        coding=fields.coding,
     )
+
+
+def _check_coding(found: JsonValue, fields: _Fields) -> None:
+    """Refuses a coding that does not fit the schema."""
+    if not fields.coding:
+        return
+    if tuple(fields.coding) != fields.schema.names:
+        found["coding"].refuse(f"an object of the arrays {', '.join(fields.schema.names)}")
+    for name, stored in fields.coding.items():
+        array, place = fields.schema[name], found["coding"][name]
+        if stored.quantize is not None and array.dtype != "<f4":
+            place["quantize"].refuse(f"null for an array of dtype {array.dtype}")
+        codes = (array.dtype,) if stored.quantize is None else CODES
+        if stored.codes not in codes:
+            place["codes"].refuse(f"one of {', '.join(codes)}")
 
 
 def _check_sizes(found: JsonValue, fields: _Fields) -> None:
@@ -270,11 +355,11 @@ def _check_sizes(found: JsonValue, fields: _Fields) -> None:
         if len({s.name for s in entry.shards}) != len(entry.shards):
             found[split]["shards"].refuse("shards of different names")
         for number, shard in enumerate(entry.shards):
-            if shard.num_samples * sample_nbytes > shard.nbytes:
+            # A coded sample may be small, but no array is stored without a byte.
+            least = len(fields.coding) or sample_nbytes
+            if shard.num_samples * least > shard.nbytes:
                 place = found[split]["shards"].elements()[number]
-                place["nbytes"].refuse(
-                    f"at least {shard.num_samples} samples of {sample_nbytes} bytes"
-                )
+                place["nbytes"].refuse(f"at least {shard.num_samples} samples of {least} bytes")
             nbytes += shard.nbytes
     if fields.num_samples != sum(entry.num_samples for entry in fields.splits.values()):
         found.refuse(f"splits of {fields.num_samples} samples together")

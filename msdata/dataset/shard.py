@@ -20,15 +20,18 @@ class Record:
 
     Attributes:
         sample_id: its id, unique in the data set.
-        arrays: C-contiguous little-endian arrays in the schema's order.
+        arrays: C-contiguous little-endian arrays in the schema's order; uint8 (bytes,) of a coded
+            data set.
         crc32c: checksum over the arrays' bytes in that order.
         metadata: content of the sample's JSON member.
+        codes: dtype that each array of a coded data set is stored as.
     """
 
     sample_id: str
     arrays: tuple[Array, ...]
     crc32c: int
     metadata: Mapping[str, Any]
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

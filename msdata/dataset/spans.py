@@ -107,7 +107,7 @@ def outside(
     offsets: NDArray[np.int64],
     shard_sizes: NDArray[np.int64],
     shard_nbytes: NDArray[np.int64],
-    nbytes: int,
+    nbytes: int | NDArray[np.int64],
 ) -> tuple[int, int] | None:
     """Finds the first shard that an array exceeds, and an offset that shows so.
 
@@ -115,22 +115,17 @@ def outside(
         offsets: int64 (samples,), offset of the array, shard by shard.
         shard_sizes: int64 (shards,), samples of each.
         shard_nbytes: int64 (shards,), bytes of each.
-        nbytes: bytes of the array.
+        nbytes: bytes of the array; int64 (samples,) if they differ.
 
     Returns:
         (shard, offset); None if all arrays lie inside.
     """
-    used = np.flatnonzero(shard_sizes)
-    if not len(used):
-        return None
-    starts = (np.cumsum(shard_sizes) - shard_sizes)[used]
-    low = np.minimum.reduceat(offsets, starts)
-    high = np.maximum.reduceat(offsets, starts)
-    bad = np.flatnonzero((low < 0) | (high > shard_nbytes[used] - nbytes))
+    most = np.repeat(shard_nbytes, shard_sizes) - nbytes
+    bad = np.flatnonzero((offsets < 0) | (offsets > most))
     if not len(bad):
         return None
-    first = int(bad[0])
-    return int(used[first]), int(low[first] if low[first] < 0 else high[first])
+    row = int(bad[0])
+    return int(np.searchsorted(np.cumsum(shard_sizes), row, side="right")), int(offsets[row])
 
 
 def _fit(

@@ -1,5 +1,7 @@
 """WebDataset tar shards: a sample's arrays as `.npy` members, then its JSON member.
 
+Arrays of a coded data set are `.npy` members of codes, or `.blosc` members where compressed.
+
 Compared with HDF5: any tar or WebDataset tool reads them, a sample is contiguous, and DALI has an
 index beside each shard; headers take 0.7 %. All records have the same layout (headers of fixed
 length, arrays first), so one scattered read fetches all arrays of a sample.
@@ -14,8 +16,9 @@ import functools
 import os
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +27,7 @@ import numpy as np
 from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error, write_whole
 from msdata.dataset.block_writer import BlockWriter
+from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text
 from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
@@ -45,17 +49,18 @@ _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_ALIGNMENT = 64
 
 
-def npy_header(array: Survey) -> bytes:
+def npy_header(array: Survey, dtype: str | None = None) -> bytes:
     """Makes the `.npy` header of one array; NumPy's own has no fixed length.
 
     Args:
         array: the array's shape and dtype.
+        dtype: the dtype that it is stored as; None for its own.
 
     Returns:
         Magic, version, length and the padded dict literal; a multiple of 64 bytes long.
     """
     shape = repr(tuple(array.shape))
-    text = f"{{'descr': '{array.dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    text = f"{{'descr': '{dtype or array.dtype}', 'fortran_order': False, 'shape': {shape}, }}"
     unpadded = len(_NPY_MAGIC) + 2 + len(text) + 1
     padded = -(-unpadded // _NPY_ALIGNMENT) * _NPY_ALIGNMENT
     body = text + " " * (padded - unpadded) + "\n"
@@ -75,40 +80,77 @@ def _padding(nbytes: int) -> int:
     return -nbytes % _BLOCK
 
 
-@functools.lru_cache(maxsize=1024)
-def _header_template(nbytes: int) -> tuple[bytes, bytes, int]:
-    """Returns a ustar header up to its checksum, after it, and the sum with a blank checksum."""
+def _header_template() -> tuple[bytes, bytes, bytes, int]:
+    """Returns a ustar header before, between and after size and checksum, and the sum of these."""
     info = tarfile.TarInfo("")
-    info.size, info.mode, info.mtime = nbytes, _MODE, 0
+    info.mode, info.mtime = _MODE, 0
     blank = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    blank[_CHECKSUM_AT] = b" " * 8
-    before, after = blank[_NAME_BYTES : _CHECKSUM_AT.start], blank[_CHECKSUM_AT.stop :]
-    return bytes(before), bytes(after), sum(blank)
+    blank[_SIZE_AT], blank[_CHECKSUM_AT] = bytes(12), b" " * 8
+    before, between = blank[_NAME_BYTES : _SIZE_AT.start], blank[_SIZE_AT.stop : _CHECKSUM_AT.start]
+    return bytes(before), bytes(between), bytes(blank[_CHECKSUM_AT.stop :]), sum(blank)
 
 
-def _member_header(name: bytes, template: tuple[bytes, bytes, int]) -> bytes:
-    before, after, blank_sum = template
-    return b"%b%b%06o\0 %b" % (name.ljust(_NAME_BYTES, b"\0"), before, blank_sum + sum(name), after)
+_BEFORE, _BETWEEN, _AFTER, _BLANK_SUM = _header_template()
+
+
+def _member_header(name: bytes, nbytes: int) -> bytes:
+    size = b"%011o" % nbytes
+    total = _BLANK_SUM + sum(name) + sum(size)
+    name = name.ljust(_NAME_BYTES, b"\0")
+    return b"%b%b%b\0%b%06o\0 %b" % (name, _BEFORE, size, _BETWEEN, total, _AFTER)
+
+
+@dataclass(frozen=True)
+class Member:
+    """The member of one array.
+
+    Attributes:
+        suffix: the end of its name, such as "panstarrs.npy".
+        head: its bytes before the array: the `.npy` header, empty for a compressed array.
+    """
+
+    suffix: str
+    head: bytes
+
+
+@functools.lru_cache(maxsize=1024)
+def member_of(array: Survey, coding: ArrayCoding | None = None, dtype: str | None = None) -> Member:
+    """Returns the member of an array.
+
+    Args:
+        array: the array.
+        coding: how a coded data set stores it; None for one that is not coded.
+        dtype: the dtype that it is stored as; None for its own.
+    """
+    if coding is not None and coding.compress != "none":
+        return Member(f"{array.name}.blosc", b"")
+    return Member(f"{array.name}.npy", npy_header(array, dtype))
+
+
+def members_of(
+    schema: Schema, codings: Sequence[ArrayCoding] = (), codes: Sequence[str] = ()
+) -> list[Member]:
+    """Returns the members of a sample's arrays, in the schema's order.
+
+    Args:
+        schema: the arrays.
+        codings: how a coded data set stores them.
+        codes: the dtypes that they are stored as.
+    """
+    if not codings:
+        return [member_of(a) for a in schema.arrays]
+    return list(map(member_of, schema.arrays, codings, codes))
 
 
 class TarShardWriter:
     """Writes one tar shard and, when finished, the DALI index beside it."""
 
-    def __init__(self, path: Path, schema: Schema) -> None:
+    def __init__(self, path: Path, schema: Schema, codings: Sequence[ArrayCoding] = ()) -> None:
         self._path = path
         self._schema = schema
-        self._dali_members = dali_members(schema)
-        self._npy = [npy_header(a) for a in schema.arrays]
-        self._headers = [
-            _header_template(len(npy) + a.nbytes)
-            for npy, a in zip(self._npy, schema.arrays, strict=True)
-        ]
-        self._suffixes = [f".{a.name}.npy".encode() for a in schema.arrays]
-        self._max_key = _NAME_BYTES - max(map(len, (*self._suffixes, b".json")))
-        self._paddings = [
-            bytes(_padding(len(npy) + a.nbytes))
-            for npy, a in zip(self._npy, schema.arrays, strict=True)
-        ]
+        self._codings = codings
+        longest = max((*schema.names, ""), key=len) + (".blosc" if codings else ".npy")
+        self._max_key = _NAME_BYTES - len(f".{longest}")
         self._end = 0
         self._frame_crc = 0
         self._offsets: list[list[int]] = []
@@ -152,23 +194,29 @@ class TarShardWriter:
     def _record_parts(self, key: bytes, record: Record) -> tuple[list[object], list[int], str, int]:
         buffers: list[object] = []
         offsets: list[int] = []
+        sizes: list[int] = []
         at, frame, pending = self._end, self._frame_crc, b""
-        for i, view in enumerate(array_views(record)):
-            name = key + self._suffixes[i]
-            head = pending + _member_header(name, self._headers[i]) + self._npy[i]
+        members = members_of(self._schema, self._codings, record.codes)
+        for member, view in zip(members, array_views(record), strict=True):
+            nbytes = len(member.head) + view.nbytes
+            name = b"%b.%b" % (key, member.suffix.encode())
+            head = pending + _member_header(name, nbytes) + member.head
             frame = crc32c(head, frame)
             at += len(head)
             offsets.append(at)
+            sizes.append(view.nbytes)
             buffers += (head, view)
             at += view.nbytes
-            pending = self._paddings[i]
+            pending = bytes(_padding(nbytes))
         text = metadata_text(record.metadata)
-        header = _member_header(key + b".json", _header_template(len(text)))
+        header = _member_header(key + b".json", len(text))
         tail = pending + header + text + bytes(_padding(len(text)))
         buffers.append(tail)
         json_at = at + len(pending) + _BLOCK
         self._frame_crc = crc32c(tail, frame)
-        line = dali_line(key.decode(), self._dali_members, offsets, (json_at, len(text)))
+        line = dali_line(
+            key.decode(), members, zip(offsets, sizes, strict=True), (json_at, len(text))
+        )
         return buffers, offsets, line, at + len(tail) - self._end
 
     def finish(self) -> ShardSummary:
@@ -222,52 +270,35 @@ def dali_index_text(lines: Sequence[str]) -> bytes:
     return (header + "".join(line + "\n" for line in lines)).encode()
 
 
-def dali_members(schema: Schema) -> list[tuple[str, int, int]]:
-    """Lists (suffix, bytes before the pixels, total bytes) of each array's member."""
-    heads = [len(npy_header(a)) for a in schema.arrays]
-    return [
-        (f"{a.name}.npy", head, head + a.nbytes)
-        for a, head in zip(schema.arrays, heads, strict=True)
-    ]
-
-
 def dali_line(
     key: str,
-    members: Sequence[tuple[str, int, int]],
-    offsets: Sequence[int],
+    members: Sequence[Member],
+    spans: Iterable[tuple[int, int]],
     json_span: tuple[int, int],
 ) -> str:
     """Formats a sample's line in the DALI index: suffix, offset, bytes and name of each member.
 
     Args:
         key: the sample's `member_key`.
-        members: `dali_members` of the schema.
-        offsets: offset of each array.
+        members: `members_of` its arrays.
+        spans: offset and bytes of each array.
         json_span: offset and bytes of the JSON text.
     """
     parts = [
-        f"{suffix} {offset - head} {nbytes} {key}.{suffix}"
-        for (suffix, head, nbytes), offset in zip(members, offsets, strict=True)
+        f"{m.suffix} {offset - len(m.head)} {len(m.head) + nbytes} {key}.{m.suffix}"
+        for m, (offset, nbytes) in zip(members, spans, strict=True)
     ]
     return " ".join((*parts, f"json {json_span[0]} {json_span[1]} {key}.json"))
 
 
-def array_head(sample_id: str, array: Survey) -> bytes:
-    """Returns the bytes before an array: the headers of the tar member and of the `.npy`."""
-    npy = npy_header(array)
-    name = f"{member_key(sample_id)}.{array.name}.npy".encode()
-    return _member_header(name, _header_template(len(npy) + array.nbytes)) + npy
+def json_distance(member: Member, nbytes: int) -> int:
+    """Returns the bytes from the start of a sample's last array to its JSON member's header.
 
-
-def json_header(sample_id: str, nbytes: int) -> bytes:
-    """Returns the tar header of a sample's JSON member of `nbytes` bytes."""
-    return _member_header(f"{member_key(sample_id)}.json".encode(), _header_template(nbytes))
-
-
-def json_distance(schema: Schema) -> int:
-    """Returns the bytes from the start of a sample's last array to its JSON member's header."""
-    last = schema.arrays[-1]
-    return last.nbytes + _padding(len(npy_header(last)) + last.nbytes)
+    Args:
+        member: the last array's.
+        nbytes: its bytes.
+    """
+    return nbytes + _padding(len(member.head) + nbytes)
 
 
 def member_nbytes(header: bytes | bytearray) -> int | None:
@@ -276,12 +307,16 @@ def member_nbytes(header: bytes | bytearray) -> int | None:
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
-def record_nbytes(schema: Schema, json_bytes: int) -> int:
+def record_nbytes(schema: Schema, json_bytes: int, stored_nbytes: int | None = None) -> int:
     """Computes the bytes of one record in a tar, to divide samples into shards.
 
     Args:
         schema: the arrays.
         json_bytes: length of the JSON member's text.
+        stored_nbytes: bytes of its arrays, about; None for those of a data set that is not coded.
     """
-    members = [len(npy_header(a)) + a.nbytes for a in schema.arrays] + [json_bytes]
-    return sum(_BLOCK + n + _padding(n) for n in members)
+    sizes = [len(npy_header(a)) + a.nbytes for a in schema.arrays]
+    if stored_nbytes is not None:
+        # On average half a block of padding.
+        sizes = [stored_nbytes + len(sizes) * _BLOCK // 2] + [0] * (len(sizes) - 1)
+    return sum(_BLOCK + n + _padding(n) for n in (*sizes, json_bytes))

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msdata.core.progress import bytes_text
 from msdata.core.terminal import shown
+from msdata.core.text import bytes_text
 from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME
 from msdata.dataset.rejected import read_rejected
 from msdata.describe.info import DatasetInfo
+from msdata.describe.losses import ARRAY_HEAD, BAND_HEAD, array_rows, band_rows, loss_sentences
 from msdata.errors import UsageError
 from msdata.schema import Survey
 
@@ -123,6 +124,7 @@ def card_lines(
     parts = (
         _head(info, text),
         _arrays(info),
+        _losses(info),
         _splits(info),
         _rejected(info),
         _columns(info),
@@ -211,6 +213,21 @@ def _arrays(info: DatasetInfo) -> Iterator[str]:
         for a in info.arrays
     ]
     yield from table(("array", "samples inpainted", "with NaN left", "without coverage"), rows)
+
+
+def _losses(info: DatasetInfo) -> Iterator[str]:
+    """Describes how the arrays are stored, and what that lost."""
+    if not info.coded:
+        return
+    yield "## Coding"
+    yield ""
+    yield " ".join(loss_sentences(info.coded, info.manifest))
+    yield ""
+    heads = ([name.lstrip("<") for name in head] for head in (ARRAY_HEAD, BAND_HEAD))
+    yield from table(next(heads), array_rows(info.coded, info.manifest.num_samples))
+    if rows := band_rows(info.coded):
+        yield ""
+        yield from table(next(heads), rows)
 
 
 def _array_row(array: Survey) -> tuple[str, ...]:

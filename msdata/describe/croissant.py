@@ -141,6 +141,8 @@ def _samples(columns: Mapping[str, str]) -> dict[str, Any]:
                 "@id": f"samples/{quote(name)}",
                 "name": f"samples/{quote(name)}",
                 "dataType": _data_type(kind),
+                # Steps of the codes, one per band.
+                **({"repeated": True} if "list<" in kind else {}),
                 "source": {
                     "fileObject": {"@id": "index.parquet"},
                     "extract": {"column": name},
@@ -154,7 +156,7 @@ def _samples(columns: Mapping[str, str]) -> dict[str, Any]:
 def _data_type(kind: str) -> str:
     if kind.startswith(("int", "uint")):
         return "sc:Integer"
-    if kind.startswith(("float", "double", "half")):
+    if kind.startswith(("float", "double", "half")) or "list<" in kind:
         return "sc:Float"
     return "sc:Boolean" if kind == "bool" else "sc:Text"
 

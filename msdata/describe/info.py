@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.dataset.dataset import Dataset
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.index import IndexFile, fixed_columns
 from msdata.dataset.manifest import Manifest, read_manifest
+from msdata.describe.losses import CodedArrayInfo, coded_arrays
 
 NUM_BINS = 20
 # Outliers would squeeze all other values into one bar.
@@ -107,6 +109,7 @@ class DatasetInfo:
         arrays: its arrays.
         columns: its other columns.
         redshifts: histogram of the redshifts; None without redshifts.
+        coded: how each array is stored; empty for a data set that is not coded.
     """
 
     path: Path
@@ -116,6 +119,7 @@ class DatasetInfo:
     arrays: tuple[ArrayInfo, ...]
     columns: tuple[ColumnInfo, ...]
     redshifts: Histogram | None
+    coded: tuple[CodedArrayInfo, ...] = ()
 
 
 def describe(folder: Path) -> DatasetInfo:
@@ -139,6 +143,7 @@ def describe(folder: Path) -> DatasetInfo:
         arrays=_array_infos(index, manifest),
         columns=tuple(_column_infos(index, manifest)),
         redshifts=_redshifts(index, manifest),
+        coded=coded_arrays(Dataset(folder, manifest, index)),
     )
 
 
@@ -200,7 +205,7 @@ def _column_infos(index: IndexFile, manifest: Manifest) -> list[ColumnInfo]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    fixed = fixed_columns(manifest.schema)
+    fixed = fixed_columns(manifest.schema, manifest.codings)
     infos = []
     for name in index.column_names:
         if name in fixed:
@@ -257,6 +262,7 @@ def info_json(info: DatasetInfo) -> dict[str, Any]:
         "splits": [vars(s) for s in info.splits],
         "schema": manifest.schema.to_json(),
         "arrays": [vars(a) for a in info.arrays],
+        "coding": [c.to_json() for c in info.coded],
         "columns": [vars(c) for c in info.columns],
         "redshifts": None
         if histogram is None

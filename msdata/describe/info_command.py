@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from msdata.core.progress import bytes_text
-from msdata.core.text import table_lines
+from msdata.core.text import bytes_text, table_lines
 from msdata.describe.info import DatasetInfo, Histogram, describe, info_json
+from msdata.describe.losses import loss_lines
 from msdata.schema import Survey
 
 _MIN_WIDTH = 40
@@ -49,6 +49,7 @@ def info_lines(info: DatasetInfo, width: int) -> Iterator[str]:
         _splits(info),
         _arrays(info),
         _pixels(info),
+        loss_lines(info.coded, info.manifest),
         _redshifts(info.redshifts, width),
         _columns(info),
         _provenance(info),
@@ -71,6 +72,10 @@ def _head(info: DatasetInfo) -> Iterator[str]:
         f"shards, index {bytes_text(info.index_nbytes)}",
         "seed": str(manifest.seed),
     }
+    if info.coded:
+        stored = sum(c.nbytes for c in info.coded)
+        ratio = manifest.num_samples * manifest.schema.sample_nbytes / max(1, stored)
+        facts["samples"] += f", coded {ratio:.2f} times smaller"
     for name, value in facts.items():
         yield f"{name:<{_LABEL_WIDTH}}{value}"
 

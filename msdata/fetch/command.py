@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msdata.core.progress import duration_text
+from msdata.core.text import duration_text
 from msdata.errors import UsageError
 from msdata.fetch.service import Service, changed, read_services, service_name
 from msdata.fetch.targets import Slice, read_targets

@@ -8,7 +8,6 @@ rejected keeps its file.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from msdata.catalog.columns import read_catalog
 from msdata.core.checked_json import read_json
 from msdata.core.checked_table import open_table, reading
-from msdata.core.files import open_known, storage_error, write_whole
+from msdata.core.files import open_known, storage_error, take_lock, write_whole
 from msdata.core.options import num_jobs
 from msdata.core.trusted_names import check_below
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
@@ -295,14 +294,6 @@ def _packing_lock(out: Path) -> Iterator[bool]:
     except OSError as error:
         raise storage_error("write", path, error) from error
     try:
-        is_mine = True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_mine = False
-        except OSError:
-            # Some parallel file systems are mounted without locks; pack's own folder is safe still.
-            pass
-        yield is_mine
+        yield take_lock(fd)
     finally:
         os.close(fd)

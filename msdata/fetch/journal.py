@@ -9,18 +9,16 @@ differently. SQLite would do the same, but not on parallel file systems with unr
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from msdata.core.checked_json import open_regular
-from msdata.core.files import open_known, storage_error
+from msdata.core.files import open_known, storage_error, take_lock
 from msdata.errors import MsdataError
 from msdata.fetch.targets import Slice, Target
 
@@ -147,7 +145,12 @@ class Journal:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = open_known(self._path, os.O_RDWR | os.O_APPEND)
-            self._lock()
+            if not take_lock(self._fd):
+                os.close(self._fd)
+                raise MsdataError(
+                    f"another 'msdata fetch' is at work on {self._out} with the same --slice; wait "
+                    "for it, or fetch another slice"
+                )
             size = os.fstat(self._fd).st_size
             if size and os.pread(self._fd, 1, size - 1) != b"\n":
                 os.write(self._fd, b"\n")
@@ -155,26 +158,8 @@ class Journal:
             raise storage_error("write", self._path, error) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *of_error: object) -> None:
         os.close(self._fd)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise MsdataError(
-                f"another 'msdata fetch' is at work on {self._out} with the same --slice; wait for "
-                "it, or fetch another slice"
-            ) from None
-        except OSError:
-            # Some parallel file systems are mounted without locks; entries still are whole lines.
-            return
 
     def add(self, entry: Entry) -> None:
         """Writes an entry and waits until it is on the disk.

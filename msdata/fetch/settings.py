@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import open_known, storage_error, write_whole
+from msdata.core.files import open_known, storage_error, take_lock, write_whole
 from msdata.errors import UsageError
 from msdata.fetch.adapter import Adapter
 from msdata.fetch.journal import FOLDER
@@ -146,19 +145,11 @@ def claim_folder(settings: FetchSettings) -> bool:
     except OSError as error:
         raise storage_error("write", settings.out, error) from error
     try:
-        _lock(fd)
+        take_lock(fd, waits=True)
         _check_or_write(path, settings)
     finally:
         os.close(fd)
     return has_begun
-
-
-def _lock(fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError:
-        # Some parallel file systems are mounted without locks.
-        return
 
 
 def _check_or_write(path: Path, settings: FetchSettings) -> None:

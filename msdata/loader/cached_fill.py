@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from msdata.cache.client import LOCAL, PEER, SSD, CacheClient, Places
 from msdata.dataset.dataset import Split
+from msdata.loader.coded_read import RecordRows
 from msdata.loader.read import (
     FD,
     NBYTES,
@@ -27,39 +28,37 @@ from msdata.loader.read import (
     SHARED_MEMORY,
     TARGET,
     Filling,
+    Rows,
     SampleReader,
     stream_fill,
 )
-from msdata.loader.ring import BatchBuffer, record_parts
 
 
 class BufferRows:
-    """Some rows of a batch buffer, with the interface of a buffer.
+    """Some rows of a batch, with the interface of a whole one.
 
     Args:
-        buffer: the whole buffer.
+        buffer: the whole.
         rows: int64 (n,), the rows.
-        per_row: read targets per row.
     """
 
-    def __init__(self, buffer: BatchBuffer, rows: NDArray[np.int64], per_row: int) -> None:
-        places = rows.tolist()
-        self.targets: list[list[Any]] = [
-            buffer.targets[row * per_row + k] for row in places for k in range(per_row)
-        ]
+    def __init__(self, buffer: Rows, rows: NDArray[np.int64]) -> None:
+        self._buffer, self._rows = buffer, rows
         self.addresses = buffer.addresses[rows]
-        self.arrays = {name: _Picked(a, places) for name, a in buffer.arrays.items()}
 
+    def reads(self, row: int) -> list[list[Any]]:
+        """The buffers of each read of one row."""
+        return self._buffer.reads(int(self._rows[row]))
 
-@dataclass(frozen=True)
-class _Picked:
-    """Rows of an array, one at a time and without copying."""
+    def parts(self, row: int) -> list[NDArray[np.uint8]]:
+        """The bytes of one row, array by array."""
+        return self._buffer.parts(int(self._rows[row]))
 
-    array: NDArray[Any]
-    rows: Sequence[int]
-
-    def __getitem__(self, i: int) -> NDArray[Any]:
-        return self.array[self.rows[i]]  # type: ignore[no-any-return]
+    def spans(
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offset and bytes of each read of some rows, int64 (k, reads)."""
+        return self._buffer.spans(offsets, self._rows[rows])
 
 
 @dataclass(kw_only=True)
@@ -69,13 +68,11 @@ class CachedFilling(Filling):
     It is filled in the order of `rows`: from shared memory first, then SSD, peers, storage.
 
     Attributes:
-        rows: int64 (n,), rows of the buffer.
         places: locations of the samples of those rows.
         ends: cumulative numbers of samples from shared memory, SSD and peers.
         missing: the part that storage serves.
     """
 
-    rows: NDArray[np.int64]
     places: Places
     ends: tuple[int, int, int]
     missing: Filling
@@ -100,9 +97,8 @@ class CachedReader:
         sizes = np.array([a.nbytes for a in split.schema.arrays], np.int64)
         self._sizes = sizes
         self._starts = np.cumsum(sizes) - sizes
-        self._reads_per_sample = 1 if reader.gaps is not None else len(sizes)
 
-    def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> CachedFilling:
+    def plan(self, samples: NDArray[np.int64], buffer: Rows) -> CachedFilling:
         """Decides where each sample of a batch comes from.
 
         Args:
@@ -126,7 +122,7 @@ class CachedReader:
             shards=missing.shards,
             offsets=missing.offsets,
             files=missing.files,
-            table=self._table(places.slots[: ends[0]], buffer.addresses[rows[: ends[0]]]),
+            table=self._table(places.at[: ends[0]], buffer.addresses[rows[: ends[0]]]),
             rows=rows,
             places=places,
             ends=ends,
@@ -134,18 +130,17 @@ class CachedReader:
         )
 
     def _missing(
-        self, samples: NDArray[np.int64], buffer: BatchBuffer, rows: NDArray[np.int64]
+        self, samples: NDArray[np.int64], buffer: Rows, rows: NDArray[np.int64]
     ) -> Filling:
-        return self._storage.plan(samples, BufferRows(buffer, rows, self._reads_per_sample))
+        return self._storage.plan(samples, BufferRows(buffer, rows))
 
     def _table(
-        self, slots: NDArray[np.int64], addresses: NDArray[np.int64]
+        self, at: NDArray[np.int64], addresses: NDArray[np.int64]
     ) -> NDArray[np.int64] | None:
         """The C module's table for copies out of shared memory."""
         if not self._storage.is_streaming:
             return None
-        arena = self._client.tiers[LOCAL].slots
-        sources = arena.address + slots[:, None] * arena.header.sample_nbytes + self._starts
+        sources = self._client.tiers[LOCAL].slots.address + at[:, None] + self._starts
         table = np.empty((*sources.shape, 4), np.int64)
         table[:, :, FD] = SHARED_MEMORY
         table[:, :, OFFSET] = sources
@@ -171,46 +166,62 @@ class CachedReader:
             if first >= end:
                 continue
             started_s = time.perf_counter()
-            num_failed = fill(filling, first, end)
-            seconds = time.perf_counter() - started_s
-            self._client.counters.add(tier, end - first - num_failed, seconds)
-            if num_failed:
-                self._client.counters.add("storage", num_failed, 0.0)
+            failed = fill(filling, first, end)
+            seconds, nbytes = time.perf_counter() - started_s, filling.places.nbytes
+            if failed:
+                self._client.counters.add("storage", nbytes[failed], 0.0)
+                nbytes = np.delete(nbytes, failed)
+                end -= len(failed)
+            self._client.counters.add(tier, nbytes[first:end], seconds)
 
-    def _fill_local(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Copies out of shared memory; returns the number of samples that storage served."""
+    def _fill_local(self, filling: CachedFilling, first: int, end: int) -> list[int]:
+        """Copies out of shared memory; returns the samples that storage served."""
         num_arrays = len(self._sizes)
-        if filling.table is not None and stream_fill is not None:
+        arena = self._client.tiers[LOCAL].slots
+        if isinstance(filling.buffer, RecordRows) and not self._is_checked:
+            filling.buffer.point(
+                filling.rows[first:end], arena.address + filling.places.at[first:end]
+            )
+        elif filling.table is not None and stream_fill is not None:
             stream_fill.fill(filling.table, first * num_arrays, end * num_arrays)
         else:
-            arena = self._client.tiers[LOCAL].slots
             for i in range(first, end):
                 self._copy_record(filling, i, arena.record(int(filling.places.slots[i])))
         if not self._is_checked:
-            return 0
-        return sum(not self._is_sound(filling, i, LOCAL) for i in range(first, end))
+            return []
+        return [i for i in range(first, end) if not self._is_sound(filling, i, LOCAL)]
 
-    def _fill_ssd(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Reads from the SSD tier; returns the number of samples that storage served."""
+    def _fill_ssd(self, filling: CachedFilling, first: int, end: int) -> list[int]:
+        """Reads from the SSD tier; returns the samples that storage served."""
         slots = self._client.tiers[SSD].slots
-        num_failed = 0
+        failed = []
         for i in range(first, end):
-            at = slots.record_at(int(filling.places.slots[i]))
+            at = int(filling.places.at[i])
             # After a failed read the buffer does not match the checksum.
             with suppress(OSError):
                 os.preadv(slots.fd, [p.data for p in self._parts(filling, i)], at)
-            num_failed += not self._is_sound(filling, i, SSD)
-        return num_failed
+            if not self._is_sound(filling, i, SSD):
+                failed.append(i)
+        return failed
 
-    def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> int:
-        """Asks other nodes; returns the number of samples that storage served."""
+    def _fill_peer(self, filling: CachedFilling, first: int, end: int) -> list[int]:
+        """Asks other nodes; returns the samples that storage served."""
         rows = [self._parts(filling, i) for i in range(first, end)]
         places = filling.places.taken(np.arange(first, end))
         came = self._client.fetch(places, rows)
         failed = [first + i for i, is_there in enumerate(came) if not is_there]
         if failed:
             self._read_checked(filling, failed)
-        return len(failed)
+        return failed
+
+    def read_again(self, filling: CachedFilling, i: int) -> None:
+        """Reads a sample from storage that did not decode; see `BatchReader`."""
+        if filling.places.source[i] != LOCAL:
+            self._read_checked(filling, [i])
+            return
+        slots = self._client.tiers[LOCAL].slots
+        self._copy_record(filling, i, slots.record(int(filling.places.slots[i])))
+        self._is_sound(filling, i, LOCAL)
 
     def _read_checked(self, filling: CachedFilling, numbers: Sequence[int]) -> None:
         """Reads samples from storage that other tiers gave corrupt, or not at all.
@@ -225,10 +236,12 @@ class CachedReader:
             self._storage.check(missing, i, self._client.checksums)
 
     def _copy_record(self, filling: CachedFilling, i: int, record: NDArray[np.uint8]) -> None:
-        for part, at in zip(self._parts(filling, i), self._starts.tolist(), strict=True):
+        at = 0
+        for part in self._parts(filling, i):
             part[:] = record[at : at + len(part)]
+            at += len(part)
 
-    def _fill_missing(self, filling: CachedFilling, first: int, end: int) -> int:
+    def _fill_missing(self, filling: CachedFilling, first: int, end: int) -> list[int]:
         skipped = filling.ends[2]
         self._storage.fill(filling.missing, first - skipped, end - skipped)
         for i in range(first, end):
@@ -237,7 +250,7 @@ class CachedReader:
             if not self._client.keep(filling.places, i, self._parts(filling, i)):
                 self._read_checked(filling, [i])
                 self._client.keep(filling.places, i, self._parts(filling, i))
-        return 0
+        return []
 
     def _is_sound(self, filling: CachedFilling, i: int, source: int) -> bool:
         """Checks a sample from a tier; if it is corrupt, reads it from storage."""
@@ -251,4 +264,5 @@ class CachedReader:
         return False
 
     def _parts(self, filling: CachedFilling, i: int) -> list[NDArray[np.uint8]]:
-        return record_parts(filling.buffer, int(filling.rows[i]))
+        parts: list[NDArray[np.uint8]] = filling.buffer.parts(int(filling.rows[i]))
+        return parts

@@ -29,6 +29,7 @@ class BatchColumns:
         split: the samples.
         columns: names; None means `redshift` if the index has it. `sample_id` always comes.
         fill_nulls: replacement of null, by column; other columns with nulls come masked.
+        extra: what batches have besides, (samples, ...) by name.
 
     Attributes:
         names: names of the columns, in order.
@@ -43,6 +44,7 @@ class BatchColumns:
         split: Split,
         columns: Sequence[str] | None,
         fill_nulls: Mapping[str, Any] | None = None,
+        extra: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.names = _checked_names(split, columns)
         self._numbers: dict[str, NDArray[Any]] = {}
@@ -50,6 +52,10 @@ class BatchColumns:
         self._texts: dict[str, Any] = {}
         for name in self.names:
             self._add(split, name)
+        for name, values in (extra or {}).items():
+            if name in (*self.names, *split.schema.names):
+                raise UsageError(f"batches need the name {name!r} for steps; leave out the column")
+            self._numbers[name] = values
         self._fill_of_text: dict[str, str] = {}
         for name, value in (fill_nulls or {}).items():
             self._fill(name, value)

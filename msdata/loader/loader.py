@@ -11,9 +11,8 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
+from msdata.loader.coded_read import batch_steps, coded_reader
 from msdata.loader.columns import BatchColumns
 from msdata.loader.node_cache import open_node_cache
 from msdata.loader.options import (
@@ -32,7 +32,7 @@ from msdata.loader.options import (
     default_threads,
     ring_size,
 )
-from msdata.loader.read import Filling, FillPool, SampleReader
+from msdata.loader.read import Filling, FillPool, SampleReader, end_threads
 from msdata.loader.state import EpochCounters, LoaderState
 from msdata.loader.steps import Step, StepPlanner, checked_weights
 from msdata.plan import order
@@ -42,13 +42,13 @@ Batch = dict[str, Any]
 
 
 class Loader:
-    """Hands out shuffled batches of a split, one epoch per iteration, in memory that is used again.
+    """Hands out shuffled batches, which are overwritten; to keep them, give `copy=True`.
 
-    A batch's arrays live in a ring of buffers: the last `hold` batches are valid, by default
-    `prefetch` + 1, then they are overwritten. To keep batches, as `list(loader)` does, use
-    `copy=True`; the loader warns, once, if an overwritten batch is still in use. Every sample
-    comes exactly once per epoch over all ranks, unless `weights` are given, and every rank makes
-    equally many steps. A pickled loader resumes where it stood, in the process that unpickles it.
+    A batch's arrays live in a ring of buffers, in which the last `num_valid_batches` batches are
+    valid, by default `prefetch` + 1; `list(loader)` needs `copy=True`. The loader warns, once, if
+    an overwritten batch is still in use. Every sample of the split comes exactly once per epoch
+    over all ranks, unless `weights` are given, and every rank makes equally many steps. A pickled
+    loader resumes where it stood, in the process that unpickles it.
 
     Args:
         split: what to load; `msdata.open(path).split("train")`.
@@ -62,9 +62,9 @@ class Loader:
         threads: threads that fill batches; None uses the cores of this process, from 4 to 8.
         prefetch: batches filled ahead, at least 1. From memory two are as fast as three; from a
             disk three were a tenth faster.
-        hold: how many batches stay valid, the newest included; None means prefetch + 1. The ring
-            has prefetch + hold buffers. 1 takes least memory, for loops that use each batch before
-            the next.
+        num_valid_batches: how many batches stay valid, the newest included; None means
+            prefetch + 1. The ring has prefetch + num_valid_batches buffers. 1 takes least memory,
+            for loops that use each batch before the next.
         copy: give each batch its own memory, at the cost of one more copy.
         across_epochs: while an epoch's last batches are used, fill the first of the next one, so
             that epochs start without a wait; ignored with a cache, whose counts by tier are exact
@@ -72,7 +72,7 @@ class Loader:
         columns: columns of the index to include in batches; None means `redshift` if it exists.
             Integers, booleans and text with nulls come as exact `numpy.ma.MaskedArray`; the null of
             floats is NaN.
-        last: what happens to an incomplete last global batch. "short": deal it as evenly as
+        remainder: what happens to an incomplete last global batch. "short": deal it as evenly as
             possible, so ranks differ by one sample and a rank may get none; "drop": leave it out;
             "pad": fill it from the start of the order; `batch["is_real"]` marks the real samples.
         buffer_samples: policy "block": a sample moves by less than this many places.
@@ -81,11 +81,21 @@ class Loader:
             replacement in proportion to them, as many as the split has. Some then come several
             times per epoch and others not at all; `batch["repeat"]` counts earlier draws of each,
             and augmentation draws differently for them. None takes each exactly once.
+        decode: make pixels of quantized arrays. False hands out codes (int16 or int32) and, as
+            `batch["NAME_step"]`, steps, for `msdata.dataset.coding.decode_codes` or a GPU.
+        poison: for debugging: fill a batch with NaN once its validity ends, so that late
+            uses show; None does so if `MSDATA_DEBUG=1` is set in the environment.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
         DataError: a shard is missing or truncated.
     """
+
+    _epoch = _position = _resume_at = 0
+    # Counts iterations: an older one must not take the batches of the newest.
+    _iteration = 0
+    # The epoch of the newest batches in flight, if it is the next one, and their number.
+    _ahead_epoch, _num_ahead = -1, 0
 
     def __init__(
         self,
@@ -98,27 +108,29 @@ class Loader:
         cache: str | CacheConfig | None = None,
         threads: int | None = None,
         prefetch: int = 3,
-        hold: int | None = None,
+        num_valid_batches: int | None = None,
         copy: bool = False,
         across_epochs: bool = True,
         columns: Sequence[str] | None = None,
-        last: str = order.DEFAULT_LAST,
+        remainder: str = order.DEFAULT_LAST,
         buffer_samples: int = order.DEFAULT_BUFFER_SAMPLES,
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
+        decode: bool = True,
+        poison: bool | None = None,
+        **former: Any,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        batch_size, prefetch, hold = checked_sizes(self._arguments)
-        weights = checked_weights(weights, policy, len(split))
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "former")}
+        batch_size, prefetch, hold, last = checked_sizes(self._arguments, former)
+        weights = self._arguments["weights"] = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
         # A hash over all shards' entries takes milliseconds: too long for a state per step.
         self._fingerprint = split.dataset.manifest.fingerprint
-        topology = from_env() if topology is None else topology
-        self._arguments |= {"topology": topology, "weights": weights}
+        topology = self._arguments["topology"] = from_env() if topology is None else topology
         check_steps(split, batch_size, last, topology.num_ranks)
-        self._columns = BatchColumns(split, columns)
-        ring = ring_size(split, batch_size, last, prefetch + hold)
+        self._columns = BatchColumns(split, columns, extra=None if decode else batch_steps(split))
+        ring = ring_size(split, batch_size, last, prefetch + hold, decode=decode)
         self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
             policy=policy,
@@ -132,21 +144,17 @@ class Loader:
             weights=weights,
         )
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
-        self._reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._ring = allocate_ring(split, ring, hold, self._storage.gaps)
+        reader = self._cache.reader(self._storage, split, is_checked=verify)
+        self._reader = coded_reader(split, reader, ring.schema)
+        self._ring = allocate_ring(ring, hold, self._storage.gaps, poisons=poison)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
-        # The epoch of the newest batches in flight, if it is the next one, and their number.
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
-        self._ahead_epoch, self._num_ahead = -1, 0
-        self._epoch = self._position = self._resume_at = 0
-        # Counts iterations: an older one must not take the batches of the newest.
-        self._iteration, self._pid = 0, os.getpid()
-        self._stats = EpochCounters()
+        self._pid, self._stats = os.getpid(), EpochCounters()
         # Start threads last, so that a failure above leaves none behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
         self._cache.start(weakref.WeakMethod(self._report), split, weights)
         stops = (self._pool.stop, self._planner.close, self._cache.stop)
-        self._end = weakref.finalize(self, _end_threads, stops, self._in_flight, self._pid)
+        self._end = weakref.finalize(self, end_threads, stops, self._in_flight, self._pid)
 
     def __len__(self) -> int:
         """Steps per epoch, equal on every rank."""
@@ -318,17 +326,17 @@ class Loader:
 
         Returns:
             `epoch`, `first_position` in its order, `num_steps` from there, `steps` done, `samples`,
-            `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
+            decoded `bytes`, `seconds` since its start, `wait_s` (the caller waited for batches),
             `wait_fraction` of the seconds, `samples_per_s`, `bytes_per_s`; over all epochs
             `total_wait_s` and `cold_samples`, which were not in memory when they were read;
             `overwritten_batches` were still in use when their memory was reused;
-            `is_streaming`: whether the C module copies samples from memory. With a cache also
+            `is_streaming`: whether the C modules copy or decode samples. With a cache also
             `tiers`, `totals` and `cache`, see `msdata.cache.client.CacheClient.stats`.
         """
         return {
             **self._stats.to_dict(),
             "cold_samples": self._storage.num_cold,
-            "is_streaming": self._storage.is_streaming,
+            "is_streaming": getattr(self._reader, "is_streaming", self._storage.is_streaming),
             "overwritten_batches": self._ring.num_overwritten,
             **self._cache.stats(),
         }
@@ -368,12 +376,7 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *of_error: object) -> None:
         self.close()
 
 
@@ -381,15 +384,3 @@ def _reopened(arguments: dict[str, Any], state: dict[str, Any]) -> Loader:
     loader = Loader(**arguments)
     loader.load_state_dict(state)
     return loader
-
-
-def _end_threads(
-    stops: Iterable[Callable[[], None]], in_flight: deque[tuple[Step, Filling]], pid: int
-) -> None:
-    """Asks a loader's threads to end, without waiting: the garbage collector may run in one."""
-    if os.getpid() != pid:
-        return
-    for _, filling in in_flight:
-        filling.is_canceled = True
-    for stop in stops:
-        stop()

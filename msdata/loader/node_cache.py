@@ -26,7 +26,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
 from msdata.loader.cached_fill import CachedReader
 from msdata.loader.options import RingSize
-from msdata.loader.read import BatchReader, SampleReader
+from msdata.loader.read import RecordReader, SampleReader
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
@@ -59,7 +59,7 @@ class NodeCache:
         """Owner and tier of every shard by this node's arena; None without a cache."""
         return None if self.client is None else self.client.owners
 
-    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> BatchReader:
+    def reader(self, storage: SampleReader, split: Split, *, is_checked: bool) -> RecordReader:
         """The reader that fills batches.
 
         Args:
@@ -91,14 +91,13 @@ class NodeCache:
         if weights is not None:
             forecast = WeightedForecast(
                 shard_sizes=split.shard_sizes,
-                sample_nbytes=split.sample_nbytes,
                 owners=self.client.owners,
                 weights=weights,
             ).of
         self.reporter = Reporter(self.client, partial(_describe, describe), forecast)
 
     def start_epoch(self) -> None:
-        """Resets the counters; in fill mode "stage", waits until all nodes' caches are full."""
+        """Resets the counters; with a blocking warmup, waits until all nodes' caches are full."""
         if self.reporter is not None:
             self.reporter.start_epoch()
         if self.served is not None:
@@ -166,7 +165,7 @@ def open_node_cache(
     config, needs_owners = _config(cache), policy == "locality"
     if config is None:
         return NodeCache()
-    rank_nbytes = ring.nbytes + _INDEX_NBYTES * len(split)
+    rank_nbytes = ring.nbytes + _index_nbytes(split) * len(split)
     reserved_nbytes = config.reserved_nbytes + topology.ranks_per_node * rank_nbytes
     config = replace(config, reserved_nbytes=reserved_nbytes)
     cached = cached_split(split)
@@ -191,6 +190,13 @@ def open_node_cache(
             "number: CacheConfig(memory_gib=...)"
         )
     return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
+
+
+def _index_nbytes(split: Split) -> int:
+    """What a rank knows of each sample."""
+    # Of coded ones also the record's length and place, and of each array place, length and steps.
+    of_codes = sum(16 + 4 * c.num_planes for c in split.codings)
+    return _INDEX_NBYTES + (16 + of_codes if of_codes else 0)
 
 
 def _service_of(config: CacheConfig, cached: CachedSplit, topology: Topology) -> ServedArena | None:
@@ -230,7 +236,7 @@ def _join_service(
             *(topology.node, node),
         )
     cached = cached_split(split)
-    link = LinkFetcher(link_address(served.path), cached.sample_nbytes)
+    link = LinkFetcher(link_address(served.path), cached.max_record_nbytes)
     peers = link if num_nodes > 1 else None
     try:
         config = served.config(asked)
@@ -251,7 +257,7 @@ def _warn_of_too_little(client: CacheClient, reserved_nbytes: int) -> None:
     A service makes its arena before it knows the memory of the ranks.
     """
     slots, free = client.tiers[LOCAL].slots, free_memory()
-    missing_nbytes = (slots.num_slots - slots.num_ready) * slots.header.sample_nbytes
+    missing_nbytes = slots.nbytes - slots.ready_nbytes
     if 0 < free < missing_nbytes + reserved_nbytes:
         LOG.warning(
             "%.2f GiB are free, the service's arena will take %.2f GiB more, and batches and "

@@ -10,29 +10,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from msdata.cache.budget import free_memory
-from msdata.core.progress import bytes_text
+from msdata.core.options import renamed
+from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
+from msdata.loader.coded_read import batch_schema
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
 from msdata.plan.order import num_steps
-from msdata.topology import Topology
+from msdata.schema import Schema
+from msdata.topology import Topology, is_debugging
 
 # Orders are drawn with words of 64 bits; `msdata pack` takes the same seeds.
 _NUM_SEEDS = 1 << 63
+FORMER_NAMES = {"last": "remainder", "hold": "num_valid_batches"}
 
 
-def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
+def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int, int, int, str]:
     """Checks types and ranges of a loader's arguments.
 
     Args:
-        given: the arguments of `Loader`, by name.
+        given: the arguments of `Loader`, by name; takes over the former ones.
+        former: further arguments, by former names.
 
     Returns:
-        Batch size, prefetch and hold as int: NumPy's integers overflow and are not JSON.
+        Batch size, prefetch and number of valid batches as int, since NumPy's integers overflow
+        and are not JSON; and the remainder.
 
     Raises:
         UsageError: an argument has another type, or is out of range.
+        TypeError: an argument is unknown.
     """
+    given |= renamed(former, FORMER_NAMES, "Loader")
     if not isinstance(given["split"], Split):
         raise UsageError(
             f"split must be a Split, got {type(given['split']).__name__}; give "
@@ -43,16 +51,16 @@ def checked_sizes(given: Mapping[str, Any]) -> tuple[int, int, int]:
     _check_whole("seed", given["seed"])
     if not 0 <= given["seed"] < _NUM_SEEDS:
         raise UsageError(f"seed must be from 0 to 2**63 - 1, got {given['seed']}")
-    for name in ("batch_size", "prefetch", "hold", "threads", "buffer_samples"):
-        if given[name] is None and name in ("hold", "threads"):
+    for name in ("batch_size", "prefetch", "num_valid_batches", "threads", "buffer_samples"):
+        if given[name] is None and name in ("num_valid_batches", "threads"):
             continue
         _check_whole(name, given[name])
         if given[name] < 1:
             raise UsageError(f"{name} must be at least 1, got {given[name]}")
-    prefetch, hold = int(given["prefetch"]), given["hold"]
+    prefetch, hold = int(given["prefetch"]), given["num_valid_batches"]
     if hold is None:
         hold = 1 if given["copy"] else prefetch + 1
-    return int(given["batch_size"]), prefetch, int(hold)
+    return int(given["batch_size"]), prefetch, int(hold), str(given["remainder"])
 
 
 def checked_epoch(epoch: int) -> int:
@@ -98,9 +106,9 @@ def check_steps(split: Split, batch_size: int, last: str, num_ranks: int) -> Non
         )
         return
     raise UsageError(
-        f"last={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a global "
-        f"batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks); use a "
-        "smaller batch_size, or last='short' or 'pad'"
+        f"remainder={last!r} leaves no step: split {split.name!r} has {len(split):,} samples, a "
+        f"global batch {batch_size * num_ranks:,} (batch_size {batch_size:,} on {num_ranks} ranks)"
+        "; use a smaller batch_size, or remainder='short' or 'pad'"
     )
 
 
@@ -109,17 +117,21 @@ class RingSize:
     """The buffers of a loader.
 
     Attributes:
+        schema: the arrays of a batch.
         num_rows: samples per buffer.
         num_buffers: number of buffers.
         nbytes: bytes of all buffers.
     """
 
+    schema: Schema
     num_rows: int
     num_buffers: int
     nbytes: int
 
 
-def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> RingSize:
+def ring_size(
+    split: Split, batch_size: int, last: str, num_buffers: int, *, decode: bool
+) -> RingSize:
     """The size of a loader's ring.
 
     Args:
@@ -127,20 +139,27 @@ def ring_size(split: Split, batch_size: int, last: str, num_buffers: int) -> Rin
         batch_size: samples per step; a split with fewer samples fills only padded batches.
         last: what happens to an incomplete batch.
         num_buffers: batches in the ring.
+        decode: whether batches have pixels; else codes.
+
+    Raises:
+        UsageError: codes are asked for, and nothing is quantized.
     """
+    schema = batch_schema(split, decode=decode)
     rows = batch_size if last == "pad" else min(batch_size, len(split))
-    nbytes = ring_nbytes(split.schema, rows, num_buffers)
-    return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
+    nbytes = ring_nbytes(schema, rows, num_buffers)
+    return RingSize(schema=schema, num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
 
 
-def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] | None) -> BatchRing:
+def allocate_ring(
+    size: RingSize, hold: int, gaps: Sequence[int] | None, *, poisons: bool | None
+) -> BatchRing:
     """Allocates the ring of a loader.
 
     Args:
-        split: the samples.
         size: its size.
         hold: batches that stay valid.
         gaps: see `make_ring`.
+        poisons: see `BatchRing`; None asks the environment.
 
     Raises:
         UsageError: the ring does not fit into free memory.
@@ -148,12 +167,12 @@ def allocate_ring(split: Split, size: RingSize, hold: int, gaps: Sequence[int] |
     free = free_memory()
     # 0 where the system does not say.
     if not 0 < free < size.nbytes:
-        buffers = make_ring(split.schema, size.num_rows, size.num_buffers, gaps)
-        return BatchRing(buffers, hold)
+        buffers = make_ring(size.schema, size.num_rows, size.num_buffers, gaps)
+        return BatchRing(buffers, hold, poisons=is_debugging() if poisons is None else poisons)
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "
         f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "
-        "hold=1"
+        "num_valid_batches=1"
     )
 
 

@@ -8,9 +8,10 @@ threads give the disk deep queues.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +23,6 @@ from msdata.dataset.dataset import Split
 from msdata.dataset.shard_files import ShardFile
 from msdata.dataset.spans import constant_gaps
 from msdata.errors import DataError
-from msdata.loader.ring import BatchBuffer
 
 try:
     from msdata.core import _stream_fill
@@ -38,7 +38,7 @@ stream_fill = _stream_fill
 # All threads share a batch, in chunks so large that their overhead is negligible.
 _MIN_CHUNK_SAMPLES = 16
 # Arrays further apart get separate reads.
-_MAX_GAP_NBYTES = 1 << 16
+MAX_GAP_NBYTES = 1 << 16
 # One read fills at most this many buffers (IOV_MAX of Linux).
 _MAX_BUFFERS = 1024
 
@@ -65,6 +65,7 @@ class Filling:
         files: the shards, held open; empty if they are too many.
         table: int64 (n * arrays, 4), the input of `_stream_fill`; None without that module or
             without files.
+        rows: int64 (n,), the rows of the buffer in the order in which they are filled.
         done: set when the last sample is read, or one has failed.
         error: the failure.
     """
@@ -75,6 +76,7 @@ class Filling:
     offsets: NDArray[np.int64]
     files: dict[int, ShardFile]
     table: NDArray[np.int64] | None
+    rows: NDArray[np.int64]
     num_left: int = 0
     done: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,26 +98,40 @@ class Rows(Protocol):
     """Rows of a batch to read into: a whole `BatchBuffer`, or some of its rows."""
 
     @property
-    def targets(self) -> list[list[Any]]:
-        """The buffers of each read, in the order of rows and arrays."""
-
-    @property
     def addresses(self) -> NDArray[np.int64]:
         """int64 (rows, arrays), address of each row's arrays."""
 
-    @property
-    def arrays(self) -> Mapping[str, Any]:
-        """The arrays by name, indexed by row."""
+    def reads(self, row: int) -> list[list[Any]]:
+        """The buffers of each read of one row."""
+
+    def parts(self, row: int) -> list[NDArray[np.uint8]]:
+        """The bytes of one row, array by array."""
+
+    def spans(
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offset and bytes of each read of some rows, int64 (k, reads)."""
 
 
 class BatchReader(Protocol):
     """Fills batches: from storage (`SampleReader`), or from caches first."""
 
-    def plan(self, samples: NDArray[np.int64], buffer: BatchBuffer) -> Filling:
+    def plan(self, samples: NDArray[np.int64], buffer: Any) -> Filling:
         """Decides where each sample of a batch comes from."""
 
     def fill(self, filling: Any, start: int, stop: int) -> None:
-        """Reads the samples [start, stop) of a filling from `plan`."""
+        """Reads the samples [start, stop) of a filling from `plan`, in the order of its rows."""
+
+
+class RecordReader(BatchReader, Protocol):
+    """Fills batches with records as they are stored."""
+
+    def read_again(self, filling: Any, i: int) -> None:
+        """Reads one sample, in that order, from storage, because it was corrupt.
+
+        Raises:
+            DataError: it is corrupt in storage, too.
+        """
 
 
 class FillPool:
@@ -174,6 +190,18 @@ class FillPool:
         self._threads = []
 
 
+def end_threads(
+    stops: Iterable[Callable[[], None]], in_flight: Iterable[tuple[Any, Filling]], pid: int
+) -> None:
+    """Asks a loader's threads to end, without waiting: the garbage collector may run in one."""
+    if os.getpid() != pid:
+        return
+    for _, filling in in_flight:
+        filling.is_canceled = True
+    for stop in stops:
+        stop()
+
+
 class SampleReader:
     """Reads samples into batch buffers; used by all threads at once.
 
@@ -184,7 +212,8 @@ class SampleReader:
     Attributes:
         gaps: bytes between one array of a sample and the next, if one read fetches all; else
             None.
-        is_streaming: whether `_stream_fill` is used; False disables it.
+        is_streaming: whether `_stream_fill` is used; False disables it. It does not pay for coded
+            records, which are decoded from where they are read to.
         num_cold: samples that were not in memory when read.
     """
 
@@ -193,15 +222,15 @@ class SampleReader:
         self._spans = split.spans
         self._files = split.files
         self._checksums = checksums
-        gaps = constant_gaps(split.schema, self._spans)
+        gaps = None if split.is_coded else constant_gaps(split.schema, self._spans)
         if gaps is not None and (
-            max(gaps, default=0) > _MAX_GAP_NBYTES or 2 * len(gaps) + 1 > _MAX_BUFFERS
+            max(gaps, default=0) > MAX_GAP_NBYTES or 2 * len(gaps) + 1 > _MAX_BUFFERS
         ):
             gaps = None
         self.gaps = gaps
         sizes = [a.nbytes for a in split.schema.arrays]
         self._sizes = np.array(sizes, np.int64)
-        self.is_streaming = _stream_fill is not None
+        self.is_streaming = _stream_fill is not None and not split.is_coded
         self.num_cold = 0
 
     def plan(self, samples: NDArray[np.int64], buffer: Rows) -> Filling:
@@ -226,6 +255,7 @@ class SampleReader:
             offsets=self._spans.offsets(samples, shards),
             files=files,
             table=None,
+            rows=np.arange(len(samples)),
         )
         if self.is_streaming and is_held:
             filling.table = self._table(filling, files, slice(0, len(samples)))
@@ -285,13 +315,15 @@ class SampleReader:
         """Reads with preadv: while possible without waiting, then announced, with waiting."""
         reads = list(self._reads(filling, start, stop))
         done = 0
-        while done < len(reads) and reads[done][0].read_now(*reads[done][1:]):
+        for file, i, number, place, _ in reads:
+            if not file.read_now(filling.buffer.reads(i)[number], place):
+                break
             done += 1
         if done == len(reads):
             return
         self._announce(filling)
-        for file, targets, place in reads[done:]:
-            file.read_into(targets, place)
+        for file, i, number, place, _ in reads[done:]:
+            file.read_into(filling.buffer.reads(i)[number], place)
         self.num_cold += stop - start - done * (stop - start) // len(reads)
 
     def _announce(self, filling: Filling) -> None:
@@ -302,8 +334,7 @@ class SampleReader:
         if not is_first:
             return
         windows = set()
-        for file, targets, place in self._reads(filling, 0, len(filling.samples)):
-            nbytes = sum(map(len, targets))
+        for file, _, _, place, nbytes in self._reads(filling, 0, len(filling.samples)):
             if nbytes >= _SMALL_NBYTES:
                 file.announce(place, nbytes)
             else:
@@ -313,15 +344,23 @@ class SampleReader:
 
     def _reads(
         self, filling: Filling, start: int, stop: int
-    ) -> Iterator[tuple[ShardFile, list[Any], int]]:
-        """File, buffers and offset of each system call for the samples [start, stop)."""
-        per_sample = 1 if self.gaps is not None else len(self._sizes)
-        targets = filling.buffer.targets
-        for i in range(start, stop):
+    ) -> Iterator[tuple[ShardFile, int, int, int, int]]:
+        """File, sample, its read's number, offset and bytes of the reads of [start, stop)."""
+        rows = np.arange(start, stop)
+        places, nbytes = filling.buffer.spans(filling.offsets[start:stop], rows)
+        for i, *reads in zip(rows.tolist(), places.tolist(), nbytes.tolist(), strict=True):
             shard = int(filling.shards[i])
             file = filling.files.get(shard) or self._files.open(shard)
-            for a in range(per_sample):
-                yield file, targets[i * per_sample + a], int(filling.offsets[i, a])
+            for number, (place, size) in enumerate(zip(*reads, strict=True)):
+                yield file, i, number, place, size
+
+    def read_again(self, filling: Filling, i: int) -> None:
+        """Checks a sample that does not decode; to read it again would not change it.
+
+        Raises:
+            DataError: the sample is corrupt.
+        """
+        self.check(filling, i, self._split.numbers("crc32c", np.uint32))
 
     def check(self, filling: Filling, i: int, checksums: NDArray[np.uint32]) -> None:
         """Checks one sample of a filled batch against its checksum.
@@ -335,7 +374,7 @@ class SampleReader:
             DataError: the sample is corrupt.
         """
         sample = int(filling.samples[i])
-        found = crc32c_of_parts(array[i] for array in filling.buffer.arrays.values())
+        found = crc32c_of_parts(filling.buffer.parts(i))
         expected = int(checksums[sample])
         if found != expected:
             raise DataError(

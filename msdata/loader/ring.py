@@ -44,6 +44,8 @@ class BatchBuffer:
         starts = array_starts(schema, batch_size)
         self._map = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_HUGEPAGE)
+        # A GPU that has locked these pages would read stale ones after a fork: they are not copied.
+        self._map.madvise(mmap.MADV_DONTFORK)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.arrays: dict[str, Array] = {}
         rows = []
@@ -61,6 +63,9 @@ class BatchBuffer:
             ],
             axis=1,
         )
+        self._sizes = np.array([a.nbytes for a in schema.arrays], np.int64)
+        if gaps is not None:
+            self._sizes = np.array([self._sizes.sum() + sum(gaps)])
         self._lease: NDArray[np.uint8] | None = None
         self._lent: dict[str, Array] = {}
         self._num_own = 0
@@ -73,6 +78,30 @@ class BatchBuffer:
     def nbytes(self) -> int:
         """Size of the memory."""
         return len(self._bytes)
+
+    def reads(self, row: int) -> list[list[Any]]:
+        """The buffers of each read of one sample."""
+        per_row = len(self._sizes)
+        return self.targets[row * per_row : (row + 1) * per_row]
+
+    def spans(
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where samples are read.
+
+        Args:
+            offsets: int64 (k, arrays), where their arrays stand in a shard.
+            rows: int64 (k,), their rows.
+
+        Returns:
+            Offset and bytes of each read, int64 (k, reads).
+        """
+        places = offsets[:, : len(self._sizes)]
+        return places, np.broadcast_to(self._sizes, places.shape)
+
+    def parts(self, row: int) -> list[NDArray[np.uint8]]:
+        """The bytes of one sample, array by array."""
+        return [a[row : row + 1].reshape(-1).view(np.uint8) for a in self.arrays.values()]
 
     def lend(self, num_samples: int) -> dict[str, Any]:
         """Lends the arrays of the first samples; `reclaim` finds out whether they are in use.
@@ -110,6 +139,10 @@ class BatchBuffer:
         self._lease, self._lent = None, {}
         return last
 
+    def poison(self) -> None:
+        """Makes every float NaN and every integer -1 or the largest."""
+        self._bytes[:] = 0xFF
+
     def touch(self) -> None:
         """Makes the kernel allocate every page now, not while a batch is awaited."""
         self._bytes[::_ALIGNMENT] = 0
@@ -144,11 +177,6 @@ def ring_nbytes(schema: Schema, batch_size: int, num_buffers: int) -> int:
     return array_starts(schema, batch_size)[-1] * num_buffers
 
 
-def record_parts(buffer: BatchBuffer, row: int) -> list[NDArray[np.uint8]]:
-    """The bytes of one sample in a batch, array by array."""
-    return [array[row : row + 1].reshape(-1).view(np.uint8) for array in buffer.arrays.values()]
-
-
 def make_ring(
     schema: Schema, batch_size: int, num_buffers: int, gaps: Sequence[int] | None
 ) -> list[BatchBuffer]:
@@ -165,17 +193,18 @@ class BatchRing:
     Args:
         buffers: from `make_ring`.
         hold: how many batches stay valid.
+        poisons: overwrite a batch once its validity ends, for `Loader(poison=True)`.
 
     Attributes:
         num_overwritten: batches that a caller still held when their memory was reused.
     """
 
-    def __init__(self, buffers: Sequence[BatchBuffer], hold: int) -> None:
+    def __init__(self, buffers: Sequence[BatchBuffer], hold: int, *, poisons: bool = False) -> None:
         self.nbytes = sum(buffer.nbytes for buffer in buffers)
         self.num_overwritten = 0
         self._free = deque(buffers)
         self._held: deque[BatchBuffer] = deque()
-        self._hold = hold
+        self._hold, self._poisons = hold, poisons
         self._last: weakref.ref[Any] | None = None
 
     def __bool__(self) -> bool:
@@ -214,6 +243,8 @@ class BatchRing:
         buffer = self._held.popleft()
         # Checked at the next release: until then a loop's variable may hold it.
         self._last = buffer.reclaim()
+        if self._poisons:
+            buffer.poison()
         self._free.append(buffer)
 
     def _warn(self) -> None:

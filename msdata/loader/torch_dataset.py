@@ -7,7 +7,7 @@ read into one buffer, and `collate` returns that buffer instead of stacking its 
     dataset = msdata.TorchDataset(data.split("train"))
     DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, collate_fn=dataset.collate)
 
-This is the only file of msdata that imports torch; it is imported with `TorchDataset` alone.
+This is the only file of the room that imports torch; it is imported with `TorchDataset` alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 
 from msdata.dataset.dataset import Split, as_row
 from msdata.errors import MissingPackageError, UsageError
+from msdata.loader.coded_read import coded_reader
 from msdata.loader.columns import BatchColumns
-from msdata.loader.read import SampleReader
+from msdata.loader.read import BatchReader, SampleReader
 from msdata.loader.ring import BatchBuffer
 
 try:
@@ -110,7 +111,8 @@ class TorchDataset(Dataset[TorchSample]):
         self._fill_nulls = dict(fill_nulls or {})
         self._columns = BatchColumns(split, columns, self._fill_nulls)
         _check_columns(split, self._columns)
-        self._reader: SampleReader | None = None
+        self._reader: BatchReader | None = None
+        self._gaps: Sequence[int] | None = None
         self._reader_pid = 0
 
     def __len__(self) -> int:
@@ -148,17 +150,19 @@ class TorchDataset(Dataset[TorchSample]):
         place = f"split {self._split.name!r}"
         rows = np.array([as_row(number, len(self), place) for number in numbers], np.int64)
         reader = self._open_reader()
-        buffer = BatchBuffer(self._split.schema, len(rows), reader.gaps)
+        buffer = BatchBuffer(self._split.schema, len(rows), self._gaps)
         reader.fill(reader.plan(rows, buffer), 0, len(rows))
         values = {n: torch.from_numpy(a).unbind(0) for n, a in buffer.arrays.items()}
         for name, column in self._columns.take(rows).items():
             values[name] = column.tolist()
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
-    def _open_reader(self) -> SampleReader:
+    def _open_reader(self) -> BatchReader:
         # A forked worker inherits the parent's reader, whose locks a thread may have held.
         if self._reader is None or self._reader_pid != os.getpid():
-            self._reader, self._reader_pid = SampleReader(self._split), os.getpid()
+            storage = SampleReader(self._split)
+            self._reader = coded_reader(self._split, storage, self._split.schema)
+            self._gaps, self._reader_pid = storage.gaps, os.getpid()
         return self._reader
 
     def __reduce__(self) -> tuple[Any, ...]:

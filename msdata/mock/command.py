@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from msdata.core.options import add_jobs, num_jobs
-from msdata.core.progress import bytes_text
-from msdata.core.terminal import raw
+from msdata.core.progress import ProgressLine
+from msdata.core.text import bytes_text
 from msdata.mock.write import write_mock
-
-# Seconds between two lines where the output is not a terminal.
-_LINE_INTERVAL_S = 10.0
+from msdata.schema import MANTIS_SHRIMP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +44,15 @@ def run(args: argparse.Namespace) -> int:
         MsdataError: as `write_mock`; the caller turns it into a message and an exit code.
     """
     started_s = time.perf_counter()
+    line = ProgressLine("mock", args.n)
     catalog = write_mock(
         args.out,
         num_objects=args.n,
         seed=args.seed,
         jobs=num_jobs(args.jobs),
-        progress=_progress_printer(args.n),
+        progress=lambda n: line.update(n, n * MANTIS_SHRIMP.sample_nbytes),
     )
+    line.close(args.n, args.n * MANTIS_SHRIMP.sample_nbytes)
     seconds = time.perf_counter() - started_s
     nbytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     if args.json:
@@ -72,21 +70,3 @@ def run(args: argparse.Namespace) -> int:
             f"{args.n / seconds:.0f} objects/s: {catalog}"
         )
     return 0
-
-
-def _progress_printer(num_objects: int) -> Callable[[int], None]:
-    """Shows progress on stderr: one moving line on a terminal, else a plain line now and then."""
-    is_terminal = sys.stderr.isatty()
-    last_line_s = time.monotonic()
-
-    def show(num_written: int) -> None:
-        nonlocal last_line_s
-        text = f"mock: {num_written} of {num_objects} objects"
-        if is_terminal:
-            end = "\n" if num_written == num_objects else ""
-            print(f"\r{text}", end=end, file=raw(sys.stderr), flush=True)
-        elif time.monotonic() - last_line_s >= _LINE_INTERVAL_S:
-            last_line_s = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
-
-    return show

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import MissingPackageError
+from msdata.errors import needing
 
 
 def fit_nonnegative(
@@ -26,12 +26,8 @@ def fit_nonnegative(
     Source:
         Lawson & Hanson 1974, Solving Least Squares Problems, chapter 23.
     """
-    try:
+    with needing("mock galaxies need SciPy", "mock"):
         from scipy.optimize import nnls
-    except ImportError as error:
-        raise MissingPackageError(
-            "mock galaxies need SciPy, which is absent; run: pip install 'msdata[mock]'"
-        ) from error
     return np.stack(
         [nnls(design, target)[0] for design, target in zip(design_NBT, target_NB, strict=True)]
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import MissingPackageError
+from msdata.errors import needing
 
 Floats = NDArray[np.float64]
 
@@ -65,12 +65,8 @@ def load_passbands(names: tuple[str, ...] = BANDS) -> tuple[Passband, ...]:
     Raises:
         MissingPackageError: speclite is not installed.
     """
-    try:
+    with needing("mock photometry needs speclite", "mock"):
         from speclite import filters
-    except ImportError as error:
-        raise MissingPackageError(
-            "mock photometry needs speclite, which is absent; run: pip install 'msdata[mock]'"
-        ) from error
     passbands = []
     for name in names:
         response = filters.load_filter(_SPECLITE_NAMES.get(name, name))

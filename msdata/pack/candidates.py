@@ -131,7 +131,9 @@ def _join(objects: pa.Table, catalog: Catalog | None) -> tuple[pa.Table, tuple[s
         ids = objects["sample_id"].to_pylist()
         paths = objects["path"].to_pylist()
         reasons = _duplicates(ids, paths)
-        return objects.append_column("reason", pa.array(reasons, pa.string())), ()
+        # A packed data set brings its columns along.
+        labels = tuple(n for n in objects.column_names if n not in _SOURCE_COLUMNS)
+        return objects.append_column("reason", pa.array(reasons, pa.string())), labels
     from msdata.catalog.join import join
 
     table = join(objects, catalog).table

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from msdata.dataset.coded_columns import possible_columns
 from msdata.dataset.index import BATCH_NAMES, check_names, fixed_columns
 from msdata.schema import Schema
 
@@ -38,7 +39,13 @@ def check_array_names(schema: Schema) -> None:
 
 
 def _taken(schema: Schema) -> set[str]:
-    return {*fixed_columns(schema), *BATCH_NAMES, *_JSON_NAMES, *schema.names}
+    return {
+        *fixed_columns(schema),
+        *possible_columns(schema.names),
+        *BATCH_NAMES,
+        *_JSON_NAMES,
+        *schema.names,
+    }
 
 
 def label_names(labels: Iterable[str], schema: Schema) -> dict[str, str]:

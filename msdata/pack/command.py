@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from msdata.core.options import num_jobs
 from msdata.core.signals import exit_code_of, ignore_signals
 from msdata.dataset.manifest import REJECTED_NAME
-from msdata.errors import MsdataError, UsageError
+from msdata.errors import MsdataError, StorageError, UsageError
 from msdata.pack.options import add_arguments, settings_of
 from msdata.pack.settings import PackSettings
 from msdata.topology import Topology, from_env
@@ -38,10 +39,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--max-rejected must be at least 0, got {args.max_rejected}")
     topology = from_env()
     started_s = time.monotonic()
-    if topology.num_ranks > 1:
-        report = _run_on_ranks(args, settings, topology)
-    else:
-        report = _run_here(args, settings)
+    try:
+        if topology.num_ranks > 1:
+            report = _run_on_ranks(args, settings, topology)
+        else:
+            report = _run_here(args, settings)
+    except StorageError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # The message ends with "run the same command again".
+            raise StorageError(f"{error} with --resume") from error
+        raise
     if report is not None:
         _print_report(report, args, time.monotonic() - started_s)
         # Print one sentence at most.
@@ -65,7 +72,8 @@ def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
     from msdata.core.mpi import communicator
-    from msdata.pack.ranks import PeerError, pack_on_ranks
+    from msdata.pack.ranks import Ranks, serve_rank
+    from msdata.pack.run import pack
     from msdata.pack.state import PackState
 
     if args.jobs not in (None, 1):
@@ -76,17 +84,18 @@ def _run_on_ranks(
     world = communicator(topology)
     run_id = world.bcast(uuid.uuid4().hex, root=0)
     try:
-        return pack_on_ranks(
-            settings,
-            world,
-            resume=args.resume,
-            max_rejected=args.max_rejected,
-            is_quiet=args.quiet,
-        )
-    except PeerError as error:
-        # The rank that failed says why; one message is enough.
-        sys.exit(error.exit_code)
-    except MsdataError:
+        if world.Get_rank():
+            # Rank 0 says what failed; one message is enough.
+            sys.exit(serve_rank(settings, world))
+        with Ranks(world) as ranks:
+            return pack(
+                settings,
+                resume=args.resume,
+                max_rejected=args.max_rejected,
+                is_quiet=args.quiet,
+                ranks=ranks,
+            )
+    except (MsdataError, SystemExit):
         raise
     except BaseException as error:
         # Ranks that wait for this one would wait forever.

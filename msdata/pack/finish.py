@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from msdata import __version__
 from msdata.core.files import storage_error, write_whole
+from msdata.dataset.coded_columns import columns_of_shard, stored_arrays
+from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.index import (
     file_sha256,
     fixed_columns,
@@ -26,13 +28,15 @@ from msdata.dataset.index import (
     write_index,
     write_table,
 )
-from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo
+from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo, read_manifest
 from msdata.dataset.rejected import Rejected, read_rejected
 from msdata.errors import NOTHING_EXECUTED, DataError, StorageError
 from msdata.pack.columns import join_numbers, scalar_names
+from msdata.pack.encode import codings_of
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult
 from msdata.pack.state import PackPlan, PackState
+from msdata.sources.detect import is_packed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +106,7 @@ def finish_pack(
         DataError: every object was rejected.
         StorageError: the file system refused.
     """
-    table, sources, shards = _collect(state, plan)
+    table, sources, shards = _collect(state, plan, settings)
     num_unusable = write_rejected(state, plan)
     if table is None:
         raise DataError(
@@ -110,7 +114,8 @@ def finish_pack(
             f"{state.out / REJECTED_NAME}"
         )
     table, notes = _with_numbers(table)
-    digest = write_index(state.out, table, plan.schema)
+    codings = codings_of(plan.schema, settings)
+    digest = write_index(state.out, table, plan.schema, codings)
     # A repair rebuilds a shard byte for byte: it needs the root, and the labels' order.
     root = {
         "source": str(settings.source.absolute()),
@@ -129,17 +134,32 @@ def finish_pack(
             "num_rejected": num_unusable,
             "rejected_sha256": file_sha256(state.out / REJECTED_NAME),
             "sources_sha256": sources_sha256(sources),
+            **_origin(settings),
         },
+        coding=stored_arrays(codings, table),
     )
     manifest.write(state.out)
     state.remove()
     return manifest, notes
 
 
-def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Table, list[ShardInfo]]:
+def _origin(settings: PackSettings) -> dict[str, Any]:
+    """The provenance of a packed data set that was the source; empty for other sources."""
+    if not is_packed(settings.source):
+        return {}
+    manifest = read_manifest(settings.source)
+    coding = {name: stored.to_json() for name, stored in manifest.coding.items()}
+    origin = {"fingerprint": manifest.fingerprint, "coding": coding, **manifest.provenance}
+    return {"packed_from": origin}
+
+
+def _collect(
+    state: PackState, plan: PackPlan, settings: PackSettings
+) -> tuple[pa.Table | None, pa.Table, list[ShardInfo]]:
     import pyarrow as pa
 
     rows, sources, shards = [], [], []
+    codings = codings_of(plan.schema, settings)
     candidates = state.open_candidates()
     for number, part in enumerate(plan.slices):
         note = state.read_note(plan, number)
@@ -148,7 +168,7 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
         taken = candidates.read_row_group(number).take(note.columns["position"])
         # A shard whose objects were all rejected leaves a gap in the names, never in the rows.
         shard = int(Path(part.name).stem.rsplit("-", 1)[1])
-        rows.append(_index_rows(taken, note.columns, shard, plan))
+        rows.append(_index_rows(taken, note.columns, (shard, plan, codings)))
         sources.append(taken.select(["sample_id", "path", "row"]))
         shards.append(
             ShardInfo(
@@ -164,8 +184,12 @@ def _collect(state: PackState, plan: PackPlan) -> tuple[pa.Table | None, pa.Tabl
     return pa.concat_tables(rows), pa.concat_tables(sources), shards
 
 
-def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) -> pa.Table:
+def _index_rows(
+    taken: pa.Table, found: pa.Table, place: tuple[int, PackPlan, tuple[ArrayCoding, ...]]
+) -> pa.Table:
     import pyarrow as pa
+
+    shard, plan, codings = place
 
     num_rows = taken.num_rows
     columns: dict[str, Any] = {
@@ -180,7 +204,9 @@ def _index_rows(taken: pa.Table, found: pa.Table, shard: int, plan: PackPlan) ->
         columns[f"offset_{name}"] = found[f"offset_{a}"]
         columns[f"filled_{name}"] = found[f"filled_{name}"].cast(pa.int32())
         columns[f"nan_{name}"] = found[f"nan_{name}"].cast(pa.int32())
-    ordered = {name: columns[name] for name in fixed_columns(plan.schema)}
+    if codings:
+        columns |= columns_of_shard(found, codings)
+    ordered = {name: columns[name] for name in fixed_columns(plan.schema, codings)}
     for name, column in scalar_names(plan.schema, plan.label_columns).items():
         ordered[column] = found[f"scalar_{name}"]
     for name in plan.label_columns:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE
 from msdata.core.options import add_jobs
+from msdata.dataset.coding_options import add_coding_arguments, parse_quantize
 from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
 from msdata.pack.settings import PackSettings
-from msdata.sources.detect import holds_fits
+from msdata.sources.detect import holds_fits, is_packed
 from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -59,7 +60,9 @@ def _parse_scale(text: str) -> tuple[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata pack`."""
     parser.add_argument(
-        "source", type=Path, help="folder of pickled dicts, of block files, or of FITS files"
+        "source",
+        type=Path,
+        help="folder of pickled dicts, of block files, of FITS files, or of a packed data set",
     )
     parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
     _add_label_arguments(parser)
@@ -86,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-nan-fraction",
         type=float,
-        default=0.01,
-        help="reject an object if more than this fraction of any band is NaN (%(default)s)",
+        help="reject an object if more than this fraction of any band is NaN (default: 0.01; 1 for "
+        "a packed data set)",
     )
     parser.add_argument(
         "--pixel-scale",
@@ -96,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARRAY=ARCSEC",
         help="pixel scale of an array, arcsec/pixel; repeatable",
     )
+    add_coding_arguments(parser)
     add_fits_arguments(parser)
     parser.add_argument(
         "--max-rejected",
@@ -143,6 +147,11 @@ def _add_range(
 
 def settings_of(args: argparse.Namespace) -> PackSettings:
     """The settings that the options ask for."""
+    if args.catalog is not None and is_packed(args.source):
+        raise UsageError(
+            f"--catalog {args.catalog}: {args.source} is a packed data set, whose labels are kept; "
+            "leave it out"
+        )
     shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
     scales = dict(_parse_scale(t) for t in args.pixel_scale)
     return PackSettings(
@@ -160,11 +169,26 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         unlabelled=args.unlabeled,
         redshift_range=tuple(args.redshift_range),
         ebv_range=tuple(args.ebv_range),
-        inpaint=None if args.inpaint is None else _parse_names(args.inpaint),
-        max_nan_fraction=args.max_nan_fraction,
+        inpaint=_inpaint_of(args),
+        max_nan_fraction=_max_nan_fraction_of(args),
         pixel_scales_arcsec=scales,
         fits=fits_options_of(args, scales),
+        quantize=parse_quantize(args.quantize),
+        compress=args.compress,
     )
+
+
+def _inpaint_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    if args.inpaint is not None:
+        return _parse_names(args.inpaint)
+    # A packed data set keeps its pixels: whoever packed it chose which NaN to fill.
+    return () if is_packed(args.source) else None
+
+
+def _max_nan_fraction_of(args: argparse.Namespace) -> float:
+    if args.max_nan_fraction is not None:
+        return float(args.max_nan_fraction)
+    return 1.0 if is_packed(args.source) else PackSettings.max_nan_fraction
 
 
 def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:

@@ -20,7 +20,8 @@ from msdata.dataset import hdf5, tar
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.pack.candidates import plan_candidates
 from msdata.pack.columns import check_array_names, scalar_names
-from msdata.pack.prepare import Preparation, is_number
+from msdata.pack.encode import codings_of, encode_sample
+from msdata.pack.prepare import Preparation, is_number, prepare
 from msdata.pack.read_ahead import read_in_order, read_sample
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 NUM_LOOKED_AT = 16
 
 
-def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema:
+def infer_schema(
+    source: Source, locations: Sequence[tuple[str, int]]
+) -> tuple[Schema, tuple[str, ...]]:
     """Infers the schema that most of the first objects share.
 
     Args:
@@ -45,30 +48,43 @@ def infer_schema(source: Source, locations: Sequence[tuple[str, int]]) -> Schema
 
     Returns:
         `MANTIS_SHRIMP` (with the objects' own numbers as scalars) if the objects hold its three
-        arrays and no others; else an inferred one.
+        arrays and no others; else an inferred one. And notes on entries that shards leave out.
 
     Raises:
         DataError: none of the objects is usable.
     """
     votes: Counter[Schema] = Counter()
+    left_out: dict[Schema, list[str]] = {}
     reason = ""
 
-    def look(number: int) -> Schema:
+    def look(number: int) -> tuple[Schema, list[str]]:
+        sample = read_sample(source, *locations[number])
         try:
-            return schema_of(read_sample(source, *locations[number]))
+            schema = schema_of(sample)
         except UsageError as error:
             raise SampleError(str(error)) from error
+        return schema, [n for n in sample if n not in (*schema.names, *schema.scalars)]
 
     for number, found in read_in_order(len(locations), look):
         if isinstance(found, SampleError):
             reason = reason or f"{locations[number][0]}: {found}"
         else:
-            votes[found] += 1
+            votes[found[0]] += 1
+            left_out.setdefault(*found)
     if not votes:
         raise DataError(
             f"none of the first {len(locations)} objects of {source.root} is usable; {reason}"
         )
-    return votes.most_common(1)[0][0]
+    schema = votes.most_common(1)[0][0]
+    if not left_out[schema]:
+        return schema, ()
+    names = ", ".join(
+        [*map(repr, left_out[schema][:5]), *(["..."] if left_out[schema][5:] else [])]
+    )
+    return schema, (
+        f"objects hold {names}, which shards leave out: neither an array nor a number; give text "
+        "labels and flags as columns of the catalog",
+    )
 
 
 def schema_of(sample: Mapping[str, Any]) -> Schema:
@@ -119,6 +135,8 @@ def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) 
 
 # Bytes of a JSON member, for sizing shards; a catalog of twenty columns stays below.
 _JSON_NBYTES = 512
+# Shards of coded samples are cut before these are encoded: few become larger than asked for.
+_SIZE_MARGIN = 1.1
 SUFFIXES = {"tar": tar.SUFFIX, "hdf5": hdf5.SUFFIX}
 
 
@@ -146,16 +164,12 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     objects = source.scan()
     schema, notes = source.schema, tuple[str, ...]()
     if schema is None:
-        head = objects.slice(0, NUM_LOOKED_AT)
-        locations = list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
-        schema = infer_schema(source, locations)
-        notes = _notes_on_entries(source, locations, schema)
+        schema, notes = infer_schema(source, _first_locations(objects))
     schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))
-    candidates = plan_candidates(
-        objects, schema, settings, (_record_nbytes(schema, settings), SUFFIXES[settings.container])
-    )
+    nbytes = _record_nbytes(source, objects, schema, settings)
+    candidates = plan_candidates(objects, schema, settings, (nbytes, SUFFIXES[settings.container]))
     if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
         found = "no catalog was given"
         if settings.catalog is not None:
@@ -168,26 +182,6 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         _make_folder(state.out / split)
     candidates = replace(candidates, notes=(*candidates.notes, *notes))
     return state.save_plan(settings, schema, candidates)
-
-
-def _notes_on_entries(
-    source: Source, locations: Sequence[tuple[str, int]], schema: Schema
-) -> tuple[str, ...]:
-    """Names the entries of the first usable dict that shards leave out."""
-    for path, row in locations:
-        try:
-            sample = read_sample(source, path, row)
-        except SampleError:
-            continue
-        names = [n for n in sample if n not in schema.names and n not in schema.scalars]
-        if names:
-            listed = ", ".join(repr(n) for n in names[:5]) + (", ..." if len(names) > 5 else "")
-            return (
-                f"objects hold {listed}, which shards leave out: neither an array nor a number; "
-                "give text labels and flags as columns of the catalog",
-            )
-        break
-    return ()
 
 
 def inpainted(schema: Schema, settings: PackSettings) -> tuple[str, ...]:
@@ -221,10 +215,45 @@ def _check_nan_fraction(schema: Schema, settings: PackSettings, filled: tuple[st
     )
 
 
-def _record_nbytes(schema: Schema, settings: PackSettings) -> int:
+def _first_locations(objects: pa.Table) -> list[tuple[str, int]]:
+    head = objects.slice(0, NUM_LOOKED_AT)
+    return list(zip(head["path"].to_pylist(), head["row"].to_pylist(), strict=True))
+
+
+def _record_nbytes(
+    source: Source, objects: pa.Table, schema: Schema, settings: PackSettings
+) -> int:
+    """Bytes of a sample in a shard, headers included; of a coded one, those of the first few."""
+    codings = codings_of(schema, settings)
+    stored = _stored_nbytes(source, objects, schema, settings) if codings else None
     if settings.container == "hdf5":
-        return schema.sample_nbytes + _JSON_NBYTES
-    return tar.record_nbytes(schema, _JSON_NBYTES)
+        return (stored or schema.sample_nbytes) + _JSON_NBYTES
+    return tar.record_nbytes(schema, _JSON_NBYTES, stored)
+
+
+def _stored_nbytes(
+    source: Source, objects: pa.Table, schema: Schema, settings: PackSettings
+) -> int:
+    codings, preparation = codings_of(schema, settings), preparation_of(schema, settings)
+    found = []
+    for path, row in _first_locations(objects):
+        try:
+            prepared = prepare(read_sample(source, path, row), schema, preparation)
+        except SampleError:
+            # Stamps of FITS files need the catalog, and the first few objects may be unusable.
+            continue
+        stored = encode_sample(prepared.arrays, codings, {})
+        found.append(sum(a.nbytes for a in stored.arrays))
+    if not found:
+        return schema.sample_nbytes
+    return int(_SIZE_MARGIN * sum(found)) // len(found)
+
+
+def preparation_of(schema: Schema, settings: PackSettings) -> Preparation:
+    """How objects are prepared."""
+    return Preparation(
+        inpaint=inpainted(schema, settings), max_nan_fraction=settings.max_nan_fraction
+    )
 
 
 def _make_folder(folder: Path) -> None:
@@ -247,9 +276,7 @@ def make_tasks(
     if not numbers:
         return
     candidates = state.open_candidates()
-    preparation = Preparation(
-        inpaint=inpainted(plan.schema, settings), max_nan_fraction=settings.max_nan_fraction
-    )
+    preparation, codings = preparation_of(plan.schema, settings), codings_of(plan.schema, settings)
     for number in numbers:
         part = plan.slices[number]
         rows = candidates.read_row_group(number)
@@ -265,6 +292,7 @@ def make_tasks(
             locations=list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True)),
             labels=label_rows(rows.select(list(plan.label_columns))),
             scalar_names=scalar_names(plan.schema, plan.label_columns),
+            codings=codings,
         )
 
 

@@ -1,6 +1,8 @@
-"""Worker processes on this node: started at once, fed with tasks, watched.
+"""Worker processes on this node, each a fresh interpreter on a pipe.
 
-Each is a fresh interpreter on a pipe. They start while the parent still lists the objects.
+They start while the parent still lists the objects. The executors of the standard library and of
+mpi4py start no faster, wait for running shards when a signal comes (8 s in place of 0.1 s), do not
+say what killed a process, and mpi4py's leaves one rank idle.
 """
 
 from __future__ import annotations
@@ -12,21 +14,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from msdata.core.files import TEMPORARY_SUFFIX
 from msdata.errors import MsdataError
 from msdata.pack.settings import PackSettings
-from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
-from msdata.pack.worker import NUM_COUNTERS, SharedCounters
+from msdata.pack.shard_task import ShardTask
 
-_TICK_S = 0.2
 # Time for a worker to remove its unfinished shard when the run fails.
 _GRACE_S = 5.0
 # Buffers of 0.6 MB come and go by the thousand. Unless it is told otherwise, glibc gives each back
@@ -47,28 +46,40 @@ _BOOTSTRAP = (
 )
 
 
-class Watcher(Protocol):
-    """Watches the workers."""
+@dataclass(eq=False)
+class Worker:
+    """A process that packs shards, as the driver sees it.
 
-    def tick(self) -> None:
-        """Called several times a second; may raise to stop the work."""
+    Attributes:
+        send: gives it a task; None ends the work.
+        is_idle: it waits for a task.
+        has_all: it was told that all tasks are given.
+        is_finished: it has delivered all results.
+        packed: samples and bytes that it has packed.
+        unfinished: shards that it was given and has not reported, by the task's number.
+    """
 
-    def reject(self, rejection: Rejection) -> None:
-        """Told of each unusable object; may raise to stop the work."""
-
-
-@dataclass
-class _Worker:
-    process: subprocess.Popen[bytes]
-    connection: Connection
+    send: Callable[[ShardTask | None], None]
     is_idle: bool = True
-    is_done: bool = False
-    # Shards that it was given and has not reported, by the task's number.
+    has_all: bool = False
+    is_finished: bool = False
+    packed: tuple[int, int] = (0, 0)
     unfinished: dict[int, Path] = field(default_factory=dict)
 
 
-class WorkerPool:
-    """A context manager that owns the worker processes.
+class Transport(Protocol):
+    """A way to reach workers."""
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        """The workers, started or not."""
+
+    def messages(self, wait_s: float) -> Iterator[tuple[Worker, Any]]:
+        """Yields what workers have sent, after at most `wait_s` seconds."""
+
+
+class Pipes:
+    """A context manager that owns the worker processes; implements `Transport`.
 
     Args:
         num_workers: processes to start.
@@ -80,120 +91,93 @@ class WorkerPool:
         self._settings = settings
         self._num_workers = num_workers
         self._lock_fd = lock_fd
-        self._workers: list[_Worker] = []
+        self._pipes: list[tuple[Worker, Connection, subprocess.Popen[bytes]]] = []
 
-    def __enter__(self) -> WorkerPool:
-        counters_fd = os.memfd_create("msdata-pack-counters")
+    @property
+    def workers(self) -> list[Worker]:
+        """The processes, as the driver sees them."""
+        return [worker for worker, _, _ in self._pipes]
+
+    def __enter__(self) -> Pipes:
         # A signal's mask is inherited: Ctrl-C reaches all processes of the terminal, but only the
         # parent is to act on it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            os.ftruncate(counters_fd, self._num_workers * NUM_COUNTERS * 8)
-            self.counters = SharedCounters(counters_fd, self._num_workers).values
-            for number in range(self._num_workers):
-                self._workers.append(self._start(number, counters_fd))
+            for _ in range(self._num_workers):
+                self._start()
         except OSError as error:
             self._stop_all()
             raise MsdataError(
                 f"cannot start {self._num_workers} worker processes of {sys.executable}: "
-                f"{error.strerror}; give a smaller --jobs, or check the permissions of that "
-                "file"
+                f"{error.strerror}; give a smaller --jobs, or check the permissions of that file"
             ) from error
         finally:
-            os.close(counters_fd)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self
 
-    def _start(self, number: int, counters_fd: int) -> _Worker:
+    def _start(self) -> None:
         fits = self._settings.fits
         ours, theirs = socket.socketpair()
         with theirs:
             command = [
                 *(sys.executable, "-P", "-c", _BOOTSTRAP, str(Path(__file__).parents[2])),
-                *(str(theirs.fileno()), str(counters_fd), str(number), str(self._num_workers)),
-                str(self._settings.source),
+                *(str(theirs.fileno()), str(self._settings.source)),
                 json.dumps(None if fits is None else fits.to_json()),
             ]
             process = subprocess.Popen(
                 command,
-                pass_fds=(theirs.fileno(), counters_fd, self._lock_fd),
+                pass_fds=(theirs.fileno(), self._lock_fd),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **_ENVIRONMENT},
             )
-        return _Worker(process=process, connection=Connection(ours.detach()))
+        connection = Connection(ours.detach())
 
-    def run(self, tasks: Iterator[ShardTask], watcher: Watcher) -> Iterator[ShardResult]:
-        """Hands out tasks in order and yields results as they come.
+        def send(task: ShardTask | None) -> None:
+            # If it died, `messages` finds its last words and how it ended.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(task)
 
-        Args:
-            tasks: drawn one by one as workers ask.
-            watcher: told of progress and rejected objects.
+        self._pipes.append((Worker(send=send), connection, process))
 
-        Yields:
-            One result per task.
+    def messages(self, wait_s: float) -> Iterator[tuple[Worker, Any]]:
+        """Yields what workers have sent, after at most `wait_s` seconds.
 
         Raises:
-            MsdataError: a worker failed, or died.
+            MsdataError: a worker died.
         """
-        pending = True
-        while not all(w.is_done for w in self._workers):
-            for worker in self._workers:
-                if worker.is_idle and not worker.is_done:
-                    task = next(tasks, None) if pending else None
-                    pending = task is not None
-                    if task is not None:
-                        worker.unfinished[task.number] = task.path
-                    _send(worker, task)
-                    worker.is_idle, worker.is_done = False, task is None
-            watcher.tick()
-            yield from self._collect(watcher)
-        while any(not w.connection.closed for w in self._workers):
-            watcher.tick()
-            yield from self._collect(watcher)
+        running = [pipe for pipe in self._pipes if not pipe[0].is_finished]
+        ready = wait([connection for _, connection, _ in running], wait_s)
+        for worker, connection, process in running:
+            if connection in ready:
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    raise _death(process.wait()) from None
+                yield worker, message
 
-    def _collect(self, watcher: Watcher) -> Iterator[ShardResult]:
-        by_connection = {w.connection: w for w in self._workers if not w.connection.closed}
-        for ready in wait(list(by_connection), _TICK_S):
-            worker = by_connection[ready]  # type: ignore[index]
-            message = _receive(worker)
-            if isinstance(message, Exception):
-                raise message
-            if isinstance(message, ShardResult):
-                worker.unfinished.pop(message.number, None)
-                yield message
-            elif isinstance(message, Rejection):
-                watcher.reject(message)
-            elif not worker.is_done:
-                worker.is_idle = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
-            for worker in self._workers:
-                worker.connection.close()
-                worker.process.wait()
+            for _, connection, process in self._pipes:
+                connection.close()
+                process.wait()
         else:
             self._stop_all()
 
     def _stop_all(self) -> None:
         """Asks the workers to remove unfinished shards; kills those that do not end."""
         try:
-            for worker in self._workers:
-                worker.process.terminate()
+            for _, _, process in self._pipes:
+                process.terminate()
             deadline = time.monotonic() + _GRACE_S
-            for worker in self._workers:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            for _, _, process in self._pipes:
+                process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             pass
         finally:
-            for worker in self._workers:
-                worker.process.kill()
-                worker.connection.close()
-                worker.process.wait()
+            for worker, connection, process in self._pipes:
+                process.kill()
+                connection.close()
+                process.wait()
                 for path in worker.unfinished.values():
                     _remove_parts(path)
 
@@ -206,25 +190,9 @@ def _remove_parts(shard: Path) -> None:
             part.unlink()
 
 
-def _send(worker: _Worker, task: ShardTask | None) -> None:
-    try:
-        worker.connection.send(task)
-    except (BrokenPipeError, ConnectionResetError):
-        # It died; `_receive` finds its last messages and how it ended.
-        return
-
-
-def _receive(worker: _Worker) -> Any:
-    try:
-        return worker.connection.recv()
-    except (EOFError, OSError):
-        pass
-    code = worker.process.wait()
-    worker.connection.close()
-    if worker.is_done and code == 0:
-        return None
+def _death(code: int) -> MsdataError:
     cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    raise MsdataError(
+    return MsdataError(
         f"a pack worker {cause} (out of memory, or killed by hand?); what is finished is kept: "
         "run the same command with --resume"
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from msdata.core.stretch import sky_and_noise
 from msdata.errors import SampleError, UsageError
 from msdata.schema import Array, Schema, Survey
+from msdata.sources.source import PackedSample
 
 # OpenCV's radius, in pixels, of the neighborhood of each filled pixel; upstream's value.
 INPAINT_RADIUS = 3
@@ -54,7 +55,8 @@ class Prepared:
 
     Attributes:
         arrays: C-contiguous little-endian arrays in the schema's order.
-        num_filled: per array, pixels filled in each band; empty if none was.
+        num_filled: per array, pixels filled in each band; empty if none was; their sum where an
+            earlier pack filled them.
         num_nan: per array, NaN pixels left in each band; empty if none is.
         missing_bands: names of bands without coverage, as "galex.FUV".
         scalars: the schema's numbers from the object's dict; None where it holds None.
@@ -84,9 +86,12 @@ def prepare(sample: Mapping[str, Any], schema: Schema, preparation: Preparation)
     """
     _refuse_strangers(sample, schema)
     arrays, filled, nans, missing = [], [], [], []
+    before = sample.num_filled if isinstance(sample, PackedSample) else {}
     for survey in schema.arrays:
         array = conform(sample, survey)
         num_filled: tuple[int, ...] = ()
+        if before.get(survey.name):
+            num_filled = (before[survey.name],)
         is_filled = survey.name in preparation.inpaint
         num_nan = count_nan(array, survey, is_stack=is_filled)
         if num_nan:

@@ -1,27 +1,38 @@
-"""Runs a pack on one node: makes or loads its plan, has the shards written, finishes it.
+"""Runs a pack: makes or loads its plan, has worker processes and MPI ranks write the shards.
 
-Worker processes write the shards; `ranks.py` does the same under MPI. The plan alone decides which
-shards there are, and every byte of them.
+The plan alone decides which shards there are, and every byte of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from msdata.core.options import num_jobs
 from msdata.core.progress import ProgressLine
 from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.errors import MsdataError
 from msdata.pack.finish import RejectLimit, finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock
 from msdata.pack.planning import make_plan, make_tasks, tasks_left
-from msdata.pack.pool import WorkerPool
+from msdata.pack.pool import Pipes, Transport
 from msdata.pack.settings import PackSettings
-from msdata.pack.shard_task import Rejection, ShardResult
+from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
 from msdata.pack.state import PackPlan, PackState
+from msdata.pack.worker import Packed
 from msdata.sources.detect import detect_source
+
+if TYPE_CHECKING:
+    from msdata.pack.ranks import Ranks
+
+# How long to wait for messages of processes; ranks are polled.
+_WAIT_S = 0.2
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,54 @@ class PackReport:
     notes: tuple[str, ...] = ()
 
 
+def pack_folder(
+    source: str | Path,
+    out: str | Path,
+    *,
+    catalog: str | Path | None = None,
+    jobs: int | None = None,
+    resume: bool = False,
+    max_rejected: int | None = None,
+    is_quiet: bool = True,
+    **settings: Any,
+) -> PackReport:
+    """Packs a folder of objects into a data set on this node, as `msdata pack` does.
+
+        msdata.pack("OBJECTS", "DATA", catalog="catalog.csv", container="hdf5")
+        data = msdata.open("DATA")
+
+    Args:
+        source: folder with the objects.
+        out: folder of the data set; new, empty, or to resume.
+        catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
+        jobs: worker processes; None means one per core.
+        resume: resume an unfinished pack; a finished one stays unchanged.
+        max_rejected: stop if more objects than this are unusable; None never stops.
+        is_quiet: show no progress line.
+        **settings: further fields of `msdata.pack.settings.PackSettings`, such as container,
+            shard_nbytes, split_fractions, split_column, seed, id_column, redshift_column,
+            unlabelled, redshift_range, inpaint, max_nan_fraction.
+
+    Returns:
+        What was done: `manifest`, `num_packed`, `num_rejected`, `notes`.
+
+    Raises:
+        UsageError: the settings do not fit the source, the catalog or the folder.
+        DataError: nothing is usable, or too many objects were rejected.
+        StorageError: the file system refused.
+        TypeError: a setting is unknown.
+    """
+    path = None if catalog is None else Path(catalog)
+    chosen = PackSettings(source=Path(source), out=Path(out), catalog=path, **settings)
+    return pack(
+        chosen,
+        jobs=num_jobs(jobs),
+        resume=resume,
+        max_rejected=max_rejected,
+        is_quiet=is_quiet,
+    )
+
+
 def pack(
     settings: PackSettings,
     *,
@@ -48,8 +107,9 @@ def pack(
     resume: bool = False,
     max_rejected: int | None = None,
     is_quiet: bool = True,
+    ranks: Ranks | None = None,
 ) -> PackReport:
-    """Packs a source into shards and an index, on one node.
+    """Packs a source into shards and an index.
 
     Args:
         settings: the settings of the pack.
@@ -57,6 +117,7 @@ def pack(
         resume: resume an unfinished pack; a finished one stays unchanged.
         max_rejected: stop if more objects than this are unusable; None never stops.
         is_quiet: show no progress line.
+        ranks: other MPI ranks that pack too, `serve_rank` on each; the caller stops them.
 
     Returns:
         The report of this run.
@@ -67,31 +128,34 @@ def pack(
         StorageError: the file system refused.
     """
     state = PackState(settings.out)
-    check_paths(state, settings, resume=resume)
+    detect_source(settings.source, settings.fits)
+    state.check_folder(resume=resume)
     if state.is_complete:
-        return finished_report(state, settings)
+        return _finished_report(state, settings)
     with folder_lock(state.lock_path) as lock_fd:
         # Another pack may have held the lock and finished the data set meanwhile.
         if state.is_complete:
-            return finished_report(state, settings)
-        with WorkerPool(jobs, settings, lock_fd) as pool:
+            return _finished_report(state, settings)
+        with Pipes(jobs, settings, lock_fd) as pipes:
             plan = make_plan(state, settings)
             limit = RejectLimit(num_rejected(state, plan), max_rejected, state.out)
             left = tasks_left(state, plan)
-            progress = _PoolProgress(pool, plan, left, limit, is_quiet=is_quiet)
+            if ranks is not None:
+                ranks.start(lock_fd)
+            driver = _Driver([pipes, *([] if ranks is None else [ranks])], plan, left, limit)
+            line = ProgressLine("pack", driver.num_left, is_quiet=is_quiet)
             try:
                 limit.check()
-                results = pool.run(make_tasks(state, plan, settings, left), progress)
-                _save_notes(state, results, limit)
+                _save_notes(state, driver.run(make_tasks(state, plan, settings, left), line), limit)
             except MsdataError:
                 write_rejected_so_far(state, plan, limit.unfinished)
                 raise
             finally:
-                progress.close()
+                line.close(*driver.progress())
         manifest, notes = finish_pack(state, plan, settings)
     return PackReport(
         manifest=manifest,
-        num_packed=int(pool.counters[:, 0].sum()),
+        num_packed=driver.num_packed,
         num_rejected=int(manifest.provenance["num_rejected"]),
         notes=(*plan.notes, *notes),
     )
@@ -119,17 +183,7 @@ def _save_notes(state: PackState, results: Iterator[ShardResult], limit: RejectL
             take_first()
 
 
-def check_paths(state: PackState, settings: PackSettings, *, resume: bool) -> None:
-    """Checks SRC and OUT before anything is written.
-
-    Raises:
-        UsageError: the source is missing, or OUT holds something else.
-    """
-    detect_source(settings.source, settings.fits)
-    state.check_folder(resume=resume)
-
-
-def finished_report(state: PackState, settings: PackSettings) -> PackReport:
+def _finished_report(state: PackState, settings: PackSettings) -> PackReport:
     """The report of a data set that is complete already.
 
     Raises:
@@ -142,35 +196,59 @@ def finished_report(state: PackState, settings: PackSettings) -> PackReport:
     return PackReport(manifest=manifest, num_packed=0, num_rejected=num_rejected)
 
 
-class _PoolProgress:
-    """The progress line of a worker pool, and its limit; implements `Watcher`."""
+class _Driver:
+    """Hands out the tasks of a pack to its workers."""
 
     def __init__(
         self,
-        pool: WorkerPool,
+        transports: Sequence[Transport],
         plan: PackPlan,
         left: Sequence[int],
         limit: RejectLimit,
-        *,
-        is_quiet: bool,
     ) -> None:
-        self._pool = pool
+        self._transports = transports
+        self._workers = [worker for transport in transports for worker in transport.workers]
+        self._wait_s = _WAIT_S if len(transports) == 1 else _POLL_S
         self._limit = limit
-        total = sum(plan.slices[n].stop - plan.slices[n].start for n in left)
-        self._line = ProgressLine("pack", total, is_quiet=is_quiet)
+        self.num_left = sum(plan.slices[n].stop - plan.slices[n].start for n in left)
+        self.num_packed = 0
 
-    def _state(self) -> tuple[int, int, str]:
-        packed, nbytes, rejected = (int(v) for v in self._pool.counters.sum(axis=0))
-        return packed + rejected, nbytes, f"{rejected:,} rejected" if rejected else ""
+    def run(self, tasks: Iterator[ShardTask], line: ProgressLine) -> Iterator[ShardResult]:
+        """Hands out tasks in order, as workers ask, and yields results as they come.
 
-    def tick(self) -> None:
-        """Shows the counters."""
-        self._line.update(*self._state())
+        Raises:
+            MsdataError: a worker failed, or died, or too many objects were rejected.
+        """
+        while not all(worker.is_finished for worker in self._workers):
+            for worker in self._workers:
+                if worker.is_idle and not worker.has_all:
+                    task = next(tasks, None)
+                    if task is not None:
+                        worker.unfinished[task.number] = task.path
+                    worker.is_idle, worker.has_all = False, task is None
+                    worker.send(task)
+            line.update(*self.progress())
+            yield from self._collect()
 
-    def reject(self, rejection: Rejection) -> None:
-        """Counts an unusable object."""
-        self._limit.reject(rejection)
+    def _collect(self) -> Iterator[ShardResult]:
+        for worker, message in itertools.chain.from_iterable(
+            transport.messages(self._wait_s) for transport in self._transports
+        ):
+            if isinstance(message, Exception):
+                raise message
+            if isinstance(message, Rejection):
+                self._limit.reject(message)
+            elif isinstance(message, Packed):
+                worker.packed = (message.num_samples, message.nbytes)
+                worker.is_idle = message.is_idle
+                worker.is_finished = message.is_idle and worker.has_all
+            elif isinstance(message, ShardResult):
+                del worker.unfinished[message.number]
+                self.num_packed += len(message.accepted)
+                yield message
 
-    def close(self) -> None:
-        """Ends the line."""
-        self._line.close(*self._state())
+    def progress(self) -> tuple[int, int, str]:
+        """Objects and bytes done, and a remark on rejected ones."""
+        num_samples, nbytes = (sum(n) for n in zip(*(w.packed for w in self._workers), strict=True))
+        rejected = self._limit.num_new
+        return num_samples + rejected, nbytes, f"{rejected:,} rejected" if rejected else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE, Limits
+from msdata.dataset.coding import COMPRESSORS
 from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
 from msdata.sources.fits_options import FitsOptions
@@ -36,6 +37,8 @@ MAX_SHARD_NBYTES = 1 << 30
 # but of five shards one of them would pack three.
 _MIN_SHARDS = 24
 _MIN_SHARD_NBYTES = 1 << 25
+# The codec takes no finer steps.
+_MAX_QUANTIZE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,9 @@ class PackSettings:
         max_nan_fraction: an object is rejected when more of a band is NaN.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
         fits: how to read FITS files; None for pickled objects and blocks.
+        quantize: noise of a band in steps of its codes, by array; "*" stands for every other
+            float32 array, None for an array that is not quantized.
+        compress: "none", "lz4" or "zstd", for every array.
     """
 
     source: Path
@@ -81,6 +87,8 @@ class PackSettings:
     max_nan_fraction: float = 0.01
     pixel_scales_arcsec: Mapping[str, float] | None = None
     fits: FitsOptions | None = None
+    quantize: Mapping[str, float | None] | None = None
+    compress: str = "none"
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
@@ -95,6 +103,15 @@ class PackSettings:
             raise UsageError(f"--max-nan-fraction must be 0 to 1, got {self.max_nan_fraction}")
         _check_limits("--redshift-range", self.redshift_range, above=-1.0)
         _check_limits("--ebv-range", self.ebv_range, above=-math.inf)
+        if self.compress not in COMPRESSORS:
+            raise UsageError(
+                f"--compress must be one of {', '.join(COMPRESSORS)}, got {self.compress!r}"
+            )
+        for name, q in (self.quantize or {}).items():
+            if q is not None and not 0.01 <= q <= _MAX_QUANTIZE:
+                raise UsageError(
+                    f"--quantize must be from 0.01 to {_MAX_QUANTIZE}, got {name}={q:g}"
+                )
         for name, scale in (self.pixel_scales_arcsec or {}).items():
             if not 0 < scale < math.inf:
                 raise UsageError(f"--pixel-scale must be arcsec above 0, got {name}={scale:g}")
@@ -138,7 +155,7 @@ class PackSettings:
         Raises:
             UsageError: they differ; the message names the option.
         """
-        started_with = _flat(before)
+        started_with = {"quantize": {}, "compress": "none", **_flat(before)}
         for name, value in _flat(self.to_json()).items():
             if name in started_with and value != started_with[name]:
                 option = OPTIONS.get(name, "--" + name.replace("_", "-"))
@@ -164,6 +181,8 @@ class PackSettings:
             "ebv_range": list(self.ebv_range),
             "inpaint": None if self.inpaint is None else list(self.inpaint),
             "max_nan_fraction": self.max_nan_fraction,
+            "quantize": dict(self.quantize or {}),
+            "compress": self.compress,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
             **({} if self.fits is None else {"fits": self.fits.to_json()}),
         }
@@ -191,5 +210,5 @@ def _as_option(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(str(v) for v in value) or "none"
     if isinstance(value, dict):
-        return " ".join(f"{k}={v}" for k, v in value.items()) or "(none)"
+        return " ".join(str(v) if k == "*" else f"{k}={v}" for k, v in value.items()) or "(none)"
     return str(value)

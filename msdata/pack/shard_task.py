@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.coding import ArrayCoding, wider
 from msdata.dataset.hdf5 import Hdf5ShardWriter
+from msdata.dataset.hdf5_coded import CodedHdf5Writer
 from msdata.dataset.shard import Record, ShardSummary, ShardWriter
 from msdata.dataset.tar import TarShardWriter
 from msdata.errors import SampleError
+from msdata.pack.encode import encode_sample
 from msdata.pack.prepare import Preparation, prepare
 from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
-from msdata.schema import Schema
-from msdata.sources.source import Source
+from msdata.schema import Sample, Schema
+from msdata.sources.source import PackedSample, Source
 
 # A reader hands over several small objects at a time, because handing over takes 10 µs.
 _RUN_NBYTES = 1 << 19
@@ -45,6 +49,8 @@ class ShardTask:
         locations: (path, row) of each object, for `Source.read`.
         labels: catalog columns of each object.
         scalar_names: names in the JSON member of the numbers in the objects' dicts.
+        codings: how the arrays are stored; empty for a data set that is not coded.
+        steps: float32 (objects, bands) by array, known from a first pack; None measures them.
     """
 
     number: int
@@ -57,6 +63,8 @@ class ShardTask:
     locations: Sequence[tuple[str, int]]
     labels: Sequence[Mapping[str, Any]]
     scalar_names: Mapping[str, str]
+    codings: tuple[ArrayCoding, ...] = ()
+    steps: Mapping[str, NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,36 +205,76 @@ def pack_shard(task: ShardTask, source: Source, progress: Progress) -> PackedSha
     Raises:
         StorageError: the file system refused.
     """
-    packed = PackedShard(task=task, writer=_open_writer(task))
-    sample_nbytes = task.schema.sample_nbytes
-    outcomes = read_in_order(
-        len(task.sample_ids), _reader(task, source), run_length=_run_length(task)
-    )
-    try:
-        for position, outcome in outcomes:
-            try:
-                if isinstance(outcome, SampleError):
-                    raise outcome
-                packed.writer.append(outcome.record)
-            except SampleError as error:
-                reason = str(error)
-                packed.rejected.append((position, reason))
-                progress.reject(Rejection(number=task.number, position=position, reason=reason))
-                continue
-            packed.rows.append((position, outcome.columns))
-            progress.accept(sample_nbytes)
-    except BaseException:
+    codes: tuple[str, ...] | None = None
+    num_told = 0
+    while True:
+        packed = PackedShard(task=task, writer=_open_writer(task))
+        try:
+            codes = _fill(packed, source, progress, codes, num_told)
+        except BaseException:
+            packed.writer.abort()
+            raise
+        if codes is None:
+            return packed
+        # A dataset of HDF5 has one dtype, and a later sample needs a wider one than the first.
         packed.writer.abort()
-        raise
-    return packed
+        num_told = len(packed.rows) + len(packed.rejected)
+
+
+def _fill(
+    packed: PackedShard,
+    source: Source,
+    progress: Progress,
+    codes: tuple[str, ...] | None,
+    num_told: int,
+) -> tuple[str, ...] | None:
+    """Writes the samples of a shard.
+
+    Args:
+        packed: the shard.
+        source: the source that holds the objects.
+        progress: told of each object from number `num_told`.
+        codes: dtypes to store the arrays as; None for those of each sample.
+        num_told: objects that an earlier try told of.
+
+    Returns:
+        None if the shard is whole, else the dtypes that it needs.
+    """
+    task, sample_nbytes = packed.task, packed.task.schema.sample_nbytes
+    is_uniform = task.container == "hdf5" and bool(task.codings)
+    outcomes = read_in_order(
+        len(task.sample_ids), _reader(task, source, codes), run_length=_run_length(task)
+    )
+    for position, outcome in outcomes:
+        try:
+            if isinstance(outcome, SampleError):
+                raise outcome
+            if is_uniform:
+                codes = codes or outcome.record.codes
+                if outcome.record.codes != codes:
+                    return tuple(map(wider, codes, outcome.record.codes))
+            packed.writer.append(outcome.record)
+        except SampleError as error:
+            reason = str(error)
+            packed.rejected.append((position, reason))
+            if position >= num_told:
+                progress.reject(Rejection(number=task.number, position=position, reason=reason))
+            continue
+        packed.rows.append((position, outcome.columns))
+        if position >= num_told:
+            progress.accept(sample_nbytes)
+    return None
 
 
 def _open_writer(task: ShardTask) -> ShardWriter:
     if task.container == "tar":
-        return TarShardWriter(task.path, task.schema)
-    return Hdf5ShardWriter(
-        task.path, task.schema, max_samples=len(task.sample_ids), chunked=task.chunked
-    )
+        return TarShardWriter(task.path, task.schema, task.codings)
+    count = len(task.sample_ids)
+    if task.codings:
+        return CodedHdf5Writer(
+            task.path, task.schema, task.codings, max_samples=count, chunked=task.chunked
+        )
+    return Hdf5ShardWriter(task.path, task.schema, max_samples=count, chunked=task.chunked)
 
 
 def _run_length(task: ShardTask) -> int:
@@ -235,7 +283,9 @@ def _run_length(task: ShardTask) -> int:
     return max(1, min(_RUN_NBYTES // task.schema.sample_nbytes, share, _MAX_RUN))
 
 
-def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
+def _reader(
+    task: ShardTask, source: Source, codes: tuple[str, ...] | None
+) -> Callable[[int], _Ready]:
     """Returns the function that reads and prepares the object at a position of the task."""
     schema, names = task.schema, task.schema.names
     # Nearly all objects have no NaN, so they share these values.
@@ -244,8 +294,12 @@ def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
     def read(position: int) -> _Ready:
         path, row = task.locations[position]
         labels, sample_id = task.labels[position], task.sample_ids[position]
-        prepared = prepare(read_sample(source, path, row, labels), schema, task.preparation)
-        crc = crc32c_of_parts(prepared.arrays)
+        sample = read_sample(source, path, row, labels)
+        prepared = prepare(sample, schema, task.preparation)
+        stored = encode_sample(
+            prepared.arrays, task.codings, _steps_at(task, sample, position), codes
+        )
+        crc = crc32c_of_parts(stored.arrays)
         metadata = {
             "sample_id": sample_id,
             **labels,
@@ -254,6 +308,7 @@ def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
             "num_filled": _by_array(names, prepared.num_filled),
             "num_nan": _by_array(names, prepared.num_nan),
             "crc32c": crc,
+            **stored.metadata,
         }
         columns = {
             "crc32c": crc,
@@ -262,11 +317,29 @@ def _reader(task: ShardTask, source: Source) -> Callable[[int], _Ready]:
             **_sums("filled", names, prepared.num_filled),
             **_sums("nan", names, prepared.num_nan),
             **{f"scalar_{name}": v for name, v in prepared.scalars.items()},
+            **stored.columns,
         }
-        record = Record(sample_id=sample_id, arrays=prepared.arrays, crc32c=crc, metadata=metadata)
+        record = Record(
+            sample_id=sample_id,
+            arrays=stored.arrays,
+            crc32c=crc,
+            metadata=metadata,
+            codes=stored.codes,
+        )
         return _Ready(record=record, columns=columns)
 
     return read
+
+
+def _steps_at(task: ShardTask, sample: Sample, position: int) -> Mapping[str, NDArray[np.float32]]:
+    """Steps that are known before the pixels are measured, by array."""
+    if task.steps is not None:
+        return {name: steps[position] for name, steps in task.steps.items()}
+    if not isinstance(sample, PackedSample):
+        return {}
+    found = ((c, sample.steps.get(c.name)) for c in task.codings)
+    # The same quantization gives the same codes; another one measures the noise again.
+    return {c.name: said[1] for c, said in found if said and said[0] == c.quantize}
 
 
 def _json_number(value: float | None) -> float | None:

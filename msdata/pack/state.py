@@ -20,7 +20,7 @@ from msdata.core.checked_json import Count, Unsigned32, read_json
 from msdata.core.checked_table import check_table, file_metadata, open_table, reading
 from msdata.core.checksum import crc32c
 from msdata.core.files import remove_leftovers, storage_error, whole_file, write_whole
-from msdata.core.trusted_names import check_below, check_regular, check_shard_names
+from msdata.core.trusted_names import check_below, check_shard_names
 from msdata.dataset.index import file_sha256, write_table
 from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.dataset.manifest import SettingsFields, fingerprint_of
@@ -206,7 +206,6 @@ class PackState:
             DataError: it is damaged.
             StorageError: the file system refused.
         """
-        check_regular(self._plan_json, self._plan_table, self._rejected)
         cure = f"it cannot be resumed: remove {self.out} and pack again"
         try:
             found = read_json(self._plan_json, cure=cure, has_paths=True)

@@ -1,77 +1,110 @@
-"""A worker process of `msdata pack`: takes shard tasks from a pipe, gives results back.
+"""A worker of `msdata pack`, a process on a pipe or an MPI rank: takes tasks, gives results back.
 
-Started by `pool.py` as a fresh interpreter: a fork of a process that has threads or MPI may hang.
+Processes are started by `pool.py` as fresh interpreters: a fork of a process that has threads or
+MPI may hang.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import mmap
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from msdata.errors import MsdataError
 from msdata.pack.shard_task import Rejection, ShardTask, run_tasks
 from msdata.sources.detect import detect_source
 from msdata.sources.fits_options import FitsOptions
+from msdata.sources.source import Source
 
-# Counters of a worker in the shared file: samples, bytes, rejected.
-NUM_COUNTERS = 3
+# How often a worker reports how far it is.
+_REPORT_S = 0.2
 # How long after a finalizer swallowed the end it is asked for again.
 _END_AGAIN_S = 0.01
 
 
-class SharedCounters:
-    """Counters in shared memory: one row a worker, written by that worker alone.
+@dataclass(frozen=True)
+class Packed:
+    """How far a worker is.
 
-    Args:
-        fd: file of at least `num_workers * NUM_COUNTERS * 8` bytes.
-        num_workers: rows.
+    Attributes:
+        num_samples: samples that it has packed.
+        nbytes: bytes of those samples.
+        is_idle: it has packed its task, and waits for the next one.
     """
 
-    def __init__(self, fd: int, num_workers: int) -> None:
-        self._map = mmap.mmap(fd, num_workers * NUM_COUNTERS * 8)
-        self.values = np.frombuffer(self._map, np.int64).reshape(num_workers, NUM_COUNTERS)
+    num_samples: int
+    nbytes: int
+    is_idle: bool
 
 
-class _WorkerProgress:
-    """Counts objects, and ends the process when its parent has ended."""
+class _Progress:
+    """Counts objects, and has it checked whether to stop."""
 
-    def __init__(self, counters: Any, send: Callable[[Any], None]) -> None:
-        self._counters = counters
+    def __init__(self, send: Callable[[Any], None], check: Callable[[], None]) -> None:
         self._send = send
-        self._parent = os.getppid()
+        self._check = check
+        self._num_samples = self._nbytes = 0
+        self._reported_s = time.monotonic()
 
     def accept(self, nbytes: int) -> None:
         """Counts one sample of `nbytes` bytes."""
-        self._check_parent()
-        self._counters[0] += 1
-        self._counters[1] += nbytes
+        self._check()
+        self._num_samples += 1
+        self._nbytes += nbytes
+        if time.monotonic() - self._reported_s > _REPORT_S:
+            self.report(is_idle=False)
 
     def reject(self, rejection: Rejection) -> None:
-        """Counts an unusable object and tells the parent why it is."""
-        self._check_parent()
-        self._counters[2] += 1
+        """Reports an unusable object."""
+        self._check()
         self._send(rejection)
 
-    def _check_parent(self) -> None:
-        if os.getppid() != self._parent:
-            # An orphan has no parent to note what it finishes.
-            raise SystemExit(1)
+    def report(self, *, is_idle: bool) -> None:
+        self._reported_s = time.monotonic()
+        self._send(Packed(self._num_samples, self._nbytes, is_idle))
+
+
+def serve(
+    source: Source,
+    receive: Callable[[], ShardTask | None],
+    send: Callable[[Any], None],
+    check: Callable[[], None],
+) -> None:
+    """Packs tasks until None is received.
+
+    Args:
+        source: the source that holds the objects.
+        receive: waits for the next task; None ends the work.
+        send: takes results, rejections and `Packed`, from any thread.
+        check: called for each object; may raise to stop the work.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    progress = _Progress(send, check)
+
+    def tasks() -> Iterator[ShardTask]:
+        while (task := receive()) is not None:
+            yield task
+            # Asks for the next task while this one is flushed.
+            progress.report(is_idle=True)
+
+    run_tasks(tasks(), source, progress, deliver=send)
+    progress.report(is_idle=True)
 
 
 def main() -> None:
-    """Serves tasks until the pipe closes; `WorkerPool` makes the arguments."""
+    """Serves tasks until the pipe closes; `Pipes` makes the arguments."""
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGALRM, _end)
     # The command's stdout may be read by a program: what a library prints here is not part of it.
@@ -82,11 +115,11 @@ def main() -> None:
     gc.disable()
     exit_code = 1
     try:
-        _serve()
+        _serve_pipe()
         exit_code = 0
     except SystemExit as error:
         exit_code = int(error.code or 0)
-    except (BrokenPipeError, ConnectionResetError):
+    except (BrokenPipeError, ConnectionResetError, EOFError):
         # The parent has ended.
         exit_code = 1
     finally:
@@ -95,28 +128,25 @@ def main() -> None:
         os._exit(exit_code)
 
 
-def _serve() -> None:
-    pipe_fd, counters_fd, number, num_workers = (int(a) for a in sys.argv[1:5])
-    connection = Connection(pipe_fd)
-    counters = SharedCounters(counters_fd, num_workers)
-    said = json.loads(sys.argv[6])
-    fits = None if said is None else FitsOptions.from_json(said)
+def _serve_pipe() -> None:
+    connection = Connection(int(sys.argv[1]))
+    said = json.loads(sys.argv[3])
+    parent = os.getppid()
     lock = threading.Lock()
 
     def send(message: Any) -> None:
         with lock:
             connection.send(message)
 
-    def tasks() -> Iterator[ShardTask]:
-        while (task := _receive(connection)) is not None:
-            yield task
-            # Asks for the next task while this one is flushed.
-            send(None)
+    def check() -> None:
+        if os.getppid() != parent:
+            # An orphan has no parent to note what it finishes.
+            raise SystemExit(1)
 
     try:
-        source = detect_source(Path(sys.argv[5]), fits)
-        run_tasks(tasks(), source, _WorkerProgress(counters.values[number], send), deliver=send)
-    except (BrokenPipeError, ConnectionResetError):
+        fits = None if said is None else FitsOptions.from_json(said)
+        serve(detect_source(Path(sys.argv[2]), fits), connection.recv, send, check)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
         raise
     except Exception as error:  # handed to the parent, which raises it
         if not isinstance(error, MsdataError):
@@ -137,11 +167,3 @@ def _end_again(unraisable: Any) -> None:
         signal.setitimer(signal.ITIMER_REAL, _END_AGAIN_S)
     else:
         sys.__unraisablehook__(unraisable)
-
-
-def _receive(connection: Connection) -> ShardTask | None:
-    try:
-        task: ShardTask | None = connection.recv()
-    except (EOFError, ConnectionResetError):
-        sys.exit(1)
-    return task

@@ -97,8 +97,8 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
     received[received < _ROUNDING] = 0.0
     tiers = [own * (1 - on_ssd), own * on_ssd, received, np.full(num_nodes, missed)]
     tier_samples = np.stack(tiers, axis=1) * reads
-    storage_bytes = tier_samples[:, 3] * job.sample_bytes
-    ssd_bytes = ssd * reads * num_nodes * job.sample_bytes
+    storage_bytes = tier_samples[:, 3] * job.mean_bytes
+    ssd_bytes = ssd * reads * num_nodes * job.mean_bytes
     if epoch == 0:
         storage_bytes = storage_bytes + owned * int(job.cached_bytes.sum())
         tier_samples[:, 3] += tier_samples[:, 0] + tier_samples[:, 1]
@@ -109,8 +109,9 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
         tier_samples=tier_samples,
         ssd_bytes=ssd_bytes,
         storage_bytes=storage_bytes,
-        sample_bytes=job.sample_bytes,
+        tier_bytes=tier_samples * job.mean_bytes,
         is_exact=False,
+        decoded_bytes=job.decoded_bytes,
     )
 
 

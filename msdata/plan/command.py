@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from msdata.core.options import add_former
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.dataset.dataset import open_dataset as open_packed
 from msdata.errors import UsageError
@@ -27,86 +26,20 @@ from msdata.plan.order import (
     POLICIES,
 )
 from msdata.plan.ownership import Nodes
+from msdata.plan.plan_data import DatasetLike, PlanData, add_data_arguments, plan_data
 from msdata.plan.rendering import draw_by_nodes, render_report
 from msdata.plan.report import build_report
 from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
 from msdata.plan.weights import add_arguments as add_weights
-from msdata.plan.weights import plan_weights
 from msdata.topology import Topology
 
 _GIB = 1 << 30
 _MOST_NODES = 1 << 20
-# 600 MB: the README's advice for a shard, about a thousand cutouts.
-_SHARD_BYTES = 600_000_000
-
-
-class SplitLike(Protocol):
-    """The part of a split that a plan needs; a `Dataset`'s split has it."""
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): samples of each shard, in index order."""
-
-    @property
-    def shard_bytes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): what each shard occupies in a cache."""
-
-    @property
-    def sample_nbytes(self) -> int:
-        """Bytes per sample."""
-
-    @property
-    def redshift(self) -> NDArray[np.float64] | None:
-        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """float64 (num_samples,): a column of the index, NaN where unknown."""
-
-
-class DatasetLike(Protocol):
-    """A data set that has splits."""
-
-    def split(self, name: str) -> SplitLike:
-        """The split of that name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanData:
-    """The data of a plan: a split of a data set, or an assumed one.
-
-    Attributes:
-        name: title in the report.
-        shard_sizes: int64 (num_shards,), samples.
-        shard_bytes: int64 (num_shards,), bytes in a cache.
-        sample_bytes: bytes per sample.
-        redshift: float64 (num_samples,), or None.
-        weights: float64 (num_samples,), with which samples are drawn; None takes each once.
-    """
-
-    name: str
-    shard_sizes: NDArray[np.int64]
-    shard_bytes: NDArray[np.int64]
-    sample_bytes: int
-    redshift: NDArray[np.float64] | None = None
-    weights: NDArray[np.float64] | None = None
-
-    def __post_init__(self) -> None:
-        if not len(self.shard_sizes) or int(self.shard_sizes.sum()) < 1:
-            raise UsageError(f"cannot plan {self.name}: it has no samples")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `msdata plan`."""
-    parser.add_argument("data", nargs="?", help="data set; omit it with --assume-samples")
-    parser.add_argument("--split", default="train", help="split to plan (default: %(default)s)")
-    parser.add_argument("--assume-samples", type=int, help="plan for this many samples")
-    parser.add_argument("--assume-bytes", type=int, help="bytes per assumed sample")
-    parser.add_argument(
-        "--assume-shard-bytes",
-        type=int,
-        default=_SHARD_BYTES,
-        help="bytes per assumed shard (default: %(default)s)",
-    )
+    add_data_arguments(parser)
     parser.add_argument(
         "--nodes", type=int, help="number of nodes (default: as many as listed capacities, or 1)"
     )
@@ -122,18 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"GiB of the {tier} tier per node, or a list, one per node; 6x400,2x200 is six "
             "nodes of 400 and two of 200 (default: %(default)s)",
         )
-    parser.add_argument(
-        "--policy",
-        choices=POLICIES,
-        default=DEFAULT_POLICY,
-        help="default: %(default)s, as in the Loader; slurm/train_ddp.sh with a cache on several "
-        "nodes takes locality",
-    )
-    parser.add_argument(
-        "--last", choices=LAST, default=DEFAULT_LAST, help="default: %(default)s, as in the Loader"
-    )
-    parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
-    add_weights(parser)
+    _add_order(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument(
@@ -157,6 +79,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULT_POLICY,
+        help="default: %(default)s, as in the Loader; slurm/train_ddp.sh with a cache on several "
+        "nodes takes locality",
+    )
+    parser.add_argument(
+        "--remainder",
+        choices=LAST,
+        default=DEFAULT_LAST,
+        help="what happens to an incomplete last batch (default: %(default)s, as in the Loader)",
+    )
+    add_former(parser, "--last", "remainder", LAST)
+    parser.add_argument("--buffer-samples", type=int, default=DEFAULT_BUFFER_SAMPLES)
+    add_weights(parser)
+
+
 def _add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine", type=Path, help="machine.json of 'msdata probe'")
     for name, meaning in (
@@ -172,6 +113,13 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-per-s", type=float, help="samples per second that a GPU trains on"
     )
+    parser.add_argument(
+        "--decode-gib-per-s",
+        type=float,
+        metavar="GIB/S",
+        help="what one core decodes coded records to",
+    )
+    parser.add_argument("--cores", type=float, metavar="N", help="cores per node that decode")
 
 
 def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = open_packed) -> int:
@@ -189,7 +137,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     """
     if args.figure is not None:
         check_output(args.figure, PNG_MARK)
-    data = _assumed(args) if args.assume_samples is not None else _opened(args, open_dataset)
+    data = plan_data(args, open_dataset)
     if args.epochs < 1:
         raise UsageError(f"--epochs must be at least 1, got {args.epochs}")
     job = _job(args, data)
@@ -204,7 +152,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         redshift=data.redshift,
         by_nodes=numbers,
     )
-    report["data"]["name"] = data.name
+    report["data"] |= {"name": data.name, "recoded": data.recoded}
     report["job"]["weights_of"] = args.weights
     if args.figure is not None:
         shown = sorted(set(numbers)) or _numbers_of_nodes(job.nodes.num_nodes)
@@ -214,49 +162,18 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
     return 0
 
 
-def _assumed(args: argparse.Namespace) -> PlanData:
-    if args.assume_bytes is None or args.assume_bytes < 1 or args.assume_samples < 1:
-        raise UsageError("--assume-samples and --assume-bytes must both be given and at least 1")
-    per_shard = max(1, args.assume_shard_bytes // args.assume_bytes)
-    num_shards = -(-args.assume_samples // per_shard)
-    sizes = np.full(num_shards, per_shard, dtype=np.int64)
-    sizes[-1] = args.assume_samples - per_shard * (num_shards - 1)
-    return PlanData(
-        name="assumed data",
-        shard_sizes=sizes,
-        shard_bytes=sizes * args.assume_bytes,
-        sample_bytes=args.assume_bytes,
-        weights=plan_weights(args, None, args.assume_samples),
-    )
-
-
-def _opened(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike]) -> PlanData:
-    if args.data is None:
-        raise UsageError("name a data set, or assume one by --assume-samples and --assume-bytes")
-    split = open_dataset(Path(args.data)).split(args.split)
-    sizes = np.asarray(split.shard_sizes, dtype=np.int64)
-    return PlanData(
-        name=f"{args.data}, split {args.split}",
-        shard_sizes=sizes,
-        shard_bytes=np.asarray(split.shard_bytes, dtype=np.int64),
-        sample_bytes=split.sample_nbytes,
-        redshift=split.redshift,
-        weights=plan_weights(args, split, int(sizes.sum())),
-    )
-
-
 def _job(args: argparse.Namespace, data: PlanData) -> Job:
     nodes = _nodes(args)
     return Job(
         topology=Topology(num_nodes=nodes.num_nodes, ranks_per_node=args.ranks_per_node),
         nodes=nodes,
         shard_sizes=data.shard_sizes,
-        shard_bytes=data.shard_bytes,
         sample_bytes=data.sample_bytes,
+        decoded_bytes=data.decoded_bytes,
         batch_per_rank=args.batch_per_rank,
         policy=args.policy,
         seed=args.seed,
-        last=args.last,
+        last=args.remainder,
         buffer_samples=args.buffer_samples,
         weights=data.weights,
     )
@@ -268,9 +185,9 @@ def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
         if not has_steps(on_nodes(job, num_nodes)):
             num_ranks = num_nodes * job.topology.ranks_per_node
             raise UsageError(
-                f"--last drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
+                f"--remainder drop leaves 0 steps per epoch on {num_nodes:,} nodes: "
                 f"{job.num_samples:,} samples do not fill a global batch of {num_ranks:,} ranks x "
-                f"{job.batch_per_rank}; give a smaller --batch-per-rank, or --last short"
+                f"{job.batch_per_rank}; give a smaller --batch-per-rank, or --remainder short"
             )
 
 

@@ -7,6 +7,7 @@ this one answers for a given job, sample by sample, and must agree with the load
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,56 +37,78 @@ class Job:
         topology: nodes and ranks; its own rank does not matter.
         nodes: capacities of the nodes.
         shard_sizes: int64 (num_shards,), samples of each shard of the split, in index order.
-        sample_bytes: bytes per sample, as read and sent.
+        sample_bytes: bytes of a record, as cached, read and sent: one number, or int64
+            (num_samples,), which becomes one number where all are equal.
         batch_per_rank: samples per rank and step.
         policy: one of `msdata.plan.order.POLICIES`.
         seed: seed of the epochs' orders.
         last: one of `msdata.plan.order.LAST`.
         buffer_samples: shuffle buffer of policy `block`.
-        shard_bytes: int64 (num_shards,), what each shard occupies in a cache; None means that of
-            its samples' records.
         weights: float64 (num_samples,), with which samples are drawn; None takes each once.
+        decoded_bytes: bytes that a record decodes to; 0 for data that are not coded.
     """
 
     topology: Topology
     nodes: Nodes
     shard_sizes: NDArray[np.int64]
-    sample_bytes: int
+    sample_bytes: int | NDArray[np.int64]
     batch_per_rank: int
     policy: str = DEFAULT_POLICY
     seed: int = 0
     last: str = DEFAULT_LAST
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
-    shard_bytes: NDArray[np.int64] | None = None
     weights: NDArray[np.float64] | None = None
+    decoded_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.shard_bytes is not None and self.shard_bytes.shape != self.shard_sizes.shape:
-            raise UsageError(
-                f"{len(self.shard_bytes)} shards have bytes, {len(self.shard_sizes)} have samples"
-            )
+        object.__setattr__(self, "sample_bytes", self._checked_bytes())
         if self.nodes.num_nodes != self.topology.num_nodes:
             raise UsageError(
                 f"{self.nodes.num_nodes} nodes have capacities, the job runs on "
                 f"{self.topology.num_nodes}"
             )
-        if self.sample_bytes < 1 or self.batch_per_rank < 1:
+        smallest = int(np.min(self.sample_bytes))
+        if smallest < 1 or self.batch_per_rank < 1:
             raise UsageError(
-                f"sample_bytes and batch_per_rank must be at least 1, got {self.sample_bytes} and "
+                f"sample_bytes and batch_per_rank must be at least 1, got {smallest} and "
                 f"{self.batch_per_rank}"
             )
+
+    def _checked_bytes(self) -> int | NDArray[np.int64]:
+        nbytes = self.sample_bytes
+        if isinstance(nbytes, int):
+            return nbytes
+        if nbytes.shape != (self.num_samples,):
+            raise UsageError(
+                f"sample_bytes must have one entry per sample ({self.num_samples}), got shape "
+                f"{nbytes.shape}"
+            )
+        first = int(nbytes[0]) if len(nbytes) else 1
+        is_same = nbytes.strides == (0,) or not len(nbytes) or bool((nbytes == first).all())
+        return first if is_same else nbytes
 
     @property
     def num_samples(self) -> int:
         """Samples of the split."""
         return int(self.shard_sizes.sum())
 
-    @property
+    @cached_property
     def cached_bytes(self) -> NDArray[np.int64]:
         """int64 (num_shards,): what each shard occupies in a cache."""
-        if self.shard_bytes is not None:
-            return self.shard_bytes
-        return self.shard_sizes * self.sample_bytes
+        if isinstance(self.sample_bytes, int):
+            return self.shard_sizes * self.sample_bytes
+        before = np.append(0, np.cumsum(self.sample_bytes))
+        nbytes: NDArray[np.int64] = np.diff(before[np.append(0, np.cumsum(self.shard_sizes))])
+        return nbytes
+
+    @cached_property
+    def mean_bytes(self) -> float:
+        """Mean bytes of the records that an epoch reads."""
+        return float(np.average(self.sample_bytes, weights=self._weights_of_bytes))
+
+    @property
+    def _weights_of_bytes(self) -> NDArray[np.float64] | None:
+        return None if isinstance(self.sample_bytes, int) else self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +121,18 @@ class EpochForecast:
             replayed, float64 where expected.
         ssd_bytes: (num_nodes,), read from each node's SSD, for itself or for peers.
         storage_bytes: (num_nodes,), read from storage by each node, filling of its cache included.
-        sample_bytes: bytes per sample.
+        tier_bytes: (num_nodes, 4), `tier_samples` in bytes.
         is_exact: True if replayed, False if expected.
+        decoded_bytes: bytes that each sample decodes to; 0 for data that are not coded.
     """
 
     epoch: int
     tier_samples: NDArray[np.int64] | NDArray[np.float64]
     ssd_bytes: NDArray[np.int64] | NDArray[np.float64]
     storage_bytes: NDArray[np.int64] | NDArray[np.float64]
-    sample_bytes: int
+    tier_bytes: NDArray[np.int64] | NDArray[np.float64]
     is_exact: bool
+    decoded_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.tier_samples.shape != (len(self.storage_bytes), len(TIERS)):
@@ -130,11 +155,6 @@ class EpochForecast:
         local, ssd, peer, storage = self.tier_samples[node].tolist()
         total = local + ssd + peer + storage
         return (local + ssd + has_peers * peer) / total if total else None
-
-    @property
-    def tier_bytes(self) -> NDArray[np.float64]:
-        """float64 (num_nodes, 4): `tier_samples` in bytes."""
-        return self.tier_samples.astype(np.float64) * self.sample_bytes
 
 
 def own_job(job: Job) -> Ownership:
@@ -219,25 +239,29 @@ def count_epoch(
     Returns:
         Counts of all reads, padding included.
     """
-    counts = count_tiers(assignment.samples, job, ownership)
-    ssd_samples = _ssd_reads(assignment.samples, job, ownership)
-    storage_bytes = counts[:, 3] * job.sample_bytes
+    counts, nbytes = count_tiers(assignment.samples, job, ownership)
+    ssd_bytes = _ssd_reads(assignment.samples, job, ownership)
+    storage_bytes = nbytes[:, 3].copy()
     if epoch == 0:
-        storage_bytes = storage_bytes + ownership.held(job.cached_bytes)
-        counts[:, 3] += counts[:, 0] + counts[:, 1]
-        counts[:, :2] = 0
-        ssd_samples[:] = 0
+        storage_bytes += ownership.held(job.cached_bytes)
+        for by_tier in (counts, nbytes):
+            by_tier[:, 3] += by_tier[:, 0] + by_tier[:, 1]
+            by_tier[:, :2] = 0
+        ssd_bytes[:] = 0
     return EpochForecast(
         epoch=epoch,
         tier_samples=counts,
-        ssd_bytes=ssd_samples * job.sample_bytes,
+        ssd_bytes=ssd_bytes,
         storage_bytes=storage_bytes,
-        sample_bytes=job.sample_bytes,
+        tier_bytes=nbytes,
         is_exact=True,
+        decoded_bytes=job.decoded_bytes,
     )
 
 
-def count_tiers(sample_SRB: NDArray[np.int64], job: Job, ownership: Ownership) -> NDArray[np.int64]:
+def count_tiers(
+    sample_SRB: NDArray[np.int64], job: Job, ownership: Ownership
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the reading nodes find their samples once the caches are full.
 
     Args:
@@ -246,20 +270,28 @@ def count_tiers(sample_SRB: NDArray[np.int64], job: Job, ownership: Ownership) -
         ownership: of its shards.
 
     Returns:
-        int64 (num_nodes, 4), by reading node and `TIERS`.
+        (samples, bytes), each int64 (num_nodes, 4), by reading node and `TIERS`.
     """
     place_of_sample = _place_of_sample(job, ownership)
     counts = np.zeros((job.topology.num_nodes, len(TIERS)), dtype=np.int64)
+    nbytes = np.zeros_like(counts)
     per_node = job.topology.ranks_per_node * sample_SRB.shape[2]
     by_node = sample_SRB.reshape(len(sample_SRB), job.topology.num_nodes, per_node)
     # Node by node, so that no temporary is larger than one node's share of the epoch.
     for node, count in enumerate(counts):
         place = place_of_sample[by_node[:, node]]
-        count[0] = np.count_nonzero(place == 2 * node + MEMORY)
-        count[1] = np.count_nonzero(place == 2 * node + SSD)
-        count[3] = np.count_nonzero(place == _IN_STORAGE)
-        count[2] = np.count_nonzero(place >= 0) - count[0] - count[1]
-    return counts
+        is_in = [place == 2 * node + MEMORY, place == 2 * node + SSD, place >= 0]
+        is_in.append(place == _IN_STORAGE)
+        count[:] = [np.count_nonzero(mask) for mask in is_in]
+        if not isinstance(job.sample_bytes, int):
+            # Samples -1 are in no tier.
+            each = job.sample_bytes[by_node[:, node]]
+            nbytes[node] = [each.sum(where=mask) for mask in is_in]
+    for by_tier in (counts, nbytes):
+        by_tier[:, 2] -= by_tier[:, 0] + by_tier[:, 1]
+    if isinstance(job.sample_bytes, int):
+        nbytes = counts * job.sample_bytes
+    return counts, nbytes
 
 
 _IN_STORAGE, _ABSENT = -1, -2
@@ -277,10 +309,13 @@ def _place_of_sample(job: Job, ownership: Ownership) -> NDArray[np.int32]:
 
 
 def _ssd_reads(sample_SRB: NDArray[np.int64], job: Job, ownership: Ownership) -> NDArray[np.int64]:
-    """Samples read from each node's SSD, for whichever node."""
+    """Bytes read from each node's SSD, for whichever node."""
     reads = np.zeros(job.topology.num_nodes, dtype=np.int64)
     if not (ownership.tier_of_shard == SSD).any():
         return reads
-    place = _place_of_sample(job, ownership)[sample_SRB.ravel()]
-    owners = place[(place >= 0) & (place % 2 == SSD)] // 2
-    return reads + np.bincount(owners, minlength=job.topology.num_nodes)
+    samples = sample_SRB.ravel()
+    place = _place_of_sample(job, ownership)[samples]
+    is_read = (place >= 0) & (place % 2 == SSD)
+    each = np.broadcast_to(job.sample_bytes, job.num_samples)[samples[is_read]]
+    np.add.at(reads, place[is_read] // 2, each)
+    return reads

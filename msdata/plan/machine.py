@@ -21,6 +21,8 @@ RATES = (
     "storage_bytes_per_s",
     "storage_total_bytes_per_s",
     "samples_per_s",
+    "decode_bytes_per_s",
+    "cores",
 )
 
 
@@ -37,6 +39,8 @@ class _Fields:
     storage_bytes_per_s: Positive | None = None
     storage_total_bytes_per_s: Positive | None = None
     samples_per_s: Positive | None = None
+    decode_bytes_per_s: Positive | None = None
+    cores: Positive | None = None
 
 
 def machine_from(fields: dict[str, Any]) -> Machine:

@@ -111,7 +111,7 @@ def num_steps(num_samples: int, global_batch: int, last: str) -> int:
         UsageError: an empty batch, a negative number of samples, or an unknown `last`.
     """
     if last not in LAST:
-        raise UsageError(f"last must be one of {', '.join(LAST)}, got {last!r}")
+        raise UsageError(f"remainder must be one of {', '.join(LAST)}, got {last!r}")
     if global_batch < 1:
         raise UsageError(f"a global batch must have at least 1 sample, got {global_batch}")
     if num_samples < 0:

@@ -96,6 +96,14 @@ class Ownership:
         if ((self.owner_of_shard < 0) != (self.tier_of_shard == STORAGE)).any():
             raise UsageError("a shard has an owner exactly if it is not in storage alone")
 
+    @classmethod
+    def numbered(
+        cls, owner_of_shard: NDArray[np.int32], tier_of_shard: NDArray[np.int8], num_nodes: int
+    ) -> Ownership:
+        """Known owners, of nodes with keys 0, 1, ..."""
+        keys = np.arange(num_nodes, dtype=np.uint64)
+        return cls(owner_of_shard=owner_of_shard, tier_of_shard=tier_of_shard, node_keys=keys)
+
     def held(
         self, amount_of_shard: NDArray[np.int64], tier: int | None = None
     ) -> NDArray[np.int64]:

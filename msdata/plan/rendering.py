@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.files import whole_file
-from msdata.core.progress import bytes_text
-from msdata.core.text import table_lines
-from msdata.errors import MissingPackageError
+from msdata.core.text import bytes_text, table_lines
+from msdata.errors import needing
 from msdata.plan.forecast import TIERS
 from msdata.plan.timing import Variant
 
@@ -65,8 +64,10 @@ def _render_head(report: dict[str, Any]) -> str:
     data, job, caches = report["data"], report["job"], report["caches"]
     capacity = caches["memory_capacity_bytes"] + caches["ssd_capacity_bytes"]
     lines = [
-        f"data    {data.get('name', '')}: {data['samples']:,} samples of {data['sample_bytes']:,} "
-        f"bytes, {bytes_text(data['bytes'])} in {data['shards']:,} shards",
+        f"data    {data.get('name', '')}: {data['samples']:,} samples of "
+        f"{data['sample_bytes']:,.0f} bytes, {bytes_text(data['bytes'])} in {data['shards']:,} "
+        "shards",
+        *_coding_lines(data),
         f"job     {job['nodes']:,} nodes x {job['ranks_per_node']} ranks x "
         f"{job['batch_per_rank']} samples = {job['global_batch']:,} per step, "
         f"{job['steps_per_epoch']:,} steps per epoch ({_LAST[job['last']]})",
@@ -79,6 +80,25 @@ def _render_head(report: dict[str, Any]) -> str:
         "per node",
     ]
     return "\n".join(lines)
+
+
+def _coding_lines(data: dict[str, Any]) -> list[str]:
+    if not data["decoded_bytes"]:
+        return []
+    recoded = data.get("recoded")
+    lines = [
+        f"        coded: {data['decoded_bytes'] / data['sample_bytes']:.2f} times smaller than the "
+        f"{data['decoded_bytes']:,} bytes that a sample decodes to"
+    ]
+    if recoded is None:
+        return lines
+    if "num_samples" not in recoded:
+        return [f"{lines[0]} (assumed)"]
+    return [
+        *lines,
+        f"        as packed with {recoded['options']}, measured on {recoded['num_samples']:,} "
+        f"samples (+- {recoded['relative_error']:.1%})",
+    ]
 
 
 def _weights_lines(job: dict[str, Any]) -> list[str]:
@@ -204,7 +224,22 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    return [*_note_of_draws(report), *_note_of_shards(report), *_note_of_policy(report)]
+    notes = (_note_of_draws, _note_of_shards, _note_of_policy, _note_of_decoding)
+    return [line for note in notes for line in note(report)]
+
+
+def _note_of_decoding(report: dict[str, Any]) -> list[str]:
+    times = [e["time"] for e in report["epochs"]]
+    cores = max((t["decode_cores"] or 0 for t in times), default=0)
+    if cores:
+        return [
+            f"note: decoding binds with {report['machine']['cores']:g} cores per node; {cores:,} "
+            "lift it"
+        ]
+    machine = report["machine"]
+    if not report["data"]["decoded_bytes"] or (machine["decode"] and machine["cores"]):
+        return []
+    return ["note: decoding may bind; 'msdata probe' measures what a core decodes"]
 
 
 def _note_of_policy(report: dict[str, Any]) -> list[str]:
@@ -278,13 +313,9 @@ def figure_of(variants: Sequence[Variant]) -> Any:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    try:
+    with needing("a figure needs matplotlib", "bench"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            "a figure needs matplotlib: pip install 'msdata[bench]'"
-        ) from error
     has_times = any(v.time.epoch_s is not None for v in variants)
     figure = Figure(figsize=(9 if has_times else 5, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

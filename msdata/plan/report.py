@@ -69,7 +69,8 @@ def build_report(
     return {
         "data": {
             "samples": job.num_samples,
-            "sample_bytes": job.sample_bytes,
+            "sample_bytes": job.mean_bytes,
+            "decoded_bytes": job.decoded_bytes,
             "bytes": int(job.cached_bytes.sum()),
             "shards": len(job.shard_sizes),
         },

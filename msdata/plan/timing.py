@@ -6,6 +6,7 @@ Prefetch evens out changes from step to step, which are neglected here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,8 @@ class Machine:
         storage: reads from the shared storage, per node.
         storage_total: reads from the shared storage, all nodes together.
         samples_per_s: samples per second that the GPU of one rank trains on.
+        decode: bytes that one core decodes records to.
+        cores: cores per node that decode, a number.
     """
 
     memory: float | None = None
@@ -39,6 +42,8 @@ class Machine:
     storage: float | None = None
     storage_total: float | None = None
     samples_per_s: float | None = None
+    decode: float | None = None
+    cores: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -55,12 +60,15 @@ class EpochTime:
         binds: name of the slowest part; None if nothing is known.
         epoch_s: seconds per epoch; None if nothing is known.
         gpu_wait_s: seconds per epoch for which the GPUs wait; None if their rate is unknown.
+        decode_cores: cores per node from which decoding no longer binds; None if it does not, or
+            nothing else is known.
     """
 
     busy_s: dict[str, float]
     binds: str | None
     epoch_s: float | None
     gpu_wait_s: float | None
+    decode_cores: int | None = None
 
 
 def time_epoch(forecast: EpochForecast, machine: Machine, topology: Topology) -> EpochTime:
@@ -78,19 +86,42 @@ def time_epoch(forecast: EpochForecast, machine: Machine, topology: Topology) ->
     storage_total = _seconds(np.atleast_1d(forecast.storage_bytes.sum()), machine.storage_total)
     storage_node = _seconds(forecast.storage_bytes, machine.storage)
     per_rank = float(forecast.tier_samples.sum()) / topology.num_ranks
+    copied = tier_bytes.sum(axis=1)
+    decoded = forecast.tier_samples.sum(axis=1) * forecast.decoded_bytes
+    decoding = None
+    if forecast.decoded_bytes:
+        # A copy reads and writes as much; decoding writes more than it reads.
+        copied = (copied + decoded) / 2
+        if machine.decode is not None and machine.cores is not None:
+            decoding = _seconds(decoded, machine.decode * machine.cores)
     parts = {
-        "memory": _seconds(tier_bytes.sum(axis=1), machine.memory),
+        "memory": _seconds(copied, machine.memory),
         "ssd": _seconds(forecast.ssd_bytes, machine.ssd),
         "network": _seconds(tier_bytes[:, 2], machine.network),
         "storage": max((s for s in (storage_node, storage_total) if s is not None), default=None),
         "gpu": None if machine.samples_per_s is None else per_rank / machine.samples_per_s,
+        "decode": decoding,
     }
     busy = {name: seconds for name, seconds in parts.items() if seconds is not None}
     if not busy:
         return EpochTime(busy_s={}, binds=None, epoch_s=None, gpu_wait_s=None)
     binds = max(busy, key=lambda name: busy[name])
     wait = busy[binds] - busy["gpu"] if "gpu" in busy else None
-    return EpochTime(busy_s=busy, binds=binds, epoch_s=busy[binds], gpu_wait_s=wait)
+    return EpochTime(
+        busy_s=busy,
+        binds=binds,
+        epoch_s=busy[binds],
+        gpu_wait_s=wait,
+        decode_cores=_cores_to_lift(busy, machine) if binds == "decode" else None,
+    )
+
+
+def _cores_to_lift(busy_s: dict[str, float], machine: Machine) -> int | None:
+    """Cores per node with which decoding takes no longer than the next slowest part."""
+    next_s = max((s for name, s in busy_s.items() if name != "decode"), default=0.0)
+    if not next_s or machine.cores is None:
+        return None
+    return math.ceil(machine.cores * busy_s["decode"] / next_s)
 
 
 def _seconds(nbytes: NDArray[np.number], bytes_per_s: float | None) -> float | None:
@@ -172,11 +203,8 @@ def on_nodes(job: Job, num_nodes: int) -> Job:
 
 
 def _halved(job: Job) -> Job:
-    return replace(
-        job,
-        sample_bytes=max(1, job.sample_bytes // 2),
-        shard_bytes=np.maximum(1, job.cached_bytes // 2),
-    )
+    halves = np.maximum(1, np.asarray(job.sample_bytes) // 2)
+    return replace(job, sample_bytes=halves if halves.ndim else int(halves))
 
 
 def _variant(name: str, job: Job, machine: Machine) -> Variant:

@@ -100,6 +100,11 @@ def inverse_count_weights(
     return np.append(weights, 0.0)[_bins(values, num_bins, upper)]
 
 
+def is_usable(values: NDArray[Any], upper: float) -> NDArray[np.bool_]:
+    """Whether each label is known and within [0, upper]; others count as absent."""
+    return np.asarray((values >= 0) & (values <= upper))
+
+
 def _bins(values: NDArray[Any], num_bins: int, upper: float) -> NDArray[np.int64]:
     """The bin of each value, -1 outside of all; in double precision, whatever the values are."""
     if num_bins < 1:
@@ -107,7 +112,7 @@ def _bins(values: NDArray[Any], num_bins: int, upper: float) -> NDArray[np.int64
     if not 0 < upper < np.inf:
         raise UsageError(f"the end of the last bin must be > 0 and finite, got {upper}")
     values = np.asarray(values, np.float64)
-    is_known = (values >= 0) & (values <= upper)
+    is_known = is_usable(values, upper)
     place = np.full(len(values), -1, np.int64)
     place[is_known] = np.minimum(values[is_known] / upper * num_bins, num_bins - 1).astype(np.int64)
     return place

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from msdata.core.files import storage_error
+from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.blocks import BlockFiles, find_blocks
@@ -16,10 +17,10 @@ from msdata.sources.source import Source
 
 
 def detect_source(root: Path, fits: FitsOptions | None = None) -> Source:
-    """Picks `FitsTree` where asked to, `BlockFiles` for upstream's blocks, else `PickleTree`.
+    """Picks the source: a packed data set, FITS files if asked for, upstream's blocks, pickles.
 
     Args:
-        root: folder with FITS files, block files or object files.
+        root: a packed data set, or a folder with FITS files, block files or object files.
         fits: how to read FITS files; None for the others.
 
     Returns:
@@ -40,6 +41,14 @@ def _detect(root: Path, fits: FitsOptions | None) -> Source:
         raise UsageError(f"{root} does not exist{_suggestion(root)}")
     if not root.is_dir():
         raise UsageError(f"{root} is a file; give the folder that holds the objects")
+    if is_packed(root):
+        from msdata.sources.packed import PackedData
+
+        return PackedData(root)
+    if (root / ".pack" / "plan.json").exists():
+        raise UsageError(
+            f"{root} is half packed; finish it first: run the same 'msdata pack' with --resume"
+        )
     if fits is not None:
         # Each worker of a pack would import it, and hardly any needs it.
         from msdata.sources.fits import FitsTree
@@ -48,6 +57,11 @@ def _detect(root: Path, fits: FitsOptions | None) -> Source:
     if find_blocks(root) is not None:
         return BlockFiles(root)
     return PickleTree(root)
+
+
+def is_packed(root: Path) -> bool:
+    """Whether a folder is a packed data set."""
+    return (root / MANIFEST_NAME).exists()
 
 
 def holds_fits(root: Path) -> bool:

@@ -6,10 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from msdata.schema import Sample, Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+class PackedSample(dict[str, Any]):
+    """An object's dict from a packed data set, with what its pixels do not say.
+
+    Args:
+        arrays: the decoded arrays.
+        steps: steps per noise and float32 (bands,) steps of the arrays that were quantized.
+        num_filled: pixels of each array that were filled when it was packed.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        steps: Mapping[str, tuple[float | None, NDArray[np.float32]]],
+        num_filled: Mapping[str, int],
+    ) -> None:
+        super().__init__(arrays)
+        self.steps = steps
+        self.num_filled = num_filled
 
 
 class Source(Protocol):

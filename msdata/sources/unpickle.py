@@ -14,12 +14,12 @@ import io
 import pickle
 import struct
 from collections.abc import Callable, Collection
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from msdata.errors import SampleError, UnsafePickleError
-from msdata.sources.opcodes import DICT_GLOBAL, cut_payloads
+from msdata.sources.opcodes import DICT_GLOBAL
 from msdata.sources.standins import (
     ObjectArray,
     PickledArray,
@@ -187,28 +187,6 @@ def load_commands(commands: bytes, payloads: list[memoryview]) -> Any:
     except _BROKEN as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise SampleError(f"broken pickle: {reason}") from error
-
-
-def load_pickle(file: BinaryIO) -> Any:
-    """Loads one pickled value, such as a dict of arrays, from an open binary file.
-
-    Args:
-        file: positioned at the pickle, which must reach to the end of the file.
-
-    Returns:
-        The value: dict, array, number, text; arrays are writable and aligned, with the dtype,
-        byte order and layout they were pickled with.
-
-    Raises:
-        SampleError: the pickle is truncated, broken or holds unsupported values.
-        UnsafePickleError: it asks for more than arrays, numbers, text and containers of them.
-    """
-    view = memoryview(bytearray(file.read()))
-    commands, payloads = cut_payloads(view)
-    loaded = load_commands(commands, [view[span] for span in payloads])
-    if isinstance(loaded, PickledDict):
-        return {key: plain(value, key) for key, value in loaded.plain_dict().items()}
-    return plain(loaded, "value")
 
 
 _MIN_COPY_BUDGET = 1 << 20

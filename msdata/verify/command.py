@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.options import add_jobs, num_jobs
-from msdata.core.progress import ProgressLine, bytes_text, rate_text
+from msdata.core.progress import ProgressLine
 from msdata.core.terminal import shown_line
+from msdata.core.text import bytes_text, rate_text
 from msdata.dataset.manifest import read_manifest
 from msdata.errors import DataError, UsageError
 from msdata.verify.repair import RepairResult, remove_leftovers, repair

@@ -103,7 +103,7 @@ class PackedObjects:
         schema = self._manifest.schema
         arrow_schema = self._open()[0].schema_arrow
         has_labels = b"labels" in (arrow_schema.metadata or {})
-        own = {*fixed_columns(schema), *schema.scalars}
+        own = {*fixed_columns(schema, self._manifest.codings), *schema.scalars}
         names: Sequence[str] = [n for n in index_columns if n not in own]
         if has_labels:
             said = file_metadata(arrow_schema, b"labels", self._folder / SOURCES_NAME, "pack again")

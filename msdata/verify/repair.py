@@ -24,17 +24,18 @@ import numpy as np
 from msdata.core.checksum import crc32c_of_parts
 from msdata.core.files import storage_error, sync_folder, take_lock, write_whole
 from msdata.core.trusted_names import check_below
+from msdata.dataset.coded_columns import DECODED_CRC32C
 from msdata.dataset.shard import pwrite_all
 from msdata.dataset.shard_files import ShardFile
 from msdata.dataset.tar import dali_index_path
 from msdata.errors import DataError, MsdataError
 from msdata.pack.columns import scalar_names
+from msdata.pack.encode import encode_sample
 from msdata.pack.planning import label_rows
 from msdata.pack.prepare import prepare
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask, pack_shard
 from msdata.schema import Array
-from msdata.verify.expected_shard import ExpectedShard
-from msdata.verify.frame_check import dali_index_of
+from msdata.verify.expected_shard import ExpectedShard, dali_index_of
 from msdata.verify.packed_objects import PackedObjects
 from msdata.verify.shard_check import PIECE_NBYTES, Fault, check_shard
 from msdata.verify.verify import Expectations, VerifyReport
@@ -189,6 +190,7 @@ def _patch(
         objects.preparation(),
     )
     labels = made.read_rows(None).take(rows).to_pylist()
+    steps = made.steps() if made.codings else {}
     names: set[str] = set()
     with made.path.open("r+b") as file:
         for row, label in zip(rows, labels, strict=True):
@@ -197,9 +199,12 @@ def _patch(
                 arrays = prepare(sample, made.schema, preparation).arrays
             except MsdataError as error:
                 raise _changed(ids[row], f"its object {locations[row][0]}: {error}") from error
-            if crc32c_of_parts(arrays) != int(made.crc32c[row]):
+            known = {name: values[row] for name, values in steps.items()}
+            stored = encode_sample(arrays, made.codings, known, made.codes[row])
+            if crc32c_of_parts(stored.arrays) != int(made.crc32c[row]):
+                _refuse_other_bytes(made, row, stored.columns.get(DECODED_CRC32C))
                 raise _changed(ids[row], f"its object {locations[row][0]} has changed since")
-            names |= _overwrite(file.fileno(), made, row, arrays)
+            names |= _overwrite(file.fileno(), made, row, stored.arrays)
         os.fsync(file.fileno())
     return f"repaired: {len(rows):,} samples read again ({', '.join(sorted(names))} differed)"
 
@@ -238,10 +243,23 @@ def _rebuild(made: ExpectedShard, objects: PackedObjects) -> str:
         locations=objects.locations(made),
         labels=label_rows(rows.select(label_columns)),
         scalar_names=scalar_names(made.schema, label_columns),
+        codings=made.codings,
+        steps=made.steps() if made.codings else None,
     )
     result = pack_shard(task, objects.source, _NoProgress()).complete()
     _compare(task, result, made)
     return f"repaired: {rows.num_rows:,} objects packed again"
+
+
+def _refuse_other_bytes(made: ExpectedShard, row: int, decoded_crc32c: int | None) -> None:
+    """Raises DataError if a sample decodes as it should, so that only its compressor differs."""
+    if decoded_crc32c is None:
+        return
+    if made.read_rows([DECODED_CRC32C])[DECODED_CRC32C][row].as_py() == decoded_crc32c:
+        raise DataError(
+            "the compressor gives other bytes for the same pixels: another version of blosc2 "
+            "packed them; install that one, or pack again"
+        )
 
 
 class _NoProgress:
@@ -261,6 +279,9 @@ def _compare(task: ShardTask, result: ShardResult, made: ExpectedShard) -> None:
         raise _changed(task.sample_ids[position], f"its object {place}: {reason}")
     differs = np.flatnonzero(np.array(result.columns["crc32c"], np.uint32) != made.crc32c)
     if len(differs):
+        first = int(differs[0])
+        decoded = result.columns.get(DECODED_CRC32C)
+        _refuse_other_bytes(made, first, None if decoded is None else decoded[first])
         place = task.locations[int(differs[0])][0]
         raise _changed(
             task.sample_ids[int(differs[0])],

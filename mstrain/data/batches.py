@@ -42,7 +42,7 @@ class TensorBatch:
     """A batch on the device.
 
     Attributes:
-        images: float32 (B, C, H, W) by name, as the augmenter names them.
+        images: float32, or bfloat16 of torch, (B, C, H, W) by name, as the augmenter names them.
         ebv: float32 (B,), magnitudes; None where the network takes none.
         redshift: float64 (B,), NaN where unknown.
         sample_id: text (B,), on the host.
@@ -107,8 +107,7 @@ class Prefetcher(Generic[Item]):
         kind, value = self._queue.get()
         self.wait_s += time.perf_counter() - started_s
         if kind == "item":
-            item: Item = value
-            return item
+            return value  # type: ignore[no-any-return]
         self._queue.put((kind, value))
         if kind == "error":
             raise value
@@ -124,8 +123,7 @@ class Prefetcher(Generic[Item]):
             self._put("error", error)
         finally:
             # Now, while what it works with is open; not when somebody collects it.
-            close = getattr(self._items, "close", None)
-            if close is not None:
+            if (close := getattr(self._items, "close", None)) is not None:
                 close()
 
     def _put(self, kind: str, value: Any) -> bool:
@@ -210,9 +208,9 @@ def make_loader(
 
 def split_weights(split: Split, config: TrainConfig) -> NDArray[np.float64] | None:
     """Weights that the training loader draws with, float64 (samples,); None where it draws none."""
-    if config.loss.weights_in != "sampler":
-        return None
-    return draw_weights(split.numbers("redshift"), config.loss, config.model.z_max)
+    loss, z_max = config.loss, config.model.z_max
+    is_drawn = loss.weights_in == "sampler"
+    return draw_weights(split.numbers("redshift"), loss, z_max) if is_drawn else None
 
 
 def cache_of(data: DataConfig) -> msdata.CacheConfig | None:
@@ -231,7 +229,9 @@ def cache_of(data: DataConfig) -> msdata.CacheConfig | None:
 def make_augmenter(
     split: Split, config: TrainConfig, ranks: Ranks, statistics: Any = None
 ) -> AbstractContextManager[Any]:
-    """The augmenter of this rank, on the network's device where DALI runs it.
+    """The augmenter of this rank, on the network's device where DALI or torch runs it.
+
+    On a GPU torch writes bf16 images where autocast would make them, with the same rounding.
 
     Args:
         split: whose schema.
@@ -243,6 +243,12 @@ def make_augmenter(
     backend = config.data.backend
     if backend == "auto":
         backend = "dali" if is_on_gpu else "reference"
+    options: dict[str, Any] = {}
+    if backend == "torch":
+        is_half = is_on_gpu and config.compute.precision == "bf16"
+        options = {"dtype": "bfloat16" if is_half else "float32"}
+        options["channels_last"] = config.compute.channels_last
+        options["compiled"] = config.compute.compile
     augmenter: AbstractContextManager[Any] = open_augmenter(
         split.schema,
         config.augment,
@@ -250,7 +256,10 @@ def make_augmenter(
         batch_size=batch_per_rank(config, ranks.count),
         statistics=statistics,
         backend=backend,
-        device_id=ranks.device.index if is_on_gpu and backend == "dali" else None,
+        device_id=ranks.device.index if is_on_gpu and backend != "reference" else None,
+        # On a GPU they only copy; the lanes of all ranks would share out hundreds otherwise.
+        threads=2 if is_on_gpu and backend == "dali" else None,
+        **options,
     )
     return augmenter
 
@@ -368,7 +377,7 @@ def to_tensors(
 
     Args:
         batch: from the loader; its labels are taken.
-        images: from the augmenter: NumPy arrays, or what speaks DLPack.
+        images: from the augmenter: NumPy arrays, tensors, or what speaks DLPack.
         config: settings of the run.
         transfer: to the network's device.
         **marks: further fields of `TensorBatch`.

@@ -3,10 +3,11 @@
 On a GPU nothing here waits, neither for the GPU nor for the steps that are queued on it: a thread
 that waited would make its next batch only when the GPU has run dry.
 
-Images come by DLPack, and are given back to DALI as soon as nothing on the *host* holds them;
+Images of the torch backend are tensors on the device, in the network's layout, and stay as they
+are. Others come by DLPack, and are given back to DALI as soon as nothing on the *host* holds them;
 kernels that are queued and read them do not count. So they are copied into torch's memory, in the
-layout that the network wants (66 MB a batch of 128: 40 us on a GPU of 3 TB/s), and held until
-the copy has been made.
+layout that the network wants, and held until the copy has been made: 266 MB read and written for
+a batch of 256, 0.15 to 0.3 ms by arithmetic; no GPU has been timed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _record() -> Any:
+def record() -> Any:
     """An event after all that was queued so far on this thread's stream."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
@@ -61,7 +62,7 @@ class DeviceTransfer:
         self,
         device: torch.device,
         layout: torch.memory_format,
-        record: Callable[[], Any] = _record,
+        record: Callable[[], Any] = record,
     ) -> None:
         self._device = device
         self._layout = layout
@@ -78,12 +79,14 @@ class DeviceTransfer:
         """An image as a tensor on the device.
 
         Args:
-            image: the augmenter's, as a NumPy array or a DLPack exporter.
+            image: the augmenter's, as a NumPy array, a tensor, or a DLPack exporter.
 
         Returns:
-            float32 (B, C, H, W). On the CPU the augmenter's own memory, where the layout is right:
-            it never writes over its images.
+            (B, C, H, W). A tensor, and on the CPU the augmenter's own memory, where the layout is
+            right: it never writes over its images.
         """
+        if isinstance(image, Tensor):
+            return image.to(self._device, memory_format=self._layout)
         source: Tensor = from_dlpack(image)
         if self._device.type != "cuda":
             return source.to(self._device, memory_format=self._layout)
@@ -95,6 +98,7 @@ class DeviceTransfer:
     def copied(self, source: Tensor) -> Tensor:
         """A copy of a tensor in memory of torch, in the layout; the source is held meanwhile."""
         target = torch.empty_like(source, memory_format=self._layout)
+        # All threads queue on the default stream. A stream of one's own would need record_stream.
         target.copy_(source, non_blocking=True)
         self._sources.append((self._record(), source))
         while self._sources and self._sources[0][0].query():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msdata.plan.weighted import inverse_count_weights
+from msdata.plan.weighted import inverse_count_weights, inverse_counts, is_usable
 from mstrain.config import LossConfig, ModelConfig
 from mstrain.models.heads import bin_edges, bin_of
 
@@ -34,15 +34,13 @@ def redshift_weights(redshift: NDArray[np.float64], config: LossConfig, z_max: f
 
 def weights_of_bins(redshift: NDArray[np.float64], config: LossConfig, z_max: float) -> Tensor:
     """The weights of `redshift_weights` in float64, which `draw_weights` gives up to a factor."""
-    z = torch.as_tensor(redshift, dtype=torch.float64)
-    z = z[(z >= 0) & (z <= z_max)]
     if config.weighting == "none":
         return torch.ones(config.weight_bins, dtype=torch.float64)
-    place = place_of(z, config.weight_bins, z_max)
-    weights = torch.zeros(config.weight_bins, dtype=torch.float64)
-    weights[place] = torch.from_numpy(draw_weights(z.numpy(), config, z_max))
+    counts = inverse_counts(redshift, num_bins=config.weight_bins, upper=z_max)
+    weights = torch.from_numpy(counts)
     # The sum over the split is the number of filled bins.
-    return weights * len(z) / (weights > 0).sum().clamp_min(1)
+    num_known = int(is_usable(redshift, z_max).sum())
+    return weights * num_known / (weights > 0).sum().clamp_min(1)
 
 
 def place_of(redshift: Tensor, num_bins: int, z_max: float) -> Tensor:

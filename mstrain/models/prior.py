@@ -25,6 +25,7 @@ from torch import Tensor
 
 from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError
+from msdata.plan.weighted import is_usable
 from mstrain.config import LossConfig, ModelConfig
 from mstrain.models.heads import bin_edges, bin_of
 from mstrain.models.loss import BinLoss, place_of, weights_of_bins
@@ -112,8 +113,7 @@ def measure_prior(
         loss: `weighting`, `weights_in`, `weight_bins` and how labels are spread count.
         model: the bins.
     """
-    z = torch.as_tensor(redshift, dtype=torch.float64)
-    z = z[(z >= 0) & (z <= model.z_max)]
+    z = torch.as_tensor(redshift[is_usable(redshift, model.z_max)], dtype=torch.float64)
     number = bin_of(z, model)
     counts = torch.bincount(number, minlength=model.num_bins)
     if loss.weighting == "none":

@@ -67,7 +67,7 @@ class HitCounter:
             # Owners are known, whatever memory they came from.
             nodes=equal_nodes(num_nodes, memory_bytes=0),
             shard_sizes=self.split.shard_sizes,
-            sample_bytes=self.split.sample_nbytes,
+            sample_bytes=self.split.record_nbytes,
             batch_per_rank=batch_per_rank(self.config, self.ranks.count),
             policy=self.config.data.policy,
             seed=self.config.seed,
@@ -75,11 +75,7 @@ class HitCounter:
             buffer_samples=self.config.data.buffer_samples,
             weights=split_weights(self.split, self.config),
         )
-        ownership = Ownership(
-            owner_of_shard=self.owners[0],
-            tier_of_shard=self.owners[1],
-            node_keys=np.arange(num_nodes, dtype=np.uint64),
-        )
+        ownership = Ownership.numbered(*self.owners, num_nodes)
         by_tier = forecast_epoch(job, ownership, epoch).tier_samples.sum(axis=0)
         local, ssd, peer, storage = map(int, by_tier)
         if not has_peers:

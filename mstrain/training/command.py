@@ -20,6 +20,8 @@ from mstrain import REQUEUE_EXIT_CODE
 from mstrain.config import batch_per_rank
 from mstrain.distributed import (
     FirstRankError,
+    SharedError,
+    Stopped,
     StopRequest,
     choose_device,
     joined_ranks,
@@ -29,8 +31,6 @@ from mstrain.overrides import apply_overrides, settings_of
 from mstrain.recipes import RECIPES, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
-from mstrain.training.train_step import DivergedError
-from mstrain.training.trainer import Stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     batch_per_rank(config, topology.num_ranks)
     data = msdata.open(args.data)
     device = choose_device(config.compute.device, topology)
-    set_threads(config.compute.threads, topology)
+    set_threads(config.compute.threads, topology, device)
     try:
         with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
             ranks.on_first(lambda: check_run_folder(args.out))
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         return REQUEUE_EXIT_CODE
-    except (FirstRankError, DivergedError) as error:
+    except SharedError as error:
         # The first rank says it for all.
         if topology.rank == 0:
             raise

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from msdata.core.checked_json import Count, parse_json
 from msdata.core.files import open_known, storage_error, write_whole
-from msdata.core.progress import duration_text
-from msdata.errors import DataError, MissingPackageError
+from msdata.core.text import duration_text
+from msdata.errors import DataError, needing
 from mstrain.config import LogConfig
 from mstrain.training.cache_hits import hit_rate
 
@@ -103,12 +102,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *of_error: object) -> None:
         if self._board is not None:
             self._board.close()
 
@@ -196,11 +190,6 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _open_board(folder: Path, step: int) -> Any:
-    try:
+    with needing("the log needs TensorBoard", "train", ", or give log.tensorboard=false"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingPackageError(
-            "TensorBoard is not installed: run pip install 'msdata[train]', or give "
-            "log.tensorboard=false"
-        ) from error
     return SummaryWriter(folder, purge_step=step + 1 if step else None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from msdata.augment import Statistics, read_statistics
 from msdata.augment.statistics import FILE_NAME
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
-from mstrain.config import TrainConfig
+from msdata.plan.weighted import is_usable
+from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.data.batches import (
     Prefetcher,
     TensorBatch,
@@ -29,10 +29,11 @@ from mstrain.data.batches import (
     training_stream,
 )
 from mstrain.data.pixels import statistics_for_run
-from mstrain.distributed import Ranks, StopRequest
+from mstrain.distributed import Ranks, StopRequest, failing_at_once
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
 from mstrain.overrides import settings_of
+from mstrain.recipes import for_ranks
 from mstrain.training.cache_hits import HitCounter
 from mstrain.training.checkpoint import (
     find_last,
@@ -40,11 +41,10 @@ from mstrain.training.checkpoint import (
     read_checkpoint,
     read_config,
     restoring,
-    save_best,
-    save_checkpoint,
     versions,
     write_config,
 )
+from mstrain.training.checkpoint_writer import CheckpointWriter
 from mstrain.training.metrics_log import Journal
 from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer
@@ -57,6 +57,8 @@ _CHANGEABLE_COMPUTE = (
     "compute.threads",
     "compute.channels_last",
 )
+# Launching a step's kernels takes the host as long as a GPU takes for about so many samples.
+_FEW_SAMPLES = 64
 
 
 def train_on_ranks(
@@ -85,20 +87,18 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
+    config = for_ranks(config, ranks.count)
     split = _split(data, "train")
     assert split is not None
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
-    with ExitStack() as stack:
+    with ExitStack() as stack, failing_at_once(ranks.topology):
         journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
-        weights = _weights(split, config, journal)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
-        num_steps = config.epochs * steps_per_epoch(len(split), config)
         shapes = dict(augmenter.shapes)
-        prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
-        undo = prior.natural_factor()
-        train_step = TrainStep(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
+        train_step, prior = _train_step(split, config, shapes, ranks, journal)
+        num_steps = config.epochs * steps_per_epoch(len(split), config)
         progress = _resume(saved, train_step, loader, prior)
         # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
@@ -106,6 +106,8 @@ def train_on_ranks(
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
         owners = loader.cache_owners
+        extras = _extras(config, data, shapes, prior)
+        writer = CheckpointWriter(out, ranks, extras, keep=config.checkpoint.keep)
         trainer = Trainer(
             config=config,
             ranks=ranks,
@@ -114,7 +116,7 @@ def train_on_ranks(
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
             count_hits=HitCounter(split=split, config=config, ranks=ranks, owners=owners).count,
-            save=partial(_save, out, config, ranks, _extras(config, data, shapes, prior)),
+            writer=writer,
             stop=stop,
         )
         trainer.fit(stream, progress)
@@ -142,7 +144,7 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     index_columns(split, config, needs_redshift=True)
     redshift, z_max = split.numbers("redshift"), config.model.z_max
     is_drawn = config.loss.weights_in == "sampler"
-    num_known = int(np.count_nonzero((redshift >= 0) & (redshift <= z_max)))
+    num_known = int(np.count_nonzero(is_usable(redshift, z_max)))
     if not num_known:
         raise DataError(
             f"no sample of split {split.name!r} has a redshift in [0, {z_max}]: there is nothing "
@@ -158,15 +160,47 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     return redshift_weights(redshift, config.loss, z_max)
 
 
+def _train_step(
+    split: Split,
+    config: TrainConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    ranks: Ranks,
+    journal: Journal,
+) -> tuple[TrainStep, TrainedPrior]:
+    """What learns, and the prior that it learns under."""
+    weights = _weights(split, config, journal)
+    num_steps = config.epochs * steps_per_epoch(len(split), config)
+    prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
+    undo = prior.natural_factor()
+    made = TrainStep(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
+    return made, prior
+
+
 def _opening(
     out: Path, config: TrainConfig, ranks: Ranks, progress: Progress, num_steps: int
 ) -> str:
-    place = f"{ranks.count} rank(s) on {ranks.device.type}, {out}"
+    place = (
+        f"{ranks.count} rank(s) on {ranks.device.type}, {config.batch_size:,} samples per step at "
+        f"rate {config.optim.learning_rate:.2g}, {out}"
+    )
     if progress.validated == config.epochs:
         return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
+    steps = f"{num_steps:,} steps"
     if progress.step:
-        return f"{config.recipe}: resuming after step {progress.step:,} of {num_steps:,}, {place}"
-    return f"{config.recipe}: {num_steps:,} steps, {place}"
+        steps = f"resuming after step {progress.step:,} of {num_steps:,}"
+    advice = _advice(config, ranks)
+    return f"{config.recipe}: {steps}, {place}" + ("" if advice is None else f"\n{advice}")
+
+
+def _advice(config: TrainConfig, ranks: Ranks) -> str | None:
+    """What to change where a GPU gets too little to do; None where it does not."""
+    num_samples = batch_per_rank(config, ranks.count)
+    if ranks.device.type != "cuda" or num_samples >= _FEW_SAMPLES:
+        return None
+    return (
+        f"each GPU gets {num_samples} samples at a time, fewer than {_FEW_SAMPLES}: it will wait "
+        "for its host; give batch_per_gpu=256, less compute.accumulate, or fewer GPUs"
+    )
 
 
 def _validation(
@@ -198,26 +232,6 @@ def _extras(
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "prior": prior.to_state(),
     }
-
-
-def _save(
-    out: Path,
-    config: TrainConfig,
-    ranks: Ranks,
-    extras: Mapping[str, Any],
-    state: dict[str, Any],
-    is_best: bool,
-) -> None:
-    """Keeps a state; all ranks call it, the first one writes."""
-
-    def write() -> None:
-        step = state["progress"]["step"]
-        if is_best:
-            best = {name: state[name] for name in ("model", "average", "progress")}
-            save_best(out, {**best, **extras})
-        save_checkpoint(out, {**state, **extras}, step=step, keep=config.checkpoint.keep)
-
-    ranks.on_first(write)
 
 
 def _resume(

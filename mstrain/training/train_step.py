@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from msdata.errors import MsdataError
-from mstrain.config import ComputeConfig, TrainConfig
+from mstrain.config import TrainConfig
 from mstrain.data.batches import TensorBatch
-from mstrain.distributed import Ranks
+from mstrain.distributed import Ranks, SharedError
 from mstrain.models.loss import BinLoss
 from mstrain.models.norms import synchronize_norms
 from mstrain.models.redshift_net import RedshiftNet
@@ -39,7 +37,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-class DivergedError(MsdataError):
+class DivergedError(SharedError):
     """The loss is NaN or infinite. Exit code 1."""
 
 
@@ -96,7 +94,7 @@ class TrainStep:
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         is_synced = ranks.count > 1 and config.model.sync_batch_norm
-        self.model = synchronize_norms(model, ranks.device) if is_synced else model
+        self.model = synchronize_norms(model) if is_synced else model
         decay = config.optim.ema_decay
         self.average = AveragedModel(self.model, decay) if decay else None
         self.loss = BinLoss(config.loss, config.model, weights).to(ranks.device)
@@ -107,7 +105,11 @@ class TrainStep:
         self._scaler = torch.amp.GradScaler(
             ranks.device.type, enabled=config.compute.precision == "fp16"
         )
-        self._net = _wrapped(self.model, config.compute, ranks, is_synced=is_synced)
+        self._joined = _joined(self.model, ranks, is_synced=is_synced) if ranks.count > 1 else None
+        net = self.model if self._joined is None else self._joined
+        # DDP inside: it cuts the graph, so that gradients are summed while others are computed.
+        # The other way round all gradients would come at the end.
+        self._net: Any = torch.compile(net) if config.compute.compile else net
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -115,9 +117,7 @@ class TrainStep:
 
     def _alone(self) -> AbstractContextManager[Any]:
         """Keeps gradients from being summed over ranks: of a step's parts but the last."""
-        if isinstance(self._net, DistributedDataParallel):
-            return self._net.no_sync()
-        return nullcontext()
+        return nullcontext() if self._joined is None else self._joined.no_sync()
 
     def add(self, batch: TensorBatch) -> None:
         """Adds a batch's gradients to those of the current step.
@@ -125,7 +125,9 @@ class TrainStep:
         Gradients are those of the sum of losses over a constant, the batch's nominal size: what
         they really have to be divided by is known once all ranks and parts are through.
         """
-        self._net.train()
+        # Walking through all modules takes the time of a hundred kernels.
+        if not self.model.training:
+            self._net.train()
         with self._alone() if not batch.ends_step else nullcontext():
             with self._autocast():
                 logits = self._net(batch.images, batch.ebv)
@@ -145,20 +147,14 @@ class TrainStep:
         sums = self._ranks.sum(self._sums.clone())
         self._sums.zero_()
         self._scaler.unscale_(self._optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # DDP has taken the mean over ranks; a batch without any label has no gradient at all.
-        factor = torch.where(sums[1] > 0, self._config.batch_size / sums[1], 0.0)
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-        norm = nn.utils.clip_grad_norm_(
-            self._parameters, self._config.optim.clip_norm or math.inf, foreach=True
-        )
+        norm = self._scale_gradients(sums[1])
         rate = learning_rate(number, self._num_steps, self._config.optim)
         set_learning_rate(self._optimizer, rate)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, number)
+            self.average.update(number)
         return StepSums(
             loss_sum=sums[0],
             weight_sum=sums[1],
@@ -166,6 +162,21 @@ class TrainStep:
             gradient_norm=norm,
             learning_rate=rate,
         )
+
+    @torch.no_grad()
+    def _scale_gradients(self, weight_sum: Tensor) -> Tensor:
+        """Makes gradients those of the mean loss, and clips them; their norm before clipping."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # DDP has taken the mean over ranks; a batch without any label has no gradient at all.
+        factor = torch.where(weight_sum > 0, self._config.batch_size / weight_sum, 0.0).float()
+        norm: Tensor = (
+            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor
+        )
+        limit = self._config.optim.clip_norm
+        if limit:
+            factor = factor * (limit / (norm + 1e-6)).clamp_max(1.0)
+        torch._foreach_mul_(gradients, factor)
+        return norm
 
     @property
     def evaluated(self) -> nn.Module:
@@ -182,7 +193,9 @@ class TrainStep:
         Returns:
             float64 (2,): sum of losses, and samples that have a redshift.
         """
-        model = self.evaluated.eval()
+        model = self.evaluated
+        if model.training:
+            model.eval()
         with self._autocast():
             logits = model(batch.images, batch.ebv)
         if self._log_factor is not None:
@@ -210,13 +223,8 @@ class TrainStep:
         self._scaler.load_state_dict(state["scaler"])
 
 
-def _wrapped(
-    model: nn.Module, compute: ComputeConfig, ranks: Ranks, *, is_synced: bool
-) -> nn.Module:
-    """The network as it is called in training: compiled, joined to the other ranks'."""
-    net: nn.Module = torch.compile(model) if compute.compile else model  # type: ignore[assignment]
-    if ranks.count == 1:
-        return net
+def _joined(model: nn.Module, ranks: Ranks, *, is_synced: bool) -> DistributedDataParallel:
+    """The network joined to the other ranks'."""
     options: dict[str, Any] = {}
     if is_synced:
         # Synchronized statistics are equal on all ranks already. Older torches know the other name.
@@ -224,7 +232,7 @@ def _wrapped(
         name = "forward_sync_buffers"
         options[name if name in known else "broadcast_buffers"] = False
     return DistributedDataParallel(
-        net,
+        model,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         **options,

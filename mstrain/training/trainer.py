@@ -14,19 +14,14 @@ from torch import Tensor
 from msdata.core.checked_json import Count, JsonValue
 from mstrain.config import TrainConfig
 from mstrain.data.batches import EpochEnd, Prefetcher, TensorBatch
-from mstrain.distributed import Ranks, StopRequest
+from mstrain.distributed import Ranks, Stopped, StopRequest
+from mstrain.training.checkpoint_writer import CheckpointWriter
 from mstrain.training.metrics_log import Journal, hit_values
 from mstrain.training.train_step import StepSums, TrainStep, check_finite
 
 Stream = Prefetcher[TensorBatch | EpochEnd]
-# (state, is_best): keeps it.
-Save = Callable[[dict[str, Any], bool], None]
 # (loader's stats, epoch) -> hits and forecast hits by tier; all ranks call it.
 CountHits = Callable[[dict[str, Any], int], tuple[dict[str, int] | None, dict[str, int] | None]]
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the caller asked for it
-    """All ranks have agreed to stop; the state was saved."""
 
 
 @dataclass
@@ -104,7 +99,7 @@ class Trainer:
         num_steps: optimizer steps of the whole training.
         validate: gives this rank's batches of the validation split; None where there is none.
         count_hits: where an epoch's samples came from.
-        save: keeps a state.
+        writer: keeps states; what it could not keep, it raises later.
         stop: looked at after every step.
     """
 
@@ -115,7 +110,7 @@ class Trainer:
     num_steps: int
     validate: Callable[[], Iterator[TensorBatch]] | None
     count_hits: CountHits
-    save: Save
+    writer: CheckpointWriter
     stop: StopRequest
 
     def fit(self, stream: Stream, progress: Progress) -> None:
@@ -129,16 +124,18 @@ class Trainer:
             Stopped: SIGUSR1 or SIGTERM came to any rank; the state is saved.
             DivergedError: the loss is NaN or infinite.
         """
-        while progress.validated < self.config.epochs:
-            values: dict[str, Any] = dict.fromkeys(
-                ("samples_per_s", "data_wait_fraction", "seconds"), 0.0
-            )
-            values |= hit_values(None, None)
-            # A run that was stopped during validation has the epoch's steps behind it.
-            if progress.trained == progress.validated:
-                values = self._train_epoch(stream, progress)
-            self._end_epoch(values, progress)
-        self.stop.settle()
+        with self.writer:
+            while progress.validated < self.config.epochs:
+                values: dict[str, Any] = dict.fromkeys(
+                    ("samples_per_s", "data_wait_fraction", "seconds"), 0.0
+                )
+                values |= hit_values(None, None)
+                # A run that was stopped during validation has the epoch's steps behind it.
+                if progress.trained == progress.validated:
+                    values = self._train_epoch(stream, progress)
+                self._end_epoch(values, progress)
+            self.stop.settle()
+            self.writer.settle()
 
     def _train_epoch(self, stream: Stream, progress: Progress) -> dict[str, Any]:
         """What is left of an epoch; returns what the journal is to say of it."""
@@ -205,6 +202,7 @@ class Trainer:
     def _save_and_stop(self, progress: Progress) -> None:
         self.stop.settle()
         self._save(progress)
+        self.writer.settle()
         raise Stopped
 
     def _save(self, progress: Progress, *, is_best: bool = False) -> None:
@@ -213,7 +211,8 @@ class Trainer:
             float(progress.weight_sum),
         )
         check_finite(torch.tensor(progress.loss_sum), progress.step)
-        self.save({**self.train_step.state_dict(), "progress": progress.to_dict()}, is_best)
+        state = {**self.train_step.state_dict(), "progress": progress.to_dict()}
+        self.writer.save(state, is_best=is_best)
 
     def _end_epoch(self, values: dict[str, Any], progress: Progress) -> None:
         """Validates, writes it down, keeps a checkpoint."""

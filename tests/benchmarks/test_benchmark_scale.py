@@ -98,7 +98,7 @@ def test_what_lies_beyond_is_what_msdata_plan_prints(
     numbers = ",".join(str(point["nodes"]) for point in found)
     words = "plan --assume-samples 300000 --assume-bytes 594384 --ranks-per-node 2 --memory-gib 20"
     options = ["--machine", str(machine_file), "--by-nodes", numbers, "--json"]
-    options += ["--policy", POLICY, "--last", LAST, "--batch-per-rank", "64"]
+    options += ["--policy", POLICY, "--remainder", LAST, "--batch-per-rank", "64"]
     assert msdata.cli.main([*words.split(), *options]) == 0
     planned = json.loads(capsys.readouterr().out)["by_nodes"]
     assert len(planned) == len(found) > 5

@@ -13,7 +13,7 @@ import caching
 import numpy as np
 import packing
 import pytest
-from small_arena import NBYTES, RECORDS, SIZES, SPLIT, own
+from small_arena import RECORDS, SIZES, SPLIT, own
 
 from msdata.cache.arena import Arena, arena_path, remove_stale_arenas
 from msdata.cache.budget import free_memory, memory_budget
@@ -114,7 +114,7 @@ def test_a_slot_is_seen_by_others_when_it_is_whole_and_not_before(
         patch.setattr(arena.slots, "set_state", lambda slot, state: None)
         arena.slots.publish(0, 3, int(checksum[0]), [RECORDS[3]])
         assert not other.slots.are_ready(slot, sample, checksum)[0]
-    arena.slots.publish(0, 3, int(checksum[0]), [RECORDS[3][:40], RECORDS[3][40:]])
+    arena.slots.publish(0, 3, int(checksum[0]), [RECORDS[3][:20], RECORDS[3][20:]])
     assert other.slots.are_ready(slot, sample, checksum)[0]
     assert other.slots.record(0).tobytes() == RECORDS[3].tobytes()
     assert other.slots.num_ready == 1
@@ -243,7 +243,7 @@ def test_a_link_in_place_of_the_arena_is_refused(config: CacheConfig, tmp_path: 
 
 def test_an_arena_in_use_by_another_version_is_refused(arena: Arena, config: CacheConfig) -> None:
     with pytest.raises(StorageError, match="incompatible processes use it"):
-        Arena(config, replace(SPLIT, sample_nbytes=NBYTES // 2), 0, own)
+        Arena(config, replace(SPLIT, record_nbytes=SPLIT.record_nbytes // 2), 0, own)
     assert arena.path.exists()
 
 
@@ -276,7 +276,10 @@ def test_a_role_is_held_by_one_process_and_ends_with_it(arena: Arena, config: Ca
 def test_looking_for_missing_slots_takes_no_memory(config: CacheConfig) -> None:
     sizes = np.array([1000, 1000, 1000])
     split = replace(
-        SPLIT, sample_nbytes=1 << 16, shard_sizes=sizes, checksums=np.zeros(3000, np.uint32)
+        SPLIT,
+        record_nbytes=np.broadcast_to(1 << 16, 3000),
+        shard_sizes=sizes,
+        checksums=np.zeros(3000, np.uint32),
     )
     arena = Arena(config, split, 0, own)
     assert arena.slots.num_ready == 0
@@ -351,7 +354,7 @@ def test_auto_leaves_a_quarter_and_a_number_is_cut_to_what_is_free(
 
 @pytest.mark.parametrize(
     "options",
-    [{"memory_gib": -1}, {"fill": "never"}, {"ssd_gib": 1.0}, {"ssd_dir": Path("/x")}],
+    [{"memory_gib": -1}, {"warmup": "never"}, {"ssd_gib": 1.0}, {"ssd_dir": Path("/x")}],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):

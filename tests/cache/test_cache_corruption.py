@@ -31,12 +31,12 @@ from msdata.topology import Topology
 TWO_NODES = Topology(num_nodes=2, ranks_per_node=1, rank=0)
 
 
-@pytest.fixture(params=["tar", "hdf5"])
+@pytest.fixture(params=caching.LAYOUTS)
 def data(
     request: Any, packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
 ) -> Iterator[Path]:
     """A data set that the test may alter."""
-    made = packed(tiny_source, *packing.TINY_SHARDS, "--format", request.param)
+    made = packed(tiny_source, *packing.TINY_SHARDS, *request.param.split())
     yield Path(shutil.copytree(made, tmp_path / "data"))
 
 
@@ -87,19 +87,19 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, split: Split, samples: set[int]) 
                 is_first = int(filling.samples[i]) in left
                 left.discard(int(filling.samples[i]))
             if is_first:
-                next(iter(filling.buffer.arrays.values()))[i].reshape(-1)[:1] += 1
+                filling.buffer.parts(i)[0][:1] += 1
 
     monkeypatch.setattr(SampleReader, "fill", wrong_once)
 
 
-@pytest.mark.parametrize("fill", ["overlap", "stage"])
+@pytest.mark.parametrize("warmup", ["background", "blocking"])
 def test_what_is_corrupt_in_storage_is_an_error_in_the_first_epoch_already(
-    data: Path, tmp_path: Path, threads: int, fill: str
+    data: Path, tmp_path: Path, threads: int, warmup: str
 ) -> None:
     split = train(data)
     expected = caching.digests(split)
     alter_in_storage(split, [3, 20, 21, len(split) - 1])
-    with make(split, caching.config(tmp_path, fill=fill), threads=threads) as loader:
+    with make(split, caching.config(tmp_path, warmup=warmup), threads=threads) as loader:
         for _ in range(3):
             with pytest.raises(DataError, match="is corrupt: CRC32C"):
                 hand_out(loader, expected)
@@ -193,7 +193,7 @@ class Peers:
                 target[:] = record
                 yield np.ones(1, bool)
 
-        server = LinkServer(address, dict, read, self.cached.sample_nbytes)
+        server = LinkServer(address, dict, read)
         is_over = threading.Event()
 
         def serve() -> None:
@@ -210,7 +210,7 @@ class Peers:
         self._ends.close()
 
 
-@pytest.mark.parametrize("transport", ["records", "encrypted", "staging"])
+@pytest.mark.parametrize("transport", ["plain", "encrypted", "staging"])
 def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
     data: Path, tmp_path: Path, threads: int, transport: str
 ) -> None:
@@ -225,7 +225,7 @@ def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
     else:
         peers.serve_zmq(is_encrypted=transport == "encrypted")
     try:
-        with make(split, config, threads=threads, topology=TWO_NODES, last="short") as loader:
+        with make(split, config, threads=threads, topology=TWO_NODES, remainder="short") as loader:
             client = loader._cache.client
             assert client is not None
             if transport == "staging":

@@ -19,16 +19,14 @@ import loading
 import numpy as np
 import packing
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import msdata
 from msdata.cache.arena import SSD_TIER, Arena
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig
+from msdata.cache.filler import CLAIM_PATIENCE_S, STALL_S
 from msdata.cache.shared_file import role
-from msdata.cache.slot_file import SlotFile, packed_slots
-from msdata.cache.ssd import place_shards
+from msdata.cache.slot_file import READY, SlotFile
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.topology import Topology
@@ -36,9 +34,9 @@ from msdata.topology import Topology
 SHARES = (0.25, 0.5, 1.0)
 
 
-@pytest.fixture(params=["tar", "hdf5"])
+@pytest.fixture(params=caching.LAYOUTS)
 def split(request: Any, packed: Callable[..., Path], tiny_source: Path) -> Split:
-    return open_split(packed(tiny_source, *packing.TINY_SHARDS, "--format", request.param))
+    return open_split(packed(tiny_source, *packing.TINY_SHARDS, *request.param.split()))
 
 
 @pytest.fixture
@@ -114,7 +112,7 @@ def test_samples_of_the_default_schema_are_equal_byte_for_byte(
     packed: Callable[..., Path], mantis_source: Path, tmp_path: Path
 ) -> None:
     split = open_split(packed(mantis_source, "--split", "1,0,0"))
-    options = {"policy": "shuffle", "last": "pad", "columns": ["redshift", "ra"]}
+    options = {"policy": "shuffle", "remainder": "pad", "columns": ["redshift", "ra"]}
     found = epochs(split, caching.config(tmp_path), 3, **options)
     for left, right in zip(found, epochs(split, None, 3, **options), strict=True):
         caching.assert_same_batches(left, right)
@@ -165,7 +163,7 @@ def test_a_sample_is_read_from_storage_once_over_the_whole_job(tar: Split, tmp_p
 
 
 def test_stage_fills_the_cache_before_the_first_batch(split: Split, tmp_path: Path) -> None:
-    with make(split, caching.config(tmp_path, fill="stage")) as loader:
+    with make(split, caching.config(tmp_path, warmup="blocking")) as loader:
         loading.drain(loader)
         assert tier_samples(loader)["local"] == len(split)
         assert loader.stats()["cache"]["filler"]["samples"] == len(split)
@@ -291,24 +289,6 @@ def test_an_ssd_tier_whose_rearrangement_was_interrupted_is_made_anew(
         assert loader.stats()["cache"]["ssd"]["filled"] == len(tar)
 
 
-@given(st.data())
-def test_shards_find_slots_without_overlap_and_those_that_can_stay_do(data: Any) -> None:
-    sizes = np.array(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12)))
-    of_shards = st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))
-    before, held = (np.array(data.draw(of_shards)) for _ in range(2))
-    old = packed_slots(before, sizes)
-    num_slots = data.draw(st.integers(0, int(sizes.sum())))
-    first = place_shards(held, sizes, old, num_slots)
-    stays = held & before & (old + sizes <= num_slots)
-    assert (first[stays] == old[stays]).all()
-    assert (first[~held] == -1).all()
-    taken = [s for f, n in zip(first, sizes, strict=True) if f >= 0 for s in range(f, f + n)]
-    assert len(taken) == len(set(taken))
-    assert all(s < num_slots for s in taken)
-    if num_slots == sizes.sum() and len(set(sizes.tolist())) == 1:
-        assert (first[held] >= 0).all()
-
-
 def test_an_ssd_tier_of_an_older_version_of_the_data_is_not_used(
     packed: Callable[..., Path], tiny_source: Path, tar: Split, tmp_path: Path
 ) -> None:
@@ -329,8 +309,9 @@ def test_records_altered_on_the_ssd_come_from_storage_and_are_counted(
     records = next((tmp_path / "ssd").rglob("records"))
     with make(split, config) as loader:
         slots = loader._cache.client.tiers[SSD].slots
+        kept = np.flatnonzero(slots.entries["state"] == READY)
         with records.open("r+b") as file:
-            for slot in (0, 5):
+            for slot in kept[[0, 5]].tolist():
                 file.seek(slots.record_at(slot) + 7)
                 file.write(b"rotten")
         caching.assert_same_batches(caching.copies(loader), epochs(split, None, 1)[0])
@@ -350,7 +331,7 @@ def test_locality_deals_the_global_batches_of_shuffle_to_the_ranks(
     def batches(policy: str, rank: int) -> list[list[str]]:
         topology = Topology(num_nodes=2, ranks_per_node=2, rank=rank)
         config = caching.config(tmp_path, memory_gib=caching.gib_of(tar, 0.3))
-        with make(tar, config, policy=policy, topology=topology, last="short") as loader:
+        with make(tar, config, policy=policy, topology=topology, remainder="short") as loader:
             return [b["sample_id"].tolist() for b in loader]
 
     of_shuffle = [batches("shuffle", rank) for rank in range(4)]
@@ -374,13 +355,13 @@ def test_under_locality_a_rank_gets_what_the_forecast_replays(
         topology=topology,
         nodes=equal_nodes(2, memory_bytes=caching.split_nbytes(tar) // 3),
         shard_sizes=tar.shard_sizes,
-        sample_bytes=tar.schema.sample_nbytes,
+        sample_bytes=tar.record_nbytes,
         batch_per_rank=caching.BATCH,
         policy="locality",
         last=last,
     )
     config = caching.config(tmp_path, memory_gib=caching.gib_of(tar, 1 / 3))
-    with make(tar, config, policy="locality", topology=topology, last=last) as loader:
+    with make(tar, config, policy="locality", topology=topology, remainder=last) as loader:
         for epoch in range(2):
             assigned = assign_job(job, own_job(job), epoch)
             ids = [b["sample_id"].tolist() for b in loader]
@@ -411,7 +392,7 @@ def test_an_unknown_cache_is_refused(tar: Split) -> None:
 
 def test_a_loader_that_cannot_be_made_leaves_no_arena(tar: Split, tmp_path: Path) -> None:
     config = caching.config(tmp_path)
-    for options in ({"columns": ["none"]}, {"policy": "none"}, {"last": "none"}):
+    for options in ({"columns": ["none"]}, {"policy": "none"}, {"remainder": "none"}):
         with pytest.raises(UsageError):
             make(tar, config, **options)
         gc.collect()
@@ -560,6 +541,25 @@ def test_a_shard_altered_in_storage_is_not_cached_and_fails_as_without_a_cache(
         pytest.raises(DataError, match="is corrupt: CRC32C"),
     ):
         loading.drain(loader)
+
+
+def test_a_corrupt_record_delays_a_second_staged_loader_by_a_few_seconds_only(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    split = open_split(packed(tiny_source, *packing.TINY_SHARDS, "--seed", "11"))
+    shard = split.shard_paths[0]
+    content = bytearray(shard.read_bytes())
+    content[int(split.spans.offsets(np.array([0]))[0, 0])] ^= 0xFF
+    shard.write_bytes(content)
+    config = caching.config(tmp_path, warmup="blocking")
+    with make(split, config) as first:
+        with pytest.raises(DataError, match="is corrupt"):
+            loading.drain(first)
+        with make(split, config) as second:
+            started_s = time.monotonic()
+            with pytest.raises(DataError, match="is corrupt"):
+                loading.drain(second)
+            assert time.monotonic() - started_s < STALL_S - CLAIM_PATIENCE_S
 
 
 def test_a_filler_that_cannot_read_a_shard_leaves_it_out(

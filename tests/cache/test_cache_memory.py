@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import caching
+import numpy as np
 import packing
 import pytest
 import raw_dataset
@@ -34,7 +35,7 @@ import json, os, sys
 open(sys.argv[3], "w").write(str(os.getpid()))
 import msdata
 split = msdata.open(sys.argv[1]).split("train")
-cache = msdata.CacheConfig(memory_gib=1.0, shm_dir=sys.argv[2], job="test", fill="stage")
+cache = msdata.CacheConfig(memory_gib=1.0, shm_dir=sys.argv[2], job="test", warmup="blocking")
 with msdata.Loader(split, 32, threads=2, cache=cache) as loader:
     count = sum(len(batch["sample_id"]) for _ in range(2) for batch in loader)
     print(json.dumps({"count": count, "filled": loader.stats()["cache"]["local"]["filled"]}))
@@ -96,6 +97,21 @@ def test_all_ranks_of_the_node_count(split: Split, tmp_path: Path, ranks_per_nod
         rank_nbytes = loader.ring_nbytes + 64 * len(split)
         reserved = loader._cache.client.config.reserved_nbytes
         assert reserved == 1000 + ranks_per_node * rank_nbytes
+
+
+def test_what_ranks_know_of_coded_records_is_reserved_too(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    data = packed(tiny_source, *packing.TINY_SHARDS, *caching.CODED.split())
+    split = msdata.open(data).split("train")
+    with msdata.Loader(split, 8, cache=caching.config(tmp_path)) as loader:
+        client = loader._cache.client
+        assert client is not None
+        known = [split.record_nbytes, split.array_nbytes, split.steps("image")]
+        known += [client._split.starts._starts, np.empty((len(split), 2), np.int64)]
+        nbytes = sum(a.nbytes for a in known) // len(split)
+        reserved = client.config.reserved_nbytes - loader.ring_nbytes
+        assert 64 + nbytes <= reserved / len(split) <= 64 + 1.1 * nbytes
 
 
 def test_what_is_reserved_is_taken_from_what_is_free(

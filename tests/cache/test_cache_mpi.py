@@ -37,7 +37,7 @@ NODES, RANKS_PER_NODE = 4, 2
 
 @pytest.fixture(scope="module")
 def split(packed: Callable[..., Path], tiny_source: Path) -> Split:
-    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", "tar", "--split", "1,0,0")
+    data = packed(tiny_source, *packing.TINY_SHARDS, *caching.CODED.split(), "--split", "1,0,0")
     return msdata.open(data).split("train")
 
 
@@ -77,7 +77,7 @@ def job_of(
             keys=np.arange(num_nodes, dtype=np.uint64),
         ),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=caching.BATCH,
         policy=policy,
         last="short",
@@ -100,7 +100,7 @@ def assert_as_forecast(split: Split, job: Job, epoch: int, results: list[dict[st
         # One rank's samples as if it were all that its node reads.
         alone = np.full_like(assigned, -1)
         alone[:, rank] = mine
-        assert tiers_of(result) == count_tiers(alone, job, owners)[node].tolist()
+        assert tiers_of(result) == count_tiers(alone, job, owners)[0][node].tolist()
     if epoch == 0:
         return  # the forecast of that one is of caches that fill meanwhile
     by_node = np.array([tiers_of(r) for r in results]).reshape(job.topology.num_nodes, -1, 4)
@@ -121,7 +121,7 @@ def test_what_each_rank_reads_from_each_tier_is_what_the_forecast_says(
 ) -> None:
     memory = capacities(split, share, weights)
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking") as services:
         for policy in ("shuffle", "locality", "block"):
             ranks = caching.start_ranks(data, config, NODES, RANKS_PER_NODE, policy=policy)
             job = job_of(split, policy, memory, RANKS_PER_NODE)
@@ -172,7 +172,7 @@ def test_what_peers_keep_on_their_disks_comes_from_there(
     options = ("--ssd-dir", str(tmp_path / "ssd"), "--ssd-gib", repr(ssd_gib))
     data = split.dataset.path
     job = job_of(split, policy, memory, 2, int(ssd_gib * GIB))
-    with Services(data, config.shm_dir, memory, "--fill", "stage", *options):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking", *options):
         ranks = caching.start_ranks(data, config, 2, 2, policy=policy)
         for epoch in range(2):
             results = caching.run_epoch(ranks)
@@ -195,7 +195,7 @@ def test_ranks_go_on_when_services_are_killed_and_leave_nothing(
 ) -> None:
     memory = capacities(split, 1.1, (1, 1, 1))
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking") as services:
         ranks = caching.start_ranks(data, config, 3, 1, step_s=0.05)
         before = caching.run_epoch(ranks)
         begun = start_epoch(ranks, 3)
@@ -229,7 +229,7 @@ def test_the_job_of_a_killed_rank_resumes_from_memory(
 ) -> None:
     memory = capacities(split, 1.1, (1, 1))
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking"):
         ranks = caching.start_ranks(data, config, 2, 2, step_s=0.05)
         begun = start_epoch(ranks, 3)
         ranks[1].kill()
@@ -255,14 +255,14 @@ def test_services_that_are_started_again_take_up_the_arenas_in_use(
 ) -> None:
     memory = capacities(split, 0.7, (3, 1, 2))
     data = split.dataset.path
-    with Services(data, config.shm_dir, memory, "--fill", "stage") as services:
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking") as services:
         ranks = caching.start_ranks(data, config, 3, 1, policy="locality")
         caching.run_epoch(ranks)
         services.kill(0, 1, 2)
         services.wait()
     assert caching.merged(caching.run_epoch(ranks)) == expected
     # Other sizes are asked for; what ranks use already stays as it is.
-    with Services(data, config.shm_dir, capacities(split, 1, (1, 1, 1)), "--fill", "stage"):
+    with Services(data, config.shm_dir, capacities(split, 1, (1, 1, 1)), "--warmup", "blocking"):
         time.sleep(PAUSE_S + 0.5)
         results = caching.run_epoch(ranks)
         assert caching.merged(results) == expected
@@ -298,8 +298,10 @@ def test_the_next_start_and_clean_remove_what_a_killed_job_left(
     remove_dead_shared_memory()
 
 
-@pytest.mark.parametrize("container", ["tar", "hdf5"])
-@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("num_nodes", "container"),
+    [*((n, c) for n in (1, 2, 3, 4) for c in ("tar", "hdf5")), (3, "coded")],
+)
 def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     packed: Callable[..., Path],
     tiny_source: Path,
@@ -311,12 +313,15 @@ def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     # A busy machine takes longer than a product should wait.
     patient = partial(msdata.loader.node_cache.LinkFetcher, timeout_s=60.0)
     monkeypatch.setattr("msdata.loader.node_cache.LinkFetcher", patient)
-    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", container)
+    coding = ("--quantize", "4", "--compress", "lz4") if container == "coded" else ()
+    form = "tar" if coding else container
+    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", form, *coding)
     train = msdata.open(data).split("train")
+    assert (len(set(train.record_nbytes.tolist())) > 1) == bool(coding)
     # A quarter of the cache would hold none of the four HDF5 shards; a third holds one.
     memory = capacities(train, 0.8, [2, 1, 2, 1][:num_nodes])
     found = dict.fromkeys(("local", "ssd", "peer", "storage"), 0)
-    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking"):
         for rank in range(num_nodes):
             options = {"topology": Topology(num_nodes=num_nodes, rank=rank), "threads": 2}
             with (

@@ -32,7 +32,7 @@ NODES = 3
 
 @pytest.fixture
 def split(packed: Callable[..., Path], tiny_source: Path) -> Split:
-    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", "tar")
+    data = packed(tiny_source, *packing.TINY_SHARDS, *caching.CODED.split())
     return msdata.open(data).split("train")
 
 
@@ -51,7 +51,7 @@ class Cluster:
                     job="test",
                     shm_dir=folder,
                     peers_dir=tmp_path / "job",
-                    fill="stage",
+                    warmup="blocking",
                 )
             )
         self.policy = policy
@@ -130,6 +130,23 @@ def test_samples_of_each_tier_on_each_node_are_what_the_forecast_says(
     for config in cluster.configs:
         assert not list(caching.names_in(config.shm_dir))
     assert [p.name for p in (tmp_path / "job").iterdir()] == ["key.json"]
+
+
+def test_coded_records_of_different_lengths_travel_between_nodes(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    options = (*packing.TINY_SHARDS, "--quantize", "4", "--compress", "lz4")
+    split = msdata.open(packed(tiny_source, *options)).split("train")
+    assert len(set(split.record_nbytes.tolist())) > 1
+    with Cluster(split, tmp_path, 1.2, "shuffle") as cluster:
+        found, tiers = cluster.epoch()
+        served = [stats["served"] for s in cluster.services for stats in s.stats().values()]
+    assert found == caching.digests(split)
+    assert sum(t["storage"] for t in tiers) == 0
+    given = sum(one["samples"] for one in served)
+    assert given >= sum(t["peer"] for t in tiers) > 0
+    # Coded bytes are sent.
+    assert sum(one["bytes"] for one in served) < given * split.schema.sample_nbytes / 2
 
 
 def test_a_service_that_ends_means_storage_and_the_others_go_on(
@@ -232,9 +249,11 @@ def test_a_service_counts_what_it_gives_and_writes_it_for_the_collector(
     service.look()
     cluster.epoch()
     given = service.stats()[0]["served"]
-    asked = sum(r.stats()["tiers"]["peer"]["samples"] for r in cluster.loaders[1:])
-    assert 0 < given["samples"] <= asked
-    assert given["bytes"] == given["samples"] * cluster.split.schema.sample_nbytes
+    asked = [r.stats()["tiers"]["peer"] for r in cluster.loaders[1:]]
+    assert 0 < given["samples"] <= sum(a["samples"] for a in asked)
+    assert 0 < given["bytes"] <= sum(a["bytes"] for a in asked)
+    lengths = cluster.split.record_nbytes
+    assert lengths.min() <= given["bytes"] / given["samples"] <= lengths.max()
     service.write_metrics()
     (path,) = (tmp_path / "metrics").iterdir()
     assert path.name == "msdata-test-train-service0.prom"
@@ -264,7 +283,7 @@ def test_a_shard_that_one_node_cannot_read_is_left_out_there_and_others_read_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     owners = own_shards(
-        split.shard_sizes * split.schema.sample_nbytes,
+        split.shard_record_nbytes,
         equal_nodes(NODES, memory_bytes=int(caching.split_nbytes(split) * 1.2 / NODES)),
     ).owner_of_shard
     shard = int(np.flatnonzero(owners == 0)[0])
@@ -330,7 +349,7 @@ def test_the_command_serves_the_ranks_of_two_pretended_nodes(
 ) -> None:
     share = caching.gib_of(split, 0.6)
     peers = tmp_path / "job"
-    config = caching.config(tmp_path, memory_gib=share, peers_dir=peers, fill="stage")
+    config = caching.config(tmp_path, memory_gib=share, peers_dir=peers, warmup="blocking")
     data = split.dataset.path
     ranks = caching.start_ranks(data, config, 2, 1, policy="shuffle")
     options = ("--peers-dir", peers, "--shm-dir", config.shm_dir, "--job", "test")
@@ -351,7 +370,7 @@ def test_the_command_serves_the_ranks_of_two_pretended_nodes(
 
 
 def test_the_command_ends_on_sigterm_and_leaves_nothing(split: Split, tmp_path: Path) -> None:
-    config = caching.config(tmp_path, fill="stage", memory_gib=1.0)
+    config = caching.config(tmp_path, warmup="blocking", memory_gib=1.0)
     options = ("--peers-dir", tmp_path / "job", "--shm-dir", config.shm_dir, "--job", "test")
     with msdata.Loader(split, caching.BATCH, cache=config):
         service = packing.start(command("serve", split.dataset.path, *options))

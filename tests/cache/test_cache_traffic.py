@@ -6,7 +6,7 @@ Few bytes a sample and many samples: the share that moves is a mean over hundred
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import raw_dataset
 from services import Services
 
 import msdata
-from msdata.cache.config import CacheConfig
+from msdata.cache.config import GIB, CacheConfig
 from msdata.cache.split import cached_split, record_reader
 from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
@@ -66,7 +66,7 @@ def test_services_under_mpi_move_as_much_as_the_square_root_says(
 ) -> None:
     memory = [int(1.1 * caching.split_nbytes(split) / NODES)] * NODES
     data, config = split.dataset.path, caching.config(tmp_path)
-    with Services(data, config.shm_dir, memory, "--fill", "stage"):
+    with Services(data, config.shm_dir, memory, "--warmup", "blocking"):
         ranks = caching.start_ranks(data, config, NODES, 1, policy="locality", batch_size=BATCH)
         results = [result for _ in range(EPOCHS) for result in caching.run_epoch(ranks)]
         for rank in ranks:
@@ -87,7 +87,7 @@ def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
                 job="test",
                 shm_dir=folder,
                 peers_dir=tmp_path / "job",
-                fill="stage",
+                warmup="blocking",
             )
             topology = Topology(num_nodes=NODES, rank=node)
             loaders.append(
@@ -112,6 +112,70 @@ def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
     ahead = given - sum(t["peer"] for t in tiers)
     assert 0 <= ahead < 0.2 * given
     assert sum(one["bytes"] for one in served) == given * SCHEMA.sample_nbytes
+
+
+def run_nodes(
+    split: Split, tmp_path: Path, num_nodes: int, memory_nbytes: int, epoch: int
+) -> tuple[list[dict[str, dict[str, int]]], list[dict[str, int]]]:
+    """Tiers of each node's only rank in an epoch, and what their services gave in all epochs."""
+    with ExitStack() as stack:
+        loaders, services = [], []
+        for node in range(num_nodes):
+            folder = tmp_path / f"shm{node}"
+            folder.mkdir(parents=True)
+            config = CacheConfig(
+                memory_gib=memory_nbytes / GIB,
+                job="test",
+                shm_dir=folder,
+                peers_dir=tmp_path / "job",
+                warmup="blocking",
+            )
+            topology = Topology(num_nodes=num_nodes, rank=node)
+            loaders.append(
+                msdata.Loader(
+                    split, caching.BATCH, topology=topology, cache=config, threads=1, prefetch=1
+                )
+            )
+            stack.callback(loaders[-1].close)
+            services.append(service_of(config, split))
+            stack.callback(services[-1].close)
+        for loader in loaders:
+            loader._cache.client.filler.wait()
+        tiers = []
+        for loader in loaders:
+            loader.set_epoch(epoch)
+            for batch in loader:
+                assert len(batch["sample_id"])
+            tiers.append(loader.stats()["tiers"])
+        return tiers, [stats["served"] for s in services for stats in s.stats().values()]
+
+
+def test_memory_for_a_fifth_of_the_floats_holds_all_codes_and_less_crosses_the_network(
+    packed: Callable[..., Path], mantis_source: Path, tmp_path: Path
+) -> None:
+    num_nodes, epoch, found = 2, 1, {}
+    plain_nbytes = 0
+    for name, options in (("plain", ()), ("coded", ("--quantize", "4", "--compress", "lz4"))):
+        data = packed(mantis_source, "--split", "1,0,0", "--shard-size", "256KiB", *options)
+        split = msdata.open(data).split("train")
+        plain_nbytes = plain_nbytes or caching.split_nbytes(split)
+        memory_nbytes = plain_nbytes // 5 // num_nodes
+        topology = Topology(num_nodes=num_nodes)
+        wanted = caching.forecast(split, "shuffle", memory_nbytes, topology, epoch)
+        tiers, served = run_nodes(split, tmp_path / name, num_nodes, memory_nbytes, epoch)
+        for node, by_tier in enumerate(tiers):
+            assert [t["samples"] for t in by_tier.values()] == wanted.tier_samples[node].tolist()
+            assert [t["bytes"] for t in by_tier.values()] == wanted.tier_bytes[node].tolist()
+        found[name] = wanted
+        assert sum(s["bytes"] for s in served) >= wanted.tier_bytes[:, 2].sum()
+    ratio = plain_nbytes / caching.split_nbytes(split)
+    assert ratio > 5
+    assert found["coded"].shares[3] == 0
+    assert found["plain"].shares[3] == pytest.approx(0.8, abs=0.08)
+    per_peer_read = [f.tier_bytes[:, 2].sum() / f.tier_samples[:, 2].sum() for f in found.values()]
+    assert per_peer_read[0] / per_peer_read[1] == pytest.approx(ratio, rel=0.1)
+    cold = [f.storage_bytes.sum() + f.tier_bytes[:, :3].sum() for f in found.values()]
+    assert cold[0] / cold[1] == pytest.approx(ratio, rel=0.05)
 
 
 def service_of(config: CacheConfig, split: Split) -> ZmqService:

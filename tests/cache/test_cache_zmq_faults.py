@@ -1,7 +1,8 @@
 """Three nodes without MPI, services and ranks as processes, some of which are killed or cut off.
 
-Whatever happens: every sample comes once per epoch, no process ends in error, at most five seconds
-are lost, the other nodes still serve each other, the fault is counted, and logged once.
+Whatever happens: every sample comes once per epoch, no process ends in error, a rank waits for a
+time limit once per lost node at most, the other nodes still serve each other, the fault is counted,
+and logged once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from msdata.dataset.dataset import Split
 from msdata.topology import Topology
 
 NODES = 3
-MOST_LOST_S = 5.0
+# Longer than any load makes an epoch: a rank that waits so long hangs.
+HANGS_S = 60.0
 SERVICES = ("msdata", "cache", "serve")
 
 
@@ -55,7 +57,7 @@ class Job:
                 job="test",
                 shm_dir=tmp_path / f"shm{node}",
                 peers_dir=tmp_path / "job",
-                fill="stage",
+                warmup="blocking",
             )
             for node in range(NODES)
         ]
@@ -160,12 +162,10 @@ def failures(results: Sequence[dict[str, Any]]) -> list[int]:
     return [r["stats"]["cache"]["peers"]["failures"] for r in results]
 
 
-def assert_little_is_lost(before: Sequence[Any], after: Sequence[Any]) -> None:
-    """No rank waited for batches five seconds longer than without a fault."""
-    for one, other in zip(before, after, strict=True):
-        # A busy machine may take as long again for the rest.
-        limit_s = MOST_LOST_S + 5 * one["stats"]["wait_s"]
-        assert other["stats"]["wait_s"] <= limit_s
+def assert_little_is_lost(results: Sequence[Any]) -> None:
+    """No rank waited for a node that is down a second time; counted, as clocks depend on load."""
+    assert max(failures(results)) < NODES
+    assert all(result["stats"]["wait_s"] < HANGS_S for result in results)
 
 
 def assert_warned_once(results: Sequence[dict[str, Any]], ranks: Sequence[int]) -> None:
@@ -184,7 +184,7 @@ def test_a_service_that_is_killed_costs_little_and_the_others_serve_each_other(
     assert sum(samples(before, "storage")) == 0
     during = job.epoch(lambda: packing.kill_group(job.services[0]))
     assert caching.merged(during) == expected
-    assert_little_is_lost(before, during)
+    assert_little_is_lost(during)
     after = job.epoch()
     assert caching.merged(after) == expected
     assert_warned_once(after, [1, 2])
@@ -203,7 +203,7 @@ def test_when_all_services_are_killed_ranks_go_on_with_their_own_memory(
     local_job: Job, split: Split, expected: dict[str, int]
 ) -> None:
     job = local_job
-    before = job.epoch()
+    job.epoch()
 
     def kill_all() -> None:
         for service in job.services:
@@ -211,7 +211,7 @@ def test_when_all_services_are_killed_ranks_go_on_with_their_own_memory(
 
     during = job.epoch(kill_all)
     assert caching.merged(during) == expected
-    assert_little_is_lost(before, during)
+    assert_little_is_lost(during)
     after = job.epoch()
     assert caching.merged(after) == expected
     memory = job.configs[0].memory_nbytes
@@ -230,7 +230,7 @@ def test_the_node_of_a_killed_rank_still_serves_and_keeps_its_memory_for_the_nex
     local_job: Job, expected: dict[str, int]
 ) -> None:
     job = local_job
-    before = job.epoch()
+    job.epoch()
     for rank in job.ranks:
         rank.start_epoch()
     seen = [rank.read()["digests"] | rank.read()["digests"] for rank in job.ranks]
@@ -240,7 +240,7 @@ def test_the_node_of_a_killed_rank_still_serves_and_keeps_its_memory_for_the_nex
     of_victim = expected.keys() - found.keys()
     assert of_victim >= seen[1].keys()
     assert found.items() <= expected.items()
-    assert_little_is_lost([before[0], before[2]], survivors)
+    assert_little_is_lost(survivors)
     for result in survivors:
         assert (result["warnings"], failures([result])) == ([], [0])
         assert samples([result], "storage") == [0]
@@ -331,7 +331,7 @@ def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_rest
     assert sum(samples(before, "storage")) == 0
     during = job.epoch(lambda: network.cut(0))
     assert caching.merged(during) == expected
-    assert_little_is_lost(before, during)
+    assert_little_is_lost(during)
     after = job.epoch()
     assert caching.merged(after) == expected
     # The node that is cut off reaches no other, the others each other.
@@ -342,8 +342,7 @@ def test_a_node_whose_link_is_cut_costs_little_and_is_used_again_when_it_is_rest
     assert failures(after)[1:] == [1, 1]
     assert_warned_once(after, range(NODES))
     # Trying the lost nodes again costs the ranks nothing.
-    for one, other in zip(before, after, strict=True):
-        assert other["stats"]["wait_s"] < MOST_LOST_S / 2 + 5 * one["stats"]["wait_s"]
+    assert failures(after) == failures(during)
     network.restore(0)
     assert caching.merged(job.first_epoch_without_storage()) == expected
     job.end()

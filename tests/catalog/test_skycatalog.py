@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from hypothesis import given
@@ -23,8 +22,7 @@ from hypothesis import strategies as st
 from mock_surveys import FAULTS, LAYOUTS, Truth, make_tables
 
 from benchmarks.parts.catalog_build import differences
-from msdata.catalog.build.dust import galactic, reddening
-from msdata.catalog.build.healpix import pixel_of
+from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.recipe import BUILT_IN, load_recipe
 from msdata.catalog.build.select import STAR, angles, first_redshift, passes_cut, repeated_ids
 from msdata.catalog.build.spec import DustTask
@@ -211,41 +209,6 @@ def test_a_survey_of_ones_own_is_read_by_a_recipe_beside_the_spec(tmp_path):
     assert table[0]["redshift"] == pytest.approx(30000 / 299792.458)
     report = json.loads((tmp_path / "out" / "catalog.json").read_text())
     assert report["surveys"][0]["num_dropped"]["poor"] == 1
-
-
-@pytest.mark.parametrize("is_nested", [True, False])
-@given(st.integers(0, 11), st.lists(st.tuples(st.floats(0, 360), st.floats(-1, 1)), min_size=1))
-def test_pixels_are_those_of_astropy_healpix(is_nested, level, places):
-    lon = np.array([p[0] for p in places])
-    lat = np.degrees(np.arcsin([p[1] for p in places]))
-    order = "nested" if is_nested else "ring"
-    grid = astropy_healpix.HEALPix(1 << level, order=order)
-    found = pixel_of(1 << level, lon, lat, is_nested=is_nested)
-    assert ((found >= 0) & (found < grid.npix)).all()
-    wanted = grid.lonlat_to_healpix(lon * units.deg, lat * units.deg)
-    # On an edge between pixels either is right.
-    for pixel, other, x, y in zip(found, wanted, lon, lat, strict=True):
-        if pixel != other:
-            near = grid.cone_search_lonlat(x * units.deg, y * units.deg, 1e-6 * units.arcsec)
-            assert pixel in near or _touches(grid, int(pixel), float(x), float(y))
-
-
-def _touches(grid: astropy_healpix.HEALPix, pixel: int, lon: float, lat: float) -> bool:
-    """Whether a position lies on the boundary of a pixel, to rounding."""
-    edge_lon, edge_lat = grid.boundaries_lonlat([pixel], step=64)
-    edge = SkyCoord(edge_lon.ravel(), edge_lat.ravel())
-    distance = edge.separation(SkyCoord(lon * units.deg, lat * units.deg)).deg.min()
-    return bool(distance < grid.pixel_resolution.to_value("deg") / 20)
-
-
-@given(st.lists(st.tuples(st.floats(0, 360), st.floats(-90, 90)), min_size=1, max_size=9))
-def test_galactic_coordinates_are_those_of_astropy(places):
-    ra, dec = (np.array(v) for v in zip(*places, strict=True))
-    lon, lat = galactic(ra, dec)
-    wanted = SkyCoord(ra, dec, unit="deg").galactic
-    found = SkyCoord(lon, lat, unit="deg", frame="galactic")
-    # The frames of FK5 and ICRS differ by 0.02 arcsec.
-    assert found.separation(wanted).arcsec.max() < 0.05
 
 
 def write_map(path: Path, values: np.ndarray, ordering: str, per_row: int, frame: str) -> None:

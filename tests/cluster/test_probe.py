@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import shutil
 import subprocess
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 
 from msdata.cluster import probe
-from msdata.cluster.probe import measure_network
+from msdata.cluster.probe import measure_decoding, measure_network
 from msdata.cluster.probe_command import add_arguments, render_fields, run
-from msdata.errors import StorageError, UsageError
+from msdata.errors import MissingPackageError, StorageError, UsageError
 from msdata.plan.machine import load_machine, machine_from
 
 SAMPLE_BYTES = 50_000
@@ -153,6 +154,25 @@ def test_copies_of_samples_are_timed_over_all_threads():
     assert two > 1e8
 
 
+@pytest.mark.parametrize("compress", ["none", "lz4", "zstd"])
+def test_decoding_is_timed_over_all_threads(compress):
+    for threads in (1, 2):
+        rate = measure_decoding(SAMPLE_BYTES, num_threads=threads, budget_s=0.05, compress=compress)
+        # One sample takes well below a second, and no core decodes a terabyte per second.
+        assert SAMPLE_BYTES < rate < 1e12
+
+
+def test_without_the_package_that_decompresses_the_probe_says_so(tmp_path, capsys, monkeypatch):
+    def lacks(*arguments, **options):
+        raise MissingPackageError("compressed arrays need numcodecs")
+
+    monkeypatch.setattr("msdata.cluster.probe_command.measure_decoding", lacks)
+    assert run_probe(f"--out {tmp_path / 'machine.json'}") == 0
+    assert "decode: not measured: compressed arrays need numcodecs" in capsys.readouterr().out
+    machine = machine_from(load_machine(tmp_path / "machine.json"))
+    assert (machine.decode, machine.cores) == (None, None)
+
+
 def test_the_saved_rates_are_those_that_plan_reckons_with(tmp_path, capsys):
     out = tmp_path / "machine.json"
     options = f"--storage {tmp_path} --ssd-dir {tmp_path} --out {out}"
@@ -164,6 +184,8 @@ def test_the_saved_rates_are_those_that_plan_reckons_with(tmp_path, capsys):
     assert machine.storage == max(saved["storage"]["random"].values())
     assert machine.memory == max(saved["memory_by_threads"].values())
     assert machine.ssd is not None
+    assert machine.decode == saved["decode_by_threads"]["2"] / 2
+    assert machine.cores == len(os.sched_getaffinity(0))
     assert machine.network is None
     assert [p.name for p in tmp_path.iterdir()] == ["machine.json"]
 

@@ -20,7 +20,7 @@ import packing
 import pytest
 import torch
 from fuzzing import alter_file, copy_of, seal
-from small_arena import SPLIT, own
+from small_arena import NBYTES, SPLIT, own
 from test_predictions import EDGES, columns_of, some_densities, spooled
 
 import msdata
@@ -74,10 +74,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["tar", "hdf5"])
+CODED = ("--quantize", "4", "--compress", "lz4")
+LAYOUTS = {
+    "tar": (),
+    "hdf5": ("--format", "hdf5"),
+    "coded tar": CODED,
+    "coded hdf5": ("--format", "hdf5", *CODED),
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
 def data(request: pytest.FixtureRequest, source: Path, packed: Callable[..., Path]) -> Path:
     """A data set of a few shards."""
-    return packed(source, "--format", request.param, *OPTIONS[2:])
+    return packed(source, *LAYOUTS[request.param], *OPTIONS[2:])
 
 
 def cases(few: int) -> range:
@@ -260,7 +269,7 @@ def test_the_state_of_an_unfinished_pack_is_resumed_unaltered_or_refused(
         state = PackState(out)
         plan = state.load_plan(settings)
         tasks = list(make_tasks(state, plan, settings, range(len(plan.slices))))
-        table, sources, shards = _collect(state, plan)
+        table, sources, shards = _collect(state, plan, settings)
         write_rejected(state, plan)
         rejects = (out / "rejected.csv").read_bytes()
         assert table is not None
@@ -354,18 +363,16 @@ def test_a_cache_file_is_looked_at_or_refused(tmp_path: Path) -> None:
             path.write_bytes(altered + content[len(altered) :])
         with path.open("rb") as file:
             try:
-                slots = SlotFile(file.fileno(), is_mapped=True)
+                slots = SlotFile(file.fileno(), SPLIT, is_mapped=True)
             except OSError:
                 num_refused += 1
                 continue
             samples, shards = np.arange(12), np.repeat([0, 1, 2], SPLIT.shard_sizes)
-            found = np.empty(0, np.int64)
-            if slots.header.num_shards >= 3:
-                found = slots.slots(samples, shards)
-                slots.are_ready(found, samples, SPLIT.checksums)
+            found = slots.slots(samples, shards)
+            slots.are_ready(found, samples, SPLIT.checksums)
             assert 0 <= slots.num_ready <= slots.header.num_entries
             for slot in found[found >= 0].tolist():
-                assert len(slots.record(slot)) == slots.header.sample_nbytes
+                assert len(slots.record(slot)) in NBYTES
             slots.close()
     arena.close()
     assert num_refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.schema import MANTIS_SHRIMP, Array
 
+ROOT = Path(__file__).parents[2]
 NAMES = MANTIS_SHRIMP.names
 NUM_OBJECTS = 12
 Objects = dict[str, dict[str, Array]]
@@ -53,7 +55,7 @@ def source(objects: Objects, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pack_source(source: Path, out: Path, container: str, *, chunked: bool = False) -> Dataset:
+def pack_source(source: Path, out: Path, container: str, **options: Any) -> Dataset:
     settings = PackSettings(
         source=source / "photometry",
         out=out,
@@ -61,7 +63,7 @@ def pack_source(source: Path, out: Path, container: str, *, chunked: bool = Fals
         id_column="mantis_shrimp_id",
         redshift_column="z",
         container=container,
-        chunked=chunked,
+        **options,
         # Several shards a split, so that every reader also crosses from one to the next.
         shard_nbytes=3 * 620_000,
         split_fractions=(1.0, 0.0, 0.0),
@@ -211,3 +213,72 @@ def test_h5py_reads_the_arrays_in_the_order_of_the_index(
                 for name in NAMES:
                     assert_same_bits(file[name][row], objects[sample_id][name])
     assert next(ids, None) is None
+
+
+QUANTIZED = {"quantize": {"*": 4.0}}
+
+
+@pytest.fixture(scope="module")
+def coded_tars(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Split:
+    out = tmp_path_factory.mktemp("codes") / "tar"
+    return pack_source(source, out, "tar", **QUANTIZED).split("train")
+
+
+def dequantized(codes: Array, steps: Any) -> Array:
+    step = np.array(steps, np.float32)[:, None, None]
+    return np.asarray((codes - np.float32(0.5) * np.sign(codes)) * step)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_webdataset_reads_codes_and_their_steps(coded_tars: Split) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    urls = [str(path) for path in coded_tars.shard_paths]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples] == ids_of(coded_tars)
+    for row, sample in enumerate(samples):
+        for name in NAMES:
+            codes, said = sample[f"{name}.npy"], sample["json"]["coding"][name]
+            assert codes.dtype == np.int16
+            assert_same_bits(dequantized(codes, said["step"]), coded_tars[row][name])
+
+
+def test_dali_reads_codes_with_our_index(coded_tars: Split) -> None:
+    index = [p.with_suffix(".idx") for p in coded_tars.shard_paths]
+    steps = {name: coded_tars.steps(name) for name in NAMES}
+    for row, sample in enumerate(dali_samples(coded_tars, index)):
+        for name in NAMES:
+            assert_same_bits(dequantized(sample[name], steps[name][row]), coded_tars[row][name])
+
+
+def blocks_of(page: str) -> list[str]:
+    """The Python blocks of a documentation page that stand by themselves."""
+    text = (ROOT / "docs" / page).read_text()
+    return [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "import" in b]
+
+
+@pytest.mark.parametrize("compress", ["lz4", "zstd"])
+def test_the_lines_of_the_formats_page_decode_compressed_shards(
+    compress: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numcodecs")
+    pytest.importorskip("hdf5plugin")
+    tar_block, hdf5_block = blocks_of("reference/formats.md")
+    monkeypatch.chdir(tmp_path)
+    for container, block in (("tar", tar_block), ("hdf5", hdf5_block)):
+        shutil.rmtree("DATA", ignore_errors=True)
+        data = pack_source(source, Path("DATA"), container, compress=compress, **QUANTIZED)
+        # Another process: reading must need nothing of this one.
+        script = block + "np.save('image.npy', image)\n"
+        subprocess.run([sys.executable, "-c", script], check=True)
+        assert_same_bits(np.load("image.npy"), data.split("train")[0]["panstarrs"])
+
+
+def test_h5py_reads_codes_as_they_are(source: Path, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    split = pack_source(source, tmp_path / "hdf5", "hdf5", **QUANTIZED).split("train")
+    with h5py.File(split.shard_paths[0]) as file:
+        for name in NAMES:
+            found = dequantized(file[name][0], file[f"{name}_step"][0])
+            assert_same_bits(found, split[0][name])
+            assert file[name].attrs["quantize"] == 4
+            assert "zigzag" not in file[name].attrs

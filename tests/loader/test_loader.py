@@ -17,6 +17,7 @@ import torch
 
 import msdata
 import msdata.loader.read
+from msdata.dataset import coding
 from msdata.errors import UsageError
 from msdata.plan.order import epoch_order
 from msdata.schema import Schema, Survey
@@ -36,6 +37,7 @@ class LoaderContract:
         )
         if request.param == "reading":
             monkeypatch.setattr(msdata.loader.read, "_stream_fill", None)
+            monkeypatch.setattr(coding, "_coding", None)
         return request.param
 
     @pytest.fixture
@@ -105,7 +107,7 @@ class LoaderContract:
         num_held = prefetch + 1 if hold is None else hold
         held: list[tuple[dict, int]] = []
         addresses = set()
-        with msdata.Loader(split, 8, prefetch=prefetch, hold=hold) as loader:
+        with msdata.Loader(split, 8, prefetch=prefetch, num_valid_batches=hold) as loader:
             # Batches stay valid over the end of an epoch, too.
             for batch in itertools.chain(loader, loader, loader):
                 addresses.add(batch["image"].ctypes.data)
@@ -164,6 +166,18 @@ class TestChunkedHdf5(LoaderContract):
     layout = "chunked"
 
 
+class TestCodesInHdf5(LoaderContract):
+    layout = "codes"
+
+
+class TestCodedTar(LoaderContract):
+    layout = "coded"
+
+
+class TestCodedHdf5(LoaderContract):
+    layout = "coded chunks"
+
+
 def _checksum(batch: dict) -> int:
     checksum = 0
     for name in loading.ARRAYS:
@@ -177,23 +191,59 @@ def split(tiny_source: Path, packed: Packed):
 
 
 def test_all_layouts_give_the_same_batches(tiny_source: Path, packed: Packed) -> None:
-    epochs = []
+    epochs: dict[bool, list[Any]] = {False: [], True: []}
     for layout in loading.LAYOUTS:
         found = loading.open_train(packed(tiny_source, *loading.options_of(layout)))
         with msdata.Loader(found, 16) as loader:
-            epochs.append(loading.run_epoch(loader))
-    loading.assert_equal_batches(epochs[0], epochs[1])
-    loading.assert_equal_batches(epochs[0], epochs[2])
+            epochs[found.is_coded].append(loading.run_epoch(loader))
+    for same in epochs.values():
+        assert len(same) == 3
+        for other in same[1:]:
+            loading.assert_equal_batches(same[0], other)
+    loading.assert_equal_batches(
+        *([{**batch, "image": 0} for batch in epochs[is_coded][0]] for is_coded in (False, True))
+    )
 
 
 @pytest.mark.parametrize("hold", [None, 1, 2, 5])
 def test_a_batch_that_is_overwritten_while_in_use_is_told_of_once(split, hold) -> None:
-    with msdata.Loader(split, 10, prefetch=2, hold=hold) as loader:
+    with msdata.Loader(split, 10, prefetch=2, num_valid_batches=hold) as loader:
         with pytest.warns(RuntimeWarning, match=r"overwritten while a variable or a.*copy=Tru"):
             kept = list(loader)
         # All but those that are still valid, and the one that would be looked at next.
         assert loader.stats()["overwritten_batches"] == len(kept) - (hold or 3) - 1
         list(loading.run_epoch(loader))
+
+
+def test_former_names_of_arguments_are_taken_with_a_warning(split) -> None:
+    with pytest.warns(FutureWarning, match=r"Loader\(last=\) is now called remainder="):
+        loader = msdata.Loader(split, 16, last="pad")
+    with loader:
+        assert "is_real" in next(iter(loader))
+    with pytest.warns(FutureWarning, match=r"Loader\(hold=\) is now called num_valid_batches="):
+        loader = msdata.Loader(split, 16, prefetch=2, hold=1)
+    with loader, msdata.Loader(split, 16, prefetch=2, num_valid_batches=1) as other:
+        assert loader.ring_nbytes == other.ring_nbytes
+    with pytest.warns(FutureWarning, match=r"CacheConfig\(fill=\) is now called warmup="):
+        assert msdata.CacheConfig(fill="stage").warmup == "blocking"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lats'"):
+        msdata.Loader(split, 16, lats="pad")
+
+
+@pytest.mark.parametrize("poison", [True, None], ids=["argument", "environment"])
+def test_poisoned_batches_are_nan_once_they_are_no_longer_valid(
+    split, poison: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not poison:
+        monkeypatch.setenv("MSDATA_DEBUG", "1")
+    with (
+        msdata.Loader(split, 10, num_valid_batches=1, across_epochs=False, poison=poison) as loader,
+        pytest.warns(RuntimeWarning, match="overwritten while"),
+    ):
+        kept = [batch["image"] for batch in loader]
+    assert np.isfinite(kept[-1]).all()
+    # Its buffer is not filled again: the epoch is over.
+    assert np.isnan(kept[-2]).all()
 
 
 def _crop(batch: dict) -> np.ndarray:
@@ -215,7 +265,7 @@ def test_a_view_of_one_array_is_a_batch_in_use(split, view) -> None:
 @pytest.mark.parametrize("hold", [None, 1, 2])
 def test_batches_used_one_after_the_other_are_not_told_of(split, hold) -> None:
     labels = []
-    with msdata.Loader(split, 10, hold=hold) as loader:
+    with msdata.Loader(split, 10, num_valid_batches=hold) as loader:
         for number, batch in itertools.chain.from_iterable(enumerate(loader) for _ in range(2)):
             labels.append((number, batch["redshift"], batch["image"].sum()))
         assert loader.stats()["overwritten_batches"] == 0
@@ -293,7 +343,7 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
-        ({"hold": 0}, "hold must be at least 1, got 0"),
+        ({"num_valid_batches": 0}, "num_valid_batches must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"batch_size": True}, "batch_size must be an integer, got True"),
         ({"batch_size": 1.5}, r"batch_size must be an integer, got 1\.5"),
@@ -304,13 +354,16 @@ def test_a_closed_loader_says_so_and_its_batches_stay_readable(split) -> None:
         ({"weights": np.ones(300), "policy": "block"}, "policy 'block'"),
         ({"cache": "ssd"}, "cache must be None, 'auto' or a CacheConfig, got 'ssd'"),
         ({"policy": "locality"}, "policy 'locality' deals samples to the nodes that cache them"),
-        ({"last": "keep"}, "last must be one of drop, pad, short, got 'keep'"),
+        ({"remainder": "keep"}, "remainder must be one of drop, pad, short, got 'keep'"),
         ({"columns": ["colour"]}, "has no column colour; it has sample_id"),
         ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
         ({"seed": 1 << 64}, "seed must be from 0 to .*, got 18446744073709551616"),
         ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
-        ({"batch_size": 10**9, "last": "pad"}, "7 batches of 1,000,000,000 samples take .* are fr"),
+        (
+            {"batch_size": 10**9, "remainder": "pad"},
+            "7 batches of 1,000,000,000 samples take .* are fr",
+        ),
         ({"policy": "block", "buffer_samples": 0}, "buffer_samples must be at least 1, got 0"),
         ({"policy": "block", "buffer_samples": 1.5}, "buffer_samples must be an integer, got 1.5"),
         ({"prefetch": "3"}, "prefetch must be an integer, got '3'"),

@@ -63,8 +63,8 @@ def replay(split, actions, **options):
 @settings(max_examples=40, deadline=None)
 @given(actions=st.lists(ACTIONS, max_size=8), last=st.sampled_from(["short", "drop", "pad"]))
 def test_batches_and_states_are_the_same_with_and_without(split, actions, last) -> None:
-    wanted = replay(split, actions, last=last, across_epochs=False)
-    assert replay(split, actions, last=last, across_epochs=True) == wanted
+    wanted = replay(split, actions, remainder=last, across_epochs=False)
+    assert replay(split, actions, remainder=last, across_epochs=True) == wanted
 
 
 def test_batches_begun_ahead_hold_the_right_bytes(split) -> None:

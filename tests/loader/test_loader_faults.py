@@ -20,6 +20,7 @@ import pytest
 import raw_dataset
 
 import msdata
+import msdata.dataset.coding
 import msdata.loader.read
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema, Survey
@@ -69,6 +70,7 @@ print(len(split.shards), most)
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reading":
         monkeypatch.setattr(msdata.loader.read, "_stream_fill", None)
+        monkeypatch.setattr(msdata.dataset.coding, "_coding", None)
     return request.param
 
 
@@ -162,9 +164,12 @@ def test_altered_bytes_are_found_where_asked_and_the_sample_named(folder, mode) 
         byte = file.read(1)
         file.seek(row["offset_spectrum"] + 5)
         file.write(bytes([byte[0] ^ 4]))
-    with msdata.Loader(split, 16) as loader:
-        assert len(loading.run_epoch(loader)) == len(loader)
-    loader = msdata.Loader(split, 16, verify=True)
+    # A chunk of Blosc that no longer decodes is found whether asked for or not.
+    is_found_anyway = any(c.compress != "none" for c in split.codings)
+    if not is_found_anyway:
+        with msdata.Loader(split, 16) as loader:
+            assert len(loading.run_epoch(loader)) == len(loader)
+    loader = msdata.Loader(split, 16, verify=not is_found_anyway)
     for _ in range(2):
         with pytest.raises(DataError) as caught:
             loading.run_epoch(loader)

@@ -63,15 +63,15 @@ def test_ranks_share_nothing_and_leave_out_nothing(split, num_ranks, policy) -> 
     [case for case in itertools.product((12, 48, 420), LAST) if case != (420, "drop")],
 )
 def test_a_global_batch_is_the_same_on_any_number_of_ranks(split, global_batch, last) -> None:
-    wanted = loading.global_epoch(split, 1, global_batch, last=last)
+    wanted = loading.global_epoch(split, 1, global_batch, remainder=last)
     for num_ranks in (2, 3, 4):
-        found = loading.global_epoch(split, num_ranks, global_batch, last=last)
+        found = loading.global_epoch(split, num_ranks, global_batch, remainder=last)
         loading.assert_equal_batches(found, wanted)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 def test_an_incomplete_last_batch_is_left_out_where_asked(split, num_ranks) -> None:
-    ranks = rank_epochs(split, num_ranks, 32, last="drop")
+    ranks = rank_epochs(split, num_ranks, 32, remainder="drop")
     wanted = loading.NUM_SAMPLES // (32 * num_ranks)
     for batches in ranks:
         assert [len(batch["image"]) for batch in batches] == [32] * wanted
@@ -80,7 +80,7 @@ def test_an_incomplete_last_batch_is_left_out_where_asked(split, num_ranks) -> N
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 def test_an_incomplete_last_batch_is_padded_and_says_so_where_asked(split, num_ranks) -> None:
-    ranks = rank_epochs(split, num_ranks, 32, last="pad")
+    ranks = rank_epochs(split, num_ranks, 32, remainder="pad")
     assert {len(batch["image"]) for batches in ranks for batch in batches} == {32}
     real = [i for b in ranks for batch in b for i in batch["sample_id"][batch["is_real"]]]
     assert sorted(real) == [f"{n:07d}" for n in range(loading.NUM_SAMPLES)]
@@ -114,10 +114,10 @@ def test_a_rank_may_get_none_of_a_short_batch_and_still_makes_the_step(split) ->
 def test_a_split_smaller_than_the_global_batch_is_one_step_or_refused(split, num_ranks) -> None:
     counts = {}
     says = rf"split 'train' has 300 samples, a global batch {400 * num_ranks:,} \(batch_size 400 on"
-    with pytest.raises(UsageError, match=f"last='drop' leaves no step: {says}"):
-        rank_epochs(split, num_ranks, 400, last="drop")
+    with pytest.raises(UsageError, match=f"remainder='drop' leaves no step: {says}"):
+        rank_epochs(split, num_ranks, 400, remainder="drop")
     for last in ("pad", "short"):
-        ranks = rank_epochs(split, num_ranks, 400, last=last)
+        ranks = rank_epochs(split, num_ranks, 400, remainder=last)
         counts[last] = [[len(batch["image"]) for batch in batches] for batches in ranks]
     assert counts["pad"] == [[400]] * num_ranks
     assert counts["short"] == [[300 // num_ranks]] * num_ranks
@@ -130,7 +130,7 @@ def test_an_empty_split_has_epochs_of_no_steps(split, last) -> None:
     empty.column_parts = lambda column: iter(())  # type: ignore[method-assign]
     empty.numbers = lambda column, dtype=float: np.zeros(0, dtype)  # type: ignore[method-assign]
     with pytest.warns(RuntimeWarning, match="split 'train' has no samples: its epochs have no"):
-        made = msdata.Loader(empty, 8, last=last)
+        made = msdata.Loader(empty, 8, remainder=last)
     with made as loader:
         assert len(loader) == 0
         assert list(loader) == list(loader) == []

@@ -80,7 +80,7 @@ def states_at_every_step(team: list[msdata.Loader]) -> list[dict]:
 @pytest.mark.parametrize("policy", ["shuffle", "block"])
 @pytest.mark.parametrize("last", ["short", "pad", "drop"])
 def test_a_state_of_any_step_resumes_alike_on_any_number_of_ranks(teams, policy, last) -> None:
-    options = {"policy": policy, "last": last, "buffer_samples": 50}
+    options = {"policy": policy, "remainder": last, "buffer_samples": 50}
     wanted = loading.global_epoch(
         teams(1, GLOBAL_BATCH, **options)[0]._split, 1, GLOBAL_BATCH, **options
     )
@@ -146,7 +146,7 @@ def test_a_position_is_taken_up_once(teams) -> None:
 
 
 def test_a_position_that_leaves_nothing_resumes_with_the_next_epoch(teams) -> None:
-    loader = teams(1, GLOBAL_BATCH, last="drop")[0]
+    loader = teams(1, GLOBAL_BATCH, remainder="drop")[0]
     loader.load_state_dict({**_start(teams), "position": 288})
     assert loader.state_dict()["epoch"] == 1
     found = loading.run_epoch(loader)

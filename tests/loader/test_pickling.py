@@ -77,7 +77,13 @@ def test_a_relative_path_outlives_a_change_of_folder(split, monkeypatch, tmp_pat
 def test_a_pickled_loader_resumes_where_it_stood_with_all_its_options(split) -> None:
     place = msdata.Topology(num_nodes=1, ranks_per_node=2, rank=1)
     weights = np.arange(300.0)
-    options = {"columns": ["ra"], "last": "pad", "weights": weights, "copy": True, "verify": True}
+    options = {
+        "columns": ["ra"],
+        "remainder": "pad",
+        "weights": weights,
+        "copy": True,
+        "verify": True,
+    }
     with msdata.Loader(split, 40, seed=9, topology=place, **options) as loader:
         list(loader)
         wanted = loading.run_epoch(loader, 2)
@@ -107,7 +113,7 @@ def test_another_data_set_in_the_same_place_is_not_taken_for_the_pickled_one(
 def test_a_loader_in_a_data_loader_is_refused_with_what_to_do(split) -> None:
     with msdata.Loader(split, 8) as loader:
         for options in ({}, {"batch_size": None}, {"shuffle": True}):
-            with pytest.raises(TypeError, match="DataLoader cannot take it; iterate it as it is"):
+            with pytest.raises(TypeError, match="DataLoader cannot take it; iterate it, or"):
                 next(iter(DataLoader(loader, **options)))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,3 +84,14 @@ def test_arrays_outlive_their_buffer() -> None:
     arrays = BatchBuffer(MANTIS_SHRIMP, 4).lend(4)
     arrays["unwise"][:] = 7
     assert (arrays["unwise"] == 7).all()
+
+
+def test_pages_that_a_gpu_may_have_locked_are_not_shared_with_a_forked_process() -> None:
+    buffer = BatchBuffer(MANTIS_SHRIMP, 4)
+    start, is_inside, flags = buffer.arrays["galex"].ctypes.data, False, []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if (found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)) is not None:
+            is_inside = int(found[1], 16) <= start < int(found[2], 16)
+        elif is_inside and line.startswith("VmFlags:"):
+            flags = line.split()[1:]
+    assert "dc" in flags, flags

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,15 +14,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed import HashStore
+from torch.nn.parallel import DistributedDataParallel
 
 from msdata.topology import Topology
-from mstrain.config import ComputeConfig, LossConfig, ModelConfig, OptimConfig
+from mstrain.config import LossConfig, ModelConfig, OptimConfig
+from mstrain.data.batches import TensorBatch
 from mstrain.distributed import Ranks
+from mstrain.models import norms
 from mstrain.models.heads import bin_edges, bin_of, density
 from mstrain.models.loss import BinLoss, draw_weights, redshift_weights
-from mstrain.models.norms import make_norm, synchronize_norms
+from mstrain.models.norms import RankBatchNorm2d, make_norm, synchronize_norms
 from mstrain.models.redshift_net import RedshiftNet
 from mstrain.models.resnet import ResNet, SubsamplingConv2d
+from mstrain.overrides import apply_overrides
+from mstrain.recipes import find_recipe
 from mstrain.training import train_step
 from mstrain.training.optim import AveragedModel, learning_rate, load_optimizer, make_optimizer
 
@@ -95,7 +103,7 @@ def test_a_network_without_ebv_takes_none() -> None:
 
 def test_alone_batch_norm_over_ranks_is_not_put_in_the_way() -> None:
     model = nn.Sequential(make_norm("batch", 4), make_norm("group", 4))
-    synchronize_norms(model, torch.device("cpu"))
+    synchronize_norms(model)
     assert type(model[0]).__name__ == "RankBatchNorm2d"
     assert type(model[1]) is nn.GroupNorm
     # In evaluation it asks no rank.
@@ -208,7 +216,7 @@ def test_the_average_follows_weights_and_batch_statistics() -> None:
         with torch.no_grad():
             for value in model.state_dict().values():
                 value.add_(torch.ones_like(value))
-        average.update(model, step)
+        average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -292,45 +300,94 @@ def test_synchronized_buffers_are_not_sent_again_whatever_torch_calls_that(
 ) -> None:
     monkeypatch.setattr(train_step, "DistributedDataParallel", joined)
     ranks = Ranks(topology=Topology(ranks_per_node=2), device=torch.device("cuda", 1))
-    wrapped = train_step._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=True)
+    wrapped = train_step._joined(nn.Linear(1, 1), ranks, is_synced=True)
     assert wrapped.options == {name: False}
     assert wrapped.device_ids == [torch.device("cuda", 1)]
-    apart = train_step._wrapped(nn.Linear(1, 1), ComputeConfig(), ranks, is_synced=False)
+    apart = train_step._joined(nn.Linear(1, 1), ranks, is_synced=False)
     assert False not in apart.options.values()
 
 
-@pytest.mark.parametrize(("num_samples", "meets"), [(0, torch.float32), (2, torch.bfloat16)])
-def test_a_gpu_without_samples_takes_part_in_float32_as_the_others_do(
-    monkeypatch: pytest.MonkeyPatch, num_samples: int, meets: torch.dtype
-) -> None:
-    met: list[torch.dtype] = []
-
-    def forward(norm: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        met.append(image.dtype)
-        return image
-
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+def test_synchronized_norms_keep_parameters_and_buffers_as_objects() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3))
     state = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    synced = synchronize_norms(model, torch.device("cuda"))
-    assert isinstance(synced[1], nn.SyncBatchNorm)
+    synced = synchronize_norms(model)
+    assert isinstance(synced[1], RankBatchNorm2d)
+    assert synced[1].momentum == 0.3
     assert {n: v.data_ptr() for n, v in synced.state_dict().items()} == state
-    found = synced[1](torch.ones(num_samples, 4, 2, 2, dtype=torch.bfloat16))
-    assert (met, found.dtype) == ([meets], torch.bfloat16)
+
+
+COUNTS = (norms._NONE, 8.0, norms._NONE, 3.0)
+
+
+def statistics_of_four_ranks() -> tuple[torch.Tensor, ...]:
+    """Means, inverse deviations and counts, two of ranks without samples; running statistics."""
+    torch.manual_seed(0)
+    has_samples = torch.tensor(COUNTS)[:, None] > 1
+    mean = torch.where(has_samples, torch.randn(4, 6) * 3, 0.0)
+    inverse = torch.where(has_samples, torch.rand(4, 6) + 0.3, 1.0)
+    return mean, inverse, torch.zeros(6), torch.ones(6), torch.tensor(COUNTS)
+
+
+def test_what_a_gpus_kernel_does_with_ranks_without_samples_is_finite_and_right() -> None:
+    mean_RC, inverse_RC, running_mean, running_var, counts = statistics_of_four_ranks()
+    x = torch.zeros(1, 6, 1, 1)
+    found = norms._PlainKernels.combine(
+        x, mean_RC, inverse_RC, running_mean, running_var, 0.1, 1e-5, counts
+    )
+    # The loop of batch_norm_reduce_statistics_kernel (Normalization.cuh), whose n is an integer.
+    n, mean, squares = 0, torch.zeros(6), torch.zeros(6)
+    for count, rank_mean, inverse in zip(counts, mean_RC, inverse_RC, strict=True):
+        factor = 1.0 / (n + count)
+        squares += ((1 / inverse) ** 2 - 1e-5) * count
+        squares += (mean - rank_mean) ** 2 * n * count * factor
+        mean = n * factor * mean + count * factor * rank_mean
+        n = int(n + count)
+    assert n == 11
+    torch.testing.assert_close(found[0], mean)
+    torch.testing.assert_close(found[1], torch.rsqrt(squares / n + 1e-5))
+    torch.testing.assert_close(running_mean, 0.1 * mean)
+    torch.testing.assert_close(running_var, 0.9 + 0.1 * squares / (n - 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpus_kernels_give_what_the_plain_ones_do(layout, dtype) -> None:
+    image = torch.randn(4, 6, 5, 3).to(dtype).float()
+    gradient = torch.randn(4, 6, 5, 3).to(dtype).float()
+    weight, bias = torch.rand(6), torch.rand(6)
+
+    def run(kernels: type, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        x, dy = (t.to(device, dtype).to(memory_format=layout) for t in (image, gradient))
+        w, b = weight.to(device), bias.to(device)
+        means, inverses, *running, counts = (t.to(device) for t in statistics_of_four_ranks())
+        mean, inverse = kernels.combine(x, means, inverses, *running, 0.1, 1e-5, counts)
+        total, product, *rest = kernels.reduce(dy, x, mean, inverse, w, True, True, True)
+        found = [*kernels.measure(x, 1e-5), mean, inverse, *running, total, product, *rest]
+        found.append(kernels.normalize(x, w, b, mean, inverse, 1e-5))
+        args = (mean, inverse, w, total, product, counts.int())
+        return [*found, kernels.differentiate(dy, x, *args)]
+
+    wanted = run(norms._PlainKernels, "cpu", torch.float32)
+    rtol = 1e-4 if dtype == torch.float32 else 2e-2
+    for ours, plain in zip(run(norms._CudaKernels, "cuda", dtype), wanted, strict=True):
+        torch.testing.assert_close(ours.cpu().float(), plain, rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("name", ["nadam", "adamw"])
-def test_numbers_of_a_resumed_optimizer_stay_on_the_host(name) -> None:
+def test_numbers_of_a_resumed_optimizer_stay_where_the_optimizer_reads_them(name) -> None:
     model = nn.Linear(3, 2)
     optimizer = make_optimizer(model, OptimConfig(name=name))
     for _ in range(3):
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
     saved = optimizer.state_dict()
-    # Parameters on another device, as on a GPU.
+    # Parameters on another device, as on a GPU; and a checkpoint of a GPU, as read on the host.
+    saved["param_groups"] = [{**group, "fused": True} for group in saved["param_groups"]]
     elsewhere = nn.Linear(3, 2, device="meta")
     other = make_optimizer(elsewhere, OptimConfig(name=name))
     load_optimizer(other, saved)
+    assert not any(group.get("fused") for group in other.param_groups if name == "adamw")
     for old, new in zip(model.parameters(), elsewhere.parameters(), strict=True):
         was, now = optimizer.state[old], other.state[new]
         assert now.keys() == was.keys()
@@ -338,3 +395,94 @@ def test_numbers_of_a_resumed_optimizer_stay_on_the_host(name) -> None:
         for number in {"step", "mu_product"} & was.keys():
             assert now[number].device.type == "cpu"
             assert now[number] == was[number]
+
+
+@pytest.fixture
+def group_of_two() -> Iterator[Ranks]:
+    """One of two ranks, whose process group has this one only."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
+    yield Ranks(topology=Topology(ranks_per_node=2), device=CPU)
+    torch.distributed.destroy_process_group()
+
+
+CPU = torch.device("cpu")
+QUICK = ["depth=10", "width=4", "num_bins=16", "hidden=0", "batch_size=8", "label_width=0"]
+
+
+def three_steps(ranks: Ranks, *settings: str) -> tuple[train_step.TrainStep, list[float]]:
+    config = apply_overrides(find_recipe("demo"), [*QUICK, *settings])
+    made = train_step.TrainStep(config, {"image": (2, 16, 16)}, ranks, None, num_steps=10)
+    torch.manual_seed(1)
+    losses = []
+    for step in range(3):
+        batch = TensorBatch(
+            images={"image": torch.randn(4, 2, 16, 16)},
+            ebv=torch.rand(4),
+            redshift=known_redshifts(4),
+            sample_id=np.array(["a"] * 4),
+        )
+        made.add(batch)
+        losses.append(made.step(step).loss)
+    return made, losses
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_ddp_is_compiled_with_the_network_so_that_sums_overlap(
+    monkeypatch: pytest.MonkeyPatch, group_of_two: Ranks
+) -> None:
+    plain, wanted = three_steps(group_of_two)
+    assert isinstance(plain._net, DistributedDataParallel)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled, found = three_steps(group_of_two, "compile=yes")
+    assert isinstance(compiled._net._orig_mod, DistributedDataParallel)
+    assert compiled._net._orig_mod.module is compiled.model
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    torch._dynamo.reset()
+
+
+def test_a_step_walks_through_the_modules_only_after_a_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = Ranks(topology=Topology(), device=CPU)
+    made, _ = three_steps(ranks, "ema_decay=0")
+    calls = []
+    walk = nn.Module.train
+    monkeypatch.setattr(
+        nn.Module, "train", lambda s, mode=True: calls.append(mode) or walk(s, mode)
+    )
+    batch = TensorBatch(
+        images={"image": torch.randn(4, 2, 16, 16)},
+        ebv=torch.rand(4),
+        redshift=known_redshifts(4),
+        sample_id=np.array(["a"] * 4),
+    )
+    made.add(batch)
+    assert calls == []
+    for _ in range(2):
+        made.validation_sums(batch)
+    assert made.model.training is False
+    num_modules = len(list(made.model.modules()))
+    assert calls == [False] * num_modules
+    made.add(batch)
+    made.add(batch)
+    assert calls == [False] * num_modules + [True] * num_modules
+    assert all(m.training for m in made.model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_are_float32_under_autocast_so_that_densities_are_not_rounded(dtype) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(depth=10, width=4, num_bins=16, hidden=0)
+    model = RedshiftNet({"image": (2, 16, 16)}, config).eval()
+    # Logits as large as a trained network's, of features that bf16 holds exactly.
+    with torch.no_grad():
+        model.head.layers[-1].weight.mul_(20)
+    features, ebv = torch.randn(64, 32).to(dtype), torch.rand(64)
+    with torch.autocast("cpu", dtype):
+        logits = model.head(features, ebv)
+    assert logits.dtype == torch.float32
+    wanted = model.head(features.float(), ebv)
+    assert wanted.abs().max() > 8
+    torch.testing.assert_close(density(logits, config), density(wanted, config))
+    with torch.autocast("cpu", dtype):
+        assert model({"image": torch.randn(3, 2, 16, 16)}, ebv[:3]).dtype == torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import training
 from torch import nn
 
 
-@pytest.mark.parametrize("sizes", ["4,4", "5,0,2"])
+@pytest.mark.parametrize("sizes", ["4,4", "5,0,2", "0,6"])
 def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
     parts = [int(n) for n in sizes.split(",")]
     words = [
@@ -31,7 +32,7 @@ def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> N
     outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
     assert [p.returncode for p in processes] == [0] * len(parts), outputs
     ranks = [json.loads(stdout) for stdout, _ in outputs]
-    norm = nn.BatchNorm2d(5)
+    norm = nn.BatchNorm2d(5, momentum=0.3)
     torch.manual_seed(0)
     with torch.no_grad():
         norm.weight.normal_()
@@ -93,3 +94,26 @@ def test_a_run_that_draws_by_weights_is_the_same_on_two_ranks_and_after_a_stop(
     assert ranks.end(started)[0] == [None]
     ranks.run(words, 2)
     np.testing.assert_allclose(training.losses(out), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_under_nccl_ends_at_once_with_its_message_and_so_do_its_peers(
+    galaxies: Path, tmp_path: Path, failing: int
+) -> None:
+    program = Path(__file__).parents[1] / "support" / "nccl_like_rank.py"
+    words = [sys.executable, str(program), str(failing)]
+    words += training.words_of(galaxies, tmp_path / "run")
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(training.free_port())}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        packing.start(words, packing.environment(**place, RANK=str(rank))) for rank in range(2)
+    ]
+    ended_s, outputs = {}, {}
+    for rank in (failing, 1 - failing):
+        outputs[rank] = processes[rank].communicate(timeout=packing.TIMEOUT_S)
+        ended_s[rank] = time.time()
+    failed_s = float(outputs[failing][0])
+    assert all(end_s - failed_s < 5 for end_s in ended_s.values())
+    assert [p.returncode for p in processes] == [1, 1]
+    assert f"mstrain: rank {failing}: shard 3 is corrupt\n" in outputs[failing][1]
+    assert f"mstrain: rank {1 - failing}: rank {1 - failing} lost" in outputs[1 - failing][1]

@@ -135,6 +135,20 @@ def test_autocast_is_near_float32(galaxies: Path, tmp_path: Path, precision: str
     assert (found != wanted).any()
 
 
+def test_a_run_with_a_batch_per_gpu_keeps_what_it_came_to_and_resumes(
+    galaxies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"epochs": 1, "batch_per_gpu": 3, "learning_rate": "1e-3"}
+    assert train(galaxies, tmp_path / "run", **options) == 0
+    said = capsys.readouterr().err
+    assert "17 steps, 1 rank(s) on cpu, 3 samples per step at rate 0.0005" in said
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (config["batch_size"], config["batch_per_gpu"]) == (3, None)
+    assert config["optim"]["learning_rate"] == pytest.approx(5e-4)
+    assert train(galaxies, tmp_path / "run", **options) == 0
+    assert "is finished, all 1 epochs of it" in capsys.readouterr().err
+
+
 def test_late_fusion_trains(galaxies: Path, tmp_path: Path) -> None:
     options = {"epochs": 1, "fusion": "late", "crops": '{"panstarrs": 40}'}
     assert train(galaxies, tmp_path / "run", **options) == 0

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import msdata
 from msdata.errors import UsageError
 from msdata.topology import Topology
-from mstrain.config import SECTIONS, TrainConfig
-from mstrain.distributed import choose_device
+from mstrain.config import SECTIONS, ComputeConfig, TrainConfig, batch_per_rank
+from mstrain.data.batches import make_augmenter
+from mstrain.distributed import LostRankError, Ranks, choose_device, joined_ranks, set_threads
 from mstrain.overrides import apply_overrides, settings_of
-from mstrain.recipes import RECIPES, find_recipe
+from mstrain.recipes import RECIPES, find_recipe, for_ranks
+from mstrain.training.run import _advice
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -152,3 +158,79 @@ def test_a_gpu_that_torch_does_not_see_is_said_in_a_sentence(
     with pytest.raises(UsageError, match=r"4 ranks on a node with 1 GPU\(s\)"):
         choose_device("auto", ranks)
     assert chosen == [2, 0]
+
+
+def test_a_batch_per_gpu_gives_the_global_batch_and_scales_rate_and_average() -> None:
+    config = find_recipe("resnet50_early_gpus")
+    assert batch_per_rank(config, 16) == 256
+    found = for_ranks(config, 16)
+    assert (found.batch_size, found.batch_per_gpu) == (4096, None)
+    assert found.optim.learning_rate == pytest.approx(4 * config.optim.learning_rate)
+    # An average over as many samples: of 62 steps now, of 1,000 before.
+    assert found.optim.ema_decay == pytest.approx(1 - 16e-3, rel=1e-3)
+    assert found.optim.warmup == config.optim.warmup
+    assert for_ranks(found, 16) == found
+    # On one GPU it is the recipe's own batch.
+    alone = for_ranks(config, 1)
+    assert alone == replace(config, batch_per_gpu=None)
+    with pytest.raises(UsageError, match="batch_size=6 does not divide into 2 rank"):
+        batch_per_rank(replace(config, batch_per_gpu=3, compute=ComputeConfig(accumulate=2)), 2)
+    with pytest.raises(UsageError, match="batch_per_gpu must be >= 1, got 0"):
+        apply_overrides(config, ["batch_per_gpu=0"])
+
+
+def test_a_gpu_that_gets_too_little_to_do_is_told_of_in_one_line() -> None:
+    config = find_recipe("resnet50_early")
+    sixteen = Ranks(
+        topology=Topology(num_nodes=4, ranks_per_node=4), device=torch.device("cuda", 0)
+    )
+    says = _advice(config, sixteen)
+    assert says is not None
+    assert says.startswith("each GPU gets 16 samples at a time, fewer than 64: it will wait")
+    assert "\n" not in says
+    assert _advice(config, replace(sixteen, device=torch.device("cpu"))) is None
+    assert _advice(config, replace(sixteen, topology=Topology(ranks_per_node=4))) is None
+
+
+def test_ranks_on_gpus_leave_the_cores_to_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    four = Topology(ranks_per_node=4)
+    for wanted, device in ((None, "cpu"), (None, "cuda"), (9, "cuda")):
+        set_threads(wanted, four, torch.device(device))
+    set_threads(None, Topology(ranks_per_node=32), torch.device("cuda"))
+    assert chosen == [16, 4, 9, 2]
+
+
+@pytest.mark.parametrize("fails", ["init_process_group", "new_group"])
+def test_ranks_that_do_not_find_each_other_are_told_of_the_interface(
+    monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[gloo] connectFullMesh failed with timeout\nmore")
+
+    for name in ("init_process_group", "new_group", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *_, **__: None)
+    monkeypatch.setattr(dist, fails, fail)
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    two = Topology(num_nodes=2, rank=1)
+    with (
+        pytest.raises(LostRankError, match=r"rank 1 cannot reach .*GLOO_SOCKET_IFNAME") as caught,
+        joined_ranks(two, torch.device("cpu")),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_lanes_of_a_gpu_get_two_threads_each(
+    monkeypatch: pytest.MonkeyPatch, galaxies: Path
+) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(
+        "mstrain.data.batches.open_augmenter", lambda *_, threads, **__: asked.append(threads)
+    )
+    split = msdata.open(galaxies).split("train")
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        make_augmenter(split, find_recipe("demo"), Ranks(topology=Topology(), device=device))
+    assert asked == [None, 2]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import json
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -14,11 +14,15 @@ import augmenting
 import numpy as np
 import pytest
 import torch
+import training
 
 import msdata
-from benchmarks import gpu
 from msdata.augment import AugmentConfig, open_augmenter, stream
+from mstrain import cli
+from mstrain.config import ComputeConfig, DataConfig, TrainConfig
+from mstrain.data import batches
 from mstrain.data.transfer import DeviceTransfer, use_device
+from mstrain.distributed import Ranks
 
 CPU = torch.device("cpu")
 
@@ -120,11 +124,8 @@ class Pinned:
 class LazyLane:
     """A pipeline that reads its inputs at the last moment, as a copy to a busy GPU may."""
 
-    def __init__(self, recipe: Any, batch_size: int, **options: Any) -> None:
-        from msdata.augment.dali import lane_geometries
-
-        interpolated = options["is_interpolated"]
-        self.geometries = lane_geometries(recipe, is_interpolated=interpolated)
+    def __init__(self, spec: Any, batch_size: int, **options: Any) -> None:
+        self.geometries = spec.geometries_of(is_interpolated=options["is_interpolated"])
         self._inputs: dict[str, Any] | None = None
 
     def start(self, inputs: dict[str, Any]) -> None:
@@ -164,31 +165,34 @@ def test_the_ring_is_not_filled_again_before_the_last_moment_at_which_it_may_be_
     assert pinned.num_pinned == 9 * -(-len(split) // 3)
 
 
-SETTINGS = ("output_size=24", "depth=10", "width=8", "num_bins=16", "batch_size=4")
-
-
-def test_the_benchmark_of_a_gpu_runs_without_one_and_names_what_is_not_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_training_on_images_of_torch_has_the_losses_of_the_reference(
+    galaxies: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    words = ["--data", str(tmp_path), "--objects", "8", "--steps", "4", "--out", str(tmp_path)]
-    code = gpu.main([*words, "--device", "cpu", "--recipe", "demo", *SETTINGS, "scaling=mantis"])
-    result = json.loads((tmp_path / "gpu_training.json").read_text())
-    assert code == int(bool(result["faults"]))
-    for name in ("limit", "fed"):
-        assert result[name]["samples_per_s"] > 0
-        assert 0 <= result[name]["wait_share"] < 1
-    assert result["batch_s"] > 0
-    # Without a GPU: a sentence.
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert gpu.main([*words, "--device", "cuda"]) == 2
-    assert "GPU" in capsys.readouterr().err
-    assert gpu.main([*words, "--device", "cpu"]) == 2
-    assert "8 objects are no batch of 256" in capsys.readouterr().err
+    # The command sets torch's threads for the whole process.
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
+    losses = {}
+    for backend in ("reference", "torch"):
+        words = training.words_of(galaxies, tmp_path / backend, epochs=1, backend=backend)
+        assert cli.main(words) == 0
+        losses[backend] = training.losses(tmp_path / backend)
+    np.testing.assert_allclose(losses["torch"], losses["reference"], rtol=1e-4)
 
 
-def test_limits_that_are_not_kept_are_named() -> None:
-    kept = {"fed": {"wait_share": 0.009}, "cost_share": 0.04, "agreement": None}
-    assert gpu.faults_of(kept) == []
-    off = {"early": {"difference_of_backends": 0.5}}
-    missed = {"fed": {"wait_share": 0.02}, "cost_share": 0.07, "agreement": off}
-    assert len(gpu.faults_of(missed)) == 3
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bfloat16"), ("fp16", "float32")])
+def test_on_a_gpu_torch_writes_images_as_the_network_takes_them(
+    galaxies: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(batches, "open_augmenter", lambda *_, **options: asked.update(options))
+    compute = ComputeConfig(precision=precision, compile=True)
+    config = TrainConfig(data=DataConfig(backend="torch"), compute=compute)
+    ranks = Ranks(topology=msdata.Topology(), device=torch.device("cuda", 1))
+    batches.make_augmenter(msdata.open(galaxies).split("train"), config, ranks)
+    form = {"device_id": 1, "dtype": dtype, "channels_last": True, "compiled": True}
+    assert asked.items() >= form.items()
+
+
+def test_tensors_in_the_networks_layout_are_taken_as_they_are(transfer: DeviceTransfer) -> None:
+    image = torch.rand(2, 3, 4, 5).to(torch.bfloat16, memory_format=torch.channels_last)
+    assert transfer.image(image) is image
+    assert transfer.num_held == 0

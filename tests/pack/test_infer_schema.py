@@ -20,7 +20,7 @@ def _infer(folder: Path) -> Schema:
     source = PickleTree(folder)
     table = source.scan()
     locations = list(zip(table["path"].to_pylist(), table["row"].to_pylist(), strict=True))
-    return infer_schema(source, locations[:16])
+    return infer_schema(source, locations[:16])[0]
 
 
 def test_three_known_arrays_are_the_named_schema_whatever_their_dtype() -> None:

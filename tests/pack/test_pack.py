@@ -27,24 +27,45 @@ FORMATS = {
     "hdf5": ("--format", "hdf5"),
     "chunked": ("--format", "hdf5", "--chunked"),
 }
+LAYOUTS = {
+    **FORMATS,
+    "coded tar": ("--quantize", "4", "--compress", "lz4"),
+    "codes in tar": ("--quantize", "image=8"),
+    "coded hdf5": ("--format", "hdf5", "--quantize", "4", "--compress", "zstd"),
+    "codes in hdf5": ("--format", "hdf5", "--quantize", "4"),
+}
 
 
 @pytest.mark.parametrize("jobs", [2, 3])
-@pytest.mark.parametrize("container", FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_number_of_workers_gives_the_same_bytes(
-    container: str, jobs: int, tiny_source: Path, packed: Packed, tmp_path: Path
+    layout: str, jobs: int, tiny_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
-    options = (*FORMATS[container], *packing.TINY_SHARDS)
+    options = (*LAYOUTS[layout], *packing.TINY_SHARDS)
     process = packing.pack(tiny_source, tmp_path / "out", *options, "--jobs", str(jobs))
     assert process.returncode == 0, process.stderr
     packing.assert_same(tmp_path / "out", packed(tiny_source, *options))
 
 
-@pytest.mark.parametrize("container", FORMATS)
-def test_rejected_objects_do_not_make_the_bytes_depend_on_the_workers(
-    container: str, flawed_source: Path, packed: Packed, tmp_path: Path
+def test_the_function_packs_the_same_bytes_as_the_command(
+    tiny_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
-    options = (*FORMATS[container], *packing.TINY_SHARDS)
+    catalog = tiny_source / "catalog.csv"
+    options = {"catalog": str(catalog), "container": "hdf5", "shard_nbytes": 1 << 16}
+    report = msdata.pack(str(tiny_source), tmp_path / "out", jobs=2, **options)
+    assert report.num_packed == report.manifest.num_samples
+    packing.assert_same(
+        tmp_path / "out", packed(tiny_source, *FORMATS["hdf5"], *packing.TINY_SHARDS)
+    )
+    with pytest.raises(TypeError, match="colour"):
+        msdata.pack(tiny_source, tmp_path / "other", colour="red")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rejected_objects_do_not_make_the_bytes_depend_on_the_workers(
+    layout: str, flawed_source: Path, packed: Packed, tmp_path: Path
+) -> None:
+    options = (*LAYOUTS[layout], *packing.TINY_SHARDS)
     process = packing.pack(flawed_source, tmp_path / "out", *options, "--jobs", "3")
     assert process.returncode == 0, process.stderr
     expected = packed(flawed_source, *options)

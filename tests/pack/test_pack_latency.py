@@ -56,7 +56,7 @@ def test_five_milliseconds_a_file_leave_a_thousand_files_a_second(
         path=tmp_path / "shard-000000.tar",
         container="tar",
         chunked=False,
-        schema=infer_schema(source, locations[:1]),
+        schema=infer_schema(source, locations[:1])[0],
         preparation=Preparation(),
         sample_ids=[str(n) for n in range(len(locations))],
         locations=locations,

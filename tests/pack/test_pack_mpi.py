@@ -22,6 +22,7 @@ FORMATS = {
     "tar": TINY,
     "hdf5": ("--format", "hdf5", *TINY),
     "chunked": ("--format", "hdf5", "--chunked", *TINY),
+    "coded": ("--format", "hdf5", "--quantize", "4", "--compress", "lz4", *TINY),
 }
 
 
@@ -34,7 +35,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     ranks: int, flawed_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    options = FORMATS["chunked" if ranks == 2 else "hdf5" if ranks == 3 else "tar"]
+    options = FORMATS[("tar", "chunked", "hdf5", "coded")[ranks - 1]]
     process = packing.pack(flawed_source, out, *options, ranks=ranks)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("packed") == 1

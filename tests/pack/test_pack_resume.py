@@ -19,6 +19,8 @@ FORMATS = {
     "tar": packing.TINY_SHARDS,
     "hdf5": ("--format", "hdf5", *packing.TINY_SHARDS),
 }
+CODED = ("--quantize", "4", "--compress", "lz4", "--shard-size", "64KiB")
+CODED_FORMATS = {"coded tar": CODED, "coded hdf5": ("--format", "hdf5", *CODED)}
 
 
 def _resume(source: Path, out: Path, *options: str, expected: Path) -> None:
@@ -85,10 +87,10 @@ def test_a_process_killed_at_a_critical_call_is_resumed(
     _resume(tiny_source, tmp_path / "out", *packing.TINY_SHARDS, expected=expected)
 
 
-def test_hdf5_is_resumed_after_its_critical_calls(
-    tiny_source: Path, packed: Packed, tmp_path: Path
+@pytest.mark.parametrize("options", [FORMATS["hdf5"], *CODED_FORMATS.values()])
+def test_other_layouts_are_resumed_after_their_critical_calls(
+    options: tuple[str, ...], tiny_source: Path, packed: Packed, tmp_path: Path
 ) -> None:
-    options = FORMATS["hdf5"]
     for place in ("worker:fsync:1", "worker:fsync:3", "worker:replace:2", "worker:ftruncate:2"):
         out = tmp_path / place.replace(":", "-")
         env = packing.faulty_environment(FAULT_AT=f"{place}:group")
@@ -218,6 +220,8 @@ def test_resume_starts_a_pack_that_was_never_started(
         ("--shard-size", "128KiB"),
         ("--split", "0.5,0.3,0.2"),
         ("--format", "hdf5"),
+        ("--quantize", "4"),
+        ("--compress", "zstd"),
         ("--split-column", "fold"),
         ("--catalog", None),
     ],

@@ -23,7 +23,7 @@ from msdata.plan.forecast import (
     own_job,
 )
 from msdata.plan.order import LAST, POLICIES
-from msdata.plan.ownership import SSD, Nodes, equal_nodes
+from msdata.plan.ownership import MEMORY, SSD, Nodes, equal_nodes
 from msdata.plan.timing import Machine, by_nodes, on_nodes, time_epoch, what_if
 from msdata.topology import Topology
 
@@ -45,22 +45,25 @@ def job_of(num_nodes=4, ranks=2, memory=0.25, ssd=0.0, **options):
 
 
 def count_one_by_one(job, ownership, epoch):
-    """Tier of every read, sample by sample in Python: (nodes, 4); and reads of each SSD."""
+    """Tier of every read, sample by sample in Python: samples and bytes; and bytes of each SSD."""
     assignment = assign_job(job, ownership, epoch)
     shard_of_sample = np.repeat(np.arange(len(job.shard_sizes)), job.shard_sizes)
-    counts = np.zeros((job.topology.num_nodes, len(TIERS)), dtype=int)
+    counts, nbytes = np.zeros((2, job.topology.num_nodes, len(TIERS)), dtype=int)
     ssd_reads = np.zeros(job.topology.num_nodes, dtype=int)
+    record_bytes = np.broadcast_to(job.sample_bytes, len(shard_of_sample))
     for step in assignment.samples:
         for rank, samples in enumerate(step):
             node = rank // job.topology.ranks_per_node
-            for shard in shard_of_sample[samples[samples >= 0]]:
+            for sample in samples[samples >= 0]:
+                shard = shard_of_sample[sample]
                 owner = ownership.owner_of_shard[shard]
                 on_ssd = ownership.tier_of_shard[shard] == SSD
                 name = "ssd" if on_ssd else "local"
                 name = name if owner == node else ("storage" if owner < 0 else "peer")
                 counts[node, TIERS.index(name)] += 1
-                ssd_reads[owner] += on_ssd
-    return counts, ssd_reads
+                nbytes[node, TIERS.index(name)] += record_bytes[sample]
+                ssd_reads[owner] += on_ssd * record_bytes[sample]
+    return counts, nbytes, ssd_reads
 
 
 @settings(max_examples=40)
@@ -69,16 +72,18 @@ def count_one_by_one(job, ownership, epoch):
     last=st.sampled_from(LAST),
     capacity=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5),
     epoch=st.integers(1, 3),
+    is_coded=st.booleans(),
 )
-def test_the_forecast_is_the_count_of_every_read_by_hand(policy, last, capacity, epoch):
+def test_the_forecast_is_the_count_of_every_read_by_hand(policy, last, capacity, epoch, is_coded):
     shard_sizes = np.arange(1, 21)
+    coded = np.random.default_rng(7).integers(SAMPLE_BYTES // 9, SAMPLE_BYTES, shard_sizes.sum())
     memory, ssd = (np.array(c) * 10 * SAMPLE_BYTES for c in zip(*capacity, strict=True))
     nodes = Nodes(memory_bytes=memory, ssd_bytes=ssd, keys=np.arange(len(memory), dtype=np.uint64))
     job = Job(
         topology=Topology(num_nodes=len(memory), ranks_per_node=2),
         nodes=nodes,
         shard_sizes=shard_sizes,
-        sample_bytes=SAMPLE_BYTES,
+        sample_bytes=coded if is_coded else SAMPLE_BYTES,
         batch_per_rank=3,
         policy=policy,
         last=last,
@@ -86,11 +91,13 @@ def test_the_forecast_is_the_count_of_every_read_by_hand(policy, last, capacity,
     )
     ownership = own_job(job)
     forecast = forecast_epoch(job, ownership, epoch)
-    by_hand, ssd_reads = count_one_by_one(job, ownership, epoch)
+    by_hand, nbytes, ssd_reads = count_one_by_one(job, ownership, epoch)
     np.testing.assert_array_equal(forecast.tier_samples, by_hand)
-    np.testing.assert_array_equal(forecast.storage_bytes, by_hand[:, 3] * SAMPLE_BYTES)
-    np.testing.assert_array_equal(forecast.ssd_bytes, ssd_reads * SAMPLE_BYTES)
-    np.testing.assert_array_equal(forecast.tier_bytes, by_hand * SAMPLE_BYTES)
+    np.testing.assert_array_equal(forecast.storage_bytes, nbytes[:, 3])
+    np.testing.assert_array_equal(forecast.ssd_bytes, ssd_reads)
+    np.testing.assert_array_equal(forecast.tier_bytes, nbytes)
+    held = np.array([ownership.held(job.cached_bytes, tier) for tier in (MEMORY, SSD)])
+    assert (held <= [memory, ssd]).all()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -186,7 +193,7 @@ def forecast_of(tier_samples, storage_bytes):
         tier_samples=np.array(tier_samples),
         ssd_bytes=np.zeros(len(tier_samples)),
         storage_bytes=np.array(storage_bytes),
-        sample_bytes=SAMPLE_BYTES,
+        tier_bytes=SAMPLE_BYTES * np.array(tier_samples),
         is_exact=True,
     )
 
@@ -309,4 +316,62 @@ def test_a_resumed_epoch_forecasts_what_is_left_of_it():
     rest = forecast_epoch(job, ownership, 3, first_position=4096).tier_samples
     assert rest.sum() == whole - 4096
     wanted = assign_job(job, ownership, 3, first_position=4096)
-    np.testing.assert_array_equal(rest, count_tiers(wanted.samples, job, ownership))
+    np.testing.assert_array_equal(rest, count_tiers(wanted.samples, job, ownership)[0])
+
+
+def coded_job(**options):
+    """A job over records a sixth as large as the samples, on average."""
+    job = job_of(**options)
+    coded = np.random.default_rng(3).integers(12, 22, job.num_samples)
+    return replace(job, sample_bytes=coded, decoded_bytes=SAMPLE_BYTES)
+
+
+def test_records_of_one_length_are_planned_as_one_number():
+    for nbytes in (np.broadcast_to(np.int64(SAMPLE_BYTES), 256 * 64), np.full(256 * 64, 100)):
+        job = replace(job_of(), sample_bytes=nbytes)
+        assert job.sample_bytes == SAMPLE_BYTES
+        assert job.mean_bytes == SAMPLE_BYTES
+    with pytest.raises(UsageError, match=r"one entry per sample \(16384\), got shape \(7,\)"):
+        replace(job, sample_bytes=np.ones(7, np.int64))
+    with pytest.raises(UsageError, match="must be at least 1, got 0 and 16"):
+        replace(job, sample_bytes=np.arange(256 * 64))
+
+
+def test_memory_for_a_fifth_of_the_samples_holds_all_of_their_records():
+    plain, coded = job_of(memory=0.05), coded_job(memory=0.05)
+    ownership = own_job(coded)
+    assert forecast_epoch(plain, own_job(plain), 1).shares[3] == pytest.approx(0.8, abs=0.02)
+    warm, cold = (forecast_epoch(coded, ownership, epoch) for epoch in (1, 0))
+    assert warm.shares[3] == 0
+    assert cold.storage_bytes.sum() == coded.cached_bytes.sum() == coded.sample_bytes.sum()
+    moved = forecast_epoch(plain, own_job(job_of(memory=1.0)), 1).tier_bytes[:, 2].sum()
+    assert moved / warm.tier_bytes[:, 2].sum() == pytest.approx(100 / 16.5, rel=0.05)
+
+
+def test_the_closed_form_of_coded_records_is_the_mean_of_the_forecasts():
+    job = coded_job(memory=0.02)
+    ownership = own_job(job)
+    replayed = np.mean([forecast_epoch(job, ownership, e).tier_bytes for e in range(1, 9)], axis=0)
+    expected = expect_epoch(job, 1, owned_shares(job, ownership)).tier_bytes
+    np.testing.assert_allclose(expected.sum(axis=0), replayed.sum(axis=0), rtol=0.03)
+    assert expect_epoch(job, 0, owned_shares(job, ownership)).decoded_bytes == SAMPLE_BYTES
+
+
+def test_decoding_binds_where_cores_are_few_and_the_cores_that_lift_it_are_said():
+    job = coded_job(num_nodes=2, memory=1.0)
+    forecast = forecast_epoch(job, own_job(job), 1)
+    node_samples = 256 * 64 / 2
+    rates = {"decode": 1000.0, "cores": 3, "memory": 1e6, "samples_per_s": 250.0}
+    time = time_epoch(forecast, Machine(**rates), job.topology)
+    # By hand: a core makes 10 samples/s; a rank's GPU takes 250/s, two of them 500.
+    assert time.binds == "decode"
+    assert time.busy_s["decode"] == pytest.approx(node_samples / 30)
+    assert time.busy_s["gpu"] == pytest.approx(node_samples / 500)
+    assert time.decode_cores == 50
+    copied = (forecast.tier_bytes.sum(axis=1) + node_samples * SAMPLE_BYTES) / 2
+    assert time.busy_s["memory"] == pytest.approx(copied.max() / 1e6)
+    lifted = time_epoch(forecast, Machine(**{**rates, "cores": 50}), job.topology)
+    assert (lifted.epoch_s, lifted.decode_cores) == (pytest.approx(time.busy_s["gpu"]), None)
+    plain = job_of(num_nodes=2, memory=1.0)
+    of_plain = time_epoch(forecast_epoch(plain, own_job(plain), 1), Machine(**rates), job.topology)
+    assert "decode" not in of_plain.busy_s

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import packing
 import pytest
 
+import msdata
 from msdata.errors import DataError, MissingPackageError, StorageError, UsageError
 from msdata.loader.loader import Loader
 from msdata.plan import command as plan_command
@@ -41,13 +43,28 @@ def plan_json(capsys, options, **keywords):
     return json.loads(capsys.readouterr().out)
 
 
+def test_the_function_plans_what_the_command_prints(capsys):
+    sizes = np.array([600, 400, 500])
+    split = Split(sizes, np.full(1500, 100), 100, np.repeat(np.arange(3), sizes), None)
+    options = "DATA --nodes 2 --memory-gib 0.0001 --batch-per-rank 16 --epochs 3 --policy locality"
+    wanted = plan_json(capsys, options, open_dataset=lambda path: Dataset(split))
+    found = msdata.plan(
+        split, num_nodes=2, memory_gib=0.0001, batch_size=16, num_epochs=3, policy="locality"
+    )
+    del wanted["data"]["name"], wanted["data"]["recoded"], wanted["job"]["weights_of"]
+    assert json.loads(json.dumps(found)) == wanted
+    with pytest.raises(UsageError, match="do not fill a global batch"):
+        msdata.plan(split, batch_size=10**6, remainder="drop")
+
+
 @dataclass
 class Split:
     shard_sizes: np.ndarray
-    shard_bytes: np.ndarray
+    record_nbytes: np.ndarray
     sample_nbytes: int
     shard_of_sample: np.ndarray
     redshift: np.ndarray | None
+    is_coded: bool = False
 
 
 class Dataset:
@@ -64,7 +81,7 @@ def small_split(**changes):
     redshift[::7] = np.nan
     fields = {
         "shard_sizes": sizes,
-        "shard_bytes": sizes * 1100,
+        "record_nbytes": np.full(2000, 1000),
         "sample_nbytes": 1000,
         "shard_of_sample": np.repeat(np.arange(40, dtype=np.int32), sizes),
         "redshift": redshift,
@@ -129,7 +146,7 @@ def test_a_data_set_that_is_there_is_planned_with_its_redshifts(capsys):
         capsys, "DATA --nodes 2 --batch-per-rank 20", open_dataset=lambda path: dataset
     )
     assert report["data"]["name"] == "DATA, split train"
-    assert report["data"]["bytes"] == 2000 * 1100
+    assert report["data"]["bytes"] == 2000 * 1000
     assert report["quality"]["redshift_mean_scatter"]["ratio"] == pytest.approx(1, abs=0.4)
     distance = report["quality"]["redshift_distribution_distance"]
     assert distance["ratio"] == pytest.approx(1, abs=0.2)
@@ -300,7 +317,7 @@ def test_colors_of_tiers_differ_without_red_or_green_cones():
 
 
 def test_a_plan_of_no_steps_is_refused_and_what_would_have_none_is_left_out(capsys):
-    small = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --last drop"
+    small = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --remainder drop"
     assert plan(small) == 0
     text = capsys.readouterr().out
     assert "twice the memory" in text
@@ -309,7 +326,16 @@ def test_a_plan_of_no_steps_is_refused_and_what_would_have_none_is_left_out(caps
         plan(f"{small} --nodes 2")
     with pytest.raises(UsageError, match="0 steps per epoch on 8 nodes"):
         plan(f"{small} --by-nodes 1,8")
-    assert plan("--assume-samples 100 --assume-bytes 5 --nodes 2 --last short") == 0
+    assert plan("--assume-samples 100 --assume-bytes 5 --nodes 2 --remainder short") == 0
+
+
+def test_a_former_option_is_taken_with_a_note(capsys):
+    options = "--assume-samples 100 --assume-bytes 5 --batch-per-rank 64 --json"
+    assert plan(f"{options} --remainder drop") == 0
+    wanted = capsys.readouterr().out
+    assert plan(f"{options} --last drop") == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (wanted, "note: --last is now --remainder\n")
 
 
 def test_the_loader_the_training_and_the_plan_start_from_the_same_settings():
@@ -318,7 +344,7 @@ def test_the_loader_the_training_and_the_plan_start_from_the_same_settings():
     found = parser.parse_args([])
     loader = inspect.signature(Loader.__init__).parameters
     assert found.policy == loader["policy"].default == DataConfig().policy
-    for option in ("last", "seed", "buffer_samples"):
+    for option in ("remainder", "seed", "buffer_samples"):
         assert getattr(found, option) == loader[option].default
     assert found.batch_per_rank == loader["batch_size"].default
 
@@ -400,3 +426,76 @@ def test_a_hundred_epochs_on_a_thousand_nodes_are_planned_in_seconds(capsys):
     assert plan(f"{options} --assume-samples 4300000 --assume-bytes 594384") == 0
     assert time.process_time() - start < 6
     assert "3 to 99 ~" in capsys.readouterr().out
+
+
+def test_a_coded_data_set_is_planned_with_the_lengths_of_its_records(capsys):
+    nbytes = np.random.default_rng(2).integers(100, 200, 2000)
+    dataset = Dataset(small_split(record_nbytes=nbytes, is_coded=True))
+    options = f"DATA --nodes 2 --batch-per-rank 20 --memory-gib {1.02 * nbytes.sum() / 2**31}"
+    report = plan_json(capsys, options, open_dataset=lambda path: dataset)
+    assert report["data"]["bytes"] == nbytes.sum()
+    assert report["data"]["decoded_bytes"] == 1000
+    assert report["epochs"][1]["shares"]["storage"] == 0
+    assert sum(report["epochs"][1]["bytes"].values()) == nbytes.sum()
+    plan(options, open_dataset=lambda path: dataset)
+    text = capsys.readouterr().out
+    assert "times smaller than the 1,000 bytes that a sample decodes to" in text
+    assert "note: decoding may bind; 'msdata probe' measures" in text
+
+
+def test_an_assumed_ratio_shrinks_records_and_names_the_limit_that_decoding_is(capsys):
+    options = f"--nodes 1 --memory-gib 0.00745 --assume-ratio 6.25 {RATES} {ASSUMED}"
+    plain = plan_json(capsys, options.replace("--assume-ratio 6.25", ""))
+    coded = plan_json(capsys, options + " --decode-gib-per-s 0.001 --cores 4")
+    assert plain["epochs"][1]["shares"]["storage"] == pytest.approx(0.8, abs=0.01)
+    assert coded["epochs"][1]["shares"]["storage"] == 0
+    assert coded["data"]["bytes"] == plain["data"]["bytes"] / 6.25
+    assert coded["data"]["shards"] == plain["data"]["shards"] / 6.25
+    assert coded["epochs"][1]["time"]["binds"] == "decode"
+    plan(options + " --decode-gib-per-s 0.001 --cores 4")
+    text = capsys.readouterr().out
+    assert (
+        "coded: 6.25 times smaller than the 1,000 bytes that a sample decodes to (assumed)" in text
+    )
+    assert "note: decoding binds with 4 cores per node; " in text
+    for ratio in ("0", "-1", "nan"):
+        with pytest.raises(UsageError, match="--assume-ratio must be a number > 0"):
+            plan(f"{ASSUMED} --assume-ratio {ratio}")
+    dataset = Dataset(small_split(record_nbytes=np.full(2000, 500), is_coded=True))
+    with pytest.raises(UsageError, match="is coded already"):
+        plan("DATA --assume-ratio 6", open_dataset=lambda path: dataset)
+
+
+@pytest.mark.parametrize("options", [["4", "lz4"], ["image=2", "none"]])
+def test_a_packed_data_set_is_predicted_before_it_is_made(packed, tiny_source, capsys, options):
+    quantize, compress = options
+    coding = f"--quantize {quantize} --compress {compress}"
+    shards = packing.TINY_SHARDS
+    data, made = packed(tiny_source, *shards), packed(tiny_source, *shards, *coding.split())
+    predicted = plan_json(capsys, f"{data} {coding} --batch-per-rank 8")["data"]
+    found = plan_json(capsys, f"{made} --batch-per-rank 8")["data"]
+    assert predicted["samples"] == found["samples"] < 256
+    # All samples were measured; only their mean is rounded.
+    assert predicted["bytes"] == pytest.approx(found["bytes"], abs=found["samples"] / 2)
+    assert predicted["decoded_bytes"] == found["decoded_bytes"]
+    assert (predicted["recoded"]["options"], found["recoded"]) == (coding, None)
+    plan(f"{data} {coding} --batch-per-rank 8")
+    assert f"as packed with {coding}, measured on {found['samples']} samples (+- " in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(UsageError, match="is coded already; plan it as it is"):
+        plan(f"{made} {coding}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (f"{ASSUMED} --quantize 4", "need a data set to measure; give --assume-ratio"),
+        ("DATA --compress lz4 --assume-ratio 6", "takes the place of --quantize and --compress"),
+        ("DATA --quantize flux=4", "must name one of"),
+    ],
+)
+def test_codes_that_cannot_be_predicted_are_refused(options, message, packed, tiny_source):
+    data = packed(tiny_source, *packing.TINY_SHARDS)
+    with pytest.raises(UsageError, match=message):
+        plan(options.replace("DATA", str(data)))

@@ -185,7 +185,7 @@ def test_the_loader_hands_out_the_planned_draws_with_their_labels(split, weights
 
 @pytest.mark.parametrize("last", ["drop", "pad", "short"])
 def test_any_number_of_ranks_sees_the_same_global_batches(split, weights, last) -> None:
-    options = {"weights": weights, "last": last, "seed": 2}
+    options = {"weights": weights, "remainder": last, "seed": 2}
     one = loading.global_epoch(split, 1, 24, **options)
     for num_ranks in (2, 4):
         found = loading.global_epoch(split, num_ranks, 24, **options)
@@ -235,14 +235,14 @@ def test_under_locality_batches_and_repeats_are_those_of_shuffle(
 def test_a_cache_hits_as_often_as_was_forecast_to_the_sample(
     split, weights, tmp_path: Path, share: float
 ) -> None:
-    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, share), fill="stage")
+    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, share), warmup="blocking")
     memory_nbytes = config.memory_nbytes
     assert memory_nbytes is not None
     job = Job(
         topology=Topology(),
         nodes=equal_nodes(1, memory_bytes=memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=8,
         policy="shuffle",
         last="short",

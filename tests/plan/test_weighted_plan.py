@@ -39,7 +39,7 @@ def said(*words: Any) -> str:
 
 
 def planned(split: Any, *options: Any) -> Any:
-    return json.loads(said("plan", split.dataset.path, "--json", "--last", "short", *options))
+    return json.loads(said("plan", split.dataset.path, "--json", "--remainder", "short", *options))
 
 
 @pytest.mark.parametrize("name", ["inverse_count", "redshift", "weights.npy"])
@@ -50,7 +50,7 @@ def test_the_plan_of_weights_is_what_the_loader_counts(split, tmp_path: Path, na
         "weights.npy": np.arange(len(split)) ** 2.0,
     }[name]
     np.save(tmp_path / "weights.npy", weights)
-    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, 0.6), fill="stage")
+    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, 0.6), warmup="blocking")
     with msdata.Loader(
         split, 8, cache=config, policy="locality", weights=weights, seed=3, threads=1
     ) as loader:
@@ -89,7 +89,7 @@ def test_status_shows_the_forecast_that_ranks_drawing_by_weights_have_of_themsel
 ) -> None:
     monkeypatch.setattr(msdata.cache.reporter, "ROW_S", 0.02)
     weights = np.arange(1.0, len(split) + 1) ** 2
-    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, 0.5), fill="stage")
+    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, 0.5), warmup="blocking")
 
     def status(*data: Any) -> dict[str, Any]:
         (found,) = json.loads(said("cache", "status", *data, "--json", "--shm-dir", config.shm_dir))

@@ -157,3 +157,36 @@ def test_steps_without_a_common_token_have_scratch_of_their_own(tmp_path: Path) 
 def test_scratch_without_a_folder_says_so(tmp_path: Path) -> None:
     said = node(tmp_path, "true", code=1, SCRATCH_DIR=str(tmp_path / "absent"))
     assert "name one with SCRATCH_DIR" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "codes", "starts"),
+    [
+        (("--peers-dir", "x"), (137, 1, 0), 3),
+        (("--peers-dir", "x"), (2,), 1),
+        (("--memory-gib", "1"), (9,), 1),
+    ],
+)
+def test_a_service_over_tcp_that_died_is_started_again_and_no_other(
+    words: tuple[str, ...], codes: tuple[int, ...], starts: int, tmp_path: Path
+) -> None:
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    # Ends with the next code of the list.
+    take = f'cd {tmp_path}; echo up; code=$(head -1 codes); sed -i 1d codes; exit "$code"'
+    command = ("bash", "-c", take, "serve", *words)
+    said = node(tmp_path, *command, kind="serve", code=codes[-1], SERVICE_PAUSE_S="0")
+    assert said.count("up") == starts
+    again = [line for line in said if line.endswith("is started again")]
+    assert len(again) == starts - 1
+
+
+def test_a_service_that_is_told_to_end_while_it_is_to_be_started_again_ends(tmp_path: Path) -> None:
+    # The step's parent is told, as Slurm does it, by the service that just died.
+    said = node(
+        tmp_path,
+        *("bash", "-c", "(sleep 0.3; kill -TERM $PPID) & echo up; exit 1", "serve", "--peers-dir"),
+        *("x",),
+        kind="serve",
+        SERVICE_PAUSE_S="30",
+    )
+    assert said.count("up") == 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from msdata.cluster.nodes import step_environ
+
 FOLDER = Path(__file__).parents[2] / "slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 EXAMPLE = FOLDER.parent / "docs" / "examples" / "cluster_job.sh"
@@ -65,6 +67,53 @@ def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_b
         assert [v for v in sorted(named) if v not in code] == [], name
 
 
+def job_script(tmp_path: Path, words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs words of bash in a job of two nodes."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\n")
+    scontrol.chmod(0o755)
+    return subprocess.run(
+        ["bash", "-c", f'source "{FOLDER}/job.sh"; {words}'],
+        capture_output=True,
+        text=True,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
+            **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable},
+            **{"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", **environ},
+        },
+    )
+
+
+@pytest.mark.parametrize(("num_gpus", "option"), [("4", "--numa-binding=node\n"), ("0", "")])
+def test_ranks_are_bound_to_the_socket_of_their_gpu_if_they_have_one(
+    tmp_path: Path, num_gpus: str, option: str
+) -> None:
+    (tmp_path / "numactl").symlink_to("/bin/true")
+    torch = tmp_path / "torch"
+    (torch / "distributed").mkdir(parents=True)
+    words = f"module_dir() {{ echo {torch}; }}; numa_binding {num_gpus}"
+    new, old = '"--numa-binding",', ""
+    # An older torchrun would refuse the option, and without CUDA there is nothing to bind to.
+    for known, cuda, wanted in ((new, "'13.0'", option), (old, "'13.0'", ""), (new, "None", "")):
+        (torch / "distributed" / "run.py").write_text(known)
+        (torch / "version.py").write_text(f"cuda: Optional[str] = {cuda}\n")
+        assert job_script(tmp_path, words).stdout == wanted
+    assert '"${bound[@]}"' in (FOLDER / "train_ddp.sh").read_text()
+
+
+def test_gpus_per_task_become_the_nodes_for_steps_of_one_task(tmp_path: Path) -> None:
+    given = {"SLURM_GPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPU_BIND": "single:1"}
+    found = job_script(tmp_path, "env | grep SLURM_GPU | sort", **given).stdout.split()
+    assert found == ["SLURM_GPUS_ON_NODE=4", "SLURM_GPUS_PER_NODE=4"]
+    asked = step_environ(given)
+    assert {n: v for n, v in asked.items() if "GPU" in n} == dict(w.split("=") for w in found)
+    # Whoever asked per node gets what they asked for.
+    given = {"SLURM_GPUS_PER_NODE": "h100:2", "SLURM_GPUS_ON_NODE": "2"}
+    assert step_environ(given) == {**given, "SLURM_EXPORT_ENV": "ALL"}
+    found = job_script(tmp_path, "env | grep SLURM_GPU | sort", **given).stdout.split()
+    assert found == ["SLURM_GPUS_ON_NODE=2", "SLURM_GPUS_PER_NODE=h100:2"]
+
+
 @pytest.mark.parametrize(
     ("tasks", "ranks", "says"),
     [
@@ -76,19 +125,8 @@ def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_b
 def test_a_jobs_tasks_and_the_ranks_share_of_a_batch_are_looked_at_first(
     tmp_path: Path, tasks: str, ranks: str, says: str
 ) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text("#!/bin/sh\n")
-    scontrol.chmod(0o755)
-    words = f'source "{FOLDER}/job.sh"; check_settings {ranks} demo epochs=2'
-    found = subprocess.run(
-        ["bash", "-c", f'{words} && echo "tasks per node: $tasks_per_node, taken"'],
-        capture_output=True,
-        text=True,
-        env={
-            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
-            **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable},
-            **{"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": tasks},
-        },
-    )
+    words = f"check_settings {ranks} demo epochs=2"
+    words += ' && echo "tasks per node: $tasks_per_node, taken"'
+    found = job_script(tmp_path, words, SLURM_NTASKS=tasks)
     assert says in found.stdout + found.stderr
     assert (found.returncode == 0) == ("taken" in says)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from msdata.augment import AugmentConfig, Statistics, open_augmenter
 from msdata.augment.draws import Draws, no_draws
-from msdata.augment.reference import ReferenceAugmenter
 from msdata.augment.statistics import BandStatistics
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
+EXTRAS: dict[str, Any] = {"scaling": "asinh", "psf_blur_arcsec": 0.4, "band_dropout": 0.3}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "early": {},
+    "late": {"fusion": "late"},
+    "crops": {"grid": "crops"},
+    "exact": {"rotation": "exact"},
+    "late and exact": {"fusion": "late", "rotation": "exact"},
+    "flips": {"rotation": "none", "scaling": "linear10"},
+    "everything": {**EXTRAS, "noise": 0.5},
+    "everything late": {**EXTRAS, "noise": 0.5, "fusion": "late"},
+    "one survey": {"surveys": ("unwise",)},
+}
+# A backend and the number of its GPU, if it is on one.
+Place = tuple[str, int | None]
+REFERENCE: Place = ("reference", None)
 # Full width at half maximum of a star, arcsec: the sharpest band of each survey.
 FWHM_ARCSEC = {"panstarrs": 1.09, "galex": 4.2, "unwise": 6.1}
 FWHM_PER_SIGMA = 2.354_82
@@ -74,18 +90,58 @@ def augmented(
     draws: Draws,
     schema: Schema = MANTIS_SHRIMP,
     statistics: Statistics | None = None,
+    place: Place = REFERENCE,
     **options: Any,
 ) -> dict[str, Any]:
-    """Images of a batch by the reference, with given draws."""
+    """Images of a batch by a backend, with given draws, on the host."""
     config = AugmentConfig(**{"scaling": "none", **options})
-    opened = open_augmenter(
-        schema, config, seed=0, batch_size=len(draws), statistics=statistics, threads=2
-    )
-    assert isinstance(opened, ReferenceAugmenter)
-    with opened as augmenter:
-        names = [g.name for g in augmenter._spec.geometries]
-        augmenter.submit_draws([batch[name] for name in names], draws)
-        return augmenter.result()
+    with opened_at(place, config, schema=schema, batch_size=len(draws), statistics=statistics) as a:
+        names = [g.name for g in a._spec.geometries]
+        a.submit_draws([batch[name] for name in names], draws)
+        return on_host(a.result())
+
+
+def opened_at(place: Place, config: AugmentConfig, **options: Any) -> Any:
+    """An augmenter of a backend, on a GPU or on the CPU; skips where that is missing."""
+    backend, device_id = place
+    if backend != "reference":
+        module = {"dali": "nvidia.dali", "torch": "torch"}[backend]
+        pytest.importorskip(module, reason=f"{module} is absent")
+    options = {"schema": MANTIS_SHRIMP, "seed": 0, "batch_size": 16, "threads": 2, **options}
+    return open_augmenter(config=config, backend=backend, device_id=device_id, **options)
+
+
+def on_host(images: dict[str, Any]) -> dict[str, Any]:
+    """Images of any backend as NumPy arrays, copied."""
+    found = {}
+    for name, image in images.items():
+        if hasattr(image, "as_cpu"):
+            image = image.as_cpu()
+        elif hasattr(image, "cpu"):
+            image = image.float().cpu().numpy()
+        found[name] = np.array(image)
+    return found
+
+
+def num_gpus() -> int:
+    """GPUs that CUDA's driver sees."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(count) == 0 else 0
+
+
+NEEDS_GPU = pytest.mark.skipif(num_gpus() == 0, reason="no GPU: CUDA's driver sees none")
+# Every backend other than the reference, where it runs.
+OTHERS = [
+    pytest.param(("dali", None), id="dali"),
+    pytest.param(("torch", None), id="torch"),
+    pytest.param(("dali", 0), id="dali-gpu", marks=NEEDS_GPU),
+    pytest.param(("torch", 0), id="torch-gpu", marks=NEEDS_GPU),
+]
+PLACES = [pytest.param(REFERENCE, id="reference"), *OTHERS]
 
 
 def by_survey(images: dict[str, Any]) -> dict[str, Any]:

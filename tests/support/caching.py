@@ -22,11 +22,14 @@ from msdata.plan.ownership import equal_nodes
 from msdata.topology import Topology
 
 BATCH = 8
+# Options of `msdata pack`: records of one length, and of their own.
+CODED = "--quantize 4 --compress lz4"
+LAYOUTS = ("--format tar", "--format hdf5", CODED)
 
 
 def split_nbytes(split: Split) -> int:
     """Bytes of all records."""
-    return len(split) * split.schema.sample_nbytes
+    return int(split.record_nbytes.sum())
 
 
 def gib_of(split: Split, share: float) -> float:
@@ -81,7 +84,7 @@ def forecast(
         topology=topology,
         nodes=equal_nodes(topology.num_nodes, memory_bytes=memory_nbytes),
         shard_sizes=split.shard_sizes,
-        sample_bytes=split.schema.sample_nbytes,
+        sample_bytes=split.record_nbytes,
         batch_per_rank=BATCH,
         policy=policy,
         last="short",

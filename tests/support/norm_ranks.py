@@ -20,7 +20,7 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
     start = sum(sizes[:rank])
-    norm = RankBatchNorm2d(5)
+    norm = RankBatchNorm2d(5, momentum=0.3)
     torch.manual_seed(0)
     with torch.no_grad():
         norm.weight.normal_()

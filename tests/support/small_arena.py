@@ -1,4 +1,4 @@
-"""A split of twelve records, of which a node keeps two shards: enough for an arena."""
+"""A split of twelve records of several lengths, of which a node keeps two shards."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import numpy as np
 from msdata.cache.config import CachedSplit, Owners
 from msdata.core.checksum import crc32c
 
-NBYTES = 100
 SIZES = np.array([3, 4, 5])
-RECORDS = np.random.default_rng(0).integers(0, 256, (12, NBYTES), dtype=np.uint8)
+NBYTES = np.array([100, 7, 64, 31, 100, 1, 9, 100, 55, 4096, 2, 100])
+RECORDS = [
+    np.random.default_rng(n).integers(0, 256, nbytes, dtype=np.uint8)
+    for n, nbytes in enumerate(NBYTES)
+]
 SPLIT = CachedSplit(
     fingerprint="f" * 16,
     name="train",
-    sample_nbytes=NBYTES,
+    record_nbytes=NBYTES,
     shard_sizes=SIZES,
     checksums=np.array([crc32c(record) for record in RECORDS], np.uint32),
 )

@@ -9,43 +9,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.mpi import Exchange, Window
 from msdata.core.signals import exit_code_of, ignore_signals
 from msdata.errors import StorageError
 
 T = TypeVar("T")
 # Time limit for the other services to end.
 _LEAVE_S = 5.0
-
-
-class Window(Protocol):
-    """Memory that the services of a group open to each other for one-sided reads."""
-
-    def get(self, rank: int, target: NDArray[np.uint8], at: int) -> Any:
-        """Starts to read `len(target)` bytes at offset `at` of a service's memory; or OSError."""
-
-    def wait(self, begun: Sequence[Any], timeout_s: float) -> None:
-        """Waits until reads started by `get` are complete (None stands for no read).
-
-        Raises:
-            TimeoutError: a read is incomplete.
-            OSError: a read failed.
-        """
-
-    def is_here(self, begun: Sequence[Any]) -> bool:
-        """Whether reads started by `get` are complete; or OSError."""
-
-
-class Exchange(Protocol):
-    """Fetches records of other services that are not in their windows."""
-
-    def fetch(
-        self,
-        ranks: Sequence[int],
-        samples: Sequence[int],
-        targets: Sequence[NDArray[np.uint8]],
-        timeout_s: float,
-    ) -> list[bool]:
-        """Asks services for records; returns which came. `TimeoutError` if a service is silent."""
 
 
 class Group(Protocol):

@@ -1,8 +1,8 @@
 """A rank's requests to its node's service for records of other nodes: a socket and a staging area.
 
 The service is an MPI process, ranks are not (torchrun starts them). A rank gives the service a
-piece of anonymous shared memory, names samples and slots in it, and copies arrived records into its
-batch while the service fetches the next. Nothing here has a name in a file system, so nothing
+piece of anonymous shared memory, names samples and places in it, and copies arrived records into
+its batch while the service fetches the next. Nothing here has a name in a file system, so nothing
 remains, whoever is killed. The rank sees the end of the service at once, because the socket closes.
 """
 
@@ -39,7 +39,8 @@ _MOST_PAUSES = 64
 # Staging area per connection: one half fills while the other is copied out. Sizes from 3 to 10 MiB
 # made no measurable difference.
 _STAGING_NBYTES = 5 << 20
-_MAX_STAGED = 512
+# Records per half.
+_MAX_STAGED = 256
 # Connections per rank, and so the number of its threads that can ask at once.
 _MAX_LINKS = 4
 MAX_MESSAGE_NBYTES = 1 << 16
@@ -89,16 +90,34 @@ def describe_service(address: str, timeout_s: float = TIMEOUT_S) -> dict[str, An
         return None
 
 
-class _Link:
-    """One connection of a rank with its staging area; one thread at a time uses it."""
+def parts_of(nbytes: Sequence[int], most_nbytes: int) -> list[tuple[int, int]]:
+    """Cuts a list of records into parts: start and stop of each.
 
-    def __init__(self, address: str, sample_nbytes: int, timeout_s: float) -> None:
-        num_slots = min(_MAX_STAGED, max(2, _STAGING_NBYTES // sample_nbytes))
-        self._half = num_slots // 2
+    Args:
+        nbytes: bytes of each record.
+        most_nbytes: bytes of a part, unless one record alone has more.
+    """
+    parts, start, left = [], 0, most_nbytes
+    for i, size in enumerate(nbytes):
+        if i > start and (size > left or i - start == _MAX_STAGED):
+            parts.append((start, i))
+            start, left = i, most_nbytes
+        left -= size
+    return [*parts, (start, len(nbytes))] if nbytes else []
+
+
+class _Link:
+    """One connection of a rank with its staging area; one thread at a time uses it.
+
+    Records stand one after the other in each half of the area.
+    """
+
+    def __init__(self, address: str, max_record_nbytes: int, timeout_s: float) -> None:
+        self._half_nbytes = max(_STAGING_NBYTES // 2, max_record_nbytes)
         self._timeout_s = timeout_s
         self._socket = _connect(address, timeout_s)
         try:
-            self._area, fd = _anonymous(num_slots * sample_nbytes)
+            self._area, fd = _anonymous(2 * self._half_nbytes)
             try:
                 socket.send_fds(self._socket, [b"stage"], [fd])
             finally:
@@ -108,8 +127,7 @@ class _Link:
         except OSError:
             self._socket.close()
             raise
-        whole = np.frombuffer(self._area, np.uint8)
-        self._slots_SN = whole.reshape(num_slots, sample_nbytes)
+        self._bytes = np.frombuffer(self._area, np.uint8)
 
     def fetch(
         self,
@@ -123,39 +141,49 @@ class _Link:
         Raises:
             OSError: the service has ended or does not answer in time.
         """
+        sizes = np.array([sum(map(len, row)) for row in rows], np.int64)
+        if sizes.max(initial=0) > self._half_nbytes:
+            return [False] * len(rows)
+        parts = parts_of(sizes.tolist(), self._half_nbytes)
         came: list[bool] = []
         num_asked = 0
-        for turn, start in enumerate(range(0, len(samples), self._half)):
+        for turn, (start, stop) in enumerate(parts):
             # One half of the area fills while the other is copied out.
-            while num_asked < min(turn + 2, -(-len(samples) // self._half)):
-                self._ask(num_asked, nodes, samples)
+            while num_asked < min(turn + 2, len(parts)):
+                part = slice(*parts[num_asked])
+                head = np.array([num_asked, num_asked % 2 * self._half_nbytes], np.int64)
+                request = np.concatenate([head, nodes[part], samples[part], sizes[part]])
+                self._socket.send(request.tobytes())
                 num_asked += 1
-            self._take(came, (turn, min(start + self._half, len(samples))), rows, is_sound)
+            ends = turn % 2 * self._half_nbytes + np.cumsum(sizes[start:stop])
+            self._take(came, (start, ends.tolist()), rows, is_sound)
         return came
-
-    def _ask(self, turn: int, nodes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
-        """Sends a part of a request, which fills one half of the staging area."""
-        part = slice(turn * self._half, (turn + 1) * self._half)
-        head = np.array([turn, turn % 2 * self._half], np.int64)
-        self._socket.send(np.concatenate([head, nodes[part], samples[part]]).tobytes())
 
     def _take(
         self,
         came: list[bool],
-        part: tuple[int, int],
+        part: tuple[int, list[int]],
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> None:
-        """Copies a part of the records out of its half, some while others are in flight."""
-        turn, stop = part
-        shift = (turn % 2 - turn) * self._half
+        """Copies a part of the records out of its half, some while others are in flight.
+
+        Args:
+            came: gets whether each record came.
+            part: position of its first record, and where each ends in the area.
+            rows: see `Fetcher`.
+            is_sound: see `Fetcher`.
+        """
+        start, ends = part
         deadline_s = time.monotonic() + self._timeout_s
-        while len(came) < stop:
+        while len(came) < start + len(ends):
             for is_there in self._answer():
                 i = len(came)
-                crc = copy_crc32c(self._slots_SN[shift + i], rows[i]) if is_there else None
+                end = ends[i - start]
+                record = self._bytes[end - sum(map(len, rows[i])) : end]
+                crc = copy_crc32c(record, rows[i]) if is_there else None
                 came.append(crc is not None and is_sound(i, crc))
-            if len(came) < stop and time.monotonic() > deadline_s:
+            if len(came) < start + len(ends) and time.monotonic() > deadline_s:
                 raise TimeoutError("it is too slow")
 
     def _answer(self) -> list[bool]:
@@ -168,7 +196,7 @@ class _Link:
     def close(self) -> None:
         """Closes the connection."""
         self._socket.close()
-        self._slots_SN = np.empty((0, 0), np.uint8)
+        self._bytes = np.empty(0, np.uint8)
         with suppress(BufferError):
             self._area.close()
 
@@ -190,7 +218,7 @@ class LinkFetcher:
 
     Args:
         address: the address from `link_address`.
-        sample_nbytes: bytes per record.
+        max_record_nbytes: bytes of the longest record.
         timeout_s: time limit for a part of a request.
         pause_s: pause after a failure of the service.
     """
@@ -198,13 +226,13 @@ class LinkFetcher:
     def __init__(
         self,
         address: str,
-        sample_nbytes: int,
+        max_record_nbytes: int,
         *,
         timeout_s: float = TIMEOUT_S,
         pause_s: float = PAUSE_S,
     ) -> None:
         self._address = address
-        self._sample_nbytes = sample_nbytes
+        self._max_record_nbytes = max_record_nbytes
         self._timeout_s = timeout_s
         self._pause_s = pause_s
         self._lock = threading.Lock()
@@ -238,7 +266,7 @@ class LinkFetcher:
 
     def _fetch_over(self, idle: _Link | None, wanted: Any) -> list[bool]:
         """Fetches over an idle connection, or else a new one."""
-        link = idle or _Link(self._address, self._sample_nbytes, self._timeout_s)
+        link = idle or _Link(self._address, self._max_record_nbytes, self._timeout_s)
         try:
             came = link.fetch(*wanted)
         except OSError as error:

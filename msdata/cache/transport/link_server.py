@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from msdata.cache.transport.link import DESCRIBE, MAX_MESSAGE_NBYTES, STAGED, is_own_user
 
-# Nodes, samples, and a writable uint8 array (sample_nbytes,) for each -> whether each record came,
+# Nodes, samples, and a writable uint8 array of each record's length -> whether each record came,
 # in groups, as they arrive.
 ReadPeers = Callable[
     [NDArray[np.int64], NDArray[np.int64], Sequence[NDArray[np.uint8]]],
@@ -32,7 +33,6 @@ class _Client:
 
     socket: socket.socket
     area: mmap.mmap | None = None
-    rows: NDArray[np.uint8] | None = None
 
 
 class LinkServer:
@@ -42,7 +42,6 @@ class LinkServer:
         address: the address from `link_address`.
         describe: describes the service to ranks.
         read: fetches records.
-        sample_nbytes: bytes per record.
 
     Raises:
         OSError: another service uses the address.
@@ -53,11 +52,9 @@ class LinkServer:
         address: str,
         describe: Callable[[], dict[str, Any]],
         read: ReadPeers,
-        sample_nbytes: int,
     ) -> None:
         self._describe = describe
         self._read = read
-        self._sample_nbytes = sample_nbytes
         self._selector = selectors.DefaultSelector()
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -123,37 +120,37 @@ class LinkServer:
         # Memory that the rank could shrink would kill this process by SIGBUS.
         if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             return False
-        num_slots = os.fstat(fd).st_size // self._sample_nbytes
-        if not num_slots or client.area is not None:
+        nbytes = os.fstat(fd).st_size
+        if not nbytes or client.area is not None:
             return False
-        client.area = mmap.mmap(fd, num_slots * self._sample_nbytes)
-        whole = np.frombuffer(client.area, np.uint8)
-        client.rows = whole.reshape(num_slots, self._sample_nbytes)
+        client.area = mmap.mmap(fd, nbytes)
         client.socket.send(STAGED)
         return True
 
     def _fetch(self, client: _Client, request: NDArray[np.int64]) -> bool:
-        """Answers [number, first slot, nodes, samples] by [number, whether each record came].
+        """Answers [number, start, nodes, samples, sizes] by [number, whether each record came].
 
         Every group of records is answered at once, so the rank copies some records out while others
         are in flight.
         """
-        num_samples = (len(request) - 2) // 2
-        if client.rows is None or num_samples < 0:
+        if client.area is None or len(request) < 2 or (len(request) - 2) % 3:
             return False
-        first, stop = int(request[1]), int(request[1]) + num_samples
-        if not 0 <= first <= stop <= len(client.rows):
+        start = int(request[1])
+        nodes, samples, sizes = request[2:].reshape(3, -1)
+        # In Python's integers, which do not overflow.
+        ends = list(accumulate(sizes.tolist(), initial=start))
+        if start < 0 or sizes.min(initial=0) < 0 or ends[-1] > len(client.area):
             return False
-        nodes, samples = request[2 : 2 + num_samples], request[2 + num_samples :]
         number = request[:1].tobytes()
-        for came in self._read(nodes, samples, list(client.rows[first:stop])):
+        area = np.frombuffer(client.area, np.uint8)
+        targets = [area[at:end] for at, end in pairwise(ends)]
+        for came in self._read(nodes, samples, targets):
             client.socket.send(number + came.tobytes())
         return True
 
     def _drop(self, client: _Client) -> None:
         self._selector.unregister(client.socket)
         client.socket.close()
-        client.rows = None
         if client.area is not None:
             with suppress(BufferError):
                 client.area.close()

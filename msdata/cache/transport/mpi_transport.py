@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from msdata.cache.arena import SSD_TIER
 from msdata.cache.config import CachedSplit, Owners
-from msdata.cache.slot_file import MAGIC, SLOT_NBYTES, are_of, slots_at_owners
+from msdata.cache.slot_file import MAGIC, are_of
+from msdata.cache.slot_places import SLOT_NBYTES, slots_at_owners
 from msdata.cache.tier import LOG
-from msdata.cache.transport.group import Exchange, Window
+from msdata.cache.transport.link import parts_of
+from msdata.core.mpi import Exchange, Window
 from msdata.errors import StorageError
 
 # Time limit for a read or an answer of another node, below the ranks' own. While one node is late,
@@ -32,7 +34,7 @@ _FIRST_ANSWER_S = 60.0
 # Bytes awaited at a time: the rank copies them out while more arrive. With all records announced
 # together, one thread of a rank reached 0.40 of the rate of bare reads, and 0.73 with this (two
 # busy cores; both before records were checked as they are copied).
-_RUN_NBYTES = 1 << 20
+_RUN_NBYTES = 5 << 18
 
 
 class WindowReader:
@@ -67,7 +69,10 @@ class WindowReader:
         self._owners, self._tiers = (of_shard.tolist() for of_shard in owners)
         self._first_slots: list[int] = places.first_slots.tolist()
         self._entries_at = places.entries_at
-        self._payload_at = places.payload_at.tolist()
+        # Offset of a sample's record in its owner's arena, less the bytes of all records before it.
+        self._shifts: list[int] = (
+            places.records_at - split.starts.of(split.first_samples)
+        ).tolist()
         # Samples whose slot was seen full.
         self._is_full = bytearray(len(split.checksums))
         # Reads in flight that are late: the node, the read, and the memory that it fills.
@@ -104,8 +109,8 @@ class WindowReader:
         Args:
             nodes: int64 (n,), the node that keeps each sample.
             samples: int64 (n,), numbers within the split.
-            targets: for each sample a writable uint8 array (sample_nbytes,); do not touch it until
-                the iterator has ended or was closed.
+            targets: for each sample a writable uint8 array of its record's length, else it does not
+                come; do not touch it until the iterator has ended or was closed.
 
         Yields:
             For each group, as soon as it is known, whether each record came and its entry has the
@@ -113,7 +118,10 @@ class WindowReader:
         """
         wanted = list(zip(nodes.tolist(), samples.tolist(), strict=True))
         left_alone = self._late_nodes() if self._late else set()
-        slots = [-1 if node in left_alone else self._slot(node, sample) for node, sample in wanted]
+        slots = [
+            -1 if node in left_alone else self._slot(node, sample, len(target))
+            for (node, sample), target in zip(wanted, targets, strict=True)
+        ]
         begun: list[Any] = []
         done = 0
         try:
@@ -128,11 +136,10 @@ class WindowReader:
             self._begin(wanted, slots, targets, begun)
             if self._exchange is not None:
                 self._ask(came, wanted, targets)
-            step = -(-_RUN_NBYTES // self._split.sample_nbytes)
-            for start in range(0, len(samples), step):
-                self._wait(begun[start : start + step])
-                done = min(start + step, len(samples))
-                yield came[start:done]
+            for start, stop in parts_of(list(map(len, targets)), _RUN_NBYTES):
+                self._wait(begun[start:stop])
+                done = stop
+                yield came[start:stop]
         except OSError as error:
             self.num_failures += 1
             if self.num_failures == 1:
@@ -169,23 +176,23 @@ class WindowReader:
         self._late = late
         return {node for node, _, _ in late}
 
-    def _shard_kept(self, node: int, sample: int) -> int | None:
-        """The shard of a sample; None if the node does not keep it or the number is invalid."""
-        if not 0 <= sample < len(self._is_full):
+    def _shard_kept(self, node: int, sample: int, nbytes: int) -> int | None:
+        """The shard of a sample; None if the node does not keep it, or number or size is wrong."""
+        if not 0 <= sample < len(self._is_full) or self._split.record_nbytes[sample] != nbytes:
             return None
         shard = bisect_right(self._firsts, sample) - 1
         return shard if self._owners[shard] == node else None
 
-    def _slot(self, node: int, sample: int) -> int:
+    def _slot(self, node: int, sample: int, nbytes: int) -> int:
         """The slot in which a node keeps a sample in memory; -1 for none."""
-        shard = self._shard_kept(node, sample)
+        shard = self._shard_kept(node, sample, nbytes)
         if shard is None or self._first_slots[shard] < 0:
             return -1
         return self._first_slots[shard] + sample - self._firsts[shard]
 
-    def _is_on_disk(self, node: int, sample: int) -> bool:
+    def _is_on_disk(self, node: int, sample: int, nbytes: int) -> bool:
         """Whether a node keeps a sample on its disk."""
-        shard = self._shard_kept(node, sample)
+        shard = self._shard_kept(node, sample, nbytes)
         return shard is not None and self._tiers[shard] == SSD_TIER
 
     def _look(
@@ -219,7 +226,7 @@ class WindowReader:
         targets: Sequence[NDArray[np.uint8]],
     ) -> None:
         """Fetches the records that their nodes keep on disk."""
-        rows = [i for i, (node, sample) in enumerate(wanted) if self._is_on_disk(node, sample)]
+        rows = [i for i, key in enumerate(wanted) if self._is_on_disk(*key, len(targets[i]))]
         if not rows:
             return
         assert self._exchange is not None
@@ -240,10 +247,10 @@ class WindowReader:
         begun: list[Any],
     ) -> None:
         """Starts to read the records of full slots; adds None for other samples."""
-        nbytes = self._split.sample_nbytes
-        for (node, _), slot, target in zip(wanted, slots, targets, strict=True):
+        for (node, sample), slot, target in zip(wanted, slots, targets, strict=True):
             if slot < 0:
                 begun.append(None)
                 continue
-            at = self._payload_at[node] + slot * nbytes
+            shard = bisect_right(self._firsts, sample) - 1
+            at = self._shifts[shard] + int(self._split.starts.of(sample))
             begun.append(self._window.get(self._rank_of_node[node], target, at))

@@ -97,7 +97,7 @@ def address_of(folder: Path, name: str, node: int) -> str | None:
         address = parse_json(content, place, cure="")["address"].read_as(str)
     except (OSError, DataError):
         return None
-    return address if address.startswith("tcp://") else None
+    return address
 
 
 def _place(folder: Path, name: str, node: int) -> Path:

@@ -1,8 +1,7 @@
-"""Two small protocols by which the cache sees the transports of records between nodes.
+"""The protocol by which the cache sees the transports of records between nodes.
 
-A server gives the records that its node has now; a fetcher gets them within a time limit, or not.
-Neither raises for a node that is gone, slow or wrong: a record that does not come is read from
-storage.
+A fetcher gets records within a time limit, or not. It raises nothing for a node that is gone, slow
+or wrong: a record that does not come is read from storage.
 """
 
 from __future__ import annotations
@@ -18,21 +17,6 @@ from numpy.typing import NDArray
 Lookup = Callable[[NDArray[np.int64]], Sequence[Any | None]]
 # Position of a filled row in the request, CRC32C of its content -> whether the content is right.
 IsSound = Callable[[int, int], bool]
-
-
-class Server(Protocol):
-    """Serves the records of one node until it is closed."""
-
-    @property
-    def address(self) -> str:
-        """The address by which a fetcher finds the server."""
-
-    @property
-    def served(self) -> dict[str, int]:
-        """`samples` and `bytes` sent so far."""
-
-    def close(self) -> None:
-        """Stops serving; waiting fetchers get nothing."""
 
 
 class Fetcher(Protocol):

@@ -1,46 +1,60 @@
-"""Records between nodes without MPI, from nodes that may die: sessions over ZeroMQ, then plain TCP.
+"""Records between nodes without MPI, from nodes that may die: requests and answers over ZeroMQ.
 
-ZeroMQ's CURVE proves to both ends that the other has the job's key, and encrypts their messages.
-Over it a rank gets a session with a node: a number and a secret, with which it then opens plain
-connections for records (`bulk`). A server that encrypts gives no sessions, but sends the records
-themselves over CURVE, at a third of the rate.
+CURVE proves to both ends that the other has the job's key, and encrypts and authenticates all that
+they send. It costs each end about 0.8 s of processor time per GB, so a server may do without: then
+PLAIN asks a client for a password made from the key, and a network's eavesdropper can read records
+and password. A client learns the mechanism from the server's announcement, which is a file of the
+job's user, so an attacker on the network cannot choose the weaker one.
+
+    client (DEALER)                      server (ROUTER)
+    number, samples                 ->
+                                    <-   number, first records (empty: not here)
+                                    <-   number, next records, ...
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from msdata.cache.transport.bulk import BulkLink, Session, new_session
-from msdata.cache.transport.bulk_server import BulkServer
 from msdata.cache.transport.listen import listen_address
 from msdata.cache.transport.peer_links import PAUSE_S, TIMEOUT_S, Link, PeerLinks
 from msdata.cache.transport.transport import IsSound, Lookup
 from msdata.core.checksum import copy_crc32c
 from msdata.errors import MissingPackageError
 
+# Schemes of addresses: the mechanism by which a server asks for proof of the job's key.
+CURVE, PLAIN = "tcp://", "plain://"
 _POLL_MS = 100
-_HEARTBEAT_MS = 1000
-# Kinds of requests over CURVE.
-_SESSION, _RECORDS = b"session", b"records"
-# Each rank has one session with each server, while both live.
-_MOST_SESSIONS = 1 << 16
+# A client that has not answered for so long is gone.
+_HEARTBEAT_MS, _SILENT_MS = 10_000, 30_000
+# Threads that encrypt and send: one connection uses one of them.
+_SERVER_THREADS, _CLIENT_THREADS = 4, 2
+# Bytes of records per message: the client copies them out while more arrive.
+_PART_NBYTES = 1 << 20
+# Messages that a client takes into memory ahead.
+_MOST_AHEAD = 16
 # Limits on frames, which ZeroMQ would otherwise take into memory at any size, even before it has
 # authenticated the sender. A request has 8 bytes per sample; an answer has one frame per record.
 _MOST_REQUEST_NBYTES = 1 << 20
 _MOST_RECORD_NBYTES = 256 << 20
 # Time limit to authenticate.
 _HANDSHAKE_MS = 5000
+# A slower node is worse than storage.
+_LEAST_BYTES_PER_S = 10e6
+_USER = b"msdata"
 
 
 def _zmq() -> Any:
     try:
         import zmq
+        import zmq.utils.monitor
         import zmq.utils.z85
     except ImportError as error:
         raise MissingPackageError(
@@ -59,6 +73,11 @@ def make_keys() -> tuple[str, str]:
     return public.decode(), secret.decode()
 
 
+def _password(keys: tuple[str, str]) -> bytes:
+    """The password of PLAIN, from which the secret key cannot be computed."""
+    return hashlib.blake2b(keys[1].encode(), person=b"msdata plain").hexdigest().encode()
+
+
 class ZmqServer:
     """Serves the records of one node.
 
@@ -68,7 +87,7 @@ class ZmqServer:
         host: name or address under which other nodes reach this one; None takes the listening
             address.
         listen: address or interface to listen at, see `listen_address`.
-        is_encrypted: send records over CURVE too.
+        is_encrypted: encrypt and authenticate what is sent; False takes half the processor time.
 
     Raises:
         MissingPackageError: pyzmq is missing.
@@ -82,53 +101,46 @@ class ZmqServer:
         host: str | None = None,
         *,
         listen: str | None = None,
-        is_encrypted: bool = False,
+        is_encrypted: bool = True,
     ) -> None:
         zmq = _zmq()
         place, told = listen_address(listen, host)
         self._lookup = lookup
-        self._public = zmq.utils.z85.decode(keys[0])
-        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
-        self._bulk = None if is_encrypted else BulkServer(lookup, self._secret_of, place)
         self._num_samples = self._nbytes = 0
-        self._context = zmq.Context()
+        self._context = zmq.Context(_SERVER_THREADS)
         # ZeroMQ itself asks over this socket whom to admit (ZAP, RFC 27).
         self._door = self._context.socket(zmq.REP)
         self._door.bind("inproc://zeromq.zap.01")
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.curve_server = True
-        self._socket.curve_publickey, self._socket.curve_secretkey = (k.encode() for k in keys)
+        if is_encrypted:
+            self._proof = [b"CURVE", zmq.utils.z85.decode(keys[0])]
+            self._socket.curve_server = True
+            self._socket.curve_publickey, self._socket.curve_secretkey = (k.encode() for k in keys)
+        else:
+            self._proof = [b"PLAIN", _USER, _password(keys)]
+            self._socket.plain_server = True
         self._socket.zap_domain = b"msdata"
         self._socket.linger = 0
-        self._socket.heartbeat_ivl = _HEARTBEAT_MS
+        # A client waits for an answer before it asks again, so the queue needs no other limit.
+        self._socket.sndhwm = 0
+        self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = _HEARTBEAT_MS, _SILENT_MS
         self._socket.maxmsgsize = _MOST_REQUEST_NBYTES
         self._socket.handshake_ivl = _HANDSHAKE_MS
         port = self._socket.bind_to_random_port(f"tcp://{place}")
-        self._address = f"tcp://{told}:{port}"
+        self._address = f"{CURVE if is_encrypted else PLAIN}{told}:{port}"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="msdata-cache-serve", daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> str:
-        """See `Server`."""
+        """The address by which a fetcher finds the server, and the mechanism of its proof."""
         return self._address
 
     @property
-    def bulk_port(self) -> int | None:
-        """Port for unencrypted records; None if the server encrypts."""
-        return None if self._bulk is None else self._bulk.port
-
-    @property
     def served(self) -> dict[str, int]:
-        """See `Server`."""
-        if self._bulk is None:
-            return {"samples": self._num_samples, "bytes": self._nbytes}
-        return {"samples": self._bulk.num_samples, "bytes": self._bulk.nbytes}
-
-    def _secret_of(self, number: bytes) -> bytes | None:
-        session = self._sessions.get(number)
-        return None if session is None else session.secret
+        """`samples` and `bytes` sent so far."""
+        return {"samples": self._num_samples, "bytes": self._nbytes}
 
     def _serve(self) -> None:
         zmq = _zmq()
@@ -145,41 +157,33 @@ class ZmqServer:
         self._socket.close()
 
     def _admit(self, request: list[bytes]) -> None:
-        version, number, *_, mechanism, key = request
-        is_ours = mechanism == b"CURVE" and key == self._public
+        version, number, _, _, _, *proof = request
+        is_ours = hmac.compare_digest(b"\0".join(proof), b"\0".join(self._proof))
         verdict = (b"200", b"OK") if is_ours else (b"400", b"not of this job")
         self._door.send_multipart([version, number, *verdict, b"", b""])
 
     def _answer(self, request: list[bytes]) -> None:
         """Answers a request; ignores malformed ones."""
-        if len(request) != 4 or len(request[3]) % 8:
+        if len(request) != 3 or len(request[2]) % 8:
             return
-        asker, number, kind, samples = request
-        if kind == _SESSION:
-            self._socket.send_multipart([asker, number, *self._begin_session()])
-        elif kind == _RECORDS and self._bulk is None:
-            found = self._lookup(np.frombuffer(samples, "<i8"))
-            records = [b"" if record is None else record for record in found]
-            self._num_samples += sum(1 for record in records if len(record))
-            self._nbytes += sum(map(len, records))
-            self._socket.send_multipart([asker, number, *records], copy=False)
-
-    def _begin_session(self) -> tuple[bytes, ...]:
-        """The session and port for plain connections; empty if the server encrypts."""
-        if self._bulk is None:
-            return ()
-        session = new_session()
-        self._sessions[session.number] = session
-        if len(self._sessions) > _MOST_SESSIONS:
-            self._sessions.popitem(last=False)
-        return session.number, session.secret, self._bulk.port.to_bytes(2, "little")
+        asker, number, samples = request
+        part: list[Any] = []
+        nbytes = 0
+        for record in self._lookup(np.frombuffer(samples, "<i8")):
+            part.append(b"" if record is None else record)
+            nbytes += len(part[-1])
+            self._num_samples += record is not None
+            self._nbytes += len(part[-1])
+            if nbytes >= _PART_NBYTES:
+                self._socket.send_multipart([asker, number, *part], copy=False)
+                part, nbytes = [], 0
+        if part:
+            self._socket.send_multipart([asker, number, *part], copy=False)
 
     def close(self) -> None:
-        """See `Server`."""
+        """Stops serving; waiting fetchers get nothing."""
         self._stop.set()
         self._thread.join()
-        if self._bulk is not None:
-            self._bulk.close()
         self._context.destroy(linger=0)
 
 
@@ -205,34 +209,15 @@ class ZmqFetcher(PeerLinks):
         pause_s: float = PAUSE_S,
     ) -> None:
         super().__init__(self._open, timeout_s=timeout_s, pause_s=pause_s)
-        self._context = _zmq().Context()
+        self._context = _zmq().Context(_CLIENT_THREADS)
         self._find = find
         self._keys = keys
-        # By node: the address of its server, host and port of its records, and the session.
-        self._known: dict[int, tuple[str, str, int, Session]] = {}
 
     def _open(self, node: int, timeout_s: float) -> Link:
         address = self._find(node)
         if address is None:
             raise FileNotFoundError("it has not announced an address")
-        known = self._known.get(node)
-        if known is None or known[0] != address:
-            control = _ControlLink(self._context, address, self._keys, timeout_s)
-            try:
-                begun = control.begin_session(timeout_s)
-            except BaseException:
-                control.close()
-                raise
-            if begun is None:
-                return control
-            control.close()
-            known = self._known[node] = (address, _host_of(address), *begun)
-        try:
-            return BulkLink(*known[1:], timeout_s)
-        except OSError:
-            # A server restarted at the same address does not know the session.
-            self._known.pop(node, None)
-            raise
+        return ZmqLink(self._context, address, self._keys, timeout_s)
 
     def close(self) -> None:
         """See `Fetcher`."""
@@ -241,68 +226,107 @@ class ZmqFetcher(PeerLinks):
             self._context.destroy(linger=0)
 
 
-def _host_of(address: str) -> str:
-    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+class ZmqLink:
+    """A connection to one node.
 
+    Args:
+        context: ZeroMQ's context.
+        address: the server's address.
+        keys: the job's keys.
+        timeout_s: time limit to connect.
 
-class _ControlLink:
-    """A connection to one node over CURVE."""
+    Raises:
+        OSError: the node is absent, or one of both ends does not have the job's key.
+    """
 
     def __init__(self, context: Any, address: str, keys: tuple[str, str], timeout_s: float) -> None:
         zmq = _zmq()
+        self._number = 0
+        self._is_interrupted = False
         try:
             self._socket = context.socket(zmq.DEALER)
         except zmq.ZMQError as error:
             raise ConnectionError(str(error)) from error
-        public, secret = (k.encode() for k in keys)
-        self._socket.curve_serverkey = self._socket.curve_publickey = public
-        self._socket.curve_secretkey = secret
+        if address.startswith(PLAIN):
+            self._socket.plain_username, self._socket.plain_password = _USER, _password(keys)
+        else:
+            public, secret = (k.encode() for k in keys)
+            self._socket.curve_serverkey = self._socket.curve_publickey = public
+            self._socket.curve_secretkey = secret
         self._socket.linger = 0
-        self._socket.heartbeat_ivl = _HEARTBEAT_MS
+        self._socket.reconnect_ivl = -1
+        self._socket.rcvhwm = _MOST_AHEAD
         self._socket.maxmsgsize = _MOST_RECORD_NBYTES
-        self._socket.sndtimeo = int(timeout_s * 1000)
-        self._socket.connect(address)
-        self._number = 0
-        self._is_interrupted = False
+        try:
+            self._connect(address.partition("://")[2], timeout_s)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConnectionError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
 
-    def begin_session(self, timeout_s: float) -> tuple[int, Session] | None:
-        """Port and session for plain connections; None if records come over this link."""
-        self._send(_SESSION, b"")
-        found = [frame.bytes for frame in self._receive(timeout_s)]
-        if not found:
-            return None
-        number, secret, port = found
-        return int.from_bytes(port, "little"), Session(number=number, secret=secret)
+    def _connect(self, place: str, timeout_s: float) -> None:
+        """Connects and waits until each end has proven that it has the key."""
+        zmq = _zmq()
+        failures = (
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+        ends = zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+        events = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | failures | ends)
+        try:
+            self._socket.connect(f"tcp://{place}")
+            if not events.poll(timeout_s * 1000):
+                raise TimeoutError(f"nothing for {timeout_s:.1f} s")
+            event = zmq.utils.monitor.recv_monitor_message(events)["event"]
+        finally:
+            self._socket.disable_monitor()
+            events.close(linger=0)
+        if event & failures:
+            raise ConnectionError("it does not have this job's key, or refuses it")
+        if event & ends:
+            raise ConnectionRefusedError("it refuses connections")
 
     def ask(self, samples: Sequence[int]) -> None:
         """See `Link`."""
-        self._send(_RECORDS, np.asarray(samples, "<i8").tobytes())
+        zmq = _zmq()
+        self._number += 1
+        content = [self._number.to_bytes(8, "little"), np.asarray(samples, "<i8").tobytes()]
+        try:
+            self._socket.send_multipart(content, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise ConnectionError(f"the connection is gone ({error})") from error
 
     def take(
         self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
     ) -> list[bool]:
         """See `Link`."""
-        records = self._receive(timeout_s)
-        if len(records) != len(rows):
-            raise ConnectionError("it answered another request")
-        found = [copy_crc32c(record.buffer, row) for record, row in zip(records, rows, strict=True)]
-        return [crc is not None and is_sound(i, crc) for i, crc in enumerate(found)]
-
-    def _send(self, kind: bytes, body: bytes) -> None:
-        zmq = _zmq()
-        self._number += 1
-        try:
-            self._socket.send_multipart([self._number.to_bytes(8, "little"), kind, body])
-        except zmq.ZMQError as error:
-            raise ConnectionError(str(error)) from error
+        started_s = time.monotonic()
+        came: list[bool] = []
+        done = 0
+        while len(came) < len(rows):
+            for record in self._receive(timeout_s):
+                i = len(came)
+                if i == len(rows):
+                    raise ConnectionError("it answered another request")
+                crc = copy_crc32c(record.buffer, rows[i]) if len(record) else None
+                came.append(crc is not None and is_sound(i, crc))
+                done += len(record)
+            if time.monotonic() - started_s > timeout_s + done / _LEAST_BYTES_PER_S:
+                raise TimeoutError("it is slower than storage")
+        return came
 
     def _receive(self, timeout_s: float) -> list[Any]:
+        """The next records of the answer, as frames."""
         zmq = _zmq()
+        deadline_s = time.monotonic() + timeout_s
         try:
-            deadline_s = time.monotonic() + timeout_s
             while not self._socket.poll(_POLL_MS):
-                if self._is_interrupted:
-                    raise ConnectionError("the request was interrupted")
+                # ZeroMQ ends the pipe of a connection that is lost, and then cannot send.
+                if self._is_interrupted or not self._socket.poll(0, zmq.POLLOUT):
+                    raise ConnectionError("it has closed the connection")
                 if time.monotonic() > deadline_s:
                     raise TimeoutError(f"nothing for {timeout_s:.1f} s")
             frames: list[Any] = self._socket.recv_multipart(copy=False)

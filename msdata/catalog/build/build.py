@@ -11,6 +11,7 @@ sorted by survey and id, so the order of surveys and rows changes no number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from msdata.catalog.build.dust import reddening
-from msdata.catalog.build.neighbors import close_pairs, keep_best
 from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
 from msdata.catalog.table import open_table, read_pieces
 from msdata.catalog.values import EBV_RANGE
 from msdata.core.files import storage_error
-from msdata.errors import DataError, UsageError
+from msdata.errors import DataError, UsageError, needing
 
 REPEATED = "repeated id"
 CLOSE_TO_OWN = "close to another of its survey"
@@ -36,6 +37,7 @@ CLOSE_TO_OTHER = "close to one of a better survey"
 _ID_WIDTH = 7
 # Between a survey's name and an id; no table has it in a text.
 _BETWEEN = "\x1f"
+_Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,61 @@ def _separate(
         for k in range(num_surveys)
     ]
     return is_kept, near
+
+
+def close_pairs(ra_deg: _Float, dec_deg: _Float, angle_arcsec: float) -> NDArray[np.int64]:
+    """All pairs of positions at most an angle apart; 2 million positions take 2 s.
+
+    Args:
+        ra_deg: float64 (n,).
+        dec_deg: float64 (n,).
+        angle_arcsec: the angle.
+
+    Returns:
+        int64 (pairs, 2), each pair once, the smaller number first, sorted.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+    """
+    with needing("to compare positions needs SciPy", "catalog"):
+        from scipy.spatial import cKDTree
+    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
+    # Unit vectors and chords: nothing is special at the poles or at right ascension 0.
+    xyz = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
+    chord = 2 * math.sin(math.radians(angle_arcsec / 3600) / 2)
+    pairs = np.sort(cKDTree(xyz).query_pairs(chord, output_type="ndarray"), axis=1)
+    return np.asarray(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))], np.int64)
+
+
+def keep_best(num: int, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which positions to keep, so that no pair is left.
+
+    From the best to the worst, each is kept that is not close to one already kept. So a position is
+    dropped if, and only if, a better one that is kept is close to it. Of a chain of three, both
+    ends are kept where the middle one is not the best.
+
+    Args:
+        num: positions; the smaller its number, the better one is.
+        pairs: int64 (pairs, 2), the smaller number first.
+
+    Returns:
+        bool (num,).
+    """
+    is_kept = np.ones(num, bool)
+    is_open = np.zeros(num, bool)
+    is_open[pairs] = True
+    left = pairs
+    while len(left):
+        # Whatever is the worse one of no pair that is left is kept; what is close to it is not.
+        is_worse = np.zeros(num, bool)
+        is_worse[left[:, 1]] = True
+        is_best = is_open & ~is_worse
+        dropped = left[is_best[left[:, 0]], 1]
+        is_kept[dropped] = False
+        is_open &= ~is_best
+        is_open[dropped] = False
+        left = left[is_open[left[:, 0]] & is_open[left[:, 1]]]
+    return is_kept
 
 
 def _finish(kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, notes: list[str]) -> pa.Table:

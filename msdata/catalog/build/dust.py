@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.catalog.build.healpix import nside_of, pixel_of
-from msdata.catalog.build.neighbors import unit_vectors
 from msdata.catalog.build.spec import DustTask
 from msdata.catalog.table import read_healpix
-from msdata.errors import UsageError
+from msdata.errors import UsageError, needing
 
 _Float = NDArray[np.float64]
 
-# Rows: the axes of the galactic frame in equatorial coordinates (J2000, ICRS).
-# Source: The Hipparcos and Tycho Catalogues, ESA SP-1200, 1997, volume 1, equation 1.5.11.
-_GALACTIC = np.array(
-    [
-        [-0.0548755604162154, -0.8734370902348850, -0.4838350155487132],
-        [0.4941094278755837, -0.4448296299600112, 0.7469822444972189],
-        [-0.8676661490190047, -0.1980763734312015, 0.4559837761750669],
-    ]
-)
 # What HEALPix files have for pixels that were not seen: -1.6375e30.
 _UNSEEN_BELOW = -1e30
 _ROWS_PER_PIECE = 1 << 19
-
-
-def galactic(ra_deg: _Float, dec_deg: _Float) -> tuple[_Float, _Float]:
-    """Galactic longitude and latitude, degrees.
-
-    Args:
-        ra_deg: float64 (n,), ICRS.
-        dec_deg: float64 (n,).
-    """
-    x, y, z = _GALACTIC @ unit_vectors(ra_deg, dec_deg).T
-    return np.degrees(np.arctan2(y, x)) % 360, np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
 def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
@@ -68,19 +47,26 @@ def reddening(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.flo
 
 
 def _of_healpix(task: DustTask, ra_deg: _Float, dec_deg: _Float) -> NDArray[np.float32]:
+    with needing("a HEALPix map needs astropy-healpix", "catalog"):
+        from astropy.coordinates import SkyCoord
+        from astropy_healpix import HEALPix
     values, cards = read_healpix(Path(task.value), task.field)
-    try:
-        nside = nside_of(len(values))
-    except UsageError as error:
-        raise UsageError(f"map {task.value}: {error}") from error
+    nside = math.isqrt(len(values) // 12)
+    if 12 * nside * nside != len(values) or nside < 1 or nside & (nside - 1):
+        raise UsageError(
+            f"map {task.value} must be of the whole sky, with 12 nside^2 pixels, got "
+            f"{len(values):,}"
+        )
     order = cards["ORDERING"]
     if order not in ("RING", "NESTED", "NEST"):
         raise UsageError(f"map {task.value} does not say whether it is RING or NESTED: {order!r}")
     frame = task.frame or (cards["COORDSYS"] or "G")[0]
     if frame not in ("G", "C"):
         raise UsageError(f"map {task.value} is in frame {frame!r}; say frame = 'G' or 'C'")
-    lon, lat = galactic(ra_deg, dec_deg) if frame == "G" else (ra_deg, dec_deg)
-    pixels = pixel_of(nside, lon, lat, is_nested=order != "RING")
+    sky = SkyCoord(ra_deg, dec_deg, unit="deg")
+    at = (sky.galactic if frame == "G" else sky).spherical
+    grid = HEALPix(nside, order="ring" if order == "RING" else "nested")
+    pixels = grid.lonlat_to_healpix(at.lon, at.lat)
     found = np.array(values[pixels], np.float32)
     found[found < _UNSEEN_BELOW] = np.nan
     return found

@@ -14,7 +14,7 @@ from msdata.catalog.build.build import BuiltCatalog, SurveyCounts
 from msdata.catalog.build.recipe import Recipe
 from msdata.catalog.build.select import STAR
 from msdata.catalog.build.spec import CatalogSpec
-from msdata.errors import MissingPackageError
+from msdata.errors import needing
 
 _BIN_WIDTH = 0.02
 
@@ -121,13 +121,8 @@ def _cuts(recipe: Recipe, left_out: Sequence[str]) -> list[dict[str, Any]]:
 
 def check_figures() -> None:
     """Raises MissingPackageError unless figures can be drawn; before hours of work."""
-    try:
+    with needing("a redshift histogram needs matplotlib", "catalog", ", or give --no-figure"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "the redshift histogram needs matplotlib: pip install 'msdata[catalog]', or leave it "
-            "out with --no-figure"
-        ) from error
 
 
 def draw_redshifts(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from msdata.errors import DataError, MissingPackageError
+from msdata.errors import DataError, needing
 from mstrain.evaluation.metrics.binning import Binning, metrics_in_bins
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import LIKELIHOOD_FLOOR, Floats
@@ -106,10 +106,6 @@ def check_scipy() -> None:
 
 
 def _import_stats() -> Any:
-    try:
+    with needing("the Kolmogorov-Smirnov test needs SciPy", "train"):
         from scipy import stats
-    except ImportError as error:
-        raise MissingPackageError(
-            "the Kolmogorov-Smirnov test needs SciPy: pip install 'msdata[train]'"
-        ) from error
     return stats

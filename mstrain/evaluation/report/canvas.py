@@ -8,12 +8,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from msdata.errors import MissingPackageError
+from msdata.errors import needing
 from mstrain.evaluation.report.wording import printable
 
 # Okabe and Ito's palette, told apart with any kind of color vision (Wong 2011, Nature Methods 8,
 # 441); the color map has the same property.
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 INK, GREY, PALE = "#1f2933", "#6b7780", "#d9dee2"
 COLOUR_MAP = "cividis"
 _DPI = 144
@@ -74,13 +74,8 @@ class Picture:
 
 def check_installed() -> None:
     """Raises MissingPackageError unless matplotlib is installed."""
-    try:
+    with needing("the report's figures need matplotlib", "train", ", or give --no-report"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "the report's figures need matplotlib: pip install 'msdata[train]', or leave the "
-            "report out with --no-report"
-        ) from error
 
 
 class Canvas:

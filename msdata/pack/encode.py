@@ -1,0 +1,80 @@
+"""Encodes a prepared sample for the shards of a coded data set: `--quantize` and `--compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset import coding_options
+from msdata.dataset.coding import ArrayCoding, decode_into, encode
+from msdata.pack.settings import PackSettings
+from msdata.schema import Array, Schema
+
+
+def codings_of(schema: Schema, settings: PackSettings) -> tuple[ArrayCoding, ...]:
+    """How a pack stores each array; see `coding_options.codings_of`."""
+    return coding_options.codings_of(schema, settings.quantize, settings.compress)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A sample as its shard holds it.
+
+    Attributes:
+        arrays: what is stored, in the schema's order: uint8 (bytes,) if the data set is coded.
+        codes: dtype that each is stored as; empty for a data set that is not coded.
+        metadata: what the sample's JSON member says of it.
+        columns: its index columns.
+    """
+
+    arrays: tuple[Array, ...]
+    codes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any]
+    columns: Mapping[str, Any]
+
+
+def encode_sample(
+    arrays: Sequence[Array],
+    codings: Sequence[ArrayCoding],
+    steps: Mapping[str, NDArray[np.float32]],
+    codes: Sequence[str] | None = None,
+) -> Stored:
+    """Encodes the arrays of one sample.
+
+    Args:
+        arrays: its prepared arrays, in the schema's order.
+        codings: how they are stored; empty stores them as they are.
+        steps: float32 (bands,) of arrays whose steps are known, by name.
+        codes: dtypes to store them as where they hold the arrays; None takes the smallest.
+    """
+    if not codings:
+        return Stored(arrays=tuple(arrays), metadata={}, columns={})
+    stored: list[Array] = []
+    kinds: list[str] = []
+    decoded: list[Array] = []
+    coding_json: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
+    for a, (array, coding) in enumerate(zip(arrays, codings, strict=True)):
+        name = coding.name
+        # A narrower one than the array needs is the caller's to find: it has the codes returned.
+        kind = "<i4" if codes is not None and codes[a] == "<i4" else None
+        found = encode(array, coding, step=steps.get(name), kind=kind)
+        stored.append(np.frombuffer(found.data, np.uint8))
+        kinds.append(found.kind)
+        columns[f"nbytes_{name}"] = stored[-1].nbytes
+        coding_json[name] = {"dtype": found.kind, "shape": list(coding.shape)}
+        if coding.quantize is None:
+            decoded.append(array)
+            continue
+        columns[f"dtype_{name}"] = found.kind
+        columns[f"step_{name}"] = coding_json[name]["step"] = found.steps.tolist()
+        decoded.append(np.empty_like(array))
+        decode_into(found.data, coding, found.steps, found.kind, decoded[-1])
+    columns["decoded_crc32c"] = crc = crc32c_of_parts(decoded)
+    metadata = {"coding": coding_json, "decoded_crc32c": crc}
+    return Stored(arrays=tuple(stored), codes=tuple(kinds), metadata=metadata, columns=columns)
