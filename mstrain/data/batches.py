@@ -194,6 +194,9 @@ def make_loader(
             "cache": cache,
             "weights": split_weights(split, config),
         }
+    # Codes are half of the bytes on the way to a GPU, where torch decodes them.
+    is_quantized = any(coding.quantize is not None for coding in split.codings)
+    is_torch_on_gpu = data.backend == "torch" and ranks.device.type == "cuda"
     return msdata.Loader(
         split,
         batch_per_rank(config, ranks.count),
@@ -202,6 +205,7 @@ def make_loader(
         threads=data.threads,
         prefetch=data.prefetch,
         columns=index_columns(split, config, needs_redshift=is_training),
+        decode=not (is_quantized and is_torch_on_gpu),
         **options,
     )
 
