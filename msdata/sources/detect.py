@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from msdata.core.files import storage_error
+from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
@@ -61,7 +62,7 @@ def _detect(root: Path, fits: FitsOptions | None) -> Source:
 
 def is_packed(root: Path) -> bool:
     """Whether a folder is a packed data set."""
-    return (root / MANIFEST_NAME).exists()
+    return all((root / name).exists() for name in (MANIFEST_NAME, INDEX_NAME))
 
 
 def holds_fits(root: Path) -> bool:
