@@ -45,13 +45,13 @@ def plan_json(capsys, options, **keywords):
 
 def test_the_function_plans_what_the_command_prints(capsys):
     sizes = np.array([600, 400, 500])
-    split = Split(sizes, sizes * 100, 100, np.repeat(np.arange(3), sizes), None)
+    split = Split(sizes, np.full(1500, 100), 100, np.repeat(np.arange(3), sizes), None)
     options = "DATA --nodes 2 --memory-gib 0.0001 --batch-per-rank 16 --epochs 3 --policy locality"
     wanted = plan_json(capsys, options, open_dataset=lambda path: Dataset(split))
     found = msdata.plan(
         split, num_nodes=2, memory_gib=0.0001, batch_size=16, num_epochs=3, policy="locality"
     )
-    del wanted["data"]["name"], wanted["job"]["weights_of"]
+    del wanted["data"]["name"], wanted["data"]["recoded"], wanted["job"]["weights_of"]
     assert json.loads(json.dumps(found)) == wanted
     with pytest.raises(UsageError, match="do not fill a global batch"):
         msdata.plan(split, batch_size=10**6, remainder="drop")
