@@ -110,11 +110,15 @@ def test_a_rank_without_samples_makes_the_same_collectives_as_the_others(
     assert kinds["bucket"] == 1
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_a_training_that_is_stopped_and_resumed_waits_at_lines_of_its_log_epochs_and_saves_alone(
-    ask: Callable[[list[dict[str, Any]]], list[Answer]], galaxies: Path, tmp_path: Path
+    ask: Callable[[list[dict[str, Any]]], list[Answer]],
+    galaxies: Path,
+    tmp_path: Path,
+    backend: str,
 ) -> None:
     settings = ("output_size=24", "scaling=linear10", "batch_size=12", "epochs=2", *SMALL)
-    settings += ("log.every_steps=3", "tensorboard=no", "data.threads=1", "backend=reference")
+    settings += ("log.every_steps=3", "tensorboard=no", "data.threads=1", f"backend={backend}")
     # Of five steps an epoch; the one validation batch asks, too.
     case = {
         "recipe": "demo",

@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +32,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import msdata
+from msdata.augment import torch_images
 from msdata.topology import Topology
 from mstrain.data import batches, transfer
 from mstrain.distributed import Ranks, Stopped, StopRequest
@@ -279,6 +281,11 @@ def run_training(case: dict[str, Any], watch: Watch) -> None:
     training_run.measure_prior = real_prior
     training_run.TrainStep = kept
     torch.cuda.Event = mock.Mock()  # type: ignore[misc]
+    # What the torch backend of augmentation asks of a GPU beside tensors.
+    torch.cuda.Stream = torch.cuda.current_stream = mock.Mock()  # type: ignore[misc,assignment]
+    torch.cuda.stream = lambda stream: nullcontext()  # type: ignore[assignment]
+    torch.Tensor.record_stream = lambda image, stream: None  # type: ignore[method-assign]
+    torch_images.PinnedBuffers = mock.Mock()  # type: ignore[misc]
     transfer._pinned = lambda tensor: tensor
     checkpoint._write = write
     training_run.read_checkpoint = lambda path: saved[str(path)]
