@@ -55,6 +55,7 @@ setup(
         Extension(
             f"msdata.core._{name}",
             [f"msdata/core/{name}.c"],
+            depends=["msdata/core/streaming.h"],
             # Without contraction: NumPy, which computes the same, rounds every step.
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,

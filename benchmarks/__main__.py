@@ -18,7 +18,8 @@ from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
 
 # Name -> (module with `answer(settings) -> int`, what it asks). A new question is one row here, and
-# `benchmarks/questions/NAME.py` with what `benchmarks.report` shows of it.
+# `benchmarks/questions/NAME.py` with what `benchmarks.report` shows of it; next comes `smaller`:
+# coded samples, bytes and hits against the error of the network.
 QUESTIONS = {
     "limit": ("benchmarks.questions.limit", "how fast could this machine be?"),
     "loaders": ("benchmarks.questions.loaders", "how fast are all loaders on the same bytes?"),

@@ -33,7 +33,6 @@ from msdata.augment import BACKENDS, AugmentConfig, Augmenter, open_augmenter
 from msdata.augment.draws import draw
 from msdata.augment.geometry import make_geometries
 from msdata.augment.reference import opencv_matrices
-from msdata.errors import MissingPackageError
 from msdata.loader.ring import BatchBuffer
 from msdata.schema import MANTIS_SHRIMP, Survey
 
@@ -250,7 +249,7 @@ def measure_truth(backend: str, device_id: int | None = None) -> dict[str, Any]:
         difference = 0.0
         try:
             truth, against = opened("reference", config), "reference"
-        except MissingPackageError:
+        except ImportError:
             truth, against = opened("torch", config), "torch on the CPU"
         with truth, opened(backend, config, device_id) as other:
             for epoch in range(-(-NUM_STARS // BATCH_SIZE)):

@@ -7,6 +7,7 @@ run's own scatter explains is none.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ from msdata.errors import UsageError
 
 # What must agree, or the ratios mean different things.
 SAME = ("benchmark", "workload", "sample_nbytes", "quick")
+HISTORY = "history.csv"
 
 
 def read_result(path: Path | str) -> dict[str, Any]:
@@ -62,6 +64,23 @@ def ratios_of(result: Mapping[str, Any], place: str = "") -> Iterator[tuple[str,
     for key, value in result.items():
         if isinstance(value, dict) and key != "contestants":
             yield from ratios_of(value, f"{place}{key}: ")
+
+
+def add_to_history(path: Path) -> None:
+    """Adds the ratios of a result to `history.csv` beside it: what one machine gave over time."""
+    result = read_result(path)
+    facts = [result[key] for key in ("finished", "commit", "benchmark")]
+    facts += [result.get("quick"), result.get("workload")]
+    history = path.with_name(HISTORY)
+    is_new = not history.exists()
+    with history.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if is_new:
+            heads = ("finished", "commit", "benchmark", "quick", "workload", "ratio")
+            writer.writerow([*heads, "median", "least", "greatest"])
+        for name, ratio in ratios_of(result):
+            ends = (ratio[key] for key in ("median", "least", "greatest"))
+            writer.writerow([*facts, name, *ends])
 
 
 def is_below(old: Mapping[str, float], new: Mapping[str, float]) -> bool:

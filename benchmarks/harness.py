@@ -333,15 +333,14 @@ def host_facts() -> dict[str, Any]:
 
 def file_system_of(path: Path) -> dict[str, str]:
     """Type and mount options of the file system that holds a path, from the kernel's list."""
-    import psutil
-
-    place = path.resolve()
-    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
-    if not mounts:
-        return {"type": "unknown", "options": ""}
-    # Of two on one place the later one is seen.
-    found = max(reversed(mounts), key=lambda mount: len(Path(mount.mountpoint).parts))
-    return {"type": found.fstype, "options": found.opts}
+    place, found, best = path.resolve(), {"type": "unknown", "options": ""}, -1
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _, mounted, kind, options, *_ = line.split()
+        point = Path(mounted.replace("\\040", " "))
+        # Of two on one place the later one is seen.
+        if place.is_relative_to(point) and len(point.parts) >= best:
+            best, found = len(point.parts), {"type": kind, "options": options}
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -15,11 +15,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import read_result
+from benchmarks.comparison import add_to_history, read_result
 from benchmarks.harness import Settings, write_result
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
-from msdata.errors import UsageError
+from msdata.errors import MissingPackageError, UsageError
 
 # The questions in the order of the page; others come after them.
 ORDER = ("limit", "loaders", "cache", "policies", "scale")
@@ -155,9 +155,13 @@ class Shown:
 
 def draw(chart: Chart) -> str:
     """The chart as an `<svg>` element; bars are horizontal so that long names stay readable."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError(
+            "the report's charts need matplotlib: pip install 'msdata[bench]'"
+        ) from error
     style = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "text.parse_math": False}
     is_bars = chart.kind == "bars"
     height = 0.9 + 0.3 * len(chart.labels) * (0.4 + 0.6 * len(chart.series)) if is_bars else 4.0
@@ -284,11 +288,13 @@ def write_shown(
     settings: Settings,
     raw: Mapping[str, Any] | None = None,
 ) -> None:
-    """Prints what a question found, and writes its summary and its single runs."""
+    """Prints what a question found, and writes its summary, its single runs and its history."""
     for sentence in shown.sentences:
         print(f"  {sentence}")
     result = {**result, "shown": shown.to_json()}
-    print(write_result(name, result, command=settings.command, folder=settings.out, raw=raw))
+    path = write_result(name, result, command=settings.command, folder=settings.out, raw=raw)
+    add_to_history(path)
+    print(path)
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
@@ -344,7 +350,7 @@ def write_report(folder: Path) -> int:
     results = read_results(folder)
     for name, mark in ((PAGE, _PAGE_MARK), (MARKDOWN, _MARKDOWN_MARK)):
         check_output(folder / name, mark)
-    write_whole(folder / PAGE, page(results).encode())
     write_whole(folder / MARKDOWN, markdown(results).encode())
+    write_whole(folder / PAGE, page(results).encode())
     print(f"{folder / PAGE} and {folder / MARKDOWN}: {len(results)} questions")
     return 0

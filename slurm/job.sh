@@ -73,6 +73,11 @@ tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
 tasks_per_node=${SLURM_NTASKS_PER_NODE:-$((tasks / SLURM_JOB_NUM_NODES))}
 unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK
 unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_DISTRIBUTION
+# Of --gpus-per-task a step of one task per node would get one GPU.
+if [[ ${SLURM_GPUS_PER_TASK:-}${SLURM_NTASKS_PER_GPU:-} ]]; then
+  unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_GPU_BIND SLURM_GPU_BIND_TYPE
+  export SLURM_GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}
+fi
 
 # One task on every node beside the other steps, free to use all the CPUs that the job has there.
 # Slurm would otherwise bind the one task, and all its children, to one core.
@@ -110,10 +115,12 @@ print(u.find_spec(sys.argv[1]).submodule_search_locations[0])' "$1"
 }
 
 # numa_binding GPUS: torchrun's option that keeps each rank on the cores and memory next to its GPU;
-# nothing without GPUs, without numactl, or if this torchrun does not know it.
+# nothing without GPUs, without numactl, or if this torch has no CUDA or does not know it.
 numa_binding() {
-  if (($1)) && command -v numactl >/dev/null &&
-    grep -q -- --numa-binding "$(module_dir torch)/distributed/run.py"; then
+  local torch
+  torch=$(module_dir torch)
+  if (($1)) && command -v numactl >/dev/null && grep -q "^cuda.*= *['\"]" "$torch/version.py" &&
+    grep -q -- --numa-binding "$torch/distributed/run.py"; then
     echo --numa-binding=node
   fi
 }

@@ -27,6 +27,7 @@
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
 #                   zmq, where nodes may die or MPI is missing; none       (pmi2)
+# CACHE_ENCRYPT     of zmq; 0: others cannot listen to the nodes' network  (1)
 # CACHE_WARMUP      blocking: the first epoch waits until it is full       (background)
 # CACHE_WAIT_S      how long the cache's services may take to start        (60)
 # SCRATCH_DIR       on a disk of the node                                  (SLURM_TMPDIR, TMPDIR, /tmp)
@@ -185,7 +186,9 @@ case $cache_gib,$transport in
     fi
     if [[ $transport == zmq ]]; then
       set_default "data.cache_peers_dir=$job_dir/peers"
-      start_service none --peers-dir "$job_dir/peers" ${ssd:+--ssd-dir "${ssd[0]}"}
+      encrypt=--encrypt
+      [[ ${CACHE_ENCRYPT:-1} == 0 ]] && encrypt=--no-encrypt
+      start_service none --peers-dir "$job_dir/peers" "$encrypt" ${ssd:+--ssd-dir "${ssd[0]}"}
     fi
     ;;
   *)

@@ -117,6 +117,8 @@ def commands(objects: Path, out: Path) -> dict[str, list[str]]:
     pack += ["--catalog", str(objects / "catalog.csv"), "--jobs", str(NUM_PROCESSES), "--format"]
     peer = [sys.executable, "-m", "benchmarks.parts.pack_rates", str(objects), str(out)]
     ours = {f"msdata pack --format {name}": [*pack, name] for name in ("tar", "hdf5")}
+    coded = ["--quantize", "4", "--compress", "lz4"]
+    ours[f"msdata pack {' '.join(coded)}"] = [*pack, "tar", *coded]
     return {**ours, **{name: [*peer, name] for name in PEERS}}
 
 

@@ -195,7 +195,7 @@ def open_contestants(
             made.curve_secretkey = keys[1].encode()
         made.connect(f"tcp://127.0.0.1:{port}")
         found[name] = partial(receive_bare_zmq, made), pid
-    for name, is_encrypted in (("ZmqFetcher, plain", False), ("ZmqFetcher", True)):
+    for name, is_encrypted in (("ZmqFetcher, plain", False), ("ZmqFetcher, CURVE", True)):
         serve = partial(serve_ours, records, keys, is_encrypted)
         address, pid = stack.enter_context(served(serve))
         fetcher = ZmqFetcher({0: address}.get, keys, timeout_s=20)

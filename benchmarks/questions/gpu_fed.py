@@ -109,20 +109,27 @@ def fed_against_limit(run: GpuRun) -> dict[str, Any]:
 
 
 def profile(run: GpuRun) -> dict[str, Any]:
-    """Where the time of fed steps goes, as torch's profiler sees it."""
-    from torch.profiler import ProfilerActivity
-
+    """Where the time of fed steps goes, as torch's profiler sees it: a table per backend."""
     train_step = TrainStep(
         run.config, image_shapes(run.config), run.ranks, weights=None, num_steps=10**6
     )
+    return {
+        name: run.attempt(f"profile: {name}", lambda words=words: _table(run, train_step, words))
+        for name, words in run.backends.items()
+    }
+
+
+def _table(run: GpuRun, train_step: TrainStep, words: Sequence[str]) -> list[str]:
+    from torch.profiler import ProfilerActivity
+
     activities = [ProfilerActivity.CPU]
     if run.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with opened_batches(run, ["backend=torch"]) as batches:
+    with opened_batches(run, words) as batches:
         timeline = Timeline(run.device)
         run_steps(train_step, batches, timeline, 2)
         with torch.profiler.profile(activities=activities) as found:
             run_steps(train_step, batches, timeline, _NUM_PROFILED)
     order = "self_device_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
-    table = found.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS)
-    return {"table": table.splitlines()}
+    table: str = found.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS)
+    return table.splitlines()

@@ -24,7 +24,6 @@ import msdata
 from benchmarks.harness import spread, take_turns
 from msdata.augment.spec import make_spec
 from msdata.augment.statistics import BandStatistics, Statistics
-from msdata.errors import MissingPackageError
 from msdata.schema import MANTIS_SHRIMP
 from mstrain.config import TrainConfig
 from mstrain.data.batches import TensorBatch
@@ -83,9 +82,10 @@ class GpuRun:
         except torch.OutOfMemoryError as error:
             self.not_measured[name] = f"memory is short: {error}".splitlines()[0]
             torch.cuda.empty_cache()
-        except MissingPackageError as error:
+        except ImportError as error:
             self.not_measured[name] = str(error)
-        except Exception as error:
+        # Data that cannot be made end the process by themselves.
+        except (Exception, SystemExit) as error:
             self.failures[name] = f"{type(error).__name__}: {error}"[:2000]
         return None
 

@@ -123,12 +123,9 @@ def make_race(settings: Settings) -> Race:
     if num_samples < count:
         print(f"  {num_samples} of {count} samples, which make whole batches of {size}")
     source = make_source(settings, num_samples)
-    reading = Reading(
-        arrays=source.arrays,
-        num_samples=num_samples,
-        batch_size=size,
-        num_workers=len(os.sched_getaffinity(0)),
-    )
+    cores = len(os.sched_getaffinity(0))
+    sizes = {"num_samples": num_samples, "batch_size": size, "num_workers": cores}
+    reading = Reading(arrays=source.arrays, **sizes)
     work, logs = settings.work / "converted", settings.out / "logs"
     return Race(source=source, reading=reading, work=work, logs=logs)
 
@@ -222,7 +219,7 @@ def drop_folder(folder: Path) -> float:
     return share
 
 
-def _read_through(contenders: list[Contender]) -> None:
+def read_through(contenders: list[Contender]) -> None:
     """Has the page cache hold all files as after one read from front to back.
 
     The kernel keeps what it read so, or what was written through it, in large pieces, and what came
@@ -238,7 +235,8 @@ def _read_through(contenders: list[Contender]) -> None:
                 pass
 
 
-def _rate(race: Race, how: dict[str, Any], contender: Contender) -> float:
+def rate_of(race: Race, how: dict[str, Any], contender: Contender) -> float:
+    """Samples per second of a contestant's run; see `Race.run`."""
     run = race.run(contender, **how)
     return float(run["num_samples"] / run["seconds"])
 
@@ -288,20 +286,22 @@ def race_all(race: Race, contenders: list[Contender], effort: Effort) -> dict[st
     """Hot, cold and with the stub of a training step, in turns."""
     least_s, budget_s = effort.least_s, effort.budget_s
     lost: dict[str, dict[str, str]] = {"hot": {}, "cold": {}, "training": {}}
-    _read_through(contenders)
+    read_through(contenders)
     kinds: dict[str, tuple[dict[str, Any], int]] = {
         "hot": ({"least_s": least_s}, effort.hot),
         "cold": ({"warm_ups": 0, "is_cold": True}, effort.cold),
     }
     rates = {
-        kind: _take_part(kind, contenders, partial(_rate, race, how), repeats, budget_s, lost[kind])
+        kind: _take_part(
+            kind, contenders, partial(rate_of, race, how), repeats, budget_s, lost[kind]
+        )
         for kind, (how, repeats) in kinds.items()
     }
     found: dict[str, Any] = {"rates": rates, "lost": lost, "utilization": {}}
     for kind, by_name in rates.items():
         limits = [c.name for c in contenders if c.peer.is_limit and c.name in by_name]
         found[kind] = compare(by_name, limits) if limits else {}
-    _read_through(contenders)
+    read_through(contenders)
     for rate in COMPUTE_RATES:
         turns = _take_part(
             f"training at {rate:,} samples/s",

@@ -31,6 +31,7 @@ _MPI_PROGRAM = "from mpi4py import MPI; print('size', MPI.COMM_WORLD.Get_size(),
 _FOR_TASKS = (
     *("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION"),
     *("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPU_BIND"),
+    *("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_GPU_BIND_TYPE"),
 )
 
 
@@ -50,6 +51,10 @@ def step_command(job: SlurmJob, *options: str) -> list[str]:
 def step_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of such a step."""
     kept = {name: text for name, text in environ.items() if name not in _FOR_TASKS}
+    per_task = {"SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"}
+    if per_task & environ.keys() and "SLURM_GPUS_ON_NODE" in environ:
+        # The one task gets all GPUs of its node.
+        kept.setdefault("SLURM_GPUS_PER_NODE", environ["SLURM_GPUS_ON_NODE"])
     return {**kept, "SLURM_EXPORT_ENV": "ALL"}
 
 

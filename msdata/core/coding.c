@@ -18,13 +18,11 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "streaming.h"
 
 #define INTERFACE 1 /* what msdata/dataset/coding.py expects */
 #define CHUNK 1024  /* pixels at a time: with their codes they stay in the first-level cache */
-#define LINE 64
 #define SLACK 64 /* scratch behind the codes */
 #define BITSHUFFLED 0x4 /* flags of Blosc's header */
 #define COPIED 0x2
@@ -322,40 +320,6 @@ TWICE(dequantize_chunk,
       (const int32_t *codes, int n, float half, int32_t limit, float *pixels, int *has_special),
       (codes, n, half, limit, pixels, has_special))
 
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) static void stream_512(char *to, const char *from, size_t lines)
-{
-    for (; lines > 0; lines--, to += LINE, from += LINE)
-        _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
-}
-
-static void stream_128(char *to, const char *from, size_t lines)
-{
-    for (lines *= LINE / 16; lines > 0; lines--, to += 16, from += 16)
-        _mm_stream_si128((__m128i *)to, _mm_loadu_si128((const __m128i *)from));
-}
-
-static void (*stream)(char *to, const char *from, size_t lines) = stream_128;
-#define FENCE() _mm_sfence()
-#else
-static void stream(char *to, const char *from, size_t lines)
-{
-    memcpy(to, from, lines * LINE);
-}
-#define FENCE() (void)0
-#endif
-
-static void stream_copy(char *to, const char *from, size_t nbytes)
-{
-    size_t head = -(uintptr_t)to & (LINE - 1);
-    if (head > nbytes)
-        head = nbytes;
-    memcpy(to, from, head);
-    size_t lines = (nbytes - head) / LINE, done = head + lines * LINE;
-    stream(to + head, from + head, lines);
-    memcpy(to + done, from + done, nbytes - done);
-}
-
 /* Pixels or long codes of short ones, a chunk. */
 static void decode_shorts(const uint16_t *source, int n, int is_zigzag, float step, int make,
                           char *made)
@@ -578,7 +542,7 @@ static PyObject *decode(PyObject *module, PyObject *args)
             if (!decode_row((const row_t *)table.buf + i, spec + i % num_specs, scratch.buf,
                             scratch.len, (decompress_t)(uintptr_t)address))
                 break;
-        FENCE();
+        finish_streaming();
         Py_END_ALLOW_THREADS
     } else if (!PyErr_Occurred()) {
         PyErr_SetString(PyExc_ValueError, "specs describe no array");
@@ -704,6 +668,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__coding(void)
 {
     PyObject *module = PyModule_Create(&definition);
+    stream_lines = choose_stream_lines();
 #if defined(__x86_64__)
     CHOOSE(select_key);
     CHOOSE(select_half);
@@ -714,8 +679,6 @@ PyMODINIT_FUNC PyInit__coding(void)
     CHOOSE(shorts_to_pixels);
     CHOOSE(load_longs);
     CHOOSE(dequantize_chunk);
-    if (__builtin_cpu_supports("avx512f"))
-        stream = stream_512;
     can_unshuffle = __builtin_cpu_supports("avx512bw");
 #endif
     if (module != NULL && PyModule_AddIntMacro(module, INTERFACE) < 0) {

@@ -104,6 +104,8 @@ def compress_array(content: NDArray[Any], compress: str) -> bytes:
     block = _block_nbytes(content.size, content.itemsize, compress)
     level, name = _LEVELS[compress], compress.encode()
     if not _address("blosc_compress_ctx"):
+        # Several threads would leave the order of the blocks to chance.
+        _numcodecs().use_threads = False
         return bytes(_numcodecs().compress(content, name, level, _BITSHUFFLE, block))
     room = thread_room("chunk", content.nbytes + _HEADER_NBYTES)
     sizes = content.itemsize, content.nbytes

@@ -1,7 +1,8 @@
 """The loader: turns index and plan into batches, at the speed of memory.
 
-Threads fill a batch in place, in one of a few buffers; nothing is collated or sent to processes.
-The order is a function of (seed, epoch), so a run resumes by three numbers on any number of ranks.
+Threads fill a batch in place, in one of a few buffers; nothing is collated, pickled or sent between
+processes. The order is a function of (seed, epoch), so the state of a run is three numbers, and a
+run resumes on any number of ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from msdata.cache.config import CacheConfig, Owners
 from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
-from msdata.loader.coded_read import batch_schema, batch_steps, coded_reader
+from msdata.loader.coded_read import batch_steps, coded_reader
 from msdata.loader.columns import BatchColumns
 from msdata.loader.node_cache import open_node_cache
 from msdata.loader.options import (
@@ -121,17 +122,15 @@ class Loader:
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "former")}
         batch_size, prefetch, hold, last = checked_sizes(self._arguments, former)
-        weights = checked_weights(weights, policy, len(split))
+        weights = self._arguments["weights"] = checked_weights(weights, policy, len(split))
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
         # A hash over all shards' entries takes milliseconds: too long for a state per step.
         self._fingerprint = split.dataset.manifest.fingerprint
-        topology = from_env() if topology is None else topology
-        self._arguments |= {"topology": topology, "weights": weights}
+        topology = self._arguments["topology"] = from_env() if topology is None else topology
         check_steps(split, batch_size, last, topology.num_ranks)
-        schema = batch_schema(split, decode=decode)
         self._columns = BatchColumns(split, columns, extra=None if decode else batch_steps(split))
-        ring = ring_size(split, schema, batch_size, last, prefetch + hold)
+        ring = ring_size(split, batch_size, last, prefetch + hold, decode=decode)
         self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
             policy=policy,
@@ -146,8 +145,8 @@ class Loader:
         )
         self._storage = SampleReader(split, split.numbers("crc32c", np.uint32) if verify else None)
         reader = self._cache.reader(self._storage, split, is_checked=verify)
-        self._reader = coded_reader(split, reader, schema)
-        self._ring = allocate_ring(schema, ring, hold, self._storage.gaps, poisons=poison)
+        self._reader = coded_reader(split, reader, ring.schema)
+        self._ring = allocate_ring(ring, hold, self._storage.gaps, poisons=poison)
         self._in_flight: deque[tuple[Step, Filling]] = deque()
         self._crosses_epochs, self._copies = across_epochs and cache is None, copy
         self._pid, self._stats = os.getpid(), EpochCounters()
@@ -367,8 +366,8 @@ class Loader:
 
     def __getitem__(self, number: Any) -> Batch:
         raise TypeError(
-            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; iterate "
-            "it, or give DataLoader a TorchDataset of the split"
+            "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; "
+            "iterate it as it is, or give DataLoader a TorchDataset of the split"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

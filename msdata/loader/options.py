@@ -14,6 +14,7 @@ from msdata.core.options import renamed
 from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
+from msdata.loader.coded_read import batch_schema
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
 from msdata.plan.order import num_steps
 from msdata.schema import Schema
@@ -116,40 +117,45 @@ class RingSize:
     """The buffers of a loader.
 
     Attributes:
+        schema: the arrays of a batch.
         num_rows: samples per buffer.
         num_buffers: number of buffers.
         nbytes: bytes of all buffers.
     """
 
+    schema: Schema
     num_rows: int
     num_buffers: int
     nbytes: int
 
 
 def ring_size(
-    split: Split, schema: Schema, batch_size: int, last: str, num_buffers: int
+    split: Split, batch_size: int, last: str, num_buffers: int, *, decode: bool
 ) -> RingSize:
     """The size of a loader's ring.
 
     Args:
         split: the samples.
-        schema: the arrays of a batch.
         batch_size: samples per step; a split with fewer samples fills only padded batches.
         last: what happens to an incomplete batch.
         num_buffers: batches in the ring.
+        decode: whether batches have pixels; else codes.
+
+    Raises:
+        UsageError: codes are asked for, and nothing is quantized.
     """
+    schema = batch_schema(split, decode=decode)
     rows = batch_size if last == "pad" else min(batch_size, len(split))
     nbytes = ring_nbytes(schema, rows, num_buffers)
-    return RingSize(num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
+    return RingSize(schema=schema, num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
 
 
 def allocate_ring(
-    schema: Schema, size: RingSize, hold: int, gaps: Sequence[int] | None, *, poisons: bool | None
+    size: RingSize, hold: int, gaps: Sequence[int] | None, *, poisons: bool | None
 ) -> BatchRing:
     """Allocates the ring of a loader.
 
     Args:
-        schema: the arrays of a batch.
         size: its size.
         hold: batches that stay valid.
         gaps: see `make_ring`.
@@ -161,7 +167,7 @@ def allocate_ring(
     free = free_memory()
     # 0 where the system does not say.
     if not 0 < free < size.nbytes:
-        buffers = make_ring(schema, size.num_rows, size.num_buffers, gaps)
+        buffers = make_ring(size.schema, size.num_rows, size.num_buffers, gaps)
         return BatchRing(buffers, hold, poisons=is_debugging() if poisons is None else poisons)
     raise UsageError(
         f"{size.num_buffers} batches of {size.num_rows:,} samples take {bytes_text(size.nbytes)} "

@@ -10,13 +10,15 @@ from typing import Any
 
 from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE, Limits
 from msdata.dataset.coding import COMPRESSORS
-from msdata.dataset.manifest import CONTAINERS
+from msdata.dataset.manifest import CONTAINERS, read_manifest
 from msdata.errors import UsageError
+from msdata.sources.detect import is_packed
 from msdata.sources.fits_options import FitsOptions
 
 # The option that sets each setting, for messages.
 OPTIONS = {
     "source": "SRC",
+    "source_fingerprint": "a SRC of fingerprint",
     "container": "--format",
     "shard_nbytes": "--shard-size",
     "split_fractions": "--split",
@@ -139,7 +141,11 @@ class PackSettings:
 
     def to_json(self) -> dict[str, Any]:
         """What `--resume` compares, and the provenance without paths."""
+        packed = {}
+        if is_packed(self.source):
+            packed["source_fingerprint"] = read_manifest(self.source).fingerprint
         return {
+            **packed,
             "catalog": None if self.catalog is None else str(self.catalog.absolute()),
             "source": str(self.source.absolute()),
             **self.provenance(),

@@ -45,6 +45,10 @@ def _detect(root: Path, fits: FitsOptions | None) -> Source:
         from msdata.sources.packed import PackedData
 
         return PackedData(root)
+    if (root / ".pack" / "plan.json").exists():
+        raise UsageError(
+            f"{root} is half packed; finish it first: run the same 'msdata pack' with --resume"
+        )
     if fits is not None:
         # Each worker of a pack would import it, and hardly any needs it.
         from msdata.sources.fits import FitsTree

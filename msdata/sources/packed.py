@@ -21,7 +21,7 @@ from msdata.dataset.coded_columns import decoded
 from msdata.dataset.dataset import Split, open_dataset
 from msdata.dataset.index import fixed_columns
 from msdata.dataset.manifest import CODES
-from msdata.errors import DataError
+from msdata.errors import DataError, SampleError
 from msdata.schema import Schema
 from msdata.sources.source import PackedSample
 
@@ -79,13 +79,13 @@ class PackedData:
         return pa.table(columns).sort_by([("sample_id", "ascending"), ("path", "ascending")])
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Split, int]]:
-        """The split of each shard, and its first row there, by path."""
+    def _places(self) -> dict[str, tuple[Split, range]]:
+        """The split of each shard, and its rows there, by path."""
         places = {}
         for name in self.data.splits:
             split, first = self.data.split(name), 0
             for shard in split.shards:
-                places[shard.relative_path] = (split, first)
+                places[shard.relative_path] = (split, range(first, first + shard.num_samples))
                 first += shard.num_samples
         return places
 
@@ -93,10 +93,13 @@ class PackedData:
         """Reads one sample, checked and decoded; see `Source.read`.
 
         Raises:
+            SampleError: the data set has no such sample.
             DataError: it is damaged: a data set is repaired, not packed with gaps.
         """
-        split, first = self._places[path]
-        number, columns = first + row, self._columns(split)
+        split, rows = self._places.get(path, (None, range(0)))
+        if split is None or not 0 <= row < len(rows):
+            raise SampleError(f"{self.root} has no sample {row} in {path}")
+        number, columns = rows[row], self._columns(split)
         stored, file = split.read_stored(number)
         found, expected = crc32c_of_parts(stored), int(columns.crc32c[number])
         if found != expected:

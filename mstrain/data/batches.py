@@ -42,8 +42,7 @@ class TensorBatch:
     """A batch on the device.
 
     Attributes:
-        images: float32, or bfloat16 from backend "torch", (B, C, H, W) by name, as the augmenter
-            names them.
+        images: float32, or bfloat16 of torch, (B, C, H, W) by name, as the augmenter names them.
         ebv: float32 (B,), magnitudes; None where the network takes none.
         redshift: float64 (B,), NaN where unknown.
         sample_id: text (B,), on the host.
@@ -195,6 +194,9 @@ def make_loader(
             "cache": cache,
             "weights": split_weights(split, config),
         }
+    # Codes are half of the bytes on the way to a GPU, where torch decodes them.
+    is_quantized = any(coding.quantize is not None for coding in split.codings)
+    is_torch_on_gpu = data.backend == "torch" and ranks.device.type == "cuda"
     return msdata.Loader(
         split,
         batch_per_rank(config, ranks.count),
@@ -203,6 +205,7 @@ def make_loader(
         threads=data.threads,
         prefetch=data.prefetch,
         columns=index_columns(split, config, needs_redshift=is_training),
+        decode=not (is_quantized and is_torch_on_gpu),
         **options,
     )
 
@@ -232,8 +235,7 @@ def make_augmenter(
 ) -> AbstractContextManager[Any]:
     """The augmenter of this rank, on the network's device where DALI or torch runs it.
 
-    On a GPU torch writes the images as the network takes them: in its memory layout, and in bf16
-    where autocast would make bf16 of them, with the same rounding.
+    On a GPU torch writes bf16 images where autocast would make them, with the same rounding.
 
     Args:
         split: whose schema.
@@ -248,11 +250,9 @@ def make_augmenter(
     options: dict[str, Any] = {}
     if backend == "torch":
         is_half = is_on_gpu and config.compute.precision == "bf16"
-        options = {
-            "dtype": "bfloat16" if is_half else "float32",
-            "channels_last": config.compute.channels_last,
-            "compiled": config.compute.compile,
-        }
+        options = {"dtype": "bfloat16" if is_half else "float32"}
+        options["channels_last"] = config.compute.channels_last
+        options["compiled"] = config.compute.compile
     augmenter: AbstractContextManager[Any] = open_augmenter(
         split.schema,
         config.augment,

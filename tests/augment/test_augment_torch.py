@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import augmenting
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from augmenting import CONFIGS, REFERENCE, on_host
 
-from msdata.augment import AugmentConfig, open_augmenter
+import msdata
+from msdata.augment import AugmentConfig, open_augmenter, stream
 from msdata.augment.spec import make_spec
 from msdata.augment.torch_augmenter import TorchAugmenter, parameters
 from msdata.errors import MissingPackageError, UsageError
@@ -69,6 +72,25 @@ def test_codes_become_the_images_of_their_pixels(dtype: Any) -> None:
         pytest.raises(UsageError, match="holds codes of panstarrs, not pixels; open the loader"),
     ):
         reference.run(given, 0)
+
+
+def test_codes_of_a_loader_become_the_images_of_its_pixels(
+    packed: Callable[..., Path], mantis_source: Path
+) -> None:
+    data = msdata.open(packed(mantis_source, "--split", "0.9,0,0.1", "--quantize", "4"))
+    split, found = data.split("train"), {}
+    for decode in (True, False):
+        with (
+            msdata.Loader(split, 5, seed=0, threads=1, decode=decode) as loader,
+            opened(AugmentConfig(scaling="asinh"), batch_size=5) as augmenter,
+        ):
+            for batch, images in stream(loader, augmenter, 0):
+                assert (batch["panstarrs"].dtype.kind == "f") == decode
+                for sample_id, image in zip(batch["sample_id"], images["image"], strict=True):
+                    found[str(sample_id), decode] = image.numpy().copy()
+    assert len(found) == 2 * len(split)
+    for (sample_id, decode), image in found.items():
+        assert np.array_equal(image, found[sample_id, not decode])
 
 
 @pytest.mark.parametrize("fusion", ["early", "late"])

@@ -193,6 +193,9 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
     # Single runs lie apart: they do not go into git.
     assert "rates" not in result
     assert len(json.loads((out / "raw" / "loaders.json").read_text())["rates"]["hot"]) == 3
+    history = (out / "history.csv").read_text().splitlines()
+    assert len(history) == 1 + len(result["ratios"])
+    assert history[0].startswith("finished,commit,benchmark")
     assert main(["report", str(out)]) == 0
     assert main(["compare", str(out / "loaders.json"), str(out / "loaders.json")]) == 0
     assert "msdata, tar, shuffle" in (out / "report.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ pytest.importorskip("torch", reason="torch is absent: pip install 'msdata[train]
 import torch
 
 from benchmarks import augment_rates, gpu
+from msdata.errors import MissingPackageError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SETTINGS = ("output_size=24", "depth=10", "width=8", "num_bins=16", "batch_size=4")
 SMALL = ("--steps=2", "--turns=1", "--batches=2,4", "--device=cpu", "--recipe=demo", *SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run(folder: Path, *words: str) -> tuple[int, Any]:
@@ -50,21 +60,25 @@ def test_it_runs_whole_on_the_cpu_and_names_what_is_not_measured(
     ranks = ["one rank", "eight, synchronized", "eight, each rank's own", "eight, group norm"]
     assert list(sections["ranks"]) == ranks
     assert {"as in the recipe", "adamw"} < sections["variants"].keys()
-    assert any("conv" in line for line in sections["profile"]["table"])
+    assert any("conv" in line for line in sections["profile"]["torch"])
     assert {"page locks", "copies: page-locked", "variants: compiled"} < result[
         "not_measured"
     ].keys()
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_a_section_that_fails_is_noted_and_the_next_one_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
 ) -> None:
     def agreement(measured: Any) -> dict[str, Any]:
         # What came before is in the file already.
         before = json.loads((tmp_path / "gpu.json").read_text())
         assert "device" in before["sections"]
         assert before["not_measured"]["copies"] == "the benchmark ended before"
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise kind("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setitem(gpu.SECTIONS, "agreement", agreement)
     code, result = run(tmp_path, "--sections=device,agreement,copies")
@@ -72,7 +86,7 @@ def test_a_section_that_fails_is_noted_and_the_next_one_runs(
     assert "illegal memory access" in result["failures"]["agreement"]
     assert result["sections"]["copies"]
     assert result["not_measured"]["fed"] == "not asked for"
-    assert "failures: agreement: RuntimeError: CUDA error" in capsys.readouterr().out
+    assert f"failures: agreement: {kind.__name__}: CUDA error" in capsys.readouterr().out
 
 
 def test_what_is_interrupted_keeps_what_was_measured(
@@ -101,6 +115,24 @@ def test_memory_that_is_short_and_absent_packages_are_no_failures(
     code, result = run(tmp_path, "--sections=batches")
     assert code == 0
     assert result["not_measured"]["batches"] == "memory is short: CUDA out of memory"
+
+
+def test_where_opencv_is_too_old_for_the_reference_torch_on_the_cpu_stands_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(augment_rates, "NUM_STARS", 2)
+    monkeypatch.setattr(augment_rates, "BATCH_SIZE", 2)
+    wanted = augment_rates.measure_truth("torch")["late"]
+    assert wanted["against"] == "reference"
+
+    def fail(*values: Any, **options: Any) -> None:
+        raise MissingPackageError("OpenCV 4.13 rounds the places it interpolates at")
+
+    monkeypatch.setattr("msdata.augment.augmenter.ReferenceAugmenter", fail)
+    found = augment_rates.measure_truth("torch")["late"]
+    assert found["against"] == "torch on the CPU"
+    assert found["difference"] == 0
+    assert found["flux_error"] == wanted["flux_error"]
 
 
 def test_limits_that_are_exceeded_are_named() -> None:

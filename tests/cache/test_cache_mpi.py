@@ -298,8 +298,10 @@ def test_the_next_start_and_clean_remove_what_a_killed_job_left(
     remove_dead_shared_memory()
 
 
-@pytest.mark.parametrize("container", ["tar", "hdf5"])
-@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("num_nodes", "container"),
+    [*((n, c) for n in (1, 2, 3, 4) for c in ("tar", "hdf5")), (3, "coded")],
+)
 def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     packed: Callable[..., Path],
     tiny_source: Path,
@@ -311,8 +313,11 @@ def test_batches_of_any_number_of_nodes_are_those_without_a_cache_byte_for_byte(
     # A busy machine takes longer than a product should wait.
     patient = partial(msdata.loader.node_cache.LinkFetcher, timeout_s=60.0)
     monkeypatch.setattr("msdata.loader.node_cache.LinkFetcher", patient)
-    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", container)
+    coding = ("--quantize", "4", "--compress", "lz4") if container == "coded" else ()
+    form = "tar" if coding else container
+    data = packed(tiny_source, *packing.TINY_SHARDS, "--format", form, *coding)
     train = msdata.open(data).split("train")
+    assert (len(set(train.record_nbytes.tolist())) > 1) == bool(coding)
     # A quarter of the cache would hold none of the four HDF5 shards; a third holds one.
     memory = capacities(train, 0.8, [2, 1, 2, 1][:num_nodes])
     found = dict.fromkeys(("local", "ssd", "peer", "storage"), 0)

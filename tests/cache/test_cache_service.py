@@ -132,6 +132,23 @@ def test_samples_of_each_tier_on_each_node_are_what_the_forecast_says(
     assert [p.name for p in (tmp_path / "job").iterdir()] == ["key.json"]
 
 
+def test_coded_records_of_different_lengths_travel_between_nodes(
+    packed: Callable[..., Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    options = (*packing.TINY_SHARDS, "--quantize", "4", "--compress", "lz4")
+    split = msdata.open(packed(tiny_source, *options)).split("train")
+    assert len(set(split.record_nbytes.tolist())) > 1
+    with Cluster(split, tmp_path, 1.2, "shuffle") as cluster:
+        found, tiers = cluster.epoch()
+        served = [stats["served"] for s in cluster.services for stats in s.stats().values()]
+    assert found == caching.digests(split)
+    assert sum(t["storage"] for t in tiers) == 0
+    given = sum(one["samples"] for one in served)
+    assert given >= sum(t["peer"] for t in tiers) > 0
+    # Coded bytes are sent.
+    assert sum(one["bytes"] for one in served) < given * split.schema.sample_nbytes / 2
+
+
 def test_a_service_that_ends_means_storage_and_the_others_go_on(
     cluster: Cluster, expected: dict[str, int]
 ) -> None:

@@ -192,6 +192,26 @@ def test_on_a_gpu_torch_writes_images_as_the_network_takes_them(
     assert asked.items() >= form.items()
 
 
+def test_codes_go_to_a_gpu_where_torch_decodes_them(
+    packed: Callable[..., Path], mantis_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = msdata.open(packed(mantis_source, "--split", "0.9,0,0.1", "--quantize", "4"))
+    plain = msdata.open(packed(mantis_source, "--split", "0.9,0,0.1"))
+    asked: list[bool] = []
+    monkeypatch.setattr(msdata, "Loader", lambda *_, **options: asked.append(options["decode"]))
+    monkeypatch.setattr(batches, "index_columns", lambda *_, **options: [])
+    for data, backend, device in [
+        (coded, "torch", torch.device("cuda", 0)),
+        (plain, "torch", torch.device("cuda", 0)),
+        (coded, "dali", torch.device("cuda", 0)),
+        (coded, "torch", CPU),
+    ]:
+        config = TrainConfig(data=DataConfig(backend=backend))
+        ranks = Ranks(topology=msdata.Topology(), device=device)
+        batches.make_loader(data.split("train"), config, ranks)
+    assert asked == [False, True, True, True]
+
+
 def test_tensors_in_the_networks_layout_are_taken_as_they_are(transfer: DeviceTransfer) -> None:
     image = torch.rand(2, 3, 4, 5).to(torch.bfloat16, memory_format=torch.channels_last)
     assert transfer.image(image) is image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ import msdata
 from msdata.core.checksum import crc32c_of_parts
 from msdata.dataset.dataset import Dataset
 from msdata.dataset.manifest import read_manifest
-from msdata.errors import DataError, UsageError
+from msdata.errors import DataError, SampleError, UsageError
 from msdata.pack.options import parse_quantize
+from msdata.pack.planning import make_plan
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
+from msdata.pack.state import PackState
+from msdata.sources.detect import detect_source
 from msdata.verify.repair import repair
 from msdata.verify.verify import verify_dataset
 
@@ -280,6 +284,30 @@ def test_what_cannot_be_quantized_is_refused(
     with pytest.raises(UsageError, match=says):
         pack(settings)
     assert not (tmp_path / "out" / ".pack").exists()
+
+
+def test_another_data_set_in_the_place_of_a_source_is_refused(make: Make, tmp_path: Path) -> None:
+    first, other = tmp_path / "first", make(seed=1)
+    shutil.copytree(make(), first)
+    settings = PackSettings(source=first, out=tmp_path / "out", inpaint=(), max_nan_fraction=1)
+    state = PackState(settings.out)
+    state.folder.mkdir(parents=True)
+    make_plan(state, settings)
+    shutil.rmtree(first)
+    shutil.copytree(other, first)
+    with pytest.raises(UsageError, match="started with a SRC of fingerprint"):
+        pack(settings, resume=True)
+    with pytest.raises(SampleError, match=r"has no sample 7 in train/shard-000099\.tar"):
+        detect_source(first).read("train/shard-000099.tar", 7)
+    with pytest.raises(SampleError, match=r"has no sample 10000 in train/shard-000000\.tar"):
+        detect_source(first).read("train/shard-000000.tar", 10_000)
+
+
+def test_a_half_packed_data_set_is_not_a_source(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "half" / ".pack").mkdir(parents=True)
+    (tmp_path / "half" / ".pack" / "plan.json").write_text("{}")
+    with pytest.raises(UsageError, match="is half packed; finish it first"):
+        pack(PackSettings(source=tmp_path / "half", out=tmp_path / "out"))
 
 
 def test_quantize_is_read_as_one_number_or_by_array() -> None:

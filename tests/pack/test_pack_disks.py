@@ -57,16 +57,28 @@ def _limited(command: list[str], nbytes: int) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("container", ["tar", "hdf5"])
+@pytest.mark.parametrize(
+    ("options", "small_mib", "large_mib"),
+    [
+        (("--format", "tar"), 13, 32),
+        (("--format", "hdf5"), 13, 32),
+        (("--format", "hdf5", "--quantize", "4", "--compress", "lz4"), 3, 6),
+    ],
+)
 def test_a_limit_of_the_size_of_files_stops_only_larger_ones(
-    container: str, mantis_source: Path, packed: Packed, tmp_path: Path
+    options: tuple[str, ...],
+    small_mib: int,
+    large_mib: int,
+    mantis_source: Path,
+    packed: Packed,
+    tmp_path: Path,
 ) -> None:
-    options = (*ONE_SHARD, "--format", container)
+    options = (*ONE_SHARD, *options)
     out = tmp_path / "out"
     command = packing.pack_command(mantis_source, out, *options)
-    process = _limited(command, 13 << 20)
+    process = _limited(command, small_mib << 20)
     packing.assert_sentence(process, code=1, says=["cannot write", "'ulimit -f'", "smaller files"])
     assert not list(out.rglob("shard-*.partial"))
-    process = _limited([*command, "--resume"], 32 << 20)
+    process = _limited([*command, "--resume"], large_mib << 20)
     assert process.returncode == 0, process.stderr
     packing.assert_same(out, packed(mantis_source, *options))

@@ -216,8 +216,8 @@ def test_a_job_that_is_told_its_end_is_near_saves_and_is_requeued(
     cluster: SlurmCluster, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "requeued"
-    # Pretended GPUs, which both steps have to share.
-    options = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
+    # Pretended GPUs, which both steps have to share; asked for per task, of which steps have one.
+    options = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-task=1", "--cpus-per-task=1")
     environ = {"CACHE_GIB": gib_of(data, 0.6), "CACHE_TRANSPORT": "zmq"}
     job, out = train(cluster, data, run, *options, **environ)
     wait_for_step(run, 3, out)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from msdata.cluster.nodes import step_environ
+
 FOLDER = Path(__file__).parents[2] / "slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 EXAMPLE = FOLDER.parent / "docs" / "examples" / "cluster_job.sh"
@@ -87,13 +89,29 @@ def test_ranks_are_bound_to_the_socket_of_their_gpu_if_they_have_one(
     tmp_path: Path, num_gpus: str, option: str
 ) -> None:
     (tmp_path / "numactl").symlink_to("/bin/true")
-    assert job_script(tmp_path, f"numa_binding {num_gpus}").stdout == option
-    # An older torchrun, which would refuse the option.
-    (tmp_path / "torch" / "distributed").mkdir(parents=True)
-    (tmp_path / "torch" / "distributed" / "run.py").write_text("")
-    words = f"module_dir() {{ echo {tmp_path}/torch; }}; numa_binding {num_gpus}"
-    assert job_script(tmp_path, words).stdout == ""
+    torch = tmp_path / "torch"
+    (torch / "distributed").mkdir(parents=True)
+    words = f"module_dir() {{ echo {torch}; }}; numa_binding {num_gpus}"
+    new, old = '"--numa-binding",', ""
+    # An older torchrun would refuse the option, and without CUDA there is nothing to bind to.
+    for known, cuda, wanted in ((new, "'13.0'", option), (old, "'13.0'", ""), (new, "None", "")):
+        (torch / "distributed" / "run.py").write_text(known)
+        (torch / "version.py").write_text(f"cuda: Optional[str] = {cuda}\n")
+        assert job_script(tmp_path, words).stdout == wanted
     assert '"${bound[@]}"' in (FOLDER / "train_ddp.sh").read_text()
+
+
+def test_gpus_per_task_become_the_nodes_for_steps_of_one_task(tmp_path: Path) -> None:
+    given = {"SLURM_GPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_GPU_BIND": "single:1"}
+    found = job_script(tmp_path, "env | grep SLURM_GPU | sort", **given).stdout.split()
+    assert found == ["SLURM_GPUS_ON_NODE=4", "SLURM_GPUS_PER_NODE=4"]
+    asked = step_environ(given)
+    assert {n: v for n, v in asked.items() if "GPU" in n} == dict(w.split("=") for w in found)
+    # Whoever asked per node gets what they asked for.
+    given = {"SLURM_GPUS_PER_NODE": "h100:2", "SLURM_GPUS_ON_NODE": "2"}
+    assert step_environ(given) == {**given, "SLURM_EXPORT_ENV": "ALL"}
+    found = job_script(tmp_path, "env | grep SLURM_GPU | sort", **given).stdout.split()
+    assert found == ["SLURM_GPUS_ON_NODE=2", "SLURM_GPUS_PER_NODE=h100:2"]
 
 
 @pytest.mark.parametrize(
