@@ -134,7 +134,7 @@ def make_setup(split: Split, num_nodes: int, share: float, batch_size: int) -> S
 def predict(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
     """What each epoch of a contestant reads from where, from epoch 0 on: exact counts.
 
-    Services are full before epoch 0 ("stage"), so it is predicted as a later one.
+    Services are full before epoch 0 (a blocking warmup), so it is predicted as a later one.
     """
     contestant = CONTESTANTS[name]
     job = Job(

@@ -420,6 +420,7 @@ def test_the_config_survives_json_and_refuses_unknown_settings() -> None:
     assert math.isclose(AugmentConfig.from_dict({"noise": 0.5}).noise, 0.5)
 
 
+@pytest.mark.parametrize("place", PLACES)
 def test_stream_takes_the_epoch_from_the_loader(place: Place) -> None:
     class Loader(list):  # type: ignore[type-arg]
         def state_dict(self) -> dict[str, int]:
