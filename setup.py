@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 
 EXTRAS = {
     "hdf5": ["h5py>=3.11"],
+    "zarr": ["zarr>=3.0"],
     "coded": ["numcodecs>=0.13"],
     "zmq": ["pyzmq>=26"],
     "mpi": ["mpi4py>=4.0", "mpich>=4.2"],

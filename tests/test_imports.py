@@ -43,13 +43,15 @@ FREE_PACKAGES_OF = {"msdata": FREE_PACKAGES, "mstrain": FREE_PACKAGES | {"torch"
 HOMES: dict[str, set[str]] = {
     "requests": {"msdata/fetch/client.py"},
     "h5py": {"msdata/dataset/hdf5.py"},
+    "zarr": {"msdata/sources/arrays/zarr_stack.py"},
     "numcodecs": {"msdata/dataset/blosc_chunk.py"},
     "mpi4py": {"msdata/core/mpi.py"},
     "zmq": {"msdata/cache/transport/zmq_transport.py"},
-    # No optional package; uses that share nothing: filling NaN, the contact sheet, interpolation.
+    # No optional package; uses that share nothing: filling NaN, the contact sheet, interpolation,
+    # PNG and JPEG of others.
     "cv2": {
         *("msdata/pack/prepare.py", "msdata/describe/sheet.py", "msdata/describe/sheet_command.py"),
-        "msdata/augment/reference.py",
+        *("msdata/augment/reference.py", "msdata/sources/arrays/members.py"),
     },
     "nvidia": {"msdata/augment/dali.py"},
     # A class of torch's kind; operations on its tensors.

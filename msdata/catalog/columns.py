@@ -117,6 +117,47 @@ def read_catalog(
         StorageError: the file system refused.
     """
     table, notes = read_table(path, lambda names: _id_name(path, names, id_column))
+    return catalog_of_table(
+        path,
+        table,
+        notes,
+        id_column=id_column,
+        redshift_column=redshift_column,
+        columns=columns,
+        needs_redshift=needs_redshift,
+        redshift_range=redshift_range,
+        ebv_range=ebv_range,
+    )
+
+
+def catalog_of_table(
+    path: Path,
+    table: pa.Table,
+    notes: tuple[str, ...] = (),
+    *,
+    id_column: str | None = None,
+    redshift_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    needs_redshift: bool = True,
+    redshift_range: Limits = REDSHIFT_RANGE,
+    ebv_range: Limits = EBV_RANGE,
+) -> Catalog:
+    """A catalog of a table that was read; see `read_catalog`.
+
+    Args:
+        path: where it is from, for messages.
+        table: scalar columns.
+        notes: of its reader.
+        id_column: see there, as for all others.
+        redshift_column: see there.
+        columns: see there.
+        needs_redshift: see there.
+        redshift_range: see there.
+        ebv_range: see there.
+
+    Raises:
+        UsageError: a column is missing, may be another quantity, or is not numeric.
+    """
     names = table.column_names
     id_name = _id_name(path, names, id_column)
     chosen, doubt = _canonical_columns(path, names, redshift_column, needs_redshift=needs_redshift)

@@ -73,6 +73,10 @@ def plan_candidates(
         DataError: no object is left.
     """
     catalog = _read_catalog(settings)
+    notes: tuple[str, ...] = () if catalog is None else catalog.notes
+    if settings.arrays is not None:
+        objects, found = _with_checked_labels(objects, settings, catalog)
+        notes += found
     joined, label_columns = _join(objects, catalog)
     is_rejected = joined["reason"].is_valid()
     rejected = joined.filter(is_rejected).select(["sample_id", "path", "row", "reason"])
@@ -95,7 +99,7 @@ def plan_candidates(
         slices=slices,
         rejected=rejected,
         label_columns=tuple(names.values()),
-        notes=(*(() if catalog is None else catalog.notes), *renamed, *_axis_notes(schema)),
+        notes=(*notes, *renamed, *_axis_notes(schema)),
     )
 
 
@@ -124,6 +128,32 @@ def _read_catalog(settings: PackSettings) -> Catalog | None:
     )
 
 
+def _with_checked_labels(
+    objects: pa.Table, settings: PackSettings, catalog: Catalog | None
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """Names and ranges of a source's own labels as those of a catalog; its columns precede."""
+    from msdata.catalog.columns import catalog_of_table
+
+    own = objects.select([n for n in objects.column_names if n not in _SOURCE_COLUMNS])
+    kept = objects.drop_columns(own.column_names)
+    if not own.num_columns:
+        return kept, ()
+    labels = catalog_of_table(
+        settings.source,
+        own,
+        id_column=None,
+        redshift_column=settings.redshift_column if catalog is None else None,
+        needs_redshift=False,
+        redshift_range=settings.redshift_range,
+        ebv_range=settings.ebv_range,
+    )
+    taken = () if catalog is None else catalog.columns.column_names
+    for name, column in zip(labels.columns.column_names, labels.columns.columns, strict=True):
+        if name not in taken:
+            kept = kept.append_column(name, column)
+    return kept, tuple(n for n in labels.notes if not n.startswith("ids are taken"))
+
+
 def _join(objects: pa.Table, catalog: Catalog | None) -> tuple[pa.Table, tuple[str, ...]]:
     import pyarrow as pa
 
@@ -131,7 +161,7 @@ def _join(objects: pa.Table, catalog: Catalog | None) -> tuple[pa.Table, tuple[s
         ids = objects["sample_id"].to_pylist()
         paths = objects["path"].to_pylist()
         reasons = _duplicates(ids, paths)
-        # A packed data set brings its columns along.
+        # Packed data sets and files of arrays bring their columns along.
         labels = tuple(n for n in objects.column_names if n not in _SOURCE_COLUMNS)
         return objects.append_column("reason", pa.array(reasons, pa.string())), labels
     from msdata.catalog.join import join

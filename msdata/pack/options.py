@@ -13,6 +13,7 @@ from msdata.dataset.coding_options import add_coding_arguments, parse_quantize
 from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
 from msdata.pack.settings import PackSettings
+from msdata.sources.arrays.options import NAMES, ArrayOptions, find_kind, identifier
 from msdata.sources.detect import holds_fits, is_packed
 from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
 
@@ -62,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=Path,
-        help="folder of pickled dicts, of block files, of FITS files, or of a packed data set",
+        help="folder of pickled dicts, block files, FITS files, PNG or JPEG images, or of a packed "
+        "data set; HDF5, NPZ or Zarr file, WebDataset tar, or a folder of them",
     )
     parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
     _add_label_arguments(parser)
@@ -100,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixel scale of an array, arcsec/pixel; repeatable",
     )
     add_coding_arguments(parser)
+    add_array_arguments(parser)
     add_fits_arguments(parser)
     parser.add_argument(
         "--max-rejected",
@@ -154,6 +157,7 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         )
     shard_nbytes = None if args.shard_size is None else parse_bytes(args.shard_size)
     scales = dict(_parse_scale(t) for t in args.pixel_scale)
+    fits = fits_options_of(args, scales)
     return PackSettings(
         source=args.source,
         out=args.out,
@@ -172,7 +176,11 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         inpaint=_inpaint_of(args),
         max_nan_fraction=_max_nan_fraction_of(args),
         pixel_scales_arcsec=scales,
-        fits=fits_options_of(args, scales),
+        bands={n: tuple(v.split(",")) for n, v in _pairs("--bands", args.bands)},
+        units=dict(_pairs("--unit", args.unit)),
+        zero_points_ab={n: _numbers(n, v) for n, v in _pairs("--zero-point", args.zero_point)},
+        fits=fits,
+        arrays=array_options_of(args) if fits is None else None,
         quantize=parse_quantize(args.quantize),
         compress=args.compress,
     )
@@ -200,6 +208,89 @@ def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
             "give one of them"
         )
     return parse_fractions(args.split)
+
+
+def add_array_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that describe arrays, and choose them in files of arrays."""
+    for option, example, what in (
+        ("--bands", "ARRAY=g,r,...", "bands of an array, in order"),
+        ("--unit", "ARRAY=UNIT", "unit of an array's pixels"),
+        ("--zero-point", "ARRAY=MAG,...", "AB magnitude of one unit of flux, one or one per band"),
+    ):
+        parser.add_argument(
+            option, action="append", default=[], metavar=example, help=f"{what}; repeatable"
+        )
+    group = parser.add_argument_group("HDF5, NPZ, Zarr, WebDataset tars, images")
+    group.add_argument(
+        "--arrays",
+        action="append",
+        metavar="[NAME=]ARRAY,...",
+        help="arrays of a sample, by their names in the files (default: all, except weights and "
+        "masks)",
+    )
+    group.add_argument(
+        "--labels",
+        action="append",
+        metavar="[NAME=]LABEL,...",
+        help="columns of the index, by their names in the files, or none (default: all)",
+    )
+    group.add_argument(
+        "--layout",
+        action="append",
+        metavar="[ARRAY=]HWC|CHW",
+        help="where the bands of an image are: last or first (default: recognized by the sides)",
+    )
+
+
+def array_options_of(args: argparse.Namespace) -> ArrayOptions | None:
+    """How to read files of arrays; None where the source holds others.
+
+    Raises:
+        UsageError: an option is malformed, or the source holds no files of arrays.
+    """
+    kind = None if is_packed(args.source) else find_kind(args.source)
+    if kind is None:
+        given = [n for n in ("arrays", "labels", "layout") if getattr(args, n)]
+        if given and args.source.exists():
+            raise UsageError(
+                f"--{given[0]} is for {', '.join(NAMES.values())}, but {args.source} holds none"
+            )
+        return None
+    layouts = [text.rpartition("=") for text in args.layout or ()]
+    return ArrayOptions(
+        kind=kind,
+        arrays=_renamed("--arrays", args.arrays) or {},
+        labels=_renamed("--labels", args.labels),
+        layouts={name or "*": layout for name, _, layout in layouts},
+        id_column=args.id_column if args.catalog is None else None,
+    )
+
+
+def _renamed(option: str, texts: list[str] | None) -> dict[str, str] | None:
+    """Names in the files by those to use, of `a,b=c`; None where the option was not given."""
+    if texts is None:
+        return None
+    found: dict[str, str] = {}
+    for word in ",".join(texts).split(","):
+        name, _, inside = word.rpartition("=")
+        if word == "none" and option == "--labels":
+            continue
+        name = name or (identifier(inside) if option == "--arrays" else inside)
+        if not inside or name in found:
+            raise UsageError(f"{option} must be distinct names such as image=images, got {word!r}")
+        found[name] = inside
+    return found
+
+
+def _pairs(option: str, texts: list[str]) -> list[tuple[str, str]]:
+    return [_pair(option, text) for text in texts]
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--zero-point must be like {name}=27.0, got {name}={text}") from None
 
 
 def add_fits_arguments(parser: argparse.ArgumentParser) -> None:

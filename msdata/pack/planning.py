@@ -5,6 +5,7 @@ Planning lists the objects, infers their schema from the first few, joins labels
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,6 +134,36 @@ def with_pixel_scales(schema: Schema, pixel_scales_arcsec: Mapping[str, float]) 
     return replace(schema, arrays=tuple(arrays))
 
 
+def described(schema: Schema, settings: PackSettings) -> Schema:
+    """Gives arrays the bands, units and zero-points that the settings name.
+
+    Raises:
+        UsageError: the schema has no such array, or an array has another number of bands.
+    """
+    options = {"--bands": settings.bands, "--unit": settings.units}
+    for option, values in {**options, "--zero-point": settings.zero_points_ab}.items():
+        for name in values or {}:
+            if name not in schema.names:
+                raise UsageError(f"{option} must name one of {', '.join(schema.names)}, got {name}")
+    return replace(schema, arrays=tuple(_described(a, settings) for a in schema.arrays))
+
+
+def _described(survey: Survey, settings: PackSettings) -> Survey:
+    bands = (settings.bands or {}).get(survey.name, survey.bands)
+    unit = (settings.units or {}).get(survey.name, survey.unit)
+    survey = (
+        replace(survey, bands=bands, unit=unit, zero_points_ab=None)
+        if (bands != survey.bands)
+        else replace(survey, unit=unit)
+    )
+    points = (settings.zero_points_ab or {}).get(survey.name)
+    if points is None:
+        return survey
+    if len(points) == 1:
+        points *= survey.num_bands
+    return replace(survey, zero_points_ab=points)
+
+
 # Bytes of a JSON member, for sizing shards; a catalog of twenty columns stays below.
 _JSON_NBYTES = 512
 # Shards of coded samples are cut before these are encoded: few become larger than asked for.
@@ -160,12 +191,13 @@ def make_plan(state: PackState, settings: PackSettings) -> PackPlan:
 
 
 def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
-    source = detect_source(settings.source, settings.fits)
+    source = detect_source(settings.source, settings.fits, settings.arrays)
     objects = source.scan()
     schema, notes = source.schema, tuple[str, ...]()
     if schema is None:
         schema, notes = infer_schema(source, _first_locations(objects))
-    schema = with_pixel_scales(schema, settings.pixel_scales_arcsec or {})
+    notes += tuple(json.loads((objects.schema.metadata or {}).get(b"notes", b"[]")))
+    schema = described(with_pixel_scales(schema, settings.pixel_scales_arcsec or {}), settings)
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))
     nbytes = _record_nbytes(source, objects, schema, settings)

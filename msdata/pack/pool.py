@@ -116,13 +116,12 @@ class Pipes:
         return self
 
     def _start(self) -> None:
-        fits = self._settings.fits
         ours, theirs = socket.socketpair()
         with theirs:
             command = [
                 *(sys.executable, "-P", "-c", _BOOTSTRAP, str(Path(__file__).parents[2])),
                 *(str(theirs.fileno()), str(self._settings.source)),
-                json.dumps(None if fits is None else fits.to_json()),
+                json.dumps(self._settings.source_options()),
             ]
             process = subprocess.Popen(
                 command,

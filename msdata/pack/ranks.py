@@ -152,7 +152,7 @@ def serve_rank(settings: PackSettings, world: Any) -> int:
         try:
             link.receive()
             with folder_lock(PackState(settings.out).lock_path, is_shared=True):
-                source = detect_source(settings.source, settings.fits)
+                source = detect_source(settings.source, settings.fits, settings.arrays)
                 serve(source, link.receive, link.send_queue.put, link.check)
         except MsdataError as error:
             link.send_queue.put(error)

@@ -25,6 +25,7 @@ from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
 from msdata.pack.state import PackPlan, PackState
 from msdata.pack.worker import Packed
+from msdata.sources.arrays.options import default_arrays
 from msdata.sources.detect import detect_source
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def pack_folder(
         TypeError: a setting is unknown.
     """
     path = None if catalog is None else Path(catalog)
+    if settings.get("fits") is None and settings.get("arrays") is None:
+        settings["arrays"] = default_arrays(Path(source))
     chosen = PackSettings(source=Path(source), out=Path(out), catalog=path, **settings)
     return pack(
         chosen,
@@ -128,7 +131,7 @@ def pack(
         StorageError: the file system refused.
     """
     state = PackState(settings.out)
-    detect_source(settings.source, settings.fits)
+    detect_source(settings.source, settings.fits, settings.arrays)
     state.check_folder(resume=resume)
     if state.is_complete:
         return _finished_report(state, settings)

@@ -12,6 +12,7 @@ from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE, Limits
 from msdata.dataset.coding import COMPRESSORS
 from msdata.dataset.manifest import CONTAINERS, read_manifest
 from msdata.errors import UsageError
+from msdata.sources.arrays.options import ArrayOptions
 from msdata.sources.detect import is_packed
 from msdata.sources.fits_options import FitsOptions
 
@@ -24,6 +25,9 @@ OPTIONS = {
     "split_fractions": "--split",
     "pixel_scales_arcsec": "--pixel-scale",
     "unlabelled": "--unlabeled",
+    "units": "--unit",
+    "zero_points_ab": "--zero-point",
+    "arrays": "--arrays, --labels and --layout",
     "fits.patterns": "--fits",
     "fits.bands": "--fits-bands",
     "fits.sizes": "--fits-size",
@@ -48,7 +52,7 @@ class PackSettings:
     """Everything that decides the bytes of the result; the same settings give the same bytes.
 
     Attributes:
-        source: folder with the objects.
+        source: folder with the objects, or file of arrays.
         out: the data set's folder.
         catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
         container: "tar" or "hdf5".
@@ -65,7 +69,11 @@ class PackSettings:
         inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
         max_nan_fraction: an object is rejected when more of a band is NaN.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
-        fits: how to read FITS files; None for pickled objects and blocks.
+        bands: names of bands, by array.
+        units: units of the pixels, by array.
+        zero_points_ab: AB magnitude of one unit of flux, one or one per band, by array.
+        fits: how to read FITS files; None for other sources.
+        arrays: how to read HDF5, NPZ, Zarr, tars and images; None for other sources.
         quantize: noise of a band in steps of its codes, by array; "*" stands for every other
             float32 array, None for an array that is not quantized.
         compress: "none", "lz4" or "zstd", for every array.
@@ -88,7 +96,11 @@ class PackSettings:
     inpaint: tuple[str, ...] | None = None
     max_nan_fraction: float = 0.01
     pixel_scales_arcsec: Mapping[str, float] | None = None
+    bands: Mapping[str, tuple[str, ...]] | None = None
+    units: Mapping[str, str] | None = None
+    zero_points_ab: Mapping[str, tuple[float, ...]] | None = None
     fits: FitsOptions | None = None
+    arrays: ArrayOptions | None = None
     quantize: Mapping[str, float | None] | None = None
     compress: str = "none"
 
@@ -117,6 +129,9 @@ class PackSettings:
         for name, scale in (self.pixel_scales_arcsec or {}).items():
             if not 0 < scale < math.inf:
                 raise UsageError(f"--pixel-scale must be arcsec above 0, got {name}={scale:g}")
+        for name, points in (self.zero_points_ab or {}).items():
+            if not points or not all(map(math.isfinite, points)):
+                raise UsageError(f"--zero-point must be magnitudes, got {name}={points}")
         fractions = self.split_fractions
         # Written so that NaN, of which no comparison is true, is refused as well.
         are_fractions = all(f >= 0 for f in fractions) and abs(sum(fractions) - 1) <= 1e-6
@@ -161,7 +176,8 @@ class PackSettings:
         Raises:
             UsageError: they differ; the message names the option.
         """
-        started_with = {"quantize": {}, "compress": "none", **_flat(before)}
+        unset: dict[str, Any] = {"bands": {}, "units": {}, "zero_points_ab": {}, "arrays": None}
+        started_with = {"quantize": {}, "compress": "none", **unset, **_flat(before)}
         for name, value in _flat(self.to_json()).items():
             if name in started_with and value != started_with[name]:
                 option = OPTIONS.get(name, "--" + name.replace("_", "-"))
@@ -170,6 +186,13 @@ class PackSettings:
                     f"{_as_option(value)}; resume with the same options, or pack into another "
                     "folder"
                 )
+
+    def source_options(self) -> dict[str, Any]:
+        """How to read the source, as JSON for worker processes."""
+        return {
+            "fits": None if self.fits is None else self.fits.to_json(),
+            "arrays": None if self.arrays is None else self.arrays.to_json(),
+        }
 
     def provenance(self) -> dict[str, Any]:
         """The settings that `dataset.json` records: no paths, they differ between machines."""
@@ -190,6 +213,10 @@ class PackSettings:
             "quantize": dict(self.quantize or {}),
             "compress": self.compress,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
+            "bands": {name: list(bands) for name, bands in (self.bands or {}).items()},
+            "units": dict(self.units or {}),
+            "zero_points_ab": {n: list(p) for n, p in (self.zero_points_ab or {}).items()},
+            "arrays": None if self.arrays is None else self.arrays.to_json(),
             **({} if self.fits is None else {"fits": self.fits.to_json()}),
         }
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from msdata.errors import MsdataError
 from msdata.pack.shard_task import Rejection, ShardTask, run_tasks
+from msdata.sources.arrays.options import ArrayOptions
 from msdata.sources.detect import detect_source
 from msdata.sources.fits_options import FitsOptions
 from msdata.sources.source import Source
@@ -144,8 +145,9 @@ def _serve_pipe() -> None:
             raise SystemExit(1)
 
     try:
-        fits = None if said is None else FitsOptions.from_json(said)
-        serve(detect_source(Path(sys.argv[2]), fits), connection.recv, send, check)
+        fits = FitsOptions.from_json(said["fits"]) if said["fits"] else None
+        arrays = ArrayOptions(**said["arrays"]) if said["arrays"] else None
+        serve(detect_source(Path(sys.argv[2]), fits, arrays), connection.recv, send, check)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         raise
     except Exception as error:  # handed to the parent, which raises it

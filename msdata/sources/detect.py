@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msdata.core.files import storage_error
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
@@ -16,13 +17,20 @@ from msdata.sources.fits_options import DEFAULT_PATTERNS, FitsOptions, pattern_e
 from msdata.sources.pickles import PickleTree, take_pickle
 from msdata.sources.source import Source
 
+if TYPE_CHECKING:
+    from msdata.sources.arrays.options import ArrayOptions
 
-def detect_source(root: Path, fits: FitsOptions | None = None) -> Source:
+
+def detect_source(
+    root: Path, fits: FitsOptions | None = None, arrays: ArrayOptions | None = None
+) -> Source:
     """Picks the source: a packed data set, FITS files if asked for, upstream's blocks, pickles.
 
     Args:
-        root: a packed data set, or a folder with FITS files, block files or object files.
+        root: a packed data set, or a folder with FITS files, block files or object files; a file
+            or folder of arrays where `arrays` is given.
         fits: how to read FITS files; None for the others.
+        arrays: how to read HDF5, NPZ, Zarr, tars or images; None for the others.
 
     Returns:
         The source, not yet scanned.
@@ -32,16 +40,19 @@ def detect_source(root: Path, fits: FitsOptions | None = None) -> Source:
         StorageError: the file system refused to say.
     """
     try:
-        return _detect(root, fits)
+        return _detect(root, fits, arrays)
     except OSError as error:
         raise storage_error("look into", root, error) from error
 
 
-def _detect(root: Path, fits: FitsOptions | None) -> Source:
+def _detect(root: Path, fits: FitsOptions | None, arrays: ArrayOptions | None) -> Source:
     if not root.exists():
         raise UsageError(f"{root} does not exist{_suggestion(root)}")
-    if not root.is_dir():
-        raise UsageError(f"{root} is a file; give the folder that holds the objects")
+    if not root.is_dir() and arrays is None:
+        raise UsageError(
+            f"{root} is a file; give the folder that holds the objects, or a file named .h5, "
+            ".hdf5, .npz, .zarr, .tar, .png or .jpg"
+        )
     if is_packed(root):
         from msdata.sources.packed import PackedData
 
@@ -55,9 +66,26 @@ def _detect(root: Path, fits: FitsOptions | None) -> Source:
         from msdata.sources.fits import FitsTree
 
         return FitsTree(root, fits)
+    if arrays is not None:
+        return _of_arrays(root, arrays)
     if find_blocks(root) is not None:
         return BlockFiles(root)
     return PickleTree(root)
+
+
+def _of_arrays(root: Path, options: ArrayOptions) -> Source:
+    # Each worker imports what it needs alone.
+    if options.kind == "tar":
+        from msdata.sources.arrays.tars import TarSamples
+
+        return TarSamples(root, options)
+    if options.kind == "images":
+        from msdata.sources.arrays.images import ImageTree
+
+        return ImageTree(root, options)
+    from msdata.sources.arrays.stacks import StackFiles
+
+    return StackFiles(root, options)
 
 
 def is_packed(root: Path) -> bool:

@@ -37,7 +37,7 @@ _WCS_CARD = re.compile(
 )
 _OLD_PC_CARD = re.compile(r"PC00([12])00([12])")
 # What extensions are called that hold no flux, and those that do; other names say nothing.
-_AUXILIARY = re.compile(
+AUXILIARY = re.compile(
     r"(?<![A-Z0-9])(WHT|WEIGHT(S|MAP)?|WGT|WT|I(NV)?VAR|VAR(IANCE)?|ERR(OR)?S?|UNC(ERT)?|SIGMA|RMS|STD"
     r"|NOISE|MASK|MSK|DQ|FLAGS?|EXP(MAP)?|CTX|NEXP|NIMAGE|COV(ERAGE)?|DEPTH|BKG|BACKGROUND|PSF"
     r"|SEG(MENTATION)?)\d*(?![A-Z0-9])"
@@ -149,7 +149,7 @@ class Plane:
     @property
     def is_auxiliary(self) -> bool:
         """Whether its name is that of weights, errors, a mask and the like."""
-        return _AUXILIARY.search(f"{self.extension} {self.product}") is not None
+        return AUXILIARY.search(f"{self.extension} {self.product}") is not None
 
     @property
     def is_named_flux(self) -> bool:

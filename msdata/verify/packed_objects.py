@@ -15,6 +15,7 @@ from msdata.errors import DataError
 from msdata.pack.planning import inpainted
 from msdata.pack.prepare import Preparation
 from msdata.pack.settings import PackSettings
+from msdata.sources.arrays.options import ArrayOptions
 from msdata.sources.detect import detect_source
 from msdata.sources.fits_options import FitsOptions
 from msdata.verify.expected_shard import ExpectedShard
@@ -59,7 +60,7 @@ class PackedObjects:
             with reading(path, cure):
                 said = metadata.get(b"source", b".").decode()
             root = Path(said) if self._root is None else self._root
-            if not root.is_dir():
+            if not root.exists():
                 raise DataError(f"the objects' folder {root} does not exist; give --source DIR")
             fits = self._settings.get("fits")
             options = (
@@ -67,8 +68,14 @@ class PackedObjects:
                 if fits is None
                 else JsonValue(fits, self._folder / FILE_NAME, "pack again").read_as(FitsOptions)
             )
-            self._opened = (table, detect_source(root, options))
+            self._opened = (table, detect_source(root, options, self._arrays()))
         return self._opened
+
+    def _arrays(self) -> ArrayOptions | None:
+        said = self._settings.get("arrays")
+        if said is None:
+            return None
+        return JsonValue(said, self._folder / FILE_NAME, "pack again").read_as(ArrayOptions)
 
     @property
     def _settings(self) -> Mapping[str, Any]:

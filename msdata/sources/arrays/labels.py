@@ -1,0 +1,114 @@
+"""Labels that lie beside the arrays: columns of the index, and the ids of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.errors import DataError, UsageError
+from msdata.sources.arrays.options import ArrayOptions
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Doubles hold every integer up to here.
+_MAX_EXACT = 1 << 53
+
+
+def label_column(where: str, values: Any) -> pa.Array:
+    """A column of an array of one axis: numbers, bools or text.
+
+    Args:
+        where: file and name, for messages.
+        values: any array; bytes are taken as UTF-8.
+
+    Raises:
+        DataError: it holds other things, or text that is not UTF-8.
+    """
+    import pyarrow as pa
+
+    found = np.asarray(values)
+    if found.dtype.kind in "biuf":
+        kind = found.dtype.newbyteorder("=")
+        return pa.array(found.astype(np.float32 if kind == np.float16 else kind, copy=False))
+    try:
+        text = [v.decode() if isinstance(v, bytes) else v for v in found.tolist()]
+        return pa.array([v if v is None else v.strip(" \0") for v in text], pa.string())
+    except (UnicodeDecodeError, AttributeError, pa.ArrowException) as error:
+        raise DataError(f"{where} holds neither numbers nor UTF-8 text: {error}") from error
+
+
+def column_of_values(values: Sequence[Any]) -> pa.Array:
+    """A column of what JSON and text files hold, one value per sample.
+
+    Args:
+        values: numbers, bools, text, None; others become text.
+
+    Returns:
+        Bools, integers or floats where all values are; otherwise text.
+    """
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {bool}:
+        return pa.array(values, pa.bool_())
+    if kinds <= {int}:
+        bits = max(abs(v) for v in values if v is not None).bit_length()
+        if bits < 64:
+            return pa.array(values, pa.int64())
+    elif kinds <= {int, float}:
+        whole = [v for v in values if isinstance(v, int)]
+        if all(abs(v) <= _MAX_EXACT for v in whole):
+            return pa.array([v if v is None else float(v) for v in values], pa.float64())
+    return pa.array([v if v is None else str(v) for v in values], pa.string())
+
+
+def labeled_table(
+    options: ArrayOptions,
+    prefix: str,
+    path: str,
+    rows: NDArray[np.int64],
+    columns: Mapping[str, pa.Array],
+) -> pa.Table:
+    """The table of a file's samples for `Source.scan`.
+
+    Args:
+        options: say which column names the samples.
+        prefix: of ids where no column names the samples.
+        path: of the file.
+        rows: of the samples.
+        columns: the labels.
+
+    Raises:
+        UsageError: the column that `--id-column` names is absent.
+        DataError: samples have no id.
+    """
+    import pyarrow as pa
+
+    from msdata.catalog.columns import ID_NAMES
+    from msdata.catalog.values import id_text
+
+    lower = {name.lower(): name for name in columns}
+    chosen = options.id_column or next((lower[n] for n in ID_NAMES if n in lower), None)
+    if chosen is None:
+        ids = pa.array([f"{prefix}{row:07d}" for row in rows.tolist()], pa.string())
+    elif chosen not in columns:
+        has = ", ".join(columns) or "none"
+        raise UsageError(f"{path} has no label {chosen!r} (--id-column); its labels: {has}")
+    else:
+        ids = id_text(chosen, columns[chosen])
+        if ids.null_count:
+            raise DataError(f"{path}: {ids.null_count:,} samples have an empty {chosen!r}")
+    own = ("sample_id", "path", "row", "split", "reason", "catalog_row")
+    labels = {(f"file_{n}" if n in own else n): c for n, c in columns.items() if n != "sample_id"}
+    return pa.table(
+        {
+            "sample_id": ids,
+            "path": pa.repeat(path, len(rows)),
+            "row": pa.array(rows, pa.int64()),
+            **labels,
+        }
+    )

@@ -1,0 +1,305 @@
+"""Files that hold many samples in arrays of shape (samples, ...): HDF5, NPZ, Zarr.
+
+All files of a source hold the same arrays. An array of one axis is a label, others are arrays of
+the samples. How a file is opened is told by one small module per format.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from msdata.errors import DataError, SampleError, UsageError
+from msdata.schema import Sample, Schema, Survey
+from msdata.sources.arrays.labels import label_column, labeled_table
+from msdata.sources.arrays.layouts import KnownLayout, known_layout
+from msdata.sources.arrays.options import (
+    NAMES,
+    SUFFIXES,
+    ArrayOptions,
+    arranged,
+    identifier,
+    is_zarr,
+)
+from msdata.sources.listing import list_tree
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class StackArray(Protocol):
+    """One array of a file: what h5py, Zarr and NumPy have in common."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, samples first."""
+
+    @property
+    def dtype(self) -> Any:
+        """Its dtype."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """One sample, or all with `...`."""
+
+
+# Opens a file: its arrays by name, and why others are left out.
+OpenStack = Callable[[Path], tuple[Mapping[str, StackArray], list[str]]]
+
+
+def _opener(kind: str) -> OpenStack:
+    if kind == "hdf5":
+        from msdata.sources.arrays.hdf5_stack import open_hdf5
+
+        return open_hdf5
+    if kind == "zarr":
+        from msdata.sources.arrays.zarr_stack import open_zarr
+
+        return open_zarr
+    from msdata.sources.arrays.npz_stack import open_npz
+
+    return open_npz
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What a file holds for samples.
+
+    Attributes:
+        num_samples: length of the first axis of all arrays.
+        arrays: names in the file, by the samples' names.
+        surveys: what they become.
+        axes: order of their axes, see `ArrayOptions.channels_first`.
+        labels: names in the file, by column.
+        notes: what was left out or turned.
+    """
+
+    num_samples: int
+    arrays: Mapping[str, str]
+    surveys: tuple[Survey, ...]
+    axes: Mapping[str, tuple[int, ...] | None]
+    labels: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+class StackFiles:
+    """Implements `Source` over files of stacked arrays; keeps them open.
+
+    Args:
+        root: a file, a Zarr group, or a folder with several.
+        options: what to read.
+
+    Attributes:
+        root: the folder; paths are relative to it.
+        schema: what every sample is; known after `scan`.
+    """
+
+    def __init__(self, root: Path, options: ArrayOptions) -> None:
+        is_one = root.is_file() or root.name.lower().endswith(SUFFIXES["zarr"])
+        is_one = is_one or (options.kind == "zarr" and is_zarr(root))
+        self.root = root.parent if is_one else root
+        self.schema: Schema | None = None
+        self._given, self._options, self._is_one = root, options, is_one
+        self._open = _opener(options.kind)
+        self._lock = threading.Lock()
+        self._opened: dict[str, tuple[Mapping[str, StackArray], _Content]] = {}
+
+    def __reduce__(self) -> tuple[type[StackFiles], tuple[Path, ArrayOptions]]:
+        return StackFiles, (self._given, self._options)
+
+    def scan(self) -> pa.Table:
+        """Lists the samples with their labels; see `Source.scan`.
+
+        Raises:
+            UsageError: `--arrays`, `--labels` or `--layout` do not fit the files.
+            DataError: a file is broken, or its arrays differ from those of the first.
+        """
+        paths = self._paths()
+        if not paths:
+            raise DataError(f"{self.root} holds no Zarr groups named *.zarr; give one of them")
+        tables, first = [], None
+        for path in paths:
+            file, content = self._content(path)
+            first = first or content
+            if (content.surveys, content.labels.keys()) != (first.surveys, first.labels.keys()):
+                raise DataError(
+                    f"{self.root / path} holds {_told(content)}, but {self.root / paths[0]} holds "
+                    f"{_told(first)}; name what all files have with --arrays and --labels"
+                )
+            prefix = "" if len(paths) == 1 else _stem(path)
+            columns = {}
+            for name, inside in content.labels.items():
+                columns[name] = label_column(f"{self.root / path}: {inside}", file[inside][...])
+            rows = np.arange(content.num_samples)
+            tables.append(labeled_table(self._options, prefix, path, rows, columns))
+        assert first is not None
+        self.schema = Schema(name="inferred", arrays=first.surveys)
+        return _joined(tables, first.notes)
+
+    def _paths(self) -> list[str]:
+        if self._is_one:
+            return [self._given.name]
+        ends = SUFFIXES[self._options.kind]
+        if self._options.kind == "zarr":
+            return [str(p.relative_to(self.root)) for p in sorted(self.root.rglob("*.zarr"))]
+
+        def take(folder: str, name: str) -> tuple[str, str] | None:
+            return (name, folder + name) if name.lower().endswith(ends) else None
+
+        chunks = list_tree(str(self.root), take)
+        if not chunks:
+            raise DataError(f"{self.root} holds no {NAMES[self._options.kind]} ({', '.join(ends)})")
+        return sorted(path for chunk in chunks for path in chunk["path"].to_pylist())
+
+    def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
+        """Reads one sample; see `Source.read`."""
+        try:
+            file, content = self._content(path)
+        except (DataError, UsageError) as error:
+            raise SampleError(str(error)) from error
+        if not 0 <= row < content.num_samples:
+            raise SampleError(f"{path} has {content.num_samples} samples, not a sample {row}")
+        sample: Sample = {}
+        for name, inside in content.arrays.items():
+            try:
+                found = np.asarray(file[inside][row])
+            except (OSError, ValueError, RuntimeError) as error:
+                raise SampleError(f"array {inside!r} is unreadable: {error}") from error
+            sample[name] = arranged(found, content.axes[name])
+        return sample
+
+    def _content(self, path: str) -> tuple[Mapping[str, StackArray], _Content]:
+        with self._lock:
+            opened = self._opened.get(path)
+            if opened is None:
+                where = self.root / path
+                file, notes = self._open(where)
+                try:
+                    opened = file, _content_of(where, file, self._options, notes)
+                except DataError as error:
+                    raise DataError(f"cannot pack {where}: {error}") from error
+                self._opened[path] = opened
+            return opened
+
+
+def _stem(path: str) -> str:
+    return path.rsplit(".", 1)[0].replace("/", "_") + "-"
+
+
+def _told(content: _Content) -> str:
+    arrays = [f"{s.name} {s.shape} {s.dtype}" for s in content.surveys]
+    return ", ".join([*arrays, *content.labels])
+
+
+def _joined(tables: list[pa.Table], notes: tuple[str, ...]) -> pa.Table:
+    import pyarrow as pa
+
+    table = pa.concat_tables(tables, promote_options="permissive")
+    table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
+    return table.replace_schema_metadata({"notes": json.dumps(notes)})
+
+
+def _content_of(
+    path: Path, file: Mapping[str, StackArray], options: ArrayOptions, notes: list[str]
+) -> _Content:
+    known = known_layout(file) if not options.arrays else KnownLayout()
+    count = _num_samples(path, file, options)
+    arrays = dict(options.arrays or known.arrays or _all_arrays(file, count, notes))
+    labels = _labels(path, file, options, count)
+    surveys, axes = [], {}
+    for name, inside in arrays.items():
+        found = _checked(path, file, inside, "--arrays")
+        shape = tuple(found.shape)
+        if shape[:1] != (count,):
+            raise UsageError(f"{path}: {inside} has shape {shape}, expected ({count}, ...)")
+        if np.dtype(found.dtype).kind not in "biuf":
+            raise UsageError(f"{path}: {inside} holds {found.dtype}, not numbers")
+        try:
+            axes[name] = options.channels_first(name, shape[1:])
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        turned = arranged(np.broadcast_to(np.int8(0), shape[1:]), axes[name]).shape
+        if axes[name] is not None:
+            how = "channels last" if turned[1:] != shape[1:] else "without channels"
+            notes.append(f"array {name!r} is stored {how}, {shape[1:]}: packed as {turned}")
+        dtype = np.dtype(found.dtype).newbyteorder("<").str
+        surveys.append(known.describe(Survey(name=name, shape=turned, dtype=dtype)))
+    return _Content(
+        num_samples=count,
+        arrays=arrays,
+        surveys=tuple(surveys),
+        axes=axes,
+        labels=labels,
+        notes=(*known.notes, *notes),
+    )
+
+
+def _num_samples(path: Path, file: Mapping[str, StackArray], options: ArrayOptions) -> int:
+    """The length that the named arrays, or most of the numbers in the file, have."""
+    named = [_checked(path, file, inside, "--arrays") for inside in options.arrays.values()]
+    lengths: Counter[int] = Counter()
+    for found in named or file.values():
+        if len(found.shape) > 1:
+            lengths[found.shape[0]] += int(np.prod(found.shape, dtype=np.int64))
+    count = lengths.most_common(1)[0][0] if lengths else 0
+    if not count:
+        told = ", ".join(f"{name} {tuple(a.shape)}" for name, a in file.items()) or "nothing"
+        raise DataError(
+            f"it holds no array of shape (samples, ...), but {told}; name the arrays with "
+            "--arrays NAME=DATASET"
+        )
+    return count
+
+
+def _all_arrays(file: Mapping[str, StackArray], count: int, notes: list[str]) -> dict[str, str]:
+    """All arrays of numbers with one entry per sample, that are not known to be no flux."""
+    from msdata.sources.fits_image import AUXILIARY
+
+    arrays: dict[str, str] = {}
+    for inside, found in file.items():
+        if len(found.shape) < 2 or np.dtype(found.dtype).kind not in "biuf":
+            continue
+        if found.shape[0] != count:
+            notes.append(f"{inside} {tuple(found.shape)} is left out: {count} samples")
+        elif AUXILIARY.search(inside.upper().replace("_", " ")):
+            notes.append(
+                f"{inside} is left out: it is named like weights or a mask; --arrays takes it"
+            )
+        else:
+            arrays[identifier(inside)] = inside
+    if not arrays:
+        raise DataError("it holds no arrays of numbers but weights and masks; name some: --arrays")
+    return arrays
+
+
+def _labels(
+    path: Path, file: Mapping[str, StackArray], options: ArrayOptions, count: int
+) -> dict[str, str]:
+    if options.labels is None:
+        return {
+            name.strip("/").replace("/", "_"): name
+            for name, found in file.items()
+            if tuple(found.shape) == (count,) and np.dtype(found.dtype).kind in "biufSUO"
+        }
+    labels = dict(options.labels)
+    if options.id_column is not None:
+        labels.setdefault(options.id_column, options.id_column)
+    for inside in labels.values():
+        found = _checked(path, file, inside, "--labels")
+        if tuple(found.shape) != (count,):
+            raise UsageError(
+                f"{path}: label {inside} must have shape ({count},), got {tuple(found.shape)}"
+            )
+    return labels
+
+
+def _checked(path: Path, file: Mapping[str, StackArray], name: str, option: str) -> StackArray:
+    if name not in file:
+        raise UsageError(f"{path} has no {name!r} ({option}); it has {', '.join(sorted(file))}")
+    return file[name]
