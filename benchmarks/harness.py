@@ -25,8 +25,7 @@ from typing import Any
 
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
-from msdata.core.progress import rate_text
-from msdata.core.text import table_lines
+from msdata.core.text import rate_text, table_lines
 from msdata.errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,8 +21,7 @@
 # PYTHON            interpreter                                            (python in PATH)
 # RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks per node)
 # OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
-# TORCHINDUCTOR_CACHE_DIR  compiled kernels; name a folder that stays, or a requeued job compiles again
-#                   (on the node, removed with the job)
+# COMPILED_FILE     keeps compiled kernels for the next start; empty: none (RUN/compiled.tar)
 # CACHE_GIB         memory of each node for the cache; 0: none             (auto: 3/4 of what is free)
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
@@ -73,6 +72,12 @@ ranks_per_node=${RANKS_PER_NODE:-$((gpus_per_node > 0 ? gpus_per_node : tasks_pe
 [[ ${TRAIN_MODULE:-} ]] ||
   check_settings $((ranks_per_node * SLURM_JOB_NUM_NODES)) "$recipe" "$@" ||
   { stop_if_asked && exit 2; }
+backend=auto
+for setting in "$@"; do
+  [[ $setting =~ ^(data\.)?backend=(.*)$ ]] && backend=${BASH_REMATCH[2]}
+  [[ $setting =~ ^(compute\.)?device=cpu$ ]] && gpus_per_node=0
+done
+((gpus_per_node == 0)) || check_gpus "$ranks_per_node" "$backend"
 stop_if_asked
 
 # Files that this job's nodes exchange, removed with the job. The service keeps a key in it.
@@ -83,7 +88,7 @@ rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
 # Also makes the names of the nodes' scratch, where others may write, unpredictable.
 SCRATCH_TOKEN=$(od -An -N8 -tx8 /dev/urandom)
-export SCRATCH_TOKEN
+export SCRATCH_TOKEN COMPILED_FILE=${COMPILED_FILE-$run/compiled.tar}
 mkdir -p "$log_dir"
 
 on_signal() {
@@ -134,7 +139,7 @@ if [[ ${DOCTOR:-warn} != off ]]; then
   planned=()
   [[ $cache_gib == auto ]] || planned+=(--memory-gib "$cache_gib")
   "$PYTHON" -m msdata doctor "$data" --ranks-per-node "$ranks_per_node" \
-    --threads "$OMP_NUM_THREADS" "${planned[@]}" ||
+    --threads "$OMP_NUM_THREADS" --backend "$backend" "${planned[@]}" ||
     [[ ${DOCTOR:-warn} == warn ]] || die "not trained: msdata doctor found faults and DOCTOR=$DOCTOR"
 fi
 

@@ -41,8 +41,8 @@ from benchmarks.questions.nodes import SHM, Nodes, Ranks, find_nodes, mpiexec, s
 from benchmarks.report import write_shown
 from benchmarks.workloads import WORKLOADS, make_source, pack_source, size_of
 from msdata.cache.budget import memory_budget
-from msdata.core.progress import bytes_text
 from msdata.core.signals import raise_on_signals
+from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, StorageError, UsageError
 from msdata.plan.forecast import EpochForecast

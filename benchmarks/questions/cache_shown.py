@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.questions.cache_plan import CONTESTANTS, GIB, SHARES, Point
 from benchmarks.report import Chart, Series, Shown, Table, spread_series
-from msdata.core.progress import rate_text
+from msdata.core.text import rate_text
 
 _STORAGE = 3
 # Time and forecast agree if they differ by less than this.

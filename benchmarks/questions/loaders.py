@@ -34,7 +34,7 @@ from benchmarks.report import write_shown
 from benchmarks.told import ToldError, WrongDataError
 from benchmarks.workloads import WORKLOADS, Source, make_source, size_of
 from msdata.cluster.probe import drop_from_cache
-from msdata.core.progress import bytes_text
+from msdata.core.text import bytes_text
 from msdata.errors import UsageError
 from msdata.plan.quality import displacement, repeated_pairs
 

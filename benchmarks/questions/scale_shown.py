@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.harness import spread
 from benchmarks.report import Chart, Series, Shown, Table, spread_series
-from msdata.core.progress import bytes_text, rate_text
+from msdata.core.text import bytes_text, rate_text
 
 # Where the predicted rate differs by more, the report says that it is not to be relied on.
 TRUSTED_WITHIN = 0.15
