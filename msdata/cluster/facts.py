@@ -57,7 +57,7 @@ class NodeFacts:
         mig_seen: instances of MIG among them.
         gpus_of_torch: GPUs that torch can use; None if torch was not asked.
         nccl: version of NCCL; None if torch lacks it.
-        has_dali: whether DALI can be imported; None if there is no GPU to use it.
+        has_dali: whether DALI can be imported; None if the node has no GPU.
     """
 
     node: str

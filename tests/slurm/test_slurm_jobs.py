@@ -175,7 +175,7 @@ def test_training_on_two_nodes_beside_the_cache_leaves_checkpoints_metrics_and_r
     (logs,) = (undisturbed / "logs").iterdir()
     assert {p.name for p in logs.iterdir()} == {
         f"{node}.{kind}.log" for node in ("n0", "n1") for kind in ("serve", "train", "evaluate")
-    }
+    } | {"doctor.txt"}
     assert "<html" in (undisturbed / "report.html").read_text()
 
 

@@ -59,7 +59,7 @@ def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_b
         named = {words[1] for words in map(str.split, block) if words[1].isupper()}
         code = "\n".join(
             line
-            for path in (FOLDER / name, FOLDER / "job.sh", FOLDER / "node.sh")
+            for path in (FOLDER / name, *(FOLDER / f"{n}.sh" for n in ("job", "node", "smoke")))
             for line in path.read_text().splitlines()
             if not line.lstrip().startswith("#")
         )
