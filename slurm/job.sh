@@ -134,7 +134,8 @@ sys.exit(sys.argv[2] not in data.splits or not len(data.split(sys.argv[2])))' "$
 
 # gpus_of_nodes: the numbers of GPUs that nodes of the job have, each once, in order.
 gpus_of_nodes() {
-  "${per_node[@]}" printenv SLURM_GPUS_ON_NODE | sort -nu || true
+  "${per_node[@]}" "$PYTHON" -c 'import os; print(os.environ.get("SLURM_GPUS_ON_NODE", 0))' |
+    sort -nu || true
 }
 
 # check_gpus RANKS_PER_NODE BACKEND: refuses what would end or idle the ranks of a job with GPUs.

@@ -96,7 +96,7 @@ run=$(realpath "$run")
 backend=auto
 for setting in "$@"; do
   [[ $setting =~ ^(data\.)?backend=(.*)$ ]] && backend=${BASH_REMATCH[2]}
-  [[ $setting =~ ^(compute\.)?device=cpu$ ]] && gpus_per_node=0
+  [[ $setting =~ ^(compute\.)?device=cpu$ ]] && gpus_per_node=0 backend=reference
 done
 ((gpus_per_node == 0)) || check_gpus "$ranks_per_node" "$backend"
 stop_if_asked
