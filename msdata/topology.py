@@ -6,6 +6,7 @@ Only this module reads the environment variables of launchers and Slurm.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -168,6 +169,16 @@ def set_one_sided_defaults() -> None:
     nothing between machines.
     """
     os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
+
+
+def node_name(environ: Mapping[str, str] | None = None) -> str:
+    """This node's name: Slurm's, else the machine's.
+
+    Args:
+        environ: variables to read; None means those of this process.
+    """
+    env = os.environ if environ is None else environ
+    return env.get("SLURMD_NODENAME") or platform.node()
 
 
 def num_slurm_nodes(environ: Mapping[str, str] | None = None) -> int | None:

@@ -67,6 +67,12 @@ class DataConfig:
         check_choice("data.backend", self.backend, BACKENDS)
         check_range("data.prefetch", self.prefetch, 1)
 
+    def backend_on(self, device: str) -> str:
+        """What makes the images of a network on "cpu" or "cuda"."""
+        if self.backend != "auto":
+            return self.backend
+        return "dali" if device == "cuda" else "reference"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

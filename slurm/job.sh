@@ -132,6 +132,34 @@ data = msdata.open(sys.argv[1])
 sys.exit(sys.argv[2] not in data.splits or not len(data.split(sys.argv[2])))' "$1" "$2"
 }
 
+# gpus_of_nodes: the numbers of GPUs that nodes of the job have, each once, in order.
+gpus_of_nodes() {
+  "${per_node[@]}" "$PYTHON" -c 'import os; print(os.environ.get("SLURM_GPUS_ON_NODE", 0))' |
+    sort -nu || true
+}
+
+# check_gpus RANKS_PER_NODE BACKEND: refuses what would end or idle the ranks of a job with GPUs.
+check_gpus() {
+  local ranks=$1 backend=$2 counts instances
+  mapfile -t counts < <(gpus_of_nodes)
+  ((${#counts[@]})) || { say "note: srun did not say how many GPUs the nodes have" >&2 && return; }
+  if ((counts[0] < ranks)); then
+    die "a node has ${counts[0]} GPU(s) for $ranks ranks; ask for them per node (--gpus-per-node=$ranks)," \
+      "or give RANKS_PER_NODE=${counts[0]}"
+  elif ((counts[-1] > ranks)); then
+    say "note: up to $((counts[-1] - ranks)) GPU(s) of a node stay idle beside $ranks ranks" >&2
+  fi
+  instances=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^ *MIG ' || true)
+  ((instances == 0 || ranks * SLURM_JOB_NUM_NODES == 1)) ||
+    die "the GPUs are instances of MIG, of which a process can use one, and NCCL joins none; ask for" \
+      "whole GPUs, or give --nodes=1 RANKS_PER_NODE=1"
+  [[ $backend != auto && $backend != dali ]] || has_dali ||
+    die "data.backend=$backend takes DALI on a GPU, which $PYTHON cannot import; pip install" \
+      "'msdata[dali]' (CUDA 13: 'msdata[dali-cuda13]'), or give data.backend=torch"
+}
+
+has_dali() { "$PYTHON" -c 'import nvidia.dali.pipeline, nvidia.dali.fn' 2>/dev/null; }
+
 # check_settings RANKS RECIPE key=value...: whether mstrain accepts them, and RANKS ranks can share
 # the batch; prints the fault if not.
 check_settings() {

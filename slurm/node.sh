@@ -53,10 +53,23 @@ if ((${SLURM_RESTART_COUNT:-0})); then
     (enter "${found##*/}" && find . -mindepth 1 -delete) && rmdir "$found"
   done
 fi
-# Compiled kernels and lock files: many small writes, which parallel file systems are bad at.
+# Compiled kernels and lock files: many small writes, which parallel file systems are bad at. So they
+# are kept from one start of a job to the next as one file, which the first node writes.
 export TMPDIR=$scratch
-export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/compiled/inductor}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/compiled/triton}
+kernels=''
+[[ $kind == train ]] && kernels=${COMPILED_FILE:-}
+if [[ $kernels && -e $kernels ]]; then
+  tar -C "$scratch" --no-same-owner -xf "$kernels" compiled ||
+    echo "$node: $kernels cannot be read: kernels are compiled again"
+fi
+keep_kernels() {
+  if [[ $kernels && ! ${killer:-} && -d $scratch/compiled ]] && ((SLURM_NODEID == 0)); then
+    (umask 077 && tar -C "$scratch" -cf "$kernels.new" compiled && mv "$kernels.new" "$kernels") ||
+      echo "$node: $kernels cannot be written: the next start compiles its kernels again"
+  fi
+}
 # torchrun would give restarted ranks the store of the earlier ones, with their addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # At these places {scratch} means the node's folder, which all its steps see. Elsewhere it is the
@@ -133,6 +146,7 @@ clean_shm() {
 
 clean_up() {
   trap '' TERM USR1
+  keep_kernels
   if [[ ${killer:-} ]]; then
     { kill -KILL "$killer" && wait "$killer"; } 2>/dev/null
   fi

@@ -6,6 +6,11 @@
 #   sbatch --nodes=4 --gpus-per-node=4 --cpus-per-task=64 --mem=480G --time=12:00:00 \
 #     slurm/train_ddp.sh resnet50_early_gpus /project/DATA /project/runs/first
 #   sbatch --nodes=2 --ntasks-per-node=8 --cpus-per-task=8 --mem=200G slurm/train_ddp.sh ...
+#   sbatch --nodes=2 --gpus-per-node=4 slurm/train_ddp.sh
+#
+# Without RECIPE, DATA and RUN it is the smoke test of the cluster: mock objects are made, packed, trained
+# on and evaluated in a folder of their own, mstrain-smoke-JOB where the job was submitted, and one page
+# says what ran where. The page, the run and the logs stay; objects and shards stay if a step failed.
 #
 # Runs one rank per GPU; without GPUs one per task of --ntasks-per-node. The job requeues itself before
 # its time is over and when it is preempted, and resumes at the same step. Logs: RUN/logs/JOB/.
@@ -21,8 +26,7 @@
 # PYTHON            interpreter                                            (python in PATH)
 # RANKS_PER_NODE    ranks on each node                                     (GPUs, else tasks per node)
 # OMP_NUM_THREADS   threads of a rank's CPU work                           (CPUs / ranks)
-# TORCHINDUCTOR_CACHE_DIR  compiled kernels; name a folder that stays, or a requeued job compiles again
-#                   (on the node, removed with the job)
+# COMPILED_FILE     keeps compiled kernels for the next start; empty: none (RUN/compiled.tar)
 # CACHE_GIB         memory of each node for the cache; 0: none             (auto: 3/4 of what is free)
 # CACHE_SSD_GIB     of the node's SCRATCH_DIR for the cache's second tier  (0)
 # CACHE_TRANSPORT   between nodes: a flavor of srun's --mpi (pmi2 for mpich, pmix for Open MPI);
@@ -36,6 +40,8 @@
 # RDZV_PORT         of the rendezvous on the first node                    (from the job's number)
 # STOP_GRACE_S      seconds to save after a cancellation; below KillWait   (20)
 # EVALUATE          split that the network is tried on after training; none  (test, if there is one)
+# SMOKE_DIR         folder of the smoke test, which all nodes see          (mstrain-smoke-JOB)
+# SMOKE_OBJECTS     mock objects of it, 0.6 MB each     (16 per rank, 128 on GPUs; 64 to 4096 in all)
 # TRAIN_MODULE      what ranks run: python -m ... RECIPE DATA --out RUN    (mstrain.train)
 # ------------------------------------------------------------------------------------------------
 # Set traps first: a signal would end this script, and the job would not be requeued. Modules and
@@ -56,6 +62,24 @@ source "$source_dir/job.sh"
 trap stop_if_asked EXIT
 stop_if_asked
 
+gpus_per_node=${SLURM_GPUS_ON_NODE:-0}
+ranks_per_node=${RANKS_PER_NODE:-$((gpus_per_node > 0 ? gpus_per_node : tasks_per_node))}
+[[ $ranks_per_node =~ ^[1-9][0-9]*$ ]] ||
+  die "RANKS_PER_NODE must be an integer of at least 1, got $ranks_per_node"
+num_ranks=$((ranks_per_node * SLURM_JOB_NUM_NODES))
+smoke=''
+if (($# == 0)); then
+  # shellcheck source=slurm/smoke.sh
+  source "$source_dir/smoke.sh"
+  begin_smoke mstrain
+  per_rank=$((gpus_per_node ? 128 : 16)) objects=$((num_ranks * (gpus_per_node ? 128 : 16)))
+  smoke_data "${SMOKE_OBJECTS:-$((objects < 64 ? 64 : objects > 4096 ? 4096 : objects))}"
+  set -- demo "$smoke/data" "$smoke/run" epochs=3 "batch_per_gpu=$((per_rank / 4))" \
+    log.tensorboard=no log.every_steps=1
+  ((gpus_per_node == 0)) || has_dali || set -- "$@" data.backend=torch
+  CACHE_GIB=${CACHE_GIB:-$(cache_of_half "$SLURM_JOB_NUM_NODES")}
+  CACHE_WARMUP=${CACHE_WARMUP:-blocking}
+fi
 (($# >= 3)) || die "usage: sbatch slurm/train_ddp.sh RECIPE DATA RUN [key=value ...]"
 recipe=$1 data=$2 run=$3
 shift 3
@@ -65,14 +89,16 @@ data=$(realpath "$data")
 mkdir -p "$run" || die "$run cannot be created; name a folder that all nodes see and you may write to"
 run=$(realpath "$run")
 
-gpus_per_node=${SLURM_GPUS_ON_NODE:-0}
-ranks_per_node=${RANKS_PER_NODE:-$((gpus_per_node > 0 ? gpus_per_node : tasks_per_node))}
-[[ $ranks_per_node =~ ^[1-9][0-9]*$ ]] ||
-  die "RANKS_PER_NODE must be an integer of at least 1, got $ranks_per_node"
 # A wrong setting is refused here, not by every rank on every node, three times.
 [[ ${TRAIN_MODULE:-} ]] ||
-  check_settings $((ranks_per_node * SLURM_JOB_NUM_NODES)) "$recipe" "$@" ||
+  check_settings "$num_ranks" "$recipe" "$@" ||
   { stop_if_asked && exit 2; }
+backend=auto
+for setting in "$@"; do
+  [[ $setting =~ ^(data\.)?backend=(.*)$ ]] && backend=${BASH_REMATCH[2]}
+  [[ $setting =~ ^(compute\.)?device=cpu$ ]] && gpus_per_node=0 backend=reference
+done
+((gpus_per_node == 0)) || check_gpus "$ranks_per_node" "$backend"
 stop_if_asked
 
 # Files that this job's nodes exchange, removed with the job. The service keeps a key in it.
@@ -83,7 +109,7 @@ rm -rf "$job_dir"
 mkdir -m 700 "$job_dir"
 # Also makes the names of the nodes' scratch, where others may write, unpredictable.
 SCRATCH_TOKEN=$(od -An -N8 -tx8 /dev/urandom)
-export SCRATCH_TOKEN
+export SCRATCH_TOKEN COMPILED_FILE=${COMPILED_FILE-$run/compiled.tar}
 mkdir -p "$log_dir"
 
 on_signal() {
@@ -134,7 +160,7 @@ if [[ ${DOCTOR:-warn} != off ]]; then
   planned=()
   [[ $cache_gib == auto ]] || planned+=(--memory-gib "$cache_gib")
   "$PYTHON" -m msdata doctor "$data" --ranks-per-node "$ranks_per_node" \
-    --threads "$OMP_NUM_THREADS" "${planned[@]}" ||
+    --threads "$OMP_NUM_THREADS" --backend "$backend" "${planned[@]}" | tee "$log_dir/doctor.txt" ||
     [[ ${DOCTOR:-warn} == warn ]] || die "not trained: msdata doctor found faults and DOCTOR=$DOCTOR"
 fi
 
@@ -218,7 +244,8 @@ esac
 
 # torchrun_step KIND MAX_RESTARTS WORDS...: WORDS end with what each rank runs.
 torchrun_step() {
-  local kind=$1 restarts=$2
+  local kind=$1 restarts=$2 started=$SECONDS
+  step=$kind
   shift 2
   # Whose store it is must not be guessed from names. Imports from a parallel file system take time.
   "${per_node[@]}" --kill-on-bad-exit=1 --job-name="$kind" "$source_dir/node.sh" "$kind" "$log_dir" \
@@ -233,6 +260,23 @@ torchrun_step() {
   status=0
   wait_for "$train_pid" || status=$?
   train_pid=''
+  # torchrun ends with 1 whatever its ranks ended with.
+  ((status == 0)) || [[ ! -e $job_dir/wrong-usage ]] || status=2
+  [[ ! $smoke ]] || smoke_time "$kind" $((SECONDS - started))
+}
+
+# The page of the smoke test.
+end_with_page() {
+  local own=resnet18_early
+  ((gpus_per_node == 0)) || own=resnet50_early_gpus
+  {
+    smoke_head
+    printf '%-10s %s\n' logs "$log_dir"
+    smoke_doctor "$log_dir/doctor.txt"
+    "$PYTHON" -m mstrain.training.smoke_page "$run" --ranks "$num_ranks" "${asked_gpus[@]}" \
+      "${split[@]}" || return
+    smoke_command train_ddp.sh "$own" DATA RUN
+  } | tee "$smoke/page.txt"
 }
 
 mapfile -t bound < <(numa_binding "$gpus_per_node")
@@ -263,10 +307,18 @@ if [[ (-e $requeue_file && $status == 0) || ($asked && $status != 2) ]]; then
   requeue_job saved
 elif ((status)); then
   asked=''
-  say "failed with exit code $status; the last lines of $log_dir:" >&2
+  say "${smoke:+smoke test: }step $step failed with exit code $status; the last lines of $log_dir:" >&2
   shopt -s nullglob
   tail -n 15 "$log_dir"/*.train.log "$log_dir"/*.evaluate.log >&2
   exit "$status"
+elif [[ $smoke ]]; then
+  split=()
+  [[ $evaluated == none ]] || split=(--split "$evaluated")
+  asked_gpus=()
+  ((gpus_per_node == 0)) || asked_gpus=(--gpus)
+  smoke_step page end_with_page
+  end_smoke
+  say "done: $smoke/page.txt"
 else
   say "done: $run"
 fi

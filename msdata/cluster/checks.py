@@ -11,6 +11,9 @@ from msdata.core.text import bytes_text
 # The cache fills at most this share of what is free (`msdata.cache.budget`).
 _MOST_OF_FREE = 0.95
 _RANK_NBYTES = 1 << 30
+# On a GPU: 1 GiB of page-locked buffers at 256 samples, 2 to 3 of CUDA's context and libraries.
+_GPU_RANK_NBYTES = 4 << 30
+_DALI_BACKENDS = ("auto", "dali")
 # The segments of torch and NCCL need this much; containers often have 64 MiB.
 _LEAST_SHM_NBYTES = 256 << 20
 _LEAST_OPEN_FILES = 1024
@@ -31,6 +34,7 @@ class Plan:
         threads_per_rank: threads of each rank; None is an even share of the CPUs.
         cache_nbytes: memory of each node for the cache; None if unknown.
         num_shards: shards of the data set; None without a data set.
+        backend: what makes the images on GPUs, as `mstrain` calls it in data.backend.
     """
 
     num_nodes: int = 1
@@ -38,6 +42,7 @@ class Plan:
     threads_per_rank: int | None = None
     cache_nbytes: int | None = None
     num_shards: int | None = None
+    backend: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ def _cpus(facts: NodeFacts, plan: Plan) -> Verdict:
 
 def _memory(facts: NodeFacts, plan: Plan) -> Verdict:
     free = bytes_text(facts.memory_free_nbytes)
-    ranks = plan.ranks_per_node * _RANK_NBYTES
+    ranks = plan.ranks_per_node * (_GPU_RANK_NBYTES if facts.has_gpus else _RANK_NBYTES)
     if plan.cache_nbytes is None:
         return True, f"{free} free", ""
     wanted = plan.cache_nbytes + ranks
@@ -165,8 +170,15 @@ def _files(facts: NodeFacts, plan: Plan) -> Verdict:
 
 
 def _gpus(facts: NodeFacts, plan: Plan) -> Verdict:
-    if not facts.gpus_of_job and not facts.gpus_seen:
+    if not facts.has_gpus:
         return True, "none requested, none found", ""
+    if facts.mig_seen and plan.num_nodes * plan.ranks_per_node > 1:
+        return (
+            False,
+            f"{counted(facts.mig_seen, 'MIG instance')} for "
+            f"{counted(plan.ranks_per_node, 'rank')}: a process can use one, and NCCL joins none",
+            "ask for whole GPUs, or train one rank on one instance (--nodes=1, RANKS_PER_NODE=1)",
+        )
     wanted = facts.gpus_of_job if facts.gpus_of_job is not None else facts.gpus_seen
     says = f"{counted(wanted, 'GPU')} for {counted(plan.ranks_per_node, 'rank')}"
     if facts.gpus_of_torch is None:
@@ -185,6 +197,20 @@ def _gpus(facts: NodeFacts, plan: Plan) -> Verdict:
     return True, f"{says}, NCCL {facts.nccl}", ""
 
 
+def _augmentation(facts: NodeFacts, plan: Plan) -> Verdict:
+    says = f"data.backend={plan.backend}"
+    if not facts.gpus_of_torch:
+        return True, f"{says}, without a GPU", ""
+    if plan.backend in _DALI_BACKENDS and not facts.has_dali:
+        return (
+            False,
+            f"{says} takes DALI on a GPU, which cannot be imported",
+            "pip install 'msdata[dali]' (CUDA 13: 'msdata[dali-cuda13]'), or train with "
+            "data.backend=torch",
+        )
+    return True, says, ""
+
+
 _NODE_CHECKS: dict[str, Callable[[NodeFacts, Plan], Verdict]] = {
     "cpus": _cpus,
     "memory": _memory,
@@ -193,6 +219,7 @@ _NODE_CHECKS: dict[str, Callable[[NodeFacts, Plan], Verdict]] = {
     "locked memory": _locked,
     "files": _files,
     "gpus": _gpus,
+    "augmentation": _augmentation,
 }
 
 
@@ -208,6 +235,8 @@ def node_findings(nodes: Sequence[NodeFacts], plan: Plan, *, has_data: bool) -> 
     for name, check in _NODE_CHECKS.items():
         if name == "files" and not has_data:
             continue
+        if name == "augmentation" and not any(facts.has_gpus for facts in nodes):
+            continue
         same: dict[Verdict | None, list[str]] = {}
         said: dict[Verdict | None, Verdict] = {}
         # The node with the least memory represents all sound ones.
@@ -222,6 +251,21 @@ def node_findings(nodes: Sequence[NodeFacts], plan: Plan, *, has_data: bool) -> 
                 Finding(name=name, is_good=good, says=says, cure=cure, nodes=tuple(sorted(where)))
             )
     return findings
+
+
+def even_gpus_finding(nodes: Sequence[NodeFacts]) -> Finding:
+    """Whether the job has equally many GPUs on all nodes: each runs equally many ranks."""
+    where: dict[int, list[str]] = {}
+    for facts in nodes:
+        where.setdefault(facts.gpus_of_job or 0, []).append(facts.node)
+    says = ", ".join(
+        f"{counted(count, 'GPU')} on {names_text(sorted(names))}"
+        for count, names in sorted(where.items())
+    )
+    if len(where) == 1:
+        return Finding(name="even gpus", is_good=True, says=says)
+    cure = "ask for them per node (sbatch --gpus-per-node) instead of --gpus or --gpus-per-task"
+    return Finding(name="even gpus", is_good=False, says=says, cure=cure)
 
 
 def version_finding(nodes: Sequence[NodeFacts]) -> Finding:

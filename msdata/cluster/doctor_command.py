@@ -15,6 +15,7 @@ from msdata.cluster.checks import (
     Finding,
     Plan,
     clock_finding,
+    even_gpus_finding,
     mpi_finding,
     names_text,
     node_findings,
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, help="threads per rank")
     parser.add_argument("--memory-gib", type=float, help="cache memory per node, GiB")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "reference", "dali", "torch"),
+        default="auto",
+        help="the run's data.backend, for nodes with GPUs (auto)",
+    )
     parser.add_argument("--mpi", metavar="FLAVOR", help="try srun --mpi=FLAVOR, such as pmi2")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
@@ -82,6 +89,7 @@ def _plan(args: argparse.Namespace, job: SlurmJob | None) -> Plan:
         threads_per_rank=args.threads,
         cache_nbytes=None if args.memory_gib is None else int(args.memory_gib * GIB),
         num_shards=num_shards,
+        backend=args.backend,
     )
 
 
@@ -110,6 +118,7 @@ def _findings(
     nodes = _as_bound_here(nodes, job)
     return [
         *node_findings(nodes, plan, has_data=args.data is not None),
+        *([even_gpus_finding(nodes)] if any(facts.has_gpus for facts in nodes) else []),
         version_finding(nodes),
         *found,
     ]

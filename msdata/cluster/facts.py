@@ -21,13 +21,17 @@ from msdata.cache.budget import free_memory
 from msdata.topology import slurm_job
 
 # Nodes with different versions may give different results, or fail to communicate.
-PACKAGES = ("numpy", "pyarrow", "torch", "mpi4py", "pyzmq", "nvidia-dali-cuda120")
+PACKAGES = (
+    *("numpy", "pyarrow", "torch", "mpi4py", "pyzmq"),
+    *("nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+)
 _COMMAND_S = 60.0
 _TORCH = """
 import json, torch
 nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
 print(json.dumps([torch.cuda.device_count(), nccl and ".".join(map(str, nccl))]))
 """
+_DALI = "import nvidia.dali.pipeline, nvidia.dali.fn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +53,11 @@ class NodeFacts:
         file_system: type of the file system that holds the data; None if it does not see them.
         stripe_count: servers that a shard is spread over; None without stripes.
         gpus_of_job: GPUs that the job has there; None if it requested none.
-        gpus_seen: GPUs that the driver sees.
+        gpus_seen: GPUs that the driver sees; an instance of MIG counts as one.
+        mig_seen: instances of MIG among them.
         gpus_of_torch: GPUs that torch can use; None if torch was not asked.
         nccl: version of NCCL; None if torch lacks it.
+        has_dali: whether DALI can be imported; None if the node has no GPU.
     """
 
     node: str
@@ -69,8 +75,15 @@ class NodeFacts:
     stripe_count: int | None = None
     gpus_of_job: int | None = None
     gpus_seen: int = 0
+    mig_seen: int = 0
     gpus_of_torch: int | None = None
     nccl: str | None = None
+    has_dali: bool | None = None
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the job requested GPUs there, or there are any."""
+        return bool(self.gpus_of_job or self.gpus_seen)
 
     def as_json(self) -> str:
         """One line; `from_json` is its inverse."""
@@ -94,7 +107,7 @@ def node_facts(data: Path | None, environ: Mapping[str, str]) -> NodeFacts:
     shm = os.statvfs("/dev/shm")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     gpus_of_job = None if job is None else job.gpus_on_node
-    gpus_seen = _count_gpus()
+    gpus_seen, mig_seen = _count_gpus()
     gpus_of_torch, nccl = _ask_torch() if gpus_of_job or gpus_seen else (None, None)
     return NodeFacts(
         node=(job.node if job is not None else "") or platform.node(),
@@ -112,8 +125,10 @@ def node_facts(data: Path | None, environ: Mapping[str, str]) -> NodeFacts:
         stripe_count=None if data is None else _stripe_count(data),
         gpus_of_job=gpus_of_job,
         gpus_seen=gpus_seen,
+        mig_seen=mig_seen,
         gpus_of_torch=gpus_of_torch,
         nccl=nccl,
+        has_dali=_has_dali() if gpus_of_job or gpus_seen else None,
     )
 
 
@@ -176,9 +191,16 @@ def _stripe_count(data: Path) -> int | None:
     return None
 
 
-def _count_gpus() -> int:
-    text = output_of(["nvidia-smi", "--list-gpus"]) or ""
-    return sum(line.startswith("GPU ") for line in text.splitlines())
+def _count_gpus() -> tuple[int, int]:
+    """GPUs that the driver sees, and how many of them are instances of MIG."""
+    lines = (output_of(["nvidia-smi", "--list-gpus"]) or "").splitlines()
+    num_instances = sum(line.lstrip().startswith("MIG ") for line in lines)
+    return num_instances or sum(line.startswith("GPU ") for line in lines), num_instances
+
+
+def _has_dali() -> bool:
+    """Tries it in a separate process: it loads libraries of CUDA, which may not fit the node's."""
+    return output_of([sys.executable, "-c", _DALI]) is not None
 
 
 def _ask_torch() -> tuple[int | None, str | None]:

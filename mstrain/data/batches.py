@@ -244,9 +244,7 @@ def make_augmenter(
         statistics: statistics of the bands, from `msdata.augment.read_statistics`.
     """
     is_on_gpu = ranks.device.type == "cuda"
-    backend = config.data.backend
-    if backend == "auto":
-        backend = "dali" if is_on_gpu else "reference"
+    backend = config.data.backend_on(ranks.device.type)
     options: dict[str, Any] = {}
     if backend == "torch":
         is_half = is_on_gpu and config.compute.precision == "bf16"

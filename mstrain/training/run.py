@@ -46,6 +46,7 @@ from mstrain.training.checkpoint import (
 )
 from mstrain.training.checkpoint_writer import CheckpointWriter
 from mstrain.training.metrics_log import Journal
+from mstrain.training.placement import write_placement
 from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer
 
@@ -93,6 +94,7 @@ def train_on_ranks(
     statistics = read_statistics(data.path) if config.augment.needs_statistics else None
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack, failing_at_once(ranks.topology):
+        write_placement(out, config, ranks)
         journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
@@ -100,14 +102,13 @@ def train_on_ranks(
         train_step, prior = _train_step(split, config, shapes, ranks, journal)
         num_steps = config.epochs * steps_per_epoch(len(split), config)
         progress = _resume(saved, train_step, loader, prior)
-        # At once: the first batch is made while the rest is opened.
         batches = training_stream(loader, augmenter, config, ranks.device)
+        # The first batch is made while the rest is opened.
         stream = stack.enter_context(Prefetcher(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
-        owners = loader.cache_owners
-        extras = _extras(config, data, shapes, prior)
-        writer = CheckpointWriter(out, ranks, extras, keep=config.checkpoint.keep)
+        hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
+        extras, keep = _extras(config, data, shapes, prior), config.checkpoint.keep
         trainer = Trainer(
             config=config,
             ranks=ranks,
@@ -115,8 +116,8 @@ def train_on_ranks(
             journal=journal,
             num_steps=num_steps,
             validate=_validation(stack, data, config, ranks, statistics),
-            count_hits=HitCounter(split=split, config=config, ranks=ranks, owners=owners).count,
-            writer=writer,
+            count_hits=hits.count,
+            writer=CheckpointWriter(out, ranks, extras, keep=keep),
             stop=stop,
         )
         trainer.fit(stream, progress)

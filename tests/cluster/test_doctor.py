@@ -23,6 +23,7 @@ from msdata.cluster.checks import (
     Finding,
     Plan,
     clock_finding,
+    even_gpus_finding,
     mpi_finding,
     node_findings,
     version_finding,
@@ -47,6 +48,7 @@ SOUND = NodeFacts(
     gpus_seen=4,
     gpus_of_torch=4,
     nccl="2.27.3",
+    has_dali=True,
 )
 PLAN = Plan(
     num_nodes=2, ranks_per_node=4, threads_per_rank=8, cache_nbytes=300 * GIB, num_shards=100
@@ -74,6 +76,8 @@ def test_sound_nodes_have_nothing_wrong_and_one_line_a_check() -> None:
         ({"cpus_of_job": None}, {"ranks_per_node": 5}, "cpus", "32 CPUs for 5 ranks", "fewer"),
         ({"cpu_quota": 2.5}, {}, "cpus", "grants 2.5 CPUs' time", "ask for more CPUs"),
         ({"memory_free_nbytes": 304 * GIB}, {}, "memory", "300.00 GiB of cache", "--mem"),
+        # On GPUs a rank needs 4 GiB.
+        ({"memory_free_nbytes": 325 * GIB}, {}, "memory", "16.00 GiB of ranks", "--mem"),
         ({"shm_free_nbytes": 64 << 20}, {}, "shm", "64.00 MiB free", "mounted larger"),
         ({"shm_free_nbytes": 64 << 20}, {"cache_nbytes": None}, "shm", "torch", "--shm-size"),
         ({"open_files": 256}, {}, "open files", "256 files", "ulimit -n 4096"),
@@ -100,6 +104,14 @@ def test_sound_nodes_have_nothing_wrong_and_one_line_a_check() -> None:
             "2 GPUs for 4 ranks",
             "--gpus-per-node",
         ),
+        (
+            {"gpus_seen": 4, "mig_seen": 4, "gpus_of_torch": 1},
+            {},
+            "gpus",
+            "4 MIG instances for 4 ranks: a process can use one",
+            "RANKS_PER_NODE=1",
+        ),
+        ({"has_dali": False}, {}, "augmentation", "takes DALI on a GPU", "msdata[dali-cuda13]"),
     ],
 )
 def test_a_fault_of_one_node_is_found_and_that_node_named(
@@ -120,6 +132,25 @@ def test_a_fault_of_one_node_is_found_and_that_node_named(
     assert fault.nodes == ("n1",)
     assert says in fault.says
     assert cure.replace("\\", "") in fault.cure
+
+
+def test_where_dali_is_missing_another_backend_or_no_gpu_is_no_fault() -> None:
+    facts = replace(SOUND, has_dali=False)
+    plan = replace(PLAN, backend="torch")
+    assert faults(node_findings([facts], plan, has_data=True)) == []
+    facts = replace(SOUND, has_dali=None, gpus_of_job=None, gpus_seen=0, gpus_of_torch=None)
+    found = node_findings([facts], PLAN, has_data=True)
+    assert faults(found) == []
+    assert "augmentation" not in {f.name for f in found}
+
+
+def test_uneven_gpus_are_told_with_their_nodes() -> None:
+    nodes = [SOUND, replace(SOUND, node="n1", gpus_of_job=2), replace(SOUND, node="n2")]
+    found = even_gpus_finding(nodes)
+    assert not found.is_good
+    assert found.says == "2 GPUs on n1, 4 GPUs on n0, n2"
+    assert "--gpus-per-node" in found.cure
+    assert even_gpus_finding(nodes[::2]).is_good
 
 
 def test_stripes_over_all_servers_are_never_too_few() -> None:
@@ -213,6 +244,13 @@ def test_lfs_and_nvidia_smi_are_asked_where_they_are(
     monkeypatch.setattr("msdata.cluster.facts._ask_torch", lambda: (2, "2.27"))
     facts = node_facts(tmp_path, {})
     assert (facts.stripe_count, facts.gpus_seen, facts.gpus_of_torch) == (8, 2, 2)
+    monkeypatch.setattr("msdata.cluster.facts._DALI", "import no_such_package")
+    program(
+        tmp_path / "nvidia-smi",
+        "#!/bin/sh\necho 'GPU 0: H200'\nprintf '  MIG 1g.18gb Device %s:\\n' 0 1 2\n",
+    )
+    facts = node_facts(tmp_path, {})
+    assert (facts.gpus_seen, facts.mig_seen, facts.has_dali) == (3, 3, False)
 
 
 def doctor(

@@ -175,7 +175,7 @@ def test_training_on_two_nodes_beside_the_cache_leaves_checkpoints_metrics_and_r
     (logs,) = (undisturbed / "logs").iterdir()
     assert {p.name for p in logs.iterdir()} == {
         f"{node}.{kind}.log" for node in ("n0", "n1") for kind in ("serve", "train", "evaluate")
-    }
+    } | {"doctor.txt"}
     assert "<html" in (undisturbed / "report.html").read_text()
 
 
@@ -313,3 +313,17 @@ def test_wrong_settings_are_refused_before_anything_is_started(
     text = (tmp_path / "out").read_text()
     assert "unknown setting 'epoch'; did you mean epochs?" in text
     assert not list((tmp_path / "run").glob(".job-*"))
+
+
+def test_a_node_with_fewer_gpus_than_ranks_is_refused_before_anything_is_started(
+    cluster: SlurmCluster, data: Path, tmp_path: Path
+) -> None:
+    # Slurm deals three GPUs as two and one.
+    options = ("--nodes=2", "--ntasks-per-node=2", "--gpus=3")
+    batch = (*options, SLURM / "train_ddp.sh", "demo", data, tmp_path / "run")
+    job = submit(cluster, tmp_path / "out", *batch, RANKS_PER_NODE="2")
+    fields = cluster.wait(job, TIMEOUT_S)
+    text = (tmp_path / "out").read_text()
+    assert fields["ExitCode"] == "2:0", text
+    assert "a node has 1 GPU(s) for 2 ranks; ask for them per node" in text
+    assert not (tmp_path / "run" / "logs").exists()

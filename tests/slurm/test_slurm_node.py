@@ -190,3 +190,23 @@ def test_a_service_that_is_told_to_end_while_it_is_to_be_started_again_ends(tmp_
         SERVICE_PAUSE_S="30",
     )
     assert said.count("up") == 1
+
+
+def test_compiled_kernels_are_there_again_at_the_next_start(tmp_path: Path) -> None:
+    kept = tmp_path / "run" / "compiled.tar"
+    kept.parent.mkdir()
+    environ = {"COMPILED_FILE": str(kept)}
+    names = "$TORCHINDUCTOR_CACHE_DIR $TRITON_CACHE_DIR"
+    write = ("bash", "-c", f"for d in {names}; do mkdir -p $d && echo kernel >$d/k; done")
+    read = ("bash", "-c", f"for d in {names}; do cat $d/k; done")
+    # Another node than the first leaves the file to it.
+    node(tmp_path, *write, SLURM_NODEID="1", **environ)
+    assert not kept.exists()
+    node(tmp_path, *write, **environ)
+    assert node(tmp_path, *read, SLURM_NODEID="1", **environ)[-2:] == ["kernel", "kernel"]
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert {path.name for path in kept.parent.iterdir()} == {"compiled.tar"}
+    kept.write_text("torn")
+    (*said, end) = node(tmp_path, "echo", "trained", **environ)
+    assert "kernels are compiled again" in "\n".join(said)
+    assert end == "trained"

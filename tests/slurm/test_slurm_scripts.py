@@ -59,7 +59,7 @@ def test_every_variable_of_the_block_is_used_and_every_variable_used_is_in_the_b
         named = {words[1] for words in map(str.split, block) if words[1].isupper()}
         code = "\n".join(
             line
-            for path in (FOLDER / name, FOLDER / "job.sh", FOLDER / "node.sh")
+            for path in (FOLDER / name, *(FOLDER / f"{n}.sh" for n in ("job", "node", "smoke")))
             for line in path.read_text().splitlines()
             if not line.lstrip().startswith("#")
         )
@@ -130,3 +130,26 @@ def test_a_jobs_tasks_and_the_ranks_share_of_a_batch_are_looked_at_first(
     found = job_script(tmp_path, words, SLURM_NTASKS=tasks)
     assert says in found.stdout + found.stderr
     assert (found.returncode == 0) == ("taken" in says)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "smi", "words", "says"),
+    [
+        ("2 2", "GPU 0: x", "2 torch", "looked at"),
+        ("4 4", "GPU 0: x", "2 torch", "up to 2 GPU(s) of a node stay idle beside 2 ranks"),
+        ("4 2", "GPU 0: x", "4 auto", "a node has 2 GPU(s) for 4 ranks; ask for them per node"),
+        ("2 2", "  MIG 1g.18gb", "2 torch", "instances of MIG, of which a process can use one"),
+        ("2 2", "GPU 0: x", "2 dali", "data.backend=dali takes DALI on a GPU, which"),
+    ],
+)
+def test_gpus_that_ranks_cannot_use_are_refused_before_they_start(
+    tmp_path: Path, gpus: str, smi: str, words: str, says: str
+) -> None:
+    for name, line in (("srun", f"printf '%s\\n' {gpus}"), ("nvidia-smi", f"echo '{smi}'")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "nvidia").mkdir()
+    (tmp_path / "nvidia" / "__init__.py").touch()
+    found = job_script(tmp_path, f"check_gpus {words}; say looked at", PYTHONPATH=str(tmp_path))
+    assert says in found.stdout + found.stderr
+    assert found.returncode == (0 if "looked at" in found.stdout else 2), found.stderr
