@@ -18,8 +18,7 @@ from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
 
 # Name -> (module with `answer(settings) -> int`, what it asks). A new question is one row here, and
-# `benchmarks/questions/NAME.py` with what `benchmarks.report` shows of it; next comes `smaller`:
-# coded samples, bytes and hits against the error of the network.
+# `benchmarks/questions/NAME.py` with what `benchmarks.report` shows of it.
 QUESTIONS = {
     "limit": ("benchmarks.questions.limit", "how fast could this machine be?"),
     "loaders": ("benchmarks.questions.loaders", "how fast are all loaders on the same bytes?"),
@@ -27,6 +26,10 @@ QUESTIONS = {
     "policies": (
         "benchmarks.questions.policies",
         "does an order for the cache cost accuracy?",
+    ),
+    "smaller": (
+        "benchmarks.questions.smaller.question",
+        "what do coded samples save, and what do they cost?",
     ),
     "scale": ("benchmarks.questions.scale", "what will N nodes do?"),
 }

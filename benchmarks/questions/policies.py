@@ -74,6 +74,11 @@ class Design:
         """All arms."""
         return make_arms(self.buffers)
 
+    def prepare(self, folder: Path, seed: int) -> None:
+        """Packs a seed's data sets, unless it was done."""
+        stamps = Stamps.read(folder / "stamps.npz")
+        pack_both(stamps, folder / f"data-{seed}", seed=seed, num_shards=self.num_shards)
+
 
 def design_of(settings: Settings) -> Design:
     """The design that the settings ask for.
@@ -179,10 +184,10 @@ def _run_missing(
     """By seeds, so that what a stopped study leaves is whole seeds; packs one seed ahead."""
     seeds = sorted({seed for seed, _ in missing})
     futures: list[Future[dict[str, Any]]] = []
-    packs = [pool.submit(prepare, design, folder, seeds[0])]
+    packs = [pool.submit(design.prepare, folder, seeds[0])]
     for place, seed in enumerate(seeds):
         if place + 1 < len(seeds):
-            packs.append(pool.submit(prepare, design, folder, seeds[place + 1]))
+            packs.append(pool.submit(design.prepare, folder, seeds[place + 1]))
         packs[place].result()
         for arm in design.arms:
             if (seed, arm.name) in missing:
@@ -200,12 +205,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def prepare(design: Design, folder: Path, seed: int) -> None:
-    """Packs a seed's data sets, unless it was done."""
-    stamps = Stamps.read(folder / "stamps.npz")
-    pack_both(stamps, folder / f"data-{seed}", seed=seed, num_shards=design.num_shards)
 
 
 def run_cell(design: Design, folder: Path, arm: Arm, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.statistics import FILE_NAME
 from msdata.cache.config import Owners
 from msdata.core.files import whole_file
+from msdata.dataset.coding import ArrayCoding, decode_into, encode
 from msdata.dataset.dataset import Split
 from msdata.describe.stats import measure
 from msdata.errors import UsageError
@@ -33,7 +35,7 @@ from msdata.pack.settings import PackSettings
 from msdata.plan import quality
 from msdata.plan.assign import assign_epoch
 from msdata.plan.order import epoch_order, global_positions
-from msdata.schema import MANTIS_SHRIMP, Schema
+from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.topology import Topology
 from mstrain.config import ComputeConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mstrain.recipes import find_recipe
@@ -95,24 +97,33 @@ def make_stamps(data: Path | None, num_objects: int, jobs: int) -> Stamps:
     Raises:
         UsageError: the data set has other arrays than Mantis Shrimp's, or no redshifts.
     """
+    return make_coded_stamps(data, num_objects, jobs, (None,))[0]
+
+
+def make_coded_stamps(
+    data: Path | None, num_objects: int, jobs: int, quantize: Sequence[float | None]
+) -> list[Stamps]:
+    """Stamps as of `make_stamps`, for each of `quantize`: steps per sigma of cutouts, or None."""
     if data is not None:
-        return _joined(_packed_chunks(data, num_objects))
+        return _joined(_packed_chunks(data, num_objects, quantize))
     starts = range(0, num_objects, _CHUNK)
     with ProcessPoolExecutor(jobs) as pool:
-        return _joined(pool.map(_mock_chunk, starts, [num_objects] * len(starts)))
+        return _joined(pool.map(partial(_mock_chunk, num_objects, quantize), starts))
 
 
-def _mock_chunk(start: int, num_objects: int) -> Stamps:
+def _mock_chunk(num_objects: int, quantize: Sequence[float | None], start: int) -> list[Stamps]:
     from msdata.mock.objects import build_model, make_object
 
     model = build_model()
     found = [make_object(model, 0, n) for n in range(start, min(start + _CHUNK, num_objects))]
     batch = {name: np.stack([one.sample[name] for one in found]) for name in MANTIS_SHRIMP.names}
     rows = {c: np.array([float(one.row[c]) for one in found]) for c in ("redshift", EBV)}
-    return _reduced(MANTIS_SHRIMP, batch, rows["redshift"], rows[EBV])
+    return [_reduced(MANTIS_SHRIMP, batch, rows["redshift"], rows[EBV], q) for q in quantize]
 
 
-def _packed_chunks(data: Path, num_objects: int) -> Iterator[Stamps]:
+def _packed_chunks(
+    data: Path, num_objects: int, quantize: Sequence[float | None]
+) -> Iterator[list[Stamps]]:
     dataset = msdata.open(data)
     if set(dataset.schema.names) != set(MANTIS_SHRIMP.names):
         raise UsageError(
@@ -126,17 +137,22 @@ def _packed_chunks(data: Path, num_objects: int) -> Iterator[Stamps]:
     for name in dataset.splits:
         with msdata.Loader(dataset.split(name), _CHUNK, columns=["redshift", EBV]) as loader:
             for batch in loader:
-                chunk = _reduced(dataset.schema, batch, batch["redshift"], batch[EBV])
-                is_known = np.isfinite(chunk.redshift) & np.isfinite(chunk.ebv)
+                labels = batch["redshift"], batch[EBV]
+                chunks = [_reduced(dataset.schema, batch, *labels, q) for q in quantize]
+                is_known = np.isfinite(chunks[0].redshift) & np.isfinite(chunks[0].ebv)
                 kept = np.flatnonzero(is_known)[:left]
                 left -= len(kept)
-                yield chunk.take(kept)
+                yield [chunk.take(kept) for chunk in chunks]
                 if not left:
                     return
 
 
-def _reduced(schema: Schema, batch: Any, redshift: Any, ebv: Any) -> Stamps:
-    """The batch on the stamps' grid, by the augmenter as it is for validation."""
+def _reduced(
+    schema: Schema, batch: Any, redshift: Any, ebv: Any, quantize: float | None = None
+) -> Stamps:
+    """The batch, quantized, on the stamps' grid, by the augmenter as it is for validation."""
+    if quantize is not None:
+        batch = {a.name: _recoded(batch[a.name], a, quantize) for a in schema.arrays}
     with open_augmenter(schema, _RESAMPLING, seed=0, batch_size=_CHUNK, threads=1) as augmenter:
         images = augmenter.run(batch, 0, train=False)["image"]
     return Stamps(
@@ -146,13 +162,24 @@ def _reduced(schema: Schema, batch: Any, redshift: Any, ebv: Any) -> Stamps:
     )
 
 
-def _joined(chunks: Iterable[Stamps]) -> Stamps:
-    parts = list(chunks)
-    return Stamps(
-        images=np.concatenate([p.images for p in parts]),
-        redshift=np.concatenate([p.redshift for p in parts]),
-        ebv=np.concatenate([p.ebv for p in parts]),
-    )
+def _recoded(cutouts: NDArray[np.float32], spec: Survey, quantize: float) -> NDArray[np.float32]:
+    coding = ArrayCoding(spec.name, spec.shape, spec.dtype, quantize)
+    made = np.empty_like(cutouts)
+    for cutout, out in zip(cutouts, made, strict=True):
+        found = encode(np.ascontiguousarray(cutout), coding)
+        decode_into(found.data, coding, found.steps, found.kind, out)
+    return made
+
+
+def _joined(chunks: Iterable[list[Stamps]]) -> list[Stamps]:
+    return [
+        Stamps(
+            images=np.concatenate([p.images for p in parts]),
+            redshift=np.concatenate([p.redshift for p in parts]),
+            ebv=np.concatenate([p.ebv for p in parts]),
+        )
+        for parts in zip(*chunks, strict=True)
+    ]
 
 
 def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> None:
@@ -165,7 +192,7 @@ def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> No
         num_shards: about so many in split "train".
     """
     numbers = np.arange(len(stamps))
-    random = _packed(stamps, folder / RANDOM, numbers, (seed, num_shards))
+    random = pack_stamps(stamps, folder / RANDOM, numbers, (seed, num_shards))
     # The k-th place of the random pack's order is given to the object of the k-th redshift: pack
     # knows no other order than that of the ids' hashes.
     for name in msdata.open(random).splits:
@@ -173,10 +200,10 @@ def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> No
         places = np.array([int(i) for i in ids])
         in_split = np.sort(places)
         numbers[places] = in_split[np.argsort(stamps.redshift[in_split], kind="stable")]
-    _packed(stamps, folder / BY_REDSHIFT, numbers, (seed, num_shards))
+    pack_stamps(stamps, folder / BY_REDSHIFT, numbers, (seed, num_shards))
 
 
-def _packed(
+def pack_stamps(
     stamps: Stamps, out: Path, numbers: NDArray[np.int64], settings: tuple[int, int]
 ) -> Path:
     """Packs the stamp `numbers[i]` under the id `i`; its own number becomes a column."""

@@ -21,7 +21,7 @@
 
 #include "streaming.h"
 
-#define INTERFACE 1 /* what msdata/dataset/coding.py expects */
+#define INTERFACE 2 /* what msdata/dataset/coding.py expects */
 #define CHUNK 1024  /* pixels at a time: with their codes they stay in the first-level cache */
 #define SLACK 64 /* scratch behind the codes */
 #define BITSHUFFLED 0x4 /* flags of Blosc's header */
@@ -237,25 +237,6 @@ INLINE void store_codes(const int32_t *codes, int n, int is_short, int is_zigzag
 TWICE(store_codes, (const int32_t *codes, int n, int is_short, int is_zigzag, char *out),
       (codes, n, is_short, is_zigzag, out))
 
-static void quantize_plane(const float *plane, Py_ssize_t n, float step, int is_short,
-                           int is_zigzag, char *out)
-{
-    int32_t codes[CHUNK];
-    const int32_t lowest = is_short ? INT16_MIN : INT32_MIN;
-    for (Py_ssize_t at = 0; at < n; at += CHUNK) {
-        int count = (int)(n - at < CHUNK ? n - at : CHUNK), has_special = 0;
-        if (step == 0.0f) {
-            memcpy(codes, plane + at, (size_t)count * 4);
-        } else {
-            quantize_chunk_best(plane + at, count, step, codes, &has_special);
-            for (int i = 0; has_special && i < count; i++)
-                if (is_special(bits_of(plane[at + i])))
-                    codes[i] = lowest + (special_of(bits_of(plane[at + i])) & (NUM_SPECIALS - 1));
-        }
-        store_codes_best(codes, count, is_short, is_zigzag, out + at * (is_short ? 2 : 4));
-    }
-}
-
 /* ---- codes to float32 ---- */
 
 /* Middle of each short code's bin, and whether some may be special, in one pass: the word z of a
@@ -319,6 +300,30 @@ INLINE void dequantize_chunk(const int32_t *codes, int n, float half, int32_t li
 TWICE(dequantize_chunk,
       (const int32_t *codes, int n, float half, int32_t limit, float *pixels, int *has_special),
       (codes, n, half, limit, pixels, has_special))
+
+/* Codes of a plane, and what they decode to. */
+static void quantize_plane(const float *plane, Py_ssize_t n, float step, int is_short,
+                           int is_zigzag, char *out, float *decoded)
+{
+    int32_t codes[CHUNK];
+    const int32_t lowest = is_short ? INT16_MIN : INT32_MIN;
+    for (Py_ssize_t at = 0; at < n; at += CHUNK) {
+        int count = (int)(n - at < CHUNK ? n - at : CHUNK), has_special = 0, is_low;
+        if (step == 0.0f) {
+            memcpy(codes, plane + at, (size_t)count * 4);
+            memcpy(decoded + at, plane + at, (size_t)count * 4);
+        } else {
+            quantize_chunk_best(plane + at, count, step, codes, &has_special);
+            dequantize_chunk_best(codes, count, 0.5f * step, INT32_MIN, decoded + at, &is_low);
+            for (int i = 0; has_special && i < count; i++)
+                if (is_special(bits_of(plane[at + i]))) {
+                    codes[i] = lowest + (special_of(bits_of(plane[at + i])) & (NUM_SPECIALS - 1));
+                    memcpy(decoded + at + i, plane + at + i, 4); /* keeps the bits of a NaN */
+                }
+        }
+        store_codes_best(codes, count, is_short, is_zigzag, out + at * (is_short ? 2 : 4));
+    }
+}
 
 /* Pixels or long codes of short ones, a chunk. */
 static void decode_shorts(const uint16_t *source, int n, int is_zigzag, float step, int make,
@@ -622,10 +627,11 @@ static PyObject *measure(PyObject *module, PyObject *args)
 
 static PyObject *quantize(PyObject *module, PyObject *args)
 {
-    Py_buffer pixels, steps, out;
+    Py_buffer pixels, steps, out, decoded;
     int is_short, is_zigzag;
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*y*w*pp:quantize", &pixels, &steps, &out, &is_short, &is_zigzag))
+    if (!PyArg_ParseTuple(args, "y*y*w*w*pp:quantize", &pixels, &steps, &out, &decoded, &is_short,
+                          &is_zigzag))
         return NULL;
     Py_ssize_t n = plane_pixels(&pixels, &steps), num_planes = steps.len / 4;
     const int size = is_short ? 2 : 4;
@@ -634,16 +640,23 @@ static PyObject *quantize(PyObject *module, PyObject *args)
                      out.len);
         n = -1;
     }
+    if (n >= 0 && (decoded.len != pixels.len || (uintptr_t)decoded.buf % 4 != 0)) {
+        PyErr_Format(PyExc_ValueError, "decoded pixels take %zd bytes, got %zd", pixels.len,
+                     decoded.len);
+        n = -1;
+    }
     if (n >= 0) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t p = 0; p < num_planes; p++)
             quantize_plane((const float *)pixels.buf + p * n, n, ((const float *)steps.buf)[p],
-                           is_short, is_zigzag, (char *)out.buf + p * n * size);
+                           is_short, is_zigzag, (char *)out.buf + p * n * size,
+                           (float *)decoded.buf + p * n);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&pixels);
     PyBuffer_Release(&steps);
     PyBuffer_Release(&out);
+    PyBuffer_Release(&decoded);
     if (n < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -651,7 +664,7 @@ static PyObject *quantize(PyObject *module, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"measure", measure, METH_VARARGS, "measure(pixels, steps, quantize) -> kind; fills steps"},
-    {"quantize", quantize, METH_VARARGS, "quantize(pixels, steps, out, is_short, is_zigzag)"},
+    {"quantize", quantize, METH_VARARGS, "quantize(pixels, steps, out, decoded, is_short, is_zigzag)"},
     {"decode", decode, METH_VARARGS,
      "decode(table, first, stop, specs, scratch, decompress) -> first row that is not sound"},
     {NULL, NULL, 0, NULL},

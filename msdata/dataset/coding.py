@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.checksum import crc32c
 from msdata.dataset import quantize as reference
 from msdata.dataset.blosc_chunk import (
     chunk_fault,
@@ -33,7 +34,7 @@ except ImportError:
     # Not built, or not for this machine: NumPy computes the same, slower.
     _coding = None  # type: ignore[assignment]
 else:
-    if getattr(_coding, "INTERFACE", 0) != 1:
+    if getattr(_coding, "INTERFACE", 0) != 2:
         _coding = None  # type: ignore[assignment]
 
 COMPRESSORS = ("none", "lz4", "zstd")
@@ -104,11 +105,13 @@ class Encoded:
         data: the stored bytes.
         steps: float32 (planes,), 0 where a plane keeps its values; () if not quantized.
         kind: dtype of what was compressed: "<i2", "<i4", or the array's own.
+        decoded_crc32c: checksum of what it decodes to, continued from `encode`'s `crc`.
     """
 
     data: Any
     steps: Floats
     kind: str
+    decoded_crc32c: int
 
 
 def wider(kind: str, other: str) -> str:
@@ -117,7 +120,12 @@ def wider(kind: str, other: str) -> str:
 
 
 def encode(
-    array: NDArray[Any], coding: ArrayCoding, *, step: Floats | None = None, kind: str | None = None
+    array: NDArray[Any],
+    coding: ArrayCoding,
+    *,
+    step: Floats | None = None,
+    kind: str | None = None,
+    crc: int = 0,
 ) -> Encoded:
     """Encodes one array; a function of its values, the options and the version of Blosc alone.
 
@@ -126,6 +134,7 @@ def encode(
         coding: how to store it.
         step: float32 (planes,), the steps to use; None measures them.
         kind: the kind to make, at least as wide as the array's own; None makes that.
+        crc: CRC32C of the decoded arrays before this one.
 
     Raises:
         UsageError: the array does not fit the coding, or the kind does not hold it.
@@ -138,38 +147,42 @@ def encode(
         )
     array = np.ascontiguousarray(array)
     steps = np.zeros(0, np.float32)
-    content, found = array, PLAIN
+    content, decoded, found = array, array, PLAIN
     if coding.quantize is not None:
         planes = array.reshape(coding.num_planes, -1)
         steps = np.zeros(coding.num_planes, np.float32) if step is None else np.array(step, "<f4")
         measure = reference.measure if _coding is None else _coding.measure
         found = measure(planes, steps, coding.quantize if step is None else 0.0)
-        content, found = _codes(planes, steps, found, coding, kind)
+        content, decoded, found = _codes(planes, steps, found, coding, kind)
     own = _KINDS.get(found, coding.dtype)
     if kind not in (None, own):
         raise UsageError(f"kind {kind!r} does not hold array {coding.name!r}, which takes {own!r}")
+    # Before the compression, while the pixels are in the processor's cache.
+    crc = crc32c(decoded, crc)
     if coding.compress == "none":
-        return Encoded(content.reshape(-1).view(np.uint8).data, steps, own)
-    return Encoded(compress_array(content, coding.compress), steps, own)
+        return Encoded(content.reshape(-1).view(np.uint8).data, steps, own, crc)
+    return Encoded(compress_array(content, coding.compress), steps, own, crc)
 
 
 def _codes(
     planes: Floats, steps: Floats, found: int, coding: ArrayCoding, kind: str | None
-) -> tuple[NDArray[Any], int]:
-    """The words to store, and their kind."""
+) -> tuple[NDArray[Any], Floats, int]:
+    """The words to store, what they decode to, and their kind."""
     if kind == "<i4":
         found = LONG
     if found == PLAIN:
-        return planes, found
+        return planes, planes, found
     is_compressed, is_short = coding.compress != "none", found == SHORT
     if _coding is not None:
         size = planes.size * (2 if is_short else 4)
         room = thread_room("codes", size) if is_compressed else np.empty(size, np.uint8)
         codes = room.view("<u2" if is_short else "<u4").reshape(planes.shape)
-        _coding.quantize(planes, steps, codes, is_short, is_compressed)
-        return codes, found
+        decoded = thread_room("decoded", planes.nbytes).view("<f4").reshape(planes.shape)
+        _coding.quantize(planes, steps, codes, decoded, is_short, is_compressed)
+        return codes, decoded, found
     signed = reference.quantize(planes, steps, is_short=is_short)
-    return (reference.zigzag(signed) if is_compressed else signed), found
+    decoded = reference.dequantize(signed, steps)
+    return (reference.zigzag(signed) if is_compressed else signed), decoded, found
 
 
 def decode_into(

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.checksum import crc32c_of_parts
 from msdata.dataset import coding_options
-from msdata.dataset.coding import ArrayCoding, decode_into, encode
+from msdata.dataset.coding import ArrayCoding, encode
 from msdata.pack.settings import PackSettings
 from msdata.schema import Array, Schema
 
@@ -56,25 +55,23 @@ def encode_sample(
         return Stored(arrays=tuple(arrays), metadata={}, columns={})
     stored: list[Array] = []
     kinds: list[str] = []
-    decoded: list[Array] = []
+    crc = 0
     coding_json: dict[str, Any] = {}
     columns: dict[str, Any] = {}
     for a, (array, coding) in enumerate(zip(arrays, codings, strict=True)):
         name = coding.name
         # A narrower one than the array needs is the caller's to find: it has the codes returned.
         kind = "<i4" if codes is not None and codes[a] == "<i4" else None
-        found = encode(array, coding, step=steps.get(name), kind=kind)
+        found = encode(array, coding, step=steps.get(name), kind=kind, crc=crc)
+        crc = found.decoded_crc32c
         stored.append(np.frombuffer(found.data, np.uint8))
         kinds.append(found.kind)
         columns[f"nbytes_{name}"] = stored[-1].nbytes
         coding_json[name] = {"dtype": found.kind, "shape": list(coding.shape)}
         if coding.quantize is None:
-            decoded.append(array)
             continue
         columns[f"dtype_{name}"] = found.kind
         columns[f"step_{name}"] = coding_json[name]["step"] = found.steps.tolist()
-        decoded.append(np.empty_like(array))
-        decode_into(found.data, coding, found.steps, found.kind, decoded[-1])
-    columns["decoded_crc32c"] = crc = crc32c_of_parts(decoded)
+    columns["decoded_crc32c"] = crc
     metadata = {"coding": coding_json, "decoded_crc32c": crc}
     return Stored(arrays=tuple(stored), codes=tuple(kinds), metadata=metadata, columns=columns)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msdata.core.checksum import crc32c
 from msdata.dataset import blosc_chunk
 from msdata.dataset import coding as module
 from msdata.dataset import quantize as reference
@@ -104,7 +105,9 @@ def test_any_picture_comes_back_within_half_a_step_and_its_specials_bit_for_bit(
         off = np.abs(before[~kept].astype(np.float64) - after[~kept])
         # Half a step, but for the roundings of float32 to the nearest value.
         assert (off <= step / 2 + 2.0**-23 * np.abs(before[~kept])).all()
-    again = encode(out, coding, step=found.steps)
+    assert found.decoded_crc32c == crc32c(out)
+    again = encode(out, coding, step=found.steps, crc=7)
+    assert again.decoded_crc32c == crc32c(out, 7)
     assert bytes(again.data) == bytes(found.data)
     assert again.kind == found.kind
     assert (again.steps == found.steps).all()
@@ -134,6 +137,7 @@ def test_c_and_numpy_give_the_same_bytes_and_pixels(
     assert (found.steps == wanted.steps).all()
     assert found.kind == wanted.kind
     assert bytes(found.data) == bytes(wanted.data)
+    assert found.decoded_crc32c == wanted.decoded_crc32c == crc32c(pixels)
     assert (bits(decoded(found, coding)) == bits(pixels)).all()
 
 
@@ -210,6 +214,7 @@ def test_what_has_no_noise_to_measure_keeps_its_values(by: str) -> None:
             assert found.steps[0] == 0
             assert found.kind == kind
             assert (bits(decoded(found, coding))[0] == bits(plane)).all()
+            assert found.decoded_crc32c == crc32c(decoded(found, coding))
 
 
 def test_a_band_without_coverage_costs_no_wider_codes(by: str) -> None:

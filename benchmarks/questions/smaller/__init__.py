@@ -1,0 +1,1 @@
+"""What coded samples save and cost: sizes, rates, hits, errors, and trainings."""

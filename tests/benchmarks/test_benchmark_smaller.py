@@ -1,0 +1,164 @@
+"""The question of coded samples: sizes, errors, rates, and a study that sees harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import msdata
+from benchmarks.__main__ import main
+from benchmarks.questions import policies
+from benchmarks.questions.policies_data import SIZE, Stamps
+from benchmarks.questions.smaller import question
+from benchmarks.questions.smaller.forms import Form, measure_forms
+from benchmarks.questions.smaller.training import CodedDesign, sentences_of
+from benchmarks.report import page
+from benchmarks.workloads import Workload, write_source
+
+FORMS = (Form(), Form(quantize=4.0), Form(quantize=4.0, compress="lz4"))
+DESIGN = CodedDesign(
+    num_objects=240,
+    num_seeds=2,
+    epochs=1,
+    num_shards=4,
+    quantize=(4.0,),
+    controls=(0.05,),
+    data=None,
+)
+NUM_OBJECTS = 12
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of two bands on a sky of zero, with a band that has no coverage."""
+    workload = Workload(
+        name="tiny",
+        arrays={"image": ((2, 64, 64), "<f4")},
+        num_samples=1,
+        num_quick=1,
+        batch_size=4,
+    )
+    random = np.random.default_rng(5)
+    shape, dtype = workload.arrays["image"]
+    arrays = [{"image": random.normal(0, 1, shape).astype(dtype)} for _ in range(NUM_OBJECTS)]
+    arrays[3]["image"][1] = 0
+    folder = tmp_path_factory.mktemp("smaller") / "source"
+    return write_source(folder, iter(arrays)).objects
+
+
+@pytest.fixture(scope="module")
+def found(objects: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What was measured of three forms."""
+    folder = tmp_path_factory.mktemp("forms")
+    return measure_forms(objects, NUM_OBJECTS, folder, 1, FORMS)
+
+
+def test_codes_of_noise_have_the_size_and_the_error_that_arithmetic_gives(
+    found: list[dict[str, Any]],
+) -> None:
+    plain, codes, packed = found
+    assert [form["title"] for form in found] == ["float32", "q = 4, codes alone", "q = 4, LZ4"]
+    assert (plain["ratio"], codes["ratio"]) == (1.0, 2.0)
+    # Four bits of noise per sigma / 4, of 32; LZ4 does not reach the entropy.
+    assert 5 < packed["ratio"] < 8
+    for form in (codes, packed):
+        assert form["variance"] == pytest.approx(1, abs=0.02)
+        assert 0.49 < form["worst"] <= 0.5001
+        assert abs(form["bias"]) < 3 / np.sqrt(12 * NUM_OBJECTS * 2 * 64 * 64)
+        assert form["same"]
+    assert "variance" not in plain
+
+
+def test_hits_grow_with_the_ratio_and_all_rates_are_ratios_of_the_same_turn(
+    found: list[dict[str, Any]],
+) -> None:
+    # A fifth of the float32 data is 2.4 of 12 such samples, 4.8 of half the size; whole shards.
+    held = [round(NUM_OBJECTS * form["hits"]) for form in found]
+    assert held[0] == 2
+    assert held[1] in (3, 4)
+    assert held[2] == 12
+    for form in found:
+        assert form["hot_of_limit"]["median"] == pytest.approx(
+            form["hot"]["median"] / form["limit"]["median"], rel=1e-3, abs=1e-4
+        )
+        assert form["pack_cpu_ms"]["median"] > 0
+    assert found[0]["pack_of_float32"]["median"] == found[0]["cold_of_float32"]["median"] == 1
+
+
+def make_study(harm: float) -> dict[str, Any]:
+    random = np.random.default_rng(2)
+    cells = []
+    for seed in range(6):
+        for arm in DESIGN.arms:
+            value = 0.03 * (1 + (harm if arm.name == "q0.05" else 0)) + 3e-4 * random.normal()
+            metrics = dict.fromkeys(policies.METRICS, value)
+            cells.append({"seed": seed, "arm": arm.name, **metrics, "quality": {"moved": 1.0}})
+    return {
+        "design": {"num_seeds": 6, "epochs": 4, "controls": [0.05]},
+        "num_train": 100,
+        "num_test": 50,
+        "arms": policies.summarize(DESIGN.arms, cells),
+    }
+
+
+def test_the_report_says_whether_the_control_harms_and_draws_every_chart(
+    found: list[dict[str, Any]],
+) -> None:
+    seen, blind = sentences_of(make_study(0.3)), sentences_of(make_study(0.0))
+    assert "The control works: the study sees harm at q = 0.05." in seen
+    assert any(s.startswith("q = 4 against float32: no harm seen; NMAD") for s in seen)
+    assert any(s.startswith("THE CONTROL FAILED") for s in blind)
+    shown = question.show({"forms": found, "study": make_study(0.3)})
+    assert any(s.startswith("q = 4, LZ4: ") for s in shown.sentences)
+    facts = {"command": "", "finished": "", "commit": "", "versions": {}, "quick": True}
+    host = {"processor": "", "cores": 2, "memory_gib": 1, "kernel": "", "load_average": 0}
+    text = page([{**facts, "host": host, "shown": shown.to_json()}])
+    assert text.count('<svg class="chart"') == 3
+    fault = question.show(
+        {"forms": [found[0], {**found[1], "same": False}], "study": make_study(0.3)}
+    )
+    assert any("FAULT: zeros or unquantized pixels were changed" in s for s in fault.sentences)
+
+
+def test_the_arms_of_a_seed_train_on_the_same_objects_of_other_pixels(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = random.normal(0, 1, (240, 9, SIZE, SIZE)).astype(np.float32)
+    redshift, ebv = random.uniform(0.02, 1.5, 240), random.uniform(0, 0.1, 240)
+    for number, arm in enumerate(DESIGN.arms):
+        stamps = Stamps(images=images + np.float32(number), redshift=redshift, ebv=ebv)
+        stamps.write(tmp_path / f"{arm.name}.npz")
+    assert DESIGN.make_stamps(None, tmp_path, 1) == 240
+    DESIGN.prepare(tmp_path, 1)
+    splits = [msdata.open(tmp_path / "data-1" / arm.shards).split("train") for arm in DESIGN.arms]
+    for split in splits[1:]:
+        assert split.numbers("object").tolist() == splits[0].numbers("object").tolist()
+        assert split.shard_sizes.tolist() == splits[0].shard_sizes.tolist()
+    pixels = [split[5]["image"] for split in splits]
+    assert [float((p - pixels[0]).mean().round(3)) for p in pixels] == [0, 1, 2]
+
+
+def test_stamps_of_coarsely_quantized_cutouts_lose_what_finely_quantized_ones_keep() -> None:
+    from benchmarks.questions.policies_data import make_coded_stamps
+
+    plain, fine, coarse = make_coded_stamps(None, 2, 1, (None, 4.0, 0.05))
+    spread = plain.images.std()
+    assert 0 < (fine.images - plain.images).std() < 0.1 * spread
+    assert (coarse.images - plain.images).std() > 3 * (fine.images - plain.images).std()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--mock", "50"], "--mock must be at least 200, got 50"),
+        (["--workload", "stamps"], "--workload must be mantis, got 'stamps'"),
+    ],
+)
+def test_questions_that_tell_nothing_are_refused(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["smaller", "--out", str(tmp_path / "out"), *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
