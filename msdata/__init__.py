@@ -21,6 +21,8 @@ _EXPORTS = {
     "open": ("msdata.dataset.dataset", "open_dataset"),
     "Dataset": ("msdata.dataset.dataset", "Dataset"),
     "Split": ("msdata.dataset.dataset", "Split"),
+    "Writer": ("msdata.ingest.writer", "Writer"),
+    "join_parts": ("msdata.ingest.join", "join_parts"),
     "Loader": ("msdata.loader.loader", "Loader"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
     "TorchDataset": ("msdata.loader.torch_dataset", "TorchDataset"),
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from msdata.dataset.dataset import Dataset, Split
     from msdata.dataset.dataset import open_dataset as open
     from msdata.errors import MsdataError
+    from msdata.ingest.join import join_parts
+    from msdata.ingest.writer import Writer
     from msdata.loader.loader import Loader
     from msdata.loader.torch_dataset import TorchDataset as TorchDataset
     from msdata.pack.run import pack_folder as pack
@@ -54,6 +58,8 @@ __all__ = [
     "Split",
     "Survey",
     "Topology",
+    "Writer",
+    "join_parts",
     "open",
     "pack",
     "plan",

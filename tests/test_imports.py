@@ -19,8 +19,8 @@ PACKAGES = ("msdata", "mstrain", "benchmarks")
 ROOMS = {
     "msdata": (
         *("errors", "launchers", "topology", "core", "schema", "dataset", "catalog", "sources"),
-        *("plan", "augment", "cache", "loader", "pack", "verify", "describe", "cluster"),
-        *("fetch", "mock", "cli", "__main__"),
+        *("plan", "augment", "cache", "loader", "pack", "ingest", "verify", "describe"),
+        *("cluster", "fetch", "mock", "cli", "__main__"),
     ),
     "benchmarks": (
         *("harness", "comparison", "report", "workloads", "told", "peers", "augment_rates"),

@@ -76,6 +76,12 @@ def member_key(sample_id: str) -> str:
     return quote(sample_id, safe="-_+=@,").replace(".", "%2E")
 
 
+def max_key_nbytes(schema: Schema, *, is_coded: bool = False) -> int:
+    """Returns the bytes that a sample's `member_key` may have in shards of this schema."""
+    longest = max((*schema.names, ""), key=len) + (".blosc" if is_coded else ".npy")
+    return _NAME_BYTES - len(f".{longest}")
+
+
 def _padding(nbytes: int) -> int:
     return -nbytes % _BLOCK
 
@@ -149,8 +155,7 @@ class TarShardWriter:
         self._path = path
         self._schema = schema
         self._codings = codings
-        longest = max((*schema.names, ""), key=len) + (".blosc" if codings else ".npy")
-        self._max_key = _NAME_BYTES - len(f".{longest}")
+        self._max_key = max_key_nbytes(schema, is_coded=bool(codings))
         self._end = 0
         self._frame_crc = 0
         self._offsets: list[list[int]] = []

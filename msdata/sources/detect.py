@@ -14,6 +14,7 @@ from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.blocks import BlockFiles, find_blocks
 from msdata.sources.fits_options import DEFAULT_PATTERNS, FitsOptions, pattern_expression
+from msdata.sources.parts import PartFiles, holds_parts
 from msdata.sources.pickles import PickleTree, take_pickle
 from msdata.sources.source import Source
 
@@ -57,6 +58,8 @@ def _detect(root: Path, fits: FitsOptions | None, arrays: ArrayOptions | None) -
         from msdata.sources.packed import PackedData
 
         return PackedData(root)
+    if holds_parts(root):
+        return PartFiles(root)
     if (root / ".pack" / "plan.json").exists():
         raise UsageError(
             f"{root} is half packed; finish it first: run the same 'msdata pack' with --resume"

@@ -1,0 +1,1 @@
+"""Data of your own: written from arrays, or indexed in place."""
