@@ -39,6 +39,7 @@ EXTRAS["dev"] = [
     "qp-prob>=1.1",
     "ruff>=0.6",
     "scoringrules>=0.8",
+    "torchdata>=0.11",
 ]
 
 setup(

@@ -30,6 +30,7 @@ _EXPORTS = {
     "Survey": ("msdata.schema", "Survey"),
     "MANTIS_SHRIMP": ("msdata.schema", "MANTIS_SHRIMP"),
     "Topology": ("msdata.topology", "Topology"),
+    "torch": ("msdata.torch", ""),
     "MsdataError": ("msdata.errors", "MsdataError"),
 }
 

@@ -20,7 +20,7 @@ ROOMS = {
     "msdata": (
         *("errors", "launchers", "topology", "core", "schema", "dataset", "catalog", "sources"),
         *("plan", "augment", "cache", "loader", "pack", "ingest", "verify", "describe"),
-        *("cluster", "fetch", "mock", "cli", "__main__"),
+        *("cluster", "torch", "fetch", "mock", "cli", "__main__"),
     ),
     "benchmarks": (
         *("harness", "comparison", "report", "workloads", "told", "peers", "augment_rates"),
@@ -55,7 +55,9 @@ HOMES: dict[str, set[str]] = {
     },
     "nvidia": {"msdata/augment/dali.py"},
     # A class of torch's kind; operations on its tensors.
-    "torch": {"msdata/loader/torch_dataset.py", "msdata/augment/torch_images.py"},
+    "torch": {
+        *("msdata/loader/torch_dataset.py", "msdata/torch.py", "msdata/augment/torch_images.py"),
+    },
     "matplotlib": {
         "msdata/plan/rendering.py",
         "msdata/catalog/build/report.py",

@@ -31,6 +31,7 @@ from msdata.loader.options import (
     checked_sizes,
     default_threads,
     ring_size,
+    tensor_maker,
 )
 from msdata.loader.read import Filling, FillPool, SampleReader, end_threads
 from msdata.loader.state import EpochCounters, LoaderState
@@ -55,8 +56,9 @@ class Loader:
         batch_size: samples per step on this rank; mstrain's `batch_size` counts those of all ranks.
         seed: seed of the orders; equal on every rank.
         policy: "shuffle" (uniform), "locality" (the global batches of "shuffle", dealt to
-            the ranks that cache the samples; needs a cache) or "block" (shards in random order,
-            shuffled in a buffer).
+            the ranks that cache the samples; needs a cache), "block" (shards in random order,
+            shuffled in a buffer) or "sequential" (the order of the index in every epoch: each
+            global batch is its next stretch, of which each rank takes one contiguous part).
         topology: this rank's place; None takes it from the launcher's environment.
         cache: None; "auto" (the node's free shared memory); or a `CacheConfig`.
         threads: threads that fill batches; None uses the cores of this process, from 4 to 8.
@@ -83,6 +85,8 @@ class Loader:
             and augmentation draws differently for them. None takes each exactly once.
         decode: make pixels of quantized arrays. False hands out codes (int16 or int32) and, as
             `batch["NAME_step"]`, steps, for `msdata.dataset.coding.decode_codes` or a GPU.
+        as_torch: tensors instead of arrays, which share the ring's memory; text as lists. Columns
+            with nulls other than floats' are refused.
         poison: for debugging: fill a batch with NaN once its validity ends, so that late
             uses show; None does so if `MSDATA_DEBUG=1` is set in the environment.
 
@@ -117,6 +121,7 @@ class Loader:
         verify: bool = False,
         weights: NDArray[np.float64] | None = None,
         decode: bool = True,
+        as_torch: bool = False,
         poison: bool | None = None,
         **former: Any,
     ) -> None:
@@ -130,6 +135,7 @@ class Loader:
         topology = self._arguments["topology"] = from_env() if topology is None else topology
         check_steps(split, batch_size, last, topology.num_ranks)
         self._columns = BatchColumns(split, columns, extra=None if decode else batch_steps(split))
+        self._finished = tensor_maker(split, self._columns) if as_torch else dict
         ring = ring_size(split, batch_size, last, prefetch + hold, decode=decode)
         self._cache = open_node_cache(split, cache, topology, ring, policy=policy)
         self._planner = StepPlanner(
@@ -265,7 +271,7 @@ class Loader:
             batch["is_real"] = step.is_real
         if step.repeats is not None:
             batch["repeat"] = step.repeats
-        return batch
+        return self._finished(batch)
 
     def _cancel(self) -> None:
         """Ends the current iteration; batches handed out stay valid as promised."""
@@ -367,7 +373,8 @@ class Loader:
     def __getitem__(self, number: Any) -> Batch:
         raise TypeError(
             "cannot index a Loader: it makes batches itself, so DataLoader cannot take it; "
-            "iterate it as it is, or give DataLoader a TorchDataset of the split"
+            "iterate it as it is, with as_torch=True for tensors, or give DataLoader "
+            "an msdata.torch.IterableDataset or a TorchDataset of the split"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from msdata.core.text import bytes_text
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.loader.coded_read import batch_schema
+from msdata.loader.columns import BatchColumns
 from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
 from msdata.plan.order import num_steps
 from msdata.schema import Schema
@@ -174,6 +175,23 @@ def allocate_ring(
         f"of memory, and {bytes_text(free)} are free; give a smaller batch_size or prefetch, or "
         "num_valid_batches=1"
     )
+
+
+def tensor_maker(split: Split, columns: BatchColumns) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What makes tensors of a batch, for `Loader(as_torch=True)`.
+
+    Args:
+        split: the samples.
+        columns: the columns of a batch.
+
+    Raises:
+        UsageError: a column has nulls, or a type that tensors do not hold.
+        MissingPackageError: torch is not installed.
+    """
+    from msdata.loader.torch_dataset import as_tensors, check_columns
+
+    check_columns(split, columns, "leave the column out, or take TorchDataset with fill_nulls=")
+    return as_tensors
 
 
 def default_threads() -> int:

@@ -7,7 +7,8 @@ read into one buffer, and `collate` returns that buffer instead of stacking its 
     dataset = msdata.TorchDataset(data.split("train"))
     DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2, collate_fn=dataset.collate)
 
-This is the only file of the room that imports torch; it is imported with `TorchDataset` alone.
+This is the only file of the room that imports torch; it is imported with `TorchDataset`, and for
+`Loader(as_torch=True)`.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class TorchDataset(Dataset[TorchSample]):
         self._split = split
         self._fill_nulls = dict(fill_nulls or {})
         self._columns = BatchColumns(split, columns, self._fill_nulls)
-        _check_columns(split, self._columns)
+        check_columns(split, self._columns, "replace them with fill_nulls=")
         self._reader: BatchReader | None = None
         self._gaps: Sequence[int] | None = None
         self._reader_pid = 0
@@ -174,12 +175,29 @@ def _reopened(split: Split, columns: Sequence[str], fill_nulls: Mapping[str, Any
     return TorchDataset(split, columns, fill_nulls=fill_nulls)
 
 
-def _check_columns(split: Split, columns: BatchColumns) -> None:
-    """Raises UsageError if a column has values that tensors do not hold."""
+def as_tensors(batch: Mapping[str, Any]) -> TorchSample:
+    """A loader's batch as tensors that share its memory, and lists of text."""
+    return {
+        name: torch.from_numpy(values) if values.dtype.kind in "biuf" else values.tolist()
+        for name, values in batch.items()
+    }
+
+
+def check_columns(split: Split, columns: BatchColumns, cure: str) -> None:
+    """Refuses columns with values that tensors do not hold.
+
+    Args:
+        split: the samples.
+        columns: their columns.
+        cure: what to do about nulls; ends with the name of an argument that takes a dict.
+
+    Raises:
+        UsageError: a column has nulls, or a type that tensors do not hold.
+    """
     for name, count in columns.null_counts().items():
         raise UsageError(
             f"column {name!r} has {count:,} nulls in split {split.name!r}, which tensors cannot "
-            f"hold; replace them with fill_nulls={{{name!r}: ...}}"
+            f"hold; {cure}{{{name!r}: ...}}"
         )
     for name, values in columns.numbers().items():
         if values.dtype.kind not in "biuf":

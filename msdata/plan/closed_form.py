@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.errors import UsageError
 from msdata.plan.forecast import EpochForecast, Job
 from msdata.plan.order import num_steps
 from msdata.plan.ownership import MEMORY, SSD, Ownership, level_room
@@ -83,7 +84,15 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
 
     Returns:
         Expected counts.
+
+    Raises:
+        UsageError: policy "sequential", whose epochs are not drawn.
     """
+    if job.policy == "sequential":
+        raise UsageError(
+            "cannot predict policy 'sequential': which node owns a sample is bound to its place in "
+            "the order, so there is no mean epoch; plan with policy 'shuffle'"
+        )
     num_nodes = job.topology.num_nodes
     per_node = job.topology.ranks_per_node * job.batch_per_rank
     steps = num_steps(job.num_samples, num_nodes * per_node, job.last)

@@ -5,7 +5,8 @@ on the seed and the epoch alone, never on nodes, ranks, threads or format, so a 
 position and resume with another number of ranks or another batch size. `shuffle` and `locality`
 have the same order: `locality` (`msdata.plan.assign`) only deals the samples of each global batch
 differently to the ranks. `block` gives up uniformity for reads in storage order, for data far
-larger than all caches; `msdata.plan.quality` says how much is given up.
+larger than all caches; `msdata.plan.quality` says how much is given up. `sequential` draws nothing:
+each epoch is the order of the index, for predictions and comparisons.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from msdata.errors import UsageError
 from msdata.plan.random_words import random_words, uniform_permutation
 from msdata.plan.weighted import check_weights, weighted_order
 
-POLICIES = ("shuffle", "locality", "block")
+POLICIES = ("shuffle", "locality", "block", "sequential")
+# What reads each sample exactly once: it cannot draw by weights.
+_UNWEIGHTED = {"block": "reads whole shards", "sequential": "reads in the order of the index"}
 LAST = ("drop", "pad", "short")
 # Defaults of the loader and of the plan.
 DEFAULT_BATCH_SIZE = 128
@@ -71,6 +74,8 @@ def epoch_order(
     if weights is not None:
         check_weighted_policy(policy)
         return weighted_order(check_weights(weights, num_samples), seed=seed, epoch=epoch)
+    if policy == "sequential":
+        return np.arange(num_samples, dtype=np.int64)
     if policy != "block":
         return uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
     if shard_sizes is None:
@@ -88,10 +93,10 @@ def epoch_order(
 
 def check_weighted_policy(policy: str) -> None:
     """Raises UsageError for a policy whose samples cannot be drawn with replacement."""
-    if policy == "block":
+    if policy in _UNWEIGHTED:
         raise UsageError(
-            "policy 'block' reads whole shards, each sample once, so it cannot draw samples by "
-            "weights; choose 'shuffle' or 'locality', or put the weights into the loss"
+            f"policy {policy!r} {_UNWEIGHTED[policy]}, each sample once, so it cannot draw samples "
+            "by weights; choose 'shuffle' or 'locality', or put the weights into the loss"
         )
 
 

@@ -109,6 +109,8 @@ def test_nulls_that_no_tensor_holds_are_refused_unless_filled(split, name) -> No
         UsageError, match=rf"column '{name}' has {count} nulls in split 'train', which tensors"
     ):
         msdata.TorchDataset(split, [name])
+    with pytest.raises(UsageError, match=rf"'{name}' has {count} nulls .* leave the column out"):
+        msdata.Loader(split, 5, columns=[name], as_torch=True)
     if name == "huge_holes":
         return
     filling = {"flag_holes": False, "text_holes": "none"}.get(name, -1)

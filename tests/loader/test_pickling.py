@@ -113,7 +113,7 @@ def test_another_data_set_in_the_same_place_is_not_taken_for_the_pickled_one(
 def test_a_loader_in_a_data_loader_is_refused_with_what_to_do(split) -> None:
     with msdata.Loader(split, 8) as loader:
         for options in ({}, {"batch_size": None}, {"shuffle": True}):
-            with pytest.raises(TypeError, match="DataLoader cannot take it; iterate it, or"):
+            with pytest.raises(TypeError, match="DataLoader cannot take it; iterate it as it is"):
                 next(iter(DataLoader(loader, **options)))
 
 

@@ -121,7 +121,13 @@ def test_hits_are_the_cached_share_to_within_one_shard_a_node(policy, share):
     assert share - 4 * shard <= hits <= share + 1e-12
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+def test_an_order_that_is_not_drawn_has_no_mean_epoch():
+    job = job_of(memory=0.25, policy="sequential")
+    with pytest.raises(UsageError, match=r"cannot predict policy 'sequential'.* plan with policy"):
+        expect_epoch(job, 1, owned_shares(job, own_job(job)))
+
+
+@pytest.mark.parametrize("policy", POLICIES[:3])
 @pytest.mark.parametrize(("memory", "ssd"), [(0.25, 0), (0.1, 0), (0.1, 0.05), (0.05, 0.3)])
 def test_the_closed_form_is_the_mean_of_the_forecasts(policy, memory, ssd):
     job = job_of(memory=memory, ssd=ssd, policy=policy, batch_per_rank=32, buffer_samples=512)
