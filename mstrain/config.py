@@ -29,6 +29,8 @@ WEIGHT_PLACES = ("loss", "sampler")
 PRECISIONS = ("float32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 _MAX_SEED = 2**63 - 1
+# Columns that hold the answer, or what was planted in mock objects: never an input.
+_ANSWER_COLUMNS = ("redshift", "redshift_true", "planted", "planted_detail")
 BACKENDS = ("auto", "reference", "dali", "torch")
 
 
@@ -113,6 +115,11 @@ class ModelConfig:
         if not self.ebv_min < self.ebv_max:
             raise UsageError(
                 f"model.ebv_min must be < model.ebv_max, got {self.ebv_min:g} and {self.ebv_max:g}"
+            )
+        if self.ebv_column in _ANSWER_COLUMNS:
+            raise UsageError(
+                f"model.ebv_column must not hold the answer, got {self.ebv_column}; give a column "
+                "of E(B-V), or model.ebv_column=none"
             )
         check_range("model.width", self.width, 1)
         check_range("model.hidden", self.hidden, 0)

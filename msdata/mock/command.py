@@ -10,6 +10,7 @@ from pathlib import Path
 from msdata.core.options import add_jobs, num_jobs
 from msdata.core.progress import ProgressLine
 from msdata.core.text import bytes_text
+from msdata.mock.planted import KINDS, Planting, parse_shares
 from msdata.mock.write import write_mock
 from msdata.schema import MANTIS_SHRIMP
 
@@ -26,6 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: 0)"
+    )
+    parser.add_argument(
+        "--plant",
+        metavar="KIND=SHARE,...",
+        default="",
+        help=f"plant faults, told in column 'planted': {', '.join(KINDS)} (default: none)",
+    )
+    parser.add_argument(
+        "--deaf-band",
+        metavar="SURVEY.BAND",
+        help="take this band's images from other objects, so that it says nothing of the redshift",
+    )
+    parser.add_argument(
+        "--only-band",
+        metavar="SURVEY.BAND",
+        help="take all other bands' images from other objects",
     )
     add_jobs(parser, "processes")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -50,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         num_objects=args.n,
         seed=args.seed,
         jobs=num_jobs(args.jobs),
+        planting=Planting(
+            shares=parse_shares(args.plant), deaf_band=args.deaf_band, only_band=args.only_band
+        ),
         progress=lambda n: line.update(n, n * MANTIS_SHRIMP.sample_nbytes),
     )
     line.close(args.n, args.n * MANTIS_SHRIMP.sample_nbytes)

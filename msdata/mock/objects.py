@@ -17,9 +17,20 @@ from msdata.mock.observe import (
     observe_unwise,
 )
 from msdata.mock.photometry import BANDS, redden
+from msdata.mock.planted import (
+    NOTHING,
+    PLANTED_COLUMNS,
+    Fault,
+    Planting,
+    planted_fault,
+    replace_target,
+    spoil_pixels,
+    stand_in,
+)
 from msdata.mock.population import Galaxy, Population, build_population, draw_galaxy
 from msdata.mock.profiles import draw_components, sersic_mixtures
 from msdata.mock.surveys import PANSTARRS_EXPTIME_RANGE_S
+from msdata.schema import MANTIS_SHRIMP
 
 NUM_IDS = 10_000_000
 # The golden section of the id space: odd and no multiple of 5, so that multiples of it visit every
@@ -42,6 +53,11 @@ CATALOG_COLUMNS = (
     "half_light_arcsec",
     *(f"mag_{band.lower()}_ab" for band in BANDS),
 )
+
+
+def catalog_columns(planting: Planting) -> tuple[str, ...]:
+    """Columns of the catalog; those of planted faults only where something is planted."""
+    return CATALOG_COLUMNS if planting.is_empty else (*CATALOG_COLUMNS, *PLANTED_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +108,43 @@ def mantis_id(seed: int, number: int) -> int:
     return (offset + number * _ID_STRIDE) % NUM_IDS
 
 
-def make_object(model: MockModel, seed: int, number: int) -> MockObject:
+def make_object(
+    model: MockModel, seed: int, number: int, planting: Planting | None = None
+) -> MockObject:
     """Makes one object.
 
     Args:
         model: of `build_model`.
         seed: seed of the data set, not negative.
         number: 0 <= number < 10,000,000, the object's number in the data set.
+        planting: faults to plant; None plants none.
 
     Returns:
         The object; the same for the same arguments, whatever else was made before.
     """
+    if planting is None or planting.is_empty:
+        return _make_own(model, seed, number, Fault())
+    fault = planted_fault(planting, seed, number)
+    made = _make_own(model, seed, number, fault)
+    if planting.foreign_bands:
+        # Of an object as it would be without faults.
+        other = _make_own(model, seed, stand_in(seed, number, NUM_IDS), Fault())
+        _take_bands(made, other, planting.foreign_bands)
+    spoil_pixels(fault, made.sample)
+    made.row.update(_planted_columns(model, seed, fault, made.row["redshift"]))
+    return made
+
+
+def _make_own(model: MockModel, seed: int, number: int, fault: Fault) -> MockObject:
+    """An object with a fault's target in the galaxy's place, and nothing else changed."""
     rng = np.random.default_rng([seed, number])
     galaxy = draw_galaxy(model.population, rng)
     # Real E(B-V) of the galaxy's place on the sky, kept when it is moved to another redshift.
     ebv = float(model.population.galaxies.ebv[galaxy.row] * np.exp(rng.normal(0, 0.1)))
-    maggies_B = redden(galaxy.maggies, ebv)
     components = draw_components(galaxy, model.mixtures, rng)
+    maggies_B = redden(galaxy.maggies, ebv)
     target = Source(maggies=maggies_B, x_arcsec=0.0, y_arcsec=0.0, components=components)
+    target = replace_target(fault, target, model.population, ebv)
     neighbors = draw_neighbors(model.population, model.mixtures, ebv, rng)
     star, core = draw_bright_star(model.population, ebv, rng)
     sources = [target, *neighbors, *star]
@@ -119,6 +154,7 @@ def make_object(model: MockModel, seed: int, number: int) -> MockObject:
         "panstarrs": observe_panstarrs(model.telescopes, sources, core, exptime_s, rng),
         "unwise": observe_unwise(model.telescopes, sources, rng),
     }
+    size_arcsec = target.components[0].half_light_arcsec if target.components else 0.0
     row = {
         "mantis_id": f"{mantis_id(seed, number):07d}",
         **_draw_sky(model.population, galaxy.row, ebv, rng),
@@ -126,10 +162,37 @@ def make_object(model: MockModel, seed: int, number: int) -> MockObject:
         "redshift": f"{galaxy.redshift:.6f}",
         "survey": galaxy.survey,
         "exptime_s": f"{exptime_s}",
-        "half_light_arcsec": f"{components[0].half_light_arcsec:.4f}",
-        **_magnitudes(maggies_B),
+        "half_light_arcsec": "" if fault.kind == "blank" else f"{size_arcsec:.4f}",
+        **_magnitudes(target.maggies),
     }
     return MockObject(mantis_id=mantis_id(seed, number), sample=sample, row=row)
+
+
+def _take_bands(made: MockObject, other: MockObject, bands: tuple[str, ...]) -> None:
+    """Puts another object's images, and their magnitudes, into some bands."""
+    for name in bands:
+        survey, band = name.split(".")
+        at = MANTIS_SHRIMP[survey].bands.index(band)
+        made.sample[survey][at] = other.sample[survey][at]
+        column = f"mag_{band.lower()}_ab"
+        made.row[column] = other.row[column]
+
+
+def _planted_columns(model: MockModel, seed: int, fault: Fault, redshift: str) -> dict[str, str]:
+    """The columns of a fault; a mislabel's "redshift" is that of the other object."""
+    found = {"planted": fault.kind, "planted_detail": fault.survey, "redshift_true": redshift}
+    if fault.kind == "mislabel":
+        rng = np.random.default_rng([seed, fault.other])
+        label = draw_galaxy(model.population, rng).redshift
+        found |= {
+            "redshift": f"{label:.6f}",
+            "planted_detail": f"{mantis_id(seed, fault.other):07d}",
+        }
+    elif fault.kind == "star":
+        found["redshift_true"] = "0.000000"
+    elif fault.kind == "blank":
+        found["redshift_true"] = ""
+    return {**found, "planted_detail": found["planted_detail"] or NOTHING}
 
 
 def _magnitudes(maggies_B: NDArray[np.float64]) -> dict[str, str]:

@@ -22,12 +22,13 @@ from msdata.core.files import open_temporary, whole_file
 from msdata.core.options import num_cores
 from msdata.errors import StorageError, UsageError
 from msdata.mock.objects import (
-    CATALOG_COLUMNS,
     NUM_IDS,
     MockModel,
     build_model,
+    catalog_columns,
     make_object,
 )
+from msdata.mock.planted import Planting
 
 # Objects per task: enough to hide the megabyte of model that travels with it, few enough for
 # progress to move and for both ends of the work to finish together.
@@ -44,6 +45,7 @@ def write_mock(
     num_objects: int,
     seed: int,
     jobs: int | None = None,
+    planting: Planting | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Writes mock objects and their catalog.
@@ -57,6 +59,7 @@ def write_mock(
         num_objects: number of objects, 1 to 10,000,000; each takes 0.6 MB.
         seed: seed of the data set, not negative.
         jobs: processes; None takes one per processor that this process may use.
+        planting: faults to plant, see `msdata.mock.planted`; None plants none.
         progress: called in this process with the number of objects written so far.
 
     Returns:
@@ -73,13 +76,13 @@ def write_mock(
     jobs = num_cores() if jobs is None else jobs
     _check_numbers(num_objects, seed, jobs)
     _check_empty(out)
-    return _write_dataset(build_model(), out, seed, (num_objects, jobs), progress)
+    write_chunk = partial(_write_chunk, build_model(), out, (seed, planting or Planting()))
+    return _write_dataset(write_chunk, out, (num_objects, jobs), progress)
 
 
 def _write_dataset(
-    model: MockModel,
+    write_chunk: partial[Rows],
     out: Path,
-    seed: int,
     objects_and_jobs: tuple[int, int],
     progress: Callable[[int], None] | None,
 ) -> Path:
@@ -88,7 +91,9 @@ def _write_dataset(
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(catalog) as whole:
             file = io.TextIOWrapper(whole, encoding="utf-8", newline="")
-            _write_objects(file, _chunks(model, out, seed, objects_and_jobs), progress)
+            _, planting = write_chunk.args[-1]
+            columns = catalog_columns(planting)
+            _write_objects(file, columns, _chunks(write_chunk, objects_and_jobs), progress)
             file.detach()
     except BrokenProcessPool as error:
         raise StorageError(
@@ -125,9 +130,12 @@ def _check_empty(out: Path) -> None:
 
 
 def _write_objects(
-    file: IO[str], chunks: Iterator[Rows], progress: Callable[[int], None] | None
+    file: IO[str],
+    columns: tuple[str, ...],
+    chunks: Iterator[Rows],
+    progress: Callable[[int], None] | None,
 ) -> None:
-    writer = csv.DictWriter(file, CATALOG_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     num_written = 0
     for rows in chunks:
@@ -137,14 +145,11 @@ def _write_objects(
             progress(num_written)
 
 
-def _chunks(
-    model: MockModel, out: Path, seed: int, objects_and_jobs: tuple[int, int]
-) -> Iterator[Rows]:
+def _chunks(write_chunk: partial[Rows], objects_and_jobs: tuple[int, int]) -> Iterator[Rows]:
     """Writes all objects, chunk by chunk, and yields their catalog rows in order."""
     num_objects, jobs = objects_and_jobs
     starts = range(0, num_objects, _CHUNK)
     chunks = (range(start, min(start + _CHUNK, num_objects)) for start in starts)
-    write_chunk = partial(_write_chunk, model, out, seed)
     jobs = min(jobs, max(num_objects // _MIN_OBJECTS_PER_JOB, 1))
     if jobs == 1:
         yield from map(write_chunk, chunks)
@@ -177,10 +182,13 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="mock-parent-watch", daemon=True).start()
 
 
-def _write_chunk(model: MockModel, out: Path, seed: int, numbers: range) -> Rows:
+def _write_chunk(
+    model: MockModel, out: Path, seed_and_planting: tuple[int, Planting], numbers: range
+) -> Rows:
     rows = []
+    seed, planting = seed_and_planting
     for number in numbers:
-        made = make_object(model, seed, number)
+        made = make_object(model, seed, number, planting)
         _save(object_path(out, made.mantis_id), made.sample)
         rows.append(made.row)
     return rows

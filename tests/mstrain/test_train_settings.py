@@ -80,6 +80,8 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
         ("learning_rate=nan", "optim.learning_rate must be > 0, got nan"),
         ("ema_decay=1", "optim.ema_decay must be >= 0 and < 1, got 1.0"),
         ("depth=19", "model.depth must be one of 10, 18, 34, 50, got 19"),
+        ("ebv_column=planted", "model.ebv_column must not hold the answer, got planted"),
+        ("ebv_column=redshift_true", "model.ebv_column must not hold the answer"),
         ("precision=double", "compute.precision must be one of float32, bf16, fp16, got double"),
         ("policy=random", "data.policy must be one of shuffle"),
         ("rotation=left", "rotation must be one of any, exact, none, got 'left'"),
