@@ -117,7 +117,10 @@ def _group_table(variable: Variable) -> TextTable:
     return TextTable(
         caption=f"Widths and errors by {heading}",
         head=[variable.name, "objects", *_HEADINGS.values(), "PIT, KS statistic"],
-        rows=[[g.label, f"{g.num_samples:,}", *_group_cells(g)] for g in variable.groups],
+        rows=[
+            [printable(g.label, 40), f"{g.num_samples:,}", *_group_cells(g)]
+            for g in variable.groups
+        ],
     )
 
 
