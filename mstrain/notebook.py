@@ -119,7 +119,7 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         **options: fields of `mstrain.evaluation.evaluation.EvaluationConfig`: split ("test"),
             checkpoint ("best" or "last"), prior ("natural", "as-trained" or a CSV file),
-            has_any_pixels, batch_size, magnitude_column, redshift_edges, magnitude_edges,
+            has_any_pixels, batch_size, magnitude_column, redshift_edges, magnitude_edges, bin_by,
             bootstrap, has_report (True), is_quiet (False).
 
     Returns:

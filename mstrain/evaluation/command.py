@@ -17,6 +17,7 @@ from mstrain.distributed import FirstRankError, choose_device, joined_ranks, set
 from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.evaluation.report.unsure import uncertainty_text
 from mstrain.evaluation.report.wording import prior_table, summary_text
 from mstrain.models.prior import AS_TRAINED, NATURAL
 
@@ -35,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     parser.add_argument(
         "--magnitude-column", metavar="NAME", help="bin by this column (default: the r magnitude)"
+    )
+    parser.add_argument(
+        "--bin-by",
+        metavar="A,B,...",
+        default="",
+        help="show widths, errors and calibration by redshift, magnitude, or any columns of the "
+        "index; a text column has a bin per value",
     )
     for name in ("redshift", "magnitude"):
         parser.add_argument(
@@ -102,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         magnitude_column=args.magnitude_column,
         redshift_edges=parse_edges("--redshift-edges", args.redshift_edges),
         magnitude_edges=parse_edges("--magnitude-edges", args.magnitude_edges),
+        bin_by=tuple(word.strip() for word in args.bin_by.split(",") if word.strip()),
         bootstrap=BootstrapConfig(num_replicates=args.replicates, seed=args.seed),
         has_report=not args.no_report,
         is_quiet=args.quiet,
@@ -142,6 +151,7 @@ def _show(result: Evaluation, *, is_json: bool) -> None:
         f"{result.origin['data']}: {result.summary.num_samples:,} objects\n"
     )
     print(summary_text(result.summary, prior_table(*result.all_priors)))
+    print("\n" + uncertainty_text(result.uncertainty, result.summary.bootstrap.level))
     print(f"\npredictions: {result.predictions}\nmetrics:     {result.metrics}")
     if result.report is not None:
         print(f"report:      {result.report}")

@@ -18,11 +18,14 @@ from msdata.errors import DataError, UsageError
 from mstrain.data.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
+from mstrain.evaluation.bin_by import computed_columns, find_columns, make_groupings
 from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.summary import Summary, check_scipy, summarize
+from mstrain.evaluation.metrics.uncertainty import Uncertainty, assess
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.report.assemble import assemble
@@ -50,6 +53,8 @@ class EvaluationConfig:
         magnitude_column: column of the index; None takes the r magnitude if there is one.
         redshift_edges: edges of the redshift bins; empty chooses round numbers.
         magnitude_edges: edges of the magnitude bins; empty chooses round numbers.
+        bin_by: quantities to show widths, errors and calibration by: "magnitude", columns of the
+            index, point estimates or spreads.
         bootstrap: how intervals are made.
         has_report: also draw the report.
         is_quiet: show no progress.
@@ -63,6 +68,7 @@ class EvaluationConfig:
     magnitude_column: str | None = None
     redshift_edges: tuple[float, ...] = ()
     magnitude_edges: tuple[float, ...] = ()
+    bin_by: tuple[str, ...] = ()
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     has_report: bool = True
     is_quiet: bool = False
@@ -85,6 +91,7 @@ class Evaluation:
     Attributes:
         summary: the metrics.
         other_priors: metrics without bins under other priors, by their names.
+        uncertainty: widths against errors, and the kinds of outlier.
         origin: what was evaluated on what.
         predictions: the table's file.
         metrics: the JSON file.
@@ -93,6 +100,7 @@ class Evaluation:
 
     summary: Summary
     other_priors: Mapping[str, Summary]
+    uncertainty: Uncertainty
     origin: dict[str, Any]
     predictions: Path
     metrics: Path
@@ -111,6 +119,7 @@ class Evaluation:
             "origin": self.origin,
             "metrics": self.summary.as_dict(),
             "other_priors": {name: s.as_dict() for name, s in self.other_priors.items()},
+            "uncertainty": self.uncertainty.as_dict(),
             "files": {name: str(path) for name, path in files.items() if path is not None},
         }
 
@@ -145,7 +154,7 @@ def evaluate_on_ranks(
         [split],
         ranks,
         priors=_priors(trained, config.prior),
-        columns=[] if magnitude is None else [magnitude],
+        columns=_index_columns(split, config),
         pixel_differences=differences or (),
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
@@ -187,8 +196,7 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[s
     for name, mark in result_marks(config).items():
         check_output(out / name, mark)
     split = opened.split(config.split)
-    magnitude, _ = find_magnitude(split, config.magnitude_column)
-    check_columns([] if magnitude is None else [magnitude])
+    check_columns(_index_columns(split, config))
     if split.redshift is None or not np.isfinite(split.redshift).any():
         raise DataError(
             f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
@@ -197,6 +205,18 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[s
     differences = check_pixels(trained, opened, [config.split], is_told=config.has_any_pixels)
     make_folder(out)
     return differences
+
+
+def _index_columns(split: Split, config: EvaluationConfig) -> list[str]:
+    """Columns of the index that the table takes over.
+
+    Raises:
+        UsageError: the magnitude, or a column to bin by, is not there.
+    """
+    magnitude, why_not = find_magnitude(split, config.magnitude_column)
+    found = find_columns(split, config.bin_by, magnitude, why_not).values()
+    names = [] if magnitude is None else [magnitude]
+    return list(dict.fromkeys([*names, *(n for n in found if n not in computed_columns())]))
 
 
 def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
@@ -219,7 +239,16 @@ def _conclude(
         # Numbers, whatever type the index has them in; the table has the rows of the split.
         columns = {**predictions.columns, magnitude: split.numbers(magnitude)}
         predictions = replace(predictions, columns=columns)
-    summary = _summary(predictions.columns, config, magnitude)
+    edges = _edges(predictions.columns, config, magnitude)
+    summary = summarize(
+        predictions.columns,
+        config.bootstrap,
+        binned_by=edges,
+        skipped={} if "magnitude" in edges else {"magnitude": magnitude},
+    )
+    names = find_columns(split, config.bin_by, edges.get("magnitude", (None,))[0], magnitude)
+    groupings = make_groupings(split, predictions.columns, names, dict(edges.values()))
+    uncertainty = assess(predictions.columns, groupings, config.bootstrap)
     folder = predictions.path.parent
     result = Evaluation(
         summary=summary,
@@ -227,6 +256,7 @@ def _conclude(
             name: summarize(scored, config.bootstrap, binned_by={})
             for name, scored in others.items()
         },
+        uncertainty=uncertainty,
         origin=dict(predictions.origin),
         predictions=predictions.path,
         metrics=folder / f"evaluation-{split.name}.json",
@@ -241,6 +271,7 @@ def _conclude(
                 summary,
                 split,
                 other_priors=result.other_priors,
+                uncertainty=uncertainty,
                 journal=read_journal(trained.path),
                 settings=dict(settings_of(trained.config)),
                 trained_on=trained.fingerprint,
@@ -250,26 +281,22 @@ def _conclude(
     return result
 
 
-def _summary(columns: Columns, config: EvaluationConfig, magnitude: str) -> Summary:
-    """The metrics; `magnitude` is a column, or why there is none."""
-    has_magnitude = magnitude in columns
+def _edges(
+    columns: Columns, config: EvaluationConfig, magnitude: str
+) -> dict[str, tuple[str, Floats]]:
+    """Column and edges of the bins of redshift and magnitude, or why there is none."""
     known = np.isfinite(columns["redshift"])
     # Twenty objects per bin, so that its intervals say something.
     max_bins = int(np.clip(int(known.sum()) // 20, 4, 10))
     edges = config.redshift_edges or round_edges(columns["redshift"], max_bins)
     binned_by = {"redshift": ("redshift", np.array(edges))}
-    if has_magnitude:
+    if magnitude in columns:
         found = sane_magnitudes(columns[magnitude][known])
         edges = config.magnitude_edges or (
             round_edges(found, max_bins) if len(found) else (0.0, 1.0)
         )
         binned_by["magnitude"] = (magnitude, np.array(edges))
-    return summarize(
-        columns,
-        config.bootstrap,
-        binned_by=binned_by,
-        skipped={} if has_magnitude else {"magnitude": magnitude},
-    )
+    return binned_by
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import (
+    PLACES,
     POINT_ESTIMATES,
     SCORES,
     SPREADS,
@@ -122,7 +123,7 @@ def predict_to(
 
 def check_columns(columns: Sequence[str]) -> None:
     """Raises UsageError where a column of the index would take the place of one of the table's."""
-    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, DENSITY}
+    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, *PLACES, DENSITY}
     for name in columns:
         if name in computed:
             raise UsageError(

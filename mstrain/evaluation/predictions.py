@@ -4,6 +4,7 @@ sample_id, split       string
 redshift               float64, null where unknown; absent where the data set has no such column
 z_mean ... z_q84       float64, point estimates and spreads of the density
 pit ... log_likelihood float64, null or absent where the redshift is
+hpd_level, lower_peak  float64, likewise: where in its density the truth lies, see `densities`
 density                fixed-size list of float32, per unit redshift in each bin
 further columns        of the index, as asked for, in the index's own types
 

@@ -18,7 +18,7 @@ from msdata.core.files import TEMPORARY_SUFFIX
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import make_densities
-from mstrain.evaluation.metrics.scores import SCORES, point_estimates, scores
+from mstrain.evaluation.metrics.scores import PLACES, SCORES, point_estimates, scores
 from mstrain.evaluation.metrics.summary import summarize
 from mstrain.evaluation.predictions import Predictions, read_predictions
 
@@ -146,7 +146,7 @@ def test_two_ranks_give_the_table_of_one_process(
     assert started[1].printed == ""
     one, two = predictions_of(evaluated), predictions_of(tmp_path)
     assert list(one.columns["sample_id"]) == list(two.columns["sample_id"])
-    for name in (*SCORES, "z_mean", "z_median", "redshift"):
+    for name in (*SCORES, "hpd_level", "z_mean", "z_median", "redshift"):
         np.testing.assert_allclose(
             np.asarray(two.columns[name]), one.columns[name], atol=1e-4, err_msg=name
         )
@@ -154,6 +154,39 @@ def test_two_ranks_give_the_table_of_one_process(
         "evaluation-test.json",
         "predictions-test.parquet",
     ]
+
+
+def test_widths_and_errors_are_shown_by_any_columns(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(trained), str(data), "--out", str(tmp_path), *QUICK]
+    asked = "redshift,ebv_csfd,missing_bands,z_std"
+    assert mstrain.cli.main([*words, "--bin-by", asked, "--redshift-edges", "0,0.5,2"]) == 0
+    said = capsys.readouterr().out
+    assert "Widths and errors by ebv_csfd" in said
+    found = metrics_of(tmp_path)["uncertainty"]
+    assert [v["name"] for v in found["variables"]] == asked.split(",")
+    by = {v["name"]: v for v in found["variables"]}
+    assert [g["label"] for g in by["redshift"]["groups"]] == ["0 to 0.5", "0.5 to 2"]
+    assert [g["label"] for g in by["missing_bands"]["groups"]] == ["(none)", "galex.FUV"]
+    table = predictions_of(tmp_path)
+    num_objects = len(table)
+    assert all(sum(g["num_samples"] for g in v["groups"]) == num_objects for v in by.values())
+    assert sum(found["outliers"]["kinds"].values()) == num_objects
+    assert set(np.unique(table.columns["ebv_csfd"]).round(6)) <= {
+        round(0.01 + n / 50, 6) for n in range(7)
+    }
+    assert (table.columns["hpd_level"] <= 1).all()
+    page = (tmp_path / "report.html").read_text()
+    assert "Where the network is unsure" in page
+    assert page.count("https://aladin.cds.unistra.fr/AladinLite/?target=") == min(20, num_objects)
+    for names, message in (
+        ("ebv,redshift", "--bin-by must name columns of"),
+        ("redshift,redshift", "--bin-by must name each column once, got 'redshift' twice"),
+        ("magnitude", "cannot bin by magnitude: the index has no column of an r magnitude"),
+    ):
+        assert mstrain.cli.main([*words, "--bin-by", names]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_data_without_redshifts_are_predicted(
@@ -175,7 +208,7 @@ def test_data_without_redshifts_are_predicted(
     assert set(found.columns["split"]) == {"train", "test"}
     assert sorted(found.columns["sample_id"]) == [f"{i:07d}" for i in range(12)]
     assert "redshift" not in found.columns
-    assert not set(SCORES) & set(found.columns)
+    assert not {*SCORES, *PLACES} & set(found.columns)
     ra = dict(zip(found.columns["sample_id"], found.columns["ra"], strict=True))
     assert ra["0000003"] == 3.5
     assert mstrain.cli.main(["evaluate", str(trained), str(new), *QUICK]) == 1

@@ -15,6 +15,8 @@ from mstrain.evaluation.metrics.densities import Densities, Floats
 POINT_ESTIMATES = ("z_mean", "z_median", "z_mode")
 SPREADS = ("z_std", "z_q16", "z_q84")
 SCORES = ("pit", "crps", "cde_loss", "log_likelihood")
+# Where in its density the truth lies: no score, but the kind of a miss.
+PLACES = ("hpd_level", "lower_peak")
 # One standard deviation either side, for a Gaussian.
 _QUANTILES = (0.5, 0.15865525393145707, 0.8413447460685429)
 
@@ -44,7 +46,7 @@ def scores(densities: Densities, redshift_N: NDArray[np.float64]) -> dict[str, F
         redshift_N: float64 (N,), the truth, NaN where it is not known.
 
     Returns:
-        float64 (N,) for each of `SCORES`; NaN where the truth is.
+        float64 (N,) for each of `SCORES` and `PLACES`; NaN where the truth is.
     """
     is_known_N = np.isfinite(redshift_N)
     truth_N = np.where(is_known_N, redshift_N, densities.edges[0])
@@ -53,6 +55,8 @@ def scores(densities: Densities, redshift_N: NDArray[np.float64]) -> dict[str, F
         "crps": piecewise.crps(densities, truth_N),
         "cde_loss": piecewise.cde_loss(densities, truth_N),
         "log_likelihood": piecewise.log_likelihood(densities, truth_N),
+        "hpd_level": piecewise.highest_density_level(densities, truth_N),
+        "lower_peak": piecewise.lower_peak(densities, truth_N),
     }
     return {name: np.where(is_known_N, values, np.nan) for name, values in found.items()}
 

@@ -79,7 +79,7 @@ def summarize(
         name: metrics_of(known, config, estimate=name, has_densities=name == first)
         for name in POINT_ESTIMATES
     }
-    uniformity = _import_stats().kstest(known["pit"], "uniform")
+    uniformity = import_stats().kstest(known["pit"], "uniform")
     floor = np.log(LIKELIHOOD_FLOOR)
     return Summary(
         num_samples=num_known,
@@ -102,10 +102,15 @@ def summarize(
 
 def check_scipy() -> None:
     """Raises MissingPackageError unless SciPy is installed."""
-    _import_stats()
+    import_stats()
 
 
-def _import_stats() -> Any:
+def import_stats() -> Any:
+    """SciPy's statistics.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+    """
     with needing("the Kolmogorov-Smirnov test needs SciPy", "train"):
         from scipy import stats
     return stats

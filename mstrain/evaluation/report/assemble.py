@@ -10,10 +10,24 @@ import numpy as np
 
 import msdata
 from msdata.dataset.dataset import Split
+from msdata.errors import UsageError
+from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.metrics.estimates import Columns
+from mstrain.evaluation.metrics.outliers import KINDS, kinds_of
+from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.metrics.summary import Summary
+from mstrain.evaluation.metrics.uncertainty import Uncertainty
 from mstrain.evaluation.predictions import Predictions
-from mstrain.evaluation.report.content import Content, GalleryObject, gallery_rows
-from mstrain.evaluation.report.wording import prior_table
+from mstrain.evaluation.report.content import (
+    Content,
+    GalleryObject,
+    gallery_rows,
+    kind_rows,
+    worst_rows,
+)
+from mstrain.evaluation.report.wording import TextTable, prior_table
+
+_NUM_WORST = 20
 
 
 def assemble(
@@ -22,6 +36,7 @@ def assemble(
     split: Split,
     *,
     other_priors: Mapping[str, Summary],
+    uncertainty: Uncertainty,
     journal: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     trained_on: str,
@@ -33,6 +48,7 @@ def assemble(
         summary: their metrics.
         split: from which the gallery's cutouts come.
         other_priors: metrics under other priors than the table's, by name.
+        uncertainty: what the densities know of their errors.
         journal: lines of the run's metrics.jsonl.
         settings: settings of the run.
         trained_on: fingerprint of the data set of the training.
@@ -41,8 +57,20 @@ def assemble(
         DataError: a sample of the gallery is damaged.
     """
     columns, origin = predictions.columns, predictions.origin
-    places = gallery_rows(np.asarray(columns["crps"], np.float64))
-    densities = predictions.densities_of([row for _, row in places])
+    objects = [("", *found) for found in gallery_rows(np.asarray(columns["crps"], np.float64))]
+    num_placed = len(objects)
+    objects += kind_rows(columns)
+    densities = predictions.densities_of([row for _, _, row in objects])
+    shown = [
+        GalleryObject(
+            place=place,
+            sample=split[row],
+            values={name: values[row] for name, values in columns.items()},
+            density=density,
+            kind=KINDS.get(kind, ""),
+        )
+        for (kind, place, row), density in zip(objects, densities, strict=True)
+    ]
     return Content(
         title=f"{origin['recipe'] or 'network'}: photometric redshifts of split {split.name}",
         facts=_facts(origin, split, summary),
@@ -53,18 +81,59 @@ def assemble(
         summary=summary,
         priors=prior_table(origin["prior"], summary, other_priors),
         schema=split.schema,
-        gallery=[
-            GalleryObject(
-                place=place,
-                sample=split[row],
-                values={name: values[row] for name, values in columns.items()},
-                density=density,
-            )
-            for (place, row), density in zip(places, densities, strict=True)
-        ],
+        gallery=shown[:num_placed],
+        uncertainty=uncertainty,
+        kinds=shown[num_placed:],
+        worst=_worst(columns, split),
         journal=journal,
         settings=settings,
     )
+
+
+def _worst(columns: Columns, split: Split) -> TextTable:
+    """The objects of largest |d|, with links to the sky where the index has positions."""
+    rows = worst_rows(columns, _NUM_WORST)
+    known = {name: np.asarray(values)[rows] for name, values in columns.items()}
+    residual = scaled_residual(known["z_mean"], known["redshift"])
+    kinds = kinds_of(known)
+    positions = _positions(split)
+    links = ["" if positions is None else sky_link(*positions[row]) for row in rows]
+    numbers = [known[n] for n in ("redshift", "z_mean", "z_std", "pit")]
+    return TextTable(
+        caption=f"The {len(rows)} objects of largest |d|",
+        head=["object", "z", "z_mean", "z_std", "PIT", "d", "kind", "sky"],
+        rows=[
+            [
+                str(known["sample_id"][number]),
+                *(f"{values[number]:.4f}" for values in numbers),
+                f"{residual[number]:+.4f}",
+                KINDS[kinds[number]],
+                "Aladin" if links[number] else "",
+            ]
+            for number in range(len(rows))
+        ],
+        links=links,
+    )
+
+
+def _positions(split: Split) -> Floats | None:
+    """Right ascension and declination, float64 (N, 2), where the index has numbers of them."""
+    if not {"ra", "dec"} <= set(split.dataset.columns):
+        return None
+    try:
+        return np.stack([split.numbers("ra"), split.numbers("dec")], axis=1)
+    except UsageError:
+        return None
+
+
+def sky_link(ra_deg: float, dec_deg: float) -> str:
+    """Address of a picture of the sky at a position in degrees; empty if it is impossible."""
+    if not (0 <= ra_deg <= 360 and -90 <= dec_deg <= 90):
+        return ""
+    # A plus sign in an address is a space.
+    sign = "-" if dec_deg < 0 else "%2B"
+    target = f"{ra_deg:.6f}%20{sign}{abs(dec_deg):.6f}"
+    return f"https://aladin.cds.unistra.fr/AladinLite/?target={target}&fov=0.03"
 
 
 def _facts(origin: Mapping[str, Any], split: Split, summary: Summary) -> list[tuple[str, str]]:

@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 from msdata.schema import Schema
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
+from mstrain.evaluation.metrics.outliers import KINDS, kinds_of
+from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.metrics.summary import Summary
+from mstrain.evaluation.metrics.uncertainty import Uncertainty
 from mstrain.evaluation.report.wording import TextTable
 
 # Objects of the gallery by their place among all, ordered by CRPS: good, usual, bad, worst.
 GALLERY_PLACES = (0.02, 0.15, 0.35, 0.5, 0.65, 0.85, 0.98, 1.0)
+# Of the objects of a kind, ordered by |d|.
+KIND_PLACES = (1.0, 0.75, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,12 +33,14 @@ class GalleryObject:
         sample: what `Split.__getitem__` gives: arrays and columns.
         values: its row of the predictions, without the density.
         density: float (K,), per unit redshift.
+        kind: what it is an example of; empty for an object shown for its place.
     """
 
     place: float
     sample: Mapping[str, Any]
     values: Mapping[str, Any]
     density: NDArray[Any]
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +58,9 @@ class Content:
         priors: those of several priors side by side; None where there is one.
         schema: arrays of the gallery's objects.
         gallery: objects to show.
+        uncertainty: what the densities know of their errors; None leaves the section out.
+        kinds: objects to show of each kind of outlier.
+        worst: the objects of largest |d|.
         journal: lines of the run's metrics.jsonl.
         settings: the run's configuration, name and value.
     """
@@ -65,6 +75,9 @@ class Content:
     priors: TextTable | None = None
     notes: Sequence[str] = ()
     gallery: Sequence[GalleryObject] = ()
+    uncertainty: Uncertainty | None = None
+    kinds: Sequence[GalleryObject] = ()
+    worst: TextTable | None = None
     journal: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,3 +102,34 @@ def gallery_rows(crps_N: Floats) -> list[tuple[float, int]]:
     for place in GALLERY_PLACES if len(order) else ():
         rows.setdefault(int(order[round(place * (len(order) - 1))]), place)
     return [(place, row) for row, place in rows.items()]
+
+
+def kind_rows(columns: Columns) -> list[tuple[str, float, int]]:
+    """Which objects to show of each kind: at fixed places in the order of |d|.
+
+    Args:
+        columns: the predictions, (N,) each; where the redshift is NaN, objects count for nothing.
+
+    Returns:
+        Key of `KINDS`, place from 0 to 1 and row of each, without doubles.
+    """
+    truth_N = np.asarray(columns["redshift"], np.float64)
+    size_N = np.abs(scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N))
+    kind_N = np.where(np.isfinite(truth_N), kinds_of(columns), "")
+    found = []
+    for kind in KINDS:
+        order = np.flatnonzero(kind_N == kind)
+        order = order[np.argsort(size_N[order], kind="stable")]
+        rows: dict[int, float] = {}
+        for place in KIND_PLACES if len(order) else ():
+            rows.setdefault(int(order[round(place * (len(order) - 1))]), place)
+        found += [(kind, place, row) for row, place in rows.items()]
+    return found
+
+
+def worst_rows(columns: Columns, count: int) -> NDArray[np.int64]:
+    """Rows of the objects of largest |d|, largest first; at most `count` of known redshift."""
+    truth_N = np.asarray(columns["redshift"], np.float64)
+    size_N = np.abs(scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N))
+    known = np.flatnonzero(np.isfinite(truth_N))
+    return known[np.argsort(-size_N[known], kind="stable")][:count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ _MAX_STAMPS = 3
 _COLORS = ("i", "r", "g")
 
 
-def draw_gallery(content: Content) -> list[Picture]:
-    """One picture an object."""
-    return [_draw_object(found, content) for found in content.gallery]
+def draw_gallery(objects: Sequence[GalleryObject], content: Content) -> list[Picture]:
+    """One picture per object."""
+    return [_draw_object(found, content) for found in objects]
 
 
 def _draw_object(found: GalleryObject, content: Content) -> Picture:
@@ -37,7 +37,8 @@ def _draw_object(found: GalleryObject, content: Content) -> Picture:
         _draw_density(canvas.panels[-1], found, content.edges)
         truth = float(values["redshift"])
         return canvas.picture(
-            f"{values['sample_id']}: {1 - found.place:.0%} of the objects have a larger CRPS",
+            f"{values['sample_id']}: "
+            + (found.kind or f"{1 - found.place:.0%} of the objects have a larger CRPS"),
             alt=f"Cutouts of object {values['sample_id']} and its predicted density; "
             f"spectroscopic redshift {truth:.4f}, predicted mean {values['z_mean']:.4f}.",
             caption=f"z = {truth:.4f}, predicted {values['z_mean']:.4f} "

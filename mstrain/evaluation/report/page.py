@@ -13,6 +13,12 @@ from mstrain.evaluation.report.density_figures import draw_coverage, draw_pit, d
 from mstrain.evaluation.report.gallery import draw_gallery
 from mstrain.evaluation.report.point_figures import draw_bins, draw_redshifts, draw_residuals
 from mstrain.evaluation.report.training_figures import draw_hits, draw_learning, draw_throughput
+from mstrain.evaluation.report.unsure import (
+    UNSURE_DEFINITIONS,
+    draw_variables,
+    outlier_tables,
+    variable_tables,
+)
 from mstrain.evaluation.report.wording import (
     DEFINITIONS,
     HEADINGS,
@@ -70,10 +76,12 @@ def render_page(content: Content) -> str:
         ("points", "Point estimates", _points(content)),
         ("calibration", "Densities", _calibration(content)),
         ("bins", "In bins", _bins(content)),
+        ("unsure", "Where the network is unsure", _unsure(content)),
         ("gallery", "Gallery", _gallery(content)),
         ("training", "Training", _training(content)),
         ("method", "Definitions and settings", _method(content)),
     ]
+    sections = [section for section in sections if section[2]]
     links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
     body = "".join(
         f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{html}</section>\n'
@@ -146,8 +154,25 @@ def _bins(content: Content) -> str:
     )
 
 
+def _unsure(content: Content) -> str:
+    """Empty where the content has nothing to say of it."""
+    found, level = content.uncertainty, content.summary.bootstrap.level
+    if found is None:
+        return ""
+    html = "".join(_table(table) for table in outlier_tables(found, level))
+    html += "".join(_table(table) for table in variable_tables(found, level)[:1])
+    html += _figures(draw_variables(found))
+    html += "".join(_table(table) for table in variable_tables(found, level)[1:])
+    if not found.variables:
+        html += "<p>--bin-by shows widths, errors and calibration by columns of the index.</p>"
+    html += _table(content.worst) if content.worst is not None else ""
+    if content.kinds:
+        html += "<p>Objects of each kind at fixed places in the order of |d|, largest first.</p>"
+    return html + _figures(draw_gallery(content.kinds, content))
+
+
 def _gallery(content: Content) -> str:
-    pictures = draw_gallery(content)
+    pictures = draw_gallery(content.gallery, content)
     if not pictures:
         return "<p>No object was drawn.</p>"
     return (
@@ -173,7 +198,7 @@ def _training(content: Content) -> str:
 def _method(content: Content) -> str:
     words = "".join(
         f'<tr><th scope="row">{_html(name)}</th><td>{_html(text)}</td></tr>'
-        for name, text in DEFINITIONS
+        for name, text in (*DEFINITIONS, *UNSURE_DEFINITIONS)
     )
     how = content.summary.bootstrap
     settings = "".join(
@@ -192,7 +217,10 @@ def _method(content: Content) -> str:
 
 def _table(table: TextTable) -> str:
     head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.head)
-    rows = "".join(f"<tr>{_cells(row)}</tr>" for row in table.rows)
+    links = table.links or [""] * len(table.rows)
+    rows = "".join(
+        f"<tr>{_cells(row, link)}</tr>" for row, link in zip(table.rows, links, strict=True)
+    )
     return (
         f'<div class="scroll"><table><caption>{_html(table.caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -204,8 +232,11 @@ def _html(text: object) -> str:
     return escape(printable(text))
 
 
-def _cells(row: Sequence[str]) -> str:
-    rest = "".join(f"<td>{_html(cell)}</td>" for cell in row[1:])
+def _cells(row: Sequence[str], link: str = "") -> str:
+    cells = [_html(cell) for cell in row[1:]]
+    if link:
+        cells[-1] = f'<a href="{_html(link)}" rel="noopener noreferrer">{cells[-1]}</a>'
+    rest = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<th scope="row">{_html(row[0])}</th>{rest}'
 
 

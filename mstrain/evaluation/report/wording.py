@@ -65,11 +65,13 @@ class TextTable:
         caption: what it shows.
         head: names of the columns.
         rows: cells, the first one naming its row.
+        links: for each row the address that its last cell leads to, empty for none.
     """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    links: Sequence[str] = ()
 
     def as_text(self) -> str:
         """For a terminal: columns padded, numbers to the right."""
