@@ -69,6 +69,7 @@ setup(
             "core/*.pyi",
             "catalog/build/recipes/*.toml",
             "catalog/build/surveys/*.md",
+            "sources/surveys/*.toml",
         ],
         "mstrain": ["py.typed"],
     },
