@@ -70,6 +70,7 @@ setup(
             "core/*.pyi",
             "catalog/build/recipes/*.toml",
             "catalog/build/surveys/*.md",
+            "sources/surveys/*.toml",
         ],
         "mstrain": ["py.typed"],
     },

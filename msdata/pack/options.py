@@ -16,6 +16,7 @@ from msdata.pack.settings import PackSettings
 from msdata.sources.arrays.options import NAMES, ArrayOptions, find_kind, identifier
 from msdata.sources.detect import holds_fits, is_packed
 from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
+from msdata.sources.survey_file import SHIPPED, read_survey
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -304,6 +305,14 @@ def add_fits_arguments(parser: argparse.ArgumentParser) -> None:
         + ", ".join(f"{name}={pattern}" for name, pattern in DEFAULT_PATTERNS.items()),
     )
     group.add_argument(
+        "--survey",
+        action="append",
+        metavar="NAME|FILE",
+        help="a survey's images: a TOML file, or one of "
+        + ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+        + "; repeatable",
+    )
+    group.add_argument(
         "--fits-bands",
         action="append",
         metavar="ARRAY=g,r,...",
@@ -328,14 +337,16 @@ def fits_options_of(
         UsageError: an option is malformed, or the source holds no FITS files.
     """
     given = [n for n in ("fits", "fits_bands", "fits_size", "calibrate") if getattr(args, n)]
-    if not args.fits and not holds_fits(args.source):
+    surveys = tuple(map(read_survey, args.survey or ()))
+    if not (args.fits or surveys) and not holds_fits(args.source):
         if given and args.source.is_dir():
             raise UsageError(
                 f"--{given[0].replace('_', '-')} is for FITS files, but {args.source} holds none "
                 f"named {', '.join(DEFAULT_PATTERNS.values())}; name them with --fits ARRAY=PATTERN"
             )
         return None
-    patterns = dict(_pair("--fits", text) for text in args.fits or ())
+    patterns = {survey.name: survey.files for survey in surveys}
+    patterns |= dict(_pair("--fits", text) for text in args.fits or ())
     bands = (_pair("--fits-bands", text) for text in args.fits_bands or ())
     sizes = (_pair("--fits-size", text) for text in args.fits_size or ())
     return FitsOptions(
@@ -344,6 +355,7 @@ def fits_options_of(
         sizes={name: _size(name, value) for name, value in sizes},
         pixel_scales_arcsec=dict(pixel_scales_arcsec),
         calibration=args.calibrate or "none",
+        surveys=surveys,
     )
 
 

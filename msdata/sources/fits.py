@@ -28,6 +28,7 @@ from msdata.sources.fits_options import (
 )
 from msdata.sources.listing import list_tree
 from msdata.sources.stamp import Stamp, apart, cut_stamp
+from msdata.sources.survey_file import SurveyFile
 from msdata.sources.zero_points import nanomaggies_per_unit, zero_point_ab
 
 if TYPE_CHECKING:
@@ -155,21 +156,29 @@ class FitsTree:
     def _planes(self, survey: Survey, folder: Path, sample_id: str) -> Iterator[tuple[str, Plane]]:
         """For each band of an array the file's name and the plane."""
         pattern, extension = split_extension(self._options.patterns[survey.name])
+        rules = self._options.survey_of(survey.name)
         pattern = pattern.replace("{id}", sample_id)
         if "{band}" not in pattern:
             name, content = _read_first(folder, [pattern])
-            planes = _named_planes(name, content, extension)
-            chosen = _by_band(survey, name, planes, self._options.bands.get(survey.name))
+            planes = _named_planes(name, content, extension, rules)
+            order = self._options.bands.get(survey.name)
+            chosen = _by_band(survey, name, planes, order, rules)
             yield from ((name, chosen[band]) for band in survey.bands)
             return
         for band in survey.bands:
             names = [pattern.replace("{band}", word) for word in (band, band.lower(), band.upper())]
             name, content = _read_first(folder, list(dict.fromkeys(names)))
-            yield name, _one_of(survey, band, name, _named_planes(name, content, extension))
+            planes = _named_planes(name, content, extension, rules)
+            yield name, _one_of(survey, band, name, planes, rules)
 
     def _pixels(self, survey: Survey, band: str, plane: Plane, stamp: Stamp) -> tuple[Array, float]:
         """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
-        zero_point = zero_point_ab(self._native[survey.name], band, plane.photometry)
+        rules = self._options.survey_of(survey.name)
+        zero_point = (
+            zero_point_ab(self._native[survey.name], band, plane.photometry)
+            if rules is None
+            else rules.zero_point_ab(band, plane.photometry)
+        )
         pixels = stamp.pixels
         if self._options.calibration == "ab":
             if zero_point is None:
@@ -228,10 +237,13 @@ def _read_first(folder: Path, names: Sequence[str]) -> tuple[str, bytes]:
     raise SampleError(f"it has no file {names[0]}")
 
 
-def _named_planes(name: str, content: bytes, extension: str | None) -> list[Plane]:
+def _named_planes(
+    name: str, content: bytes, extension: str | None, rules: SurveyFile | None
+) -> list[Plane]:
     """The planes of the extension asked for; else of all but those of weights, masks and such."""
     try:
-        planes = read_planes(content)
+        keys = () if rules is None else (*rules.keys, rules.system_key)
+        planes = read_planes(content, keys=tuple(filter(None, keys)))
     except SampleError as error:
         raise SampleError(f"{name}: {error}") from error
     if extension is None:
@@ -250,9 +262,11 @@ def _extensions(planes: Sequence[Plane]) -> str:
     return ", ".join(dict.fromkeys(plane.extension[:20] or str(plane.number) for plane in planes))
 
 
-def _one_of(survey: Survey, band: str, name: str, planes: Sequence[Plane]) -> Plane:
+def _one_of(
+    survey: Survey, band: str, name: str, planes: Sequence[Plane], rules: SurveyFile | None
+) -> Plane:
     """The plane of a band in a file of its own; never the first of several that may be meant."""
-    said = [_band_of(survey, plane) for plane in planes]
+    said = [_band_of(survey, plane, rules) for plane in planes]
     meant = [plane for plane, word in zip(planes, said, strict=True) if word in (band, None)]
     if not meant:
         raise SampleError(f"{name}: its header says that it holds band {said[0]}")
@@ -270,23 +284,28 @@ def _one_of(survey: Survey, band: str, name: str, planes: Sequence[Plane]) -> Pl
     return meant[0]
 
 
-def _band_of(survey: Survey, plane: Plane) -> str | None:
+def _band_of(survey: Survey, plane: Plane, rules: SurveyFile | None) -> str | None:
     """The schema's name of a plane's band; what the header says where the schema has no such."""
     if plane.band is None:
         return None
     own = {band.lower(): band for band in survey.bands}
-    words = {**_BAND_WORDS.get(survey.name, {}), **own}
+    told = _BAND_WORDS.get(survey.name, {}) if rules is None else rules.band_words
+    words = {**told, **own}
     return words.get(plane.band, plane.band)
 
 
 def _by_band(
-    survey: Survey, name: str, planes: Sequence[Plane], order: tuple[str, ...] | None
+    survey: Survey,
+    name: str,
+    planes: Sequence[Plane],
+    order: tuple[str, ...] | None,
+    rules: SurveyFile | None,
 ) -> dict[str, Plane]:
     """The plane of each band of a file with several; of planes of the same band the first counts.
 
     A second image of the same bands without a name is an inverse variance or a mask.
     """
-    said = [_band_of(survey, plane) for plane in planes]
+    said = [_band_of(survey, plane, rules) for plane in planes]
     if order is not None and not any(said) and len(planes) == len(order):
         said = list(order)
     chosen: dict[str, Plane] = {}

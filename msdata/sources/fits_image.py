@@ -16,8 +16,8 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Photometry:
         zero_point: FPA.ZP (Pan-STARRS), magnitude of 1 count/s, AB.
         vega_zero_point: MAGZP (WISE), magnitude of 1 count, Vega.
         origin: names and values of the cards that tell the telescope, instrument or survey.
+        cards: further cards that were asked for, of the image or else of the primary header.
     """
 
     unit: str = ""
@@ -68,6 +69,7 @@ class Photometry:
     zero_point: float | None = None
     vega_zero_point: float | None = None
     origin: tuple[tuple[str, str], ...] = ()
+    cards: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exposure_fault(self) -> str:
@@ -133,7 +135,8 @@ class Plane:
         band: what the header calls the band, lower case; None where it says nothing.
         grid: its place on the sky.
         photometry: its header's zero-point, exposure and unit.
-        extension: name of its extension in capitals, from EXTNAME or else IMAGETYP; may be empty.
+        extension: name of its extension in capitals, from EXTNAME, EXTTYPE or IMAGETYP; may be
+            empty.
         number: number of its extension; 0 is the first.
         product: what the Legacy Surveys' PRODTYPE or IMTYPE calls it, in capitals; may be empty.
     """
@@ -173,12 +176,15 @@ def _parsing() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def read_planes(content: bytes, most_nbytes: int = MAX_NBYTES) -> list[Plane]:
+def read_planes(
+    content: bytes, most_nbytes: int = MAX_NBYTES, keys: Sequence[str] = ()
+) -> list[Plane]:
     """The planes of all images in a FITS file, compressed or not, in their order.
 
     Args:
         content: the whole file; also compressed by gzip, or with compressed images inside.
         most_nbytes: unpacked, neither the file nor an image may be larger.
+        keys: cards to keep in `Photometry.cards`.
 
     Raises:
         SampleError: it is not FITS, truncated, or lacks an image or a position on the sky.
@@ -190,7 +196,7 @@ def read_planes(content: bytes, most_nbytes: int = MAX_NBYTES) -> list[Plane]:
         text = content[:60].decode("ascii", "replace").strip()
         raise SampleError(f"it is not a FITS file; it begins with {text!r}")
     with _parsing():
-        planes = _parse(content, limit)
+        planes = _parse(content, limit, keys)
     if not planes:
         raise SampleError("it holds no image, only headers")
     return planes
@@ -212,7 +218,7 @@ def _unpacked_limit(content: bytes) -> int:
     return min(MAX_NBYTES, max(_MIN_LIMIT_NBYTES, _MAX_RATIO * len(content)))
 
 
-def _parse(content: bytes, limit: int) -> list[Plane]:
+def _parse(content: bytes, limit: int, keys: Sequence[str]) -> list[Plane]:
     from astropy.io import fits
 
     planes: list[Plane] = []
@@ -232,7 +238,9 @@ def _parse(content: bytes, limit: int) -> list[Plane]:
                 if math.prod(hdu.shape) * abs(hdu.header["BITPIX"]) > 8 * limit:
                     raise SampleError(f"an image of {hdu.shape} has more than {limit >> 20} MiB")
                 if hdu.data is not None:
-                    planes += _planes_of(hdu.header, _scaled(hdu.data, hdu.header), number)
+                    headers = (hdus[0].header, hdu.header)
+                    cards = {k: h[k] for h in headers for k in keys if k in h}
+                    planes += _planes_of(hdu.header, _scaled(hdu.data, hdu.header), number, cards)
     except SampleError:
         raise
     except Exception as error:  # astropy raises many kinds on broken files
@@ -255,15 +263,16 @@ def _scaled(stored: NDArray[Any], header: Mapping[str, Any]) -> NDArray[Any]:
     return pixels
 
 
-def _planes_of(header: Any, data: Any, number: int) -> list[Plane]:
+def _planes_of(header: Any, data: Any, number: int, cards: Mapping[str, Any]) -> list[Plane]:
     if data.dtype.kind not in "iuf":
         raise SampleError(f"its pixels are {data.dtype}, not real numbers")
     cube = data if data.ndim == 3 else data[None]
     native = np.ascontiguousarray(cube, dtype=data.dtype.newbyteorder("="))
     linear = _linear(native, header)
     grid = _grid_of(header)
-    photometry = _photometry_of(header)
-    extension = str(header.get("EXTNAME") or header.get("IMAGETYP") or "").strip().upper()
+    photometry = _photometry_of(header, cards)
+    words = (header.get(card) for card in ("EXTNAME", "EXTTYPE", "IMAGETYP"))
+    extension = str(next(filter(None, words), "")).strip().upper()
     product = str(header.get("PRODTYPE") or header.get("IMTYPE") or "").strip().upper()
     return [
         Plane(
@@ -326,7 +335,7 @@ def _band_of(header: Mapping[str, Any], plane: int, num_planes: int) -> str | No
     return text or None
 
 
-def _photometry_of(header: Mapping[str, Any]) -> Photometry:
+def _photometry_of(header: Mapping[str, Any], cards: Mapping[str, Any]) -> Photometry:
     said = ((name, str(header[name]).strip()[:40]) for name in _ORIGIN_CARDS if name in header)
     exposure = header.get("EXPTIME")
     return Photometry(
@@ -336,6 +345,7 @@ def _photometry_of(header: Mapping[str, Any]) -> Photometry:
         zero_point=_number(header, "FPA.ZP"),
         vega_zero_point=_number(header, "MAGZP"),
         origin=tuple((name, text) for name, text in said if text),
+        cards=cards,
     )
 
 

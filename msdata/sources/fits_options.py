@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from msdata.core.checked_json import parse_json
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
+from msdata.sources.survey_file import SurveyFile
 from msdata.sources.zero_points import NANOMAGGY, NANOMAGGY_ZERO_POINT
 
 DEFAULT_PATTERNS = {
@@ -23,7 +26,7 @@ COMPRESSED = ("", ".gz", ".fz")
 
 @dataclass(frozen=True, kw_only=True)
 class FitsOptions:
-    """What to read from raw FITS files. Arrays are those of `MANTIS_SHRIMP`.
+    """What to read from raw FITS files. Arrays are those of `MANTIS_SHRIMP` and of `surveys`.
 
     Attributes:
         patterns: the arrays of a sample, each with the names of its files: `{id}` stands for the
@@ -35,6 +38,7 @@ class FitsOptions:
         sizes: pixels of a stamp's side, where they differ from the usual.
         pixel_scales_arcsec: pixel scales, where they differ from the usual.
         calibration: "ab" for nanomaggies, "none" for the files' own unit.
+        surveys: further surveys; `patterns` names their files too.
     """
 
     patterns: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_PATTERNS))
@@ -42,6 +46,7 @@ class FitsOptions:
     sizes: Mapping[str, int] = field(default_factory=dict)
     pixel_scales_arcsec: Mapping[str, float] = field(default_factory=dict)
     calibration: str = "none"
+    surveys: tuple[SurveyFile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.calibration not in CALIBRATIONS:
@@ -51,8 +56,8 @@ class FitsOptions:
         if not self.patterns:
             raise UsageError("a sample needs at least one array; name it with --fits")
         for name, pattern in self.patterns.items():
-            _check_array(name, f"--fits {name}={pattern}", MANTIS_SHRIMP.names)
-            pattern_expression(pattern, MANTIS_SHRIMP[name].bands)
+            _check_array(name, f"--fits {name}={pattern}", tuple(self.known))
+            pattern_expression(pattern, self.known[name].bands)
         for option, values in (("--fits-bands", self.bands), ("--fits-size", self.sizes)):
             for name in values:
                 _check_array(name, f"{option} {name}=...", tuple(self.patterns))
@@ -60,16 +65,26 @@ class FitsOptions:
             if not 1 <= size <= 8192:
                 raise UsageError(f"--fits-size {name} must be 1 to 8192 pixels, got {size}")
         for name, bands in self.bands.items():
-            known = MANTIS_SHRIMP[name].bands
+            known = self.known[name].bands
             if not bands or len(set(bands)) != len(bands) or not set(bands) <= set(known):
                 raise UsageError(
                     f"--fits-bands {name}={','.join(bands)}: give some of {', '.join(known)}, each "
                     "once"
                 )
 
+    @property
+    def known(self) -> dict[str, Survey]:
+        """The arrays that there may be, by name."""
+        arrays = (*MANTIS_SHRIMP.arrays, *(survey.survey() for survey in self.surveys))
+        return {array.name: array for array in arrays}
+
+    def survey_of(self, name: str) -> SurveyFile | None:
+        """The survey file of an array; None for those of `MANTIS_SHRIMP`."""
+        return next((s for s in self.surveys if s.name == name), None)
+
     def schema(self) -> Schema:
         """The schema of the samples."""
-        arrays = tuple(self._survey(a) for a in MANTIS_SHRIMP.arrays if a.name in self.patterns)
+        arrays = tuple(self._survey(a) for a in self.known.values() if a.name in self.patterns)
         is_whole = [(a.name, a.shape) for a in arrays] == [
             (a.name, a.shape) for a in MANTIS_SHRIMP.arrays
         ]
@@ -105,13 +120,16 @@ class FitsOptions:
             "sizes": dict(self.sizes),
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec),
             "calibration": self.calibration,
+            **({"surveys": [asdict(survey) for survey in self.surveys]} if self.surveys else {}),
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> FitsOptions:
         """The inverse of `to_json`."""
         bands = {name: tuple(bands) for name, bands in fields["bands"].items()}
-        return cls(**{**fields, "bands": bands})
+        text = json.dumps(fields.get("surveys", []))
+        surveys = parse_json(text, "survey", cure="").read_as(tuple[SurveyFile, ...])
+        return cls(**{**fields, "bands": bands, "surveys": surveys})
 
 
 def zero_point_name(array: str, band: str) -> str:
