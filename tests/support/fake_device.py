@@ -59,6 +59,7 @@ def allow_cuda() -> None:
     cuda.device_count = lambda: 8
     cuda.current_device = lambda: 0
     cuda.set_device = lambda device: None
+    cuda.get_device_name = lambda device: "fake"
     cuda.is_bf16_supported = lambda *a, **k: True
     cuda.is_current_stream_capturing = lambda: False
     FakeTensorMode.avoid_device_init = property(lambda self: True)
