@@ -74,10 +74,12 @@ class Form:
 
 
 FORMS = (Form(), *(Form(quantize=q, compress=c) for q in QUANTIZE for c in COMPRESS))
+# With --quick.
+FEWER_FORMS = tuple(f for f in FORMS if f.quantize in (None, 4.0) or f.compress == "lz4")
 
 
 def measure_forms(
-    objects: Path, count: int, folder: Path, repeats: int, forms: Sequence[Form] = FORMS
+    objects: Path, count: int, folder: Path, repeats: int, forms: Sequence[Form]
 ) -> list[dict[str, Any]]:
     """Packs all forms in turns, and measures what came of each.
 
@@ -104,8 +106,10 @@ def measure_forms(
     for name, split in splits.items():
         hot[name] = partial(_hot_rate, split)
         hot[f"limit {name}"] = _bare(split)
-    hot_rates = take_turns(hot, repeats)
-    cold_rates = take_turns({n: partial(_cold_rate, s) for n, s in splits.items()}, repeats)
+    # Each warms up by itself.
+    hot_rates = take_turns(hot, repeats, warm_ups=0)
+    cold = {name: partial(_cold_rate, split) for name, split in splits.items()}
+    cold_rates = take_turns(cold, repeats, warm_ups=0)
     first = forms[0].name
     found = []
     for form in forms:

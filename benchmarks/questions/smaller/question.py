@@ -15,7 +15,13 @@ import msdata
 from benchmarks.harness import Settings, interval_text
 from benchmarks.questions.policies import summarize, train_all
 from benchmarks.questions.policies_effects import verdict_of
-from benchmarks.questions.smaller.forms import MEMORY_SHARE, NUM_THREADS, measure_forms
+from benchmarks.questions.smaller.forms import (
+    FEWER_FORMS,
+    FORMS,
+    MEMORY_SHARE,
+    NUM_THREADS,
+    measure_forms,
+)
 from benchmarks.questions.smaller.training import (
     LEAST_OBJECTS,
     CodedDesign,
@@ -70,16 +76,17 @@ def answer(settings: Settings) -> int:
     objects, count = _objects(settings)
     folder = settings.work / "smaller"
     print(f"  measuring {count:,} samples", flush=True)
-    forms = measure_forms(objects, count, folder, 2 if settings.quick else 3)
+    repeats, forms = (2, FEWER_FORMS) if settings.quick else (3, FORMS)
+    found = measure_forms(objects, count, folder, repeats, forms)
     shutil.rmtree(folder)
     result = {
         "quick": settings.quick,
         "num_samples": count,
-        "forms": forms,
+        "forms": found,
         "study": trained,
         "ratios": {
             f"{form['title']}: {name.replace('_', ' ')}": form[name]
-            for form in forms
+            for form in found
             for name in _RATIOS
         },
     }
