@@ -22,6 +22,7 @@ from msdata import __version__
 from msdata.core.files import storage_error, sync_folder
 from msdata.core.options import num_jobs
 from msdata.core.trusted_names import is_plain_name
+from msdata.dataset.dataset import open_dataset
 from msdata.dataset.index import fixed_columns, write_index
 from msdata.dataset.links import write_links
 from msdata.dataset.manifest import INDEXED, Manifest, ShardInfo
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (*TAR_SUFFIXES, *HDF5_SUFFIXES, NPY_SUFFIX)
 _LABEL_SUFFIXES = (".json", ".cls", ".txt")
+# A shard takes 300 bytes of JSON, which is read when the data set is opened.
+_MAX_FILES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,11 @@ def _groups(root: Path) -> list[list[Path]]:
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     found = [p for p in paths if p.suffix.lower() in _SUFFIXES]
     kinds = {_kind(p) for p in found}
+    if len(found) > _MAX_FILES:
+        raise UsageError(
+            f"cannot index {root}: it holds {len(found):,} files, more than {_MAX_FILES:,}, and "
+            f"each becomes a shard; {CONVERT}"
+        )
     if not found:
         first = f"; the first file is {paths[0]}" if paths else ""
         raise UsageError(
@@ -273,6 +281,8 @@ def _write(
             provenance={"msdata": __version__, "num_rejected": 0},
         )
         manifest.write(made)
+        # Whatever a reader would refuse is refused now.
+        open_dataset(made)
         made.rename(out)
         sync_folder(out.parent)
     except BaseException as error:

@@ -295,6 +295,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert np.array_equal(z, [0.1, np.nan, 0.2, np.nan], equal_nan=True)
 
 
+def test_more_files_than_a_data_set_takes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msdata.ingest.in_place._MAX_FILES", NUM_SAMPLES - 1)
+    with pytest.raises(msdata.MsdataError, match="it holds 40 files, more than 39"):
+        msdata.index(npys(tmp_path), tmp_path / "DATA", jobs=1)
+
+
 @pytest.mark.slow
 def test_fifty_thousand_samples_are_indexed_in_less_than_a_minute(tmp_path: Path) -> None:
     image = npy_bytes(image_of(0))
