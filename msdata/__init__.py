@@ -22,6 +22,7 @@ _EXPORTS = {
     "Dataset": ("msdata.dataset.dataset", "Dataset"),
     "Split": ("msdata.dataset.dataset", "Split"),
     "Writer": ("msdata.ingest.writer", "Writer"),
+    "index": ("msdata.ingest.in_place", "index_in_place"),
     "join_parts": ("msdata.ingest.join", "join_parts"),
     "Loader": ("msdata.loader.loader", "Loader"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from msdata.dataset.dataset import Dataset, Split
     from msdata.dataset.dataset import open_dataset as open
     from msdata.errors import MsdataError
+    from msdata.ingest.in_place import index_in_place as index
     from msdata.ingest.join import join_parts
     from msdata.ingest.writer import Writer
     from msdata.loader.loader import Loader
@@ -60,6 +62,7 @@ __all__ = [
     "Survey",
     "Topology",
     "Writer",
+    "index",
     "join_parts",
     "open",
     "pack",

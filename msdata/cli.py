@@ -132,6 +132,7 @@ COMMANDS = {
     "mock": ("msdata.mock.command", "make mock objects and their catalog"),
     "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
+    "index": ("msdata.ingest.command", "open tar, HDF5 and .npy files in place, copying nothing"),
     "catalog": (
         "msdata.catalog.command",
         "compile a spectroscopic sample from survey tables",

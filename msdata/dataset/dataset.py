@@ -19,6 +19,7 @@ from msdata.core.checksum import crc32c_of_parts
 from msdata.dataset.coded_columns import decoded, read_array_nbytes, read_codes, read_steps
 from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.index import IndexFile, check_names, fixed_columns
+from msdata.dataset.links import check_links
 from msdata.dataset.manifest import Manifest, ShardInfo, read_manifest
 from msdata.dataset.shard_files import ShardFile, ShardFiles
 from msdata.dataset.spans import Spans, make_spans, outside
@@ -43,6 +44,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     manifest = read_manifest(Path(path))
     # Absolute, so that neither chdir nor another process changes its meaning.
     folder = Path(path).absolute()
+    check_links(folder, manifest)
     index = IndexFile(folder, manifest)
     own = fixed_columns(manifest.schema, manifest.codings)
     try:

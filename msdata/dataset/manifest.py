@@ -30,6 +30,9 @@ SOURCES_NAME = "sources.parquet"
 REJECTED_NAME = "rejected.csv"
 FORMAT_VERSION = 1
 CONTAINERS = ("tar", "hdf5")
+# The shards are links to files that `msdata index` found; nothing between arrays is checked.
+INDEXED = "indexed"
+LINKS_NAME = "links.json"
 # What a quantized array is stored as: codes, codes of a wide range, pixels that have no step.
 CODES = ("<i2", "<i4", "<f4")
 _CURE = "restore it or pack again"
@@ -93,7 +96,7 @@ class Manifest:
     """The content of `dataset.json`.
 
     Attributes:
-        container: "tar" or "hdf5".
+        container: "tar", "hdf5" or "indexed".
         schema: the arrays of every sample.
         shards: all shards, split by split, in the order of the index's rows.
         seed: seed of splits, shards and their order.
@@ -111,9 +114,10 @@ class Manifest:
     coding: Mapping[str, StoredArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.container not in CONTAINERS:
+        if self.container not in (*CONTAINERS, INDEXED):
             raise UsageError(
-                f"container must be one of {', '.join(CONTAINERS)}, got {self.container!r}"
+                f"container must be one of {', '.join((*CONTAINERS, INDEXED))}, got "
+                f"{self.container!r}"
             )
 
     @property
@@ -239,7 +243,7 @@ class _Fields:
 
     format: Literal["msdata"]
     format_version: Count
-    container: Literal["tar", "hdf5"]
+    container: Literal["tar", "hdf5", "indexed"]
     schema: Schema
     num_samples: Count
     splits: Mapping[str, _SplitFields]

@@ -15,7 +15,11 @@ from msdata.schema import Survey
 
 CROISSANT_NAME = "croissant.json"
 CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
-_FORMATS = {"tar": ("application/x-tar", "*.tar"), "hdf5": ("application/x-hdf5", "*.h5")}
+_FORMATS = {
+    "tar": ("application/x-tar", "*.tar"),
+    "hdf5": ("application/x-hdf5", "*.h5"),
+    "indexed": ("application/octet-stream", "*"),
+}
 _FILE_FORMATS = {
     ".json": "application/json",
     ".parquet": "application/x-parquet",

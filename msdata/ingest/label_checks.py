@@ -24,13 +24,13 @@ from msdata.pack.columns import label_names
 from msdata.schema import Schema
 from msdata.sources.parts import LabelKind
 
-_RANGES: Mapping[str, Limits] = {
+RANGES: Mapping[str, Limits] = {
     "redshift": REDSHIFT_RANGE,
     "ebv": EBV_RANGE,
     **POSITION_RANGES,
 }
 _NUMBERS = ("integer", "number")
-# Columns of a pack's plan that are no labels.
+# Other columns of a pack's plan.
 _OF_THE_PLAN = ("sample_id", "path", "row", "split", "catalog_row", "reason")
 _MAX_INT64 = (1 << 63) - 1
 
@@ -95,8 +95,8 @@ def plain_value(name: str, value: Any) -> tuple[Any, LabelKind]:
             f"label {name!r} must be a finite number, a text, a truth value or None, got "
             f"{short(value)}"
         )
-    if name in _RANGES:
-        low, high = _RANGES[name]
+    if name in RANGES:
+        low, high = RANGES[name]
         if kind not in _NUMBERS or not low <= value <= high:
             raise SampleError(
                 f"label {name!r} must be a number from {low:g} to {high:g}, or None where unknown, "

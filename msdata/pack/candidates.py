@@ -86,7 +86,7 @@ def plan_candidates(
     if kept.num_rows == 0:
         reason = rejected["reason"][0].as_py() if rejected.num_rows else "none found"
         raise DataError(f"no object of {settings.source} is usable; the first: {reason}")
-    keys = _hashes(kept["sample_id"].to_pylist(), settings.seed)
+    keys = hashed_ids(kept["sample_id"].to_pylist(), settings.seed)
     splits = _splits(kept, keys[:, 0], settings)
     record_nbytes, suffix = record
     per_shard = settings.samples_per_shard(kept.num_rows, record_nbytes)
@@ -180,7 +180,7 @@ def _duplicates(ids: list[str], paths: list[str]) -> list[str | None]:
     return reasons
 
 
-def _hashes(ids: list[str], seed: int) -> NDArray[np.uint64]:
+def hashed_ids(ids: list[str], seed: int) -> NDArray[np.uint64]:
     """uint64 (ids, 2): one word for the split, one for the order; BLAKE2b keyed by the seed."""
     keyed = hashlib.blake2b(digest_size=16, key=seed.to_bytes(8, "little"))
     digests = bytearray()

@@ -162,7 +162,7 @@ class PartFiles:
         """Reads one sample; see `Source.read`.
 
         Raises:
-            SampleError: there is no such sample.
+            SampleError: the sample does not exist.
             DataError: the part is truncated.
             StorageError: the file system refused.
         """

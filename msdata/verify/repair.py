@@ -25,6 +25,7 @@ from msdata.core.checksum import crc32c_of_parts
 from msdata.core.files import storage_error, sync_folder, take_lock, write_whole
 from msdata.core.trusted_names import check_below
 from msdata.dataset.coded_columns import DECODED_CRC32C
+from msdata.dataset.manifest import INDEXED
 from msdata.dataset.shard import pwrite_all
 from msdata.dataset.shard_files import ShardFile
 from msdata.dataset.tar import dali_index_path
@@ -81,6 +82,8 @@ def repair(report: VerifyReport, *, source: Path | None = None) -> list[RepairRe
     manifest = report.manifest
     if manifest is None or any(f.kind == "index" for f in report.faults):
         return [_refused(f) for f in report.faults if f.kind in ("index", "manifest")]
+    if manifest.container == INDEXED:
+        return [_not_ours(report.path, f) for f in report.faults]
     faults: dict[str, list[Fault]] = defaultdict(list)
     for fault in report.faults:
         faults[fault.path].append(fault)
@@ -102,6 +105,12 @@ def _refused(fault: Fault) -> RepairResult:
         "cannot be repaired: the shards are checked against it; restore it from a copy, or pack "
         "again with the same source, catalog and settings, which gives the same bytes"
     )
+    return RepairResult(path=fault.path, is_repaired=False, message=message)
+
+
+def _not_ours(folder: Path, fault: Fault) -> RepairResult:
+    target = (folder / fault.path).resolve()
+    message = f"cannot be repaired: it is a link to {target}; restore that file from a copy"
     return RepairResult(path=fault.path, is_repaired=False, message=message)
 
 

@@ -24,8 +24,17 @@ from msdata.core.files import storage_error
 from msdata.dataset.dataset import Dataset
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.index import IndexFile, file_sha256, sources_sha256
+from msdata.dataset.links import check_links
 from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
-from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, Manifest, ShardInfo, read_manifest
+from msdata.dataset.manifest import (
+    INDEXED,
+    LINKS_NAME,
+    REJECTED_NAME,
+    SOURCES_NAME,
+    Manifest,
+    ShardInfo,
+    read_manifest,
+)
 from msdata.dataset.tar import INDEX_SUFFIX
 from msdata.errors import DataError, MsdataError
 from msdata.verify.expected_shard import ExpectedShard
@@ -132,6 +141,7 @@ def verify_dataset(
 
     Raises:
         UsageError: `folder` is not a data set.
+        DataError: it is an index of files elsewhere, and was not made where it lies.
         StorageError: the file system refused to read the folder.
     """
     started_s = time.monotonic()
@@ -140,6 +150,7 @@ def verify_dataset(
     except DataError as error:
         fault = Fault(kind="manifest", path=MANIFEST_NAME, message=str(error))
         return _report(folder, None, [fault], [], started_s)
+    check_links(folder, manifest)
     faults = _index_faults(folder, manifest)
     notes = list(_notes(folder, manifest))
     if faults:
@@ -237,11 +248,14 @@ def _size_fault(folder: Path, shard: ShardInfo) -> Fault | None:
 
 
 def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
-    yield from _sources_notes(folder, manifest)
+    if manifest.container != INDEXED:
+        yield from _sources_notes(folder, manifest)
     yield from _rejected_notes(folder, manifest)
     known = {s.relative_path for s in manifest.shards}
     if manifest.container == "tar":
         known |= {str(Path(name).with_suffix(INDEX_SUFFIX)) for name in known}
+    if manifest.container == INDEXED:
+        known.add(LINKS_NAME)
     known |= {*_KNOWN_FILES, *manifest.splits}
     for place in ("", *manifest.splits):
         try:

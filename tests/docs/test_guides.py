@@ -80,6 +80,11 @@ def test_own_arrays_are_packed_and_loaded(tmp_path: Path) -> None:
     assert "training samples in batches of 32" in found
 
 
+def test_a_file_is_indexed_in_place(tmp_path: Path) -> None:
+    found = run([sys.executable, str(EXAMPLES / "index_in_place.py"), "mine"], tmp_path)
+    assert "200 samples in place" in found
+
+
 def test_every_example_stands_in_a_guide() -> None:
     pages = "".join(p.read_text(encoding="utf-8") for p in DOCS.rglob("*.md"))
     missing = [p.name for p in EXAMPLES.glob("*.*") if f'--8<-- "{p.name}"' not in pages]

@@ -139,6 +139,7 @@ def run_killed(out: Path, moment: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_data_set_or_none(tmp_path: Path) -> None:
     whole = run_killed(tmp_path / "WHOLE", 1 << 30)
     expected = fields_of(tmp_path / "WHOLE")

@@ -1,0 +1,276 @@
+"""Finds samples in WebDataset tars, HDF5 files and folders of `.npy`, without copying a pixel.
+
+Only headers are read here. Nothing is unpickled, extracted or written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msdata.core.files import storage_error
+from msdata.dataset.hdf5 import import_h5py
+from msdata.errors import DataError, MsdataError
+from msdata.ingest.found import (
+    FoundArray,
+    FoundFile,
+    FoundSample,
+    cannot,
+    checked_dtype,
+    flat_labels,
+    npy_array,
+)
+
+TAR_SUFFIXES = (".tar",)
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+NPY_SUFFIX = ".npy"
+_LABEL_SUFFIXES = ("json", "cls", "txt")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "gif", "tif", "tiff")
+_PICKLES = ("pyd", "pkl", "pickle", "pth", "pt")
+_PACKED = ("npz", "gz", "zst", "xz", "bz2", "blosc", "mp", "msgpack", "ten", "tb")
+_ID_NAMES = ("sample_id", "object_id", "objid", "id", "ids", "name")
+# WebDataset's own rule: the key ends at the first dot of the file's name.
+_KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
+_MAX_LABEL_NBYTES = 1 << 20
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Opens a file for reading, and words the refusals of the system."""
+    fd = -1
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        yield fd
+    except OSError as error:
+        if isinstance(error, MsdataError):
+            raise
+        raise storage_error("read", path, error) from error
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+class _Members:
+    """Collects the members of samples: arrays, labels, what is left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.samples: dict[str, FoundSample] = {}
+        self.left_out: Counter[str] = Counter()
+
+    def add(self, fd: int, name: str, place: tuple[int, int]) -> None:
+        """Takes one member.
+
+        Args:
+            fd: the open file.
+            name: the member's name.
+            place: offset and bytes of its content.
+        """
+        found = _KEY.fullmatch(name)
+        if found is None:
+            self.left_out["members without a suffix"] += 1
+            return
+        key, suffix = found[1], found[2].lower()
+        stem, _, kind = suffix.rpartition(".")
+        self._refuse(name, kind)
+        if kind != "npy" and kind not in _LABEL_SUFFIXES:
+            self.left_out[f".{suffix}"] += 1
+            return
+        sample = self.samples.setdefault(key, FoundSample(key))
+        if kind == "npy":
+            array = (found[2][: -len(kind)].rstrip(".") or "image").replace(".", "_")
+            if array in sample.arrays:
+                raise DataError(f"{self._path} holds array {array!r} of sample {key!r} twice")
+            sample.arrays[array] = npy_array(fd, self._path, *place, name)
+            return
+        if place[1] > _MAX_LABEL_NBYTES:
+            raise DataError(f"{self._path}: label {name} must have at most 1 MiB, got {place[1]} B")
+        content = os.pread(fd, place[1], place[0])
+        self._add_labels(sample, (stem, kind), content, name)
+
+    def _refuse(self, name: str, kind: str) -> None:
+        for kinds, what in (
+            (_IMAGES, "a compressed image"),
+            (_PICKLES, "a pickle"),
+            (_PACKED, "packed or compressed"),
+        ):
+            if kind in kinds:
+                raise cannot(self._path, f"{name} is {what}")
+
+    def _add_labels(
+        self, sample: FoundSample, suffix: tuple[str, str], content: bytes, name: str
+    ) -> None:
+        stem, kind = suffix
+        if kind == "json":
+            labels, others = flat_labels(content, self._path, name)
+            self.left_out.update(f"JSON field {other!r}" for other in others)
+        else:
+            try:
+                text = content.decode().strip()
+                value = int(text) if kind == "cls" else text
+            except ValueError:
+                must = "an integer" if kind == "cls" else "UTF-8"
+                raise DataError(f"{self._path}: label {name} must be {must}") from None
+            labels = {stem or kind: value}
+        for label, value in labels.items():
+            if label in sample.labels:
+                raise DataError(f"{self._path} holds label {label!r} of {name} twice")
+            sample.labels[label] = value
+
+    def found(self, nbytes: int) -> FoundFile:
+        """All samples that have arrays."""
+        without = [s for s in self.samples.values() if not s.arrays]
+        if without:
+            raise cannot(
+                self._path,
+                f"{len(without)} samples have no .npy member; the first is "
+                f"{without[0].sample_id!r}",
+            )
+        samples = list(self.samples.values())
+        return FoundFile(path=self._path, nbytes=nbytes, samples=samples, left_out=self.left_out)
+
+
+def read_tar(path: Path) -> FoundFile:
+    """Finds the samples of a WebDataset tar; see `msdata.ingest.in_place.index_in_place`."""
+    members = _Members(path)
+    with _opened(path) as fd, os.fdopen(os.dup(fd), "rb") as file:
+        nbytes = os.fstat(fd).st_size
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.isreg() and not member.issparse():
+                        members.add(fd, member.name, (member.offset_data, member.size))
+                    elif not member.isdir():
+                        raise cannot(path, f"{member.name} is not a plain file")
+                    # The list of members would hold millions.
+                    tar.members = []  # type: ignore[attr-defined]
+        except tarfile.TarError as error:
+            raise DataError(
+                f"{path} is damaged, or not an uncompressed tar file ({error})"
+            ) from error
+    return members.found(nbytes)
+
+
+def read_npy(paths: Iterable[Path]) -> FoundFile:
+    """Finds the one sample of a `.npy` file and the label files beside it.
+
+    Args:
+        paths: the `.npy` file, then its label files.
+    """
+    first, *labels = paths
+    members = _Members(first)
+    with _opened(first) as fd:
+        nbytes = os.fstat(fd).st_size
+        members.add(fd, first.name, (0, nbytes))
+    for path in labels:
+        with _opened(path) as fd:
+            members.add(fd, path.name, (0, os.fstat(fd).st_size))
+    return members.found(nbytes)
+
+
+def read_hdf5(path: Path) -> FoundFile:
+    """Finds the samples of an HDF5 file; see `msdata.ingest.in_place.index_in_place`."""
+    h5py = import_h5py()
+    with _opened(path) as fd:
+        nbytes = os.fstat(fd).st_size
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _read_datasets(h5py, file, path, nbytes)
+    except OSError as error:
+        if isinstance(error, MsdataError):
+            raise
+        raise DataError(f"{path} is damaged, or not an HDF5 file ({error})") from error
+
+
+def _read_datasets(h5py: Any, file: Any, path: Path, nbytes: int) -> FoundFile:
+    if file.userblock_size:
+        raise cannot(path, "it starts with a user block")
+    left_out: Counter[str] = Counter()
+    arrays, columns = {}, {}
+    for name in file:
+        # A link may lead into another file.
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise cannot(path, f"{name!r} is a link")
+        found = file[name]
+        if not isinstance(found, h5py.Dataset):
+            left_out[f"group {name!r}"] += 1
+        elif found.ndim > 1 and found.dtype.kind in "biufc":
+            arrays[name] = found
+        elif found.ndim == 1:
+            columns[name] = found
+        else:
+            left_out[f"dataset {name!r}"] += 1
+    if not arrays:
+        raise cannot(path, "no dataset at its root has the shape (samples, ...)")
+    sizes = {name: found.shape[0] for name, found in arrays.items()}
+    count = next(iter(sizes.values()))
+    if set(sizes.values()) != {count}:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise cannot(path, f"its datasets have different numbers of samples ({told})")
+    places = {name: (found, _offsets(path, name, found)) for name, found in arrays.items()}
+    labels = {}
+    for name, column in columns.items():
+        if len(column) == count:
+            labels[name] = _column(column)
+        else:
+            left_out[f"dataset {name!r}"] += 1
+    ids = _ids(path, count, labels)
+    samples = [FoundSample(ids[row]) for row in range(count)]
+    for name, (dataset, offsets) in places.items():
+        kind, shape = checked_dtype(path, repr(name), dataset.dtype), dataset.shape[1:]
+        for sample, offset in zip(samples, offsets.tolist(), strict=True):
+            sample.arrays[name] = FoundArray(kind, shape, offset)
+    for name, values in labels.items():
+        for sample, value in zip(samples, values, strict=True):
+            sample.labels[name] = value
+    return FoundFile(path=path, nbytes=nbytes, samples=samples, left_out=left_out)
+
+
+def _column(dataset: Any) -> list[Any]:
+    values = dataset[:].tolist()
+    return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in values]
+
+
+def _ids(path: Path, count: int, labels: dict[str, list[Any]]) -> list[str]:
+    for name in _ID_NAMES:
+        values = [str(v) for v in labels.get(name, ())]
+        if len(values) == count and len(set(values)) == count:
+            return values
+    return [f"{path.stem}-{row:07d}" for row in range(count)]
+
+
+def _offsets(path: Path, name: str, dataset: Any) -> NDArray[np.int64]:
+    """int64 (samples,), the place of each sample's array in the file."""
+    count = len(dataset)
+    nbytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
+    if dataset.id.get_create_plist().get_nfilters():
+        raise cannot(path, f"dataset {name!r} is compressed ({dataset.compression or 'filtered'})")
+    if dataset.is_virtual or dataset.external:
+        raise cannot(path, f"dataset {name!r} lies in other files")
+    if dataset.chunks is None:
+        start = dataset.id.get_offset()
+        if start is None:
+            raise cannot(path, f"dataset {name!r} holds no data, or is compact")
+        return np.asarray(int(start) + nbytes * np.arange(count, dtype=np.int64))
+    per_chunk, *rest = dataset.chunks
+    if tuple(rest) != dataset.shape[1:]:
+        raise cannot(path, f"the chunks {dataset.chunks} of dataset {name!r} divide its samples")
+    starts = np.full(-(-count // per_chunk), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        starts[chunk.chunk_offset[0] // per_chunk] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    if bool((starts < 0).any()):
+        raise cannot(path, f"dataset {name!r} has chunks that were never written")
+    rows = np.arange(count, dtype=np.int64)
+    return np.asarray(starts[rows // per_chunk] + nbytes * (rows % per_chunk))
