@@ -20,6 +20,7 @@ REQUEUE_EXIT_CODE = 85
 # Name -> module: imported when first used, since settings and command line need no torch.
 _EXPORTS = {
     "RECIPES": "mstrain.recipes",
+    "auto": "mstrain.recipes",
     "TrainConfig": "mstrain.config",
     "RedshiftNet": "mstrain.models.redshift_net",
     "train": "mstrain.notebook",
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
     from mstrain.notebook import evaluate, predict, train
-    from mstrain.recipes import RECIPES
+    from mstrain.recipes import RECIPES, auto
     from mstrain.training.checkpoint import load_model
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "REQUEUE_EXIT_CODE",
     "RedshiftNet",
     "TrainConfig",
+    "auto",
     "evaluate",
     "load_model",
     "predict",

@@ -1,6 +1,7 @@
 """Trainings by name: functions that return a configuration.
 
-A recipe is a starting point; every setting can be replaced on the command line.
+A recipe is a starting point; every setting can be replaced on the command line. `auto` makes one
+that fits a data set.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
+import msdata
 from msdata.augment import AugmentConfig
+from msdata.augment.geometry import make_geometries, survey_names
 from msdata.errors import UsageError
 from mstrain.config import (
     CheckpointConfig,
@@ -20,6 +25,12 @@ from mstrain.config import (
     OptimConfig,
     TrainConfig,
 )
+
+AUTO = "auto"
+# Turned by any angle, 128 pixels keep a field of 90; smaller images would lose too much.
+_LEAST_TURNED_PIXELS = 128
+_MAX_GRID_PIXELS = 120
+_AUTO_STEPS = 2000
 
 
 def demo() -> TrainConfig:
@@ -87,8 +98,117 @@ def find_recipe(name: str) -> TrainConfig:
         UsageError: the name is unknown.
     """
     if name not in RECIPES:
-        raise UsageError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
+        raise UsageError(f"recipe must be one of {', '.join((AUTO, *RECIPES))}, got {name!r}")
     return RECIPES[name]()
+
+
+def auto(data: msdata.Dataset, num_ranks: int = 1) -> TrainConfig:
+    """Settings that fit a data set: its arrays, columns, redshifts and size.
+
+    All images of the schema are taken, on one grid where their skies can be laid over each other,
+    else each on its own; scaled by asinh from the noise of each band; turned by any angle, or by
+    quarter turns where images are small. The bins end where 99.9 % of the redshifts do. E(B-V) is
+    joined where every sample of every split has a plausible one.
+
+    Args:
+        data: with split "train" and column `redshift`.
+        num_ranks: ranks that share a batch; the batch is a multiple.
+
+    Returns:
+        The configuration, a function of the data set and the ranks alone.
+
+    Raises:
+        UsageError: the data set has no image, no training sample or no redshifts.
+    """
+    num_samples = len(data.split("train")) if "train" in data.splits else 0
+    if not num_samples:
+        raise UsageError(
+            f"{data.path} has no samples in split 'train'; pack it with --split 0.7,0.1,0.2"
+        )
+    is_small, is_large = num_samples < 5_000, num_samples >= 100_000
+    batch_size = min(256, max(8, 1 << (num_samples // 32).bit_length()))
+    batch_size = math.ceil(batch_size / num_ranks) * num_ranks
+    num_bins, z_max = 80 if is_small else 400 if is_large else 200, _redshift_end(data)
+    epochs = min(60, max(10, math.ceil(_AUTO_STEPS * batch_size / num_samples)))
+    model = ModelConfig(
+        depth=18 if is_large else 10,
+        width=24 if is_small else 64,
+        # Few samples per rank make poor statistics, and one alone none.
+        norm="batch" if batch_size >= 64 else "group",
+        ebv_column=_reddening_column(data),
+        hidden=128 if is_small else 256,
+        num_bins=num_bins,
+        z_max=z_max,
+    )
+    return TrainConfig(
+        recipe=AUTO,
+        epochs=epochs,
+        batch_size=batch_size,
+        augment=_fitting_images(data),
+        model=model,
+        loss=LossConfig(label_width=z_max / num_bins),
+        optim=OptimConfig(
+            learning_rate=3e-4 if is_large else 1e-3,
+            weight_decay=1e-4 if is_large else 1e-3,
+            ema_decay=0.999 if is_large else 0.98,
+        ),
+        log=LogConfig(every_steps=20),
+    )
+
+
+def _redshift_end(data: msdata.Dataset) -> float:
+    """Where bins end that hold 99.9 % of the redshifts of split "train", in steps of 0.05."""
+    if "redshift" not in data.columns:
+        raise UsageError(
+            f"{data.path} has no column 'redshift' to learn; pack it with a catalog that has one"
+        )
+    redshift = data.split("train").numbers("redshift")
+    known = redshift[np.isfinite(redshift) & (redshift >= 0)]
+    if not len(known):
+        raise UsageError(
+            f"no sample of split 'train' of {data.path} has a redshift >= 0; correct the catalog "
+            "and pack again"
+        )
+    # A few quasars at the far end would stretch the bins of all galaxies.
+    end = float(np.quantile(known, 0.999, method="higher" if len(known) < 1000 else "linear"))
+    return max(1, math.ceil(end * 20 - 1e-9)) / 20
+
+
+def _reddening_column(data: msdata.Dataset) -> str | None:
+    """The column of E(B-V), if it has a plausible value for every sample."""
+    usual = ModelConfig()
+    column = usual.ebv_column
+    if column is None or column not in data.columns:
+        return None
+    for name in data.splits:
+        ebv = data.split(name).numbers(column)
+        if not ((ebv >= usual.ebv_min) & (ebv <= usual.ebv_max)).all():
+            return None
+    return column
+
+
+def _fitting_images(data: msdata.Dataset) -> AugmentConfig:
+    """Which images, how large, on which grid."""
+    schema = data.schema
+    images = [schema[name] for name in survey_names(schema, AugmentConfig())]
+    scales = [image.pixel_scale_arcsec for image in images]
+    finest = images[int(np.argmin([math.inf if s is None else s for s in scales]))]
+    is_turned = min(finest.shape[1:]) >= _LEAST_TURNED_PIXELS
+    # Default crops fit any angle; without one the whole image is shown.
+    crops = {} if is_turned else {image.name: min(image.shape[1:]) for image in images}
+    late = AugmentConfig(
+        fusion="late", scaling="asinh", rotation="any" if is_turned else "exact", crops=crops
+    )
+    if len(images) > 1 and None in scales:
+        return late
+    side = make_geometries(schema, late)[images.index(finest)].output_size
+    early = replace(late, fusion="early", output_size=min(side, _MAX_GRID_PIXELS))
+    try:
+        make_geometries(schema, early)
+    except UsageError:
+        # Another survey shows less of the sky.
+        return late
+    return early
 
 
 def for_ranks(config: TrainConfig, num_ranks: int) -> TrainConfig:

@@ -91,7 +91,7 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
     if job.policy == "sequential":
         raise UsageError(
             "cannot predict policy 'sequential': which node owns a sample is bound to its place in "
-            "the order, so there is no mean epoch; plan with policy 'shuffle'"
+            "the order, and no epoch differs; plan with policy 'shuffle'"
         )
     num_nodes = job.topology.num_nodes
     per_node = job.topology.ranks_per_node * job.batch_per_rank

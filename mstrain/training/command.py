@@ -28,14 +28,14 @@ from mstrain.distributed import (
     set_threads,
 )
 from mstrain.overrides import apply_overrides, settings_of
-from mstrain.recipes import RECIPES, find_recipe
+from mstrain.recipes import AUTO, RECIPES, auto, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain train`."""
-    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join((AUTO, *RECIPES))}")
     parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="settings of the recipe"
@@ -76,10 +76,14 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 85 where SIGUSR1 or SIGTERM came and the state was saved.
     """
-    config = apply_overrides(find_recipe(args.recipe), args.settings)
     topology = from_env()
+    if args.recipe == AUTO:
+        data = msdata.open(args.data)
+        config = apply_overrides(auto(data, topology.num_ranks), args.settings)
+    else:
+        config = apply_overrides(find_recipe(args.recipe), args.settings)
+        data = msdata.open(args.data)
     batch_per_rank(config, topology.num_ranks)
-    data = msdata.open(args.data)
     device = choose_device(config.compute.device, topology)
     set_threads(config.compute.threads, topology, device)
     try:

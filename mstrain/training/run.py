@@ -91,11 +91,11 @@ def train_on_ranks(
     config = for_ranks(config, ranks.count)
     split = _split(data, "train")
     assert split is not None
-    statistics = read_statistics(data.path) if config.augment.needs_statistics else None
+    journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
+    statistics = _statistics(out, config, split, journal)
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack, failing_at_once(ranks.topology):
         write_placement(out, config, ranks)
-        journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         shapes = dict(augmenter.shapes)
@@ -133,6 +133,31 @@ def _split(data: msdata.Dataset, name: str) -> Split | None:
             f"{data.path} has no samples in split 'train'; pack it with --split 0.7,0.1,0.2"
         )
     return None
+
+
+def _statistics(
+    out: Path, config: TrainConfig, split: Split, journal: Journal
+) -> Statistics | None:
+    """What pixels are scaled by: the run's own when it resumes, the data set's, or measured now.
+
+    Every rank measures the same samples.
+
+    Raises:
+        DataError: the file is damaged, or was measured on another data set.
+    """
+    if not config.augment.needs_statistics:
+        return None
+    if find_last(out) is not None and (out / FILE_NAME).exists():
+        return read_statistics(out)
+    folder = split.dataset.path
+    if (folder / FILE_NAME).exists():
+        return read_statistics(folder)
+    found = statistics_for_run(split)
+    journal.say(
+        f"pixels are scaled by statistics of {found.num_samples:,} samples, kept in "
+        f"{out / FILE_NAME}; 'msdata stats {folder}' measures more"
+    )
+    return found
 
 
 def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | None:

@@ -182,7 +182,6 @@ def test_a_network_without_ebv_and_a_data_set_without_validation_train(
         ({"batch_size": 7, "accumulate": 2}, 2, "batch_size=7 does not divide into 1 rank(s)"),
         ({"ebv_column": "dust"}, 2, "has no column 'dust'"),
         ({"z_max": 0.001}, 1, "no sample of split 'train' has a redshift in [0, 0.001]"),
-        ({"scaling": "asinh"}, 2, "run 'msdata stats"),
         ({"device": "cuda"}, 2, "GPU"),
         ({"policy": "locality"}, 2, "data.policy=locality needs a cache"),
         ({"learning_rate": "1e30", "clip_norm": "0"}, 1, "the training has diverged"),

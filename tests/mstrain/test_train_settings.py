@@ -130,7 +130,7 @@ def test_whatever_is_typed_is_taken_or_refused(word: str) -> None:
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"one of demo, resnet18_early, .*, got 'resnet'"):
+    with pytest.raises(UsageError, match=r"one of auto, demo, resnet18_early, .*, got 'resnet'"):
         find_recipe("resnet")
 
 
