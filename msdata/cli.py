@@ -130,6 +130,7 @@ def _command(words: Sequence[str]) -> str | None:
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
     "mock": ("msdata.mock.command", "make mock objects and their catalog"),
+    "filters": ("msdata.mock.filters_command", "print passbands and the features that cross them"),
     "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
     "index": ("msdata.ingest.command", "open tar, HDF5 and .npy files in place, copying nothing"),

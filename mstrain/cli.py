@@ -18,6 +18,10 @@ COMMANDS = {
         "mstrain.evaluation.predict_command",
         "write a table of redshift densities of a data set",
     ),
+    "perceive": (
+        "mstrain.perception.command",
+        "measure which bands and surveys a trained network listens to",
+    ),
 }
 
 

@@ -31,6 +31,7 @@ from mstrain.evaluation.evaluation import (
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.models.prior import NATURAL
+from mstrain.perception.perceive import Perception, PerceptionConfig, perceive_on_ranks
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
 
@@ -199,6 +200,52 @@ def predict(
     with _one_rank("predict", device) as ranks:
         predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
     return read_predictions(out)
+
+
+def perceive(
+    run: Path | str | Sequence[Path | str],
+    data: Data,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    **options: Any,
+) -> Perception:
+    """Measures which bands, surveys and parts of images a trained network listens to.
+
+    `mstrain perceive RUN DATA` writes the same files.
+
+        found = mstrain.perceive("RUN", "DATA", within="magnitude")
+        found.result["perception"]["runs"][0]["scores"]["crps"]["modalities"]["unwise.W1"]
+
+    Args:
+        run: the run's folder, or several, compared side by side on the same samples.
+        data: a data set, or its folder.
+        out: folder of the results; None means the first run's.
+        device: "auto", "cpu" or "cuda".
+        **options: fields of `mstrain.perception.perceive.PerceptionConfig`: split ("test"),
+            checkpoint ("best", "last" or "all"), prior, has_any_pixels, num_permutations (4),
+            within ("none", "magnitude" or "redshift"), level ("input" or "features"), mask
+            ("none", "center" or "surroundings"), magnitude_column, redshift_edges, group_size
+            (256), seed, bootstrap, has_report (True), is_quiet (False).
+
+    Returns:
+        Scores as plain values, and the paths of the files.
+
+    Raises:
+        UsageError: the run, the data or the options do not go together, or a launcher started
+            several ranks.
+        DataError: something is damaged, or no sample has a redshift.
+        StorageError: the file system refused.
+        TypeError: an option is unknown.
+    """
+    config = PerceptionConfig(**options)
+    runs = [Path(run)] if isinstance(run, Path | str) else [Path(one) for one in run]
+    with _one_rank("perceive", device) as ranks:
+        found = perceive_on_ranks(
+            runs, _folder(data), Path(runs[0] if out is None else out), config, ranks
+        )
+    assert found is not None
+    return found
 
 
 def _folder(data: Data) -> Path:

@@ -28,7 +28,8 @@ ROOMS = {
     ),
     "mstrain": (
         *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
-        *("evaluation", "notebook", "cli", "__main__", "train", "evaluate", "predict"),
+        *("evaluation", "perception", "notebook", "cli", "__main__"),
+        *("train", "evaluate", "predict", "perceive"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20

@@ -64,11 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON only")
 
 
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+def add_network_arguments(
+    parser: argparse.ArgumentParser, checkpoints: tuple[str, ...] = ("best", "last")
+) -> None:
     """Declares the options of all commands that run a trained network."""
     parser.add_argument(
         "--checkpoint",
-        choices=("best", "last"),
+        choices=checkpoints,
         default="best",
         help="weights to use (default: %(default)s)",
     )

@@ -143,6 +143,11 @@ def _step_files(run: Path) -> list[Path]:
     return sorted((run / _FOLDER).glob("step-*.pt"))
 
 
+def step_names(run: Path) -> list[str]:
+    """Names of the checkpoints that a run kept, by step; `checkpoint_path` takes them."""
+    return [path.stem for path in _step_files(run) if _STEP_NAME.fullmatch(path.name)]
+
+
 def find_last(run: Path) -> Path | None:
     """The newest checkpoint of a run; None where there is none.
 
@@ -264,14 +269,20 @@ def load_model(
 
 
 def checkpoint_path(run: Path, which: str) -> Path:
-    """The file of the "best" or "last" checkpoint.
+    """The file of a checkpoint.
+
+    Args:
+        run: the run's folder.
+        which: "best", "last", or the name of one, such as "step-00001234".
 
     Raises:
-        UsageError: `which` is neither, or there is none yet.
+        UsageError: `which` is none of these, or there is none yet.
     """
-    if which not in ("best", "last"):
+    is_named = _STEP_NAME.fullmatch(f"{which}.pt") is not None
+    if which not in ("best", "last") and not is_named:
         raise UsageError(f"{which!r} is neither 'best' nor 'last'; give one of them")
-    path = run / _FOLDER / _BEST if which == "best" else find_last(run)
+    names = {"best": _BEST, "last": ""}
+    path = find_last(run) if which == "last" else run / _FOLDER / names.get(which, f"{which}.pt")
     if path is None or not path.exists():
         raise UsageError(
             f"{run} has no {which} checkpoint; give the --out of a training that has come to the "

@@ -247,3 +247,42 @@ def _figures(pictures: Iterable[Picture]) -> str:
         f"<figcaption>{_html(p.caption)}</figcaption></figure>\n"
         for p in pictures
     )
+
+
+def page_with_section(page: str | None, key: str, title: str, body: str) -> str:
+    """A page with a section at its end, in the place of an earlier one of the same key.
+
+    Args:
+        page: a report as `render_page` made it; None makes a page of the section alone.
+        key: the section's anchor.
+        title: its heading.
+        body: HTML, from `section_body`.
+    """
+    if page is None:
+        page = (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"{MARK.decode()}{_html(title)}</title>\n<style>{_STYLE}</style>\n"
+            '</head>\n<body>\n<nav aria-label="Sections"><ul></ul></nav>\n'
+            "<main>\n</main>\n</body>\n</html>\n"
+        )
+    first, last = f"<!-- {key} -->", f"<!-- end of {key} -->"
+    while first in page and last in page.partition(first)[2]:
+        before, _, rest = page.partition(first)
+        page = before + rest.partition(last)[2]
+    link = f'{first}<li><a href="#{key}">{_html(title)}</a></li>{last}'
+    section = (
+        f'{first}<section aria-labelledby="{key}"><h2 id="{key}">{_html(title)}</h2>{body}'
+        f"</section>\n{last}"
+    )
+    page = page.replace("</ul></nav>", f"{link}</ul></nav>", 1)
+    head, _, tail = page.rpartition("</main>")
+    return f"{head}{section}</main>{tail}"
+
+
+def section_body(
+    notes: Sequence[str], tables: Sequence[TextTable], pictures: Sequence[Picture]
+) -> str:
+    """HTML of a section: pictures, tables, then notes."""
+    words = "".join(f"<p>{_html(note)}</p>" for note in notes)
+    return _figures(pictures) + "".join(_table(table) for table in tables) + words

@@ -1,0 +1,126 @@
+"""`mstrain perceive`: which bands, surveys and parts of the images a trained network listens to.
+
+mstrain perceive RUN DATA --split test
+torchrun --nproc-per-node 4 -m mstrain.perceive RUN DATA --split test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from msdata.topology import from_env
+from mstrain.distributed import FirstRankError, choose_device, joined_ranks, set_threads
+from mstrain.evaluation.command import add_network_arguments, parse_edges
+from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.perception.exchange import MASKS
+from mstrain.perception.perceive import (
+    LEVELS,
+    WITHIN,
+    Perception,
+    PerceptionConfig,
+    perceive_on_ranks,
+)
+from mstrain.perception.section import tables_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `mstrain perceive`."""
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="folders of trainings, side by side"
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    parser.add_argument("--split", default="test", help="split to take (default: %(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder of the results (default: the first RUN)"
+    )
+    parser.add_argument(
+        "--permutations",
+        type=int,
+        default=4,
+        metavar="K",
+        help="partners that each sample takes pixels from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--within",
+        choices=WITHIN,
+        default="none",
+        help="exchange only among neighbors in this quantity (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--level",
+        choices=LEVELS,
+        default="input",
+        help="exchange pixels, or the features of late fusion's encoders (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mask",
+        choices=MASKS,
+        default="none",
+        help="exchange only the central disc of half a side's diameter, or only the rest "
+        "(default: the whole image)",
+    )
+    parser.add_argument("--redshift-edges", metavar="A,B,...", default="", help="edges of the bins")
+    parser.add_argument(
+        "--magnitude-column", metavar="NAME", help="for --within magnitude (default: r magnitude)"
+    )
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=DEFAULT_REPLICATES,
+        help="replicates of the bootstrap (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the exchange and bootstrap")
+    add_network_arguments(parser, checkpoints=("best", "last", "all"))
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Perceives; returns the exit code."""
+    config = PerceptionConfig(
+        split=args.split,
+        checkpoint=args.checkpoint,
+        prior=args.prior,
+        has_any_pixels=args.any_pixels,
+        num_permutations=args.permutations,
+        within=args.within,
+        level=args.level,
+        mask=args.mask,
+        magnitude_column=args.magnitude_column,
+        redshift_edges=parse_edges("--redshift-edges", args.redshift_edges),
+        group_size=args.batch_size,
+        seed=args.seed,
+        bootstrap=BootstrapConfig(num_replicates=args.replicates, seed=args.seed),
+        has_report=not args.no_report,
+        is_quiet=args.quiet,
+    )
+    topology = from_env()
+    device = choose_device(args.device, topology)
+    set_threads(None, topology)
+    try:
+        with joined_ranks(topology, device) as ranks:
+            found = perceive_on_ranks(args.runs, args.data, args.out or args.runs[0], config, ranks)
+    except FirstRankError as error:
+        # The first rank says it for all.
+        return error.code
+    if found is not None:
+        _show(found, is_json=args.json)
+    return 0
+
+
+def _show(found: Perception, *, is_json: bool) -> None:
+    if is_json:
+        print(json.dumps(found.result, allow_nan=False))
+        return
+    for table in tables_of(found.result):
+        print(f"{table.caption}\n{table.as_text()}\n")
+    for run in found.result["perception"]["runs"]:
+        if run["note"]:
+            print(f"{run['origin']['run']}: {run['note']}")
+    print(f"scores:  {found.json_path}")
+    for path in found.tables:
+        print(f"table:   {path}")
+    if found.report is not None:
+        print(f"report:  {found.report}")

@@ -1,0 +1,337 @@
+"""What a network perceives, measured on all ranks: JSON, a table, and a section of the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import msdata
+from msdata.core.files import whole_file, write_whole
+from msdata.core.output_file import check_output, make_folder
+from msdata.dataset.dataset import Split
+from msdata.errors import DataError, UsageError
+from mstrain.config import check_choice
+from mstrain.data.magnitudes import find_magnitude
+from mstrain.data.pixels import check_pixels
+from mstrain.distributed import Ranks
+from mstrain.evaluation.inference import DEFAULT_BATCH, origin_of
+from mstrain.evaluation.metrics.binning import round_edges
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.evaluation.report.canvas import check_installed
+from mstrain.evaluation.report.page import MARK as PAGE_MARK
+from mstrain.evaluation.report.page import page_with_section
+from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
+from mstrain.models.heads import bin_edges
+from mstrain.models.prior import NATURAL
+from mstrain.perception.exchange import MASKS
+from mstrain.perception.measure import BASE, Exchange, measure, modalities_of
+from mstrain.perception.scores import (
+    Resampled,
+    in_bins,
+    score_table,
+    shapley_table,
+    with_marginal,
+)
+from mstrain.perception.section import draw_section
+from mstrain.training.checkpoint import step_names
+
+FORMAT_VERSION = 1
+WITHIN = ("none", "magnitude", "redshift")
+LEVELS = ("input", "features")
+_JSON_MARK = b'"perception": {'
+_TABLE_MARK = b"perceive.mstrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptionConfig:
+    """What is exchanged, and how.
+
+    Attributes:
+        split: name of the split.
+        checkpoint: "best", "last", or "all": scores against the step as well.
+        prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
+        has_any_pixels: take pixels of another kind than the training's.
+        num_permutations: partners of each sample.
+        within: "none", or "magnitude" or "redshift", whose neighbors exchange.
+        level: "input": pixels; "features": what late fusion's encoders give.
+        mask: "none", or "center" or "surroundings": the part of the images that is exchanged.
+        magnitude_column: column of the index; None takes the r magnitude.
+        redshift_edges: edges of the redshift bins; empty chooses round numbers.
+        group_size: samples that exchange among each other, and lie on the device together.
+        seed: seed of the order that groups are cut from.
+        bootstrap: how intervals are made.
+        has_report: also draw the section of the report.
+        is_quiet: show no progress.
+    """
+
+    split: str = "test"
+    checkpoint: str = "best"
+    prior: str = NATURAL
+    has_any_pixels: bool = False
+    num_permutations: int = 4
+    within: str = "none"
+    level: str = "input"
+    mask: str = "none"
+    magnitude_column: str | None = None
+    redshift_edges: tuple[float, ...] = ()
+    group_size: int = DEFAULT_BATCH
+    seed: int = 0
+    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
+    has_report: bool = True
+    is_quiet: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("--checkpoint", self.checkpoint, ("best", "last", "all"))
+        check_choice("--within", self.within, WITHIN)
+        check_choice("--level", self.level, LEVELS)
+        check_choice("--mask", self.mask, MASKS)
+        if self.num_permutations < 1:
+            raise UsageError(f"--permutations must be at least 1, got {self.num_permutations}")
+        if self.group_size < 2:
+            raise UsageError(f"--batch-size must be at least 2, got {self.group_size}")
+        if self.group_size <= 2 * self.num_permutations:
+            raise UsageError(
+                f"--batch-size must be more than twice --permutations ({self.num_permutations}), "
+                f"got {self.group_size}: samples exchange within a batch"
+            )
+        if self.level == "features" and self.mask != "none":
+            raise UsageError("--mask needs --level input: pooled features have no center")
+        edges = self.redshift_edges
+        if edges and (len(edges) < 2 or not (np.diff(edges) > 0).all()):
+            raise UsageError("--redshift-edges must ascend, at least two of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perception:
+    """Scores of some runs, and where they were written.
+
+    Attributes:
+        result: plain values, as in the JSON file.
+        json_path: `perceive-SPLIT.json`.
+        tables: `perceive-SPLIT.parquet`, one a run: "perceive-SPLIT-2.parquet" for the second.
+        report: the page with the section; None if none was drawn.
+    """
+
+    result: Mapping[str, Any]
+    json_path: Path
+    tables: tuple[Path, ...]
+    report: Path | None
+
+
+def perceive_on_ranks(
+    runs: Sequence[Path], data: Path, out: Path, config: PerceptionConfig, ranks: Ranks
+) -> Perception | None:
+    """Measures which bands matter to runs; all ranks call it.
+
+    Args:
+        runs: folders of trainings, compared side by side on the same samples.
+        data: the data set's folder.
+        out: folder of the results; made if it is not there.
+        config: what is exchanged, and how.
+        ranks: this rank among the others.
+
+    Returns:
+        The result on the first rank, None on the others.
+
+    Raises:
+        UsageError: the runs, the data or the options do not go together.
+        DataError: something is damaged, or no sample has a known redshift.
+        StorageError: the file system refused.
+    """
+    differences = ranks.on_first(lambda: _check(runs, data, out, config)) or {}
+    split = msdata.open(data).split(config.split)
+    how = exchange_of(split, config)
+    given: list[tuple[TrainedRun, list[tuple[int, dict[str, NDArray[Any]]]]]] = []
+    for run in runs:
+        measured = []
+        for which in _checkpoints(run, config.checkpoint):
+            trained = open_run(run, which)
+            prior = find_prior(trained, config.prior)
+            columns = measure(trained, split, ranks, prior, how, is_quiet=config.is_quiet)
+            measured.append((trained.step, columns or {}))
+        given.append((trained, measured))
+    made: list[Perception] = []
+    ranks.on_first(lambda: made.append(_conclude(given, split, out, config, differences)))
+    return made[0] if made else None
+
+
+def exchange_of(split: Split, config: PerceptionConfig) -> Exchange:
+    """How samples of a split exchange."""
+    within = None
+    if config.within == "redshift":
+        within = "redshift"
+    elif config.within == "magnitude":
+        within, why_not = find_magnitude(split, config.magnitude_column)
+        if within is None:
+            raise UsageError(f"cannot exchange within magnitude: {why_not}")
+    return Exchange(
+        num_permutations=config.num_permutations,
+        within=within,
+        level=config.level,
+        mask=config.mask,
+        group_size=config.group_size,
+        seed=config.seed,
+    )
+
+
+def _checkpoints(run: Path, asked: str) -> list[str]:
+    """Names of the checkpoints to measure, the one that counts last."""
+    names = step_names(run) if asked == "all" else []
+    return names or ["last" if asked == "all" else asked]
+
+
+def _check(
+    runs: Sequence[Path], data: Path, out: Path, config: PerceptionConfig
+) -> dict[str, list[str]]:
+    """Refuses what cannot end well, before hours of computing; gives differences of pixels."""
+    if config.has_report:
+        check_installed()
+    opened, found = msdata.open(data), {}
+    for run in runs:
+        trained = open_run(run, _checkpoints(run, config.checkpoint)[-1])
+        check_data(trained, opened, [config.split])
+        find_prior(trained, config.prior)
+        found[str(run)] = check_pixels(
+            trained, opened, [config.split], is_told=config.has_any_pixels
+        )
+    split = opened.split(config.split)
+    if split.redshift is None or not np.isfinite(split.redshift).any():
+        raise DataError(
+            f"no sample of split {split.name!r} of {data} has a redshift, so there is no loss"
+        )
+    if len(split) <= 2 * config.num_permutations:
+        raise UsageError(
+            f"split {split.name!r} must have more than {2 * config.num_permutations} samples for "
+            f"{config.num_permutations} permutations, got {len(split)}"
+        )
+    exchange_of(split, config)
+    check_output(out / f"perceive-{split.name}.json", _JSON_MARK)
+    for path in _table_paths(out, split, len(runs)):
+        check_output(path, _TABLE_MARK)
+    if config.has_report:
+        check_output(out / "report.html", PAGE_MARK)
+    make_folder(out)
+    return found
+
+
+def _table_paths(out: Path, split: Split, count: int) -> list[Path]:
+    names = [f"perceive-{split.name}{'' if n == 1 else f'-{n}'}" for n in range(1, count + 1)]
+    return [out / f"{name}.parquet" for name in names]
+
+
+def _conclude(
+    given: Sequence[tuple[TrainedRun, list[tuple[int, dict[str, NDArray[Any]]]]]],
+    split: Split,
+    out: Path,
+    config: PerceptionConfig,
+    differences: Mapping[str, list[str]],
+) -> Perception:
+    """Scores, files and section of measured runs."""
+    how = exchange_of(split, config)
+    tables = _table_paths(out, split, len(given))
+    entries, resampled = [], []
+    for (run, measured), path in zip(given, tables, strict=True):
+        prior = find_prior(run, config.prior)
+        origin = origin_of(run, [split], prior, differences.get(str(run.path), ()))
+        entry, found = _run_entry(run, measured, how, config)
+        entries.append({"origin": origin, **entry})
+        resampled.append(found)
+        _write_table(path, measured[-1][1], origin)
+    settings = {n: v for n, v in asdict(config).items() if n not in ("is_quiet", "has_report")}
+    result = {
+        "format_version": FORMAT_VERSION,
+        "perception": {"settings": settings, "runs": entries},
+        "differences": _differences(entries, resampled),
+    }
+    json_path = out / f"perceive-{split.name}.json"
+    content = json.dumps(_plain(result), indent=1, allow_nan=False)
+    write_whole(json_path, content.encode() + b"\n")
+    report = out / "report.html" if config.has_report else None
+    if report is not None:
+        page = report.read_text(encoding="utf-8") if report.exists() else None
+        body = draw_section(result)
+        title = "What the network perceives"
+        write_whole(report, page_with_section(page, "perceive", title, body).encode())
+    return Perception(
+        result=json.loads(content), json_path=json_path, tables=tuple(tables), report=report
+    )
+
+
+def _run_entry(
+    run: TrainedRun,
+    measured: list[tuple[int, dict[str, NDArray[Any]]]],
+    how: Exchange,
+    config: PerceptionConfig,
+) -> tuple[dict[str, Any], Resampled]:
+    """What is said of a run, and the resamplings of its losses."""
+    bands, players = modalities_of(run, how)
+    modalities = [*bands, *players]
+    edges = bin_edges(run.config.model).numpy()
+    names = sorted({key.partition("|")[2] for key in measured[-1][1] if "|" in key} - {BASE})
+    known = [(step, with_marginal(columns, edges)) for step, columns in measured]
+    columns = known[-1][1]
+    resampled = Resampled(columns, names, config.bootstrap)
+    redshift_edges = np.array(config.redshift_edges or round_edges(columns["redshift"], 8))
+    entry: dict[str, Any] = {
+        "fusion": run.config.augment.fusion,
+        "note": "" if modalities else "n/a: early fusion has no features of a survey",
+        "num_samples": len(columns["redshift"]),
+        "num_unlabelled": len(measured[-1][1]["redshift"]) - len(columns["redshift"]),
+        "scores": score_table(columns, modalities, resampled),
+        "shapley": shapley_table([p.name for p in players], resampled) if players else None,
+        "bins": in_bins(columns, modalities, redshift_edges, config.bootstrap),
+    }
+    if config.checkpoint == "all":
+        entry["checkpoints"] = []
+        for step, found in known:
+            at_step = Resampled(found, [m.name for m in modalities], config.bootstrap, ("crps",))
+            scores = {m.name: at_step.estimate(at_step.by_task("crps", m.name)) for m in modalities}
+            entry["checkpoints"].append({"step": step, "by_task": scores})
+    return entry, resampled
+
+
+def _differences(
+    entries: Sequence[Mapping[str, Any]], resampled: Sequence[Resampled]
+) -> list[dict[str, Any]]:
+    """Scores by task (CRPS) of later runs minus the first's, paired by object."""
+    found = []
+    for entry, other in zip(entries[1:], resampled[1:], strict=True):
+        scores = {}
+        for name in entry["scores"]["crps"]["modalities"]:
+            if name in entries[0]["scores"]["crps"]["modalities"]:
+                change = other.by_task("crps", name) - resampled[0].by_task("crps", name)
+                scores[name] = other.estimate(change)
+        found.append({"run": entry["origin"]["run"], "by_task": scores})
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON has them: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_table(
+    path: Path, columns: Mapping[str, NDArray[Any]], origin: Mapping[str, Any]
+) -> None:
+    """One row per sample: its losses with each modality exchanged; NaN as null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+    table = pa.table({name.replace("|", ":"): values for name, values in arrays.items()})
+    metadata = {_TABLE_MARK: json.dumps(_plain(dict(origin))).encode()}
+    with whole_file(path) as file:
+        pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
