@@ -107,12 +107,15 @@ def read_codes(split: Split, array: str) -> NDArray[np.uint8]:
     """Implements `Split.codes`."""
     if _quantized(split, array) is None:
         return np.broadcast_to(np.uint8(0), len(split))
+    said = split.dataset.manifest.coding[array].codes
     numbers = [np.empty(0, np.uint8)]
     for part in split.column_parts(f"dtype_{array}"):
         encoded = part.dictionary_encode()
         names = encoded.dictionary.to_pylist()
         if not set(names) <= set(CODES):
             raise _damage(split, f"dtype_{array} must be one of {', '.join(CODES)}")
+        if (widest := functools.reduce(wider, names, said)) != said:
+            raise _damage(split, f"dtype_{array} must fit {said} of dataset.json, got {widest}")
         known = np.array([CODES.index(name) for name in names], np.uint8)
         numbers.append(known[np.asarray(encoded.indices)])
     return np.concatenate(numbers)

@@ -214,7 +214,8 @@ def decode_into(
         )
     row = [source.ctypes.data, len(source), out.ctypes.data, steps.ctypes.data, number]
     if decoder.decode(np.array([row], np.int64), 0, 1) == 0:
-        raise DataError(f"array {coding.name!r} is corrupt: {decoder.fault(source, number)}")
+        fault = decoder.fault(source, number) or "it does not decode"
+        raise DataError(f"array {coding.name!r} is corrupt: {fault}")
 
 
 def kind_number(kind: str, coding: ArrayCoding) -> int:

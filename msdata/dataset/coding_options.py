@@ -37,8 +37,10 @@ def parse_quantize(texts: Sequence[str]) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for part in (part for text in texts for part in text.split(",")):
-        name, _, value = part.rpartition("=")
+        name, equals, value = part.rpartition("=")
         try:
+            if equals and not name:
+                raise ValueError
             q = None if value == "none" and name else float(value)
         except ValueError:
             raise UsageError(
@@ -62,7 +64,7 @@ def codings_of(
 
     Raises:
         UsageError: `--quantize` names an array that the schema lacks or that is not float32, or
-            there is none to quantize.
+            quantizes none.
     """
     by_name = dict(quantize or {})
     others = by_name.pop("*", None)
@@ -78,6 +80,8 @@ def codings_of(
     if others is not None and not any(are_floats.values()):
         raise UsageError(f"--quantize {others:g}: no array is float32; leave it out")
     wanted = {name: by_name.get(name, others if are_floats[name] else None) for name in are_floats}
-    if compress == "none" and not any(wanted.values()):
+    if quantize and not any(wanted.values()):
+        raise UsageError(f"--quantize must quantize one of {', '.join(are_floats)}; leave it out")
+    if compress == "none" and not quantize:
         return ()
     return tuple(coding_of(a, wanted[a.name], compress) for a in schema.arrays)

@@ -123,9 +123,8 @@ class PackSettings:
             )
         for name, q in (self.quantize or {}).items():
             if q is not None and not 0.01 <= q <= _MAX_QUANTIZE:
-                raise UsageError(
-                    f"--quantize must be from 0.01 to {_MAX_QUANTIZE}, got {name}={q:g}"
-                )
+                said = f"{q:g}" if name == "*" else f"{name}={q:g}"
+                raise UsageError(f"--quantize must be from 0.01 to {_MAX_QUANTIZE}, got {said}")
         for name, scale in (self.pixel_scales_arcsec or {}).items():
             if not 0 < scale < math.inf:
                 raise UsageError(f"--pixel-scale must be arcsec above 0, got {name}={scale:g}")

@@ -128,6 +128,17 @@ def test_a_coding_that_does_not_fit_the_schema_is_refused(
         msdata.open(out)
 
 
+@pytest.mark.parametrize("codes", ["<i4", "<f4"])
+def test_samples_wider_than_the_manifest_says_are_refused_and_a_fault(
+    codes: str, out: Path
+) -> None:
+    said = msdata.open(out).manifest.coding["image"].codes
+    forge(out, "dtype_image", lambda values: [codes, *values[1:]])
+    with pytest.raises(DataError, match=f"dtype_image must fit {said} of dataset.json, got <i4"):
+        msdata.open(out).split("train").codes("image")
+    assert verify_dataset(out).faults
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 7, 8, 11, 12, 15, 16, 20])
 def test_a_chunk_that_lies_about_itself_is_refused_and_named(at: int, out: Path) -> None:
     """Bytes of the header and of the first offsets; the index vouches for them."""
@@ -145,6 +156,12 @@ def test_a_chunk_that_lies_about_itself_is_refused_and_named(at: int, out: Path)
         msdata.open(out).split("train")[3]
     (fault,) = (f for f in verify_dataset(out).faults if f.kind == "sample")
     assert fault.message.startswith(f"sample {sample_id} does not decode: array 'image'")
+
+
+def test_an_impossible_step_is_a_fault_that_says_what_is_wrong(out: Path) -> None:
+    forge(out, "step_image", lambda v: [[1e-40, 1e-40], *v[1:]])
+    (fault,) = verify_dataset(out).faults
+    assert fault.message.endswith("array 'image' is corrupt: it does not decode")
 
 
 def test_pixels_that_are_not_those_that_were_packed_are_a_fault(out: Path) -> None:

@@ -25,8 +25,9 @@ OTHER_GLOBAL_BATCH = 36
 
 
 @pytest.fixture
-def split(tiny_source: Path, packed: Packed):
-    return loading.open_train(packed(tiny_source, *loading.options_of("tar")))
+def split(tiny_source: Path, packed: Packed, request: pytest.FixtureRequest):
+    layout = getattr(request, "param", "tar")
+    return loading.open_train(packed(tiny_source, *loading.options_of(layout)))
 
 
 @pytest.fixture
@@ -77,7 +78,14 @@ def states_at_every_step(team: list[msdata.Loader]) -> list[dict]:
     return by_rank[0]
 
 
-@pytest.mark.parametrize("policy", ["shuffle", "block"])
+@pytest.mark.parametrize(
+    ("split", "policy"),
+    [
+        *(("tar", policy) for policy in ("shuffle", "block")),
+        *((layout, "shuffle") for layout in ("codes", "coded", "coded chunks")),
+    ],
+    indirect=["split"],
+)
 @pytest.mark.parametrize("last", ["short", "pad", "drop"])
 def test_a_state_of_any_step_resumes_alike_on_any_number_of_ranks(teams, policy, last) -> None:
     options = {"policy": policy, "remainder": last, "buffer_samples": 50}

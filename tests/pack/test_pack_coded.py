@@ -273,6 +273,7 @@ def test_a_flipped_bit_names_sample_and_shard(make: Make, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("quantize", "says"),
     [
+        ({"image": None}, "--quantize must quantize one of image, counts; leave it out"),
         ({"counts": 4.0}, "only float32 arrays can be quantized, 'counts' is <i2"),
         ({"colour": 4.0}, "--quantize must name one of image, counts, got colour"),
     ],
@@ -316,10 +317,12 @@ def test_quantize_is_read_as_one_number_or_by_array() -> None:
     for words, says in (
         (["four"], "must be like 4 or panstarrs=4"),
         (["none"], "must be like 4 or panstarrs=4"),
+        (["=4"], "must be like 4 or panstarrs=4"),
+        (["unwise="], "must be like 4 or panstarrs=4"),
         (["4", "5"], "must name all arrays once"),
     ):
         with pytest.raises(UsageError, match=says):
             parse_quantize(words)
     for q in (0.0, float("nan"), -1.0):
-        with pytest.raises(UsageError, match=r"--quantize must be from 0\.01"):
+        with pytest.raises(UsageError, match=rf"--quantize must be from 0\.01 .*, got {q:g}$"):
             PackSettings(source=Path(), out=Path(), quantize={"*": q})
