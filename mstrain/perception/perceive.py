@@ -204,7 +204,7 @@ def _check(
     split = opened.split(config.split)
     if split.redshift is None or not np.isfinite(split.redshift).any():
         raise DataError(
-            f"no sample of split {split.name!r} of {data} has a redshift, so there is no loss"
+            f"cannot measure losses: no sample of split {split.name!r} of {data} has a redshift"
         )
     if len(split) <= 2 * config.num_permutations:
         raise UsageError(
