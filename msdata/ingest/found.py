@@ -24,10 +24,10 @@ from msdata.core.trusted_names import short
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.ingest.label_checks import RANGES, plain_value
 
-# The only conversion that takes every kind of file.
+# `pack` takes tars, HDF5, NPZ, Zarr and pictures; the writer whatever Python can read.
 CONVERT = (
-    "read them in Python and write them with msdata.Writer (guide: Data of your own), which makes "
-    "a packed data set"
+    "convert it with 'msdata pack SRC NEW', or write its arrays with msdata.Writer "
+    "(guide: Data of your own)"
 )
 # Enough for the header of any array of numbers.
 _HEADER_NBYTES = 1 << 16
