@@ -347,8 +347,8 @@ def test_all_checkpoints_are_measured_in_order_of_steps(
     [
         (["--permutations", "0"], "--permutations must be at least 1, got 0"),
         (
-            ["--permutations", "6"],
-            "--batch-size must be more than twice --permutations (6), got 12",
+            ["--permutations", "8"],
+            "--batch-size must be more than twice --permutations (8), got 16",
         ),
         (["--level", "features", "--mask", "center"], "--mask needs --level input"),
         (["--within", "magnitude"], "cannot exchange within magnitude: the index has no column"),
