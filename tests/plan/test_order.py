@@ -242,7 +242,10 @@ def test_a_rank_takes_its_slice_of_the_global_batch():
             "buffer_samples must be from 1 to .* got 0",
         ),
         (lambda: order.num_steps(3, 0, "drop"), "global batch must have at least 1 sample, got 0"),
-        (lambda: order.num_steps(3, 1, "keep"), "remainder must be one of drop, pad, short, got 'keep'"),
+        (
+            lambda: order.num_steps(3, 1, "keep"),
+            "remainder must be one of drop, pad, short, got 'keep'",
+        ),
         (lambda: order.num_steps(-3, 1, "pad"), "past the end of the epoch: -3 samples"),
         (
             lambda: order.rank_positions(
