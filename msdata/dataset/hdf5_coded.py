@@ -13,6 +13,7 @@ import errno
 import math
 import os
 import resource
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,7 +27,7 @@ from msdata.dataset import hdf5
 from msdata.dataset.block_writer import BlockWriter
 from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.shard import Record, ShardSummary, ShardWriter, array_views, pwrite_all
-from msdata.errors import DataError
+from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 
 _BLOSC = 32001
@@ -268,6 +269,12 @@ class _ChunkWriter:
 
 def _create(h5py: Any, file: Any, array: Any, coding: ArrayCoding, max_samples: int) -> Any:
     """Creates a dataset of compressed chunks, none of which is there yet."""
+    if "hdf5plugin" in sys.modules:
+        raise UsageError(
+            "cannot write compressed HDF5 shards where hdf5plugin is imported: HDF5 then adds the "
+            "filter's name to its headers, and the bytes differ; use the 'msdata' command, or "
+            "another process"
+        )
     shape = array.shape or (1,)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, *shape))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from msdata.core.checked_json import (
     Positive,
     Unsigned32,
     Within,
+    open_regular,
     read_json,
 )
 from msdata.core.files import write_whole
@@ -210,6 +212,10 @@ def read_manifest(folder: Path) -> Manifest:
         found = read_json(path, cure=_CURE)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(_absence(folder)) from None
+    for name in (SOURCES_NAME, REJECTED_NAME):
+        # What is missing or inaccessible is reported where it is read.
+        with suppress(OSError):
+            open_regular(folder / name, _CURE).close()
     return _parse(path, found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -45,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             report = _run_here(args, settings)
     except StorageError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            # The message ends with "run the same command again".
+        # Also from another process, which sends no error number.
+        if str(error).endswith("run the same command again"):
             raise StorageError(f"{error} with --resume") from error
         raise
     if report is not None:

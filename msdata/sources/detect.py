@@ -93,7 +93,10 @@ def _of_arrays(root: Path, options: ArrayOptions) -> Source:
 
 def is_packed(root: Path) -> bool:
     """Whether a folder is a packed data set."""
-    return all((root / name).exists() for name in (MANIFEST_NAME, INDEX_NAME))
+    try:
+        return all((root / name).exists() for name in (MANIFEST_NAME, INDEX_NAME))
+    except OSError as error:
+        raise storage_error("look into", root, error) from error
 
 
 def holds_fits(root: Path) -> bool:

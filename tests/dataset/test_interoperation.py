@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import re
@@ -261,7 +262,9 @@ def test_the_lines_of_the_formats_page_decode_compressed_shards(
     compress: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numcodecs")
-    pytest.importorskip("hdf5plugin")
+    # Not imported here: HDF5's headers would differ from then on.
+    if importlib.util.find_spec("hdf5plugin") is None:
+        pytest.skip("hdf5plugin is not installed")
     tar_block, hdf5_block = blocks_of("reference/formats.md")
     monkeypatch.chdir(tmp_path)
     for container, block in (("tar", tar_block), ("hdf5", hdf5_block)):
