@@ -11,6 +11,7 @@ from astropy.io import fits
 
 import msdata
 from msdata.cli import main
+from msdata.dataset.coding import ArrayCoding, encode
 from msdata.schema import MANTIS_SHRIMP
 
 PLACES = [folder / "shared" / "realdata" for folder in Path(__file__).parents]
@@ -84,3 +85,19 @@ def test_real_pixels_come_back_bit_for_bit(objects, layout, tmp_path, capsys):
     drawn = cv2.imread(str(picture))
     assert drawn.std() > 20
     assert "every byte is as it was written" in capsys.readouterr().out
+
+
+REAL = (
+    [*SHARED.glob("hostphot/*/PS1_*.fits"), *SHARED.glob("blast/*/WISE/*.fits")] if SHARED else []
+)
+
+
+@pytest.mark.parametrize(
+    "path", REAL, ids=lambda path: "-".join(path.relative_to(SHARED).with_suffix("").parts[1:])
+)
+def test_codes_of_real_skies_are_five_and_a_half_times_smaller(path):
+    with fits.open(path) as file:
+        image = file[0].data.astype("<f4")
+    coding = ArrayCoding("band", (1, *image.shape), "<f4", 4.0, "lz4")
+    stored = encode(np.ascontiguousarray(image[None]), coding)
+    assert image.nbytes / len(stored.data) >= 5.5
