@@ -26,7 +26,7 @@ from torch import Tensor
 from msdata.core.signals import exit_code_of
 from msdata.core.terminal import shown_line
 from msdata.errors import MsdataError, UsageError
-from msdata.topology import Topology, check_agreement
+from msdata.topology import Topology, check_agreement, from_env
 
 Result = TypeVar("Result")
 # Results of the first rank that the others get, too.
@@ -215,6 +215,30 @@ def joined_ranks(topology: Topology, device: torch.device) -> Iterator[Ranks]:
             yield Ranks(topology=topology, device=device, control=control)
     finally:
         dist.destroy_process_group()
+
+
+def run_joined(
+    device: str, work: Callable[[Ranks], Result | None], show: Callable[[Result], None]
+) -> int:
+    """Runs a command's work on all ranks; returns its exit code.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        work: called on every rank; what it returns is shown, unless it is None.
+        show: prints the result.
+    """
+    topology = from_env()
+    chosen = choose_device(device, topology)
+    set_threads(None, topology)
+    try:
+        with joined_ranks(topology, chosen) as ranks:
+            found = work(ranks)
+    except FirstRankError as error:
+        # The first rank says it for all.
+        return error.code
+    if found is not None:
+        show(found)
+    return 0
 
 
 def _unreachable(error: RuntimeError, topology: Topology) -> LostRankError:

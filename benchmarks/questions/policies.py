@@ -38,7 +38,7 @@ from msdata.core.files import write_whole
 from msdata.errors import MsdataError, UsageError
 
 METRICS = ("nmad", "loss", "crps")
-_LEAST_OBJECTS = 200
+LEAST_OBJECTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +80,35 @@ class Design:
         pack_both(stamps, folder / f"data-{seed}", seed=seed, num_shards=self.num_shards)
 
 
+def size_of_study(settings: Settings, quick: int, full: int) -> tuple[int, str | None]:
+    """Number of mock objects, and the fingerprint of the data that are given.
+
+    Args:
+        settings: what was typed.
+        quick: objects of a quick run.
+        full: objects of a full run.
+
+    Raises:
+        UsageError: there would be too few objects to train on.
+    """
+    num = settings.mock or (quick if settings.quick else full)
+    if num < LEAST_OBJECTS:
+        raise UsageError(
+            f"--mock must be at least {LEAST_OBJECTS}, got {num}: a network learns nothing from "
+            "so few"
+        )
+    if settings.data is None:
+        return num, None
+    return num, msdata.open(settings.data).manifest.fingerprint
+
+
 def design_of(settings: Settings) -> Design:
     """The design that the settings ask for.
 
     Raises:
         UsageError: there would be too few objects to train on.
     """
-    num, is_quick = settings.mock or (600 if settings.quick else 4000), settings.quick
-    if num < _LEAST_OBJECTS:
-        raise UsageError(
-            f"--mock must be at least {_LEAST_OBJECTS}, got {num}: a network learns nothing from "
-            "so few"
-        )
-    data = None
-    if settings.data is not None:
-        data = msdata.open(settings.data).manifest.fingerprint
+    (num, data), is_quick = size_of_study(settings, 600, 4000), settings.quick
     # Shards of a batch or two; buffers of a batch, of a tenth and of a third of an epoch.
     return Design(
         num_objects=num,
@@ -135,10 +149,10 @@ def _stamps(settings: Settings, design: Design, folder: Path, jobs: int) -> Stam
         folder.mkdir(parents=True, exist_ok=True)
         print(f"  making stamps of {design.num_objects:,} objects", flush=True)
         stamps = make_stamps(settings.data, design.num_objects, jobs)
-        if len(stamps) < _LEAST_OBJECTS:
+        if len(stamps) < LEAST_OBJECTS:
             raise UsageError(
                 f"{settings.data} has {len(stamps)} objects with redshift and E(B-V); a network "
-                f"learns nothing from so few: give a data set of at least {_LEAST_OBJECTS}"
+                f"learns nothing from so few: give a data set of at least {LEAST_OBJECTS}"
             )
         stamps.write(path)
     return Stamps.read(path)

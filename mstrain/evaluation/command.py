@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from msdata.errors import UsageError
-from msdata.topology import from_env
 from mstrain.data.pixels import ANYWAY
-from mstrain.distributed import FirstRankError, choose_device, joined_ranks, set_threads
+from mstrain.distributed import run_joined
 from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
@@ -117,18 +117,11 @@ def run(args: argparse.Namespace) -> int:
         has_report=not args.no_report,
         is_quiet=args.quiet,
     )
-    topology = from_env()
-    device = choose_device(args.device, topology)
-    set_threads(None, topology)
-    try:
-        with joined_ranks(topology, device) as ranks:
-            result = evaluate_on_ranks(args.run, args.data, args.out or args.run, config, ranks)
-    except FirstRankError as error:
-        # The first rank says it for all.
-        return error.code
-    if result is not None:
-        _show(result, is_json=args.json)
-    return 0
+    return run_joined(
+        args.device,
+        lambda ranks: evaluate_on_ranks(args.run, args.data, args.out or args.run, config, ranks),
+        partial(_show, is_json=args.json),
+    )
 
 
 def parse_edges(option: str, text: str) -> tuple[float, ...]:

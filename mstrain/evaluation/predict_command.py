@@ -10,8 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from msdata.topology import from_env
-from mstrain.distributed import FirstRankError, choose_device, joined_ranks, set_threads
+from mstrain.distributed import Ranks, run_joined
 from mstrain.evaluation.command import add_network_arguments
 from mstrain.evaluation.evaluation import PredictionConfig, predict_on_ranks
 
@@ -40,18 +39,15 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         is_quiet=args.quiet,
     )
-    topology = from_env()
-    device = choose_device(args.device, topology)
-    set_threads(None, topology)
-    try:
-        with joined_ranks(topology, device) as ranks:
-            num_samples = predict_on_ranks(args.run, args.data, args.out, request, ranks)
-    except FirstRankError as error:
-        # The first rank says it for all.
-        return error.code
-    if ranks.is_first:
+
+    def predict(ranks: Ranks) -> int | None:
+        num_samples = predict_on_ranks(args.run, args.data, args.out, request, ranks)
+        return num_samples if ranks.is_first else None
+
+    def show(num_samples: int) -> None:
         if args.json:
             print(json.dumps({"num_samples": num_samples, "predictions": str(args.out)}))
         else:
             print(f"predicted {num_samples:,} samples into {args.out}")
-    return 0
+
+    return run_joined(args.device, predict, show)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
-from msdata.topology import from_env
-from mstrain.distributed import FirstRankError, choose_device, joined_ranks, set_threads
+from mstrain.distributed import run_joined
 from mstrain.evaluation.command import add_network_arguments, parse_edges
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
 from mstrain.perception.exchange import MASKS
@@ -96,18 +96,12 @@ def run(args: argparse.Namespace) -> int:
         has_report=not args.no_report,
         is_quiet=args.quiet,
     )
-    topology = from_env()
-    device = choose_device(args.device, topology)
-    set_threads(None, topology)
-    try:
-        with joined_ranks(topology, device) as ranks:
-            found = perceive_on_ranks(args.runs, args.data, args.out or args.runs[0], config, ranks)
-    except FirstRankError as error:
-        # The first rank says it for all.
-        return error.code
-    if found is not None:
-        _show(found, is_json=args.json)
-    return 0
+    out = args.out or args.runs[0]
+    return run_joined(
+        args.device,
+        lambda ranks: perceive_on_ranks(args.runs, args.data, out, config, ranks),
+        partial(_show, is_json=args.json),
+    )
 
 
 def _show(found: Perception, *, is_json: bool) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import msdata
 from benchmarks.harness import Settings, interval_text
-from benchmarks.questions.policies import summarize, train_all
+from benchmarks.questions.policies import size_of_study, summarize, train_all
 from benchmarks.questions.policies_effects import verdict_of
 from benchmarks.questions.smaller.forms import (
     FEWER_FORMS,
@@ -23,7 +22,6 @@ from benchmarks.questions.smaller.forms import (
     measure_forms,
 )
 from benchmarks.questions.smaller.training import (
-    LEAST_OBJECTS,
     CodedDesign,
     interval_of,
     percent_of,
@@ -43,15 +41,7 @@ def design_of(settings: Settings) -> CodedDesign:
     Raises:
         UsageError: there would be too few objects to train on.
     """
-    num, is_quick = settings.mock or (400 if settings.quick else 1600), settings.quick
-    if num < LEAST_OBJECTS:
-        raise UsageError(
-            f"--mock must be at least {LEAST_OBJECTS}, got {num}: a network learns nothing from "
-            "so few"
-        )
-    data = None
-    if settings.data is not None:
-        data = msdata.open(settings.data).manifest.fingerprint
+    (num, data), is_quick = size_of_study(settings, 400, 1600), settings.quick
     return CodedDesign(
         num_objects=num,
         num_seeds=6,

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.questions.policies import Design
+from benchmarks.questions.policies import LEAST_OBJECTS, Design
 from benchmarks.questions.policies_data import Arm, Stamps, make_coded_stamps, pack_stamps
 from benchmarks.questions.policies_effects import HARM, verdict_of
 from msdata.errors import UsageError
 
 REFERENCE = "float32"
-LEAST_OBJECTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
