@@ -6,13 +6,16 @@ as its threads, stays as it is.
 
 Measured on mock objects of nine bands at 4 steps per sigma: 6.5 times smaller than float32 with LZ4
 and 6.9 with zstd, if blocks are of whole bytes of bits, which `_block_nbytes` sees to: Blosc leaves
-other blocks unshuffled, so with its own choice the ratio of LZ4 is 5.6.
+other blocks unshuffled, so with its own choice the ratio of LZ4 is 5.6. For LZ4 it takes blocks of
+64 KiB at least, so `_with_last_values` gives a smaller array the two blocks: one band of 170x170 is
+6.5 times smaller instead of 2.8, and decodes in 16 us instead of 39.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import threading
 from typing import Any
 
@@ -21,8 +24,13 @@ from numpy.typing import NDArray
 
 from msdata.errors import MissingPackageError
 
-_HEADER_NBYTES = 16
 _BITSHUFFLE = 2
+# Of the header: version, format, flags, bytes per value; bytes, bytes of a block, bytes stored.
+_HEADER = struct.Struct("<4B3I")
+# Blosc gives each byte of a value its own stream up to here.
+_MAX_STREAMS = 16
+# Blosc takes blocks for LZ4 of this size at least.
+_MIN_LZ4_BLOCK_NBYTES = 64 * 1024
 # Blosc's level and, for the formats of its header, the number: LZ4's best and zstd's second, since
 # the next ones take half as long again for a percent.
 _LEVELS = {"lz4": 9, "zstd": 2}
@@ -101,13 +109,38 @@ def compress_array(content: NDArray[Any], compress: str) -> bytes:
     Raises:
         MissingPackageError: numcodecs is not installed.
     """
+    values = content.size // 8 * 8
+    if compress == "lz4" and 0 < values < content.size and content.nbytes < _MIN_LZ4_BLOCK_NBYTES:
+        flat = content.reshape(-1)
+        chunk = _with_last_values(_chunk(flat[:values], compress), flat[values:].tobytes())
+        if 0 < len(chunk) < content.nbytes:
+            return chunk
+    return _chunk(content, compress)
+
+
+def _with_last_values(chunk: bytes, last: bytes) -> bytes:
+    """A chunk with one more block, of a few values as they are; b"" if it has several already."""
+    *head, nbytes, block, size = _HEADER.unpack_from(chunk)
+    if block != nbytes:
+        return b""
+    # The places of the two blocks come before them; the last begins with its length.
+    start = _HEADER.size + 4
+    sizes = nbytes + len(last), block, size + 8 + len(last)
+    places = struct.pack("<2I", start + 4, size + 4)
+    return b"".join(
+        (_HEADER.pack(*head, *sizes), places, chunk[start:], struct.pack("<I", len(last)), last)
+    )
+
+
+def _chunk(content: NDArray[Any], compress: str) -> bytes:
+    """A chunk as Blosc makes it."""
     block = _block_nbytes(content.size, content.itemsize, compress)
     level, name = _LEVELS[compress], compress.encode()
     if not _address("blosc_compress_ctx"):
         # Several threads would leave the order of the blocks to chance.
         _numcodecs().use_threads = False
         return bytes(_numcodecs().compress(content, name, level, _BITSHUFFLE, block))
-    room = thread_room("chunk", content.nbytes + _HEADER_NBYTES)
+    room = thread_room("chunk", content.nbytes + _HEADER.size)
     sizes = content.itemsize, content.nbytes
     places = content.ctypes.data, room.ctypes.data, room.nbytes
     count = _library().blosc_compress_ctx(level, _BITSHUFFLE, *sizes, *places, name, block, 1)
@@ -123,7 +156,7 @@ def _block_nbytes(num_values: int, itemsize: int, compress: str) -> int:
     """
     num_blocks = -(-num_values * itemsize // _MAX_BLOCK_NBYTES)
     values = max(num_values // num_blocks // 8 * 8, 8)
-    return values if compress == "lz4" and itemsize <= _HEADER_NBYTES else values * itemsize
+    return values if compress == "lz4" and itemsize <= _MAX_STREAMS else values * itemsize
 
 
 def chunk_fault(source: NDArray[np.uint8], expected: int) -> str:
@@ -131,10 +164,10 @@ def chunk_fault(source: NDArray[np.uint8], expected: int) -> str:
 
     Blosc trusts the lengths in it, so they have to be those of the record.
     """
-    if len(source) < _HEADER_NBYTES:
+    if len(source) < _HEADER.size:
         return f"{len(source)} bytes are too few for a Blosc header"
     version, _, flags, itemsize = source[:4].tolist()
-    nbytes, block, size = source[4:_HEADER_NBYTES].view("<u4").tolist()
+    nbytes, block, size = source[4 : _HEADER.size].view("<u4").tolist()
     if version != 2 or flags >> 5 not in _FORMATS or itemsize == 0:
         return "its Blosc header is not one of LZ4 or zstd"
     if nbytes != expected or size != len(source) or not 0 < block <= expected:

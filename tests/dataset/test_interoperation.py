@@ -267,13 +267,21 @@ def test_the_lines_of_the_formats_page_decode_compressed_shards(
         pytest.skip("hdf5plugin is not installed")
     tar_block, hdf5_block = blocks_of("reference/formats.md")
     monkeypatch.chdir(tmp_path)
+    stamp = np.random.default_rng(5).normal(size=(1, 25, 25)).astype(np.float32)
+    odd: dict[str, Any] = {"container": "hdf5", "compress": compress}
+    with msdata.Writer("ODD", split_fractions=(1, 0, 0), quantize=4, **odd) as writer:
+        writer.write("stamp", {"panstarrs": stamp})
     for container, block in (("tar", tar_block), ("hdf5", hdf5_block)):
         shutil.rmtree("DATA", ignore_errors=True)
         data = pack_source(source, Path("DATA"), container, compress=compress, **QUANTIZED)
         # Another process: reading must need nothing of this one.
         script = block + "np.save('image.npy', image)\n"
+        if container == "hdf5":
+            script += script.replace("DATA", "ODD").replace("image.npy", "odd.npy")
         subprocess.run([sys.executable, "-c", script], check=True)
         assert_same_bits(np.load("image.npy"), data.split("train")[0]["panstarrs"])
+    # Pixels that do not divide by eight, less than 64 KiB.
+    assert_same_bits(np.load("odd.npy"), msdata.open("ODD").split("train")[0]["panstarrs"])
 
 
 def test_h5py_reads_codes_as_they_are(source: Path, tmp_path: Path) -> None:
