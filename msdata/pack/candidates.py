@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,11 @@ class Candidates:
 
 
 def plan_candidates(
-    objects: pa.Table, schema: Schema, settings: PackSettings, record: tuple[int, str]
+    objects: pa.Table,
+    schema: Schema,
+    settings: PackSettings,
+    measure: Callable[[pa.Table, Sequence[str]], int],
+    suffix: str,
 ) -> Candidates:
     """Joins labels, draws splits and order, and cuts the order into shards.
 
@@ -66,7 +71,9 @@ def plan_candidates(
         objects: the table that `Source.scan` returned.
         schema: the arrays of every object.
         settings: the settings of the pack.
-        record: bytes of one sample in a shard, headers included, and the suffix of shards' names.
+        measure: gives the bytes of one sample in a shard, headers included, from the objects that
+            are kept and the names of their labels' columns.
+        suffix: that of shards' names.
 
     Raises:
         UsageError: the catalog does not fit, or lacks the split column.
@@ -88,11 +95,10 @@ def plan_candidates(
         raise DataError(f"no object of {settings.source} is usable; the first: {reason}")
     keys = hashed_ids(kept["sample_id"].to_pylist(), settings.seed)
     splits = _splits(kept, keys[:, 0], settings)
-    record_nbytes, suffix = record
-    per_shard = settings.samples_per_shard(kept.num_rows, record_nbytes)
-    kept, slices = _place(kept, splits, keys[:, 1], per_shard, suffix)
     names = label_names(label_columns, schema)
     kept = kept.rename_columns([names.get(n, n) for n in kept.column_names])
+    per_shard = settings.samples_per_shard(kept.num_rows, measure(kept, tuple(names.values())))
+    kept, slices = _place(kept, splits, keys[:, 1], per_shard, suffix)
     renamed = [f"column {a!r} is kept as {b!r}" for a, b in names.items() if a != b]
     return Candidates(
         table=kept,

@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,8 +201,11 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     schema = described(with_pixel_scales(schema, settings.pixel_scales_arcsec or {}), settings)
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))
-    nbytes = _record_nbytes(source, objects, schema, settings)
-    candidates = plan_candidates(objects, schema, settings, (nbytes, SUFFIXES[settings.container]))
+
+    def measure(kept: pa.Table, label_columns: Sequence[str]) -> int:
+        return _record_nbytes(source, kept, label_columns, schema, settings)
+
+    candidates = plan_candidates(objects, schema, settings, measure, SUFFIXES[settings.container])
     if settings.fits is not None and not {"ra", "dec"} <= set(candidates.label_columns):
         found = "no catalog was given"
         if settings.catalog is not None:
@@ -253,32 +257,27 @@ def _first_locations(objects: pa.Table) -> list[tuple[str, int]]:
 
 
 def _record_nbytes(
-    source: Source, objects: pa.Table, schema: Schema, settings: PackSettings
+    source: Source,
+    objects: pa.Table,
+    label_columns: Sequence[str],
+    schema: Schema,
+    settings: PackSettings,
 ) -> int:
     """Bytes of a sample in a shard, headers included; of a coded one, those of the first few."""
-    codings = codings_of(schema, settings)
-    stored = _stored_nbytes(source, objects, schema, settings) if codings else None
+    stored = None
+    if codings := codings_of(schema, settings):
+        preparation, found = preparation_of(schema, settings), []
+        labels = label_rows(objects.slice(0, NUM_LOOKED_AT).select(list(label_columns)))
+        for (path, row), label in zip(_first_locations(objects), labels, strict=True):
+            # The first few objects may be unusable.
+            with suppress(SampleError):
+                prepared = prepare(read_sample(source, path, row, label), schema, preparation)
+                arrays = encode_sample(prepared.arrays, codings, {}).arrays
+                found.append(sum(array.nbytes for array in arrays))
+        stored = int(_SIZE_MARGIN * sum(found)) // len(found) if found else None
     if settings.container == "hdf5":
         return (stored or schema.sample_nbytes) + _JSON_NBYTES
     return tar.record_nbytes(schema, _JSON_NBYTES, stored)
-
-
-def _stored_nbytes(
-    source: Source, objects: pa.Table, schema: Schema, settings: PackSettings
-) -> int:
-    codings, preparation = codings_of(schema, settings), preparation_of(schema, settings)
-    found = []
-    for path, row in _first_locations(objects):
-        try:
-            prepared = prepare(read_sample(source, path, row), schema, preparation)
-        except SampleError:
-            # Stamps of FITS files need the catalog, and the first few objects may be unusable.
-            continue
-        stored = encode_sample(prepared.arrays, codings, {})
-        found.append(sum(a.nbytes for a in stored.arrays))
-    if not found:
-        return schema.sample_nbytes
-    return int(_SIZE_MARGIN * sum(found)) // len(found)
 
 
 def preparation_of(schema: Schema, settings: PackSettings) -> Preparation:

@@ -218,6 +218,15 @@ def test_a_folder_of_fits_files_is_packed_and_its_index_has_the_zero_points(tree
     assert main(["verify", str(tmp_path / "out"), "--quiet"]) == 0
 
 
+def test_coded_shards_of_fits_files_are_sized_by_what_they_store(tree, tmp_path):
+    coded = ("--quantize", "4", "--compress", "lz4", "--shard-size", "1500KiB")
+    assert pack(tree, tmp_path / "out", *coded) == 0
+    split = msdata.open(tmp_path / "out").split("train")
+    # Of float32 objects two fit into a shard.
+    assert len(split) == 3
+    assert len(split.shards) == 1
+
+
 def reference_of(array: str) -> np.ndarray:
     survey = msdata.MANTIS_SHRIMP[array]
     size, scale = survey.shape[1], survey.pixel_scale_arcsec
