@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         help="folder of pickled dicts, block files, FITS files, PNG or JPEG images, or of a packed "
-        "data set; HDF5, NPZ or Zarr file, WebDataset tar, or a folder of them",
+        "data set; HDF5, NPZ, Zarr or Parquet file, WebDataset tar, or a folder of them",
     )
     parser.add_argument("out", type=Path, help="folder of the data set, new or empty")
     _add_label_arguments(parser)
@@ -221,7 +221,7 @@ def add_array_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option, action="append", default=[], metavar=example, help=f"{what}; repeatable"
         )
-    group = parser.add_argument_group("HDF5, NPZ, Zarr, WebDataset tars, images")
+    group = parser.add_argument_group("HDF5, NPZ, Zarr, Parquet, WebDataset tars, images")
     group.add_argument(
         "--arrays",
         action="append",
@@ -241,6 +241,13 @@ def add_array_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[ARRAY=]HWC|CHW",
         help="where the bands of an image are: last or first (default: recognized by the sides)",
     )
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="ARRAY=BANDS,HEIGHT,WIDTH",
+        help="shape of a sample's array that is stored flat; repeatable",
+    )
 
 
 def array_options_of(args: argparse.Namespace) -> ArrayOptions | None:
@@ -251,7 +258,7 @@ def array_options_of(args: argparse.Namespace) -> ArrayOptions | None:
     """
     kind = None if is_packed(args.source) else find_kind(args.source)
     if kind is None:
-        given = [n for n in ("arrays", "labels", "layout") if getattr(args, n)]
+        given = [n for n in ("arrays", "labels", "layout", "shape") if getattr(args, n)]
         if given and args.source.exists():
             raise UsageError(
                 f"--{given[0]} is for {', '.join(NAMES.values())}, but {args.source} holds none"
@@ -264,7 +271,15 @@ def array_options_of(args: argparse.Namespace) -> ArrayOptions | None:
         labels=_renamed("--labels", args.labels),
         layouts={name or "*": layout for name, _, layout in layouts},
         id_column=args.id_column if args.catalog is None else None,
+        shapes={name: _sides(name, value) for name, value in _pairs("--shape", args.shape)},
     )
+
+
+def _sides(name: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--shape must be like {name}=3,64,64, got {name}={text}")
+    return tuple(map(int, parts))
 
 
 def _renamed(option: str, texts: list[str] | None) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,10 @@ class PackSettings:
     compress: str = "none"
 
     def __post_init__(self) -> None:
+        if self.arrays is not None:
+            # With the state of the unfinished pack, which goes when it is finished.
+            scratch = str((self.out / ".pack" / "rows").absolute())
+            object.__setattr__(self, "arrays", replace(self.arrays, scratch=scratch))
         if self.container not in CONTAINERS:
             raise UsageError(f"--format must be {' or '.join(CONTAINERS)}, got {self.container!r}")
         if self.chunked and self.container != "hdf5":
@@ -190,7 +194,7 @@ class PackSettings:
         """How to read the source, as JSON for worker processes."""
         return {
             "fits": None if self.fits is None else self.fits.to_json(),
-            "arrays": None if self.arrays is None else self.arrays.to_json(),
+            "arrays": None if self.arrays is None else asdict(self.arrays),
         }
 
     def provenance(self) -> dict[str, Any]:

@@ -255,7 +255,11 @@ class PackState:
 
     def remove_leftovers(self, plan: PackPlan) -> None:
         """Removes temporary files of a killed pack; call it with the lock held."""
-        for place in (self.folder, *(self.out / s for s in {s.split for s in plan.slices})):
+        for place in (
+            self.folder,
+            self.folder / "rows",
+            *(self.out / s for s in {s.split for s in plan.slices}),
+        ):
             remove_leftovers(place)
 
     def _check_table(self, fields: _PlanFields, cure: str) -> None:

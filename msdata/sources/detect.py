@@ -52,7 +52,7 @@ def _detect(root: Path, fits: FitsOptions | None, arrays: ArrayOptions | None) -
     if not root.is_dir() and arrays is None:
         raise UsageError(
             f"{root} is a file; give the folder that holds the objects, or a file named .h5, "
-            ".hdf5, .npz, .zarr, .tar, .png or .jpg"
+            ".hdf5, .npz, .zarr, .parquet, .tar, .png or .jpg"
         )
     if is_packed(root):
         from msdata.sources.packed import PackedData

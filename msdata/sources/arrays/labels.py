@@ -23,13 +23,15 @@ def label_column(where: str, values: Any) -> pa.Array:
 
     Args:
         where: file and name, for messages.
-        values: any array; bytes are taken as UTF-8.
+        values: any array, or an Arrow column; bytes are taken as UTF-8.
 
     Raises:
         DataError: it holds other things, or text that is not UTF-8.
     """
     import pyarrow as pa
 
+    if isinstance(values, pa.ChunkedArray):
+        return _plain(where, values)
     found = np.asarray(values)
     if found.dtype.kind in "biuf":
         kind = found.dtype.newbyteorder("=")
@@ -39,6 +41,20 @@ def label_column(where: str, values: Any) -> pa.Array:
         return pa.array([v if v is None else v.strip(" \0") for v in text], pa.string())
     except (UnicodeDecodeError, AttributeError, pa.ArrowException) as error:
         raise DataError(f"{where} holds neither numbers nor UTF-8 text: {error}") from error
+
+
+def _plain(where: str, values: pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from msdata.catalog.scalars import plain_column
+
+    column, remark = plain_column(values)
+    if column is None or remark:
+        raise DataError(f"{where} holds neither numbers nor UTF-8 text: {values.type}")
+    if pa.types.is_string(column.type):
+        column = pc.utf8_trim(column, characters=" \0")
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def column_of_values(values: Sequence[Any]) -> pa.Array:

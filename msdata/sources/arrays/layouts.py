@@ -40,6 +40,21 @@ class KnownLayout:
         )
 
 
+def with_bands(survey: Survey, found: Any, notes: list[str]) -> Survey | None:
+    """An array whose file names its bands, as columns of Parquet may; None where it does not.
+
+    Args:
+        survey: the array.
+        found: in the file.
+        notes: gets one on the bands.
+    """
+    bands: tuple[str, ...] = getattr(found, "bands", ())
+    if not bands:
+        return None
+    notes.append(f"array {survey.name!r} is stacked of its bands {', '.join(bands)}")
+    return replace(survey, bands=bands, pixel_scale_arcsec=found.pixel_scale_arcsec)
+
+
 def known_layout(file: Mapping[str, Any]) -> KnownLayout:
     """The layout of a file, by its names and shapes; an empty one where it is unknown.
 

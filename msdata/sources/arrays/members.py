@@ -18,6 +18,7 @@ IMAGE_SUFFIXES = ("png", "jpg", "jpeg")
 # An image, unpacked; more is a bomb.
 _MAX_PIXELS = 1 << 28
 _PNG_MAGIC, _JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+IMAGE_MAGICS = (_PNG_MAGIC, _JPEG_MAGIC)
 # JPEG's markers of a frame, which hold its size.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 

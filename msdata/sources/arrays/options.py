@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SUFFIXES = {
     "npz": (".npz",),
     "zarr": (".zarr",),
     "tar": (".tar",),
+    "parquet": (".parquet", ".pq"),
     "images": (".png", ".jpg", ".jpeg"),
 }
 # What messages call them.
@@ -29,6 +31,7 @@ NAMES = {
     "npz": "NPZ files",
     "zarr": "Zarr groups",
     "tar": "WebDataset tars",
+    "parquet": "Parquet files",
     "images": "PNG and JPEG images",
 }
 LAYOUTS = ("HWC", "CHW")
@@ -47,6 +50,8 @@ class ArrayOptions:
         labels: columns of the index, each with its name in the files; None takes all.
         layouts: "HWC" or "CHW" by array; "*" stands for every other one.
         id_column: the label that names the samples; None looks for a known name.
+        shapes: shape of a sample by array, for arrays that are stored flat.
+        scratch: folder for what a pack unpacks on its way; no part of the settings.
     """
 
     kind: str
@@ -54,6 +59,8 @@ class ArrayOptions:
     labels: Mapping[str, str] | None = None
     layouts: Mapping[str, str] = field(default_factory=dict)
     id_column: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    scratch: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in SUFFIXES:
@@ -64,8 +71,36 @@ class ArrayOptions:
                 raise UsageError(f"--layout must be HWC or CHW, got {said}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict for `dataset.json` and for worker processes."""
-        return asdict(self)
+        """Plain dict for `dataset.json`; what is not set by hand is left out."""
+        said = asdict(self)
+        del said["scratch"]
+        said["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
+        return said if self.shapes else {n: v for n, v in said.items() if n != "shapes"}
+
+    def sample_shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one sample's array that is stored with shape `stored`.
+
+        Raises:
+            UsageError: the shape that was asked for has another number of values.
+        """
+        asked = tuple(self.shapes.get(name, stored))
+        if math.prod(asked) != math.prod(stored):
+            raise UsageError(
+                f"--shape {name}={','.join(map(str, asked))} must have {math.prod(stored):,} "
+                f"values, as many as each sample of the file, got {math.prod(asked):,}"
+            )
+        return asked
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuses a layout or shape of an array that a sample does not have.
+
+        Raises:
+            UsageError: the message names the option.
+        """
+        for option, given in (("--layout", self.layouts), ("--shape", self.shapes)):
+            for name in given:
+                if name not in ("*", *names):
+                    raise UsageError(f"{option} must name one of {', '.join(names)}, got {name}")
 
     def channels_first(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """The axes of a sample's array in the order (bands, height, width), for `arranged`.
@@ -148,6 +183,9 @@ def find_kind(root: Path) -> str | None:
     kinds = _kinds_below(root)
     if kinds is None or not kinds:
         return None
+    if len(kinds) > 1:
+        # A table of labels lies beside many a data set.
+        kinds.discard("parquet")
     if len(kinds) > 1:
         found = " and ".join(NAMES[kind] for kind in SUFFIXES if kind in kinds)
         raise UsageError(f"{root} holds {found}; give a file, or a folder with one kind of them")

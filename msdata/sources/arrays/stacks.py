@@ -1,4 +1,4 @@
-"""Files that hold many samples in arrays of shape (samples, ...): HDF5, NPZ, Zarr.
+"""Files that hold many samples in arrays of shape (samples, ...): HDF5, NPZ, Zarr, Parquet.
 
 All files of a source hold the same arrays. An array of one axis is a label, others are arrays of
 the samples. How a file is opened is told by one small module per format.
@@ -7,6 +7,7 @@ the samples. How a file is opened is told by one small module per format.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ import numpy as np
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Sample, Schema, Survey
 from msdata.sources.arrays.labels import label_column, labeled_table
-from msdata.sources.arrays.layouts import KnownLayout, known_layout
+from msdata.sources.arrays.layouts import KnownLayout, known_layout, with_bands
 from msdata.sources.arrays.options import (
     NAMES,
     SUFFIXES,
@@ -53,7 +54,12 @@ class StackArray(Protocol):
 OpenStack = Callable[[Path], tuple[Mapping[str, StackArray], list[str]]]
 
 
-def _opener(kind: str) -> OpenStack:
+def _opener(options: ArrayOptions) -> OpenStack:
+    kind = options.kind
+    if kind == "parquet":
+        from msdata.sources.arrays.parquet_stack import open_parquet
+
+        return lambda path: open_parquet(path, options)
     if kind == "hdf5":
         from msdata.sources.arrays.hdf5_stack import open_hdf5
 
@@ -75,6 +81,7 @@ class _Content:
         num_samples: length of the first axis of all arrays.
         arrays: names in the file, by the samples' names.
         surveys: what they become.
+        shapes: of one sample in the file, by the samples' names.
         axes: order of their axes, see `ArrayOptions.channels_first`.
         labels: names in the file, by column.
         notes: what was left out or turned.
@@ -83,6 +90,7 @@ class _Content:
     num_samples: int
     arrays: Mapping[str, str]
     surveys: tuple[Survey, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     axes: Mapping[str, tuple[int, ...] | None]
     labels: Mapping[str, str]
     notes: tuple[str, ...]
@@ -106,7 +114,7 @@ class StackFiles:
         self.root = root.parent if is_one else root
         self.schema: Schema | None = None
         self._given, self._options, self._is_one = root, options, is_one
-        self._open = _opener(options.kind)
+        self._open = _opener(options)
         self._lock = threading.Lock()
         self._opened: dict[str, tuple[Mapping[str, StackArray], _Content]] = {}
 
@@ -171,6 +179,8 @@ class StackFiles:
                 found = np.asarray(file[inside][row])
             except (OSError, ValueError, RuntimeError) as error:
                 raise SampleError(f"array {inside!r} is unreadable: {error}") from error
+            if found.size == math.prod(content.shapes[name]) and name in self._options.shapes:
+                found = found.reshape(content.shapes[name])
             sample[name] = arranged(found, content.axes[name])
         return sample
 
@@ -179,11 +189,12 @@ class StackFiles:
             opened = self._opened.get(path)
             if opened is None:
                 where = self.root / path
-                file, notes = self._open(where)
                 try:
+                    file, notes = self._open(where)
                     opened = file, _content_of(where, file, self._options, notes)
                 except DataError as error:
-                    raise DataError(f"cannot pack {where}: {error}") from error
+                    told = "" if str(error).startswith(f"{where}") else f"cannot pack {where}: "
+                    raise DataError(f"{told}{error}") from error
                 self._opened[path] = opened
             return opened
 
@@ -212,7 +223,8 @@ def _content_of(
     count = _num_samples(path, file, options)
     arrays = dict(options.arrays or known.arrays or _all_arrays(file, count, notes))
     labels = _labels(path, file, options, count)
-    surveys, axes = [], {}
+    options.check_names(arrays)
+    surveys, axes, shapes = [], {}, {}
     for name, inside in arrays.items():
         found = _checked(path, file, inside, "--arrays")
         shape = tuple(found.shape)
@@ -221,23 +233,31 @@ def _content_of(
         if np.dtype(found.dtype).kind not in "biuf":
             raise UsageError(f"{path}: {inside} holds {found.dtype}, not numbers")
         try:
-            axes[name] = options.channels_first(name, shape[1:])
+            inner = shapes[name] = options.sample_shape(name, shape[1:])
+            axes[name] = None if _is_arranged(found) else options.channels_first(name, inner)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-        turned = arranged(np.broadcast_to(np.int8(0), shape[1:]), axes[name]).shape
+        turned = arranged(np.broadcast_to(np.int8(0), inner), axes[name]).shape
         if axes[name] is not None:
-            how = "channels last" if turned[1:] != shape[1:] else "without channels"
-            notes.append(f"array {name!r} is stored {how}, {shape[1:]}: packed as {turned}")
+            how = "channels last" if turned[1:] != inner else "without channels"
+            notes.append(f"array {name!r} is stored {how}, {inner}: packed as {turned}")
         dtype = np.dtype(found.dtype).newbyteorder("<").str
-        surveys.append(known.describe(Survey(name=name, shape=turned, dtype=dtype)))
+        survey = Survey(name=name, shape=turned, dtype=dtype)
+        surveys.append(with_bands(survey, found, notes) or known.describe(survey))
     return _Content(
         num_samples=count,
         arrays=arrays,
         surveys=tuple(surveys),
+        shapes=shapes,
         axes=axes,
         labels=labels,
         notes=(*known.notes, *notes),
     )
+
+
+def _is_arranged(found: StackArray) -> bool:
+    """Whether the format says that a sample's axes are (bands, height, width)."""
+    return getattr(found, "has_bands_first", False)
 
 
 def _num_samples(path: Path, file: Mapping[str, StackArray], options: ArrayOptions) -> int:
