@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from msdata.errors import UsageError
+from msdata.pack.settings import parse_missing
 from msdata.sources.detect import holds_fits
 from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
 from msdata.sources.survey_file import SHIPPED, read_survey
@@ -73,6 +74,7 @@ def fits_options_of(
         pixel_scales_arcsec=dict(pixel_scales_arcsec),
         calibration=args.calibrate or "none",
         surveys=surveys,
+        fills_missing=parse_missing(args.missing) is not None,
     )
 
 

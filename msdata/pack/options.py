@@ -84,22 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of splits and order (%(default)s)"
     )
-    parser.add_argument(
-        "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
-    )
-    parser.add_argument(
-        "--max-nan-fraction",
-        type=float,
-        help="reject an object if more than this fraction of any band is NaN (default: 0.01; 1 for "
-        "a packed data set)",
-    )
-    parser.add_argument(
-        "--pixel-scale",
-        action="append",
-        default=[],
-        metavar="ARRAY=ARCSEC",
-        help="pixel scale of an array, arcsec/pixel; repeatable",
-    )
+    _add_pixel_arguments(parser)
     add_coding_arguments(parser)
     add_array_arguments(parser)
     add_fits_arguments(parser)
@@ -113,6 +98,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="print no progress line")
+
+
+def _add_pixel_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
+    )
+    parser.add_argument(
+        "--max-nan-fraction",
+        type=float,
+        help="reject an object if more than this fraction of any band is NaN (default: 0.01; 1 for "
+        "a packed data set)",
+    )
+    parser.add_argument(
+        "--missing",
+        default=PackSettings.missing,
+        metavar="reject|fill[=VALUE]",
+        help="objects that lack an array or a band: reject them, or fill it with NaN or VALUE and "
+        "list it in missing_bands (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        action="append",
+        default=[],
+        metavar="ARRAY=ARCSEC",
+        help="pixel scale of an array, arcsec/pixel; repeatable",
+    )
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +185,7 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         ebv_range=tuple(args.ebv_range),
         inpaint=_inpaint_of(args),
         max_nan_fraction=_max_nan_fraction_of(args),
+        missing=args.missing,
         pixel_scales_arcsec=scales,
         bands={n: tuple(v.split(",")) for n, v in pairs("--bands", args.bands)},
         units=dict(pairs("--unit", args.unit)),
