@@ -54,7 +54,7 @@ class ArrayInfo:
         num_filled_pixels: those pixels.
         num_nan_samples: samples with NaN pixels left in.
         num_nan_pixels: those pixels.
-        num_missing: samples without coverage, by band.
+        num_missing: samples without coverage or filled, by band.
     """
 
     name: str
@@ -174,7 +174,9 @@ def _array_infos(index: IndexFile, manifest: Manifest) -> tuple[ArrayInfo, ...]:
                 sum(int(np.count_nonzero(p)) for p in parts),
                 sum(int(p.sum(dtype=np.int64)) for p in parts),
             )
+        names = {b: f"{array.name}.{b}" for b in array.bands} or {array.name: array.name}
         bands = array.bands if array.zero_is_no_coverage else ()
+        bands = tuple(b for b, name in names.items() if name in missing or b in bands)
         infos.append(
             ArrayInfo(
                 name=array.name,
@@ -182,7 +184,7 @@ def _array_infos(index: IndexFile, manifest: Manifest) -> tuple[ArrayInfo, ...]:
                 num_filled_pixels=sums["filled"][1],
                 num_nan_samples=sums["nan"][0],
                 num_nan_pixels=sums["nan"][1],
-                num_missing={b: missing.get(f"{array.name}.{b}", 0) for b in bands},
+                num_missing={b: missing.get(names[b], 0) for b in bands},
             )
         )
     return tuple(infos)

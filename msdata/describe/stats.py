@@ -53,14 +53,18 @@ class _BandCount:
         self._band = band
         self._counts: NDArray[np.int64] = np.zeros(NUM_BINS, np.int64)
         self._num_missing = 0
+        bands = survey.bands
+        self._name = f"{survey.name}.{bands[band]}" if bands else survey.name
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Counts the pixels of a batch, except those of samples without coverage."""
+        """Counts the pixels of a batch, except those of samples without coverage or filled."""
         image_NHW = batch[self._survey.name][:, self._band]
+        missing = batch["missing_bands"]
+        is_seen = np.array([self._name not in (text or "").split(",") for text in missing])
         if self._survey.zero_is_no_coverage:
-            is_seen = image_NHW.any(axis=(1, 2))
-            self._num_missing += int(np.count_nonzero(~is_seen))
-            image_NHW = image_NHW[is_seen]
+            is_seen &= image_NHW.any(axis=(1, 2))
+        self._num_missing += int(np.count_nonzero(~is_seen))
+        image_NHW = image_NHW[is_seen]
         with np.errstate(over="ignore"):
             self._counts += count_values(image_NHW.astype(np.float32, copy=False))
 
@@ -102,12 +106,13 @@ def measure(
             threads=jobs,
             prefetch=_PREFETCH,
             across_epochs=False,
-            columns=(),
+            columns=("missing_bands",),
         ) as loader,
         ThreadPoolExecutor(jobs, "msdata-stats") as executor,
     ):
         for batch in loader:
-            part = {s.name: batch[s.name][: wanted - done] for s in surveys}
+            names = ("missing_bands", *(s.name for s in surveys))
+            part = {name: batch[name][: wanted - done] for name in names}
             list(executor.map(lambda band, part=part: band.add(part), bands))
             done += len(part[surveys[0].name])
             progress(done, done * split.sample_nbytes)

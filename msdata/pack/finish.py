@@ -114,6 +114,7 @@ def finish_pack(
             f"{state.out / REJECTED_NAME}"
         )
     table, notes = _with_numbers(table)
+    notes += notes_on_missing(table, state.out, num_unusable, settings.fill)
     codings = codings_of(plan.schema, settings)
     digest = write_index(state.out, table, plan.schema, codings)
     # A repair rebuilds a shard byte for byte: it needs the root, and the labels' order.
@@ -141,6 +142,34 @@ def finish_pack(
     manifest.write(state.out)
     state.remove()
     return manifest, notes
+
+
+# How reasons of rejected objects say that one lacks what others have.
+_LACKS = re.compile(r"(.*: )?it has no (file|band|array) ")
+
+
+def notes_on_missing(
+    table: pa.Table, out: Path, num_unusable: int, fill: float | None
+) -> tuple[str, ...]:
+    """How many samples lack which band if these are filled, else how many objects that cost.
+
+    Args:
+        table: the index, with `missing_bands`.
+        out: the data set's folder, with `rejected.csv`.
+        num_unusable: objects that it lists.
+        fill: pixels of missing bands; None where objects that lack one are rejected.
+    """
+    if fill is None:
+        reasons = (r.reason for r in _rejected(out)) if num_unusable else ()
+        count = sum(_LACKS.match(reason) is not None for reason in reasons)
+        cure = "--missing fill keeps those that have another one"
+        return (f"{count:,} objects were rejected for a missing band; {cure}",) if count else ()
+    counts: Counter[str] = Counter()
+    for entry in table["missing_bands"].value_counts().to_pylist():
+        for band in filter(None, entry["values"].split(",")):
+            counts[band] += entry["counts"]
+    listed = ", ".join(f"{band} {counts[band]:,}" for band in sorted(counts))
+    return (f"samples with a missing band, of {table.num_rows:,}: {listed or 'none'}",)
 
 
 def _origin(settings: PackSettings) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from msdata.catalog.values import EBV_RANGE, REDSHIFT_RANGE
@@ -12,11 +11,10 @@ from msdata.core.options import add_jobs
 from msdata.dataset.coding_options import add_coding_arguments, parse_quantize
 from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
+from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of, pairs
 from msdata.pack.settings import PackSettings
 from msdata.sources.arrays.options import NAMES, ArrayOptions, find_kind, identifier
-from msdata.sources.detect import holds_fits, is_packed
-from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
-from msdata.sources.survey_file import SHIPPED, read_survey
+from msdata.sources.detect import is_packed
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -86,22 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of splits and order (%(default)s)"
     )
-    parser.add_argument(
-        "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
-    )
-    parser.add_argument(
-        "--max-nan-fraction",
-        type=float,
-        help="reject an object if more than this fraction of any band is NaN (default: 0.01; 1 for "
-        "a packed data set)",
-    )
-    parser.add_argument(
-        "--pixel-scale",
-        action="append",
-        default=[],
-        metavar="ARRAY=ARCSEC",
-        help="pixel scale of an array, arcsec/pixel; repeatable",
-    )
+    _add_pixel_arguments(parser)
     add_coding_arguments(parser)
     add_array_arguments(parser)
     add_fits_arguments(parser)
@@ -115,6 +98,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an unfinished pack")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="print no progress line")
+
+
+def _add_pixel_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inpaint", help="arrays whose NaN pixels are filled, or none (default: panstarrs)"
+    )
+    parser.add_argument(
+        "--max-nan-fraction",
+        type=float,
+        help="reject an object if more than this fraction of any band is NaN (default: 0.01; 1 for "
+        "a packed data set)",
+    )
+    parser.add_argument(
+        "--missing",
+        default=PackSettings.missing,
+        metavar="reject|fill[=VALUE]",
+        help="objects that lack an array or a band: reject them, or fill it with NaN or VALUE and "
+        "list it in missing_bands (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pixel-scale",
+        action="append",
+        default=[],
+        metavar="ARRAY=ARCSEC",
+        help="pixel scale of an array, arcsec/pixel; repeatable",
+    )
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,10 +185,11 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         ebv_range=tuple(args.ebv_range),
         inpaint=_inpaint_of(args),
         max_nan_fraction=_max_nan_fraction_of(args),
+        missing=args.missing,
         pixel_scales_arcsec=scales,
-        bands={n: tuple(v.split(",")) for n, v in _pairs("--bands", args.bands)},
-        units=dict(_pairs("--unit", args.unit)),
-        zero_points_ab={n: _numbers(n, v) for n, v in _pairs("--zero-point", args.zero_point)},
+        bands={n: tuple(v.split(",")) for n, v in pairs("--bands", args.bands)},
+        units=dict(pairs("--unit", args.unit)),
+        zero_points_ab={n: _numbers(n, v) for n, v in pairs("--zero-point", args.zero_point)},
         fits=fits,
         arrays=array_options_of(args) if fits is None else None,
         quantize=parse_quantize(args.quantize),
@@ -298,95 +308,8 @@ def _renamed(option: str, texts: list[str] | None) -> dict[str, str] | None:
     return found
 
 
-def _pairs(option: str, texts: list[str]) -> list[tuple[str, str]]:
-    return [_pair(option, text) for text in texts]
-
-
 def _numbers(name: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--zero-point must be like {name}=27.0, got {name}={text}") from None
-
-
-def add_fits_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options for raw FITS files."""
-    group = parser.add_argument_group("raw FITS files")
-    group.add_argument(
-        "--fits",
-        action="append",
-        metavar="ARRAY=PATTERN",
-        help="an array and the names of its files; repeatable; default: "
-        + ", ".join(f"{name}={pattern}" for name, pattern in DEFAULT_PATTERNS.items()),
-    )
-    group.add_argument(
-        "--survey",
-        action="append",
-        metavar="NAME|FILE",
-        help="a survey's images: a TOML file, or one of "
-        + ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
-        + "; repeatable",
-    )
-    group.add_argument(
-        "--fits-bands",
-        action="append",
-        metavar="ARRAY=g,r,...",
-        help="bands of an array, in order where headers do not name them",
-    )
-    group.add_argument(
-        "--fits-size", action="append", metavar="ARRAY=PIXELS", help="side of an array's stamps"
-    )
-    group.add_argument(
-        "--calibrate",
-        choices=CALIBRATIONS,
-        help="ab: nanomaggies, by zero-point and exposure time; default: the files' own unit",
-    )
-
-
-def fits_options_of(
-    args: argparse.Namespace, pixel_scales_arcsec: Mapping[str, float]
-) -> FitsOptions | None:
-    """How to read FITS files; None where the source holds others.
-
-    Raises:
-        UsageError: an option is malformed, or the source holds no FITS files.
-    """
-    given = [n for n in ("fits", "fits_bands", "fits_size", "calibrate") if getattr(args, n)]
-    surveys = tuple(map(read_survey, args.survey or ()))
-    if not (args.fits or surveys) and not holds_fits(args.source):
-        if given and args.source.is_dir():
-            raise UsageError(
-                f"--{given[0].replace('_', '-')} is for FITS files, but {args.source} holds none "
-                f"named {', '.join(DEFAULT_PATTERNS.values())}; name them with --fits ARRAY=PATTERN"
-            )
-        return None
-    patterns = {survey.name: survey.files for survey in surveys}
-    patterns |= dict(_pair("--fits", text) for text in args.fits or ())
-    bands = (_pair("--fits-bands", text) for text in args.fits_bands or ())
-    sizes = (_pair("--fits-size", text) for text in args.fits_size or ())
-    return FitsOptions(
-        patterns=patterns or dict(DEFAULT_PATTERNS),
-        bands={name: tuple(value.split(",")) for name, value in bands},
-        sizes={name: _size(name, value) for name, value in sizes},
-        pixel_scales_arcsec=dict(pixel_scales_arcsec),
-        calibration=args.calibrate or "none",
-        surveys=surveys,
-    )
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(
-            f"{option} must be like galex="
-            + (DEFAULT_PATTERNS["galex"] if option == "--fits" else "...")
-            + f", got {text!r}"
-        )
-    return name, value
-
-
-def _size(name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise UsageError(f"--fits-size must be like {name}=120, got {name}={value}") from None

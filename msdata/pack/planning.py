@@ -28,7 +28,7 @@ from msdata.pack.read_ahead import read_in_order, read_sample
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
 from msdata.pack.state import PackPlan, PackState
-from msdata.schema import MANTIS_SHRIMP, Schema, Survey
+from msdata.schema import MANTIS_SHRIMP, Sample, Schema, Survey
 from msdata.sources.detect import detect_source
 from msdata.sources.source import Source
 
@@ -40,13 +40,14 @@ NUM_LOOKED_AT = 16
 
 
 def infer_schema(
-    source: Source, locations: Sequence[tuple[str, int]]
+    source: Source, locations: Sequence[tuple[str, int]], *, merges: bool = False
 ) -> tuple[Schema, tuple[str, ...]]:
     """Infers the schema that most of the first objects share.
 
     Args:
         source: the source that holds the objects.
         locations: (path, row) of the objects to read.
+        merges: take the arrays of all of them, since arrays that an object lacks are filled.
 
     Returns:
         `MANTIS_SHRIMP` (with the objects' own numbers as scalars) if the objects hold its three
@@ -56,33 +57,37 @@ def infer_schema(
         DataError: none of the objects is usable.
     """
     votes: Counter[Schema] = Counter()
+    merged: Sample = {}
     left_out: dict[Schema, list[str]] = {}
     reason = ""
 
-    def look(number: int) -> tuple[Schema, list[str]]:
+    def look(number: int) -> tuple[Schema, list[str], Sample]:
         sample = read_sample(source, *locations[number])
         try:
             schema = schema_of(sample)
         except UsageError as error:
             raise SampleError(str(error)) from error
-        return schema, [n for n in sample if n not in (*schema.names, *schema.scalars)]
+        known = {name: sample[name] for name in (*schema.names, *schema.scalars)}
+        return schema, [n for n in sample if n not in known], known if merges else {}
 
     for number, found in read_in_order(len(locations), look):
         if isinstance(found, SampleError):
             reason = reason or f"{locations[number][0]}: {found}"
         else:
             votes[found[0]] += 1
-            left_out.setdefault(*found)
+            left_out.setdefault(found[0], found[1])
+            merged.update(found[2])
     if not votes:
         raise DataError(
             f"none of the first {len(locations)} objects of {source.root} is usable; {reason}"
         )
     schema = votes.most_common(1)[0][0]
-    if not left_out[schema]:
+    if merges:
+        left_out[schema] = [*dict.fromkeys(name for names in left_out.values() for name in names)]
+    ignored, schema = left_out[schema], schema_of(merged) if merges else schema
+    if not ignored:
         return schema, ()
-    names = ", ".join(
-        [*map(repr, left_out[schema][:5]), *(["..."] if left_out[schema][5:] else [])]
-    )
+    names = ", ".join([*map(repr, ignored[:5]), *(["..."] if ignored[5:] else [])])
     return schema, (
         f"objects hold {names}, which shards leave out: neither an array nor a number; give text "
         "labels and flags as columns of the catalog",
@@ -196,7 +201,8 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
     objects = source.scan()
     schema, notes = source.schema, tuple[str, ...]()
     if schema is None:
-        schema, notes = infer_schema(source, _first_locations(objects))
+        locations = _first_locations(objects)
+        schema, notes = infer_schema(source, locations, merges=settings.fill is not None)
     notes += tuple(json.loads((objects.schema.metadata or {}).get(b"notes", b"[]")))
     schema = described(with_pixel_scales(schema, settings.pixel_scales_arcsec or {}), settings)
     check_array_names(schema)
@@ -283,7 +289,9 @@ def _record_nbytes(
 def preparation_of(schema: Schema, settings: PackSettings) -> Preparation:
     """How objects are prepared."""
     return Preparation(
-        inpaint=inpainted(schema, settings), max_nan_fraction=settings.max_nan_fraction
+        inpaint=inpainted(schema, settings),
+        max_nan_fraction=settings.max_nan_fraction,
+        fill=settings.fill,
     )
 
 

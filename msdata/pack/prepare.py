@@ -39,10 +39,13 @@ class Preparation:
     Attributes:
         inpaint: names of the arrays whose NaN pixels are filled.
         max_nan_fraction: reject an object if more than this fraction of any band is NaN.
+        fill: pixels of the arrays that an object lacks, and of its bands that are NaN throughout;
+            None rejects the object.
     """
 
     inpaint: tuple[str, ...] = ()
     max_nan_fraction: float = 0.01
+    fill: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_nan_fraction <= 1:
@@ -58,7 +61,7 @@ class Prepared:
         num_filled: per array, pixels filled in each band; empty if none was; their sum where an
             earlier pack filled them.
         num_nan: per array, NaN pixels left in each band; empty if none is.
-        missing_bands: names of bands without coverage, as "galex.FUV".
+        missing_bands: names of bands that were filled or lack coverage, as "galex.FUV".
         scalars: the schema's numbers from the object's dict; None where it holds None.
     """
 
@@ -81,35 +84,83 @@ def prepare(sample: Mapping[str, Any], schema: Schema, preparation: Preparation)
         The prepared object; its arrays may share memory with `sample`.
 
     Raises:
-        SampleError: an array is missing, has another shape or dtype, holds infinities, or a band
-            has too many NaN pixels.
+        SampleError: an array is missing and not to be filled, has another shape or dtype, holds
+            infinities, a band has too many NaN pixels, or all bands are missing.
     """
     _refuse_strangers(sample, schema)
-    arrays, filled, nans, missing = [], [], [], []
-    before = sample.num_filled if isinstance(sample, PackedSample) else {}
-    for survey in schema.arrays:
-        array = conform(sample, survey)
-        num_filled: tuple[int, ...] = ()
-        if before.get(survey.name):
-            num_filled = (before[survey.name],)
-        is_filled = survey.name in preparation.inpaint
-        num_nan = count_nan(array, survey, is_stack=is_filled)
-        if num_nan:
-            if survey.bands or is_filled:
-                _check_nan(num_nan, survey, preparation.max_nan_fraction)
-            if is_filled:
-                array, num_filled, num_nan = inpaint(array), num_nan, ()
-        arrays.append(array)
-        filled.append(num_filled)
-        nans.append(num_nan)
-        missing += uncovered_bands(array, survey)
+    done = [_prepare_array(sample, survey, preparation) for survey in schema.arrays]
+    missing = [band for _, _, _, bands in done for band in bands]
+    if preparation.fill is not None and len(missing) == sum(a.num_bands for a in schema.arrays):
+        raise SampleError("it has no band of any survey")
+    lacks_array = preparation.fill is not None and any(n not in sample for n in schema.names)
     return Prepared(
-        arrays=tuple(arrays),
-        num_filled=tuple(filled),
-        num_nan=tuple(nans),
+        arrays=tuple(array for array, *_ in done),
+        num_filled=tuple(filled for _, filled, *_ in done),
+        num_nan=tuple(nan for _, _, nan, _ in done),
         missing_bands=tuple(missing),
-        scalars={name: _scalar(sample, name) for name in schema.scalars},
+        scalars={
+            name: None if lacks_array and name not in sample else _scalar(sample, name)
+            for name in schema.scalars
+        },
     )
+
+
+def _prepare_array(
+    sample: Mapping[str, Any], survey: Survey, preparation: Preparation
+) -> tuple[Array, tuple[int, ...], tuple[int, ...], list[str]]:
+    """One array of an object; pixels filled and pixels NaN by band, and bands that are missing."""
+    fill, names = preparation.fill, _band_names(survey)
+    if fill is not None and survey.name not in sample:
+        array = _filler(survey, fill)
+        return array, (), count_nan(array, survey), names
+    array = conform(sample, survey)
+    num_filled: tuple[int, ...] = ()
+    missing: set[str] = set()
+    if isinstance(sample, PackedSample):
+        missing = {*sample.missing_bands} & {*names}
+        if sample.num_filled.get(survey.name):
+            num_filled = (sample.num_filled[survey.name],)
+    is_filled = survey.name in preparation.inpaint
+    num_nan = count_nan(array, survey, is_stack=is_filled)
+    if num_nan:
+        is_blank = np.equal(num_nan, array.size // len(num_nan))
+        is_named = len(num_nan) == len(names)
+        is_blank &= is_named and (fill is not None or np.isin(names, [*missing]))
+        some_nan = tuple(np.where(is_blank, 0, num_nan).tolist())
+        if any(some_nan) and (survey.bands or is_filled):
+            _check_nan(some_nan, survey, preparation.max_nan_fraction)
+        if any(some_nan) and is_filled:
+            array, num_filled = inpaint(array, is_blank), some_nan
+            num_nan = tuple(np.where(is_blank, num_nan, 0).tolist())
+        missing |= {n for n, blank in zip(names, is_blank, strict=is_named) if blank}
+        if fill is not None and not math.isnan(fill) and is_blank.any():
+            array = np.array(array)
+            array.reshape(len(is_blank), -1)[is_blank] = fill
+            num_nan = tuple(np.where(is_blank, 0, num_nan).tolist())
+    missing |= {*uncovered_bands(array, survey)}
+    return array, num_filled, num_nan if any(num_nan) else (), [n for n in names if n in missing]
+
+
+def _filler(survey: Survey, value: float) -> Array:
+    """An array of one value.
+
+    Raises:
+        SampleError: its dtype does not hold the value.
+    """
+    try:
+        if survey.numpy_dtype.kind in "fc" or survey.numpy_dtype.type(value) == value:
+            return np.full(survey.shape, value, survey.numpy_dtype)
+    except (ValueError, OverflowError):
+        pass
+    raise SampleError(
+        f"it has no array {survey.name!r}, whose dtype {survey.dtype} does not hold {value:g}; "
+        "fill it with --missing fill=0"
+    )
+
+
+def _band_names(survey: Survey) -> list[str]:
+    """Names of an array's bands as `missing_bands` lists them."""
+    return [f"{survey.name}.{band}" for band in survey.bands] or [survey.name]
 
 
 def _refuse_strangers(sample: Mapping[str, Any], schema: Schema) -> None:
@@ -225,7 +276,7 @@ def _check_nan(num_nan: tuple[int, ...], survey: Survey, max_fraction: float) ->
             )
 
 
-def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
+def inpaint(image_BHW: NDArray[np.float32], is_blank_B: Any = False) -> NDArray[np.float32]:
     """Fills the NaN pixels of each band from their neighborhood.
 
     The fill scales with the pixels' unit and moves with their zero: the unit of each band is its
@@ -233,6 +284,7 @@ def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Args:
         image_BHW: float32 (bands, height, width), without infinities. Not changed.
+        is_blank_B: bool (bands,), those to leave alone.
 
     Returns:
         A copy without NaN; pixels that were not NaN keep their bits.
@@ -243,9 +295,9 @@ def inpaint(image_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
     Source: Telea 2004, "An Image Inpainting Technique Based on the Fast Marching Method".
     """
     filled = image_BHW.copy()
-    for band in filled:
+    for band, is_blank in zip(filled, np.broadcast_to(is_blank_B, len(filled)), strict=True):
         mask = np.isnan(band)
-        if not mask.any():
+        if is_blank or not mask.any():
             continue
         if mask.all():
             raise SampleError("a band is NaN throughout, so it cannot be filled")

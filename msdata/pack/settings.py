@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ OPTIONS = {
     "units": "--unit",
     "zero_points_ab": "--zero-point",
     "arrays": "--arrays, --labels and --layout",
+    "fits.fills_missing": "--missing",
+    "fits.surveys": "--survey",
     "fits.patterns": "--fits",
     "fits.bands": "--fits-bands",
     "fits.sizes": "--fits-size",
@@ -68,6 +73,8 @@ class PackSettings:
         ebv_range: lowest and highest E(B-V) to believe, magnitudes.
         inpaint: names of arrays whose NaN are filled; None means those that the schema expects.
         max_nan_fraction: an object is rejected when more of a band is NaN.
+        missing: "reject" an object that lacks an array or a band, or "fill" these with NaN, or
+            "fill=VALUE"; the index column `missing_bands` lists what was filled.
         pixel_scales_arcsec: pixel scales that differ from the schema's, by array.
         bands: names of bands, by array.
         units: units of the pixels, by array.
@@ -95,6 +102,7 @@ class PackSettings:
     ebv_range: Limits = EBV_RANGE
     inpaint: tuple[str, ...] | None = None
     max_nan_fraction: float = 0.01
+    missing: str = "reject"
     pixel_scales_arcsec: Mapping[str, float] | None = None
     bands: Mapping[str, tuple[str, ...]] | None = None
     units: Mapping[str, str] | None = None
@@ -119,6 +127,11 @@ class PackSettings:
             raise UsageError(f"--seed must be 0 to 2**63 - 1, got {self.seed}")
         if not 0 <= self.max_nan_fraction <= 1:
             raise UsageError(f"--max-nan-fraction must be 0 to 1, got {self.max_nan_fraction}")
+        fills_missing = self.fill is not None
+        if self.fits is not None and self.fits.fills_missing != fills_missing:
+            raise UsageError(
+                f"missing={self.missing!r} needs FitsOptions(fills_missing={fills_missing})"
+            )
         _check_limits("--redshift-range", self.redshift_range, above=-1.0)
         _check_limits("--ebv-range", self.ebv_range, above=-math.inf)
         if self.compress not in COMPRESSORS:
@@ -143,6 +156,11 @@ class PackSettings:
                 "--split must be three fractions (train, val, test) that add up to 1, such as "
                 f"0.7,0.1,0.2, got {','.join(f'{f:g}' for f in fractions)}"
             )
+
+    @property
+    def fill(self) -> float | None:
+        """The pixels of a band that an object lacks; None rejects the object."""
+        return parse_missing(self.missing)
 
     def samples_per_shard(self, num_samples: int, record_nbytes: int) -> int:
         """How many samples a shard may have.
@@ -180,6 +198,7 @@ class PackSettings:
             UsageError: they differ; the message names the option.
         """
         unset: dict[str, Any] = {"bands": {}, "units": {}, "zero_points_ab": {}, "arrays": None}
+        unset |= {"missing": "reject", "fits.fills_missing": False}
         started_with = {"quantize": {}, "compress": "none", **unset, **_flat(before)}
         for name, value in _flat(self.to_json()).items():
             if name in started_with and value != started_with[name]:
@@ -213,6 +232,7 @@ class PackSettings:
             "ebv_range": list(self.ebv_range),
             "inpaint": None if self.inpaint is None else list(self.inpaint),
             "max_nan_fraction": self.max_nan_fraction,
+            "missing": self.missing,
             "quantize": dict(self.quantize or {}),
             "compress": self.compress,
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec or {}),
@@ -222,6 +242,21 @@ class PackSettings:
             "arrays": None if self.arrays is None else self.arrays.to_json(),
             **({} if self.fits is None else {"fits": self.fits.to_json()}),
         }
+
+
+def parse_missing(text: str) -> float | None:
+    """The pixels that `--missing` fills with; None where it rejects.
+
+    Raises:
+        UsageError: the text is not one of its values.
+    """
+    word, equals, value = text.partition("=")
+    with suppress(ValueError):
+        if text == "reject":
+            return None
+        if word == "fill" and math.isfinite(float(value or 0)) and bool(equals) == bool(value):
+            return float(value) if equals else math.nan
+    raise UsageError(f"--missing must be reject, fill or fill=NUMBER, got {text!r}")
 
 
 def _check_limits(option: str, limits: Limits, *, above: float) -> None:
@@ -240,11 +275,19 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {f"fits.{name}": value for name, value in (values.get("fits") or {}).items()}
 
 
+def _as_element(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    # A survey: its name, and what tells two files of one name apart.
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return f"{value.get('name')} ({digest[:8]})"
+
+
 def _as_option(value: Any) -> str:
     if value is None:
         return "(none)"
     if isinstance(value, list):
-        return ",".join(str(v) for v in value) or "none"
+        return ",".join(map(_as_element, value)) or "none"
     if isinstance(value, dict):
         return " ".join(str(v) if k == "*" else f"{k}={v}" for k, v in value.items()) or "(none)"
     return str(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,10 @@ _ZERO_POINT_TOLERANCE = 2e-3
 # A tenth of a pixel, at the center and in the corner of 170: what headers' rounding explains.
 _GRID_TOLERANCE_PIXELS = 0.1
 _GRID_TOLERANCE_DEG = 0.05
+
+
+class _MissingError(SampleError):
+    """An object has no such file or band; another fault of a file never counts as that."""
 
 
 class FitsTree:
@@ -127,7 +132,8 @@ class FitsTree:
 
         Returns:
             float32 arrays (bands, size, size), rows from south to north and columns from east to
-            west; and the zero-point of each band's file.
+            west; and the zero-point of each band's file. Bands that are missing are NaN if they
+            are to be filled.
 
         Raises:
             SampleError: a file or band is missing or unusable; the message names the file.
@@ -137,39 +143,46 @@ class FitsTree:
         folder, _, sample_id = path.rpartition("/")
         sample: Sample = {}
         for survey in self._schema.arrays:
-            planes = self._planes(survey, self.root / folder, sample_id)
-            bands: list[Array] = []
-            stamps: list[Stamp] = []
-            for band, (name, plane) in zip(survey.bands, planes, strict=True):
+            image = np.full(survey.shape, np.nan, np.float32)
+            sample |= {zero_point_name(survey.name, band): math.nan for band in survey.bands}
+            stamps: dict[str, Stamp] = {}
+            for band, name, plane in self._planes(survey, self.root / folder, sample_id):
                 try:
                     stamp = _cut(survey, plane, position)
                     pixels, zero_point = self._pixels(survey, band, plane, stamp)
-                    _check_one_grid(survey, [*stamps, stamp])
+                    stamps[band] = stamp
+                    _check_one_grid(survey, stamps)
                 except SampleError as error:
                     raise SampleError(f"{name}: {error}") from error
-                stamps.append(stamp)
-                bands.append(pixels)
+                image[survey.bands.index(band)] = pixels
                 sample[zero_point_name(survey.name, band)] = zero_point
-            sample[survey.name] = np.stack(bands)
+            sample[survey.name] = image
         return sample
 
-    def _planes(self, survey: Survey, folder: Path, sample_id: str) -> Iterator[tuple[str, Plane]]:
-        """For each band of an array the file's name and the plane."""
+    def _planes(
+        self, survey: Survey, folder: Path, sample_id: str
+    ) -> Iterator[tuple[str, str, Plane]]:
+        """For each band of an array its name, the file's name and the plane."""
+        is_there = suppress(_MissingError) if self._options.fills_missing else nullcontext()
         pattern, extension = split_extension(self._options.patterns[survey.name])
         rules = self._options.survey_of(survey.name)
         pattern = pattern.replace("{id}", sample_id)
         if "{band}" not in pattern:
-            name, content = _read_first(folder, [pattern])
-            planes = _named_planes(name, content, extension, rules)
-            order = self._options.bands.get(survey.name)
-            chosen = _by_band(survey, name, planes, order, rules)
-            yield from ((name, chosen[band]) for band in survey.bands)
+            with is_there:
+                name, content = _read_first(folder, [pattern])
+                planes = _named_planes(name, content, extension, rules)
+                order = self._options.bands.get(survey.name)
+                chosen = _by_band(survey, name, planes, order, rules)
+                for band in survey.bands:
+                    with is_there:
+                        yield band, name, _plane_of(band, name, chosen)
             return
         for band in survey.bands:
             names = [pattern.replace("{band}", word) for word in (band, band.lower(), band.upper())]
-            name, content = _read_first(folder, list(dict.fromkeys(names)))
-            planes = _named_planes(name, content, extension, rules)
-            yield name, _one_of(survey, band, name, planes, rules)
+            with is_there:
+                name, content = _read_first(folder, list(dict.fromkeys(names)))
+                planes = _named_planes(name, content, extension, rules)
+                yield band, name, _one_of(survey, band, name, planes, rules)
 
     def _pixels(self, survey: Survey, band: str, plane: Plane, stamp: Stamp) -> tuple[Array, float]:
         """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
@@ -197,16 +210,16 @@ def _cut(survey: Survey, plane: Plane, position: tuple[float, float]) -> Stamp:
     return cut_stamp(plane.pixels, plane.grid.locate(*position), survey.shape[1], scale)
 
 
-def _check_one_grid(survey: Survey, stamps: Sequence[Stamp]) -> None:
+def _check_one_grid(survey: Survey, stamps: Mapping[str, Stamp]) -> None:
     """Refuses bands that are whole pixels of different grids: their pixels are different sky."""
-    first, last = stamps[0], stamps[-1]
+    (band, first), *_, (_, last) = [*stamps.items()] * 2
     if first.is_resampled or last.is_resampled:
         return
     pixels, degrees = apart(first, last)
     if pixels > _GRID_TOLERANCE_PIXELS or degrees > _GRID_TOLERANCE_DEG:
         raise SampleError(
             f"its pixels lie {pixels:.2f} pixels and {degrees:.2f} degrees off those of band "
-            f"{survey.bands[0]}; cut all bands of {survey.name} out of one sky cell or tile"
+            f"{band}; cut all bands of {survey.name} out of one sky cell or tile"
         )
 
 
@@ -234,7 +247,7 @@ def _read_first(folder: Path, names: Sequence[str]) -> tuple[str, bytes]:
                 continue
             except OSError as error:
                 raise storage_error("read", path, error) from error
-    raise SampleError(f"it has no file {names[0]}")
+    raise _MissingError(f"it has no file {names[0]}")
 
 
 def _named_planes(
@@ -312,15 +325,22 @@ def _by_band(
     for band, plane in zip(said, planes, strict=True):
         if band is not None:
             chosen.setdefault(band, plane)
-    missing = [band for band in survey.bands if band not in chosen]
-    if missing and not chosen:
+    if chosen and not chosen.keys() & set(survey.bands):
+        # Of another survey, not one whose bands are missing.
+        fault = f"it has no band {survey.bands[0]}, only {', '.join(chosen)}"
+        raise SampleError(f"{name}: {fault}")
+    if not chosen:
         raise SampleError(
             f"{name}: its header does not name the bands of its {len(planes)} images; say their "
             f"order with --fits-bands {survey.name}=..."
         )
-    if missing:
-        raise SampleError(f"{name}: it has no band {missing[0]}, only {', '.join(chosen)}")
     return chosen
+
+
+def _plane_of(band: str, name: str, chosen: Mapping[str, Plane]) -> Plane:
+    if band not in chosen:
+        raise _MissingError(f"{name}: it has no band {band}, only {', '.join(chosen)}")
+    return chosen[band]
 
 
 def _check_zero_point(survey: Survey, band: str, zero_point: float | None) -> None:

@@ -39,6 +39,7 @@ class FitsOptions:
         pixel_scales_arcsec: pixel scales, where they differ from the usual.
         calibration: "ab" for nanomaggies, "none" for the files' own unit.
         surveys: further surveys; `patterns` names their files too.
+        fills_missing: bands without a file or image are NaN; else their object is refused.
     """
 
     patterns: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_PATTERNS))
@@ -47,6 +48,7 @@ class FitsOptions:
     pixel_scales_arcsec: Mapping[str, float] = field(default_factory=dict)
     calibration: str = "none"
     surveys: tuple[SurveyFile, ...] = ()
+    fills_missing: bool = False
 
     def __post_init__(self) -> None:
         if self.calibration not in CALIBRATIONS:
@@ -114,13 +116,16 @@ class FitsOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict for `dataset.json` and for worker processes."""
+        # Lists in place of tuples, as a resumed pack reads them.
+        surveys = json.dumps([asdict(survey) for survey in self.surveys])
         return {
             "patterns": dict(self.patterns),
             "bands": {name: list(bands) for name, bands in self.bands.items()},
             "sizes": dict(self.sizes),
             "pixel_scales_arcsec": dict(self.pixel_scales_arcsec),
             "calibration": self.calibration,
-            **({"surveys": [asdict(survey) for survey in self.surveys]} if self.surveys else {}),
+            **({"fills_missing": True} if self.fills_missing else {}),
+            **({"surveys": json.loads(surveys)} if self.surveys else {}),
         }
 
     @classmethod

@@ -7,7 +7,7 @@ quantization gives the same codes, bit for bit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,6 +114,7 @@ class PackedData:
             decoded(split.schema, split.codings, stored, values),
             steps={c.name: (c.quantize, steps[c.name]) for c in split.codings if c.name in steps},
             num_filled={name: found.get(number, 0) for name, found in columns.filled.items()},
+            missing_bands=columns.missing.get(number, ()),
         )
 
     def _columns(self, split: Split) -> _Columns:
@@ -134,12 +135,14 @@ class _Columns:
         steps: float32 (samples, bands) of each quantized array.
         codes: uint8 (samples,) of each quantized array, entries of `CODES`.
         filled: pixels filled in each array, by row, where there are any.
+        missing: bands that are missing, by row, where there are any.
     """
 
     crc32c: NDArray[np.uint32]
     steps: Mapping[str, NDArray[np.float32]]
     codes: Mapping[str, NDArray[np.uint8]]
     filled: Mapping[str, Mapping[int, int]]
+    missing: Mapping[int, Sequence[str]]
 
 
 def _read_columns(split: Split) -> _Columns:
@@ -151,9 +154,11 @@ def _read_columns(split: Split) -> _Columns:
         counts = split.numbers(f"filled_{name}", np.int64)
         rows = np.flatnonzero(counts)
         filled[name] = dict(zip(rows.tolist(), counts[rows].tolist(), strict=True))
+    texts = (t for part in split.column_parts("missing_bands") for t in part.to_pylist())
     return _Columns(
         crc32c=split.numbers("crc32c", np.uint32),
         steps={name: split.steps(name) for name in quantized},
         codes={name: split.codes(name) for name in quantized},
         filled=filled,
+        missing={row: text.split(",") for row, text in enumerate(texts) if text},
     )

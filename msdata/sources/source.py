@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ class PackedSample(dict[str, Any]):
         arrays: the decoded arrays.
         steps: steps per noise and float32 (bands,) steps of the arrays that were quantized.
         num_filled: pixels of each array that were filled when it was packed.
+        missing_bands: bands that it lacked then.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class PackedSample(dict[str, Any]):
         arrays: Mapping[str, Any],
         steps: Mapping[str, tuple[float | None, NDArray[np.float32]]],
         num_filled: Mapping[str, int],
+        missing_bands: Sequence[str] = (),
     ) -> None:
         super().__init__(arrays)
         self.steps = steps
         self.num_filled = num_filled
+        self.missing_bands = missing_bands
 
 
 class Source(Protocol):

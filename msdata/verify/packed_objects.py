@@ -14,7 +14,7 @@ from msdata.dataset.manifest import FILE_NAME, SOURCES_NAME, Manifest
 from msdata.errors import DataError
 from msdata.pack.planning import inpainted
 from msdata.pack.prepare import Preparation
-from msdata.pack.settings import PackSettings
+from msdata.pack.settings import PackSettings, parse_missing
 from msdata.sources.arrays.options import ArrayOptions
 from msdata.sources.detect import detect_source
 from msdata.sources.fits_options import FitsOptions
@@ -125,6 +125,7 @@ class PackedObjects:
         return Preparation(
             inpaint=inpainted(self._manifest.schema, asked),
             max_nan_fraction=settings.get("max_nan_fraction", 0.01),
+            fill=parse_missing(str(settings.get("missing", PackSettings.missing))),
         )
 
     @property
