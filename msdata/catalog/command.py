@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msdata.core.options import parse_pair, parse_renames
 from msdata.core.text import table_lines
 from msdata.errors import UsageError
 
@@ -107,8 +108,8 @@ def _match(args: argparse.Namespace) -> int:
     if args.out.suffix not in (".parquet", ".csv"):
         raise UsageError(f"OUT must end in .parquet or .csv, got {args.out}")
     config = MatchConfig(
-        take=_renames(args.take),
-        on=None if args.on is None else _pair("--on", args.on),
+        take=parse_renames("--take", args.take),
+        on=None if args.on is None else parse_pair("--on", args.on),
         within_arcsec=args.within_arcsec,
         positions=None if args.positions is None else _position_columns(args.positions),
     )
@@ -135,25 +136,10 @@ def _match(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    """`A=B`, or one name for both."""
-    left, equals, right = (word.strip() for word in text.partition("="))
-    if not left or bool(equals) != bool(right):
-        raise UsageError(f"{option} must be A=B or one name for both, got {text!r}")
-    return left, right or left
-
-
-def _renames(text: str) -> dict[str, str]:
-    pairs = [_pair("--take", word) for word in text.split(",") if word.strip()]
-    names = [new for new, _ in pairs]
-    for new in names:
-        if names.count(new) > 1:
-            raise UsageError(f"--take must give each column its own name, got {new!r} twice")
-    return dict(pairs)
-
-
 def _position_columns(text: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    pairs = [tuple(word.strip() for word in side.split(",")) for side in _pair("--positions", text)]
+    pairs = [
+        tuple(word.strip() for word in side.split(",")) for side in parse_pair("--positions", text)
+    ]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise UsageError(
             f"--positions must be RA,DEC=TABLE_RA,TABLE_DEC, got {text!r}; such as "
