@@ -23,6 +23,7 @@ _EXPORTS = {
     "Split": ("msdata.dataset.dataset", "Split"),
     "Writer": ("msdata.ingest.writer", "Writer"),
     "index": ("msdata.ingest.in_place", "index_in_place"),
+    "add_columns": ("msdata.ingest.add_columns", "add_columns"),
     "join_parts": ("msdata.ingest.join", "join_parts"),
     "Loader": ("msdata.loader.loader", "Loader"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from msdata.dataset.dataset import Dataset, Split
     from msdata.dataset.dataset import open_dataset as open
     from msdata.errors import MsdataError
+    from msdata.ingest.add_columns import add_columns
     from msdata.ingest.in_place import index_in_place as index
     from msdata.ingest.join import join_parts
     from msdata.ingest.writer import Writer
@@ -62,6 +64,7 @@ __all__ = [
     "Survey",
     "Topology",
     "Writer",
+    "add_columns",
     "index",
     "join_parts",
     "open",

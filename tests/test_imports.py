@@ -67,7 +67,7 @@ HOMES: dict[str, set[str]] = {
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "speclite": {"msdata/mock/photometry.py"},
     "scipy": {
-        *("msdata/mock/nonnegative.py", "msdata/catalog/build/build.py"),
+        *("msdata/mock/nonnegative.py", "msdata/catalog/sky.py"),
         "mstrain/evaluation/metrics/summary.py",
     },
     # The user's catalogues and images; kcorrect's own tables, for mock objects.

@@ -230,7 +230,29 @@ def missing_id_column(catalog: Catalog) -> UsageError:
 def _id_name(path: Path, names: Sequence[str], asked: str | None) -> str | None:
     if asked is not None:
         return _check_column(path, names, asked, "--id-column")
+    return known_id(names)
+
+
+def known_id(names: Sequence[str]) -> str | None:
+    """The column that holds ids, by its name; None where no name is known."""
     return _first_alias(names, ID_NAMES)
+
+
+def position_names(path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """The columns of right ascension and declination, by their names.
+
+    Raises:
+        UsageError: no such name is known.
+    """
+    found = [
+        _first_alias(names, _ALIASES[n]) or _part_of_coordinate(names, n) for n in ("ra", "dec")
+    ]
+    if found[0] is None or found[1] is None:
+        raise UsageError(
+            f"{path} has no columns of right ascension and declination of known names; it has "
+            f"{', '.join(names[:40])}; name them with --positions"
+        )
+    return found[0], found[1]
 
 
 def _canonical_columns(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msdata.core.options import parse_pair, parse_renames
 from msdata.core.text import table_lines
 from msdata.errors import UsageError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 WHEN_INTERRUPTED = "the catalog is not finished: run the same command again"
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
 _MARK = b"msdata catalog build"
+_MATCH_MARK = b"msdata catalog match"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +33,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--no-figure", action="store_true", help="do not draw redshift histograms")
     build.add_argument("--json", action="store_true", help="print the result as JSON")
     build.add_argument("--quiet", action="store_true", help="print no progress")
+    _add_match(actions)
     recipes = actions.add_parser("recipes", help="list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe's TOML")
 
 
+def _add_match(actions: Any) -> None:
+    match = actions.add_parser("match", help="bring columns of another table to a catalog")
+    match.add_argument("catalog", type=Path, help="CSV, Parquet or FITS; keeps its rows")
+    match.add_argument("table", type=Path, help="CSV, Parquet or FITS with the columns to take")
+    match.add_argument("out", type=Path, help="file to write, .parquet or .csv")
+    how = match.add_mutually_exclusive_group(required=True)
+    how.add_argument("--on", metavar="ID=TABLE_ID", help="columns that hold the same ids")
+    how.add_argument(
+        "--within-arcsec", type=float, metavar="R", help="match the one row within this distance"
+    )
+    match.add_argument(
+        "--take",
+        metavar="NEW=NAME,...",
+        required=True,
+        help="columns of the table to bring in, by a new name or their own",
+    )
+    match.add_argument(
+        "--positions",
+        metavar="RA,DEC=TABLE_RA,TABLE_DEC",
+        help="with --within-arcsec: columns of the positions (default: known names)",
+    )
+    match.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def run(args: argparse.Namespace) -> int:
-    """Builds a catalog or shows recipes; returns the exit code."""
+    """Builds a catalog, matches one, or shows recipes; returns the exit code."""
     if args.action == "recipes":
         return _show_recipes(args.name)
+    if args.action == "match":
+        return _match(args)
     from msdata.catalog.build.build import build_catalog
     from msdata.catalog.build.spec import read_spec
 
@@ -66,6 +95,57 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(f"{catalog.table.num_rows:,} objects in {args.out / FILES[0]} and {FILES[1]}")
     return 0
+
+
+def _match(args: argparse.Namespace) -> int:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from msdata.catalog.match import MatchConfig, match_tables
+    from msdata.core.files import whole_file
+    from msdata.core.output_file import check_output
+
+    if args.out.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"OUT must end in .parquet or .csv, got {args.out}")
+    config = MatchConfig(
+        take=parse_renames("--take", args.take),
+        on=None if args.on is None else parse_pair("--on", args.on),
+        within_arcsec=args.within_arcsec,
+        positions=None if args.positions is None else _position_columns(args.positions),
+    )
+    for given in (args.catalog, args.table):
+        if given.exists() and args.out.exists() and given.samefile(args.out):
+            raise UsageError(f"{args.out} is read by this command; give another name for OUT")
+    check_output(args.out, _MATCH_MARK if args.out.suffix == ".parquet" else None)
+    found = match_tables(args.catalog, args.table, config)
+    with whole_file(args.out) as file:
+        if args.out.suffix == ".csv":
+            options = pyarrow.csv.WriteOptions(quoting_style="needed")
+            pyarrow.csv.write_csv(found.table, file, options)
+        else:
+            marked = found.table.replace_schema_metadata({"made_by": _MATCH_MARK})
+            pyarrow.parquet.write_table(marked, file, compression="zstd")
+    counts = {n: getattr(found, f"num_{n}") for n in ("matched", "ambiguous", "unmatched")}
+    if args.json:
+        print(json.dumps({"out": str(args.out), **counts, "notes": list(found.notes)}))
+        return 0
+    for note in found.notes:
+        print(f"note: {note}")
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    print(f"{found.table.num_rows:,} objects in {args.out}: {told}")
+    return 0
+
+
+def _position_columns(text: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    pairs = [
+        tuple(word.strip() for word in side.split(",")) for side in parse_pair("--positions", text)
+    ]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise UsageError(
+            f"--positions must be RA,DEC=TABLE_RA,TABLE_DEC, got {text!r}; such as "
+            "ra,dec=raMean,decMean"
+        )
+    return (pairs[0][0], pairs[0][1]), (pairs[1][0], pairs[1][1])
 
 
 def _show_recipes(name: str | None) -> int:

@@ -111,7 +111,7 @@ def without_zeros(ids: pa.Array) -> pa.Array:
     return pc.if_else(pc.ascii_is_decimal(ids), values, ids)
 
 
-def _first_of_each(keys: pa.Array) -> tuple[pa.Array, _Rows, _Rows]:
+def first_of_each(keys: pa.Array) -> tuple[pa.Array, _Rows, _Rows]:
     """Distinct keys, the number of its key for each row (-1: null), the first row of each key."""
     encoded = keys.dictionary_encode()
     codes = pc.fill_null(pc.cast(encoded.indices, pa.int64()), -1).to_numpy()
@@ -124,7 +124,7 @@ def _first_of_each(keys: pa.Array) -> tuple[pa.Array, _Rows, _Rows]:
 
 def _differ_by_zeros(keys: pa.Array, ids: pa.Array) -> NDArray[np.bool_]:
     """Which objects share their key with an object of another id, such as 5 with 0000005."""
-    distinct, codes, first = _first_of_each(keys)
+    distinct, codes, first = first_of_each(keys)
     later = np.flatnonzero(first[codes] != np.arange(len(codes)))
     differs = pc.not_equal(ids.take(later), ids.take(first[codes[later]]))
     is_alike = np.zeros(len(distinct), bool)
@@ -136,7 +136,7 @@ def _match(
     keys: pa.Array, ids: pa.Array, columns: pa.Table
 ) -> tuple[_Rows, NDArray[np.bool_], NDArray[np.bool_]]:
     """Catalog row of each key (-1: none); whether its rows conflict; whether it is ambiguous."""
-    distinct, codes, first = _first_of_each(without_zeros(ids))
+    distinct, codes, first = first_of_each(without_zeros(ids))
     found = pc.fill_null(pc.index_in(keys, value_set=distinct), -1).to_numpy().astype(np.int64)
     # The last of each is read for the key -1.
     is_contradicted, is_ambiguous = np.zeros((2, len(distinct) + 1), bool)
@@ -144,7 +144,7 @@ def _match(
     repeated = repeated[first[codes[repeated]] != repeated]
     if repeated.size:
         firsts = first[codes[repeated]]
-        differs = _differ(columns.take(repeated), columns.take(firsts))
+        differs = differ(columns.take(repeated), columns.take(firsts))
         is_contradicted[codes[repeated[differs]]] = True
         differs = pc.not_equal(ids.take(repeated), ids.take(firsts)).to_numpy(zero_copy_only=False)
         is_ambiguous[codes[repeated[differs]]] = True
@@ -152,7 +152,7 @@ def _match(
     return rows, is_contradicted[found], is_ambiguous[found]
 
 
-def _differ(left: pa.Table, right: pa.Table) -> NDArray[np.bool_]:
+def differ(left: pa.Table, right: pa.Table) -> NDArray[np.bool_]:
     """Rows in which two tables differ; null and NaN equal themselves."""
     differs = np.zeros(left.num_rows, bool)
     for a, b in zip(left.columns, right.columns, strict=True):
@@ -175,7 +175,7 @@ def _mark_doubted(catalog: Catalog, rows: pa.Array, reason: NDArray[np.object_])
 
 
 def _mark_duplicates(keys: pa.Array, paths: pa.ChunkedArray, reason: NDArray[np.object_]) -> None:
-    _, codes, first = _first_of_each(keys)
+    _, codes, first = first_of_each(keys)
     later = np.flatnonzero(first[codes] != np.arange(len(codes)))
     if later.size:
         kept = paths.take(first[codes[later]]).to_pylist()

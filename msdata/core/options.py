@@ -88,3 +88,29 @@ def add_former(
     parser.add_argument(
         option, dest=dest, action=Former, choices=choices, default=suppressed, help=suppressed
     )
+
+
+def parse_pair(option: str, text: str) -> tuple[str, str]:
+    """Parses `A=B`, or one name for both.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    left, equals, right = (word.strip() for word in text.partition("="))
+    if not left or bool(equals) != bool(right):
+        raise UsageError(f"{option} must be A=B or one name for both, got {text!r}")
+    return left, right or left
+
+
+def parse_renames(option: str, text: str) -> dict[str, str]:
+    """Parses `NEW=NAME,...`: the name of each column by its new one.
+
+    Raises:
+        UsageError: a word is malformed, or a new name is there twice.
+    """
+    pairs = [parse_pair(option, word) for word in text.split(",") if word.strip()]
+    names = [new for new, _ in pairs]
+    for new in names:
+        if names.count(new) > 1:
+            raise UsageError(f"{option} must give each column its own name, got {new!r} twice")
+    return dict(pairs)

@@ -100,11 +100,13 @@ class Dataset:
     Attributes:
         path: its folder, absolute.
         manifest: the content of `dataset.json`.
+        added: tables of columns that `msdata index add` added to the index's.
     """
 
     def __init__(self, path: Path, manifest: Manifest, index: IndexFile) -> None:
         self.path = path
         self.manifest = manifest
+        self.added = index.added
         self._index = index
         self._splits: dict[str, Split] = {}
 

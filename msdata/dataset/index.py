@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from msdata.core.checked_json import open_regular
 from msdata.core.checked_table import check_table, open_table, reading
 from msdata.core.files import storage_error, whole_file
+from msdata.dataset.added import AddedTable, JoinedTable, group_sizes
 from msdata.dataset.arrow_values import arrow_values, cast_exactly
 from msdata.dataset.coded_columns import coding_columns, coding_kinds, possible_columns
 from msdata.dataset.coding import ArrayCoding
@@ -211,23 +212,28 @@ class IndexFile:
         folder: the data set.
         manifest: its manifest, which the index must agree with.
         is_verified: the caller has compared its checksum with the manifest's already.
+        has_added: read the columns of `msdata index add`, too.
 
     Raises:
-        DataError: the file is missing, damaged, or belongs to another data set.
+        DataError: a file is missing, damaged, or belongs to another data set.
         StorageError: the file system refused.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, is_verified: bool = False, has_added: bool = True
+    ) -> None:
         self.path = folder / FILE_NAME
         try:
             # Before Arrow parses it: 0.03 s per million rows.
             if not is_verified:
                 self._check_sha256(manifest.index_sha256)
-            self._file = open_table(
+            file = open_table(
                 self.path, _kinds(manifest), cure=_CURE, num_rows=manifest.num_samples
             )
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{self.path} is missing; {_CURE}") from None
+        self._file = JoinedTable(folder, manifest, file) if has_added else file
+        self.added: tuple[AddedTable, ...] = self._file.added if has_added else ()
         # Arrow rebuilds it per access, which is slow for thousands of columns.
         self._schema = self._file.schema_arrow
         self._fixed = frozenset(fixed_columns(manifest.schema, manifest.codings))
@@ -260,6 +266,11 @@ class IndexFile:
     def column_names(self) -> list[str]:
         """Names of all columns, in order."""
         return list(self._schema.names)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Rows of each row group."""
+        return group_sizes(self._file)
 
     def _split_row_groups(self, manifest: Manifest) -> dict[str, list[int]]:
         sizes = dict.fromkeys(manifest.splits, 0)

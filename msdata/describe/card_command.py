@@ -10,6 +10,7 @@ from msdata.catalog.build.report_file import read_catalog_report
 from msdata.core.files import storage_error, write_whole
 from msdata.core.output_file import check_output
 from msdata.core.progress import ProgressLine
+from msdata.dataset.added import REGISTRY_NAME, read_added
 from msdata.dataset.index import IndexFile, file_sha256
 from msdata.describe.card import CARD_NAME, SUMMED_FILES, CardText, card_lines
 from msdata.describe.croissant import CROISSANT_NAME, croissant
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     )
     info = describe(args.data)
     report = None if args.catalog is None else read_catalog_report(args.catalog)
-    sums = {name: _sum(args.data / name) for name in SUMMED_FILES if (args.data / name).is_file()}
+    added = [table.name for table in read_added(args.data, info.manifest)]
+    names = (*SUMMED_FILES, *((REGISTRY_NAME, *added) if added else ()))
+    sums = {name: _sum(args.data / name) for name in names if (args.data / name).is_file()}
     if sums.get("index.parquet") != info.manifest.index_sha256:
         raise DataError(
             f"cannot write a card: {args.data / 'index.parquet'} does not agree with dataset.json; "
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _columns(info: DatasetInfo) -> dict[str, str]:
-    index = IndexFile(info.path, info.manifest)
+    index = IndexFile(info.path, info.manifest, has_added=False)
     return {name: str(index.column_type(name)) for name in index.column_names}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.dataset.added import AddedTable, added_fingerprint
 from msdata.dataset.dataset import Dataset
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.index import IndexFile, fixed_columns
@@ -110,6 +111,7 @@ class DatasetInfo:
         columns: its other columns.
         redshifts: histogram of the redshifts; None without redshifts.
         coded: how each array is stored; empty for a data set that is not coded.
+        added: tables of columns that `msdata index add` added; among `columns`.
     """
 
     path: Path
@@ -120,6 +122,7 @@ class DatasetInfo:
     columns: tuple[ColumnInfo, ...]
     redshifts: Histogram | None
     coded: tuple[CodedArrayInfo, ...] = ()
+    added: tuple[AddedTable, ...] = ()
 
 
 def describe(folder: Path) -> DatasetInfo:
@@ -144,6 +147,7 @@ def describe(folder: Path) -> DatasetInfo:
         columns=tuple(_column_infos(index, manifest)),
         redshifts=_redshifts(index, manifest),
         coded=coded_arrays(Dataset(folder, manifest, index)),
+        added=index.added,
     )
 
 
@@ -261,6 +265,8 @@ def info_json(info: DatasetInfo) -> dict[str, Any]:
         "nbytes": sum(s.nbytes for s in info.splits),
         "sample_nbytes": manifest.schema.sample_nbytes,
         "index_nbytes": info.index_nbytes,
+        "added_fingerprint": added_fingerprint(info.added),
+        "added": [vars(table) for table in info.added],
         "splits": [vars(s) for s in info.splits],
         "schema": manifest.schema.to_json(),
         "arrays": [vars(a) for a in info.arrays],

@@ -163,7 +163,8 @@ def _redshifts(histogram: Histogram | None, width: int) -> Iterator[str]:
 
 def _columns(info: DatasetInfo) -> Iterator[str]:
     if not info.columns:
-        return iter(("no catalog columns",))
+        yield "no catalog columns"
+        return
     rows = [
         (
             c.name,
@@ -174,7 +175,12 @@ def _columns(info: DatasetInfo) -> Iterator[str]:
         )
         for c in info.columns
     ]
-    return table_lines(("column", "<type", "nulls", "smallest", "largest"), rows)
+    yield from table_lines(("column", "<type", "nulls", "smallest", "largest"), rows)
+    for table in info.added:
+        yield (
+            f"added later from {table.source}: {', '.join(table.columns)}; "
+            f"{table.num_missing:,} samples had no row there"
+        )
 
 
 def _provenance(info: DatasetInfo) -> Iterator[str]:

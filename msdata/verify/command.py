@@ -131,7 +131,9 @@ def report_lines(report: VerifyReport, repairs: Sequence[RepairResult]) -> Itera
     elif repairs:
         yield f"{read}: {_counted(report.faults)}; {_counted(left)} left"
     else:
-        cure = "" if any(f.kind in ("index", "manifest") for f in left) else _cure(report)
+        cure = (
+            "" if any(f.kind in ("index", "manifest", "columns") for f in left) else _cure(report)
+        )
         yield f"{read}: {_counted(report.faults)}{cure}"
 
 

@@ -33,7 +33,7 @@ class Fault:
 
     Attributes:
         kind: "missing", "truncated", "longer", "unreadable", "sample", "frame" (bytes that belong
-            to no array), "dali_index", "index" or "manifest".
+            to no array), "dali_index", "index", "columns" or "manifest".
         path: the file, relative to the data set's folder.
         message: what is wrong with it.
         rows: positions in the shard of the affected samples, where known.

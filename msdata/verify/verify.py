@@ -21,6 +21,7 @@ import numpy as np
 from msdata.augment.statistics import FILE_NAME as STATISTICS_NAME
 from msdata.core.checked_table import read_whole
 from msdata.core.files import storage_error
+from msdata.dataset.added import REGISTRY_NAME, check_added, read_added, read_ids
 from msdata.dataset.dataset import Dataset
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.index import IndexFile, file_sha256, sources_sha256
@@ -87,7 +88,7 @@ class Expectations:
     def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._index = IndexFile(folder, manifest, is_verified=is_verified)
+        self._index = IndexFile(folder, manifest, is_verified=is_verified, has_added=False)
         self._dataset = Dataset(folder, manifest, self._index)
         # Two threads must not read one open Parquet file at the same time.
         self._lock = threading.Lock()
@@ -152,7 +153,8 @@ def verify_dataset(
         return _report(folder, None, [fault], [], started_s)
     check_links(folder, manifest)
     faults = _index_faults(folder, manifest)
-    notes = list(_notes(folder, manifest))
+    added, added_faults = _check_added(folder, manifest, has_index=not faults)
+    notes = list(_notes(folder, manifest, added))
     if faults:
         faults += [f for s in manifest.shards if (f := _size_fault(folder, s)) is not None]
         notes.append("the samples were not checked: this needs an intact index")
@@ -165,6 +167,7 @@ def verify_dataset(
         except DataError as error:
             # The checksum is right and the content is not: another program wrote both.
             faults.append(Fault(kind="index", path=INDEX_NAME, message=str(error)))
+    faults += added_faults
     return _report(folder, manifest, faults, notes, started_s)
 
 
@@ -232,6 +235,34 @@ def _index_faults(folder: Path, manifest: Manifest) -> list[Fault]:
     return [Fault(kind="index", path=INDEX_NAME, message=message)]
 
 
+def _check_added(
+    folder: Path, manifest: Manifest, *, has_index: bool
+) -> tuple[set[str], list[Fault]]:
+    """Names of the files that hold added columns; and what is wrong with them."""
+    import pyarrow as pa
+
+    path = REGISTRY_NAME
+    known, faults = {REGISTRY_NAME}, []
+    try:
+        tables = read_added(folder, manifest)
+        known |= {table.name for table in tables}
+        for table in tables:
+            path = table.name
+            check_added(folder / path, table)
+        if tables and has_index:
+            index = IndexFile(folder, manifest, is_verified=True)
+            parts = [p for n in manifest.splits for p in index.column_parts(n, "sample_id")]
+            ids = pa.chunked_array(parts, pa.string())
+            for table in tables:
+                path = table.name
+                if not ids.equals(read_ids(folder / path)):
+                    message = "its samples are not those of the index"
+                    faults.append(Fault(kind="columns", path=path, message=message))
+    except DataError as error:
+        faults.append(Fault(kind="columns", path=path, message=str(error)))
+    return known, faults
+
+
 def _size_fault(folder: Path, shard: ShardInfo) -> Fault | None:
     try:
         found = (folder / shard.relative_path).stat().st_size
@@ -247,7 +278,7 @@ def _size_fault(folder: Path, shard: ShardInfo) -> Fault | None:
     return Fault(kind=kind, path=shard.relative_path, message=message)
 
 
-def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _notes(folder: Path, manifest: Manifest, added: set[str]) -> Iterator[str]:
     if manifest.container != INDEXED:
         yield from _sources_notes(folder, manifest)
     yield from _rejected_notes(folder, manifest)
@@ -256,7 +287,7 @@ def _notes(folder: Path, manifest: Manifest) -> Iterator[str]:
         known |= {str(Path(name).with_suffix(INDEX_SUFFIX)) for name in known}
     if manifest.container == INDEXED:
         known.add(LINKS_NAME)
-    known |= {*_KNOWN_FILES, *manifest.splits}
+    known |= {*_KNOWN_FILES, *manifest.splits, *added}
     for place in ("", *manifest.splits):
         try:
             entries = sorted((folder / place).iterdir())

@@ -20,6 +20,7 @@ from torch import nn
 import msdata
 from msdata.augment import read_statistics
 from msdata.core.progress import ProgressLine
+from msdata.dataset.added import added_fingerprint
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
@@ -198,6 +199,7 @@ def origin_of(
         "epochs": run.epochs,
         "data": str(data.path.absolute()),
         "fingerprint": data.manifest.fingerprint,
+        "added_fingerprint": added_fingerprint(data.added),
         "splits": [split.name for split in splits],
         "prior": prior.name,
         "weighting": run.config.loss.weighting,

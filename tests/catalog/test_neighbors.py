@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mock_surveys import shifted
 
-from msdata.catalog.build.build import close_pairs, keep_best
+from msdata.catalog.build.build import keep_best
+from msdata.catalog.sky import close_pairs
 
 # Centers of small crowds: the seam of right ascension, both poles, and places in between.
 CENTERS = [

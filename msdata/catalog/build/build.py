@@ -11,7 +11,6 @@ sorted by survey and id, so the order of surveys and rows changes no number.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,11 @@ from numpy.typing import NDArray
 from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
+from msdata.catalog.sky import close_pairs
 from msdata.catalog.table import open_table, read_pieces
 from msdata.catalog.values import EBV_RANGE
 from msdata.core.files import storage_error
-from msdata.errors import DataError, UsageError, needing
+from msdata.errors import DataError, UsageError
 
 REPEATED = "repeated id"
 CLOSE_TO_OWN = "close to another of its survey"
@@ -37,7 +37,6 @@ CLOSE_TO_OTHER = "close to one of a better survey"
 _ID_WIDTH = 7
 # Between a survey's name and an id; no table has it in a text.
 _BETWEEN = "\x1f"
-_Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,30 +187,6 @@ def _separate(
         for k in range(num_surveys)
     ]
     return is_kept, near
-
-
-def close_pairs(ra_deg: _Float, dec_deg: _Float, angle_arcsec: float) -> NDArray[np.int64]:
-    """All pairs of positions at most an angle apart; 2 million positions take 2 s.
-
-    Args:
-        ra_deg: float64 (n,).
-        dec_deg: float64 (n,).
-        angle_arcsec: the angle.
-
-    Returns:
-        int64 (pairs, 2), each pair once, the smaller number first, sorted.
-
-    Raises:
-        MissingPackageError: SciPy is not installed.
-    """
-    with needing("to compare positions needs SciPy", "catalog"):
-        from scipy.spatial import cKDTree
-    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
-    # Unit vectors and chords: nothing is special at the poles or at right ascension 0.
-    xyz = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
-    chord = 2 * math.sin(math.radians(angle_arcsec / 3600) / 2)
-    pairs = np.sort(cKDTree(xyz).query_pairs(chord, output_type="ndarray"), axis=1)
-    return np.asarray(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))], np.int64)
 
 
 def keep_best(num: int, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
