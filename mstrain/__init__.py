@@ -28,6 +28,7 @@ _EXPORTS = {
     "evaluate": "mstrain.notebook",
     "predict": "mstrain.notebook",
     "perceive": "mstrain.notebook",
+    "export": "mstrain.serving.export",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
 }
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mstrain.models.redshift_net import RedshiftNet
     from mstrain.notebook import evaluate, perceive, predict, train
     from mstrain.recipes import RECIPES, auto
+    from mstrain.serving.export import export
     from mstrain.training.checkpoint import load_model
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "auto",
     "evaluate",
+    "export",
     "load_model",
     "perceive",
     "predict",

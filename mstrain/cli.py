@@ -18,6 +18,7 @@ COMMANDS = {
         "mstrain.evaluation.predict_command",
         "write a table of redshift densities of a data set",
     ),
+    "export": ("mstrain.serving.export", "write a trained network as one file, without pickles"),
     "perceive": (
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",

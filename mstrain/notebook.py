@@ -30,6 +30,7 @@ from mstrain.evaluation.evaluation import (
 )
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.predictions import Predictions, read_predictions
+from mstrain.models.model_file import results_folder
 from mstrain.models.prior import NATURAL
 from mstrain.perception.perceive import Perception, PerceptionConfig, perceive_on_ranks
 from mstrain.training.checkpoint import check_run_folder, locked_run
@@ -114,7 +115,7 @@ def evaluate(
         found.summary.points["z_mean"]["nmad"].value
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model file of `mstrain.export`.
         data: a data set, or its folder.
         out: folder of the predictions, metrics and report; None means the run's.
         device: "auto", "cpu" or "cuda".
@@ -135,10 +136,9 @@ def evaluate(
         TypeError: an option is unknown.
     """
     config = EvaluationConfig(**options)
+    folder = results_folder(None if out is None else Path(out), Path(run))
     with _one_rank("evaluate", device) as ranks:
-        found = evaluate_on_ranks(
-            Path(run), _folder(data), Path(run if out is None else out), config, ranks
-        )
+        found = evaluate_on_ranks(Path(run), _folder(data), folder, config, ranks)
     assert found is not None
     return found
 
@@ -166,7 +166,7 @@ def predict(
         found.densities_of([0])  # float32 (1, num_bins), per unit redshift
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model file of `mstrain.export`.
         data: a data set, or its folder.
         out: the table's file, *.parquet; replaced if it is a table of predictions.
         split: which split; None takes all that have samples, one after the other.
@@ -218,7 +218,7 @@ def perceive(
         found.result["perception"]["runs"][0]["scores"]["crps"]["modalities"]["unwise.W1"]
 
     Args:
-        run: the run's folder, or several, compared side by side on the same samples.
+        run: the run's folder or a model file, or several, compared on the same samples.
         data: a data set, or its folder.
         out: folder of the results; None means the first run's.
         device: "auto", "cpu" or "cuda".
@@ -240,10 +240,9 @@ def perceive(
     """
     config = PerceptionConfig(**options)
     runs = [Path(run)] if isinstance(run, Path | str) else [Path(one) for one in run]
+    folder = results_folder(None if out is None else Path(out), runs[0])
     with _one_rank("perceive", device) as ranks:
-        found = perceive_on_ranks(
-            runs, _folder(data), Path(runs[0] if out is None else out), config, ranks
-        )
+        found = perceive_on_ranks(runs, _folder(data), folder, config, ranks)
     assert found is not None
     return found
 

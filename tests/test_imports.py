@@ -28,7 +28,7 @@ ROOMS = {
     ),
     "mstrain": (
         *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
-        *("evaluation", "perception", "notebook", "cli", "__main__"),
+        *("evaluation", "perception", "serving", "notebook", "cli", "__main__"),
         *("train", "evaluate", "predict", "perceive"),
     ),
 }
@@ -65,6 +65,7 @@ HOMES: dict[str, set[str]] = {
         "mstrain/evaluation/report/canvas.py",
     },
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
+    "safetensors": {"mstrain/models/model_file.py"},
     "speclite": {"msdata/mock/photometry.py"},
     "scipy": {
         *("msdata/mock/nonnegative.py", "msdata/catalog/sky.py"),

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.checked_json import Count, Positive, Within, read_json
+from msdata.core.checked_json import Count, JsonValue, Positive, Within, read_json
 from msdata.core.files import write_whole
 from msdata.errors import DataError, StorageError, UsageError
 
@@ -110,20 +110,34 @@ def read_statistics(path: str | Path, *, fingerprint: str | None = None) -> Stat
     if file.suffix != ".json" or file.is_dir():
         file = file / FILE_NAME
     try:
-        fields = read_json(file, cure="run 'msdata stats' again").read_as(_Fields)
+        fields = read_json(file, cure="run 'msdata stats' again")
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{file} does not exist; run 'msdata stats {file.parent}'") from None
+    wanted = _fingerprint_beside(file) if fingerprint is None else fingerprint
+    return parse_statistics(fields, fingerprint=wanted)
+
+
+def parse_statistics(content: JsonValue, *, fingerprint: str | None = None) -> Statistics:
+    """Statistics from the content of their file.
+
+    Args:
+        content: the parsed JSON.
+        fingerprint: fingerprint of the expected data set; None accepts any.
+
+    Raises:
+        DataError: the content is damaged, or was measured on another data set.
+    """
+    fields = content.read_as(_Fields)
     found = Statistics(
         fingerprint=fields.fingerprint,
         split=fields.split,
         num_samples=fields.num_samples,
         arrays=fields.arrays,
     )
-    wanted = _fingerprint_beside(file) if fingerprint is None else fingerprint
-    if wanted not in (None, found.fingerprint):
+    if fingerprint not in (None, found.fingerprint):
         raise DataError(
-            f"{file} was measured on data set {found.fingerprint}, this is {wanted}: its noise and "
-            "spread may differ; run 'msdata stats' again"
+            f"{content.file} was measured on data set {found.fingerprint}, this is {fingerprint}: "
+            "its noise and spread may differ; run 'msdata stats' again"
         )
     return found
 

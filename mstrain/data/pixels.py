@@ -12,14 +12,22 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msdata
-from msdata.augment.statistics import FILE_NAME, BandStatistics, Statistics, read_statistics
+from msdata.augment.statistics import (
+    FILE_NAME,
+    BandStatistics,
+    Statistics,
+    parse_statistics,
+    read_statistics,
+)
 from msdata.dataset.dataset import Split
 from msdata.describe.stats import measure
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
+from mstrain.models.model_file import companion, is_model_file
 
 if TYPE_CHECKING:
     from mstrain.evaluation.run_info import TrainedRun
@@ -58,6 +66,25 @@ def statistics_for_run(split: Split) -> Statistics:
         return measure(split, max_samples=NUM_SAMPLES)
 
 
+def statistics_of_run(run: Path, *, fingerprint: str | None = None) -> Statistics:
+    """Statistics of the pixels that a run was trained on.
+
+    Args:
+        run: the run's folder, or a model file.
+        fingerprint: fingerprint of the training's data set; None accepts any.
+
+    Raises:
+        UsageError: the run kept none.
+        DataError: they are damaged, or of another data set.
+    """
+    if not is_model_file(run):
+        return read_statistics(run, fingerprint=fingerprint)
+    found = companion(run, FILE_NAME)
+    if found is None:
+        raise UsageError(f"{run} holds no {FILE_NAME}: the run it was exported from had none")
+    return parse_statistics(found, fingerprint=fingerprint)
+
+
 def pixel_differences(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> list[str]:
     """In what the pixels of a data set are others than those of the training; empty for nothing.
 
@@ -73,10 +100,11 @@ def pixel_differences(run: TrainedRun, data: msdata.Dataset, splits: Sequence[st
         return []
     surveys = run.config.augment.surveys
     found = list(_declared(run.schema, data.schema, surveys))
-    path = run.path / FILE_NAME
-    if not path.exists():
-        return [*found, f"{path} is missing, so that statistics of pixels cannot be compared"]
-    trained = read_statistics(path, fingerprint=run.fingerprint)
+    try:
+        trained = statistics_of_run(run.path, fingerprint=run.fingerprint)
+    except UsageError:
+        missing = run.path / FILE_NAME
+        return [*found, f"{missing} is missing, so that statistics of pixels cannot be compared"]
     for name in splits:
         measured = measure(data.split(name), max_samples=NUM_SAMPLES)
         where = f" (split {name!r})" if len(splits) > 1 else ""

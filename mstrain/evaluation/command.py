@@ -19,12 +19,13 @@ from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
 from mstrain.evaluation.report.unsure import uncertainty_text
 from mstrain.evaluation.report.wording import prior_table, summary_text
+from mstrain.models.model_file import results_folder
 from mstrain.models.prior import AS_TRAINED, NATURAL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain evaluate`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
+    add_run_argument(parser)
     parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
     parser.add_argument("--split", default="test", help="split to evaluate (default: %(default)s)")
     parser.add_argument(
@@ -62,6 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--json", action="store_true", help="print JSON only")
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares the argument RUN of all commands that run one trained network."""
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        type=Path,
+        help="folder of a training (its --out), or a model file of 'mstrain export'",
+    )
 
 
 def add_network_arguments(
@@ -117,9 +128,10 @@ def run(args: argparse.Namespace) -> int:
         has_report=not args.no_report,
         is_quiet=args.quiet,
     )
+    out = results_folder(args.out, args.run)
     return run_joined(
         args.device,
-        lambda ranks: evaluate_on_ranks(args.run, args.data, args.out or args.run, config, ranks),
+        lambda ranks: evaluate_on_ranks(args.run, args.data, out, config, ranks),
         partial(_show, is_json=args.json),
     )
 

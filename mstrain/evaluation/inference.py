@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 import msdata
-from msdata.augment import read_statistics
 from msdata.core.progress import ProgressLine
 from msdata.dataset.added import added_fingerprint
 from msdata.dataset.dataset import Split
@@ -31,6 +30,7 @@ from mstrain.data.batches import (
     make_augmenter,
     make_loader,
 )
+from mstrain.data.pixels import statistics_of_run
 from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.estimates import Columns
@@ -218,7 +218,7 @@ def _batches(
     run: TrainedRun, split: Split, config: TrainConfig, ranks: Ranks
 ) -> Iterator[TensorBatch]:
     """This rank's batches of a split; an empty one, at the end of a share, is left out."""
-    statistics = read_statistics(run.path) if config.augment.needs_statistics else None
+    statistics = statistics_of_run(run.path) if config.augment.needs_statistics else None
     with (
         make_loader(split, config, ranks, is_training=False) as loader,
         make_augmenter(split, config, ranks, statistics) as augmenter,

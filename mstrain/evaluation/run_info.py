@@ -20,7 +20,7 @@ from mstrain.models.prior import (
     measure_prior,
     target_prior,
 )
-from mstrain.training.checkpoint import checkpoint_path, read_checkpoint, read_config
+from mstrain.training.checkpoint import read_config, read_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class TrainedRun:
     """What is known of a run without loading its network.
 
     Attributes:
-        path: its folder.
+        path: its folder, or the model file.
         config: settings of the training.
         which: the checkpoint, "best" or "last".
         step: optimizer steps before the checkpoint.
@@ -54,7 +54,7 @@ def open_run(path: Path | str, which: str) -> TrainedRun:
     """Reads what a run says of itself.
 
     Args:
-        path: its folder.
+        path: its folder, or a model file.
         which: "best" by validation loss, or "last".
 
     Raises:
@@ -63,14 +63,13 @@ def open_run(path: Path | str, which: str) -> TrainedRun:
     """
     path = Path(path)
     saved = read_config(path)
-    file = checkpoint_path(path, which)
-    content = read_checkpoint(file)
+    file, content = read_trained(path, which)
     fields = JsonValue(content, file, "evaluate with the version of mstrain that trained")
     config, prior = TrainConfig.from_dict(fields["config"].value), content.get("prior")
     return TrainedRun(
         path=path,
         config=config,
-        which=which,
+        which=content["which"],
         step=fields["progress"]["step"].read_as(Count),
         epochs=fields["progress"]["trained"].read_as(Count),
         data=saved["data"],

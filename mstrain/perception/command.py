@@ -14,6 +14,7 @@ from pathlib import Path
 from mstrain.distributed import run_joined
 from mstrain.evaluation.command import add_network_arguments, parse_edges
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.models.model_file import results_folder
 from mstrain.perception.exchange import MASKS
 from mstrain.perception.perceive import (
     LEVELS,
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         has_report=not args.no_report,
         is_quiet=args.quiet,
     )
-    out = args.out or args.runs[0]
+    out = results_folder(args.out, args.runs[0])
     return run_joined(
         args.device,
         lambda ranks: perceive_on_ranks(args.runs, args.data, out, config, ranks),

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import msdata
-from msdata.augment import read_statistics
 from msdata.core.progress import ProgressLine
 from msdata.dataset.dataset import Split
 from mstrain.config import TrainConfig
@@ -29,6 +28,7 @@ from mstrain.data.batches import (
     make_augmenter,
     make_loader,
 )
+from mstrain.data.pixels import statistics_of_run
 from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics import densities as piecewise
 from mstrain.evaluation.metrics.densities import Densities, Floats, make_densities
@@ -186,7 +186,7 @@ def _batches(
 ) -> Iterator[TensorBatch]:
     """Batches of a rank from a position of the order on."""
     config = _plain_config(run.config, how, ranks)
-    statistics = read_statistics(run.path) if config.augment.needs_statistics else None
+    statistics = statistics_of_run(run.path) if config.augment.needs_statistics else None
     with make_loader(split, config, ranks, is_training=False) as loader:
         loader.load_state_dict({**loader.state_dict(), "epoch": 0, "position": position})
         with (

@@ -36,6 +36,7 @@ from msdata.core.output_file import check_output
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.config import TrainConfig
+from mstrain.models.model_file import is_model_file, read_model_file
 from mstrain.models.redshift_net import RedshiftNet
 
 # 2: with the prior of the training, which an earlier mstrain would not put back.
@@ -240,7 +241,7 @@ def load_model(
         logits = model({"image": images}, ebv)  # float32 (N, num_bins)
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model file of `mstrain export`.
         which: "best" by validation loss, or "last".
         device: where the network goes.
 
@@ -254,8 +255,7 @@ def load_model(
         DataError: the checkpoint is damaged.
         StorageError: the file system refused.
     """
-    path = checkpoint_path(Path(run), which)
-    content = read_checkpoint(path, device)
+    path, content = read_trained(Path(run), which, device)
     fields = JsonValue(content, path, "use the version of mstrain that wrote it")
     config = TrainConfig.from_dict(fields["config"].value)
     shapes = fields["shapes"].read_as(dict[str, tuple[_Length, ...]])
@@ -266,6 +266,38 @@ def load_model(
         model.load_state_dict(weights)
     model.eval().requires_grad_(False)
     return model, config
+
+
+def read_trained(
+    run: Path, which: str, device: torch.device | str = "cpu"
+) -> tuple[Path, dict[str, Any]]:
+    """What a run has learned, from its folder or from a model file.
+
+    Args:
+        run: the run's folder, or a model file, which holds one checkpoint.
+        which: see `checkpoint_path`; "best" also means the one of a model file.
+        device: where the tensors of a checkpoint go; those of a model file stay on the CPU.
+
+    Returns:
+        The file, and a checkpoint's content: "which", "config", "shapes", "model", "average",
+        "prior", "progress" and "fingerprint".
+
+    Raises:
+        UsageError: the checkpoint does not exist.
+        DataError: the file is damaged.
+        StorageError: the file system refused.
+    """
+    if not is_model_file(run):
+        path = checkpoint_path(run, which)
+        return path, {**read_checkpoint(path, device), "which": which}
+    found = read_model_file(run)
+    fields: dict[str, Any] = found.fields.value
+    if which not in ("best", found.fields["which"].read_as(str)):
+        raise UsageError(
+            f"{run} was exported from the {fields['which']} checkpoint, got --checkpoint {which}; "
+            "leave the option out, or give the run's folder"
+        )
+    return run, {**fields, "model": found.weights, "average": None, "prior": found.prior}
 
 
 def checkpoint_path(run: Path, which: str) -> Path:
@@ -302,18 +334,22 @@ def has_config(run: Path) -> bool:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """Reads `RUN/config.json`.
+    """Reads `RUN/config.json`, or what a model file has of it.
 
     Raises:
         UsageError: the folder is not a run.
         DataError: it is damaged.
     """
-    path = run / "config.json"
     try:
-        found = read_json(path, cure="put its copy back", has_paths=True)
+        if is_model_file(run):
+            found = read_model_file(run).fields
+        else:
+            path = run / "config.json"
+            found = read_json(path, cure="put its copy back", has_paths=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
-            f"{run} is not a run: config.json not found; give the --out of a training"
+            f"{run} is not a run: config.json not found; give the --out of a training, or a model "
+            "file of 'mstrain export'"
         ) from None
     found["config"].read_as(dict[str, Any])
     for name in ("data", "fingerprint"):

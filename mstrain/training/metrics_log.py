@@ -110,13 +110,15 @@ class Journal:
 def read_journal(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's journal; one that a crash cut short is left out.
 
+    A model file has none.
+
     Raises:
         StorageError: the file system refused.
     """
     path = run / _NAME
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise storage_error("read", path, error) from error
