@@ -281,7 +281,7 @@ def array_options_of(args: argparse.Namespace) -> ArrayOptions | None:
         labels=_renamed("--labels", args.labels),
         layouts={name or "*": layout for name, _, layout in layouts},
         id_column=args.id_column if args.catalog is None else None,
-        shapes={name: _sides(name, value) for name, value in _pairs("--shape", args.shape)},
+        shapes={name: _sides(name, value) for name, value in pairs("--shape", args.shape)},
     )
 
 
