@@ -6,7 +6,6 @@ resolved configuration is written beside it as JSON, and `from_dict` reads it ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -20,6 +19,7 @@ from msdata.plan.order import (
     POLICIES,
     check_weighted_policy,
 )
+from mstrain.checks import check_choice, check_positive, check_range, check_share
 
 DEPTHS = (10, 18, 34, 50)
 NORMS = ("batch", "group")
@@ -363,27 +363,3 @@ def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:
             f"compute.accumulate={config.compute.accumulate}; choose a multiple of {parts}"
         )
     return config.batch_size // parts
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raises UsageError unless a setting is one of the choices."""
-    if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, got {value}")
-
-
-def check_range(name: str, value: float, least: float) -> None:
-    """Raises UsageError where a setting is less than it may be, or no number."""
-    if not least <= value < math.inf:
-        raise UsageError(f"{name} must be >= {least}, got {value}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises UsageError where a setting is not above zero."""
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name} must be > 0, got {value}")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises UsageError where a setting is not in [0, 1)."""
-    if not 0 <= value < 1:
-        raise UsageError(f"{name} must be >= 0 and < 1, got {value}")

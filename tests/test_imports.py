@@ -27,7 +27,7 @@ ROOMS = {
         *("questions", "gpu", "parts", "__main__"),
     ),
     "mstrain": (
-        *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
+        *("checks", "config", "overrides", "distributed", "models", "recipes", "data", "training"),
         *("evaluation", "perception", "serving", "notebook", "cli", "__main__"),
         *("train", "evaluate", "predict", "perceive"),
     ),

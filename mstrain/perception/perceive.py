@@ -17,7 +17,7 @@ from msdata.core.files import whole_file, write_whole
 from msdata.core.output_file import check_output, make_folder
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
-from mstrain.config import check_choice
+from mstrain.checks import check_choice
 from mstrain.data.magnitudes import find_magnitude
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks

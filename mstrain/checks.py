@@ -1,0 +1,32 @@
+"""Checks that settings of all kinds share; a wrong one is named with what it must be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from msdata.errors import UsageError
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises UsageError unless a setting is one of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, got {value}")
+
+
+def check_range(name: str, value: float, least: float) -> None:
+    """Raises UsageError where a setting is less than it may be, or no number."""
+    if not least <= value < math.inf:
+        raise UsageError(f"{name} must be >= {least}, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises UsageError where a setting is not above zero."""
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name} must be > 0, got {value}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises UsageError where a setting is not in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} must be >= 0 and < 1, got {value}")
