@@ -74,6 +74,7 @@ HOMES: dict[str, set[str]] = {
     "astropy": {
         "msdata/catalog/build/dust.py",
         "msdata/catalog/fits_table.py",
+        "msdata/catalog/votable.py",
         "msdata/sources/fits_image.py",
         "msdata/mock/templates.py",
     },

@@ -1,4 +1,4 @@
-"""Reads CSV, Parquet and FITS tables: a catalog whole, a survey's table a piece at a time.
+"""Reads CSV, Parquet, FITS, VOTable and ECSV tables: a catalog whole, a survey's by pieces.
 
 The content tells the format, compressed or not; the suffix is never asked. A catalog is read with
 all its scalar columns. Release tables have hundreds of columns and tens of millions of rows, of
@@ -8,6 +8,7 @@ which a dozen columns are wanted: FITS tables are mapped into memory, so only th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from msdata.catalog.fits_table import find_fits, fits_pieces, open_fits, read_fits
+from msdata.catalog.parquet_folder import read_parquet_folder
 from msdata.catalog.scalars import plain_column, plain_table
 from msdata.catalog.table_file import TableFile, first_bytes, reading, wanted_column
 from msdata.catalog.text_table import ChooseText, check_names, open_csv, read_csv_table
+from msdata.catalog.votable import is_ecsv, is_votable, read_described
 from msdata.errors import DataError, UsageError
 
 # Some hundred megabytes at most, whatever the table's size.
@@ -30,7 +33,8 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
     """Reads all scalar columns of a catalog.
 
     Args:
-        path: CSV, Parquet or FITS, also compressed by gzip.
+        path: CSV, TSV, Parquet, FITS, VOTable or ECSV, also compressed by gzip; or a folder of
+            Parquet files with the same columns.
         choose_text: names the CSV column to read as text: ids need every digit and zero.
 
     Returns:
@@ -42,9 +46,14 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         DataError: the file is broken.
         StorageError: the file system refused.
     """
+    if path.is_dir():
+        return read_parquet_folder(path)
     found = _find_format(path, "catalog", None)
     with reading(path, "catalog"):
-        if found.kind == "csv":
+        if found.kind in ("votable", "ecsv"):
+            table, notes = read_described(path, found.kind)
+            check_names(path, table.column_names)
+        elif found.kind == "csv":
             table, notes = read_csv_table(path, choose_text)
         else:
             check_names(path, found.names)
@@ -70,6 +79,10 @@ def open_table(path: Path, hdu: str | int | None = None) -> TableFile:
         StorageError: the file system refused.
     """
     found = _find_format(path, "table", hdu)
+    if found.kind in ("votable", "ecsv"):
+        with reading(path, "table"):
+            names = tuple(read_described(path, found.kind)[0].column_names)
+        return replace(found, names=names)
     if found.kind != "csv":
         return found
     with reading(path, "table"), open_csv(path, None) as reader:
@@ -101,6 +114,10 @@ def read_pieces(
             with pyarrow.parquet.ParquetFile(table.path) as file:
                 for batch in file.iter_batches(rows_per_piece, columns=list(columns)):
                     yield _trimmed(table, pa.Table.from_batches([batch]).select(list(columns)))
+        elif table.kind in ("votable", "ecsv"):
+            whole = read_described(table.path, table.kind)[0].select(list(columns))
+            for start in range(0, whole.num_rows, rows_per_piece):
+                yield _trimmed(table, whole.slice(start, rows_per_piece))
         else:
             with open_csv(table.path, columns) as reader:
                 for batch in reader:
@@ -146,9 +163,17 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
             return find_fits(path, what, hdu)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UsageError(f"{what} {path} is UTF-16 text; save it as UTF-8")
+        if is_votable(start) or is_ecsv(start):
+            kind = "ecsv" if is_ecsv(start) else "votable"
+            return TableFile(path=path, what=what, kind=kind)
+        if start.lstrip()[:1] == b"<":
+            raise UsageError(
+                f"{what} {path} is XML or HTML but not a VOTable: a page or an error of a service? "
+                "download the table again"
+            )
         if start[:1] == b"\x80" or b"\0" in start:
             raise UsageError(
-                f"{what} {path} is neither CSV nor Parquet nor FITS; a pickled table is not "
+                f"{what} {path} is neither CSV, Parquet, FITS nor VOTable; a pickled table is not "
                 "read, since pickles run code: save it with DataFrame.to_parquet"
             )
         if not start.strip():

@@ -22,7 +22,7 @@ class TableFile:
     Attributes:
         path: the file.
         what: what messages call it.
-        kind: "fits", "csv" or "parquet".
+        kind: "fits", "csv" (or other text), "parquet", "votable" or "ecsv".
         names: its columns; empty for a CSV file before its encoding is known.
         hdu: for FITS: the extension's number.
         notes: for FITS: that there are further tables.
@@ -55,7 +55,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def first_bytes(path: Path) -> bytes:
     """The start of a file, also of a gzipped one."""
     with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
-        return file.read(512)
+        return file.read(1024)
 
 
 def is_gzip(path: Path) -> bool:
