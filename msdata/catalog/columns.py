@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from msdata.catalog.scalars import LATIN_1
 from msdata.catalog.table import read_table
 from msdata.catalog.values import (
     EBV_RANGE,
@@ -47,6 +48,8 @@ _RESERVED = frozenset(
     )
 )
 _RESERVED_PREFIXES = ("offset_", "nbytes_", "crc32c_")
+# What Python writes for bytes.
+_BYTES = r"^b(['\"])(.*)['\"]$"
 # Names that mean an object's own id; of the others a catalog may have several.
 _OWN_ID_NAMES = ID_NAMES[:3]
 # Single letters that name a band: beside two of them, or beside x and y, a `z` may be one, too.
@@ -97,7 +100,7 @@ def read_catalog(
     redshift_range: Limits = REDSHIFT_RANGE,
     ebv_range: Limits = EBV_RANGE,
 ) -> Catalog:
-    """Reads a catalog from CSV, Parquet or FITS.
+    """Reads a catalog from a table; see `msdata.catalog.table.read_table` for its formats.
 
     Args:
         path: the file.
@@ -174,9 +177,8 @@ def catalog_of_table(
     notes += _keep_positions_on_the_sky(kept)
     wanted = [n for n in names if n not in chosen.values() and (columns is None or n in columns)]
     more = _further_columns(table.select(wanted), {*kept, *names}, id_name, ebv_range)
-    ids = None if id_name is None else _ids_of(path, id_name, table.column(id_name))
-    if ids is not None and ids.null_count:
-        notes = (*notes, f"rows of the catalog without an id: {ids.null_count:,}")
+    ids, remarks = _ids_of(path, id_name, table, notes)
+    notes += remarks
     return Catalog(
         path=path,
         ids=ids,
@@ -372,8 +374,25 @@ def _first_text(column: pa.ChunkedArray) -> str:
     return ""
 
 
-def _ids_of(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
+def _ids_of(
+    path: Path, name: str | None, table: pa.Table, notes: tuple[str, ...]
+) -> tuple[pa.Array | None, tuple[str, ...]]:
+    """The ids as text, None without; and notes on what was taken away or is missing."""
+    if name is None:
+        return None, ()
+    if f"column {name!r} {LATIN_1}" in notes:
+        raise UsageError(
+            f"catalog {path}: the ids in column {name!r} are bytes that are not UTF-8; write them "
+            "as text, or name another column with --id-column"
+        )
     try:
-        return id_text(name, column)
+        ids = id_text(name, table.column(name))
     except UsageError as error:
         raise UsageError(f"catalog {path}: {error}") from error
+    is_repr = pc.match_substring_regex(ids, _BYTES)
+    if len(ids) and pc.all(is_repr).as_py():
+        # What str() makes of bytes.
+        ids = pc.replace_substring_regex(ids, _BYTES, r"\2")
+        return ids, (f"the ids in column {name!r} are written like b'123': read as 123",)
+    missing = f"rows of the catalog without an id: {ids.null_count:,}"
+    return ids, (missing,) if ids.null_count else ()

@@ -12,7 +12,7 @@ from msdata.catalog.values import MAX_EXACT
 
 _INTEGER = r"^[+-]?[0-9]+$"
 _LEFT_OUT = "is not a number, text or bool: left out"
-_LATIN_1 = "is not UTF-8: read as Latin-1"
+LATIN_1 = "is not UTF-8: read as Latin-1"
 
 
 def plain_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, str]:
@@ -34,7 +34,7 @@ def plain_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, str]:
         return plain_decimals(column), ""
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         column, is_latin = decode_text(column)
-        return column, _LATIN_1 if is_latin else ""
+        return column, LATIN_1 if is_latin else ""
     if pa.types.is_float16(kind):
         return column.cast(pa.float32()), ""
     if pa.types.is_null(kind):
@@ -128,7 +128,7 @@ def fits_column(data: Any, name: str) -> tuple[pa.Array | None, str]:
     if stored.dtype.kind == "S" and "A" in str(column.format):
         text, is_latin = decode_text(pa.array(np.char.strip(stored), pa.binary()))
         text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-        return text, _LATIN_1 if is_latin else ""
+        return text, LATIN_1 if is_latin else ""
     # Scaled numbers, bools and digits of text tables are not stored as what they mean.
     values = np.asarray(data.field(name))
     if values.dtype.kind not in "biuf":

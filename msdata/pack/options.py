@@ -127,7 +127,11 @@ def _add_pixel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--catalog", type=Path, help="CSV, Parquet or FITS table of labels")
+    parser.add_argument(
+        "--catalog",
+        type=Path,
+        help="table of labels: CSV, TSV, Parquet (also a folder), FITS, VOTable or ECSV",
+    )
     parser.add_argument(
         "--id-column", help="catalog column of object ids (default: a column of a known name)"
     )

@@ -72,7 +72,7 @@ def pack_folder(
     Args:
         source: folder with the objects.
         out: folder of the data set; new, empty, or to resume.
-        catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
+        catalog: table of labels: CSV, TSV, Parquet, FITS, VOTable or ECSV; None packs without.
         jobs: worker processes; None means one per core.
         resume: resume an unfinished pack; a finished one stays unchanged.
         max_rejected: stop if more objects than this are unusable; None never stops.

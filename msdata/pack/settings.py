@@ -59,7 +59,7 @@ class PackSettings:
     Attributes:
         source: folder with the objects, or file of arrays.
         out: the data set's folder.
-        catalog: CSV, Parquet or FITS table with the labels; None packs without labels.
+        catalog: table of the labels, for `msdata.catalog.table.read_table`; None packs without.
         container: "tar" or "hdf5".
         chunked: HDF5 with one chunk per sample instead of contiguous arrays.
         shard_nbytes: upper bound of a shard's size; None: 1 GiB, less for a small data set.

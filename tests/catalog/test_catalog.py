@@ -374,13 +374,6 @@ def test_text_among_redshifts_is_shown_with_its_row(tmp_path: Path) -> None:
         _csv(tmp_path, "id,z\n1,0.1\n2,--\n3,\n")
 
 
-@pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_another_separator_than_a_comma_is_named(tmp_path: Path, separator: str) -> None:
-    text = "id,redshift\n1,0.1\n".replace(",", separator)
-    with pytest.raises(UsageError, match=r"has '.{1,2}' between its columns; save it with commas"):
-        _csv(tmp_path, text)
-
-
 def test_a_second_column_that_could_be_the_id_is_noted(tmp_path: Path) -> None:
     notes = _csv(tmp_path, "id,objid,z\n1,7,0.1\n").notes
     assert notes == ("ids are taken from column 'objid', not from 'id'; --id-column names another",)

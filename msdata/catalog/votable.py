@@ -1,0 +1,128 @@
+"""VOTable and ECSV: tables whose units, types and masks are told by the file, read with astropy.
+
+Compared with CSV, slower, and whole in memory; but nothing is guessed.
+
+Source: IVOA, VOTable 1.5; Astropy Proposal for Enhancement 6 (ECSV).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from msdata.catalog.table_file import is_gzip
+from msdata.catalog.values import UNIT
+from msdata.errors import UsageError
+
+# astropy opens what a STREAM refers to, on this machine or another one. Tags are ASCII in every
+# encoding that Expat reads but UTF-16, which is refused before; entities could hide one.
+_LEADS_ELSEWHERE = re.compile(rb"STREAM[^<]*\bhref|<!ENTITY")
+
+
+def is_votable(start: bytes) -> bool:
+    """Whether a file that starts so is XML of a VOTable."""
+    return start.lstrip()[:1] == b"<" and b"VOTABLE" in start
+
+
+def is_ecsv(start: bytes) -> bool:
+    """Whether a file that starts so is ECSV."""
+    return start.startswith(b"# %ECSV")
+
+
+def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
+    """Reads the scalar columns of a table.
+
+    Args:
+        path: the file, also gzipped.
+        kind: "votable" or "ecsv".
+
+    Returns:
+        The table, masked values and NaN null, with a column's unit in its field's metadata; and
+        notes: on columns that were left out, masked values, further tables.
+
+    Raises:
+        UsageError: the rows are in another file.
+    """
+    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+        content = file.read()
+    with warnings.catch_warnings():
+        # astropy remarks on every deviation from the standards.
+        warnings.simplefilter("ignore")
+        found, notes = _votable(path, content) if kind == "votable" else (_ecsv(content), [])
+        columns, fields, masked = [], [], {}
+        for name, column in _plain_columns(found):
+            values, num_masked = _values(column)
+            if values is None:
+                notes.append(f"column {name!r} is not a number, text or bool: left out")
+                continue
+            unit = {UNIT: str(column.unit).encode()} if column.unit else None
+            columns.append(values)
+            fields.append(pa.field(name, values.type, metadata=unit))
+            if num_masked:
+                masked[name] = num_masked
+    if masked:
+        told = ", ".join(f"{name} {count:,}" for name, count in list(masked.items())[:5])
+        more = " and others" if masked.keys() - list(masked)[:5] else ""
+        notes.append(f"masked values count as missing: {told}{more}")
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields)), tuple(notes)
+
+
+def _votable(path: Path, content: bytes) -> tuple[Any, list[str]]:
+    if _LEADS_ELSEWHERE.search(content):
+        raise UsageError(
+            f"{path} is a VOTable whose rows lie elsewhere, or that defines entities: neither is "
+            "followed; save it with its rows inside (TOPCAT: format votable-tabledata)"
+        )
+    from astropy.io import votable
+
+    tables = list(votable.parse(io.BytesIO(content), verify="ignore").iter_tables())
+    if not tables:
+        raise UsageError(f"{path} is a VOTable without a table; it may hold a service's error")
+    table = tables[0].to_table(use_names_over_ids=True)
+    notes = [f"of {len(tables)} tables in {path.name} the first was read"] if tables[1:] else []
+    return table, notes
+
+
+def _ecsv(content: bytes) -> Any:
+    from astropy.io import ascii as text
+
+    return text.read(content.decode(), format="ecsv")
+
+
+def _plain_columns(table: Any) -> Iterator[tuple[str, Any]]:
+    """The columns as they are in the file: coordinates and times by their parts."""
+    from astropy.table.serialize import represent_mixins_as_columns
+
+    plain = represent_mixins_as_columns(table)
+    for name in plain.colnames:
+        yield name, plain[name]
+
+
+def _values(column: Any) -> tuple[pa.Array | None, int]:
+    """The values of one column, None for other kinds than numbers, text and bools."""
+    mask = np.ma.getmaskarray(column)
+    values = np.asarray(getattr(column, "data", column))
+    if values.ndim != 1:
+        return None, 0
+    if values.dtype.kind in "OSU":
+        items = values.tolist()
+        if not all(isinstance(v, str | bytes) or v is None for v in items):
+            return None, 0
+        items = [v.decode() if isinstance(v, bytes) else v for v in items]
+        # VOTable has no other way to write that a text is missing.
+        texts = [None if m or not v else v.strip() for v, m in zip(items, mask, strict=True)]
+        return pa.array(texts, pa.string()), int(mask.sum())
+    if values.dtype.kind not in "biuf":
+        return None, 0
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    is_absent = mask | np.isnan(values) if values.dtype.kind == "f" else mask
+    return pa.array(values.astype(values.dtype.newbyteorder("=")), mask=is_absent), int(mask.sum())
