@@ -29,7 +29,7 @@ from msdata.sources.fits_options import (
     zero_point_name,
 )
 from msdata.sources.listing import list_tree
-from msdata.sources.stamp import Stamp, apart, cut_stamp
+from msdata.sources.stamp import Placement, Stamp, apart, cut_stamp
 from msdata.sources.zero_points import nanomaggies_per_unit, zero_point_ab
 
 if TYPE_CHECKING:
@@ -137,8 +137,10 @@ class FitsTree:
             stamps: dict[str, Stamp] = {}
             for band, name, plane in self._planes(survey, self.root / folder, sample_id):
                 try:
-                    stamp = _cut(survey, plane, position)
-                    pixels, zero_point = self._pixels(survey, band, plane, stamp)
+                    placement = plane.grid.locate(*position)
+                    stamp = _cut(survey, plane, placement)
+                    area = placement.pixel_scale_arcsec**2
+                    pixels, zero_point = self._pixels(survey, band, (plane, area), stamp)
                     stamps[band] = stamp
                     _check_one_grid(survey, stamps)
                 except SampleError as error:
@@ -173,13 +175,16 @@ class FitsTree:
                 planes = named_planes(name, content, extension, rules)
                 yield band, name, one_of(survey, band, name, planes, rules)
 
-    def _pixels(self, survey: Survey, band: str, plane: Plane, stamp: Stamp) -> tuple[Array, float]:
+    def _pixels(
+        self, survey: Survey, band: str, of: tuple[Plane, float], stamp: Stamp
+    ) -> tuple[Array, float]:
         """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
+        plane, area_arcsec2 = of
         rules = self._options.survey_of(survey.name)
         zero_point = (
             zero_point_ab(self._native[survey.name], band, plane.photometry)
             if rules is None
-            else rules.zero_point_ab(band, plane.photometry)
+            else rules.zero_point_ab(band, plane.photometry, area_arcsec2)
         )
         pixels = stamp.pixels
         if self._options.calibration == "ab":
@@ -193,10 +198,10 @@ class FitsTree:
             return pixels.astype(np.float32), math.nan if zero_point is None else zero_point
 
 
-def _cut(survey: Survey, plane: Plane, position: tuple[float, float]) -> Stamp:
+def _cut(survey: Survey, plane: Plane, placement: Placement) -> Stamp:
     scale = survey.pixel_scale_arcsec
     assert scale is not None
-    return cut_stamp(plane.pixels, plane.grid.locate(*position), survey.shape[1], scale)
+    return cut_stamp(plane.pixels, placement, survey.shape[1], scale)
 
 
 def _check_one_grid(survey: Survey, stamps: Mapping[str, Stamp]) -> None:
