@@ -19,7 +19,8 @@ import numpy as np
 from msdata.core.files import storage_error
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Array, Sample, Schema, Survey
-from msdata.sources.fits_image import MAX_NBYTES, Plane, read_planes
+from msdata.sources.fits_choice import MissingError, by_band, named_planes, one_of, plane_of
+from msdata.sources.fits_image import MAX_NBYTES, Plane
 from msdata.sources.fits_options import (
     COMPRESSED,
     FitsOptions,
@@ -28,29 +29,17 @@ from msdata.sources.fits_options import (
     zero_point_name,
 )
 from msdata.sources.listing import list_tree
-from msdata.sources.stamp import Stamp, apart, cut_stamp
-from msdata.sources.survey_file import SurveyFile
+from msdata.sources.stamp import Placement, Stamp, apart, cut_stamp
 from msdata.sources.zero_points import nanomaggies_per_unit, zero_point_ab
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What headers call bands, in lower case, beside the bands' own names. GALEX numbers them 1 NUV, 2
-# FUV; the Legacy Survey viewer says n and f; WISE 1 and 2.
-_BAND_WORDS = {
-    "galex": {"1": "NUV", "2": "FUV", "n": "NUV", "f": "FUV", "nuv": "NUV", "fuv": "FUV"},
-    "unwise": {"1": "W1", "2": "W2", "w1": "W1", "w2": "W2"},
-    "panstarrs": {},
-}
 # Zero-points are told to a thousandth.
 _ZERO_POINT_TOLERANCE = 2e-3
 # A tenth of a pixel, at the center and in the corner of 170: what headers' rounding explains.
 _GRID_TOLERANCE_PIXELS = 0.1
 _GRID_TOLERANCE_DEG = 0.05
-
-
-class _MissingError(SampleError):
-    """An object has no such file or band; another fault of a file never counts as that."""
 
 
 class FitsTree:
@@ -148,8 +137,10 @@ class FitsTree:
             stamps: dict[str, Stamp] = {}
             for band, name, plane in self._planes(survey, self.root / folder, sample_id):
                 try:
-                    stamp = _cut(survey, plane, position)
-                    pixels, zero_point = self._pixels(survey, band, plane, stamp)
+                    placement = plane.grid.locate(*position)
+                    stamp = _cut(survey, plane, placement)
+                    area = placement.pixel_scale_arcsec**2
+                    pixels, zero_point = self._pixels(survey, band, (plane, area), stamp)
                     stamps[band] = stamp
                     _check_one_grid(survey, stamps)
                 except SampleError as error:
@@ -163,34 +154,37 @@ class FitsTree:
         self, survey: Survey, folder: Path, sample_id: str
     ) -> Iterator[tuple[str, str, Plane]]:
         """For each band of an array its name, the file's name and the plane."""
-        is_there = suppress(_MissingError) if self._options.fills_missing else nullcontext()
+        is_there = suppress(MissingError) if self._options.fills_missing else nullcontext()
         pattern, extension = split_extension(self._options.patterns[survey.name])
         rules = self._options.survey_of(survey.name)
         pattern = pattern.replace("{id}", sample_id)
         if "{band}" not in pattern:
             with is_there:
                 name, content = _read_first(folder, [pattern])
-                planes = _named_planes(name, content, extension, rules)
+                planes = named_planes(name, content, extension, rules)
                 order = self._options.bands.get(survey.name)
-                chosen = _by_band(survey, name, planes, order, rules)
+                chosen = by_band(survey, name, planes, order, rules)
                 for band in survey.bands:
                     with is_there:
-                        yield band, name, _plane_of(band, name, chosen)
+                        yield band, name, plane_of(band, name, chosen)
             return
         for band in survey.bands:
             names = [pattern.replace("{band}", word) for word in (band, band.lower(), band.upper())]
             with is_there:
                 name, content = _read_first(folder, list(dict.fromkeys(names)))
-                planes = _named_planes(name, content, extension, rules)
-                yield band, name, _one_of(survey, band, name, planes, rules)
+                planes = named_planes(name, content, extension, rules)
+                yield band, name, one_of(survey, band, name, planes, rules)
 
-    def _pixels(self, survey: Survey, band: str, plane: Plane, stamp: Stamp) -> tuple[Array, float]:
+    def _pixels(
+        self, survey: Survey, band: str, of: tuple[Plane, float], stamp: Stamp
+    ) -> tuple[Array, float]:
         """Pixels (float32, in the schema's unit) and the file's AB zero-point, NaN if unknown."""
+        plane, area_arcsec2 = of
         rules = self._options.survey_of(survey.name)
         zero_point = (
             zero_point_ab(self._native[survey.name], band, plane.photometry)
             if rules is None
-            else rules.zero_point_ab(band, plane.photometry)
+            else rules.zero_point_ab(band, plane.photometry, area_arcsec2)
         )
         pixels = stamp.pixels
         if self._options.calibration == "ab":
@@ -204,10 +198,10 @@ class FitsTree:
             return pixels.astype(np.float32), math.nan if zero_point is None else zero_point
 
 
-def _cut(survey: Survey, plane: Plane, position: tuple[float, float]) -> Stamp:
+def _cut(survey: Survey, plane: Plane, placement: Placement) -> Stamp:
     scale = survey.pixel_scale_arcsec
     assert scale is not None
-    return cut_stamp(plane.pixels, plane.grid.locate(*position), survey.shape[1], scale)
+    return cut_stamp(plane.pixels, placement, survey.shape[1], scale)
 
 
 def _check_one_grid(survey: Survey, stamps: Mapping[str, Stamp]) -> None:
@@ -247,100 +241,7 @@ def _read_first(folder: Path, names: Sequence[str]) -> tuple[str, bytes]:
                 continue
             except OSError as error:
                 raise storage_error("read", path, error) from error
-    raise _MissingError(f"it has no file {names[0]}")
-
-
-def _named_planes(
-    name: str, content: bytes, extension: str | None, rules: SurveyFile | None
-) -> list[Plane]:
-    """The planes of the extension asked for; else of all but those of weights, masks and such."""
-    try:
-        keys = () if rules is None else (*rules.keys, rules.system_key)
-        planes = read_planes(content, keys=tuple(filter(None, keys)))
-    except SampleError as error:
-        raise SampleError(f"{name}: {error}") from error
-    if extension is None:
-        chosen = [plane for plane in planes if not plane.is_auxiliary]
-        fault = "it has only images of weights, errors or masks"
-    else:
-        chosen = [p for p in planes if extension.upper() in (p.extension, str(p.number))]
-        fault = f"it has no image extension {extension}"
-    if not chosen:
-        raise SampleError(f"{name}: {fault}: {_extensions(planes)}")
-    return chosen
-
-
-def _extensions(planes: Sequence[Plane]) -> str:
-    """Names of the planes' extensions, or their numbers, each once."""
-    return ", ".join(dict.fromkeys(plane.extension[:20] or str(plane.number) for plane in planes))
-
-
-def _one_of(
-    survey: Survey, band: str, name: str, planes: Sequence[Plane], rules: SurveyFile | None
-) -> Plane:
-    """The plane of a band in a file of its own; never the first of several that may be meant."""
-    said = [_band_of(survey, plane, rules) for plane in planes]
-    meant = [plane for plane, word in zip(planes, said, strict=True) if word in (band, None)]
-    if not meant:
-        raise SampleError(f"{name}: its header says that it holds band {said[0]}")
-    if band in said:
-        meant = [plane for plane, word in zip(planes, said, strict=True) if word == band]
-    named = [plane for plane in meant if plane.is_named_flux]
-    meant = named or meant
-    if len({plane.number for plane in meant}) > 1:
-        raise SampleError(
-            f"{name}: it holds several images ({_extensions(meant)}); choose one at the end of "
-            "the pattern of --fits, such as {id}.{band}.fits[SCI]"
-        )
-    if len(meant) > 1:
-        raise SampleError(f"{name}: its image is a cube of {len(meant)} planes, not one of {band}")
-    return meant[0]
-
-
-def _band_of(survey: Survey, plane: Plane, rules: SurveyFile | None) -> str | None:
-    """The schema's name of a plane's band; what the header says where the schema has no such."""
-    if plane.band is None:
-        return None
-    own = {band.lower(): band for band in survey.bands}
-    told = _BAND_WORDS.get(survey.name, {}) if rules is None else rules.band_words
-    words = {**told, **own}
-    return words.get(plane.band, plane.band)
-
-
-def _by_band(
-    survey: Survey,
-    name: str,
-    planes: Sequence[Plane],
-    order: tuple[str, ...] | None,
-    rules: SurveyFile | None,
-) -> dict[str, Plane]:
-    """The plane of each band of a file with several; of planes of the same band the first counts.
-
-    A second image of the same bands without a name is an inverse variance or a mask.
-    """
-    said = [_band_of(survey, plane, rules) for plane in planes]
-    if order is not None and not any(said) and len(planes) == len(order):
-        said = list(order)
-    chosen: dict[str, Plane] = {}
-    for band, plane in zip(said, planes, strict=True):
-        if band is not None:
-            chosen.setdefault(band, plane)
-    if chosen and not chosen.keys() & set(survey.bands):
-        # Of another survey, not one whose bands are missing.
-        fault = f"it has no band {survey.bands[0]}, only {', '.join(chosen)}"
-        raise SampleError(f"{name}: {fault}")
-    if not chosen:
-        raise SampleError(
-            f"{name}: its header does not name the bands of its {len(planes)} images; say their "
-            f"order with --fits-bands {survey.name}=..."
-        )
-    return chosen
-
-
-def _plane_of(band: str, name: str, chosen: Mapping[str, Plane]) -> Plane:
-    if band not in chosen:
-        raise _MissingError(f"{name}: it has no band {band}, only {', '.join(chosen)}")
-    return chosen[band]
+    raise MissingError(f"it has no file {names[0]}")
 
 
 def _check_zero_point(survey: Survey, band: str, zero_point: float | None) -> None:

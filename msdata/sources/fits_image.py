@@ -40,10 +40,16 @@ _OLD_PC_CARD = re.compile(r"PC00([12])00([12])")
 AUXILIARY = re.compile(
     r"(?<![A-Z0-9])(WHT|WEIGHT(S|MAP)?|WGT|WT|I(NV)?VAR|VAR(IANCE)?|ERR(OR)?S?|UNC(ERT)?|SIGMA|RMS|STD"
     r"|NOISE|MASK|MSK|DQ|FLAGS?|EXP(MAP)?|CTX|NEXP|NIMAGE|COV(ERAGE)?|DEPTH|BKG|BACKGROUND|PSF"
-    r"|SEG(MENTATION)?)\d*(?![A-Z0-9])"
+    r"|SEG(MENTATION)?|CON(TEXT)?)\d*(?![A-Z0-9])"
+)
+# Units of variances and their inverses, of bits: squares of what images are in.
+_AUXILIARY_UNIT = re.compile(
+    r"1/.*|\(.*\)(\^|\*\*)?\(?-?2\)?|bit(s|mask)?|flags?|sigma|"
+    r"(adu|counts?|ct|dn|electrons?|e-?|nanomagg(y|ies)|nmgy|[mun]?jy)(\^|\*\*)?\(?-?2\)?"
 )
 _FLUX = re.compile(r"(?<![A-Z0-9])(SCI(ENCE)?|IMAGE|IMG|DATA|COADD|STACK|SIGNAL)\d*(?![A-Z0-9])")
 _ORIGIN_CARDS = ("TELESCOP", "INSTRUME", "SURVEY", "FPA.TELESCOPE", "FPA.INSTRUMENT", "PSCAMERA")
+_KIND_CARDS = ("EXTNAME", "EXTTYPE", "IMAGETYP", "PRODTYPE", "IMTYPE")
 _BAND_CARDS = ("BAND", "FILTER", "FPA.FILTER", "FPA.FILTERID")
 # astropy is not safe against two threads; `warnings.catch_warnings` even less.
 _PARSING = threading.Lock()
@@ -83,11 +89,13 @@ class SkyGrid:
     """Where an image's pixels lie on the sky.
 
     Args:
-        wcs: astropy's, celestial, two axes.
+        wcs: astropy's, celestial, two axes; None where the header has none.
+        fault: how it has none. Weights and masks often lack what their image has.
     """
 
-    def __init__(self, wcs: Any) -> None:
+    def __init__(self, wcs: Any, fault: str = "") -> None:
         self._wcs = wcs
+        self._fault = fault
 
     def locate(self, ra: float, dec: float) -> Placement:
         """Where a position lies in the image.
@@ -97,8 +105,10 @@ class SkyGrid:
             dec: degrees.
 
         Raises:
-            SampleError: the projection does not reach the position.
+            SampleError: the header has no WCS, or the projection does not reach the position.
         """
+        if self._wcs is None:
+            raise SampleError(self._fault)
         with _parsing():
             try:
                 x, y = self._wcs.all_world2pix([[ra, dec]], 0)[0]
@@ -138,7 +148,8 @@ class Plane:
         extension: name of its extension in capitals, from EXTNAME, EXTTYPE or IMAGETYP; may be
             empty.
         number: number of its extension; 0 is the first.
-        product: what the Legacy Surveys' PRODTYPE or IMTYPE calls it, in capitals; may be empty.
+        product: what further cards call it, such as the Legacy Surveys' PRODTYPE or IMTYPE, in
+            capitals; may be empty.
     """
 
     pixels: NDArray[Any]
@@ -151,8 +162,9 @@ class Plane:
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether its name is that of weights, errors, a mask and the like."""
-        return AUXILIARY.search(f"{self.extension} {self.product}") is not None
+        """Whether its name or unit is that of weights, errors, a mask and the like."""
+        is_named = AUXILIARY.search(f"{self.extension} {self.product}") is not None
+        return is_named or _AUXILIARY_UNIT.fullmatch(self.photometry.unit) is not None
 
     @property
     def is_named_flux(self) -> bool:
@@ -238,9 +250,9 @@ def _parse(content: bytes, limit: int, keys: Sequence[str]) -> list[Plane]:
                 if math.prod(hdu.shape) * abs(hdu.header["BITPIX"]) > 8 * limit:
                     raise SampleError(f"an image of {hdu.shape} has more than {limit >> 20} MiB")
                 if hdu.data is not None:
-                    headers = (hdus[0].header, hdu.header)
-                    cards = {k: h[k] for h in headers for k in keys if k in h}
-                    planes += _planes_of(hdu.header, _scaled(hdu.data, hdu.header), number, cards)
+                    headers = (hdu.header, hdus[0].header)
+                    cards = {k: h[k] for h in reversed(headers) for k in keys if k in h}
+                    planes += _planes_of(headers, _scaled(hdu.data, hdu.header), number, cards)
     except SampleError:
         raise
     except Exception as error:  # astropy raises many kinds on broken files
@@ -263,21 +275,25 @@ def _scaled(stored: NDArray[Any], header: Mapping[str, Any]) -> NDArray[Any]:
     return pixels
 
 
-def _planes_of(header: Any, data: Any, number: int, cards: Mapping[str, Any]) -> list[Plane]:
+def _planes_of(
+    headers: Sequence[Any], data: Any, number: int, cards: Mapping[str, Any]
+) -> list[Plane]:
+    """The planes of an image; `headers` are its own, and the primary one, which speaks for all."""
+    header, primary = headers
     if data.dtype.kind not in "iuf":
         raise SampleError(f"its pixels are {data.dtype}, not real numbers")
     cube = data if data.ndim == 3 else data[None]
     native = np.ascontiguousarray(cube, dtype=data.dtype.newbyteorder("="))
     linear = _linear(native, header)
     grid = _grid_of(header)
-    photometry = _photometry_of(header, cards)
-    words = (header.get(card) for card in ("EXTNAME", "EXTTYPE", "IMAGETYP"))
-    extension = str(next(filter(None, words), "")).strip().upper()
-    product = str(header.get("PRODTYPE") or header.get("IMTYPE") or "").strip().upper()
+    photometry = _photometry_of(header, primary, cards)
+    said = (str(header.get(card) or "").strip().upper() for card in _KIND_CARDS)
+    extension, *others = [*filter(None, said), ""]
+    product = " ".join(filter(None, others))
     return [
         Plane(
             pixels=image,
-            band=_band_of(header, k, len(cube)),
+            band=_band_of(header, k, len(cube)) or _band_of(primary, k, len(cube)),
             grid=grid,
             photometry=photometry,
             extension=extension,
@@ -301,6 +317,13 @@ def _linear(pixels: NDArray[Any], header: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _grid_of(header: Any) -> SkyGrid:
+    try:
+        return SkyGrid(_wcs_of(header))
+    except SampleError as error:
+        return SkyGrid(None, str(error))
+
+
+def _wcs_of(header: Any) -> Any:
     from astropy.io import fits
     from astropy.wcs import WCS
 
@@ -319,7 +342,7 @@ def _grid_of(header: Any) -> SkyGrid:
         raise SampleError(
             f"its coordinates are {frame} of {cards.get('EQUINOX')}, not ICRS or FK5 of 2000"
         )
-    return SkyGrid(WCS(cards, fix=False))
+    return WCS(cards, fix=False)
 
 
 def _band_of(header: Mapping[str, Any], plane: int, num_planes: int) -> str | None:
@@ -335,8 +358,11 @@ def _band_of(header: Mapping[str, Any], plane: int, num_planes: int) -> str | No
     return text or None
 
 
-def _photometry_of(header: Mapping[str, Any], cards: Mapping[str, Any]) -> Photometry:
-    said = ((name, str(header[name]).strip()[:40]) for name in _ORIGIN_CARDS if name in header)
+def _photometry_of(
+    header: Mapping[str, Any], primary: Mapping[str, Any], cards: Mapping[str, Any]
+) -> Photometry:
+    both = [(n, header.get(n, primary.get(n))) for n in _ORIGIN_CARDS]
+    said = ((name, str(value).strip()[:40]) for name, value in both if value is not None)
     exposure = header.get("EXPTIME")
     return Photometry(
         unit=str(header.get("BUNIT", "")).lower().replace(" ", ""),

@@ -11,7 +11,7 @@ from typing import Any
 from msdata.core.checked_json import parse_json
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
-from msdata.sources.survey_file import SurveyFile
+from msdata.sources.survey_file import SurveyFile, check_not_auxiliary
 from msdata.sources.zero_points import NANOMAGGY, NANOMAGGY_ZERO_POINT
 
 DEFAULT_PATTERNS = {
@@ -60,6 +60,7 @@ class FitsOptions:
         for name, pattern in self.patterns.items():
             _check_array(name, f"--fits {name}={pattern}", tuple(self.known))
             pattern_expression(pattern, self.known[name].bands)
+            check_not_auxiliary(f"array {name}", pattern)
         for option, values in (("--fits-bands", self.bands), ("--fits-size", self.sizes)):
             for name in values:
                 _check_array(name, f"{option} {name}=...", tuple(self.patterns))

@@ -6,13 +6,14 @@ Those beside this module in `surveys` are known by name; anyone can write anothe
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from msdata.core.checked_json import JsonValue
+from msdata.core.checked_json import JsonValue, Within
 from msdata.core.files import storage_error
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import MANTIS_SHRIMP, Survey
@@ -24,6 +25,39 @@ _CURE = "correct it, see the shipped ones in msdata/sources/surveys"
 _NANOMAGGIES = ("nanomaggy", "nanomaggies", "nmgy", "nanomgy")
 # AB magnitude of 1 Jy.
 _JANSKY_ZERO_POINT = 8.90
+_STERADIANS_PER_ARCSEC2 = math.radians(1 / 3600) ** 2
+# A hundredth of a magnitude.
+_AREA_TOLERANCE = 0.01
+# What BUNIT says of pixels whose flux the zero-point alone tells.
+_COUNTS = re.compile(
+    r"(counts?|cts?|adu|dn|electrons?|e-?|photons?|none|unknown)(/s(ec(ond)?)?|/\(?s\)?|s(\^|\*\*)?-1)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """An image of bits beside that of flux.
+
+    Attributes:
+        extension: its name or number, in the same file.
+        bad_bits: numbers of the bits that mark a bad pixel, 0 for the lowest.
+    """
+
+    extension: str
+    bad_bits: Annotated[tuple[Annotated[int, Within(0, 62)], ...], Within(1, 63)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """An image of weights or inverse variances beside that of flux.
+
+    Attributes:
+        extension: its name or number, in the same file.
+        zero_is_bad: a pixel without a weight above 0 is bad.
+    """
+
+    extension: str
+    zero_is_bad: Literal[True] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +70,8 @@ class SurveyFile:
         bands: in order.
         pixel_scale_arcsec: of the stamps.
         size: pixels of a stamp's side.
-        unit: of the pixels; a file whose BUNIT says another one is refused.
+        unit: of the pixels; a file whose BUNIT says another one is refused. Empty for counts.
+        requires_unit: refuse a file without BUNIT.
         zero_points_ab: AB magnitude of 1 unit, one or one per band, where no key says it.
         zero_point_keys: cards with the magnitude of 1 unit; the first that is there counts.
         flux_keys: cards with the flux of magnitude 0.
@@ -46,6 +81,8 @@ class SurveyFile:
         extension: name or number of the image extension; empty takes the only image.
         origins: words, one of which TELESCOP, INSTRUME or SURVEY must hold; empty for any.
         band_words: what headers call the bands, in lower case.
+        mask: where bad pixels are marked; these become NaN.
+        weight: likewise.
     """
 
     name: str
@@ -54,6 +91,7 @@ class SurveyFile:
     pixel_scale_arcsec: float
     size: int
     unit: str = ""
+    requires_unit: bool = False
     zero_points_ab: tuple[float, ...] = ()
     zero_point_keys: tuple[str, ...] = ()
     flux_keys: tuple[str, ...] = ()
@@ -63,6 +101,8 @@ class SurveyFile:
     extension: str = ""
     origins: tuple[str, ...] = ()
     band_words: Mapping[str, str] = field(default_factory=dict)
+    mask: Mask | None = None
+    weight: Weight | None = None
 
     def __post_init__(self) -> None:
         where = f"survey {self.name!r}"
@@ -84,11 +124,9 @@ class SurveyFile:
                 f"{where} needs a zero-point: zero_points_ab, zero_point_keys, flux_keys or "
                 "area_key"
             )
-        if AUXILIARY.search(self.extension.upper()):
-            raise UsageError(
-                f"{where}: extension {self.extension!r} is named like weights, errors or a mask, "
-                "which are not packed as an image"
-            )
+        check_not_auxiliary(where, self.files)
+        if self.requires_unit and not self.unit:
+            raise UsageError(f"{where}: requires_unit needs unit")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -116,12 +154,15 @@ class SurveyFile:
             casts_to_dtype=True,
         )
 
-    def zero_point_ab(self, band: str, photometry: Photometry) -> float:
+    def zero_point_ab(
+        self, band: str, photometry: Photometry, pixel_arcsec2: float | None = None
+    ) -> float:
         """AB magnitude of a pixel value of 1.
 
         Args:
             band: one of the bands.
             photometry: of the file's header, with the cards `keys` and `system_key`.
+            pixel_arcsec2: area of a pixel by the header's WCS, square arcsec; None if unknown.
 
         Raises:
             SampleError: the header says another unit or survey, or lacks the cards.
@@ -138,6 +179,12 @@ class SurveyFile:
             if (value := _positive(cards.get(key))) is not None:
                 return 2.5 * math.log10(value)
         if self.area_key and (value := _positive(cards.get(self.area_key))) is not None:
+            found = value if pixel_arcsec2 is None else pixel_arcsec2 * _STERADIANS_PER_ARCSEC2
+            if abs(value / found - 1) > _AREA_TOLERANCE:
+                raise SampleError(
+                    f"its {self.area_key} is {value:.4g} sr, but a pixel of its WCS has "
+                    f"{found:.4g} sr; correct the card"
+                )
             return _JANSKY_ZERO_POINT - 2.5 * math.log10(1e6 * value)
         if not self.zero_points_ab:
             raise SampleError(
@@ -147,15 +194,42 @@ class SurveyFile:
 
     def _check(self, photometry: Photometry) -> None:
         said, own = photometry.unit, self.unit.lower().replace(" ", "")
+        if not said and self.requires_unit:
+            raise SampleError(
+                f"its header has no BUNIT, expected {own!r} of {self.name}; add the card, or set "
+                "requires_unit = false in a survey file of your own"
+            )
         is_same = said == own or {said, own} <= {*_NANOMAGGIES}
-        if said and own and not is_same:
-            raise SampleError(f"its pixels' unit is {said!r}, expected {own!r} of {self.name}")
+        if not own:
+            is_same = _COUNTS.fullmatch(said) is not None
+        if said and not is_same:
+            expected = repr(own) if own else "counts"
+            raise SampleError(
+                f"its pixels' unit is {said!r}, expected {expected} of {self.name}; say what it is "
+                "in a survey file of your own"
+            )
         texts = [value.lower() for _, value in photometry.origin]
-        if self.origins and texts and not any(w in t for w in self.origins for t in texts):
+        words = [rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" for word in self.origins]
+        if words and texts and not any(re.search(w, t) for w in words for t in texts):
             raise SampleError(
                 f"its header says {', '.join(texts)}, so it is not of {self.name} and has another "
                 "zero-point"
             )
+
+
+def check_not_auxiliary(where: str, pattern: str) -> None:
+    """Refuses a pattern, or its extension, that names weights, errors or masks.
+
+    Raises:
+        UsageError: it does.
+    """
+    literal = pattern.replace("{id}", "-").replace("{band}", "-").upper()
+    found = AUXILIARY.search(literal)
+    if found:
+        raise UsageError(
+            f"{where}: {pattern!r} is named like weights, errors or a mask "
+            f"({found[0].strip()}), which are not packed as an image; name the files of its images"
+        )
 
 
 def _positive(value: Any) -> float | None:
