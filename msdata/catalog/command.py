@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WHEN_INTERRUPTED = "the catalog is not finished: run the same command again"
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
 _MARK = b"msdata catalog build"
+_POSITIONS_MARK = b"msdata catalog positions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--no-figure", action="store_true", help="do not draw redshift histograms")
     build.add_argument("--json", action="store_true", help="print the result as JSON")
     build.add_argument("--quiet", action="store_true", help="print no progress")
+    positions = actions.add_parser(
+        "positions", help="check a list of positions and add E(B-V), for fetch and predict"
+    )
+    positions.add_argument("table", type=Path, help="CSV, Parquet or FITS table of positions")
+    positions.add_argument("out", metavar="OUT.parquet", type=Path, help="table to write")
+    positions.add_argument(
+        "--ebv",
+        metavar="NAME=MAP.fits",
+        action="append",
+        default=[],
+        help="add a column ebv_NAME of a HEALPix map; repeatable",
+    )
+    positions.add_argument("--id-column", help="the table's column with the objects' ids")
+    positions.add_argument("--json", action="store_true", help="print the result as JSON")
     recipes = actions.add_parser("recipes", help="list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe's TOML")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds a catalog or shows recipes; returns the exit code."""
+    """Builds a catalog, lists positions or shows recipes; returns the exit code."""
+    if args.action == "positions":
+        return _write_positions(args)
     if args.action == "recipes":
         return _show_recipes(args.name)
     from msdata.catalog.build.build import build_catalog
@@ -65,6 +82,33 @@ def run(args: argparse.Namespace) -> int:
     for note in catalog.notes:
         print(f"note: {note}")
     print(f"{catalog.table.num_rows:,} objects in {args.out / FILES[0]} and {FILES[1]}")
+    return 0
+
+
+def _write_positions(args: argparse.Namespace) -> int:
+    import pyarrow.parquet
+
+    from msdata.catalog.build.spec import healpix_task
+    from msdata.catalog.positions import read_positions, with_reddening
+    from msdata.core.files import whole_file
+    from msdata.core.output_file import check_output, make_folder
+
+    if args.out.suffix != ".parquet":
+        raise UsageError(f"the table's name must end in .parquet, got {args.out}")
+    check_output(args.out, _POSITIONS_MARK)
+    tasks = [healpix_task(*word.partition("=")[::2]) for word in args.ebv]
+    found = with_reddening(read_positions(args.table, id_column=args.id_column), tasks)
+    make_folder(args.out.absolute().parent)
+    with whole_file(args.out) as file:
+        table = found.table.replace_schema_metadata({"made_by": _POSITIONS_MARK})
+        pyarrow.parquet.write_table(table, file, compression="zstd")
+    if args.json:
+        result = {"positions": table.num_rows, "columns": table.column_names, "out": str(args.out)}
+        print(json.dumps({**result, "notes": list(found.notes)}))
+        return 0
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"{table.num_rows:,} positions with {', '.join(table.column_names)} in {args.out}")
     return 0
 
 
