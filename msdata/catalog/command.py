@@ -97,7 +97,8 @@ def _write_positions(args: argparse.Namespace) -> int:
         raise UsageError(f"the table's name must end in .parquet, got {args.out}")
     check_output(args.out, _POSITIONS_MARK)
     tasks = [healpix_task(*word.partition("=")[::2]) for word in args.ebv]
-    found = with_reddening(read_positions(args.table, id_column=args.id_column), tasks)
+    maps = {f"ebv_{task.name}": task for task in tasks}
+    found = with_reddening(read_positions(args.table, id_column=args.id_column), maps)
     make_folder(args.out.absolute().parent)
     with whole_file(args.out) as file:
         table = found.table.replace_schema_metadata({"made_by": _POSITIONS_MARK})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,12 +144,12 @@ def read_positions(path: Path, *, id_column: str | None = None) -> Positions:
     return Positions(table=_checked(str(path), ids, ra, dec, others), notes=notes)
 
 
-def with_reddening(positions: Positions, tasks: Sequence[DustTask]) -> Positions:
+def with_reddening(positions: Positions, maps: Mapping[str, DustTask]) -> Positions:
     """Adds columns of E(B-V), float32, magnitudes; null where the map has none.
 
     Args:
         positions: the positions.
-        tasks: maps; each gives a column `ebv_NAME`.
+        maps: where each column comes from, by its name.
 
     Raises:
         UsageError: there is such a column already, or the map cannot be used.
@@ -157,8 +157,7 @@ def with_reddening(positions: Positions, tasks: Sequence[DustTask]) -> Positions
     """
     table, notes = positions.table, positions.notes
     ra, dec = (table[axis].to_numpy() for axis in ("ra", "dec"))
-    for task in tasks:
-        name = f"ebv_{task.name}"
+    for name, task in maps.items():
         if name in table.column_names:
             raise UsageError(
                 f"the positions have a column {name!r} already; name the map otherwise"
@@ -230,7 +229,9 @@ def _checked(
         raise UsageError(f"{place}: every object must have an id, got none in {_rows(missing)}")
     ra = ra % 360
     keys = np.round(np.stack([ra, dec]) / _SAME_DEG).astype(np.int64)
-    for what, values in (("id", np.array(ids, dtype=str)), ("position", keys)):
+    # `5` and `0000005` name one file.
+    numbers = [str(name).lstrip("0") if str(name).isdigit() else name for name in ids]
+    for what, values in (("id", np.array(numbers, dtype=str)), ("position", keys)):
         _, first = np.unique(values, axis=values.ndim - 1, return_index=True)
         repeated = np.setdiff1d(np.arange(len(ids)), first)
         if len(repeated):
