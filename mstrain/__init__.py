@@ -29,6 +29,7 @@ _EXPORTS = {
     "predict": "mstrain.notebook",
     "perceive": "mstrain.notebook",
     "export": "mstrain.serving.export",
+    "load": "mstrain.serving.model",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
 }
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from mstrain.notebook import evaluate, perceive, predict, train
     from mstrain.recipes import RECIPES, auto
     from mstrain.serving.export import export
+    from mstrain.serving.model import load
     from mstrain.training.checkpoint import load_model
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "auto",
     "evaluate",
     "export",
+    "load",
     "load_model",
     "perceive",
     "predict",

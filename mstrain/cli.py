@@ -15,7 +15,7 @@ COMMANDS = {
         "measure a trained network on a split and draw a report",
     ),
     "predict": (
-        "mstrain.evaluation.predict_command",
+        "mstrain.serving.predict_command",
         "write a table of redshift densities of a data set",
     ),
     "export": ("mstrain.serving.export", "write a trained network as one file, without pickles"),

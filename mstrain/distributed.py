@@ -241,6 +241,34 @@ def run_joined(
     return 0
 
 
+@contextmanager
+def one_rank(name: str, device: str, threads: int | None = None) -> Iterator[Ranks]:
+    """This process as the only rank; puts torch's settings back at the end.
+
+    Args:
+        name: the function of `mstrain` that is called, for the message.
+        device: "auto", "cpu" or "cuda".
+        threads: of torch; None chooses.
+
+    Raises:
+        UsageError: a launcher started several ranks, or the device does not exist.
+    """
+    topology = from_env()
+    if topology.num_ranks > 1:
+        raise UsageError(
+            f"mstrain.{name}() runs in one process, got rank {topology.rank} of "
+            f"{topology.num_ranks}; start ranks with torchrun -m mstrain.{name}"
+        )
+    chosen = choose_device(device, topology)
+    num_threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng([chosen] if chosen.type == "cuda" else []):
+            set_threads(threads, topology, chosen)
+            yield Ranks(topology=topology, device=chosen)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def _unreachable(error: RuntimeError, topology: Topology) -> LostRankError:
     """What it means that the ranks do not find each other."""
     return LostRankError(

@@ -8,19 +8,15 @@ are what the commands are for: `torchrun --nproc-per-node 4 -m mstrain.train ...
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import msdata
-from msdata.errors import UsageError
-from msdata.topology import from_env
 from mstrain.config import TrainConfig, batch_per_rank
-from mstrain.distributed import Ranks, StopRequest, choose_device, set_threads
+from mstrain.distributed import StopRequest
+from mstrain.distributed import one_rank as _one_rank
 from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
@@ -244,26 +240,3 @@ def perceive(
 
 def _folder(data: Data) -> Path:
     return data.path if isinstance(data, msdata.Dataset) else Path(data)
-
-
-@contextmanager
-def _one_rank(name: str, device: str, threads: int | None = None) -> Iterator[Ranks]:
-    """This process as the only rank; puts torch's settings back at the end.
-
-    Raises:
-        UsageError: a launcher started several ranks, or the device does not exist.
-    """
-    topology = from_env()
-    if topology.num_ranks > 1:
-        raise UsageError(
-            f"mstrain.{name}() runs in one process, got rank {topology.rank} of "
-            f"{topology.num_ranks}; start ranks with torchrun -m mstrain.{name}"
-        )
-    chosen = choose_device(device, topology)
-    num_threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng([chosen] if chosen.type == "cuda" else []):
-            set_threads(threads, topology, chosen)
-            yield Ranks(topology=topology, device=chosen)
-    finally:
-        torch.set_num_threads(num_threads)

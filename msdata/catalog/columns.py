@@ -119,7 +119,7 @@ def read_catalog(
         DataError: the file is broken.
         StorageError: the file system refused.
     """
-    table, notes = read_table(path, lambda names: _id_name(path, names, id_column))
+    table, notes = read_table(path, lambda names: find_id(path, names, id_column))
     return catalog_of_table(
         path,
         table,
@@ -162,7 +162,7 @@ def catalog_of_table(
         UsageError: a column is missing, may be another quantity, or is not numeric.
     """
     names = table.column_names
-    id_name = _id_name(path, names, id_column)
+    id_name = find_id(path, names, id_column)
     chosen, doubt = _canonical_columns(path, names, redshift_column, needs_redshift=needs_redshift)
     for name in columns or ():
         _check_column(path, names, name, "--columns")
@@ -229,32 +229,15 @@ def missing_id_column(catalog: Catalog) -> UsageError:
     )
 
 
-def _id_name(path: Path, names: Sequence[str], asked: str | None) -> str | None:
-    if asked is not None:
-        return _check_column(path, names, asked, "--id-column")
-    return known_id(names)
-
-
-def known_id(names: Sequence[str]) -> str | None:
-    """The column that holds ids, by its name; None where no name is known."""
-    return _first_alias(names, ID_NAMES)
-
-
-def position_names(path: Path, names: Sequence[str]) -> tuple[str, str]:
-    """The columns of right ascension and declination, by their names.
+def find_id(path: Path, names: Sequence[str], asked: str | None) -> str | None:
+    """The column with the ids: the one that was asked for, or of a known name; None for none.
 
     Raises:
-        UsageError: no such name is known.
+        UsageError: the table does not have the column that was asked for.
     """
-    found = [
-        _first_alias(names, _ALIASES[n]) or _part_of_coordinate(names, n) for n in ("ra", "dec")
-    ]
-    if found[0] is None or found[1] is None:
-        raise UsageError(
-            f"{path} has no columns of right ascension and declination of known names; it has "
-            f"{', '.join(names[:40])}; name them with --positions"
-        )
-    return found[0], found[1]
+    if asked is not None:
+        return _check_column(path, names, asked, "--id-column")
+    return find_alias(names, ID_NAMES)
 
 
 def _canonical_columns(
@@ -264,7 +247,7 @@ def _canonical_columns(
     chosen: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     for canonical, aliases in _ALIASES.items():
-        found = _first_alias(names, aliases)
+        found = find_alias(names, aliases)
         if canonical == "redshift" and redshift is not None:
             found = _check_column(path, names, redshift, "--redshift-column")
         elif found is not None and found.lower() == "z" and (beside := _may_be_other_z(names)):
@@ -315,9 +298,15 @@ def _other_ids(names: Sequence[str], chosen: str | None, asked: str | None) -> I
         )
 
 
-def _first_alias(names: Sequence[str], aliases: Sequence[str]) -> str | None:
+def find_alias(names: Sequence[str], aliases: Sequence[str]) -> str | None:
+    """The first of some known names that a table has, in any case; None where it has none."""
     by_lower = {name.lower(): name for name in reversed(names)}
     return next((by_lower[alias] for alias in aliases if alias in by_lower), None)
+
+
+def find_position(names: Sequence[str], axis: str) -> str | None:
+    """The column that holds a position's "ra" or "dec"; None where no name is known."""
+    return find_alias(names, _ALIASES[axis]) or _part_of_coordinate(names, axis)
 
 
 def _check_column(path: Path, names: Sequence[str], name: str, option: str) -> str:

@@ -20,6 +20,7 @@ WHEN_INTERRUPTED = "the catalog is not finished: run the same command again"
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
 _MARK = b"msdata catalog build"
 _MATCH_MARK = b"msdata catalog match"
+_POSITIONS_MARK = b"msdata catalog positions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--json", action="store_true", help="print the result as JSON")
     build.add_argument("--quiet", action="store_true", help="print no progress")
     _add_match(actions)
+    positions = actions.add_parser(
+        "positions", help="check a list of positions and add E(B-V), for fetch and predict"
+    )
+    positions.add_argument("table", type=Path, help="CSV, Parquet or FITS table of positions")
+    positions.add_argument("out", metavar="OUT.parquet", type=Path, help="table to write")
+    positions.add_argument(
+        "--ebv",
+        metavar="NAME=MAP.fits",
+        action="append",
+        default=[],
+        help="add a column ebv_NAME of a HEALPix map; repeatable",
+    )
+    positions.add_argument("--id-column", help="the table's column with the objects' ids")
+    positions.add_argument("--json", action="store_true", help="print the result as JSON")
     recipes = actions.add_parser("recipes", help="list the recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe's TOML")
 
@@ -63,7 +78,9 @@ def _add_match(actions: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds a catalog, matches one, or shows recipes; returns the exit code."""
+    """Builds a catalog, matches one, lists positions or shows recipes; returns the exit code."""
+    if args.action == "positions":
+        return _write_positions(args)
     if args.action == "recipes":
         return _show_recipes(args.name)
     if args.action == "match":
@@ -146,6 +163,34 @@ def _position_columns(text: str) -> tuple[tuple[str, str], tuple[str, str]]:
             "ra,dec=raMean,decMean"
         )
     return (pairs[0][0], pairs[0][1]), (pairs[1][0], pairs[1][1])
+
+
+def _write_positions(args: argparse.Namespace) -> int:
+    import pyarrow.parquet
+
+    from msdata.catalog.build.spec import healpix_task
+    from msdata.catalog.positions import read_positions, with_reddening
+    from msdata.core.files import whole_file
+    from msdata.core.output_file import check_output, make_folder
+
+    if args.out.suffix != ".parquet":
+        raise UsageError(f"the table's name must end in .parquet, got {args.out}")
+    check_output(args.out, _POSITIONS_MARK)
+    tasks = [healpix_task(*word.partition("=")[::2]) for word in args.ebv]
+    maps = {f"ebv_{task.name}": task for task in tasks}
+    found = with_reddening(read_positions(args.table, id_column=args.id_column), maps)
+    make_folder(args.out.absolute().parent)
+    with whole_file(args.out) as file:
+        table = found.table.replace_schema_metadata({"made_by": _POSITIONS_MARK})
+        pyarrow.parquet.write_table(table, file, compression="zstd")
+    if args.json:
+        result = {"positions": table.num_rows, "columns": table.column_names, "out": str(args.out)}
+        print(json.dumps({**result, "notes": list(found.notes)}))
+        return 0
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"{table.num_rows:,} positions with {', '.join(table.column_names)} in {args.out}")
+    return 0
 
 
 def _show_recipes(name: str | None) -> int:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from msdata.catalog.build.select import angles
-from msdata.catalog.columns import known_id, position_names
+from msdata.catalog.columns import ID_NAMES, find_alias, find_position
 from msdata.catalog.join import differ, first_of_each, without_zeros
 from msdata.catalog.scalars import are_integers, as_integers
 from msdata.catalog.sky import neighbors, sky_tree
@@ -118,7 +118,7 @@ def match_tables(catalog: Path, table: Path, config: MatchConfig) -> Matched:
     """
     id_name = None if config.on is None else config.on[0]
     objects, notes = read_table(
-        catalog, lambda names: id_name if id_name in names else known_id(names)
+        catalog, lambda names: id_name if id_name in names else find_alias(names, ID_NAMES)
     )
     found = open_table(table)
     _check_columns(catalog, objects.column_names, found, config)
@@ -225,9 +225,9 @@ def _by_position(
     """Rows of the table that lie close to an object."""
     assert config.within_arcsec is not None
     mine = (
-        config.positions[0] if config.positions else position_names(catalog, objects.column_names)
+        config.positions[0] if config.positions else _position_names(catalog, objects.column_names)
     )
-    theirs = config.positions[1] if config.positions else position_names(table.path, table.names)
+    theirs = config.positions[1] if config.positions else _position_names(table.path, table.names)
     at_N, sky = _sky(catalog, objects, mine)
     found_objects, found_rows, arcsec, pieces = [], [], [], []
     num_rows = num_nowhere = num_kept = 0
@@ -364,3 +364,18 @@ def _placeholder_note(name: str, column: pa.ChunkedArray) -> tuple[str, ...]:
         return ()
     first = column.filter(is_placeholder)[0].as_py()
     return (f"values of {name!r} that look like placeholders, such as {first:g}: {count:,}",)
+
+
+def _position_names(path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """The columns of right ascension and declination, by their names.
+
+    Raises:
+        UsageError: no such name is known.
+    """
+    found = find_position(names, "ra"), find_position(names, "dec")
+    if found[0] is None or found[1] is None:
+        raise UsageError(
+            f"{path} has no columns of right ascension and declination of known names; it has "
+            f"{', '.join(names[:40])}; name them with --positions"
+        )
+    return found[0], found[1]

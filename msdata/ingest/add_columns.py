@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msdata.catalog.columns import known_id
+from msdata.catalog.columns import ID_NAMES, find_alias
 from msdata.catalog.join import first_of_each, without_zeros
 from msdata.catalog.table import read_table
 from msdata.catalog.values import id_text
@@ -78,7 +78,7 @@ def add_columns(
     """
     folder, path = Path(data), Path(table)
     opened = open_dataset(folder)
-    found, notes = read_table(path, lambda names: id_column or known_id(names) or None)
+    found, notes = read_table(path, lambda names: id_column or find_alias(names, ID_NAMES) or None)
     names = found.column_names
     ids = _id_name(path, names, id_column)
     if take is None:
@@ -108,7 +108,7 @@ def add_columns(
 
 
 def _id_name(path: Path, names: Sequence[str], asked: str | None) -> str:
-    found = known_id(names) if asked is None else asked
+    found = find_alias(names, ID_NAMES) if asked is None else asked
     if found is None or found not in names:
         raise UsageError(
             f"{path} has no column {asked!r}; it has {', '.join(names[:40])}"

@@ -70,6 +70,7 @@ def predict_to(
     priors: Sequence[TargetPrior],
     columns: Sequence[str] = (),
     pixel_differences: Sequence[str] = (),
+    data_name: str | None = None,
     batch_size: int = DEFAULT_BATCH,
     is_quiet: bool = False,
 ) -> dict[str, Columns]:
@@ -83,6 +84,7 @@ def predict_to(
         priors: the one that the table's densities are under, then others to score samples under.
         columns: further columns of the index to take over.
         pixel_differences: from the training's, see `mstrain.data.pixels`, for the metadata.
+        data_name: what the metadata call the data; None means the data set's folder.
         batch_size: samples of this rank at a time.
         is_quiet: show no progress.
 
@@ -115,7 +117,7 @@ def predict_to(
                 table,
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
-                origin_of(run, splits, priors[0], pixel_differences),
+                origin_of(run, splits, priors[0], pixel_differences, data_name),
             )
 
         ranks.on_first(write)
@@ -188,6 +190,7 @@ def origin_of(
     splits: Sequence[Split],
     prior: TargetPrior,
     pixel_differences: Sequence[str] = (),
+    data_name: str | None = None,
 ) -> dict[str, Any]:
     """Where predictions came from, and under which prior, for the table's metadata."""
     data = splits[0].dataset
@@ -197,7 +200,7 @@ def origin_of(
         "checkpoint": run.which,
         "step": run.step,
         "epochs": run.epochs,
-        "data": str(data.path.absolute()),
+        "data": data_name or str(data.path.absolute()),
         "fingerprint": data.manifest.fingerprint,
         "added_fingerprint": added_fingerprint(data.added),
         "splits": [split.name for split in splits],

@@ -204,7 +204,7 @@ import mstrain
 assert "torch" not in sys.modules
 assert set(mstrain.__all__) <= set(dir(mstrain))
 assert "torch" not in sys.modules
-import mstrain.training.command, mstrain.evaluation.command, mstrain.evaluation.predict_command
+import mstrain.training.command, mstrain.evaluation.command, mstrain.serving.predict_command
 for name in {NAMES!r}:
     function = getattr(mstrain, name)
     assert callable(function), name

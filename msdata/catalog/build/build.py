@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
+from msdata.catalog.positions import position_id
 from msdata.catalog.sky import close_pairs
 from msdata.catalog.table import open_table, read_pieces
 from msdata.catalog.values import EBV_RANGE
@@ -265,7 +266,7 @@ def _named_objects(kept: pa.Table) -> pa.Array:
         return ids
     rows = kept.take(pa.array(missing))
     names = [
-        f"J{ra:09.5f}{dec:+09.5f}"
+        position_id(ra, dec)
         for ra, dec in zip(rows["ra"].to_pylist(), rows["dec"].to_pylist(), strict=True)
     ]
     mask = np.zeros(len(ids), bool)

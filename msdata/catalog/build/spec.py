@@ -167,3 +167,18 @@ def _dust_of(name: str, entry: Mapping[str, Any], folder: Path) -> DustTask:
         field=entry.get("field"),
         frame=frame,
     )
+
+
+def healpix_task(name: str, path: str) -> DustTask:
+    """A column `ebv_NAME` of a HEALPix map.
+
+    Raises:
+        UsageError: the name is none, or the file does not exist.
+    """
+    if not (name.isidentifier() and path):
+        raise UsageError(
+            f"--ebv must be NAME=MAP.fits, such as csfd=csfd_ebv.fits, got {name}={path}"
+        )
+    if not Path(path).is_file():
+        raise UsageError(f"the map {path} of E(B-V) is not a file; check the path")
+    return DustTask(name=name, kind="healpix", value=path)

@@ -119,8 +119,13 @@ class Canvas:
     def __exit__(self, *of_error: object) -> None:
         self._style.__exit__(*of_error)
 
-    def picture(self, title: str, *, alt: str, caption: str) -> Picture:
-        """The figure as it is now."""
+    def drawing(self, kind: str, **metadata: str | None) -> bytes:
+        """The figure as it is now, as a file's content.
+
+        Args:
+            kind: "svg" or "png".
+            **metadata: of the file; None leaves out what matplotlib would write.
+        """
         from matplotlib.text import Text
 
         for text in self.figure.findobj(Text):
@@ -129,13 +134,15 @@ class Canvas:
         with warnings.catch_warnings():
             # A character that the font lacks is drawn as a box.
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-            self.figure.savefig(
-                content, format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None}
-            )
+            self.figure.savefig(content, format=kind, dpi=_DPI, metadata=metadata)
+        return content.getvalue()
+
+    def picture(self, title: str, *, alt: str, caption: str) -> Picture:
+        """The figure as it is now."""
         return Picture(
             title=title,
             alt=alt,
             caption=caption,
-            svg=content.getvalue(),
+            svg=self.drawing("svg", Date=None, Creator=None),
             width_px=round(self._size[0] * 96),
         )

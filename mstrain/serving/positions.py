@@ -1,0 +1,289 @@
+"""Positions in, densities out: cutouts are fetched, packed and predicted in a scratch folder.
+
+The three steps are those of `msdata fetch`, `msdata pack` and `mstrain predict`, with their rates,
+checks and bytes, so the densities are the same bit for bit. The folder goes with the call.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import msdata
+from msdata.catalog.positions import Positions
+from msdata.dataset.dataset import Split
+from msdata.errors import UsageError
+from msdata.fetch.journal import Entry
+from msdata.fetch.service import SERVICES, Service
+from msdata.schema import Schema
+from mstrain.data.pixels import check_pixels
+from mstrain.distributed import Ranks
+from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
+from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS
+from mstrain.evaluation.predictions import read_predictions
+from mstrain.evaluation.run_info import (
+    TrainedRun,
+    check_data,
+    find_prior,
+    open_run,
+)
+from mstrain.models.prior import NATURAL
+from mstrain.serving.cutouts import fetch_cutouts, without_scratch
+
+# Of the index: what the cutouts lack, and where they are.
+_CARRIED = ("ra", "dec", "missing_bands")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """How cutouts of positions are fetched, and what is predicted of them.
+
+    Attributes:
+        services: where to ask and how often, by name.
+        contact: address for the operators of the services.
+        checkpoint: "best" or "last".
+        prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
+        has_any_pixels: take pixels of another kind than the training's.
+        batch_size: samples at a time.
+        is_quiet: show no progress.
+    """
+
+    services: Mapping[str, Service] = field(default_factory=lambda: dict(SERVICES))
+    contact: str | None = None
+    checkpoint: str = "best"
+    prior: str = NATURAL
+    has_any_pixels: bool = False
+    batch_size: int = DEFAULT_BATCH
+    is_quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictedPosition:
+    """What a network says of one position.
+
+    Attributes:
+        sample_id: its id.
+        ra: right ascension, degrees.
+        dec: declination, degrees.
+        ebv: E(B-V) that the network took, magnitudes; None where it takes none.
+        estimates: z_mean, z_median, z_mode, z_std, z_q16 and z_q84.
+        density: float32 (K,), per unit redshift in each bin.
+        missing_bands: bands without coverage, such as "galex.FUV".
+        num_filled: NaN pixels that were filled, by array.
+        num_nan: NaN pixels that were left, by array.
+        cutouts: the arrays that the network saw, before augmentation, by name.
+    """
+
+    sample_id: str
+    ra: float
+    dec: float
+    ebv: float | None
+    estimates: Mapping[str, float]
+    density: NDArray[np.float32]
+    missing_bands: tuple[str, ...]
+    num_filled: Mapping[str, int]
+    num_nan: Mapping[str, int]
+    cutouts: Mapping[str, NDArray[Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the cutouts."""
+        plain = {name: value for name, value in vars(self).items() if name != "cutouts"}
+        estimates = plain.pop("estimates")
+        density = [float(value) for value in self.density]
+        return {**plain, **estimates, "density": density, "missing_bands": list(self.missing_bands)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictedPositions:
+    """What a network says of some positions.
+
+    Attributes:
+        objects: in the order of the positions, without those that failed.
+        failures: positions without a prediction, with the reason.
+        edges: float64 (K + 1,), edges of the densities' bins.
+        schema: bands and pixel scales of the cutouts.
+        origin: network, checkpoint and prior.
+    """
+
+    objects: tuple[PredictedPosition, ...]
+    failures: tuple[Entry, ...]
+    edges: Floats
+    schema: Schema
+    origin: Mapping[str, Any]
+
+
+def predict_positions(
+    run: Path,
+    positions: Positions,
+    out: Path,
+    config: PositionConfig,
+    ranks: Ranks,
+    *,
+    data_name: str,
+    columns: Sequence[str] = (),
+) -> tuple[int, tuple[Entry, ...]]:
+    """Writes the table of predictions of positions.
+
+    Args:
+        run: the run's folder, or a model file.
+        positions: where to look, with the E(B-V) that the network needs.
+        out: the table's file.
+        config: how to fetch, what to predict.
+        ranks: this process alone.
+        data_name: what the table's metadata call the positions.
+        columns: of the positions, to copy into the table.
+
+    Returns:
+        How many were predicted, and the others with their reasons.
+
+    Raises:
+        UsageError: network, positions and options do not go together, or there are several ranks.
+        DataError: no position could be predicted.
+        StorageError: the file system refused.
+    """
+    with _predicted(
+        run, positions, config, ranks, out=out, data_name=data_name, columns=columns
+    ) as (data, _, failures):
+        return len(data), failures
+
+
+def at_positions(
+    run: Path, positions: Positions, config: PositionConfig, ranks: Ranks
+) -> PredictedPositions:
+    """Predicts positions, with the cutouts that the network saw.
+
+    Args:
+        run: see `predict_positions`, as for all others.
+        positions: see there.
+        config: see there.
+        ranks: see there.
+
+    Raises:
+        UsageError: see there.
+        DataError: see there.
+        StorageError: see there.
+    """
+    with _predicted(run, positions, config, ranks) as (data, table, failures):
+        found = read_predictions(table)
+        densities = np.concatenate(list(found.density_parts()))
+        column = open_run(run, config.checkpoint).config.model.ebv_column
+        samples = [data[number] for number in range(len(data))]
+        objects = {}
+        for row, sample in enumerate(samples):
+            estimates = {n: float(found.columns[n][row]) for n in (*POINT_ESTIMATES, *SPREADS)}
+            objects[str(sample["sample_id"])] = PredictedPosition(
+                sample_id=str(sample["sample_id"]),
+                ra=float(sample["ra"]),
+                dec=float(sample["dec"]),
+                ebv=None if column is None else float(sample[column]),
+                estimates=estimates,
+                density=densities[row],
+                missing_bands=tuple(filter(None, str(sample["missing_bands"] or "").split(","))),
+                num_filled={n: int(sample[f"filled_{n}"]) for n in data.schema.names},
+                num_nan={n: int(sample[f"nan_{n}"]) for n in data.schema.names},
+                cutouts={name: sample[name] for name in data.schema.names},
+            )
+        ids = positions.table["sample_id"].to_pylist()
+        return PredictedPositions(
+            objects=tuple(objects[name] for name in ids if name in objects),
+            failures=failures,
+            edges=found.edges,
+            schema=data.schema,
+            origin=found.origin,
+        )
+
+
+@contextmanager
+def _predicted(
+    run: Path,
+    positions: Positions,
+    config: PositionConfig,
+    ranks: Ranks,
+    *,
+    out: Path | None = None,
+    data_name: str = "positions",
+    columns: Sequence[str] = (),
+) -> Iterator[tuple[msdata.Dataset, Path, tuple[Entry, ...]]]:
+    """The data set of positions, the table of its predictions, and the positions that failed."""
+    if ranks.count > 1:
+        raise UsageError(
+            f"positions are predicted by one process, as the services' rates ask for; got "
+            f"{ranks.count} ranks: start without torchrun, or fetch and pack first"
+        )
+    unknown = [name for name in columns if name not in positions.table.column_names]
+    if unknown:
+        raise UsageError(
+            f"the positions have no column {', '.join(unknown)}; they have "
+            f"{', '.join(positions.table.column_names)}"
+        )
+    trained = open_run(run, config.checkpoint)
+    priors = [find_prior(trained, config.prior)]
+    _check_reddening(trained, positions)
+    check_columns(columns)
+    # A thread of the fetch may still be writing when an error ends it.
+    with tempfile.TemporaryDirectory(prefix="mstrain-", ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+        with without_scratch(scratch):
+            data, failures = fetch_cutouts(
+                trained,
+                positions,
+                scratch,
+                config.services,
+                contact=config.contact,
+                is_quiet=config.is_quiet,
+            )
+            splits = [data.split(name) for name in data.splits if len(data.split(name))]
+            names = [split.name for split in splits]
+            check_data(trained, data, names)
+            differences = check_pixels(trained, data, names, is_told=config.has_any_pixels)
+            table = out or scratch / "predictions.parquet"
+            predict_to(
+                table,
+                trained,
+                splits,
+                ranks,
+                priors=priors,
+                columns=_columns_of(splits[0], columns),
+                pixel_differences=differences,
+                data_name=data_name,
+                batch_size=config.batch_size,
+                is_quiet=config.is_quiet,
+            )
+        yield data, table, failures
+
+
+def _check_reddening(trained: TrainedRun, positions: Positions) -> None:
+    """Refuses positions without the E(B-V) that the network takes, before anything is fetched."""
+    column = trained.config.model.ebv_column
+    if column is None:
+        return
+    if column not in positions.table.column_names:
+        raise UsageError(
+            f"the network of {trained.path} takes {column}, which the positions do not have; give "
+            "--ebv-map MAP.fits, or a table of 'msdata catalog positions --ebv "
+            f"{column.removeprefix('ebv_')}=MAP.fits'"
+        )
+    num_missing = positions.table[column].null_count
+    if num_missing:
+        raise UsageError(
+            f"every position must have an {column}, got none for {num_missing:,} of "
+            f"{positions.table.num_rows:,}; leave those out"
+        )
+
+
+def _columns_of(split: Split, asked: Sequence[str]) -> list[str]:
+    """Columns of the index that the table of predictions takes over."""
+    pixels = [f"{kind}_{name}" for kind in ("filled", "nan") for name in split.schema.names]
+    return list(dict.fromkeys([*_CARRIED, *pixels, *asked]))
