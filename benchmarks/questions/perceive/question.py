@@ -56,7 +56,7 @@ def design_of(settings: Settings) -> Design:
     return Design(
         num_objects=settings.mock or (600 if is_quick else 10_000),
         epochs=2 if is_quick else 6,
-        num_control=300 if is_quick else 2_500,
+        num_control=300 if is_quick else 1_500,
         control_epochs=2 if is_quick else 8,
         permutations=2,
         redshift_edges=_QUICK_EDGES if is_quick else _EDGES,
