@@ -18,6 +18,10 @@ COMMANDS = {
         "mstrain.evaluation.predict_command",
         "write a table of redshift densities of a data set",
     ),
+    "baseline": (
+        "mstrain.evaluation.baseline_command",
+        "compare an evaluated network with nearest neighbors in colors of the same cutouts",
+    ),
     "perceive": (
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",

@@ -19,6 +19,7 @@ from benchmarks.questions.perceive.findings import (
     maps_of,
     marginal_crps,
     rank_correlations,
+    score_differences,
 )
 from benchmarks.questions.perceive.fisher import flux_errors, lost_shares, mock_shares
 from benchmarks.questions.perceive.picture import draw_headline
@@ -114,6 +115,26 @@ def test_scores_in_bins_are_the_rise_over_what_the_network_knows() -> None:
     assert marginal_crps(np.array([0.2, 1.2])).tolist() == [0.25, 0.25]
 
 
+def test_differences_of_scores_are_paired_by_object_and_exactly_0_for_the_same_network() -> None:
+    random = np.random.default_rng(5)
+    losses = {
+        "as it is": random.uniform(0, 0.02, 50),
+        "marginal": random.uniform(0.1, 0.2, 50),
+        "panstarrs.g": random.uniform(0.02, 0.08, 50),
+        "galex+unwise": np.ones(50),
+        "sample_id": np.arange(50).astype(str),
+    }
+    turned = {name: values[::-1] for name, values in losses.items()}
+    found = score_differences({"early": losses, "late": turned}, replicates=20)
+    assert set(found) == {"panstarrs.g"}
+    assert found["panstarrs.g"] == pytest.approx({"value": 0, "low": 0, "high": 0}, abs=1e-12)
+    harmed = {**losses, "panstarrs.g": losses["panstarrs.g"] + 0.01}
+    change = score_differences({"early": losses, "late": harmed}, replicates=20)["panstarrs.g"]
+    known = losses["marginal"].mean() - losses["as it is"].mean()
+    assert change["value"] == pytest.approx(0.01 / known)
+    assert change["low"] == pytest.approx(change["value"], rel=0.1)
+
+
 def test_leading_bands_are_told_to_be_in_order_or_not() -> None:
     found = np.zeros((9, 4))
     for column, band in enumerate("griz"):
@@ -173,7 +194,7 @@ def make_result() -> dict[str, Any]:
         "objects_in_bins": [3, 3, 3],
         "fisher": values,
         "fisher_leading_optical": ["g", "r", "i"],
-        "networks": dict.fromkeys(("early", "late", "early, within magnitude"), network),
+        "networks": dict.fromkeys(("early", "late"), network),
         "late_minus_early": {"panstarrs.g": score},
         "controls": check_controls(scores_of({}), scores_of({})),
     }

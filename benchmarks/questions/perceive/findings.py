@@ -49,8 +49,12 @@ class Objects:
     salience: Floats
 
 
-def read_objects(path: Path, edges: Sequence[float]) -> Objects:
-    """Objects of a table of `mstrain perceive`."""
+def read_objects(path: Path, edges: Sequence[float]) -> tuple[Objects, dict[str, Floats]]:
+    """Objects of a table of `mstrain perceive`, and their CRPS by what was exchanged.
+
+    Returns:
+        The objects; float64 (N,) by modality, with "as it is", "marginal" and "sample_id".
+    """
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
@@ -61,14 +65,51 @@ def read_objects(path: Path, edges: Sequence[float]) -> Objects:
         return np.asarray(table.column(name).to_numpy(), np.float64)
 
     truth_N = numbers("redshift")
-    return Objects(
-        sample_ids=tuple(table.column("sample_id").to_pylist()),
+    names_of_losses = [name for name in table.column_names if name.startswith("crps:")]
+    losses = {name[5:]: numbers(name) for name in names_of_losses}
+    losses |= {"marginal": marginal_crps(truth_N)}
+    losses["sample_id"] = table.column("sample_id").to_numpy(zero_copy_only=False)
+    objects = Objects(
+        sample_ids=tuple(losses["sample_id"].tolist()),
         bins=np.searchsorted(np.asarray(edges), truth_N, side="right") - 1,
         losses=numbers(f"crps:{_BASE}"),
         marginal=marginal_crps(truth_N),
         exchanged=np.stack([numbers(f"crps:{name}") for name in columns], axis=1),
         salience=np.stack([numbers(f"salience:{name}") for name in columns], axis=1),
     )
+    return objects, losses
+
+
+def score_differences(
+    losses: Mapping[str, Mapping[str, Floats]], *, replicates: int, seed: int = 0
+) -> dict[str, dict[str, float | None]]:
+    """Scores by task of the second network minus the first's, paired by object.
+
+    Args:
+        losses: of two networks on the same objects, from `read_objects`.
+        replicates: resamplings of the objects.
+        seed: of them.
+
+    Returns:
+        The difference with its 95 % interval, by modality that both have.
+    """
+    first, second = losses.values()
+    place = {name: row for row, name in enumerate(second["sample_id"])}
+    rows_N = np.array([place[name] for name in first["sample_id"]])
+    known = set(first) & set(second) - {_BASE, "marginal", "sample_id"}
+    random = np.random.default_rng(seed)
+    count = len(rows_N)
+    draws = [np.arange(count), *(random.integers(count, size=count) for _ in range(replicates))]
+
+    def score(one: Mapping[str, Floats], name: str, rows: NDArray[np.int64]) -> float:
+        base = one[_BASE][rows].mean()
+        return float((one[name][rows].mean() - base) / (one["marginal"][rows].mean() - base))
+
+    return {
+        name: interval([score(second, name, rows_N[d]) - score(first, name, d) for d in draws])
+        for name in first
+        if name in known and "+" not in name
+    }
 
 
 def by_bin(

@@ -24,6 +24,7 @@ from benchmarks.questions.perceive.findings import (
     maps_of,
     rank_correlations,
     read_objects,
+    score_differences,
 )
 from benchmarks.questions.perceive.fisher import FLOOR, mock_shares
 from benchmarks.questions.perceive.picture import draw_headline
@@ -107,20 +108,17 @@ def findings_of(
     place = {name: row for row, name in enumerate(ids)}
     num_bins = len(design.redshift_edges) - 1
     networks: dict[str, Any] = {}
-    tables = {
-        EARLY: ("standard", "perceive-test.parquet"),
-        LATE: ("standard", "perceive-test-2.parquet"),
-        f"{EARLY}, within magnitude": ("magnitude", "perceive-test.parquet"),
-    }
+    losses: dict[str, Any] = {}
     counts: list[int] = []
     fisher = np.empty(0)
-    for name, (cell, table) in tables.items():
-        objects = read_objects(scores_folder(folder, cell) / table, design.redshift_edges)
+    for name in (EARLY, LATE):
+        table = scores_folder(folder, name) / "perceive-test.parquet"
+        objects, losses[name] = read_objects(table, design.redshift_edges)
         own_NB = share_NB[[place[i] for i in objects.sample_ids]]
         maps = maps_of(objects, own_NB, num_bins)
         counts = np.bincount(objects.bins[objects.bins >= 0], minlength=num_bins).tolist()
         fisher = maps.pop("fisher")
-        run = scores[cell]["perception"]["runs"][1 if name == LATE else 0]
+        run = scores[name]["perception"]["runs"][0]
         networks[name] = {
             "scores": _scores_of(run),
             **{measure: _plain(found) for measure, found in maps.items()},
@@ -135,7 +133,7 @@ def findings_of(
         "fisher_leading": leading_bands(fisher),
         "fisher_leading_optical": leading_bands(fisher, OPTICAL),
         "networks": networks,
-        "late_minus_early": scores["standard"]["differences"][0]["by_task"],
+        "late_minus_early": score_differences(losses, replicates=_REPLICATES),
         "controls": check_controls(scores["deaf"], scores["only"]),
     }
 
@@ -249,8 +247,7 @@ def _bins_table(result: Mapping[str, Any]) -> Table:
             "Share of the Fisher information on z that is lost with the band: mock spectra, "
             f"point sources at the mock's depths, errors of at least {FLOOR:.0%}, free amplitude; "
             "medians. V: median variance of the estimate when the band is another object's, over "
-            "(1 + z)^2. P: perceptual score by task of the CRPS. Within magnitude: partners are "
-            "neighbors in r."
+            "(1 + z)^2. P: perceptual score by task of the CRPS."
         ),
     )
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,47 +41,30 @@ class Design:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Some networks on one data set, perceived together.
+    """A network on a data set, and what it perceives.
 
     Attributes:
-        name: of the scores.
+        name: of the training and its scores.
         data: name of the data set.
-        runs: settings of each training, by name; paired by object.
-        within: quantity whose neighbors exchange.
-        permutations: partners of each object.
+        settings: of the training.
+        options: more of `mstrain perceive`.
     """
 
     name: str
     data: str
-    runs: Mapping[str, tuple[str, ...]]
-    permutations: int
-    within: str = "none"
-    options: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
 
 def cells_of(design: Design) -> tuple[Cell, ...]:
     """What is trained and measured, the headline first."""
     epochs, fewer = f"epochs={design.epochs}", f"epochs={design.control_epochs}"
-    early = {EARLY: (epochs,)}
     edges = ("--redshift-edges", ",".join(f"{z:g}" for z in design.redshift_edges))
     return (
-        Cell(
-            name="standard",
-            data="standard",
-            runs={**early, LATE: (epochs, "augment.fusion=late")},
-            permutations=design.permutations,
-            options=edges,
-        ),
-        Cell(name="deaf", data="deaf", runs={"deaf": (fewer,)}, permutations=2),
-        Cell(name="only", data="only", runs={"only": (fewer,)}, permutations=2),
-        Cell(
-            name="magnitude",
-            data="standard",
-            runs=early,
-            permutations=design.permutations,
-            within="magnitude",
-            options=edges,
-        ),
+        Cell(name=EARLY, data="standard", settings=(epochs,), options=edges),
+        Cell(name="deaf", data="deaf", settings=(fewer,)),
+        Cell(name="only", data="only", settings=(fewer,)),
+        Cell(name=LATE, data="standard", settings=(epochs, "augment.fusion=late"), options=edges),
     )
 
 
@@ -110,12 +92,10 @@ def _measure(cell: Cell, design: Design, folder: Path) -> dict[str, Any]:
     path = out / "perceive-test.json"
     if not path.is_file():
         data = make_data(cell.data, design, folder)
-        runs = [folder / f"run-{name}" for name in cell.runs]
-        for run, settings in zip(runs, cell.runs.values(), strict=True):
-            run_mstrain("train", "demo", data, "--out", run, *settings)
-        words = ["--permutations", str(cell.permutations), "--within", cell.within]
-        words += [*cell.options, "--out", str(out), "--no-report"]
-        run_mstrain("perceive", *runs, data, *words)
+        run = folder / f"run-{cell.name}"
+        run_mstrain("train", "demo", data, "--out", run, *cell.settings)
+        words = ["--permutations", str(design.permutations), *cell.options]
+        run_mstrain("perceive", run, data, *words, "--out", out, "--no-report")
     found: dict[str, Any] = json.loads(path.read_bytes())
     return found
 
