@@ -1,4 +1,7 @@
-"""The headline: heat maps of bands against redshift, breaks over them, beside the information."""
+"""The headline: heat maps of bands against redshift, breaks over them, beside the information.
+
+It stands alone as the only file of the study that draws.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.questions.perceive.trainings import EARLY
 from msdata.mock.filters import find_crossings, load_filters
 from msdata.mock.photometry import BANDS
 from mstrain.evaluation.report.canvas import COLOUR_MAP, Canvas
@@ -20,14 +22,14 @@ def draw_headline(result: Mapping[str, Any]) -> bytes:
     Args:
         result: of the study.
     """
-    network = result["networks"][EARLY]
+    maps = {name: np.array(found, np.float64) for name, found in result["maps"].items()}
     edges = np.asarray(result["design"]["redshift_edges"], np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        salience = np.log10(np.array(network["salience"], np.float64))
+        salience = np.log10(maps["salience"])
     panels = (
         ("log10 of salience V", np.where(np.isfinite(salience), salience, np.nan), None),
-        ("perceptual score P", np.array(network["score"], np.float64), None),
-        ("information lost with the band", np.array(result["fisher"], np.float64), (0.0, 0.6)),
+        ("perceptual score P", maps["score"], None),
+        ("information lost with the band", maps["fisher"], (0.0, 0.6)),
     )
     crossings = find_crossings(load_filters(), float(edges[-1]))
     rows = np.arange(len(BANDS) + 1) - 0.5

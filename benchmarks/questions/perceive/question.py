@@ -30,7 +30,7 @@ from benchmarks.questions.perceive.fisher import FLOOR, mock_shares
 from benchmarks.questions.perceive.picture import draw_headline
 from benchmarks.questions.perceive.trainings import (
     EARLY,
-    LATE,
+    PAIR,
     Design,
     make_data,
     measure_all,
@@ -49,6 +49,8 @@ _QUICK_EDGES = (0, 0.2, 0.4, 0.8, 1.6)
 _REPLICATES = 500
 # Name of a measure -> what it is called.
 _MEASURES = {"salience": "salience V", "score": "perceptual score P"}
+# Maps in the order of the table, and how their values are shown.
+_FORMS = {"fisher": ".0%", "score": ".2f", "salience": ".1e"}
 
 
 def design_of(settings: Settings) -> Design:
@@ -105,37 +107,30 @@ def findings_of(
     split = msdata.open(make_data("standard", design, folder)).split("test")
     ids = split.table(["sample_id"]).column(0).to_pylist()
     share_NB = mock_shares(ids, split.numbers("ebv_csfd"), design.num_objects)
-    place = {name: row for row, name in enumerate(ids)}
     num_bins = len(design.redshift_edges) - 1
-    networks: dict[str, Any] = {}
-    losses: dict[str, Any] = {}
-    counts: list[int] = []
-    fisher = np.empty(0)
-    for name in (EARLY, LATE):
-        table = scores_folder(folder, name) / "perceive-test.parquet"
-        objects, losses[name] = read_objects(table, design.redshift_edges)
-        own_NB = share_NB[[place[i] for i in objects.sample_ids]]
-        maps = maps_of(objects, own_NB, num_bins)
-        counts = np.bincount(objects.bins[objects.bins >= 0], minlength=num_bins).tolist()
-        fisher = maps.pop("fisher")
-        run = scores[name]["perception"]["runs"][0]
-        networks[name] = {
-            "scores": _scores_of(run),
-            **{measure: _plain(found) for measure, found in maps.items()},
-            "rho": rank_correlations(objects, own_NB, num_bins, replicates=_REPLICATES),
-            "leading": {m: leading_bands(found) for m, found in maps.items()},
-            "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
-        }
+    objects, _ = read_objects(_table_of(folder, EARLY), design.redshift_edges)
+    place = {name: row for row, name in enumerate(ids)}
+    share_NB = share_NB[[place[name] for name in objects.sample_ids]]
+    maps = maps_of(objects, share_NB, num_bins)
+    pair = {name: read_objects(_table_of(folder, name), design.redshift_edges)[1] for name in PAIR}
+    inside = (objects.bins >= 0) & (objects.bins < num_bins)
     return {
         "num_test": len(ids),
-        "objects_in_bins": counts,
-        "fisher": _plain(fisher),
-        "fisher_leading": leading_bands(fisher),
-        "fisher_leading_optical": leading_bands(fisher, OPTICAL),
-        "networks": networks,
-        "late_minus_early": score_differences(losses, replicates=_REPLICATES),
+        "objects_in_bins": np.bincount(objects.bins[inside], minlength=num_bins).tolist(),
+        "maps": {measure: _plain(found) for measure, found in maps.items()},
+        "leading": {measure: leading_bands(found) for measure, found in maps.items()},
+        "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
+        "rho": rank_correlations(objects, share_NB, num_bins, replicates=_REPLICATES),
+        "networks": {
+            name: _scores_of(scores[name]["perception"]["runs"][0]) for name in (EARLY, *PAIR)
+        },
+        "late_minus_early": score_differences(pair, replicates=_REPLICATES),
         "controls": check_controls(scores["deaf"], scores["only"]),
     }
+
+
+def _table_of(folder: Path, cell: str) -> Path:
+    return scores_folder(folder, cell) / "perceive-test.parquet"
 
 
 def _scores_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,13 +147,13 @@ def _plain(found: Any) -> list[list[float | None]]:
 def show(result: Mapping[str, Any]) -> Shown:
     """What the report shows."""
     networks = result["networks"]
-    names = [n for n in networks[EARLY]["scores"] if n not in ("NMAD", "CRPS")]
+    names = [n for n in networks[EARLY] if n not in ("NMAD", "CRPS")]
     chart = Chart(
-        title="Perceptual scores by task (CRPS), early and late fusion",
+        title="Perceptual scores by task (CRPS)",
         kind="bars",
         labels=names,
         x_label="0: ignored, 1: as bad as knowing nothing; whiskers: 95 % intervals",
-        series=[_series(n, networks[n]["scores"], names) for n in (EARLY, LATE)],
+        series=[_series(name, scores, names) for name, scores in networks.items()],
     )
     return Shown(
         title="Which band matters at which redshift?",
@@ -169,40 +164,40 @@ def show(result: Mapping[str, Any]) -> Shown:
 
 
 def _series(name: str, scores: Mapping[str, Any], names: Sequence[str]) -> Series:
-    found = [scores[n] or {"value": 0.0, "low": 0.0, "high": 0.0} for n in names]
+    found = [scores.get(n) or {"value": 0.0, "low": 0.0, "high": 0.0} for n in names]
     ends = {end: [e[end] for e in found] for end in ("value", "low", "high")}
     return Series(name=name, values=ends["value"], least=ends["low"], greatest=ends["high"])
 
 
 def sentences_of(result: Mapping[str, Any]) -> list[str]:
     """What was found, first whether the controls hold."""
-    controls, networks = result["controls"], result["networks"]
+    controls, design = result["controls"], result["design"]
     deaf, only = controls["deaf"], controls["only"]
     found = [
-        f"Control, {deaf['band']} taken from other objects: P = {_text(deaf['score'])}; its "
+        f"Networks: `demo` on {design['num_objects']:,} mock objects for {design['epochs']} epochs "
+        f"(NMAD {result['networks'][EARLY]['NMAD']:.4f} on {result['num_test']:,} test objects); "
+        f"controls, and the pair of fusions, on {design['num_control']:,} for "
+        f"{design['control_epochs']} epochs; one training each.",
+        f"Control, {deaf['band']} taken from other objects: P = {_text(deaf['score'], 4)}; its "
         f"interval must hold 0 and |P| be below {MOST_DEAF:g}: {_verdict(deaf['holds'])}.",
         f"Control, all but {only['band']} taken from other objects: P = {_text(only['score'])}, "
         f"must be above {LEAST_ONLY:g}; the largest other is {only['largest_other']} with "
         f"{_text(only['other_score'])}, must be below {MOST_OTHER:g}: {_verdict(only['holds'])}.",
     ]
-    for name, network in networks.items():
-        for measure, title in _MEASURES.items():
-            rho, within = network["rho"][measure], network["rho"][f"{measure} within bins"]
-            reached = "is" if (rho["value"] or 0) > GOAL_RHO else "is NOT"
-            found.append(
-                f"{name}: Spearman's rho of {title} with the shares of information is "
-                f"{_text(rho)} over the {rho['cells']} cells of more than {LEAST_SHARE:.0%}, and "
-                f"{_text(within)} over the nine bands, mean over bins; the goal of {GOAL_RHO} for "
-                f"the former {reached} reached."
-            )
-    for name, leading in (
-        ("the information", result["fisher_leading_optical"]),
-        *((f"V, {n}", found["leading_optical"]["salience"]) for n, found in networks.items()),
-        *((f"P, {n}", found["leading_optical"]["score"]) for n, found in networks.items()),
-    ):
+    for measure, title in _MEASURES.items():
+        rho, within = result["rho"][measure], result["rho"][f"{measure} within bins"]
+        reached = "is" if (rho["value"] or 0) > GOAL_RHO else "is NOT"
+        found.append(
+            f"Spearman's rho of {title} with the shares of information is {_text(rho)} over the "
+            f"{rho['cells']} cells of more than {LEAST_SHARE:.0%}; the goal of {GOAL_RHO} "
+            f"{reached} reached. Over the nine bands, mean over bins: {_text(within)}."
+        )
+    titles = {"fisher": "the information", **_MEASURES}
+    for measure, title in titles.items():
+        leading = result["leading_optical"][measure]
         order = "in" if is_in_order(leading) else "NOT in"
         bands = " ".join(band or "-" for band in leading)
-        found.append(f"Largest of g r i z in {name}, by bin: {bands}; {order} the order g r i z.")
+        found.append(f"Largest of g r i z in {title}, by bin: {bands}; {order} the order g r i z.")
     return found
 
 
@@ -219,37 +214,32 @@ def _text(found: Mapping[str, Any] | None, digits: int = 3) -> str:
 
 def _bins_table(result: Mapping[str, Any]) -> Table:
     edges = result["design"]["redshift_edges"]
-    networks, fisher = result["networks"], np.array(result["fisher"], np.float64)
-    rows = []
-    for z, count in enumerate(result["objects_in_bins"]):
-        strongest = np.argsort(-np.nan_to_num(fisher[:, z], nan=-1.0))[:3]
-        rows.append(
-            [
-                f"{edges[z]:g} to {edges[z + 1]:g}",
-                count,
-                ", ".join(f"{BANDS[b]} {fisher[b, z]:.0%}" for b in strongest),
-                *(
-                    networks[name]["leading"][measure][z]
-                    for name in networks
-                    for measure in _MEASURES
-                ),
-            ]
-        )
+    maps = {name: np.array(found, np.float64) for name, found in result["maps"].items()}
+    rows = [
+        [
+            f"{edges[z]:g} to {edges[z + 1]:g}",
+            count,
+            *(_strongest(maps[name][:, z], form) for name, form in _FORMS.items()),
+        ]
+        for z, count in enumerate(result["objects_in_bins"])
+    ]
     return Table(
-        title="The band that matters most, by redshift",
-        columns=(
-            *("redshift", "test objects", "largest shares of information"),
-            *(f"{m[-1]}, {name}" for name in networks for m in _MEASURES.values()),
-        ),
+        title="The bands that matter most, by redshift",
+        columns=("redshift", "test objects", "information lost", "P", "V"),
         rows=rows,
         in_readme=True,
         note=(
-            "Share of the Fisher information on z that is lost with the band: mock spectra, "
-            f"point sources at the mock's depths, errors of at least {FLOOR:.0%}, free amplitude; "
-            "medians. V: median variance of the estimate when the band is another object's, over "
-            "(1 + z)^2. P: perceptual score by task of the CRPS."
+            "The three largest of each. Information: share of the Fisher information on z that is "
+            "lost with the band; mock spectra, point sources at the mock's depths, errors of at "
+            f"least {FLOOR:.0%}, free amplitude; medians. P: perceptual score by task of the CRPS. "
+            "V: median variance of the estimate when the band is another object's, over (1 + z)^2."
         ),
     )
+
+
+def _strongest(values: Any, form: str) -> str:
+    order = np.argsort(-np.nan_to_num(values, nan=-1.0))[:3]
+    return ", ".join(f"{BANDS[b]} {values[b]:{form}}" for b in order if np.isfinite(values[b]))
 
 
 def _scores_table(result: Mapping[str, Any], names: Sequence[str]) -> Table:
@@ -257,7 +247,7 @@ def _scores_table(result: Mapping[str, Any], names: Sequence[str]) -> Table:
     rows = [
         [
             name,
-            *(_text(found["scores"].get(name)) for found in networks.values()),
+            *(_text(scores.get(name)) for scores in networks.values()),
             _text(result["late_minus_early"].get(name)),
         ]
         for name in names
@@ -267,5 +257,5 @@ def _scores_table(result: Mapping[str, Any], names: Sequence[str]) -> Table:
         columns=("exchanged", *(f"P, {n}" for n in networks), "late minus early, paired"),
         rows=rows,
         in_readme=True,
-        note="With 95 % bootstrap intervals over objects: of one training each.",
+        note="With 95 % bootstrap intervals over objects, of one training each.",
     )

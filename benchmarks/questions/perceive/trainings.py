@@ -14,7 +14,9 @@ from typing import Any
 
 from benchmarks.workloads import run_msdata, run_mstrain
 
-EARLY, LATE = "early", "late"
+EARLY = "early"
+# Fusions that are compared, both on few objects.
+PAIR = ("small-early", "small-late")
 DEAF_BAND, ONLY_BAND = "unwise.W2", "unwise.W1"
 
 
@@ -23,9 +25,9 @@ class Design:
     """How much the study does.
 
     Attributes:
-        num_objects: mock objects of the early and late networks.
-        epochs: of those.
-        num_control: mock objects of each control.
+        num_objects: mock objects of the network that the maps are of.
+        epochs: of its training.
+        num_control: mock objects of each control, and of the pair of early and late fusion.
         control_epochs: of those.
         permutations: partners of each object.
         redshift_edges: bins of redshift.
@@ -64,7 +66,8 @@ def cells_of(design: Design) -> tuple[Cell, ...]:
         Cell(name=EARLY, data="standard", settings=(epochs,), options=edges),
         Cell(name="deaf", data="deaf", settings=(fewer,)),
         Cell(name="only", data="only", settings=(fewer,)),
-        Cell(name=LATE, data="standard", settings=(epochs, "augment.fusion=late"), options=edges),
+        Cell(name=PAIR[0], data="small", settings=(fewer,)),
+        Cell(name=PAIR[1], data="small", settings=(fewer, "augment.fusion=late")),
     )
 
 
@@ -74,7 +77,7 @@ def data_options(name: str, design: Design) -> tuple[int, tuple[str, ...]]:
         return design.num_control, ("--deaf-band", DEAF_BAND)
     if name == "only":
         return design.num_control, ("--only-band", ONLY_BAND)
-    return design.num_objects, ()
+    return (design.num_control if name == "small" else design.num_objects), ()
 
 
 def measure_all(design: Design, folder: Path) -> dict[str, dict[str, Any]]:
