@@ -17,6 +17,7 @@ from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.index import IndexFile, fixed_columns
 from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.describe.losses import CodedArrayInfo, coded_arrays
+from msdata.describe.overlap import Overlap, find_overlaps
 
 NUM_BINS = 20
 # Outliers would squeeze all other values into one bar.
@@ -110,6 +111,7 @@ class DatasetInfo:
         columns: its other columns.
         redshifts: histogram of the redshifts; None without redshifts.
         coded: how each array is stored; empty for a data set that is not coded.
+        overlaps: objects whose cutouts overlap with training ones, by split and array.
     """
 
     path: Path
@@ -120,6 +122,7 @@ class DatasetInfo:
     columns: tuple[ColumnInfo, ...]
     redshifts: Histogram | None
     coded: tuple[CodedArrayInfo, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
 
 
 def describe(folder: Path) -> DatasetInfo:
@@ -144,6 +147,7 @@ def describe(folder: Path) -> DatasetInfo:
         columns=tuple(_column_infos(index, manifest)),
         redshifts=_redshifts(index, manifest),
         coded=coded_arrays(Dataset(folder, manifest, index)),
+        overlaps=find_overlaps(index, manifest),
     )
 
 
@@ -263,6 +267,7 @@ def info_json(info: DatasetInfo) -> dict[str, Any]:
         "schema": manifest.schema.to_json(),
         "arrays": [vars(a) for a in info.arrays],
         "coding": [c.to_json() for c in info.coded],
+        "overlaps": [vars(o) for o in info.overlaps],
         "columns": [vars(c) for c in info.columns],
         "redshifts": None
         if histogram is None
