@@ -31,6 +31,10 @@ QUESTIONS = {
         "benchmarks.questions.smaller.question",
         "what do coded samples save, and what do they cost?",
     ),
+    "perceive": (
+        "benchmarks.questions.perceive.question",
+        "which band matters at which redshift, and is it the one that can tell?",
+    ),
     "scale": ("benchmarks.questions.scale", "what will N nodes do?"),
 }
 # Benchmarks of one part of the product, with options of their own: name -> (module with

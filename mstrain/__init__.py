@@ -4,6 +4,7 @@ config = mstrain.RECIPES["demo"]()
 result = mstrain.train(config, "DATA", "RUN")
 found = mstrain.evaluate(result.run, "DATA", split="test")
 table = mstrain.predict(result.run, "NEW", "predictions.parquet")
+simple = mstrain.baseline(result.run, "DATA")
 seen = mstrain.perceive(result.run, "DATA")
 model, config = mstrain.load_model(result.run)
 
@@ -27,6 +28,7 @@ _EXPORTS = {
     "train": "mstrain.notebook",
     "evaluate": "mstrain.notebook",
     "predict": "mstrain.notebook",
+    "baseline": "mstrain.notebook",
     "perceive": "mstrain.notebook",
     "export": "mstrain.serving.export",
     "load": "mstrain.serving.model",
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
-    from mstrain.notebook import evaluate, perceive, predict, train
+    from mstrain.notebook import baseline, evaluate, perceive, predict, train
     from mstrain.recipes import RECIPES, auto
     from mstrain.serving.export import export
     from mstrain.serving.model import load
@@ -50,6 +52,7 @@ __all__ = [
     "RedshiftNet",
     "TrainConfig",
     "auto",
+    "baseline",
     "evaluate",
     "export",
     "load",

@@ -19,6 +19,10 @@ COMMANDS = {
         "write a table of redshift densities of a data set",
     ),
     "export": ("mstrain.serving.export", "write a trained network as one file, without pickles"),
+    "baseline": (
+        "mstrain.evaluation.baseline_command",
+        "compare an evaluated network with nearest neighbors in colors of the same cutouts",
+    ),
     "perceive": (
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",

@@ -17,6 +17,7 @@ import msdata
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.distributed import StopRequest
 from mstrain.distributed import one_rank as _one_rank
+from mstrain.evaluation.baseline import Baseline, BaselineConfig, run_baseline
 from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
@@ -191,6 +192,38 @@ def predict(
     with _one_rank("predict", device) as ranks:
         predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
     return read_predictions(out)
+
+
+def baseline(
+    run: Path | str, data: Data, out: Path | str | None = None, **options: Any
+) -> Baseline:
+    """Compares an evaluated network with nearest neighbors in colors of the same cutouts.
+
+    `mstrain baseline RUN DATA` writes the same files.
+
+        mstrain.evaluate("RUN", "DATA")
+        found = mstrain.baseline("RUN", "DATA")
+        found.result["baseline"]["metrics"]["difference"]["nmad"]
+
+    Args:
+        run: the run's folder.
+        data: a data set, or its folder; neighbors are taken from its split "train".
+        out: folder of the evaluation, which gets the results; None means the run's.
+        **options: fields of `mstrain.evaluation.baseline.BaselineConfig`: split ("test"),
+            num_neighbors (10), max_objects (20,000 of each split), bootstrap, has_report (True),
+            is_quiet (False).
+
+    Returns:
+        Metrics as plain values, and the paths of the files.
+
+    Raises:
+        UsageError: the run, the data or the options do not go together, or nothing was evaluated.
+        DataError: something is damaged, or too few objects have a redshift.
+        StorageError: the file system refused.
+        TypeError: an option is unknown.
+    """
+    config = BaselineConfig(**options)
+    return run_baseline(Path(run), _folder(data), Path(run if out is None else out), config)
 
 
 def perceive(

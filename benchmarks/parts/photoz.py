@@ -26,6 +26,7 @@ from msdata.core.text import table_lines
 from msdata.dataset.dataset import Dataset, Split
 from msdata.schema import Survey
 from mstrain.data.batches import evaluation_batches
+from mstrain.evaluation.baseline import aperture_fluxes, asinh_magnitudes, flux_noise
 from mstrain.evaluation.metrics.bootstrap import nmad
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.models.heads import bin_edges, density
@@ -42,46 +43,26 @@ _OUTLIER = 0.15
 _STRENGTHS = [(loss, n) for loss in ("absolute_error", "squared_error") for n in (8, 31)]
 
 
-def aperture_fluxes(images_NBHW: NDArray[np.float32], survey: Survey) -> Floats:
-    """Flux within an aperture in the middle of each cutout, above the median of its border.
-
-    Args:
-        images_NBHW: float32 (N, bands, height, width).
-        survey: tells the pixel scale.
-
-    Returns:
-        (N, bands), in the survey's units.
-    """
-    height, width = images_NBHW.shape[2:]
-    y, x = np.mgrid[:height, :width]
-    assert survey.pixel_scale_arcsec is not None
-    distance = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) * survey.pixel_scale_arcsec
-    radius = _RADIUS_ARCSEC[survey.name]
-    is_inside = distance <= radius
-    sky_NB = np.median(images_NBHW[:, :, distance > 2 * radius], axis=2)
-    sums_NB = images_NBHW[:, :, is_inside].sum(axis=2, dtype=np.float64)
-    return np.asarray(sums_NB - sky_NB * is_inside.sum(), np.float64)
-
-
 def measured_magnitudes(split: Split) -> Floats:
     """Nine magnitudes of each sample, measured on its cutouts; (samples, 9).
 
-    Asinh magnitudes, which a flux below zero has, too.
-
-    Source: Lupton, Gunn & Szalay 1999 (AJ 118, 1406), with the noise of the sky as softening.
+    Asinh magnitudes, softened by the size of faint fluxes.
     """
     parts: list[Floats] = []
     ids: list[str] = []
     with msdata.Loader(split, 64) as loader:
         for batch in loader:
-            fluxes = [aperture_fluxes(batch[a.name], a) for a in split.schema.arrays]
+            fluxes = [_fluxes(batch[a.name], a) for a in split.schema.arrays]
             parts.append(np.concatenate(fluxes, axis=1))
             ids += batch["sample_id"].tolist()
     fluxes_NB = np.concatenate(parts)[np.argsort(ids)]
-    noise_B = 1.4826 * np.median(
-        np.abs(np.minimum(fluxes_NB, np.median(fluxes_NB, axis=0))), axis=0
-    )
-    return np.asarray(-2.5 / np.log(10) * np.arcsinh(fluxes_NB / (2 * noise_B + 1e-12)), np.float64)
+    return asinh_magnitudes(fluxes_NB, flux_noise(fluxes_NB))
+
+
+def _fluxes(images_NBHW: NDArray[np.float32], survey: Survey) -> Floats:
+    assert survey.pixel_scale_arcsec is not None
+    radius_pixels = _RADIUS_ARCSEC[survey.name] / survey.pixel_scale_arcsec
+    return aperture_fluxes(images_NBHW, survey, radius_pixels)
 
 
 def columns_by_id(split: Split, columns: Sequence[str]) -> Floats:

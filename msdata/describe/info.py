@@ -18,6 +18,7 @@ from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.index import IndexFile, fixed_columns
 from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.describe.losses import CodedArrayInfo, coded_arrays
+from msdata.describe.overlap import Overlap, find_overlaps
 
 NUM_BINS = 20
 # Outliers would squeeze all other values into one bar.
@@ -112,6 +113,7 @@ class DatasetInfo:
         redshifts: histogram of the redshifts; None without redshifts.
         coded: how each array is stored; empty for a data set that is not coded.
         added: tables of columns that `msdata index add` added; among `columns`.
+        overlaps: objects whose cutouts overlap with training ones, by split and array.
     """
 
     path: Path
@@ -123,6 +125,7 @@ class DatasetInfo:
     redshifts: Histogram | None
     coded: tuple[CodedArrayInfo, ...] = ()
     added: tuple[AddedTable, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
 
 
 def describe(folder: Path) -> DatasetInfo:
@@ -148,6 +151,7 @@ def describe(folder: Path) -> DatasetInfo:
         redshifts=_redshifts(index, manifest),
         coded=coded_arrays(Dataset(folder, manifest, index)),
         added=index.added,
+        overlaps=find_overlaps(index, manifest),
     )
 
 
@@ -271,6 +275,7 @@ def info_json(info: DatasetInfo) -> dict[str, Any]:
         "schema": manifest.schema.to_json(),
         "arrays": [vars(a) for a in info.arrays],
         "coding": [c.to_json() for c in info.coded],
+        "overlaps": [vars(o) for o in info.overlaps],
         "columns": [vars(c) for c in info.columns],
         "redshifts": None
         if histogram is None

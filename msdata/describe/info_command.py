@@ -50,6 +50,7 @@ def info_lines(info: DatasetInfo, width: int) -> Iterator[str]:
         _arrays(info),
         _pixels(info),
         loss_lines(info.coded, info.manifest),
+        _overlaps(info),
         _redshifts(info.redshifts, width),
         _columns(info),
         _provenance(info),
@@ -136,6 +137,22 @@ def _pixels(info: DatasetInfo) -> Iterator[str]:
     ]
     head = ("array", "samples filled", "pixels", "samples with NaN", "pixels", "<without coverage")
     return table_lines(head, rows)
+
+
+def _overlaps(info: DatasetInfo) -> Iterator[str]:
+    """Lists how many objects of other splits lie within a cutout's side of a training object."""
+    rows = [
+        (
+            o.split,
+            o.array,
+            f'{o.side_arcsec:g}"',
+            f"{o.num_objects:,}",
+            f"{100 * o.num_objects / max(1, o.num_positions):.2f} %",
+        )
+        for o in info.overlaps
+    ]
+    head = ("overlap with train", "<array", "nearer than", "samples", "share")
+    return table_lines(head, rows) if rows else iter(())
 
 
 def _redshifts(histogram: Histogram | None, width: int) -> Iterator[str]:

@@ -67,7 +67,7 @@ def _check_kind(split: Split, name: str) -> None:
             f"--bin-by must name columns of {split.dataset.path}, got {name!r}; it has "
             f"{', '.join((*split.dataset.columns, MAGNITUDE, *computed_columns()))}"
         )
-    if not (_is_number(split, name) or _is_label(split, name)):
+    if not (_is_number(split, name) or is_label(split, name)):
         raise UsageError(
             f"cannot bin by {name!r}: it holds {split.column_type(name)}; give a column of "
             "numbers, text or booleans"
@@ -91,7 +91,7 @@ def make_groupings(
     found = []
     is_known_N = np.isfinite(np.asarray(columns["redshift"], np.float64))
     for name, column in names.items():
-        if column not in computed_columns() and _is_label(split, column):
+        if column not in computed_columns() and is_label(split, column):
             found.append(_by_value(name, column, _labels(split, column), is_known_N))
             continue
         is_computed = column in computed_columns()
@@ -107,7 +107,8 @@ def _is_number(split: Split, column: str) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def _is_label(split: Split, column: str) -> bool:
+def is_label(split: Split, column: str) -> bool:
+    """Whether a column of the index holds text or booleans."""
     import pyarrow as pa
 
     kind = split.column_type(column)

@@ -31,7 +31,7 @@ from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.report.assemble import assemble
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
-from mstrain.evaluation.report.page import render_page
+from mstrain.evaluation.report.page import render_page, with_kept_sections
 from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
 from mstrain.models.prior import AS_TRAINED, NATURAL, TargetPrior
 from mstrain.overrides import settings_of
@@ -277,7 +277,8 @@ def _conclude(
                 trained_on=trained.fingerprint,
             )
         )
-        write_whole(result.report, page.encode())
+        old = result.report.read_text(encoding="utf-8") if result.report.exists() else None
+        write_whole(result.report, with_kept_sections(old, page).encode())
     return result
 
 

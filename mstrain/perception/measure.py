@@ -244,11 +244,15 @@ def measure_batch(
             "z_mean": piecewise.mean(base),
         }
         found |= {f"{loss}|{BASE}": v for loss, v in losses_of(base, truth_N).items()}
+        # Coalitions with and without E(B-V) exchange the same pixels.
+        kept: dict[tuple[str, int], dict[str, Tensor]] = {}
         for variant in variants:
             seen = []
-            for partner_N in partners:
-                changed = _changed(model, batch, features, variant, partner_N, kind)
-                ebv = batch.ebv
+            for k, partner_N in enumerate(partners):
+                key = (str(variant.channels), k)
+                if key not in kept:
+                    kept[key] = _changed(model, batch, features, variant, partner_N, kind)
+                changed, ebv = kept[key], batch.ebv
                 if variant.has_ebv and ebv is not None:
                     ebv = ebv[partner_N]
                 seen.append(densities_of(changed, ebv))

@@ -92,7 +92,7 @@ def draw_maps(run: Mapping[str, Any], crossings: Sequence[Crossing]) -> Picture 
                 title = f"{title}: n/a"
             panel.set(title=title, xlabel="redshift", xlim=(edges[0], edges[-1]))
             panel.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
-            _draw_tracks(panel, names, crossings)
+            draw_tracks(panel, names, crossings)
         handles, labels = canvas.panels[0].get_legend_handles_labels()
         if handles:
             canvas.figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
@@ -117,7 +117,14 @@ def _grid(bins: Sequence[Mapping[str, Any]], names: Sequence[str], key: str) -> 
     return values
 
 
-def _draw_tracks(panel: Any, names: Sequence[str], crossings: Sequence[Crossing]) -> None:
+def draw_tracks(panel: Any, names: Sequence[str], crossings: Sequence[Crossing]) -> None:
+    """Lines over a heat map whose rows are bands: where features cross each with redshift.
+
+    Args:
+        panel: matplotlib's axes, redshift against the number of the band.
+        names: of the bands, "unwise.W1" or "W1".
+        crossings: from `find_crossings`.
+    """
     features = list(dict.fromkeys(crossing.feature for crossing in crossings))
     shown: set[str] = set()
     for crossing in crossings:

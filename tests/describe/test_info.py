@@ -11,6 +11,7 @@ from msdata.dataset.index import write_index
 from msdata.dataset.manifest import Manifest, ShardInfo
 from msdata.describe.info import describe
 from msdata.describe.info_command import info_lines
+from msdata.describe.overlap import nearest_separation, unit_vectors
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
 SIZES = {"train": 700, "val": 100, "test": 200}
@@ -131,3 +132,46 @@ def test_the_json_stands_alone_on_stdout(labeled, capsys):
     assert main(["info", str(labeled[0])]) == 0
     assert capsys.readouterr().out.startswith("data set")
     assert main(["info", str(labeled[0] / "none")]) == 2
+
+
+def test_test_objects_within_a_cutout_of_a_training_object_are_counted(tmp_path, capsys):
+    # Training objects a degree apart; one test object beside each of the first four.
+    ra, dec = np.arange(NUM_SAMPLES) % 300.0, np.zeros(NUM_SAMPLES)
+    dec[700:] = 50.0
+    for row, arcsec in ((800, 41.0), (801, 45.0), (802, 70.0), (803, 100.0)):
+        ra[row], dec[row] = row - 800, arcsec / 3600
+    # An object without a position, and one on the other side of right ascension 0.
+    ra[804], (ra[805], dec[805]) = np.nan, (359.9999, 0.0)
+    write_data(tmp_path, MANTIS_SHRIMP, ra=ra, dec=dec)
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["overlaps"]
+    by = {(o["split"], o["array"]): o for o in found}
+    assert {key: o["num_objects"] for key, o in by.items()} == {
+        **{("val", name): 0 for name in MANTIS_SHRIMP.names},
+        ("test", "panstarrs"): 2,
+        ("test", "galex"): 3,
+        ("test", "unwise"): 4,
+    }
+    assert by["test", "panstarrs"]["side_arcsec"] == 42.5
+    assert by["test", "unwise"]["num_positions"] == 199
+    assert main(["info", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("test") and line.endswith("2.01 %") for line in lines) == 1
+
+
+def test_nearest_separations_are_those_of_all_pairs_at_the_poles_too():
+    rng = np.random.default_rng(0)
+    points, others = (
+        np.stack([rng.uniform(0, 360, n), np.degrees(np.arcsin(rng.uniform(-1, 1, n)))], axis=1)
+        for n in (400, 3000)
+    )
+    points[0], others[0] = (10.0, 90.0), (200.0, 89.5)
+    cosine = unit_vectors(points) @ unit_vectors(others).T
+    expected = np.degrees(np.arccos(np.minimum(cosine, 1))).min(axis=1)
+    found = nearest_separation(points, others, 1.5)
+    is_near = expected < 1.5
+    assert 50 < is_near.sum() < 350
+    np.testing.assert_allclose(found[is_near], expected[is_near], atol=1e-6)
+    assert np.isinf(found[~is_near]).all()
+    assert nearest_separation(points[:0], others, 1.0).shape == (0,)
+    assert np.isinf(nearest_separation(points, others[:0], 1.0)).all()

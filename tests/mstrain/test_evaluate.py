@@ -421,3 +421,36 @@ def test_results_and_runs_replace_no_file_that_is_not_theirs(trained, data, tmp_
     # A longer table has its mark behind the densities.
     assert mstrain.cli.main(evaluate) == 0
     assert mstrain.cli.main(evaluate) == 0
+
+
+def test_the_baseline_adds_a_section_and_says_what_is_missing(
+    evaluated: Path,
+    trained: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import msdata
+
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    words = ["baseline", str(trained), str(data), "--out", str(out), "--quiet", "--json"]
+    assert mstrain.cli.main([*words, "--neighbors", "5", "--replicates", "20"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "baseline-test.json").read_text())
+    found, opened = printed["baseline"], msdata.open(data)
+    for name in ("train", "test"):
+        assert found[f"num_{name}"] == np.isfinite(opened.split(name).redshift).sum()
+    nmad = metrics_of(out)["metrics"]["points"]["z_mean"]["nmad"]["value"]
+    assert found["metrics"]["network"]["nmad"]["value"] == pytest.approx(nmad)
+    assert 'id="baseline"' in (out / "report.html").read_text()
+    for options, message in (
+        (["--split", "train"], "--split must not be train"),
+        (["--split", "other"], "must have samples in split 'other'; it has train, val, test"),
+        (["--neighbors", "0"], "--neighbors must be at least 1, got 0"),
+        (["--objects", "10"], "--objects must be more than --neighbors (10), got 10"),
+        (["--out", str(tmp_path / "no")], "run 'mstrain evaluate RUN DATA --split test' first"),
+    ):
+        assert mstrain.cli.main([*words, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert mstrain.cli.main([*words, "--neighbors", "60"]) == 1
+    assert "must have more than 60 objects of known redshift, got" in capsys.readouterr().err

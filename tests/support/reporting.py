@@ -70,7 +70,7 @@ def content_of(
         by["magnitude"] = ("mag_r_ab", round_edges(columns["mag_r_ab"]))
     return Content(
         title="a run on some data",
-        facts=[("samples", str(len(found)))],
+        facts=fields.pop("facts", [("samples", str(len(found)))]),
         columns=columns,
         edges=found.edges,
         stacked=found.values.mean(axis=0),

@@ -25,6 +25,7 @@ from mstrain.evaluation.report.content import (
     kind_rows,
     worst_rows,
 )
+from mstrain.evaluation.report.sky import possible_positions, sky_section
 from mstrain.evaluation.report.wording import TextTable, prior_table
 
 _NUM_WORST = 20
@@ -71,6 +72,7 @@ def assemble(
         )
         for (kind, place, row), density in zip(objects, densities, strict=True)
     ]
+    sky = sky_section(columns, _positions(split), split, summary.bootstrap)
     return Content(
         title=f"{origin['recipe'] or 'network'}: photometric redshifts of split {split.name}",
         facts=_facts(origin, split, summary),
@@ -85,6 +87,7 @@ def assemble(
         uncertainty=uncertainty,
         kinds=shown[num_placed:],
         worst=_worst(columns, split),
+        sections=[] if sky is None else [sky],
         journal=journal,
         settings=settings,
     )
@@ -128,7 +131,7 @@ def _positions(split: Split) -> Floats | None:
 
 def sky_link(ra_deg: float, dec_deg: float) -> str:
     """Address of a picture of the sky at a position in degrees; empty if it is impossible."""
-    if not (0 <= ra_deg <= 360 and -90 <= dec_deg <= 90):
+    if not possible_positions(np.array([[ra_deg, dec_deg]]))[0]:
         return ""
     # A plus sign in an address is a space.
     sign = "-" if dec_deg < 0 else "%2B"

@@ -16,6 +16,7 @@ from mstrain.evaluation.metrics.outliers import KINDS, kinds_of
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.metrics.summary import Summary
 from mstrain.evaluation.metrics.uncertainty import Uncertainty
+from mstrain.evaluation.report.canvas import Picture
 from mstrain.evaluation.report.wording import TextTable
 
 # Objects of the gallery by their place among all, ordered by CRPS: good, usual, bad, worst.
@@ -44,6 +45,25 @@ class GalleryObject:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Section:
+    """A section of the report.
+
+    Attributes:
+        key: its anchor.
+        title: its heading.
+        notes: sentences at its end.
+        tables: its tables.
+        pictures: its figures, before the tables.
+    """
+
+    key: str
+    title: str
+    notes: Sequence[str] = ()
+    tables: Sequence[TextTable] = ()
+    pictures: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Content:
     """Everything a report shows.
 
@@ -61,6 +81,7 @@ class Content:
         uncertainty: what the densities know of their errors; None leaves the section out.
         kinds: objects to show of each kind of outlier.
         worst: the objects of largest |d|.
+        sections: more sections, before the gallery.
         journal: lines of the run's metrics.jsonl.
         settings: the run's configuration, name and value.
     """
@@ -78,6 +99,7 @@ class Content:
     uncertainty: Uncertainty | None = None
     kinds: Sequence[GalleryObject] = ()
     worst: TextTable | None = None
+    sections: Sequence[Section] = ()
     journal: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -31,8 +32,14 @@ from mstrain.evaluation.report.wording import (
     printable,
 )
 
+# Figures of at most this width are readable on a telephone.
+_NARROW_PX = 560
 # How every page's head ends.
 MARK = b'<link rel="icon" href="data:,">\n<title>'
+# Rows of the facts that a page of the same network on the same data has, too.
+_FACT = r'<tr><th scope="row">(run|checkpoint|data set|split)</th><td>([^<]*)</td></tr>'
+# A section that `page_with_section` put in.
+_ADDED = r"<!-- ([\w-]+) --><section[^>]*><h2[^>]*>([^<]*)</h2>(.*?)</section>\n<!-- end of \1 -->"
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --gray: #56626c; --line: #d9dee2; --blue: #00538a; }
@@ -59,8 +66,15 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: right; white-space: nowrap;
          border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, .facts td { text-align: left; white-space: normal; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
-figure { margin: 1rem 0; }
+figure { margin: 1rem 0; min-width: 0; max-width: 100%; }
 figure img { display: block; width: 100%; height: auto; }
+/* On a narrow screen wide figures and tables scroll inside their frame, and stay readable. */
+figure.wide .scroll img { min-width: 44rem; }
+caption, figcaption, h1, h2, h3, p, .facts td { overflow-wrap: anywhere; }
+tbody th { min-width: 6.5rem; max-width: 22rem; overflow-wrap: break-word; }
+.row figure { flex: 1 1 20rem; }
+.scroll { max-width: 100%; }
+thead th { position: sticky; top: 0; background: #fff; }
 figcaption { color: var(--gray); font-size: .88rem; max-width: 46rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--blue); }
 footer { color: var(--gray); font-size: .85rem; margin: 3rem 0 2rem; }
@@ -77,6 +91,7 @@ def render_page(content: Content) -> str:
         ("calibration", "Densities", _calibration(content)),
         ("bins", "In bins", _bins(content)),
         ("unsure", "Where the network is unsure", _unsure(content)),
+        *((s.key, s.title, section_body(s.notes, s.tables, s.pictures)) for s in content.sections),
         ("gallery", "Gallery", _gallery(content)),
         ("training", "Training", _training(content)),
         ("method", "Definitions and settings", _method(content)),
@@ -242,8 +257,9 @@ def _cells(row: Sequence[str], link: str = "") -> str:
 
 def _figures(pictures: Iterable[Picture]) -> str:
     return "".join(
-        f'<figure style="max-width: {p.width_px}px"><h3>{_html(p.title)}</h3>'
-        f'<img src="{p.data_uri()}" alt="{_html(p.alt)}">'
+        f"<figure{' class=wide' if p.width_px > _NARROW_PX else ''} "
+        f'style="max-width: min(100%, {p.width_px}px)"><h3>{_html(p.title)}</h3>'
+        f'<div class="scroll"><img src="{p.data_uri()}" alt="{_html(p.alt)}"></div>'
         f"<figcaption>{_html(p.caption)}</figcaption></figure>\n"
         for p in pictures
     )
@@ -266,18 +282,41 @@ def page_with_section(page: str | None, key: str, title: str, body: str) -> str:
             '</head>\n<body>\n<nav aria-label="Sections"><ul></ul></nav>\n'
             "<main>\n</main>\n</body>\n</html>\n"
         )
+    return _insert(page, key, _html(title), body)
+
+
+def _insert(page: str, key: str, title: str, body: str) -> str:
+    """Puts in a section of HTML and its link, in the place of an earlier one of the same key."""
     first, last = f"<!-- {key} -->", f"<!-- end of {key} -->"
     while first in page and last in page.partition(first)[2]:
         before, _, rest = page.partition(first)
         page = before + rest.partition(last)[2]
-    link = f'{first}<li><a href="#{key}">{_html(title)}</a></li>{last}'
+    link = f'{first}<li><a href="#{key}">{title}</a></li>{last}'
     section = (
-        f'{first}<section aria-labelledby="{key}"><h2 id="{key}">{_html(title)}</h2>{body}'
+        f'{first}<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{body}'
         f"</section>\n{last}"
     )
     page = page.replace("</ul></nav>", f"{link}</ul></nav>", 1)
     head, _, tail = page.rpartition("</main>")
     return f"{head}{section}</main>{tail}"
+
+
+def with_kept_sections(earlier: str | None, page: str) -> str:
+    """A page with the sections that other commands added to an earlier page of the same network.
+
+    Args:
+        earlier: the page that is replaced; None where there is none.
+        page: from `render_page`.
+
+    Returns:
+        The page. Sections of an earlier page of another run, checkpoint or data set are left out.
+    """
+    facts = re.findall(_FACT, page)
+    if earlier is None or not facts or re.findall(_FACT, earlier) != facts:
+        return page
+    for key, title, body in re.findall(_ADDED, earlier, re.DOTALL):
+        page = _insert(page, key, title, body)
+    return page
 
 
 def section_body(

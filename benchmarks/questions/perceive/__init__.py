@@ -1,0 +1,1 @@
+"""Which bands a network listens to at which redshift, beside what the bands can tell."""

@@ -1,0 +1,261 @@
+"""Which band matters at which redshift, and is it the one that can tell?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import msdata
+from benchmarks.harness import Settings
+from benchmarks.questions.perceive.findings import (
+    GOAL_RHO,
+    LEAST_ONLY,
+    LEAST_SHARE,
+    MOST_DEAF,
+    MOST_OTHER,
+    OPTICAL,
+    check_controls,
+    is_in_order,
+    leading_bands,
+    maps_of,
+    rank_correlations,
+    read_objects,
+    score_differences,
+)
+from benchmarks.questions.perceive.fisher import FLOOR, mock_shares
+from benchmarks.questions.perceive.picture import draw_headline
+from benchmarks.questions.perceive.trainings import (
+    EARLY,
+    PAIR,
+    Design,
+    make_data,
+    measure_all,
+    scores_folder,
+)
+from benchmarks.report import Chart, Series, Shown, Table, write_shown
+from msdata.core.files import write_whole
+from msdata.core.output_file import check_output
+from msdata.errors import UsageError
+from msdata.mock.photometry import BANDS
+
+PICTURE = "perceive.svg"
+_MARK = b"<title>Bands against redshift</title>"
+_EDGES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.6)
+_QUICK_EDGES = (0, 0.2, 0.4, 0.8, 1.6)
+_REPLICATES = 500
+# Name of a measure -> what it is called.
+_MEASURES = {"salience": "salience V", "score": "perceptual score P"}
+# Maps in the order of the table, and how their values are shown.
+_FORMS = {"fisher": ".0%", "score": ".2f", "salience": ".1e"}
+
+
+def design_of(settings: Settings) -> Design:
+    """What the settings ask for."""
+    is_quick = settings.quick
+    return Design(
+        num_objects=settings.mock or (600 if is_quick else 10_000),
+        epochs=2 if is_quick else 6,
+        num_control=300 if is_quick else 1_500,
+        control_epochs=2 if is_quick else 8,
+        permutations=2,
+        redshift_edges=_QUICK_EDGES if is_quick else _EDGES,
+    )
+
+
+def answer(settings: Settings) -> int:
+    """Trains, perceives, and writes `perceive.json` and `perceive.svg`; returns the exit code 0.
+
+    Raises:
+        UsageError: a data set or another workload is asked for.
+    """
+    if settings.data is not None or settings.workload != "mantis":
+        raise UsageError(
+            "perceive must make its own mock objects, whose spectra it knows: give --mock N in "
+            "place of --data or --workload"
+        )
+    design = design_of(settings)
+    check_output(settings.out / PICTURE, _MARK)
+    folder = settings.work / f"perceive-{design.num_objects}{'-quick' if settings.quick else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = measure_all(design, folder)
+    result = {
+        "quick": settings.quick,
+        "design": asdict(design),
+        **findings_of(design, folder, scores),
+        # Scores, not ratios that a regression could be read from.
+        "ratios": {},
+    }
+    write_whole(settings.out / PICTURE, draw_headline(result))
+    write_shown("perceive", result, show(result), settings)
+    return 0
+
+
+def findings_of(
+    design: Design, folder: Path, scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All numbers of the study, as plain values for JSON.
+
+    Args:
+        design: of the study.
+        folder: holds data sets and tables of objects.
+        scores: by cell, from `measure_all`.
+    """
+    split = msdata.open(make_data("standard", design, folder)).split("test")
+    ids = split.table(["sample_id"]).column(0).to_pylist()
+    share_NB = mock_shares(ids, split.numbers("ebv_csfd"), design.num_objects)
+    num_bins = len(design.redshift_edges) - 1
+    objects, _ = read_objects(_table_of(folder, EARLY), design.redshift_edges)
+    place = {name: row for row, name in enumerate(ids)}
+    share_NB = share_NB[[place[name] for name in objects.sample_ids]]
+    maps = maps_of(objects, share_NB, num_bins)
+    pair = {name: read_objects(_table_of(folder, name), design.redshift_edges)[1] for name in PAIR}
+    inside = (objects.bins >= 0) & (objects.bins < num_bins)
+    return {
+        "num_test": len(ids),
+        "objects_in_bins": np.bincount(objects.bins[inside], minlength=num_bins).tolist(),
+        "maps": {measure: _plain(found) for measure, found in maps.items()},
+        "leading": {measure: leading_bands(found) for measure, found in maps.items()},
+        "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
+        "rho": rank_correlations(objects, share_NB, num_bins, replicates=_REPLICATES),
+        "networks": {
+            name: _scores_of(scores[name]["perception"]["runs"][0]) for name in (EARLY, *PAIR)
+        },
+        "late_minus_early": score_differences(pair, replicates=_REPLICATES),
+        "controls": check_controls(scores["deaf"], scores["only"]),
+    }
+
+
+def _table_of(folder: Path, cell: str) -> Path:
+    return scores_folder(folder, cell) / "perceive-test.parquet"
+
+
+def _scores_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores by task of the CRPS, by modality; and the NMAD as "NMAD"."""
+    found = run["scores"]["crps"]["modalities"]
+    scores = {name: m["by_task"] for name, m in found.items()}
+    return {"NMAD": run["scores"]["nmad"]["loss"], "CRPS": run["scores"]["crps"]["loss"], **scores}
+
+
+def _plain(found: Any) -> list[list[float | None]]:
+    return [[float(f"{v:.4g}") if np.isfinite(v) else None for v in row] for row in found]
+
+
+def show(result: Mapping[str, Any]) -> Shown:
+    """What the report shows."""
+    networks = result["networks"]
+    names = [n for n in networks[EARLY] if n not in ("NMAD", "CRPS")]
+    chart = Chart(
+        title="Perceptual scores by task (CRPS)",
+        kind="bars",
+        labels=names,
+        x_label="0: ignored, 1: as bad as knowing nothing; whiskers: 95 % intervals",
+        series=[_series(name, scores, names) for name, scores in networks.items()],
+    )
+    return Shown(
+        title="Which band matters at which redshift?",
+        sentences=sentences_of(result),
+        tables=[_bins_table(result), _scores_table(result, names)],
+        charts=[chart],
+    )
+
+
+def _series(name: str, scores: Mapping[str, Any], names: Sequence[str]) -> Series:
+    found = [scores.get(n) or {"value": 0.0, "low": 0.0, "high": 0.0} for n in names]
+    ends = {end: [e[end] for e in found] for end in ("value", "low", "high")}
+    return Series(name=name, values=ends["value"], least=ends["low"], greatest=ends["high"])
+
+
+def sentences_of(result: Mapping[str, Any]) -> list[str]:
+    """What was found, first whether the controls hold."""
+    controls, design = result["controls"], result["design"]
+    deaf, only = controls["deaf"], controls["only"]
+    found = [
+        f"Networks: `demo` on {design['num_objects']:,} mock objects for {design['epochs']} epochs "
+        f"(NMAD {result['networks'][EARLY]['NMAD']:.4f} on {result['num_test']:,} test objects); "
+        f"controls, and the pair of fusions, on {design['num_control']:,} for "
+        f"{design['control_epochs']} epochs; one training each.",
+        f"Control, {deaf['band']} taken from other objects: P = {_text(deaf['score'], 4)}; its "
+        f"interval must hold 0 and |P| be below {MOST_DEAF:g}: {_verdict(deaf['holds'])}.",
+        f"Control, all but {only['band']} taken from other objects: P = {_text(only['score'])}, "
+        f"must be above {LEAST_ONLY:g}; the largest other is {only['largest_other']} with "
+        f"{_text(only['other_score'])}, must be below {MOST_OTHER:g}: {_verdict(only['holds'])}.",
+    ]
+    for measure, title in _MEASURES.items():
+        rho, within = result["rho"][measure], result["rho"][f"{measure} within bins"]
+        reached = "is" if (rho["value"] or 0) > GOAL_RHO else "is NOT"
+        found.append(
+            f"Spearman's rho of {title} with the shares of information is {_text(rho)} over the "
+            f"{rho['cells']} cells of more than {LEAST_SHARE:.0%}; the goal of {GOAL_RHO} "
+            f"{reached} reached. Over the nine bands, mean over bins: {_text(within)}."
+        )
+    titles = {"fisher": "the information", **_MEASURES}
+    for measure, title in titles.items():
+        leading = result["leading_optical"][measure]
+        order = "in" if is_in_order(leading) else "NOT in"
+        bands = " ".join(band or "-" for band in leading)
+        found.append(f"Largest of g r i z in {title}, by bin: {bands}; {order} the order g r i z.")
+    return found
+
+
+def _verdict(holds: bool) -> str:
+    return "it holds" if holds else "IT FAILS"
+
+
+def _text(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+    if found is None or found["value"] is None:
+        return "n/a"
+    ends = f"{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+    return f"{found['value']:.{digits}f} ({ends})"
+
+
+def _bins_table(result: Mapping[str, Any]) -> Table:
+    edges = result["design"]["redshift_edges"]
+    maps = {name: np.array(found, np.float64) for name, found in result["maps"].items()}
+    rows = [
+        [
+            f"{edges[z]:g} to {edges[z + 1]:g}",
+            count,
+            *(_strongest(maps[name][:, z], form) for name, form in _FORMS.items()),
+        ]
+        for z, count in enumerate(result["objects_in_bins"])
+    ]
+    return Table(
+        title="The bands that matter most, by redshift",
+        columns=("redshift", "test objects", "information lost", "P", "V"),
+        rows=rows,
+        in_readme=True,
+        note=(
+            "The three largest of each. Information: share of the Fisher information on z that is "
+            "lost with the band; mock spectra, point sources at the mock's depths, errors of at "
+            f"least {FLOOR:.0%}, free amplitude; medians. P: perceptual score by task of the CRPS. "
+            "V: median variance of the estimate when the band is another object's, over (1 + z)^2."
+        ),
+    )
+
+
+def _strongest(values: Any, form: str) -> str:
+    order = np.argsort(-np.nan_to_num(values, nan=-1.0))[:3]
+    return ", ".join(f"{BANDS[b]} {values[b]:{form}}" for b in order if np.isfinite(values[b]))
+
+
+def _scores_table(result: Mapping[str, Any], names: Sequence[str]) -> Table:
+    networks = result["networks"]
+    rows = [
+        [
+            name,
+            *(_text(scores.get(name)) for scores in networks.values()),
+            _text(result["late_minus_early"].get(name)),
+        ]
+        for name in names
+    ]
+    return Table(
+        title="Perceptual scores by task (CRPS)",
+        columns=("exchanged", *(f"P, {n}" for n in networks), "late minus early, paired"),
+        rows=rows,
+        in_readme=True,
+        note="With 95 % bootstrap intervals over objects, of one training each.",
+    )

@@ -1,0 +1,77 @@
+"""`mstrain baseline`: a network beside nearest neighbors in colors of the same cutouts.
+
+It stands alone: the options of a command have a file of their own, as those of `predict` do.
+
+mstrain evaluate RUN DATA
+mstrain baseline RUN DATA
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mstrain.evaluation.baseline import BaselineConfig, baseline_table, run_baseline
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.evaluation.report.wording import printable
+
+_REPLICATES = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `mstrain baseline`."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    parser.add_argument("--split", default="test", help="split to compare on")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of the evaluation, which gets the results (default: RUN)",
+    )
+    parser.add_argument(
+        "--neighbors",
+        type=int,
+        default=10,
+        metavar="K",
+        help="training objects whose median redshift is the estimate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--objects",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="objects to take of each split at most, drawn uniformly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=_REPLICATES,
+        help="replicates of the bootstrap (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws and the bootstrap")
+    parser.add_argument("--no-report", action="store_true", help="leave report.html as it is")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares; returns the exit code."""
+    config = BaselineConfig(
+        split=args.split,
+        num_neighbors=args.neighbors,
+        max_objects=args.objects,
+        bootstrap=BootstrapConfig(num_replicates=args.replicates, seed=args.seed),
+        has_report=not args.no_report,
+        is_quiet=args.quiet,
+    )
+    found = run_baseline(args.run, args.data, args.out or args.run, config)
+    if args.json:
+        print(json.dumps(found.result, allow_nan=False))
+        return 0
+    table = baseline_table(found.result)
+    print(f"{printable(table.caption)}\n{table.as_text()}\n\nmetrics: {found.json_path}")
+    if found.report is not None:
+        print(f"report:  {found.report}")
+    return 0
