@@ -21,14 +21,9 @@ from msdata.errors import UsageError
 from msdata.topology import from_env
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.distributed import Ranks, StopRequest, choose_device, set_threads
-from mstrain.evaluation.evaluation import (
-    Evaluation,
-    EvaluationConfig,
-    PredictionConfig,
-    evaluate_on_ranks,
-    predict_on_ranks,
-)
+from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
+from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.models.prior import NATURAL
 from mstrain.perception.perceive import Perception, PerceptionConfig, perceive_on_ranks

@@ -1,4 +1,4 @@
-"""Evaluation (predictions, metrics, report) and prediction (the table alone), on all ranks."""
+"""Evaluation: predictions, metrics, report; on all ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from mstrain.data.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.bin_by import computed_columns, find_columns, make_groupings
-from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
+from mstrain.evaluation.inference import (
+    DEFAULT_BATCH,
+    check_batch_size,
+    check_columns,
+    predict_to,
+)
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import Floats
@@ -74,7 +79,7 @@ class EvaluationConfig:
     is_quiet: bool = False
 
     def __post_init__(self) -> None:
-        _check_batch_size(self.batch_size)
+        check_batch_size(self.batch_size)
         for name in ("redshift", "magnitude"):
             edges = getattr(self, f"{name}_edges")
             if edges and (len(edges) < 2 or not (np.diff(edges) > 0).all()):
@@ -297,99 +302,3 @@ def _edges(
         )
         binned_by["magnitude"] = (magnitude, np.array(edges))
     return binned_by
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictionConfig:
-    """What is predicted, and how.
-
-    Attributes:
-        split: name of the split; None takes all that have samples, in order.
-        columns: columns of the index to copy.
-        checkpoint: "best" or "last".
-        prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
-        has_any_pixels: take pixels of another kind than the training's.
-        batch_size: samples per rank at a time.
-        is_quiet: show no progress.
-    """
-
-    split: str | None = None
-    columns: tuple[str, ...] = ()
-    checkpoint: str = "best"
-    prior: str = NATURAL
-    has_any_pixels: bool = False
-    batch_size: int = DEFAULT_BATCH
-    is_quiet: bool = False
-
-    def __post_init__(self) -> None:
-        _check_batch_size(self.batch_size)
-
-
-def predict_on_ranks(
-    run: Path, data: Path, out: Path, config: PredictionConfig, ranks: Ranks
-) -> int:
-    """Writes a table of predictions; all ranks call it.
-
-    Args:
-        run: the run's folder.
-        data: the data set's folder.
-        out: the table's file.
-        config: what and how.
-        ranks: this rank among the others.
-
-    Returns:
-        Samples predicted.
-
-    Raises:
-        UsageError: the run, the data or the options do not go together.
-        DataError: something is damaged, or the network gives no densities.
-        StorageError: the file system refused.
-    """
-    differences = ranks.on_first(lambda: _check_prediction(run, data, out, config))
-    opened, trained = msdata.open(data), open_run(run, config.checkpoint)
-    splits = [opened.split(name) for name in _splits(opened, config.split)]
-    predict_to(
-        out,
-        trained,
-        splits,
-        ranks,
-        priors=[find_prior(trained, config.prior)],
-        columns=config.columns,
-        pixel_differences=differences or (),
-        batch_size=config.batch_size,
-        is_quiet=config.is_quiet,
-    )
-    return sum(map(len, splits))
-
-
-def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig) -> list[str]:
-    """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
-    if out.suffix != ".parquet":
-        raise UsageError(f"the table's name must end in .parquet, got {out}")
-    trained, opened = open_run(run, config.checkpoint), msdata.open(data)
-    splits = _splits(opened, config.split)
-    check_data(trained, opened, splits)
-    check_output(out, PREDICTIONS_MARK)
-    find_prior(trained, config.prior)
-    unknown = [name for name in config.columns if name not in opened.columns]
-    if unknown:
-        raise UsageError(
-            f"{data} has no column {', '.join(unknown)}; it has {', '.join(opened.columns)}"
-        )
-    check_columns(config.columns)
-    differences = check_pixels(trained, opened, splits, is_told=config.has_any_pixels)
-    make_folder(out.absolute().parent)
-    return differences
-
-
-def _splits(data: msdata.Dataset, asked: str | None) -> list[str]:
-    """The split that was asked for, or all that have samples."""
-    if asked is not None:
-        return [asked]
-    return [name for name in data.splits if len(data.split(name))]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    """Raises UsageError where the samples of a rank at a time are fewer than one."""
-    if batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1, got {batch_size}")

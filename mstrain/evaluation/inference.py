@@ -133,6 +133,12 @@ def check_columns(columns: Sequence[str]) -> None:
             )
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raises UsageError where the samples of a rank at a time are fewer than one."""
+    if batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, got {batch_size}")
+
+
 def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:
     """The columns of one prior beside the table's, without its prefix; no longer in the table."""
     prefix = _prefix_of(prior)

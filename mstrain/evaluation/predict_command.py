@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mstrain.distributed import Ranks, run_joined
 from mstrain.evaluation.command import add_network_arguments
-from mstrain.evaluation.evaluation import PredictionConfig, predict_on_ranks
+from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
