@@ -19,7 +19,12 @@ from mstrain.data.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.bin_by import computed_columns, find_columns, make_groupings
-from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
+from mstrain.evaluation.inference import (
+    DEFAULT_BATCH,
+    check_batch_size,
+    check_columns,
+    predict_to,
+)
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import Floats
@@ -298,9 +303,3 @@ def _edges(
         )
         binned_by["magnitude"] = (magnitude, np.array(edges))
     return binned_by
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises UsageError where the samples of a rank at a time are fewer than one."""
-    if batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1, got {batch_size}")

@@ -89,15 +89,15 @@ def predict_to(
         is_quiet: show no progress.
 
     Returns:
-        On the first rank point estimates and scores under the other priors by name, float64 (N,)
-        in the order of the table, with "redshift"; empty on the others.
+        On the first rank points and scores under the other priors by name, float64 (N,) in the
+        table's order, with "redshift"; empty on the others.
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
         StorageError: the file system refused.
     """
     config = _plain_config(run.config, batch_size, ranks)
-    num_rows, num_bins = sum(len(split) for split in splits), config.model.num_bins
+    num_rows, num_bins = sum(map(len, splits)), config.model.num_bins
     progress = ProgressLine("predict", num_rows, is_quiet=is_quiet or not ranks.is_first)
     with Spool(path, ranks.topology.rank, num_bins) as spool:
         ranks.on_first(spool.open)
@@ -105,8 +105,7 @@ def predict_to(
             spool.open()
         mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
-        spooled = spool.finish(mine.pop("row"))
-        given = ranks.gather((mine, spooled)) or []
+        given = ranks.gather((mine, spool.finish(mine.pop("row")))) or []
         others: dict[str, Columns] = {}
 
         def write() -> None:
@@ -133,6 +132,12 @@ def check_columns(columns: Sequence[str]) -> None:
                 f"cannot take over the column {name!r} of the index: the table has one of that "
                 "name of its own; rename it in the catalog and pack again"
             )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises UsageError where the samples of a rank at a time are fewer than one."""
+    if batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, got {batch_size}")
 
 
 def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:

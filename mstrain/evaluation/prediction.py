@@ -13,8 +13,12 @@ from msdata.core.output_file import check_output, make_folder
 from msdata.errors import UsageError
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
-from mstrain.evaluation.evaluation import check_batch_size
-from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
+from mstrain.evaluation.inference import (
+    DEFAULT_BATCH,
+    check_batch_size,
+    check_columns,
+    predict_to,
+)
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.run_info import check_data, find_prior, open_run
 from mstrain.models.prior import NATURAL
