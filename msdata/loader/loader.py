@@ -159,7 +159,7 @@ class Loader:
         # Start threads last, so that a failure above leaves none behind.
         self._pool = FillPool(threads or default_threads(), self._reader)
         self._cache.start(weakref.WeakMethod(self._report), split, weights)
-        stops = (self._pool.stop, self._planner.close, self._cache.stop)
+        stops = (self._pool.stop, self._planner.stop, self._cache.stop)
         self._end = weakref.finalize(self, end_threads, stops, self._in_flight, self._pid)
 
     def __len__(self) -> int:
@@ -368,6 +368,7 @@ class Loader:
         self._cancel()
         self._end()
         self._pool.close()
+        self._planner.close()
         self._cache.close()
 
     def __getitem__(self, number: Any) -> Batch:

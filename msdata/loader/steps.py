@@ -266,6 +266,10 @@ class StepPlanner:
         mine, is_real = dealt.samples[0, self.topology.rank], dealt.is_real[0, self.topology.rank]
         return order.step(within[mine[mine >= 0]], is_real[mine >= 0], high)
 
-    def close(self) -> None:
-        """Ends the thread that computes orders."""
+    def stop(self) -> None:
+        """Tells the thread that computes orders to end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Ends the thread that computes orders, and waits for it."""
+        self._executor.shutdown(cancel_futures=True)
