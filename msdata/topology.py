@@ -181,19 +181,6 @@ def node_name(environ: Mapping[str, str] | None = None) -> str:
     return env.get("SLURMD_NODENAME") or platform.node()
 
 
-def num_slurm_nodes(environ: Mapping[str, str] | None = None) -> int | None:
-    """Counts the nodes of this process's Slurm job; None outside of jobs.
-
-    Args:
-        environ: variables to read; None means those of this process.
-
-    Raises:
-        UsageError: a variable is not a number.
-    """
-    job = slurm_job(os.environ if environ is None else environ)
-    return None if job is None else job.num_nodes
-
-
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
     """Slurm's description of the job that this process belongs to.

@@ -148,7 +148,7 @@ transport=${CACHE_TRANSPORT:-pmi2}
   die "CACHE_GIB must be auto, GiB, or 0 for no cache, got $cache_gib"
 if [[ $cache_gib =~ ^[0.]+$ ]]; then
   cache_gib=0
-elif [[ $cache_gib == auto && $SLURM_JOB_NUM_NODES != 1 && $transport =~ ^(zmq|none)$ ]]; then
+elif [[ $cache_gib == auto && $SLURM_JOB_NUM_NODES != 1 && $transport == none ]]; then
   # Without services that agree on it, all nodes must use the same size.
   cache_gib=$(smallest_cache_gib)
 fi
@@ -204,28 +204,28 @@ if [[ $cache_gib != 0 && $SLURM_JOB_NUM_NODES != 1 ]]; then
 fi
 case $cache_gib,$transport in
   0,*) ;;
-  *,zmq | *,none)
+  *,none)
     set_default "data.cache_gib=$cache_gib"
     if ((${#ssd[@]})); then
       set_default "data.cache_ssd_dir=${ssd[0]}"
       set_default "data.cache_ssd_gib=${ssd[1]}"
     fi
-    if [[ $transport == zmq ]]; then
-      set_default "data.cache_peers_dir=$job_dir/peers"
-      encrypt=--encrypt
-      [[ ${CACHE_ENCRYPT:-1} == 0 ]] && encrypt=--no-encrypt
-      start_service none --peers-dir "$job_dir/peers" "$encrypt" ${ssd:+--ssd-dir "${ssd[0]}"}
-    fi
     ;;
   *)
-    ((SLURM_JOB_NUM_NODES > 1)) || transport=none
+    between=()
+    if ((SLURM_JOB_NUM_NODES == 1)); then
+      transport=none
+    elif [[ $transport == zmq ]]; then
+      transport=none between=(--peers-dir "$job_dir/peers" --encrypt)
+      [[ ${CACHE_ENCRYPT:-1} == 0 ]] && between[2]=--no-encrypt
+    fi
     case ${CACHE_FILL:-} in # the former name and values of CACHE_WARMUP
       stage) warmup=blocking ;;
       *) warmup=${CACHE_WARMUP:-background} ;;
     esac
     # Twice: on a busy node Slurm's pmi2 (22.05) at times loses part of a message, and MPI hangs.
     for attempt in 1 2; do
-      start_service "$transport" --memory-gib "$cache_gib" --warmup "$warmup" \
+      start_service "$transport" --memory-gib "$cache_gib" --warmup "$warmup" "${between[@]}" \
         ${ssd:+--ssd-dir "${ssd[0]}" --ssd-gib "${ssd[1]}"}
       await_service && break
       stop_if_asked
@@ -237,6 +237,9 @@ case $cache_gib,$transport in
       say "no cache between nodes: its services have not started, see $log_dir/*.serve.log;" \
         "each node uses its own memory, $cache_gib GiB" >&2
       set_default "data.cache_gib=$cache_gib"
+    elif ((${#between[@]})); then
+      # A rank that starts while its service is gone needs it.
+      set_default "data.cache_peers_dir=${between[1]}"
     fi
     set_default data.cache_gib=auto
     ;;

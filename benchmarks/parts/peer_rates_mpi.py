@@ -39,7 +39,7 @@ from benchmarks.parts.peer_rates import (
     run,
 )
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
-from msdata.cache.mpi_service import MpiService
+from msdata.cache.service import Service
 from msdata.cache.slot_places import slots_at_owners
 from msdata.cache.transport.group import ending_together
 from msdata.cache.transport.link import LinkFetcher, link_address
@@ -77,7 +77,7 @@ def serve(shm_dir: Path) -> None:
     group = open_group(from_env())
     with (
         ending_together(group),
-        MpiService(group, config, split, own, lambda: lambda s: records[s]) as service,
+        Service(group, config, split, own, lambda: lambda s: records[s]) as service,
     ):
         service.open("host")
         with service.path.open("r+b") as file:

@@ -30,7 +30,7 @@ from benchmarks.questions.private_cache import PrivateCache, PrivateTable
 from benchmarks.told import claim_stdout, obey
 from benchmarks.workloads import edge_bytes
 from msdata.cache.config import CacheConfig
-from msdata.cache.mpi_service import ServedArena, find_service
+from msdata.cache.served import ServedArena, find_service
 from msdata.cache.split import cached_split
 from msdata.cache.transport.link import LinkFetcher
 from msdata.cluster.probe import drop_from_cache

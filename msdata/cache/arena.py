@@ -44,6 +44,11 @@ def arena_path(config: CacheConfig, split: CachedSplit, node: int) -> Path:
     return config.shm_dir / "-".join([_user_prefix(), *words])
 
 
+def peers_name(config: CacheConfig, split: CachedSplit) -> str:
+    """The name of a job's split in the folder by which its nodes find each other."""
+    return f"{word(config.job or '')}-{split.fingerprint}-{word(split.name)}"
+
+
 def remove_stale_arenas(shm_dir: Path, own_job: str) -> list[Path]:
     """Removes this user's unused arenas, except those of the job that is starting.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.arena import Arena
+from msdata.cache.arena import Arena, peers_name
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Own, Owners, ReadRecord
 from msdata.cache.filler import Filler
 from msdata.cache.shared_file import Row
@@ -131,7 +132,7 @@ class CacheClient:
         if folder is None:
             return None
         try:
-            find = partial(address_of, folder, self._split.label)
+            find = partial(address_of, folder, peers_name(self.config, self._split))
             return ZmqFetcher(find, job_keys(folder, make_keys))
         except (MsdataError, OSError) as error:
             LOG.warning("cannot ask other nodes: %s; their samples come from storage", error)
@@ -215,6 +216,28 @@ class CacheClient:
             return is_same
 
         return self._peers.fetch(places.owners.tolist(), places.samples.tolist(), rows, is_sound)
+
+    def records(self, samples: NDArray[np.int64]) -> list[Any | None]:
+        """The records that this node has now, from memory or SSD, for other nodes.
+
+        Args:
+            samples: int64 (n,), numbers within the split; numbers out of range give None.
+        """
+        is_one = (samples >= 0) & (samples < self.num_samples)
+        places = self.locate(np.where(is_one, samples, 0))
+        source = np.where(is_one, places.source, STORAGE)
+        return [
+            self._record(where, slot)
+            for where, slot in zip(source.tolist(), places.slots.tolist(), strict=True)
+        ]
+
+    def _record(self, source: int, slot: int) -> Any | None:
+        if source == LOCAL:
+            return self.tiers[LOCAL].slots.record(slot)
+        if source == SSD:
+            with suppress(OSError):
+                return self.tiers[SSD].slots.read_record(slot)
+        return None
 
     def claim(self, places: Places) -> None:
         """Tells the filler which samples this rank will read from storage and cache."""

@@ -14,29 +14,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msdata.cache.arena import own_arenas, strange_arenas
+from msdata.cache.arena import own_arenas, peers_name, strange_arenas, word
 from msdata.cache.budget import memory_budget
 from msdata.cache.config import FORMER_FILLS, GIB, WARMUPS, CacheConfig
-from msdata.cache.mpi_service import MpiService
+from msdata.cache.service import Service
 from msdata.cache.shared_file import remove_if_unused
 from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.status import describe, look_at, render_status
-from msdata.cache.transport.group import Group, agree, ending_together
+from msdata.cache.transport.group import Alone, Group, agree, ending_together
 from msdata.cache.transport.listen import LOOPBACK
 from msdata.cache.transport.mpi_group import open_group
-from msdata.cache.zmq_service import ZmqService
+from msdata.cache.transport.rendezvous import FolderGroup
 from msdata.core.files import storage_error
 from msdata.core.options import add_former
 from msdata.core.signals import ignore_signals
 from msdata.core.terminal import raw
 from msdata.core.text import bytes_text
-from msdata.dataset.dataset import Split, open_dataset
+from msdata.dataset.dataset import open_dataset
 from msdata.errors import StorageError, UsageError
-from msdata.topology import from_env, job_name, num_slurm_nodes
+from msdata.topology import from_env, job_name, node_name
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
-_LOOK_S = 0.5
 _FULL_POLL_S = 1.0
 _SHM_DIR = Path("/dev/shm")
 _REDRAW_S = 1.0
@@ -103,8 +102,12 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--peers-dir",
         type=Path,
-        help="zmq: folder that all nodes see, equal to the ranks' CacheConfig(peers_dir=...); the "
-        "ranks make the arenas and set their sizes",
+        help="zmq: folder that all nodes see, in which the services find each other",
+    )
+    serve.add_argument(
+        "--nodes",
+        type=int,
+        help="zmq: number of nodes that serve (default: from the launcher)",
     )
     serve.add_argument("--split", default="train", help="cached split (default: %(default)s)")
     serve.add_argument("--job", help="name of the ranks' job (default: from the launcher)")
@@ -125,7 +128,7 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
         "processor time or less, on a network that others cannot listen to",
     )
     serve.add_argument(
-        "--metrics-dir", type=Path, help="zmq: folder for this service's counters (.prom)"
+        "--metrics-dir", type=Path, help="folder for this service's counters (.prom)"
     )
 
 
@@ -150,57 +153,69 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    transport = args.transport or ("mpi" if args.peers_dir is None else "zmq")
-    if transport == "mpi":
-        return _serve_mpi(args)
-    if args.peers_dir is None:
-        raise UsageError("--transport zmq needs --peers-dir, a folder that all nodes see")
-    if args.memory_gib is not None or args.ssd_gib:
-        raise UsageError(
-            "--memory-gib and --ssd-gib need --transport mpi: with zmq the ranks make the arenas; "
-            "set the sizes in their CacheConfig"
-        )
-    return _serve_zmq(args)
-
-
-def _serve_mpi(args: argparse.Namespace) -> int:
-    of_zmq = (args.peers_dir, args.host, args.listen, args.encrypt, args.metrics_dir)
-    if any(option is not None for option in of_zmq):
-        raise UsageError(
-            "--peers-dir, --host, --listen, --encrypt and --metrics-dir need --transport zmq"
-        )
-    config = CacheConfig(
-        memory_gib=args.memory_gib,
-        ssd_dir=args.ssd_dir,
-        ssd_gib=args.ssd_gib,
-        warmup=args.warmup,
-        job=args.job or job_name(),
-        shm_dir=args.shm_dir,
-    )
-    group = open_group(from_env())
+    _check_transport(args)
+    _allow_many_connections()
+    topology = from_env()
+    num_nodes = topology.num_ranks if args.nodes is None else args.nodes
+    group: Group = open_group(topology) if args.peers_dir is None else Alone()
     with ending_together(group):
+        config = CacheConfig(
+            memory_gib=args.memory_gib,
+            ssd_dir=args.ssd_dir,
+            ssd_gib=args.ssd_gib,
+            warmup=args.warmup,
+            job=args.job or job_name(),
+            shm_dir=args.shm_dir,
+            peers_dir=args.peers_dir,
+            metrics_dir=args.metrics_dir,
+            listen=LOOPBACK if args.host is args.listen is None and num_nodes == 1 else args.listen,
+        )
         split = agree(group, lambda: open_dataset(args.data).split(args.split))
-        _keep_arena(config, split, group)
+        cached = cached_split(split)
+        if config.peers_dir is not None:
+            name = peers_name(config, cached)
+            group = FolderGroup(config.peers_dir, name, word(node_name()), num_nodes)
+        with Service(
+            group,
+            config,
+            cached,
+            partial(owners_of_nodes, cached),
+            lambda: record_reader(split),
+            host=args.host,
+            is_encrypted=args.encrypt is not False,
+        ) as service:
+            _keep_arena(service, config, group)
     return 0
 
 
-def _keep_arena(config: CacheConfig, split: Split, group: Group) -> None:
+def _check_transport(args: argparse.Namespace) -> None:
+    transport = args.transport or ("mpi" if args.peers_dir is None else "zmq")
+    of_zmq = (args.peers_dir, args.nodes, args.host, args.listen, args.encrypt)
+    if transport == "zmq" and args.peers_dir is None:
+        raise UsageError("--transport zmq needs --peers-dir, a folder that all nodes see")
+    if args.nodes is not None and args.nodes < 1:
+        raise UsageError(f"--nodes must be at least 1, got {args.nodes}")
+    if transport == "mpi" and any(option is not None for option in of_zmq):
+        raise UsageError(
+            "--peers-dir, --nodes, --host, --listen and --encrypt need --transport zmq"
+        )
+
+
+def _keep_arena(service: Service, config: CacheConfig, group: Group) -> None:
     """Keeps this node's arena until this service or another one of the job is told to end."""
-    cached = cached_split(split)
-    own = partial(owners_of_nodes, cached)
-    with MpiService(group, config, cached, own, lambda: record_reader(split)) as service:
-        try:
-            _open_arena(service, config.shm_dir)
-            _print_offers(service, config, group)
-            _serve_until_end(service)
-            ignore_signals()
-        except KeyboardInterrupt:
-            # A second signal would interrupt the cleanup.
-            ignore_signals()
-            raise
+    try:
+        _open_arena(service, config.shm_dir)
+        if group.rank == 0 or not group.ends_together:
+            _print_offers(service, config)
+        _serve_until_end(service)
+        ignore_signals()
+    except KeyboardInterrupt:
+        # A second signal would interrupt the cleanup.
+        ignore_signals()
+        raise
 
 
-def _open_arena(service: MpiService, shm_dir: Path) -> None:
+def _open_arena(service: Service, shm_dir: Path) -> None:
     try:
         service.open()
     except StorageError:
@@ -209,16 +224,14 @@ def _open_arena(service: MpiService, shm_dir: Path) -> None:
         raise storage_error("keep a cache in", shm_dir, error) from error
 
 
-def _print_offers(service: MpiService, config: CacheConfig, group: Group) -> None:
-    if group.rank:
-        return
+def _print_offers(service: Service, config: CacheConfig) -> None:
     for node, offer in enumerate(service.offers):
         ssd = f", {bytes_text(offer.ssd_nbytes)} of SSD" if offer.ssd_nbytes else ""
         print(f"node {node}: {bytes_text(offer.memory_nbytes)} of memory{ssd}")
     print(f"serving {len(service.offers)} nodes of job {config.job}", flush=True)
 
 
-def _serve_until_end(service: MpiService) -> None:
+def _serve_until_end(service: Service) -> None:
     is_printed = False
     look_at_s = time.monotonic() + _FULL_POLL_S
     while service.turn():
@@ -234,38 +247,6 @@ def _allow_many_connections() -> None:
     """Raises the limit of open files, usually 1,024: every rank may have several connections."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _serve_zmq(args: argparse.Namespace) -> int:
-    _allow_many_connections()
-    split = open_dataset(args.data).split(args.split)
-    is_alone = args.host is None and args.listen is None and num_slurm_nodes() == 1
-    config = CacheConfig(
-        job=args.job or job_name(),
-        shm_dir=args.shm_dir,
-        peers_dir=args.peers_dir,
-        ssd_dir=args.ssd_dir,
-        ssd_gib=1.0 if args.ssd_dir else 0.0,  # placeholder: the arenas tell the size
-        metrics_dir=args.metrics_dir,
-        listen=LOOPBACK if is_alone else args.listen,
-    )
-    with ZmqService(
-        config,
-        cached_split(split),
-        lambda: record_reader(split),
-        args.host,
-        is_encrypted=args.encrypt is not False,
-    ) as found:
-        known: set[int] = set()
-        while True:
-            found.look()
-            serving = set(found.stats())
-            if serving != known:
-                nodes = ", ".join(f"node {n}" for n in sorted(serving)) or "nothing yet"
-                print(f"serving {nodes} of job {config.job}", flush=True)
-                known = serving
-            found.write_metrics()
-            time.sleep(_LOOK_S)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ class CacheConfig:
         memory_gib: shared memory per node in GiB; None ("auto") uses the arena of `msdata cache
             serve` if that runs, else takes what the first rank finds free, see
             `msdata.cache.budget`. Without services, policy `locality` over several nodes needs a
-            number, since all ranks must compute with the same size.
+            number, since all ranks must compute with the same size. A service's size is its own.
         ssd_dir: folder on a local SSD for the second tier; None disables this tier.
         ssd_gib: space on that SSD per node in GiB.
         warmup: "background" starts training at once: ranks cache what they read, and a thread
@@ -48,14 +48,15 @@ class CacheConfig:
         shm_dir: the folder for shared memory.
         metrics_dir: a folder for each rank's counters: `.prom` for node_exporter's textfile
             collector, `.jsonl` with one line per epoch; None writes neither.
-        peers_dir: a folder that all nodes see, where each node's `msdata cache serve --peers-dir`
-            announces itself; None asks other nodes only through services under MPI.
+        peers_dir: a folder that all nodes see, in which the nodes' `msdata cache serve --peers-dir`
+            find each other. Ranks learn it from their node's service; one that is given it looks
+            for a service also if `memory_gib` is a number, and can do while its service is gone.
         listen: IPv4 address or interface at which a service found by `peers_dir` listens; None
             chooses the one that other nodes can reach. Ranks never listen.
         reserved_nbytes: free memory of the node that the cache must leave alone; the loader adds
             the size of the batches and indices of the node's ranks.
-        service_wait_s: seconds to wait for this node's service if `memory_gib` is None; None waits
-            20 s on several nodes and not at all on one.
+        service_wait_s: seconds to wait for this node's service if `memory_gib` is None or
+            `peers_dir` is set; None waits 20 s on several nodes and not at all on one.
     """
 
     memory_gib: float | None = None
@@ -154,11 +155,6 @@ class CachedSplit:
                     f"{name} must have one entry per sample ({num_samples}), got "
                     f"{len(getattr(self, name))}"
                 )
-
-    @property
-    def label(self) -> str:
-        """A name for data set and split."""
-        return f"{self.fingerprint}-{self.name}"
 
     @cached_property
     def first_samples(self) -> NDArray[np.int64]:

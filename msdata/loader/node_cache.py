@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from msdata.cache.budget import free_memory
 from msdata.cache.client import LOCAL, CacheClient
-from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
-from msdata.cache.mpi_service import ServedArena, find_service
+from msdata.cache.config import GIB, CacheConfig, Owners
 from msdata.cache.reporter import Reporter
+from msdata.cache.served import ServedArena, find_served
 from msdata.cache.split import cached_split, owners_by_capacity, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.status import WeightedForecast
@@ -30,9 +29,6 @@ from msdata.loader.read import RecordReader, SampleReader
 from msdata.topology import Topology, job_name
 
 AUTO = "auto"
-# Services and ranks are started at the same time; the former are ready within seconds.
-_SERVICE_WAIT_S = 20.0
-_POLL_S = 0.1
 # Per sample and rank: checksum, place, position in this epoch's order and in the next one's.
 _INDEX_NBYTES = 64
 
@@ -169,11 +165,13 @@ def open_node_cache(
     reserved_nbytes = config.reserved_nbytes + topology.ranks_per_node * rank_nbytes
     config = replace(config, reserved_nbytes=reserved_nbytes)
     cached = cached_split(split)
-    served = _service_of(config, cached, topology)
+    served = find_served(config, cached, topology)
     if served is not None:
         return _join_service(served, config, split, topology, needs_owners=needs_owners)
     own = owners_by_capacity(cached, topology)
-    owners = None if config.memory_nbytes is None else own(config.memory_nbytes, config.ssd_nbytes)
+    # Other nodes may have services, which agree on sizes of their own.
+    is_told = config.memory_nbytes is not None and config.peers_dir is None
+    owners = own(config.memory_nbytes or 0, config.ssd_nbytes) if is_told else None
     client = None
     try:
         client = CacheClient(config, cached, topology.node, own, record_reader(split))
@@ -185,9 +183,9 @@ def open_node_cache(
         if client is not None:
             client.close()
         raise UsageError(
-            "policy 'locality' needs the same owners on all ranks, and they cannot be told from "
-            "what each node has free; start 'msdata cache serve' on each node, or give the cache a "
-            "number: CacheConfig(memory_gib=...)"
+            "policy 'locality' needs the same owners on all ranks, and this node's cache service, "
+            "which knows them, was not found; start 'msdata cache serve' on each node, or give the "
+            "cache a number without services: CacheConfig(memory_gib=...)"
         )
     return NodeCache(client=client, owner_of_shard=None if owners is None else owners[0])
 
@@ -197,21 +195,6 @@ def _index_nbytes(split: Split) -> int:
     # Of coded ones also the record's length and place, and of each array place, length and steps.
     of_codes = sum(16 + 4 * c.num_planes for c in split.codings)
     return _INDEX_NBYTES + (16 + of_codes if of_codes else 0)
-
-
-def _service_of(config: CacheConfig, cached: CachedSplit, topology: Topology) -> ServedArena | None:
-    """This node's service, if the caller leaves the size of the cache to services."""
-    if config.memory_nbytes is not None or config.peers_dir is not None:
-        return None
-    wait_s = config.service_wait_s
-    if wait_s is None:
-        wait_s = _SERVICE_WAIT_S if topology.num_nodes > 1 else 0.0
-    deadline_s = time.monotonic() + wait_s
-    while (found := find_service(config, cached, topology.node)) is None:
-        if time.monotonic() >= deadline_s:
-            return None
-        time.sleep(_POLL_S)
-    return found
 
 
 def _join_service(
@@ -236,10 +219,11 @@ def _join_service(
             *(topology.node, node),
         )
     cached = cached_split(split)
-    link = LinkFetcher(link_address(served.path), cached.max_record_nbytes)
-    peers = link if num_nodes > 1 else None
+    config = served.config(asked)
+    peers = None
+    if num_nodes > 1 and config.peers_dir is None:
+        peers = LinkFetcher(link_address(served.path), cached.max_record_nbytes)
     try:
-        config = served.config(asked)
         client = CacheClient(config, cached, node, None, record_reader(split), peers=peers)
     except (MsdataError, OSError) as error:
         if needs_owners:
@@ -247,6 +231,12 @@ def _join_service(
         LOG.warning("no cache: %s; all samples come from storage", error)
         return NodeCache()
     if topology.local_rank == 0:
+        if asked.memory_nbytes not in (None, config.memory_nbytes):
+            LOG.warning(
+                "this node's cache service keeps %.2f GiB, CacheConfig asks for memory_gib=%.2f, "
+                "which is ignored; give the size to 'msdata cache serve --memory-gib'",
+                *(config.memory_gib, asked.memory_gib),
+            )
         _warn_of_too_little(client, config.reserved_nbytes)
     return NodeCache(client=client, owner_of_shard=client.owners[0], served=served)
 

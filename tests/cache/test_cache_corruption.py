@@ -16,6 +16,7 @@ import packing
 import pytest
 
 import msdata
+from msdata.cache.arena import peers_name
 from msdata.cache.client import LOCAL, SSD
 from msdata.cache.config import CacheConfig, CachedSplit
 from msdata.cache.split import cached_split, record_reader
@@ -160,11 +161,11 @@ def test_what_is_corrupt_on_the_ssd_comes_from_storage_or_is_an_error(
 class Peers:
     """Node 1, which gives the records of a split, some of them altered; over either transport."""
 
-    def __init__(self, split: Split, altered: set[int], folder: Path) -> None:
+    def __init__(self, split: Split, altered: set[int], config: CacheConfig) -> None:
         self.cached: CachedSplit = cached_split(split)
         self._read = record_reader(split)
         self._altered = altered
-        self._folder = folder
+        self._config = config
         self._ends = ExitStack()
 
     def records(self, samples: Any) -> list[Any]:
@@ -176,14 +177,12 @@ class Peers:
         return found
 
     def serve_zmq(self, *, is_encrypted: bool) -> None:
-        server = ZmqServer(
-            self.records,
-            job_keys(self._folder, make_keys),
-            "127.0.0.1",
-            is_encrypted=is_encrypted,
-        )
+        folder = self._config.peers_dir
+        assert folder is not None
+        keys = job_keys(folder, make_keys)
+        server = ZmqServer(self.records, keys, "127.0.0.1", is_encrypted=is_encrypted)
         self._ends.callback(server.close)
-        announce(self._folder, self.cached.label, 1, server.address)
+        announce(folder, peers_name(self._config, self.cached), 1, server.address)
 
     def serve_link(self, address: str) -> None:
         """As the service of a node does that reads its peers over MPI, into a staging area."""
@@ -217,8 +216,13 @@ def test_what_is_corrupt_at_a_peer_comes_from_storage_or_is_an_error(
     split = train(data)
     expected = caching.digests(split)
     (folder := tmp_path / "peers").mkdir(mode=0o700)
-    peers = Peers(split, set(range(0, len(split), 3)), folder)
-    config = caching.config(tmp_path, memory_gib=caching.gib_of(split, 0.5), peers_dir=folder)
+    config = caching.config(
+        tmp_path,
+        memory_gib=caching.gib_of(split, 0.5),
+        peers_dir=folder,
+        service_wait_s=0.0,
+    )
+    peers = Peers(split, set(range(0, len(split), 3)), config)
     address = f"\0msdata-test-{os.getpid()}-{tmp_path.name}"
     if transport == "staging":
         peers.serve_link(address)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import packing
 import pytest
 from peer_records import LARGE_RECORDS, large_records
 
-from msdata.cache.split import cached_split, record_reader
+from msdata.cache.service import Service
+from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.transport import listen
+from msdata.cache.transport.group import Alone
 from msdata.cache.transport.listen import EVERYWHERE, LOOPBACK, listen_address
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
-from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import open_dataset
 from msdata.errors import UsageError
 
@@ -144,8 +146,10 @@ def test_where_nothing_of_this_machine_is_it_is_refused(
     split = open_dataset(packed(tiny_source, *packing.TINY_SHARDS)).split("train")
     for word in ("203.0.113.9", "eth99", "", "no such host"):
         config = caching.config(tmp_path, peers_dir=tmp_path / "peers", listen=word)
+        cached = cached_split(split)
+        own = partial(owners_of_nodes, cached)
         with pytest.raises(UsageError, match=r"listen must be an IPv4 address or interface.* lo"):
-            ZmqService(config, cached_split(split), lambda: record_reader(split))
+            Service(Alone(), config, cached, own, lambda: record_reader(split))
 
 
 # Frames of ZeroMQ's ZMTP 3.1 (RFC 37): a greeting, then a command longer than any memory.

@@ -20,8 +20,6 @@ import msdata
 import msdata.loader.node_cache
 from msdata.cache.client import LOCAL
 from msdata.cache.config import CacheConfig
-from msdata.cache.split import cached_split, record_reader
-from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.plan.ownership import equal_nodes, own_shards
@@ -55,8 +53,8 @@ class Cluster:
                 )
             )
         self.policy = policy
+        self.services = caching.start_services(split, self.configs)
         self.loaders = [self.loader(node) for node in range(NODES)]
-        self.services = [self.service(config) for config in self.configs]
 
     def loader(self, node: int) -> msdata.Loader:
         return msdata.Loader(
@@ -64,19 +62,15 @@ class Cluster:
             caching.BATCH,
             policy=self.policy,
             topology=Topology(num_nodes=NODES, ranks_per_node=1, rank=node),
-            cache=self.configs[node],
+            # The services tell ranks sizes and folder.
+            cache=replace(self.configs[node], memory_gib=None, peers_dir=None),
             threads=1,
         )
 
-    def service(self, config: CacheConfig) -> ZmqService:
-        service = ZmqService(
-            replace(config, memory_gib=None),
-            cached_split(self.split),
-            lambda: record_reader(self.split),
-            "127.0.0.1",
-        )
-        service.look()
-        return service
+    def service(self, node: int, **options: Any) -> caching.PeerService:
+        """A service in place of one that has ended."""
+        config = replace(self.configs[node], **options)
+        return caching.PeerService(self.split, config, node, NODES).wait()
 
     def epoch(self) -> tuple[dict[str, int], list[dict[str, int]]]:
         """Digests of all samples, and samples by tier of each node."""
@@ -129,7 +123,8 @@ def test_samples_of_each_tier_on_each_node_are_what_the_forecast_says(
             assert sum(t["peer"] for t in tiers) > 0
     for config in cluster.configs:
         assert not list(caching.names_in(config.shm_dir))
-    assert [p.name for p in (tmp_path / "job").iterdir()] == ["key.json"]
+    left = sorted(p.name.partition("-")[0] for p in (tmp_path / "job").iterdir())
+    assert left == ["key.json", "node0", "node1", "node2"]
 
 
 def test_coded_records_of_different_lengths_travel_between_nodes(
@@ -140,7 +135,7 @@ def test_coded_records_of_different_lengths_travel_between_nodes(
     assert len(set(split.record_nbytes.tolist())) > 1
     with Cluster(split, tmp_path, 1.2, "shuffle") as cluster:
         found, tiers = cluster.epoch()
-        served = [stats["served"] for s in cluster.services for stats in s.stats().values()]
+        served = [s.service.stats()["served"] for s in cluster.services]
     assert found == caching.digests(split)
     assert sum(t["storage"] for t in tiers) == 0
     given = sum(one["samples"] for one in served)
@@ -153,7 +148,7 @@ def test_a_service_that_ends_means_storage_and_the_others_go_on(
     cluster: Cluster, expected: dict[str, int]
 ) -> None:
     _, before = cluster.epoch()
-    cluster.services[0].close()
+    cluster.services.pop(0).close()
     for loader in cluster.loaders:
         loader._cache.client._peers._timeout_s = 0.2
     found, after = cluster.epoch()
@@ -198,39 +193,71 @@ def test_an_arena_outlives_its_ranks_in_the_service_and_is_found_full(
     assert cluster.loaders[0].stats()["cache"]["filler"]["samples"] == 0
 
 
-def test_a_service_leaves_an_arena_whose_name_is_gone_and_joins_the_next(
-    cluster: Cluster,
+def test_a_service_that_comes_back_gives_what_it_offered_before(
+    cluster: Cluster, expected: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    service, config = cluster.services[0], cluster.configs[0]
-    (name,) = caching.names_in(config.shm_dir)
-    cluster.loaders[0].close()
-    (config.shm_dir / name).unlink()
-    service.look()
-    assert service.stats() == {}
-    assert not list((config.peers_dir or Path()).glob("*-n0.json"))
-    cluster.loaders[0] = cluster.loader(0)
-    service.look()
-    assert service.stats().keys() == {0}
-
-
-def test_a_service_that_cannot_be_announced_says_so_once_and_tries_again(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = cluster.configs[0]
-    assert config.peers_dir is not None
-    (announcement,) = config.peers_dir.glob("*-n0.json")
+    cluster.epoch()
+    owners = cluster.loaders[0].cache_owners
     cluster.services.pop(0).close()
-    announcement.mkdir()
-    service = cluster.service(config)
-    cluster.services.append(service)
-    service.look()
-    assert service.stats() == {}
-    (said,) = [r.message for r in caplog.records if "cannot serve" in r.message]
-    assert "cannot write" in said
-    announcement.rmdir()
-    service.look()
-    assert service.stats().keys() == {0}
-    assert announcement.is_file()
+    cluster.loaders.pop(0).close()
+    assert not list(caching.names_in(cluster.configs[0].shm_dir))
+    cluster.services.insert(0, cluster.service(0, memory_gib=0.0))
+    assert "keeps the 0.00 GiB that its service offered to the others before" in caplog.text
+    cluster.loaders.insert(0, cluster.loader(0))
+    again = cluster.loaders[0].cache_owners
+    assert owners is not None
+    assert again is not None
+    assert [o.tolist() for o in again] == [o.tolist() for o in owners]
+    cluster.loaders[0].set_epoch(1)
+    assert cluster.epoch()[0] == expected
+
+
+def test_a_service_whose_folder_is_lost_takes_up_the_arena_in_use_or_says_why_not(
+    cluster: Cluster, expected: dict[str, int]
+) -> None:
+    cluster.epoch()
+    folder = cluster.configs[0].peers_dir
+    assert folder is not None
+    for service in cluster.services:
+        service.close()
+    for path in folder.iterdir():
+        path.unlink()
+    cluster.services = caching.start_services(
+        cluster.split, [replace(c, memory_gib=0.0) for c in cluster.configs]
+    )
+    assert cluster.epoch()[0] == expected
+    cluster.services.pop(2).close()
+    for path in folder.glob("*.offer.json"):
+        if path.name.startswith("node0"):
+            path.write_text('["node0", [1, 0, null]]')
+    with pytest.raises(AssertionError, match="use arenas of earlier services that disagree"):
+        cluster.service(2)
+
+
+def test_offers_of_more_nodes_than_serve_are_refused(cluster: Cluster) -> None:
+    cluster.services.pop(2).close()
+    with pytest.raises(AssertionError, match="has offers of 3 nodes, got --nodes 2"):
+        caching.PeerService(cluster.split, cluster.configs[2], 2, 2).wait()
+
+
+def test_a_rank_that_starts_while_its_service_is_gone_uses_its_arena(
+    cluster: Cluster, split: Split, expected: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.epoch()
+    topology = Topology(num_nodes=NODES, rank=0)
+    config = replace(cluster.configs[0], service_wait_s=0.0, memory_gib=9.0)
+    options = {"policy": "locality", "topology": topology, "threads": 1}
+    with msdata.Loader(split, caching.BATCH, cache=config, **options) as rank:
+        assert "keeps 0.00 GiB, CacheConfig asks for memory_gib=9.00" in caplog.text
+        cluster.services.pop(0).close()
+        with msdata.Loader(split, caching.BATCH, cache=config, **options) as late:
+            rank.set_epoch(1)
+            late.set_epoch(1)
+            caching.assert_same_batches(caching.copies(rank), caching.copies(late))
+            assert late.stats()["tiers"]["storage"]["samples"] == 0
+        lonely = replace(config, job="other")
+        with pytest.raises(UsageError, match="cache service, which knows them, was not found"):
+            msdata.Loader(split, caching.BATCH, cache=lonely, **options)
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True])
@@ -238,28 +265,24 @@ def test_a_service_counts_what_it_gives_and_writes_it_for_the_collector(
     cluster: Cluster, tmp_path: Path, is_encrypted: bool
 ) -> None:
     cluster.services.pop(0).close()
-    service = ZmqService(
-        replace(cluster.configs[0], memory_gib=None, metrics_dir=tmp_path / "metrics"),
-        cached_split(cluster.split),
-        lambda: record_reader(cluster.split),
-        "127.0.0.1",
-        is_encrypted=is_encrypted,
-    )
-    cluster.services.append(service)
-    service.look()
+    config = replace(cluster.configs[0], metrics_dir=tmp_path / "metrics")
+    made = caching.PeerService(cluster.split, config, 0, NODES, is_encrypted=is_encrypted).wait()
+    cluster.services.append(made)
     cluster.epoch()
-    given = service.stats()[0]["served"]
+    service = made.service
+    given = service.stats()["served"]
     asked = [r.stats()["tiers"]["peer"] for r in cluster.loaders[1:]]
     assert 0 < given["samples"] <= sum(a["samples"] for a in asked)
     assert 0 < given["bytes"] <= sum(a["bytes"] for a in asked)
     lengths = cluster.split.record_nbytes
     assert lengths.min() <= given["bytes"] / given["samples"] <= lengths.max()
-    service.write_metrics()
+    service._metrics_due_s = 0.0
+    service._write_metrics()
     (path,) = (tmp_path / "metrics").iterdir()
     assert path.name == "msdata-test-train-service0.prom"
     labels = '{run="test",split="train",node="0"}'
     assert f"\nmsdata_served_samples_total{labels} {given['samples']}\n" in path.read_text()
-    service.close()
+    made.close()
     assert not path.exists()
 
 
@@ -302,7 +325,7 @@ def test_a_shard_that_one_node_cannot_read_is_left_out_there_and_others_read_it(
 
         return read_or_fail
 
-    for module in (msdata.loader.node_cache, sys.modules[__name__]):
+    for module in (msdata.loader.node_cache, caching):
         monkeypatch.setattr(module, "record_reader", failing)
     with Cluster(split, tmp_path, 1.2, "shuffle") as cluster:
         found, tiers = cluster.epoch()
@@ -314,11 +337,6 @@ def test_a_shard_that_one_node_cannot_read_is_left_out_there_and_others_read_it(
         _, later = cluster.epoch()
         assert sum(t["storage"] for t in later) < sum(t["storage"] for t in tiers)
     assert len([r for r in caplog.records if "which stays uncached" in r.getMessage()]) == 2
-
-
-def test_a_service_without_a_folder_to_be_found_in_is_refused(split: Split, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="folder that all nodes see"):
-        ZmqService(caching.config(tmp_path), cached_split(split), lambda: record_reader(split))
 
 
 def test_a_key_that_others_may_read_leaves_the_run_without_peers(
@@ -349,18 +367,24 @@ def test_the_command_serves_the_ranks_of_two_pretended_nodes(
 ) -> None:
     share = caching.gib_of(split, 0.6)
     peers = tmp_path / "job"
-    config = caching.config(tmp_path, memory_gib=share, peers_dir=peers, warmup="blocking")
+    config = caching.config(tmp_path)
     data = split.dataset.path
+    options = ("--peers-dir", peers, "--shm-dir", config.shm_dir, "--job", "test", "--nodes", 2)
+    serve = command("serve", data, *options, "--host", "127.0.0.1", "--memory-gib", share)
+    services = [
+        packing.start([*serve, "--warmup", "blocking"], packing.environment(SLURMD_NODENAME=name))
+        for name in ("one", "two")
+    ]
+    for service in services:
+        assert packing.wait_for(lambda: len(list(peers.glob("*-n?.json"))) == 2, service)
     ranks = caching.start_ranks(data, config, 2, 1, policy="shuffle")
-    options = ("--peers-dir", peers, "--shm-dir", config.shm_dir, "--job", "test")
-    service = packing.start(command("serve", data, *options, "--host", "127.0.0.1"))
-    assert packing.wait_for(lambda: len(list(peers.glob("*-n?.json"))) == 2, service)
     results = caching.run_epoch(ranks)
     assert caching.merged(results) == expected
     assert [r["stats"]["tiers"]["storage"]["samples"] for r in results] == [0, 0]
     assert all(r["stats"]["tiers"]["peer"]["samples"] > 0 for r in results)
-    service.kill()
-    service.communicate()
+    for service in services:
+        service.kill()
+        service.communicate()
     assert caching.merged(caching.run_epoch(ranks)) == expected
     assert len(list(caching.names_in(config.shm_dir))) == 2
     for rank in ranks:
@@ -370,19 +394,20 @@ def test_the_command_serves_the_ranks_of_two_pretended_nodes(
 
 
 def test_the_command_ends_on_sigterm_and_leaves_nothing(split: Split, tmp_path: Path) -> None:
-    config = caching.config(tmp_path, warmup="blocking", memory_gib=1.0)
+    config = caching.config(tmp_path, service_wait_s=60.0)
     options = ("--peers-dir", tmp_path / "job", "--shm-dir", config.shm_dir, "--job", "test")
+    service = packing.start(command("serve", split.dataset.path, *options, "--memory-gib", 1))
     with msdata.Loader(split, caching.BATCH, cache=config):
-        service = packing.start(command("serve", split.dataset.path, *options))
         assert service.stdout is not None
-        assert service.stdout.readline() == "serving node 0 of job test\n"
+        assert service.stdout.readline() == "node 0: 1.00 GiB of memory\n"
+        assert service.stdout.readline() == "serving 1 nodes of job test\n"
     assert len(list(caching.names_in(config.shm_dir))) == 1
     service.terminate()
     _, errors = service.communicate(timeout=30)
     assert service.returncode == 128 + 15
     assert len(errors.splitlines()) == 1
     assert not list(caching.names_in(config.shm_dir))
-    assert [p.name for p in (tmp_path / "job").iterdir()] == ["key.json"]
+    assert [p.name for p in (tmp_path / "job").glob("*") if "offer" not in p.name] == ["key.json"]
 
 
 def test_status_shows_arenas_and_clean_removes_those_of_dead_jobs(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from services import Services
 
 import msdata
 from msdata.cache.config import GIB, CacheConfig
-from msdata.cache.split import cached_split, record_reader
-from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
 from msdata.schema import Schema, Survey
 from msdata.topology import Topology
@@ -78,34 +75,16 @@ def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
     split: Split, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
-        loaders, services = [], []
-        for node in range(NODES):
-            folder = tmp_path / f"shm{node}"
-            folder.mkdir()
-            config = CacheConfig(
-                memory_gib=caching.gib_of(split, 1.1 / NODES),
-                job="test",
-                shm_dir=folder,
-                peers_dir=tmp_path / "job",
-                warmup="blocking",
-            )
-            topology = Topology(num_nodes=NODES, rank=node)
-            loaders.append(
-                msdata.Loader(
-                    split, BATCH, policy="locality", topology=topology, cache=config, threads=1
-                )
-            )
-            stack.callback(loaders[-1].close)
-            services.append(service_of(config, split))
-            stack.callback(services[-1].close)
-        for loader in loaders:
-            loader._cache.client.filler.wait()
+        memory_nbytes = int(1.1 * caching.split_nbytes(split) / NODES)
+        services, loaders = nodes(
+            stack, split, tmp_path, (NODES, memory_nbytes), batch=BATCH, policy="locality"
+        )
         tiers = []
         for _ in range(EPOCHS):
             for loader in loaders:
                 assert sum(len(batch["sample_id"]) for batch in loader) == len(split) // NODES
                 tiers.append(samples_by_tier(loader.stats()))
-        served = [stats["served"] for s in services for stats in s.stats().values()]
+        served = [s.service.stats()["served"] for s in services]
     assert_as_the_square_root_says(split, tiers)
     given = sum(one["samples"] for one in served)
     # What is fetched ahead for the epoch after the last is given out, too, and not yet counted.
@@ -114,40 +93,51 @@ def test_services_without_mpi_give_out_as_much_as_the_square_root_says(
     assert sum(one["bytes"] for one in served) == given * SCHEMA.sample_nbytes
 
 
+def nodes(
+    stack: ExitStack,
+    split: Split,
+    tmp_path: Path,
+    sizes: tuple[int, int],
+    *,
+    batch: int = caching.BATCH,
+    **options: Any,
+) -> tuple[list[caching.PeerService], list[msdata.Loader]]:
+    """A service and a loader on each node, whose memory is full; `sizes`: nodes, bytes of each."""
+    num_nodes, memory_nbytes = sizes
+    configs = []
+    for node in range(num_nodes):
+        (folder := tmp_path / f"shm{node}").mkdir(parents=True)
+        told = {"job": "test", "shm_dir": folder, "peers_dir": tmp_path / "job"}
+        size = memory_nbytes / GIB
+        configs.append(CacheConfig(memory_gib=size, warmup="blocking", **told))
+    services = caching.start_services(split, configs)
+    loaders = []
+    for service in services:
+        stack.callback(service.close)
+    for node, config in enumerate(configs):
+        topology = Topology(num_nodes=num_nodes, rank=node)
+        loaders.append(
+            msdata.Loader(split, batch, topology=topology, cache=config, threads=1, **options)
+        )
+        stack.callback(loaders[-1].close)
+    for loader in loaders:
+        loader._cache.client.filler.wait()
+    return services, loaders
+
+
 def run_nodes(
     split: Split, tmp_path: Path, num_nodes: int, memory_nbytes: int, epoch: int
 ) -> tuple[list[dict[str, dict[str, int]]], list[dict[str, int]]]:
     """Tiers of each node's only rank in an epoch, and what their services gave in all epochs."""
     with ExitStack() as stack:
-        loaders, services = [], []
-        for node in range(num_nodes):
-            folder = tmp_path / f"shm{node}"
-            folder.mkdir(parents=True)
-            config = CacheConfig(
-                memory_gib=memory_nbytes / GIB,
-                job="test",
-                shm_dir=folder,
-                peers_dir=tmp_path / "job",
-                warmup="blocking",
-            )
-            topology = Topology(num_nodes=num_nodes, rank=node)
-            loaders.append(
-                msdata.Loader(
-                    split, caching.BATCH, topology=topology, cache=config, threads=1, prefetch=1
-                )
-            )
-            stack.callback(loaders[-1].close)
-            services.append(service_of(config, split))
-            stack.callback(services[-1].close)
-        for loader in loaders:
-            loader._cache.client.filler.wait()
+        services, loaders = nodes(stack, split, tmp_path, (num_nodes, memory_nbytes), prefetch=1)
         tiers = []
         for loader in loaders:
             loader.set_epoch(epoch)
             for batch in loader:
                 assert len(batch["sample_id"])
             tiers.append(loader.stats()["tiers"])
-        return tiers, [stats["served"] for s in services for stats in s.stats().values()]
+        return tiers, [s.service.stats()["served"] for s in services]
 
 
 def test_memory_for_a_fifth_of_the_floats_holds_all_codes_and_less_crosses_the_network(
@@ -176,13 +166,3 @@ def test_memory_for_a_fifth_of_the_floats_holds_all_codes_and_less_crosses_the_n
     assert per_peer_read[0] / per_peer_read[1] == pytest.approx(ratio, rel=0.1)
     cold = [f.storage_bytes.sum() + f.tier_bytes[:, :3].sum() for f in found.values()]
     assert cold[0] / cold[1] == pytest.approx(ratio, rel=0.05)
-
-
-def service_of(config: CacheConfig, split: Split) -> ZmqService:
-    """A service that has joined a node's arena."""
-    cached = cached_split(split)
-    service = ZmqService(
-        replace(config, memory_gib=None), cached, lambda: record_reader(split), "127.0.0.1"
-    )
-    service.look()
-    return service

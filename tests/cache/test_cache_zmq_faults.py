@@ -69,13 +69,13 @@ class Job:
     def start(self, prefixes: Sequence[Sequence[str]], hosts: Sequence[str]) -> None:
         """Brings up all nodes, each behind a command prefix of its own."""
         self._prefixes, self._hosts = prefixes, hosts
-        self.ranks = [self.rank(node) for node in range(NODES)]
         self.services = [self.service(node) for node in range(NODES)]
         announced = self.configs[0].peers_dir
         assert announced is not None
         assert packing.wait_for(
             lambda: len(list(announced.glob("*-n?.json"))) == NODES, self.services[0]
         )
+        self.ranks = [self.rank(node) for node in range(NODES)]
 
     def rank(self, node: int) -> caching.Rank:
         rank = caching.Rank(
@@ -94,9 +94,11 @@ class Job:
     def service(self, node: int) -> subprocess.Popen[str]:
         config = self.configs[node]
         options = ("--peers-dir", config.peers_dir, "--shm-dir", config.shm_dir, "--job", "test")
+        options = (*options, "--nodes", NODES, "--memory-gib", repr(config.memory_gib))
         words = [sys.executable, "-m", *SERVICES, self.split.dataset.path, *options]
-        words = [*self._prefixes[node], *words, "--host", self._hosts[node]]
-        service = packing.start([str(word) for word in words])
+        words += ["--warmup", "blocking", "--host", self._hosts[node]]
+        environ = packing.environment(SLURMD_NODENAME=f"node{node}")
+        service = packing.start([str(w) for w in (*self._prefixes[node], *words)], environ)
         self._stack.callback(service.communicate)
         self._stack.callback(packing.kill_group, service)
         return service

@@ -27,15 +27,15 @@ import msdata
 from msdata.cache.arena import arena_path, own_arenas, strange_arenas
 from msdata.cache.config import CacheConfig
 from msdata.cache.metrics import remove_stale_metrics
-from msdata.cache.mpi_service import MpiService, served_place
 from msdata.cache.own_file import open_own, open_own_folder
+from msdata.cache.served import served_place
+from msdata.cache.service import Service
 from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.ssd import ssd_folder
 from msdata.cache.transport.group import Alone
 from msdata.cache.transport.link import describe_service, link_address
 from msdata.cache.transport.rendezvous import address_of, announce, job_keys
 from msdata.cache.transport.zmq_transport import make_keys
-from msdata.cache.zmq_service import ZmqService
 from msdata.dataset.dataset import Split
 from msdata.errors import StorageError
 
@@ -184,22 +184,6 @@ def test_status_and_clean_leave_what_is_not_ours_alone_and_say_so(
 
 
 @kinds
-def test_a_service_joins_no_arena_that_is_not_ours(
-    split: Split, shared: Path, precious: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = CacheConfig(shm_dir=shared, job="test", peers_dir=shared / "peers")
-    cached = cached_split(split)
-    path = arena_path(config, cached, 0)
-    before = plant(kind, path, precious)
-    with ZmqService(config, cached, lambda: record_reader(split)) as service:
-        service.look()
-        service.look()
-        assert service.stats() == {}
-    assert caplog.text.count(f"cannot serve {path}: cannot use {path}: it ") == 1
-    assert_untouched(path, before)
-
-
-@kinds
 def test_a_service_that_makes_arenas_says_in_one_sentence_that_the_name_is_taken(
     split: Split, shared: Path, precious: Path, kind: str
 ) -> None:
@@ -209,7 +193,7 @@ def test_a_service_that_makes_arenas_says_in_one_sentence_that_the_name_is_taken
     before = plant(kind, path, precious)
     own = partial(owners_of_nodes, cached)
     with (
-        MpiService(Alone(), config, cached, own, lambda: record_reader(split)) as service,
+        Service(Alone(), config, cached, own, lambda: record_reader(split)) as service,
         pytest.raises(StorageError, match=f"^cannot use {path}: it "),
     ):
         service.open()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ import numpy as np
 import packing
 
 import msdata
+from msdata.cache.arena import peers_name
 from msdata.cache.config import GIB, CacheConfig
+from msdata.cache.service import Service
+from msdata.cache.split import cached_split, owners_of_nodes, record_reader
+from msdata.cache.transport.rendezvous import FolderGroup
 from msdata.dataset.dataset import Split
 from msdata.plan.forecast import EpochForecast, Job, forecast_epoch, own_job
 from msdata.plan.ownership import equal_nodes
@@ -217,3 +223,60 @@ def merged(results: Sequence[dict[str, Any]]) -> dict[str, int]:
 def names_in(folder: Path) -> Iterator[str]:
     """Arenas that are there."""
     return (path.name for path in sorted(folder.glob("msdata-*")))
+
+
+class PeerService:
+    """A node's service over ZeroMQ, in a thread of this process.
+
+    Args:
+        split: the data.
+        config: sizes and names; `peers_dir` must be set.
+        node: its number.
+        num_nodes: number of services, with which it agrees.
+        options: further ones of `Service`.
+    """
+
+    def __init__(
+        self, split: Split, config: CacheConfig, node: int, num_nodes: int, **options: Any
+    ) -> None:
+        cached = cached_split(split)
+        assert config.peers_dir is not None
+        name = f"node{node}"
+        group = FolderGroup(config.peers_dir, peers_name(config, cached), name, num_nodes)
+        own, make_reader = partial(owners_of_nodes, cached), partial(record_reader, split)
+        options = {"host": "127.0.0.1", **options}
+        self.service = Service(group, config, cached, own, make_reader, **options)
+        self.error: BaseException | None = None
+        self._stop, self._is_open = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(name,))
+        self._thread.start()
+
+    def _run(self, name: str) -> None:
+        try:
+            self.service.open(name)
+            self._is_open.set()
+            while not self._stop.is_set():
+                self.service.turn()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._is_open.set()
+
+    def wait(self) -> PeerService:
+        """Waits until it has agreed with the others and answers."""
+        self._is_open.wait(60)
+        assert self.error is None, self.error
+        return self
+
+    def close(self) -> None:
+        """Ends it, once."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self.service.close()
+
+
+def start_services(split: Split, configs: Sequence[CacheConfig]) -> list[PeerService]:
+    """A service for each node, which have agreed."""
+    made = [PeerService(split, c, node, len(configs)) for node, c in enumerate(configs)]
+    return [service.wait() for service in made]

@@ -12,7 +12,7 @@ import numpy as np
 from peer_records import RECORDS, cached_records
 
 from msdata.cache.config import CacheConfig, Owners
-from msdata.cache.mpi_service import MpiService
+from msdata.cache.service import Service
 from msdata.cache.transport.group import ending_together
 from msdata.cache.transport.mpi_group import open_group
 from msdata.errors import StorageError
@@ -36,7 +36,7 @@ def main() -> None:
     config = CacheConfig(memory_gib=1e-3, job="contract", shm_dir=Path(order["shm_dir"]))
     with (
         ending_together(group),
-        MpiService(group, config, cached_records(), own, lambda: read) as service,
+        Service(group, config, cached_records(), own, lambda: read) as service,
     ):
         service.open("host")
         is_said = False

@@ -1,4 +1,4 @@
-"""The services of a job, as seen by one of them: `mpi_group.MpiGroup`, or a service alone."""
+"""The services of a job, as seen by one of them: over MPI, through a folder, or one alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ _LEAVE_S = 5.0
 
 
 class Group(Protocol):
-    """The services that were started together, one per node; see `mpi_group.MpiGroup`.
+    """The services that were started together, one per node.
 
-    If one of them ends, all end: all call `leave`, and `poll` tells the others.
+    Over MPI (`mpi_group.MpiGroup`) they end together, too: all call `leave`, and `poll` tells the
+    others. Through a folder (`rendezvous.FolderGroup`) each fails and ends by itself.
     """
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether the services run over MPI, where all end if one does."""
 
     @property
     def rank(self) -> int:
@@ -67,6 +72,7 @@ class Alone:
 
     rank = 0
     size = 1
+    ends_together = False
 
     def allgather(self, value: Any) -> list[Any]:
         """See `Group`."""
@@ -102,7 +108,7 @@ class EndedElsewhere(Exception):  # noqa: N818
 
 
 def agree(group: Group, work: Callable[[], T]) -> T:
-    """Runs the same step on all services, and fails on all if it fails on one.
+    """Runs the same step on all services; where they end together it fails on all or none.
 
     Args:
         group: the services.
@@ -116,6 +122,8 @@ def agree(group: Group, work: Callable[[], T]) -> T:
         MsdataError: raised by `work`, on the first service where it failed.
         OSError: raised by `work`, on the first service where it failed.
     """
+    if not group.ends_together:
+        return work()
     error: Exception | None = None
     try:
         result = work()
@@ -145,7 +153,7 @@ def ending_together(group: Group) -> Iterator[None]:
         pass
     except BaseException as error:
         cause = error
-    if group.size > 1:
+    if group.ends_together:
         # Launchers signal all services one by one, and the first signal ends all.
         ignore_signals()
     if group.leave(exit_code_of(cause), _LEAVE_S) and cause is not None:

@@ -53,6 +53,8 @@ class MpiGroup:
         UsageError: the processes do not find each other.
     """
 
+    ends_together = True
+
     def __init__(self, topology: Topology) -> None:
         set_one_sided_defaults()
         finalize_when_told()

@@ -1,6 +1,7 @@
-"""A folder that all nodes see, by which the nodes of a job find and authenticate each other.
+"""A folder that all nodes see, by which the nodes of a job agree, find and authenticate each other.
 
-The folder holds the job's key, readable by its user only, and a file for each node that serves. A
+The folder holds the job's key, readable by its user only, and two files for each node that serves:
+what it offered to the others, which stays, and its address, which is there while it serves. A
 process that can read the key can read the data set anyway; a stranger on the network cannot. A
 folder that others can write to is refused: they could replace the key.
 """
@@ -10,11 +11,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from msdata.cache.own_file import open_own_folder, read_own
+from msdata.cache.tier import LOG
+from msdata.cache.transport.group import Alone
 from msdata.core.checked_json import parse_json
 from msdata.core.files import storage_error, write_whole
 from msdata.errors import DataError, StorageError
@@ -23,6 +28,9 @@ _KEY_FILE = "key.json"
 _MOST_NBYTES = 4096
 # A key of CURVE in Z85.
 _KEY_LETTERS = 40
+_POLL_S = 0.2
+# Services that are started together differ by seconds.
+_WARN_AFTER_S = 20.0
 
 
 def job_keys(folder: Path, make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
@@ -102,3 +110,79 @@ def address_of(folder: Path, name: str, node: int) -> str | None:
 
 def _place(folder: Path, name: str, node: int) -> Path:
     return folder / f"{name}-n{node}.json"
+
+
+class FolderGroup(Alone):
+    """Services that agree through files of a folder, and then run and end each by itself.
+
+    What a service has said stays: started again it says the same, whatever it finds now. So all
+    services compute the same owners at any time, and one that died harms no other.
+
+    Args:
+        folder: as for `job_keys`.
+        name: name of job, data set and split.
+        node: name of this node, as no other has it.
+        size: number of nodes.
+
+    Raises:
+        StorageError: the file system refused, or others may write to the folder.
+    """
+
+    def __init__(self, folder: Path, name: str, node: str, size: int) -> None:
+        os.close(open_own_folder(folder, is_followed=True))
+        self._folder = folder
+        self._suffix = f"-{name}.offer.json"
+        self._mine = folder / f"{node}{self._suffix}"
+        self._said = _said(self._mine)
+        self._num_asked = 0
+        self.size = size
+
+    def allgather(self, value: Any) -> list[Any]:
+        """What every service said at this call, by rank, the order of names; waits for all.
+
+        Args:
+            value: what this service says unless it has said something before; JSON.
+
+        Raises:
+            StorageError: the file system refused, a file is damaged, or more services than `size`
+                have said something.
+        """
+        if self._num_asked == len(self._said):
+            self._said.append(value)
+            write_whole(self._mine, json.dumps(self._said).encode())
+        self._num_asked += 1
+        warn_at_s = time.monotonic() + _WARN_AFTER_S
+        while True:
+            try:
+                places = sorted(self._folder.glob(f"*{self._suffix}"))
+            except OSError as error:
+                raise storage_error("read", self._folder, error) from error
+            if len(places) > self.size:
+                raise StorageError(
+                    f"{self._folder} has offers of {len(places)} nodes, got --nodes {self.size}; "
+                    "give their number, or choose an empty folder"
+                )
+            said = [_said(place) for place in places]
+            if len(said) == self.size and min(map(len, said)) >= self._num_asked:
+                self.rank = places.index(self._mine)
+                return [one[self._num_asked - 1] for one in said]
+            if time.monotonic() > warn_at_s:
+                warn_at_s = float("inf")
+                LOG.warning(
+                    "waiting for the services of %d nodes, %d have started; start one on each",
+                    *(self.size, len(places)),
+                )
+            time.sleep(_POLL_S)
+
+
+def _said(place: Path) -> list[Any]:
+    """What a service has said so far; nothing if its file is missing."""
+    try:
+        content = read_own(place, _MOST_NBYTES, is_private=False)
+        return list(parse_json(content, place, cure="remove it").read_as(tuple[Any, ...]))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error("read", place, error) from error
+    except DataError as error:
+        raise StorageError(str(error)) from error

@@ -1,9 +1,11 @@
-"""The cache service of one node under MPI, or alone: makes the arena, fills it, asks the others.
+"""The cache service of one node: makes the arena, fills it, and exchanges records with the others.
 
 The services of a job agree on who owns which shard before the first rank asks. Each service offers
 what its node can give; the owners follow from all offers and are stored in every arena. So nodes
 may differ, "auto" may find a different size on each, and a rank needs to know only its job.
-(`msdata.cache.zmq_service` serves the arenas that ranks make; their owners follow from settings.)
+
+Services agree over MPI, or through a folder that all nodes see (`peers_dir`). Over MPI they read
+from each other for their ranks; with a folder the ranks themselves ask other nodes' services.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,32 +23,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.cache.arena import SERVED, arena_path, peek
+from msdata.cache.arena import arena_path, peers_name, word
 from msdata.cache.budget import memory_budget
 from msdata.cache.client import LOCAL, CacheClient
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, ReadRecord
+from msdata.cache.metrics import METRICS_S, remove_metrics, service_families, write_metrics
+from msdata.cache.served import arena_of_service, served_place
 from msdata.cache.shared_file import is_used
 from msdata.cache.slot_file import Header, SlotFile, owners_checksum
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.tier import LOG
 from msdata.cache.transport.group import Group, agree
-from msdata.cache.transport.link import TIMEOUT_S, describe_service, link_address
+from msdata.cache.transport.link import describe_service, link_address
 from msdata.cache.transport.link_server import LinkServer
+from msdata.cache.transport.listen import listen_address
 from msdata.cache.transport.mpi_transport import WindowReader
-from msdata.cache.zmq_service import records_of
-from msdata.errors import StorageError
+from msdata.cache.transport.rendezvous import announce, job_keys, withdraw
+from msdata.cache.transport.zmq_transport import ZmqServer, make_keys
+from msdata.errors import MsdataError, StorageError
 
 # Memory and SSD bytes of every node, int64 (nodes,) each -> owners.
 OwnByCapacities = Callable[[NDArray[np.int64], NDArray[np.int64]], Owners]
 # Seconds between checks for other services' requests; requests of the node's ranks need no check.
 _TURN_S = 0.001
 _TURN_ALONE_S = 0.1
-_POLL_S = 0.1
-# A service that has ended refuses at once; one that is busy filling may time out a few times.
-_MOST_LATE = 5
+_METRICS_PAUSE_S = 3600.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Offer:
     """The capacities that one node offers.
 
@@ -62,20 +66,29 @@ class Offer:
     bound_to: int | None = None
 
 
-class MpiService:
+class Service:
     """Keeps one node's arena; a context manager whose `turn` must be called repeatedly.
 
     Args:
         group: all services of the job.
-        config: sizes and names; `config.job` must be set.
+        config: sizes and names; `config.job` must be set. With `peers_dir` other nodes' ranks are
+            served over ZeroMQ, at `listen`.
         split: the data.
         own: computes the owners of all shards from the capacities of all nodes.
         make_reader: makes a function that reads one record from storage.
+        host: with `peers_dir`, name or address under which other nodes reach this one; None takes
+            the address at which the service listens.
+        is_encrypted: with `peers_dir`, encrypt and authenticate what travels between nodes.
 
     Attributes:
         node: this node's number; set by `open`, as are `offers` and `path`.
         offers: each node's capacities, by number.
         path: the arena's file.
+
+    Raises:
+        UsageError: `listen` does not belong to this machine.
+        MissingPackageError: pyzmq is missing.
+        StorageError: the folder of the peers is unusable.
     """
 
     def __init__(
@@ -85,6 +98,9 @@ class MpiService:
         split: CachedSplit,
         own: OwnByCapacities,
         make_reader: Callable[[], ReadRecord],
+        *,
+        host: str | None = None,
+        is_encrypted: bool = True,
     ) -> None:
         self._group = group
         self._config = config
@@ -95,6 +111,13 @@ class MpiService:
         self._link: LinkServer | None = None
         self._area: mmap.mmap | None = None
         self._have_all_filled: Callable[[], bool] | None = None
+        self._metrics_due_s = 0.0
+        self._server: ZmqServer | None = None
+        self._is_encrypted = is_encrypted
+        self._peers_name = peers_name(config, split)
+        if config.peers_dir is not None:
+            self._place, self._told = listen_address(config.listen, host)
+            self._keys = job_keys(config.peers_dir, make_keys)
         self.node = 0
         self.offers: tuple[Offer, ...] = ()
         self.path = Path()
@@ -119,14 +142,21 @@ class MpiService:
         place = self._config.node or (f"n{self.node}" if num_here > 1 else None)
         self._config = replace(self._config, node=served_place(place))
         self.path = arena_path(self._config, self._split, self.node)
-        offers = group.allgather(agree(group, lambda: self._offer(num_here)))
-        self.offers = tuple(offers[rank] for rank in ranks)
+        mine = agree(group, lambda: self._offer(num_here))
+        offers = group.allgather(astuple(mine))
+        self.offers = tuple(Offer(*offers[rank]) for rank in ranks)
+        if self.offers[self.node].memory_nbytes != mine.memory_nbytes:
+            LOG.warning(
+                "this node keeps the %.2f GiB that its service offered to the others before",
+                self.offers[self.node].memory_nbytes / GIB,
+            )
         owners = self._agree_on_owners(ranks)
         agree(group, lambda: self._open_here(owners))
         reader = self._open_window(ranks, owners)
         if reader is not None:
             agree(group, partial(reader.check, group.rank))
         agree(group, lambda: self._open_link(reader))
+        self._open_server()
         assert self._client is not None
         self._client.start()
 
@@ -138,15 +168,15 @@ class MpiService:
                 f"another service of job {config.job} runs on this node; end it, or choose another "
                 "name by --job"
             )
-        found = _found(self.path, self._split, self.node)
+        found = self._found()
         if found is not None and is_used(self.path):
             header, owners = found
             memory, ssd = header.planned_nbytes
             bound_to = owners_checksum(owners)
-            return Offer(memory_nbytes=memory, ssd_nbytes=ssd, bound_to=bound_to)
+            return Offer(memory, ssd, bound_to)
         asked = config.memory_nbytes
         if asked is None and found is not None:
-            return Offer(memory_nbytes=found[0].planned_nbytes[0], ssd_nbytes=config.ssd_nbytes)
+            return Offer(found[0].planned_nbytes[0], config.ssd_nbytes)
         _, most = memory_budget(asked, config.shm_dir)
         if asked is None:
             most //= num_here
@@ -156,23 +186,33 @@ class MpiService:
                 "the cache is smaller, the rest comes from storage",
                 *(asked / GIB, most / GIB),
             )
-        return Offer(memory_nbytes=most, ssd_nbytes=config.ssd_nbytes)
+        return Offer(most, config.ssd_nbytes)
+
+    def _found(self) -> tuple[Header, Owners] | None:
+        """Header and owners of an earlier service's arena; None if it cannot be used."""
+        found = arena_of_service(self.path, self._split)
+        return found if found is not None and found[0].node == self.node else None
 
     def _agree_on_owners(self, ranks: Sequence[int]) -> Owners:
         """The owners for all nodes: from arenas still in use, else computed from the offers."""
         bound = [n for n, offer in enumerate(self.offers) if offer.bound_to is not None]
-        if not bound:
+        # What was said through a folder stays there, so the table follows from it for ever.
+        if not bound or not self._group.ends_together:
             memory = np.array([o.memory_nbytes for o in self.offers], np.int64)
             ssd = np.array([o.ssd_nbytes for o in self.offers], np.int64)
             return self._own(memory, ssd)
         if len({self.offers[n].bound_to for n in bound}) > 1:
-            raise StorageError(
-                f"ranks of job {self._config.job} use arenas of several earlier services that "
-                "disagree on the owners of shards; end those ranks first"
-            )
-        found = _found(self.path, self._split, self.node) if self.node == bound[0] else None
+            raise StorageError(self._disagreement)
+        found = self._found() if self.node == bound[0] else None
         owners: Owners = self._group.broadcast(found and found[1], ranks[bound[0]])
         return owners
+
+    @property
+    def _disagreement(self) -> str:
+        return (
+            f"ranks of job {self._config.job} use arenas of earlier services that disagree on the "
+            "owners of shards; end those ranks first"
+        )
 
     def _open_here(self, owners: Owners) -> None:
         mine = self.offers[self.node]
@@ -185,10 +225,12 @@ class MpiService:
         )
         read = self._make_reader()
         self._client = CacheClient(config, self._split, self.node, lambda *_: owners, read)
+        if owners_checksum(self._client.owners) != owners_checksum(owners):
+            raise StorageError(self._disagreement)
 
     def _open_window(self, ranks: Sequence[int], owners: Owners) -> WindowReader | None:
         """Opens all nodes' arenas to each other's reads."""
-        if self._group.size == 1:
+        if not self._group.ends_together:
             return None
         slots = self._slots
         # Network cards refuse memory that is mapped for reading only.
@@ -197,7 +239,7 @@ class MpiService:
         exchange = None
         if any(offer.ssd_nbytes for offer in self.offers):
             assert self._client is not None
-            exchange = self._group.exchange(partial(records_of, self._client))
+            exchange = self._group.exchange(self._client.records)
         return WindowReader(window, ranks, owners, self._split, exchange)
 
     @property
@@ -217,11 +259,28 @@ class MpiService:
             raise StorageError(f"another service keeps {self.path} ({error})") from error
         self._link = made
 
+    def _open_server(self) -> None:
+        """With a folder, serves this node's records to the ranks of other nodes."""
+        folder = self._config.peers_dir
+        if folder is None:
+            return
+        assert self._client is not None
+        self._server = ZmqServer(
+            self._client.records,
+            self._keys,
+            self._told,
+            listen=self._place,
+            is_encrypted=self._is_encrypted,
+        )
+        announce(folder, self._peers_name, self.node, self._server.address)
+
     def describe(self) -> dict[str, Any]:
         """This service's description for ranks."""
+        peers_dir = self._config.peers_dir
         return {
             "node": self.node,
             "num_nodes": self._group.size,
+            "peers_dir": str(peers_dir.resolve() if peers_dir else ""),
             "warmup": self._config.warmup,
             "memory_gib": self.offers[self.node].memory_nbytes / GIB,
             "ssd_gib": self.offers[self.node].ssd_nbytes / GIB,
@@ -239,102 +298,54 @@ class MpiService:
         """Answers ranks and other services; returns False once the job's services must end."""
         assert self._link is not None
         assert self._client is not None
-        self._link.serve(_TURN_S if self._group.size > 1 else _TURN_ALONE_S)
+        self._link.serve(_TURN_S if self._group.ends_together else _TURN_ALONE_S)
+        self._write_metrics()
         if self._have_all_filled is None and self._client.filler.is_done:
             self._have_all_filled = self._group.begin_barrier()
         return not self._group.poll()
 
+    def stats(self) -> dict[str, Any]:
+        """`cache` of `CacheClient.stats`, and with `peers_dir` what this node has `served`."""
+        assert self._client is not None
+        served = {} if self._server is None else self._server.served
+        return {**self._client.stats()["cache"], "served": served}
+
+    def _write_metrics(self) -> None:
+        """Writes counters into `config.metrics_dir`, if set, every `METRICS_S` seconds."""
+        path = self._metrics_path
+        if path is None or time.monotonic() < self._metrics_due_s:
+            return
+        self._metrics_due_s = time.monotonic() + METRICS_S
+        labels = {"run": self._config.job, "split": self._split.name, "node": self.node}
+        try:
+            stats = self.stats()
+            write_metrics(path, service_families(stats, stats["served"], labels))
+        except (MsdataError, OSError) as error:
+            # Pause for long, so that the warning does not repeat.
+            self._metrics_due_s = time.monotonic() + _METRICS_PAUSE_S
+            LOG.warning("cannot write counters: %s", error)
+
+    @property
+    def _metrics_path(self) -> Path | None:
+        names = f"{word(self._config.job or '')}-{word(self._split.name)}"
+        folder = self._config.metrics_dir
+        return folder and folder / f"msdata-{names}-service{self.node}.prom"
+
     def close(self) -> None:
         """Leaves the arena, which stays with ranks that use it; other services continue."""
+        folder = self._config.peers_dir
+        if self._server is not None and folder is not None:
+            withdraw(folder, self._peers_name, self.node, self._server.address)
+            self._server.close()
+        if self._client is not None and self._metrics_path is not None:
+            remove_metrics(self._metrics_path)
         if self._link is not None:
             self._link.close()
         if self._client is not None:
             self._client.close()
 
-    def __enter__(self) -> MpiService:
+    def __enter__(self) -> Service:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def served_place(place: str | None) -> str:
-    """The node's part of the name of a service's arena.
-
-    Args:
-        place: names a simulated node on a shared machine; None on a real node.
-    """
-    return SERVED if place is None else f"{SERVED}.{place}"
-
-
-def _found(path: Path, split: CachedSplit, node: int) -> tuple[Header, Owners] | None:
-    """Header and owners of an earlier service's arena; None if it cannot be used."""
-
-    def look(header: Header, slots: SlotFile) -> tuple[Header, Owners] | None:
-        is_same = header.is_of(split) and header.node == node
-        return (header, slots.owners) if is_same else None
-
-    return peek(path, look)
-
-
-def find_service(config: CacheConfig, split: CachedSplit, node: int) -> ServedArena | None:
-    """Finds the service that keeps this node's arena; None if none answers.
-
-    Args:
-        config: names; `config.job` must be set.
-        split: the data.
-        node: this node's number in the ranks' launcher, which distinguishes simulated nodes.
-    """
-    places = [config.node] if config.node is not None else [None, f"n{node}"]
-    for place in map(served_place, places):
-        path = arena_path(replace(config, node=place), split, node)
-        found = describe_service(link_address(path))
-        if found is not None:
-            return ServedArena(path=path, place=place, service=found)
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedArena:
-    """An arena that a service keeps.
-
-    Attributes:
-        path: the arena's file.
-        place: the value of `CacheConfig.node` that joins it.
-        service: the result of `MpiService.describe`.
-    """
-
-    path: Path
-    place: str
-    service: dict[str, Any]
-
-    def is_served(self) -> bool:
-        """Whether its service still answers."""
-        return describe_service(link_address(self.path)) is not None
-
-    def wait_until_staged(self) -> None:
-        """With a blocking warmup, waits until all nodes are full or this node's service ends."""
-        found: dict[str, Any] | None = self.service
-        num_late = 0
-        while num_late < _MOST_LATE and (
-            found is None or (found["warmup"] == "blocking" and not found["is_full"])
-        ):
-            time.sleep(_POLL_S)
-            asked_s = time.monotonic()
-            found = describe_service(link_address(self.path))
-            is_late = time.monotonic() - asked_s >= TIMEOUT_S
-            if found is None and not is_late:
-                return
-            num_late = num_late + 1 if found is None else 0
-
-    def config(self, asked: CacheConfig) -> CacheConfig:
-        """The configuration with which a rank joins the arena."""
-        ssd_gib, ssd_dir = self.service["ssd_gib"], self.service["ssd_dir"]
-        return replace(
-            asked,
-            node=self.place,
-            memory_gib=self.service["memory_gib"],
-            ssd_gib=ssd_gib,
-            ssd_dir=Path(ssd_dir) if ssd_gib else None,
-            warmup=self.service["warmup"],
-        )
