@@ -215,7 +215,7 @@ class ComputeConfig:
         accumulate: parts that a rank's share of a batch is cut into, one after the other, where
             memory is short; batch statistics are then those of a part.
         threads: torch's CPU threads per rank; None divides the cores among a node's ranks, and
-            takes at most 4 where the network is on a GPU.
+            takes at most 4 where the network is on a GPU and OMP_NUM_THREADS anywhere.
     """
 
     device: str = "auto"

@@ -334,11 +334,15 @@ def set_threads(wanted: int | None, topology: Topology, device: torch.device | N
     """Sets torch's threads on the CPU.
 
     Args:
-        wanted: None shares the cores out among the node's ranks; torchrun would give each one core.
+        wanted: None shares the cores out among the node's ranks, at most OMP_NUM_THREADS each; the
+            1 of torchrun does not count, which sets it where there are many cores, too.
         topology: the job's nodes and ranks.
         device: the network's; beside a GPU torch only copies, and the loader wants the cores.
     """
     share = max(1, len(os.sched_getaffinity(0)) // topology.ranks_per_node)
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and (limit != "1" or "TORCHELASTIC_RUN_ID" not in os.environ):
+        share = min(share, max(1, int(limit)))
     is_on_gpu = device is not None and device.type == "cuda"
     torch.set_num_threads(wanted or (min(share, _GPU_RANK_THREADS) if is_on_gpu else share))
 

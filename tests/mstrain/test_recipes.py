@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,6 @@ NUM_STEPS = 2
 # Parameters of ResNet-50 without its last layer, of its stem for three channels, and what the head
 # of 400 bins takes: 256 units from the features and E(B-V).
 RESNET50, STEM = 23_508_032, 3 * 64 * 7 * 7
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def a_few_steps(config: TrainConfig, galaxies: Path) -> tuple[TrainStep, list[float]]:

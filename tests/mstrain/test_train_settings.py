@@ -198,11 +198,29 @@ def test_ranks_on_gpus_leave_the_cores_to_the_loader(monkeypatch: pytest.MonkeyP
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    monkeypatch.delenv("OMP_NUM_THREADS")
     four = Topology(ranks_per_node=4)
     for wanted, device in ((None, "cpu"), (None, "cuda"), (9, "cuda")):
         set_threads(wanted, four, torch.device(device))
     set_threads(None, Topology(ranks_per_node=32), torch.device("cuda"))
     assert chosen == [16, 4, 9, 2]
+
+
+def test_ranks_take_the_threads_that_the_environment_allows_unless_torchrun_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    for said in ("1", "3", "500", "0", "2,4"):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        set_threads(None, Topology(ranks_per_node=4))
+    set_threads(9, Topology(ranks_per_node=4))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    for said in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        set_threads(None, Topology(ranks_per_node=4))
+    assert chosen == [1, 3, 16, 1, 16, 9, 16, 3]
 
 
 @pytest.mark.parametrize("fails", ["init_process_group", "new_group"])
