@@ -89,7 +89,9 @@ def _layout_of(path: Path) -> _Layout:
     header, *rows = [text.decode(errors="replace").rstrip("\r\n") for text in lines]
     counts = {s: _QUOTED.sub("", header).count(s) for s in _SEPARATORS}
     separator = max(counts, key=lambda s: counts[s])
-    notes = () if separator == "," else (f"columns are separated by {_SEPARATORS[separator]}",)
+    notes: tuple[str, ...] = ()
+    if separator != ",":
+        notes = (f"columns are separated by {_SEPARATORS[separator]}",)
     names = None
     if all(_NUMBER.fullmatch(field) for field in _fields(header, separator)):
         names = _fields(comments[-1].lstrip("# "), separator) if comments else []

@@ -11,10 +11,10 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,11 @@ from numpy.typing import NDArray
 from msdata.core.checksum import crc32c
 from msdata.core.trusted_names import short
 from msdata.errors import DataError, SampleError, UsageError
-from msdata.ingest.label_checks import RANGES, plain_value
+from msdata.ingest.found_labels import FoundLabel, label_of_values
+from msdata.ingest.label_checks import check_id
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # `pack` takes tars, HDF5, NPZ, Zarr and pictures; the writer whatever Python can read.
 CONVERT = (
@@ -32,6 +36,7 @@ CONVERT = (
 # Enough for the header of any array of numbers.
 _HEADER_NBYTES = 1 << 16
 _PIECE_NBYTES = 8 << 20
+_IDS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,38 +61,144 @@ class FoundArray:
 
 @dataclass
 class FoundSample:
-    """A sample of a file.
+    """A sample while its file is read.
 
     Attributes:
         sample_id: its id.
         arrays: its arrays by name.
         labels: its labels by name, as found.
-        crc32c: checksum over its arrays, in order; set once they are read.
-        num_nan: NaN values of each array.
     """
 
     sample_id: str
     arrays: dict[str, FoundArray] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
-    crc32c: int = 0
-    num_nan: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundFile:
-    """A file with samples.
+    """A file with samples, in columns: it may hold millions.
 
     Attributes:
         path: absolute path.
         nbytes: its size.
-        samples: its samples, in file order.
+        ids: ids of its samples, in file order.
+        arrays: dtype and shape of the arrays of each sample, in order.
+        offsets: first byte of each sample's array, by name.
+        labels: its labels.
         left_out: what is neither array nor label, by kind, with the number of samples.
+        crc32c: uint32 (samples,), checksum over a sample's arrays, in order.
+        num_nan: NaN values of each sample, by array.
     """
 
     path: Path
     nbytes: int
-    samples: list[FoundSample]
+    ids: pa.Array
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]]
+    offsets: Mapping[str, NDArray[np.int64]]
+    labels: Mapping[str, FoundLabel]
     left_out: Counter[str]
+    crc32c: NDArray[np.uint32]
+    num_nan: Mapping[str, NDArray[np.int32]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def found_file(
+    path: Path,
+    nbytes: int,
+    ids: pa.Array,
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]],
+    offsets: Mapping[str, NDArray[np.int64]],
+    labels: Mapping[str, FoundLabel],
+    left_out: Counter[str],
+) -> FoundFile:
+    """A file whose headers were read; reads its arrays once, for checksums and NaN.
+
+    Raises:
+        UsageError: an id is not a printable text.
+        DataError: the file ends too early.
+    """
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        for sample_id in ids.slice(start, _IDS_AT_ONCE).to_pylist():
+            try:
+                check_id(sample_id)
+            except SampleError as error:
+                raise UsageError(f"cannot index {path}: {error}") from error
+    crc32c_of, num_nan = _measured(path, len(ids), arrays, offsets)
+    return FoundFile(
+        path=path,
+        nbytes=nbytes,
+        ids=ids,
+        arrays=arrays,
+        offsets=offsets,
+        labels=labels,
+        left_out=left_out,
+        crc32c=crc32c_of,
+        num_nan=num_nan,
+    )
+
+
+def file_of_samples(
+    path: Path, nbytes: int, samples: Sequence[FoundSample], left_out: Counter[str]
+) -> FoundFile:
+    """A file of the samples that were found in it one by one.
+
+    Raises:
+        UsageError: they have different arrays, or labels of several kinds.
+        DataError: the file ends too early.
+    """
+    import pyarrow as pa
+
+    ids = [sample.sample_id for sample in samples]
+    arrays = {name: (a.dtype, a.shape) for name, a in samples[0].arrays.items()} if samples else {}
+    for sample in samples:
+        found = {name: (a.dtype, a.shape) for name, a in sample.arrays.items()}
+        check_same_arrays(path, (sample.sample_id, found), (ids[0], arrays, path))
+    offsets = {
+        name: np.array([sample.arrays[name].offset for sample in samples], np.int64)
+        for name in arrays
+    }
+    labels = {}
+    for name in dict.fromkeys(name for sample in samples for name in sample.labels):
+        label = label_of_values(name, [sample.labels.get(name) for sample in samples], ids)
+        if label is not None:
+            labels[name] = label
+    return found_file(path, nbytes, pa.array(ids, pa.string()), arrays, offsets, labels, left_out)
+
+
+_Arrays = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def check_same_arrays(
+    path: Path, sample: tuple[str, _Arrays], first: tuple[str, _Arrays, Path]
+) -> None:
+    """Refuses a sample whose arrays are not those of the first one.
+
+    Args:
+        path: file of the sample.
+        sample: its id and arrays.
+        first: id, arrays and file of the first one.
+
+    Raises:
+        UsageError: names, shapes, dtypes or the order differ.
+    """
+    (sample_id, found), (first_id, wanted, where) = sample, first
+    if found != wanted:
+        raise UsageError(
+            f"cannot read {path} in place: sample {sample_id!r} has {_told(found)}, {first_id!r} "
+            f"of {where.name} has {_told(wanted)}; crop them to one shape: {CONVERT}"
+        )
+    # The order of the first sample's arrays is that of the checksum.
+    if list(found) != list(wanted):
+        raise UsageError(
+            f"cannot read {path} in place: the arrays of {sample_id!r} are in another order than "
+            f"those of {first_id!r}; {CONVERT}"
+        )
+
+
+def _told(arrays: _Arrays) -> str:
+    return ", ".join(f"{n} {d} {'x'.join(map(str, s))}" for n, (d, s) in arrays.items())
 
 
 def cannot(path: Path, found: str, cure: str = CONVERT) -> UsageError:
@@ -161,31 +272,37 @@ def checked_dtype(path: Path, name: str, dtype: np.dtype[Any]) -> str:
     return dtype.newbyteorder("<").str
 
 
-def measure(fd: int, path: Path, sample: FoundSample) -> None:
-    """Reads a sample's arrays once: their checksum, and how many values are NaN.
+def _measured(
+    path: Path, count: int, arrays: _Arrays, offsets: Mapping[str, NDArray[np.int64]]
+) -> tuple[NDArray[np.uint32], dict[str, NDArray[np.int32]]]:
+    """Reads each sample's arrays once: their checksum, and how many values are NaN."""
+    crcs = np.zeros(count, np.uint32)
+    num_nan = {name: np.zeros(count, np.int32) for name in arrays}
+    plan = []
+    for name, (said, shape) in arrays.items():
+        dtype = np.dtype(said)
+        content = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+        plan.append((offsets[name].tolist(), content, content.view(dtype), num_nan[name]))
+    with path.open("rb", buffering=0) as file:
+        fd = file.fileno()
+        for row in range(count):
+            crc = 0
+            for starts, content, values, counts in plan:
+                _read_into(fd, path, content, starts[row])
+                crc = crc32c(content, crc)
+                if values.dtype.kind in "fc":
+                    counts[row] = np.count_nonzero(np.isnan(values))
+            crcs[row] = crc
+    return crcs, num_nan
 
-    Raises:
-        DataError: the file ends too early.
-    """
-    crc = 0
-    for name, array in sample.arrays.items():
-        content = _read(fd, path, array)
-        crc = crc32c(content, crc)
-        values = content.view(np.dtype(array.dtype))
-        count = int(np.count_nonzero(np.isnan(values))) if values.dtype.kind in "fc" else 0
-        sample.num_nan[name] = count
-    sample.crc32c = crc
 
-
-def _read(fd: int, path: Path, array: FoundArray) -> NDArray[np.uint8]:
-    content = np.empty(array.nbytes, np.uint8)
+def _read_into(fd: int, path: Path, content: NDArray[np.uint8], offset: int) -> None:
     done = 0
     while done < len(content):
-        count = os.preadv(fd, [content[done : done + _PIECE_NBYTES].data], array.offset + done)
+        count = os.preadv(fd, [content[done : done + _PIECE_NBYTES].data], offset + done)
         if not count:
-            raise DataError(f"{path} is truncated: an array at byte {array.offset} is cut off")
+            raise DataError(f"{path} is truncated: an array at byte {offset} is cut off")
         done += count
-    return content
 
 
 def flat_labels(text: bytes, path: Path, name: str) -> tuple[dict[str, Any], list[str]]:
@@ -205,19 +322,3 @@ def flat_labels(text: bytes, path: Path, name: str) -> tuple[dict[str, Any], lis
         raise DataError(f"{path}: {name} must hold a JSON object, got {short(found)}")
     labels = {n: v for n, v in found.items() if v is None or isinstance(v, str | int | float)}
     return labels, [n for n in found if n not in labels]
-
-
-def believed(labels: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The labels that an index can keep, and the names of those that are dropped.
-
-    A redshift or position outside of what `msdata pack` believes becomes None.
-    """
-    kept, dropped = {}, []
-    for name, value in labels.items():
-        try:
-            kept[name], _ = plain_value(name, value)
-        except SampleError:
-            dropped.append(name)
-            if name in RANGES:
-                kept[name] = None
-    return kept, dropped

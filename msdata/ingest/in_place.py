@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata import __version__
 from msdata.core.files import storage_error, sync_folder
@@ -26,10 +27,10 @@ from msdata.dataset.dataset import open_dataset
 from msdata.dataset.index import fixed_columns, write_index
 from msdata.dataset.links import write_links
 from msdata.dataset.manifest import INDEXED, Manifest, ShardInfo
-from msdata.errors import DataError, SampleError, UsageError
-from msdata.ingest.found import CONVERT, FoundFile, FoundSample, believed, measure
+from msdata.errors import DataError, UsageError
+from msdata.ingest.found import CONVERT, FoundFile, check_same_arrays
+from msdata.ingest.found_labels import label_columns
 from msdata.ingest.join import check_absent
-from msdata.ingest.label_checks import check_exact, check_id, joined_kind
 from msdata.ingest.readers import (
     HDF5_SUFFIXES,
     NPY_SUFFIX,
@@ -39,10 +40,9 @@ from msdata.ingest.readers import (
     read_tar,
 )
 from msdata.pack.candidates import hashed_ids
-from msdata.pack.columns import check_array_names, label_names
+from msdata.pack.columns import check_array_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
 from msdata.schema import Schema, Survey
-from msdata.sources.parts import LabelKind
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +51,7 @@ _SUFFIXES = (*TAR_SUFFIXES, *HDF5_SUFFIXES, NPY_SUFFIX)
 _LABEL_SUFFIXES = (".json", ".cls", ".txt")
 # A shard takes 300 bytes of JSON, which is read when the data set is opened.
 _MAX_FILES = 100_000
+_IDS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +106,14 @@ def index_in_place(
     if folder.is_relative_to(root) and root.is_dir():
         raise UsageError(f"{folder} must not lie inside of {root}; choose another folder")
 
-    def read(group: Sequence[Path]) -> FoundFile:
-        found = _read(group)
-        with group[0].open("rb") as file:
-            for sample in found.samples:
-                measure(file.fileno(), group[0], sample)
-        return found
-
     try:
         with ThreadPoolExecutor(num_jobs(jobs), thread_name_prefix="index") as pool:
-            files = list(pool.map(read, groups))
+            files = list(pool.map(_read, groups))
     except OSError as error:
         if isinstance(error, (UsageError, DataError)) or error.filename is None:
             raise
         raise storage_error("read", Path(error.filename), error) from error
-    files = [file for file in files if file.samples]
+    files = [file for file in files if len(file)]
     schema = _schema_of(files)
     _check_ids(files)
     named = None if split_fractions else _folders(root, files)
@@ -188,51 +182,38 @@ def _schema_of(files: Sequence[FoundFile]) -> Schema:
     """The arrays that all samples have."""
     if not files:
         raise UsageError(f"cannot index these files: none holds a sample; {CONVERT}")
-    first = files[0].samples[0]
-    wanted = {name: (a.dtype, a.shape) for name, a in first.arrays.items()}
+    first = files[0]
     for file in files:
-        for sample in file.samples:
-            found = {name: (a.dtype, a.shape) for name, a in sample.arrays.items()}
-            if found != wanted:
-                raise UsageError(
-                    f"cannot read {file.path} in place: sample {sample.sample_id!r} has "
-                    f"{_told(found)}, {first.sample_id!r} of {files[0].path.name} has "
-                    f"{_told(wanted)}; crop them to one shape: {CONVERT}"
-                )
-            # The order of the first sample's arrays is that of the checksum.
-            if list(found) != list(wanted):
-                raise UsageError(
-                    f"cannot read {file.path} in place: the arrays of {sample.sample_id!r} are in "
-                    f"another order than those of {first.sample_id!r}; {CONVERT}"
-                )
-    arrays = (Survey(name=n, shape=shape, dtype=dtype) for n, (dtype, shape) in wanted.items())
+        known = (first.ids[0].as_py(), first.arrays, first.path)
+        check_same_arrays(file.path, (file.ids[0].as_py(), file.arrays), known)
+    arrays = (Survey(name=n, shape=s, dtype=dtype) for n, (dtype, s) in first.arrays.items())
     schema = Schema(name="inferred", arrays=tuple(arrays))
     check_array_names(schema)
     return schema
 
 
-def _told(arrays: dict[str, tuple[str, tuple[int, ...]]]) -> str:
-    return ", ".join(f"{n} {d} {'x'.join(map(str, s))}" for n, (d, s) in arrays.items())
-
-
 def _check_ids(files: Sequence[FoundFile]) -> None:
-    seen: dict[str, Path] = {}
-    for file in files:
-        for sample in file.samples:
-            try:
-                check_id(sample.sample_id)
-            except SampleError as error:
-                raise UsageError(f"cannot index {file.path}: {error}") from error
-            if sample.sample_id in seen:
-                raise UsageError(
-                    f"cannot index {file.path}: sample {sample.sample_id!r} is also in "
-                    f"{seen[sample.sample_id]}; every sample needs its own id"
-                )
-            seen[sample.sample_id] = file.path
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids = pa.chunked_array([file.ids for file in files])
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
+    counts = pc.value_counts(ids)
+    twice = counts.field(0).filter(pc.greater(counts.field(1), 1))[0]
+    places = [f.path for f in files for _ in range(pc.sum(pc.equal(f.ids, twice)).as_py() or 0)]
+    raise UsageError(
+        f"cannot index {places[1]}: sample {twice.as_py()!r} is also in {places[0]}; every sample "
+        "needs its own id"
+    )
 
 
-def _folders(root: Path, files: Sequence[FoundFile]) -> list[list[str]] | None:
-    """The split of each sample: the folder of its file, where all lie in at least two folders."""
+# Names of splits in order, and the number of each sample's split, file after file.
+_Splits = tuple[Sequence[str], NDArray[np.int64]]
+
+
+def _folders(root: Path, files: Sequence[FoundFile]) -> _Splits | None:
+    """The splits by the files' folders, where all lie in at least two folders."""
     names = []
     for file in files:
         parts = file.path.relative_to(root).parts
@@ -240,26 +221,30 @@ def _folders(root: Path, files: Sequence[FoundFile]) -> list[list[str]] | None:
     are_splits = all(is_plain_name(n) for n in names) and "train" in names and len(set(names)) > 1
     if not are_splits:
         return None
-    return [[name] * len(file.samples) for name, file in zip(names, files, strict=True)]
+    known = {name: number for number, name in enumerate(SPLIT_NAMES)}
+    ordered = sorted(set(names), key=lambda n: (known.get(n, len(known)), n))
+    numbers = np.array([ordered.index(name) for name in names])
+    return ordered, np.repeat(numbers, [len(file) for file in files])
 
 
-def _drawn(files: Sequence[FoundFile], fractions: Sequence[float], seed: int) -> list[list[str]]:
+def _drawn(files: Sequence[FoundFile], fractions: Sequence[float], seed: int) -> _Splits:
     edges = np.cumsum(fractions)[:-1]
-    drawn = []
+    numbers = []
     for file in files:
-        words = hashed_ids([s.sample_id for s in file.samples], seed)[:, 0]
-        numbers = np.searchsorted(edges, words.astype(np.float64) * 2.0**-64, side="right")
-        drawn.append([SPLIT_NAMES[n] for n in numbers.tolist()])
-    return drawn
+        for start in range(0, len(file), _IDS_AT_ONCE):
+            ids = file.ids.slice(start, _IDS_AT_ONCE).to_pylist()
+            words = hashed_ids(ids, seed)[:, 0].astype(np.float64)
+            numbers.append(np.searchsorted(edges, words * 2.0**-64, side="right"))
+    return SPLIT_NAMES, np.concatenate(numbers)
 
 
 def _write(
-    out: Path, files: Sequence[FoundFile], schema: Schema, drawn: tuple[list[list[str]], int]
+    out: Path, files: Sequence[FoundFile], schema: Schema, drawn: tuple[_Splits, int]
 ) -> IndexReport:
     """Makes the data set beside its final name, then renames it."""
     splits, seed = drawn
-    rows, shards, targets = _placed(files, splits)
-    table, notes = _table(rows, schema)
+    shards, targets = _shards(files, splits)
+    table, notes = _table(files, schema, splits)
     left_out = sum((file.left_out for file in files), Counter[str]())
     notes += [f"{what} left out of {count:,} samples or files" for what, count in left_out.items()]
     try:
@@ -293,105 +278,64 @@ def _write(
     return IndexReport(manifest=manifest, notes=tuple(notes))
 
 
-_Row = tuple[FoundSample, str, int]
-
-
-def _placed(
-    files: Sequence[FoundFile], splits: Sequence[Sequence[str]]
-) -> tuple[list[_Row], list[ShardInfo], dict[str, Path]]:
-    """Samples in the order of the index, with split and shard; the shards; their files."""
-    by_split: dict[str, list[tuple[FoundFile, list[FoundSample]]]] = defaultdict(list)
-    for file, names in zip(files, splits, strict=True):
-        parts: dict[str, list[FoundSample]] = defaultdict(list)
-        for sample, name in zip(file.samples, names, strict=True):
-            parts[name].append(sample)
-        for name, samples in parts.items():
-            by_split[name].append((file, samples))
-    known = {name: number for number, name in enumerate(SPLIT_NAMES)}
-    rows: list[_Row] = []
+def _shards(files: Sequence[FoundFile], splits: _Splits) -> tuple[list[ShardInfo], dict[str, Path]]:
+    """The shards, a file's samples of one split each, in the order of the index; their files."""
+    names, numbers = splits
+    ends = np.cumsum([len(file) for file in files])
+    counts = [np.bincount(part, minlength=len(names)) for part in np.split(numbers, ends[:-1])]
     shards, targets = [], {}
-    for split in sorted(by_split, key=lambda n: (known.get(n, len(known)), n)):
-        for number, (file, samples) in enumerate(by_split[split]):
-            name = f"shard-{number:06d}{file.path.suffix.lower()}"
-            rows += [(sample, split, number) for sample in samples]
+    for split, name in enumerate(names):
+        number = 0
+        for file, count in zip(files, counts, strict=True):
+            if not count[split]:
+                continue
             shard = ShardInfo(
-                split=split,
-                name=name,
-                num_samples=len(samples),
+                split=name,
+                name=f"shard-{number:06d}{file.path.suffix.lower()}",
+                num_samples=int(count[split]),
                 nbytes=file.nbytes,
                 frame_crc32c=0,
             )
+            number += 1
             shards.append(shard)
             targets[shard.relative_path] = file.path
-    return rows, shards, targets
+    return shards, targets
 
 
-def _table(rows: Sequence[_Row], schema: Schema) -> tuple[pa.Table, list[str]]:
+def _table(
+    files: Sequence[FoundFile], schema: Schema, splits: _Splits
+) -> tuple[pa.Table, list[str]]:
+    """The index, split after split, file after file; and notes on the labels."""
     import pyarrow as pa
 
-    count, names = len(rows), schema.names
+    names, numbers = splits
+    sizes = [len(file) for file in files]
+    count = sum(sizes)
     columns: dict[str, Any] = {
-        "sample_id": pa.array([s.sample_id for s, _, _ in rows], pa.string()),
-        "split": pa.array([split for _, split, _ in rows], pa.string()),
-        "shard": pa.array([shard for _, _, shard in rows], pa.int32()),
-        "nbytes": pa.array(np.full(count, schema.sample_nbytes, np.int64)),
-        "crc32c": pa.array([s.crc32c for s, _, _ in rows], pa.uint32()),
-        "missing_bands": pa.array([""] * count, pa.string()),
+        "sample_id": pa.chunked_array([file.ids for file in files]),
+        "split": pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), list(names)),
+        "shard": _shard_numbers(sizes, splits),
+        "nbytes": np.full(count, schema.sample_nbytes, np.int64),
+        "crc32c": np.concatenate([file.crc32c for file in files]),
+        "missing_bands": pa.repeat("", count),
     }
-    for name in names:
-        columns[f"offset_{name}"] = pa.array(
-            [s.arrays[name].offset for s, _, _ in rows], pa.int64()
-        )
-        columns[f"filled_{name}"] = pa.array(np.zeros(count, np.int32))
-        columns[f"nan_{name}"] = pa.array([s.num_nan[name] for s, _, _ in rows], pa.int32())
+    for name in schema.names:
+        columns[f"offset_{name}"] = np.concatenate([file.offsets[name] for file in files])
+        columns[f"filled_{name}"] = np.zeros(count, np.int32)
+        columns[f"nan_{name}"] = np.concatenate([file.num_nan[name] for file in files])
     ordered = {name: columns[name] for name in fixed_columns(schema)}
-    labels, notes = _label_columns([s for s, _, _ in rows], schema)
-    return pa.table({**ordered, **labels}), notes
+    labels, notes = label_columns([file.labels for file in files], sizes, schema)
+    table = pa.table({**ordered, **labels}).take(pa.array(np.argsort(numbers, kind="stable")))
+    place = table.schema.get_field_index("split")
+    return table.set_column(place, "split", table["split"].cast(pa.string())), notes
 
 
-def _label_columns(
-    samples: Sequence[FoundSample], schema: Schema
-) -> tuple[dict[str, Any], list[str]]:
-    import pyarrow as pa
-
-    kinds: dict[str, LabelKind] = {}
-    dropped: Counter[str] = Counter()
-    kept = []
-    for sample in samples:
-        values, others = believed(sample.labels)
-        dropped.update(others)
-        kept.append(values)
-        for name, value in values.items():
-            kind = _kind_of(value)
-            try:
-                kinds[name] = joined_kind(name, kinds.get(name, "nothing"), kind)
-                check_exact(name, value, kinds[name])
-            except SampleError as error:
-                raise UsageError(f"cannot index sample {sample.sample_id!r}: {error}") from error
-    types = {
-        "truth value": pa.bool_(),
-        "integer": pa.int64(),
-        "text": pa.string(),
-        "number": pa.float64(),
-        "nothing": pa.float64(),
-    }
-    free = label_names(kinds, schema)
-    columns = {
-        free[name]: pa.array([values.get(name) for values in kept], types[kind])
-        for name, kind in kinds.items()
-    }
-    notes = [f"label {a!r} is kept as {b!r}" for a, b in free.items() if a != b]
-    notes += [
-        f"label {name!r} of {count:,} samples is null: it must be a number, text or truth value "
-        "that msdata believes"
-        for name, count in dropped.items()
-    ]
-    return columns, notes
-
-
-def _kind_of(value: Any) -> LabelKind:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "truth value"
-    return {int: "integer", float: "number", str: "text"}[type(value)]  # type: ignore[return-value]
+def _shard_numbers(sizes: Sequence[int], splits: _Splits) -> NDArray[np.int32]:
+    """The number of each sample's shard: how many files before its own have some of its split."""
+    names, numbers = splits
+    file_of_each = np.repeat(np.arange(len(sizes)), sizes)
+    found = np.zeros(len(numbers), np.int32)
+    for split in range(len(names)):
+        rows = np.flatnonzero(numbers == split)
+        found[rows] = np.unique(file_of_each[rows], return_inverse=True)[1]
+    return found

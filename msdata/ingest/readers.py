@@ -9,10 +9,10 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,20 @@ from msdata.core.files import storage_error
 from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import DataError, MsdataError
 from msdata.ingest.found import (
-    FoundArray,
     FoundFile,
     FoundSample,
     cannot,
     checked_dtype,
+    file_of_samples,
     flat_labels,
+    found_file,
     npy_array,
 )
+from msdata.ingest.found_labels import FoundLabel, label_of_array, label_of_values
+from msdata.ingest.label_checks import RANGES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TAR_SUFFIXES = (".tar",)
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -135,8 +141,7 @@ class _Members:
                 f"{len(without)} samples have no .npy member; the first is "
                 f"{without[0].sample_id!r}",
             )
-        samples = list(self.samples.values())
-        return FoundFile(path=self._path, nbytes=nbytes, samples=samples, left_out=self.left_out)
+        return file_of_samples(self._path, nbytes, list(self.samples.values()), self.left_out)
 
 
 def read_tar(path: Path) -> FoundFile:
@@ -216,36 +221,66 @@ def _read_datasets(h5py: Any, file: Any, path: Path, nbytes: int) -> FoundFile:
     if set(sizes.values()) != {count}:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise cannot(path, f"its datasets have different numbers of samples ({told})")
-    places = {name: (found, _offsets(path, name, found)) for name, found in arrays.items()}
-    labels = {}
+    specs = {
+        name: (checked_dtype(path, repr(name), a.dtype), a.shape[1:]) for name, a in arrays.items()
+    }
+    offsets = {name: _offsets(path, name, found) for name, found in arrays.items()}
+    values = {}
     for name, column in columns.items():
         if len(column) == count:
-            labels[name] = _column(column)
+            values[name] = _column(path, column)
         else:
             left_out[f"dataset {name!r}"] += 1
-    ids = _ids(path, count, labels)
-    samples = [FoundSample(ids[row]) for row in range(count)]
-    for name, (dataset, offsets) in places.items():
-        kind, shape = checked_dtype(path, repr(name), dataset.dtype), dataset.shape[1:]
-        for sample, offset in zip(samples, offsets.tolist(), strict=True):
-            sample.arrays[name] = FoundArray(kind, shape, offset)
-    for name, values in labels.items():
-        for sample, value in zip(samples, values, strict=True):
-            sample.labels[name] = value
-    return FoundFile(path=path, nbytes=nbytes, samples=samples, left_out=left_out)
+    ids = _ids(path, count, values)
+    labels = {name: _label(name, column, ids) for name, column in values.items()}
+    kept = {name: label for name, label in labels.items() if label is not None}
+    return found_file(path, nbytes, ids, specs, offsets, kept, left_out)
 
 
-def _column(dataset: Any) -> list[Any]:
-    values = dataset[:].tolist()
-    return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in values]
+def _column(path: Path, dataset: Any) -> Any:
+    """Numbers and truth values as an array, texts as an Arrow array, other values as a list."""
+    import pyarrow as pa
+
+    found = dataset[:]
+    if found.dtype.kind in "biuf":
+        return found
+    try:
+        texts = [v.decode() if isinstance(v, bytes) else v for v in found.tolist()]
+    except UnicodeDecodeError:
+        raise cannot(path, f"label {dataset.name!r} holds bytes that are not UTF-8") from None
+    return pa.array(texts, pa.string()) if all(isinstance(v, str) for v in texts) else texts
 
 
-def _ids(path: Path, count: int, labels: dict[str, list[Any]]) -> list[str]:
+def _label(name: str, values: Any, ids: pa.Array) -> FoundLabel | None:
+    if isinstance(values, np.ndarray):
+        return label_of_array(name, values)
+    if isinstance(values, list):
+        return label_of_values(name, values, ids.to_pylist())
+    if name in RANGES:
+        return label_of_values(name, values.to_pylist(), ids.to_pylist())
+    return FoundLabel(kind="text", values=values)
+
+
+def _ids(path: Path, count: int, labels: Mapping[str, Any]) -> pa.Array:
+    import pyarrow as pa
+
     for name in _ID_NAMES:
-        values = [str(v) for v in labels.get(name, ())]
-        if len(values) == count and len(set(values)) == count:
+        if name not in labels:
+            continue
+        values = labels[name]
+        if isinstance(values, list) or (
+            isinstance(values, np.ndarray) and values.dtype.kind == "f"
+        ):
+            values = pa.array([str(v) for v in values], pa.string())
+        elif isinstance(values, np.ndarray):
+            values = pa.array(values).cast(pa.string())
+        if len(values.unique()) == count:
             return values
-    return [f"{path.stem}-{row:07d}" for row in range(count)]
+    import pyarrow.compute as pc
+
+    numbers = pa.array(np.arange(count)).cast(pa.string())
+    padded = pc.utf8_lpad(numbers, width=7, padding="0")
+    return pc.binary_join_element_wise(f"{path.stem}-", padded, "")
 
 
 def _offsets(path: Path, name: str, dataset: Any) -> NDArray[np.int64]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from msdata.errors import UsageError
+from msdata.pack.array_options import pairs_of
 from msdata.pack.settings import parse_missing
 from msdata.sources.detect import holds_fits
 from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
@@ -64,9 +65,9 @@ def fits_options_of(
             )
         return None
     patterns = {survey.name: survey.files for survey in surveys}
-    patterns |= dict(pairs("--fits", args.fits))
-    bands = pairs("--fits-bands", args.fits_bands)
-    sizes = pairs("--fits-size", args.fits_size)
+    patterns |= dict(pairs_of("--fits", args.fits))
+    bands = pairs_of("--fits-bands", args.fits_bands)
+    sizes = pairs_of("--fits-size", args.fits_size)
     return FitsOptions(
         patterns=patterns or dict(DEFAULT_PATTERNS),
         bands={name: tuple(value.split(",")) for name, value in bands},
@@ -83,23 +84,3 @@ def _size(name: str, value: str) -> int:
         return int(value)
     except ValueError:
         raise UsageError(f"--fits-size must be like {name}=120, got {name}={value}") from None
-
-
-def pairs(option: str, texts: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Names and values of `NAME=VALUE`.
-
-    Raises:
-        UsageError: a text is not of that form.
-    """
-    return [_pair(option, text) for text in texts or ()]
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(
-            f"{option} must be like galex="
-            + (DEFAULT_PATTERNS["galex"] if option == "--fits" else "...")
-            + f", got {text!r}"
-        )
-    return name, value

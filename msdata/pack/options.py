@@ -11,9 +11,9 @@ from msdata.core.options import add_jobs
 from msdata.dataset.coding_options import add_coding_arguments, parse_quantize
 from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
-from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of, pairs
+from msdata.pack.array_options import add_array_arguments, array_options_of, pairs_of
+from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
 from msdata.pack.settings import PackSettings
-from msdata.sources.arrays.options import NAMES, ArrayOptions, find_kind, identifier
 from msdata.sources.detect import is_packed
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -191,9 +191,9 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         max_nan_fraction=_max_nan_fraction_of(args),
         missing=args.missing,
         pixel_scales_arcsec=scales,
-        bands={n: tuple(v.split(",")) for n, v in pairs("--bands", args.bands)},
-        units=dict(pairs("--unit", args.unit)),
-        zero_points_ab={n: _numbers(n, v) for n, v in pairs("--zero-point", args.zero_point)},
+        bands={n: tuple(v.split(",")) for n, v in pairs_of("--bands", args.bands)},
+        units=dict(pairs_of("--unit", args.unit)),
+        zero_points_ab={n: _numbers(n, v) for n, v in pairs_of("--zero-point", args.zero_point)},
         fits=fits,
         arrays=array_options_of(args) if fits is None else None,
         quantize=parse_quantize(args.quantize),
@@ -223,93 +223,6 @@ def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
             "give one of them"
         )
     return parse_fractions(args.split)
-
-
-def add_array_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that describe arrays, and choose them in files of arrays."""
-    for option, example, what in (
-        ("--bands", "ARRAY=g,r,...", "bands of an array, in order"),
-        ("--unit", "ARRAY=UNIT", "unit of an array's pixels"),
-        ("--zero-point", "ARRAY=MAG,...", "AB magnitude of one unit of flux, one or one per band"),
-    ):
-        parser.add_argument(
-            option, action="append", default=[], metavar=example, help=f"{what}; repeatable"
-        )
-    group = parser.add_argument_group("HDF5, NPZ, Zarr, Parquet, WebDataset tars, images")
-    group.add_argument(
-        "--arrays",
-        action="append",
-        metavar="[NAME=]ARRAY,...",
-        help="arrays of a sample, by their names in the files (default: all, except weights and "
-        "masks)",
-    )
-    group.add_argument(
-        "--labels",
-        action="append",
-        metavar="[NAME=]LABEL,...",
-        help="columns of the index, by their names in the files, or none (default: all)",
-    )
-    group.add_argument(
-        "--layout",
-        action="append",
-        metavar="[ARRAY=]HWC|CHW",
-        help="where the bands of an image are: last or first (default: recognized by the sides)",
-    )
-    group.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        metavar="ARRAY=BANDS,HEIGHT,WIDTH",
-        help="shape of a sample's array that is stored flat; repeatable",
-    )
-
-
-def array_options_of(args: argparse.Namespace) -> ArrayOptions | None:
-    """How to read files of arrays; None where the source holds others.
-
-    Raises:
-        UsageError: an option is malformed, or the source holds no files of arrays.
-    """
-    kind = None if is_packed(args.source) else find_kind(args.source)
-    if kind is None:
-        given = [n for n in ("arrays", "labels", "layout", "shape") if getattr(args, n)]
-        if given and args.source.exists():
-            raise UsageError(
-                f"--{given[0]} is for {', '.join(NAMES.values())}, but {args.source} holds none"
-            )
-        return None
-    layouts = [text.rpartition("=") for text in args.layout or ()]
-    return ArrayOptions(
-        kind=kind,
-        arrays=_renamed("--arrays", args.arrays) or {},
-        labels=_renamed("--labels", args.labels),
-        layouts={name or "*": layout for name, _, layout in layouts},
-        id_column=args.id_column if args.catalog is None else None,
-        shapes={name: _sides(name, value) for name, value in pairs("--shape", args.shape)},
-    )
-
-
-def _sides(name: str, text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise UsageError(f"--shape must be like {name}=3,64,64, got {name}={text}")
-    return tuple(map(int, parts))
-
-
-def _renamed(option: str, texts: list[str] | None) -> dict[str, str] | None:
-    """Names in the files by those to use, of `a,b=c`; None where the option was not given."""
-    if texts is None:
-        return None
-    found: dict[str, str] = {}
-    for word in ",".join(texts).split(","):
-        name, _, inside = word.rpartition("=")
-        if word == "none" and option == "--labels":
-            continue
-        name = name or (identifier(inside) if option == "--arrays" else inside)
-        if not inside or name in found:
-            raise UsageError(f"{option} must be distinct names such as image=images, got {word!r}")
-        found[name] = inside
-    return found
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

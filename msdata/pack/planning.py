@@ -204,6 +204,8 @@ def _make_plan(state: PackState, settings: PackSettings) -> PackPlan:
         locations = _first_locations(objects)
         schema, notes = infer_schema(source, locations, merges=settings.fill is not None)
     notes += tuple(json.loads((objects.schema.metadata or {}).get(b"notes", b"[]")))
+    if settings.arrays is not None:
+        settings.arrays.check_names(schema.names)
     schema = described(with_pixel_scales(schema, settings.pixel_scales_arcsec or {}), settings)
     check_array_names(schema)
     _check_nan_fraction(schema, settings, inpainted(schema, settings))

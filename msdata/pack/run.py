@@ -25,8 +25,7 @@ from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
 from msdata.pack.state import PackPlan, PackState
 from msdata.pack.worker import Packed
-from msdata.sources.arrays.options import default_arrays
-from msdata.sources.detect import detect_source
+from msdata.sources.detect import default_arrays, detect_source
 
 if TYPE_CHECKING:
     from msdata.pack.ranks import Ranks

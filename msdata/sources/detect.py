@@ -5,21 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msdata.core.files import storage_error
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
+from msdata.sources.arrays.options import ArrayOptions, find_kind
 from msdata.sources.blocks import BlockFiles, find_blocks
 from msdata.sources.fits_options import DEFAULT_PATTERNS, FitsOptions, pattern_expression
 from msdata.sources.parts import PartFiles, holds_parts
 from msdata.sources.pickles import PickleTree, take_pickle
 from msdata.sources.source import Source
-
-if TYPE_CHECKING:
-    from msdata.sources.arrays.options import ArrayOptions
 
 
 def detect_source(
@@ -76,12 +73,38 @@ def _detect(root: Path, fits: FitsOptions | None, arrays: ArrayOptions | None) -
     return PickleTree(root)
 
 
+def default_arrays(root: Path) -> ArrayOptions | None:
+    """How to read the files of arrays at a path; None where it holds none.
+
+    Args:
+        root: file or folder that the user named.
+
+    Raises:
+        UsageError: it holds several kinds, or files that may be read in two ways.
+    """
+    kind = find_kind(root)
+    return None if kind is None else told_by_files(root, ArrayOptions(kind=kind))
+
+
+def told_by_files(root: Path, options: ArrayOptions) -> ArrayOptions:
+    """The options, with what only a look into the files tells."""
+    if options.kind != "npz":
+        return options
+    from msdata.sources.arrays.npz_objects import with_files_told
+
+    return with_files_told(root, options)
+
+
 def _of_arrays(root: Path, options: ArrayOptions) -> Source:
     # Each worker imports what it needs alone.
     if options.kind == "tar":
         from msdata.sources.arrays.tars import TarSamples
 
         return TarSamples(root, options)
+    if options.per_file == "one":
+        from msdata.sources.arrays.npz_objects import NpzObjects
+
+        return NpzObjects(root, options)
     if options.kind == "images":
         from msdata.sources.arrays.images import ImageTree
 

@@ -17,6 +17,7 @@ import pytest
 
 import msdata
 from msdata.cli import main
+from msdata.ingest.found_labels import label_of_array, label_of_values
 from msdata.verify.repair import repair
 from msdata.verify.verify import verify_dataset
 
@@ -275,6 +276,56 @@ def test_what_cannot_be_read_in_place_is_said_with_the_cure(tmp_path: Path, name
         msdata.index(source, tmp_path / "DATA", jobs=1)
     assert re.search(message, str(found.value), re.S), str(found.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+LABELS: dict[str, Any] = {
+    "redshift": np.array([0.1, -99, np.nan, np.inf, 0.5]),
+    "ra": np.array([0, 400, 10, 20, 30], np.int16),
+    "ebv": np.array([True, False, True, True, True]),
+    "mass": np.array([np.nan] * 5, np.float32),
+    "width": np.array([1, 2, np.nan, -np.inf, 0.1], np.float32),
+    "count": np.array([0, 1, 2**63 - 1, 2**63, 2**64 - 1], np.uint64),
+    "level": np.array([-(2**63), -(2**63) + 1, 0, 1, 2]),
+    "good": np.array([True, False, True, True, False]),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_an_array_are_judged_as_its_values_one_by_one(name: str) -> None:
+    values = LABELS[name]
+    one_by_one = label_of_values(name, values.tolist(), [str(n) for n in range(5)])
+    assert label_of_array(name, values) == one_by_one
+
+
+def test_an_id_of_two_files_and_ids_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "src" / "a.tar", range(5))
+    write_tar(tmp_path / "src" / "b.tar", range(4, 9))
+    with pytest.raises(
+        msdata.MsdataError, match=r"b\.tar: sample 'g004' is also in .*a\.tar; every"
+    ):
+        msdata.index(tmp_path / "src", tmp_path / "DATA", jobs=1)
+    write_hdf5(tmp_path / "x.h5", 3)
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["name"] = np.array([b"a", b"\xff", b"c"])
+    with pytest.raises(msdata.MsdataError, match="label '/name' holds bytes that are not UTF-8"):
+        msdata.index(tmp_path / "x.h5", tmp_path / "DATA", jobs=1)
+
+
+def test_labels_of_files_are_joined_and_mixed_kinds_refused(tmp_path: Path) -> None:
+    for number, labels in enumerate(({"mass": [1, 2]}, {"mass": [0.5, 3.5], "n": [2**60, 1]}, {})):
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            file["images"] = np.stack([image_of(0)] * 2)
+            for name, values in labels.items():
+                file[name] = values
+    msdata.index(tmp_path, tmp_path.with_name("JOINED"), split_fractions=(1, 0, 0), jobs=1)
+    table = msdata.open(tmp_path.with_name("JOINED")).split("train").table(["mass", "n"])
+    assert table["mass"].to_pylist() == [1.0, 2.0, 0.5, 3.5, None, None]
+    assert table["n"].to_pylist() == [None, None, 2**60, 1, None, None]
+    for values, says in ((["x", "y"], "got a text after a number"), ([2**60, 1], "beyond 2..53")):
+        with h5py.File(tmp_path / "3.h5", "w") as file:
+            file["images"], file["mass"] = np.stack([image_of(0)] * 2), values
+        with pytest.raises(msdata.MsdataError, match=f"label 'mass' must .*{says}"):
+            msdata.index(tmp_path, tmp_path.with_name("MIXED"), jobs=1)
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

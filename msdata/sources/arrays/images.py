@@ -37,10 +37,12 @@ class ImageTree:
     def __init__(self, root: Path, options: ArrayOptions) -> None:
         self.root = root.parent if root.is_file() else root
         self._given, self._options = root, options
-        if options.labels or options.layouts or options.id_column or len(options.arrays) > 1:
+        given = options.labels, options.layouts, options.shapes, options.id_column
+        if any(given) or len(options.arrays) > 1:
             raise UsageError(
                 f"{root} holds images: they have no labels, one array, and their channels first; "
-                "leave out --labels, --layout and --id-column, or give labels with --catalog"
+                "leave out --labels, --layout, --shape and --id-column, or give labels with "
+                "--catalog"
             )
         self._name = next(iter(options.arrays), "image")
 

@@ -53,7 +53,7 @@ def open_npz(path: Path) -> tuple[Mapping[str, StackArray], list[str]]:
                 found = _open_member(path, archive, member)
                 if found is None:
                     notes.append(f"{name} is left out: it holds pickled objects")
-                elif found.ndim:
+                else:
                     arrays[name] = found
     except OSError as error:
         raise storage_error("read", path, error) from error

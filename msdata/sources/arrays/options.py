@@ -51,6 +51,7 @@ class ArrayOptions:
         layouts: "HWC" or "CHW" by array; "*" stands for every other one.
         id_column: the label that names the samples; None looks for a known name.
         shapes: shape of a sample by array, for arrays that are stored flat.
+        per_file: "one" or "many" objects in each NPZ file; empty means many.
         scratch: folder for what a pack unpacks on its way; no part of the settings.
     """
 
@@ -60,6 +61,7 @@ class ArrayOptions:
     layouts: Mapping[str, str] = field(default_factory=dict)
     id_column: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    per_file: str = ""
     scratch: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class ArrayOptions:
         said = asdict(self)
         del said["scratch"]
         said["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
-        return said if self.shapes else {n: v for n, v in said.items() if n != "shapes"}
+        return {n: v for n, v in said.items() if v or n not in ("shapes", "per_file")}
 
     def sample_shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one sample's array that is stored with shape `stored`.
@@ -144,9 +146,10 @@ def arranged_sample(options: ArrayOptions, name: str, array: Array) -> Array:
     """`arranged` of one sample that was read.
 
     Raises:
-        SampleError: the sides do not say which axis holds the bands.
+        SampleError: the sides do not say which axis holds the bands, or `--shape` does not fit.
     """
     try:
+        array = array.reshape(options.sample_shape(name, array.shape))
         return arranged(array, options.channels_first(name, array.shape))
     except UsageError as error:
         raise SampleError(str(error)) from error
@@ -190,12 +193,6 @@ def find_kind(root: Path) -> str | None:
         found = " and ".join(NAMES[kind] for kind in SUFFIXES if kind in kinds)
         raise UsageError(f"{root} holds {found}; give a file, or a folder with one kind of them")
     return kinds.pop()
-
-
-def default_arrays(root: Path) -> ArrayOptions | None:
-    """How to read the files of arrays at a path; None where it holds none; see `find_kind`."""
-    kind = find_kind(root)
-    return None if kind is None else ArrayOptions(kind=kind)
 
 
 def is_zarr(folder: Path) -> bool:

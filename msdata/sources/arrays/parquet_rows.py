@@ -78,7 +78,7 @@ class ColumnRows:
         self._lock = threading.Lock()
         self._mapped: OrderedDict[int, Any] = OrderedDict()
         # Without scratch: group, its batches to come, number of the last, and that batch.
-        self._forward: tuple[int, Iterator[pa.RecordBatch], int, pa.RecordBatch] | None = None
+        self._forward: tuple[int, Iterator[Any], int, Any] | None = None
 
     def __len__(self) -> int:
         return int(self._edges[-1])
@@ -137,8 +137,7 @@ class ColumnRows:
 
     def _forward_to(self, group: int, number: int) -> pa.RecordBatch:
         if self._forward is None or self._forward[0] != group or self._forward[2] > number:
-            batches = self._batches(group, self._batch_rows)
-            self._forward = (group, batches, -1, None)
+            self._forward = (group, self._batches(group, self._batch_rows), -1, None)
         _, batches, last, batch = self._forward
         for found in range(last + 1, number + 1):
             batch = next(batches, None)

@@ -223,7 +223,6 @@ def _content_of(
     count = _num_samples(path, file, options)
     arrays = dict(options.arrays or known.arrays or _all_arrays(file, count, notes))
     labels = _labels(path, file, options, count)
-    options.check_names(arrays)
     surveys, axes, shapes = [], {}, {}
     for name, inside in arrays.items():
         found = _checked(path, file, inside, "--arrays")
