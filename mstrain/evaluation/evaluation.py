@@ -27,7 +27,7 @@ from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.summary import Summary, check_scipy, summarize
 from mstrain.evaluation.metrics.uncertainty import Uncertainty, assess
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
-from mstrain.evaluation.predictions import Predictions, read_predictions
+from mstrain.evaluation.predictions import Predictions, check_suffix, read_predictions
 from mstrain.evaluation.report.assemble import assemble
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
@@ -364,8 +364,7 @@ def predict_on_ranks(
 
 def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig) -> list[str]:
     """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
-    if out.suffix != ".parquet":
-        raise UsageError(f"the table's name must end in .parquet, got {out}")
+    check_suffix(out)
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
     splits = _splits(opened, config.split)
     check_data(trained, opened, splits)

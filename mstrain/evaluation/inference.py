@@ -104,8 +104,7 @@ def predict_to(
             spool.open()
         mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
-        spooled = spool.finish(mine.pop("row"))
-        given = ranks.gather((mine, spooled)) or []
+        given = ranks.gather((mine, spool.finish(mine.pop("row")))) or []
         others: dict[str, Columns] = {}
 
         def write() -> None:
