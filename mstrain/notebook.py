@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msdata
+from msdata.errors import UsageError
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.distributed import StopRequest
 from mstrain.distributed import one_rank as _one_rank
@@ -189,6 +190,10 @@ def predict(
         batch_size=batch_size,
         is_quiet=is_quiet,
     )
+    if Path(out).suffix != ".parquet":
+        raise UsageError(
+            f"the table's name must end in .parquet, as mstrain.predict() reads it back, got {out}"
+        )
     with _one_rank("predict", device) as ranks:
         predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
     return read_predictions(out)

@@ -20,6 +20,7 @@ from mstrain.evaluation.inference import (
     predict_to,
 )
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
+from mstrain.evaluation.predictions import check_suffix
 from mstrain.evaluation.run_info import check_data, find_prior, open_run
 from mstrain.models.prior import NATURAL
 
@@ -89,8 +90,7 @@ def predict_on_ranks(
 
 def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig) -> list[str]:
     """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
-    if out.suffix != ".parquet":
-        raise UsageError(f"the table's name must end in .parquet, got {out}")
+    check_suffix(out)
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
     splits = _splits(opened, config.split)
     check_data(trained, opened, splits)

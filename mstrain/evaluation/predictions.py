@@ -27,8 +27,11 @@ from numpy.typing import NDArray
 
 from msdata.core.checked_table import check_table, file_metadata, open_table, reading
 from msdata.core.files import TEMPORARY_SUFFIX, open_known, storage_error, take_lock, whole_file
+from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import DataError, UsageError
 from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.qp_file import SUFFIX as QP_SUFFIX
+from mstrain.evaluation.qp_file import write_qp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -188,6 +191,14 @@ def _mapped(part: Spooled, num_bins: int) -> NDArray[np.float32]:
         ) from error
 
 
+def check_suffix(path: Path) -> None:
+    """Raises UsageError unless a table's name says in which form it is to be written."""
+    if path.suffix not in (".parquet", QP_SUFFIX):
+        raise UsageError(f"the table's name must end in .parquet or {QP_SUFFIX}, got {path}")
+    if path.suffix == QP_SUFFIX:
+        import_h5py()
+
+
 def table_fields(columns: Mapping[str, NDArray[Any] | pa.ChunkedArray], num_bins: int) -> pa.Schema:
     """Arrow's schema of a table with these columns and densities."""
     import pyarrow as pa
@@ -210,7 +221,7 @@ def write_predictions(
     edges: Floats,
     origin: Mapping[str, Any],
 ) -> None:
-    """Writes the table, whole or not at all.
+    """Writes the table, whole or not at all; as qp reads it if the name ends in ".hdf5".
 
     Args:
         path: the file; what was there before stays until the new one is whole.
@@ -228,6 +239,9 @@ def write_predictions(
 
     num_rows = len(next(iter(columns.values())))
     metadata = {"format_version": FORMAT_VERSION, "bin_edges": edges.tolist(), **origin}
+    if path.suffix == QP_SUFFIX:
+        write_qp(path, columns, densities.__getitem__, edges, metadata)
+        return
     schema = table_fields(columns, len(edges) - 1)
     schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     with (

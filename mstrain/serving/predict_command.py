@@ -1,6 +1,7 @@
 """`mstrain predict`: redshift densities of a data set, a list of positions, or one position.
 
 mstrain predict RUN DATA OUT.parquet
+mstrain predict RUN DATA OUT.hdf5
 mstrain predict MODEL.msz POSITIONS.csv OUT.parquet
 mstrain predict MODEL.msz --at "197.6144 +18.4381" --ebv-map MAP.fits --figure OUT.png
 torchrun --nproc-per-node 4 -m mstrain.predict RUN DATA OUT.parquet
@@ -31,6 +32,7 @@ from mstrain.distributed import Ranks, run_joined
 from mstrain.evaluation.command import add_network_arguments, add_run_argument
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
+from mstrain.evaluation.predictions import check_suffix
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.run_info import open_run
 from mstrain.serving.figure import draw_position
@@ -55,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="folder that 'msdata pack' wrote, or a CSV, Parquet or FITS table of positions",
     )
-    parser.add_argument("out", metavar="OUT.parquet", type=Path, nargs="?", help="table to write")
+    parser.add_argument(
+        "out",
+        metavar="OUT.parquet",
+        type=Path,
+        nargs="?",
+        help="table to write; OUT.hdf5 is a file for qp",
+    )
     parser.add_argument("--split", help="split to predict (default: all that have samples)")
     parser.add_argument(
         "--columns", default="", help="comma-separated columns of the data to copy into the table"
@@ -128,8 +136,7 @@ def _run_table(args: argparse.Namespace) -> int:
     """Predicts a table of positions; returns 1 where some could not be."""
     if args.split is not None:
         raise UsageError(f"--split is for data sets, got the table {args.data}; leave it out")
-    if args.out.suffix != ".parquet":
-        raise UsageError(f"the table's name must end in .parquet, got {args.out}")
+    check_suffix(args.out)
     failed = args.out.with_name(f"{args.out.stem}-failed.csv")
     check_output(args.out, PREDICTIONS_MARK)
     check_output(failed, _FAILED_MARK)

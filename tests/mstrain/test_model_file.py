@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import qp
 import torch
 
 import mstrain
@@ -79,6 +80,14 @@ def test_the_file_gives_the_densities_and_metrics_of_the_run_bit_for_bit(
     assert metrics[0]["other_priors"] == metrics[1]["other_priors"]
     assert metrics[0]["other_priors"].keys() == {"as-trained"}
     assert found[1].origin["run"] == str(moved)
+    out = tmp_path / "p.hdf5"
+    words = ["predict", str(moved), str(galaxies), str(out), "--split", "val", "--quiet"]
+    assert main(words) == 0
+    ensemble = qp.read(str(out))
+    np.testing.assert_allclose(ensemble.objdata["pdfs"], densities[0], rtol=3e-7)
+    assert list(ensemble.ancil["sample_id"]) == list(found[0].columns["sample_id"])
+    # The second time it replaces its own file.
+    assert main(words) == 0
     assert {**found[1].origin, "run": ""} == {**found[0].origin, "run": ""}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import qp
+import small_disk
 
 from msdata.errors import DataError, StorageError, UsageError
 from mstrain.evaluation.metrics.densities import make_densities
@@ -186,3 +190,51 @@ def test_a_second_job_is_kept_out_and_a_killed_one_s_files_are_removed(tmp_path:
             second.open()
         assert spool.path.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_qp_reads_the_densities_and_columns_back_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mstrain.evaluation.qp_file._GROUP_ROWS", 16)
+    density = some_densities(50)
+    columns = {
+        **columns_of(density),
+        "note": pa.chunked_array([pa.array(["a", None, "bcé"] * 16 + ["d", "e"])]),
+        "number": pa.chunked_array([pa.array([2**60 + 1, None] * 25)]),
+        "flag": pa.chunked_array([pa.array([True, False] * 25)]),
+    }
+    path = tmp_path / "p.hdf5"
+    spools, densities = spooled(tmp_path, density, 1)
+    write_predictions(path, columns, densities, EDGES, {"split": "test"})
+    spools[0].__exit__(None, None, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.hdf5"]
+    found = qp.read(str(path))
+    np.testing.assert_array_equal(found.metadata["bins"].ravel(), EDGES)
+    # qp divides by the integrals, in double precision.
+    np.testing.assert_allclose(found.objdata["pdfs"], density, rtol=3e-7)
+    assert found.npdf == 50
+    expected = make_densities(density, EDGES)
+    np.testing.assert_allclose(found.ppf(0.5).ravel(), columns["z_median"], atol=1e-6)
+    np.testing.assert_allclose(found.cdf(0.8).ravel(), expected.cdf[:, 6], atol=1e-6)
+    for name in ("redshift", "z_mean", "pit"):
+        np.testing.assert_array_equal(found.ancil[name], columns[name], err_msg=name)
+    assert list(found.ancil["sample_id"]) == list(columns["sample_id"])
+    with h5py.File(path) as file:
+        assert file["data/pdfs"].dtype == np.float32
+        assert file["data/pdfs"][()].tobytes() == density.tobytes()
+        assert file["ancil/note"][2] == "bcé".encode()
+        assert file["ancil/note"][1] == b""
+        assert file["ancil/number"][0] == 2**60 + 1
+        assert file["ancil/number"].attrs["_FillValue"] == file["ancil/number"][1]
+        assert file["ancil/flag"][()].tolist() == [True, False] * 25
+        assert json.loads(file.attrs["mstrain"])["split"] == "test"
+
+
+def test_a_full_disk_leaves_no_file_for_qp(tmp_path: Path) -> None:
+    density = np.tile(some_densities(50), (500, 1))
+    spools, densities = spooled(tmp_path, density, 1)
+    columns = {"sample_id": np.arange(len(density))}
+    with spools[0], small_disk.mounted(tmp_path / "disk", "tmpfs", 1) as disk:
+        with pytest.raises(StorageError, match="disk is full"):
+            write_predictions(disk / "p.hdf5", columns, densities, EDGES, {})
+        assert not list(disk.iterdir())
