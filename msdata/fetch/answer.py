@@ -20,6 +20,7 @@ from msdata.fetch.failures import RefusedError, SpoiledError
 from msdata.schema import Survey
 from msdata.sources.fits_image import Plane, read_planes
 from msdata.sources.stamp import SCALE_TOLERANCE, Placement, cut_stamp, whole_pixel_turn
+from msdata.sources.survey_file import SurveyFile
 from msdata.sources.zero_points import zero_point_ab
 
 # What services say under HTTP 200 of things they will never have.
@@ -39,12 +40,14 @@ class Wanted:
         size: pixels of a side that were asked for.
         center: pixel, counted from 0, within half a pixel of which the position must lie; None
             where the service does not promise one.
+        rules: the survey file that the array is of; None for those of `MANTIS_SHRIMP`.
     """
 
     survey: Survey
     position: tuple[float, float]
     size: int
     center: float | None
+    rules: SurveyFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +191,8 @@ def _zero_point(plane: Plane, band: str, wanted: Wanted) -> float:
     """The header's zero-point, or the survey's; refuses a unit that the schema does not mean."""
     survey = wanted.survey
     try:
+        if wanted.rules is not None:
+            return wanted.rules.zero_point_ab(band, plane.photometry)
         found = zero_point_ab(survey, band, plane.photometry)
     except SampleError as error:
         raise RefusedError(f"band {band}: {error}") from error

@@ -14,6 +14,7 @@ from msdata.core.text import duration_text
 from msdata.errors import UsageError
 from msdata.fetch.service import Service, changed, read_services, service_name
 from msdata.fetch.targets import Slice, read_targets
+from msdata.sources.survey_file import read_survey
 
 if TYPE_CHECKING:
     from msdata.fetch.into_shards import Shards
@@ -42,6 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=8, help="objects to fetch at a time (default: %(default)s)"
     )
+    _add_service_arguments(parser)
+    parser.add_argument("--keep-fits", action="store_true", help="also keep the FITS files")
+    parser.add_argument(
+        "--pack", type=Path, help="pack all into a data set in this folder, then remove the objects"
+    )
+    parser.add_argument(
+        "--keep-pickles", action="store_true", help="with --pack: keep the objects' files"
+    )
+    parser.add_argument(
+        "--retry-refused", action="store_true", help="also ask again for refused objects"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what it would ask and for how long; ask nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def _add_service_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--services", type=Path, help="TOML file with the services' settings")
     parser.add_argument(
         "--rate",
@@ -64,24 +86,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="pixel scale of an array, ARRAY=ARCSEC; repeatable",
     )
+    parser.add_argument(
+        "--survey",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="fetch FITS files of a survey instead: legacy (grz), or a TOML file with a layer or "
+        "HiPS; repeatable",
+    )
     parser.add_argument("--contact", help="your address, for the services' operators")
-    parser.add_argument("--keep-fits", action="store_true", help="also keep the FITS files")
-    parser.add_argument(
-        "--pack", type=Path, help="pack all into a data set in this folder, then remove the objects"
-    )
-    parser.add_argument(
-        "--keep-pickles", action="store_true", help="with --pack: keep the objects' files"
-    )
-    parser.add_argument(
-        "--retry-refused", action="store_true", help="also ask again for refused objects"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print what it would ask and for how long; ask nothing",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
 
 
 def _assignment(text: str, option: str) -> tuple[str, str]:
@@ -128,6 +141,7 @@ def settings_of(args: argparse.Namespace) -> FetchSettings:
         retry_refused=args.retry_refused,
         contact=args.contact,
         pack=args.pack,
+        surveys=tuple(map(read_survey, args.survey)),
     )
 
 
@@ -240,6 +254,10 @@ def _print_report(
     )
     if num_left:
         print(f"{num_left:,} were not delivered; run the same command again")
+    if args.survey and num_fetched:
+        chosen = " ".join(f"--survey {name}" for name in args.survey)
+        files, catalog = args.out / "fits", args.catalog
+        print(f"to pack them: msdata pack {files} DATA {chosen} --catalog {catalog}")
     if shards is not None:
         _print_shards(shards, args)
 

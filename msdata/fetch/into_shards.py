@@ -28,8 +28,7 @@ from msdata.dataset.manifest import REJECTED_NAME, SOURCES_NAME, read_manifest
 from msdata.dataset.rejected import read_rejected
 from msdata.errors import DataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
-from msdata.fetch.objects import OBJECTS
-from msdata.fetch.settings import FetchSettings
+from msdata.fetch.settings import OBJECTS, FetchSettings
 from msdata.fetch.targets import Slice, object_path, read_targets
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings

@@ -61,11 +61,16 @@ class LegacyAdapter:
         }
         if not self.survey.zero_is_no_coverage:
             for band, stamp in bands.items():
-                _check_filled(band, stamp)
+                check_filled(band, stamp)
         return combined(self.survey, bands, {self._file_name: content})
 
 
-def _check_filled(band: str, stamp: Band) -> None:
+def check_filled(band: str, stamp: Band) -> None:
+    """Refuses a stamp of zeros, which no noise gives.
+
+    Raises:
+        RefusedError: more than a hundredth of its pixels are exactly 0.
+    """
     num_zero = int(np.count_nonzero(stamp.pixels == 0))
     if num_zero > _MAX_ZERO_FRACTION * stamp.pixels.size:
         raise RefusedError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,32 @@ import numpy as np
 
 from msdata.core.checksum import crc32c
 from msdata.core.files import storage_error, write_whole
-from msdata.fetch.adapter import Adapter, Fetched
+from msdata.fetch.adapter import Fetched
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, UnavailableError
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry
+from msdata.fetch.settings import FITS, OBJECTS, FetchSettings, survey_path
 from msdata.fetch.targets import Target, object_path
 from msdata.sources.fits_options import zero_point_name
-
-OBJECTS, FITS = "photometry", "fits"
 
 
 class ObjectFetcher:
     """Fetches objects; called from many threads.
 
     Args:
-        adapters: one for each array.
+        settings: what to fetch, and where to write it.
         clients: by service.
-        out: folder for the objects.
-        keep_fits: write the services' files too.
     """
 
-    def __init__(
-        self,
-        adapters: Sequence[Adapter],
-        clients: Mapping[str, Client],
-        out: Path,
-        *,
-        keep_fits: bool,
-    ) -> None:
-        self._adapters = adapters
+    def __init__(self, settings: FetchSettings, clients: Mapping[str, Client]) -> None:
+        self._adapters = settings.adapters()
         self._clients = clients
-        self._out = out
-        self._keep_fits = keep_fits
+        self._out = settings.out
+        self._keep_fits = settings.keep_fits
+        self._is_of_surveys = bool(settings.surveys)
 
     def fetch(self, target: Target) -> Entry:
-        """Fetches one object and writes its file.
+        """Fetches one object and writes its files.
 
         Returns:
             What became of it.
@@ -68,8 +59,14 @@ class ObjectFetcher:
                 return _failed(target, UNSETTLED, adapter.service, f"{name}: {error}")
         if self._keep_fits:
             self._write_fits(target, arrays)
-        content = object_bytes(arrays)
-        self._write(self._out / OBJECTS / object_path(target.sample_id, ".npy"), content)
+        if self._is_of_surveys:
+            files = {n: c for found in arrays.values() for n, c in found.files.items()}
+            for pattern, content in files.items():
+                self._write(survey_path(self._out, target.sample_id, pattern), content)
+            content = b"".join(files.values())
+        else:
+            content = object_bytes(arrays)
+            self._write(self._out / OBJECTS / object_path(target.sample_id, ".npy"), content)
         ra, dec = target.position
         notes = {name: dict(found.notes) for name, found in arrays.items() if found.notes}
         return Entry(

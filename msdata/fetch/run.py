@@ -19,9 +19,9 @@ from msdata.fetch.client import Client
 from msdata.fetch.failures import StoppedError
 from msdata.fetch.into_shards import check_target, check_unfinished
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, Journal, read_entries
-from msdata.fetch.objects import OBJECTS, ObjectFetcher
+from msdata.fetch.objects import ObjectFetcher
 from msdata.fetch.settings import FetchSettings, claim_folder
-from msdata.fetch.targets import Slice, Target, object_path, read_targets
+from msdata.fetch.targets import Slice, Target, read_targets
 
 # Where so many objects were refused and none fetched, a layer or address is wrong: more requests
 # would only cost the service, and the user, more of the same.
@@ -150,8 +150,9 @@ def targets_left(
         if is_settled and entry is not None and entry.state == REFUSED:
             is_settled = not settings.retry_refused
         elif is_settled and entry is not None and not is_packed:
-            path = settings.out / OBJECTS / object_path(target.sample_id, ".npy")
-            is_settled = path.exists() and path.stat().st_size == entry.nbytes
+            paths = settings.object_files(target.sample_id)
+            is_there = all(path.exists() for path in paths)
+            is_settled = is_there and sum(p.stat().st_size for p in paths) == entry.nbytes
         if not is_settled:
             left.append(target)
     return left
@@ -189,9 +190,7 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
             for name, service in settings.shared_services().items()
         }
         tally = _Tally(len(targets), len(targets) - len(left), clients, is_quiet=is_quiet)
-        fetcher = ObjectFetcher(
-            settings.adapters(), clients, settings.out, keep_fits=settings.keep_fits
-        )
+        fetcher = ObjectFetcher(settings, clients)
         try:
             with Crew(fetcher.fetch, settings.workers, stop) as crew:
                 for entry in crew.results(iter(left)):

@@ -21,7 +21,7 @@ class Service:
     """Settings of a service; the `[name]` table of the file for `--services`.
 
     Attributes:
-        name: "ps1", "legacy" or "unwise_me".
+        name: "ps1", "legacy", "unwise_me" or "hips2fits".
         base_url: what stands before the protocol's own file names; HTTPS, or of this machine.
         requests_per_s: the most that may arrive there in any second, from all threads together.
         connections: requests in flight at a time.
@@ -155,5 +155,10 @@ SERVICES = {
         Service(name="ps1", base_url="https://ps1images.stsci.edu/cgi-bin", requests_per_s=5.0),
         Service(name="legacy", base_url="https://www.legacysurvey.org/viewer", requests_per_s=3.0),
         Service(name="unwise_me", base_url="https://unwise.me", requests_per_s=1.0),
+        Service(
+            name="hips2fits",
+            base_url="https://alasky.cds.unistra.fr/hips-image-services",
+            requests_per_s=2.0,
+        ),
     )
 }

@@ -17,13 +17,20 @@ from msdata.fetch.journal import FOLDER
 from msdata.fetch.legacy import LegacyAdapter
 from msdata.fetch.panstarrs import PanstarrsAdapter
 from msdata.fetch.service import SERVICES, Service
-from msdata.fetch.targets import Slice
+from msdata.fetch.surveys import survey_adapter
+from msdata.fetch.targets import Slice, object_path
 from msdata.fetch.unwise_me import UnwiseMeAdapter
 from msdata.schema import MANTIS_SHRIMP
+from msdata.sources.survey_file import SurveyFile
 
 _FORMAT_VERSION = 1
 UNWISE_SERVICES = ("legacy", "unwise_me")
-_OPTIONS = {"unwise_from": "--unwise-from", "pixel_scales_arcsec": "--pixel-scale"}
+_OPTIONS = {
+    "unwise_from": "--unwise-from",
+    "pixel_scales_arcsec": "--pixel-scale",
+    "surveys": "--survey",
+}
+OBJECTS, FITS = "photometry", "fits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,7 @@ class FetchSettings:
         retry_refused: ask again for objects that were refused.
         contact: address for the operators of the services.
         pack: data set that all objects go into in the end; None for files alone.
+        surveys: fetch FITS files of these instead, each from the service that it names.
     """
 
     catalog: Path
@@ -59,6 +67,7 @@ class FetchSettings:
     retry_refused: bool = False
     contact: str | None = None
     pack: Path | None = None
+    surveys: tuple[SurveyFile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.unwise_from not in UNWISE_SERVICES:
@@ -86,10 +95,44 @@ class FetchSettings:
             self.contact.isascii() and self.contact.isprintable() and len(self.contact) <= 200
         ):
             raise UsageError("--contact goes into a request's header; give an address in ASCII")
+        if self.surveys:
+            self._check_surveys()
         self.adapters()
+
+    def _check_surveys(self) -> None:
+        names = [survey.name for survey in self.surveys]
+        if len(set(names)) != len(names):
+            raise UsageError(f"--survey must name distinct surveys, got {', '.join(names)}")
+        others = {
+            "--unwise-from": self.unwise_from != "legacy",
+            "--pixel-scale": self.pixel_scales_arcsec,
+            "--keep-fits": self.keep_fits,
+        }
+        for option in (name for name, is_given in others.items() if is_given):
+            raise UsageError(
+                f"{option} is for Pan-STARRS, GALEX and unWISE; with --survey leave it out"
+            )
+        if self.pack is not None:
+            command = " ".join(f"--survey {name}" for name in names)
+            raise UsageError(
+                f"--pack takes no --survey; fetch first, then run 'msdata pack {self.out / FITS} "
+                f"{self.pack} {command} --catalog {self.catalog}'"
+            )
+
+    def object_files(self, sample_id: str) -> list[Path]:
+        """The files of an object that was fetched."""
+        if not self.surveys:
+            return [self.out / OBJECTS / object_path(sample_id, ".npy")]
+        return [
+            survey_path(self.out, sample_id, survey.pattern.replace("{band}", band))
+            for survey in self.surveys
+            for band in (survey.bands if "{band}" in survey.pattern else ("",))
+        ]
 
     def adapters(self) -> list[Adapter]:
         """One for each array, in the schema's order."""
+        if self.surveys:
+            return [survey_adapter(survey) for survey in self.surveys]
         surveys = {
             a.name: replace(
                 a, pixel_scale_arcsec=self.pixel_scales_arcsec.get(a.name, a.pixel_scale_arcsec)
@@ -117,7 +160,13 @@ class FetchSettings:
         return {
             "unwise_from": self.unwise_from,
             "pixel_scales_arcsec": dict(sorted(self.pixel_scales_arcsec.items())),
+            "surveys": {survey.name: survey.digest for survey in self.surveys},
         }
+
+
+def survey_path(out: Path, sample_id: str, pattern: str) -> Path:
+    """Where a file of an object lies: folders as for all objects, the name of the survey."""
+    return out / FITS / object_path(sample_id, "").parent / pattern.replace("{id}", sample_id)
 
 
 def claim_folder(settings: FetchSettings) -> bool:
@@ -164,8 +213,16 @@ def _check_or_write(path: Path, settings: FetchSettings) -> None:
     if version != _FORMAT_VERSION:
         raise UsageError(f"{settings.out} was started by another version of msdata ({version})")
     for name, value in now.items():
-        if before.get(name) != value:
+        # Earlier versions wrote no surveys.
+        if (before.get(name) or None) != (value or None):
             raise UsageError(
-                f"{settings.out} was started with {_OPTIONS[name]} {before.get(name) or '(none)'}, "
-                f"not {value or '(none)'}; resume with the same, or fetch into another folder"
+                f"{settings.out} was started with {_OPTIONS[name]} {_shown(before.get(name))}, not "
+                f"{_shown(value)}; resume with the same, or fetch into another folder"
             )
+
+
+def _shown(value: Any) -> str:
+    """A setting as a message shows it; of a survey its name and what tells its file from others."""
+    if isinstance(value, dict):
+        value = " ".join(f"{name}={said}" for name, said in value.items())
+    return str(value or "(none)")

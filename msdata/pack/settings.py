@@ -279,8 +279,8 @@ def _as_element(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     # A survey: its name, and what tells two files of one name apart.
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    return f"{value.get('name')} ({digest[:8]})"
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{value.get('name')} ({digest})"
 
 
 def _as_option(value: Any) -> str:

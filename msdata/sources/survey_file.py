@@ -5,11 +5,13 @@ Those beside this module in `surveys` are known by name; anyone can write anothe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,7 @@ _JANSKY_ZERO_POINT = 8.90
 _STERADIANS_PER_ARCSEC2 = math.radians(1 / 3600) ** 2
 # A hundredth of a magnitude.
 _AREA_TOLERANCE = 0.01
+_SERVICE_WORD = re.compile(r"[A-Za-z0-9/_.+ -]{0,200}")
 # What BUNIT says of pixels whose flux the zero-point alone tells.
 _COUNTS = re.compile(
     r"(counts?|cts?|adu|dn|electrons?|e-?|photons?|none|unknown)(/s(ec(ond)?)?|/\(?s\)?|s(\^|\*\*)?-1)?"
@@ -83,6 +86,8 @@ class SurveyFile:
         band_words: what headers call the bands, in lower case.
         mask: where bad pixels are marked; these become NaN.
         weight: likewise.
+        layer: the Legacy Survey viewer's name of its images, where `msdata fetch` finds them.
+        hips: HiPS of each band, where `msdata fetch` finds them else.
     """
 
     name: str
@@ -103,6 +108,8 @@ class SurveyFile:
     band_words: Mapping[str, str] = field(default_factory=dict)
     mask: Mask | None = None
     weight: Weight | None = None
+    layer: str = ""
+    hips: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"survey {self.name!r}"
@@ -125,6 +132,14 @@ class SurveyFile:
                 "area_key"
             )
         check_not_auxiliary(where, self.files)
+        if self.hips and set(self.hips) != set(self.bands):
+            raise UsageError(f"{where}: hips must name one HiPS per band, got {list(self.hips)}")
+        if not all(_SERVICE_WORD.fullmatch(word) for word in (*self.hips.values(), self.layer)):
+            raise UsageError(
+                f"{where}: layer and hips must be like ls-dr10 and CDS/P/PanSTARRS/DR1/g"
+            )
+        if self.pattern.startswith("/") or ".." in self.pattern.split("/"):
+            raise UsageError(f"{where}: pattern must stay in its folder, got {self.pattern!r}")
         if self.requires_unit and not self.unit:
             raise UsageError(f"{where}: requires_unit needs unit")
 
@@ -138,6 +153,14 @@ class SurveyFile:
     def files(self) -> str:
         """The pattern, with the extension."""
         return f"{self.pattern}[{self.extension}]" if self.extension else self.pattern
+
+    @property
+    def digest(self) -> str:
+        """What tells two files of one name apart whose images are fetched differently."""
+        said = asdict(self)
+        names = ("pattern", "bands", "pixel_scale_arcsec", "size", "layer", "hips")
+        text = json.dumps([said[name] for name in names], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def survey(self) -> Survey:
         """The array; its zero-points where they are the same for all files."""

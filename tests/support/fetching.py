@@ -69,7 +69,8 @@ def standins(plan: FaultPlan | None = None, *, seed: int = 0) -> Iterator[StandI
 
 def base_urls(url: str) -> dict[str, str]:
     """Base URLs of the services at stand-ins."""
-    return {"ps1": f"{url}/cgi-bin", "legacy": f"{url}/viewer", "unwise_me": url}
+    urls = {"ps1": f"{url}/cgi-bin", "legacy": f"{url}/viewer", "unwise_me": url}
+    return {**urls, "hips2fits": f"{url}/hips-image-services"}
 
 
 def services(url: str, **changes: Any) -> dict[str, Service]:

@@ -28,7 +28,8 @@ _SERVICES_MARK = b"# made by python tests/support/fake_services"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tests/support/fake_services",
-        description="Serves stand-ins for PS1, the Legacy viewer and unwise.me on 127.0.0.1.",
+        description="Serves stand-ins for PS1, the Legacy viewer, unwise.me and hips2fits on "
+        "127.0.0.1.",
     )
     parser.add_argument(
         "--port", type=int, default=0, help="port to listen on (default: a free one)"
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def services_toml(url: str) -> str:
     """The file for `msdata fetch --services` that leads it to stand-ins at `url`."""
     paths = {"ps1": "/cgi-bin", "legacy": "/viewer", "unwise_me": ""}
+    paths["hips2fits"] = "/hips-image-services"
     # A hanging answer is not worth a minute here.
     quick = "requests_per_s = 50.0\nread_timeout_s = 2.0\nbackoff_s = 0.1\n"
     head = f"{_SERVICES_MARK.decode()}\n"

@@ -169,7 +169,7 @@ def cut_layer(asked: Asked) -> Answer:
     known = [b for b in asked.query.get("bands", "") if b in names]
     is_typo = len(known) != len(asked.query.get("bands", "")) or not known
     bands = list(names) if is_typo else known
-    is_struck = (layer == "galex") == (asked.choice(2) == 0)
+    is_struck = layer == "ls-dr10" or (layer == "galex") == (asked.choice(2) == 0)
     if fault == "swapped_bands":
         bands.reverse()
     if fault == "one_band" and is_struck:
@@ -191,7 +191,7 @@ def layer_picture(asked: Asked, layer: str, band: str, *, is_struck: bool = Fals
         dec += 0.8 * scale / 3600
     name = imagery.LAYERS[layer][1][band]
     picture = imagery.viewer_cutout(asked.seed, name, (ra, dec), size, scale)
-    if asked.fault == "no_unwise" and layer == "unwise-neo7":
+    if asked.fault == "no_unwise" and layer != "galex":
         pixels = picture.pixels.copy()
         pixels[: pixels.shape[0] // 4] = 0
         picture = replace(picture, pixels=pixels)
@@ -220,10 +220,39 @@ def cut_coadds(asked: Asked) -> Answer:
     return Answer(body=content, content_type="application/x-gzip")
 
 
+def cut_hips(asked: Asked) -> Answer:
+    """CDS' hips2fits; names below `test/` stand for what may be wrong with a HiPS."""
+    name, size = asked.query["hips"], int(asked.query["width"])
+    scale = float(asked.query["fov"]) * 3600 / size
+    ra, dec = asked.position
+    wrong = name.partition("test/")[2]
+    if wrong == "page":
+        return Answer(body=b"<!DOCTYPE html><html>busy</html>", content_type="text/html")
+    if name not in imagery.HIPS and not wrong:
+        return Answer(body=f"Unknown HiPS {name}".encode(), status=404)
+    size = min(size, 24) if wrong == "small" else size
+    dec += 2 * scale / 3600 if wrong == "off" else 0
+    scale *= 1.1 if wrong == "scale" else 1
+    band = imagery.HIPS.get(name, "g")
+    picture = imagery.hips_cutout(asked.seed, band, (ra, dec), size, scale)
+    pixels = picture.pixels
+    if wrong == "blank":
+        pixels = np.full_like(pixels, np.nan)
+    if wrong == "zeros":
+        pixels = np.zeros_like(pixels)
+    if wrong == "jpeg":
+        pixels = np.full((3, size, size), 7, np.uint8)
+    cards = fitsfile.hips_cards(picture.grid)
+    if wrong == "unit":
+        cards.append(("BUNIT", "MJy/sr"))
+    return _fits(fitsfile.image_file(pixels, cards))
+
+
 # Path -> the service's name in the log, and its protocol.
 PROTOCOLS: dict[str, tuple[str, Callable[[Asked], Answer]]] = {
     "/cgi-bin/ps1filenames.py": ("ps1", list_stacks),
     "/cgi-bin/fitscut.cgi": ("ps1", cut_stack),
     "/viewer/fits-cutout": ("legacy", cut_layer),
     "/cutout_fits": ("unwise_me", cut_coadds),
+    "/hips-image-services/hips2fits": ("hips2fits", cut_hips),
 }

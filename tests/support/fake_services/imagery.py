@@ -20,7 +20,10 @@ Image = NDArray[np.float32]
 LAYERS = {
     "galex": ("GALEX", {"n": "NUV", "f": "FUV"}),
     "unwise-neo7": ("unWISE", {"1": "W1", "2": "W2"}),
+    "ls-dr10": ("LegacySurvey", {"g": "g", "r": "r", "i": "i", "z": "z"}),
 }
+# HiPS with FITS tiles -> our name of their band.
+HIPS = {f"CDS/P/DESI-Legacy-Surveys/DR10/{band}": band for band in "griz"}
 _NOISE = {"FUV": 1e-3, "NUV": 2e-3, "W1": 4.0, "W2": 6.0}
 _PS1_NOISE = 8.0
 _EXPOSURES_S = {"g": 43.0, "r": 40.0, "i": 45.0, "z": 30.0, "y": 30.0}
@@ -114,6 +117,14 @@ def viewer_cutout(
 ) -> Picture:
     """One band of the Legacy viewer's cutout, by our name of the band."""
     return _picture(seed, band, centered(*position, size, scale_arcsec))
+
+
+def hips_cutout(
+    seed: int, band: str, position: tuple[float, float], size: int, scale_arcsec: float
+) -> Picture:
+    """A cutout of hips2fits: the position half a pixel before the middle of an even size."""
+    grid = centered(*position, size, scale_arcsec)
+    return _picture(seed, band, replace(grid, x=size / 2 - 1, y=size / 2 - 1))
 
 
 def coadd_cutout(
