@@ -19,6 +19,7 @@ from msdata.core.trusted_names import is_plain_name
 from msdata.errors import DataError, UsageError
 from msdata.pack.columns import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
+from msdata.pack.sky_cells import cell_names
 from msdata.schema import Schema
 
 if TYPE_CHECKING:
@@ -201,12 +202,16 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
     if settings.split_column is not None:
         return _splits_of_column(table, settings.split_column)
     if "split" in table.column_names:
-        if settings.split_fractions != PackSettings.split_fractions:
+        option = "--split-by" if settings.split_by != "id" else "--split"
+        if option == "--split-by" or settings.split_fractions != PackSettings.split_fractions:
             raise UsageError(
-                f"--split: the objects of {settings.source} are split already, by their folders; "
+                f"{option}: the objects of {settings.source} are split already, by their folders; "
                 "leave it out, or name a --split-column"
             )
         return list(map(str, table["split"].to_pylist()))
+    if settings.split_by == "sky":
+        # All objects of a cell have the cell's key.
+        keys = hashed_ids(cell_names(table), settings.seed)[:, 0]
     edges = np.cumsum(settings.split_fractions)[:-1]
     numbers = np.searchsorted(edges, keys.astype(np.float64) * 2.0**-64, side="right")
     return [SPLIT_NAMES[number] for number in numbers.tolist()]

@@ -13,7 +13,7 @@ from msdata.dataset.manifest import CONTAINERS
 from msdata.errors import UsageError
 from msdata.pack.array_options import add_array_arguments, array_options_of, pairs_of
 from msdata.pack.fits_arguments import add_fits_arguments, fits_options_of
-from msdata.pack.settings import PackSettings
+from msdata.pack.settings import SPLIT_BY, PackSettings
 from msdata.sources.detect import is_packed
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -79,11 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", help="maximum size of a shard (default: 1GiB, less for a small data set)"
     )
-    parser.add_argument("--split", help="fractions of train, val and test (default: 0.7,0.1,0.2)")
-    parser.add_argument("--split-column", help="catalog column that names the split of each object")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of splits and order (%(default)s)"
-    )
+    _add_splits(parser)
     _add_pixel_arguments(parser)
     add_coding_arguments(parser)
     add_array_arguments(parser)
@@ -180,6 +176,7 @@ def settings_of(args: argparse.Namespace) -> PackSettings:
         chunked=args.chunked,
         shard_nbytes=shard_nbytes,
         split_fractions=_split_fractions(args),
+        split_by=_split_by(args),
         split_column=args.split_column,
         seed=args.seed,
         id_column=args.id_column,
@@ -223,6 +220,30 @@ def _split_fractions(args: argparse.Namespace) -> tuple[float, ...]:
             "give one of them"
         )
     return parse_fractions(args.split)
+
+
+def _split_by(args: argparse.Namespace) -> str:
+    if args.split_by != "id" and args.split_column is not None:
+        raise UsageError(
+            f"--split-by {args.split_by} and --split-column {args.split_column} contradict each "
+            "other; give one of them"
+        )
+    return str(args.split_by)
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", help="fractions of train, val and test (default: 0.7,0.1,0.2)")
+    parser.add_argument(
+        "--split-by",
+        choices=SPLIT_BY,
+        default="id",
+        help="draw the split of each object by its id, or of whole cells of the sky of one degree "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--split-column", help="catalog column that names the split of each object")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of splits and order (%(default)s)"
+    )
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

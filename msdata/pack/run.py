@@ -77,7 +77,7 @@ def pack_folder(
         max_rejected: stop if more objects than this are unusable; None never stops.
         is_quiet: show no progress line.
         **settings: further fields of `msdata.pack.settings.PackSettings`, such as container,
-            shard_nbytes, split_fractions, split_column, seed, id_column, redshift_column,
+            shard_nbytes, split_fractions, split_by, split_column, seed, id_column, redshift_column,
             unlabelled, redshift_range, inpaint, max_nan_fraction.
 
     Returns:

@@ -40,6 +40,7 @@ OPTIONS = {
     "fits.calibration": "--calibrate",
 }
 SPLIT_NAMES = ("train", "val", "test")
+SPLIT_BY = ("id", "sky")
 # Large enough for sequential reads on a parallel file system, small enough that thousands of nodes
 # can each own a few of 2.5 TB.
 MAX_SHARD_NBYTES = 1 << 30
@@ -64,6 +65,7 @@ class PackSettings:
         chunked: HDF5 with one chunk per sample instead of contiguous arrays.
         shard_nbytes: upper bound of a shard's size; None: 1 GiB, less for a small data set.
         split_fractions: fractions of train, val and test; they add up to 1.
+        split_by: what the fractions are drawn by: "id", or "sky": whole cells of a degree.
         split_column: catalog column that names each object's split instead.
         seed: what splits and placement are drawn with.
         id_column: catalog column with the objects' ids; None looks for a known name.
@@ -93,6 +95,7 @@ class PackSettings:
     chunked: bool = False
     shard_nbytes: int | None = None
     split_fractions: tuple[float, ...] = (0.7, 0.1, 0.2)
+    split_by: str = "id"
     split_column: str | None = None
     seed: int = 0
     id_column: str | None = None
@@ -148,6 +151,10 @@ class PackSettings:
         for name, points in (self.zero_points_ab or {}).items():
             if not points or not all(map(math.isfinite, points)):
                 raise UsageError(f"--zero-point must be magnitudes, got {name}={points}")
+        if self.split_by not in SPLIT_BY:
+            raise UsageError(
+                f"--split-by must be one of {', '.join(SPLIT_BY)}, got {self.split_by!r}"
+            )
         fractions = self.split_fractions
         # Written so that NaN, of which no comparison is true, is refused as well.
         are_fractions = all(f >= 0 for f in fractions) and abs(sum(fractions) - 1) <= 1e-6
@@ -185,6 +192,7 @@ class PackSettings:
             "catalog": None if self.catalog is None else str(self.catalog.absolute()),
             "source": str(self.source.absolute()),
             **self.provenance(),
+            "split_by": self.split_by,
         }
 
     def check_same(self, before: Mapping[str, Any], out: Path) -> None:
@@ -198,7 +206,7 @@ class PackSettings:
             UsageError: they differ; the message names the option.
         """
         unset: dict[str, Any] = {"bands": {}, "units": {}, "zero_points_ab": {}, "arrays": None}
-        unset |= {"missing": "reject", "fits.fills_missing": False}
+        unset |= {"missing": "reject", "fits.fills_missing": False, "split_by": "id"}
         started_with = {"quantize": {}, "compress": "none", **unset, **_flat(before)}
         for name, value in _flat(self.to_json()).items():
             if name in started_with and value != started_with[name]:
@@ -241,6 +249,8 @@ class PackSettings:
             "zero_points_ab": {n: list(p) for n, p in (self.zero_points_ab or {}).items()},
             "arrays": None if self.arrays is None else self.arrays.to_json(),
             **({} if self.fits is None else {"fits": self.fits.to_json()}),
+            # Left out where it is the default, so that equal data sets have equal manifests.
+            **({} if self.split_by == "id" else {"split_by": self.split_by}),
         }
 
 
