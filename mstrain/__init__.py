@@ -28,6 +28,7 @@ _EXPORTS = {
     "evaluate": "mstrain.notebook",
     "predict": "mstrain.notebook",
     "perceive": "mstrain.notebook",
+    "calibrate": "mstrain.notebook",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
 }
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
-    from mstrain.notebook import evaluate, perceive, predict, train
+    from mstrain.notebook import calibrate, evaluate, perceive, predict, train
     from mstrain.recipes import RECIPES, auto
     from mstrain.training.checkpoint import load_model
 
@@ -46,6 +47,7 @@ __all__ = [
     "RedshiftNet",
     "TrainConfig",
     "auto",
+    "calibrate",
     "evaluate",
     "load_model",
     "perceive",

@@ -18,6 +18,10 @@ COMMANDS = {
         "mstrain.evaluation.predict_command",
         "write a table of redshift densities of a data set",
     ),
+    "calibrate": (
+        "mstrain.calibration.command",
+        "fit what recalibrates a trained network's densities",
+    ),
     "perceive": (
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",

@@ -28,8 +28,8 @@ ROOMS = {
     ),
     "mstrain": (
         *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
-        *("evaluation", "perception", "notebook", "cli", "__main__"),
-        *("train", "evaluate", "predict", "perceive"),
+        *("evaluation", "calibration", "perception", "notebook", "cli", "__main__"),
+        *("train", "evaluate", "predict", "perceive", "calibrate"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20
@@ -66,6 +66,9 @@ HOMES: dict[str, set[str]] = {
     },
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "speclite": {"msdata/mock/photometry.py"},
+    "sklearn": {"mstrain/calibration/fit.py"},
+    # It comes with scikit-learn.
+    "threadpoolctl": {"mstrain/calibration/fit.py"},
     "scipy": {
         *("msdata/mock/nonnegative.py", "msdata/catalog/sky.py"),
         "mstrain/evaluation/metrics/summary.py",

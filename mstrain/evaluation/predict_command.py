@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from mstrain.distributed import Ranks, run_joined
-from mstrain.evaluation.command import add_network_arguments
+from mstrain.evaluation.command import add_calibration, add_network_arguments
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns", default="", help="comma-separated columns of the index to copy into the table"
     )
     add_network_arguments(parser)
+    add_calibration(parser)
     parser.add_argument("--json", action="store_true", help="print JSON only")
 
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         columns=tuple(name for name in args.columns.split(",") if name),
         checkpoint=args.checkpoint,
         prior=args.prior,
+        calibration=args.calibration,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         is_quiet=args.quiet,
