@@ -30,6 +30,7 @@ _EXPORTS = {
     "predict": "mstrain.notebook",
     "baseline": "mstrain.notebook",
     "perceive": "mstrain.notebook",
+    "calibrate": "mstrain.notebook",
     "export": "mstrain.serving.export",
     "load": "mstrain.serving.model",
     "load_model": "mstrain.training.checkpoint",
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
-    from mstrain.notebook import baseline, evaluate, perceive, predict, train
+    from mstrain.notebook import baseline, calibrate, evaluate, perceive, predict, train
     from mstrain.recipes import RECIPES, auto
     from mstrain.serving.export import export
     from mstrain.serving.model import load
@@ -53,6 +54,7 @@ __all__ = [
     "TrainConfig",
     "auto",
     "baseline",
+    "calibrate",
     "evaluate",
     "export",
     "load",

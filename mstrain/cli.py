@@ -23,6 +23,10 @@ COMMANDS = {
         "mstrain.evaluation.baseline_command",
         "compare an evaluated network with nearest neighbors in colors of the same cutouts",
     ),
+    "calibrate": (
+        "mstrain.calibration.command",
+        "fit what recalibrates a trained network's densities",
+    ),
     "perceive": (
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",

@@ -15,10 +15,12 @@ from typing import Any
 
 import msdata
 from msdata.errors import UsageError
+from mstrain.calibration.calibrate import Calibrated, CalibrationConfig, calibrate_on_ranks
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.distributed import StopRequest
 from mstrain.distributed import one_rank as _one_rank
 from mstrain.evaluation.baseline import Baseline, BaselineConfig, run_baseline
+from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
@@ -114,8 +116,9 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         **options: fields of `mstrain.evaluation.evaluation.EvaluationConfig`: split ("test"),
             checkpoint ("best" or "last"), prior ("natural", "as-trained" or a CSV file),
-            has_any_pixels, batch_size, magnitude_column, redshift_edges, magnitude_edges, bin_by,
-            bootstrap, has_report (True), is_quiet (False).
+            calibration ("none", "global" or "local"), has_any_pixels, batch_size,
+            magnitude_column, redshift_edges, magnitude_edges, bin_by, bootstrap, has_report
+            (True), is_quiet (False).
 
     Returns:
         The metrics with their intervals, and the paths of the files.
@@ -136,6 +139,38 @@ def evaluate(
     return found
 
 
+def calibrate(run: Path | str, data: Data, *, device: str = "auto", **options: Any) -> Calibrated:
+    """Fits what recalibrates a network's densities, and writes it into the run.
+
+    `mstrain calibrate RUN DATA` writes the same files.
+
+        mstrain.calibrate("RUN", "DATA")
+        mstrain.evaluate("RUN", "DATA", calibration="global")
+
+    Args:
+        run: the run's folder.
+        data: a data set, or its folder.
+        device: "auto", "cpu" or "cuda".
+        **options: fields of `mstrain.calibration.calibrate.CalibrationConfig`: split ("val"),
+            checkpoint, prior, by, has_local, has_any_pixels, batch_size, seed, is_quiet.
+
+    Returns:
+        Kolmogorov-Smirnov statistics before and after, and the paths of the files.
+
+    Raises:
+        UsageError: the run, the data or the options do not go together, or a launcher started
+            several ranks.
+        DataError: something is damaged, or too few samples have a redshift.
+        StorageError: the file system refused.
+        TypeError: an option is unknown.
+    """
+    config = CalibrationConfig(**options)
+    with _one_rank("calibrate", device) as ranks:
+        found = calibrate_on_ranks(Path(run), _folder(data), config, ranks)
+    assert found is not None
+    return found
+
+
 def predict(
     run: Path | str,
     data: Data,
@@ -145,6 +180,7 @@ def predict(
     columns: Sequence[str] = (),
     checkpoint: str = "best",
     prior: str = NATURAL,
+    calibration: str = NONE,
     has_any_pixels: bool = False,
     batch_size: int = DEFAULT_BATCH,
     device: str = "auto",
@@ -166,6 +202,7 @@ def predict(
         columns: columns of the index to copy into the table.
         checkpoint: "best" by validation loss, or "last".
         prior: "natural", "as-trained", or a CSV file with columns z_low, z_high, count.
+        calibration: "none", "global" or "local", from `calibrate`.
         has_any_pixels: accept pixels whose dtype, unit, zero-point or statistics differ from the
             training's.
         batch_size: samples at a time.
@@ -186,6 +223,7 @@ def predict(
         columns=tuple(columns),
         checkpoint=checkpoint,
         prior=prior,
+        calibration=calibration,
         has_any_pixels=has_any_pixels,
         batch_size=batch_size,
         is_quiet=is_quiet,

@@ -28,8 +28,8 @@ ROOMS = {
     ),
     "mstrain": (
         *("checks", "config", "overrides", "distributed", "models", "recipes", "data", "training"),
-        *("evaluation", "perception", "serving", "notebook", "cli", "__main__"),
-        *("train", "evaluate", "predict", "perceive"),
+        *("evaluation", "calibration", "perception", "serving", "notebook", "cli", "__main__"),
+        *("train", "evaluate", "predict", "perceive", "calibrate"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20
@@ -67,6 +67,9 @@ HOMES: dict[str, set[str]] = {
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "safetensors": {"mstrain/models/model_file.py"},
     "speclite": {"msdata/mock/photometry.py"},
+    "sklearn": {"mstrain/calibration/fit.py"},
+    # It comes with scikit-learn.
+    "threadpoolctl": {"mstrain/calibration/fit.py"},
     "scipy": {
         *("msdata/mock/nonnegative.py", "msdata/catalog/sky.py"),
         "mstrain/evaluation/metrics/summary.py",

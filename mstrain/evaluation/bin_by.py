@@ -25,7 +25,11 @@ _MAX_VALUES = 12
 
 
 def find_columns(
-    split: Split, names: Sequence[str], magnitude: str | None, why_not: str
+    split: Split,
+    names: Sequence[str],
+    magnitude: str | None,
+    why_not: str,
+    option: str = "--bin-by",
 ) -> dict[str, str]:
     """The column of each quantity.
 
@@ -34,6 +38,7 @@ def find_columns(
         names: "magnitude", columns of the index, point estimates or spreads.
         magnitude: column of the magnitude; None where there is none.
         why_not: the reason for that.
+        option: what names them, for messages.
 
     Returns:
         Columns by name, in the order given.
@@ -44,14 +49,14 @@ def find_columns(
     found = {}
     for name in names:
         if name in found:
-            raise UsageError(f"--bin-by must name each column once, got {name!r} twice")
+            raise UsageError(f"{option} must name each column once, got {name!r} twice")
         if name == MAGNITUDE and MAGNITUDE not in split.dataset.columns:
             if magnitude is None:
                 raise UsageError(f"cannot bin by magnitude: {why_not}")
             found[name] = magnitude
             continue
         if name not in computed_columns():
-            _check_kind(split, name)
+            _check_kind(split, name, option)
         found[name] = name
     return found
 
@@ -61,10 +66,10 @@ def computed_columns() -> tuple[str, ...]:
     return (*POINT_ESTIMATES, *SPREADS)
 
 
-def _check_kind(split: Split, name: str) -> None:
+def _check_kind(split: Split, name: str, option: str) -> None:
     if name not in split.dataset.columns:
         raise UsageError(
-            f"--bin-by must name columns of {split.dataset.path}, got {name!r}; it has "
+            f"{option} must name columns of {split.dataset.path}, got {name!r}; it has "
             f"{', '.join((*split.dataset.columns, MAGNITUDE, *computed_columns()))}"
         )
     if not (_is_number(split, name) or is_label(split, name)):

@@ -14,6 +14,7 @@ from pathlib import Path
 from msdata.errors import UsageError
 from mstrain.data.pixels import ANYWAY
 from mstrain.distributed import run_joined
+from mstrain.evaluation.calibration import CALIBRATIONS, NONE
 from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)"
     )
+    add_calibration(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--json", action="store_true", help="print JSON only")
 
@@ -112,12 +114,23 @@ def add_network_arguments(
     parser.add_argument("--quiet", action="store_true", help="print no progress")
 
 
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Declares the option of commands that may recalibrate densities."""
+    parser.add_argument(
+        "--calibration",
+        choices=CALIBRATIONS,
+        default=NONE,
+        help="recalibrate densities by what 'mstrain calibrate' fitted (default: %(default)s)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
     config = EvaluationConfig(
         split=args.split,
         checkpoint=args.checkpoint,
         prior=args.prior,
+        calibration=args.calibration,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         magnitude_column=args.magnitude_column,
@@ -158,7 +171,11 @@ def _show(result: Evaluation, *, is_json: bool) -> None:
         f"{result.origin['data']}: {result.summary.num_samples:,} objects\n"
     )
     print(summary_text(result.summary, prior_table(*result.all_priors)))
+    if (calibrations := result.calibration_table) is not None:
+        print(f"\n{calibrations.caption}\n{calibrations.as_text()}")
     print("\n" + uncertainty_text(result.uncertainty, result.summary.bootstrap.level))
+    for note in result.calibration_notes:
+        print(f"note: {note}")
     print(f"\npredictions: {result.predictions}\nmetrics:     {result.metrics}")
     if result.report is not None:
         print(f"report:      {result.report}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from mstrain.data.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.bin_by import computed_columns, find_columns, make_groupings
+from mstrain.evaluation.calibration import NONE
+from mstrain.evaluation.calibration_table import CALIBRATION_WARNING, calibration_table
 from mstrain.evaluation.inference import (
     DEFAULT_BATCH,
     check_batch_size,
@@ -36,9 +38,16 @@ from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.report.assemble import assemble
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
-from mstrain.evaluation.report.page import render_page, with_kept_sections
+from mstrain.evaluation.report.page import (
+    page_with_section,
+    render_page,
+    section_body,
+    with_kept_sections,
+)
+from mstrain.evaluation.report.wording import TextTable
 from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
-from mstrain.models.prior import AS_TRAINED, NATURAL, TargetPrior
+from mstrain.evaluation.variants import Variant, find_calibrations
+from mstrain.models.prior import AS_TRAINED, NATURAL
 from mstrain.overrides import settings_of
 from mstrain.training.metrics_log import read_journal
 
@@ -53,6 +62,7 @@ class EvaluationConfig:
         split: name of the split.
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
+        calibration: "none", "global" or "local", see `mstrain calibrate`.
         has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples per rank at a time; not the global `batch_size` of a training.
         magnitude_column: column of the index; None takes the r magnitude if there is one.
@@ -68,6 +78,7 @@ class EvaluationConfig:
     split: str = "test"
     checkpoint: str = "best"
     prior: str = NATURAL
+    calibration: str = NONE
     has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
     magnitude_column: str | None = None
@@ -96,6 +107,8 @@ class Evaluation:
     Attributes:
         summary: the metrics.
         other_priors: metrics without bins under other priors, by their names.
+        other_calibrations: likewise by the run's other calibrations, by their names.
+        calibration_notes: sentences on them.
         uncertainty: widths against errors, and the kinds of outlier.
         origin: what was evaluated on what.
         predictions: the table's file.
@@ -110,6 +123,14 @@ class Evaluation:
     predictions: Path
     metrics: Path
     report: Path | None
+    other_calibrations: Mapping[str, Summary] = field(default_factory=dict)
+    calibration_notes: tuple[str, ...] = ()
+
+    @property
+    def calibration_table(self) -> TextTable | None:
+        """All calibrations side by side; None where the run has none."""
+        found = {self.origin["calibration"]: self.summary, **self.other_calibrations}
+        return calibration_table(found, self.origin["calibration"])
 
     @property
     def all_priors(self) -> tuple[str, Summary, Mapping[str, Summary]]:
@@ -124,6 +145,8 @@ class Evaluation:
             "origin": self.origin,
             "metrics": self.summary.as_dict(),
             "other_priors": {name: s.as_dict() for name, s in self.other_priors.items()},
+            "other_calibrations": {n: s.as_dict() for n, s in self.other_calibrations.items()},
+            "calibration_notes": list(self.calibration_notes),
             "uncertainty": self.uncertainty.as_dict(),
             "files": {name: str(path) for name, path in files.items() if path is not None},
         }
@@ -153,12 +176,13 @@ def evaluate_on_ranks(
     trained, split = open_run(run, config.checkpoint), msdata.open(data).split(config.split)
     magnitude, why_not = find_magnitude(split, config.magnitude_column)
     table = out / f"predictions-{split.name}.parquet"
+    variants, notes = _variants(trained, split.dataset, config)
     others = predict_to(
         table,
         trained,
         [split],
         ranks,
-        priors=_priors(trained, config.prior),
+        variants=variants,
         columns=_index_columns(split, config),
         pixel_differences=differences or (),
         batch_size=config.batch_size,
@@ -170,24 +194,41 @@ def evaluate_on_ranks(
     made: list[Evaluation] = []
     ranks.on_first(
         lambda: made.append(
-            _conclude(read_predictions(table), others, trained, split, config, magnitude or why_not)
+            _conclude(
+                read_predictions(table),
+                list(zip(variants[1:], others, strict=True)),
+                trained,
+                split,
+                config,
+                (magnitude or why_not, notes),
+            )
         )
     )
     return made[0]
 
 
-def _priors(trained: TrainedRun, asked: str) -> list[TargetPrior]:
-    """The prior that was asked for, then the network's own and the natural one where they differ.
+def _variants(
+    trained: TrainedRun, data: msdata.Dataset, config: EvaluationConfig
+) -> tuple[list[Variant], list[str]]:
+    """The densities that were asked for, then what stands beside them; and notes.
+
+    Beside them stand the network's own prior and the natural one where they differ, and the run's
+    other calibrations; each is of one prior, so beside one stands no other prior.
 
     Raises:
-        UsageError: see `find_prior`.
+        UsageError: see `find_prior` and `find_calibrations`.
     """
-    names = [asked]
-    if trained.config.loss.weighting != "none":
-        names += [AS_TRAINED, NATURAL]
-    elif asked not in (NATURAL, AS_TRAINED):
-        names += [NATURAL]
-    return [find_prior(trained, name) for name in dict.fromkeys(names)]
+    names = []
+    if config.calibration != NONE:
+        pass
+    elif trained.config.loss.weighting != "none":
+        names = [AS_TRAINED, NATURAL]
+    elif config.prior not in (NATURAL, AS_TRAINED):
+        names = [NATURAL]
+    prior = find_prior(trained, config.prior)
+    found, notes = find_calibrations(trained, data, prior, config.calibration)
+    others = [find_prior(trained, name) for name in names if name != config.prior]
+    return [found[0], *(Variant(prior=p) for p in others), *found[1:]], notes
 
 
 def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[str]:
@@ -197,7 +238,7 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[s
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
     check_data(trained, opened, [config.split])
-    _priors(trained, config.prior)
+    _variants(trained, opened, config)
     for name, mark in result_marks(config).items():
         check_output(out / name, mark)
     split = opened.split(config.split)
@@ -233,13 +274,17 @@ def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
 
 def _conclude(
     predictions: Predictions,
-    others: Mapping[str, Columns],
+    others: Sequence[tuple[Variant, Columns]],
     trained: TrainedRun,
     split: Split,
     config: EvaluationConfig,
-    magnitude: str,
+    told: tuple[str, Sequence[str]],
 ) -> Evaluation:
-    """Metrics and report of a finished table; `magnitude` is its column, or why there is none."""
+    """Metrics and report of a finished table.
+
+    `told`: the column of the magnitude, or why there is none; and notes on calibrations.
+    """
+    magnitude, notes = told
     if magnitude in predictions.columns:
         # Numbers, whatever type the index has them in; the table has the rows of the split.
         columns = {**predictions.columns, magnitude: split.numbers(magnitude)}
@@ -255,12 +300,13 @@ def _conclude(
     groupings = make_groupings(split, predictions.columns, names, dict(edges.values()))
     uncertainty = assess(predictions.columns, groupings, config.bootstrap)
     folder = predictions.path.parent
+    asked = predictions.origin["prior"]
+    beside = [(v, summarize(scored, config.bootstrap, binned_by={})) for v, scored in others]
     result = Evaluation(
         summary=summary,
-        other_priors={
-            name: summarize(scored, config.bootstrap, binned_by={})
-            for name, scored in others.items()
-        },
+        other_priors={v.prior.name: s for v, s in beside if v.prior.name != asked},
+        other_calibrations={v.calibration_name: s for v, s in beside if v.prior.name == asked},
+        calibration_notes=tuple(notes),
         uncertainty=uncertainty,
         origin=dict(predictions.origin),
         predictions=predictions.path,
@@ -283,8 +329,18 @@ def _conclude(
             )
         )
         old = result.report.read_text(encoding="utf-8") if result.report.exists() else None
-        write_whole(result.report, with_kept_sections(old, page).encode())
+        page = with_kept_sections(old, _with_calibrations(page, result))
+        write_whole(result.report, page.encode())
     return result
+
+
+def _with_calibrations(page: str, result: Evaluation) -> str:
+    """The page with a section of the run's calibrations, if it has some."""
+    shown, notes = result.calibration_table, result.calibration_notes
+    if shown is None and not notes:
+        return page
+    body = section_body([CALIBRATION_WARNING, *notes], [] if shown is None else [shown], [])
+    return page_with_section(page, "recalibration", "Recalibration", body)
 
 
 def _edges(

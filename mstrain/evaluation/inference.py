@@ -8,7 +8,7 @@ every metric that is computed from it, is the same for any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from mstrain.data.batches import (
 )
 from mstrain.data.pixels import statistics_of_run
 from mstrain.distributed import Ranks
-from mstrain.evaluation.metrics.densities import make_densities
+from mstrain.evaluation.metrics.densities import Densities, make_densities
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import (
     PLACES,
@@ -49,8 +49,8 @@ from mstrain.evaluation.predictions import (
     write_predictions,
 )
 from mstrain.evaluation.run_info import TrainedRun
+from mstrain.evaluation.variants import Features, Variant, brightness, check_cutouts
 from mstrain.models.heads import bin_edges, density
-from mstrain.models.prior import TargetPrior
 from mstrain.training.checkpoint import load_model
 from mstrain.training.train_step import autocast
 
@@ -67,13 +67,14 @@ def predict_to(
     splits: Sequence[Split],
     ranks: Ranks,
     *,
-    priors: Sequence[TargetPrior],
+    variants: Sequence[Variant],
     columns: Sequence[str] = (),
     pixel_differences: Sequence[str] = (),
     data_name: str | None = None,
     batch_size: int = DEFAULT_BATCH,
+    has_brightness: bool = False,
     is_quiet: bool = False,
-) -> dict[str, Columns]:
+) -> list[Columns]:
     """Writes the table of predictions for splits of a data set; all ranks call it.
 
     Args:
@@ -81,15 +82,16 @@ def predict_to(
         run: see `open_run`.
         splits: splits of one data set, see `check_data`; the table has them in this order.
         ranks: this rank among the others.
-        priors: the one that the table's densities are under, then others to score samples under.
+        variants: the table's densities, then others to score samples by.
         columns: further columns of the index to take over.
         pixel_differences: from the training's, see `mstrain.data.pixels`, for the metadata.
         data_name: what the metadata call the data; None means the data set's folder.
         batch_size: samples of this rank at a time.
+        has_brightness: the table also has the channels' `brightness`.
         is_quiet: show no progress.
 
     Returns:
-        On the first rank points and scores under the other priors by name, float64 (N,) in the
+        On the first rank points and scores by each of the other variants, float64 (N,) in the
         table's order, with "redshift"; empty on the others.
 
     Raises:
@@ -103,21 +105,18 @@ def predict_to(
         ranks.on_first(spool.open)
         if not ranks.is_first:
             spool.open()
-        mine = _predict_share(run, splits, config, ranks, priors, spool=spool, progress=progress)
+        share = _Share(run=run, config=config, ranks=ranks, variants=variants)
+        mine = share.predict(splits, spool, progress, has_brightness=has_brightness)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
         given = ranks.gather((mine, spool.finish(mine.pop("row")))) or []
-        others: dict[str, Columns] = {}
+        others: list[Columns] = []
 
         def write() -> None:
+            origin = origin_of(run, splits, variants[0], pixel_differences, data_name)
             table = _table_columns(given, splits, columns)
-            others.update({p.name: _taken_out(table, p) for p in priors[1:]})
-            write_predictions(
-                path,
-                table,
-                SpooledDensities([s for _, s in given], num_rows, num_bins),
-                bin_edges(config.model).numpy(),
-                origin_of(run, splits, priors[0], pixel_differences, data_name),
-            )
+            others.extend(_taken_out(table, number) for number in range(1, len(variants)))
+            densities = SpooledDensities([s for _, s in given], num_rows, num_bins)
+            write_predictions(path, table, densities, bin_edges(config.model).numpy(), origin)
 
         ranks.on_first(write)
         return others
@@ -140,64 +139,94 @@ def check_batch_size(batch_size: int) -> None:
         raise UsageError(f"--batch-size must be at least 1, got {batch_size}")
 
 
-def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:
-    """The columns of one prior beside the table's, without its prefix; no longer in the table."""
-    prefix = _prefix_of(prior)
+def _taken_out(table: dict[str, Any], number: int) -> Columns:
+    """The columns of a variant beside the table's, without its prefix; no longer in the table."""
+    prefix = _prefix_of(number)
     names = [name for name in table if name.startswith(prefix)]
     found = {name.removeprefix(prefix): table.pop(name) for name in names}
     return {"redshift": table["redshift"], **found} if "redshift" in table else found
 
 
-def _prefix_of(prior: TargetPrior) -> str:
+def _prefix_of(number: int) -> str:
     # No column of an index begins so.
-    return f"\0{prior.name}\0"
+    return f"\0{number}\0"
 
 
-def _predict_share(
-    run: TrainedRun,
-    splits: Sequence[Split],
-    config: TrainConfig,
-    ranks: Ranks,
-    priors: Sequence[TargetPrior],
-    *,
-    spool: Spool,
-    progress: ProgressLine,
-) -> dict[str, NDArray[Any]]:
-    """Spools this rank's densities; gives its columns, "row" among them, in the same order."""
-    model, _ = load_model(run.path, run.which, ranks.device)
-    if config.compute.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    edges = bin_edges(config.model).numpy()
-    has_truth = splits[0].redshift is not None
-    parts, first = [], 0
-    for split in splits:
-        pieces: list[dict[str, NDArray[Any]]] = []
-        done = 0
-        for batch in _batches(run, split, config, ranks):
-            density_PNK = _densities(model, batch, config, ranks.device, priors)
-            spool.add(density_PNK[0])
-            piece = _scored(batch, density_PNK[0], edges, has_truth=has_truth)
-            for prior, density_NK in zip(priors[1:], density_PNK[1:], strict=True):
-                scored = _scored(batch, density_NK, edges, has_truth=has_truth)
-                del scored["sample_id"]
-                piece |= {_prefix_of(prior) + name: values for name, values in scored.items()}
-            pieces.append(piece)
-            # All ranks go at the same pace.
-            done = min(done + len(batch) * ranks.count, len(split))
-            progress.update(first + done, (first + done) * split.sample_nbytes)
-        parts.append(_with_rows(pieces, split, first))
-        first += len(split)
-    return {"row": np.zeros(0, np.int64), **_joined(parts)}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Share:
+    """What a rank predicts with."""
+
+    run: TrainedRun
+    config: TrainConfig
+    ranks: Ranks
+    variants: Sequence[Variant]
+
+    def predict(
+        self,
+        splits: Sequence[Split],
+        spool: Spool,
+        progress: ProgressLine,
+        *,
+        has_brightness: bool,
+    ) -> dict[str, NDArray[Any]]:
+        """Spools this rank's densities; gives its columns, "row" among them, in the same order."""
+        run, config, ranks = self.run, self.config, self.ranks
+        model, _ = load_model(run.path, run.which, ranks.device)
+        if config.compute.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        has_truth = splits[0].redshift is not None
+        parts, first = [], 0
+        for split in splits:
+            pieces: list[dict[str, NDArray[Any]]] = []
+            features = Features(split, self.variants)
+            done = 0
+            for batch in _batches(run, split, config, ranks):
+                check_cutouts(self.variants, batch.images)
+                density_PNK = _densities(model, batch, config, ranks.device, self.variants)
+                density_NK, piece = self._scored(batch, density_PNK, features, has_truth=has_truth)
+                spool.add(density_NK)
+                pieces.append(piece | (brightness(batch.images) if has_brightness else {}))
+                # All ranks go at the same pace.
+                done = min(done + len(batch) * ranks.count, len(split))
+                progress.update(first + done, (first + done) * split.sample_nbytes)
+            parts.append(_with_rows(pieces, split, first))
+            first += len(split)
+        return {"row": np.zeros(0, np.int64), **_joined(parts)}
+
+    def _scored(
+        self,
+        batch: TensorBatch,
+        density_PNK: Sequence[NDArray[np.float32]],
+        features: Features,
+        *,
+        has_truth: bool,
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """The densities of the first variant, and the columns of all."""
+        edges = bin_edges(self.config.model).numpy()
+        made = [_made(batch, density_NK, edges) for density_NK in density_PNK]
+        # Calibrations are of the first prior.
+        wanted = features.of(batch, made[0])
+        first_NK = density_PNK[0]
+        piece: dict[str, NDArray[Any]] = {"sample_id": np.asarray(batch.sample_id, object)}
+        for number, variant in enumerate(self.variants):
+            changed_NK = variant.apply(made[number], wanted)
+            if changed_NK is not None:
+                made[number] = _made(batch, changed_NK, edges)
+                first_NK = first_NK if number else changed_NK
+            prefix = _prefix_of(number) if number else ""
+            scored = _scored(batch, made[number], has_truth=has_truth)
+            piece |= {prefix + name: values for name, values in scored.items()}
+        return first_NK, piece
 
 
 def origin_of(
     run: TrainedRun,
     splits: Sequence[Split],
-    prior: TargetPrior,
+    variant: Variant,
     pixel_differences: Sequence[str] = (),
     data_name: str | None = None,
 ) -> dict[str, Any]:
-    """Where predictions came from, and under which prior, for the table's metadata."""
+    """Where predictions came from, and which densities they are, for the table's metadata."""
     data = splits[0].dataset
     return {
         "run": str(run.path.absolute()),
@@ -209,7 +238,8 @@ def origin_of(
         "fingerprint": data.manifest.fingerprint,
         "added_fingerprint": added_fingerprint(data.added),
         "splits": [split.name for split in splits],
-        "prior": prior.name,
+        "prior": variant.prior.name,
+        "calibration": variant.calibration_name,
         "weighting": run.config.loss.weighting,
         "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
@@ -243,34 +273,35 @@ def _densities(
     batch: TensorBatch,
     config: TrainConfig,
     device: torch.device,
-    priors: Sequence[TargetPrior],
+    variants: Sequence[Variant],
 ) -> list[NDArray[np.float32]]:
-    """Densities under each prior, float32 (N, num_bins) each."""
+    """Densities under the prior of each variant, float32 (N, num_bins) each."""
     # CPUs are quicker and better in float32.
     is_plain = device.type == "cpu"
     with autocast("float32" if is_plain else config.compute.precision, device):
         logits = model(batch.images, batch.ebv)
-    found = [density(logits, config.model, prior.log_factor) for prior in priors]
+    found = [density(logits, config.model, v.prior.log_factor) for v in variants]
     return [values.float().cpu().numpy() for values in found]
 
 
-def _scored(
-    batch: TensorBatch,
-    density_NK: NDArray[np.float32],
-    edges: NDArray[np.float64],
-    *,
-    has_truth: bool,
-) -> dict[str, NDArray[Any]]:
-    """All columns of a batch that come from its densities, by sample id."""
+def _made(
+    batch: TensorBatch, density_NK: NDArray[np.float32], edges: NDArray[np.float64]
+) -> Densities:
+    """Densities as they are written: whoever reads the table gets the same scores from it."""
     try:
-        # As they are written: whoever reads the table gets the same scores from it.
-        found = make_densities(density_NK, edges)
+        return make_densities(density_NK, edges)
     except DataError as error:
         raise DataError(
             f"samples {batch.sample_id[0]} to {batch.sample_id[-1]}: {error}"
         ) from error
-    columns = {"sample_id": np.asarray(batch.sample_id, object), **point_estimates(found)}
-    return columns | (scores(found, batch.redshift.cpu().numpy()) if has_truth else {})
+
+
+def _scored(
+    batch: TensorBatch, densities: Densities, *, has_truth: bool
+) -> dict[str, NDArray[Any]]:
+    """All columns of a batch that come from its densities."""
+    found = point_estimates(densities)
+    return found | (scores(densities, batch.redshift.cpu().numpy()) if has_truth else {})
 
 
 def _with_rows(

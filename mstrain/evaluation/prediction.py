@@ -13,6 +13,7 @@ from msdata.core.output_file import check_output, make_folder
 from msdata.errors import UsageError
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
+from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.inference import (
     DEFAULT_BATCH,
     check_batch_size,
@@ -21,7 +22,8 @@ from mstrain.evaluation.inference import (
 )
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.predictions import check_suffix
-from mstrain.evaluation.run_info import check_data, find_prior, open_run
+from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
+from mstrain.evaluation.variants import Variant, find_calibrations
 from mstrain.models.prior import NATURAL
 
 
@@ -34,6 +36,7 @@ class PredictionConfig:
         columns: columns of the index to copy.
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
+        calibration: "none", "global" or "local", see `mstrain calibrate`.
         has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples per rank at a time.
         is_quiet: show no progress.
@@ -43,6 +46,7 @@ class PredictionConfig:
     columns: tuple[str, ...] = ()
     checkpoint: str = "best"
     prior: str = NATURAL
+    calibration: str = NONE
     has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
     is_quiet: bool = False
@@ -79,13 +83,18 @@ def predict_on_ranks(
         trained,
         splits,
         ranks,
-        priors=[find_prior(trained, config.prior)],
+        variants=_variants(trained, opened, config),
         columns=config.columns,
         pixel_differences=differences or (),
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
     )
     return sum(map(len, splits))
+
+
+def _variants(trained: TrainedRun, data: msdata.Dataset, config: PredictionConfig) -> list[Variant]:
+    prior = find_prior(trained, config.prior)
+    return find_calibrations(trained, data, prior, config.calibration, has_others=False)[0]
 
 
 def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig) -> list[str]:
@@ -95,7 +104,7 @@ def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig
     splits = _splits(opened, config.split)
     check_data(trained, opened, splits)
     check_output(out, PREDICTIONS_MARK)
-    find_prior(trained, config.prior)
+    _variants(trained, opened, config)
     unknown = [name for name in config.columns if name not in opened.columns]
     if unknown:
         raise UsageError(

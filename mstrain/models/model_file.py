@@ -110,7 +110,9 @@ def companion(run: Path, name: str) -> JsonValue | None:
         except OSError as error:
             raise storage_error("read", run / name, error) from error
         cure = "restore it"
-    return None if content is None else parse_json(content, f"{run}/{name}", cure=cure)
+    if content is None:
+        return None
+    return parse_json(content, f"{run}/{name}", cure=cure, has_paths=True)
 
 
 def write_model_file(

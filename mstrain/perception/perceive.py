@@ -28,6 +28,7 @@ from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
 from mstrain.evaluation.report.page import page_with_section
 from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
+from mstrain.evaluation.variants import Variant
 from mstrain.models.heads import bin_edges
 from mstrain.models.prior import NATURAL
 from mstrain.perception.exchange import MASKS
@@ -239,7 +240,7 @@ def _conclude(
     entries, resampled = [], []
     for (run, measured), path in zip(given, tables, strict=True):
         prior = find_prior(run, config.prior)
-        origin = origin_of(run, [split], prior, differences.get(str(run.path), ()))
+        origin = origin_of(run, [split], Variant(prior=prior), differences.get(str(run.path), ()))
         entry, found = _run_entry(run, measured, how, config)
         entries.append({"origin": origin, **entry})
         resampled.append(found)

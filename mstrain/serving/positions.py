@@ -25,6 +25,7 @@ from msdata.fetch.service import SERVICES, Service
 from msdata.schema import Schema
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
+from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS
@@ -35,6 +36,7 @@ from mstrain.evaluation.run_info import (
     find_prior,
     open_run,
 )
+from mstrain.evaluation.variants import find_calibrations
 from mstrain.models.prior import NATURAL
 from mstrain.serving.cutouts import fetch_cutouts, without_scratch
 
@@ -51,6 +53,7 @@ class PositionConfig:
         contact: address for the operators of the services.
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
+        calibration: "none", "global" or "local", see `mstrain.calibrate`.
         has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples at a time.
         is_quiet: show no progress.
@@ -60,6 +63,7 @@ class PositionConfig:
     contact: str | None = None
     checkpoint: str = "best"
     prior: str = NATURAL
+    calibration: str = NONE
     has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
     is_quiet: bool = False
@@ -229,7 +233,7 @@ def _predicted(
             f"{', '.join(positions.table.column_names)}"
         )
     trained = open_run(run, config.checkpoint)
-    priors = [find_prior(trained, config.prior)]
+    prior = find_prior(trained, config.prior)
     _check_reddening(trained, positions)
     check_columns(columns)
     # A thread of the fetch may still be writing when an error ends it.
@@ -248,13 +252,16 @@ def _predicted(
             names = [split.name for split in splits]
             check_data(trained, data, names)
             differences = check_pixels(trained, data, names, is_told=config.has_any_pixels)
+            variants, _ = find_calibrations(
+                trained, data, prior, config.calibration, has_others=False
+            )
             table = out or scratch / "predictions.parquet"
             predict_to(
                 table,
                 trained,
                 splits,
                 ranks,
-                priors=priors,
+                variants=variants,
                 columns=_columns_of(splits[0], columns),
                 pixel_differences=differences,
                 data_name=data_name,

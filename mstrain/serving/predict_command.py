@@ -29,7 +29,7 @@ from msdata.fetch.journal import Entry
 from msdata.fetch.run import write_failed
 from msdata.fetch.service import read_services
 from mstrain.distributed import Ranks, run_joined
-from mstrain.evaluation.command import add_network_arguments, add_run_argument
+from mstrain.evaluation.command import add_calibration, add_network_arguments, add_run_argument
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.predictions import check_suffix
@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     positions.add_argument("--services", type=Path, help="TOML file with the services' settings")
     positions.add_argument("--contact", help="your address, for the services' operators")
     add_network_arguments(parser)
+    add_calibration(parser)
     parser.add_argument("--json", action="store_true", help="print JSON only")
 
 
@@ -110,6 +111,7 @@ def _run_data(args: argparse.Namespace) -> int:
         columns=_columns(args),
         checkpoint=args.checkpoint,
         prior=args.prior,
+        calibration=args.calibration,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         is_quiet=args.quiet,
@@ -238,6 +240,7 @@ def _config(args: argparse.Namespace) -> PositionConfig:
         contact=args.contact,
         checkpoint=args.checkpoint,
         prior=args.prior,
+        calibration=args.calibration,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         is_quiet=args.quiet,

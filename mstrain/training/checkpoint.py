@@ -33,6 +33,7 @@ from msdata.core.files import (
     write_whole,
 )
 from msdata.core.output_file import check_output
+from msdata.dataset.index import file_sha256
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.config import TrainConfig
@@ -298,6 +299,23 @@ def read_trained(
             "leave the option out, or give the run's folder"
         )
     return run, {**fields, "model": found.weights, "average": None, "prior": found.prior}
+
+
+def checkpoint_digest(run: Path, which: str) -> str:
+    """SHA-256 of a checkpoint's file, which a model file keeps of the one that it was made from.
+
+    Raises:
+        UsageError: there is no such checkpoint.
+        DataError: the model file is damaged.
+        StorageError: the file system refused.
+    """
+    if is_model_file(run):
+        return read_model_file(run).fields["checkpoint_sha256"].read_as(str)
+    path = checkpoint_path(run, which)
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
 
 
 def checkpoint_path(run: Path, which: str) -> Path:

@@ -53,6 +53,15 @@ def evaluated(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
+@pytest.fixture(scope="module")
+def recalibrated(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with calibrations fitted on its test split."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("calibrated") / "run"))
+    words = ["calibrate", str(run), str(data), "--split", "test", "--by", "cutouts,z_mean,ebv_csfd"]
+    assert mstrain.cli.main([*words, "--quiet", "--device", "cpu"]) == 0
+    return run
+
+
 def predictions_of(folder: Path) -> Predictions:
     return read_predictions(folder / "predictions-test.parquet")
 
@@ -63,9 +72,9 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_report_and_the_files_stand_in_the_run(
-    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recalibrated: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = shutil.copytree(trained, tmp_path / "run")
+    run = shutil.copytree(recalibrated, tmp_path / "run")
     assert mstrain.cli.main(["evaluate", str(run), str(data), *QUICK]) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -76,6 +85,7 @@ def test_the_report_and_the_files_stand_in_the_run(
     assert f"{nmad:.4f}" in page
     assert f"{nmad:.4f}" in said.out
     assert "Learning curves" in page
+    assert "NMAD and the shares of outliers of the mean may get worse" in page
     assert not list(run.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
@@ -454,3 +464,88 @@ def test_the_baseline_adds_a_section_and_says_what_is_missing(
         assert message in capsys.readouterr().err
     assert mstrain.cli.main([*words, "--neighbors", "60"]) == 1
     assert "must have more than 60 objects of known redshift, got" in capsys.readouterr().err
+
+
+# Recalibration
+
+
+def test_calibrations_stand_side_by_side_and_none_is_applied_unasked(
+    recalibrated: Path, evaluated: Path, data: Path, tmp_path: Path, capsys
+) -> None:
+    out, words = tmp_path / "out", ["evaluate", str(recalibrated), str(data)]
+    assert mstrain.cli.main([*words, "--out", str(out), "--no-report", *QUICK]) == 0
+    assert "Recalibration side by side" in capsys.readouterr().out
+    plain, found = predictions_of(evaluated), metrics_of(out)
+    np.testing.assert_array_equal(predictions_of(out).columns["crps"], plain.columns["crps"])
+    assert found["origin"]["calibration"] == "none"
+    assert sorted(found["other_calibrations"]) == ["global", "local"]
+    assert len(found["calibration_notes"]) == 2
+    assert "on that split its numbers flatter it" in found["calibration_notes"][0]
+    for name in ("global", "local"):
+        chosen = tmp_path / name
+        options = ["--out", str(chosen), "--no-report", "--calibration", name, *QUICK]
+        assert mstrain.cli.main([*words, *options]) == 0
+        applied = metrics_of(chosen)
+        assert applied["origin"]["calibration"] == name
+        assert sorted(applied["other_calibrations"]) == sorted({"none", "global", "local"} - {name})
+        # What stood beside the others is what stands first now, and the table's own scores.
+        assert applied["metrics"]["density"] == found["other_calibrations"][name]["density"]
+        assert applied["other_calibrations"]["none"]["density"] == found["metrics"]["density"]
+        table = predictions_of(chosen)
+        made = make_densities(np.concatenate(list(table.density_parts())), table.edges)
+        for column, values in scores(made, table.columns["redshift"]).items():
+            np.testing.assert_allclose(table.columns[column], values, atol=1e-13)
+        other = tmp_path / f"{name}.parquet"
+        words_of = ["predict", str(recalibrated), str(data), str(other), "--calibration", name]
+        assert mstrain.cli.main([*words_of, "--split", "test", "--quiet", "--device", "cpu"]) == 0
+        np.testing.assert_array_equal(
+            read_predictions(other).columns["z_mean"], table.columns["z_mean"]
+        )
+
+
+def test_calibrations_are_equal_on_one_two_and_four_ranks(
+    recalibrated: Path, trained: Path, data: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
+    names = ("calibration-global.json", "calibration-local.json")
+    one = [json.loads((recalibrated / name).read_text()) for name in names]
+    words = ["--split", "test", "--by", "cutouts,z_mean,ebv_csfd", "--quiet", "--device", "cpu"]
+    for count in (2, 4):
+        run = shutil.copytree(trained, tmp_path / str(count))
+        ranks.run(["calibrate", str(run), str(data), *words], count)
+        found = [json.loads((run / name).read_text()) for name in names]
+        assert found[0]["fitted_on"] == one[0]["fitted_on"]
+        for field in ("pit", "share"):
+            np.testing.assert_allclose(found[0]["map"][field], one[0]["map"][field], atol=1e-6)
+        assert len(found[1]["map"]["trees"]) == len(one[1]["map"]["trees"])
+        for ours, theirs in zip(found[1]["map"]["trees"], one[1]["map"]["trees"], strict=True):
+            np.testing.assert_allclose(ours["threshold"], theirs["threshold"], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(ours["value"], theirs["value"], atol=1e-9)
+        assert not list(run.glob(".calibration-*"))
+
+
+def test_a_calibration_of_something_else_is_refused_or_left_out(
+    recalibrated: Path, data: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    words = ["evaluate", str(recalibrated), str(data), "--out", str(out), "--no-report", *QUICK]
+    assert mstrain.cli.main([*words, "--checkpoint", "last", "--calibration", "global"]) == 2
+    said = capsys.readouterr().err
+    assert "was fitted on the best checkpoint" in said
+    assert "of the last checkpoint" in said
+    assert not out.exists()
+    assert mstrain.cli.main([*words, "--checkpoint", "last"]) == 0
+    assert "The global calibration is left out" in capsys.readouterr().out
+    prior = tmp_path / "prior.csv"
+    prior.write_text("z_low,z_high,count\n0,0.8,3\n0.8,2,1\n")
+    assert mstrain.cli.main([*words, "--prior", str(prior), "--calibration", "local"]) == 2
+    assert f"under prior {prior}" in capsys.readouterr().err
+    calibrate = ["calibrate", str(recalibrated), str(data), "--quiet"]
+    for wrong, message in (
+        (["--split", "train"], "--split must not be train"),
+        (["--by", "nothing"], "--by must name columns of"),
+        (["--by", "missing_bands", "--split", "test"], "missing_bands"),
+        (["--by", "cutouts", "--split", "val"], "at least 20 objects"),
+    ):
+        assert mstrain.cli.main([*calibrate, *wrong]) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert (recalibrated / "calibration-local.json").exists()

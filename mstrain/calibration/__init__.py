@@ -1,0 +1,1 @@
+"""Fits calibrations on a validation split; `mstrain.evaluation.calibration` applies them."""
