@@ -23,7 +23,8 @@ from msdata.catalog.columns import ID_NAMES, find_alias, find_position
 from msdata.catalog.join import differ, first_of_each, without_zeros
 from msdata.catalog.scalars import are_integers, as_integers
 from msdata.catalog.sky import neighbors, sky_tree
-from msdata.catalog.table import TableFile, open_table, read_pieces, read_table
+from msdata.catalog.table import open_table, read_pieces, read_table
+from msdata.catalog.table_file import TableFile
 from msdata.catalog.values import id_text
 from msdata.errors import DataError, UsageError
 

@@ -18,10 +18,9 @@ from msdata.dataset.manifest import REJECTED_NAME
 from msdata.dataset.rejected import read_rejected
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, read_entries
-from msdata.fetch.objects import OBJECTS
 from msdata.fetch.run import fetch
 from msdata.fetch.service import Service
-from msdata.fetch.settings import FetchSettings
+from msdata.fetch.settings import OBJECTS, FetchSettings
 from msdata.fetch.targets import Slice, read_targets
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
