@@ -11,8 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import h5py
+import numpy as np
 import packing
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from msdata.cli import main
 
 Packed = Callable[..., Path]
 FORMATS = {
@@ -66,6 +72,37 @@ def test_a_pack_killed_at_random_moments_is_resumed(
         if interrupted == num_wanted:
             break
     assert interrupted == num_wanted
+
+
+ARRAYS = np.random.default_rng(4).integers(0, 256, (24, 3, 48, 48), np.uint8)
+
+
+def _arrays(kind: str, place: Path) -> Path:
+    """A file of arrays: in compressed chunks, or in row groups that are decoded on the way."""
+    path, redshift = place / f"a.{kind}", np.arange(24) / 24
+    if kind == "hdf5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("image", data=ARRAYS, chunks=(5, 3, 48, 48), compression="gzip")
+            file["z"] = redshift
+    else:
+        tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(ARRAYS)
+        pq.write_table(pa.table({"image": tensor, "z": redshift}), path, row_group_size=5)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "parquet"])
+def test_a_killed_pack_of_a_file_of_arrays_is_resumed(kind: str, tmp_path: Path) -> None:
+    source, out = _arrays(kind, tmp_path), tmp_path / "out"
+    options = ("--shard-size", "64KiB", "--jobs", "1")
+    assert main(["pack", str(source), str(tmp_path / "whole"), *options, "--quiet"]) == 0
+    # Parquet's first renames are those of decoded row groups.
+    env = packing.faulty_environment(FAULT_AT="worker:replace:2:group")
+    process = packing.start(packing.pack_command(source, out, *options), env)
+    process.communicate(timeout=packing.TIMEOUT_S)
+    assert process.returncode == -signal.SIGKILL
+    assert bool(list((out / ".pack").glob("rows/*.arrow"))) == (kind == "parquet")
+    assert main(["pack", str(source), str(out), *options, "--quiet", "--resume"]) == 0
+    packing.assert_same(out, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
