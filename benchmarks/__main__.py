@@ -75,6 +75,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME...]",
         help="race these only, such as ours_tar,bare_map",
     )
+    commands.choices["perceive"].add_argument(
+        "--no-pair",
+        dest="has_pair",
+        action="store_false",
+        help="do not compare early with late fusion: half of the time",
+    )
     commands.choices["scale"].add_argument(
         "--machine", type=Path, metavar="JSON", help="rates of `msdata probe`; else measured"
     )

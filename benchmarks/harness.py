@@ -56,6 +56,7 @@ class Settings:
         quick: fewer samples and repeats, to see that all works; not figures to publish.
         workload: name of the mock samples' kind, see `benchmarks.workloads.WORKLOADS`.
         peers: question `loaders`: contestants to race; empty for all.
+        has_pair: question `perceive`: also compare early with late fusion.
         machine: question `scale`: rates of `msdata probe`; None has them measured.
         command: what was typed.
         question: its name, and that of the result.
@@ -67,6 +68,7 @@ class Settings:
     quick: bool = False
     workload: str = "mantis"
     peers: tuple[str, ...] = ()
+    has_pair: bool = True
     machine: Path | None = None
     command: str = ""
     question: str = ""

@@ -119,7 +119,7 @@ def nearest_separation(positions_N2: Floats, others_M2: Floats, within_deg: floa
     chord_N = np.concatenate([np.zeros(0), *found])
     is_near_N = chord_N <= chord
     angle_N = 2 * np.degrees(np.arcsin(np.minimum(np.where(is_near_N, chord_N, 0) / 2, 1)))
-    return np.where(is_near_N, angle_N, np.inf)
+    return np.asarray(np.where(is_near_N, angle_N, np.inf), np.float64)
 
 
 def unit_vectors(positions_N2: Floats) -> Floats:

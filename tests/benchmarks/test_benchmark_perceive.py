@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,9 @@ def test_the_report_says_what_was_not_reached_and_the_picture_has_its_bands() ->
     assert any("the goal of 0.6 is NOT reached" in s for s in shown.sentences)
     assert any("NOT in the order g r i z" in s for s in shown.sentences)
     assert any("IT FAILS" in s for s in shown.sentences)
+    alone = {**make_result(), "late_minus_early": {}}
+    assert question.show(alone).tables[1].columns[-1] == "P, small-late"
+    assert shown.tables[1].columns[-1] == "late minus early, paired"
     assert len(shown.charts[0].series[0].values) == len(shown.charts[0].labels) == 2
     svg = draw_headline(make_result())
     assert b"<title>Bands against redshift</title>" in svg
@@ -241,6 +245,7 @@ def test_cells_that_were_measured_are_not_trained_again(
     first = trainings.measure_all(design, tmp_path)
     assert [words[0] for words in ran].count("perceive") == 5
     assert {"augment.fusion=late", "epochs=1"} <= {w for words in ran for w in words}
+    assert len(trainings.cells_of(replace(design, has_pair=False))) == 3
     ran.clear()
     assert trainings.measure_all(design, tmp_path) == first
     assert not ran

@@ -63,6 +63,7 @@ def design_of(settings: Settings) -> Design:
         control_epochs=2 if is_quick else 8,
         permutations=2,
         redshift_edges=_QUICK_EDGES if is_quick else _EDGES,
+        has_pair=settings.has_pair,
     )
 
 
@@ -112,7 +113,8 @@ def findings_of(
     place = {name: row for row, name in enumerate(ids)}
     share_NB = share_NB[[place[name] for name in objects.sample_ids]]
     maps = maps_of(objects, share_NB, num_bins)
-    pair = {name: read_objects(_table_of(folder, name), design.redshift_edges)[1] for name in PAIR}
+    names = PAIR if design.has_pair else ()
+    pair = {name: read_objects(_table_of(folder, name), design.redshift_edges)[1] for name in names}
     inside = (objects.bins >= 0) & (objects.bins < num_bins)
     return {
         "num_test": len(ids),
@@ -122,9 +124,9 @@ def findings_of(
         "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
         "rho": rank_correlations(objects, share_NB, num_bins, replicates=_REPLICATES),
         "networks": {
-            name: _scores_of(scores[name]["perception"]["runs"][0]) for name in (EARLY, *PAIR)
+            name: _scores_of(scores[name]["perception"]["runs"][0]) for name in (EARLY, *names)
         },
-        "late_minus_early": score_differences(pair, replicates=_REPLICATES),
+        "late_minus_early": score_differences(pair, replicates=_REPLICATES) if pair else {},
         "controls": check_controls(scores["deaf"], scores["only"]),
     }
 
@@ -176,7 +178,8 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
     found = [
         f"Networks: `demo` on {design['num_objects']:,} mock objects for {design['epochs']} epochs "
         f"(NMAD {result['networks'][EARLY]['NMAD']:.4f} on {result['num_test']:,} test objects); "
-        f"controls, and the pair of fusions, on {design['num_control']:,} for "
+        f"controls{', and the pair of fusions,' if len(result['networks']) > 1 else ''} on "
+        f"{design['num_control']:,} for "
         f"{design['control_epochs']} epochs; one training each.",
         f"Control, {deaf['band']} taken from other objects: P = {_text(deaf['score'], 4)}; its "
         f"interval must hold 0 and |P| be below {MOST_DEAF:g}: {_verdict(deaf['holds'])}.",
@@ -243,18 +246,19 @@ def _strongest(values: Any, form: str) -> str:
 
 
 def _scores_table(result: Mapping[str, Any], names: Sequence[str]) -> Table:
-    networks = result["networks"]
+    networks, change = result["networks"], result["late_minus_early"]
+    paired = ["late minus early, paired"] if change else []
     rows = [
         [
             name,
             *(_text(scores.get(name)) for scores in networks.values()),
-            _text(result["late_minus_early"].get(name)),
+            *([_text(change.get(name))] if change else []),
         ]
         for name in names
     ]
     return Table(
         title="Perceptual scores by task (CRPS)",
-        columns=("exchanged", *(f"P, {n}" for n in networks), "late minus early, paired"),
+        columns=("exchanged", *(f"P, {n}" for n in networks), *paired),
         rows=rows,
         in_readme=True,
         note="With 95 % bootstrap intervals over objects, of one training each.",

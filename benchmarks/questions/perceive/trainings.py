@@ -31,6 +31,7 @@ class Design:
         control_epochs: of those.
         permutations: partners of each object.
         redshift_edges: bins of redshift.
+        has_pair: also train the pair.
     """
 
     num_objects: int
@@ -39,6 +40,7 @@ class Design:
     control_epochs: int
     permutations: int
     redshift_edges: tuple[float, ...]
+    has_pair: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,15 @@ def cells_of(design: Design) -> tuple[Cell, ...]:
     """What is trained and measured, the headline first."""
     epochs, fewer = f"epochs={design.epochs}", f"epochs={design.control_epochs}"
     edges = ("--redshift-edges", ",".join(f"{z:g}" for z in design.redshift_edges))
+    pair = (
+        Cell(name=PAIR[0], data="small", settings=(fewer,)),
+        Cell(name=PAIR[1], data="small", settings=(fewer, "augment.fusion=late")),
+    )
     return (
         Cell(name=EARLY, data="standard", settings=(epochs,), options=edges),
         Cell(name="deaf", data="deaf", settings=(fewer,)),
         Cell(name="only", data="only", settings=(fewer,)),
-        Cell(name=PAIR[0], data="small", settings=(fewer,)),
-        Cell(name=PAIR[1], data="small", settings=(fewer, "augment.fusion=late")),
+        *(pair if design.has_pair else ()),
     )
 
 
