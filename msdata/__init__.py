@@ -24,6 +24,7 @@ _EXPORTS = {
     "Writer": ("msdata.ingest.writer", "Writer"),
     "index": ("msdata.ingest.in_place", "index_in_place"),
     "join_parts": ("msdata.ingest.join", "join_parts"),
+    "unpack": ("msdata.ingest.unpack", "unpack"),
     "Loader": ("msdata.loader.loader", "Loader"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
     "TorchDataset": ("msdata.loader.torch_dataset", "TorchDataset"),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from msdata.errors import MsdataError
     from msdata.ingest.in_place import index_in_place as index
     from msdata.ingest.join import join_parts
+    from msdata.ingest.unpack import unpack
     from msdata.ingest.writer import Writer
     from msdata.loader.loader import Loader
     from msdata.loader.torch_dataset import TorchDataset as TorchDataset
@@ -67,6 +69,7 @@ __all__ = [
     "open",
     "pack",
     "plan",
+    "unpack",
 ]
 
 

@@ -21,7 +21,8 @@ from msdata.fetch.into_shards import check_target, check_unfinished
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, Journal, read_entries
 from msdata.fetch.objects import OBJECTS, ObjectFetcher
 from msdata.fetch.settings import FetchSettings, claim_folder
-from msdata.fetch.targets import Slice, Target, object_path, read_targets
+from msdata.fetch.targets import Slice, Target, read_targets
+from msdata.sources.pickles import object_path
 
 # Where so many objects were refused and none fetched, a layer or address is wrong: more requests
 # would only cost the service, and the user, more of the same.
