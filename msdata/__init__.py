@@ -25,6 +25,7 @@ _EXPORTS = {
     "index": ("msdata.ingest.in_place", "index_in_place"),
     "add_columns": ("msdata.ingest.add_columns", "add_columns"),
     "join_parts": ("msdata.ingest.join", "join_parts"),
+    "unpack": ("msdata.ingest.unpack", "unpack"),
     "Loader": ("msdata.loader.loader", "Loader"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
     "TorchDataset": ("msdata.loader.torch_dataset", "TorchDataset"),
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from msdata.ingest.add_columns import add_columns
     from msdata.ingest.in_place import index_in_place as index
     from msdata.ingest.join import join_parts
+    from msdata.ingest.unpack import unpack
     from msdata.ingest.writer import Writer
     from msdata.loader.loader import Loader
     from msdata.loader.torch_dataset import TorchDataset as TorchDataset
@@ -70,6 +72,7 @@ __all__ = [
     "open",
     "pack",
     "plan",
+    "unpack",
 ]
 
 

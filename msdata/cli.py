@@ -133,6 +133,10 @@ COMMANDS = {
     "filters": ("msdata.mock.filters_command", "print passbands and the features that cross them"),
     "fetch": ("msdata.fetch.command", "fetch cutouts from the surveys' services"),
     "pack": ("msdata.pack.command", "pack objects into shards and an index"),
+    "unpack": (
+        "msdata.ingest.unpack_command",
+        "write the samples of a data set as objects and a catalog",
+    ),
     "index": ("msdata.ingest.command", "open tar, HDF5 and .npy files in place, copying nothing"),
     "catalog": (
         "msdata.catalog.command",

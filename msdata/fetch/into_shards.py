@@ -29,10 +29,11 @@ from msdata.dataset.rejected import read_rejected
 from msdata.errors import DataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, UNSETTLED, read_entries
 from msdata.fetch.settings import OBJECTS, FetchSettings
-from msdata.fetch.targets import Slice, object_path, read_targets
+from msdata.fetch.targets import Slice, read_targets
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
+from msdata.sources.pickles import object_path
 from msdata.verify.verify import verify_dataset
 
 _MARKER_NAME = "packed.json"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from msdata.core.checksum import crc32c
 from msdata.core.files import storage_error, write_whole
@@ -16,8 +13,9 @@ from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, UnavailableError
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry
 from msdata.fetch.settings import FITS, OBJECTS, FetchSettings, survey_path
-from msdata.fetch.targets import Target, object_path
+from msdata.fetch.targets import Target
 from msdata.sources.fits_options import zero_point_name
+from msdata.sources.pickles import object_bytes, object_path
 
 
 class ObjectFetcher:
@@ -65,7 +63,7 @@ class ObjectFetcher:
                 self._write(survey_path(self._out, target.sample_id, pattern), content)
             content = b"".join(files.values())
         else:
-            content = object_bytes(arrays)
+            content = fetched_bytes(arrays)
             self._write(self._out / OBJECTS / object_path(target.sample_id, ".npy"), content)
         ra, dec = target.position
         notes = {name: dict(found.notes) for name, found in arrays.items() if found.notes}
@@ -93,8 +91,8 @@ class ObjectFetcher:
         write_whole(path, content)
 
 
-def object_bytes(arrays: Mapping[str, Fetched]) -> bytes:
-    """An object's file: a pickled dict in an object-array `.npy`, as upstream writes them.
+def fetched_bytes(arrays: Mapping[str, Fetched]) -> bytes:
+    """An object's file, see `msdata.sources.pickles.object_bytes`.
 
     Args:
         arrays: by name.
@@ -106,9 +104,7 @@ def object_bytes(arrays: Mapping[str, Fetched]) -> bytes:
     for name, found in arrays.items():
         for band, zero_point in found.zero_points.items():
             sample[zero_point_name(name, band)] = zero_point
-    file = io.BytesIO()
-    np.save(file, np.array(sample, dtype=object), allow_pickle=True)
-    return file.getvalue()
+    return object_bytes(sample)
 
 
 def _failed(target: Target, state: str, service: str, reason: str) -> Entry:

@@ -18,9 +18,10 @@ from msdata.fetch.legacy import LegacyAdapter
 from msdata.fetch.panstarrs import PanstarrsAdapter
 from msdata.fetch.service import SERVICES, Service
 from msdata.fetch.surveys import survey_adapter
-from msdata.fetch.targets import Slice, object_path
+from msdata.fetch.targets import Slice
 from msdata.fetch.unwise_me import UnwiseMeAdapter
 from msdata.schema import MANTIS_SHRIMP
+from msdata.sources.pickles import object_path
 from msdata.sources.survey_file import SurveyFile
 
 _FORMAT_VERSION = 1

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -82,18 +81,6 @@ class Slice:
                 f"--slice must be a part such as 3/16, got {text!r}; parts count from 0"
             )
         return cls(index=int(match[1]), count=int(match[2]))
-
-
-def object_path(sample_id: str, suffix: str) -> PurePosixPath:
-    """Where an object's file lies: four folders of a character each, then its name.
-
-    Args:
-        sample_id: the object's. Folders are its first four digits; an id that is not a number has
-            four digits of its hash.
-        suffix: what follows the id in the file's name, with the dot.
-    """
-    digits = sample_id if sample_id.isdigit() else hashlib.sha256(sample_id.encode()).hexdigest()
-    return PurePosixPath(*digits[:4], sample_id + suffix)
 
 
 def read_targets(

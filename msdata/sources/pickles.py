@@ -9,11 +9,13 @@ array stands aligned: NumPy's loops and OpenCV copy arrays that are not.
 from __future__ import annotations
 
 import ast
+import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -325,3 +327,26 @@ def take_pickle(folder: str, name: str) -> tuple[str, str] | None:
     if stem in _NOT_OBJECTS or stem.endswith(_UNFINISHED):
         return None
     return stem, folder + name
+
+
+def object_path(sample_id: str, suffix: str) -> PurePosixPath:
+    """Where an object's file lies: four folders of a character each, then its name.
+
+    Args:
+        sample_id: the object's. Folders are its first four digits; an id that is not a number has
+            four digits of its hash.
+        suffix: what follows the id in the file's name, with the dot.
+    """
+    digits = sample_id if sample_id.isdigit() else hashlib.sha256(sample_id.encode()).hexdigest()
+    return PurePosixPath(*digits[:4], sample_id + suffix)
+
+
+def object_bytes(sample: Mapping[str, Any]) -> bytes:
+    """An object's file: a pickled dict in an object-array `.npy`, as upstream writes them.
+
+    Args:
+        sample: arrays and numbers by name.
+    """
+    file = io.BytesIO()
+    np.save(file, np.array(dict(sample), dtype=object), allow_pickle=True)
+    return file.getvalue()

@@ -22,7 +22,8 @@ from msdata.errors import DataError, MsdataError, UsageError
 from msdata.fetch.journal import FETCHED, FOLDER, REFUSED, UNSETTLED, Entry, Journal, read_entries
 from msdata.fetch.run import PATIENCE, FetchReport, fetch
 from msdata.fetch.settings import FetchSettings
-from msdata.fetch.targets import Slice, object_path, read_targets
+from msdata.fetch.targets import Slice, read_targets
+from msdata.sources.pickles import object_path
 
 
 @pytest.fixture

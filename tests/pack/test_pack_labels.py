@@ -12,8 +12,9 @@ import pytest
 
 import msdata
 from msdata.errors import UsageError
-from msdata.fetch.targets import Slice, object_path, read_targets
+from msdata.fetch.targets import Slice, read_targets
 from msdata.pack.settings import PackSettings
+from msdata.sources.pickles import object_path
 
 
 def make_objects(folder: Path, stems: list[str]) -> Path:
