@@ -11,7 +11,8 @@ from typing import Any
 from msdata.cache.arena import SERVED, arena_path, peek
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
 from msdata.cache.slot_file import Header, SlotFile
-from msdata.cache.transport.link import TIMEOUT_S, describe_service, link_address
+from msdata.cache.transport.link import describe_service, link_address
+from msdata.cache.transport.peer_links import TIMEOUT_S
 from msdata.topology import Topology
 
 _POLL_S = 0.1

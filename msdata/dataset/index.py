@@ -14,6 +14,7 @@ has `dtype_{array}` (string, dtype of its codes) and `step_{array}` (list of flo
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,6 +237,8 @@ class IndexFile:
         self.added: tuple[AddedTable, ...] = self._file.added if has_added else ()
         # Arrow rebuilds it per access, which is slow for thousands of columns.
         self._schema = self._file.schema_arrow
+        # Reads of one file by several threads at once end the process.
+        self._lock = threading.Lock()
         self._fixed = frozenset(fixed_columns(manifest.schema, manifest.codings))
         self._row_groups = self._split_row_groups(manifest)
         self._last_group: tuple[int, Any] = (-1, None)
@@ -255,7 +258,7 @@ class IndexFile:
 
     def _read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
         num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
-        with reading(self.path, _CURE):
+        with self._lock, reading(self.path, _CURE):
             table = self._file.read_row_groups(list(groups), columns=list(columns))
             table.validate(full=True)
         fixed = [name for name in columns if name in self._fixed]
@@ -307,7 +310,7 @@ class IndexFile:
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads rows [start, stop) of the whole table, from the row groups that hold them."""
-        with reading(self.path, _CURE):
+        with self._lock, reading(self.path, _CURE):
             table = read_rows(self._file, start, stop, columns)
             table.validate(full=True)
         fixed = [name for name in table.column_names if name in self._fixed]
@@ -362,7 +365,7 @@ class IndexFile:
 
     def _read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Reads columns of one row group and checks them."""
-        with reading(self.path, _CURE):
+        with self._lock, reading(self.path, _CURE):
             table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
             # Validates texts too: invalid UTF-8 would fail later, far from here.
             table.validate(full=True)

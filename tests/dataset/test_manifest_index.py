@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fuzzing
@@ -316,3 +317,12 @@ def test_an_index_that_is_a_pipe_is_not_waited_for(out: Path) -> None:
         msdata.open(out)
     report = verify_dataset(out)
     assert "is not a regular file" in report.faults[0].message
+
+
+def test_threads_may_read_the_ids_of_one_split_at_once(out: Path) -> None:
+    split = msdata.open(out).split("train")
+    samples = range(0, len(split), 7)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: [split.sample_id(s) for s in samples], range(24)))
+    assert all(ids == found[0] for ids in found)
+    assert len(set(found[0])) == len(samples)

@@ -14,35 +14,28 @@ import mmap
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from msdata.cache.tier import LOG
+from msdata.cache.transport.peer_links import TIMEOUT_S, Link, PeerLinks
 from msdata.cache.transport.transport import IsSound
 from msdata.core.checked_json import parse_json
 from msdata.core.checksum import copy_crc32c
 from msdata.errors import DataError
 
-# A request takes milliseconds; a service that takes longer is worse than storage.
-TIMEOUT_S = 2.0
-# Pause after a failure of the service. Each consecutive timeout doubles it, up to `_MOST_PAUSES`
-# times; an absent service costs no time, so its pause stays short.
+# Pause after a failure of the service, which is on this machine and ends with its job.
 PAUSE_S = 1.0
-_MOST_PAUSES = 64
 # Staging area per connection: one half fills while the other is copied out. Sizes from 3 to 10 MiB
 # made no measurable difference.
 _STAGING_NBYTES = 5 << 20
 # Records per half.
 _MAX_STAGED = 256
-# Connections per rank, and so the number of its threads that can ask at once.
-_MAX_LINKS = 4
 MAX_MESSAGE_NBYTES = 1 << 16
 _CREDENTIALS = "3i"
 # Messages; all others are requests and answers, arrays of int64.
@@ -106,15 +99,16 @@ def parts_of(nbytes: Sequence[int], most_nbytes: int) -> list[tuple[int, int]]:
     return [*parts, (start, len(nbytes))] if nbytes else []
 
 
-class _Link:
-    """One connection of a rank with its staging area; one thread at a time uses it.
+class _StagingLink:
+    """A `Link` with a staging area; records stand one after the other in each half of it.
 
-    Records stand one after the other in each half of the area.
+    Samples are rows of node and number, int64 (n, 2).
     """
 
     def __init__(self, address: str, max_record_nbytes: int, timeout_s: float) -> None:
         self._half_nbytes = max(_STAGING_NBYTES // 2, max_record_nbytes)
         self._timeout_s = timeout_s
+        self._wanted: Any = None
         self._socket = _connect(address, timeout_s)
         try:
             self._area, fd = _anonymous(2 * self._half_nbytes)
@@ -129,22 +123,20 @@ class _Link:
             raise
         self._bytes = np.frombuffer(self._area, np.uint8)
 
-    def fetch(
-        self,
-        nodes: NDArray[np.int64],
-        samples: NDArray[np.int64],
-        rows: Sequence[Sequence[Any]],
-        is_sound: IsSound,
-    ) -> list[bool]:
-        """See `Fetcher`.
+    def ask(self, samples: Any) -> None:
+        """See `Link`; the request is sent in parts, of which the lengths of rows decide."""
+        self._wanted = samples
 
-        Raises:
-            OSError: the service has ended or does not answer in time.
-        """
-        sizes = np.array([sum(map(len, row)) for row in rows], np.int64)
-        if sizes.max(initial=0) > self._half_nbytes:
+    def take(
+        self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
+    ) -> list[bool]:
+        """See `Link`; each part of the request has the connection's time limit."""
+        nodes, samples = self._wanted.T
+        nbytes = [sum(map(len, row)) for row in rows]
+        if max(nbytes, default=0) > self._half_nbytes:
             return [False] * len(rows)
-        parts = parts_of(sizes.tolist(), self._half_nbytes)
+        sizes = np.array(nbytes, np.int64)
+        parts = parts_of(nbytes, self._half_nbytes)
         came: list[bool] = []
         num_asked = 0
         for turn, (start, stop) in enumerate(parts):
@@ -155,14 +147,14 @@ class _Link:
                 request = np.concatenate([head, nodes[part], samples[part], sizes[part]])
                 self._socket.send(request.tobytes())
                 num_asked += 1
-            ends = turn % 2 * self._half_nbytes + np.cumsum(sizes[start:stop])
-            self._take(came, (start, ends.tolist()), rows, is_sound)
+            bounds = accumulate(nbytes[start:stop], initial=turn % 2 * self._half_nbytes)
+            self._take_part(came, list(bounds), rows, is_sound)
         return came
 
-    def _take(
+    def _take_part(
         self,
         came: list[bool],
-        part: tuple[int, list[int]],
+        bounds: Sequence[int],
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> None:
@@ -170,20 +162,20 @@ class _Link:
 
         Args:
             came: gets whether each record came.
-            part: position of its first record, and where each ends in the area.
+            bounds: where each record of the part begins in the area, and where the last one ends.
             rows: see `Fetcher`.
             is_sound: see `Fetcher`.
         """
-        start, ends = part
+        start = len(came)
+        stop = start + len(bounds) - 1
         deadline_s = time.monotonic() + self._timeout_s
-        while len(came) < start + len(ends):
+        while len(came) < stop:
             for is_there in self._answer():
                 i = len(came)
-                end = ends[i - start]
-                record = self._bytes[end - sum(map(len, rows[i])) : end]
+                record = self._bytes[bounds[i - start] : bounds[i - start + 1]]
                 crc = copy_crc32c(record, rows[i]) if is_there else None
                 came.append(crc is not None and is_sound(i, crc))
-            if len(came) < start + len(ends) and time.monotonic() > deadline_s:
+            if len(came) < stop and time.monotonic() > deadline_s:
                 raise TimeoutError("it is too slow")
 
     def _answer(self) -> list[bool]:
@@ -192,6 +184,11 @@ class _Link:
         if len(answer) <= 8:
             raise ConnectionResetError("it has ended")
         return [bool(b) for b in answer[8:]]
+
+    def interrupt(self) -> None:
+        """See `Link`."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -213,8 +210,8 @@ def _anonymous(nbytes: int) -> tuple[mmap.mmap, int]:
         raise
 
 
-class LinkFetcher:
-    """Fetches other nodes' records through this node's service; see `Fetcher`.
+class LinkFetcher(PeerLinks):
+    """Fetches other nodes' records through this node's service, the only one that it asks.
 
     Args:
         address: the address from `link_address`.
@@ -222,6 +219,9 @@ class LinkFetcher:
         timeout_s: time limit for a part of a request.
         pause_s: pause after a failure of the service.
     """
+
+    _name = "the cache service of this node"
+    _loss = "samples of other nodes come from storage until it does"
 
     def __init__(
         self,
@@ -231,16 +231,10 @@ class LinkFetcher:
         timeout_s: float = TIMEOUT_S,
         pause_s: float = PAUSE_S,
     ) -> None:
-        self._address = address
-        self._max_record_nbytes = max_record_nbytes
-        self._timeout_s = timeout_s
-        self._pause_s = pause_s
-        self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(_MAX_LINKS)
-        self._idle: list[_Link] = []
-        self._paused_until_s = 0.0
-        self._pauses = 0
-        self._num_lost = 0
+        def connect(node: int, left_s: float) -> Link:
+            return _StagingLink(address, max_record_nbytes, timeout_s)
+
+        super().__init__(connect, timeout_s=timeout_s, pause_s=pause_s)
 
     def fetch(
         self,
@@ -250,68 +244,6 @@ class LinkFetcher:
         is_sound: IsSound,
     ) -> list[bool]:
         """See `Fetcher`."""
-        with self._places:
-            if time.monotonic() < self._paused_until_s:
-                return [False] * len(samples)
-            wanted = np.array(nodes, np.int64), np.array(samples, np.int64), rows, is_sound
-            try:
-                return self._fetch_over(self._idle_link(), wanted)
-            except OSError as error:
-                self._lose(error)
-                return [False] * len(samples)
-
-    def _idle_link(self) -> _Link | None:
-        with self._lock:
-            return self._idle.pop() if self._idle else None
-
-    def _fetch_over(self, idle: _Link | None, wanted: Any) -> list[bool]:
-        """Fetches over an idle connection, or else a new one."""
-        link = idle or _Link(self._address, self._max_record_nbytes, self._timeout_s)
-        try:
-            came = link.fetch(*wanted)
-        except OSError as error:
-            link.close()
-            if idle is None or isinstance(error, TimeoutError):
-                raise
-            # The service has ended since; another one may be running.
-            return self._fetch_over(None, wanted)
-        with self._lock:
-            self._pauses = 0
-            if self._paused_until_s < float("inf"):
-                self._idle.append(link)
-                return came
-        link.close()
-        return came
-
-    def _lose(self, error: OSError) -> None:
-        """Pauses the use of the service, and logs it once."""
-        with self._lock:
-            if time.monotonic() < self._paused_until_s:
-                return
-            if isinstance(error, TimeoutError):
-                self._pauses = min(_MOST_PAUSES, 2 * self._pauses or 5)
-            self._paused_until_s = time.monotonic() + max(1, self._pauses) * self._pause_s
-            self._num_lost += 1
-            idle, self._idle = self._idle, []
-        for link in idle:
-            link.close()
-        log = LOG.warning if self._num_lost == 1 else LOG.info
-        log(
-            "the cache service of this node is gone (%s): samples of other nodes come from storage "
-            "until it is back",
-            error,
-        )
-
-    def stats(self) -> dict[str, int]:
-        """See `Fetcher`; counts only this node's service."""
-        with self._lock:
-            is_down = time.monotonic() < self._paused_until_s
-            return {"failures": self._num_lost, "down": int(is_down)}
-
-    def close(self) -> None:
-        """See `Fetcher`."""
-        with self._lock:
-            self._paused_until_s = float("inf")
-            idle, self._idle = self._idle, []
-        for link in idle:
-            link.close()
+        # The service is the only node that this class knows.
+        wanted: Any = np.array([nodes, samples], np.int64).T
+        return super().fetch([0] * len(nodes), wanted, rows, is_sound)

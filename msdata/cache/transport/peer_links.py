@@ -18,7 +18,7 @@ from msdata.cache.transport.transport import IsSound
 
 # A record takes milliseconds; a node that takes longer is worse than storage.
 TIMEOUT_S = 2.0
-# Pause after a node's failure. Each consecutive failure doubles it, up to `_MOST_PAUSES` times.
+# Pause after a node's failure. Each consecutive timeout doubles it, up to `_MOST_PAUSES` times.
 PAUSE_S = 5.0
 _MOST_PAUSES = 64
 # After one timeout, nodes that have not answered since get this share of the time limit.
@@ -35,7 +35,7 @@ _STARTING_S = 60.0
 class Link(Protocol):
     """A connection to one node, used by one thread at a time; `OSError` means that it is lost."""
 
-    def ask(self, samples: Sequence[int]) -> None:
+    def ask(self, samples: Sequence[Any]) -> None:
         """Sends a request without waiting for the answer."""
 
     def take(
@@ -81,8 +81,15 @@ class PeerLinks:
     Args:
         connect: makes a connection.
         timeout_s: time limit of a node for a record.
-        pause_s: pause after a node's failure.
+        pause_s: pause after a node's failure; timeouts in a row double it.
     """
+
+    # What a message calls a node, and says of its samples.
+    _name = "node {}"
+    _loss = (
+        "its samples come from storage until it does, as do those of any other node that fails "
+        "from now on"
+    )
 
     def __init__(
         self, connect: Connect, *, timeout_s: float = TIMEOUT_S, pause_s: float = PAUSE_S
@@ -105,7 +112,7 @@ class PeerLinks:
     def fetch(
         self,
         nodes: Sequence[int],
-        samples: Sequence[int],
+        samples: Sequence[Any],
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> list[bool]:
@@ -127,9 +134,10 @@ class PeerLinks:
                 came[i] = is_there
         return came
 
-    def _ask(self, request: _Request, samples: Sequence[int]) -> bool:
+    def _ask(self, request: _Request, samples: Sequence[Any]) -> bool:
         try:
-            request.link.ask([samples[i] for i in request.places])
+            is_all = len(request.places) == len(samples)
+            request.link.ask(samples if is_all else [samples[i] for i in request.places])
         except OSError as error:
             self._fail(request.node, error, request.link)
             return False
@@ -147,9 +155,12 @@ class PeerLinks:
         left_s = max(deadline_s - time.monotonic(), _SUSPECT_SHARE * self._timeout_s)
         timeout_s = min(left_s, self._patience_s())
         try:
-            found = request.link.take(
-                [rows[i] for i in places], timeout_s, lambda i, crc: is_sound(places[i], crc)
-            )
+            if len(places) == len(rows):
+                found = request.link.take(rows, timeout_s, is_sound)
+            else:
+                found = request.link.take(
+                    [rows[i] for i in places], timeout_s, lambda i, crc: is_sound(places[i], crc)
+                )
         except OSError as error:
             self._fail(request.node, error, request.link)
             return [False] * len(places)
@@ -162,7 +173,7 @@ class PeerLinks:
     def _borrow(self, node: int, deadline_s: float) -> Link | None:
         """A connection to a node; None while requests to the node pause."""
         with self._changed:
-            known = self._nodes.setdefault(node, _Node())
+            known = self._nodes.get(node) or self._nodes.setdefault(node, _Node())
             while not known.free and known.num_links >= _MOST_LINKS and not known.is_down:
                 if not self._changed.wait(deadline_s - time.monotonic()):
                     return None
@@ -221,7 +232,7 @@ class PeerLinks:
             self._num_silent += isinstance(error, TimeoutError)
             if not (self._is_closed or known.is_down):
                 self._num_failures += 1
-                unused = self._put_down(known)
+                unused = self._put_down(known, error)
                 self._say(node, error)
             self._changed.notify_all()
         _close_all(unused)
@@ -231,24 +242,24 @@ class PeerLinks:
         is_early = time.monotonic() < self._made_s + _STARTING_S
         is_minor = self._has_warned or (is_early and isinstance(error, FileNotFoundError))
         (LOG.info if is_minor else LOG.warning)(
-            "node %d does not answer (%s): its samples come from storage until it does, as do "
-            "those of any other node that fails from now on",
-            *(node, error),
+            "%s does not answer (%s): %s", self._name.format(node), error, self._loss
         )
         self._has_warned |= not is_minor
 
-    def _put_down(self, known: _Node) -> list[Link]:
+    def _put_down(self, known: _Node, error: OSError) -> list[Link]:
         """Marks a node as down; returns its unused connections, for the caller to close."""
         known.is_down = True
-        self._pause(known)
+        self._pause(known, error)
         unused, known.free = known.free, []
         known.num_links -= len(unused)
         self._num_free -= len(unused)
         return unused
 
-    def _pause(self, known: _Node) -> None:
-        known.num_pauses = min(_MOST_PAUSES, 2 * known.num_pauses or 1)
-        known.paused_until_s = time.monotonic() + known.num_pauses * self._pause_s
+    def _pause(self, known: _Node, error: OSError) -> None:
+        # A node that is up without its service is found out at once, as soon as that is back.
+        if isinstance(error, TimeoutError):
+            known.num_pauses = min(_MOST_PAUSES, 2 * known.num_pauses or 1)
+        known.paused_until_s = time.monotonic() + max(1, known.num_pauses) * self._pause_s
 
     def _await(self, node: int, known: _Node) -> None:
         """Starts to reconnect to a node, once its pause is over."""
@@ -268,7 +279,7 @@ class PeerLinks:
             known = self._nodes[node]
             known.is_awaited = False
             if link is None:
-                self._pause(known)
+                self._pause(known, reason)
                 self._say(node, reason)
             elif not self._is_closed:
                 known.is_down = False
@@ -276,7 +287,7 @@ class PeerLinks:
                 known.num_links += 1
                 self._num_free += 1
                 self._num_silent = 0
-                LOG.info("node %d answers again", node)
+                LOG.info("%s answers again", self._name.format(node))
                 link = None
         if link is not None:
             link.close()
