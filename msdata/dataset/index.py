@@ -14,6 +14,7 @@ has `dtype_{array}` (string, dtype of its codes) and `step_{array}` (list of flo
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,6 +220,8 @@ class IndexFile:
 
     def __init__(self, folder: Path, manifest: Manifest, *, is_verified: bool = False) -> None:
         self.path = folder / FILE_NAME
+        # The process crashes if two threads read one Parquet file at once.
+        self._lock = threading.Lock()
         try:
             # Before Arrow parses it: 0.03 s per million rows.
             if not is_verified:
@@ -249,7 +252,7 @@ class IndexFile:
 
     def _read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
         num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
-        with reading(self.path, _CURE):
+        with self._lock, reading(self.path, _CURE):
             table = self._file.read_row_groups(list(groups), columns=list(columns))
             table.validate(full=True)
         fixed = [name for name in columns if name in self._fixed]
@@ -296,7 +299,7 @@ class IndexFile:
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads rows [start, stop) of the whole table, from the row groups that hold them."""
-        with reading(self.path, _CURE):
+        with self._lock, reading(self.path, _CURE):
             table = read_rows(self._file, start, stop, columns)
             table.validate(full=True)
         fixed = [name for name in table.column_names if name in self._fixed]
@@ -351,7 +354,7 @@ class IndexFile:
 
     def _read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Reads columns of one row group and checks them."""
-        with reading(self.path, _CURE):
+        with self._lock, reading(self.path, _CURE):
             table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
             # Validates texts too: invalid UTF-8 would fail later, far from here.
             table.validate(full=True)

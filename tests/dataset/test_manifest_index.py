@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fuzzing
@@ -316,3 +317,12 @@ def test_an_index_that_is_a_pipe_is_not_waited_for(out: Path) -> None:
         msdata.open(out)
     report = verify_dataset(out)
     assert "is not a regular file" in report.faults[0].message
+
+
+def test_threads_read_one_index_at_once(tiny_source: Path, packed: Packed) -> None:
+    # Threads of a loader name their corrupt samples so; the process crashed in one try of three.
+    split = msdata.open(packed(tiny_source, *packing.TINY_SHARDS)).split("train")
+    ids = split.table(["sample_id"])["sample_id"].to_pylist()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(split.sample_id, range(len(split)))) == ids
