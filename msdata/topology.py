@@ -181,6 +181,17 @@ def node_name(environ: Mapping[str, str] | None = None) -> str:
     return env.get("SLURMD_NODENAME") or platform.node()
 
 
+def thread_limit() -> int | None:
+    """Threads that OMP_NUM_THREADS allows this rank; None where it says nothing.
+
+    The 1 of torchrun, which it sets however many cores there are, says nothing.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if not said.isdecimal() or (said == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
+        return None
+    return max(1, int(said))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
     """Slurm's description of the job that this process belongs to.

@@ -26,7 +26,7 @@ from torch import Tensor
 from msdata.core.signals import exit_code_of
 from msdata.core.terminal import shown_line
 from msdata.errors import MsdataError, UsageError
-from msdata.topology import Topology, check_agreement, from_env
+from msdata.topology import Topology, check_agreement, from_env, thread_limit
 
 Result = TypeVar("Result")
 # Results of the first rank that the others get, too.
@@ -340,9 +340,8 @@ def set_threads(wanted: int | None, topology: Topology, device: torch.device | N
         device: the network's; beside a GPU torch only copies, and the loader wants the cores.
     """
     share = max(1, len(os.sched_getaffinity(0)) // topology.ranks_per_node)
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdecimal() and (limit != "1" or "TORCHELASTIC_RUN_ID" not in os.environ):
-        share = min(share, max(1, int(limit)))
+    if (limit := thread_limit()) is not None:
+        share = min(share, limit)
     is_on_gpu = device is not None and device.type == "cuda"
     torch.set_num_threads(wanted or (min(share, _GPU_RANK_THREADS) if is_on_gpu else share))
 

@@ -1,4 +1,4 @@
-"""Training on a coded data set: to the bit that of its decoded pixels, also resumed."""
+"""Training on a coded data set: to the bit that of its decoded pixels; resumed, predicted."""
 
 from __future__ import annotations
 
