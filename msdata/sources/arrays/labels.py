@@ -117,7 +117,10 @@ def labeled_table(
     else:
         ids = id_text(chosen, columns[chosen])
         if ids.null_count:
-            raise DataError(f"{path}: {ids.null_count:,} samples have an empty {chosen!r}")
+            raise DataError(
+                f"{path}: {ids.null_count:,} samples have an empty {chosen!r}; name another label "
+                "with --id-column"
+            )
     own = ("sample_id", "path", "row", "split", "reason", "catalog_row")
     labels = {(f"file_{n}" if n in own else n): c for n, c in columns.items() if n != "sample_id"}
     return pa.table(

@@ -220,7 +220,7 @@ def _content_of(
     path: Path, file: Mapping[str, StackArray], options: ArrayOptions, notes: list[str]
 ) -> _Content:
     known = known_layout(file) if not options.arrays else KnownLayout()
-    count = _num_samples(path, file, options)
+    count = _num_samples(path, file, options, notes)
     arrays = dict(options.arrays or known.arrays or _all_arrays(file, count, notes))
     labels = _labels(path, file, options, count)
     surveys, axes, shapes = [], {}, {}
@@ -259,7 +259,9 @@ def _is_arranged(found: StackArray) -> bool:
     return getattr(found, "has_bands_first", False)
 
 
-def _num_samples(path: Path, file: Mapping[str, StackArray], options: ArrayOptions) -> int:
+def _num_samples(
+    path: Path, file: Mapping[str, StackArray], options: ArrayOptions, notes: list[str]
+) -> int:
     """The length that the named arrays, or most of the numbers in the file, have."""
     named = [_checked(path, file, inside, "--arrays") for inside in options.arrays.values()]
     lengths: Counter[int] = Counter()
@@ -268,10 +270,10 @@ def _num_samples(path: Path, file: Mapping[str, StackArray], options: ArrayOptio
             lengths[found.shape[0]] += int(np.prod(found.shape, dtype=np.int64))
     count = lengths.most_common(1)[0][0] if lengths else 0
     if not count:
-        told = ", ".join(f"{name} {tuple(a.shape)}" for name, a in file.items()) or "nothing"
+        told = [*(f"{name} {tuple(a.shape)}" for name, a in file.items()), *notes]
         raise DataError(
-            f"it holds no array of shape (samples, ...), but {told}; name the arrays with "
-            "--arrays NAME=DATASET"
+            f"it holds no array of shape (samples, ...), but {', '.join(told) or 'none'}; "
+            "give the file with the images; a table of labels is for --catalog"
         )
     return count
 
@@ -293,7 +295,10 @@ def _all_arrays(file: Mapping[str, StackArray], count: int, notes: list[str]) ->
         else:
             arrays[identifier(inside)] = inside
     if not arrays:
-        raise DataError("it holds no arrays of numbers but weights and masks; name some: --arrays")
+        told = [f"{name} {np.dtype(a.dtype)}" for name, a in file.items() if len(a.shape) > 1]
+        raise DataError(
+            f"it holds no images of numbers, but {', '.join(told)}; name an array with --arrays"
+        )
     return arrays
 
 
