@@ -197,8 +197,8 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
     if "split" in table.column_names:
         if settings.split_fractions != PackSettings.split_fractions:
             raise UsageError(
-                f"--split: the objects of {settings.source} are split already, by their folders; "
-                "leave it out, or name a --split-column"
+                f"--split: the objects of {settings.source} are split already, by their folders "
+                "or names; leave it out, or name a --split-column"
             )
         return list(map(str, table["split"].to_pylist()))
     edges = np.cumsum(settings.split_fractions)[:-1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -50,6 +51,8 @@ class StackArray(Protocol):
         """One sample, or all with `...`."""
 
 
+# How `datasets` names the files of a split.
+_SPLIT_NAME = re.compile(r"(train|validation|val|test)-[0-9]{5}-of-[0-9]{5}[.]parquet")
 # Opens a file: its arrays by name, and why others are left out.
 OpenStack = Callable[[Path], tuple[Mapping[str, StackArray], list[str]]]
 
@@ -148,7 +151,8 @@ class StackFiles:
             tables.append(labeled_table(self._options, prefix, path, rows, columns))
         assert first is not None
         self.schema = Schema(name="inferred", arrays=first.surveys)
-        return _joined(tables, first.notes)
+        tables, notes = _with_splits(paths, tables)
+        return _joined(tables, (*first.notes, *notes))
 
     def _paths(self) -> list[str]:
         if self._is_one:
@@ -206,6 +210,21 @@ def _stem(path: str) -> str:
 def _told(content: _Content) -> str:
     arrays = [f"{s.name} {s.shape} {s.dtype}" for s in content.surveys]
     return ", ".join([*arrays, *content.labels])
+
+
+def _with_splits(paths: list[str], tables: list[pa.Table]) -> tuple[list[pa.Table], list[str]]:
+    """The tables with the splits that the files' names say, if all do; and a note."""
+    import pyarrow as pa
+
+    found = [_SPLIT_NAME.fullmatch(path.rsplit("/", 1)[-1]) for path in paths]
+    names = ["val" if m and m[1] == "validation" else m and m[1] for m in found]
+    if not all(names) or len(set(names)) == 1:
+        return tables, []
+    tables = [
+        table.append_column("split", pa.repeat(str(name), table.num_rows))
+        for table, name in zip(tables, names, strict=True)
+    ]
+    return tables, ["splits are those of the files' names"]
 
 
 def _joined(tables: list[pa.Table], notes: tuple[str, ...]) -> pa.Table:
