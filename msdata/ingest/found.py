@@ -34,7 +34,7 @@ _PIECE_NBYTES = 8 << 20
 _IDS_AT_ONCE = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundArray:
     """An array of a sample.
 
@@ -54,7 +54,7 @@ class FoundArray:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-@dataclass
+@dataclass(slots=True)
 class FoundSample:
     """A sample while its file is read.
 
