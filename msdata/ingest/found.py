@@ -28,18 +28,13 @@ from msdata.ingest.label_checks import check_id
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# `pack` takes tars, HDF5, NPZ, Zarr and pictures; the writer whatever Python can read.
-CONVERT = (
-    "convert it with 'msdata pack SRC NEW', or write its arrays with msdata.Writer "
-    "(guide: Data of your own)"
-)
 # Enough for the header of any array of numbers.
 _HEADER_NBYTES = 1 << 16
 _PIECE_NBYTES = 8 << 20
 _IDS_AT_ONCE = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundArray:
     """An array of a sample.
 
@@ -59,7 +54,7 @@ class FoundArray:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-@dataclass
+@dataclass(slots=True)
 class FoundSample:
     """A sample while its file is read.
 
@@ -187,13 +182,13 @@ def check_same_arrays(
     if found != wanted:
         raise UsageError(
             f"cannot read {path} in place: sample {sample_id!r} has {_told(found)}, {first_id!r} "
-            f"of {where.name} has {_told(wanted)}; crop them to one shape: {CONVERT}"
+            f"of {where.name} has {_told(wanted)}; crop them to one shape: {convert(path)}"
         )
     # The order of the first sample's arrays is that of the checksum.
     if list(found) != list(wanted):
         raise UsageError(
             f"cannot read {path} in place: the arrays of {sample_id!r} are in another order than "
-            f"those of {first_id!r}; {CONVERT}"
+            f"those of {first_id!r}; {convert(path)}"
         )
 
 
@@ -201,9 +196,18 @@ def _told(arrays: _Arrays) -> str:
     return ", ".join(f"{n} {d} {'x'.join(map(str, s))}" for n, (d, s) in arrays.items())
 
 
-def cannot(path: Path, found: str, cure: str = CONVERT) -> UsageError:
+def convert(path: Path) -> str:
+    """What to do with a file that cannot be read in place."""
+    # `pack` takes tars, HDF5, NPZ, Zarr, Parquet and pictures; the writer what Python can read.
+    return (
+        f"convert it with 'msdata pack {path} NEW', or write its arrays with msdata.Writer (guide: "
+        "Data of your own)"
+    )
+
+
+def cannot(path: Path, found: str) -> UsageError:
     """The error for a file that cannot be read in place."""
-    return UsageError(f"cannot read {path} in place: {found}; {cure}")
+    return UsageError(f"cannot read {path} in place: {found}; {convert(path)}")
 
 
 def npy_array(fd: int, path: Path, offset: int, nbytes: int, name: str) -> FoundArray:

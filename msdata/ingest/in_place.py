@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from msdata.dataset.index import fixed_columns, write_index
 from msdata.dataset.links import write_links
 from msdata.dataset.manifest import INDEXED, Manifest, ShardInfo
 from msdata.errors import DataError, UsageError
-from msdata.ingest.found import CONVERT, FoundFile, check_same_arrays
+from msdata.ingest.found import FoundFile, cannot, check_same_arrays, convert
 from msdata.ingest.found_labels import label_columns
 from msdata.ingest.join import check_absent
 from msdata.ingest.readers import (
@@ -114,11 +114,29 @@ def index_in_place(
             raise
         raise storage_error("read", Path(error.filename), error) from error
     files = [file for file in files if len(file)]
+    if not files:
+        raise UsageError(f"cannot index {root}: none of its files holds a sample; check the path")
+    _check_stack(groups, files[0])
     schema = _schema_of(files)
     _check_ids(files)
     named = None if split_fractions else _folders(root, files)
     splits = named or _drawn(files, fractions, seed)
-    return _write(folder, files, schema, (splits, seed))
+    report = _write(folder, files, schema, (splits, seed))
+    return replace(report, notes=(*report.notes, *_others(root, groups)))
+
+
+def _others(root: Path, groups: Sequence[Sequence[Path]]) -> list[str]:
+    """A note on the files that are not read."""
+    read = {path for group in groups for path in group}
+    others = sorted(p for p in root.rglob("*") if p.is_file() and p not in read)
+    return [f"{len(others):,} files are not indexed, such as {others[0]}"] if others else []
+
+
+def _check_stack(groups: Sequence[Sequence[Path]], first: FoundFile) -> None:
+    """Refuses a `.npy` that holds a stack of images: it would be one sample."""
+    shape = next(iter(first.arrays.values()))[1]
+    if _kind(first.path) == "npy" and len(groups) == 1 and len(shape) > 3:
+        raise cannot(first.path, f"its array {shape} is a stack, but a .npy file is one sample")
 
 
 def _groups(root: Path) -> list[list[Path]]:
@@ -131,13 +149,13 @@ def _groups(root: Path) -> list[list[Path]]:
     if len(found) > _MAX_FILES:
         raise UsageError(
             f"cannot index {root}: it holds {len(found):,} files, more than {_MAX_FILES:,}, and "
-            f"each becomes a shard; {CONVERT}"
+            f"each becomes a shard; {convert(root)}"
         )
     if not found:
-        first = f"; the first file is {paths[0]}" if paths else ""
+        first = f" but {paths[0].name}" if paths else ": it is empty"
         raise UsageError(
-            f"cannot index {root}: it holds no .tar, .h5, .hdf5 or .npy file{first}. For pickled "
-            f"dicts, blocks or FITS run 'msdata pack {root} DATA'; for others, {CONVERT}"
+            f"cannot index {root}: it holds no .tar, .h5, .hdf5 or .npy file{first}; "
+            f"{convert(root)}"
         )
     if len(kinds) > 1:
         raise UsageError(
@@ -157,7 +175,7 @@ def _groups(root: Path) -> list[list[Path]]:
         if len(arrays) > 1:
             raise UsageError(
                 f"cannot read {arrays[0]} in place: {arrays[1].name} is another array of the same "
-                f"sample, and an array lies in the file of its sample; {CONVERT}"
+                f"sample, and an array lies in the file of its sample; {convert(root)}"
             )
     return [[path, *labels[_stem(path)]] for path in found]
 
@@ -180,8 +198,6 @@ def _read(group: Sequence[Path]) -> FoundFile:
 
 def _schema_of(files: Sequence[FoundFile]) -> Schema:
     """The arrays that all samples have."""
-    if not files:
-        raise UsageError(f"cannot index these files: none holds a sample; {CONVERT}")
     first = files[0]
     for file in files:
         known = (first.ids[0].as_py(), first.arrays, first.path)

@@ -205,8 +205,8 @@ def _splits(table: pa.Table, keys: NDArray[np.uint64], settings: PackSettings) -
         option = "--split-by" if settings.split_by != "id" else "--split"
         if option == "--split-by" or settings.split_fractions != PackSettings.split_fractions:
             raise UsageError(
-                f"{option}: the objects of {settings.source} are split already, by their folders; "
-                "leave it out, or name a --split-column"
+                f"{option}: the objects of {settings.source} are split already, by their folders "
+                "or names; leave it out, or name a --split-column"
             )
         return list(map(str, table["split"].to_pylist()))
     if settings.split_by == "sky":

@@ -306,9 +306,12 @@ class PickleTree:
             raise UsageError(f"{self.root} is not a folder; give the folder that holds the objects")
         chunks = list_tree(str(self.root), take_pickle, self._num_listers)
         if not chunks:
+            first = min((entry.name for entry in self.root.iterdir()), default=None)
             raise DataError(
-                f"{self.root} holds no object files ({', '.join('*' + s for s in SUFFIXES)}); "
-                "give the folder that holds the pickled dicts, or a parent of it"
+                f"{self.root} holds no object files ({', '.join('*' + s for s in SUFFIXES)}), and "
+                "no HDF5, NPZ, Zarr, Parquet, tar, PNG or JPEG files; "
+                + ("it is empty" if first is None else f"it holds {first}")
+                + "; give the folder that holds the objects, or a parent of it"
             )
         table = pa.concat_tables(chunks)
         table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])

@@ -240,6 +240,11 @@ def folder_with(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def empty_tar(place: Path) -> Path:
+    tarfile.open(place / "x.tar", "w").close()
+    return place / "x.tar"
+
+
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "JPEG": (tar_with("h.jpg", b"x"), "h.jpg is a compressed image; .*msdata.Writer"),
     "pickle": (tar_with("h.pkl", b"x"), "h.pkl is a pickle; .*msdata.Writer"),
@@ -261,8 +266,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an id twice": (tar_with("g000.image.npy", npy_bytes(image_of(1))), "'g000' twice"),
     "compressed chunks": (hdf5_with(compression="gzip"), "'images' is compressed .gzip.; "),
     "divided samples": (hdf5_with(chunks=(1, 1, 8, 8)), "divide its samples"),
+    "a stack": (
+        lambda p: np.save(p / "x.npy", np.zeros((5, 3, 8, 8))) or p / "x.npy",
+        r"x.npy in place: its array \(5, 3, 8, 8\) is a stack, but a .npy file is one sample",
+    ),
+    "no samples": (empty_tar, "x.tar: none of its files holds a sample"),
+    "another format": (folder_with("a.parquet"), "but a.parquet; convert it with 'msdata pack"),
     "no such folder": (lambda p: p / "nothing", "does not exist"),
-    "pickled dicts": (folder_with("a.pkl"), "run 'msdata pack .*f DATA'"),
+    "pickled dicts": (folder_with("a.pkl"), "with 'msdata pack .*f NEW'"),
     "not HDF5": (lambda p: (p / "x.h5").write_bytes(b"x" * 99) and p / "x.h5", "not an HDF5 file"),
 }
 
@@ -337,6 +348,11 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
         file.create_group("meta")
     assert main(["index", str(tmp_path / "x.tar"), str(tmp_path / "A")]) == 0
     assert ".seg.bin left out of 5 samples" in capsys.readouterr().out
+    (tmp_path / "mixed").mkdir()
+    shutil.copy(tmp_path / "x.tar", tmp_path / "mixed")
+    (tmp_path / "mixed" / "more.npz").touch()
+    assert main(["index", str(tmp_path / "mixed"), str(tmp_path / "M")]) == 0
+    assert re.search(r"1 files are not indexed, such as .*more\.npz", capsys.readouterr().out)
     assert main(["index", str(tmp_path / "x.h5"), str(tmp_path / "B"), "--split", "1,0,0"]) == 0
     text = capsys.readouterr().out
     assert "label 'redshift' of 1 samples is null" in text

@@ -266,7 +266,7 @@ def test_block_files_keep_the_splits_they_have(tmp_path: Path) -> None:
     assert {s: len(data.split(s)) for s in data.splits} == counts
     refused = packing.pack(tmp_path / "blocks", tmp_path / "again", "--split", "1,0,0")
     assert refused.returncode == 2
-    assert "are split already, by their folders; leave it out" in refused.stderr
+    assert "are split already, by their folders or names; leave it out" in refused.stderr
 
 
 def test_rejected_csv_is_sorted_and_complete(flawed_source: Path, packed: Packed) -> None:

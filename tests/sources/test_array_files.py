@@ -18,9 +18,10 @@ import zarr
 from PIL import Image
 
 import msdata
-from msdata.errors import DataError, UsageError
+from msdata.errors import DataError, MsdataError, UsageError
 from msdata.pack.run import pack_folder
 from msdata.sources.arrays.options import ArrayOptions, find_kind
+from msdata.sources.detect import default_arrays, detect_source
 from msdata.verify.repair import repair
 from msdata.verify.verify import verify_dataset
 
@@ -384,6 +385,54 @@ def test_options_that_do_not_fit_are_refused(
     path = write_hdf5(tmp_path)
     process = packing.run(packing.pack_command(path, tmp_path / "out", *options))
     packing.assert_sentence(process, code=2, says=[says])
+
+
+def labels_alone(place: Path) -> Path:
+    with h5py.File(place / "x.h5", "w") as file:
+        file["z"] = REDSHIFT
+    return place / "x.h5"
+
+
+def texts(place: Path) -> Path:
+    with h5py.File(place / "x.h5", "w") as file:
+        file["names"] = np.array([[b"a", b"b"]] * 3)
+    return place / "x.h5"
+
+
+def pickled(place: Path) -> Path:
+    np.savez(place / "x.npz", image=np.array([{}] * 3, object))
+    return place / "x.npz"
+
+
+def nothing(place: Path) -> Path:
+    (place / "readme.txt").touch()
+    return place
+
+
+def no_group(place: Path) -> Path:
+    (place / "x.zarr").mkdir()
+    return place / "x.zarr"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (labels_alone, r"x\.h5: .* but z \(40,\); give the file with the images; .*--catalog"),
+        (
+            texts,
+            r"x\.h5: it holds no images of numbers, but names \|S1; name an array with --arrays",
+        ),
+        (pickled, r"x\.npz: .*image is left out: it holds pickled objects; give the file"),
+        (nothing, r"no object files .*, and no HDF5.*; it holds readme\.txt; give the folder"),
+        (no_group, r"x\.zarr is not a Zarr group: it holds no zarr\.json; give a group"),
+    ],
+)
+def test_sources_without_images_are_refused_with_what_was_found(
+    make: Callable[[Path], Path], says: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(MsdataError, match=says):
+        detect_source(path, None, default_arrays(path)).scan()
 
 
 def test_what_is_for_files_of_arrays_is_refused_for_pickles(

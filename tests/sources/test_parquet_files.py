@@ -317,5 +317,10 @@ def test_a_folder_is_one_source_and_a_table_beside_others_is_none(tmp_path: Path
     assert table.num_rows == 2 * COUNT
     assert np.array_equal(source.read("b.parquet", 3)["image"], CUBES[3])
     assert find_kind(folder) == "parquet"
+    assert "split" not in table.column_names
+    for old, new in (("a", "train-00000-of-00001"), ("b", "validation-00000-of-00001")):
+        (folder / f"{old}.parquet").rename(folder / f"{new}.parquet")
+    splits = source_of(folder).scan().sort_by([("path", "ascending")])["split"].to_pylist()
+    assert splits == ["train"] * COUNT + ["val"] * COUNT
     np.savez(folder / "c.npz", image=CUBES)
     assert find_kind(folder) == "npz"

@@ -61,7 +61,7 @@ def open_hdf5(path: Path) -> tuple[Mapping[str, StackArray], list[str]]:
     except OSError as error:
         if error.errno is not None:
             raise storage_error("read", path, error) from error
-        raise DataError(f"{path} is not HDF5, or is truncated: {error}") from error
+        raise DataError(f"{path} is not HDF5, or is truncated: {error}; copy it again") from error
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is broken: {error}") from error
     return datasets, notes

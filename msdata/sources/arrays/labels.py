@@ -14,6 +14,7 @@ from msdata.sources.arrays.options import ArrayOptions
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_CHOOSE = "choose labels with --labels"
 # Doubles hold every integer up to here.
 _MAX_EXACT = 1 << 53
 
@@ -40,7 +41,9 @@ def label_column(where: str, values: Any) -> pa.Array:
         text = [v.decode() if isinstance(v, bytes) else v for v in found.tolist()]
         return pa.array([v if v is None else v.strip(" \0") for v in text], pa.string())
     except (UnicodeDecodeError, AttributeError, pa.ArrowException) as error:
-        raise DataError(f"{where} holds neither numbers nor UTF-8 text: {error}") from error
+        raise DataError(
+            f"{where} holds neither numbers nor UTF-8 text ({error}); {_CHOOSE}"
+        ) from error
 
 
 def _plain(where: str, values: pa.ChunkedArray) -> pa.Array:
@@ -51,7 +54,7 @@ def _plain(where: str, values: pa.ChunkedArray) -> pa.Array:
 
     column, remark = plain_column(values)
     if column is None or remark:
-        raise DataError(f"{where} holds neither numbers nor UTF-8 text: {values.type}")
+        raise DataError(f"{where} holds neither numbers nor UTF-8 text ({values.type}); {_CHOOSE}")
     if pa.types.is_string(column.type):
         column = pc.utf8_trim(column, characters=" \0")
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -117,7 +120,10 @@ def labeled_table(
     else:
         ids = id_text(chosen, columns[chosen])
         if ids.null_count:
-            raise DataError(f"{path}: {ids.null_count:,} samples have an empty {chosen!r}")
+            raise DataError(
+                f"{path}: {ids.null_count:,} samples have an empty {chosen!r}; name another label "
+                "with --id-column"
+            )
     own = ("sample_id", "path", "row", "split", "reason", "catalog_row")
     labels = {(f"file_{n}" if n in own else n): c for n, c in columns.items() if n != "sample_id"}
     return pa.table(

@@ -58,7 +58,9 @@ def open_npz(path: Path) -> tuple[Mapping[str, StackArray], list[str]]:
     except OSError as error:
         raise storage_error("read", path, error) from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
-        raise DataError(f"{path} is not an NPZ file, or is truncated: {error}") from error
+        raise DataError(
+            f"{path} is not an NPZ file, or is truncated: {error}; copy it again"
+        ) from error
     return arrays, notes
 
 

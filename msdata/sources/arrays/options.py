@@ -183,6 +183,11 @@ def find_kind(root: Path) -> str | None:
         return kind
     if is_zarr(root):
         return "zarr"
+    if root.name.lower().endswith(SUFFIXES["zarr"]):
+        told = "one Zarr array" if (root / ".zarray").is_file() else f"no {_ZARR_MARKS[0]}"
+        raise UsageError(
+            f"{root} is not a Zarr group: it holds {told}; give a group with arrays (samples, ...)"
+        )
     kinds = _kinds_below(root)
     if kinds is None or not kinds:
         return None

@@ -48,9 +48,13 @@ def open_file(path: Path, metadata: Any = None) -> pq.ParquetFile:
     except OSError as error:
         if error.errno is not None:
             raise storage_error("read", path, error) from error
-        raise DataError(f"{path} is not Parquet, or is truncated: {error}") from error
+        raise DataError(
+            f"{path} is not Parquet, or is truncated: {error}; copy it again"
+        ) from error
     except (pa.ArrowException, ValueError) as error:
-        raise DataError(f"{path} is not Parquet, or is truncated: {error}") from error
+        raise DataError(
+            f"{path} is not Parquet, or is truncated: {error}; copy it again"
+        ) from error
 
 
 class ColumnRows:

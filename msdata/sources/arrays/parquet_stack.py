@@ -128,6 +128,9 @@ def open_parquet(
         leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     if not metadata.num_rows:
         raise DataError("it has no rows; leave it out")
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise DataError(f"it has two columns named {twice[0]!r}; rename one")
     columns: dict[str, ParquetArrays | ParquetLabels] = {}
     notes: list[str] = []
     features = _features(schema)

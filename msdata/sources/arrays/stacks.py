@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -50,6 +51,8 @@ class StackArray(Protocol):
         """One sample, or all with `...`."""
 
 
+# How `datasets` names the files of a split.
+_SPLIT_NAME = re.compile(r"(train|validation|val|test)-[0-9]{5}-of-[0-9]{5}[.]parquet")
 # Opens a file: its arrays by name, and why others are left out.
 OpenStack = Callable[[Path], tuple[Mapping[str, StackArray], list[str]]]
 
@@ -148,7 +151,8 @@ class StackFiles:
             tables.append(labeled_table(self._options, prefix, path, rows, columns))
         assert first is not None
         self.schema = Schema(name="inferred", arrays=first.surveys)
-        return _joined(tables, first.notes)
+        tables, notes = _with_splits(paths, tables)
+        return _joined(tables, (*first.notes, *notes))
 
     def _paths(self) -> list[str]:
         if self._is_one:
@@ -208,6 +212,21 @@ def _told(content: _Content) -> str:
     return ", ".join([*arrays, *content.labels])
 
 
+def _with_splits(paths: list[str], tables: list[pa.Table]) -> tuple[list[pa.Table], list[str]]:
+    """The tables with the splits that the files' names say, if all do; and a note."""
+    import pyarrow as pa
+
+    found = [_SPLIT_NAME.fullmatch(path.rsplit("/", 1)[-1]) for path in paths]
+    names = ["val" if m and m[1] == "validation" else m and m[1] for m in found]
+    if not all(names) or len(set(names)) == 1:
+        return tables, []
+    tables = [
+        table.append_column("split", pa.repeat(str(name), table.num_rows))
+        for table, name in zip(tables, names, strict=True)
+    ]
+    return tables, ["splits are those of the files' names"]
+
+
 def _joined(tables: list[pa.Table], notes: tuple[str, ...]) -> pa.Table:
     import pyarrow as pa
 
@@ -220,7 +239,7 @@ def _content_of(
     path: Path, file: Mapping[str, StackArray], options: ArrayOptions, notes: list[str]
 ) -> _Content:
     known = known_layout(file) if not options.arrays else KnownLayout()
-    count = _num_samples(path, file, options)
+    count = _num_samples(path, file, options, notes)
     arrays = dict(options.arrays or known.arrays or _all_arrays(file, count, notes))
     labels = _labels(path, file, options, count)
     surveys, axes, shapes = [], {}, {}
@@ -259,7 +278,9 @@ def _is_arranged(found: StackArray) -> bool:
     return getattr(found, "has_bands_first", False)
 
 
-def _num_samples(path: Path, file: Mapping[str, StackArray], options: ArrayOptions) -> int:
+def _num_samples(
+    path: Path, file: Mapping[str, StackArray], options: ArrayOptions, notes: list[str]
+) -> int:
     """The length that the named arrays, or most of the numbers in the file, have."""
     named = [_checked(path, file, inside, "--arrays") for inside in options.arrays.values()]
     lengths: Counter[int] = Counter()
@@ -268,10 +289,10 @@ def _num_samples(path: Path, file: Mapping[str, StackArray], options: ArrayOptio
             lengths[found.shape[0]] += int(np.prod(found.shape, dtype=np.int64))
     count = lengths.most_common(1)[0][0] if lengths else 0
     if not count:
-        told = ", ".join(f"{name} {tuple(a.shape)}" for name, a in file.items()) or "nothing"
+        told = [*(f"{name} {tuple(a.shape)}" for name, a in file.items()), *notes]
         raise DataError(
-            f"it holds no array of shape (samples, ...), but {told}; name the arrays with "
-            "--arrays NAME=DATASET"
+            f"it holds no array of shape (samples, ...), but {', '.join(told) or 'none'}; "
+            "give the file with the images; a table of labels is for --catalog"
         )
     return count
 
@@ -293,7 +314,10 @@ def _all_arrays(file: Mapping[str, StackArray], count: int, notes: list[str]) ->
         else:
             arrays[identifier(inside)] = inside
     if not arrays:
-        raise DataError("it holds no arrays of numbers but weights and masks; name some: --arrays")
+        told = [f"{name} {np.dtype(a.dtype)}" for name, a in file.items() if len(a.shape) > 1]
+        raise DataError(
+            f"it holds no images of numbers, but {', '.join(told)}; name an array with --arrays"
+        )
     return arrays
 
 
