@@ -110,7 +110,7 @@ def finish_pack(
     num_unusable = write_rejected(state, plan)
     if table is None:
         raise DataError(
-            f"all {num_unusable} objects were rejected; the reasons are in "
+            f"all {num_unusable} objects were rejected: {_kinds(state.out)}; see "
             f"{state.out / REJECTED_NAME}"
         )
     table, notes = _with_numbers(table)
@@ -337,15 +337,27 @@ def most_rejected(out: Path, num_rejected: int, num_samples: int) -> str | None:
     """
     if num_rejected <= num_samples:
         return None
-    # Reasons of one kind differ in their numbers, and in names after a semicolon.
-    kinds = Counter(_NUMBER.sub("N", row.reason.split(";")[0]) for row in _rejected(out))
-    listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(3))
-    more = f" and {len(kinds) - 3} more kinds" if len(kinds) > 3 else ""
     total = num_rejected + num_samples
     return (
-        f"{num_rejected:,} of {total:,} objects were rejected: {listed}{more}; see "
+        f"{num_rejected:,} of {total:,} objects were rejected: {_kinds(out)}; see "
         f"{out / REJECTED_NAME}"
     )
+
+
+def _kinds(out: Path) -> str:
+    """The commonest kinds of reasons; where there is one kind, its first reason in full."""
+    # Reasons of one kind differ in their numbers, in names after a semicolon, and in files' names.
+    kinds: Counter[str] = Counter()
+    first = ""
+    for row in _rejected(out):
+        own_name = rf"(?<!\w){re.escape(row.sample_id)}(?=[._-])"
+        kinds[_NUMBER.sub("N", re.sub(own_name, "{id}", row.reason).split(";")[0])] += 1
+        first = first or row.reason
+    if len(kinds) == 1:
+        alike = f" ({kinds.total():,} alike)" if kinds.total() > 1 else ""
+        return f"{first}{alike}"
+    listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(3))
+    return listed + (f" and {len(kinds) - 3} more kinds" if len(kinds) > 3 else "")
 
 
 def _rejected(out: Path) -> Iterator[Rejected]:

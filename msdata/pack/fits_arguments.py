@@ -57,6 +57,9 @@ def fits_options_of(
     """
     given = [n for n in ("fits", "fits_bands", "fits_size", "calibrate") if getattr(args, n)]
     surveys = tuple(map(read_survey, args.survey or ()))
+    names = [survey.name for survey in surveys]
+    if len(set(names)) != len(names):
+        raise UsageError(f"--survey must name distinct surveys, got {', '.join(names)}")
     if not (args.fits or surveys) and not holds_fits(args.source):
         if given and args.source.is_dir():
             raise UsageError(

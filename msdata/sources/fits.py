@@ -82,10 +82,13 @@ class FitsTree:
                 f"{self.root} is not a folder; give the folder that holds the FITS files"
             )
         found: set[str] = set()
+        others: list[str] = []
 
         def take(folder: str, name: str) -> tuple[str, str] | None:
             match = self._match(folder + name)
             if match is None:
+                if not others and name.removesuffix(".gz").endswith((".fits", ".fit", ".fz")):
+                    others.append(folder + name)
                 return None
             found.add(match[0])
             return match[1:]
@@ -93,11 +96,12 @@ class FitsTree:
         chunks = list_tree(str(self.root), take)
         for name, pattern in self._options.patterns.items():
             if name not in found:
-                others = [n for n in self._options.patterns if n in found]
-                cure = f"take only {', '.join(others)} with --fits, or " if others else ""
+                known = [n for n in self._options.patterns if n in found]
+                cure = f"take only {', '.join(known)} with --fits, or " if known else ""
+                beside = f", but {others[0]}" if others else ""
                 raise DataError(
-                    f"{self.root} holds no file named {pattern} for the array {name}; {cure}name "
-                    f"its files with --fits {name}=PATTERN"
+                    f"{self.root} holds no file named {pattern} for the array {name}{beside}; "
+                    f"{cure}name its files with --fits {name}=PATTERN"
                 )
         table = pa.concat_tables(chunks).group_by(["sample_id", "path"]).aggregate([])
         table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])

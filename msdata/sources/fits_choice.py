@@ -48,7 +48,9 @@ def named_planes(
         if any(plane.is_auxiliary for plane in chosen):
             chosen, fault = [], f"its extension {extension} holds weights, errors or a mask"
     if not chosen:
-        raise SampleError(f"{name}: {fault}: {_extensions(planes)}")
+        cure = "name it in extension of the survey file, or at the end of a --fits pattern: [SCI]"
+        cure = "give files of images" if extension is None else cure
+        raise SampleError(f"{name}: {fault}: {_extensions(planes)}; {cure}")
     try:
         return [_without_bad(plane, planes, rules) for plane in chosen]
     except SampleError as error:
@@ -81,7 +83,10 @@ def _beside(plane: Plane, planes: Sequence[Plane], extension: str, what: str) ->
     """The pixels of a mask or weights that belong to a plane: of the same place in their cube."""
     found = [p for p in planes if _is_in(p, extension)]
     if not found:
-        raise SampleError(f"it has no {what} extension {extension}: {_extensions(planes)}")
+        raise SampleError(
+            f"it has no {what} extension {extension}: {_extensions(planes)}; correct {what} in the "
+            "survey file"
+        )
     own = [p for p in planes if p.number == plane.number]
     place = next(k for k, p in enumerate(own) if p is plane)
     if len(found) not in (1, len(own)):
@@ -105,7 +110,10 @@ def one_of(
     said = [_band_of(survey, plane, rules) for plane in planes]
     meant = [plane for plane, word in zip(planes, said, strict=True) if word in (band, None)]
     if not meant:
-        raise SampleError(f"{name}: its header says that it holds band {said[0]}")
+        cure = (
+            "" if rules is None else "; correct the file's name, or band_words in the survey file"
+        )
+        raise SampleError(f"{name}: its header says that it holds band {said[0]}{cure}")
     if band in said:
         meant = [plane for plane, word in zip(planes, said, strict=True) if word == band]
     return _only(name, band, meant)

@@ -117,7 +117,7 @@ class SkyGrid:
             except Exception as error:  # wcslib's errors have no common class
                 raise SampleError(f"its WCS does not reach the position: {error}") from error
         if not (np.isfinite([x, y]).all() and np.isfinite(sky).all()):
-            raise SampleError("its WCS does not reach the position")
+            raise SampleError("its WCS does not reach the position; check the catalog's ra and dec")
         # Along local axes, so that the poles and right ascension 0 are like any other place.
         directions = _unit_vectors(sky[:, 0], sky[:, 1])
         steps = (directions[[1, 3]] - directions[[0, 2]]).T

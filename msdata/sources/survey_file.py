@@ -211,7 +211,8 @@ class SurveyFile:
             return _JANSKY_ZERO_POINT - 2.5 * math.log10(1e6 * value)
         if not self.zero_points_ab:
             raise SampleError(
-                f"its header has none of {', '.join(self.keys)}, so its zero-point is unknown"
+                f"its header has none of {', '.join(self.keys)}, so its zero-point is unknown; "
+                "give zero_points_ab, or the cards that it has, in a survey file of your own"
             )
         return self.zero_points_ab[place if len(self.zero_points_ab) > 1 else 0]
 
@@ -294,4 +295,4 @@ def read_survey(said: str) -> SurveyFile:
     try:
         return JsonValue(found, path, _CURE).read_as(SurveyFile)
     except DataError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error).replace(" is damaged: ", " cannot be used: ", 1)) from error

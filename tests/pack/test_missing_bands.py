@@ -15,7 +15,7 @@ import msdata
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.cli import main
 from msdata.errors import SampleError, UsageError
-from msdata.pack.finish import notes_on_missing
+from msdata.pack.finish import most_rejected, notes_on_missing
 from msdata.pack.planning import infer_schema, schema_of
 from msdata.pack.prepare import Preparation, prepare
 from msdata.pack.settings import PackSettings
@@ -207,6 +207,17 @@ def test_pickled_objects_lack_arrays_too(tmp_path):
     assert found[1].num_nan[1] == (1024, 1024)
     with pytest.raises(SampleError, match="it has no array 'galex'"):
         prepare(source.read(*places[1]), schema, Preparation())
+
+
+def test_reasons_that_differ_in_names_of_files_alone_are_one_kind(tmp_path):
+    rows = [f"a-{n},a-{n},-1,a-{n}.g.fits: it holds {n}; see there" for n in range(3)]
+    path = tmp_path / "rejected.csv"
+    path.write_text("\n".join(["sample_id,path,row,reason", *rows]) + "\n")
+    told = most_rejected(tmp_path, 3, 1)
+    assert told.startswith("3 of 4 objects were rejected: a-0.g.fits: it holds 0; see there (3 ali")
+    path.write_text(path.read_text() + "x,x,-1,it has no label\n")
+    told = most_rejected(tmp_path, 4, 1)
+    assert "{id}.g.fits: it holds N (3), it has no label (1); see" in told
 
 
 def test_what_cannot_be_filled_is_refused():
