@@ -184,6 +184,11 @@ def make_result() -> dict[str, Any]:
     rho = {**score, "cells": 9}
     names = ("early", "small-early", "small-late")
     measures = ("fisher", "salience", "score")
+    exchange = {
+        "maps": dict.fromkeys(measures, values),
+        "leading_optical": {measure: ["g", "r", None] for measure in measures},
+        "rho": {f"{m}{w}": rho for m in ("salience", "score") for w in ("", " within bins")},
+    }
     return {
         "design": {
             "num_objects": 10,
@@ -194,9 +199,7 @@ def make_result() -> dict[str, Any]:
         },
         "num_test": 9,
         "objects_in_bins": [3, 3, 3],
-        "maps": dict.fromkeys(measures, values),
-        "leading_optical": {measure: ["g", "r", None] for measure in measures},
-        "rho": {f"{m}{w}": rho for m in ("salience", "score") for w in ("", " within bins")},
+        "exchanges": dict.fromkeys(("early", "magnitude"), exchange),
         "networks": {
             name: {"NMAD": 0.02, "CRPS": score, "panstarrs.g": score, "E(B-V)": None}
             for name in names
@@ -243,9 +246,9 @@ def test_cells_that_were_measured_are_not_trained_again(
     monkeypatch.setattr(trainings, "run_mstrain", run_mstrain)
     monkeypatch.setattr(trainings, "make_data", lambda name, *_: tmp_path / f"data-{name}")
     first = trainings.measure_all(design, tmp_path)
-    assert [words[0] for words in ran].count("perceive") == 5
+    assert [words[0] for words in ran].count("perceive") == 6
     assert {"augment.fusion=late", "epochs=1"} <= {w for words in ran for w in words}
-    assert len(trainings.cells_of(replace(design, has_pair=False))) == 3
+    assert len(trainings.cells_of(replace(design, has_pair=False))) == 4
     ran.clear()
     assert trainings.measure_all(design, tmp_path) == first
     assert not ran

@@ -18,6 +18,7 @@ from benchmarks.questions.perceive.findings import (
     MOST_DEAF,
     MOST_OTHER,
     OPTICAL,
+    Objects,
     check_controls,
     is_in_order,
     leading_bands,
@@ -31,6 +32,7 @@ from benchmarks.questions.perceive.picture import draw_headline
 from benchmarks.questions.perceive.trainings import (
     EARLY,
     PAIR,
+    WITHIN,
     Design,
     make_data,
     measure_all,
@@ -49,6 +51,7 @@ _QUICK_EDGES = (0, 0.2, 0.4, 0.8, 1.6)
 _REPLICATES = 500
 # Name of a measure -> what it is called.
 _MEASURES = {"salience": "salience V", "score": "perceptual score P"}
+_EXCHANGED = {EARLY: "drawn from all", WITHIN: "near in r magnitude"}
 # Maps in the order of the table, and how their values are shown.
 _FORMS = {"fisher": ".0%", "score": ".2f", "salience": ".1e"}
 
@@ -108,26 +111,39 @@ def findings_of(
     split = msdata.open(make_data("standard", design, folder)).split("test")
     ids = split.table(["sample_id"]).column(0).to_pylist()
     share_NB = mock_shares(ids, split.numbers("ebv_csfd"), design.num_objects)
-    num_bins = len(design.redshift_edges) - 1
-    objects, _ = read_objects(_table_of(folder, EARLY), design.redshift_edges)
-    place = {name: row for row, name in enumerate(ids)}
-    share_NB = share_NB[[place[name] for name in objects.sample_ids]]
-    maps = maps_of(objects, share_NB, num_bins)
+    edges = design.redshift_edges
+    exchanges = {}
+    for name in (EARLY, WITHIN):
+        objects, _ = read_objects(_table_of(folder, name), edges)
+        exchanges[name] = _exchange_findings(objects, dict(zip(ids, share_NB, strict=True)), edges)
     names = PAIR if design.has_pair else ()
-    pair = {name: read_objects(_table_of(folder, name), design.redshift_edges)[1] for name in names}
+    pair = {name: read_objects(_table_of(folder, name), edges)[1] for name in names}
+    num_bins = len(edges) - 1
     inside = (objects.bins >= 0) & (objects.bins < num_bins)
     return {
         "num_test": len(ids),
         "objects_in_bins": np.bincount(objects.bins[inside], minlength=num_bins).tolist(),
-        "maps": {measure: _plain(found) for measure, found in maps.items()},
-        "leading": {measure: leading_bands(found) for measure, found in maps.items()},
-        "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
-        "rho": rank_correlations(objects, share_NB, num_bins, replicates=_REPLICATES),
+        "exchanges": exchanges,
         "networks": {
             name: _scores_of(scores[name]["perception"]["runs"][0]) for name in (EARLY, *names)
         },
         "late_minus_early": score_differences(pair, replicates=_REPLICATES) if pair else {},
         "controls": check_controls(scores["deaf"], scores["only"]),
+    }
+
+
+def _exchange_findings(
+    objects: Objects, shares: Mapping[str, Any], edges: Sequence[float]
+) -> dict[str, Any]:
+    """Maps of one kind of exchange, the bands that lead in each bin, and rank correlations."""
+    num_bins = len(edges) - 1
+    share_NB = np.stack([shares[name] for name in objects.sample_ids])
+    maps = maps_of(objects, share_NB, num_bins)
+    return {
+        "maps": {measure: _plain(found) for measure, found in maps.items()},
+        "leading": {measure: leading_bands(found) for measure, found in maps.items()},
+        "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
+        "rho": rank_correlations(objects, share_NB, num_bins, replicates=_REPLICATES),
     }
 
 
@@ -187,20 +203,30 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
         f"must be above {LEAST_ONLY:g}; the largest other is {only['largest_other']} with "
         f"{_text(only['other_score'])}, must be below {MOST_OTHER:g}: {_verdict(only['holds'])}.",
     ]
+    for name, exchange in result["exchanges"].items():
+        found += _exchange_sentences(_EXCHANGED[name], exchange)
+    return found
+
+
+def _exchange_sentences(partners: str, exchange: Mapping[str, Any]) -> list[str]:
+    found = []
     for measure, title in _MEASURES.items():
-        rho, within = result["rho"][measure], result["rho"][f"{measure} within bins"]
+        rho, within = exchange["rho"][measure], exchange["rho"][f"{measure} within bins"]
         reached = "is" if (rho["value"] or 0) > GOAL_RHO else "is NOT"
         found.append(
-            f"Spearman's rho of {title} with the shares of information is {_text(rho)} over the "
-            f"{rho['cells']} cells of more than {LEAST_SHARE:.0%}; the goal of {GOAL_RHO} "
-            f"{reached} reached. Over the nine bands, mean over bins: {_text(within)}."
+            f"Partners {partners}: Spearman's rho of {title} with the shares of information is "
+            f"{_text(rho)} over the {rho['cells']} cells of more than {LEAST_SHARE:.0%}; the goal "
+            f"of {GOAL_RHO} {reached} reached. Over the nine bands, mean over bins: "
+            f"{_text(within)}."
         )
-    titles = {"fisher": "the information", **_MEASURES}
-    for measure, title in titles.items():
-        leading = result["leading_optical"][measure]
+    for measure, title in {"fisher": "the information", **_MEASURES}.items():
+        leading = exchange["leading_optical"][measure]
         order = "in" if is_in_order(leading) else "NOT in"
         bands = " ".join(band or "-" for band in leading)
-        found.append(f"Largest of g r i z in {title}, by bin: {bands}; {order} the order g r i z.")
+        found.append(
+            f"Partners {partners}: largest of g r i z in {title}, by bin: {bands}; {order} the "
+            "order g r i z."
+        )
     return found
 
 
@@ -217,22 +243,27 @@ def _text(found: Mapping[str, Any] | None, digits: int = 3) -> str:
 
 def _bins_table(result: Mapping[str, Any]) -> Table:
     edges = result["design"]["redshift_edges"]
-    maps = {name: np.array(found, np.float64) for name, found in result["maps"].items()}
+    shown = [(EARLY, "fisher"), *((name, m) for name in (EARLY, WITHIN) for m in _MEASURES)]
+    maps = [np.array(result["exchanges"][name]["maps"][m], np.float64) for name, m in shown]
     rows = [
         [
             f"{edges[z]:g} to {edges[z + 1]:g}",
             count,
-            *(_strongest(maps[name][:, z], form) for name, form in _FORMS.items()),
+            *(_strongest(f[:, z], _FORMS[m]) for f, (_, m) in zip(maps, shown, strict=True)),
         ]
         for z, count in enumerate(result["objects_in_bins"])
     ]
     return Table(
         title="The bands that matter most, by redshift",
-        columns=("redshift", "test objects", "information lost", "P", "V"),
+        columns=(
+            *("redshift", "test objects", "information lost", "V", "P"),
+            *("V, near in r", "P, near in r"),
+        ),
         rows=rows,
         in_readme=True,
         note=(
-            "The three largest of each. Information: share of the Fisher information on z that is "
+            "The three largest of each, partners drawn from all or near in r magnitude. "
+            "Information: share of the Fisher information on z that is "
             "lost with the band; mock spectra, point sources at the mock's depths, errors of at "
             f"least {FLOOR:.0%}, free amplitude; medians. P: perceptual score by task of the CRPS. "
             "V: median variance of the estimate when the band is another object's, over (1 + z)^2."

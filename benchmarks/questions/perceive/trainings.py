@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks.workloads import run_msdata, run_mstrain
 
 EARLY = "early"
+# Scores of the same network when partners are neighbors in this quantity.
+WITHIN = "magnitude"
 # Fusions that are compared, both on few objects.
 PAIR = ("small-early", "small-late")
 DEAF_BAND, ONLY_BAND = "unwise.W2", "unwise.W1"
@@ -48,15 +50,17 @@ class Cell:
     """A network on a data set, and what it perceives.
 
     Attributes:
-        name: of the training and its scores.
+        name: of the scores.
         data: name of the data set.
         settings: of the training.
+        run: name of the training; empty for that of the scores.
         options: more of `mstrain perceive`.
     """
 
     name: str
     data: str
     settings: tuple[str, ...]
+    run: str = ""
     options: tuple[str, ...] = ()
 
 
@@ -72,6 +76,13 @@ def cells_of(design: Design) -> tuple[Cell, ...]:
         Cell(name=EARLY, data="standard", settings=(epochs,), options=edges),
         Cell(name="deaf", data="deaf", settings=(fewer,)),
         Cell(name="only", data="only", settings=(fewer,)),
+        Cell(
+            name=WITHIN,
+            data="standard",
+            settings=(epochs,),
+            run=EARLY,
+            options=("--within", WITHIN, *edges),
+        ),
         *(pair if design.has_pair else ()),
     )
 
@@ -100,7 +111,7 @@ def _measure(cell: Cell, design: Design, folder: Path) -> dict[str, Any]:
     path = out / "perceive-test.json"
     if not path.is_file():
         data = make_data(cell.data, design, folder)
-        run = folder / f"run-{cell.name}"
+        run = folder / f"run-{cell.run or cell.name}"
         run_mstrain("train", "demo", data, "--out", run, *cell.settings)
         words = ["--permutations", str(design.permutations), *cell.options]
         run_mstrain("perceive", run, data, *words, "--out", out, "--no-report")
