@@ -310,6 +310,7 @@ class PredictionConfig:
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
         has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples per rank at a time.
+        data_name: what the table's metadata call the data; None means the data set's folder.
         is_quiet: show no progress.
     """
 
@@ -319,6 +320,7 @@ class PredictionConfig:
     prior: str = NATURAL
     has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
+    data_name: str | None = None
     is_quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -356,6 +358,7 @@ def predict_on_ranks(
         priors=[find_prior(trained, config.prior)],
         columns=config.columns,
         pixel_differences=differences or (),
+        data_name=config.data_name,
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
     )

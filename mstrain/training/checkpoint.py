@@ -33,6 +33,7 @@ from msdata.core.files import (
     write_whole,
 )
 from msdata.core.output_file import check_output
+from msdata.dataset.index import file_sha256
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.config import TrainConfig
@@ -298,6 +299,23 @@ def read_trained(
             "leave the option out, or give the run's folder"
         )
     return run, {**fields, "model": found.weights, "average": None, "prior": found.prior}
+
+
+def checkpoint_sha256(run: Path, which: str) -> str:
+    """SHA-256 of a checkpoint's file: what a calibration of its densities was fitted on.
+
+    Args:
+        run: the run's folder, or a model file, which keeps the digest of its checkpoint.
+        which: see `checkpoint_path`.
+
+    Raises:
+        UsageError: the run has no such checkpoint.
+        DataError: the model file is damaged.
+        StorageError: the file system refused.
+    """
+    if is_model_file(run):
+        return read_model_file(run).fields["checkpoint_sha256"].read_as(str)
+    return file_sha256(checkpoint_path(run, which))
 
 
 def checkpoint_path(run: Path, which: str) -> Path:
