@@ -39,6 +39,7 @@ class PredictionConfig:
         calibration: "none", "global" or "local", see `mstrain calibrate`.
         has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples per rank at a time.
+        data_name: what the table's metadata call the data; None means the data set's folder.
         is_quiet: show no progress.
     """
 
@@ -49,6 +50,7 @@ class PredictionConfig:
     calibration: str = NONE
     has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
+    data_name: str | None = None
     is_quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ def predict_on_ranks(
         variants=_variants(trained, opened, config),
         columns=config.columns,
         pixel_differences=differences or (),
+        data_name=config.data_name,
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
     )

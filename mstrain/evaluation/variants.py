@@ -29,7 +29,7 @@ from mstrain.evaluation.metrics.densities import Densities, Floats
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS, point_estimates
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.models.prior import TargetPrior
-from mstrain.training.checkpoint import checkpoint_digest
+from mstrain.training.checkpoint import checkpoint_sha256
 
 CUTOUT = "cutout."
 # Radius of the disc whose mean stands for an object's brightness, in sides of the image.
@@ -136,7 +136,7 @@ def fitted_on(
     """What densities are of: a checkpoint under a prior, and the split they were made for."""
     factor = np.zeros(0) if prior.log_factor is None else prior.log_factor.cpu().numpy()
     return FittedOn(
-        checkpoint_sha256=checkpoint_digest(run.path, run.which),
+        checkpoint_sha256=checkpoint_sha256(run.path, run.which),
         checkpoint=run.which,
         step=run.step,
         prior=prior.name,

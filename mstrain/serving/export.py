@@ -28,7 +28,7 @@ from mstrain.models.model_file import (
     is_model_file,
     write_model_file,
 )
-from mstrain.training.checkpoint import checkpoint_digest, read_trained, versions
+from mstrain.training.checkpoint import checkpoint_sha256, read_trained, versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def _fields(trained: TrainedRun, content: Mapping[str, Any]) -> dict[str, Any]:
         "schema": trained.schema.to_json(),
         "bin_edges": bin_edges(trained.config.model).tolist(),
         "which": trained.which,
-        "checkpoint_sha256": checkpoint_digest(trained.path, trained.which),
+        "checkpoint_sha256": checkpoint_sha256(trained.path, trained.which),
         "progress": {"step": trained.step, "trained": trained.epochs},
         "data": trained.data,
         "fingerprint": trained.fingerprint,

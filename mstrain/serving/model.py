@@ -21,6 +21,7 @@ from msdata.errors import UsageError
 from msdata.fetch.service import SERVICES, Service
 from mstrain.config import TrainConfig
 from mstrain.distributed import one_rank
+from mstrain.evaluation.prediction import PredictionConfig
 from mstrain.evaluation.run_info import open_run
 from mstrain.models.model_file import is_model_file, read_model_file
 from mstrain.models.prior import NATURAL
@@ -87,13 +88,17 @@ class Model:
             DataError: no position could be predicted: outside of the survey, or a dead service.
             StorageError: the file system refused.
         """
-        config = PositionConfig(
-            services=SERVICES if services is None else services,
-            contact=contact,
+        prediction = PredictionConfig(
             checkpoint=self.checkpoint,
             prior=prior,
             has_any_pixels=has_any_pixels,
+            data_name="positions",
             is_quiet=is_quiet,
+        )
+        config = PositionConfig(
+            prediction=prediction,
+            services=SERVICES if services is None else services,
+            contact=contact,
         )
         column = self.config.model.ebv_column
         asked = _with_ebv(make_positions(positions), column, ebv)

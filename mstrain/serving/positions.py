@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,17 @@ from numpy.typing import NDArray
 
 import msdata
 from msdata.catalog.positions import Positions
-from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.fetch.journal import Entry
 from msdata.fetch.service import SERVICES, Service
 from msdata.schema import Schema
-from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
-from mstrain.evaluation.calibration import NONE
-from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
+from mstrain.evaluation.inference import check_columns
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS
+from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import read_predictions
-from mstrain.evaluation.run_info import (
-    TrainedRun,
-    check_data,
-    find_prior,
-    open_run,
-)
-from mstrain.evaluation.variants import find_calibrations
-from mstrain.models.prior import NATURAL
+from mstrain.evaluation.run_info import TrainedRun, find_prior, open_run
 from mstrain.serving.cutouts import fetch_cutouts, without_scratch
 
 # Of the index: what the cutouts lack, and where they are.
@@ -49,28 +40,14 @@ class PositionConfig:
     """How cutouts of positions are fetched, and what is predicted of them.
 
     Attributes:
+        prediction: what is predicted, and how; `columns` are those of the positions.
         services: where to ask and how often, by name.
         contact: address for the operators of the services.
-        checkpoint: "best" or "last".
-        prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
-        calibration: "none", "global" or "local", see `mstrain.calibrate`.
-        has_any_pixels: take pixels of another kind than the training's.
-        batch_size: samples at a time.
-        is_quiet: show no progress.
     """
 
+    prediction: PredictionConfig
     services: Mapping[str, Service] = field(default_factory=lambda: dict(SERVICES))
     contact: str | None = None
-    checkpoint: str = "best"
-    prior: str = NATURAL
-    calibration: str = NONE
-    has_any_pixels: bool = False
-    batch_size: int = DEFAULT_BATCH
-    is_quiet: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,9 +111,6 @@ def predict_positions(
     out: Path,
     config: PositionConfig,
     ranks: Ranks,
-    *,
-    data_name: str,
-    columns: Sequence[str] = (),
 ) -> tuple[int, tuple[Entry, ...]]:
     """Writes the table of predictions of positions.
 
@@ -146,8 +120,6 @@ def predict_positions(
         out: the table's file.
         config: how to fetch, what to predict.
         ranks: this process alone.
-        data_name: what the table's metadata call the positions.
-        columns: of the positions, to copy into the table.
 
     Returns:
         How many were predicted, and the others with their reasons.
@@ -157,9 +129,7 @@ def predict_positions(
         DataError: no position could be predicted.
         StorageError: the file system refused.
     """
-    with _predicted(
-        run, positions, config, ranks, out=out, data_name=data_name, columns=columns
-    ) as (data, _, failures):
+    with _predicted(run, positions, config, ranks, out) as (data, _, failures):
         return len(data), failures
 
 
@@ -182,7 +152,7 @@ def at_positions(
     with _predicted(run, positions, config, ranks) as (data, table, failures):
         found = read_predictions(table)
         densities = np.concatenate(list(found.density_parts()))
-        column = open_run(run, config.checkpoint).config.model.ebv_column
+        column = open_run(run, config.prediction.checkpoint).config.model.ebv_column
         samples = [data[number] for number in range(len(data))]
         objects = {}
         for row, sample in enumerate(samples):
@@ -215,30 +185,25 @@ def _predicted(
     positions: Positions,
     config: PositionConfig,
     ranks: Ranks,
-    *,
     out: Path | None = None,
-    data_name: str = "positions",
-    columns: Sequence[str] = (),
 ) -> Iterator[tuple[msdata.Dataset, Path, tuple[Entry, ...]]]:
     """The data set of positions, the table of its predictions, and the positions that failed."""
-    if ranks.count > 1:
-        raise UsageError(
-            f"positions are predicted by one process, as the services' rates ask for; got "
-            f"{ranks.count} ranks: start without torchrun, or fetch and pack first"
-        )
-    unknown = [name for name in columns if name not in positions.table.column_names]
+    ranks.on_first(lambda: _check_alone(ranks))
+    asked = config.prediction
+    unknown = [name for name in asked.columns if name not in positions.table.column_names]
     if unknown:
         raise UsageError(
             f"the positions have no column {', '.join(unknown)}; they have "
             f"{', '.join(positions.table.column_names)}"
         )
-    trained = open_run(run, config.checkpoint)
-    prior = find_prior(trained, config.prior)
+    check_columns(asked.columns)
+    trained = open_run(run, asked.checkpoint)
+    find_prior(trained, asked.prior)
     _check_reddening(trained, positions)
-    check_columns(columns)
     # A thread of the fetch may still be writing when an error ends it.
     with tempfile.TemporaryDirectory(prefix="mstrain-", ignore_cleanup_errors=True) as name:
         scratch = Path(name)
+        table = out or scratch / "predictions.parquet"
         with without_scratch(scratch):
             data, failures = fetch_cutouts(
                 trained,
@@ -246,29 +211,19 @@ def _predicted(
                 scratch,
                 config.services,
                 contact=config.contact,
-                is_quiet=config.is_quiet,
+                is_quiet=asked.is_quiet,
             )
-            splits = [data.split(name) for name in data.splits if len(data.split(name))]
-            names = [split.name for split in splits]
-            check_data(trained, data, names)
-            differences = check_pixels(trained, data, names, is_told=config.has_any_pixels)
-            variants, _ = find_calibrations(
-                trained, data, prior, config.calibration, has_others=False
-            )
-            table = out or scratch / "predictions.parquet"
-            predict_to(
-                table,
-                trained,
-                splits,
-                ranks,
-                variants=variants,
-                columns=_columns_of(splits[0], columns),
-                pixel_differences=differences,
-                data_name=data_name,
-                batch_size=config.batch_size,
-                is_quiet=config.is_quiet,
-            )
+            columns = _columns_of(data, asked.columns)
+            predict_on_ranks(run, data.path, table, replace(asked, columns=columns), ranks)
         yield data, table, failures
+
+
+def _check_alone(ranks: Ranks) -> None:
+    if ranks.count > 1:
+        raise UsageError(
+            "positions are predicted by one process, as the services' rates ask for, got "
+            f"{ranks.count} ranks; start without torchrun, or fetch and pack first"
+        )
 
 
 def _check_reddening(trained: TrainedRun, positions: Positions) -> None:
@@ -290,7 +245,7 @@ def _check_reddening(trained: TrainedRun, positions: Positions) -> None:
         )
 
 
-def _columns_of(split: Split, asked: Sequence[str]) -> list[str]:
+def _columns_of(data: msdata.Dataset, asked: Sequence[str]) -> tuple[str, ...]:
     """Columns of the index that the table of predictions takes over."""
-    pixels = [f"{kind}_{name}" for kind in ("filled", "nan") for name in split.schema.names]
-    return list(dict.fromkeys([*_CARRIED, *pixels, *asked]))
+    pixels = [f"{kind}_{name}" for kind in ("filled", "nan") for name in data.schema.names]
+    return tuple(dict.fromkeys([*_CARRIED, *pixels, *asked]))

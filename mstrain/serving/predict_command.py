@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     if args.data.is_file():
         return _run_table(args)
     given = [n for n in ("ebv_map", "id_column", "services", "contact") if getattr(args, n)]
+    if given and not args.data.exists():
+        raise UsageError(f"{args.data} does not exist; check the path")
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise UsageError(f"{option} is for positions, got the data set {args.data}; leave it out")
@@ -106,16 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_data(args: argparse.Namespace) -> int:
-    request = PredictionConfig(
-        split=args.split,
-        columns=_columns(args),
-        checkpoint=args.checkpoint,
-        prior=args.prior,
-        calibration=args.calibration,
-        has_any_pixels=args.any_pixels,
-        batch_size=args.batch_size,
-        is_quiet=args.quiet,
-    )
+    request = _request(args)
 
     def predict(ranks: Ranks) -> int | None:
         num_samples = predict_on_ranks(args.run, args.data, args.out, request, ranks)
@@ -130,8 +123,18 @@ def _run_data(args: argparse.Namespace) -> int:
     return run_joined(args.device, predict, show)
 
 
-def _columns(args: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(name for name in args.columns.split(",") if name)
+def _request(args: argparse.Namespace, data_name: str | None = None) -> PredictionConfig:
+    return PredictionConfig(
+        split=args.split,
+        columns=tuple(name for name in args.columns.split(",") if name),
+        checkpoint=args.checkpoint,
+        prior=args.prior,
+        calibration=args.calibration,
+        has_any_pixels=args.any_pixels,
+        batch_size=args.batch_size,
+        data_name=data_name,
+        is_quiet=args.quiet,
+    )
 
 
 def _run_table(args: argparse.Namespace) -> int:
@@ -142,20 +145,12 @@ def _run_table(args: argparse.Namespace) -> int:
     failed = args.out.with_name(f"{args.out.stem}-failed.csv")
     check_output(args.out, PREDICTIONS_MARK)
     check_output(failed, _FAILED_MARK)
-    config = _config(args)
+    config = _config(args, str(args.data.absolute()))
     positions = _with_map(read_positions(args.data, id_column=args.id_column), args)
     make_folder(args.out.absolute().parent)
 
     def predict(ranks: Ranks) -> tuple[int, tuple[Entry, ...]] | None:
-        return predict_positions(
-            args.run,
-            positions,
-            args.out,
-            config,
-            ranks,
-            data_name=str(args.data.absolute()),
-            columns=_columns(args),
-        )
+        return predict_positions(args.run, positions, args.out, config, ranks)
 
     failures: list[Entry] = []
 
@@ -200,7 +195,7 @@ def _run_at(args: argparse.Namespace) -> int:
         check_installed()
         check_output(args.figure, PNG_MARK)
     positions = _with_map(make_positions([parse_position(args.at)]), args)
-    config = _config(args)
+    config = _config(args, "positions")
 
     def show(found: PredictedPositions) -> None:
         if args.figure is not None:
@@ -234,16 +229,11 @@ def _show_at(found: PredictedPositions, args: argparse.Namespace) -> None:
         print(f"figure: {figure}")
 
 
-def _config(args: argparse.Namespace) -> PositionConfig:
+def _config(args: argparse.Namespace, data_name: str) -> PositionConfig:
     return PositionConfig(
+        prediction=_request(args, data_name),
         services=read_services(args.services),
         contact=args.contact,
-        checkpoint=args.checkpoint,
-        prior=args.prior,
-        calibration=args.calibration,
-        has_any_pixels=args.any_pixels,
-        batch_size=args.batch_size,
-        is_quiet=args.quiet,
     )
 
 

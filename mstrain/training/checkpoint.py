@@ -301,11 +301,15 @@ def read_trained(
     return run, {**fields, "model": found.weights, "average": None, "prior": found.prior}
 
 
-def checkpoint_digest(run: Path, which: str) -> str:
-    """SHA-256 of a checkpoint's file, which a model file keeps of the one that it was made from.
+def checkpoint_sha256(run: Path, which: str) -> str:
+    """SHA-256 of a checkpoint's file: what a calibration of its densities was fitted on.
+
+    Args:
+        run: the run's folder, or a model file, which keeps the digest of its checkpoint.
+        which: see `checkpoint_path`.
 
     Raises:
-        UsageError: there is no such checkpoint.
+        UsageError: the run has no such checkpoint.
         DataError: the model file is damaged.
         StorageError: the file system refused.
     """

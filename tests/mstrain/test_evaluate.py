@@ -381,7 +381,7 @@ def test_data_of_another_schema_are_refused(
     assert "pixel_scale_arcsec of 'unwise' was 2.75 in training, in the data it is 1.5" in said
     table = tmp_path / "p.csv"
     assert mstrain.cli.main(["predict", str(trained), str(other), str(table)]) == 2
-    assert "the table's name must end in .parquet, got " in capsys.readouterr().err
+    assert "the table's name must end in .parquet or .hdf5, got " in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_leaves_what_was_there(

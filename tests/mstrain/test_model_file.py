@@ -20,6 +20,7 @@ from msdata.errors import DataError, MsdataError
 from mstrain.cli import main
 from mstrain.evaluation.predictions import read_predictions
 from mstrain.models.model_file import MARK, companion, read_model_file
+from mstrain.training.checkpoint import checkpoint_sha256
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,8 @@ def test_the_loaded_network_is_the_run_s_and_the_file_says_what_it_is(
     assert found.fields["license"].value == "CC0"
     assert found.fields["citation"].value == "Doe 2026"
     assert len(found.fields["bin_edges"].value) == config.model.num_bins + 1
+    digest = hashlib.sha256((weighted_run / "checkpoints" / "best.pt").read_bytes()).hexdigest()
+    assert checkpoint_sha256(model, "best") == checkpoint_sha256(weighted_run, "best") == digest
     calibration = companion(model, "calibration-global.json")
     assert calibration is not None
     assert calibration.value == {"levels": [0, 1]}

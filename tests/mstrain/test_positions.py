@@ -213,6 +213,7 @@ BAD = {
     "map of data": (["{data}", "{out}/p.parquet", "--ebv-map", "a.fits"], "is for positions"),
     "suffix": (["{list}", "{out}/p.csv"], "must end in .parquet"),
     "column": (["{list}", "{out}/p.parquet", "--columns", "x"], "the positions have no column x"),
+    "typo": (["{out}/typo.csv", "{out}/p.parquet", "--contact", "me"], "typo.csv does not exist"),
     "split": (["{list}", "{out}/p.parquet", "--split", "test"], "--split is for data sets"),
 }
 
