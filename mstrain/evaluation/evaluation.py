@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import msdata
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output, make_folder
 from msdata.dataset.dataset import Split
-from msdata.errors import DataError, UsageError
+from msdata.errors import UsageError
 from mstrain.data.magnitudes import find_magnitude, sane_magnitudes
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
@@ -22,18 +22,28 @@ from mstrain.evaluation.bin_by import computed_columns, find_columns, make_group
 from mstrain.evaluation.inference import DEFAULT_BATCH, check_columns, predict_to
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.evaluation.metrics.classes import ClassSummary, summarize_classes
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
+from mstrain.evaluation.metrics.scores import as_of_redshift
 from mstrain.evaluation.metrics.summary import Summary, check_scipy, summarize
 from mstrain.evaluation.metrics.uncertainty import Uncertainty, assess
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.predictions import Predictions, read_predictions
-from mstrain.evaluation.report.assemble import assemble
+from mstrain.evaluation.report.assemble import assemble, assemble_classes, class_columns
 from mstrain.evaluation.report.canvas import check_installed
+from mstrain.evaluation.report.classes import render_class_page
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
 from mstrain.evaluation.report.page import render_page
-from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
+from mstrain.evaluation.run_info import (
+    TrainedRun,
+    check_data,
+    check_labels,
+    find_prior,
+    open_run,
+)
 from mstrain.models.prior import AS_TRAINED, NATURAL, TargetPrior
+from mstrain.models.target import REDSHIFT_TARGET, Target
 from mstrain.overrides import settings_of
 from mstrain.training.metrics_log import read_journal
 
@@ -91,25 +101,22 @@ class Evaluation:
     Attributes:
         summary: the metrics.
         other_priors: metrics without bins under other priors, by their names.
-        uncertainty: widths against errors, and the kinds of outlier.
+        uncertainty: widths against errors, and the kinds of outlier; None of classes.
         origin: what was evaluated on what.
         predictions: the table's file.
         metrics: the JSON file.
         report: the HTML file; None where none was asked for.
+        target: what the network tells.
     """
 
-    summary: Summary
-    other_priors: Mapping[str, Summary]
-    uncertainty: Uncertainty
+    summary: Summary | ClassSummary
+    other_priors: Mapping[str, Summary] | Mapping[str, ClassSummary]
+    uncertainty: Uncertainty | None
     origin: dict[str, Any]
     predictions: Path
     metrics: Path
     report: Path | None
-
-    @property
-    def all_priors(self) -> tuple[str, Summary, Mapping[str, Summary]]:
-        """Name and metrics of the prior that was asked for, and the others."""
-        return self.origin["prior"], self.summary, self.other_priors
+    target: Target = REDSHIFT_TARGET
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dict, the content of the JSON file."""
@@ -119,7 +126,7 @@ class Evaluation:
             "origin": self.origin,
             "metrics": self.summary.as_dict(),
             "other_priors": {name: s.as_dict() for name, s in self.other_priors.items()},
-            "uncertainty": self.uncertainty.as_dict(),
+            **({} if self.uncertainty is None else {"uncertainty": self.uncertainty.as_dict()}),
             "files": {name: str(path) for name, path in files.items() if path is not None},
         }
 
@@ -146,7 +153,7 @@ def evaluate_on_ranks(
     """
     differences = ranks.on_first(lambda: _check(run, data, out, config))
     trained, split = open_run(run, config.checkpoint), msdata.open(data).split(config.split)
-    magnitude, why_not = find_magnitude(split, config.magnitude_column)
+    target = trained.target
     table = out / f"predictions-{split.name}.parquet"
     others = predict_to(
         table,
@@ -154,7 +161,7 @@ def evaluate_on_ranks(
         [split],
         ranks,
         priors=_priors(trained, config.prior),
-        columns=_index_columns(split, config),
+        columns=_index_columns(split, config, target),
         pixel_differences=differences or (),
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
@@ -163,10 +170,9 @@ def evaluate_on_ranks(
         ranks.on_first(lambda: None)
         return None
     made: list[Evaluation] = []
+    conclude = _conclude_classes if target.classes else _conclude
     ranks.on_first(
-        lambda: made.append(
-            _conclude(read_predictions(table), others, trained, split, config, magnitude or why_not)
-        )
+        lambda: made.append(conclude(read_predictions(table), others, trained, split, config))
     )
     return made[0]
 
@@ -192,31 +198,49 @@ def _check(run: Path, data: Path, out: Path, config: EvaluationConfig) -> list[s
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
     check_data(trained, opened, [config.split])
+    _check_options(trained, config)
     _priors(trained, config.prior)
     for name, mark in result_marks(config).items():
         check_output(out / name, mark)
     split = opened.split(config.split)
-    check_columns(_index_columns(split, config))
-    if split.redshift is None or not np.isfinite(split.redshift).any():
-        raise DataError(
-            f"no sample of split {split.name!r} of {data} has a redshift, so there is nothing to "
-            "compare with; 'mstrain predict' needs none"
-        )
+    check_columns(_index_columns(split, config, trained.target), trained.target)
+    check_labels(trained, split)
     differences = check_pixels(trained, opened, [config.split], is_told=config.has_any_pixels)
     make_folder(out)
     return differences
 
 
-def _index_columns(split: Split, config: EvaluationConfig) -> list[str]:
+def _check_options(trained: TrainedRun, config: EvaluationConfig) -> None:
+    """Refuses options that say nothing of what the network tells."""
+    target = trained.target
+    given: dict[str, object] = {}
+    if not target.is_redshift:
+        given["--redshift-edges"] = config.redshift_edges
+    if target.classes:
+        given["--bin-by"] = config.bin_by
+        given["--magnitude-edges"] = config.magnitude_edges
+        given["--magnitude-column"] = config.magnitude_column
+    for option, value in given.items():
+        if value:
+            kind = "classes of " if target.classes else ""
+            raise UsageError(
+                f"{option} must be left out: the network of {trained.path} tells {kind}"
+                f"{target.column}, {'no density' if target.classes else 'no redshift'}"
+            )
+
+
+def _index_columns(split: Split, config: EvaluationConfig, target: Target) -> list[str]:
     """Columns of the index that the table takes over.
 
     Raises:
         UsageError: the magnitude, or a column to bin by, is not there.
     """
+    if target.classes:
+        return []
     magnitude, why_not = find_magnitude(split, config.magnitude_column)
-    found = find_columns(split, config.bin_by, magnitude, why_not).values()
+    found = find_columns(split, config.bin_by, magnitude, why_not, target).values()
     names = [] if magnitude is None else [magnitude]
-    return list(dict.fromkeys([*names, *(n for n in found if n not in computed_columns())]))
+    return list(dict.fromkeys([*names, *(n for n in found if n not in computed_columns(target))]))
 
 
 def result_marks(config: EvaluationConfig) -> dict[str, bytes]:
@@ -232,64 +256,119 @@ def _conclude(
     trained: TrainedRun,
     split: Split,
     config: EvaluationConfig,
-    magnitude: str,
 ) -> Evaluation:
-    """Metrics and report of a finished table; `magnitude` is its column, or why there is none."""
+    """Metrics and report of a finished table of densities."""
+    target = trained.target
+    column, why_not = find_magnitude(split, config.magnitude_column)
+    magnitude = column or why_not
     if magnitude in predictions.columns:
         # Numbers, whatever type the index has them in; the table has the rows of the split.
         columns = {**predictions.columns, magnitude: split.numbers(magnitude)}
         predictions = replace(predictions, columns=columns)
-    edges = _edges(predictions.columns, config, magnitude)
+    known = as_of_redshift(predictions.columns, target)
+    edges = _edges(known, config, magnitude, target)
     summary = summarize(
-        predictions.columns,
+        known,
         config.bootstrap,
         binned_by=edges,
         skipped={} if "magnitude" in edges else {"magnitude": magnitude},
+        target=target,
     )
-    names = find_columns(split, config.bin_by, edges.get("magnitude", (None,))[0], magnitude)
-    groupings = make_groupings(split, predictions.columns, names, dict(edges.values()))
-    uncertainty = assess(predictions.columns, groupings, config.bootstrap)
+    column = edges.get("magnitude", (None,))[0]
+    names = find_columns(split, config.bin_by, column, magnitude, target)
+    groupings = make_groupings(split, known, names, dict(edges.values()), target)
+    uncertainty = assess(known, groupings, config.bootstrap, target)
     folder = predictions.path.parent
+    others_told = {
+        name: summarize(scored, config.bootstrap, binned_by={}, target=target)
+        for name, scored in others.items()
+    }
     result = Evaluation(
         summary=summary,
-        other_priors={
-            name: summarize(scored, config.bootstrap, binned_by={})
-            for name, scored in others.items()
-        },
+        other_priors=others_told,
         uncertainty=uncertainty,
         origin=dict(predictions.origin),
         predictions=predictions.path,
         metrics=folder / f"evaluation-{split.name}.json",
         report=folder / "report.html" if config.has_report else None,
+        target=trained.target,
     )
+
+    def draw() -> str:
+        content = assemble(
+            predictions,
+            summary,
+            split,
+            other_priors=others_told,
+            uncertainty=uncertainty,
+            journal=read_journal(trained.path),
+            settings=dict(settings_of(trained.config)),
+            trained_on=trained.fingerprint,
+            target=target,
+        )
+        return render_page(content)
+
+    _write(result, draw)
+    return result
+
+
+def _write(result: Evaluation, draw: Callable[[], str]) -> None:
+    """Writes the metrics, then the page that `draw` makes."""
     content = json.dumps(result.as_dict(), indent=1, allow_nan=False)
     write_whole(result.metrics, content.encode() + b"\n")
     if result.report is not None:
-        page = render_page(
-            assemble(
-                predictions,
-                summary,
-                split,
-                other_priors=result.other_priors,
-                uncertainty=uncertainty,
-                journal=read_journal(trained.path),
-                settings=dict(settings_of(trained.config)),
-                trained_on=trained.fingerprint,
-            )
+        write_whole(result.report, draw().encode())
+
+
+def _conclude_classes(
+    predictions: Predictions,
+    others: Mapping[str, Columns],
+    trained: TrainedRun,
+    split: Split,
+    config: EvaluationConfig,
+) -> Evaluation:
+    """Metrics and report of a finished table of classes."""
+    names, told = trained.target.classes, config.bootstrap
+    summary = summarize_classes(class_columns(predictions, split, trained.target), names, told)
+    folder = predictions.path.parent
+    other_summaries = {n: summarize_classes(found, names, told) for n, found in others.items()}
+    result = Evaluation(
+        summary=summary,
+        other_priors=other_summaries,
+        uncertainty=None,
+        origin=dict(predictions.origin),
+        predictions=predictions.path,
+        metrics=folder / f"evaluation-{split.name}.json",
+        report=folder / "report.html" if config.has_report else None,
+        target=trained.target,
+    )
+
+    def draw() -> str:
+        content = assemble_classes(
+            predictions,
+            summary,
+            split,
+            trained.target,
+            other_priors=other_summaries,
+            journal=read_journal(trained.path),
+            settings=dict(settings_of(trained.config)),
+            trained_on=trained.fingerprint,
         )
-        write_whole(result.report, page.encode())
+        return render_class_page(content)
+
+    _write(result, draw)
     return result
 
 
 def _edges(
-    columns: Columns, config: EvaluationConfig, magnitude: str
+    columns: Columns, config: EvaluationConfig, magnitude: str, target: Target
 ) -> dict[str, tuple[str, Floats]]:
-    """Column and edges of the bins of redshift and magnitude, or why there is none."""
+    """Column and edges of the bins of the label and of magnitude."""
     known = np.isfinite(columns["redshift"])
     # Twenty objects per bin, so that its intervals say something.
     max_bins = int(np.clip(int(known.sum()) // 20, 4, 10))
     edges = config.redshift_edges or round_edges(columns["redshift"], max_bins)
-    binned_by = {"redshift": ("redshift", np.array(edges))}
+    binned_by = {target.noun: (target.public("redshift"), np.array(edges))}
     if magnitude in columns:
         found = sane_magnitudes(columns[magnitude][known])
         edges = config.magnitude_edges or (

@@ -31,6 +31,13 @@ from mstrain.data.batches import (
     make_loader,
 )
 from mstrain.distributed import Ranks
+from mstrain.evaluation.metrics.classes import (
+    CLASS_SCORES,
+    PREDICTED,
+    PROBABILITY,
+    class_estimates,
+    class_scores,
+)
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import (
@@ -43,6 +50,7 @@ from mstrain.evaluation.metrics.scores import (
 )
 from mstrain.evaluation.predictions import (
     DENSITY,
+    PROBABILITIES,
     Spool,
     SpooledDensities,
     write_predictions,
@@ -50,12 +58,15 @@ from mstrain.evaluation.predictions import (
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.models.heads import bin_edges, density
 from mstrain.models.prior import TargetPrior
+from mstrain.models.target import Target
 from mstrain.training.checkpoint import load_model
 from mstrain.training.train_step import autocast
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Marks columns of the index among those that are computed; no name begins so.
+_COPIED = "\0copied\0"
 # Of a rank; activations are not kept, so that far more fit than in training.
 DEFAULT_BATCH = 256
 
@@ -87,7 +98,8 @@ def predict_to(
 
     Returns:
         On the first rank point estimates and scores under the other priors by name, float64 (N,)
-        in the order of the table, with "redshift"; empty on the others.
+        in the order of the table, with the label ("redshift", of classes "truth"); empty on the
+        others.
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
@@ -107,24 +119,29 @@ def predict_to(
         others: dict[str, Columns] = {}
 
         def write() -> None:
-            table = _table_columns(given, splits, columns)
-            others.update({p.name: _taken_out(table, p) for p in priors[1:]})
+            table = _table_columns(given, splits, columns, run.target)
+            others.update({p.name: _taken_out(table, p, run.target) for p in priors[1:]})
+            table = _as_public(table, splits, run.target)
             write_predictions(
                 path,
                 table,
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
                 origin_of(run, splits, priors[0], pixel_differences),
+                density=PROBABILITIES if run.target.classes else DENSITY,
             )
 
         ranks.on_first(write)
         return others
 
 
-def check_columns(columns: Sequence[str]) -> None:
+def check_columns(columns: Sequence[str], target: Target) -> None:
     """Raises UsageError where a column of the index would take the place of one of the table's."""
-    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, *PLACES, DENSITY}
-    for name in columns:
+    computed = {*map(target.public, (*POINT_ESTIMATES, *SPREADS)), *SCORES, *PLACES, DENSITY}
+    if target.classes:
+        own = (f"{target.column}_{name}" for name in (PREDICTED, PROBABILITY))
+        computed = {*own, *CLASS_SCORES, PROBABILITIES}
+    for name in (*columns, target.column):
         if name in computed:
             raise UsageError(
                 f"cannot take over the column {name!r} of the index: the table has one of that "
@@ -132,12 +149,13 @@ def check_columns(columns: Sequence[str]) -> None:
             )
 
 
-def _taken_out(table: dict[str, Any], prior: TargetPrior) -> Columns:
+def _taken_out(table: dict[str, Any], prior: TargetPrior, target: Target) -> Columns:
     """The columns of one prior beside the table's, without its prefix; no longer in the table."""
     prefix = _prefix_of(prior)
     names = [name for name in table if name.startswith(prefix)]
     found = {name.removeprefix(prefix): table.pop(name) for name in names}
-    return {"redshift": table["redshift"], **found} if "redshift" in table else found
+    label = "truth" if target.classes else "redshift"
+    return {label: table[label], **found} if label in table else found
 
 
 def _prefix_of(prior: TargetPrior) -> str:
@@ -160,7 +178,8 @@ def _predict_share(
     if config.compute.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     edges = bin_edges(config.model).numpy()
-    has_truth = splits[0].redshift is not None
+    has_truth = run.target.column in splits[0].dataset.columns
+    score = _class_scored if run.target.classes else _scored
     parts, first = [], 0
     for split in splits:
         pieces: list[dict[str, NDArray[Any]]] = []
@@ -168,9 +187,9 @@ def _predict_share(
         for batch in _batches(run, split, config, ranks):
             density_PNK = _densities(model, batch, config, ranks.device, priors)
             spool.add(density_PNK[0])
-            piece = _scored(batch, density_PNK[0], edges, has_truth=has_truth)
+            piece = score(batch, density_PNK[0], edges, has_truth=has_truth)
             for prior, density_NK in zip(priors[1:], density_PNK[1:], strict=True):
-                scored = _scored(batch, density_NK, edges, has_truth=has_truth)
+                scored = score(batch, density_NK, edges, has_truth=has_truth)
                 del scored["sample_id"]
                 piece |= {_prefix_of(prior) + name: values for name, values in scored.items()}
             pieces.append(piece)
@@ -201,6 +220,7 @@ def origin_of(
         "splits": [split.name for split in splits],
         "prior": prior.name,
         "weighting": run.config.loss.weighting,
+        **run.target.as_dict(),
         "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
     }
@@ -263,6 +283,19 @@ def _scored(
     return columns | (scores(found, batch.redshift.cpu().numpy()) if has_truth else {})
 
 
+def _class_scored(
+    batch: TensorBatch,
+    probability_NK: NDArray[np.float32],
+    edges: NDArray[np.float64],
+    *,
+    has_truth: bool,
+) -> dict[str, NDArray[Any]]:
+    """As `_scored` for classes, whose bins have width 1."""
+    made = make_densities(probability_NK, edges).values
+    columns = {"sample_id": np.asarray(batch.sample_id, object), **class_estimates(made)}
+    return columns | (class_scores(made, batch.redshift.cpu().numpy()) if has_truth else {})
+
+
 def _with_rows(
     pieces: Sequence[Mapping[str, NDArray[Any]]], split: Split, first: int
 ) -> dict[str, NDArray[Any]]:
@@ -288,19 +321,37 @@ def _table_columns(
     given: Sequence[tuple[Mapping[str, NDArray[Any]], Any]],
     splits: Sequence[Split],
     columns: Sequence[str],
+    target: Target,
 ) -> dict[str, Any]:
-    """The table's columns in its order, from what all ranks gave; those of the index besides."""
+    """All columns in the table's order, from what all ranks gave; those of the index besides."""
     num_rows = sum(len(split) for split in splits)
     # What is computed with is float64; all else stays as the index has it.
     table: dict[str, Any] = {n: _index_column(splits, n) for n in ("sample_id", "split")}
-    if "redshift" in splits[0].dataset.columns:
-        table["redshift"] = np.concatenate([split.numbers("redshift") for split in splits])
-    table |= {n: _index_column(splits, n) for n in columns if n not in table}
+    if target.column in splits[0].dataset.columns:
+        label = "truth" if target.classes else "redshift"
+        table[label] = np.concatenate([target.values(split) for split in splits])
+    # Columns of other names than those that are renamed below.
+    table |= {_COPIED + n: _index_column(splits, n) for n in columns if n != target.column}
     for part, spooled in given:
         for name, values in part.items():
             column = table.setdefault(name, np.full(num_rows, np.nan))
             column[spooled.rows] = values
     return table
+
+
+def _as_public(table: dict[str, Any], splits: Sequence[Split], target: Target) -> dict[str, Any]:
+    """Columns under the names of the file, classes under their own."""
+    found: dict[str, Any] = {}
+    for name, values in table.items():
+        if name == "truth":
+            found[target.column] = _index_column(splits, target.column)
+        elif name == PREDICTED:
+            found[f"{target.column}_{name}"] = target.names_of(values, splits[0])
+        elif name == PROBABILITY:
+            found[f"{target.column}_{name}"] = values
+        else:
+            found[name.removeprefix(_COPIED) if _COPIED in name else target.public(name)] = values
+    return found
 
 
 def _index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:

@@ -97,7 +97,7 @@ def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig
         raise UsageError(
             f"{data} has no column {', '.join(unknown)}; it has {', '.join(opened.columns)}"
         )
-    check_columns(config.columns)
+    check_columns(config.columns, trained.target)
     differences = check_pixels(trained, opened, splits, is_told=config.has_any_pixels)
     make_folder(out.absolute().parent)
     return differences
