@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _MAX_CLASSES = 1000
 # Integers of more values than this are counts rather than classes, unless the settings say so.
 _MAX_GUESSED_CLASSES = 100
-# Of the range over that of the central 80 %: farther ends are marks of unknown values, or need bins
+# Of the range over that of the central half: farther ends are marks of unknown values, or need bins
 # that only the user can choose.
-_MAX_STRETCH = 20.0
+_MAX_STRETCH = 50.0
 # Columns that place or describe a sample, and are rarely what one wants to learn.
 _POSITIONS = ("ra", "dec", "ebv", "ebv_csfd")
 
@@ -163,7 +163,7 @@ def _range(split: Split, model: ModelConfig) -> tuple[float, float]:
     if not len(values):
         raise UsageError(f"cannot learn {place}: no sample has a number there")
     ends = float(values.min()), float(values.max())
-    low, high = np.quantile(values, (0.1, 0.9))
+    low, high = np.quantile(values, (0.25, 0.75))
     asked = model.target_min, model.target_max
     if None in asked:
         if ends[0] == ends[1]:
@@ -171,7 +171,7 @@ def _range(split: Split, model: ModelConfig) -> tuple[float, float]:
         middle = max(high - low, 1e-9 * (ends[1] - ends[0]))
         if ends[1] - ends[0] > _MAX_STRETCH * middle:
             raise UsageError(
-                f"{place} lies in [{ends[0]:g}, {ends[1]:g}], and 80 % of it in [{low:g}, "
+                f"{place} lies in [{ends[0]:g}, {ends[1]:g}], and half of it in [{low:g}, "
                 f"{high:g}]: marks of unknown values, or bins too wide; give model.target_min and "
                 "model.target_max (what lies outside counts as unknown)"
             )

@@ -156,7 +156,7 @@ class Target:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for files."""
-        found = {"target": self.column, "kind": self.kind}
+        found: dict[str, Any] = {"target": self.column, "target_kind": self.kind}
         return {**found, "classes": list(self.classes)} if self.classes else found
 
     def public(self, name: str) -> str:

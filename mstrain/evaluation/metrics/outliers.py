@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,26 +78,36 @@ def count_outliers(
         config: level of the intervals.
         target: what the network tells.
     """
-    is_wrong_N = np.abs(scaled_residual(known["z_mean"], known["redshift"])) >= OUTLIER_THRESHOLD
-    has_kinds = bool(target.thresholds)
     is_out_of = {
         "central": np.abs(2 * known["pit"] - 1) > REGION_LEVEL,
         "highest": known["hpd_level"] > REGION_LEVEL,
     }
-    tables, shares = {}, {}
+    shares = {}
     for name, is_out_N in is_out_of.items():
-        cells = np.bincount(2 * is_wrong_N + is_out_N, minlength=4).tolist()
-        tables[name] = ((cells[0], cells[1]), (cells[2], cells[3]))
         share = float(is_out_N.mean())
         low, high = wilson_interval(share, len(is_out_N), config.level)
         shares[name] = Estimate(value=share, low=low, high=high)
-    kind_N = kinds_of(known)
-    return Outliers(
-        threshold=OUTLIER_THRESHOLD if has_kinds else None,
+    found = Outliers(
+        threshold=None,
         level=REGION_LEVEL,
-        central=tables["central"] if has_kinds else (),
-        highest=tables["highest"] if has_kinds else (),
+        central=(),
+        highest=(),
         outside_central=shares["central"],
         outside_highest=shares["highest"],
-        kinds={kind: int((kind_N == kind).sum()) for kind in KINDS} if has_kinds else {},
+        kinds={},
+    )
+    if not target.thresholds:
+        return found
+    is_wrong_N = np.abs(scaled_residual(known["z_mean"], known["redshift"])) >= OUTLIER_THRESHOLD
+    tables = []
+    for is_out_N in is_out_of.values():
+        cells = np.bincount(2 * is_wrong_N + is_out_N, minlength=4).tolist()
+        tables.append(((cells[0], cells[1]), (cells[2], cells[3])))
+    kind_N = kinds_of(known)
+    return replace(
+        found,
+        threshold=OUTLIER_THRESHOLD,
+        central=tables[0],
+        highest=tables[1],
+        kinds={kind: int((kind_N == kind).sum()) for kind in KINDS},
     )
