@@ -16,7 +16,7 @@ COMMANDS = {
     ),
     "predict": (
         "mstrain.evaluation.predict_command",
-        "write a table of redshift densities of a data set",
+        "write a table of densities, or of class probabilities, of a data set",
     ),
     "perceive": (
         "mstrain.perception.command",
@@ -38,7 +38,7 @@ def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 PROGRAM = Program(
     name="mstrain",
-    description="Trains and evaluates redshift networks on data sets made by msdata.",
+    description="Trains and evaluates networks on data sets made by msdata.",
     commands=COMMANDS,
     when_interrupted="what was finished before is kept",
     parse=_parse,

@@ -106,7 +106,7 @@ def evaluate(
     `mstrain evaluate RUN DATA` writes the same files.
 
         found = mstrain.evaluate("RUN", "DATA", split="val", has_report=False)
-        found.summary.points["z_mean"]["nmad"].value
+        found.summary.points["z_mean"]["nmad"].value  # of classes: summary.overall["accuracy"]
 
     Args:
         run: the run's folder.
@@ -152,7 +152,7 @@ def predict(
     device: str = "auto",
     is_quiet: bool = False,
 ) -> Predictions:
-    """Writes a table of redshift densities; the data need no redshifts.
+    """Writes a table of densities, or of class probabilities; the data need no labels.
 
     `mstrain predict RUN DATA OUT.parquet` writes the same table.
 

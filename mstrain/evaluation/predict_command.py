@@ -1,4 +1,4 @@
-"""`mstrain predict`: redshift densities for data with unknown redshifts.
+"""`mstrain predict`: densities, or class probabilities, for data without labels.
 
 mstrain predict RUN DATA OUT.parquet
 torchrun --nproc-per-node 4 -m mstrain.predict RUN DATA OUT.parquet

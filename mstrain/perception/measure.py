@@ -227,7 +227,7 @@ def measure_batch(
     device = batch.redshift.device
     precision = "float32" if device.type == "cpu" else run.config.compute.precision
     edges = bin_edges(run.config.model).numpy()
-    truth_N = batch.redshift.cpu().numpy()
+    truth_N, target = batch.redshift.cpu().numpy(), Target.of(run.config.model)
     partners = [torch.from_numpy(partner_N).to(device) for partner_N in partner_KN]
     with autocast(precision, device):
         features = {name: e(batch.images[name]) for name, e in model.encoders.items()}
@@ -244,7 +244,7 @@ def measure_batch(
             "redshift": truth_N,
             "z_mean": piecewise.mean(base),
         }
-        found |= {f"{loss}|{BASE}": v for loss, v in losses_of(base, truth_N, run.target).items()}
+        found |= {f"{loss}|{BASE}": v for loss, v in losses_of(base, truth_N, target).items()}
         for variant in variants:
             seen = []
             for partner_N in partners:
@@ -253,7 +253,7 @@ def measure_batch(
                 if variant.has_ebv and ebv is not None:
                     ebv = ebv[partner_N]
                 seen.append(densities_of(changed, ebv))
-            found |= _columns(variant.name, base, seen, truth_N, run.target)
+            found |= _columns(variant.name, base, seen, truth_N, target)
     return found
 
 

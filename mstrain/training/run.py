@@ -14,6 +14,7 @@ from torch import Tensor
 import msdata
 from msdata.augment import Statistics, read_statistics
 from msdata.augment.statistics import FILE_NAME
+from msdata.core.terminal import shown_line
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig, batch_per_rank
@@ -109,7 +110,7 @@ def train_on_ranks(
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
         if told := Target.of(config.model).told():
-            journal.say(told)
+            journal.say(shown_line(told))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
         extras, keep = _extras(config, data, shapes, prior), config.checkpoint.keep
         trainer = Trainer(
@@ -247,7 +248,7 @@ def _validation(
     if split is None:
         return None
     if told := Target.of(config.model).unseen_text(split):
-        journal.say(told)
+        journal.say(shown_line(told))
     loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)

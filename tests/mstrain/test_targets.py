@@ -422,10 +422,11 @@ def test_galaxy10_is_trained_from_its_file_by_three_commands(
     with h5py.File(tmp_path / "Galaxy10_DECals.h5", "w") as file:
         file["images"] = rng.integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
         file["ans"] = (np.arange(60) % 10).astype(np.uint8)
+        file["redshift"] = np.where(np.arange(60) % 7, 0.1, np.nan)
     pack = ["pack", str(tmp_path / "Galaxy10_DECals.h5"), str(tmp_path / "DATA"), "--jobs", "1"]
-    assert msdata.cli.main([*pack, "--arrays", "image=images", "--labels", "ans"]) == 0
-    # The only label there is.
-    assert mstrain.cli.main(words_of(tmp_path / "DATA", tmp_path / "RUN")) == 0
+    assert msdata.cli.main([*pack, "--arrays", "image=images", "--labels", "ans,redshift"]) == 0
+    words = words_of(tmp_path / "DATA", tmp_path / "RUN", model__target="ans")
+    assert mstrain.cli.main(words) == 0
     assert "learning 10 classes of ans: 0, 1, 2, 3" in capsys.readouterr().err
     words = ["evaluate", str(tmp_path / "RUN"), str(tmp_path / "DATA"), "--no-report"]
     assert mstrain.cli.main(words) == 0
@@ -443,6 +444,7 @@ def test_tars_of_webdataset_are_trained_where_they_lie(tmp_path: Path) -> None:
                 image = rng.normal(n % 2, 0.1, (1, 8, 8)).astype(np.float32)
                 writer.write({"__key__": f"g{n:03d}", "image.npy": image, "cls": n % 2})
     assert msdata.cli.main(["index", str(tmp_path / "src"), str(tmp_path / "DATA")]) == 0
+    # The only label there is.
     assert mstrain.cli.main(words_of(tmp_path / "DATA", tmp_path / "RUN")) == 0
     found = mstrain.evaluate(
         tmp_path / "RUN", tmp_path / "DATA", bootstrap=QUICK, has_report=False, is_quiet=True
