@@ -30,3 +30,9 @@ def check_share(name: str, value: float) -> None:
     """Raises UsageError where a setting is not in [0, 1)."""
     if not 0 <= value < 1:
         raise UsageError(f"{name} must be >= 0 and < 1, got {value}")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises UsageError where the samples of a rank at a time are fewer than one."""
+    if batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, got {batch_size}")

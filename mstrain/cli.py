@@ -16,7 +16,7 @@ COMMANDS = {
     ),
     "predict": (
         "mstrain.serving.predict_command",
-        "write a table of redshift densities of a data set",
+        "write a table of densities, or of class probabilities, of a data set",
     ),
     "export": ("mstrain.serving.export", "write a trained network as one file, without pickles"),
     "baseline": (
@@ -47,7 +47,7 @@ def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 PROGRAM = Program(
     name="mstrain",
-    description="Trains and evaluates redshift networks on data sets made by msdata.",
+    description="Trains and evaluates networks on data sets made by msdata.",
     commands=COMMANDS,
     when_interrupted="what was finished before is kept",
     parse=_parse,

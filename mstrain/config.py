@@ -20,17 +20,14 @@ from msdata.plan.order import (
     check_weighted_policy,
 )
 from mstrain.checks import check_choice, check_positive, check_range, check_share
+from mstrain.network_config import ModelConfig
 
-DEPTHS = (10, 18, 34, 50)
-NORMS = ("batch", "group")
 OPTIMIZERS = ("nadam", "adamw")
 WEIGHTINGS = ("none", "inverse_count")
 WEIGHT_PLACES = ("loss", "sampler")
 PRECISIONS = ("float32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 _MAX_SEED = 2**63 - 1
-# Columns that hold the answer, or what was planted in mock objects: never an input.
-_ANSWER_COLUMNS = ("redshift", "redshift_true", "planted", "planted_detail")
 BACKENDS = ("auto", "reference", "dali", "torch")
 
 
@@ -77,71 +74,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The network; its encoders follow `augment.fusion`.
-
-    Attributes:
-        depth: layers of each ResNet, one of `DEPTHS`.
-        width: channels of the first stage; 64 in the paper.
-        small_stem_below: images of fewer pixels per side get a 3x3 stem without pooling, since the
-            usual one would leave a 22-pixel stamp a single pixel in the last stage.
-        norm: "batch", or "group", which no batch size and no number of ranks touches.
-        sync_batch_norm: take batch statistics over all ranks.
-        ebv_column: column of the index, joined after pooling; None joins nothing.
-        ebv_min: smallest E(B-V) that is believed, in magnitudes: noise takes maps a little below
-            0, marks of unknown values (-1, -999) are far below.
-        ebv_max: the greatest; only lines of sight through the Galactic plane have more than 10.
-        hidden: units between the joined features and the bins, so that reddening may act on
-            colors; 0 has none.
-        num_bins: redshift bins.
-        z_max: upper end of the last bin; the first begins at 0.
-    """
-
-    depth: int = 18
-    width: int = 64
-    small_stem_below: int = 64
-    norm: str = "batch"
-    sync_batch_norm: bool = True
-    ebv_column: str | None = "ebv_csfd"
-    ebv_min: float = -0.05
-    ebv_max: float = 10.0
-    hidden: int = 256
-    num_bins: int = 400
-    z_max: float = 1.6
-
-    def __post_init__(self) -> None:
-        check_choice("model.depth", self.depth, DEPTHS)
-        check_choice("model.norm", self.norm, NORMS)
-        if not self.ebv_min < self.ebv_max:
-            raise UsageError(
-                f"model.ebv_min must be < model.ebv_max, got {self.ebv_min:g} and {self.ebv_max:g}"
-            )
-        if self.ebv_column in _ANSWER_COLUMNS:
-            raise UsageError(
-                f"model.ebv_column must not hold the answer, got {self.ebv_column}; give a column "
-                "of E(B-V), or model.ebv_column=none"
-            )
-        check_range("model.width", self.width, 1)
-        check_range("model.hidden", self.hidden, 0)
-        check_range("model.num_bins", self.num_bins, 2)
-        check_positive("model.z_max", self.z_max)
-
-
-@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Cross-entropy over the bins.
 
     Attributes:
         label_smoothing: share of each label that is spread evenly over all bins.
-        label_width: standard deviation in redshift of the Gaussian that a label is spread with;
-            0 puts it into its bin alone. Neighboring bins so learn from each other, which pays
-            where samples per bin are few.
-        weighting: "none", or "inverse_count": weight 1/count of the sample's redshift among
+        label_width: standard deviation, in units of the target, of the Gaussian that a label is
+            spread with; 0 puts it into its bin alone. Neighboring bins so learn from each other,
+            which pays where samples per bin are few.
+        weighting: "none", or "inverse_count": weight 1/count of the sample's label among
             `weight_bins` bins, with mean 1 over the split.
         weights_in: "loss": every sample comes once per epoch and counts by its weight; "sampler":
             as many samples are drawn with replacement, in proportion to their weights, and count
             alike. docs/design/training.md says what that costs.
-        weight_bins: even bins of redshift for it.
+        weight_bins: even bins of the target for it; each class has its own.
     """
 
     label_smoothing: float = 0.0

@@ -21,10 +21,11 @@ from mstrain.distributed import StopRequest
 from mstrain.distributed import one_rank as _one_rank
 from mstrain.evaluation.baseline import Baseline, BaselineConfig, run_baseline
 from mstrain.evaluation.calibration import NONE
-from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
+from mstrain.evaluation.evaluation import evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import Predictions, read_predictions
+from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.models.model_file import results_folder
 from mstrain.models.prior import NATURAL
 from mstrain.perception.perceive import Perception, PerceptionConfig, perceive_on_ranks
@@ -107,14 +108,14 @@ def evaluate(
     `mstrain evaluate RUN DATA` writes the same files.
 
         found = mstrain.evaluate("RUN", "DATA", split="val", has_report=False)
-        found.summary.points["z_mean"]["nmad"].value
+        found.summary.points["z_mean"]["nmad"].value  # of classes: summary.overall["accuracy"]
 
     Args:
         run: the run's folder, or a model file of `mstrain.export`.
         data: a data set, or its folder.
         out: folder of the predictions, metrics and report; None means the run's.
         device: "auto", "cpu" or "cuda".
-        **options: fields of `mstrain.evaluation.evaluation.EvaluationConfig`: split ("test"),
+        **options: fields of `mstrain.evaluation.results.EvaluationConfig`: split ("test"),
             checkpoint ("best" or "last"), prior ("natural", "as-trained" or a CSV file),
             calibration ("none", "global" or "local"), has_any_pixels, batch_size,
             magnitude_column, redshift_edges, magnitude_edges, bin_by, bootstrap, has_report
@@ -186,7 +187,7 @@ def predict(
     device: str = "auto",
     is_quiet: bool = False,
 ) -> Predictions:
-    """Writes a table of redshift densities; the data need no redshifts.
+    """Writes a table of densities, or of class probabilities; the data need no labels.
 
     `mstrain predict RUN DATA OUT.parquet` writes the same table.
 

@@ -12,8 +12,11 @@ from typing import Any
 from msdata.core.checked_json import parse_json
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
+from mstrain.network_config import ModelConfig
 
 _NONE = ("none", "null", "auto")
+# What else the recipe `auto` chooses depends on them.
+TARGET_FIELDS = ("target", "target_kind", "target_min", "target_max", "classes")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -57,6 +60,22 @@ def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfi
             raise UsageError(f"{name} is given twice; give it once")
         changes[name] = text.strip()
     return typing.cast(TrainConfig, _replaced(config, changes, ""))
+
+
+def target_given(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides say of the target, by field of `ModelConfig`; others are not looked at.
+
+    Raises:
+        UsageError: a setting is unknown, or such a value cannot be read.
+    """
+    names, hints = [n for n, _ in settings_of(TrainConfig())], typing.get_type_hints(ModelConfig)
+    found = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        name = _full_name(key.strip(), names) if equals else ""
+        if (field := name.removeprefix("model.")) in TARGET_FIELDS and field != name:
+            found[field] = _read(name, text.strip(), hints[field])
+    return found
 
 
 def _full_name(key: str, names: Sequence[str]) -> str:

@@ -7,8 +7,9 @@ that fits a data set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from mstrain.config import (
     ComputeConfig,
     LogConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     TrainConfig,
 )
+from mstrain.models.labels import label_columns, resolve
+from mstrain.models.target import Target
+from mstrain.network_config import REDSHIFT, ModelConfig
 
 AUTO = "auto"
 # Turned by any angle, 128 pixels keep a field of 90; smaller images would lose too much.
@@ -102,23 +105,28 @@ def find_recipe(name: str) -> TrainConfig:
     return RECIPES[name]()
 
 
-def auto(data: msdata.Dataset, num_ranks: int = 1) -> TrainConfig:
-    """Settings that fit a data set: its arrays, columns, redshifts and size.
+def auto(
+    data: msdata.Dataset, num_ranks: int = 1, *, target: str | None = None, **model: Any
+) -> TrainConfig:
+    """Settings that fit a data set: its arrays, columns, labels and size.
 
     All images of the schema are taken, on one grid where their skies can be laid over each other,
     else each on its own; scaled by asinh from the noise of each band; turned by any angle, or by
-    quarter turns where images are small. The bins end where 99.9 % of the redshifts do. E(B-V) is
-    joined where every sample of every split has a plausible one.
+    quarter turns where images are small. Bins of redshift end where 99.9 % of the redshifts do,
+    those of another number hold all of the training split, classes have one each. E(B-V) is joined
+    where every sample of every split has a plausible one.
 
     Args:
-        data: with split "train" and column `redshift`.
+        data: with split "train" and a label.
         num_ranks: ranks that share a batch; the batch is a multiple.
+        target: the column to learn; None takes `redshift`, or the only label there is.
+        **model: further settings of the target: target_kind, target_min, target_max, classes.
 
     Returns:
         The configuration, a function of the data set and the ranks alone.
 
     Raises:
-        UsageError: the data set has no image, no training sample or no redshifts.
+        UsageError: the data set has no image, no training sample, or not one label to choose.
     """
     num_samples = len(data.split("train")) if "train" in data.splits else 0
     if not num_samples:
@@ -128,25 +136,25 @@ def auto(data: msdata.Dataset, num_ranks: int = 1) -> TrainConfig:
     is_small, is_large = num_samples < 5_000, num_samples >= 100_000
     batch_size = min(256, max(8, 1 << (num_samples // 32).bit_length()))
     batch_size = math.ceil(batch_size / num_ranks) * num_ranks
-    num_bins, z_max = 80 if is_small else 400 if is_large else 200, _redshift_end(data)
+    num_bins = 80 if is_small else 400 if is_large else 200
+    label = _label_of(data, target, num_bins, model)
     epochs = min(60, max(10, math.ceil(_AUTO_STEPS * batch_size / num_samples)))
-    model = ModelConfig(
+    network = replace(
+        label.model,
         depth=18 if is_large else 10,
         width=24 if is_small else 64,
         # Few samples per rank make poor statistics, and one alone none.
         norm="batch" if batch_size >= 64 else "group",
-        ebv_column=_reddening_column(data),
+        ebv_column=_reddening_column(data, label.model.target),
         hidden=128 if is_small else 256,
-        num_bins=num_bins,
-        z_max=z_max,
     )
     return TrainConfig(
         recipe=AUTO,
         epochs=epochs,
         batch_size=batch_size,
         augment=_fitting_images(data),
-        model=model,
-        loss=LossConfig(label_width=z_max / num_bins),
+        model=network,
+        loss=label.loss,
         optim=OptimConfig(
             learning_rate=3e-4 if is_large else 1e-3,
             weight_decay=1e-4 if is_large else 1e-3,
@@ -156,13 +164,34 @@ def auto(data: msdata.Dataset, num_ranks: int = 1) -> TrainConfig:
     )
 
 
-def _redshift_end(data: msdata.Dataset) -> float:
-    """Where bins end that hold 99.9 % of the redshifts of split "train", in steps of 0.05."""
-    if "redshift" not in data.columns:
+def _label_of(
+    data: msdata.Dataset, column: str | None, num_bins: int, model: Mapping[str, Any]
+) -> TrainConfig:
+    """Settings of target and loss alone."""
+    labels = label_columns(data)
+    if column is None:
+        column = labels[0] if len(labels) == 1 else REDSHIFT
+    if column not in data.columns and column == REDSHIFT:
+        found = f"; or give model.target, one of {', '.join(labels)}" if labels else ""
         raise UsageError(
             f"{data.path} has no column 'redshift' to learn; pack it with a catalog that has one"
+            f"{found}"
         )
-    redshift = data.split("train").numbers("redshift")
+    asked = ModelConfig(target=column, num_bins=num_bins, ebv_column=None, **model)
+    if asked.kind_of_target == REDSHIFT:
+        end = _redshift_end(data, column)
+        width = LossConfig(label_width=end / num_bins)
+        return TrainConfig(model=replace(asked, z_max=end), loss=width)
+    resolved = resolve(TrainConfig(model=asked), data)
+    if resolved.model.classes:
+        return resolved
+    target = Target.of(resolved.model)
+    return replace(resolved, loss=LossConfig(label_width=(target.high - target.low) / num_bins))
+
+
+def _redshift_end(data: msdata.Dataset, column: str) -> float:
+    """Where bins end that hold 99.9 % of the redshifts of split "train", in steps of 0.05."""
+    redshift = data.split("train").numbers(column)
     known = redshift[np.isfinite(redshift) & (redshift >= 0)]
     if not len(known):
         raise UsageError(
@@ -174,11 +203,11 @@ def _redshift_end(data: msdata.Dataset) -> float:
     return max(1, math.ceil(end * 20 - 1e-9)) / 20
 
 
-def _reddening_column(data: msdata.Dataset) -> str | None:
+def _reddening_column(data: msdata.Dataset, target: str) -> str | None:
     """The column of E(B-V), if it has a plausible value for every sample."""
     usual = ModelConfig()
     column = usual.ebv_column
-    if column is None or column not in data.columns:
+    if column in (None, target) or column not in data.columns:
         return None
     for name in data.splits:
         ebv = data.split(name).numbers(column)

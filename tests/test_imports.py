@@ -27,7 +27,8 @@ ROOMS = {
         *("questions", "gpu", "parts", "__main__"),
     ),
     "mstrain": (
-        *("checks", "config", "overrides", "distributed", "models", "recipes", "data", "training"),
+        *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
+        *("data", "training"),
         *("evaluation", "calibration", "perception", "serving", "notebook", "cli", "__main__"),
         *("train", "evaluate", "predict", "perceive", "calibrate"),
     ),

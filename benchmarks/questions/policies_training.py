@@ -28,10 +28,10 @@ from mstrain.data.batches import (
     EpochEnd,
     TensorBatch,
     evaluation_batches,
-    index_columns,
     steps_per_epoch,
     training_stream,
 )
+from mstrain.data.columns import index_columns
 from mstrain.distributed import Ranks
 from mstrain.evaluation.metrics import densities as piecewise
 from mstrain.evaluation.metrics.bootstrap import nmad
@@ -116,7 +116,7 @@ class PlayedRanks:
             cache=cache,
             threads=1,
             prefetch=data.prefetch,
-            columns=index_columns(self.split, self.config, needs_redshift=True),
+            columns=index_columns(self.split, self.config, needs_label=True),
         )
 
     def global_batches(self) -> Iterator[list[TensorBatch]]:

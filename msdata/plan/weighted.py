@@ -58,28 +58,31 @@ def check_weights(weights: NDArray[np.float64], num_samples: int) -> NDArray[np.
     return checked
 
 
-def inverse_counts(values: NDArray[Any], *, num_bins: int, upper: float) -> NDArray[np.float64]:
+def inverse_counts(
+    values: NDArray[Any], *, num_bins: int, upper: float, lower: float = 0.0
+) -> NDArray[np.float64]:
     """The weight of each bin with which all filled bins of a label weigh alike.
 
     Args:
         values: float (num_samples,), such as redshifts.
-        num_bins: even bins of [0, upper].
+        num_bins: even bins of [lower, upper].
         upper: end of the last bin, which belongs to it.
+        lower: start of the first.
 
     Returns:
         float64 (num_bins,): 1 / count of the values in the bin; 0 for an empty bin. Values outside
-        [0, upper] and NaN do not count.
+        [lower, upper] and NaN do not count.
 
     Raises:
-        UsageError: num_bins is below 1, or `upper` is not a positive number.
+        UsageError: num_bins is below 1, or `upper` is not a number above `lower`.
     """
-    place = _bins(values, num_bins, upper)
+    place = _bins(values, num_bins, upper, lower)
     count = np.bincount(place[place >= 0], minlength=num_bins)
     return np.divide(1.0, count, out=np.zeros(num_bins), where=count > 0)
 
 
 def inverse_count_weights(
-    values: NDArray[Any], *, num_bins: int, upper: float
+    values: NDArray[Any], *, num_bins: int, upper: float, lower: float = 0.0
 ) -> NDArray[np.float64]:
     """The weight of each sample with which every filled bin of a label is drawn equally often.
 
@@ -87,34 +90,36 @@ def inverse_count_weights(
         values: as in `inverse_counts`.
         num_bins: as in `inverse_counts`.
         upper: as in `inverse_counts`.
+        lower: as in `inverse_counts`.
 
     Returns:
         float64 (num_samples,): `inverse_counts` of the sample's bin; 0 where the value is outside
-        [0, upper] or unknown.
+        [lower, upper] or unknown.
 
     Raises:
         UsageError: as `inverse_counts`.
     """
-    weights = inverse_counts(values, num_bins=num_bins, upper=upper)
+    weights = inverse_counts(values, num_bins=num_bins, upper=upper, lower=lower)
     # A bin beyond the last, for samples that lie in none: number -1 finds it.
-    return np.append(weights, 0.0)[_bins(values, num_bins, upper)]
+    return np.append(weights, 0.0)[_bins(values, num_bins, upper, lower)]
 
 
-def is_usable(values: NDArray[Any], upper: float) -> NDArray[np.bool_]:
-    """Whether each label is known and within [0, upper]; others count as absent."""
-    return np.asarray((values >= 0) & (values <= upper))
+def is_usable(values: NDArray[Any], upper: float, lower: float = 0.0) -> NDArray[np.bool_]:
+    """Whether each label is known and within [lower, upper]; others count as absent."""
+    return np.asarray((values >= lower) & (values <= upper))
 
 
-def _bins(values: NDArray[Any], num_bins: int, upper: float) -> NDArray[np.int64]:
+def _bins(values: NDArray[Any], num_bins: int, upper: float, lower: float) -> NDArray[np.int64]:
     """The bin of each value, -1 outside of all; in double precision, whatever the values are."""
     if num_bins < 1:
         raise UsageError(f"the number of bins must be at least 1, got {num_bins}")
-    if not 0 < upper < np.inf:
-        raise UsageError(f"the end of the last bin must be > 0 and finite, got {upper}")
+    if not lower < upper < np.inf:
+        raise UsageError(f"the end of the last bin must be > {lower:g} and finite, got {upper}")
     values = np.asarray(values, np.float64)
-    is_known = is_usable(values, upper)
+    is_known = is_usable(values, upper, lower)
     place = np.full(len(values), -1, np.int64)
-    place[is_known] = np.minimum(values[is_known] / upper * num_bins, num_bins - 1).astype(np.int64)
+    share = (values[is_known] - lower) / (upper - lower)
+    place[is_known] = np.minimum(share * num_bins, num_bins - 1).astype(np.int64)
     return place
 
 

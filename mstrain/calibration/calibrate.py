@@ -13,6 +13,7 @@ import msdata
 from msdata.core.output_file import check_output
 from msdata.errors import DataError, UsageError
 from mstrain.calibration.fit import check_installed, fit_global, fit_local
+from mstrain.checks import check_batch_size
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.bin_by import MAGNITUDE, find_columns
@@ -27,7 +28,6 @@ from mstrain.evaluation.calibration import (
 )
 from mstrain.evaluation.inference import (
     DEFAULT_BATCH,
-    check_batch_size,
     check_columns,
     predict_to,
 )
@@ -161,6 +161,11 @@ def _check(run: Path, data: Path, config: CalibrationConfig) -> list[str]:
     if config.has_local:
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
+    if not trained.target.is_plain:
+        raise UsageError(
+            f"cannot calibrate {run}: its network tells {trained.target.column}, and calibrations "
+            "are of redshifts; give the run of a network of redshifts"
+        )
     check_data(trained, opened, [config.split])
     find_prior(trained, config.prior)
     split = opened.split(config.split)
@@ -170,7 +175,8 @@ def _check(run: Path, data: Path, config: CalibrationConfig) -> list[str]:
     for name in _named(config):
         if is_index_column(name):
             split.numbers(name)
-    check_columns([name for name in _named(config) if is_index_column(name)])
+    names = [name for name in _named(config) if is_index_column(name)]
+    check_columns(names, trained.target)
     if split.redshift is None or not np.isfinite(split.redshift).any():
         raise DataError(f"no sample of split {split.name!r} of {data} has a redshift")
     for name in (GLOBAL, *((LOCAL,) if config.has_local else ())):

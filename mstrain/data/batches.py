@@ -28,10 +28,10 @@ from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from mstrain.config import DataConfig, TrainConfig, batch_per_rank
-from mstrain.data.magnitudes import check_reddening
+from mstrain.data.columns import index_columns, split_weights
 from mstrain.data.transfer import DeviceTransfer, use_device
 from mstrain.distributed import Ranks
-from mstrain.models.loss import draw_weights
+from mstrain.models.target import Target
 
 Item = TypeVar("Item")
 _POLL_S = 0.1
@@ -44,7 +44,8 @@ class TensorBatch:
     Attributes:
         images: float32, or bfloat16 of torch, (B, C, H, W) by name, as the augmenter names them.
         ebv: float32 (B,), magnitudes; None where the network takes none.
-        redshift: float64 (B,), NaN where unknown.
+        redshift: float64 (B,), the label, whatever the target is: a redshift, another number, or
+            the number of a class; NaN where unknown.
         sample_id: text (B,), on the host.
         ends_step: an optimizer step ends with this batch.
         loader_state: state after this batch, for a resume; None in evaluation.
@@ -141,28 +142,6 @@ def steps_per_epoch(num_samples: int, config: TrainConfig) -> int:
     return math.ceil(num_samples / config.batch_size)
 
 
-def index_columns(split: Split, config: TrainConfig, *, needs_redshift: bool) -> list[str]:
-    """The columns of the index that the network needs, and the redshift where there is one.
-
-    Raises:
-        UsageError: the data set lacks one.
-        DataError: E(B-V) is unknown or implausible for some samples.
-    """
-    column = config.model.ebv_column
-    columns = [] if column is None else [column]
-    if needs_redshift or "redshift" in split.dataset.columns:
-        columns.append("redshift")
-    for name in columns:
-        if name not in split.dataset.columns:
-            cure = "" if name == "redshift" else "; or give model.ebv_column=none"
-            raise UsageError(
-                f"{split.dataset.path} has no column {name!r}; pack it with a catalog that has "
-                f"one{cure}"
-            )
-    check_reddening(split, config.model)
-    return columns
-
-
 def make_loader(
     split: Split, config: TrainConfig, ranks: Ranks, *, is_training: bool = True
 ) -> msdata.Loader:
@@ -204,17 +183,10 @@ def make_loader(
         topology=ranks.topology,
         threads=data.threads,
         prefetch=data.prefetch,
-        columns=index_columns(split, config, needs_redshift=is_training),
+        columns=index_columns(split, config, needs_label=is_training),
         decode=not (is_quantized and is_torch_on_gpu),
         **options,
     )
-
-
-def split_weights(split: Split, config: TrainConfig) -> NDArray[np.float64] | None:
-    """Weights that the training loader draws with, float64 (samples,); None where it draws none."""
-    loss, z_max = config.loss, config.model.z_max
-    is_drawn = loss.weights_in == "sampler"
-    return draw_weights(split.numbers("redshift"), loss, z_max) if is_drawn else None
 
 
 def cache_of(data: DataConfig) -> msdata.CacheConfig | None:
@@ -340,7 +312,7 @@ def evaluation_batches(
         statistics: the ones that the network was trained with, `read_statistics(run)`.
 
     Yields:
-        Every sample once over all ranks; `redshift` is NaN where the data set has none.
+        Every sample once over all ranks; labels are NaN where the data set has none.
 
     Raises:
         UsageError: the split does not exist, or lacks a column that the network needs.
@@ -386,13 +358,10 @@ def to_tensors(
     """
     column = config.model.ebv_column
     ebv = None if column is None else transfer.numbers(np.asarray(batch[column], np.float32))
-    redshift = batch.get("redshift")
-    if redshift is None:
-        redshift = np.full(len(batch["sample_id"]), np.nan)
     return TensorBatch(
         images={name: transfer.image(image) for name, image in images.items()},
         ebv=ebv,
-        redshift=transfer.numbers(np.asarray(redshift, np.float64)),
+        redshift=transfer.numbers(Target.of(config.model).of_batch(batch)),
         sample_id=np.array(batch["sample_id"]),
         **marks,
     )

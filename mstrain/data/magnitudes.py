@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
-from mstrain.config import ModelConfig
+from mstrain.network_config import ModelConfig
 
 # What catalogs call the r magnitude, in lower case; the first that is there is taken.
 R_MAGNITUDES = (

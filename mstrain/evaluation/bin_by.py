@@ -16,6 +16,7 @@ from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS
 from mstrain.evaluation.metrics.uncertainty import Grouping
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 MAGNITUDE = "magnitude"
 _MAX_BINS = 10
@@ -30,6 +31,7 @@ def find_columns(
     magnitude: str | None,
     why_not: str,
     option: str = "--bin-by",
+    target: Target = REDSHIFT_TARGET,
 ) -> dict[str, str]:
     """The column of each quantity.
 
@@ -39,6 +41,7 @@ def find_columns(
         magnitude: column of the magnitude; None where there is none.
         why_not: the reason for that.
         option: what names them, for messages.
+        target: what the network tells; its name is in those of the estimates.
 
     Returns:
         Columns by name, in the order given.
@@ -55,22 +58,22 @@ def find_columns(
                 raise UsageError(f"cannot bin by magnitude: {why_not}")
             found[name] = magnitude
             continue
-        if name not in computed_columns():
-            _check_kind(split, name, option)
+        if name not in computed_columns(target):
+            _check_kind(split, name, option, target)
         found[name] = name
     return found
 
 
-def computed_columns() -> tuple[str, ...]:
+def computed_columns(target: Target = REDSHIFT_TARGET) -> tuple[str, ...]:
     """Columns to bin by that are not the index's."""
-    return (*POINT_ESTIMATES, *SPREADS)
+    return tuple(map(target.public, (*POINT_ESTIMATES, *SPREADS)))
 
 
-def _check_kind(split: Split, name: str, option: str) -> None:
+def _check_kind(split: Split, name: str, option: str, target: Target) -> None:
     if name not in split.dataset.columns:
         raise UsageError(
             f"{option} must name columns of {split.dataset.path}, got {name!r}; it has "
-            f"{', '.join((*split.dataset.columns, MAGNITUDE, *computed_columns()))}"
+            f"{', '.join((*split.dataset.columns, MAGNITUDE, *computed_columns(target)))}"
         )
     if not (_is_number(split, name) or is_label(split, name)):
         raise UsageError(
@@ -84,6 +87,7 @@ def make_groupings(
     columns: Columns,
     names: Mapping[str, str],
     edges: Mapping[str, Floats],
+    target: Target = REDSHIFT_TARGET,
 ) -> list[Grouping]:
     """Groups of a split's objects by each quantity.
 
@@ -92,14 +96,16 @@ def make_groupings(
         columns: the predictions for it, (N,) each.
         names: from `find_columns`.
         edges: edges of the bins of some columns; others get bins of equally many objects.
+        target: as for `find_columns`.
     """
     found = []
     is_known_N = np.isfinite(np.asarray(columns["redshift"], np.float64))
+    computed = computed_columns(target)
     for name, column in names.items():
-        if column not in computed_columns() and is_label(split, column):
+        if column not in computed and is_label(split, column):
             found.append(_by_value(name, column, _labels(split, column), is_known_N))
             continue
-        is_computed = column in computed_columns()
+        is_computed = column in computed
         values_N = np.asarray(columns[column] if is_computed else split.numbers(column), np.float64)
         found.append(_by_edges(name, column, values_N, edges.get(column), is_known_N))
     return found

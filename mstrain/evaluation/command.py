@@ -15,11 +15,15 @@ from msdata.errors import UsageError
 from mstrain.data.pixels import ANYWAY
 from mstrain.distributed import run_joined
 from mstrain.evaluation.calibration import CALIBRATIONS, NONE
-from mstrain.evaluation.evaluation import Evaluation, EvaluationConfig, evaluate_on_ranks
+from mstrain.evaluation.evaluation import evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.evaluation.metrics.classes import ClassSummary
+from mstrain.evaluation.metrics.summary import Summary
+from mstrain.evaluation.report.classes import class_prior_table, class_summary_text
 from mstrain.evaluation.report.unsure import uncertainty_text
 from mstrain.evaluation.report.wording import prior_table, summary_text
+from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.models.model_file import results_folder
 from mstrain.models.prior import AS_TRAINED, NATURAL
 
@@ -161,6 +165,21 @@ def parse_edges(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} must be numbers such as 0,0.5,1, got {text}") from None
 
 
+def evaluation_text(result: Evaluation) -> str:
+    """The metrics in tables."""
+    summary, others, prior = result.summary, result.other_priors, result.origin["prior"]
+    if isinstance(summary, ClassSummary):
+        found = {n: other for n, other in others.items() if isinstance(other, ClassSummary)}
+        return class_summary_text(summary, class_prior_table(prior, summary, found))
+    densities = {n: other for n, other in others.items() if isinstance(other, Summary)}
+    text = summary_text(summary, prior_table(prior, summary, densities), result.target)
+    if (calibrations := result.calibration_table) is not None:
+        text += f"\n\n{calibrations.caption}\n{calibrations.as_text()}"
+    assert result.uncertainty is not None
+    level = summary.bootstrap.level
+    return f"{text}\n\n{uncertainty_text(result.uncertainty, level, result.target)}"
+
+
 def _show(result: Evaluation, *, is_json: bool) -> None:
     if is_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
@@ -170,10 +189,7 @@ def _show(result: Evaluation, *, is_json: bool) -> None:
         f"{result.origin['step']:,}), on split {result.origin['splits'][0]} of "
         f"{result.origin['data']}: {result.summary.num_samples:,} objects\n"
     )
-    print(summary_text(result.summary, prior_table(*result.all_priors)))
-    if (calibrations := result.calibration_table) is not None:
-        print(f"\n{calibrations.caption}\n{calibrations.as_text()}")
-    print("\n" + uncertainty_text(result.uncertainty, result.summary.bootstrap.level))
+    print(evaluation_text(result))
     for note in result.calibration_notes:
         print(f"note: {note}")
     print(f"\npredictions: {result.predictions}\nmetrics:     {result.metrics}")

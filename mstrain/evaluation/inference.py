@@ -32,6 +32,13 @@ from mstrain.data.batches import (
 )
 from mstrain.data.pixels import statistics_of_run
 from mstrain.distributed import Ranks
+from mstrain.evaluation.metrics.classes import (
+    CLASS_SCORES,
+    PREDICTED,
+    PROBABILITY,
+    class_estimates,
+    class_scores,
+)
 from mstrain.evaluation.metrics.densities import Densities, make_densities
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import (
@@ -44,6 +51,7 @@ from mstrain.evaluation.metrics.scores import (
 )
 from mstrain.evaluation.predictions import (
     DENSITY,
+    PROBABILITIES,
     Spool,
     SpooledDensities,
     write_predictions,
@@ -51,12 +59,15 @@ from mstrain.evaluation.predictions import (
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.evaluation.variants import Features, Variant, brightness, check_cutouts
 from mstrain.models.heads import bin_edges, density
+from mstrain.models.target import Target
 from mstrain.training.checkpoint import load_model
 from mstrain.training.train_step import autocast
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Marks columns of the index among those that are computed; no name begins so.
+_COPIED = "\0copied\0"
 # Of a rank; activations are not kept, so that far more fit than in training.
 DEFAULT_BATCH = 256
 
@@ -92,7 +103,7 @@ def predict_to(
 
     Returns:
         On the first rank points and scores by each of the other variants, float64 (N,) in the
-        table's order, with "redshift"; empty on the others.
+        table's order, with the label ("redshift", of classes "truth"); empty on the others.
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
@@ -113,19 +124,28 @@ def predict_to(
 
         def write() -> None:
             origin = origin_of(run, splits, variants[0], pixel_differences, data_name)
-            table = _table_columns(given, splits, columns)
-            others.extend(_taken_out(table, number) for number in range(1, len(variants)))
-            densities = SpooledDensities([s for _, s in given], num_rows, num_bins)
-            write_predictions(path, table, densities, bin_edges(config.model).numpy(), origin)
+            table = _table_columns(given, splits, columns, run.target)
+            others.extend(_taken_out(table, n, run.target) for n in range(1, len(variants)))
+            write_predictions(
+                path,
+                _as_public(table, splits, run.target),
+                SpooledDensities([s for _, s in given], num_rows, num_bins),
+                bin_edges(config.model).numpy(),
+                origin,
+                density=PROBABILITIES if run.target.classes else DENSITY,
+            )
 
         ranks.on_first(write)
         return others
 
 
-def check_columns(columns: Sequence[str]) -> None:
+def check_columns(columns: Sequence[str], target: Target) -> None:
     """Raises UsageError where a column of the index would take the place of one of the table's."""
-    computed = {*POINT_ESTIMATES, *SPREADS, *SCORES, *PLACES, DENSITY}
-    for name in columns:
+    computed = {*map(target.public, (*POINT_ESTIMATES, *SPREADS)), *SCORES, *PLACES, DENSITY}
+    if target.classes:
+        own = (f"{target.column}_{name}" for name in (PREDICTED, PROBABILITY))
+        computed = {*own, *CLASS_SCORES, PROBABILITIES}
+    for name in (*columns, target.column):
         if name in computed:
             raise UsageError(
                 f"cannot take over the column {name!r} of the index: the table has one of that "
@@ -133,18 +153,13 @@ def check_columns(columns: Sequence[str]) -> None:
             )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises UsageError where the samples of a rank at a time are fewer than one."""
-    if batch_size < 1:
-        raise UsageError(f"--batch-size must be at least 1, got {batch_size}")
-
-
-def _taken_out(table: dict[str, Any], number: int) -> Columns:
+def _taken_out(table: dict[str, Any], number: int, target: Target) -> Columns:
     """The columns of a variant beside the table's, without its prefix; no longer in the table."""
     prefix = _prefix_of(number)
     names = [name for name in table if name.startswith(prefix)]
     found = {name.removeprefix(prefix): table.pop(name) for name in names}
-    return {"redshift": table["redshift"], **found} if "redshift" in table else found
+    label = "truth" if target.classes else "redshift"
+    return {label: table[label], **found} if label in table else found
 
 
 def _prefix_of(number: int) -> str:
@@ -174,7 +189,7 @@ class _Share:
         model, _ = load_model(run.path, run.which, ranks.device)
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        has_truth = splits[0].redshift is not None
+        has_truth = run.target.column in splits[0].dataset.columns
         parts, first = [], 0
         for split in splits:
             pieces: list[dict[str, NDArray[Any]]] = []
@@ -207,6 +222,7 @@ class _Share:
         # Calibrations are of the first prior.
         wanted = features.of(batch, made[0])
         first_NK = density_PNK[0]
+        score = _class_scored if self.run.target.classes else _scored
         piece: dict[str, NDArray[Any]] = {"sample_id": np.asarray(batch.sample_id, object)}
         for number, variant in enumerate(self.variants):
             changed_NK = variant.apply(made[number], wanted)
@@ -214,7 +230,7 @@ class _Share:
                 made[number] = _made(batch, changed_NK, edges)
                 first_NK = first_NK if number else changed_NK
             prefix = _prefix_of(number) if number else ""
-            scored = _scored(batch, made[number], has_truth=has_truth)
+            scored = score(batch, made[number], has_truth=has_truth)
             piece |= {prefix + name: values for name, values in scored.items()}
         return first_NK, piece
 
@@ -241,6 +257,7 @@ def origin_of(
         "prior": variant.prior.name,
         "calibration": variant.calibration_name,
         "weighting": run.config.loss.weighting,
+        **run.target.as_dict(),
         "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
     }
@@ -304,6 +321,15 @@ def _scored(
     return found | (scores(densities, batch.redshift.cpu().numpy()) if has_truth else {})
 
 
+def _class_scored(
+    batch: TensorBatch, probabilities: Densities, *, has_truth: bool
+) -> dict[str, NDArray[Any]]:
+    """As `_scored` for classes, whose bins have width 1."""
+    found = class_estimates(probabilities.values)
+    truth = batch.redshift.cpu().numpy()
+    return found | (class_scores(probabilities.values, truth) if has_truth else {})
+
+
 def _with_rows(
     pieces: Sequence[Mapping[str, NDArray[Any]]], split: Split, first: int
 ) -> dict[str, NDArray[Any]]:
@@ -329,19 +355,37 @@ def _table_columns(
     given: Sequence[tuple[Mapping[str, NDArray[Any]], Any]],
     splits: Sequence[Split],
     columns: Sequence[str],
+    target: Target,
 ) -> dict[str, Any]:
-    """The table's columns in its order, from what all ranks gave; those of the index besides."""
+    """All columns in the table's order, from what all ranks gave; those of the index besides."""
     num_rows = sum(len(split) for split in splits)
     # What is computed with is float64; all else stays as the index has it.
     table: dict[str, Any] = {n: _index_column(splits, n) for n in ("sample_id", "split")}
-    if "redshift" in splits[0].dataset.columns:
-        table["redshift"] = np.concatenate([split.numbers("redshift") for split in splits])
-    table |= {n: _index_column(splits, n) for n in columns if n not in table}
+    if target.column in splits[0].dataset.columns:
+        label = "truth" if target.classes else "redshift"
+        table[label] = np.concatenate([target.values(split) for split in splits])
+    # Columns of other names than those that are renamed below.
+    table |= {_COPIED + n: _index_column(splits, n) for n in columns if n != target.column}
     for part, spooled in given:
         for name, values in part.items():
             column = table.setdefault(name, np.full(num_rows, np.nan))
             column[spooled.rows] = values
     return table
+
+
+def _as_public(table: dict[str, Any], splits: Sequence[Split], target: Target) -> dict[str, Any]:
+    """Columns under the names of the file, classes under their own."""
+    found: dict[str, Any] = {}
+    for name, values in table.items():
+        if name == "truth":
+            found[target.column] = _index_column(splits, target.column)
+        elif name == PREDICTED:
+            found[f"{target.column}_{name}"] = target.names_of(values, splits[0])
+        elif name == PROBABILITY:
+            found[f"{target.column}_{name}"] = values
+        else:
+            found[name.removeprefix(_COPIED) if _COPIED in name else target.public(name)] = values
+    return found
 
 
 def _index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import msdata
 from msdata.core.output_file import check_output, make_folder
+from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import UsageError
+from mstrain.checks import check_batch_size
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.inference import (
     DEFAULT_BATCH,
-    check_batch_size,
     check_columns,
     predict_to,
 )
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
-from mstrain.evaluation.predictions import check_suffix
+from mstrain.evaluation.qp_file import SUFFIX as QP_SUFFIX
 from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
 from mstrain.evaluation.variants import Variant, find_calibrations
 from mstrain.models.prior import NATURAL
@@ -95,6 +96,14 @@ def predict_on_ranks(
     return sum(map(len, splits))
 
 
+def check_suffix(path: Path) -> None:
+    """Raises UsageError unless a table's name says in which form it is to be written."""
+    if path.suffix not in (".parquet", QP_SUFFIX):
+        raise UsageError(f"the table's name must end in .parquet or {QP_SUFFIX}, got {path}")
+    if path.suffix == QP_SUFFIX:
+        import_h5py()
+
+
 def _variants(trained: TrainedRun, data: msdata.Dataset, config: PredictionConfig) -> list[Variant]:
     prior = find_prior(trained, config.prior)
     return find_calibrations(trained, data, prior, config.calibration, has_others=False)[0]
@@ -104,6 +113,11 @@ def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig
     """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
     check_suffix(out)
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
+    if trained.target.classes and out.suffix == QP_SUFFIX:
+        raise UsageError(
+            f"{out} would be a table of densities, which classes of {trained.target.column} do not "
+            "have; give a name that ends in .parquet"
+        )
     splits = _splits(opened, config.split)
     check_data(trained, opened, splits)
     check_output(out, PREDICTIONS_MARK)
@@ -113,7 +127,7 @@ def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig
         raise UsageError(
             f"{data} has no column {', '.join(unknown)}; it has {', '.join(opened.columns)}"
         )
-    check_columns(config.columns)
+    check_columns(config.columns, trained.target)
     differences = check_pixels(trained, opened, splits, is_told=config.has_any_pixels)
     make_folder(out.absolute().parent)
     return differences

@@ -8,6 +8,11 @@ hpd_level, lower_peak  float64, likewise: where in its density the truth lies, s
 density                fixed-size list of float32, per unit redshift in each bin
 further columns        of the index, as asked for, in the index's own types
 
+Of another number than a redshift, `mass`, the columns are called mass, mass_mean, mass_std and so
+on. Of classes they are NAME, NAME_predicted (in the type of NAME), NAME_probability (float64, of
+the predicted class), log_loss, brier, and probabilities (fixed-size list of float32, in the order
+of "classes" in the metadata).
+
 The file's metadata hold the edges of the bins, and where the predictions came from. Densities are
 spooled to disk by each rank and joined by the first, so that memory holds their other columns only.
 """
@@ -27,7 +32,6 @@ from numpy.typing import NDArray
 
 from msdata.core.checked_table import check_table, file_metadata, open_table, reading
 from msdata.core.files import TEMPORARY_SUFFIX, open_known, storage_error, take_lock, whole_file
-from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import DataError, UsageError
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.qp_file import SUFFIX as QP_SUFFIX
@@ -41,7 +45,7 @@ METADATA_KEY = b"mstrain"
 MARK = b'"bin_edges"'
 # Rows of a group: 50 MB of densities of 400 bins.
 _GROUP_ROWS = 32_768
-DENSITY = "density"
+DENSITY, PROBABILITIES = "density", "probabilities"
 _CURE = "give a table that 'mstrain evaluate' or 'mstrain predict' wrote"
 
 
@@ -191,35 +195,33 @@ def _mapped(part: Spooled, num_bins: int) -> NDArray[np.float32]:
         ) from error
 
 
-def check_suffix(path: Path) -> None:
-    """Raises UsageError unless a table's name says in which form it is to be written."""
-    if path.suffix not in (".parquet", QP_SUFFIX):
-        raise UsageError(f"the table's name must end in .parquet or {QP_SUFFIX}, got {path}")
-    if path.suffix == QP_SUFFIX:
-        import_h5py()
-
-
-def table_fields(columns: Mapping[str, NDArray[Any] | pa.ChunkedArray], num_bins: int) -> pa.Schema:
+def table_fields(
+    columns: Mapping[str, NDArray[Any] | pa.Array | pa.ChunkedArray],
+    num_bins: int,
+    density: str = DENSITY,
+) -> pa.Schema:
     """Arrow's schema of a table with these columns and densities."""
     import pyarrow as pa
 
     fields = []
     for name, values in columns.items():
-        if isinstance(values, pa.ChunkedArray):
+        if isinstance(values, pa.Array | pa.ChunkedArray):
             kind = values.type
         else:
             is_text = values.dtype.kind in "UO"
             kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
         fields.append(pa.field(name, kind))
-    return pa.schema([*fields, pa.field(DENSITY, pa.list_(pa.float32(), num_bins))])
+    return pa.schema([*fields, pa.field(density, pa.list_(pa.float32(), num_bins))])
 
 
 def write_predictions(
     path: Path,
-    columns: Mapping[str, NDArray[Any] | pa.ChunkedArray],
+    columns: Mapping[str, NDArray[Any] | pa.Array | pa.ChunkedArray],
     densities: SpooledDensities,
     edges: Floats,
     origin: Mapping[str, Any],
+    *,
+    density: str = DENSITY,
 ) -> None:
     """Writes the table, whole or not at all; as qp reads it if the name ends in ".hdf5".
 
@@ -230,6 +232,7 @@ def write_predictions(
         densities: densities of the same rows.
         edges: float64 (K + 1,), edges of the bins.
         origin: where the predictions came from, for the metadata; plain values.
+        density: name of the last column.
 
     Raises:
         StorageError: the file system refused.
@@ -242,7 +245,7 @@ def write_predictions(
     if path.suffix == QP_SUFFIX:
         write_qp(path, columns, densities.__getitem__, edges, metadata)
         return
-    schema = table_fields(columns, len(edges) - 1)
+    schema = table_fields(columns, len(edges) - 1, density)
     schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     with (
         whole_file(path) as file,
@@ -256,11 +259,13 @@ def write_predictions(
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), _GROUP_ROWS)
 
 
-def _rows_of(values: NDArray[Any] | pa.ChunkedArray, start: int, count: int) -> pa.Array:
+def _rows_of(values: NDArray[Any] | pa.Array | pa.ChunkedArray, start: int, count: int) -> pa.Array:
     import pyarrow as pa
 
     if isinstance(values, pa.ChunkedArray):
         return values.slice(start, count).combine_chunks()
+    if isinstance(values, pa.Array):
+        return values.slice(start, count)
     return pa.array(values[start : start + count], from_pandas=True)
 
 
@@ -274,12 +279,14 @@ class Predictions:
         origin: the metadata.
         columns: (N,) each, without the densities; null as NaN, in integers and booleans masked
             (`numpy.ma`).
+        density: the column of the densities; of classes that of their probabilities.
     """
 
     path: Path
     edges: Floats
     origin: Mapping[str, Any]
     columns: Mapping[str, NDArray[Any]]
+    density: str = DENSITY
 
     def __len__(self) -> int:
         return len(self.columns["sample_id"])
@@ -293,10 +300,10 @@ class Predictions:
         with open_table(self.path, {}, cure=_CURE, num_rows=len(self)) as file:
             for group in range(file.metadata.num_row_groups):
                 with reading(self.path, _CURE):
-                    table = file.read_row_group(group, [DENSITY])
+                    table = file.read_row_group(group, [self.density])
                     table.validate(full=True)
                 num_rows = file.metadata.row_group(group).num_rows
-                check_table(table, self.path, [DENSITY], cure=_CURE, num_rows=num_rows)
+                check_table(table, self.path, [self.density], cure=_CURE, num_rows=num_rows)
                 yield _density_array(table, len(self.edges) - 1)
 
     def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
@@ -344,10 +351,11 @@ def read_predictions(path: Path | str) -> Predictions:
             found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
             edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
             num_bins = len(edges) - 1
-            density = _list_size(file.schema_arrow, DENSITY)
-            if num_bins < 1 or density != num_bins or not bool((np.diff(edges) > 0).all()):
+            column = PROBABILITIES if PROBABILITIES in file.schema_arrow.names else DENSITY
+            size = _list_size(file.schema_arrow, column)
+            if num_bins < 1 or size != num_bins or not bool((np.diff(edges) > 0).all()):
                 found["bin_edges"].refuse("rising edges, one more than densities")
-            names = [name for name in file.schema_arrow.names if name != DENSITY]
+            names = [name for name in file.schema_arrow.names if name != column]
             table = file.read(names)
             table.validate(full=True)
             check_table(table, path, (), cure=_CURE, num_rows=file.metadata.num_rows)
@@ -357,7 +365,7 @@ def read_predictions(path: Path | str) -> Predictions:
         raise UsageError(f"{path} is not a table of predictions: {error}") from error
     content = {name: value for name, value in found.value.items() if name != "bin_edges"}
     columns = {name: _column_array(table.column(name)) for name in names}
-    return Predictions(path=path, edges=edges, origin=content, columns=columns)
+    return Predictions(path=path, edges=edges, origin=content, columns=columns, density=column)
 
 
 def _list_size(schema: pa.Schema, name: str) -> int:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import msdata
 from msdata.core.checked_json import Count, JsonValue
-from msdata.errors import MsdataError, UsageError
+from msdata.dataset.dataset import Split
+from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.config import TrainConfig
 from mstrain.data.magnitudes import check_reddening
@@ -20,6 +23,7 @@ from mstrain.models.prior import (
     measure_prior,
     target_prior,
 )
+from mstrain.models.target import Target
 from mstrain.training.checkpoint import read_config, read_trained
 
 
@@ -48,6 +52,11 @@ class TrainedRun:
     fingerprint: str
     schema: Schema
     prior: TrainedPrior | None
+
+    @property
+    def target(self) -> Target:
+        """What the network tells."""
+        return Target.of(self.config.model)
 
 
 def open_run(path: Path | str, which: str) -> TrainedRun:
@@ -102,8 +111,8 @@ def find_prior(run: TrainedRun, asked: str) -> TargetPrior:
             raise _prior_is_lost(run, str(error)) from error
         if data.manifest.fingerprint != run.fingerprint:
             raise _prior_is_lost(run, f"it is another one now, {data.manifest.fingerprint}")
-        redshift = data.split("train").numbers("redshift")
-        prior = measure_prior(redshift, config.loss, config.model)
+        label = run.target.values(data.split("train"))
+        prior = measure_prior(label, config.loss, config.model)
     return target_prior(asked, prior, config.model)
 
 
@@ -134,6 +143,7 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
             f"{data.path} does not fit {run.path}: {difference}; pack the data as those of "
             f"{run.data}, or take a run that was trained on such data"
         )
+    run.target.check_type(data.split(splits[0]))
     column = run.config.model.ebv_column
     if column is None:
         return
@@ -144,6 +154,20 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
         )
     for name in splits:
         check_reddening(data.split(name), run.config.model)
+
+
+def check_labels(run: TrainedRun, split: Split) -> None:
+    """Raises DataError where a split has nothing that the network's answers can be held against."""
+    target, path = run.target, split.dataset.path
+    if target.column in split.dataset.columns:
+        if np.isfinite(target.values(split)).any():
+            return
+        lacking = f"no sample of split {split.name!r} of {path} has a {target.known_at_all}"
+    elif target.is_plain:
+        lacking = f"no sample of split {split.name!r} of {path} has a redshift"
+    else:
+        lacking = f"{path} has no column {target.column!r}, which {run.path} learned to tell"
+    raise DataError(f"{lacking}, so there is nothing to compare with; 'mstrain predict' needs none")
 
 
 def schema_difference(ours: Schema, theirs: Schema, surveys: Sequence[str] | None) -> str:

@@ -171,7 +171,12 @@ def find_calibrations(
     """
     if asked not in CALIBRATIONS:
         raise UsageError(f"--calibration must be one of {', '.join(CALIBRATIONS)}, got {asked!r}")
-    names = [name for name in CALIBRATIONS if name != NONE]
+    if asked != NONE and not run.target.is_plain:
+        raise UsageError(
+            f"--calibration must be none for a network of {run.target.column}, got {asked}; "
+            "calibrations are of redshifts"
+        )
+    names = [name for name in CALIBRATIONS if name != NONE and run.target.is_plain]
     wanted = [n for n in names if n == asked or has_others]
     present = [n for n in wanted if n == asked or has_calibration(run.path, n)]
     variants, notes = {NONE: Variant(prior=prior)}, []

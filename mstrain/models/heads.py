@@ -1,47 +1,51 @@
-"""Bins of redshift on [0, z_max], and the density that their logits mean."""
+"""Bins of the target, and the density that their logits mean."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mstrain.config import ModelConfig
+from mstrain.models.target import Target
+from mstrain.network_config import ModelConfig
 
 
 def bin_edges(config: ModelConfig) -> Tensor:
-    """Edges of the redshift bins.
+    """Edges of the bins.
 
     Args:
-        config: `num_bins` and `z_max` count.
+        config: `num_bins` and the target count.
 
     Returns:
-        float64 (num_bins + 1,), from 0 to z_max.
+        float64 (num_bins + 1,), such as from 0 to z_max.
     """
-    return torch.linspace(0, config.z_max, config.num_bins + 1, dtype=torch.float64)
+    target = Target.of(config)
+    return torch.linspace(target.low, target.high, config.num_bins + 1, dtype=torch.float64)
 
 
-def bin_of(redshift: Tensor, config: ModelConfig) -> Tensor:
-    """The bin of each redshift.
+def bin_of(label: Tensor, config: ModelConfig) -> Tensor:
+    """The bin of each label.
 
     Args:
-        redshift: float (B,); outside of [0, z_max], or NaN, has none.
-        config: `num_bins` and `z_max` count.
+        label: float (B,); outside of the bins, or NaN, has none.
+        config: `num_bins` and the target count.
 
     Returns:
-        int64 (B,), -1 where there is none; z_max itself is in the last bin.
+        int64 (B,), -1 where there is none; the upper end itself is in the last bin.
     """
-    z = redshift.double()
-    is_inside = (z >= 0) & (z <= config.z_max)
-    number = (torch.where(is_inside, z, 0.0) * (config.num_bins / config.z_max)).long()
+    target = Target.of(config)
+    z = label.double()
+    is_inside = (z >= target.low) & (z <= target.high)
+    per_unit = config.num_bins / (target.high - target.low)
+    number = (torch.where(is_inside, z - target.low, 0.0) * per_unit).long()
     return torch.where(is_inside, number.clamp_max(config.num_bins - 1), -1)
 
 
 def density(logits: Tensor, config: ModelConfig, log_factor: Tensor | None = None) -> Tensor:
-    """Probability density per unit of redshift, constant within a bin.
+    """Probability density per unit of the target, constant within a bin; of classes probabilities.
 
     Args:
         logits: (B, num_bins).
-        config: `num_bins` and `z_max` count.
+        config: `num_bins` and the target count.
         log_factor: (num_bins,), of a `prior.TargetPrior`: what replaces the prior of a
             training with weights. None leaves the density under the prior of the training.
 
@@ -51,4 +55,5 @@ def density(logits: Tensor, config: ModelConfig, log_factor: Tensor | None = Non
     logits = logits.double()
     if log_factor is not None:
         logits = logits + log_factor.to(logits)
-    return torch.softmax(logits, dim=1) * (config.num_bins / config.z_max)
+    target = Target.of(config)
+    return torch.softmax(logits, dim=1) * (config.num_bins / (target.high - target.low))

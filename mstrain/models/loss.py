@@ -1,4 +1,4 @@
-"""Cross-entropy over redshift bins, with weights, as sums: the mean is taken over all ranks.
+"""Cross-entropy over bins of the target, with weights, as sums: the mean is taken over all ranks.
 
 A mean of ranks' means is wrong as soon as ranks hold other numbers of samples or other weights. So
 a loss is the pair (sum of weight times loss, sum of weights), and gradients are divided by the sum
@@ -14,59 +14,67 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from msdata.plan.weighted import inverse_count_weights, inverse_counts, is_usable
-from mstrain.config import LossConfig, ModelConfig
+from mstrain.config import LossConfig
 from mstrain.models.heads import bin_edges, bin_of
+from mstrain.models.target import Target
+from mstrain.network_config import ModelConfig
 
 
-def redshift_weights(redshift: NDArray[np.float64], config: LossConfig, z_max: float) -> Tensor:
-    """Weight of each of even bins of redshift.
+def redshift_weights(
+    label: NDArray[np.float64], config: LossConfig, upper: float, lower: float = 0.0
+) -> Tensor:
+    """Weight of each of even bins of the target.
 
     Args:
-        redshift: float (samples,), of the whole split; what lies outside [0, z_max] counts not.
+        label: float (samples,), of the whole split; what lies outside the bins counts not.
         config: `weighting` and `weight_bins` count.
-        z_max: upper end of the last bin.
+        upper: upper end of the last bin.
+        lower: lower end of the first.
 
     Returns:
         float32 (weight_bins,): 1 / count, with mean 1 over the split; 0 for empty bins.
     """
-    return weights_of_bins(redshift, config, z_max).float()
+    return weights_of_bins(label, config, upper, lower).float()
 
 
-def weights_of_bins(redshift: NDArray[np.float64], config: LossConfig, z_max: float) -> Tensor:
+def weights_of_bins(
+    label: NDArray[np.float64], config: LossConfig, upper: float, lower: float = 0.0
+) -> Tensor:
     """The weights of `redshift_weights` in float64, which `draw_weights` gives up to a factor."""
     if config.weighting == "none":
         return torch.ones(config.weight_bins, dtype=torch.float64)
-    counts = inverse_counts(redshift, num_bins=config.weight_bins, upper=z_max)
+    counts = inverse_counts(label, num_bins=config.weight_bins, upper=upper, lower=lower)
     weights = torch.from_numpy(counts)
     # The sum over the split is the number of filled bins.
-    num_known = int(is_usable(redshift, z_max).sum())
+    num_known = int(is_usable(label, upper, lower).sum())
     return weights * num_known / (weights > 0).sum().clamp_min(1)
 
 
-def place_of(redshift: Tensor, num_bins: int, z_max: float) -> Tensor:
-    """The even bin of [0, z_max] that each redshift within lies in, int64; z_max in the last."""
-    return (redshift / z_max * num_bins).long().clamp_max(num_bins - 1)
+def place_of(label: Tensor, num_bins: int, upper: float, lower: float = 0.0) -> Tensor:
+    """The even bin of [lower, upper] that each label within lies in, int64; `upper` in the last."""
+    return ((label - lower) / (upper - lower) * num_bins).long().clamp_max(num_bins - 1)
 
 
 def draw_weights(
-    redshift: NDArray[np.float64], config: LossConfig, z_max: float
+    label: NDArray[np.float64], config: LossConfig, upper: float, lower: float = 0.0
 ) -> NDArray[np.float64]:
     """Weight of each sample where the loader draws by weights.
 
     Args:
-        redshift: float (samples,), of the whole split.
+        label: float (samples,), of the whole split.
         config: `weight_bins` counts.
-        z_max: upper end of the last bin.
+        upper: upper end of the last bin.
+        lower: lower end of the first.
 
     Returns:
-        float64 (samples,): 1 / count of the sample's bin; 0 where the redshift is outside
-        [0, z_max] or unknown.
+        float64 (samples,): 1 / count of the sample's bin; 0 where the label is outside
+        of the bins or unknown.
     """
-    return inverse_count_weights(redshift, num_bins=config.weight_bins, upper=z_max)
+    return inverse_count_weights(label, num_bins=config.weight_bins, upper=upper, lower=lower)
 
 
 class BinLoss(nn.Module):
-    """Weighted cross-entropy of logits against redshifts.
+    """Weighted cross-entropy of logits against labels.
 
     Args:
         loss: its settings.
@@ -79,42 +87,43 @@ class BinLoss(nn.Module):
 
     def __init__(self, loss: LossConfig, model: ModelConfig, weights: Tensor | None = None) -> None:
         super().__init__()
-        self._loss, self._model = loss, model
+        self._loss, self._model, self._target = loss, model, Target.of(model)
         self.register_buffer("edges", bin_edges(model), persistent=False)
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, logits: Tensor, redshift: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """The loss as two sums.
 
         Args:
             logits: (B, num_bins).
-            redshift: float64 (B,); samples outside of the bins, or NaN, have weight 0.
+            label: float64 (B,); samples outside of the bins, or NaN, have weight 0.
 
         Returns:
             Sum of weight times loss, which gradients flow through, and sum of weights; float32.
         """
-        number = bin_of(redshift, self._model)
-        weight = self._weight(redshift, number)
+        number = bin_of(label, self._model)
+        weight = self._weight(label, number)
         log_p = functional.log_softmax(logits.float(), dim=1)
         if self._loss.label_width:
-            chosen = (self.labels(redshift) * log_p).sum(1)
+            chosen = (self.labels(label) * log_p).sum(1)
         else:
             chosen = log_p.gather(1, number.clamp_min(0)[:, None])[:, 0]
         smooth = self._loss.label_smoothing
         loss = -(1 - smooth) * chosen - smooth * log_p.mean(1)
         return (weight * loss).sum(), weight.sum()
 
-    def _weight(self, redshift: Tensor, number: Tensor) -> Tensor:
+    def _weight(self, label: Tensor, number: Tensor) -> Tensor:
         is_known = number >= 0
         if self.weights is None:
             return is_known.float()
-        z = torch.where(is_known, redshift.double(), 0.0)
-        place = place_of(z, len(self.weights), self._model.z_max)
+        low, high = self._target.low, self._target.high
+        z = torch.where(is_known, label.double(), low)
+        place = place_of(z, len(self.weights), high, low)
         return torch.where(is_known, self.weights[place], 0.0)
 
-    def labels(self, redshift: Tensor) -> Tensor:
-        """Gaussians around redshifts (B,), integrated over each bin: float32 (B, num_bins)."""
-        z = redshift.double().nan_to_num().clamp(0, self._model.z_max)
+    def labels(self, label: Tensor) -> Tensor:
+        """Gaussians around labels (B,), integrated over each bin: float32 (B, num_bins)."""
+        z = label.double().nan_to_num().clamp(self._target.low, self._target.high)
         steps = (self.edges - z[:, None]) / (self._loss.label_width * 2**0.5)
         mass = torch.erf(steps).diff(dim=1)
         return (mass / mass.sum(1, keepdim=True)).float()

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError
-from msdata.plan.weighted import is_usable
-from mstrain.config import LossConfig, ModelConfig
+from mstrain.config import LossConfig
 from mstrain.models.heads import bin_edges, bin_of
 from mstrain.models.loss import BinLoss, place_of, weights_of_bins
+from mstrain.models.target import Target
+from mstrain.network_config import ModelConfig
 
 NATURAL, AS_TRAINED = "natural", "as-trained"
 _FILE_COLUMNS = ("z_low", "z_high", "count")
@@ -39,7 +40,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedPrior:
-    """What the bins of a network's redshift held in its training; a checkpoint keeps it.
+    """What the bins of a network held in its training; a checkpoint keeps it.
 
     Attributes:
         counts: int64 (num_bins,), samples of split "train" in each bin.
@@ -103,26 +104,25 @@ class TargetPrior:
     log_factor: Tensor | None
 
 
-def measure_prior(
-    redshift: NDArray[np.float64], loss: LossConfig, model: ModelConfig
-) -> TrainedPrior:
+def measure_prior(label: NDArray[np.float64], loss: LossConfig, model: ModelConfig) -> TrainedPrior:
     """What a training's bins hold, and what they weigh.
 
     Args:
-        redshift: float64 (samples,), of split "train"; outside [0, z_max], or NaN, it counts not.
+        label: float64 (samples,), of split "train"; outside the bins, or NaN, it counts not.
         loss: `weighting`, `weights_in`, `weight_bins` and how labels are spread count.
         model: the bins.
     """
-    z = torch.as_tensor(redshift[is_usable(redshift, model.z_max)], dtype=torch.float64)
+    target = Target.of(model)
+    z = torch.as_tensor(label[target.is_usable(label)], dtype=torch.float64)
     number = bin_of(z, model)
     counts = torch.bincount(number, minlength=model.num_bins)
     if loss.weighting == "none":
         return TrainedPrior(counts=counts, log_weights=None)
-    weights = weights_of_bins(redshift, loss, model.z_max)
+    weights = weights_of_bins(label, loss, target.high, target.low)
     if loss.weights_in == "loss":
         # As the loss has them.
         weights = weights.float().double()
-    weight = weights[place_of(z, loss.weight_bins, model.z_max)]
+    weight = weights[place_of(z, loss.weight_bins, target.high, target.low)]
     if loss.label_width:
         labels, weighed = _spread_labels(z, weight, loss, model)
     else:
@@ -140,8 +140,9 @@ def _spread_labels(
     z: Tensor, weight: Tensor, loss: LossConfig, model: ModelConfig
 ) -> tuple[Tensor, Tensor]:
     """Sum of spread labels in each bin, plain and weighted; float64 (num_bins,) each."""
-    num_cells = _CELLS_PER_BIN * model.num_bins
-    cell = place_of(z, num_cells, model.z_max)
+    num_cells, target = _CELLS_PER_BIN * model.num_bins, Target.of(model)
+    cell = place_of(z, num_cells, target.high, target.low)
+    width = (target.high - target.low) / num_cells
     sums = torch.stack(
         [
             torch.bincount(cell, minlength=num_cells).double(),
@@ -151,15 +152,18 @@ def _spread_labels(
     spread = BinLoss(loss, model)
     total = torch.zeros(2, model.num_bins, dtype=torch.float64)
     for chosen in torch.split(torch.nonzero(sums[0])[:, 0], _CHUNK):
-        centers = (chosen.double() + 0.5) * (model.z_max / num_cells)
+        centers = target.low + (chosen.double() + 0.5) * width
         total += sums[:, chosen] @ spread.labels(centers).double()
     return total[0], total[1]
 
 
 def _mean_in_bins(weights: Tensor, model: ModelConfig) -> Tensor:
-    """Mean over each redshift bin of a function given on even bins of [0, z_max]."""
-    ends = np.linspace(0, model.z_max, len(weights) + 1)
-    integral = np.append(0, np.cumsum(weights.numpy())) * (model.z_max / len(weights))
+    """Mean over each bin of a function given on other even bins of the same range."""
+    target = Target.of(model)
+    ends = np.linspace(target.low, target.high, len(weights) + 1)
+    integral = np.append(0, np.cumsum(weights.numpy())) * (
+        (target.high - target.low) / len(weights)
+    )
     edges = bin_edges(model).numpy()
     return torch.from_numpy(np.diff(np.interp(edges, ends, integral)) / np.diff(edges))
 
@@ -183,6 +187,11 @@ def target_prior(asked: str, trained: TrainedPrior, model: ModelConfig) -> Targe
     if asked == NATURAL:
         return TargetPrior(name=asked, log_factor=natural)
     path = Path(asked)
+    if (target := Target.of(model)).classes:
+        raise UsageError(
+            f"--prior must be {NATURAL} or {AS_TRAINED} for the classes of {target.column}, got "
+            f"{asked}"
+        )
     ratio = _ratio_to_training(path, *_read_target(path), trained, bin_edges(model).numpy())
     factor = torch.from_numpy(ratio).log()
     if natural is not None:

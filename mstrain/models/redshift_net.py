@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mstrain.config import ModelConfig
 from mstrain.models.resnet import ResNet
+from mstrain.network_config import ModelConfig
 
 
 class RedshiftNet(nn.Module):

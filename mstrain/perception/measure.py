@@ -38,6 +38,7 @@ from mstrain.evaluation.run_info import TrainedRun
 from mstrain.models.heads import bin_edges, density
 from mstrain.models.prior import TargetPrior
 from mstrain.models.redshift_net import RedshiftNet
+from mstrain.models.target import REDSHIFT_TARGET, Target
 from mstrain.perception.exchange import (
     Modality,
     coalitions_of,
@@ -226,7 +227,7 @@ def measure_batch(
     device = batch.redshift.device
     precision = "float32" if device.type == "cpu" else run.config.compute.precision
     edges = bin_edges(run.config.model).numpy()
-    truth_N = batch.redshift.cpu().numpy()
+    truth_N, target = batch.redshift.cpu().numpy(), Target.of(run.config.model)
     partners = [torch.from_numpy(partner_N).to(device) for partner_N in partner_KN]
     with autocast(precision, device):
         features = {name: e(batch.images[name]) for name, e in model.encoders.items()}
@@ -243,7 +244,7 @@ def measure_batch(
             "redshift": truth_N,
             "z_mean": piecewise.mean(base),
         }
-        found |= {f"{loss}|{BASE}": v for loss, v in losses_of(base, truth_N).items()}
+        found |= {f"{loss}|{BASE}": v for loss, v in losses_of(base, truth_N, target).items()}
         # Coalitions with and without E(B-V) exchange the same pixels.
         kept: dict[tuple[str, int], dict[str, Tensor]] = {}
         for variant in variants:
@@ -256,7 +257,7 @@ def measure_batch(
                 if variant.has_ebv and ebv is not None:
                     ebv = ebv[partner_N]
                 seen.append(densities_of(changed, ebv))
-            found |= _columns(variant.name, base, seen, truth_N)
+            found |= _columns(variant.name, base, seen, truth_N, target)
     return found
 
 
@@ -282,37 +283,39 @@ def _changed(
     return changed
 
 
-def losses_of(found: Densities, truth_N: Floats) -> dict[str, Floats]:
-    """Losses of densities, float64 (N,) for each of `LOSSES`; NaN where the truth is."""
+def losses_of(
+    found: Densities, truth_N: Floats, target: Target = REDSHIFT_TARGET
+) -> dict[str, Floats]:
+    """Losses of densities, float64 (N,); NaN where the truth is. A plain number has no outliers."""
     is_known_N = np.isfinite(truth_N)
     safe_N = np.where(is_known_N, truth_N, found.edges[0])
-    size_N = np.abs(scaled_residual(piecewise.mean(found), safe_N))
+    size_N = np.abs(scaled_residual(piecewise.mean(found), safe_N, target))
     losses = {
         "crps": piecewise.crps(found, safe_N),
         "log_loss": -piecewise.log_likelihood(found, safe_N),
-        **{outlier_name(t): (size_N >= t).astype(np.float64) for t in OUTLIER_THRESHOLDS},
+        **{outlier_name(t): (size_N >= t).astype(np.float64) for t in target.thresholds},
     }
     return {name: np.where(is_known_N, values, np.nan) for name, values in losses.items()}
 
 
 def _columns(
-    name: str, base: Densities, seen: list[Densities], truth_N: Floats
+    name: str, base: Densities, seen: list[Densities], truth_N: Floats, target: Target
 ) -> dict[str, NDArray[Any]]:
     """The columns of one modality, from the densities under K partners."""
-    losses = [losses_of(found, truth_N) for found in seen]
-    columns = {f"{loss}|{name}": np.mean([f[loss] for f in losses], axis=0) for loss in LOSSES}
+    losses = [losses_of(found, truth_N, target) for found in seen]
+    columns = {f"{loss}|{name}": np.mean([f[loss] for f in losses], axis=0) for loss in losses[0]}
     mean_KN = np.stack([piecewise.mean(found) for found in seen])
-    columns[f"residual|{name}"] = scaled_residual(mean_KN[0], truth_N)
-    columns[f"salience|{name}"] = salience_of(mean_KN, truth_N)
+    columns[f"residual|{name}"] = scaled_residual(mean_KN[0], truth_N, target)
+    columns[f"salience|{name}"] = salience_of(mean_KN, truth_N, target)
     columns[f"jsd|{name}"] = np.mean([js_distance(base, found) for found in seen], axis=0)
     return columns
 
 
-def salience_of(mean_KN: Floats, truth_N: Floats) -> Floats:
+def salience_of(mean_KN: Floats, truth_N: Floats, target: Target = REDSHIFT_TARGET) -> Floats:
     """Variance of the estimate over K partners, over (1 + z)^2, float64 (N,); NaN for K = 1."""
     if len(mean_KN) < 2:
         return np.full(mean_KN.shape[1], np.nan)
-    spread_N: Floats = mean_KN.var(axis=0, ddof=1) / (1 + truth_N) ** 2
+    spread_N: Floats = mean_KN.var(axis=0, ddof=1) / target.scale(truth_N) ** 2
     return spread_N
 
 

@@ -16,7 +16,7 @@ import msdata
 from msdata.core.files import whole_file, write_whole
 from msdata.core.output_file import check_output, make_folder
 from msdata.dataset.dataset import Split
-from msdata.errors import DataError, UsageError
+from msdata.errors import UsageError
 from mstrain.checks import check_choice
 from mstrain.data.magnitudes import find_magnitude
 from mstrain.data.pixels import check_pixels
@@ -27,7 +27,13 @@ from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
 from mstrain.evaluation.report.page import page_with_section
-from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
+from mstrain.evaluation.run_info import (
+    TrainedRun,
+    check_data,
+    check_labels,
+    find_prior,
+    open_run,
+)
 from mstrain.evaluation.variants import Variant
 from mstrain.models.heads import bin_edges
 from mstrain.models.prior import NATURAL
@@ -195,18 +201,17 @@ def _check(
     if config.has_report:
         check_installed()
     opened, found = msdata.open(data), {}
-    for run in runs:
-        trained = open_run(run, _checkpoints(run, config.checkpoint)[-1])
+    opened_runs = [open_run(run, _checkpoints(run, config.checkpoint)[-1]) for run in runs]
+    for run, trained in zip(runs, opened_runs, strict=True):
         check_data(trained, opened, [config.split])
         find_prior(trained, config.prior)
         found[str(run)] = check_pixels(
             trained, opened, [config.split], is_told=config.has_any_pixels
         )
     split = opened.split(config.split)
-    if split.redshift is None or not np.isfinite(split.redshift).any():
-        raise DataError(
-            f"cannot measure losses: no sample of split {split.name!r} of {data} has a redshift"
-        )
+    for trained in opened_runs:
+        check_labels(trained, split)
+    _check_targets(opened_runs)
     if len(split) <= 2 * config.num_permutations:
         raise UsageError(
             f"split {split.name!r} must have more than {2 * config.num_permutations} samples for "
@@ -220,6 +225,21 @@ def _check(
         check_output(out / "report.html", PAGE_MARK)
     make_folder(out)
     return found
+
+
+def _check_targets(runs: Sequence[TrainedRun]) -> None:
+    """Raises UsageError where runs tell classes, or not the same."""
+    for run in runs:
+        if run.target.classes:
+            raise UsageError(
+                f"cannot perceive {run.path}: it tells classes of {run.target.column}, and scores "
+                "are those of densities of a number"
+            )
+        if run.target.as_dict() != runs[0].target.as_dict():
+            raise UsageError(
+                f"cannot compare {runs[0].path} and {run.path}: they tell "
+                f"{runs[0].target.column} and {run.target.column}; give runs of one target"
+            )
 
 
 def _table_paths(out: Path, split: Split, count: int) -> list[Path]:
@@ -244,7 +264,8 @@ def _conclude(
         entry, found = _run_entry(run, measured, how, config)
         entries.append({"origin": origin, **entry})
         resampled.append(found)
-        _write_table(path, measured[-1][1], origin)
+        shown = {run.target.public(name): found for name, found in measured[-1][1].items()}
+        _write_table(path, shown, origin)
     settings = {n: v for n, v in asdict(config).items() if n not in ("is_quiet", "has_report")}
     result = {
         "format_version": FORMAT_VERSION,
@@ -276,7 +297,7 @@ def _run_entry(
     modalities = [*bands, *players]
     edges = bin_edges(run.config.model).numpy()
     names = sorted({key.partition("|")[2] for key in measured[-1][1] if "|" in key} - {BASE})
-    known = [(step, with_marginal(columns, edges)) for step, columns in measured]
+    known = [(step, with_marginal(columns, edges, run.target)) for step, columns in measured]
     columns = known[-1][1]
     resampled = Resampled(columns, names, config.bootstrap)
     redshift_edges = np.array(config.redshift_edges or round_edges(columns["redshift"], 8))
@@ -285,7 +306,7 @@ def _run_entry(
         "note": "" if modalities else "n/a: early fusion has no features of a survey",
         "num_samples": len(columns["redshift"]),
         "num_unlabelled": len(measured[-1][1]["redshift"]) - len(columns["redshift"]),
-        "scores": score_table(columns, modalities, resampled),
+        "scores": score_table(columns, modalities, resampled, run.target),
         "shapley": shapley_table([p.name for p in players], resampled) if players else None,
         "bins": in_bins(columns, modalities, redshift_edges, config.bootstrap),
     }

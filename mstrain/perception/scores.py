@@ -29,6 +29,8 @@ from mstrain.evaluation.metrics.bootstrap import (
 )
 from mstrain.evaluation.metrics.densities import Floats, make_densities
 from mstrain.evaluation.metrics.estimates import Estimate
+from mstrain.evaluation.metrics.scores import scaled_residual
+from mstrain.models.target import REDSHIFT_TARGET, Target
 from mstrain.perception.exchange import Modality, coalition_name
 from mstrain.perception.measure import BASE, LOSSES, losses_of
 
@@ -38,30 +40,38 @@ _PIECE_WEIGHTS = 4_000_000
 _PIECE_ROWS = 10_000
 
 
-def with_marginal(columns: Columns, edges: Floats) -> dict[str, NDArray[Any]]:
-    """The samples with known redshift, and their losses under the marginal density.
+def with_marginal(
+    columns: Columns, edges: Floats, target: Target = REDSHIFT_TARGET
+) -> dict[str, NDArray[Any]]:
+    """The samples with known labels, and their losses under the marginal density.
 
     Args:
         columns: (N,) each, from `measure`.
         edges: float64 (K + 1,), bins of the densities.
+        target: what the network tells.
 
     Raises:
-        DataError: no sample has a known redshift within the bins.
+        DataError: no sample has a known label within the bins.
     """
     is_known_N = np.isfinite(np.asarray(columns["redshift"], np.float64))
     known = {name: np.asarray(values)[is_known_N] for name, values in columns.items()}
     count_K, _ = np.histogram(known["redshift"], edges)
     if not count_K.sum():
-        raise DataError("no sample has a known redshift within the bins of the network")
+        raise DataError(f"no sample has a known {target.noun} within the bins of the network")
     density_K = count_K / (count_K.sum() * np.diff(edges))
     parts = []
     for start in range(0, len(known["redshift"]), _PIECE_ROWS):
         truth_N = np.asarray(known["redshift"][start : start + _PIECE_ROWS], np.float64)
         marginal = make_densities(np.tile(density_K, (len(truth_N), 1)), edges)
-        parts.append(losses_of(marginal, truth_N))
-    for loss in LOSSES:
+        parts.append(losses_of(marginal, truth_N, target))
+    for loss in losses_in(known):
         known[f"{loss}|{MARGINAL}"] = np.concatenate([part[loss] for part in parts])
     return known
+
+
+def losses_in(columns: Columns) -> list[str]:
+    """The losses that columns from `measure` have."""
+    return [loss for loss in LOSSES if f"{loss}|{BASE}" in columns]
 
 
 def mean_replicates(values_NM: Floats, config: BootstrapConfig) -> Floats:
@@ -99,7 +109,7 @@ class Resampled:
         columns: (N,) each, from `with_marginal`.
         names: modalities.
         config: how intervals are made.
-        losses: which losses.
+        losses: which losses; None takes all that there are.
     """
 
     def __init__(
@@ -107,8 +117,9 @@ class Resampled:
         columns: Columns,
         names: Sequence[str],
         config: BootstrapConfig,
-        losses: Sequence[str] = LOSSES,
+        losses: Sequence[str] | None = None,
     ) -> None:
+        losses = losses_in(columns) if losses is None else losses
         keys = [f"{loss}|{name}" for loss in losses for name in (BASE, MARGINAL, *names)]
         values_NM = np.stack([np.asarray(columns[key], np.float64) for key in keys], axis=1)
         # The first row is of the samples as they are, the others are replicates.
@@ -150,7 +161,10 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def score_table(
-    columns: Columns, modalities: Sequence[Modality], resampled: Resampled
+    columns: Columns,
+    modalities: Sequence[Modality],
+    resampled: Resampled,
+    target: Target = REDSHIFT_TARGET,
 ) -> dict[str, Any]:
     """Perceptual scores of each loss, as plain values for JSON.
 
@@ -158,9 +172,10 @@ def score_table(
         columns: (N,) each, from `with_marginal`.
         modalities: bands, surveys and E(B-V).
         resampled: of the same columns.
+        target: what the network tells.
     """
     table: dict[str, Any] = {}
-    for loss in LOSSES:
+    for loss in losses_in(columns):
         base, marginal = resampled.mean(loss, BASE), resampled.mean(loss, MARGINAL)
         table[loss] = {
             "loss": resampled.estimate(base),
@@ -178,7 +193,7 @@ def score_table(
         }
     truth_N = columns["redshift"]
     table["nmad"] = {
-        "loss": nmad((columns["z_mean"] - truth_N) / (1 + truth_N)),
+        "loss": nmad(scaled_residual(columns["z_mean"], truth_N, target)),
         "modalities": {m.name: nmad(columns[f"residual|{m.name}"]) for m in modalities},
     }
     return table

@@ -22,6 +22,7 @@ from mstrain.evaluation.report.canvas import (
 )
 from mstrain.evaluation.report.page import section_body
 from mstrain.evaluation.report.wording import TextTable
+from mstrain.network_config import REDSHIFT
 
 _COLORS = (BLUE, ORANGE, GREEN, RED, INK)
 
@@ -51,10 +52,16 @@ def draw_section(result: Mapping[str, Any]) -> str:
 
 def _crossings(runs: Sequence[Mapping[str, Any]]) -> tuple[tuple[Crossing, ...], str]:
     z_max = max((b["high"] for run in runs for b in run["bins"]), default=1.6)
+    if not all(_is_redshift(run) for run in runs):
+        return (), ""
     try:
         return find_crossings(load_filters(), z_max), ""
     except MissingPackageError as error:
         return (), f"No tracks of spectral features are drawn: {error}"
+
+
+def _is_redshift(run: Mapping[str, Any]) -> bool:
+    return bool(run["origin"].get("target_kind", REDSHIFT) == REDSHIFT)
 
 
 def _band_names(run: Mapping[str, Any]) -> list[str]:
@@ -76,6 +83,9 @@ def draw_maps(run: Mapping[str, Any], crossings: Sequence[Crossing]) -> Picture 
     edges = np.array([bins[0]["low"], *(b["high"] for b in bins)]) if bins else np.zeros(1)
     if not any(b["modalities"] for b in bins):
         return None
+    is_redshift = _is_redshift(run)
+    noun = "redshift" if is_redshift else run["origin"]["target"]
+    variance = "Var(z_mean)/(1+z)^2" if is_redshift else f"Var({noun}_mean)"
     panels = (("salience", "log10 of salience V", True), ("by_task", "perceptual score P", False))
     with Canvas(9.4, 1.2 + 0.36 * len(names), columns=2, sharey=True) as canvas:
         for panel, (key, title, is_log) in zip(canvas.panels, panels, strict=True):
@@ -90,19 +100,22 @@ def draw_maps(run: Mapping[str, Any], crossings: Sequence[Crossing]) -> Picture 
             else:
                 # The network knows no more than n(z) there, or no band moves its estimate.
                 title = f"{title}: n/a"
-            panel.set(title=title, xlabel="redshift", xlim=(edges[0], edges[-1]))
+            panel.set(title=title, xlabel=noun, xlim=(edges[0], edges[-1]))
             panel.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
             draw_tracks(panel, names, crossings)
         handles, labels = canvas.panels[0].get_legend_handles_labels()
         if handles:
             canvas.figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         return canvas.picture(
-            f"Bands against redshift: {run['origin']['recipe'] or 'network'}, "
-            f"{run['fusion']} fusion",
-            alt="Heat maps of salience and perceptual score, one row per band, against redshift",
-            caption="Left: median of Var(z_mean)/(1+z)^2 over partners; right: score by task of "
-            "CRPS. Lines: redshifts at which a feature lies within the band (10 % edges). Empty: "
-            "fewer than 10 objects, or a salience of 0.",
+            f"Bands against {noun}: {run['origin']['recipe'] or 'network'}, {run['fusion']} fusion",
+            alt=f"Heat maps of salience and perceptual score, one row per band, against {noun}",
+            caption=f"Left: median of {variance} over partners; right: score by task of CRPS. "
+            + (
+                "Lines: redshifts at which a feature lies within the band (10 % edges). "
+                if is_redshift
+                else ""
+            )
+            + "Empty: fewer than 10 objects, or a salience of 0.",
         )
 
 

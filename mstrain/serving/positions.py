@@ -196,8 +196,13 @@ def _predicted(
             f"the positions have no column {', '.join(unknown)}; they have "
             f"{', '.join(positions.table.column_names)}"
         )
-    check_columns(asked.columns)
     trained = open_run(run, asked.checkpoint)
+    if not trained.target.is_redshift:
+        raise UsageError(
+            f"positions are predicted by networks of redshifts, but that of {run} tells "
+            f"{trained.target.column}; fetch and pack the positions, then give the data set"
+        )
+    check_columns(asked.columns, trained.target)
     find_prior(trained, asked.prior)
     _check_reddening(trained, positions)
     # A thread of the fetch may still be writing when an error ends it.

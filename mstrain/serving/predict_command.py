@@ -30,9 +30,8 @@ from msdata.fetch.run import write_failed
 from msdata.fetch.service import read_services
 from mstrain.distributed import Ranks, run_joined
 from mstrain.evaluation.command import add_calibration, add_network_arguments, add_run_argument
-from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
+from mstrain.evaluation.prediction import PredictionConfig, check_suffix, predict_on_ranks
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
-from mstrain.evaluation.predictions import check_suffix
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.run_info import open_run
 from mstrain.serving.figure import draw_position

@@ -14,7 +14,7 @@ from msdata.plan.forecast import TIERS, Job, forecast_epoch
 from msdata.plan.order import DEFAULT_LAST
 from msdata.plan.ownership import Ownership, equal_nodes
 from mstrain.config import TrainConfig, batch_per_rank
-from mstrain.data.batches import split_weights
+from mstrain.data.columns import split_weights
 from mstrain.distributed import Ranks
 
 Counts = dict[str, int]

@@ -27,7 +27,7 @@ from mstrain.distributed import (
     joined_ranks,
     set_threads,
 )
-from mstrain.overrides import apply_overrides, settings_of
+from mstrain.overrides import apply_overrides, settings_of, target_given
 from mstrain.recipes import AUTO, RECIPES, auto, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     topology = from_env()
     if args.recipe == AUTO:
         data = msdata.open(args.data)
-        config = apply_overrides(auto(data, topology.num_ranks), args.settings)
+        fitting = auto(data, topology.num_ranks, **target_given(args.settings))
+        config = apply_overrides(fitting, args.settings)
     else:
         config = apply_overrides(find_recipe(args.recipe), args.settings)
         data = msdata.open(args.data)

@@ -14,24 +14,26 @@ from torch import Tensor
 import msdata
 from msdata.augment import Statistics, read_statistics
 from msdata.augment.statistics import FILE_NAME
+from msdata.core.terminal import shown_line
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
-from msdata.plan.weighted import is_usable
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.data.batches import (
     Prefetcher,
     TensorBatch,
     evaluation_stream,
-    index_columns,
     make_augmenter,
     make_loader,
     steps_per_epoch,
     training_stream,
 )
+from mstrain.data.columns import index_columns
 from mstrain.data.pixels import statistics_for_run
 from mstrain.distributed import Ranks, StopRequest, failing_at_once
+from mstrain.models.labels import resolve
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
+from mstrain.models.target import Target
 from mstrain.overrides import settings_of
 from mstrain.recipes import for_ranks
 from mstrain.training.cache_hits import HitCounter
@@ -88,9 +90,9 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
-    config = for_ranks(config, ranks.count)
     split = _split(data, "train")
     assert split is not None
+    config = resolve(for_ranks(config, ranks.count), data)
     journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
     statistics = _statistics(out, config, split, journal)
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
@@ -107,6 +109,8 @@ def train_on_ranks(
         stream = stack.enter_context(Prefetcher(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
+        if told := Target.of(config.model).told():
+            journal.say(shown_line(told))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
         extras, keep = _extras(config, data, shapes, prior), config.checkpoint.keep
         trainer = Trainer(
@@ -115,7 +119,7 @@ def train_on_ranks(
             train_step=train_step,
             journal=journal,
             num_steps=num_steps,
-            validate=_validation(stack, data, config, ranks, statistics),
+            validate=_validation(stack, data, config, ranks, statistics, journal),
             count_hits=hits.count,
             writer=CheckpointWriter(out, ranks, extras, keep=keep),
             stop=stop,
@@ -164,26 +168,27 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     """Weights of the loss, None where all count alike; says how many samples count nothing.
 
     Raises:
-        UsageError: the data set has no redshifts.
-        DataError: no sample has a redshift within the bins.
+        UsageError: the data set has no such labels.
+        DataError: no sample has a label within the bins.
     """
-    index_columns(split, config, needs_redshift=True)
-    redshift, z_max = split.numbers("redshift"), config.model.z_max
+    index_columns(split, config, needs_label=True)
+    target = Target.of(config.model)
+    label = target.values(split)
     is_drawn = config.loss.weights_in == "sampler"
-    num_known = int(np.count_nonzero(is_usable(redshift, z_max)))
+    num_known = int(np.count_nonzero(target.is_usable(label)))
     if not num_known:
         raise DataError(
-            f"no sample of split {split.name!r} has a redshift in [0, {z_max}]: there is nothing "
-            "to learn; correct the catalog and pack again, or give another model.z_max"
+            f"no sample of split {split.name!r} has a {target.known}: there is nothing to learn; "
+            f"correct the catalog and pack again, or give another {target.range_settings}"
         )
-    if num_known < len(redshift):
+    if num_known < len(label):
         journal.say(
-            f"{len(redshift) - num_known:,} of {len(redshift):,} samples have no redshift in "
-            f"[0, {z_max}]: they {'are never drawn' if is_drawn else 'count nothing in the loss'}"
+            f"{len(label) - num_known:,} of {len(label):,} samples have no {target.known}: they "
+            f"{'are never drawn' if is_drawn else 'count nothing in the loss'}"
         )
     if is_drawn or config.loss.weighting == "none":
         return None
-    return redshift_weights(redshift, config.loss, z_max)
+    return redshift_weights(label, config.loss, target.high, target.low)
 
 
 def _train_step(
@@ -196,7 +201,8 @@ def _train_step(
     """What learns, and the prior that it learns under."""
     weights = _weights(split, config, journal)
     num_steps = config.epochs * steps_per_epoch(len(split), config)
-    prior = measure_prior(split.numbers("redshift"), config.loss, config.model)
+    label = Target.of(config.model).values(split)
+    prior = measure_prior(label, config.loss, config.model)
     undo = prior.natural_factor()
     made = TrainStep(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
     return made, prior
@@ -235,11 +241,14 @@ def _validation(
     config: TrainConfig,
     ranks: Ranks,
     statistics: Statistics | None,
+    journal: Journal,
 ) -> Callable[[], Iterator[TensorBatch]] | None:
     """What gives this rank's validation batches; loader and augmenter stay open over all epochs."""
     split = _split(data, "val")
     if split is None:
         return None
+    if told := Target.of(config.model).unseen_text(split):
+        journal.say(shown_line(told))
     loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)

@@ -14,6 +14,7 @@ from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns, Estimate, metrics_of
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 # An interval from fewer objects would be about the objects, not about the network.
 MIN_BIN_COUNT = 10
@@ -54,7 +55,12 @@ class Binning:
 
 
 def metrics_in_bins(
-    columns: Columns, name: str, column: str, edges: Floats, config: BootstrapConfig
+    columns: Columns,
+    name: str,
+    column: str,
+    edges: Floats,
+    config: BootstrapConfig,
+    target: Target = REDSHIFT_TARGET,
 ) -> Binning:
     """Metrics of the mean of the density, and of the densities, in each bin.
 
@@ -64,6 +70,7 @@ def metrics_in_bins(
         column: the column that holds it; objects that are NaN or outside the edges are left out.
         edges: float64 (bins + 1,), ascending.
         config: how intervals are made.
+        target: see `metrics_of`.
     """
     values_N = np.asarray(columns[column], np.float64)
     bin_N = np.searchsorted(edges, values_N, side="right") - 1
@@ -76,7 +83,9 @@ def metrics_in_bins(
         inside = {key: np.asarray(values)[is_in_N] for key, values in columns.items()}
         metrics: dict[str, Estimate] = {}
         if count >= MIN_BIN_COUNT:
-            metrics = metrics_of(inside, config, estimate=POINT_ESTIMATES[0], has_densities=True)
+            metrics = metrics_of(
+                inside, config, estimate=POINT_ESTIMATES[0], has_densities=True, target=target
+            )
         bins.append(Bin(low=float(low), high=float(high), num_samples=count, metrics=metrics))
     return Binning(name=name, column=column, bins=tuple(bins))
 

@@ -1,6 +1,7 @@
 """Metrics of a set of objects, each with its interval.
 
-With d = (estimate - truth) / (1 + truth): bias is the mean of d, NMAD 1.4826 median|d - median d|,
+With d = (estimate - truth) / (1 + truth), for numbers that are no redshifts d = estimate - truth,
+and RMSE in place of eta: bias is the mean of d, NMAD 1.4826 median|d - median d|,
 eta the share of |d| >= t. An eta says nothing without its t: the published 17.53 % are for
 t = 0.05 (arXiv:2501.09112), most other papers take 0.15.
 """
@@ -24,8 +25,9 @@ from mstrain.evaluation.metrics.bootstrap import (
 )
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.scores import SCORES, scaled_residual
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
-OUTLIER_THRESHOLDS = (0.05, 0.15)
+OUTLIER_THRESHOLDS = REDSHIFT_TARGET.thresholds
 COVERAGE_LEVELS = (0.68, 0.90, 0.95)
 
 Columns = Mapping[str, NDArray[Any]]
@@ -56,11 +58,20 @@ def coverage_name(level: float) -> str:
     return f"coverage_{level:g}"
 
 
-POINT_METRICS = ("bias", "nmad", *(outlier_name(t) for t in OUTLIER_THRESHOLDS))
+def point_metrics(target: Target) -> tuple[str, ...]:
+    """Names of the metrics of a point estimate."""
+    return ("bias", "nmad", *map(outlier_name, target.thresholds)) + (
+        () if target.thresholds else ("rmse",)
+    )
 
 
 def metrics_of(
-    columns: Columns, config: BootstrapConfig, *, estimate: str, has_densities: bool = False
+    columns: Columns,
+    config: BootstrapConfig,
+    *,
+    estimate: str,
+    has_densities: bool = False,
+    target: Target = REDSHIFT_TARGET,
 ) -> dict[str, Estimate]:
     """Metrics of objects.
 
@@ -69,24 +80,30 @@ def metrics_of(
         config: how intervals are made.
         estimate: bias, nmad and eta of this point estimate.
         has_densities: also the metrics of densities, from the same resamplings.
+        target: what d is, and which outliers there are.
     """
-    residual_N = scaled_residual(columns[estimate], columns["redshift"])
-    averaged = point_averages(residual_N) | (density_averages(columns) if has_densities else {})
+    residual_N = scaled_residual(columns[estimate], columns["redshift"], target)
+    averaged = point_averages(residual_N, target)
+    averaged |= density_averages(columns) if has_densities else {}
     replicates = bootstrap(averaged, residual_N, config)
     found = _estimates(averaged, replicates, config)
     found["nmad"] = _estimate(nmad(residual_N), replicates.nmads, config)
+    if (mean := found.get("rmse")) is not None:
+        value, low, high = np.sqrt([mean.value, mean.low, mean.high]).tolist()
+        found["rmse"] = Estimate(value=value, low=low, high=high)
     return {name: found[name] for name in dict.fromkeys(("bias", "nmad", *found))}
 
 
-def point_averages(residual_N: Floats) -> dict[str, Floats]:
+def point_averages(residual_N: Floats, target: Target = REDSHIFT_TARGET) -> dict[str, Floats]:
     """Quantities of a point estimate whose means are metrics, float64 (N,) each.
 
     Args:
         residual_N: float64 (N,), d of each object.
+        target: whose outliers; "rmse" is the square of what it will be.
     """
     size_N = np.abs(residual_N)
-    shares = {outlier_name(t): (size_N >= t).astype(np.float64) for t in OUTLIER_THRESHOLDS}
-    return {"bias": residual_N, **shares}
+    shares = {outlier_name(t): (size_N >= t).astype(np.float64) for t in target.thresholds}
+    return {"bias": residual_N, **shares} | ({} if shares else {"rmse": residual_N**2})
 
 
 def density_averages(columns: Columns) -> dict[str, Floats]:

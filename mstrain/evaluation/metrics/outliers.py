@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, wilson_interval
 from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, Columns, Estimate
 from mstrain.evaluation.metrics.scores import scaled_residual
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 OUTLIER_THRESHOLD = OUTLIER_THRESHOLDS[0]
 REGION_LEVEL = 0.99
@@ -29,7 +30,8 @@ class Outliers:
     """Kinds of miss.
 
     Attributes:
-        threshold: an object is wrong where |d| is at least this.
+        threshold: an object is wrong where |d| is at least this; None where a number has no such
+            size, so that tables and kinds are empty.
         level: probability of the regions.
         central: objects by |d| < threshold, |d| >= threshold (rows) and truth inside, outside the
             central region (columns).
@@ -39,10 +41,10 @@ class Outliers:
         kinds: number of objects of each of `KINDS`.
     """
 
-    threshold: float
+    threshold: float | None
     level: float
-    central: tuple[tuple[int, int], tuple[int, int]]
-    highest: tuple[tuple[int, int], tuple[int, int]]
+    central: tuple[tuple[int, int], ...]
+    highest: tuple[tuple[int, int], ...]
     outside_central: Estimate
     outside_highest: Estimate
     kinds: Mapping[str, int]
@@ -66,32 +68,46 @@ def kinds_of(columns: Columns) -> NDArray[np.object_]:
     return kind_N
 
 
-def count_outliers(known: Columns, config: BootstrapConfig) -> Outliers:
-    """Tables and kinds of objects with known redshift.
+def count_outliers(
+    known: Columns, config: BootstrapConfig, target: Target = REDSHIFT_TARGET
+) -> Outliers:
+    """Tables and kinds of objects with known labels.
 
     Args:
         known: (N,) each: "redshift", "z_mean", "pit", "hpd_level", "lower_peak"; N > 0, none NaN.
         config: level of the intervals.
+        target: what the network tells.
     """
-    is_wrong_N = np.abs(scaled_residual(known["z_mean"], known["redshift"])) >= OUTLIER_THRESHOLD
     is_out_of = {
         "central": np.abs(2 * known["pit"] - 1) > REGION_LEVEL,
         "highest": known["hpd_level"] > REGION_LEVEL,
     }
-    tables, shares = {}, {}
+    shares = {}
     for name, is_out_N in is_out_of.items():
-        cells = np.bincount(2 * is_wrong_N + is_out_N, minlength=4).tolist()
-        tables[name] = ((cells[0], cells[1]), (cells[2], cells[3]))
         share = float(is_out_N.mean())
         low, high = wilson_interval(share, len(is_out_N), config.level)
         shares[name] = Estimate(value=share, low=low, high=high)
-    kind_N = kinds_of(known)
-    return Outliers(
-        threshold=OUTLIER_THRESHOLD,
+    found = Outliers(
+        threshold=None,
         level=REGION_LEVEL,
-        central=tables["central"],
-        highest=tables["highest"],
+        central=(),
+        highest=(),
         outside_central=shares["central"],
         outside_highest=shares["highest"],
+        kinds={},
+    )
+    if not target.thresholds:
+        return found
+    is_wrong_N = np.abs(scaled_residual(known["z_mean"], known["redshift"])) >= OUTLIER_THRESHOLD
+    tables = []
+    for is_out_N in is_out_of.values():
+        cells = np.bincount(2 * is_wrong_N + is_out_N, minlength=4).tolist()
+        tables.append(((cells[0], cells[1]), (cells[2], cells[3])))
+    kind_N = kinds_of(known)
+    return replace(
+        found,
+        threshold=OUTLIER_THRESHOLD,
+        central=tables[0],
+        highest=tables[1],
         kinds={kind: int((kind_N == kind).sum()) for kind in KINDS},
     )

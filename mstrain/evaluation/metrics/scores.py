@@ -1,15 +1,20 @@
 """What is said of one object: point estimates of its density, and scores where the truth is known.
 
-The names of the columns are those of the table of predictions.
+The names of the columns are those of the table of predictions of redshifts; tables of another
+number have its name in them, and `as_of_redshift` takes it out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mstrain.evaluation.metrics import densities as piecewise
 from mstrain.evaluation.metrics.densities import Densities, Floats
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 # The published results take the mean (arXiv:2501.09112), so it stands first.
 POINT_ESTIMATES = ("z_mean", "z_median", "z_mode")
@@ -61,6 +66,15 @@ def scores(densities: Densities, redshift_N: NDArray[np.float64]) -> dict[str, F
     return {name: np.where(is_known_N, values, np.nan) for name, values in found.items()}
 
 
-def scaled_residual(estimate_N: Floats, redshift_N: Floats) -> Floats:
-    """The residual d = (estimate - truth) / (1 + truth), float64 (N,)."""
-    return (estimate_N - redshift_N) / (1 + redshift_N)
+def scaled_residual(
+    estimate_N: Floats, truth_N: Floats, target: Target = REDSHIFT_TARGET
+) -> Floats:
+    """The residual d = (estimate - truth) / (1 + truth), float64 (N,); of other numbers plain."""
+    return (estimate_N - truth_N) / target.scale(truth_N)
+
+
+def as_of_redshift(columns: Mapping[str, NDArray[Any]], target: Target) -> dict[str, NDArray[Any]]:
+    """Columns of a table by their own names, and by those that metrics and figures ask for."""
+    names = ("redshift", *POINT_ESTIMATES, *SPREADS)
+    found = {n: columns[target.public(n)] for n in names if target.public(n) in columns}
+    return {**columns, **found}

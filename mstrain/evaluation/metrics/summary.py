@@ -12,8 +12,9 @@ from msdata.errors import DataError, needing
 from mstrain.evaluation.metrics.binning import Binning, metrics_in_bins
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import LIKELIHOOD_FLOOR, Floats
-from mstrain.evaluation.metrics.estimates import POINT_METRICS, Columns, Estimate, metrics_of
+from mstrain.evaluation.metrics.estimates import Columns, Estimate, metrics_of, point_metrics
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +22,11 @@ class Summary:
     """Everything that is said of many objects.
 
     Attributes:
-        num_samples: objects with a known redshift.
+        num_samples: objects with a known label.
         num_unlabelled: objects without, which count for nothing.
-        num_floored: objects whose true redshift got a density below 1e-10, which is taken instead.
-        points: bias, nmad, eta_0.05, eta_0.15 for each point estimate.
+        num_floored: objects whose truth got a density below 1e-10, which is taken instead.
+        points: bias, nmad, eta_0.05, eta_0.15 for each point estimate; rmse in place of eta where
+            the number is no redshift.
         density: crps, cde_loss, log_likelihood, coverage_0.68, coverage_0.9, coverage_0.95.
         pit_ks: Kolmogorov-Smirnov statistic of the PITs against uniform.
         pit_ks_p: its probability if the densities were right.
@@ -53,6 +55,7 @@ def summarize(
     *,
     binned_by: Mapping[str, tuple[str, Floats]],
     skipped: Mapping[str, str] | None = None,
+    target: Target = REDSHIFT_TARGET,
 ) -> Summary:
     """Metrics of a table of predictions.
 
@@ -61,36 +64,41 @@ def summarize(
         config: how intervals are made.
         binned_by: for each quantity to bin by, the name of its column and the bins' edges.
         skipped: quantities that cannot be binned by, and why.
+        target: what the network tells.
 
     Raises:
-        DataError: no object has a known redshift.
+        DataError: no object has a known label.
     """
     truth_N = np.asarray(columns["redshift"], np.float64)
     is_known_N = np.isfinite(truth_N)
     num_known = int(is_known_N.sum())
     if not num_known:
         raise DataError(
-            f"none of the {len(truth_N)} samples has a known redshift, so there is nothing to "
+            f"none of the {len(truth_N)} samples has a known {target.noun}, so there is nothing to "
             "compare with; 'mstrain predict' needs none"
         )
     known = {name: np.asarray(values)[is_known_N] for name, values in columns.items()}
     first = POINT_ESTIMATES[0]
     metrics = {
-        name: metrics_of(known, config, estimate=name, has_densities=name == first)
+        name: metrics_of(known, config, estimate=name, has_densities=name == first, target=target)
         for name in POINT_ESTIMATES
     }
+    names = point_metrics(target)
     uniformity = import_stats().kstest(known["pit"], "uniform")
     floor = np.log(LIKELIHOOD_FLOOR)
     return Summary(
         num_samples=num_known,
         num_unlabelled=len(truth_N) - num_known,
         num_floored=int((known["log_likelihood"] <= floor).sum()),
-        points={name: {n: found[n] for n in POINT_METRICS} for name, found in metrics.items()},
-        density={n: e for n, e in metrics[first].items() if n not in POINT_METRICS},
+        points={target.public(name): {n: m[n] for n in names} for name, m in metrics.items()},
+        density={n: e for n, e in metrics[first].items() if n not in names},
         pit_ks=float(uniformity.statistic),
         pit_ks_p=float(uniformity.pvalue),
         binnings=(
-            *(metrics_in_bins(known, name, *how, config) for name, how in binned_by.items()),
+            *(
+                metrics_in_bins(known, name, *how, config, target)
+                for name, how in binned_by.items()
+            ),
             *(
                 Binning(name=name, column=None, skipped=why)
                 for name, why in (skipped or {}).items()

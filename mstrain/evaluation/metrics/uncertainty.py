@@ -33,6 +33,7 @@ from mstrain.evaluation.metrics.estimates import (
 from mstrain.evaluation.metrics.outliers import Outliers, count_outliers
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.metrics.summary import import_stats
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 NUM_PIT_BINS = 10
 # Bins of |2 PIT - 1| from which the interval of ECA is resampled.
@@ -128,7 +129,12 @@ class Uncertainty:
         return asdict(self)
 
 
-def assess(columns: Columns, groupings: Sequence[Grouping], config: BootstrapConfig) -> Uncertainty:
+def assess(
+    columns: Columns,
+    groupings: Sequence[Grouping],
+    config: BootstrapConfig,
+    target: Target = REDSHIFT_TARGET,
+) -> Uncertainty:
     """Widths, errors and kinds of miss of a table of predictions.
 
     Args:
@@ -136,13 +142,14 @@ def assess(columns: Columns, groupings: Sequence[Grouping], config: BootstrapCon
             estimates, spreads, "pit" and places of the truth.
         groupings: of the same N objects.
         config: how intervals are made.
+        target: what the network tells.
     """
     is_known_N = np.isfinite(np.asarray(columns["redshift"], np.float64))
     names = ("redshift", "z_mean", "z_std", "z_q16", "z_q84", "pit", "hpd_level", "lower_peak")
     known = {name: np.asarray(columns[name], np.float64)[is_known_N] for name in names}
     return Uncertainty(
         eca=_accuracy_estimate(known["pit"], config),
-        outliers=count_outliers(known, config),
+        outliers=count_outliers(known, config, target),
         variables=tuple(
             _variable(
                 known,
@@ -152,6 +159,7 @@ def assess(columns: Columns, groupings: Sequence[Grouping], config: BootstrapCon
                     values=None if grouping.values is None else grouping.values[is_known_N],
                 ),
                 config,
+                target,
             )
             for grouping in groupings
         ),
@@ -232,13 +240,15 @@ def _accuracy_estimate(pit_N: Floats, config: BootstrapConfig) -> Estimate:
     return Estimate(value=value, low=max(value - half, 0.5), high=min(value + half, 1.0))
 
 
-def _variable(known: Columns, grouping: Grouping, config: BootstrapConfig) -> Variable:
-    truth_N = known["redshift"]
-    residual_N = scaled_residual(known["z_mean"], truth_N)
+def _variable(
+    known: Columns, grouping: Grouping, config: BootstrapConfig, target: Target
+) -> Variable:
+    truth_N, scale_N = known["redshift"], target.scale(known["redshift"])
+    residual_N = scaled_residual(known["z_mean"], truth_N, target)
     of_object = {
         "residual": residual_N,
-        "width": known["z_std"] / (1 + truth_N),
-        "width_quantile": (known["z_q84"] - known["z_q16"]) / 2 / (1 + truth_N),
+        "width": known["z_std"] / scale_N,
+        "width_quantile": (known["z_q84"] - known["z_q16"]) / 2 / scale_N,
         "pit": known["pit"],
     }
     groups, squares = [], []

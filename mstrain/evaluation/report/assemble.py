@@ -11,13 +11,20 @@ import numpy as np
 import msdata
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
+from mstrain.evaluation.metrics.classes import (
+    CLASS_SCORES,
+    PREDICTED,
+    PROBABILITY,
+    ClassSummary,
+)
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.outliers import KINDS, kinds_of
-from mstrain.evaluation.metrics.scores import scaled_residual
+from mstrain.evaluation.metrics.scores import as_of_redshift, scaled_residual
 from mstrain.evaluation.metrics.summary import Summary
 from mstrain.evaluation.metrics.uncertainty import Uncertainty
 from mstrain.evaluation.predictions import Predictions
+from mstrain.evaluation.report.classes import ClassContent, ClassObject, class_prior_table
 from mstrain.evaluation.report.content import (
     Content,
     GalleryObject,
@@ -27,6 +34,7 @@ from mstrain.evaluation.report.content import (
 )
 from mstrain.evaluation.report.sky import possible_positions, sky_section
 from mstrain.evaluation.report.wording import TextTable, prior_table
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 _NUM_WORST = 20
 
@@ -41,6 +49,7 @@ def assemble(
     journal: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     trained_on: str,
+    target: Target = REDSHIFT_TARGET,
 ) -> Content:
     """Gathers what a report shows.
 
@@ -53,14 +62,15 @@ def assemble(
         journal: lines of the run's metrics.jsonl.
         settings: settings of the run.
         trained_on: fingerprint of the data set of the training.
+        target: what the network tells.
 
     Raises:
         DataError: a sample of the gallery is damaged.
     """
-    columns, origin = predictions.columns, predictions.origin
+    columns, origin = as_of_redshift(predictions.columns, target), predictions.origin
     objects = [("", *found) for found in gallery_rows(np.asarray(columns["crps"], np.float64))]
     num_placed = len(objects)
-    objects += kind_rows(columns)
+    objects += kind_rows(columns) if target.thresholds else []
     densities = predictions.densities_of([row for _, _, row in objects])
     shown = [
         GalleryObject(
@@ -74,9 +84,9 @@ def assemble(
     ]
     sky = sky_section(columns, _positions(split), split, summary.bootstrap)
     return Content(
-        title=f"{origin['recipe'] or 'network'}: photometric redshifts of split {split.name}",
-        facts=_facts(origin, split, summary),
-        notes=_notes(origin, split, trained_on),
+        title=report_title(origin, split, target),
+        facts=report_facts(origin, split, summary.num_samples, target.noun),
+        notes=report_notes(origin, split, trained_on),
         columns=columns,
         edges=predictions.edges,
         stacked=predictions.mean_density(np.isfinite(columns["redshift"])),
@@ -86,31 +96,84 @@ def assemble(
         gallery=shown[:num_placed],
         uncertainty=uncertainty,
         kinds=shown[num_placed:],
-        worst=_worst(columns, split),
+        worst=_worst(columns, split, target),
         sections=[] if sky is None else [sky],
+        journal=journal,
+        settings=settings,
+        target=target,
+    )
+
+
+def class_columns(predictions: Predictions, split: Split, target: Target) -> dict[str, Floats]:
+    """The columns of a table of classes by the names of `mstrain.evaluation.metrics.classes`."""
+    # The most probable class, as the table names it.
+    best = np.concatenate([part.argmax(axis=1) for part in predictions.density_parts()])
+    names = (*CLASS_SCORES, f"{target.column}_{PROBABILITY}")
+    scores = {n: np.asarray(predictions.columns[n], np.float64) for n in names}
+    return {
+        **scores,
+        "truth": target.values(split),
+        PREDICTED: best.astype(np.float64),
+        PROBABILITY: scores[names[-1]],
+    }
+
+
+def assemble_classes(
+    predictions: Predictions,
+    summary: ClassSummary,
+    split: Split,
+    target: Target,
+    *,
+    other_priors: Mapping[str, ClassSummary],
+    journal: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    trained_on: str,
+) -> ClassContent:
+    """Gathers what a report of classes shows; see `assemble`."""
+    origin, truth = predictions.origin, target.values(split)
+    rows = gallery_rows(np.asarray(predictions.columns["log_loss"], np.float64))
+    found = predictions.densities_of([row for _, row in rows])
+    unseen = target.unseen_text(split)
+    return ClassContent(
+        title=report_title(origin, split, target),
+        facts=report_facts(origin, split, summary.num_samples, target.noun),
+        notes=[*report_notes(origin, split, trained_on), *([f"{unseen}."] if unseen else [])],
+        summary=summary,
+        priors=class_prior_table(origin["prior"], summary, other_priors),
+        schema=split.schema,
+        gallery=[
+            ClassObject(
+                place=place, sample=split[row], truth=int(truth[row]), probability=probability
+            )
+            for (place, row), probability in zip(rows, found, strict=True)
+        ],
         journal=journal,
         settings=settings,
     )
 
 
-def _worst(columns: Columns, split: Split) -> TextTable:
+def _worst(columns: Columns, split: Split, target: Target) -> TextTable:
     """The objects of largest |d|, with links to the sky where the index has positions."""
-    rows = worst_rows(columns, _NUM_WORST)
+    rows = worst_rows(columns, _NUM_WORST, target)
     known = {name: np.asarray(values)[rows] for name, values in columns.items()}
-    residual = scaled_residual(known["z_mean"], known["redshift"])
-    kinds = kinds_of(known)
+    residual = scaled_residual(known["z_mean"], known["redshift"], target)
+    kinds = [[KINDS[kind]] for kind in kinds_of(known)] if target.thresholds else [[]] * len(rows)
     positions = _positions(split)
     links = ["" if positions is None else sky_link(*positions[row]) for row in rows]
     numbers = [known[n] for n in ("redshift", "z_mean", "z_std", "pit")]
     return TextTable(
         caption=f"The {len(rows)} objects of largest |d|",
-        head=["object", "z", "z_mean", "z_std", "PIT", "d", "kind", "sky"],
+        head=[
+            *("object", target.symbol, target.mean, target.public("z_std"), "PIT", "d"),
+            *(["kind"] if target.thresholds else []),
+            "sky",
+        ],
         rows=[
             [
                 str(known["sample_id"][number]),
                 *(f"{values[number]:.4f}" for values in numbers),
                 f"{residual[number]:+.4f}",
-                KINDS[kinds[number]],
+                *kinds[number],
                 "Aladin" if links[number] else "",
             ]
             for number in range(len(rows))
@@ -139,7 +202,16 @@ def sky_link(ra_deg: float, dec_deg: float) -> str:
     return f"https://aladin.cds.unistra.fr/AladinLite/?target={target}&fov=0.03"
 
 
-def _facts(origin: Mapping[str, Any], split: Split, summary: Summary) -> list[tuple[str, str]]:
+def report_title(origin: Mapping[str, Any], split: Split, target: Target) -> str:
+    """The title of a page."""
+    told = "photometric redshifts" if target.is_redshift else target.column
+    return f"{origin['recipe'] or 'network'}: {told} of split {split.name}"
+
+
+def report_facts(
+    origin: Mapping[str, Any], split: Split, num_known: int, noun: str
+) -> list[tuple[str, str]]:
+    """What was evaluated on what."""
     now = datetime.datetime.now(datetime.UTC)
     return [
         ("run", str(origin["run"])),
@@ -150,7 +222,7 @@ def _facts(origin: Mapping[str, Any], split: Split, summary: Summary) -> list[tu
         ("data set", f"{origin['data']} ({origin['fingerprint']})"),
         ("prior", _prior_fact(origin)),
         ("split", f"{split.name}: {len(split):,} samples"),
-        ("objects with known redshift", f"{summary.num_samples:,}"),
+        (f"objects with known {noun}", f"{num_known:,}"),
         ("made", f"{now:%Y-%m-%d %H:%M} UTC by mstrain {msdata.__version__}"),
     ]
 
@@ -162,7 +234,8 @@ def _prior_fact(origin: Mapping[str, Any]) -> str:
     return f"{origin['prior']}; trained with {origin['weighting']} weights"
 
 
-def _notes(origin: Mapping[str, Any], split: Split, trained_on: str) -> list[str]:
+def report_notes(origin: Mapping[str, Any], split: Split, trained_on: str) -> list[str]:
+    """What the reader should know before the numbers."""
     if origin["fingerprint"] != trained_on:
         return [
             *(f"Other pixels than in training: {text}." for text in origin["pixel_differences"]),

@@ -18,6 +18,7 @@ from mstrain.evaluation.metrics.summary import Summary
 from mstrain.evaluation.metrics.uncertainty import Uncertainty
 from mstrain.evaluation.report.canvas import Picture
 from mstrain.evaluation.report.wording import TextTable
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 # Objects of the gallery by their place among all, ordered by CRPS: good, usual, bad, worst.
 GALLERY_PLACES = (0.02, 0.15, 0.35, 0.5, 0.65, 0.85, 0.98, 1.0)
@@ -71,7 +72,7 @@ class Content:
         title: the page's title.
         facts: rows of the table at the top: what was evaluated on what.
         notes: sentences the reader should know before the numbers.
-        columns: the predictions, (N,) each, without densities.
+        columns: the predictions, (N,) each, without densities, by the names of a redshift's.
         edges: float64 (K + 1,), bins of the densities.
         stacked: float64 (K,), mean of the densities of objects with known redshift.
         summary: the metrics.
@@ -84,6 +85,7 @@ class Content:
         sections: more sections, before the gallery.
         journal: lines of the run's metrics.jsonl.
         settings: the run's configuration, name and value.
+        target: what the network tells.
     """
 
     title: str
@@ -102,24 +104,25 @@ class Content:
     sections: Sequence[Section] = ()
     journal: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    target: Target = REDSHIFT_TARGET
 
     def known(self, name: str) -> Floats:
-        """A column where the redshift is known, float64."""
+        """A column where the label is known, float64."""
         is_known = np.isfinite(np.asarray(self.columns["redshift"], np.float64))
         return np.asarray(self.columns[name], np.float64)[is_known]
 
 
-def gallery_rows(crps_N: Floats) -> list[tuple[float, int]]:
-    """Which objects to show: at fixed places in the order of CRPS, so none is hand-picked.
+def gallery_rows(score_N: Floats) -> list[tuple[float, int]]:
+    """Which objects to show: at fixed places in the order of a score, so none is hand-picked.
 
     Args:
-        crps_N: float64 (N,), NaN where the redshift is not known.
+        score_N: float64 (N,), such as CRPS; NaN where the label is not known.
 
     Returns:
         Place from 0 to 1 and row of each, without doubles.
     """
-    known = np.flatnonzero(np.isfinite(crps_N))
-    order = known[np.argsort(crps_N[known], kind="stable")]
+    known = np.flatnonzero(np.isfinite(score_N))
+    order = known[np.argsort(score_N[known], kind="stable")]
     rows: dict[int, float] = {}
     for place in GALLERY_PLACES if len(order) else ():
         rows.setdefault(int(order[round(place * (len(order) - 1))]), place)
@@ -149,9 +152,9 @@ def kind_rows(columns: Columns) -> list[tuple[str, float, int]]:
     return found
 
 
-def worst_rows(columns: Columns, count: int) -> NDArray[np.int64]:
-    """Rows of the objects of largest |d|, largest first; at most `count` of known redshift."""
+def worst_rows(columns: Columns, count: int, target: Target = REDSHIFT_TARGET) -> NDArray[np.int64]:
+    """Rows of the objects of largest |d|, largest first; at most `count` of known label."""
     truth_N = np.asarray(columns["redshift"], np.float64)
-    size_N = np.abs(scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N))
+    size_N = np.abs(scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N, target))
     known = np.flatnonzero(np.isfinite(truth_N))
     return known[np.argsort(-size_N[known], kind="stable")][:count]

@@ -54,8 +54,8 @@ def draw_pit(content: Content) -> Picture:
 
 
 def draw_stacked(content: Content) -> Picture:
-    """Distribution of the true redshifts beside the mean of the densities."""
-    truth, edges = content.known("redshift"), content.edges
+    """Distribution of the truths beside the mean of the densities."""
+    truth, edges, target = content.known("redshift"), content.edges, content.target
     inside = truth[(truth >= edges[0]) & (truth <= edges[-1])]
     step = max(1, round((len(edges) - 1) / 60))
     coarse = np.append(edges[:-1:step], edges[-1])
@@ -65,18 +65,27 @@ def draw_stacked(content: Content) -> Picture:
     with Canvas(5.4, 3.4) as canvas:
         (panel,) = canvas.panels
         heights = counts / (max(len(truth), 1) * np.diff(coarse))
-        panel.stairs(heights, coarse, color=GREY, fill=True, alpha=0.3, label="spectroscopic")
+        panel.stairs(
+            heights,
+            coarse,
+            color=GREY,
+            fill=True,
+            alpha=0.3,
+            label="spectroscopic" if target.is_redshift else "true",
+        )
         panel.stairs(stacked, coarse, color=BLUE, linewidth=1.4, label="mean of the densities")
-        top = edges[-1] if not len(inside) else min(edges[-1], 1.15 * np.quantile(inside, 0.999))
-        panel.set(xlabel="redshift z", ylabel="objects per unit redshift (normalized)")
+        is_whole = not len(inside) or not target.is_redshift
+        top = edges[-1] if is_whole else min(edges[-1], 1.15 * np.quantile(inside, 0.999))
+        panel.set(xlabel=target.axis_label)
+        panel.set(ylabel=f"objects per unit {target.noun} (normalized)")
         panel.set(xlim=(edges[0], top))
         panel.set_ylim(bottom=0)
         panel.legend(loc="upper right")
         return canvas.picture(
-            "Redshift distribution",
-            alt="Histogram of spectroscopic redshifts and the mean of all predicted densities.",
+            f"{target.noun.capitalize() if target.is_redshift else target.noun} distribution",
+            alt=f"Histogram of {target.truth_words}s and the mean of all predicted densities.",
             caption="If the densities are right, their mean follows the histogram of the true "
-            "redshifts.",
+            f"{'redshifts' if target.is_redshift else 'values'}.",
         )
 
 
@@ -98,8 +107,8 @@ def draw_coverage(content: Content) -> Picture:
         panel.grid(visible=True)
         return canvas.picture(
             "Coverage",
-            alt="Share of objects whose redshift lies in the central interval of their density, "
-            "against the interval's probability.",
+            alt=f"Share of objects whose {content.target.noun} lies in the central interval of "
+            "their density, against the interval's probability.",
             caption="Below the diagonal the densities are too narrow, above it too wide. Points: "
             "68, 90 and 95 %, with intervals.",
         )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from msdata.core.stretch import MIN_WHITE_SIGMA, SOFTENING_SIGMA, sky_and_noise, stretch
 from msdata.schema import Schema, Survey
-from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.report.canvas import BLUE, INK, ORANGE, PALE, Canvas, Picture
 from mstrain.evaluation.report.content import Content, GalleryObject
 
@@ -51,40 +50,41 @@ def draw_gallery(objects: Sequence[GalleryObject], content: Content) -> list[Pic
 
 
 def _draw_object(found: GalleryObject, content: Content) -> Picture:
-    stamps = _stamps(found.sample, content.schema)
+    stamps = make_stamps(found.sample, content.schema)
     values = found.values
     options = {"width_ratios": [*(1 for _ in stamps), 2.6]}
     width, columns = 1.55 * len(stamps) + 4.4, len(stamps) + 1
     with Canvas(width, 1.95, columns=columns, gridspec_kw=options) as canvas:
-        for panel, stamp in zip(canvas.panels, stamps, strict=False):
-            _draw_stamp(panel, stamp)
-        _draw_density(canvas.panels[-1], found, content.edges)
-        truth = float(values["redshift"])
+        draw_stamps(canvas.panels, stamps)
+        _draw_density(canvas.panels[-1], found, content)
+        truth, target = float(values["redshift"]), content.target
         return canvas.picture(
             f"{values['sample_id']}: "
             + (found.kind or f"{1 - found.place:.0%} of the objects have a larger CRPS"),
             alt=f"Cutouts of object {values['sample_id']} and its predicted density; "
-            f"spectroscopic redshift {truth:.4f}, predicted mean {values['z_mean']:.4f}.",
-            caption=f"z = {truth:.4f}, predicted {values['z_mean']:.4f} "
+            f"{target.truth_words} {truth:.4f}, predicted mean {values['z_mean']:.4f}.",
+            caption=f"{target.symbol} = {truth:.4f}, predicted {values['z_mean']:.4f} "
             f"(68 %: {values['z_q16']:.4f} to {values['z_q84']:.4f}), CRPS {values['crps']:.4f}, "
             f"PIT {values['pit']:.3f}",
         )
 
 
-def _draw_density(panel: Any, found: GalleryObject, edges: Floats) -> None:
-    values = found.values
+def _draw_density(panel: Any, found: GalleryObject, content: Content) -> None:
+    values, edges, target = found.values, content.edges, content.target
     truth = float(values["redshift"])
     panel.axvspan(values["z_q16"], values["z_q84"], color=PALE, label="68 %")
     panel.stairs(found.density, edges, color=BLUE, linewidth=1.2)
-    panel.axvline(truth, color=INK, linewidth=1.2, label="z")
+    panel.axvline(truth, color=INK, linewidth=1.2, label=target.symbol)
     panel.axvline(values["z_mean"], color=ORANGE, linewidth=1.2, linestyle="--", label="mean")
     # The bins that hold all but a hundredth of the probability, and the truth.
     cdf = np.cumsum(found.density * np.diff(edges))
     inside = edges[:-1][(cdf > 5e-3) & (cdf < 1 - 5e-3)]
     low, high = (inside.min(), inside.max()) if len(inside) else (edges[0], edges[-1])
     low, high = min(low, truth), max(high, truth)
-    margin = 0.08 * (high - low) + 0.01
-    panel.set(xlim=(low - margin, high + margin), xlabel="redshift z", ylabel="p(z)")
+    least = 0.01 if target.is_redshift else (edges[-1] - edges[0]) / 100
+    margin = 0.08 * (high - low) + least
+    panel.set(xlim=(low - margin, high + margin), xlabel=target.axis_label)
+    panel.set(ylabel=f"p({target.symbol})")
     panel.set_ylim(bottom=0)
     panel.legend(loc="best", fontsize=7, handlelength=1.2)
 
@@ -108,7 +108,13 @@ class Stamp:
     pixel_scale_arcsec: float | None
 
 
-def _stamps(sample: Mapping[str, Any], schema: Schema) -> list[Stamp]:
+def draw_stamps(panels: Sequence[Any], stamps: Sequence[Stamp]) -> None:
+    """Draws pictures from `make_stamps` into the first panels."""
+    for panel, stamp in zip(panels, stamps, strict=False):
+        _draw_stamp(panel, stamp)
+
+
+def make_stamps(sample: Mapping[str, Any], schema: Schema) -> list[Stamp]:
     """A gray or color picture of each image array, at most three."""
     found = []
     for survey in schema.arrays:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
-from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, outlier_name
-from mstrain.evaluation.metrics.scores import POINT_ESTIMATES
 from mstrain.evaluation.report.canvas import Picture
 from mstrain.evaluation.report.content import Content
 from mstrain.evaluation.report.density_figures import draw_coverage, draw_pit, draw_stacked
@@ -15,17 +14,17 @@ from mstrain.evaluation.report.gallery import draw_gallery
 from mstrain.evaluation.report.point_figures import draw_bins, draw_redshifts, draw_residuals
 from mstrain.evaluation.report.training_figures import draw_hits, draw_learning, draw_throughput
 from mstrain.evaluation.report.unsure import (
-    UNSURE_DEFINITIONS,
     draw_variables,
     outlier_tables,
+    unsure_definitions,
     variable_tables,
 )
 from mstrain.evaluation.report.wording import (
-    DEFINITIONS,
     HEADINGS,
     TextTable,
     bins_table,
     count_notes,
+    definitions,
     density_table,
     number_text,
     points_table,
@@ -93,22 +92,34 @@ def render_page(content: Content) -> str:
         ("unsure", "Where the network is unsure", _unsure(content)),
         *((s.key, s.title, section_body(s.notes, s.tables, s.pictures)) for s in content.sections),
         ("gallery", "Gallery", _gallery(content)),
-        ("training", "Training", _training(content)),
+        ("training", "Training", training_html(content.journal)),
         ("method", "Definitions and settings", _method(content)),
     ]
+    head = f"{_tiles(content)}{_notes(content)}{facts_html(content.facts)}"
+    return document(content.title, head, sections)
+
+
+def document(title: str, head: str, sections: Sequence[tuple[str, str, str]]) -> str:
+    """A page.
+
+    Args:
+        title: its title, as text.
+        head: HTML below the title.
+        sections: anchor, heading and HTML of each; those without HTML are left out.
+    """
     sections = [section for section in sections if section[2]]
-    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
+    links = "".join(f'<li><a href="#{key}">{heading}</a></li>' for key, heading, _ in sections)
     body = "".join(
-        f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>{html}</section>\n'
-        for key, title, html in sections
+        f'<section aria-labelledby="{key}"><h2 id="{key}">{heading}</h2>{html}</section>\n'
+        for key, heading, html in sections
     )
-    title = _html(content.title)
+    title = _html(title)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{MARK.decode()}{title}</title>\n<style>{_STYLE}</style>\n"
-        f"</head>\n<body>\n<header><h1>{title}</h1>{_tiles(content)}{_notes(content)}"
-        f'{_facts(content)}</header>\n<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
+        f"</head>\n<body>\n<header><h1>{title}</h1>{head}</header>\n"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
         f"<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
@@ -116,29 +127,44 @@ def render_page(content: Content) -> str:
 def _tiles(content: Content) -> str:
     """The metrics that one looks for first, large."""
     summary = content.summary
-    first = POINT_ESTIMATES[0]
-    shown = {
-        **{n: summary.points[first][n] for n in ("nmad", "bias")},
-        **{outlier_name(t): summary.points[first][outlier_name(t)] for t in OUTLIER_THRESHOLDS},
-        "crps": summary.density["crps"],
-    }
-    tiles = "".join(
-        f"<div><dt>{HEADINGS[n][0]}</dt><dd>{number_text(n, e.value)}"
-        f"<small>{number_text(n, e.low)} to {number_text(n, e.high)}</small></dd></div>"
-        for n, e in shown.items()
+    found = next(iter(summary.points.values()))
+    names = dict.fromkeys(("nmad", "bias", *found))
+    shown = {**{n: found[n] for n in names}, "crps": summary.density["crps"]}
+    return tiles_html(
+        [
+            (
+                HEADINGS[n][0],
+                number_text(n, e.value),
+                f"{number_text(n, e.low)} to {number_text(n, e.high)}",
+            )
+            for n, e in shown.items()
+        ]
     )
-    return f'<dl class="tiles">{tiles}</dl>'
+
+
+def tiles_html(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """Names, values and intervals, large."""
+    shown = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{interval}</small></dd></div>"
+        for name, value, interval in tiles
+    )
+    return f'<dl class="tiles">{shown}</dl>'
 
 
 def _notes(content: Content) -> str:
-    notes = [*content.notes, *count_notes(content.summary)]
+    return notes_html([*content.notes, *count_notes(content.summary, content.target)])
+
+
+def notes_html(notes: Iterable[str]) -> str:
+    """Sentences that are not to be missed."""
     return "".join(f'<p class="note">{_html(note)}</p>' for note in notes)
 
 
-def _facts(content: Content) -> str:
+def facts_html(facts: Iterable[tuple[str, Any]]) -> str:
+    """A table of names and values."""
     rows = "".join(
         f'<tr><th scope="row">{_html(name)}</th><td>{_html(value)}</td></tr>'
-        for name, value in content.facts
+        for name, value in facts
     )
     return f'<div class="scroll"><table class="facts">{rows}</table></div>'
 
@@ -161,9 +187,9 @@ def _calibration(content: Content) -> str:
 
 def _bins(content: Content) -> str:
     binnings = content.summary.binnings
-    picture = draw_bins(binnings)
+    picture = draw_bins(binnings, content.target)
     html = _figures([picture] if picture else [])
-    html += "".join(_table(bins_table(b)) for b in binnings if b.bins)
+    html += "".join(_table(bins_table(b, content.target)) for b in binnings if b.bins)
     return html + "".join(
         f"<p>No bins of {_html(b.name)}: {_html(b.skipped)}</p>" for b in binnings if b.skipped
     )
@@ -174,10 +200,10 @@ def _unsure(content: Content) -> str:
     found, level = content.uncertainty, content.summary.bootstrap.level
     if found is None:
         return ""
-    html = "".join(_table(table) for table in outlier_tables(found, level))
-    html += "".join(_table(table) for table in variable_tables(found, level)[:1])
-    html += _figures(draw_variables(found))
-    html += "".join(_table(table) for table in variable_tables(found, level)[1:])
+    html = "".join(_table(table) for table in outlier_tables(found, level, content.target))
+    html += "".join(_table(table) for table in variable_tables(found, level, content.target)[:1])
+    html += _figures(draw_variables(found, content.target))
+    html += "".join(_table(table) for table in variable_tables(found, level, content.target)[1:])
     if not found.variables:
         html += "<p>--bin-by shows widths, errors and calibration by columns of the index.</p>"
     html += _table(content.worst) if content.worst is not None else ""
@@ -192,13 +218,14 @@ def _gallery(content: Content) -> str:
         return "<p>No object was drawn.</p>"
     return (
         "<p>Objects at fixed places in the order of CRPS, from good to worst. Solid line: "
-        "spectroscopic redshift; dashed: mean of the density; gray: its central 68 %. Stamps are "
-        "stretched each on its own.</p>" + _figures(pictures)
+        f"{_html(content.target.truth_words)}; dashed: mean of the density; gray: its central "
+        "68 %. Stamps are stretched each on its own.</p>" + _figures(pictures)
     )
 
 
-def _training(content: Content) -> str:
-    drawn = [draw(content.journal) for draw in (draw_learning, draw_throughput, draw_hits)]
+def training_html(journal: Sequence[Mapping[str, Any]]) -> str:
+    """Figures of a run's journal."""
+    drawn = [draw(journal) for draw in (draw_learning, draw_throughput, draw_hits)]
     pictures = [picture for picture in drawn if picture is not None]
     if not pictures:
         return "<p>The run has no metrics.jsonl with a whole epoch.</p>"
@@ -211,22 +238,20 @@ def _training(content: Content) -> str:
 
 
 def _method(content: Content) -> str:
-    words = "".join(
-        f'<tr><th scope="row">{_html(name)}</th><td>{_html(text)}</td></tr>'
-        for name, text in (*DEFINITIONS, *UNSURE_DEFINITIONS)
-    )
-    how = content.summary.bootstrap
-    settings = "".join(
-        f'<tr><th scope="row">{_html(name)}</th><td>{_html(value)}</td></tr>'
-        for name, value in content.settings.items()
-    )
+    how, target = content.summary.bootstrap, content.target
     return (
-        f'<div class="scroll"><table class="facts">{words}</table></div>'
+        f"{facts_html((*definitions(target), *unsure_definitions(target)))}"
         f"<p>Intervals hold the central {how.level:.0%} of {how.num_replicates:,} bootstrap "
         f"replicates (Poisson weights, seed {how.seed}); for shares of 0 or 1 they are Wilson's. "
         "All integrals are exact for densities that are constant in each bin.</p>"
-        f"<details><summary>Settings of the run</summary>"
-        f'<div class="scroll"><table class="facts">{settings}</table></div></details>'
+        f"{settings_html(content.settings)}"
+    )
+
+
+def settings_html(settings: Mapping[str, Any]) -> str:
+    """The settings of a run, folded."""
+    return (
+        f"<details><summary>Settings of the run</summary>{facts_html(settings.items())}</details>"
     )
 
 

@@ -9,21 +9,23 @@ import numpy as np
 
 from mstrain.evaluation.metrics.binning import Binning
 from mstrain.evaluation.metrics.densities import Floats
-from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, outlier_name
+from mstrain.evaluation.metrics.estimates import outlier_name
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.report.canvas import BLUE, COLOUR_MAP, GREY, INK, RED, Canvas, Picture
 from mstrain.evaluation.report.content import Content
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 _MAX_CELLS = 90
 # A median of fewer objects jumps about.
 _MIN_RUNNING_COUNT = 8
-_RESIDUAL_LABEL = "d = (z_mean - z) / (1 + z)"
 
 
 def draw_redshifts(content: Content) -> Picture:
     """Estimate against truth, as counts in cells."""
-    truth, estimate = content.known("redshift"), content.known("z_mean")
+    truth, estimate, target = content.known("redshift"), content.known("z_mean"), content.target
     low, high = min(0.0, truth.min()), _round_up(np.quantile(np.append(truth, estimate), 0.999))
+    if not target.is_redshift:
+        low, high = float(content.edges[0]), float(content.edges[-1])
     with Canvas(5.6, 4.9) as canvas:
         (panel,) = canvas.panels
         # Few objects need large cells to be seen as more than dust.
@@ -32,22 +34,27 @@ def draw_redshifts(content: Content) -> Picture:
         _draw_counts(canvas, panel, (truth, estimate), (cells, cells))
         line = np.array([low, high])
         panel.plot(line, line, color=INK, linewidth=0.9)
-        for threshold, style in zip(OUTLIER_THRESHOLDS, ("--", ":"), strict=True):
+        for threshold, style in zip(target.thresholds, ("--", ":"), strict=False):
             for sign in (-1, 1):
                 edge = line + sign * threshold * (1 + line)
                 label = f"|d| = {threshold:g}" if sign > 0 else None
                 panel.plot(line, edge, style, color=RED, linewidth=1.1, label=label)
-        panel.set_xlabel("spectroscopic redshift z")
-        panel.set_ylabel("photometric redshift z_mean")
+        panel.set_xlabel(target.truth_label)
+        panel.set_ylabel(target.estimate_label)
         panel.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-        panel.legend(loc="upper left")
+        if target.thresholds:
+            panel.legend(loc="upper left")
         outside = int(((truth > high) | (estimate > high)).sum())
         return canvas.picture(
             "Estimate against truth",
-            alt=f"Two-dimensional histogram of photometric against spectroscopic redshift of "
-            f"{len(truth):,} objects, with the line of equality and the limits of outliers.",
-            caption="Objects in each cell. Solid: equality; dashed and dotted: the limits beyond "
-            "which an object counts as an outlier"
+            alt=f"Two-dimensional histogram of {target.estimate_label} against {target.truth_label}"
+            f" of {len(truth):,} objects, with the line of equality.",
+            caption="Objects in each cell. Solid: equality"
+            + (
+                "; dashed and dotted: the limits beyond which an object counts as an outlier"
+                if target.thresholds
+                else ""
+            )
             + (f"; objects outside of the picture: {outside:,}." if outside else "."),
         )
 
@@ -55,17 +62,19 @@ def draw_redshifts(content: Content) -> Picture:
 def draw_residuals(content: Content, magnitude: Binning | None) -> Picture:
     """Scaled residuals against redshift and, where there is one, magnitude."""
     truth = content.known("redshift")
-    residual = scaled_residual(content.known("z_mean"), truth)
-    axes = [("spectroscopic redshift z", truth)]
+    residual = scaled_residual(content.known("z_mean"), truth, content.target)
+    axes = [(content.target.truth_label, truth)]
     if magnitude is not None and magnitude.column is not None:
         axes.append((f"{magnitude.column} [mag]", content.known(magnitude.column)))
-    limit = _round_up(float(np.clip(np.quantile(np.abs(residual), 0.99) * 1.3, 0.06, 1.0)))
+    limit = 1.3 * float(np.quantile(np.abs(residual), 0.99))
+    is_redshift = content.target.is_redshift
+    limit = _round_up(float(np.clip(limit, 0.06, 1.0))) if is_redshift else limit or 1.0
     with Canvas(4.9 * len(axes), 3.6, columns=len(axes), sharey=True) as canvas:
         for panel, (label, values) in zip(canvas.panels, axes, strict=True):
             is_finite = np.isfinite(values)
             _draw_residual_panel(canvas, panel, values[is_finite], residual[is_finite], limit)
             panel.set(xlabel=label, ylim=(-limit, limit))
-        canvas.panels[0].set_ylabel(_RESIDUAL_LABEL)
+        canvas.panels[0].set_ylabel(f"d = {content.target.residual_text}")
         canvas.panels[0].legend(loc="upper right", ncols=2)
         outside = float((np.abs(residual) > limit).mean())
         return canvas.picture(
@@ -103,17 +112,16 @@ def _running(values: Floats, residual: Floats) -> tuple[Floats, Floats]:
     return centers, bands.reshape(-1, 3)
 
 
-def draw_bins(binnings: Sequence[Binning]) -> Picture | None:
-    """Bias, NMAD and eta in bins, with intervals; None where there are none."""
+def draw_bins(binnings: Sequence[Binning], target: Target = REDSHIFT_TARGET) -> Picture | None:
+    """Bias, NMAD and eta or RMSE in bins, with intervals; None where there are none."""
     shown = [b for b in binnings if any(one.metrics for one in b.bins)]
     if not shown:
         return None
-    first = outlier_name(OUTLIER_THRESHOLDS[0])
-    metrics = (
-        ("bias", "bias", 1),
-        ("nmad", "NMAD", 1),
-        (first, f"η({OUTLIER_THRESHOLDS[0]:g}) [%]", 100),
-    )
+    last, told = ("rmse", "RMSE", 1.0), "RMSE"
+    if target.thresholds:
+        first = target.thresholds[0]
+        last, told = (outlier_name(first), f"η({first:g}) [%]", 100.0), "outliers"
+    metrics = (("bias", "bias", 1.0), ("nmad", "NMAD", 1.0), last)
     with Canvas(4.2 * len(shown) + 1, 5.6, rows=3, columns=len(shown), sharex="col") as canvas:
         for row, (name, label, scale) in enumerate(metrics):
             for column, binning in enumerate(shown):
@@ -126,11 +134,11 @@ def draw_bins(binnings: Sequence[Binning]) -> Picture | None:
                 if column == 0:
                     panel.set_ylabel(label)
                 if row == len(metrics) - 1:
-                    panel.set_xlabel(_axis_label(binning))
+                    panel.set_xlabel(_axis_label(binning, target))
         names = " and ".join(b.name for b in shown)
         return canvas.picture(
-            f"Bias, NMAD and outliers by {names}",
-            alt=f"Bias, NMAD and share of outliers in bins of {names}, with intervals.",
+            f"Bias, NMAD and {told} by {names}",
+            alt=f"Bias, NMAD and {told} in bins of {names}, with intervals.",
             caption="Points: metrics of the objects in a bin; vertical bars: bootstrap intervals; "
             "horizontal bars: the bins. The numbers stand in the tables below.",
         )
@@ -148,9 +156,9 @@ def _draw_bin_panel(panel: Any, binning: Binning, name: str, scale: float) -> No
     panel.grid(visible=True, axis="y")
 
 
-def _axis_label(binning: Binning) -> str:
-    if binning.name == "redshift":
-        return "spectroscopic redshift z"
+def _axis_label(binning: Binning, target: Target) -> str:
+    if binning.name == target.noun:
+        return target.truth_label
     return f"{binning.column} [mag]" if binning.name == "magnitude" else str(binning.column)
 
 

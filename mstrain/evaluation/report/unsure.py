@@ -13,6 +13,7 @@ from mstrain.evaluation.metrics.outliers import KINDS
 from mstrain.evaluation.metrics.uncertainty import Group, Uncertainty, Variable
 from mstrain.evaluation.report.canvas import BLUE, COLOUR_MAP, GREY, ORANGE, Canvas, Picture
 from mstrain.evaluation.report.wording import TextTable, printable
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 _COVERAGE = coverage_name(COVERAGE_LEVELS[0])
 _HEADINGS = {
@@ -23,8 +24,23 @@ _HEADINGS = {
     "nmad": "NMAD",
     _COVERAGE: f"coverage {COVERAGE_LEVELS[0]:.0%}",
 }
-UNSURE_DEFINITIONS = (
-    ("s", "z_std / (1 + z); widths in bins are medians, of (z_q84 - z_q16) / 2 / (1 + z) too"),
+# Characters of a value below its group.
+_MAX_TICK = 14
+
+
+def unsure_definitions(target: Target) -> tuple[tuple[str, str], ...]:
+    """What the words of the section mean."""
+    y, std, q84, q16 = ("z" if target.is_redshift else "y", *map(target.public, _WIDTHS))
+    width, half = target.per_scale(std), target.per_scale(f"({q84} - {q16}) / 2")
+    shown = [found for found in _DEFINITIONS if found[0] != "kinds" or target.thresholds]
+    return (
+        ("s", f"{width}; widths in bins are medians, of {half} too"),
+        *((name, text.replace("share of z", f"share of {y}")) for name, text in shown),
+    )
+
+
+_WIDTHS = ("z_std", "z_q84", "z_q16")
+_DEFINITIONS = (
     ("slope", "RMS d on RMS s over bins, through the origin; 1 if calibrated"),
     ("Breusch-Pagan", "n R^2 of d^2 on the quantity (Koenker); small p: the error depends on it"),
     (
@@ -40,33 +56,44 @@ UNSURE_DEFINITIONS = (
         "5 % or more beyond; wide: else",
     ),
 )
-# Characters of a value below its group.
-_MAX_TICK = 14
 
 
-def uncertainty_text(uncertainty: Uncertainty, level: float) -> str:
+def uncertainty_text(
+    uncertainty: Uncertainty, level: float, target: Target = REDSHIFT_TARGET
+) -> str:
     """All tables for a terminal."""
-    tables = [*outlier_tables(uncertainty, level), *variable_tables(uncertainty, level)]
+    tables = [
+        *outlier_tables(uncertainty, level, target),
+        *variable_tables(uncertainty, level, target),
+    ]
     return "\n\n".join(f"{printable(table.caption)}\n{table.as_text()}" for table in tables)
 
 
-def outlier_tables(uncertainty: Uncertainty, level: float) -> list[TextTable]:
-    """ECA and shares outside of regions; the 2 x 2 table; the kinds."""
+def outlier_tables(
+    uncertainty: Uncertainty, level: float, target: Target = REDSHIFT_TARGET
+) -> list[TextTable]:
+    """ECA and shares outside of regions; the 2 x 2 table and the kinds where there are any."""
     found = uncertainty.outliers
     expected, total = f"{100 * (1 - found.level):.2f} %", sum(found.kinds.values())
+    region = f"{found.level:.0%} region"
     regions = {"central": found.outside_central, "highest-density": found.outside_highest}
-    return [
+    tables = [
         TextTable(
             caption=f"Calibration, with {level:.0%} intervals",
             head=["metric", "value", "if calibrated"],
             rows=[
                 ["ECA", _text(uncertainty.eca), "1"],
                 *(
-                    [f"z outside of the {name} {found.level:.0%} region", _percent(e), expected]
+                    [f"{target.symbol} outside of the {name} {region}", _percent(e), expected]
                     for name, e in regions.items()
                 ),
             ],
-        ),
+        )
+    ]
+    if found.threshold is None:
+        return tables
+    return [
+        *tables,
         TextTable(
             caption=f"Outliers: |d| against the {found.level:.0%} regions, objects",
             head=["", "in central", "outside", "in highest-density", "outside"],
@@ -88,7 +115,9 @@ def outlier_tables(uncertainty: Uncertainty, level: float) -> list[TextTable]:
     ]
 
 
-def variable_tables(uncertainty: Uncertainty, level: float) -> list[TextTable]:
+def variable_tables(
+    uncertainty: Uncertainty, level: float, target: Target = REDSHIFT_TARGET
+) -> list[TextTable]:
     """The tests, a row per quantity, and its groups in a table each."""
     variables = uncertainty.variables
     if not variables:
@@ -107,16 +136,17 @@ def variable_tables(uncertainty: Uncertainty, level: float) -> list[TextTable]:
             for v in variables
         ],
     )
-    return [tests, *(_group_table(v) for v in variables)]
+    return [tests, *(_group_table(v, target) for v in variables)]
 
 
-def _group_table(variable: Variable) -> TextTable:
+def _group_table(variable: Variable, target: Target) -> TextTable:
     heading = variable.name
     if variable.column != variable.name:
         heading += f" ({variable.column})"
+    headings = {**_HEADINGS, "width": f"width, {target.public('z_std')}"}
     return TextTable(
         caption=f"Widths and errors by {heading}",
-        head=[variable.name, "objects", *_HEADINGS.values(), "PIT, KS statistic"],
+        head=[variable.name, "objects", *headings.values(), "PIT, KS statistic"],
         rows=[
             [printable(g.label, 40), f"{g.num_samples:,}", *_group_cells(g)]
             for g in variable.groups
@@ -142,18 +172,19 @@ def _percent(found: Estimate) -> str:
     return f"{100 * found.value:.2f} % [{100 * found.low:.2f}, {100 * found.high:.2f}]"
 
 
-def draw_variables(uncertainty: Uncertainty) -> list[Picture]:
+def draw_variables(uncertainty: Uncertainty, target: Target = REDSHIFT_TARGET) -> list[Picture]:
     """One row of panels per quantity that has a group of enough objects."""
-    return [_draw_variable(v) for v in uncertainty.variables if any(g.metrics for g in v.groups)]
+    shown = [v for v in uncertainty.variables if any(g.metrics for g in v.groups)]
+    return [_draw_variable(v, target) for v in shown]
 
 
-def _draw_variable(variable: Variable) -> Picture:
+def _draw_variable(variable: Variable, target: Target) -> Picture:
     groups = [group for group in variable.groups if group.metrics]
     with Canvas(12.4, 3.3, columns=4) as canvas:
         widths, skill, coverage, pits = canvas.panels
         for name, color, offset in (("width", BLUE, -0.1), ("width_quantile", ORANGE, 0.1)):
             _draw_metric(widths, groups, name, color, offset)
-        widths.set(title="Width", ylabel="median width / (1 + z)")
+        widths.set(title="Width", ylabel=f"median {target.per_scale('width')}")
         widths.margins(y=0.15)
         widths.set_ylim(bottom=0)
         widths.legend(loc="best")
@@ -172,7 +203,7 @@ def _draw_variable(variable: Variable) -> Picture:
             "coverage, and histograms of PIT.",
             caption="Bars: intervals. Second panel: calibrated widths lie on the diagonal, too "
             "narrow ones above it. Last panel: each column is the PIT histogram of a bin, 1 if "
-            "calibrated. Bins of the true redshift choose objects by the truth, so that even "
+            f"calibrated. Bins of the true {target.noun} choose objects by the truth, so that even "
             "calibrated densities leave the diagonal there."
             + (f" {variable.num_left_out:,} objects left out." if variable.num_left_out else ""),
         )

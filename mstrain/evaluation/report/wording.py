@@ -12,31 +12,44 @@ from mstrain.evaluation.metrics.estimates import (
     Estimate,
     coverage_name,
     outlier_name,
+    point_metrics,
 )
 from mstrain.evaluation.metrics.summary import Summary
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 # Name in results -> (heading, share shown in percent).
 HEADINGS: dict[str, tuple[str, bool]] = {
     "bias": ("bias", False),
     "nmad": ("NMAD", False),
     **{outlier_name(t): (f"eta (t = {t:g})", True) for t in OUTLIER_THRESHOLDS},
+    "rmse": ("RMSE", False),
     "crps": ("CRPS", False),
     "cde_loss": ("CDE loss", False),
     "log_likelihood": ("log-likelihood", False),
     **{coverage_name(level): (f"coverage {level:.0%}", True) for level in COVERAGE_LEVELS},
 }
-DEFINITIONS = (
-    ("d", "(estimate - z) / (1 + z), with z the spectroscopic redshift"),
-    ("bias", "mean of d"),
-    ("NMAD", "1.4826 median|d - median d|"),
-    ("eta (t)", "share of objects with |d| >= t; the t belongs to the number"),
-    ("CRPS", "mean integral of (CDF - step at z)^2, in redshift; smaller is better"),
-    ("CDE loss", "mean of (integral of p^2) - 2 p(z); smaller is better"),
-    ("log-likelihood", "mean of ln p(z), p(z) floored at 1e-10; larger is better"),
-    ("PIT", "probability below z; uniform for calibrated densities"),
-    ("KS", "largest distance of the PITs' distribution function from a uniform one"),
-    ("coverage", "share of objects whose z lies in the central interval of that probability"),
-)
+
+
+def definitions(target: Target) -> tuple[tuple[str, str], ...]:
+    """What the words of the tables mean; y is the truth of a number that is no redshift."""
+    y = "z" if target.is_redshift else "y"
+    d = "(estimate - z) / (1 + z)" if target.is_redshift else "estimate - y"
+    eta = ("eta (t)", "share of objects with |d| >= t; the t belongs to the number")
+    return (
+        ("d", f"{d}, with {y} the {target.truth_words}"),
+        ("bias", "mean of d"),
+        ("NMAD", "1.4826 median|d - median d|"),
+        eta if target.thresholds else ("RMSE", "root of the mean of d^2"),
+        ("CRPS", f"mean integral of (CDF - step at {y})^2, in {target.noun}; smaller is better"),
+        ("CDE loss", f"mean of (integral of p^2) - 2 p({y}); smaller is better"),
+        ("log-likelihood", f"mean of ln p({y}), p({y}) floored at 1e-10; larger is better"),
+        ("PIT", f"probability below {y}; uniform for calibrated densities"),
+        ("KS", "largest distance of the PITs' distribution function from a uniform one"),
+        (
+            "coverage",
+            f"share of objects whose {y} lies in the central interval of that probability",
+        ),
+    )
 
 
 def printable(text: object, limit: int | None = None) -> str:
@@ -107,7 +120,7 @@ def points_table(summary: Summary) -> TextTable:
         caption=f"Point estimates, with {summary.bootstrap.level:.0%} intervals",
         head=["estimate", *(HEADINGS[n][0] for n in names)],
         rows=[
-            [estimate.removeprefix("z_"), *(estimate_text(n, found[n]) for n in names)]
+            [estimate.rpartition("_")[2], *(estimate_text(n, found[n]) for n in names)]
             for estimate, found in summary.points.items()
         ],
     )
@@ -146,17 +159,16 @@ def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> T
     ]
     rows.append(["PIT, KS statistic", *(f"{s.pit_ks:.4f}" for s in columns.values())])
     return TextTable(
-        caption=f"Priors side by side; point estimates: {first.removeprefix('z_')}; everything "
+        caption=f"Priors side by side; point estimates: {first.rpartition('_')[2]}; everything "
         f"else is shown under the first, {name}",
         head=["metric", *columns],
         rows=rows,
     )
 
 
-def bins_table(binning: Binning) -> TextTable:
+def bins_table(binning: Binning, target: Target = REDSHIFT_TARGET) -> TextTable:
     """Metrics in bins: a row a bin; the coverage of one interval stands for all."""
-    names = ["bias", "nmad", *map(outlier_name, OUTLIER_THRESHOLDS), "crps"]
-    names.append(coverage_name(COVERAGE_LEVELS[0]))
+    names = [*point_metrics(target), "crps", coverage_name(COVERAGE_LEVELS[0])]
     return TextTable(
         caption=f"In bins of {binning.name}"
         + (f" ({binning.column})" if binning.column not in (None, binning.name) else ""),
@@ -178,24 +190,26 @@ def _bin_cells(names: Sequence[str], metrics: Mapping[str, Estimate]) -> list[st
     return [estimate_text(n, metrics[n]) for n in names]
 
 
-def summary_text(summary: Summary, priors: TextTable | None = None) -> str:
+def summary_text(
+    summary: Summary, priors: TextTable | None = None, target: Target = REDSHIFT_TARGET
+) -> str:
     """All tables for a terminal; `priors` is from `prior_table`."""
     parts = [points_table(summary), density_table(summary)]
     parts += [] if priors is None else [priors]
-    parts += [bins_table(b) for b in summary.binnings if b.bins]
+    parts += [bins_table(b, target) for b in summary.binnings if b.bins]
     texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in parts]
     texts += [printable(f"No bins of {b.name}: {b.skipped}") for b in summary.binnings if b.skipped]
-    return "\n\n".join([*texts, *count_notes(summary)])
+    return "\n\n".join([*texts, *count_notes(summary, target)])
 
 
-def count_notes(summary: Summary) -> list[str]:
+def count_notes(summary: Summary, target: Target = REDSHIFT_TARGET) -> list[str]:
     """Sentences on objects that do not count as the others do."""
     notes = []
     if summary.num_unlabelled:
-        notes.append(f"{summary.num_unlabelled:,} samples without redshift count for nothing.")
+        notes.append(f"{summary.num_unlabelled:,} samples without {target.noun} count for nothing.")
     if summary.num_floored:
         notes.append(
-            f"{summary.num_floored:,} samples have a density below 1e-10 at their redshift; the "
-            "log-likelihood takes 1e-10 for them."
+            f"{summary.num_floored:,} samples have a density below 1e-10 at their {target.noun}; "
+            "the log-likelihood takes 1e-10 for them."
         )
     return notes
