@@ -29,11 +29,13 @@ _EXPORTS = {
     "predict": "mstrain.notebook",
     "perceive": "mstrain.notebook",
     "calibrate": "mstrain.notebook",
+    "compare": "mstrain.comparison.compare",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
 }
 
 if TYPE_CHECKING:
+    from mstrain.comparison.compare import compare
     from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
@@ -48,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "auto",
     "calibrate",
+    "compare",
     "evaluate",
     "load_model",
     "perceive",

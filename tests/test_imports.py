@@ -28,7 +28,7 @@ ROOMS = {
     ),
     "mstrain": (
         *("config", "recipes", "overrides", "distributed", "models", "data", "training"),
-        *("evaluation", "calibration", "perception", "notebook", "cli", "__main__"),
+        *("evaluation", "calibration", "comparison", "perception", "notebook", "cli", "__main__"),
         *("train", "evaluate", "predict", "perceive", "calibrate"),
     ),
 }
