@@ -73,6 +73,7 @@ setup(
             "py.typed",
             "core/*.pyi",
             "catalog/build/recipes/*.toml",
+            "catalog/build/recipes/*.sql",
             "catalog/build/surveys/*.md",
             "sources/surveys/*.toml",
         ],

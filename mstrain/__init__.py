@@ -31,6 +31,7 @@ _EXPORTS = {
     "baseline": "mstrain.notebook",
     "perceive": "mstrain.notebook",
     "calibrate": "mstrain.notebook",
+    "compare": "mstrain.comparison.compare",
     "export": "mstrain.serving.export",
     "load": "mstrain.serving.model",
     "load_model": "mstrain.training.checkpoint",
@@ -38,6 +39,7 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from mstrain.comparison.compare import compare
     from mstrain.config import TrainConfig
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
@@ -55,6 +57,7 @@ __all__ = [
     "auto",
     "baseline",
     "calibrate",
+    "compare",
     "evaluate",
     "export",
     "load",

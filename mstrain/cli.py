@@ -27,6 +27,10 @@ COMMANDS = {
         "mstrain.calibration.command",
         "fit what recalibrates a trained network's densities",
     ),
+    "compare": (
+        "mstrain.comparison.command",
+        "compare networks and catalogs on the same objects",
+    ),
     "perceive": (
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",

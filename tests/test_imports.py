@@ -29,7 +29,8 @@ ROOMS = {
     "mstrain": (
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
-        *("evaluation", "calibration", "perception", "serving", "notebook", "cli", "__main__"),
+        *("evaluation", "calibration", "comparison", "perception", "serving", "notebook", "cli"),
+        "__main__",
         *("train", "evaluate", "predict", "perceive", "calibrate"),
     ),
 }

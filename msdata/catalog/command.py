@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from msdata.catalog.build.spec import CatalogSpec
 
 WHEN_INTERRUPTED = "the catalog is not finished: run the same command again"
+# SQL that gets tables for `msdata catalog match`.
+QUERIES = ("mgs", "strm")
 FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
 _MARK = b"msdata catalog build"
 _MATCH_MARK = b"msdata catalog match"
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     positions.add_argument("--id-column", help="the table's column with the objects' ids")
     positions.add_argument("--json", action="store_true", help="print the result as JSON")
     recipes = actions.add_parser("recipes", help="list the recipes, or print one")
-    recipes.add_argument("name", nargs="?", help="print this recipe's TOML")
+    recipes.add_argument("name", nargs="?", help="print this recipe, or query")
 
 
 def _add_match(actions: Any) -> None:
@@ -196,6 +198,9 @@ def _write_positions(args: argparse.Namespace) -> int:
 def _show_recipes(name: str | None) -> int:
     from msdata.catalog.build.recipe import BUILT_IN, FOLDER, load_recipe
 
+    if name in QUERIES:
+        print((FOLDER / f"{name}.sql").read_text(encoding="utf-8"), end="")
+        return 0
     if name is not None:
         load_recipe(Path(name))
         print((FOLDER / f"{name}.toml").read_text(encoding="utf-8"), end="")
@@ -204,6 +209,7 @@ def _show_recipes(name: str | None) -> int:
     rows = [[key, r.name, r.title, r.files] for key, r in recipes]
     for line in table_lines(("recipe", "<survey", "<release", "<files"), rows):
         print(line.rstrip())
+    print(f"queries of tables to match with: {', '.join(QUERIES)}")
     return 0
 
 

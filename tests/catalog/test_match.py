@@ -159,3 +159,11 @@ def test_a_rounded_id_is_refused(tmp_path):
             {"bestObjID": [1.237648720693755918e18], "photoz": [0.1]},
             BY_ID,
         )
+
+
+def test_queries_for_the_tables_are_listed_and_printed(capsys):
+    assert main(["catalog", "recipes"]) == 0
+    assert "mgs, strm" in capsys.readouterr().out
+    for name, column in (("mgs", "petroMag_r"), ("strm", "z_phot0")):
+        assert main(["catalog", "recipes", name]) == 0
+        assert column in capsys.readouterr().out

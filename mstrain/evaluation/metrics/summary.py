@@ -122,3 +122,14 @@ def import_stats() -> Any:
     with needing("the Kolmogorov-Smirnov test needs SciPy", "train"):
         from scipy import stats
     return stats
+
+
+def import_special() -> Any:
+    """SciPy's special functions.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+    """
+    with needing("the normal distribution needs SciPy", "train"):
+        from scipy import special
+    return special

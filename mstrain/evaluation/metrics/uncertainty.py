@@ -148,7 +148,7 @@ def assess(
     names = ("redshift", "z_mean", "z_std", "z_q16", "z_q84", "pit", "hpd_level", "lower_peak")
     known = {name: np.asarray(columns[name], np.float64)[is_known_N] for name in names}
     return Uncertainty(
-        eca=_accuracy_estimate(known["pit"], config),
+        eca=accuracy_estimate(known["pit"], config),
         outliers=count_outliers(known, config, target),
         variables=tuple(
             _variable(
@@ -222,7 +222,7 @@ def breusch_pagan(residual_N: Floats, grouping: Grouping) -> tuple[float, float,
     return statistic, float(import_stats().chi2.sf(statistic, degrees)), degrees
 
 
-def _accuracy_estimate(pit_N: Floats, config: BootstrapConfig) -> Estimate:
+def accuracy_estimate(pit_N: Floats, config: BootstrapConfig) -> Estimate:
     """ECA, and an interval that holds the truth at least as often as its level says.
 
     Two curves C and C' differ in ECA by at most the integral of |C - C'|, so its quantile over

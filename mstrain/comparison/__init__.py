@@ -1,0 +1,1 @@
+"""Compares networks and catalogs on the same objects."""
