@@ -94,12 +94,14 @@ def cluster() -> Iterator[SlurmCluster]:
         yield cluster
 
 
-# Files run side by side (`make test`): the longest start first, and two Slurms do not meet.
-_FIRST = ("test_slurm_jobs.py", "test_fetch.py", "test_pack_resume.py", "test_train_resume.py")
-_LAST = ("test_slurm_short_jobs.py",)
+# Files run side by side (`make test`): long ones start first, so that none is alone at the end.
+_FIRST = (
+    *("test_slurm_jobs.py", "test_readme.py", "test_fetch.py", "test_pack_resume.py"),
+    *("test_train_resume.py", "test_slurm_smoke.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts long files first; within a file the order stays."""
-    rank = {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(_LAST, 2)}
-    items.sort(key=lambda item: rank.get(item.path.name, 1))
+    rank = {name: number for number, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(_FIRST)))

@@ -155,7 +155,7 @@ def test_fractions_are_numbers() -> None:
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...], code: int, says: str) -> None:
-    process = packing.run(["python", "-m", "msdata", *arguments])
+    process = packing.run([*packing.MSDATA, *arguments])
     assert process.returncode == code
     assert says in process.stderr
     assert "Traceback" not in process.stderr

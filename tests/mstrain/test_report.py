@@ -132,7 +132,11 @@ ODD_NAMES = {
 
 
 @pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
-def test_names_of_bands_units_and_columns_are_shown_as_they_are(name: str) -> None:
+def test_names_of_bands_units_and_columns_are_shown_as_they_are(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Figures without names take time.
+    monkeypatch.setattr("mstrain.evaluation.report.page._calibration", lambda content: "")
     columns, found = reporting.honest_predictions(40)
     columns["sample_id"][0] = name
     columns[name] = columns.pop("mag_r_ab")
