@@ -78,7 +78,7 @@ def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
 def _votable(path: Path, content: bytes) -> tuple[Any, list[str]]:
     if _LEADS_ELSEWHERE.search(content):
         raise UsageError(
-            f"{path} is a VOTable whose rows lie elsewhere, or that defines entities, or in UTF-16: "
+            f"{path} is a VOTable whose rows lie elsewhere, that defines entities, or in UTF-16: "
             "not read; save it as UTF-8 with its rows inside (TOPCAT: format votable-tabledata)"
         )
     from astropy.io import votable
