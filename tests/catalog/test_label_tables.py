@@ -145,6 +145,7 @@ def test_text_in_any_layout_gives_the_same_labels(
         ("id\tz\n1\t0.1\n2\n", DataError, "Expected 2 columns, got 1"),
         ('id,z\n1,"0,5"\n', UsageError, "the first is '0,5' in row 1"),
         ("#only\n#comments\n", DataError, "is broken"),
+        ("id ra dec z\n1 2 3 0.1\n", UsageError, "has spaces between its columns .*commas or tabs"),
     ],
 )
 def test_text_that_may_be_misread_is_refused(
