@@ -206,6 +206,11 @@ def check_names(path: Path, names: Sequence[str]) -> None:
             f"catalog {path} has {names.count(repeated[0])} columns named {repeated[0]!r}; "
             "rename all but one"
         )
+    if len(names) == 1 and len(names[0].split()) > 2:
+        raise UsageError(
+            f"catalog {path} has spaces between its columns ({names[0][:40]!r}); save it with "
+            "commas or tabs"
+        )
 
 
 def open_csv(path: Path, columns: Sequence[str] | None) -> Any:

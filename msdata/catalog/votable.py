@@ -23,8 +23,8 @@ from msdata.catalog.values import UNIT
 from msdata.errors import UsageError
 
 # astropy opens what a STREAM refers to, on this machine or another one. Tags are ASCII in every
-# encoding that Expat reads but UTF-16, which is refused before; entities could hide one.
-_LEADS_ELSEWHERE = re.compile(rb"STREAM[^<]*\bhref|<!ENTITY")
+# encoding that Expat reads but UTF-16, which has zeros; entities could hide one.
+_LEADS_ELSEWHERE = re.compile(rb"STREAM[^<]*\bhref|<!ENTITY|\0")
 
 
 def is_votable(start: bytes) -> bool:
@@ -78,8 +78,8 @@ def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
 def _votable(path: Path, content: bytes) -> tuple[Any, list[str]]:
     if _LEADS_ELSEWHERE.search(content):
         raise UsageError(
-            f"{path} is a VOTable whose rows lie elsewhere, or that defines entities: neither is "
-            "followed; save it with its rows inside (TOPCAT: format votable-tabledata)"
+            f"{path} is a VOTable whose rows lie elsewhere, that defines entities, or in UTF-16: "
+            "not read; save it as UTF-8 with its rows inside (TOPCAT: format votable-tabledata)"
         )
     from astropy.io import votable
 

@@ -87,6 +87,10 @@ def test_a_votable_leads_nowhere_else(tmp_path: Path) -> None:
     path.write_text(whole.replace("<VOTABLE", '<!DOCTYPE v [<!ENTITY e "x">]>\n<VOTABLE', 1))
     with pytest.raises(UsageError, match="defines entities"):
         read_catalog(path)
+    hidden = f'{whole[:start]}<STREAM href="file://{secret}">{whole[stop:]}'.partition("?>")[2]
+    path.write_bytes("<!--".encode("utf-16-le") + b"VOTABLE " + f"-->{hidden}".encode("utf-16-le"))
+    with pytest.raises(UsageError, match="in UTF-16: not read"):
+        read_catalog(path)
     path.write_text(whole[:start])
     with pytest.raises(DataError, match=r"t\.xml is broken"):
         read_catalog(path)
@@ -141,6 +145,7 @@ def test_text_in_any_layout_gives_the_same_labels(
         ("id\tz\n1\t0.1\n2\n", DataError, "Expected 2 columns, got 1"),
         ('id,z\n1,"0,5"\n', UsageError, "the first is '0,5' in row 1"),
         ("#only\n#comments\n", DataError, "is broken"),
+        ("id ra dec z\n1 2 3 0.1\n", UsageError, "has spaces between its columns .*commas or tabs"),
     ],
 )
 def test_text_that_may_be_misread_is_refused(
