@@ -28,8 +28,8 @@ _NANOMAGGIES = ("nanomaggy", "nanomaggies", "nmgy", "nanomgy")
 # AB magnitude of 1 Jy.
 _JANSKY_ZERO_POINT = 8.90
 _STERADIANS_PER_ARCSEC2 = math.radians(1 / 3600) ** 2
-# A hundredth of a magnitude.
-_AREA_TOLERANCE = 0.01
+# 0.016 magnitudes.
+_AREA_TOLERANCE = 0.015
 _SERVICE_WORD = re.compile(r"[A-Za-z0-9/_.+ -]{0,200}")
 # What BUNIT says of pixels whose flux the zero-point alone tells.
 _COUNTS = re.compile(

@@ -176,7 +176,11 @@ def test_sources_have_their_position_and_ab_magnitude(
     for calibration in ("none", "ab"):
         tree = tree_of(tmp_path, rules, calibration, bands)
         assert tree.scan()["sample_id"].to_pylist() == ["7"]
-        sample = tree.read("7", -1, HERE)
+        # The object lies 3.4 pixels east and 2.3 south of the image's middle.
+        east_deg, south_deg = (pixels * scale / 3600 for pixels in (3.4, 2.3))
+        dec = skyimages.DEC - south_deg
+        ra = skyimages.RA + east_deg / np.cos(np.radians(dec))
+        sample = tree.read("7", -1, {"ra": ra, "dec": dec})
         image = sample[survey].astype(np.float64)
         steps = np.arange(rules.size) - (rules.size - 1) / 2
         for number, band in enumerate(bands):
@@ -187,8 +191,8 @@ def test_sources_have_their_position_and_ab_magnitude(
             east = -(image[number].sum(axis=0) * steps).sum() / total
             north = (image[number].sum(axis=1) * steps).sum() / total
             # Centroids of the three: 30 % of 20 pixels east, 20 % of 15 pixels north.
-            assert east == pytest.approx(6.0, abs=0.5)
-            assert north == pytest.approx(3.0, abs=0.5)
+            assert east == pytest.approx(6.0 - 3.4, abs=0.5)
+            assert north == pytest.approx(3.0 + 2.3, abs=0.5)
 
 
 def write_cube(path: Path, bands: str, unit: str = "nanomaggy") -> None:
