@@ -230,7 +230,7 @@ def predict(
         is_quiet=is_quiet,
     )
     if Path(out).suffix != ".parquet":
-        raise UsageError(f"the table's name must end in .parquet to be read back, got {out}")
+        raise UsageError(f"the name of a table to be read back must end in .parquet, got {out}")
     with _one_rank("predict", device) as ranks:
         predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
     return read_predictions(out)

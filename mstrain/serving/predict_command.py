@@ -43,6 +43,7 @@ from mstrain.serving.positions import (
     predict_positions,
 )
 
+WHEN_INTERRUPTED = "no table was written: run the same command again"
 _FAILED_MARK = b"sample_id,ra,dec,state,service,reason"
 
 
