@@ -121,14 +121,12 @@ def predict_to(
         def write() -> None:
             table = _table_columns(given, splits, columns, run.target)
             others.update({p.name: _taken_out(table, p, run.target) for p in priors[1:]})
-            table = _as_public(table, splits, run.target)
             write_predictions(
                 path,
-                table,
+                _as_public(table, splits, run.target),
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
                 origin_of(run, splits, priors[0], pixel_differences),
-                density=PROBABILITIES if run.target.classes else DENSITY,
             )
 
         ranks.on_first(write)

@@ -218,8 +218,6 @@ def write_predictions(
     densities: SpooledDensities,
     edges: Floats,
     origin: Mapping[str, Any],
-    *,
-    density: str = DENSITY,
 ) -> None:
     """Writes the table, whole or not at all.
 
@@ -229,8 +227,8 @@ def write_predictions(
             are written as they are.
         densities: densities of the same rows.
         edges: float64 (K + 1,), edges of the bins.
-        origin: where the predictions came from, for the metadata; plain values.
-        density: name of the last column.
+        origin: where the predictions came from, for the metadata; plain values. With "classes", the
+            densities are probabilities of these.
 
     Raises:
         StorageError: the file system refused.
@@ -240,6 +238,7 @@ def write_predictions(
 
     num_rows = len(next(iter(columns.values())))
     metadata = {"format_version": FORMAT_VERSION, "bin_edges": edges.tolist(), **origin}
+    density = PROBABILITIES if "classes" in origin else DENSITY
     schema = table_fields(columns, len(edges) - 1, density)
     schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     with (
