@@ -132,7 +132,6 @@ def predict_to(
                 SpooledDensities([s for _, s in given], num_rows, num_bins),
                 bin_edges(config.model).numpy(),
                 origin,
-                density=PROBABILITIES if run.target.classes else DENSITY,
             )
 
         ranks.on_first(write)

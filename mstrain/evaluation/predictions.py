@@ -220,8 +220,6 @@ def write_predictions(
     densities: SpooledDensities,
     edges: Floats,
     origin: Mapping[str, Any],
-    *,
-    density: str = DENSITY,
 ) -> None:
     """Writes the table, whole or not at all; as qp reads it if the name ends in ".hdf5".
 
@@ -231,8 +229,8 @@ def write_predictions(
             are written as they are.
         densities: densities of the same rows.
         edges: float64 (K + 1,), edges of the bins.
-        origin: where the predictions came from, for the metadata; plain values.
-        density: name of the last column.
+        origin: where the predictions came from, for the metadata; plain values. With "classes", the
+            densities are probabilities of these.
 
     Raises:
         StorageError: the file system refused.
@@ -245,6 +243,7 @@ def write_predictions(
     if path.suffix == QP_SUFFIX:
         write_qp(path, columns, densities.__getitem__, edges, metadata)
         return
+    density = PROBABILITIES if "classes" in origin else DENSITY
     schema = table_fields(columns, len(edges) - 1, density)
     schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     with (

@@ -109,8 +109,6 @@ def train_on_ranks(
         stream = stack.enter_context(Prefetcher(batches))
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, num_steps))
-        if told := Target.of(config.model).told():
-            journal.say(shown_line(told))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
         extras, keep = _extras(config, data, shapes, prior), config.checkpoint.keep
         trainer = Trainer(
@@ -220,8 +218,9 @@ def _opening(
     steps = f"{num_steps:,} steps"
     if progress.step:
         steps = f"resuming after step {progress.step:,} of {num_steps:,}"
-    advice = _advice(config, ranks)
-    return f"{config.recipe}: {steps}, {place}" + ("" if advice is None else f"\n{advice}")
+    advice, told = _advice(config, ranks), Target.of(config.model).told()
+    first = f"{config.recipe}: {steps}, {place}" + (f"\n{shown_line(told)}" if told else "")
+    return first + ("" if advice is None else f"\n{advice}")
 
 
 def _advice(config: TrainConfig, ranks: Ranks) -> str | None:

@@ -1,6 +1,6 @@
 """Metrics of a set of objects, each with its interval.
 
-With d = (estimate - truth) / (1 + truth), for numbers that are no redshifts d = estimate - truth,
+With d = (estimate - truth) / (1 + truth), for other numbers than redshifts d = estimate - truth,
 and RMSE in place of eta: bias is the mean of d, NMAD 1.4826 median|d - median d|,
 eta the share of |d| >= t. An eta says nothing without its t: the published 17.53 % are for
 t = 0.05 (arXiv:2501.09112), most other papers take 0.15.

@@ -25,8 +25,8 @@ class Summary:
         num_samples: objects with a known label.
         num_unlabelled: objects without, which count for nothing.
         num_floored: objects whose truth got a density below 1e-10, which is taken instead.
-        points: bias, nmad, eta_0.05, eta_0.15 for each point estimate; rmse in place of eta where
-            the number is no redshift.
+        points: bias, nmad, eta_0.05, eta_0.15 for each point estimate; rmse in place of eta for
+            other numbers than redshifts.
         density: crps, cde_loss, log_likelihood, coverage_0.68, coverage_0.9, coverage_0.95.
         pit_ks: Kolmogorov-Smirnov statistic of the PITs against uniform.
         pit_ks_p: its probability if the densities were right.

@@ -68,9 +68,8 @@ def assemble(
         DataError: a sample of the gallery is damaged.
     """
     columns, origin = as_of_redshift(predictions.columns, target), predictions.origin
-    objects = [("", *found) for found in gallery_rows(np.asarray(columns["crps"], np.float64))]
-    num_placed = len(objects)
-    objects += kind_rows(columns) if target.thresholds else []
+    placed = [("", *found) for found in gallery_rows(np.asarray(columns["crps"], np.float64))]
+    objects = placed + (kind_rows(columns) if target.thresholds else [])
     densities = predictions.densities_of([row for _, _, row in objects])
     shown = [
         GalleryObject(
@@ -93,9 +92,9 @@ def assemble(
         summary=summary,
         priors=prior_table(origin["prior"], summary, other_priors),
         schema=split.schema,
-        gallery=shown[:num_placed],
+        gallery=shown[: len(placed)],
         uncertainty=uncertainty,
-        kinds=shown[num_placed:],
+        kinds=shown[len(placed) :],
         worst=_worst(columns, split, target),
         sections=[] if sky is None else [sky],
         journal=journal,

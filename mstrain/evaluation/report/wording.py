@@ -31,7 +31,7 @@ HEADINGS: dict[str, tuple[str, bool]] = {
 
 
 def definitions(target: Target) -> tuple[tuple[str, str], ...]:
-    """What the words of the tables mean; y is the truth of a number that is no redshift."""
+    """What the words of the tables mean; y is the truth of another number."""
     y = "z" if target.is_redshift else "y"
     d = "(estimate - z) / (1 + z)" if target.is_redshift else "estimate - y"
     eta = ("eta (t)", "share of objects with |d| >= t; the t belongs to the number")
