@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.catalog.sky_cells import cell_names
 from msdata.core.trusted_names import is_plain_name
 from msdata.errors import DataError, UsageError
 from msdata.pack.columns import label_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
-from msdata.pack.sky_cells import cell_names
 from msdata.schema import Schema
 
 if TYPE_CHECKING:

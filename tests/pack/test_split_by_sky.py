@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 import msdata
+from msdata.catalog.sky_cells import cell_names
 from msdata.cli import main
 from msdata.errors import UsageError
-from msdata.pack.sky_cells import cell_names
 
 
 def make_table(ra: list[float] | np.ndarray, dec: list[float] | np.ndarray) -> pa.Table:
