@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ from msdata.topology import from_env, job_name, node_name
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
 _FULL_POLL_S = 1.0
-_SHM_DIR = Path("/dev/shm")
 _REDRAW_S = 1.0
 # Moves to the upper left corner and clears the screen.
 _CLEAR = "\x1b[H\x1b[J"
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--shm-dir",
             type=Path,
-            default=_SHM_DIR,
+            default=CacheConfig.shm_dir,
             help="folder for shared memory (default: %(default)s)",
         )
 
@@ -84,12 +84,15 @@ def _add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--ssd-dir", type=Path, help="folder on a local SSD for the second tier")
     serve.add_argument(
-        "--ssd-gib", type=_gib, default=0.0, help="space on that SSD in GiB (default: 0)"
+        "--ssd-gib",
+        type=_gib,
+        default=CacheConfig.ssd_gib,
+        help="space on that SSD in GiB (default: %(default)g)",
     )
     serve.add_argument(
         "--warmup",
         choices=WARMUPS,
-        default="background",
+        default=CacheConfig.warmup,
         help="blocking: ranks wait until all nodes are full; background: ranks start at once "
         "(default: %(default)s)",
     )
@@ -159,16 +162,12 @@ def _serve(args: argparse.Namespace) -> int:
     num_nodes = topology.num_ranks if args.nodes is None else args.nodes
     group: Group = open_group(topology) if args.peers_dir is None else Alone()
     with ending_together(group):
-        config = CacheConfig(
-            memory_gib=args.memory_gib,
-            ssd_dir=args.ssd_dir,
-            ssd_gib=args.ssd_gib,
-            warmup=args.warmup,
+        is_alone = args.host is args.listen is None and num_nodes == 1
+        given = {f.name: vars(args)[f.name] for f in fields(CacheConfig) if f.name in args}
+        config = replace(
+            CacheConfig(**given),
             job=args.job or job_name(),
-            shm_dir=args.shm_dir,
-            peers_dir=args.peers_dir,
-            metrics_dir=args.metrics_dir,
-            listen=LOOPBACK if args.host is args.listen is None and num_nodes == 1 else args.listen,
+            listen=LOOPBACK if is_alone else args.listen,
         )
         split = agree(group, lambda: open_dataset(args.data).split(args.split))
         cached = cached_split(split)
