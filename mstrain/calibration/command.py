@@ -20,6 +20,9 @@ from mstrain.calibration.calibrate import (
 from mstrain.distributed import run_joined
 from mstrain.evaluation.command import add_network_arguments
 
+# A twentieth of them in each corner of the global map.
+_FEW = 1000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain calibrate`."""

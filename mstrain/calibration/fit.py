@@ -120,8 +120,8 @@ def _classifier(num_features: int, count: int, seed: int) -> Any:
         learning_rate=0.1,
         max_iter=_MAX_TREES,
         max_leaf_nodes=_LEAVES,
-        # A leaf holds the levels of 50 objects, or of what makes 20 leaves.
-        min_samples_leaf=max(1, min(50, count // 20)) * len(_LEVELS),
+        # A leaf holds the levels of 50 objects, of few less: but 10, not to learn them by heart.
+        min_samples_leaf=int(np.clip(count // 20, 10, 50)) * len(_LEVELS),
         monotonic_cst=[0] * num_features + [1],
         early_stopping=True,
         n_iter_no_change=10,

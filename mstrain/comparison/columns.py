@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,12 @@ def _open_data(first: Predictions, folder: Path | None, lacking: Sequence[str]) 
     except (MsdataError, OSError):
         is_same = False
     if not is_same:
+        own = [name for name in first.columns if name not in ("sample_id", "split")]
+        close = difflib.get_close_matches(lacking[0], own, n=1)
         raise UsageError(
-            f"{first.path} has no column {', '.join(lacking)}, and its data set {given!r} is not "
-            "there any more; give the data set with --data"
+            f"{first.path} has no column {', '.join(lacking)}"
+            + (f" (did you mean {close[0]!r}?)" if close else "")
+            + f", and its data set {given!r} is not there any more; give the data set with --data"
         )
     return data
 
