@@ -204,8 +204,7 @@ def predict(
         checkpoint: "best" by validation loss, or "last".
         prior: "natural", "as-trained", or a CSV file with columns z_low, z_high, count.
         calibration: "none", "global" or "local", from `calibrate`.
-        has_any_pixels: accept pixels whose dtype, unit, zero-point or statistics differ from the
-            training's.
+        has_any_pixels: accept pixels unlike the training's in dtype, unit, zero-point, statistics.
         batch_size: samples at a time.
         device: "auto", "cpu" or "cuda".
         is_quiet: print no progress to stderr.
@@ -214,8 +213,7 @@ def predict(
         The open table, a row per sample in the order of the index.
 
     Raises:
-        UsageError: the run, the data or the options do not go together, or a launcher started
-            several ranks.
+        UsageError: run, data or options do not go together, or a launcher started several ranks.
         DataError: something is damaged, or the network's densities are not finite.
         StorageError: the file system refused.
     """

@@ -93,8 +93,7 @@ def _positions(index: IndexFile, split: str) -> Floats:
         return np.zeros((0, 2))
     ra_N, dec_N = (index.read_numbers(split, name, np.float64) for name in ("ra", "dec"))
     is_possible_N = np.isfinite(ra_N) & (np.abs(dec_N) <= 90)
-    possible: Floats = np.stack([ra_N, dec_N], axis=1)[is_possible_N]
-    return possible
+    return np.asarray(np.stack([ra_N, dec_N], axis=1)[is_possible_N], np.float64)
 
 
 def nearest_separation(positions_N2: Floats, others_M2: Floats, within_deg: float) -> Floats:

@@ -120,22 +120,17 @@ def predict_to(
         mine = share.predict(splits, spool, progress, has_brightness=has_brightness)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
         given = ranks.gather((mine, spool.finish(mine.pop("row")))) or []
-        others: list[Columns] = []
+        origin = origin_of(run, splits, variants[0], pixel_differences, data_name)
 
-        def write() -> None:
-            origin = origin_of(run, splits, variants[0], pixel_differences, data_name)
+        def write() -> list[Columns]:
             table = _table_columns(given, splits, columns, run.target)
-            others.extend(_taken_out(table, n, run.target) for n in range(1, len(variants)))
-            write_predictions(
-                path,
-                _as_public(table, splits, run.target),
-                SpooledDensities([s for _, s in given], num_rows, num_bins),
-                bin_edges(config.model).numpy(),
-                origin,
-            )
+            others = [_taken_out(table, n, run.target) for n in range(1, len(variants))]
+            densities = SpooledDensities([s for _, s in given], num_rows, num_bins)
+            public = _as_public(table, splits, run.target)
+            write_predictions(path, public, densities, bin_edges(config.model).numpy(), origin)
+            return others
 
-        ranks.on_first(write)
-        return others
+        return ranks.on_first(write) or []
 
 
 def check_columns(columns: Sequence[str], target: Target) -> None:

@@ -53,9 +53,12 @@ def draw_headline(result: Mapping[str, Any]) -> bytes:
             draw_tracks(panel, BANDS, crossings)
         places[3].tick_params(labelleft=True)
         handles, labels = canvas.panels[0].get_legend_handles_labels()
-        empty.legend(handles, labels, loc="center", title="a feature lies within the band")
+        # One of the lines is white.
+        box = {"frameon": True, "facecolor": "#8fa3b3", "framealpha": 1}
+        title = "a feature lies within the band"
+        empty.legend(handles, labels, loc="center", title=title, **box)
         svg = canvas.picture("", alt="", caption="").svg
     head, _, tail = svg.partition(b"<svg ")
     opening, _, rest = tail.partition(b">")
-    title = b"<title>Bands against redshift</title>"
-    return head + b"<svg " + opening + b">\n " + title + rest
+    name = b"<title>Bands against redshift</title>"
+    return head + b"<svg " + opening + b">\n " + name + rest

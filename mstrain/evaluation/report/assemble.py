@@ -81,7 +81,7 @@ def assemble(
         )
         for (kind, place, row), density in zip(objects, densities, strict=True)
     ]
-    sky = sky_section(columns, _positions(split), split, summary.bootstrap)
+    sky = sky_section(columns, _positions(split), split, summary.bootstrap, target)
     return Content(
         title=report_title(origin, split, target),
         facts=report_facts(origin, split, summary.num_samples, target.noun),
@@ -96,7 +96,7 @@ def assemble(
         uncertainty=uncertainty,
         kinds=shown[len(placed) :],
         worst=_worst(columns, split, target),
-        sections=[] if sky is None else [sky],
+        sections=sky,
         journal=journal,
         settings=settings,
         target=target,

@@ -15,16 +15,16 @@ from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, nmad
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import (
     COVERAGE_LEVELS,
-    OUTLIER_THRESHOLDS,
     Columns,
     coverage_name,
     metrics_of,
-    outlier_name,
+    point_metrics,
 )
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, scaled_residual
 from mstrain.evaluation.report.canvas import COLOUR_MAP, Canvas, Picture
 from mstrain.evaluation.report.content import Section
 from mstrain.evaluation.report.wording import HEADINGS, TextTable, estimate_text, printable
+from mstrain.models.target import REDSHIFT_TARGET, Target
 
 SURVEY_COLUMN = "survey"
 # Cells of equal area: right ascension by the sine of declination, 15 by 10 degrees at the equator.
@@ -37,8 +37,12 @@ _MAX_LABEL = 40
 
 
 def sky_section(
-    columns: Columns, positions: Floats | None, split: Split, config: BootstrapConfig
-) -> Section | None:
+    columns: Columns,
+    positions: Floats | None,
+    split: Split,
+    config: BootstrapConfig,
+    target: Target = REDSHIFT_TARGET,
+) -> list[Section]:
     """Maps of the sky and a row per spectroscopic survey, as far as the index has them.
 
     Args:
@@ -46,12 +50,13 @@ def sky_section(
         positions: float64 (N, 2), right ascension and declination in degrees.
         split: whose index.
         config: how intervals are made.
+        target: what the network tells.
 
     Returns:
-        The section; None where the index has neither positions nor surveys.
+        The section; nothing where the index has neither positions nor surveys.
     """
     truth_N = np.asarray(columns["redshift"], np.float64)
-    residual_N = scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N)
+    residual_N = scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N, target)
     notes: list[str] = []
     pictures: list[Picture] = []
     tables: list[TextTable] = []
@@ -63,17 +68,19 @@ def sky_section(
         if is_shown_N.any():
             pictures.append(draw_sky(positions[is_shown_N], residual_N[is_shown_N]))
     if SURVEY_COLUMN in split.dataset.columns and is_label(split, SURVEY_COLUMN):
-        tables.append(survey_table(columns, split, config))
+        tables.append(survey_table(columns, split, config, target))
     if not pictures and not tables:
-        return None
-    return Section(key="sky", title="On the sky", notes=notes, tables=tables, pictures=pictures)
+        return []
+    return [Section(key="sky", title="On the sky", notes=notes, tables=tables, pictures=pictures)]
 
 
-def survey_table(columns: Columns, split: Split, config: BootstrapConfig) -> TextTable:
+def survey_table(
+    columns: Columns, split: Split, config: BootstrapConfig, target: Target = REDSHIFT_TARGET
+) -> TextTable:
     """Metrics of the objects of each spectroscopic survey, the largest first."""
-    (grouping,) = make_groupings(split, columns, {SURVEY_COLUMN: SURVEY_COLUMN}, {})
+    (grouping,) = make_groupings(split, columns, {SURVEY_COLUMN: SURVEY_COLUMN}, {}, target)
     is_known_N = np.isfinite(np.asarray(columns["redshift"], np.float64))
-    names = ["bias", "nmad", *map(outlier_name, OUTLIER_THRESHOLDS), "crps", _COVERAGE]
+    names = [*point_metrics(target), "crps", _COVERAGE]
     rows = []
     for number, label in enumerate(grouping.labels):
         is_in_N = is_known_N & (grouping.group == number)
@@ -81,7 +88,9 @@ def survey_table(columns: Columns, split: Split, config: BootstrapConfig) -> Tex
         cells = [f"< {MIN_BIN_COUNT} objects", *[""] * (len(names) - 1)]
         if count >= MIN_BIN_COUNT:
             inside = {n: np.asarray(values)[is_in_N] for n, values in columns.items()}
-            found = metrics_of(inside, config, estimate=POINT_ESTIMATES[0], has_densities=True)
+            found = metrics_of(
+                inside, config, estimate=POINT_ESTIMATES[0], has_densities=True, target=target
+            )
             cells = [estimate_text(n, found[n]) for n in names]
         rows.append([printable(label, _MAX_LABEL), f"{count:,}", *cells])
     return TextTable(
