@@ -131,8 +131,7 @@ def section(columns: Any) -> Section:
     positions = np.tile([10.0, 20.0], (60, 1))
     positions[5] = [400.0, 0.0]
     split: Any = Index(dataset=SimpleNamespace(columns=("survey",)), surveys=names)
-    made = sky.sky_section(columns, positions, split, reporting.FEW)
-    assert made is not None
+    (made,) = sky.sky_section(columns, positions, split, reporting.FEW)
     return made
 
 

@@ -70,18 +70,7 @@ def assemble(
     columns, origin = as_of_redshift(predictions.columns, target), predictions.origin
     placed = [("", *found) for found in gallery_rows(np.asarray(columns["crps"], np.float64))]
     objects = placed + (kind_rows(columns) if target.thresholds else [])
-    densities = predictions.densities_of([row for _, _, row in objects])
-    shown = [
-        GalleryObject(
-            place=place,
-            sample=split[row],
-            values={name: values[row] for name, values in columns.items()},
-            density=density,
-            kind=KINDS.get(kind, ""),
-        )
-        for (kind, place, row), density in zip(objects, densities, strict=True)
-    ]
-    sky = sky_section(columns, _positions(split), split, summary.bootstrap, target)
+    shown = _gallery(predictions, split, columns, objects)
     return Content(
         title=report_title(origin, split, target),
         facts=report_facts(origin, split, summary.num_samples, target.noun),
@@ -96,11 +85,31 @@ def assemble(
         uncertainty=uncertainty,
         kinds=shown[len(placed) :],
         worst=_worst(columns, split, target),
-        sections=sky,
+        sections=sky_section(columns, _positions(split), split, summary.bootstrap, target),
         journal=journal,
         settings=settings,
         target=target,
     )
+
+
+def _gallery(
+    predictions: Predictions,
+    split: Split,
+    columns: Columns,
+    objects: Sequence[tuple[str, float, int]],
+) -> list[GalleryObject]:
+    """Objects of a gallery, from their kind, place and row."""
+    densities = predictions.densities_of([row for _, _, row in objects])
+    return [
+        GalleryObject(
+            place=place,
+            sample=split[row],
+            values={name: values[row] for name, values in columns.items()},
+            density=density,
+            kind=KINDS.get(kind, ""),
+        )
+        for (kind, place, row), density in zip(objects, densities, strict=True)
+    ]
 
 
 def class_columns(predictions: Predictions, split: Split, target: Target) -> dict[str, Floats]:
