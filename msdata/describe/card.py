@@ -112,6 +112,7 @@ def card_lines(
     text: CardText,
     sums: Mapping[str, str],
     report: Mapping[str, Any] | None = None,
+    deep: Mapping[str, float] | None = None,
 ) -> Iterator[str]:
     """Yields the card as Markdown; without times and hosts, so equal data give equal cards.
 
@@ -120,10 +121,12 @@ def card_lines(
         text: facts that the user supplied.
         sums: SHA-256 by file.
         report: result of `read_catalog_report`, or None.
+        deep: result of `msdata.describe.stats.depths`, or None.
     """
     parts = (
         _head(info, text),
         _arrays(info),
+        _depths(deep or {}),
         _losses(info),
         _splits(info),
         _rejected(info),
@@ -213,6 +216,16 @@ def _arrays(info: DatasetInfo) -> Iterator[str]:
         for a in info.arrays
     ]
     yield from table(("array", "samples inpainted", "with NaN left", "without coverage"), rows)
+
+
+def _depths(deep: Mapping[str, float]) -> Iterator[str]:
+    """Describes how deep the images are."""
+    if not deep:
+        return
+    yield "Depth: the AB magnitude of five times the noise of a square arc second; the noise of"
+    yield "pixels is taken as independent."
+    yield ""
+    yield from table(("band", "depth"), [(name, f"{value:.2f}") for name, value in deep.items()])
 
 
 def _losses(info: DatasetInfo) -> Iterator[str]:

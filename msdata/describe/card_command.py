@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from msdata.augment.statistics import FILE_NAME as STATISTICS_NAME
+from msdata.augment.statistics import read_statistics
 from msdata.catalog.build.report_file import read_catalog_report
 from msdata.core.files import storage_error, write_whole
 from msdata.core.output_file import check_output
@@ -15,6 +17,7 @@ from msdata.dataset.index import IndexFile, file_sha256
 from msdata.describe.card import CARD_NAME, SUMMED_FILES, CardText, card_lines
 from msdata.describe.croissant import CROISSANT_NAME, croissant
 from msdata.describe.info import DatasetInfo, describe
+from msdata.describe.stats import depths
 from msdata.errors import DataError
 
 SUMS_NAME = "SHA256SUMS"
@@ -80,7 +83,11 @@ def run(args: argparse.Namespace) -> int:
     columns = _columns(info)
     content = json.dumps(croissant(info, text, sums, columns), indent=1)
     write_whole(args.data / CROISSANT_NAME, content.encode() + b"\n")
-    card = "\n".join(card_lines(info, text, sums, report)) + "\n"
+    deep = None
+    if (args.data / STATISTICS_NAME).is_file():
+        measured = read_statistics(args.data, fingerprint=info.manifest.fingerprint)
+        deep = depths(measured, info.manifest.schema)
+    card = "\n".join(card_lines(info, text, sums, report, deep)) + "\n"
     write_whole(args.data / CARD_NAME, card.encode())
     print(f"wrote {', '.join(written)} into {args.data}")
     unsaid = [n for n in ("license", "creator", "url", "published") if getattr(args, n) is None]

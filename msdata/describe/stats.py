@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +35,7 @@ from msdata.core.text import table_lines
 from msdata.dataset.dataset import Split, open_dataset
 from msdata.errors import UsageError
 from msdata.loader.loader import Loader
-from msdata.schema import Survey
+from msdata.schema import Schema, Survey
 from msdata.topology import Topology
 
 # A thousandth of the pixels of 5,000 samples are hundreds of thousands in every band.
@@ -167,24 +168,57 @@ def run(args: argparse.Namespace) -> int:
     line.close(total, total * split.sample_nbytes)
     statistics.write(path)
     if args.json:
-        print(json.dumps({**statistics.to_json(), "path": str(path)}))
+        found = {**statistics.to_json(), "depths_ab": depths(statistics, data.schema)}
+        print(json.dumps({**found, "path": str(path)}))
         return 0
-    for text in statistics_lines(statistics):
+    for text in statistics_lines(statistics, data.schema):
         print(text)
     print(f"wrote {path}")
     return 0
 
 
-def statistics_lines(statistics: Statistics) -> Iterator[str]:
+def depths(statistics: Statistics, schema: Schema) -> dict[str, float]:
+    """Depth of each band: the AB magnitude of five times the noise of a square arc second.
+
+    It takes the noise of pixels as independent; resampled images are less deep than it says.
+
+    Args:
+        statistics: of the data set.
+        schema: its schema.
+
+    Returns:
+        Magnitudes by "ARRAY.BAND", without bands whose pixel scale or zero-point is not known.
+    """
+    found = {}
+    for survey in schema.arrays:
+        scale, zero_points = survey.pixel_scale_arcsec, survey.zero_points_ab
+        if scale is None or zero_points is None or survey.name not in statistics.arrays:
+            continue
+        bands = statistics.arrays[survey.name]
+        for (name, band), zero_point in zip(bands.items(), zero_points, strict=True):
+            found[f"{survey.name}.{name}"] = zero_point - 2.5 * math.log10(
+                5 * band.sky_sigma / scale
+            )
+    return found
+
+
+def statistics_lines(statistics: Statistics, schema: Schema) -> Iterator[str]:
     """Yields the result as a table, one row per band."""
+    deep = depths(statistics, schema)
     yield f"{statistics.num_samples:,} samples of {statistics.split}, {statistics.fingerprint}"
     head = ("band", "mean", "std", "sky noise", *(f"{float(q):.1%}" for q in _SHOWN_QUANTILES))
     rows = [
-        (f"{array}.{name}", *_cells(band))
+        (f"{array}.{name}", *_cells(band), _magnitude(deep.get(f"{array}.{name}")))
         for array, bands in statistics.arrays.items()
         for name, band in bands.items()
     ]
-    yield from table_lines((*head, "NaN", "no coverage"), rows)
+    yield from table_lines((*head, "NaN", "no coverage", "depth [AB]"), rows)
+    if deep:
+        yield "depth: five times the noise of a square arc second, AB; pixels taken as independent"
+
+
+def _magnitude(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _cells(band: BandStatistics) -> list[str]:

@@ -169,6 +169,14 @@ def test_json_is_alone_on_stdout_and_the_table_names_every_band(
     found = json.loads(capsys.readouterr().out)
     assert set(found["arrays"]) == {"panstarrs", "galex", "unwise"}
     assert found["path"].endswith("statistics.json")
+    survey = msdata.open(data).schema["unwise"]
+    assert survey.zero_points_ab is not None and survey.pixel_scale_arcsec is not None
+    # N square pixels of an arc second have sqrt(N) times the noise of one.
+    noise = found["arrays"]["unwise"]["W2"]["sky_sigma"] / survey.pixel_scale_arcsec
+    expected = survey.zero_points_ab[1] - 2.5 * np.log10(5 * noise)
+    assert found["depths_ab"]["unwise.W2"] == pytest.approx(expected, abs=1e-9)
+    # A zero-point of its own for each object.
+    assert "panstarrs.r" not in found["depths_ab"]
     assert stats(data) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
