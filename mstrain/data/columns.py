@@ -5,10 +5,12 @@ It stands alone: loader, run and cache statistics ask for them, and know nothing
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.dataset.dataset import Split
+from msdata.dataset.dataset import Dataset, Split
 from msdata.errors import UsageError
 from mstrain.config import TrainConfig
 from mstrain.data.magnitudes import check_reddening
@@ -41,6 +43,27 @@ def index_columns(split: Split, config: TrainConfig, *, needs_label: bool) -> li
             )
     check_reddening(split, config.model)
     return columns
+
+
+def added_digests(data: Dataset, config: TrainConfig) -> dict[str, str]:
+    """Identifies the values of the added columns that a training reads.
+
+    The data set's fingerprint is of its index alone, and columns added beside it may be replaced.
+
+    Returns:
+        Sixteen hexadecimal digits by name of a column; empty where all are of the index.
+    """
+    added = {name for table in data.added for name in table.columns}
+    splits = [data.split(name) for name in ("train", "val") if name in data.splits]
+    target, ebv = Target.of(config.model), config.model.ebv_column
+    found: dict[str, str] = {}
+    for column in sorted(added & {target.column, ebv}):
+        digest = sha256()
+        for split in splits:
+            values = target.values(split) if column == target.column else split.numbers(column)
+            digest.update(np.asarray(values, "<f8").tobytes())
+        found[column] = digest.hexdigest()[:16]
+    return found
 
 
 def split_weights(split: Split, config: TrainConfig) -> NDArray[np.float64] | None:
