@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mstrain.comparison.compare import Comparison, compare
 from mstrain.comparison.section import differences_table, metrics_table, published_table
-from mstrain.evaluation.command import parse_edges
-from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.evaluation.command import add_bootstrap, parse_edges
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,15 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", type=Path, help="folder of the results (default: the first table's)"
     )
     parser.add_argument("--redshift-edges", metavar="A,B,...", default="", help="edges of the bins")
-    parser.add_argument(
-        "--replicates",
-        type=int,
-        default=DEFAULT_REPLICATES,
-        help="replicates of the bootstrap (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)"
-    )
+    add_bootstrap(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write compare.html")
     parser.add_argument("--json", action="store_true", help="print JSON only")
 

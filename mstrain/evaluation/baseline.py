@@ -110,10 +110,15 @@ def aperture_fluxes(
     y, x = np.mgrid[:height, :width]
     distance = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2)
     is_inside, is_sky = distance <= radius_pixels, distance > 2 * radius_pixels
-    values = np.where(np.isfinite(images_NBHW), images_NBHW, np.nan)
+    is_finite_NBHW = np.isfinite(images_NBHW)
+    values = np.where(is_finite_NBHW, images_NBHW, np.nan)
     around_NBP = values[:, :, is_sky]
-    is_empty_NB1 = np.isnan(around_NBP).all(axis=2, keepdims=True)
-    sky_NB1 = np.nanmedian(np.where(is_empty_NB1, 0, around_NBP), axis=2, keepdims=True)
+    if is_finite_NBHW.all():
+        # Several times as fast as the median that leaves NaN out.
+        sky_NB1 = np.median(around_NBP, axis=2, keepdims=True)
+    else:
+        is_empty_NB1 = np.isnan(around_NBP).all(axis=2, keepdims=True)
+        sky_NB1 = np.nanmedian(np.where(is_empty_NB1, 0, around_NBP), axis=2, keepdims=True)
     above_NBP = np.nan_to_num(values[:, :, is_inside] - sky_NB1)
     return np.asarray(above_NBP.sum(axis=2, dtype=np.float64), np.float64)
 

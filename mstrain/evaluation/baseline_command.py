@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from mstrain.evaluation.baseline import BaselineConfig, baseline_table, run_baseline
+from mstrain.evaluation.command import add_bootstrap
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.report.wording import printable
 
@@ -44,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="objects to take of each split at most, drawn uniformly (default: %(default)s)",
     )
-    parser.add_argument(
-        "--replicates",
-        type=int,
-        default=_REPLICATES,
-        help="replicates of the bootstrap (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws and the bootstrap")
+    add_bootstrap(parser, of="draws and the bootstrap", replicates=_REPLICATES)
     parser.add_argument("--no-report", action="store_true", help="leave report.html as it is")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     parser.add_argument("--json", action="store_true", help="print JSON only")

@@ -57,15 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default="",
             help="edges of the bins (default: round numbers)",
         )
-    parser.add_argument(
-        "--replicates",
-        type=int,
-        default=DEFAULT_REPLICATES,
-        help="replicates of the bootstrap (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)"
-    )
+    add_bootstrap(parser)
     add_calibration(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--json", action="store_true", help="print JSON only")
@@ -116,6 +108,21 @@ def add_network_arguments(
         help="samples per rank at a time (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress")
+
+
+def add_bootstrap(
+    parser: argparse.ArgumentParser, *, of: str = "bootstrap", replicates: int = DEFAULT_REPLICATES
+) -> None:
+    """Declares the options of intervals; `of` is what the seed is for."""
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=replicates,
+        help="replicates of the bootstrap (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help=f"seed of the {of} (default: %(default)s)"
+    )
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from mstrain.distributed import run_joined
-from mstrain.evaluation.command import add_network_arguments, parse_edges
-from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
+from mstrain.evaluation.command import add_bootstrap, add_network_arguments, parse_edges
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.models.model_file import results_folder
 from mstrain.perception.exchange import MASKS
 from mstrain.perception.perceive import (
@@ -66,13 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--magnitude-column", metavar="NAME", help="for --within magnitude (default: r magnitude)"
     )
-    parser.add_argument(
-        "--replicates",
-        type=int,
-        default=DEFAULT_REPLICATES,
-        help="replicates of the bootstrap (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the exchange and bootstrap")
+    add_bootstrap(parser, of="exchange and bootstrap")
     add_network_arguments(parser, checkpoints=("best", "last", "all"))
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument("--json", action="store_true", help="print JSON only")

@@ -102,7 +102,7 @@ class Model:
         )
         column = self.config.model.ebv_column
         asked = _with_ebv(make_positions(positions), column, ebv)
-        with one_rank("load", device) as ranks:
+        with one_rank("predict", device) as ranks:
             return at_positions(self.path, asked, config, ranks)
 
 
