@@ -26,14 +26,13 @@ def index_columns(split: Split, config: TrainConfig, *, needs_label: bool) -> li
         UsageError: the data set lacks one.
         DataError: E(B-V) is unknown or implausible for some samples.
     """
-    column = config.model.ebv_column
-    columns = [] if column is None else [column]
+    columns = list(config.model.reddening)
     label = Target.of(config.model).column
     if needs_label or label in split.dataset.columns:
         columns.append(label)
     for name in columns:
         if name not in split.dataset.columns:
-            cure = "; or give model.ebv_column=none"
+            cure = f"; or give {config.model.other_reddening}"
             if name == label:
                 others = ", ".join(label_columns(split.dataset))
                 cure = f"; or give model.target, one of {others}" if others else ""
@@ -55,9 +54,9 @@ def added_digests(data: Dataset, config: TrainConfig) -> dict[str, str]:
     """
     added = {name for table in data.added for name in table.columns}
     splits = [data.split(name) for name in ("train", "val") if name in data.splits]
-    target, ebv = Target.of(config.model), config.model.ebv_column
+    target = Target.of(config.model)
     found: dict[str, str] = {}
-    for column in sorted(added & {target.column, ebv}):
+    for column in sorted(added & {target.column, *config.model.reddening}):
         digest = sha256()
         for split in splits:
             values = target.values(split) if column == target.column else split.numbers(column)
