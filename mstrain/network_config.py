@@ -28,6 +28,8 @@ class ModelConfig:
         norm: "batch", or "group", which no batch size and no number of ranks touches.
         sync_batch_norm: take batch statistics over all ranks.
         ebv_column: column of the index, joined after pooling; None joins nothing.
+        ebv_columns: several columns of E(B-V), of different maps, in place of `ebv_column`, which
+            is None then.
         ebv_min: smallest E(B-V) that is believed, in magnitudes: noise takes maps a little below
             0, marks of unknown values (-1, -999) are far below.
         ebv_max: the greatest; only lines of sight through the Galactic plane have more than 10.
@@ -50,6 +52,7 @@ class ModelConfig:
     norm: str = "batch"
     sync_batch_norm: bool = True
     ebv_column: str | None = "ebv_csfd"
+    ebv_columns: tuple[str, ...] = ()
     ebv_min: float = -0.05
     ebv_max: float = 10.0
     hidden: int = 256
@@ -69,11 +72,7 @@ class ModelConfig:
                 f"model.ebv_min must be < model.ebv_max, got {self.ebv_min:g} and {self.ebv_max:g}"
             )
         self._check_target()
-        if self.ebv_column in (*_ANSWER_COLUMNS, self.target):
-            raise UsageError(
-                f"model.ebv_column must not hold the answer, got {self.ebv_column}; give a column "
-                "of E(B-V), or model.ebv_column=none"
-            )
+        self._check_reddening()
         check_range("model.width", self.width, 1)
         check_range("model.hidden", self.hidden, 0)
         check_range("model.num_bins", self.num_bins, 2)
@@ -84,6 +83,43 @@ class ModelConfig:
         """One of `TARGET_KINDS`; None where the data are to tell."""
         is_plain = self.target == REDSHIFT and self.target_kind is None
         return REDSHIFT if is_plain else self.target_kind
+
+    @property
+    def reddening(self) -> tuple[str, ...]:
+        """Columns of E(B-V) that the network takes, in its order."""
+        return self.ebv_columns or (() if self.ebv_column is None else (self.ebv_column,))
+
+    @property
+    def other_reddening(self) -> str:
+        """The setting that does without a column of E(B-V), for messages."""
+        return "other model.ebv_columns" if self.ebv_columns else "model.ebv_column=none"
+
+    def _check_reddening(self) -> None:
+        """Raises UsageError where columns of E(B-V) are given twice, or hold the answer."""
+        found = self.ebv_columns
+        is_text = isinstance(found, list | tuple) and all(isinstance(n, str) and n for n in found)
+        if not is_text or len(set(found)) < len(found):
+            raise UsageError(f"model.ebv_columns must be a list of different texts, got {found!r}")
+        # JSON has lists.
+        columns = tuple(found)
+        object.__setattr__(self, "ebv_columns", columns)
+        if columns:
+            if self.ebv_column not in (None, ModelConfig.ebv_column):
+                raise UsageError(
+                    "model.ebv_columns takes the place of model.ebv_column, got both: "
+                    f"{', '.join(columns)} and {self.ebv_column}; name all in model.ebv_columns"
+                )
+            # One column is the network that `ebv_column` makes.
+            one = columns[0] if len(columns) == 1 else None
+            object.__setattr__(self, "ebv_column", one)
+            object.__setattr__(self, "ebv_columns", () if one else columns)
+        for column in self.reddening:
+            if column in (*_ANSWER_COLUMNS, self.target):
+                name = "ebv_columns" if self.ebv_columns else "ebv_column"
+                raise UsageError(
+                    f"model.{name} must not hold the answer, got {column}; give a column of "
+                    f"E(B-V), or {self.other_reddening}"
+                )
 
     def _check_target(self) -> None:
         """Raises UsageError where settings of one kind of target are given for another."""

@@ -14,6 +14,7 @@ import math
 import os
 import resource
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.core.files import open_temporary, publish, storage_error
 from msdata.dataset import hdf5
@@ -46,7 +48,7 @@ class CodedHdf5Writer:
         path: final name.
         schema: the arrays.
         codings: how they are stored.
-        max_samples: samples to reserve space for.
+        max_samples: samples to reserve space for; rejected samples leave no holes.
         chunked: one chunk per sample also where codes are not compressed.
     """
 
@@ -160,6 +162,67 @@ class _Frame:
         """Does nothing: memory needs none."""
 
 
+class _Layout:
+    """The places of a shard's chunks, and all its other bytes, in memory.
+
+    Args:
+        schema: the arrays, with the dtypes of their codes.
+        codings: how they are stored.
+        max_samples: samples that the chunk indices have entries for.
+
+    Attributes:
+        fd: file in memory, with holes for the chunks.
+    """
+
+    def __init__(self, schema: Schema, codings: Sequence[ArrayCoding], max_samples: int) -> None:
+        h5py = hdf5.import_h5py()
+        self._codings = codings
+        self._zeros = bytes(0)
+        self._file: Any = None
+        self.fd = os.memfd_create("msdata-frame", os.MFD_CLOEXEC)
+        try:
+            self._frame = _Frame(self.fd)
+            self._file = h5py.File(self._frame, "w", libver=("v110", "v110"), track_order=False)
+            self._file.attrs["format"] = "msdata"
+            pairs = zip(schema.arrays, codings, strict=True)
+            self._datasets = [_create(h5py, self._file, a, c, max_samples) for a, c in pairs]
+        except BaseException:
+            self.close()
+            raise
+
+    def place(self, row: int, a: int, nbytes: int) -> int:
+        """Returns the offset at which HDF5 places the chunk of an array."""
+        if len(self._zeros) < nbytes:
+            self._zeros = bytes(2 * nbytes)
+        dataset = self._datasets[a]
+        self._frame.expect(nbytes)
+        dataset.id.write_direct_chunk((row, *(0 for _ in dataset.shape[1:])), self._zeros[:nbytes])
+        if self._frame.found < 0:
+            raise DataError(f"h5py did not place a chunk of {dataset.name}; use --format tar")
+        return self._frame.found
+
+    def finish(self, records: Sequence[tuple[str, dict[str, Any]]]) -> int:
+        """Completes all bytes besides chunks; returns the size of the file."""
+        for dataset in self._datasets:
+            dataset.resize(len(records), axis=0)
+        hdf5.write_columns(self._file, records, self._codings)
+        with hdf5.system_errors():
+            self._file.close()
+        return os.fstat(self.fd).st_size
+
+    def close(self) -> None:
+        """Frees the memory."""
+        # Cleared first: closing twice might close another thread's file of the same number.
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            try:
+                if self._file is not None:
+                    with hdf5.system_errors():
+                        self._file.close()
+            finally:
+                os.close(fd)
+
+
 class _ChunkWriter:
     """Writes one shard of chunks of different lengths; see `CodedHdf5Writer`."""
 
@@ -169,54 +232,43 @@ class _ChunkWriter:
         self._path = path
         self._schema = schema
         self._codings = codings
+        self._max_samples = max_samples
         self._records: list[tuple[str, dict[str, Any]]] = []
         self._offsets: list[list[int]] = []
         self._sizes: list[list[int]] = []
         self._end = 0
         # Chunks that HDF5 placed in front of others.
         self._held: list[tuple[int, bytes]] = []
-        self._zeros = bytes(0)
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         self._limit = math.inf if limit == resource.RLIM_INFINITY else limit
-        self._fd = self._frame_fd = -1
-        h5py = hdf5.import_h5py()
         try:
-            self._frame_fd = os.memfd_create("msdata-frame", os.MFD_CLOEXEC)
-            temporary = open_temporary(path)
+            self._layout = _Layout(schema, codings, max_samples)
+            try:
+                temporary = open_temporary(path)
+            except OSError:
+                self._layout.close()
+                raise
         except OSError as error:
-            self.abort()
             raise storage_error("write", path, error) from error
         self._fd, self._partial = temporary.fd, temporary.path
         self._stream = BlockWriter(self._fd)
-        self._frame = _Frame(self._frame_fd)
-        self._file = h5py.File(self._frame, "w", libver=("v110", "v110"), track_order=False)
-        self._file.attrs["format"] = "msdata"
-        pairs = zip(schema.arrays, codings, strict=True)
-        self._datasets = [_create(h5py, self._file, a, c, max_samples) for a, c in pairs]
 
     def append(self, record: Record) -> None:
         """Adds one sample; see `ShardWriter.append`."""
         views, row = array_views(record), len(self._records)
         try:
-            places = [self._place(d, row, v) for d, v in zip(self._datasets, views, strict=True)]
+            places = [self._write(row, a, view) for a, view in enumerate(views)]
         except OSError as error:
             raise storage_error("write", self._path, error) from error
         self._offsets.append(places)
         self._sizes.append([view.nbytes for view in views])
         self._records.append((record.sample_id, dict(record.metadata)))
 
-    def _place(self, dataset: Any, row: int, view: memoryview) -> int:
+    def _write(self, row: int, a: int, view: memoryview) -> int:
         """Writes a chunk where HDF5 places it; returns its offset."""
         if self._end + view.nbytes + _TAIL_NBYTES > self._limit:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        if len(self._zeros) < view.nbytes:
-            self._zeros = bytes(2 * view.nbytes)
-        self._frame.expect(view.nbytes)
-        corner = (row, *(0 for _ in dataset.shape[1:]))
-        dataset.id.write_direct_chunk(corner, self._zeros[: view.nbytes])
-        offset = self._frame.found
-        if offset < 0:
-            raise DataError(f"h5py did not place a chunk of {dataset.name}; use --format tar")
+        offset = self._layout.place(row, a, view.nbytes)
         if offset < self._end:
             self._held.append((offset, bytes(view)))
         else:
@@ -228,24 +280,37 @@ class _ChunkWriter:
         """Completes the shard; see `ShardWriter.finish`."""
         offsets, sizes = np.array(self._offsets, np.int64), np.array(self._sizes, np.int64)
         try:
-            for dataset in self._datasets:
-                dataset.resize(len(self._records), axis=0)
-            hdf5.write_columns(self._file, self._records, self._codings)
-            with hdf5.system_errors():
-                self._file.close()
             self._stream.flush()
             for offset, content in self._held:
                 pwrite_all(self._fd, [content], offset)
-            nbytes = os.fstat(self._frame_fd).st_size
+            if len(self._records) < self._max_samples:
+                offsets = self._close_up(offsets, sizes)
+            nbytes = self._layout.finish(self._records)
             os.ftruncate(self._fd, nbytes)
             ranges = hdf5.frame_ranges(offsets, sizes, nbytes)
-            frame_crc = hdf5.copy_frame(self._frame_fd, self._fd, ranges)
+            frame_crc = hdf5.copy_frame(self._layout.fd, self._fd, ranges)
             os.fsync(self._fd)
             publish(self._partial, self._path)
             self._close()
         except OSError as error:
             raise storage_error("write", self._path, error) from error
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
+
+    def _close_up(self, old: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Moves the chunks to where they lie if rejected samples have no entries in the indices.
+
+        So a shard's bytes depend on its samples alone, and a repair gives the same ones.
+
+        Returns:
+            Their new offsets, int64 (samples, arrays).
+        """
+        self._layout.close()
+        self._layout = _Layout(self._schema, self._codings, len(old))
+        new = np.empty_like(old)
+        for (row, a), nbytes in np.ndenumerate(sizes):
+            new[row, a] = self._layout.place(row, a, int(nbytes))
+        move_chunks(self._fd, old.reshape(-1), new.reshape(-1), sizes.reshape(-1))
+        return new
 
     def abort(self) -> None:
         """Removes the unfinished shard; silent, because it follows another error."""
@@ -257,14 +322,44 @@ class _ChunkWriter:
                 self._partial.unlink()
 
     def _close(self) -> None:
-        if self._fd >= 0:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
             self._stream.close()
-            self._file.close()
-        # Cleared first: closing twice might close another thread's file of the same number.
-        fds, self._fd, self._frame_fd = (self._fd, self._frame_fd), -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+            os.close(fd)
+        self._layout.close()
+
+
+def move_chunks(
+    fd: int, old: NDArray[np.int64], new: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> None:
+    """Moves byte ranges within a file to places that may overlap the old ones.
+
+    Args:
+        fd: the file, open for reading and writing.
+        old: int64 (ranges,), where they lie.
+        new: int64 (ranges,), where they go.
+        sizes: int64 (ranges,), their lengths.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    waiting = deque(np.argsort(old, kind="stable").tolist())
+    held: dict[int, bytes] = {}
+    moved = set()
+
+    def read(number: int) -> bytes:
+        return os.pread(fd, int(sizes[number]), int(old[number]))
+
+    for at in np.argsort(new, kind="stable").tolist():
+        # Those that would be overwritten wait in memory: few, because nearly all move down.
+        while waiting and old[waiting[0]] < new[at] + sizes[at]:
+            number = waiting.popleft()
+            if number not in moved:
+                held[number] = read(number)
+        content = held.pop(at) if at in held else read(at)
+        moved.add(at)
+        if old[at] != new[at]:
+            pwrite_all(fd, [content], int(new[at]))
 
 
 def _create(h5py: Any, file: Any, array: Any, coding: ArrayCoding, max_samples: int) -> Any:

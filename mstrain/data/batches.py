@@ -43,7 +43,8 @@ class TensorBatch:
 
     Attributes:
         images: float32, or bfloat16 of torch, (B, C, H, W) by name, as the augmenter names them.
-        ebv: float32 (B,), magnitudes; None where the network takes none.
+        ebv: float32 (B,), magnitudes, or (B, columns) where the network takes several; None where
+            it takes none.
         redshift: float64 (B,), the label, whatever the target is: a redshift, another number, or
             the number of a class; NaN where unknown.
         sample_id: text (B,), on the host.
@@ -356,11 +357,11 @@ def to_tensors(
         transfer: to the network's device.
         **marks: further fields of `TensorBatch`.
     """
-    column = config.model.ebv_column
-    ebv = None if column is None else transfer.numbers(np.asarray(batch[column], np.float32))
+    columns = [np.asarray(batch[name], np.float32) for name in config.model.reddening]
+    ebv = columns[0] if len(columns) == 1 else np.stack(columns, axis=1) if columns else None
     return TensorBatch(
         images={name: transfer.image(image) for name, image in images.items()},
-        ebv=ebv,
+        ebv=None if ebv is None else transfer.numbers(ebv),
         redshift=transfer.numbers(Target.of(config.model).of_batch(batch)),
         sample_id=np.array(batch["sample_id"]),
         **marks,

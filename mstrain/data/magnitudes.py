@@ -66,14 +66,17 @@ def check_reddening(split: Split, config: ModelConfig) -> None:
 
     Args:
         split: whose index has the column.
-        config: `ebv_column`, `ebv_min` and `ebv_max` count.
+        config: `reddening`, `ebv_min` and `ebv_max` count.
 
     Raises:
         DataError: it is unknown, or outside the range, for some samples.
     """
-    if config.ebv_column is None:
-        return
-    ebv_N = split.numbers(config.ebv_column)
+    for column in config.reddening:
+        _check_column(split, config, column)
+
+
+def _check_column(split: Split, config: ModelConfig, column: str) -> None:
+    ebv_N = split.numbers(column)
     is_finite_N = np.isfinite(ebv_N)
     is_odd_N = is_finite_N & ~((ebv_N >= config.ebv_min) & (ebv_N <= config.ebv_max))
     num_odd, num_missing = int(is_odd_N.sum()), int((~is_finite_N).sum())
@@ -86,7 +89,7 @@ def check_reddening(split: Split, config: ModelConfig) -> None:
             f"{ebv_N[is_odd_N][0]:g}"
         )
     raise DataError(
-        f"{config.ebv_column} of split {split.name!r} of {split.dataset.path} must be an E(B-V) "
+        f"{column} of split {split.name!r} of {split.dataset.path} must be an E(B-V) "
         f"for every sample: {' and '.join(faults)}; correct the catalog and pack again (a "
-        "new training may have other model.ebv_min and model.ebv_max, or model.ebv_column=none)"
+        f"new training may have other model.ebv_min and model.ebv_max, or {config.other_reddening})"
     )

@@ -118,7 +118,7 @@ class DeviceTransfer:
         """A column as a tensor on the device.
 
         Args:
-            values: (B,), which is copied.
+            values: (B, ...), which is copied.
         """
         tensor = torch.from_numpy(np.array(values))
         if self._device.type != "cuda":

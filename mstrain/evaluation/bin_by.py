@@ -150,6 +150,10 @@ def _by_value(
     return Grouping(name=name, column=column, labels=told, group=group_N, values=None)
 
 
+def _between(edges: Floats) -> list[str]:
+    return [f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges)]
+
+
 def _by_edges(
     name: str,
     column: str,
@@ -157,7 +161,10 @@ def _by_edges(
     edges: Floats | None,
     is_known_N: NDArray[np.bool_],
 ) -> Grouping:
-    """Bins between edges; without edges as many objects in each, or one bin per value."""
+    """Bins between edges; without edges as many objects in each, or one bin per value.
+
+    A lowest value of many objects has a bin of its own: of pixels without coverage most have none.
+    """
     if name == MAGNITUDE:
         is_sane_N = np.isin(values_N, sane_magnitudes(values_N))
         values_N = np.where(is_sane_N, values_N, np.nan)
@@ -167,14 +174,22 @@ def _by_edges(
     if edges is None:
         distinct = np.unique(finite)
         num_bins = int(np.clip(len(finite) // _MIN_COUNT, 1, _MAX_BINS))
+        # The last bin holds the largest value.
+        last = np.nextafter(finite.max(), np.inf) if len(finite) else np.inf
         if len(distinct) <= _MAX_BINS:
             labels = [f"{value:g}" for value in distinct]
         else:
-            distinct = np.unique(np.quantile(finite, np.linspace(0, 1, num_bins + 1)))[:-1]
-        # The last bin holds the largest value.
-        last = np.nextafter(finite.max(), np.inf) if len(finite) else np.inf
+            rest = finite[finite > distinct[0]]
+            if len(finite) - len(rest) > len(finite) / max(num_bins, 2):
+                num_bins = int(np.clip(len(rest) // _MIN_COUNT, 1, _MAX_BINS - 1))
+                labels, own = [f"{distinct[0]:g}"], distinct[:1]
+            else:
+                rest, own = finite, distinct[:0]
+            quantiles = np.unique(np.quantile(rest, np.linspace(0, 1, num_bins + 1)))[:-1]
+            labels += _between(np.append(quantiles, last))
+            distinct = np.append(own, quantiles)
         edges = np.append(distinct, last)
-    labels = labels or [f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges)]
+    labels = labels or _between(edges)
     group_N = np.searchsorted(edges, values_N, side="right").astype(np.int64) - 1
     group_N[~is_finite_N | (group_N >= len(edges) - 1)] = -1
     return Grouping(name=name, column=column, labels=labels, group=group_N, values=values_N)

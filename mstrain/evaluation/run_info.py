@@ -144,14 +144,12 @@ def check_data(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> 
             f"{run.data}, or take a run that was trained on such data"
         )
     run.target.check_type(data.split(splits[0]))
-    column = run.config.model.ebv_column
-    if column is None:
-        return
-    if column not in data.columns:
-        raise UsageError(
-            f"{data.path} has no column {column!r}, which the network of {run.path} needs; pack "
-            "it with a catalog that has one"
-        )
+    for column in run.config.model.reddening:
+        if column not in data.columns:
+            raise UsageError(
+                f"{data.path} has no column {column!r}, which the network of {run.path} needs; "
+                "pack it with a catalog that has one"
+            )
     for name in splits:
         check_reddening(data.split(name), run.config.model)
 

@@ -25,7 +25,7 @@ _MAX_GUESSED_CLASSES = 100
 # that only the user can choose.
 _MAX_STRETCH = 50.0
 # Columns that place or describe a sample, and are rarely what one wants to learn.
-_POSITIONS = ("ra", "dec", "ebv", "ebv_csfd")
+_POSITIONS = ("ra", "dec", "ebv", "ebv_csfd", "ebv_planck")
 
 
 def label_columns(data: msdata.Dataset) -> list[str]:

@@ -36,7 +36,8 @@ class RedshiftNet(nn.Module):
 
         Args:
             batch: images (B, C, H, W) by name.
-            ebv: E(B-V) in magnitudes, (B,); not looked at where the network takes none.
+            ebv: E(B-V) in magnitudes, (B,), or (B, columns) where the network takes several; not
+                looked at where it takes none.
 
         Returns:
             (B, num_bins).
@@ -69,8 +70,8 @@ class BinHead(nn.Module):
 
     def __init__(self, num_features: int, config: ModelConfig) -> None:
         super().__init__()
-        self.has_ebv = config.ebv_column is not None
-        num_in = num_features + self.has_ebv
+        self.num_ebv = len(config.reddening)
+        num_in = num_features + self.num_ebv
         layers: list[nn.Module] = []
         if config.hidden:
             layers += [nn.Linear(num_in, config.hidden), nn.ReLU(inplace=True)]
@@ -82,16 +83,18 @@ class BinHead(nn.Module):
 
         Args:
             features: (B, num_features).
-            ebv: E(B-V) in magnitudes, (B,); needed where the network was made with it.
+            ebv: E(B-V) in magnitudes, (B,) or (B, columns); needed where the network was made with
+                it.
 
         Returns:
             float32 (B, num_bins).
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            if self.has_ebv:
+            if self.num_ebv:
                 assert ebv is not None, "this network was trained with E(B-V)"
                 reddening = (ebv * self._EBV_SCALE).float()
-                features = torch.cat([features, reddening[:, None]], dim=1)
+                reddening = reddening.reshape(-1, self.num_ebv)
+                features = torch.cat([features, reddening], dim=1)
             logits: Tensor = self.layers(features)
         return logits

@@ -79,7 +79,7 @@ class Exchange:
 def modalities_of(run: TrainedRun, how: Exchange) -> tuple[list[Modality], list[Modality]]:
     """Bands and players of a run that an exchange can tell apart; none where the level has none."""
     augment = run.config.augment
-    has_ebv = run.config.model.ebv_column is not None and how.mask == "none"
+    has_ebv = bool(run.config.model.reddening) and how.mask == "none"
     bands, players = find_modalities(run.schema, augment, has_ebv=has_ebv)
     if how.level == "input":
         return bands, players

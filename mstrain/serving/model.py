@@ -25,7 +25,7 @@ from mstrain.evaluation.prediction import PredictionConfig
 from mstrain.evaluation.run_info import open_run
 from mstrain.models.model_file import is_model_file, read_model_file
 from mstrain.models.prior import NATURAL
-from mstrain.serving.positions import PositionConfig, PredictedPositions, at_positions
+from mstrain.serving.positions import PositionConfig, PredictedPositions, at_positions, table_with
 
 Reddening = float | Sequence[float] | NDArray[Any] | Path | str | None
 
@@ -52,7 +52,7 @@ class Model:
         self,
         positions: Sequence[tuple[float, float]],
         *,
-        ebv: Reddening = None,
+        ebv: Reddening | Mapping[str, Reddening] = None,
         services: Mapping[str, Service] | None = None,
         contact: str | None = None,
         prior: str = NATURAL,
@@ -70,8 +70,8 @@ class Model:
 
         Args:
             positions: right ascension and declination of each object, degrees, ICRS.
-            ebv: E(B-V) of all or of each, magnitudes, or the FITS file of a HEALPix map; None for
-                a network that takes none.
+            ebv: E(B-V) of all or of each, magnitudes, or the FITS file of a HEALPix map; by column
+                for a network that takes several; None for one that takes none.
             services: where to ask, see `msdata.fetch.service.read_services`; None means the
                 surveys' own.
             contact: your address, for the services' operators.
@@ -100,8 +100,7 @@ class Model:
             services=SERVICES if services is None else services,
             contact=contact,
         )
-        column = self.config.model.ebv_column
-        asked = _with_ebv(make_positions(positions), column, ebv)
+        asked = _with_ebv(make_positions(positions), self.config.model.reddening, ebv)
         with one_rank("predict", device) as ranks:
             return at_positions(self.path, asked, config, ranks)
 
@@ -141,12 +140,38 @@ def map_of(path: Path | str) -> DustTask:
     return DustTask(name="map", kind="healpix", value=str(path))
 
 
-def _with_ebv(positions: Positions, column: str | None, ebv: Reddening) -> Positions:
+def the_column(columns: Sequence[str]) -> str:
+    """The only column of E(B-V) that a network takes.
+
+    Raises:
+        UsageError: it takes several, which one map or value cannot fill.
+    """
+    if len(columns) > 1:
+        raise UsageError(
+            f"the network takes {' and '.join(columns)}, got one E(B-V); give {table_with(columns)}"
+            ", or ebv by column in Python"
+        )
+    return columns[0]
+
+
+def _with_ebv(
+    positions: Positions, columns: Sequence[str], ebv: Reddening | Mapping[str, Reddening]
+) -> Positions:
     """The positions with the column of E(B-V) that the network takes."""
     if ebv is None:
         return positions
-    if column is None:
+    if not columns:
         raise UsageError("the network takes no E(B-V), got ebv; leave it out")
+    each = ebv if isinstance(ebv, Mapping) else {the_column(columns): ebv}
+    unknown = [name for name in each if name not in columns]
+    if unknown:
+        raise UsageError(f"ebv must be of {' and '.join(columns)}, got {', '.join(unknown)}")
+    for column, values in each.items():
+        positions = _with_column(positions, column, values)
+    return positions
+
+
+def _with_column(positions: Positions, column: str, ebv: Reddening) -> Positions:
     if isinstance(ebv, str | Path):
         return with_reddening(positions, {column: map_of(ebv)})
     count = positions.table.num_rows

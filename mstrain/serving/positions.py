@@ -58,7 +58,8 @@ class PredictedPosition:
         sample_id: its id.
         ra: right ascension, degrees.
         dec: declination, degrees.
-        ebv: E(B-V) that the network took, magnitudes; None where it takes none.
+        ebv: E(B-V) that the network took, magnitudes; a tuple, in the network's order, where it
+            takes several; None where it takes none.
         estimates: z_mean, z_median, z_mode, z_std, z_q16 and z_q84.
         density: float32 (K,), per unit redshift in each bin.
         missing_bands: bands without coverage, such as "galex.FUV".
@@ -70,7 +71,7 @@ class PredictedPosition:
     sample_id: str
     ra: float
     dec: float
-    ebv: float | None
+    ebv: float | tuple[float, ...] | None
     estimates: Mapping[str, float]
     density: NDArray[np.float32]
     missing_bands: tuple[str, ...]
@@ -152,16 +153,17 @@ def at_positions(
     with _predicted(run, positions, config, ranks) as (data, table, failures):
         found = read_predictions(table)
         densities = np.concatenate(list(found.density_parts()))
-        column = open_run(run, config.prediction.checkpoint).config.model.ebv_column
+        columns = open_run(run, config.prediction.checkpoint).config.model.reddening
         samples = [data[number] for number in range(len(data))]
         objects = {}
         for row, sample in enumerate(samples):
+            ebv = tuple(float(sample[column]) for column in columns)
             estimates = {n: float(found.columns[n][row]) for n in (*POINT_ESTIMATES, *SPREADS)}
             objects[str(sample["sample_id"])] = PredictedPosition(
                 sample_id=str(sample["sample_id"]),
                 ra=float(sample["ra"]),
                 dec=float(sample["dec"]),
-                ebv=None if column is None else float(sample[column]),
+                ebv=ebv if len(ebv) > 1 else next(iter(ebv), None),
                 estimates=estimates,
                 density=densities[row],
                 missing_bands=tuple(filter(None, str(sample["missing_bands"] or "").split(","))),
@@ -231,23 +233,28 @@ def _check_alone(ranks: Ranks) -> None:
         )
 
 
+def table_with(columns: Sequence[str]) -> str:
+    """What makes a table of positions with columns of E(B-V), for messages."""
+    options = " ".join(f"--ebv {name.removeprefix('ebv_')}=MAP.fits" for name in columns)
+    return f"a table of 'msdata catalog positions {options}'"
+
+
 def _check_reddening(trained: TrainedRun, positions: Positions) -> None:
     """Refuses positions without the E(B-V) that the network takes, before anything is fetched."""
-    column = trained.config.model.ebv_column
-    if column is None:
-        return
-    if column not in positions.table.column_names:
-        raise UsageError(
-            f"the network of {trained.path} takes {column}, which the positions do not have; give "
-            "--ebv-map MAP.fits, or a table of 'msdata catalog positions --ebv "
-            f"{column.removeprefix('ebv_')}=MAP.fits'"
-        )
-    num_missing = positions.table[column].null_count
-    if num_missing:
-        raise UsageError(
-            f"every position must have an {column}, got none for {num_missing:,} of "
-            f"{positions.table.num_rows:,}; leave those out"
-        )
+    columns = trained.config.model.reddening
+    for column in columns:
+        if column not in positions.table.column_names:
+            one_map = "--ebv-map MAP.fits, or " if len(columns) == 1 else ""
+            raise UsageError(
+                f"the network of {trained.path} takes {column}, which the positions do not have; "
+                f"give {one_map}{table_with(columns)}"
+            )
+        num_missing = positions.table[column].null_count
+        if num_missing:
+            raise UsageError(
+                f"every position must have an {column}, got none for {num_missing:,} of "
+                f"{positions.table.num_rows:,}; leave those out"
+            )
 
 
 def _columns_of(data: msdata.Dataset, asked: Sequence[str]) -> tuple[str, ...]:

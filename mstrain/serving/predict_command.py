@@ -35,7 +35,7 @@ from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.run_info import open_run
 from mstrain.serving.figure import draw_position
-from mstrain.serving.model import map_of
+from mstrain.serving.model import map_of, the_column
 from mstrain.serving.positions import (
     PositionConfig,
     PredictedPositions,
@@ -216,7 +216,8 @@ def _show_at(found: PredictedPositions, args: argparse.Namespace) -> None:
         print(json.dumps({**fields, "origin": dict(found.origin)}, allow_nan=False))
         return
     said = one.estimates
-    dust = "" if one.ebv is None else f", E(B-V) {one.ebv:.4f}"
+    each = one.ebv if isinstance(one.ebv, tuple) else () if one.ebv is None else (one.ebv,)
+    dust = f", E(B-V) {' and '.join(f'{value:.4f}' for value in each)}" if each else ""
     print(f"{one.ra:.6f} {one.dec:+.6f}{dust}")
     print(
         f"z mean {said['z_mean']:.4f}, median {said['z_median']:.4f}, mode {said['z_mode']:.4f}; "
@@ -241,7 +242,7 @@ def _with_map(positions: Positions, args: argparse.Namespace) -> Positions:
     """The positions with the E(B-V) that the network takes, where a map is given."""
     if args.ebv_map is None:
         return positions
-    column = open_run(args.run, args.checkpoint).config.model.ebv_column
-    if column is None:
+    columns = open_run(args.run, args.checkpoint).config.model.reddening
+    if not columns:
         raise UsageError(f"the network of {args.run} takes no E(B-V); leave out --ebv-map")
-    return with_reddening(positions, {column: map_of(args.ebv_map)})
+    return with_reddening(positions, {the_column(columns): map_of(args.ebv_map)})

@@ -377,5 +377,8 @@ def read_config(run: Path) -> dict[str, Any]:
     for name in ("data", "fingerprint"):
         found[name].read_as(str)
     found["schema"].read_as(Schema)
+    if "added_columns" in found.value:
+        for digest in found["added_columns"].fields().values():
+            digest.read_as(str)
     content: dict[str, Any] = found.value
     return content

@@ -27,7 +27,7 @@ from mstrain.data.batches import (
     steps_per_epoch,
     training_stream,
 )
-from mstrain.data.columns import index_columns
+from mstrain.data.columns import added_digests, index_columns
 from mstrain.data.pixels import statistics_for_run
 from mstrain.distributed import Ranks, StopRequest, failing_at_once
 from mstrain.models.labels import resolve
@@ -296,14 +296,16 @@ def _prepare(
         UsageError: it holds a run of other settings or other data.
     """
     saved, data = find_last(out), split.dataset
+    added = added_digests(data, config)
     if saved is not None and has_config(out):
-        _check_same_run(out, config, data)
+        _check_same_run(out, config, data, added)
     write_config(
         out,
         {
             "config": config.as_dict(),
             "data": str(data.path.absolute()),
             "fingerprint": data.manifest.fingerprint,
+            "added_columns": added,
             "schema": data.schema.to_json(),
             "versions": versions(),
             "prior": _prior_text(config),
@@ -326,13 +328,24 @@ def _prior_text(config: TrainConfig) -> dict[str, str]:
     }
 
 
-def _check_same_run(out: Path, config: TrainConfig, data: msdata.Dataset) -> None:
+def _check_same_run(
+    out: Path, config: TrainConfig, data: msdata.Dataset, added: Mapping[str, str]
+) -> None:
     content = read_config(out)
     if content["fingerprint"] != data.manifest.fingerprint:
         raise UsageError(
             f"{out} was trained on data set {content['fingerprint']} ({content['data']}), this one "
             f"is {data.manifest.fingerprint}; give that data set, or another --out"
         )
+    # Runs of earlier versions did not keep what they had read.
+    trained: dict[str, str] = content.get("added_columns", {})
+    for column, digest in added.items():
+        if trained.get(column, digest) != digest:
+            raise UsageError(
+                f"{out} was trained on other values of the added column {column!r} of {data.path}: "
+                "it was replaced since, and the run cannot resume; add the former table again with "
+                "'msdata index add', or give another --out"
+            )
     before = dict(settings_of(TrainConfig.from_dict(content["config"])))
     for name, value in settings_of(config):
         if before[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):

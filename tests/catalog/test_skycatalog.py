@@ -347,7 +347,9 @@ def test_pieces_of_a_table_add_up_to_the_whole(mock):
 
 def test_recipes_are_listed_and_shown(capsys):
     assert main(["catalog", "recipes"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == list(BUILT_IN)
+    _, *recipes, queries = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in recipes] == list(BUILT_IN)
+    assert queries == "queries of tables to match with: mgs, strm"
     assert main(["catalog", "recipes", "vipers"]) == 0
     assert "classFlag" in capsys.readouterr().out
     assert main(["catalog", "recipes", "vipres"]) == 2

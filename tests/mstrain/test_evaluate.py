@@ -13,8 +13,10 @@ import packing
 import pytest
 import training
 
+import msdata.cli
 import mstrain.cli
 from msdata.core.files import TEMPORARY_SUFFIX
+from mstrain.evaluation.bin_by import _by_edges
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import make_densities
@@ -197,6 +199,38 @@ def test_widths_and_errors_are_shown_by_any_columns(
     ):
         assert mstrain.cli.main([*words, "--bin-by", names]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_objects_are_told_apart_by_pixels_without_coverage(
+    trained: Path, source: Path, tmp_path: Path
+) -> None:
+    # Every fourth object has 80 pixels of NaN in one band of Pan-STARRS, which inpainting fills.
+    data, out = tmp_path / "data", tmp_path / "out"
+    words = ["pack", str(source), str(data), "--catalog", str(source / "catalog.csv")]
+    assert msdata.cli.main([*words, "--inpaint", "none", "--split", "0,0,1", "--jobs", "1"]) == 0
+    words = ["evaluate", str(trained), str(data), "--out", str(out), "--no-report", *QUICK]
+    assert mstrain.cli.main([*words, "--bin-by", "nan_panstarrs,filled_panstarrs"]) == 0
+    groups = [v["groups"] for v in metrics_of(out)["uncertainty"]["variables"]]
+    counts = [{g["label"]: g["num_samples"] for g in found} for found in groups]
+    assert counts == [{"0": 45, "80": 15}, {"0": 60}]
+
+
+def test_a_lowest_value_of_many_objects_has_a_bin_of_its_own() -> None:
+    def counts_of(values: np.ndarray) -> dict[str, int]:
+        found = _by_edges("nan", "nan", values, None, np.ones(len(values), bool))
+        counts = np.bincount(found.group, minlength=len(found.labels))
+        return dict(zip(found.labels, counts.tolist(), strict=True))
+
+    parts = np.arange(1.0, 101)
+    # One in ten has parts without coverage; quantiles of all would put all into one bin.
+    assert counts_of(np.append(np.zeros(900), parts)) == {
+        "0": 900,
+        "1 to 50.5": 50,
+        "50.5 to 100": 50,
+    }
+    assert counts_of(np.append(np.zeros(15), parts[:14])) == {"0": 15, "1 to 14": 14}
+    # A lowest value of few objects is nothing special.
+    assert counts_of(np.append(np.zeros(5), parts[:95])) == {"0 to 45.5": 50, "45.5 to 95": 50}
 
 
 def test_data_without_redshifts_are_predicted(

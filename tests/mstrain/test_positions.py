@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import fetching
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import training
 from astropy.io import fits
 from fake_services.catalog import galaxies as galaxies_of
 from fake_services.faults import FaultPlan
@@ -22,7 +26,9 @@ import mstrain
 from msdata.errors import DataError, UsageError
 from msdata.fetch.service import read_services
 from mstrain.cli import main
+from mstrain.data.batches import evaluation_batches
 from mstrain.evaluation.predictions import read_predictions
+from mstrain.overrides import apply_overrides
 
 NUM_OBJECTS = 4
 EBV = 0.0625
@@ -96,6 +102,51 @@ def test_densities_are_those_of_fetch_pack_and_predict_bit_for_bit(
     assert found["missing_bands"].null_count == 0
     assert read_predictions(table).origin["data"] == str(place / "in.csv")
     assert not list(tmp_path.glob("*-failed.csv"))
+
+
+def test_a_network_of_two_maps_takes_both_from_training_to_positions(
+    place: Path, galaxies: Path, tmp_path: Path, scratch: Path
+) -> None:
+    data, run = Path(shutil.copytree(galaxies, tmp_path / "data")), tmp_path / "run"
+    ids = msdata.open(data).table["sample_id"].to_pylist()
+    planck = {"id": ids, "ebv_planck": [0.5 + int(name) / 100 for name in ids]}
+    pq.write_table(pa.table(planck), tmp_path / "planck.parquet")
+    msdata.add_columns(data, tmp_path / "planck.parquet")
+    settings = {**training.SETTINGS, "epochs": "1"}
+    settings["ebv_columns"] = '["ebv_csfd","ebv_planck"]'
+    config = apply_overrides(mstrain.RECIPES["demo"](), [f"{n}={v}" for n, v in settings.items()])
+    mstrain.train(config, data, run, is_quiet=True)
+    assert [*json.loads((run / "config.json").read_text())["added_columns"]] == ["ebv_planck"]
+    model, config = mstrain.load_model(run)
+    (batch, *_) = evaluation_batches(msdata.open(data), "val", config)
+    assert batch.ebv is not None
+    wanted = torch.tensor([0.5 + int(name) / 100 for name in batch.sample_id])
+    assert torch.equal(batch.ebv[:, 1], wanted)
+    # The network looks at both.
+    logits = model(batch.images, batch.ebv)
+    for column in (0, 1):
+        changed = batch.ebv.clone()
+        changed[:, column] += 0.1
+        assert not torch.equal(model(batch.images, changed), logits)
+    at = positions_of(place)[0]
+    opened, services = mstrain.load(run), read_services(place / "services.toml")
+    both = {"ebv_csfd": 0.25, "ebv_planck": 0.5}
+    (one,) = opened.at([at], ebv=both, services=services, has_any_pixels=True, device="cpu").objects
+    assert one.ebv == (0.25, 0.5)
+    # The same from a table of positions.
+    table, out = tmp_path / "positions.csv", tmp_path / "out.parquet"
+    table.write_text(f"id,ra,dec,ebv_csfd,ebv_planck\n1,{at[0]!r},{at[1]!r},0.25,0.5\n")
+    plain = ["--services", str(place / "services.toml"), "--any-pixels", "--quiet"]
+    assert main(["predict", str(run), str(table), str(out), *plain, "--device", "cpu"]) == 0
+    assert densities_of(out)[0].tobytes() == one.density.tobytes()
+    assert main(["predict", str(run), "--at", f"{at[0]!r} {at[1]!r}", *options_of(place)]) == 2
+    for ebv, message in (
+        (0.1, "takes ebv_csfd and ebv_planck, got one E.B-V.; give a table of"),
+        ({"ebv_sfd": 0.1}, "ebv must be of ebv_csfd and ebv_planck, got ebv_sfd"),
+        ({"ebv_csfd": 0.1}, "takes ebv_planck, which the positions do not have; give a table of"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            opened.at([at], ebv=ebv, services=services)
 
 
 def test_one_position_is_printed_and_drawn_and_asked_again_from_python_it_is_the_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -396,6 +397,60 @@ def test_a_run_and_data_that_do_not_fit_are_refused(
         )
     words = words_of(data, classes, model__target="ans")
     assert mstrain.cli.main(words) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "number", "is_refused"),
+    [("dust", 3, True), ("size", 6, True), ("dust", 9, False), (None, 0, False)],
+    ids=["E(B-V)", "label of val", "test split", "one column more"],
+)
+def test_a_run_is_not_resumed_on_an_added_column_that_was_replaced(
+    column: str | None,
+    number: int,
+    is_refused: bool,
+    added: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, run = (Path(shutil.copytree(added / n, tmp_path / n)) for n in ("DATA", "RUN"))
+    before = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    (data / "columns.json").unlink()
+    values = added_values() if column else {**added_values(), "note": [*range(48)]}
+    if column:
+        values[column][number] += 0.01
+    add_values(data, values)
+    words = words_of(data, run, model__target="size", model__ebv_column="dust")
+    assert mstrain.cli.main(words) == (2 if is_refused else 0)
+    said = capsys.readouterr().err
+    wanted = f"was trained on other values of the added column '{column}'"
+    assert (wanted in said) == is_refused, said
+    assert is_refused or "is finished" in said
+    assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == before
+
+
+def added_values() -> dict[str, list[Any]]:
+    """The columns that `added` adds; `size` is the label."""
+    dust, size = [0.01 + n / 1000 for n in range(48)], [1.0 + n % 3 for n in range(48)]
+    return {"id": [f"g{n:03d}" for n in range(48)], "dust": dust, "size": size}
+
+
+def add_values(data: Path, values: dict[str, list[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(values), data.parent / "table.parquet")
+    msdata.add_columns(data, data.parent / "table.parquet")
+
+
+@pytest.fixture(scope="module")
+def added(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set with added columns, and a run that has learned them."""
+    folder = tmp_path_factory.mktemp("added")
+    shutil.copytree(data, folder / "DATA")
+    add_values(folder / "DATA", added_values())
+    asked = {"model__target": "size", "model__ebv_column": "dust"}
+    assert mstrain.cli.main(words_of(folder / "DATA", folder / "RUN", **asked)) == 0
+    return folder
 
 
 def test_data_without_the_label_are_told_so_and_predicted_all_the_same(

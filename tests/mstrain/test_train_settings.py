@@ -62,6 +62,20 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
     assert dict(config.augment.crops) == {"panstarrs": 60}
 
 
+def test_several_columns_of_reddening_take_the_place_of_one() -> None:
+    two = apply_overrides(find_recipe("demo"), ['ebv_columns=["ebv_csfd", "ebv_planck"]'])
+    assert (two.model.ebv_column, two.model.reddening) == (None, ("ebv_csfd", "ebv_planck"))
+    assert type(two).from_dict(two.as_dict()) == two
+    # One of them is the network of before, and configurations of before have no such setting.
+    one = apply_overrides(find_recipe("demo"), ['ebv_columns=["ebv_csfd"]'])
+    assert one == find_recipe("demo")
+    before = one.as_dict()
+    del before["model"]["ebv_columns"]
+    assert type(one).from_dict(before) == one
+    with pytest.raises(UsageError, match="got both: a, b and dust; name all in"):
+        apply_overrides(find_recipe("demo"), ['ebv_columns=["a", "b"]', "ebv_column=dust"])
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
@@ -82,6 +96,10 @@ def test_settings_are_read_by_the_type_of_what_they_replace() -> None:
         ("depth=19", "model.depth must be one of 10, 18, 34, 50, got 19"),
         ("ebv_column=planted", "model.ebv_column must not hold the answer, got planted"),
         ("ebv_column=redshift_true", "model.ebv_column must not hold the answer"),
+        ('ebv_columns=["ebv_csfd", "redshift"]', "model.ebv_columns must not hold the answer"),
+        ('ebv_columns=["a", "a"]', "model.ebv_columns must be a list of different texts"),
+        ("ebv_columns=5", "model.ebv_columns must be a list of different texts, got 5"),
+        ("ebv_columns=ebv_csfd", "model.ebv_columns=ebv_csfd cannot be read; write JSON"),
         ("precision=double", "compute.precision must be one of float32, bf16, fp16, got double"),
         ("policy=random", "data.policy must be one of shuffle"),
         ("rotation=left", "rotation must be one of any, exact, none, got 'left'"),

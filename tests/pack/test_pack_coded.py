@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import tarfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import msdata
 from msdata.core.checksum import crc32c_of_parts
+from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.dataset import Dataset
+from msdata.dataset.hdf5_coded import CodedHdf5Writer, move_chunks
 from msdata.dataset.manifest import read_manifest
+from msdata.dataset.shard import Record
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.pack.options import parse_quantize
 from msdata.pack.planning import make_plan
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
 from msdata.pack.state import PackState
+from msdata.schema import Schema, Survey
 from msdata.sources.detect import detect_source
 from msdata.verify.repair import repair
 from msdata.verify.verify import verify_dataset
@@ -187,6 +195,87 @@ def test_arrays_of_one_hdf5_shard_widen_one_after_the_other(compress: str, tmp_p
     assert set(data.table["dtype_blue"].to_pylist()) == {"<i4"}
     assert np.abs(samples_of(data)["1"]["blue"]).max() == pytest.approx(1e5, rel=1e-5)
     assert not verify_dataset(data.path).faults
+    # The first pack reserved a place for the rejected object, the repair knows only the samples.
+    (shard,) = data.path.rglob("*.h5")
+    before = shard.read_bytes()
+    shard.unlink()
+    (result,) = repair(verify_dataset(data.path))
+    assert result.is_repaired, result
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize(("num_samples", "num_rejected"), [(1, 1), (40, 700), (1100, 1)])
+def test_bytes_of_an_hdf5_shard_do_not_depend_on_rejected_objects(
+    num_samples: int, num_rejected: int, tmp_path: Path
+) -> None:
+    # Chunks of all sizes; more than 1,024 entries make pages of the chunk index.
+    shapes = {"image": (2, 40, 40), "counts": (5,), "flag": ()}
+    schema = Schema(name="x", arrays=tuple(Survey(name=n, shape=s) for n, s in shapes.items()))
+    codings = [ArrayCoding(name=n, shape=s, compress="lz4") for n, s in shapes.items()]
+    rng = np.random.default_rng(5)
+    records = [
+        Record(
+            sample_id=f"{number}",
+            arrays=tuple(
+                rng.integers(0, 256, rng.integers(16, most), np.uint8) for most in (9000, 40, 20)
+            ),
+            crc32c=0,
+            metadata={"sample_id": f"{number}"},
+            codes=("<f4", "<f4", "<f4"),
+        )
+        for number in range(num_samples)
+    ]
+    found = []
+    for extra in (0, num_rejected):
+        path = tmp_path / f"shard-{extra}.h5"
+        writer = CodedHdf5Writer(
+            path, schema, codings, max_samples=num_samples + extra, chunked=False
+        )
+        for record in records:
+            writer.append(record)
+        summary = writer.finish()
+        content = path.read_bytes()
+        for record, places in zip(records, summary.offsets.tolist(), strict=True):
+            for array, at in zip(record.arrays, places, strict=True):
+                assert content[at : at + array.nbytes] == array.tobytes()
+        found.append(
+            (
+                sha256(content).hexdigest(),
+                summary.nbytes,
+                summary.frame_crc32c,
+                summary.offsets.tolist(),
+            )
+        )
+    assert found[0] == found[1]
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".h5"]
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), max_size=12
+    ).flatmap(lambda ranges: st.tuples(st.just(ranges), st.permutations(range(len(ranges)))))
+)
+def test_ranges_of_a_file_move_to_places_that_overlap_the_old_ones(
+    drawn: tuple[list[tuple[int, int, int]], list[int]],
+) -> None:
+    ranges, order = drawn
+    sizes = np.array([size for size, _, _ in ranges], np.int64)
+    old, new = np.zeros_like(sizes), np.zeros_like(sizes)
+    for places, gaps, numbers in ((old, 1, range(len(ranges))), (new, 2, order)):
+        end = 0
+        for number in numbers:
+            places[number] = end + ranges[number][gaps]
+            end = int(places[number] + sizes[number])
+    fd = os.memfd_create("test")
+    try:
+        for number, (at, size) in enumerate(zip(old.tolist(), sizes.tolist(), strict=True)):
+            os.pwrite(fd, bytes([number + 1]) * size, at)
+        move_chunks(fd, old, new, sizes)
+        for number, (at, size) in enumerate(zip(new.tolist(), sizes.tolist(), strict=True)):
+            assert os.pread(fd, size, at) == bytes([number + 1]) * size
+    finally:
+        os.close(fd)
 
 
 def test_the_json_member_says_how_to_decode(make: Make) -> None:

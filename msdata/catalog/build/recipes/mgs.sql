@@ -1,5 +1,6 @@
 -- Main galaxy sample of SDSS with its photometric redshifts (Beck et al. 2016), for CasJobs of SDSS, context DR17.
--- Written from the tables' schemas; it was not run by the authors of msdata. Download the result as CSV, then:
+-- Written from memory of the public schema: neither run nor checked against SDSS's own SQL. Compare tables, columns and
+-- cuts with CasJobs' schema browser first. Download the result as CSV, then:
 --   msdata catalog match CATALOG mgs.csv OUT.parquet --on object_id=bestObjID --take ...
 SELECT
   s.bestObjID, s.ra, s.dec, s.z AS z_spec,

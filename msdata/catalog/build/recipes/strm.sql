@@ -1,6 +1,6 @@
 -- Photometric redshifts of WISE-PS1-STRM (Beck et al. 2022, MNRAS 515, 4711) for your positions, for CasJobs of MAST.
--- Upload the catalog's sample_id, ra and dec as mydb.positions first. Written from the catalog's description at
--- MAST; it was not run by the authors of msdata: compare the names with the context's own list of tables. Then:
+-- Written from memory of the public schema: neither run nor checked against MAST's own SQL. Compare contexts, tables,
+-- functions and columns with CasJobs' schema browser first. Upload the catalog's sample_id, ra and dec as mydb.positions, then:
 --   msdata catalog match CATALOG strm.csv OUT.parquet --within-arcsec 1.5 --positions ra,dec=raMean,decMean --take ...
 SELECT
   q.sample_id, c.objID, c.raMean, c.decMean, c.class,
