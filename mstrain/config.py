@@ -124,6 +124,8 @@ class OptimConfig:
         final_rate: share of the rate that is left at the end of the cosine.
         clip_norm: greatest norm of the gradient; 0 never clips.
         ema_decay: decay of the averaged weights, which are validated and kept; 0 averages nothing.
+        freeze_epochs: first epochs in which only the head learns; needs `--init`.
+        layer_decay: factor of the rate per stage between head and stem; 1 has one rate for all.
     """
 
     name: str = "nadam"
@@ -136,6 +138,8 @@ class OptimConfig:
     final_rate: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    freeze_epochs: int = 0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, OPTIMIZERS)
@@ -146,6 +150,10 @@ class OptimConfig:
         check_range("optim.weight_decay", self.weight_decay, 0)
         check_range("optim.clip_norm", self.clip_norm, 0)
         check_range("optim.final_rate", self.final_rate, 0)
+        check_range("optim.freeze_epochs", self.freeze_epochs, 0)
+        check_positive("optim.layer_decay", self.layer_decay)
+        if self.layer_decay > 1:
+            raise UsageError(f"optim.layer_decay must be <= 1, got {self.layer_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +265,11 @@ class TrainConfig:
         if self.seed > _MAX_SEED:
             raise UsageError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
         check_range("epochs", self.epochs, 1)
+        if self.optim.freeze_epochs > self.epochs:
+            raise UsageError(
+                f"optim.freeze_epochs must be <= epochs={self.epochs}, got "
+                f"{self.optim.freeze_epochs}"
+            )
         check_range("batch_size", self.batch_size, 1)
         if self.batch_per_gpu is not None:
             check_range("batch_per_gpu", self.batch_per_gpu, 1)

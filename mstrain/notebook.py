@@ -51,7 +51,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, data: Data, out: Path | str, *, is_quiet: bool = False
+    config: TrainConfig,
+    data: Data,
+    out: Path | str,
+    *,
+    init: Path | str | None = None,
+    is_quiet: bool = False,
 ) -> TrainResult:
     """Trains a network in this process, or resumes a run from its last checkpoint.
 
@@ -67,6 +72,9 @@ def train(
             those of one rank.
         data: a data set, or its folder; with split "train", and "val" to validate on.
         out: the run's folder; made if it does not exist.
+        init: weights to start from: a run's folder, a model file of `mstrain.export`,
+            `.safetensors`, or `.pt` with a state dict. What fits by name and shape is loaded;
+            `config.json` keeps what that was.
         is_quiet: print no progress to stderr.
 
     Returns:
@@ -86,7 +94,11 @@ def train(
         check_run_folder(out)
         with locked_run(out):
             # Not entered: signals stay the caller's.
-            progress = train_on_ranks(out, config, opened, ranks, StopRequest(), is_quiet=is_quiet)
+            progress = train_on_ranks(
+                *(out, config, opened, ranks, StopRequest()),
+                init=None if init is None else Path(init),
+                is_quiet=is_quiet,
+            )
     best = progress.best_loss
     return TrainResult(
         run=out,

@@ -167,10 +167,6 @@ def read_model_file(path: Path) -> ModelFile:
         StorageError: the file system refused.
         MissingPackageError: safetensors is not installed.
     """
-    with needing("model files need safetensors", "train"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
     content = _checked_bytes(path)
     members = _members(path, content)
     fields = parse_json(members.pop(JSON_NAME), f"{path}/{JSON_NAME}", cure=_CURE, has_paths=True)
@@ -180,11 +176,7 @@ def read_model_file(path: Path) -> ModelFile:
             f"{path} has format version {version}, this mstrain reads up to {FORMAT_VERSION}; "
             "update it"
         )
-    try:
-        tensors = load(members.pop(WEIGHTS_NAME))
-    except (SafetensorError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise DataError(f"the weights of {path} cannot be read ({reason}); {_CURE}") from error
+    tensors = _tensors(members.pop(WEIGHTS_NAME), path, _CURE)
     prior = _named(tensors, _PRIOR)
     return ModelFile(
         path=path,
@@ -194,6 +186,38 @@ def read_model_file(path: Path) -> ModelFile:
         prior={"log_weights": None, **prior} if prior else None,
         companions=members,
     )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads plain weights by name from a `.safetensors` file.
+
+    Raises:
+        DataError: it is damaged, or larger than any network.
+        StorageError: the file system refused.
+        MissingPackageError: safetensors is not installed.
+    """
+    cure = "copy it again"
+    try:
+        with open_regular(path, "give a file of weights") as file:
+            if os.fstat(file.fileno()).st_size > _MAX_NBYTES:
+                raise DataError(f"{path} must be at most {_MAX_NBYTES >> 30} GiB; {cure}")
+            content = file.read()
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    return _tensors(content, path, cure)
+
+
+def _tensors(content: bytes, path: Path, cure: str) -> dict[str, Tensor]:
+    with needing("model files need safetensors", "train"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+    try:
+        found: dict[str, Tensor] = load(content)
+    except (SafetensorError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise DataError(f"the weights of {path} cannot be read ({reason}); {cure}") from error
+    return found
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

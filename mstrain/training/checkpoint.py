@@ -186,20 +186,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         StorageError: the file system refused.
     """
     cure = f"remove it and {path.with_name(_LAST)}, and the run resumes from the checkpoint before"
-    try:
-        # torch compares no checksums, though it writes them.
-        with open_regular(path, cure) as file, zipfile.ZipFile(file) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"checksum of {damaged}")
-        content = torch.load(path, map_location=device, weights_only=True)
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except DataError:
-        raise
-    except Exception as error:
-        # Of a file that is none, torch's reader may raise whatever its bytes led it to.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise DataError(f"{path} is corrupt or not a checkpoint ({reason}); {cure}") from error
+    content = read_tensors(path, cure, device)
     if not isinstance(content, dict) or "format_version" not in content:
         raise DataError(f"{path} is not a checkpoint of mstrain; give a run's folder")
     version = JsonValue(content, path, cure)["format_version"].read_as(int)
@@ -209,6 +196,29 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             "update it"
         )
     return content
+
+
+def read_tensors(path: Path, cure: str, device: torch.device | str = "cpu") -> Any:
+    """Reads what `torch.save` wrote: tensors and plain values; nothing in it is executed.
+
+    Raises:
+        DataError: the file is corrupt or holds something else.
+        StorageError: the file system refused.
+    """
+    try:
+        # torch compares no checksums, though it writes them.
+        with open_regular(path, cure) as file, zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {damaged}")
+        return torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except DataError:
+        raise
+    except Exception as error:
+        # Of a file that is none, torch's reader may raise whatever its bytes led it to.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise DataError(f"{path} is corrupt or not a checkpoint ({reason}); {cure}") from error
 
 
 @contextmanager

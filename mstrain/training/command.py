@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the run; an existing run resumes from its last checkpoint",
     )
     parser.add_argument(
+        "--init",
+        metavar="SOURCE",
+        type=Path,
+        help="start from a run's weights, MODEL.msz, .safetensors or a .pt state dict",
+    )
+    parser.add_argument(
         "--settings",
         action=_ListSettings,
         help="list all settings and exit; batch_size counts the samples of all ranks together",
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         with StopRequest() as stop, joined_ranks(topology, device) as ranks, ExitStack() as stack:
             ranks.on_first(lambda: check_run_folder(args.out))
             ranks.on_first(lambda: stack.enter_context(locked_run(args.out)))
-            train_on_ranks(args.out, config, data, ranks, stop)
+            train_on_ranks(args.out, config, data, ranks, stop, init=args.init)
     except Stopped:
         if topology.rank == 0:
             print(

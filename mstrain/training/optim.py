@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,25 +15,32 @@ from mstrain.config import OptimConfig
 
 # How the arithmetic is done is the machine's, not the checkpoint's.
 _OF_DEVICE = ("fused", "foreach", "capturable")
+# Key of a group's factor of the rate, and the stage in a parameter's name; the stem has no number.
+_FACTOR = "rate_factor"
+_STAGE = re.compile(r"encoders\.[^.]+\.(?:stem|stages\.(\d))\.")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer, with weight decay for kernels and matrices only.
+    """The optimizer, with weight decay for kernels and matrices only, and a rate for each stage.
 
     On a GPU AdamW is a few fused kernels, which a CUDA graph may hold. NAdam has none such; it
     reads its numbers on the host.
 
-    Source: NAdam, Dozat 2016 (ICLR workshop); AdamW, Loshchilov & Hutter 2019 (arXiv:1711.05101).
+    Source: NAdam, Dozat 2016 (ICLR workshop); AdamW, Loshchilov & Hutter 2019 (arXiv:1711.05101);
+    rates by stage, Bao et al. 2022 (arXiv:2106.08254), appendix H.
 
     Args:
         model: whose parameters.
         config: its settings.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for factor, members in _by_rate(model, config.layer_decay).items():
+        kernels, others = [p for p in members if p.ndim > 1], [p for p in members if p.ndim <= 1]
+        groups += [
+            {"params": kernels, "weight_decay": config.weight_decay, _FACTOR: factor},
+            {"params": others, "weight_decay": 0.0, _FACTOR: factor},
+        ]
     options: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
@@ -43,6 +51,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             options |= {"fused": True, "capturable": True}
         return torch.optim.AdamW(groups, **options)
     return torch.optim.NAdam(groups, decoupled_weight_decay=True, **options)
+
+
+def _by_rate(model: nn.Module, decay: float) -> dict[float, list[nn.Parameter]]:
+    """Parameters by the factor of their rate: decay^depth, from the head (0) to the stem (5)."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        stage = _STAGE.match(name)
+        depth = 0 if stage is None else 5 if stage[1] is None else 4 - int(stage[1])
+        if parameter.requires_grad:
+            found.setdefault(decay**depth, []).append(parameter)
+    return found
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -88,9 +107,9 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Has the next step made with this rate."""
+    """Has the next step made with this rate, times the factor of each stage."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(_FACTOR, 1.0)
 
 
 class AveragedModel:

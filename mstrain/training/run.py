@@ -49,6 +49,7 @@ from mstrain.training.checkpoint import (
 from mstrain.training.checkpoint_writer import CheckpointWriter
 from mstrain.training.metrics_log import Journal
 from mstrain.training.placement import write_placement
+from mstrain.training.start import Start, find_start, recorded_init
 from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer
 
@@ -71,6 +72,7 @@ def train_on_ranks(
     ranks: Ranks,
     stop: StopRequest,
     *,
+    init: Path | None = None,
     is_quiet: bool = False,
 ) -> Progress:
     """Trains to the end, from the last checkpoint in `out` if there is one.
@@ -81,6 +83,7 @@ def train_on_ranks(
         data: with split "train", and "val" to validate on.
         ranks: all of them call it.
         stop: looked at after every step.
+        init: weights to start from, see `mstrain.training.initial_weights`.
         is_quiet: show no progress.
 
     Returns:
@@ -90,25 +93,23 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
-    split = _split(data, "train")
-    assert split is not None
+    split = _train_split(data)
     config = resolve(for_ranks(config, ranks.count), data)
     journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
+    start = find_start(out, init, config, split, ranks, journal.say)
     statistics = _statistics(out, config, split, journal)
     saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
     with ExitStack() as stack, failing_at_once(ranks.topology):
         write_placement(out, config, ranks)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
-        shapes = dict(augmenter.shapes)
-        train_step, prior = _train_step(split, config, shapes, ranks, journal)
-        num_steps = config.epochs * steps_per_epoch(len(split), config)
+        shapes, weights = dict(augmenter.shapes), _weights(split, config, journal)
+        train_step, prior = _train_step(split, config, shapes, ranks, weights, start)
         progress = _resume(saved, train_step, loader, prior)
         batches = training_stream(loader, augmenter, config, ranks.device)
-        # The first batch is made while the rest is opened.
-        stream = stack.enter_context(Prefetcher(batches))
+        stream = stack.enter_context(Prefetcher(batches))  # It makes the first one meanwhile.
         stack.enter_context(journal.open(progress.step))
-        journal.say(_opening(out, config, ranks, progress, num_steps))
+        journal.say(_opening(out, config, ranks, progress, train_step.num_steps))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
         extras, keep = _extras(config, data, shapes, prior), config.checkpoint.keep
         trainer = Trainer(
@@ -116,7 +117,7 @@ def train_on_ranks(
             ranks=ranks,
             train_step=train_step,
             journal=journal,
-            num_steps=num_steps,
+            num_steps=train_step.num_steps,
             validate=_validation(stack, data, config, ranks, statistics, journal),
             count_hits=hits.count,
             writer=CheckpointWriter(out, ranks, extras, keep=keep),
@@ -126,15 +127,12 @@ def train_on_ranks(
     return progress
 
 
-def _split(data: msdata.Dataset, name: str) -> Split | None:
-    """A split that has samples; None for a validation split that has none."""
-    if name in data.splits and len(data.split(name)):
-        return data.split(name)
-    if name == "train":
-        raise UsageError(
-            f"{data.path} has no samples in split 'train'; pack it with --split 0.7,0.1,0.2"
-        )
-    return None
+def _train_split(data: msdata.Dataset) -> Split:
+    if "train" in data.splits and len(data.split("train")):
+        return data.split("train")
+    raise UsageError(
+        f"{data.path} has no samples in split 'train'; pack it with --split 0.7,0.1,0.2"
+    )
 
 
 def _statistics(
@@ -194,15 +192,20 @@ def _train_step(
     config: TrainConfig,
     shapes: Mapping[str, tuple[int, ...]],
     ranks: Ranks,
-    journal: Journal,
+    weights: Tensor | None,
+    start: Start | None,
 ) -> tuple[TrainStep, TrainedPrior]:
     """What learns, and the prior that it learns under."""
-    weights = _weights(split, config, journal)
     num_steps = config.epochs * steps_per_epoch(len(split), config)
     label = Target.of(config.model).values(split)
     prior = measure_prior(label, config.loss, config.model)
     undo = prior.natural_factor()
-    made = TrainStep(config, shapes, ranks, weights, num_steps=num_steps, log_factor=undo)
+    made = TrainStep(
+        *(config, shapes, ranks, weights),
+        num_steps=num_steps,
+        initialize=start,
+        log_factor=undo,
+    )
     return made, prior
 
 
@@ -243,9 +246,9 @@ def _validation(
     journal: Journal,
 ) -> Callable[[], Iterator[TensorBatch]] | None:
     """What gives this rank's validation batches; loader and augmenter stay open over all epochs."""
-    split = _split(data, "val")
-    if split is None:
+    if "val" not in data.splits or not len(data.split("val")):
         return None
+    split = data.split("val")
     if told := Target.of(config.model).unseen_text(split):
         journal.say(shown_line(told))
     loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
@@ -279,6 +282,7 @@ def _resume(
     with restoring(saved):
         train_step.load_state_dict(content)
         progress = Progress.from_dict(content["progress"])
+        train_step.start_at(progress.step)
         if "prior" not in content and prior.log_weights is not None:
             # Its losses are of densities under the weights, unlike those to come.
             progress.best_loss = math.inf
@@ -299,9 +303,11 @@ def _prepare(
     added = added_digests(data, config)
     if saved is not None and has_config(out):
         _check_same_run(out, config, data, added)
+    start = None if saved is None else recorded_init(out)
     write_config(
         out,
         {
+            **({} if start is None else {"init": start}),
             "config": config.as_dict(),
             "data": str(data.path.absolute()),
             "fingerprint": data.manifest.fingerprint,

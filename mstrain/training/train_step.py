@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +74,7 @@ class TrainStep:
         ranks: this rank's place and device.
         weights: weights of redshift bins, see `mstrain.models.loss.redshift_weights`.
         num_steps: optimizer steps of the whole training.
+        initialize: changes the fresh network; None leaves it.
         log_factor: (num_bins,), what undoes the weights in validation, see
             `mstrain.models.prior.TrainedPrior.natural_factor`; None for nothing.
     """
@@ -86,13 +87,16 @@ class TrainStep:
         weights: Tensor | None,
         *,
         num_steps: int,
+        initialize: Callable[[RedshiftNet], None] | None = None,
         log_factor: Tensor | None = None,
     ) -> None:
-        self._config, self._ranks, self._num_steps = config, ranks, num_steps
+        self._config, self._ranks, self.num_steps = config, ranks, num_steps
         torch.manual_seed(config.seed)
         model = RedshiftNet(shapes, config.model).to(ranks.device)
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if initialize is not None:
+            initialize(model)
         is_synced = ranks.count > 1 and config.model.sync_batch_norm
         self.model = synchronize_norms(model) if is_synced else model
         decay = config.optim.ema_decay
@@ -111,9 +115,25 @@ class TrainStep:
         # The other way round all gradients would come at the end.
         self._net: Any = torch.compile(net) if config.compute.compile else net
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        self._num_frozen_steps = config.optim.freeze_epochs * num_steps // config.epochs
+        self._is_frozen, self._encoders = False, model.encoders
+        self.start_at(0)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self._config.compute.precision, self._ranks.device)
+
+    def start_at(self, step: int) -> None:
+        """Freezes all but the head, or frees it, as `optim.freeze_epochs` has it for a step.
+
+        Args:
+            step: the number of the next step, from 0.
+        """
+        if self._is_frozen == (step < self._num_frozen_steps):
+            return
+        self._is_frozen = not self._is_frozen
+        self._encoders.requires_grad_(not self._is_frozen)
+        # The next batch sets the modes of the layers.
+        self.model.eval()
 
     def _alone(self) -> AbstractContextManager[Any]:
         """Keeps gradients from being summed over ranks: of a step's parts but the last."""
@@ -128,7 +148,11 @@ class TrainStep:
         # Walking through all modules takes the time of a hundred kernels.
         if not self.model.training:
             self._net.train()
-        with self._alone() if not batch.ends_step else nullcontext():
+            if self._is_frozen:
+                # Batch norm keeps its statistics, too.
+                self._encoders.eval()
+        # DDP would wait for the gradients of frozen layers, which never come.
+        with self._alone() if self._is_frozen or not batch.ends_step else nullcontext():
             with self._autocast():
                 logits = self._net(batch.images, batch.ebv)
             loss_sum, weight_sum = self.loss(logits, batch.redshift)
@@ -146,15 +170,18 @@ class TrainStep:
         """
         sums = self._ranks.sum(self._sums.clone())
         self._sums.zero_()
+        if self._is_frozen and self._joined is not None:
+            self._average_gradients()
         self._scaler.unscale_(self._optimizer)
         norm = self._scale_gradients(sums[1])
-        rate = learning_rate(number, self._num_steps, self._config.optim)
+        rate = learning_rate(number, self.num_steps, self._config.optim)
         set_learning_rate(self._optimizer, rate)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(number)
+        self.start_at(number + 1)
         return StepSums(
             loss_sum=sums[0],
             weight_sum=sums[1],
@@ -162,6 +189,13 @@ class TrainStep:
             gradient_norm=norm,
             learning_rate=rate,
         )
+
+    @torch.no_grad()
+    def _average_gradients(self) -> None:
+        """Makes gradients their mean over ranks, as DDP does where no layer is frozen."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                self._ranks.sum(parameter.grad).div_(self._ranks.count)
 
     @torch.no_grad()
     def _scale_gradients(self, weight_sum: Tensor) -> Tensor:
@@ -211,7 +245,7 @@ class TrainStep:
             "average": None if self.average is None else self.average.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "schedule": {"num_steps": self._num_steps},
+            "schedule": {"num_steps": self.num_steps},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

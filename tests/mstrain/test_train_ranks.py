@@ -14,6 +14,10 @@ import torch
 import training
 from torch import nn
 
+import mstrain
+from mstrain.overrides import apply_overrides
+from mstrain.training.checkpoint import checkpoint_path, read_checkpoint
+
 
 @pytest.mark.parametrize("sizes", ["4,4", "5,0,2", "0,6"])
 def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
@@ -94,6 +98,29 @@ def test_a_run_that_draws_by_weights_is_the_same_on_two_ranks_and_after_a_stop(
     assert ranks.end(started)[0] == [None]
     ranks.run(words, 2)
     np.testing.assert_allclose(training.losses(out), wanted, rtol=1e-4)
+
+
+def test_frozen_layers_stay_bit_for_bit_and_move_afterwards_on_one_rank_and_on_two(
+    galaxies: Path, weighted_run: Path, ranks: training.Ranks, tmp_path: Path
+) -> None:
+    source, _ = mstrain.load_model(weighted_run)
+    options = {"freeze_epochs": 1, "epochs": 2, "layer_decay": 0.7, "checkpoint.keep": 2}
+    runs = [tmp_path / "one", tmp_path / "two"]
+    words = training.words_of(galaxies, runs[1], **options)
+    said = ranks.run([*words, "--init", str(weighted_run)], 2)
+    assert said.count("started from") == 1
+    config = apply_overrides(mstrain.RECIPES["demo"](), words[5:])
+    mstrain.train(config, galaxies, runs[0], init=weighted_run, is_quiet=True)
+    for out in runs:
+        frozen, free = (
+            read_checkpoint(checkpoint_path(out, f"step-{step:08d}"))["model"] for step in (5, 10)
+        )
+        for name, start in source.state_dict().items():
+            assert torch.equal(frozen[name], start) != name.startswith("head."), name
+            assert not torch.equal(free[name], frozen[name]), name
+    losses = [training.losses(out) for out in runs]
+    assert len(losses[0]) == 10
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
