@@ -108,16 +108,24 @@ def read_source(path: Path) -> Source:
     config = None
     if isinstance(content, Mapping) and {"format_version", "config", "model"} <= content.keys():
         # A checkpoint out of a run's folder.
-        config = TrainConfig.from_dict(content["config"])
+        config = _config_of(path, content["config"])
     return _source(path, path, content, config)
 
 
 def _trained(path: Path) -> Source:
     """Of a run's folder or a model file."""
     file, content = read_trained(path, "best")
-    config = TrainConfig.from_dict(JsonValue(content, file, "give another file")["config"].value)
+    config = _config_of(path, JsonValue(content, file, "give another file")["config"].value)
     bands = image_bands(Schema.from_json(read_config(path)["schema"]), config)
     return _source(path, file, content, config, bands)
+
+
+def _config_of(path: Path, saved: Any) -> TrainConfig:
+    """Settings of the source's training; raises UsageError that names the source."""
+    try:
+        return TrainConfig.from_dict(saved)
+    except UsageError as error:
+        raise UsageError(f"cannot start from {path}: {error}") from error
 
 
 def image_bands(schema: Schema, config: TrainConfig) -> tuple[str, ...]:

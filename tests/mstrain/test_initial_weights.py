@@ -230,3 +230,29 @@ def test_layers_are_frozen_only_where_they_have_learned(
     assert main([*words, "--init", str(tmp_path / "typo")]) == 2
     assert "typo does not exist; check the path" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_run_resumed_among_frozen_steps_or_after_ends_bit_for_bit_as_undisturbed(
+    galaxies: Path, weighted_run: Path, config: TrainConfig, tmp_path: Path, step: int
+) -> None:
+    # Five steps per epoch; without an average, so that validation changes the layers' modes.
+    optim = replace(config.optim, freeze_epochs=1, layer_decay=0.7, ema_decay=0.0)
+    kept = replace(config.checkpoint, every_steps=1, keep=10)
+    long = replace(config, optim=optim, checkpoint=kept)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    mstrain.train(long, galaxies, whole, init=weighted_run, is_quiet=True)
+    shutil.copytree(whole, cut)
+    for path in (cut / "checkpoints").iterdir():
+        if path.name == "last" or path.stem > f"step-{step:08d}":
+            path.unlink()
+    mstrain.train(long, galaxies, cut, init=weighted_run, is_quiet=True)
+    wanted, found = (read_checkpoint(checkpoint_path(out, "last")) for out in (whole, cut))
+    assert wanted["progress"] == found["progress"]
+    for name, tensor in wanted["model"].items():
+        assert torch.equal(found["model"][name], tensor), name
+    frozen = read_checkpoint(checkpoint_path(cut, "step-00000005"))["model"]
+    start = mstrain.load_model(weighted_run)[0].state_dict()
+    name = "encoders.image.stem.1.running_mean"
+    assert torch.equal(frozen[name], start[name])
+    assert not torch.equal(found["model"][name], start[name])
