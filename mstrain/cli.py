@@ -35,6 +35,11 @@ COMMANDS = {
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",
     ),
+    "embed": ("mstrain.embedding.command", "write a table of a trained network's embeddings"),
+    "neighbors": (
+        "mstrain.embedding.neighbors",
+        "draw the objects whose embeddings are nearest to an object's",
+    ),
 }
 
 
