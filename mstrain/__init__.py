@@ -33,6 +33,7 @@ _EXPORTS = {
     "calibrate": "mstrain.notebook",
     "compare": "mstrain.comparison.compare",
     "embed": "mstrain.notebook",
+    "flag": "mstrain.embedding.flag",
     "read_embeddings": "mstrain.embedding.embeddings",
     "export": "mstrain.serving.export",
     "load": "mstrain.serving.model",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from mstrain.comparison.compare import compare
     from mstrain.config import TrainConfig
     from mstrain.embedding.embeddings import read_embeddings
+    from mstrain.embedding.flag import flag
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
     from mstrain.notebook import baseline, calibrate, embed, evaluate, perceive, predict, train
@@ -64,6 +66,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "flag",
     "load",
     "load_model",
     "perceive",

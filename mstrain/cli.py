@@ -40,6 +40,10 @@ COMMANDS = {
         "mstrain.embedding.neighbors",
         "draw the objects whose embeddings are nearest to an object's",
     ),
+    "flag": (
+        "mstrain.embedding.flag_command",
+        "measure how unlike the training's objects are, and flag them where it pays",
+    ),
 }
 
 

@@ -44,6 +44,7 @@ from mstrain.evaluation.list_table import (
 from mstrain.evaluation.prediction import splits_of
 from mstrain.evaluation.run_info import TrainedRun, check_data, open_run
 from mstrain.models.redshift_net import FEATURES, RedshiftNet, check_layer
+from mstrain.training.checkpoint import checkpoint_sha256
 
 FORMAT_VERSION = 1
 
@@ -115,6 +116,7 @@ def embed_on_ranks(
     origin = {
         "format_version": FORMAT_VERSION,
         **origin_of(trained, splits, None, differences or ()),
+        "checkpoint_sha256": checkpoint_sha256(run, config.checkpoint),
         LAYER_KEY: config.layer,
     }
     model = network_of(trained, ranks.device)

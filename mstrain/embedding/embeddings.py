@@ -35,7 +35,8 @@ class Embeddings:
 
     Attributes:
         path: its file.
-        origin: the metadata: run, checkpoint, data, fingerprint, splits, `embedding_layer`.
+        origin: the metadata: run, checkpoint and its SHA-256, data, fingerprint, splits,
+            `embedding_layer`.
         columns: (N,) each, without the embeddings; null as NaN, in integers and booleans masked
             (`numpy.ma`).
         num_values: length D of an embedding.
@@ -94,7 +95,8 @@ def read_embeddings(path: Path | str) -> Embeddings:
         with open_table(path, kinds, cure=_CURE) as file, reading(path, _CURE):
             found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
             found[LAYER_KEY].read_as(str)
-            found["fingerprint"].read_as(str)
+            for name in ("fingerprint", "checkpoint_sha256"):
+                found[name].read_as(str)
             num_values = list_size(file.schema_arrow, EMBEDDING, np.float16)
             if not num_values:
                 found[LAYER_KEY].refuse(f"the layer of a column {EMBEDDING!r} of lists of float16")

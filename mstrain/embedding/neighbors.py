@@ -77,8 +77,7 @@ def find_neighbors(
 
     def parts() -> Iterator[NDArray[np.floating]]:
         for part in table.parts():
-            values = part.astype(np.float32)
-            yield _unit(values) if is_cosine else values
+            yield _unit(part.astype(np.float32)) if is_cosine else part
 
     distance, row = nearest(_unit(query) if is_cosine else query, parts(), count + 1)
     kept = row[0] != own
@@ -93,8 +92,7 @@ def find_neighbors(
 
 def _unit(values_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     norm_N1 = np.linalg.norm(values_ND, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = values_ND / np.where(norm_N1 > 0, norm_N1, 1)
-    return unit
+    return np.asarray(values_ND / np.where(norm_N1 > 0, norm_N1, 1), np.float32)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
