@@ -91,7 +91,7 @@ def flagged_text(found: Flagged) -> str:
     lines = [
         f"{found.num_samples:,} objects against {found.num_references:,} of the training and "
         f"{found.num_validation:,} of its validation split, which tell sigma up to "
-        f"{found.largest_sigma:.2f}; the components hold {found.variance_share:.0%} of the variance"
+        f"{found.largest_sigma:.2f}; the components hold {found.variance_share:.1%} of the variance"
     ]
     for kind, (value, count) in found.auroc.items():
         lines.append(f"AUROC of {kind}: {value:.3f} ({count:,} objects)")
