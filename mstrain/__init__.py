@@ -32,6 +32,9 @@ _EXPORTS = {
     "perceive": "mstrain.notebook",
     "calibrate": "mstrain.notebook",
     "compare": "mstrain.comparison.compare",
+    "embed": "mstrain.notebook",
+    "flag": "mstrain.embedding.flag",
+    "read_embeddings": "mstrain.embedding.embeddings",
     "export": "mstrain.serving.export",
     "load": "mstrain.serving.model",
     "load_model": "mstrain.training.checkpoint",
@@ -41,9 +44,11 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from mstrain.comparison.compare import compare
     from mstrain.config import TrainConfig
+    from mstrain.embedding.embeddings import read_embeddings
+    from mstrain.embedding.flag import flag
     from mstrain.evaluation.predictions import read_predictions
     from mstrain.models.redshift_net import RedshiftNet
-    from mstrain.notebook import baseline, calibrate, evaluate, perceive, predict, train
+    from mstrain.notebook import baseline, calibrate, embed, evaluate, perceive, predict, train
     from mstrain.recipes import RECIPES, auto
     from mstrain.serving.export import export
     from mstrain.serving.model import load
@@ -58,12 +63,15 @@ __all__ = [
     "baseline",
     "calibrate",
     "compare",
+    "embed",
     "evaluate",
     "export",
+    "flag",
     "load",
     "load_model",
     "perceive",
     "predict",
+    "read_embeddings",
     "read_predictions",
     "train",
 ]

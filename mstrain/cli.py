@@ -35,6 +35,15 @@ COMMANDS = {
         "mstrain.perception.command",
         "measure which bands and surveys a trained network listens to",
     ),
+    "embed": ("mstrain.embedding.command", "write a table of a trained network's embeddings"),
+    "neighbors": (
+        "mstrain.embedding.neighbors",
+        "draw the objects whose embeddings are nearest to an object's",
+    ),
+    "flag": (
+        "mstrain.embedding.flag_command",
+        "measure how unlike the training's objects are, and flag them where it pays",
+    ),
 }
 
 

@@ -19,6 +19,8 @@ from mstrain.calibration.calibrate import Calibrated, CalibrationConfig, calibra
 from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.distributed import StopRequest
 from mstrain.distributed import one_rank as _one_rank
+from mstrain.embedding.embed import EmbeddingConfig, embed_on_ranks
+from mstrain.embedding.embeddings import Embeddings, read_embeddings
 from mstrain.evaluation.baseline import Baseline, BaselineConfig, run_baseline
 from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.evaluation import evaluate_on_ranks
@@ -244,6 +246,40 @@ def predict(
     with _one_rank("predict", device) as ranks:
         predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
     return read_predictions(out)
+
+
+def embed(
+    run: Path | str, data: Data, out: Path | str, *, device: str = "auto", **options: Any
+) -> Embeddings:
+    """Writes a table of what a network makes of samples before it says anything of redshift.
+
+    `mstrain embed RUN DATA OUT.parquet` writes the same table.
+
+        found = mstrain.embed("RUN", "DATA", "embeddings.parquet", layer="hidden")
+        for part in found.parts():  # float16 (n, D), rows in the order of found.columns
+            ...
+
+    Args:
+        run: the run's folder, or a model file of `mstrain.export`.
+        data: a data set, or its folder.
+        out: the table's file, *.parquet; replaced if it is a table of embeddings.
+        device: "auto", "cpu" or "cuda".
+        **options: fields of `mstrain.embedding.embed.EmbeddingConfig`: layer ("features" or
+            "hidden"), split, columns, checkpoint, has_any_pixels, batch_size (256), is_quiet.
+
+    Returns:
+        The open table, a row per sample in the order of the index.
+
+    Raises:
+        UsageError: run, data or options do not go together, or a launcher started several ranks.
+        DataError: something is damaged, or an embedding does not fit float16.
+        StorageError: the file system refused.
+        TypeError: an option is unknown.
+    """
+    config = EmbeddingConfig(**options)
+    with _one_rank("embed", device) as ranks:
+        embed_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
+    return read_embeddings(out)
 
 
 def baseline(

@@ -29,9 +29,10 @@ ROOMS = {
     "mstrain": (
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
-        *("evaluation", "calibration", "comparison", "perception", "serving", "notebook", "cli"),
+        *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),
+        *("notebook", "cli"),
         "__main__",
-        *("train", "evaluate", "predict", "perceive", "calibrate"),
+        *("train", "evaluate", "predict", "perceive", "calibrate", "embed"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20
@@ -53,7 +54,7 @@ HOMES: dict[str, set[str]] = {
     # No optional package; uses that share nothing: filling NaN, the contact sheet, interpolation,
     # PNG and JPEG of others.
     "cv2": {
-        *("msdata/pack/prepare.py", "msdata/describe/sheet.py", "msdata/describe/sheet_command.py"),
+        *("msdata/pack/prepare.py", "msdata/describe/sheet.py"),
         *("msdata/augment/reference.py", "msdata/sources/arrays/members.py"),
     },
     "nvidia": {"msdata/augment/dali.py"},

@@ -7,6 +7,8 @@ arrays of unknown orientation with their first row on top.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.output_file import PNG_MARK
 from msdata.core.stretch import STRETCH_TEXT, stretch
-from msdata.errors import UsageError
+from msdata.dataset.dataset import Dataset
+from msdata.errors import MsdataError, UsageError
 from msdata.schema import Array, Sample, Schema, Survey
 
 Image = NDArray[np.uint8]
@@ -36,6 +40,8 @@ _GAP, _ARRAY_GAP, _MARGIN = 4, 18, 20
 _CAPTION_HEIGHT, _HEAD_HEIGHT, _FOOT_LINE = 30, 58, 20
 _HATCH_STEP = 12
 _ARROW = 20
+# The signature and the first chunk; other chunks follow in any order.
+_PNG_HEADER_NBYTES = 8 + 25
 _MARK_TEXT = "north is up, east is left, as marked; the first stored row is the lowest"
 
 
@@ -156,6 +162,53 @@ def draw_sheet(
         y = top + len(samples) * row_height + (i + 1) * _FOOT_LINE
         _write(sheet, line, (_MARGIN, y), scale=0.42, color=FAINT_INK)
     return sheet
+
+
+def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """Encodes a picture as PNG with a mark that msdata made it.
+
+    Args:
+        image: uint8 (height, width, 3), blue, green, red.
+    """
+    import cv2
+
+    is_done, content = cv2.imencode(".png", image)
+    if not is_done:
+        raise MsdataError(
+            f"cannot encode a picture of {image.shape}: OpenCV failed; draw fewer objects"
+        )
+    text = b"tEXt" + PNG_MARK
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return bytes(content[:_PNG_HEADER_NBYTES]) + chunk + bytes(content[_PNG_HEADER_NBYTES:])
+
+
+def samples_by_id(data: Dataset, names: Sequence[str], ids: Sequence[str]) -> list[Sample]:
+    """Reads samples of some splits; raises UsageError where an id is unknown."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: dict[str, Sample] = {}
+    for name in names:
+        split = data.split(name)
+        column = split.table(["sample_id"]).column(0)
+        places = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()
+        found |= {i: split[row] for i, row in zip(ids, places, strict=True) if row is not None}
+    absent = [i for i in ids if i not in found]
+    if absent:
+        raise UsageError(f"{data.path} has no sample {', '.join(absent)} in {', '.join(names)}")
+    return [found[i] for i in ids]
+
+
+def caption(sample: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Formats the text below an object: id, redshift, and the requested columns."""
+    parts = [str(sample["sample_id"])]
+    redshift = sample.get("redshift")
+    if redshift is not None:
+        parts.append(f"z = {redshift:.4f}")
+    for name in columns:
+        value = sample[name]
+        parts.append(f"{name} = {value:.5g}" if isinstance(value, float) else f"{name} = {value}")
+    return "   ".join(parts)
 
 
 def _marked(columns: Sequence[Column]) -> set[int]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import struct
-import zlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,13 +13,11 @@ from msdata.augment.config import FUSIONS
 from msdata.core.files import write_whole
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.dataset.dataset import Dataset
-from msdata.describe.sheet import draw_sheet
-from msdata.errors import MsdataError, UsageError
+from msdata.describe.sheet import caption, draw_sheet, png_bytes, samples_by_id
+from msdata.errors import UsageError
 from msdata.schema import Sample
 
 _MAX_OBJECTS = 200
-# The signature and the first chunk; other chunks follow in any order.
-_PNG_HEADER_NBYTES = 8 + 25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,24 +71,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def png_bytes(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """Encodes a picture as PNG with a mark that msdata made it.
-
-    Args:
-        image: uint8 (height, width, 3), blue, green, red.
-    """
-    import cv2
-
-    is_done, content = cv2.imencode(".png", image)
-    if not is_done:
-        raise MsdataError(
-            f"cannot encode a picture of {image.shape}: OpenCV failed; draw fewer objects"
-        )
-    text = b"tEXt" + PNG_MARK
-    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-    return bytes(content[:_PNG_HEADER_NBYTES]) + chunk + bytes(content[_PNG_HEADER_NBYTES:])
-
-
 def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:
     """Chooses the objects to draw, and describes the choice in a phrase.
 
@@ -103,7 +79,7 @@ def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:
     """
     if args.ids is not None:
         names = data.splits if args.split is None else (args.split,)
-        return _by_id(data, names, args.ids.split(",")), "objects asked for"
+        return samples_by_id(data, names, args.ids.split(",")), "objects asked for"
     default = "test" if "test" in data.splits else data.splits[-1]
     split = data.split(default if args.split is None else args.split)
     count = min(args.n, len(split))
@@ -112,31 +88,3 @@ def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:
         [split[int(row)] for row in rows],
         f"{split.name}: {count} of {len(split):,} objects, seed {args.seed}",
     )
-
-
-def _by_id(data: Dataset, names: Sequence[str], ids: Sequence[str]) -> list[Sample]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    found: dict[str, Sample] = {}
-    for name in names:
-        split = data.split(name)
-        column = split.table(["sample_id"]).column(0)
-        places = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()
-        found |= {i: split[row] for i, row in zip(ids, places, strict=True) if row is not None}
-    absent = [i for i in ids if i not in found]
-    if absent:
-        raise UsageError(f"{data.path} has no sample {', '.join(absent)} in {', '.join(names)}")
-    return [found[i] for i in ids]
-
-
-def caption(sample: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """Formats the text below an object: id, redshift, and the requested columns."""
-    parts = [str(sample["sample_id"])]
-    redshift = sample.get("redshift")
-    if redshift is not None:
-        parts.append(f"z = {redshift:.4f}")
-    for name in columns:
-        value = sample[name]
-        parts.append(f"{name} = {value:.5g}" if isinstance(value, float) else f"{name} = {value}")
-    return "   ".join(parts)

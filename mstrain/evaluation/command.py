@@ -74,7 +74,10 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network_arguments(
-    parser: argparse.ArgumentParser, checkpoints: tuple[str, ...] = ("best", "last")
+    parser: argparse.ArgumentParser,
+    checkpoints: tuple[str, ...] = ("best", "last"),
+    *,
+    has_prior: bool = True,
 ) -> None:
     """Declares the options of all commands that run a trained network."""
     parser.add_argument(
@@ -83,13 +86,14 @@ def add_network_arguments(
         default="best",
         help="weights to use (default: %(default)s)",
     )
-    parser.add_argument(
-        "--prior",
-        metavar=f"{NATURAL}|{AS_TRAINED}|FILE.csv",
-        default=NATURAL,
-        help="distribution of redshifts that densities assume: the training sample's (default), "
-        "as the training's weights made it, or a table of z_low, z_high, count",
-    )
+    if has_prior:
+        parser.add_argument(
+            "--prior",
+            metavar=f"{NATURAL}|{AS_TRAINED}|FILE.csv",
+            default=NATURAL,
+            help="distribution of redshifts that densities assume: the training sample's "
+            "(default), as the training's weights made it, or a table of z_low, z_high, count",
+        )
     parser.add_argument(
         ANYWAY,
         action="store_true",

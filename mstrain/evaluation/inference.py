@@ -8,9 +8,10 @@ every metric that is computed from it, is the same for any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,13 @@ from mstrain.data.batches import (
 )
 from mstrain.data.pixels import statistics_of_run
 from mstrain.distributed import Ranks
+from mstrain.evaluation.list_table import (
+    Spool,
+    SpooledRows,
+    index_column,
+    joined_pieces,
+    with_rows,
+)
 from mstrain.evaluation.metrics.classes import (
     CLASS_SCORES,
     PREDICTED,
@@ -52,19 +60,15 @@ from mstrain.evaluation.metrics.scores import (
 from mstrain.evaluation.predictions import (
     DENSITY,
     PROBABILITIES,
-    Spool,
-    SpooledDensities,
     write_predictions,
 )
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.evaluation.variants import Features, Variant, brightness, check_cutouts
 from mstrain.models.heads import bin_edges, density
+from mstrain.models.redshift_net import RedshiftNet
 from mstrain.models.target import Target
 from mstrain.training.checkpoint import load_model
 from mstrain.training.train_step import autocast
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Marks columns of the index among those that are computed; no name begins so.
 _COPIED = "\0copied\0"
@@ -109,7 +113,7 @@ def predict_to(
         DataError: the network gives no densities, or a sample is damaged.
         StorageError: the file system refused.
     """
-    config = _plain_config(run.config, batch_size, ranks)
+    config = plain_config(run.config, batch_size, ranks)
     num_rows, num_bins = sum(map(len, splits)), config.model.num_bins
     progress = ProgressLine("predict", num_rows, is_quiet=is_quiet or not ranks.is_first)
     with Spool(path, ranks.topology.rank, num_bins) as spool:
@@ -125,7 +129,7 @@ def predict_to(
         def write() -> list[Columns]:
             table = _table_columns(given, splits, columns, run.target)
             others = [_taken_out(table, n, run.target) for n in range(1, len(variants))]
-            densities = SpooledDensities([s for _, s in given], num_rows, num_bins)
+            densities = SpooledRows([s for _, s in given], num_rows, num_bins)
             public = _as_public(table, splits, run.target)
             write_predictions(path, public, densities, bin_edges(config.model).numpy(), origin)
             return others
@@ -180,16 +184,14 @@ class _Share:
     ) -> dict[str, NDArray[Any]]:
         """Spools this rank's densities; gives its columns, "row" among them, in the same order."""
         run, config, ranks = self.run, self.config, self.ranks
-        model, _ = load_model(run.path, run.which, ranks.device)
-        if config.compute.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = network_of(run, ranks.device)
         has_truth = run.target.column in splits[0].dataset.columns
         parts, first = [], 0
         for split in splits:
             pieces: list[dict[str, NDArray[Any]]] = []
             features = Features(split, self.variants)
             done = 0
-            for batch in _batches(run, split, config, ranks):
+            for batch in batches_of(run, split, config, ranks):
                 check_cutouts(self.variants, batch.images)
                 density_PNK = _densities(model, batch, config, ranks.device, self.variants)
                 density_NK, piece = self._scored(batch, density_PNK, features, has_truth=has_truth)
@@ -198,9 +200,9 @@ class _Share:
                 # All ranks go at the same pace.
                 done = min(done + len(batch) * ranks.count, len(split))
                 progress.update(first + done, (first + done) * split.sample_nbytes)
-            parts.append(_with_rows(pieces, split, first))
+            parts.append(with_rows(pieces, split, first))
             first += len(split)
-        return {"row": np.zeros(0, np.int64), **_joined(parts)}
+        return {"row": np.zeros(0, np.int64), **joined_pieces(parts)}
 
     def _scored(
         self,
@@ -232,12 +234,13 @@ class _Share:
 def origin_of(
     run: TrainedRun,
     splits: Sequence[Split],
-    variant: Variant,
+    variant: Variant | None,
     pixel_differences: Sequence[str] = (),
     data_name: str | None = None,
 ) -> dict[str, Any]:
-    """Where predictions came from, and which densities they are, for the table's metadata."""
+    """Where a table came from, and which densities it holds if any, for its metadata."""
     data = splits[0].dataset
+    of_densities = {} if variant is None else _of_densities(run, variant)
     return {
         "run": str(run.path.absolute()),
         "recipe": run.config.recipe,
@@ -248,22 +251,38 @@ def origin_of(
         "fingerprint": data.manifest.fingerprint,
         "added_fingerprint": added_fingerprint(data.added),
         "splits": [split.name for split in splits],
-        "prior": variant.prior.name,
-        "calibration": variant.calibration_name,
-        "weighting": run.config.loss.weighting,
+        **of_densities,
         **run.target.as_dict(),
         "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
     }
 
 
-def _plain_config(config: TrainConfig, batch_size: int, ranks: Ranks) -> TrainConfig:
+def _of_densities(run: TrainedRun, variant: Variant) -> dict[str, str]:
+    names = {"prior": variant.prior.name, "calibration": variant.calibration_name}
+    return {**names, "weighting": run.config.loss.weighting}
+
+
+def plain_config(config: TrainConfig, batch_size: int, ranks: Ranks) -> TrainConfig:
     """The run's configuration for samples that are taken once, in order of no account."""
     compute = replace(config.compute, accumulate=1)
     return replace(config, batch_size=batch_size * ranks.count, compute=compute)
 
 
-def _batches(
+def network_of(run: TrainedRun, device: torch.device) -> RedshiftNet:
+    """A run's network on a device, in the memory format of its training."""
+    model, config = load_model(run.path, run.which, device)
+    if config.compute.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def precision_of(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """The training's precision; CPUs are quicker and better in float32."""
+    return autocast("float32" if device.type == "cpu" else config.compute.precision, device)
+
+
+def batches_of(
     run: TrainedRun, split: Split, config: TrainConfig, ranks: Ranks
 ) -> Iterator[TensorBatch]:
     """This rank's batches of a split; an empty one, at the end of a share, is left out."""
@@ -287,9 +306,7 @@ def _densities(
     variants: Sequence[Variant],
 ) -> list[NDArray[np.float32]]:
     """Densities under the prior of each variant, float32 (N, num_bins) each."""
-    # CPUs are quicker and better in float32.
-    is_plain = device.type == "cpu"
-    with autocast("float32" if is_plain else config.compute.precision, device):
+    with precision_of(config, device):
         logits = model(batch.images, batch.ebv)
     found = [density(logits, config.model, v.prior.log_factor) for v in variants]
     return [values.float().cpu().numpy() for values in found]
@@ -324,27 +341,6 @@ def _class_scored(
     return found | (class_scores(probabilities.values, truth) if has_truth else {})
 
 
-def _with_rows(
-    pieces: Sequence[Mapping[str, NDArray[Any]]], split: Split, first: int
-) -> dict[str, NDArray[Any]]:
-    """The columns of this rank's samples of a split, with their rows in the table."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    found = _joined(pieces)
-    if not found:
-        return {}
-    ids = pa.array(found.pop("sample_id"), pa.string())
-    rows = pc.index_in(ids, value_set=split.table(["sample_id"]).column(0))
-    return {"row": rows.to_numpy(zero_copy_only=False).astype(np.int64) + first, **found}
-
-
-def _joined(pieces: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Columns one after the other; none where a rank had no sample."""
-    full = [piece for piece in pieces if piece]
-    return {name: np.concatenate([piece[name] for piece in full]) for name in (full or [{}])[0]}
-
-
 def _table_columns(
     given: Sequence[tuple[Mapping[str, NDArray[Any]], Any]],
     splits: Sequence[Split],
@@ -354,12 +350,12 @@ def _table_columns(
     """All columns in the table's order, from what all ranks gave; those of the index besides."""
     num_rows = sum(len(split) for split in splits)
     # What is computed with is float64; all else stays as the index has it.
-    table: dict[str, Any] = {n: _index_column(splits, n) for n in ("sample_id", "split")}
+    table: dict[str, Any] = {n: index_column(splits, n) for n in ("sample_id", "split")}
     if target.column in splits[0].dataset.columns:
         label = "truth" if target.classes else "redshift"
         table[label] = np.concatenate([target.values(split) for split in splits])
     # Columns of other names than those that are renamed below.
-    table |= {_COPIED + n: _index_column(splits, n) for n in columns if n != target.column}
+    table |= {_COPIED + n: index_column(splits, n) for n in columns if n != target.column}
     for part, spooled in given:
         for name, values in part.items():
             column = table.setdefault(name, np.full(num_rows, np.nan))
@@ -372,7 +368,7 @@ def _as_public(table: dict[str, Any], splits: Sequence[Split], target: Target) -
     found: dict[str, Any] = {}
     for name, values in table.items():
         if name == "truth":
-            found[target.column] = _index_column(splits, target.column)
+            found[target.column] = index_column(splits, target.column)
         elif name == PREDICTED:
             found[f"{target.column}_{name}"] = target.names_of(values, splits[0])
         elif name == PROBABILITY:
@@ -380,10 +376,3 @@ def _as_public(table: dict[str, Any], splits: Sequence[Split], target: Target) -
         else:
             found[name.removeprefix(_COPIED) if _COPIED in name else target.public(name)] = values
     return found
-
-
-def _index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:
-    """A column of the index, in Arrow's own type: integers beside nulls stay integers."""
-    import pyarrow as pa
-
-    return pa.chunked_array([part for split in splits for part in split.column_parts(name)])

@@ -80,7 +80,7 @@ def predict_on_ranks(
     """
     differences = ranks.on_first(lambda: _check_prediction(run, data, out, config))
     opened, trained = msdata.open(data), open_run(run, config.checkpoint)
-    splits = [opened.split(name) for name in _splits(opened, config.split)]
+    splits = [opened.split(name) for name in splits_of(opened, config.split)]
     predict_to(
         out,
         trained,
@@ -118,7 +118,7 @@ def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig
             f"{out} would be a table of densities, which classes of {trained.target.column} do not "
             "have; give a name that ends in .parquet"
         )
-    splits = _splits(opened, config.split)
+    splits = splits_of(opened, config.split)
     check_data(trained, opened, splits)
     check_output(out, PREDICTIONS_MARK)
     _variants(trained, opened, config)
@@ -133,7 +133,7 @@ def _check_prediction(run: Path, data: Path, out: Path, config: PredictionConfig
     return differences
 
 
-def _splits(data: msdata.Dataset, asked: str | None) -> list[str]:
+def splits_of(data: msdata.Dataset, asked: str | None) -> list[str]:
     """The split that was asked for, or all that have samples."""
     if asked is not None:
         return [asked]

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from msdata.errors import UsageError
 from mstrain.models.resnet import ResNet
 from mstrain.network_config import ModelConfig
+
+FEATURES, HIDDEN = LAYERS = ("features", "hidden")
 
 
 class RedshiftNet(nn.Module):
@@ -42,9 +45,35 @@ class RedshiftNet(nn.Module):
         Returns:
             (B, num_bins).
         """
-        features = [encoder(batch[name]) for name, encoder in self.encoders.items()]
-        logits: Tensor = self.head(torch.cat(features, dim=1), ebv)
+        logits: Tensor = self.head(self._features(batch), ebv)
         return logits
+
+    def embed(
+        self, batch: Mapping[str, Tensor], ebv: Tensor | None = None, layer: str = FEATURES
+    ) -> Tensor:
+        """What the network makes of images before it says anything of redshift.
+
+        Args:
+            batch: images (B, C, H, W) by name.
+            ebv: E(B-V) in magnitudes, (B,); the hidden layer sees it.
+            layer: "features", pooled, of all encoders; or "hidden", the layer before the logits;
+                see `check_layer`.
+
+        Returns:
+            float32 (B, `embedding_size(layer)`).
+        """
+        features = self._features(batch)
+        return features.float() if layer == FEATURES else self.head.hidden(features, ebv)
+
+    def embedding_size(self, layer: str) -> int:
+        """Values that `embed` gives per object."""
+        if layer == HIDDEN:
+            return self.head.num_hidden
+        return sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
+
+    def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        features = [encoder(batch[name]) for name, encoder in self.encoders.items()]
+        return torch.cat(features, dim=1)
 
 
 def _encoder(shape: tuple[int, ...], config: ModelConfig) -> ResNet:
@@ -55,6 +84,16 @@ def _encoder(shape: tuple[int, ...], config: ModelConfig) -> ResNet:
         norm=config.norm,
         is_small=min(shape[1:]) < config.small_stem_below,
     )
+
+
+def check_layer(layer: str, config: ModelConfig) -> None:
+    """Raises UsageError unless networks of a configuration have a layer to embed by."""
+    if layer not in LAYERS:
+        raise UsageError(f"layer must be one of {', '.join(LAYERS)}, got {layer!r}")
+    if layer == HIDDEN and not config.hidden:
+        raise UsageError(
+            "the network has no hidden layer (model.hidden=0), got layer 'hidden'; give 'features'"
+        )
 
 
 class BinHead(nn.Module):
@@ -71,6 +110,7 @@ class BinHead(nn.Module):
     def __init__(self, num_features: int, config: ModelConfig) -> None:
         super().__init__()
         self.num_ebv = len(config.reddening)
+        self.num_hidden = config.hidden
         num_in = num_features + self.num_ebv
         layers: list[nn.Module] = []
         if config.hidden:
@@ -90,11 +130,19 @@ class BinHead(nn.Module):
             float32 (B, num_bins).
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            if self.num_ebv:
-                assert ebv is not None, "this network was trained with E(B-V)"
-                reddening = (ebv * self._EBV_SCALE).float()
-                reddening = reddening.reshape(-1, self.num_ebv)
-                features = torch.cat([features, reddening], dim=1)
-            logits: Tensor = self.layers(features)
+            logits: Tensor = self.layers(self._joined(features, ebv))
         return logits
+
+    def hidden(self, features: Tensor, ebv: Tensor | None) -> Tensor:
+        """The hidden layer after its ReLU, float32 (B, num_hidden); the arguments of `forward`."""
+        with torch.autocast(features.device.type, enabled=False):
+            hidden: Tensor = self.layers[:2](self._joined(features, ebv))
+        return hidden
+
+    def _joined(self, features: Tensor, ebv: Tensor | None) -> Tensor:
+        features = features.float()
+        if self.num_ebv:
+            assert ebv is not None, "this network was trained with E(B-V)"
+            reddening = (ebv * self._EBV_SCALE).float().reshape(-1, self.num_ebv)
+            features = torch.cat([features, reddening], dim=1)
+        return features

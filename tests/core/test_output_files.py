@@ -16,7 +16,7 @@ from fake_services.sky import galaxy_of
 from benchmarks.harness import claimed_folder, write_result
 from msdata.cli import main
 from msdata.core.output_file import PNG_MARK, check_output
-from msdata.describe.sheet_command import png_bytes
+from msdata.describe.sheet import png_bytes
 from msdata.errors import StorageError, UsageError
 
 MINE = b"id,ra,dec\nthe user's own\n"

@@ -15,11 +15,12 @@ from msdata.errors import UsageError
 from mstrain.cli import main
 from mstrain.comparison.expression import parse_expression
 from mstrain.comparison.paired import Row, score_rows
+from mstrain.evaluation.list_table import Spool, SpooledRows
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.densities import crps, make_densities
 from mstrain.evaluation.metrics.gaussian import gaussian_scores
 from mstrain.evaluation.metrics.scores import point_estimates, scores
-from mstrain.evaluation.predictions import Spool, SpooledDensities, write_predictions
+from mstrain.evaluation.predictions import write_predictions
 
 NUM = 400
 EDGES = np.linspace(0, 2, 101)
@@ -49,9 +50,7 @@ def write_table(path: Path, truth: np.ndarray, sigma: float, seed: int, **origin
     with Spool(path, 0, density.shape[1]) as spool:
         spool.open()
         spool.add(density)
-        spooled = SpooledDensities(
-            [spool.finish(np.arange(len(truth)))], len(truth), len(EDGES) - 1
-        )
+        spooled = SpooledRows([spool.finish(np.arange(len(truth)))], len(truth), len(EDGES) - 1)
         write_predictions(path, columns, spooled, EDGES, {"prior": "natural", **origin})
     return path
 

@@ -14,11 +14,10 @@ import qp
 import small_disk
 
 from msdata.errors import DataError, StorageError, UsageError
+from mstrain.evaluation.list_table import Spool, SpooledRows
 from mstrain.evaluation.metrics.densities import make_densities
 from mstrain.evaluation.metrics.scores import point_estimates, scores
 from mstrain.evaluation.predictions import (
-    Spool,
-    SpooledDensities,
     read_predictions,
     write_predictions,
 )
@@ -32,9 +31,7 @@ def some_densities(count: int, seed: int = 0) -> np.ndarray:
     return (values / (values @ np.diff(EDGES))[:, None]).astype(np.float32)
 
 
-def spooled(
-    folder: Path, density: np.ndarray, num_ranks: int
-) -> tuple[list[Spool], SpooledDensities]:
+def spooled(folder: Path, density: np.ndarray, num_ranks: int) -> tuple[list[Spool], SpooledRows]:
     """The densities as ranks would leave them, each its shuffled share in several pieces."""
     rows = np.random.default_rng(1).permutation(len(density))
     spools, parts = [], []
@@ -46,7 +43,7 @@ def spooled(
             spool.add(density[piece])
         spools.append(spool)
         parts.append(spool.finish(mine))
-    return spools, SpooledDensities(parts, len(density), NUM_BINS)
+    return spools, SpooledRows(parts, len(density), NUM_BINS)
 
 
 def columns_of(density: np.ndarray) -> dict[str, np.ndarray]:
@@ -65,7 +62,7 @@ def columns_of(density: np.ndarray) -> dict[str, np.ndarray]:
 def test_a_table_comes_back_as_it_was_from_any_number_of_ranks(
     num_ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mstrain.evaluation.predictions._GROUP_ROWS", 16)
+    monkeypatch.setattr("mstrain.evaluation.list_table._GROUP_ROWS", 16)
     density = some_densities(50)
     columns = columns_of(density)
     path = tmp_path / "p.parquet"
@@ -130,10 +127,10 @@ def test_missing_and_double_rows_are_refused(tmp_path: Path) -> None:
         spool.open()
         spool.add(density[:5])
         part = spool.finish(np.array([0, 1, 2, 3, 3]))
-        with pytest.raises(DataError, match="5 densities, 4 different ones, for 5 samples"):
-            SpooledDensities([part], 5, NUM_BINS)
+        with pytest.raises(DataError, match="5 rows, 4 different ones, for 5 samples"):
+            SpooledRows([part], 5, NUM_BINS)
         with pytest.raises(DataError, match="for 6 samples"):
-            SpooledDensities([part], 6, NUM_BINS)
+            SpooledRows([part], 6, NUM_BINS)
 
 
 def test_an_interrupted_write_leaves_the_former_table(
@@ -143,7 +140,7 @@ def test_an_interrupted_write_leaves_the_former_table(
     path = tmp_path / "p.parquet"
     path.write_text("former")
     spools, densities = spooled(tmp_path, density, 1)
-    monkeypatch.setattr(SpooledDensities, "__getitem__", lambda *_: 1 / 0)
+    monkeypatch.setattr(SpooledRows, "__getitem__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_predictions(path, columns_of(density), densities, EDGES, {})
     spools[0].__exit__(None, None, None)

@@ -119,7 +119,7 @@ def import_stats() -> Any:
     Raises:
         MissingPackageError: SciPy is not installed.
     """
-    with needing("the Kolmogorov-Smirnov test needs SciPy", "train"):
+    with needing("tests and exact intervals need SciPy", "train"):
         from scipy import stats
     return stats
 

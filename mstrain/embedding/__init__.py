@@ -1,0 +1,1 @@
+"""Embeddings of a network's layers: tables of them, and what lies near each other there."""
