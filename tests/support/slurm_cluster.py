@@ -222,7 +222,12 @@ class SlurmCluster:
             busy = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
             return None if fields["JobState"] in busy else fields
 
-        return wait_until(f"end of job {job}", ended, timeout_s)
+        try:
+            return wait_until(f"end of job {job}", ended, timeout_s)
+        except AssertionError as error:
+            nodes = self.run("scontrol", "--oneliner", "show", "nodes")
+            error.add_note(f"{self.fields(job)}\n{nodes}")
+            raise
 
     def processes(self, job: str | None = None) -> dict[int, str]:
         """Processes of a job, or of all jobs, by the environment that Slurm gave them."""
