@@ -23,7 +23,7 @@ from mstrain.training.metrics_log import read_journal
 ROOT = Path(__file__).parents[2]
 SLURM = ROOT / "slurm"
 # Jobs take a quarter of a minute each on a quiet machine; CI's may be slow.
-TIMEOUT_S = 600
+TIMEOUT_S = 300
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_S)]
 NUM_EPOCHS = 3
 STEPS_PER_EPOCH = 4
