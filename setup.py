@@ -11,7 +11,9 @@ EXTRAS = {
     "zarr": ["zarr>=3.0"],
     "coded": ["numcodecs>=0.13"],
     "zmq": ["pyzmq>=26"],
-    "mpi": ["mpi4py>=4.0", "mpich>=4.2"],
+    # MPICH 5.0 sends what lies behind its address on the heap along, which can be more than
+    # Slurm's PMI takes: ranks then wait for ever.
+    "mpi": ["mpi4py>=4.0", "mpich>=4.2,<5"],
     "dali": ["nvidia-dali-cuda120>=1.50"],
     "dali-cuda13": ["nvidia-dali-cuda130>=1.52"],
     "train": [
