@@ -20,7 +20,8 @@ from msdata.cache.transport.link import link_address
 def _mpi_memory(pid: int) -> set[str]:
     """What MPI keeps in shared memory for a process, as the kernel calls it."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return {line[line.index("/") :] for line in lines if "/mpich_shm_" in line}
+    ours = ("/mpich_sh", "/ucx_shm_")
+    return {line[line.index("/") :] for line in lines if any(name in line for name in ours)}
 
 
 class Services:
