@@ -79,6 +79,8 @@ def configuration(folder: Path, ports: Sequence[int]) -> str:
     return "\n".join(
         [
             "ClusterName=msdata",
+            # Clusters of several tests at once: shared memory goes by the number of the job.
+            f"FirstJobId={1 + 10 * os.getpid()}",
             "SlurmctldHost=localhost(127.0.0.1)",
             f"SlurmctldPort={ports[0]}",
             "SlurmUser=root",
