@@ -113,7 +113,7 @@ def test_maps_are_monotone_and_densities_integrate_to_one(uneven) -> None:
         after = calibrated(densities, made, feature[:, None])
         assert after.dtype == np.float32
         np.testing.assert_allclose(after @ np.diff(EDGES), 1, atol=1e-6)
-        # Where there is no probability, there is none afterwards.
+        # A bin without probability stays without.
         assert (after[densities.values == 0] == 0).all()
 
 

@@ -135,7 +135,7 @@ def test_all_rows_have_the_same_objects_and_what_is_left_out_is_counted(
     words = ["compare", str(good), str(bad.parent), "--out", str(tmp_path), "--replicates", "40"]
     words += ["--column", "strm:strm_err", "--column", "mag_r", "--sample", "all"]
     words += ["--sample", "mgs=mag_r<17.8 and survey=='DESI'"]
-    # Magnitudes are no redshifts: no object is left.
+    # Magnitudes instead of redshifts: every object is left out.
     assert main([*words, "--no-report"]) == 2
     assert "sample 'all' has 0 objects that every row knows" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Splits by position: whole cells, stable, and refused where there is no position."""
+"""Splits by position: whole cells, stable, and refused without positions."""
 
 from __future__ import annotations
 

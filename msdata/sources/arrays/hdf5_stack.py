@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from msdata.core.files import storage_error
 from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import DataError
-
-if TYPE_CHECKING:
-    from msdata.sources.arrays.stacks import StackArray
+from msdata.sources.arrays.stack_array import StackArray
 
 # Chunks hold several samples, which are read in random order.
 _CHUNK_CACHE_NBYTES = 64 << 20

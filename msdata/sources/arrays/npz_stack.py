@@ -8,15 +8,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from msdata.core.files import storage_error
 from msdata.errors import DataError
-
-if TYPE_CHECKING:
-    from msdata.sources.arrays.stacks import StackArray
+from msdata.sources.arrays.stack_array import StackArray
 
 # Each worker process unpacks a compressed array whole.
 _MAX_UNPACKED_NBYTES = 8 << 30

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,25 +30,11 @@ from msdata.sources.arrays.options import (
     identifier,
     is_zarr,
 )
+from msdata.sources.arrays.stack_array import StackArray
 from msdata.sources.listing import list_tree
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-class StackArray(Protocol):
-    """One array of a file: what h5py, Zarr and NumPy have in common."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape, samples first."""
-
-    @property
-    def dtype(self) -> Any:
-        """Its dtype."""
-
-    def __getitem__(self, key: Any) -> Any:
-        """One sample, or all with `...`."""
 
 
 # How `datasets` names the files of a split.

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msdata.errors import DataError, needing
-
-if TYPE_CHECKING:
-    from msdata.sources.arrays.stacks import StackArray
+from msdata.sources.arrays.stack_array import StackArray
 
 
 def open_zarr(path: Path) -> tuple[Mapping[str, StackArray], list[str]]:
