@@ -20,5 +20,5 @@ for seed in range(5):
         run = out / f"{name}-{seed}"
         mstrain.train(replace(config, seed=seed), few, run, init=init, is_quiet=True)
         found = mstrain.evaluate(run, few, split="test", has_report=False, is_quiet=True)
-        crps.append(found.summary.overall["crps"].value)
+        crps.append(found.summary.density["crps"].value)
     print(f"seed {seed}: CRPS from scratch {crps[0]:.4f}, with init {crps[1]:.4f}", flush=True)
