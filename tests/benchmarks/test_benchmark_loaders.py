@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from benchmarks.__main__ import main
 from benchmarks.harness import Settings, spread, take_turns
 from benchmarks.peers import PEERS
 from benchmarks.peers.bare import RECORDS
-from benchmarks.peers.child import Contestant, WrongBatchError, check_batch
+from benchmarks.peers.child import Contestant, WrongBatchError, check_batch, write_decoded
 from benchmarks.peers.process import PeerProcess
 from benchmarks.peers.protocol import Epochs, Peer, Reading
-from benchmarks.questions.loaders import make_race, quality_of
+from benchmarks.peers.race import make_race, quality_of
 from benchmarks.questions.loaders_shown import leads_of, sentences_of
 from benchmarks.told import ToldError, WrongDataError
 from benchmarks.workloads import WORKLOADS, Source, Workload, mock_objects, write_source
@@ -141,6 +141,33 @@ def test_a_batch_of_another_shape_type_or_layout_is_refused(source: Source) -> N
         check_batch((ids, {"a": right + 1}), reading, edges)
 
 
+def test_one_that_keeps_fewer_bytes_must_stay_within_the_error_of_its_coding(
+    source: Source, reading: Reading, tmp_path: Path
+) -> None:
+    coded, reading = PEERS["ours_coded"], replace(reading, num_workers=1)
+    assert coded.convert is not None
+    assert coded.decoded is not None
+    coded.convert(source.objects, tmp_path / "coded", reading)
+    worst = write_decoded(coded, source.objects, tmp_path / "coded", reading)
+    assert 0.5 < worst <= 1  # of half a step: some values lie near the end of their bin
+    contestant = Contestant(coded)
+    contestant.open(str(tmp_path / "coded"), str(source.folder), asdict(reading))
+    # Compared with what the records decode to, which is not what the objects hold.
+    assert not (contestant._checksums == source.checksums).all()
+    assert contestant.run(0, 1, None, True)["num_samples"] == NUM_SAMPLES
+    contestant.close()
+    samples = list(coded.decoded(tmp_path / "coded", reading))
+
+    def tighter(_data: Path, _reading: Reading) -> Iterator[Any]:
+        return ((a, {n: bound / 2 for n, bound in bounds.items()}) for a, bounds in samples)
+
+    with pytest.raises(WrongBatchError, match="of the allowed error off"):
+        write_decoded(replace(coded, decoded=tighter), source.objects, tmp_path, reading)
+    few = replace(coded, decoded=lambda *_: iter(samples[:-1]))
+    with pytest.raises(WrongBatchError, match="23 samples of 24 were kept"):
+        write_decoded(few, source.objects, tmp_path, reading)
+
+
 def test_a_contestant_that_fails_or_dies_says_why(
     bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path
 ) -> None:
@@ -208,7 +235,7 @@ def memory_of(peak: int, *, reads_ahead: bool = True) -> dict[str, Any]:
 def result_of(ours: float, peer: float) -> dict[str, Any]:
     """A result with two contestants and their hot rates."""
     uniform = {"displacement": 1.0, "repeated_pairs": 1.0}
-    base = {"is_limit": False, "convert_per_s": None, "quality": uniform}
+    base = {"is_limit": False, "is_lossy": False, "convert_per_s": None, "quality": uniform}
     rates = {"o": [ours], "p": [peer], "s": [1.0]}
     return {
         "contestants": {
@@ -227,6 +254,8 @@ def result_of(ours: float, peer: float) -> dict[str, Any]:
         "missing": {"q": "q: no module"},
         "wrong": {},
         "lost": {},
+        "num_samples": 10,
+        "sample_nbytes": 100,
     }
 
 
@@ -242,6 +271,21 @@ def test_the_report_says_in_words_where_ours_is_not_ahead() -> None:
     assert any("0.95 of the limit; the goal of 0.9 is reached" in s for s in ahead)
     assert any("0.40 of the limit; the goal of 0.9 is NOT reached" in s for s in behind)
     assert "Not raced: q: no module." in behind
+
+
+def test_coded_records_are_told_beside_ours_and_lead_nothing() -> None:
+    result = result_of(95, 50)
+    coded = {**result["contestants"]["o"], "title": "Coded", "is_lossy": True}
+    result["contestants"]["c"] = {**coded, "bytes_on_disk": 150, "error_of_bound": 0.98}
+    found = {"samples_per_s": spread([900.0]), "of_limit": spread([9.0])}
+    result["hot"]["contestants"]["c"] = found
+    sentences = sentences_of(result)
+    assert not any(s.startswith("hot: Coded") for s in sentences)
+    told = [s for s in sentences if s.startswith("Coded keeps 0.15 of the bytes")]
+    assert "largest error 0.98 of what its coding allows" in told[0]
+    assert "hot 9.47, peak memory 1.00" in told[0]
+    assert "hot: 0.95 of the limit; the goal of 0.9 is reached." in sentences
+    assert "c" not in leads_of(result)
 
 
 def test_a_race_runs_on_whole_batches_of_the_users_own_data(
