@@ -155,7 +155,7 @@ PEERS: dict[str, Peer] = {
         *("FFCV", ("ffcv", "numba"), whole.open_ffcv, whole.write_beton),
         *("uniform", "none: an epoch starts at its first batch"),
         "FFCV, performance guide: NDArrayField, os_cache where the data fit in memory, "
-        "OrderOption.RANDOM",
+        "OrderOption.RANDOM; it compiles in the first epoch, so within its cold figure",
     ),
     "turboloader_arrays": Peer(
         *("turboloader, arrays", ("turboloader",), whole.open_turboloader, whole.write_arrays),

@@ -7,12 +7,15 @@ from typing import Any
 
 from benchmarks.harness import interval_text
 from benchmarks.report import Chart, Shown, Table, spread_series
+from msdata.core.text import bytes_text
 
 # Shuffles that differ from uniform by less than this are as good: the scatter of few batches.
 UNIFORM_WITHIN = 0.1
 GOAL_OF_LIMIT, GOAL_UTILIZATION = 0.9, 0.9
 MEMORY = "peak memory"
 _AHEAD = "reads_ahead"
+# Of the memory that is left, files beside what processes and the loaders' own caches hold.
+_CACHED_AT_MOST = 0.8
 
 Contestants = Mapping[str, Mapping[str, Any]]
 Figures = Mapping[str, Mapping[str, float | None]]
@@ -114,6 +117,14 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
                 f"{whom} ({contestants[best_name]['title']}): "
                 f"{own / best if best else float('inf'):.2f} of its figure."
             )
+    if result["is_resumed"]:
+        found.append("Resumed after an interruption: turns are of two or more runs of the command.")
+    if result["files_nbytes"] > _CACHED_AT_MOST * result["memory_nbytes"]:
+        files, memory = (bytes_text(result[f"{key}_nbytes"]) for key in ("files", "memory"))
+        found.append(
+            f"Hot figures may read the disk: all contestants' files take {files}, and memory that "
+            f"could hold them is {memory}."
+        )
     found += [*_goals(result, ours), *_lossy(result, ours)]
     for kind, text in (("missing", "Not raced"), ("wrong", "Delivered wrong samples")):
         found += [f"{text}: {reason}." for reason in result[kind].values()]
@@ -261,8 +272,9 @@ def show(result: Mapping[str, Any]) -> Shown:
             for contestant in result["contestants"].values()
         ],
     )
+    size = bytes_text(result["sample_nbytes"])
     return Shown(
-        title="How fast are we, and everyone else, on the same bytes?",
+        title=f"How fast are we, and everyone else, on the same bytes? Samples of {size}",
         sentences=sentences_of(result),
         tables=[_table(result), used],
         charts=_charts(result),
