@@ -23,7 +23,8 @@ ROOMS = {
         *("cluster", "torch", "fetch", "mock", "cli", "__main__"),
     ),
     "benchmarks": (
-        *("harness", "comparison", "report", "workloads", "told", "peers", "augment_rates"),
+        *("harness", "comparison", "report", "workloads", "told", "journal", "peers"),
+        "augment_rates",
         *("questions", "gpu", "parts", "__main__"),
     ),
     "mstrain": (
