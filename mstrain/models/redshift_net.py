@@ -47,11 +47,15 @@ class RedshiftNet(nn.Module):
         Returns:
             (B, num_bins).
         """
-        logits: Tensor = self.head(self._features(batch), ebv)
+        logits: Tensor = self.head(self.pooled(batch), ebv)
         return logits
 
     def embed(
-        self, batch: Mapping[str, Tensor], ebv: Tensor | None = None, layer: str = FEATURES
+        self,
+        batch: Mapping[str, Tensor],
+        ebv: Tensor | None = None,
+        layer: str = FEATURES,
+        features: Tensor | None = None,
     ) -> Tensor:
         """What the network makes of images before it says anything of redshift.
 
@@ -60,13 +64,14 @@ class RedshiftNet(nn.Module):
             ebv: E(B-V) in magnitudes, (B,); the hidden layer sees it.
             layer: "features", pooled, of all encoders; "hidden", the layer before the logits; or
                 "pixels", the images' `image_statistics`; see `check_layer`.
+            features: the images' `pooled` features, where they are known.
 
         Returns:
             float32 (B, `embedding_size(layer)`).
         """
         if layer == PIXELS:
             return image_statistics(batch)
-        features = self._features(batch)
+        features = self.pooled(batch) if features is None else features
         return features.float() if layer == FEATURES else self.head.hidden(features, ebv)
 
     def embedding_size(self, layer: str) -> int:
@@ -77,7 +82,8 @@ class RedshiftNet(nn.Module):
             return NUM_OF_CHANNEL * self.num_channels
         return sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
 
-    def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Pooled features of all encoders, (B, F), which the head takes."""
         features = [encoder(batch[name]) for name, encoder in self.encoders.items()]
         return torch.cat(features, dim=1)
 
