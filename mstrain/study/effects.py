@@ -7,7 +7,7 @@ metric. Legend: S seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,16 +96,19 @@ def effects_of(
     references: Mapping[str, str],
     metrics: Sequence[str],
     margin: float,
+    controls: Collection[str] = (),
 ) -> dict[str, dict[str, Effect]]:
     """Effects of all arms by all metrics, corrected over the family that they are.
 
-    Equivalence is corrected over the arms, by each metric alone: the first one decides on it.
+    Equivalence is corrected over the arms but the controls, by each metric alone: the first
+    one decides on it.
 
     Args:
         values: for each arm and metric a value per seed.
         references: for each arm that is compared the one that it is compared with.
         metrics: names.
         margin: share of the reference's mean that counts as equal; of metrics in nats the margin.
+        controls: arms that are known to be worse.
     """
     found: dict[tuple[str, str], Effect] = {}
     for arm, reference in references.items():
@@ -118,7 +121,7 @@ def effects_of(
             )
     found = holm(found)
     for metric in metrics:
-        own = {(a, m): e for (a, m), e in found.items() if m == metric}
+        own = {(a, m): e for (a, m), e in found.items() if m == metric and a not in controls}
         found |= holm(own, "p_equivalence")
     return {a: {m: found[a, m] for m in metrics} for a in references}
 

@@ -192,6 +192,7 @@ def read_together(spec: Spec, cells: Sequence[Mapping[str, Any]]) -> dict[str, A
         {name: other for name, other in references.items() if other is not None},
         spec.metrics,
         spec.margin,
+        [arm.name for arm in spec.arms if arm.control],
     )
     arms = {
         arm.name: {
