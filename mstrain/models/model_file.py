@@ -84,11 +84,16 @@ def results_folder(out: Path | None, run: Path) -> Path:
     return run if out is None else out
 
 
-def companion(run: Path, name: str) -> JsonValue | None:
+def opened_run(run: Path) -> Path | ModelFile:
+    """What `companion` takes, to read several files of a run: a model file is read once."""
+    return read_model_file(run) if is_model_file(run) else run
+
+
+def companion(run: Path | ModelFile, name: str) -> JsonValue | None:
     """A JSON file that a run keeps beside its checkpoints, in its folder or its model file.
 
     Args:
-        run: the run's folder, or a model file.
+        run: the run's folder, or a model file; or from `opened_run`.
         name: the file's name, such as "statistics.json".
 
     Returns:
@@ -98,17 +103,17 @@ def companion(run: Path, name: str) -> JsonValue | None:
         DataError: it is damaged.
         StorageError: the file system refused.
     """
-    if is_model_file(run):
-        content = read_model_file(run).companions.get(name)
-        cure = _CURE
+    found = opened_run(run) if isinstance(run, Path) else run
+    if isinstance(found, ModelFile):
+        run, content, cure = found.path, found.companions.get(name), _CURE
     else:
         try:
-            with open_regular(run / name, "restore it") as file:
+            with open_regular(found / name, "restore it") as file:
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError):
             content = None
         except OSError as error:
-            raise storage_error("read", run / name, error) from error
+            raise storage_error("read", found / name, error) from error
         cure = "restore it"
     if content is None:
         return None
