@@ -14,7 +14,7 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.harness import Settings, spread
+from benchmarks.harness import Settings, interval_text, spread
 from benchmarks.journal import Journal
 from benchmarks.peers import PEERS
 from benchmarks.peers.bare import RECORDS
@@ -227,7 +227,12 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
     assert history[0].startswith("finished,commit,benchmark")
     assert main(["report", str(out)]) == 0
     assert main(["compare", *[str(out / "loaders_stamps.json")] * 2]) == 0
-    assert "msdata, tar, shuffle" in (out / "report.md").read_text()
+    shown = (out / "report.md").read_text()
+    assert "msdata, tar, shuffle" in shown
+    best = result["hot"]["contestants"]["ours_tar"]["of_limit"]
+    (row,) = (line for line in shown.splitlines() if f"| {result['commit']} |" in line)
+    assert f"| stamps | True | {interval_text(best)} |" in row
+    assert row.count("|") == 9
 
 
 def memory_of(peak: int, *, reads_ahead: bool = True) -> dict[str, Any]:
