@@ -172,6 +172,7 @@ PEERS: dict[str, Peer] = {
         *("DDStore, one rank", ("mpi4py",), whole.open_ddstore, whole.write_arrays),
         *("uniform", _USER, "DDStore, README: MPI backend, get() of each sample in an epoch"),
         reads_ahead=False,
+        holds_all=True,
     ),
 }
 # Why others are not contestants, and what was tried.

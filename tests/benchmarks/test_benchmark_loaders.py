@@ -390,6 +390,13 @@ def test_an_interrupted_race_keeps_whole_turns_and_takes_none_of_them_twice(
     assert (other.was_found, other.was_other, other.spent_s) == (False, True, 0)
 
 
+def test_one_that_has_all_in_memory_before_its_first_epoch_has_no_cold_figure() -> None:
+    nothing: Any = None
+    store = Contender("store", replace(PEERS["bare_map"], holds_all=True), nothing, Path("store"))
+    cold = next(m for m in MEASUREMENTS if m.kind == "cold")
+    assert "read all before its first epoch" in cold.once(nothing, store, 0.1)["lost"]
+
+
 def test_one_that_fails_is_out_of_a_measurement_with_its_reason_and_does_not_run_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
