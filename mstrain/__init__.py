@@ -39,6 +39,8 @@ _EXPORTS = {
     "load": "mstrain.serving.model",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
+    # A package that can be called.
+    "study": "mstrain.study",
 }
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from mstrain.recipes import RECIPES, auto
     from mstrain.serving.export import export
     from mstrain.serving.model import load
+    from mstrain.study.study import run_study as study
     from mstrain.training.checkpoint import load_model
 
 __all__ = [
@@ -73,6 +76,7 @@ __all__ = [
     "predict",
     "read_embeddings",
     "read_predictions",
+    "study",
     "train",
 ]
 
@@ -80,7 +84,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'mstrain' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    module = importlib.import_module(_EXPORTS[name])
+    return module if module.__name__ == f"mstrain.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

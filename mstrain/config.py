@@ -36,6 +36,10 @@ class DataConfig:
     """What the loader is asked for.
 
     Attributes:
+        fraction: share of split "train" to learn from, the first of an order drawn by the run's
+            seed: a smaller share is a part of a larger one.
+        label_noise: share of the training labels that are exchanged with one another's, drawn by
+            the seed: a harm of known size, for a study that must show that it sees harm.
         policy: the loader's policy, see `msdata.Loader`.
         buffer_samples: samples in the shuffle buffer of policy "block".
         cache_gib: shared memory of each node for its cache; 0 has none, None ("auto") takes what
@@ -50,6 +54,8 @@ class DataConfig:
         prefetch: batches that the loader fills ahead.
     """
 
+    fraction: float = 1.0
+    label_noise: float = 0.0
     policy: str = DEFAULT_POLICY
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
     cache_gib: float | None = 0.0
@@ -65,6 +71,10 @@ class DataConfig:
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
         check_range("data.prefetch", self.prefetch, 1)
+        check_share("data.label_noise", self.label_noise)
+        check_positive("data.fraction", self.fraction)
+        if self.fraction > 1:
+            raise UsageError(f"data.fraction must be <= 1, got {self.fraction}")
 
     def backend_on(self, device: str) -> str:
         """What makes the images of a network on "cpu" or "cuda"."""

@@ -30,7 +30,7 @@ ROOMS = {
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),
-        *("notebook", "cli"),
+        *("notebook", "study", "cli"),
         "__main__",
         *("train", "evaluate", "predict", "perceive", "calibrate", "embed"),
     ),
