@@ -48,6 +48,10 @@ COMMANDS = {
         "mstrain.study.command",
         "train arms of settings with several seeds, and tell how they differ",
     ),
+    "attribute": (
+        "mstrain.attribution.command",
+        "rank suspect training labels, and show what a density rests on",
+    ),
 }
 
 

@@ -52,6 +52,9 @@ class DataConfig:
             the network is on a GPU. `compute.compile` compiles "torch", too.
         threads: threads that fill batches; None lets the loader choose.
         prefetch: batches that the loader fills ahead.
+        fold: part of split "train" that is not trained on, such as "0/5" to "4/5", by a hash of the
+            sample's id: five such runs judge each object without having seen it.
+        without: file with a column `sample_id`, whose samples are not trained on, see `--without`.
     """
 
     fraction: float = 1.0
@@ -66,8 +69,12 @@ class DataConfig:
     backend: str = "auto"
     threads: int | None = None
     prefetch: int = 1
+    fold: str | None = None
+    without: str | None = None
 
     def __post_init__(self) -> None:
+        if self.fold is not None:
+            parse_fold(self.fold)
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
         check_range("data.prefetch", self.prefetch, 1)
@@ -315,6 +322,22 @@ SECTIONS: dict[str, Any] = {
     "log": LogConfig,
     "checkpoint": CheckpointConfig,
 }
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """Number and count of a fold such as "0/5".
+
+    Raises:
+        UsageError: it is not one.
+    """
+    part, slash, count = fold.partition("/")
+    if not slash or not (part.isdecimal() and count.isdecimal()) or int(count) < 2:
+        raise UsageError(f"data.fold must be a part such as 0/5, got {fold!r}; parts count from 0")
+    if int(part) >= int(count):
+        raise UsageError(
+            f"data.fold must be from 0/{int(count)} to {int(count) - 1}/{int(count)}, got {fold}"
+        )
+    return int(part), int(count)
 
 
 def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mstrain.data.batches import (
     training_stream,
 )
 from mstrain.data.columns import added_digests, index_columns
+from mstrain.data.left_out import check_left_out, left_out
 from mstrain.data.pixels import statistics_for_run
 from mstrain.data.share import training_split
 from mstrain.distributed import Ranks, StopRequest, failing_at_once
@@ -96,7 +98,7 @@ def train_on_ranks(
     """
     split = training_split(data, config)
     config = resolve(for_ranks(config, ranks.count), data)
-    journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
+    journal = _journal(out, data, config, is_writer=ranks.is_first, is_quiet=is_quiet)
     start = find_start(out, init, config, split, ranks, journal.say)
     statistics = find_statistics(out, config, split, journal)
     saved = ranks.on_first(lambda: prepare_run(out, config, split, statistics))
@@ -126,6 +128,16 @@ def train_on_ranks(
         )
         trainer.fit(stream, progress)
     return progress
+
+
+def _journal(
+    out: Path, data: msdata.Dataset, config: TrainConfig, *, is_writer: bool, is_quiet: bool
+) -> Journal:
+    """The run's journal, which says first what is not trained on."""
+    journal = Journal(out, config.log, is_writer=is_writer, is_quiet=is_quiet)
+    for note in left_out(data.split("train"), config.data).notes:
+        journal.say(shown_line(note))
+    return journal
 
 
 def find_statistics(
@@ -294,8 +306,10 @@ def prepare_run(
     """
     saved, data = find_last(out), split.dataset
     added = added_digests(data, config)
+    without = left_out(data.split("train"), config.data).record
     if saved is not None and has_config(out):
         _check_same_run(out, config, data, added)
+        check_left_out(out, read_config(out), without)
     start = None if saved is None else recorded_init(out)
     write_config(
         out,
@@ -305,6 +319,7 @@ def prepare_run(
             "data": str(data.path.absolute()),
             "fingerprint": data.manifest.fingerprint,
             "added_columns": added,
+            **({"left_out": without} if without else {}),
             "schema": data.schema.to_json(),
             "versions": versions(),
             "prior": _prior_text(config),
@@ -346,6 +361,8 @@ def _check_same_run(
                 "'msdata index add', or give another --out"
             )
     before = TrainConfig.from_dict(content["config"])
+    # A list may lie elsewhere: `check_left_out` compares its content.
+    before = replace(before, data=replace(before.data, without=config.data.without))
     if (difference := first_difference(before, config)) is not None:
         name, former, value = difference
         raise UsageError(
