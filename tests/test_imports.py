@@ -32,9 +32,9 @@ ROOMS = {
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),
-        *("notebook", "cli"),
+        *("attribution", "notebook", "study", "cli"),
         "__main__",
-        *("train", "evaluate", "predict", "perceive", "calibrate", "embed"),
+        *("train", "evaluate", "predict", "perceive", "calibrate", "embed", "attribute"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20
