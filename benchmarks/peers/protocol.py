@@ -83,7 +83,7 @@ class Peer:
         is_limit: no product but what the machine allows.
         is_ours: of this project.
         reads_ahead: whether it reads while the training computes.
-        holds_all: whether it has all samples in memory before its first epoch, so that none is cold.
+        holds_all: whether it has read all samples before its first epoch, so that none is cold.
         decoded: for those that keep fewer bytes than they were given: from the converted data, each
             sample by its number as it is decoded outside of the loader, and the largest error that
             is allowed for each value; None for those that keep all.
