@@ -239,9 +239,7 @@ def _fault(file: ModelFile, fields: _Fields) -> str:
     return "" if fields.fitted_on.layer in LAYERS else "its layer must be one of a network"
 
 
-def find_fit(
-    run: Path, checkpoint: str, *, is_asked: bool, columns: tuple[str, ...]
-) -> OodFit | None:
+def find_fit(run: Path, checkpoint: str, *, is_asked: bool, columns: tuple[str, ...]) -> OodFit | None:
     """The fit that predictions of a run get their columns from; None for none.
 
     Args:
