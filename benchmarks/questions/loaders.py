@@ -47,7 +47,7 @@ from msdata.cache.budget import free_memory
 COMPUTE_RATES = (2000, 10_000)
 # For the forecast: samples/s of a contestant that was not raced before, bytes/s that are compared,
 # and seconds that a process, and a contestant's workers, take to start.
-_UNKNOWN_RATE, _COMPARED_PER_S, _START_S, _OPEN_S = 2000.0, 1e9, 2.0, 0.5
+_UNKNOWN_RATE, _COMPARED_PER_S, _START_S, _OPEN_S = 2000.0, 1e9, 2.5, 0.4
 _SMALL_FASTER = 2.0
 
 
