@@ -127,7 +127,7 @@ def _enter(race: Race, contender: Contender) -> dict[str, Any]:
     out = race.work / contender.name
     shutil.rmtree(out, ignore_errors=True)
     objects = str(race.source.objects)
-    # By a process of its own: what it leaves in memory is no part of what reading takes.
+    # By a process of its own, so that what it leaves in memory does not count for reading.
     with PeerProcess(contender.name, race.logs / f"{contender.name}.txt") as converter:
         answer, memory = converter.command_with_memory(
             "convert", objects=objects, out=str(out), reading=asdict(race.reading)
