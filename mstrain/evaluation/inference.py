@@ -189,7 +189,7 @@ class _Share:
         parts, first = [], 0
         for split in splits:
             pieces: list[dict[str, NDArray[Any]]] = []
-            features = Features(split, self.variants)
+            features = Features(split, self.variants, self.run.target)
             done = 0
             for batch in batches_of(run, split, config, ranks):
                 check_cutouts(self.variants, batch.images)
