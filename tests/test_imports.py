@@ -25,7 +25,7 @@ ROOMS = {
     "benchmarks": (
         *("harness", "comparison", "report", "workloads", "told", "journal", "peers"),
         "augment_rates",
-        *("questions", "gpu", "parts", "__main__"),
+        *("questions", "gpu", "parts", "__main__", "site"),
     ),
     "mstrain": (
         "options",
