@@ -245,7 +245,7 @@ class TrainConfig:
     Attributes:
         recipe: the name of the recipe it came from.
         seed: seed of initial weights, orders and augmentation.
-        epochs: passes over split "train".
+        epochs: passes over split "train"; 0 keeps the network of `--init` as it is.
         batch_size: samples per step over all ranks together, so that a run may change its number
             of ranks and stay the same run; `msdata.Loader(batch_size=...)` counts one rank's.
         batch_per_gpu: samples per step of each rank, one per GPU; None leaves `batch_size`. The run
@@ -281,7 +281,7 @@ class TrainConfig:
         check_range("seed", self.seed, 0)
         if self.seed > _MAX_SEED:
             raise UsageError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
-        check_range("epochs", self.epochs, 1)
+        check_range("epochs", self.epochs, 0)
         if self.optim.freeze_epochs > self.epochs:
             raise UsageError(
                 f"optim.freeze_epochs must be <= epochs={self.epochs}, got "

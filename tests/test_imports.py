@@ -23,10 +23,12 @@ ROOMS = {
         *("cluster", "torch", "fetch", "mock", "cli", "__main__"),
     ),
     "benchmarks": (
-        *("harness", "comparison", "report", "workloads", "told", "peers", "augment_rates"),
+        *("harness", "comparison", "report", "workloads", "told", "journal", "peers"),
+        "augment_rates",
         *("questions", "gpu", "parts", "__main__"),
     ),
     "mstrain": (
+        "options",
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),

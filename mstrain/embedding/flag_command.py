@@ -14,6 +14,7 @@ from msdata.topology import from_env
 from mstrain.distributed import choose_device
 from mstrain.embedding.flag import FlagConfig, Flagged, flag
 from mstrain.embedding.risk import LEAST_RATIO
+from mstrain.options import add_device, add_printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(name, type=int, default=value, help=f"{text} (default: %(default)s)")
     parser.add_argument(
-        "--whiten", action="store_true", help="scale the components to equal variance"
+        "--whiten",
+        action=argparse.BooleanOptionalAction,
+        default=FlagConfig.is_white,
+        help="scale the components to equal variance (default: %(default)s)",
     )
     parser.add_argument(
         "--references",
@@ -60,13 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FlagConfig.threshold,
         help="count |z_mean - z|/(1 + z) of at least this as an outlier (default: %(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where distances are computed (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_device(parser, "where distances are computed")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,9 +25,11 @@ from mstrain.models.model_file import (
     FORMAT_VERSION,
     MARK,
     SUFFIX,
+    companion_file,
     is_model_file,
     write_model_file,
 )
+from mstrain.options import add_printed, add_run
 from mstrain.training.checkpoint import checkpoint_sha256, read_trained, versions
 
 
@@ -127,20 +129,23 @@ def _fields(trained: TrainedRun, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _companions(run: Path) -> dict[str, bytes]:
-    """The run's files that go along, by name, each of them checked to be JSON."""
+    """The run's files that go along, by name, each of them checked."""
     found = {}
     for path in sorted(path for pattern in COMPANIONS for path in run.glob(pattern)):
         try:
             found[path.name] = path.read_bytes()
         except OSError as error:
             raise storage_error("read", path, error) from error
-        parse_json(found[path.name], path, cure="restore it, or remove it")
+        if path.suffix == ".json":
+            parse_json(found[path.name], path, cure="restore it, or remove it")
+        else:
+            companion_file(run, path.name)
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain export`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
+    add_run(parser)
     parser.add_argument("model", metavar="MODEL.msz", type=Path, help="file to write")
     parser.add_argument(
         "--checkpoint",
@@ -150,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--license", help="name or URL of the terms of use, kept in the file")
     parser.add_argument("--cite", help="the citation, kept in the file")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from mstrain.distributed import (
     joined_ranks,
     set_threads,
 )
+from mstrain.options import add_data
 from mstrain.overrides import apply_overrides, settings_of, target_given
 from mstrain.recipes import AUTO, RECIPES, auto, find_recipe
 from mstrain.training.checkpoint import check_run_folder, locked_run
@@ -36,7 +37,7 @@ from mstrain.training.run import train_on_ranks
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain train`."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join((AUTO, *RECIPES))}")
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    add_data(parser)
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="settings of the recipe"
     )

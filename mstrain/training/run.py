@@ -221,7 +221,7 @@ def _opening(
         f"{ranks.count} rank(s) on {ranks.device.type}, {config.batch_size:,} samples per step at "
         f"rate {config.optim.learning_rate:.2g}, {out}"
     )
-    if progress.validated == config.epochs:
+    if progress.validated == max(config.epochs, 1):
         return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
     steps = f"{num_steps:,} steps"
     if progress.step:
