@@ -86,11 +86,16 @@ def results_folder(out: Path | None, run: Path) -> Path:
     return run if out is None else out
 
 
-def companion(run: Path, name: str) -> JsonValue | None:
+def opened_run(run: Path) -> Path | ModelFile:
+    """What `companion` takes, to read several files of a run: a model file is read once."""
+    return read_model_file(run) if is_model_file(run) else run
+
+
+def companion(run: Path | ModelFile, name: str) -> JsonValue | None:
     """A JSON file that a run keeps beside its checkpoints, in its folder or its model file.
 
     Args:
-        run: the run's folder, or a model file.
+        run: the run's folder, or a model file; or from `opened_run`.
         name: the file's name, such as "statistics.json".
 
     Returns:
@@ -103,26 +108,29 @@ def companion(run: Path, name: str) -> JsonValue | None:
     content = _companion_bytes(run, name)
     if content is None:
         return None
-    cure = _CURE if is_model_file(run) else "restore it"
-    return parse_json(content, f"{run}/{name}", cure=cure, has_paths=True)
+    path, is_file = (run.path, True) if isinstance(run, ModelFile) else (run, is_model_file(run))
+    cure = _CURE if is_file else "restore it"
+    return parse_json(content, f"{path}/{name}", cure=cure, has_paths=True)
 
 
-def companion_file(run: Path, name: str, cure: str) -> ModelFile | None:
+def companion_file(run: Path | ModelFile, name: str, cure: str) -> ModelFile | None:
     """As `companion`, for one that is an archive as model files are; `cure` ends messages."""
     content = _companion_bytes(run, name)
-    return None if content is None else _read(run / name, content, cure)
+    path = run.path if isinstance(run, ModelFile) else run
+    return None if content is None else _read(path / name, content, cure)
 
 
-def _companion_bytes(run: Path, name: str) -> bytes | None:
-    if is_model_file(run):
-        return read_model_file(run).companions.get(name)
+def _companion_bytes(run: Path | ModelFile, name: str) -> bytes | None:
+    found = opened_run(run) if isinstance(run, Path) else run
+    if isinstance(found, ModelFile):
+        return found.companions.get(name)
     try:
-        with open_regular(run / name, "restore it") as file:
+        with open_regular(found / name, "restore it") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise storage_error("read", run / name, error) from error
+        raise storage_error("read", found / name, error) from error
 
 
 def write_model_file(
