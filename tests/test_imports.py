@@ -72,6 +72,7 @@ HOMES: dict[str, set[str]] = {
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "safetensors": {"mstrain/models/model_file.py"},
     "speclite": {"msdata/mock/photometry.py"},
+    "zuko": {"mstrain/embedding/flow.py"},
     "sklearn": {"mstrain/calibration/fit.py"},
     # It comes with scikit-learn.
     "threadpoolctl": {"mstrain/calibration/fit.py"},
