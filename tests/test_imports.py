@@ -30,6 +30,7 @@ ROOMS = {
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),
+        "tune",
         *("notebook", "cli"),
         "__main__",
         *("train", "evaluate", "predict", "perceive", "calibrate", "embed"),
@@ -69,6 +70,7 @@ HOMES: dict[str, set[str]] = {
     },
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "safetensors": {"mstrain/models/model_file.py"},
+    "optuna": {"mstrain/tune/journal.py"},
     "speclite": {"msdata/mock/photometry.py"},
     "sklearn": {"mstrain/calibration/fit.py"},
     # It comes with scikit-learn.

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msdata
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError
 from msdata.topology import from_env
@@ -27,8 +26,8 @@ from mstrain.distributed import (
     joined_ranks,
     set_threads,
 )
-from mstrain.overrides import apply_overrides, settings_of, target_given
-from mstrain.recipes import AUTO, RECIPES, auto, find_recipe
+from mstrain.overrides import settings_of
+from mstrain.recipes import AUTO, RECIPES, config_for
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
 
@@ -83,13 +82,7 @@ def run(args: argparse.Namespace) -> int:
         0, or 85 where SIGUSR1 or SIGTERM came and the state was saved.
     """
     topology = from_env()
-    if args.recipe == AUTO:
-        data = msdata.open(args.data)
-        fitting = auto(data, topology.num_ranks, **target_given(args.settings))
-        config = apply_overrides(fitting, args.settings)
-    else:
-        config = apply_overrides(find_recipe(args.recipe), args.settings)
-        data = msdata.open(args.data)
+    config, data = config_for(args.recipe, args.settings, args.data, topology.num_ranks)
     batch_per_rank(config, topology.num_ranks)
     device = choose_device(config.compute.device, topology)
     set_threads(config.compute.threads, topology, device)

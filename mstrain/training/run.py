@@ -34,7 +34,7 @@ from mstrain.models.labels import resolve
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
 from mstrain.models.target import Target
-from mstrain.overrides import settings_of
+from mstrain.overrides import changed_settings
 from mstrain.recipes import for_ranks
 from mstrain.training.cache_hits import HitCounter
 from mstrain.training.checkpoint import (
@@ -51,16 +51,8 @@ from mstrain.training.metrics_log import Journal
 from mstrain.training.placement import write_placement
 from mstrain.training.start import Start, find_start, recorded_init
 from mstrain.training.train_step import TrainStep
-from mstrain.training.trainer import Progress, Trainer
+from mstrain.training.trainer import Progress, Trainer, Watch
 
-# What may differ between a run and its continuation: it changes results by rounding at most.
-_CHANGEABLE = ("log.", "checkpoint.", "data.cache", "data.threads", "data.prefetch")
-_CHANGEABLE_COMPUTE = (
-    "compute.device",
-    "compute.compile",
-    "compute.threads",
-    "compute.channels_last",
-)
 # Launching a step's kernels takes the host as long as a GPU takes for about so many samples.
 _FEW_SAMPLES = 64
 
@@ -74,6 +66,7 @@ def train_on_ranks(
     *,
     init: Path | None = None,
     is_quiet: bool = False,
+    watch: Watch | None = None,
 ) -> Progress:
     """Trains to the end, from the last checkpoint in `out` if there is one.
 
@@ -85,6 +78,7 @@ def train_on_ranks(
         stop: looked at after every step.
         init: weights to start from, see `mstrain.training.initial_weights`.
         is_quiet: show no progress.
+        watch: what the caller wants of each epoch; None for nothing.
 
     Returns:
         The end.
@@ -104,7 +98,7 @@ def train_on_ranks(
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         shapes, weights = dict(augmenter.shapes), _weights(split, config, journal)
-        train_step, prior = _train_step(split, config, shapes, ranks, weights, start)
+        train_step, prior = _train_step(split, config, shapes, ranks, weights, start, watch)
         progress = _resume(saved, train_step, loader, prior)
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Prefetcher(batches))  # It makes the first one meanwhile.
@@ -122,6 +116,7 @@ def train_on_ranks(
             count_hits=hits.count,
             writer=CheckpointWriter(out, ranks, extras, keep=keep),
             stop=stop,
+            watch=watch,
         )
         trainer.fit(stream, progress)
     return progress
@@ -194,6 +189,7 @@ def _train_step(
     ranks: Ranks,
     weights: Tensor | None,
     start: Start | None,
+    watch: Watch | None,
 ) -> tuple[TrainStep, TrainedPrior]:
     """What learns, and the prior that it learns under."""
     num_steps = config.epochs * steps_per_epoch(len(split), config)
@@ -205,6 +201,7 @@ def _train_step(
         num_steps=num_steps,
         initialize=start,
         log_factor=undo,
+        has_crps=watch is not None and watch.has_crps,
     )
     return made, prior
 
@@ -352,10 +349,8 @@ def _check_same_run(
                 "it was replaced since, and the run cannot resume; add the former table again with "
                 "'msdata index add', or give another --out"
             )
-    before = dict(settings_of(TrainConfig.from_dict(content["config"])))
-    for name, value in settings_of(config):
-        if before[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):
-            raise UsageError(
-                f"{out} holds a run with {name}={before[name]}, now it is {value}: it cannot "
-                "resume; give the former value, or another --out"
-            )
+    for name, before, value in changed_settings(TrainConfig.from_dict(content["config"]), config):
+        raise UsageError(
+            f"{out} holds a run with {name}={before}, now it is {value}: it cannot resume; give "
+            "the former value, or another --out"
+        )
