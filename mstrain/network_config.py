@@ -12,8 +12,8 @@ DEPTHS = (10, 18, 34, 50)
 NORMS = ("batch", "group")
 REDSHIFT, SCALAR, CLASSES = "redshift", "scalar", "classes"
 TARGET_KINDS = (REDSHIFT, SCALAR, CLASSES)
-# Columns that hold the answer, or what was planted in mock objects: never an input.
-_ANSWER_COLUMNS = ("redshift", "redshift_true", "planted", "planted_detail")
+# Columns that hold the answer, or say of it whether it is right: never an input.
+_ANSWER_COLUMNS = ("redshift", "redshift_true", "planted", "planted_detail", "is_disputed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ ROOMS = {
         *("questions", "gpu", "parts", "__main__"),
     ),
     "mstrain": (
+        "options",
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),

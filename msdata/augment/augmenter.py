@@ -179,37 +179,49 @@ def open_augmenter(
 
 
 def preview(
-    samples: Sequence[Sample], schema: Schema, fusion: str, *, seed: int, epoch: int = 0
+    samples: Sequence[Sample],
+    schema: Schema,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epochs: Sequence[int] = (0,),
+    statistics: Statistics | None = None,
 ) -> tuple[list[Sample], Schema]:
-    """Augments samples to look at, as a training with this seed does in this epoch, unscaled.
+    """Augments samples to look at, as a training with this seed does in some epochs, unscaled.
 
     Args:
         samples: samples as `Split.__getitem__` returns them.
         schema: schema of their arrays.
-        fusion: "early" or "late".
+        config: the augmentation; its scaling is left out.
         seed: keys the draws.
-        epoch: keys the draws.
+        epochs: key the draws: each gives another version of every sample.
+        statistics: see `open_augmenter`; noise needs them.
 
     Returns:
-        The samples with their images turned, cut and resampled, in flux; and their schema.
+        The samples with their images turned, cut and resampled, in flux, the versions of a sample
+        after each other; and their schema.
 
     Raises:
         UsageError: the arrays are not images, or cannot be fused in this way.
     """
-    config = AugmentConfig(fusion=fusion, scaling="none")
+    config = replace(config, scaling="none")
     geometries = make_geometries(schema, config)
     batch = {g.name: np.stack([sample[g.name] for sample in samples]) for g in geometries}
     batch["sample_id"] = np.array([str(sample["sample_id"]) for sample in samples])
-    with open_augmenter(schema, config, seed=seed, batch_size=len(samples)) as augmenter:
-        images = augmenter.run(batch, epoch)
-    if fusion == "early":
-        ends = np.cumsum([len(g.bands) for g in geometries])[:-1]
-        parts = np.split(images[EARLY_NAME], ends.tolist(), axis=1)
-        images = {g.name: part for g, part in zip(geometries, parts, strict=True)}
+    size = len(samples)
+    with open_augmenter(
+        schema, config, seed=seed, batch_size=size, statistics=statistics
+    ) as augmenter:
+        drawn = [augmenter.run(batch, epoch) for epoch in epochs]
+    if config.fusion == "early":
+        ends = np.cumsum([len(g.bands) for g in geometries])[:-1].tolist()
+        names = [g.name for g in geometries]
+        split = (np.split(images[EARLY_NAME], ends, axis=1) for images in drawn)
+        drawn = [dict(zip(names, parts, strict=True)) for parts in split]
     surveys = tuple(
         replace(
             schema[g.name],
-            shape=images[g.name].shape[1:],
+            shape=drawn[0][g.name].shape[1:],
             dtype="<f4",
             pixel_scale_arcsec=g.pixel_scale_arcsec,
         )
@@ -218,5 +230,6 @@ def preview(
     turned = [
         {**sample, **{name: image[i] for name, image in images.items()}}
         for i, sample in enumerate(samples)
+        for images in drawn
     ]
     return turned, Schema(name=schema.name, arrays=surveys)

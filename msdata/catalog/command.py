@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 WHEN_INTERRUPTED = "the catalog is not finished: run the same command again"
 # SQL that gets tables for `msdata catalog match`.
 QUERIES = ("mgs", "strm")
-FILES = ("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "catalog.json")
+FILES = (
+    *("catalog.parquet", "catalog.csv", "counts.md", "redshifts.png", "disagreements.parquet"),
+    "catalog.json",
+)
 _MARK = b"msdata catalog build"
 _MATCH_MARK = b"msdata catalog match"
 _POSITIONS_MARK = b"msdata catalog positions"
@@ -106,10 +109,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report))
         return 0
+    from msdata.catalog.build.disagreements import rate_rows
     from msdata.catalog.build.report import count_rows
 
     for line in table_lines(*count_rows(catalog.counts)):
         print(line)
+    if catalog.disputed.rates:
+        print(
+            f"redshifts within {spec.disagreement_arcsec:g} arcsec that differ by more than "
+            f"{spec.disagreement_above:g} (1 + z); which is wrong cannot be told:"
+        )
+        for line in table_lines(*rate_rows(catalog.disputed)):
+            print(line)
     for note in catalog.notes:
         print(f"note: {note}")
     print(f"{catalog.table.num_rows:,} objects in {args.out / FILES[0]} and {FILES[1]}")
@@ -257,5 +268,8 @@ def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -
     write_whole(out / FILES[2], text.encode())
     sizes = {str(path): path.stat().st_size for task in spec.surveys for path in task.files}
     report = report_json(catalog, spec, sizes, file_sha256(out / FILES[0]))
-    write_whole(out / FILES[4], json.dumps(report, indent=1).encode() + b"\n")
+    with whole_file(out / FILES[4]) as file:
+        pairs = catalog.disagreements.replace_schema_metadata({"made_by": _MARK})
+        pyarrow.parquet.write_table(pairs, file, compression="zstd")
+    write_whole(out / FILES[5], json.dumps(report, indent=1).encode() + b"\n")
     return report

@@ -9,7 +9,9 @@ import numpy as np
 
 import msdata
 from msdata.augment.augmenter import preview
-from msdata.augment.config import FUSIONS
+from msdata.augment.config import FUSIONS, AugmentConfig
+from msdata.augment.statistics import Statistics, read_statistics
+from msdata.core.checked_json import read_json
 from msdata.core.files import write_whole
 from msdata.core.output_file import PNG_MARK, check_output
 from msdata.dataset.dataset import Dataset
@@ -34,8 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ids", help="draw these objects instead, separated by commas")
     parser.add_argument(
         "--augment",
-        choices=FUSIONS,
-        help="show the images as a network of this fusion gets them in its first epoch with --seed",
+        metavar="early|late|RUN",
+        help="show the images as a network of this fusion gets them in its first epoch with "
+        "--seed, or as the run in this folder did, with its settings and seed",
+    )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        help="with --augment: rows per object, one for each of the first epochs "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--columns", default="", help="other columns of the index to show, separated by commas"
@@ -49,6 +59,15 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, PNG_MARK)
     if not 1 <= args.n <= _MAX_OBJECTS:
         raise UsageError(f"--n must be 1 to {_MAX_OBJECTS}, got {args.n}")
+    if args.draws != 1 and args.augment is None:
+        raise UsageError("--draws shows versions of augmentation; add --augment early, late or RUN")
+    most = _MAX_OBJECTS // (args.n if args.ids is None else len(args.ids.split(",")))
+    if not 1 <= args.draws <= max(1, most):
+        raise UsageError(
+            f"--draws must be 1 to {max(1, most)}, for a sheet of at most {_MAX_OBJECTS} rows, "
+            f"got {args.draws}"
+        )
+    augmented = None if args.augment is None else _augmentation(args.augment, args.seed)
     data = msdata.open(args.data)
     shown = [name for name in args.columns.split(",") if name]
     unknown = [name for name in shown if name not in data.columns]
@@ -60,15 +79,45 @@ def run(args: argparse.Namespace) -> int:
     captions = [caption(sample, shown) for sample in samples]
     title = f"{args.data.name}  {data.manifest.fingerprint}  {what}"
     schema = data.schema
-    if args.augment is not None:
-        samples, schema = preview(samples, schema, args.augment, seed=args.seed)
-        title += f", augmented for {args.augment} fusion"
-    image = draw_sheet(
-        samples, schema, captions=captions, title=title, is_turned=args.augment is not None
-    )
+    num_objects = len(samples)
+    if augmented is not None:
+        config, seed, statistics = augmented
+        epochs = range(args.draws)
+        samples, schema = preview(
+            samples, schema, config, seed=seed, epochs=epochs, statistics=statistics
+        )
+        title += f", augmented for {config.fusion} fusion with seed {seed}"
+        if args.draws > 1:
+            captions = [f"{text}   epoch {epoch}" for text in captions for epoch in epochs]
+    is_turned = augmented is not None
+    image = draw_sheet(samples, schema, captions=captions, title=title, is_turned=is_turned)
     write_whole(args.out, png_bytes(image))
-    print(f"drew {len(samples)} objects into {args.out} ({image.shape[1]} x {image.shape[0]})")
+    drawn = f"{num_objects} objects" + (f", {args.draws} times each," if args.draws > 1 else "")
+    print(f"drew {drawn} into {args.out} ({image.shape[1]} x {image.shape[0]})")
     return 0
+
+
+def _augmentation(asked: str, seed: int) -> tuple[AugmentConfig, int, Statistics | None]:
+    """The augmentation that was asked for, with the seed and statistics that go with it.
+
+    Raises:
+        UsageError: it is neither a fusion nor a run's folder.
+        DataError: the run's files are damaged.
+    """
+    if asked in FUSIONS:
+        return AugmentConfig(fusion=asked, scaling="none"), seed, None
+    path = Path(asked) / "config.json"
+    try:
+        saved = read_json(path, cure="give another run, or early or late", has_paths=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"--augment must be early, late or the folder of a run, got {asked}: {path} does not "
+            "exist"
+        ) from None
+    fields = saved["config"]
+    config = AugmentConfig.from_dict({n: v.value for n, v in fields["augment"].fields().items()})
+    statistics = read_statistics(Path(asked)) if config.noise else None
+    return config, fields["seed"].read_as(int), statistics
 
 
 def chosen(data: Dataset, args: argparse.Namespace) -> tuple[list[Sample], str]:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,11 @@ WHEN_INTERRUPTED = "what is fetched is kept: run the same command again"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `msdata fetch`."""
     parser.add_argument(
-        "catalog", type=Path, help="CSV, Parquet or FITS table of ids and positions"
+        "catalog", type=Path, nargs="?", help="CSV, Parquet or FITS table of ids and positions"
     )
-    parser.add_argument("out", type=Path, help="folder for the objects; a second run resumes there")
+    parser.add_argument(
+        "out", type=Path, nargs="?", help="folder for the objects; a second run resumes there"
+    )
     parser.add_argument("--id-column", help="the catalog's column with the objects' ids")
     parser.add_argument(
         "--slice", default="0/1", help="part of the catalog, such as 3/16 (default: %(default)s)"
@@ -53,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--retry-refused", action="store_true", help="also ask again for refused objects"
+    )
+    parser.add_argument(
+        "--canary",
+        type=Path,
+        metavar="REF",
+        help="fetch no objects: keep checksums and noise of 20 positions of the catalog in this "
+        "file; if it exists, say what the services changed since (exit code 1 for values)",
     )
     parser.add_argument(
         "--dry-run",
@@ -127,9 +137,11 @@ def settings_of(args: argparse.Namespace) -> FetchSettings:
     """The settings that the options ask for."""
     from msdata.fetch.settings import FetchSettings
 
+    if args.canary is None and args.out is None:
+        raise UsageError("give a catalog and a folder: 'msdata fetch CATALOG OUT'")
     return FetchSettings(
-        catalog=args.catalog,
-        out=args.out,
+        catalog=args.catalog or Path(),
+        out=args.canary or args.out,
         id_column=args.id_column,
         services=_services(args),
         unwise_from=args.unwise_from.replace(".", "_"),
@@ -148,6 +160,8 @@ def settings_of(args: argparse.Namespace) -> FetchSettings:
 def run(args: argparse.Namespace) -> int:
     """Fetches; returns 0 when every object is there or cannot be had, else 1."""
     settings = settings_of(args)
+    if args.canary is not None:
+        return _watch(settings, args)
     if args.keep_pickles and args.pack is None:
         raise UsageError("--keep-pickles is for --pack only; without it all objects stay files")
     if args.dry_run:
@@ -163,6 +177,37 @@ def run(args: argparse.Namespace) -> int:
         shards = into_shards(settings, keep_pickles=args.keep_pickles, is_quiet=args.quiet)
     _print_report(report, args, time.monotonic() - started_s, shards)
     return int(not report.is_settled or _tell_of_most(shards, args))
+
+
+def _watch(settings: FetchSettings, args: argparse.Namespace) -> int:
+    """Makes or compares a canary; returns 1 where values changed or a service is not there."""
+    from msdata.fetch.canary import report_lines, watch
+
+    of_objects = {
+        "OUT": args.out,
+        "--slice": args.slice != "0/1",
+        "--pack": args.pack,
+        "--keep-pickles": args.keep_pickles,
+        "--keep-fits": args.keep_fits,
+        "--retry-refused": args.retry_refused,
+        "--dry-run": args.dry_run,
+    }
+    for name in (name for name, is_given in of_objects.items() if is_given):
+        raise UsageError(f"--canary fetches no objects; leave {name} out")
+    report = watch(args.canary, settings, is_quiet=args.quiet)
+    for name, (number, reason) in report.undelivered.items():
+        print(
+            f"msdata fetch: service {name} ({settings.services[name].base_url}) delivered nothing "
+            f"at {number} of {report.num_positions} positions, which were not compared: {reason}",
+            file=sys.stderr,
+        )
+    if args.json:
+        found = {"canary": str(args.canary), "is_changed": report.is_changed, **asdict(report)}
+        print(json.dumps(found))
+    else:
+        for line in report_lines(report, args.canary):
+            print(line)
+    return int(report.is_changed or not report.is_compared)
 
 
 def _tell_of_most(shards: Shards | None, args: argparse.Namespace) -> bool:

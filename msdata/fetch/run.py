@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from msdata.core.files import write_whole
 from msdata.core.progress import ProgressLine
@@ -29,6 +31,9 @@ PATIENCE = 25
 # A killed run's last requests may have reached the services a moment ago.
 _PAUSE_BEFORE_RESUMING_S = 1.0
 _TICK_S = 1.0
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ class FetchReport:
         return not self.states.get(UNSETTLED) and sum(self.states.values()) == self.num_objects
 
 
-class Crew:
+class Crew(Generic[Task, Result]):
     """Runs a function on many threads over a stream of objects; a context manager.
 
     The threads are daemons: one that waits for a dead server does not keep the process from ending.
@@ -71,15 +76,15 @@ class Crew:
     """
 
     def __init__(
-        self, work: Callable[[Target], Entry], num_threads: int, stop: threading.Event
+        self, work: Callable[[Task], Result], num_threads: int, stop: threading.Event
     ) -> None:
         self._work = work
         self._num_threads = num_threads
         self._stop = stop
-        self._tasks: queue.SimpleQueue[Target | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Entry | BaseException] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Crew[Task, Result]:
         for number in range(self._num_threads):
             threading.Thread(target=self._serve, name=f"fetch-{number}", daemon=True).start()
         return self
@@ -89,7 +94,7 @@ class Crew:
         for _ in range(self._num_threads):
             self._tasks.put(None)
 
-    def results(self, targets: Iterator[Target]) -> Iterator[Entry | None]:
+    def results(self, targets: Iterator[Task]) -> Iterator[Result | None]:
         """What became of each object, as they are done; None every second without one.
 
         Raises:
@@ -115,12 +120,38 @@ class Crew:
     def _serve(self) -> None:
         while (target := self._tasks.get()) is not None:
             try:
-                result: Entry | BaseException = self._work(target)
+                result: Result | BaseException = self._work(target)
             except StoppedError:
                 return
             except BaseException as error:
                 result = error
             self._results.put(result)
+
+
+@contextmanager
+def open_clients(
+    settings: FetchSettings, stop: threading.Event, *, is_resumed: bool
+) -> Iterator[dict[str, Client]]:
+    """Opens a client of each service that a fetch asks; closes them at the end.
+
+    Args:
+        settings: the fetch.
+        stop: set when the run ends.
+        is_resumed: an earlier run may have asked the services a moment ago: wait a second first.
+
+    Yields:
+        The clients by service.
+    """
+    first_s = time.monotonic() + _PAUSE_BEFORE_RESUMING_S if is_resumed else 0.0
+    clients = {
+        name: Client(service, stop, first_after_s=first_s, contact=settings.contact)
+        for name, service in settings.shared_services().items()
+    }
+    try:
+        yield clients
+    finally:
+        for client in clients.values():
+            client.close()
 
 
 def failed_path(out: Path, part: Slice) -> Path:
@@ -173,7 +204,6 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
         DataError: a service is down, or refused object after object.
         StorageError: the file system refused.
     """
-    started_s = time.monotonic()
     targets, notes = read_targets(
         settings.catalog, id_column=settings.id_column, part=settings.part
     )
@@ -184,28 +214,22 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
         left = targets_left(targets, entries, settings, is_packed=is_packed)
         check_unfinished(settings, len(left))
         stop = threading.Event()
-        first_s = started_s + _PAUSE_BEFORE_RESUMING_S if has_begun else 0.0
-        clients = {
-            name: Client(service, stop, first_after_s=first_s, contact=settings.contact)
-            for name, service in settings.shared_services().items()
-        }
-        tally = _Tally(len(targets), len(targets) - len(left), clients, is_quiet=is_quiet)
-        fetcher = ObjectFetcher(settings, clients)
-        try:
-            with Crew(fetcher.fetch, settings.workers, stop) as crew:
-                for entry in crew.results(iter(left)):
-                    if entry is not None:
-                        journal.add(entry)
-                        entries[entry.sample_id] = entry
-                        tally.add(entry)
-                    tally.show()
-        finally:
-            tally.close()
-            for client in clients.values():
-                client.close()
-            path = failed_path(settings.out, settings.part)
-            of_slice = _of_slice(targets, entries)
-            write_failed(path, of_slice)
+        with open_clients(settings, stop, is_resumed=has_begun) as clients:
+            tally = _Tally(len(targets), len(targets) - len(left), clients, is_quiet=is_quiet)
+            fetcher = ObjectFetcher(settings, clients)
+            try:
+                with Crew(fetcher.fetch, settings.workers, stop) as crew:
+                    for entry in crew.results(iter(left)):
+                        if entry is not None:
+                            journal.add(entry)
+                            entries[entry.sample_id] = entry
+                            tally.add(entry)
+                        tally.show()
+            finally:
+                tally.close()
+                path = failed_path(settings.out, settings.part)
+                of_slice = _of_slice(targets, entries)
+                write_failed(path, of_slice)
     return FetchReport(
         num_objects=len(targets),
         states=Counter(entry.state for entry in of_slice),

@@ -203,9 +203,8 @@ def claim_folder(settings: FetchSettings) -> bool:
 
 
 def _check_or_write(path: Path, settings: FetchSettings) -> None:
-    now = settings.to_json()
     if not path.exists():
-        fields = {"format_version": _FORMAT_VERSION, **now}
+        fields = {"format_version": _FORMAT_VERSION, **settings.to_json()}
         write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
         return
     found = read_json(path, cure="fetch into a new folder, or restore it", has_paths=True)
@@ -213,12 +212,26 @@ def _check_or_write(path: Path, settings: FetchSettings) -> None:
     before = found.value
     if version != _FORMAT_VERSION:
         raise UsageError(f"{settings.out} was started by another version of msdata ({version})")
-    for name, value in now.items():
+    check_same(settings, before, "resume with the same, or fetch into another folder")
+
+
+def check_same(settings: FetchSettings, before: Mapping[str, Any], cure: str) -> None:
+    """Refuses settings that give other pixels than those that `settings.out` was started with.
+
+    Args:
+        settings: those of now.
+        before: what `FetchSettings.to_json` gave then.
+        cure: end of the message.
+
+    Raises:
+        UsageError: they differ.
+    """
+    for name, value in settings.to_json().items():
         # Earlier versions wrote no surveys.
         if (before.get(name) or None) != (value or None):
             raise UsageError(
                 f"{settings.out} was started with {_OPTIONS[name]} {_shown(before.get(name))}, not "
-                f"{_shown(value)}; resume with the same, or fetch into another folder"
+                f"{_shown(value)}; {cure}"
             )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 
 from mstrain.calibration.calibrate import (
     CUTOUTS,
@@ -19,6 +18,7 @@ from mstrain.calibration.calibrate import (
 )
 from mstrain.distributed import run_joined
 from mstrain.evaluation.command import add_network_arguments
+from mstrain.options import add_data, add_printed, add_run, add_split, parse_names
 
 # A twentieth of them in each corner of the global map.
 _FEW = 1000
@@ -26,9 +26,9 @@ _FEW = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain calibrate`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("--split", default="val", help="split to fit on (default: %(default)s)")
+    add_run(parser)
+    add_data(parser)
+    add_split(parser, "fit on", "val")
     parser.add_argument(
         "--by",
         metavar="A,B,...",
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="seed of the fit (default: %(default)s)"
     )
     add_network_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         checkpoint=args.checkpoint,
         prior=args.prior,
-        by=tuple(dict.fromkeys(word.strip() for word in args.by.split(",") if word.strip())),
+        by=parse_names(args.by),
         has_local=not args.only_global,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,

@@ -12,6 +12,7 @@ from mstrain.comparison.compare import Comparison, compare
 from mstrain.comparison.section import differences_table, metrics_table, published_table
 from mstrain.evaluation.command import add_bootstrap, parse_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.options import add_edges, add_out, add_printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="data set with the columns (default: the one that was predicted)",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the results (default: the first table's)"
-    )
-    parser.add_argument("--redshift-edges", metavar="A,B,...", default="", help="edges of the bins")
+    add_out(parser, default="the first table's")
+    add_edges(parser, "redshift")
     add_bootstrap(parser)
-    parser.add_argument("--no-report", action="store_true", help="do not write compare.html")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser, report="compare.html")
 
 
 def run(args: argparse.Namespace) -> int:

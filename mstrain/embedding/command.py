@@ -12,16 +12,17 @@ from pathlib import Path
 
 from mstrain.distributed import run_joined
 from mstrain.embedding.embed import Embedded, EmbeddingConfig, embed_on_ranks
-from mstrain.evaluation.command import add_network_arguments, add_run_argument
+from mstrain.evaluation.command import add_network_arguments
 from mstrain.models.redshift_net import FEATURES, LAYERS
+from mstrain.options import add_columns, add_data, add_printed, add_run, add_split, parse_names
 
 WHEN_INTERRUPTED = "no table was written: run the same command again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain embed`."""
-    add_run_argument(parser)
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    add_run(parser, has_model_files=True)
+    add_data(parser)
     parser.add_argument("out", metavar="OUT.parquet", type=Path, help="table to write")
     parser.add_argument(
         "--layer",
@@ -30,12 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pooled features of all encoders, or the hidden layer before the logits "
         "(default: %(default)s)",
     )
-    parser.add_argument("--split", help="split to embed (default: all that have samples)")
-    parser.add_argument(
-        "--columns", default="", help="comma-separated columns of the data to copy into the table"
-    )
+    add_split(parser, "embed", None)
+    add_columns(parser)
     add_network_arguments(parser, has_prior=False)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     config = EmbeddingConfig(
         layer=args.layer,
         split=args.split,
-        columns=tuple(name for name in args.columns.split(",") if name),
+        columns=parse_names(args.columns),
         checkpoint=args.checkpoint,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,

@@ -14,6 +14,7 @@ from msdata.topology import from_env
 from mstrain.distributed import choose_device
 from mstrain.embedding.flag import FlagConfig, Flagged, flag
 from mstrain.embedding.risk import LEAST_RATIO
+from mstrain.options import add_device, add_printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,13 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FlagConfig.threshold,
         help="count |z_mean - z|/(1 + z) of at least this as an outlier (default: %(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where distances are computed (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_device(parser, "where distances are computed")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:

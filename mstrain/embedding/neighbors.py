@@ -22,6 +22,7 @@ from msdata.errors import UsageError
 from mstrain.checks import check_choice
 from mstrain.embedding.distance import nearest
 from mstrain.embedding.embeddings import LAYER_KEY, Embeddings, read_embeddings
+from mstrain.options import add_data, add_printed
 
 METRICS = ("cosine", "euclidean")
 _MAX_OBJECTS = 200
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table", metavar="EMBEDDINGS.parquet", type=Path, help="table that 'mstrain embed' wrote"
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="the data set that was embedded")
+    add_data(parser)
     parser.add_argument("out", metavar="OUT.png", type=Path, help="the sheet to draw")
     parser.add_argument("--of", required=True, metavar="ID", help="the object's sample_id")
     parser.add_argument(
@@ -112,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=METRICS[0],
         help="distance between embeddings (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:

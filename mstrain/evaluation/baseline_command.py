@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from mstrain.evaluation.baseline import BaselineConfig, baseline_table, run_baseline
 from mstrain.evaluation.command import add_bootstrap
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.report.wording import printable
+from mstrain.options import add_data, add_out, add_printed, add_run, add_split
 
 _REPLICATES = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain baseline`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("--split", default="test", help="split to compare on")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        help="folder of the evaluation, which gets the results (default: RUN)",
-    )
+    add_run(parser)
+    add_data(parser)
+    add_split(parser, "compare on")
+    add_out(parser, "the evaluation, which gets the results")
     parser.add_argument(
         "--neighbors",
         type=int,
@@ -46,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="objects to take of each split at most, drawn uniformly (default: %(default)s)",
     )
     add_bootstrap(parser, of="draws and the bootstrap", replicates=_REPLICATES)
-    parser.add_argument("--no-report", action="store_true", help="leave report.html as it is")
-    parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser, report="report.html", is_quiet_known=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 
 from msdata.errors import UsageError
 from mstrain.data.pixels import ANYWAY
@@ -26,19 +25,24 @@ from mstrain.evaluation.report.wording import prior_table, summary_text
 from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.models.model_file import results_folder
 from mstrain.models.prior import AS_TRAINED, NATURAL
+from mstrain.options import (
+    add_data,
+    add_device,
+    add_edges,
+    add_out,
+    add_printed,
+    add_run,
+    add_split,
+    parse_names,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain evaluate`."""
-    add_run_argument(parser)
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("--split", default="test", help="split to evaluate (default: %(default)s)")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        help="folder of predictions, metrics and report (default: RUN)",
-    )
+    add_run(parser, has_model_files=True)
+    add_data(parser)
+    add_split(parser, "evaluate")
+    add_out(parser, "predictions, metrics and report")
     add_network_arguments(parser)
     parser.add_argument(
         "--magnitude-column", metavar="NAME", help="bin by this column (default: the r magnitude)"
@@ -50,27 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show widths, errors and calibration by redshift, magnitude, or any columns of the "
         "index; a text column has a bin per value",
     )
-    for name in ("redshift", "magnitude"):
-        parser.add_argument(
-            f"--{name}-edges",
-            metavar="A,B,...",
-            default="",
-            help="edges of the bins (default: round numbers)",
-        )
+    add_edges(parser, "redshift", "magnitude")
     add_bootstrap(parser)
     add_calibration(parser)
-    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser, report="report.html")
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     """Declares the argument RUN of all commands that run one trained network."""
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        type=Path,
-        help="folder of a training (its --out), or a model file of 'mstrain export'",
-    )
+    add_run(parser, has_model_files=True)
 
 
 def add_network_arguments(
@@ -99,12 +91,7 @@ def add_network_arguments(
         action="store_true",
         help="accept pixels whose dtype, unit, zero-point or statistics differ from the training's",
     )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the network runs (default: %(default)s)",
-    )
+    add_device(parser)
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -151,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         magnitude_column=args.magnitude_column,
         redshift_edges=parse_edges("--redshift-edges", args.redshift_edges),
         magnitude_edges=parse_edges("--magnitude-edges", args.magnitude_edges),
-        bin_by=tuple(word.strip() for word in args.bin_by.split(",") if word.strip()),
+        bin_by=parse_names(args.bin_by),
         bootstrap=BootstrapConfig(num_replicates=args.replicates, seed=args.seed),
         has_report=not args.no_report,
         is_quiet=args.quiet,

@@ -15,6 +15,7 @@ from mstrain.distributed import run_joined
 from mstrain.evaluation.command import add_bootstrap, add_network_arguments, parse_edges
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.models.model_file import results_folder
+from mstrain.options import add_data, add_edges, add_out, add_printed, add_split
 from mstrain.perception.exchange import MASKS
 from mstrain.perception.perceive import (
     LEVELS,
@@ -31,11 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="folders of trainings, side by side"
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
-    parser.add_argument("--split", default="test", help="split to take (default: %(default)s)")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the results (default: the first RUN)"
-    )
+    add_data(parser)
+    add_split(parser, "take")
+    add_out(parser, default="the first RUN")
     parser.add_argument(
         "--permutations",
         type=int,
@@ -62,14 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exchange only the central disc of half a side's diameter, or only the rest "
         "(default: the whole image)",
     )
-    parser.add_argument("--redshift-edges", metavar="A,B,...", default="", help="edges of the bins")
+    add_edges(parser, "redshift")
     parser.add_argument(
         "--magnitude-column", metavar="NAME", help="for --within magnitude (default: r magnitude)"
     )
     add_bootstrap(parser, of="exchange and bootstrap")
     add_network_arguments(parser, checkpoints=("best", "last", "all"))
-    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser, report="report.html")
 
 
 def run(args: argparse.Namespace) -> int:

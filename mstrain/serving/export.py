@@ -28,6 +28,7 @@ from mstrain.models.model_file import (
     is_model_file,
     write_model_file,
 )
+from mstrain.options import add_printed, add_run
 from mstrain.training.checkpoint import checkpoint_sha256, read_trained, versions
 
 
@@ -140,7 +141,7 @@ def _companions(run: Path) -> dict[str, bytes]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain export`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training (its --out)")
+    add_run(parser)
     parser.add_argument("model", metavar="MODEL.msz", type=Path, help="file to write")
     parser.add_argument(
         "--checkpoint",
@@ -150,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--license", help="name or URL of the terms of use, kept in the file")
     parser.add_argument("--cite", help="the citation, kept in the file")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,11 +29,12 @@ from msdata.fetch.journal import Entry
 from msdata.fetch.run import write_failed
 from msdata.fetch.service import read_services
 from mstrain.distributed import Ranks, run_joined
-from mstrain.evaluation.command import add_calibration, add_network_arguments, add_run_argument
+from mstrain.evaluation.command import add_calibration, add_network_arguments
 from mstrain.evaluation.prediction import PredictionConfig, check_suffix, predict_on_ranks
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.run_info import open_run
+from mstrain.options import add_columns, add_printed, add_run, add_split, parse_names
 from mstrain.serving.figure import draw_position
 from mstrain.serving.model import map_of, the_column
 from mstrain.serving.positions import (
@@ -49,7 +50,7 @@ _FAILED_MARK = b"sample_id,ra,dec,state,service,reason"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain predict`."""
-    add_run_argument(parser)
+    add_run(parser, has_model_files=True)
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -64,10 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="table to write; OUT.hdf5 is a file for qp",
     )
-    parser.add_argument("--split", help="split to predict (default: all that have samples)")
-    parser.add_argument(
-        "--columns", default="", help="comma-separated columns of the data to copy into the table"
-    )
+    add_split(parser, "predict", None)
+    add_columns(parser)
     positions = parser.add_argument_group("positions", "cutouts are fetched at the services' rates")
     positions.add_argument(
         "--at",
@@ -85,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     positions.add_argument("--contact", help="your address, for the services' operators")
     add_network_arguments(parser)
     add_calibration(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,7 +125,7 @@ def _run_data(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace, data_name: str | None = None) -> PredictionConfig:
     return PredictionConfig(
         split=args.split,
-        columns=tuple(name for name in args.columns.split(",") if name),
+        columns=parse_names(args.columns),
         checkpoint=args.checkpoint,
         prior=args.prior,
         calibration=args.calibration,

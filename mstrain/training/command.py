@@ -26,6 +26,7 @@ from mstrain.distributed import (
     joined_ranks,
     set_threads,
 )
+from mstrain.options import add_data
 from mstrain.overrides import settings_of
 from mstrain.recipes import AUTO, RECIPES, config_for
 from mstrain.training.checkpoint import check_run_folder, locked_run
@@ -35,7 +36,7 @@ from mstrain.training.run import train_on_ranks
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain train`."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join((AUTO, *RECIPES))}")
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
+    add_data(parser)
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="settings of the recipe"
     )

@@ -87,8 +87,7 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
-    split = _train_split(data)
-    config = resolve(for_ranks(config, ranks.count), data)
+    split, config = _train_split(data), resolve(for_ranks(config, ranks.count), data)
     journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
     start = find_start(out, init, config, split, ranks, journal.say)
     statistics = _statistics(out, config, split, journal)
@@ -105,20 +104,18 @@ def train_on_ranks(
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, train_step.num_steps))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
-        extras, keep = _extras(config, data, shapes, prior), config.checkpoint.keep
-        trainer = Trainer(
+        extras = _extras(config, data, shapes, prior)
+        Trainer(
             config=config,
             ranks=ranks,
             train_step=train_step,
             journal=journal,
-            num_steps=train_step.num_steps,
             validate=_validation(stack, data, config, ranks, statistics, journal),
             count_hits=hits.count,
-            writer=CheckpointWriter(out, ranks, extras, keep=keep),
+            writer=CheckpointWriter(out, ranks, extras, keep=config.checkpoint.keep),
             stop=stop,
             watch=watch,
-        )
-        trainer.fit(stream, progress)
+        ).fit(stream, progress)
     return progress
 
 

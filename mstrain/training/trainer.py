@@ -110,7 +110,6 @@ class Trainer:
         ranks: all of them run the same loop.
         train_step: what learns.
         journal: what is written down.
-        num_steps: optimizer steps of the whole training.
         validate: gives this rank's batches of the validation split; None where there is none.
         count_hits: where an epoch's samples came from.
         writer: keeps states; what it could not keep, it raises later.
@@ -122,7 +121,6 @@ class Trainer:
     ranks: Ranks
     train_step: TrainStep
     journal: Journal
-    num_steps: int
     validate: Callable[[], Iterator[TensorBatch]] | None
     count_hits: CountHits
     writer: CheckpointWriter
@@ -205,7 +203,7 @@ class Trainer:
             "epoch": progress.validated,
             "num_epochs": self.config.epochs,
             "step": progress.step,
-            "num_steps": self.num_steps,
+            "num_steps": self.train_step.num_steps,
         }
 
     def _maybe_save(self, progress: Progress) -> None:

@@ -91,7 +91,7 @@ class TrialJournal:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._sampler, self._seed = space, sampler, seed
         self.path = folder / NAME
-        lock = _AppendLock(self.path)
+        lock: Any = _AppendLock(self.path)
         with _reading(self.path):
             backend = JournalFileBackend(os.fspath(self.path), lock)
             # Hyperband's brackets depend on the name.

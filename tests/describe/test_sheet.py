@@ -1,7 +1,9 @@
 """msdata sheet: stamps where they belong, in the colors that were promised."""
 
 import csv
+import json
 import pickle
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +15,14 @@ from msdata.augment.augmenter import preview
 from msdata.augment.geometry import survey_names
 from msdata.cli import main
 from msdata.core.stretch import stretch
-from msdata.describe.sheet import CELL_MAX, NAN_COLOR, draw_cell, draw_sheet, sheet_columns
+from msdata.describe.sheet import (
+    CELL_MAX,
+    CELL_MIN,
+    NAN_COLOR,
+    draw_cell,
+    draw_sheet,
+    sheet_columns,
+)
 from msdata.errors import UsageError
 from msdata.pack.run import pack
 from msdata.pack.settings import PackSettings
@@ -87,6 +96,9 @@ def test_the_same_seed_draws_the_same_bytes_and_ids_choose(data, tmp_path):
         (["x.png", "--n", "0"], "--n must be 1 to 200, got 0"),
         (["x.png", "--ids", "g0,nobody"], "has no sample nobody"),
         (["x.png", "--split", "train"], "has no split 'train'"),
+        (["x.png", "--draws", "2"], "--draws shows versions of augmentation; add --augment"),
+        (["x.png", "--augment", "early", "--draws", "17"], "--draws must be 1 to 16"),
+        (["x.png", "--augment", "earl"], "must be early, late or the folder of a run, got earl"),
     ],
 )
 def test_wrong_wishes_are_refused_by_a_sentence(data, options, message, capsys):
@@ -165,10 +177,50 @@ def test_augmented_objects_are_drawn_as_a_training_of_that_seed_sees_them(data, 
     assert len(set(pictures.values())) == 3
 
 
+def test_draws_are_rows_of_the_first_epochs_with_the_settings_and_seed_of_a_run(data, tmp_path):
+    split = msdata.open(data).split("test")
+    config = AugmentConfig(fusion="late", rotation="none", band_dropout=0.5, surveys=("unwise",))
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = {"config": {"augment": config.as_dict(), "seed": 7}}
+    (run / "config.json").write_text(json.dumps(settings))
+    sheets = {}
+    for name, options in {
+        "once": ("--augment", str(run)),
+        "drawn": ("--augment", str(run), "--draws", "3"),
+        "again": ("--augment", str(run), "--draws", "3"),
+    }.items():
+        out = tmp_path / f"{name}.png"
+        assert main(["sheet", str(data), str(out), "--ids", "g1,g4", *options]) == 0
+        sheets[name] = out.read_bytes()
+    assert sheets["drawn"] == sheets["again"] != sheets["once"]
+    pictures = {name: cv2.imread(str(tmp_path / f"{name}.png")) for name in sheets}
+    row = CELL_MIN + 30
+    assert pictures["drawn"].shape[0] - pictures["once"].shape[0] == 4 * row
+    # Each stamp is what the augmenter of a training gives in that epoch.
+    samples = split[1], split[4]
+    batch = {"unwise": np.stack([s["unwise"] for s in samples]), "sample_id": ["g1", "g4"]}
+    raw = replace(config, scaling="none")
+    with open_augmenter(split.schema, raw, seed=7, batch_size=2) as augmenter:
+        images = [augmenter.run(batch, epoch)["unwise"] for epoch in range(3)]
+    schema = Schema(name="", arrays=(replace(MANTIS_SHRIMP["unwise"], shape=images[0].shape[1:]),))
+    columns, _ = sheet_columns(schema)
+    for number in range(6):
+        sample = {"unwise": images[number % 3][number // 3]}
+        top = 20 + 58 + number * row
+        for k, column in enumerate(columns):
+            left = 20 + k * (CELL_MIN + 4)
+            stamp = pictures["drawn"][top : top + CELL_MIN, left : left + CELL_MIN]
+            assert np.array_equal(stamp, draw_cell(column, sample, CELL_MIN)), (number, k)
+    assert any(not image.any(axis=(2, 3)).all() for image in images), "a band was dropped"
+
+
 def test_an_augmented_sample_is_what_the_augmenter_gives(data):
     split = msdata.open(data).split("test")
     samples = [split[i] for i in range(3)]
-    turned, schema = preview(samples, split.schema, "early", seed=5, epoch=2)
+    turned, schema = preview(
+        samples, split.schema, AugmentConfig(fusion="early"), seed=5, epochs=[2]
+    )
     assert schema["unwise"].shape == (2, 120, 120)
     assert schema["unwise"].pixel_scale_arcsec == pytest.approx(0.25)
     batch = {name: np.stack([s[name] for s in samples]) for name in schema.names}

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from msdata.catalog.build.disagreements import DISPUTED, Disagreements, find_disagreements
 from msdata.catalog.build.dust import reddening
 from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
@@ -36,6 +37,8 @@ REPEATED = "repeated id"
 CLOSE_TO_OWN = "close to another of its survey"
 CLOSE_TO_OTHER = "close to one of a better survey"
 _ID_WIDTH = 7
+# Columns of all rows that pass, which no survey's table has.
+_IS_REPEATED, _ROW = "\0repeated", "\0row"
 # Between a survey's name and an id; no table has it in a text.
 _BETWEEN = "\x1f"
 
@@ -71,12 +74,16 @@ class BuiltCatalog:
 
     Attributes:
         table: `sample_id`, `ra`, `dec`, `redshift`, `survey`, `object_id` (its id in the survey)
-            and a float32 column `ebv_x` for each map x; sorted by `sample_id`.
+            `is_disputed` and a float32 column `ebv_x` for each map x; sorted by `sample_id`.
+        disputed: pairs of rows that contradict each other, and their rates.
+        disagreements: these pairs as a table.
         counts: one per survey, the better one first.
         notes: cuts that were left out, ids and E(B-V) that are absent.
     """
 
     table: pa.Table
+    disputed: Disagreements
+    disagreements: pa.Table
     counts: tuple[SurveyCounts, ...]
     notes: tuple[str, ...] = ()
 
@@ -101,14 +108,20 @@ def build_catalog(
     tables, available, dropped = [], [], []
     for task in spec.surveys:
         accepted, num_rows, reasons = _read_survey(task, spec)
-        say(f"{task.recipe.name}: {num_rows:,} rows, {accepted.num_rows:,} pass the cuts")
+        passing = accepted.num_rows - reasons[REPEATED]
+        say(f"{task.recipe.name}: {num_rows:,} rows, {passing:,} pass the cuts")
         tables.append(accepted)
         available.append(num_rows)
         dropped.append(reasons)
-    objects = pa.concat_tables(tables)
+    every = pa.concat_tables(tables)
     rank = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
-    if objects.num_rows == 0:
+    if every.num_rows == 0:
         raise DataError("no row of any survey passes the cuts; look at the counts and the recipes")
+    disputed = _disagreements(every, rank, spec)
+    is_first = ~every[_IS_REPEATED].to_numpy()
+    every = every.append_column(DISPUTED, pa.array(disputed.is_disputed))
+    every = every.append_column(_ROW, pa.array(np.arange(every.num_rows)))
+    objects, rank_of_every, rank = every.filter(pa.array(is_first)), rank, rank[is_first]
     is_kept, near = _separate(objects, rank, len(tables), spec.separation_arcsec)
     say(f"{objects.num_rows - int(is_kept.sum()):,} lie within {spec.separation_arcsec:g} arcsec")
     kept = objects.filter(pa.array(is_kept))
@@ -124,9 +137,27 @@ def build_catalog(
         for k, task in enumerate(spec.surveys)
     )
     names = pa.array([task.recipe.name for task in spec.surveys])
-    surveys = names.take(pa.array(rank[is_kept]))
-    table = _finish(kept, surveys, spec, notes)
-    return BuiltCatalog(table=table, counts=counts, notes=tuple(notes))
+    table = _finish(kept, names.take(pa.array(rank[is_kept])), spec, notes)
+    place = pc.index_in(pa.array(np.arange(every.num_rows)), value_set=table[_ROW])
+    return BuiltCatalog(
+        table=table.drop_columns(_ROW),
+        disputed=disputed,
+        disagreements=disputed.table(
+            every, names.take(pa.array(rank_of_every)), table["sample_id"].take(place)
+        ),
+        counts=counts,
+        notes=tuple(notes),
+    )
+
+
+def _disagreements(every: pa.Table, rank: Any, spec: CatalogSpec) -> Disagreements:
+    return find_disagreements(
+        every,
+        rank,
+        [task.recipe.name for task in spec.surveys],
+        within_arcsec=spec.disagreement_arcsec,
+        above=spec.disagreement_above,
+    )
 
 
 def _look_at(task: SurveyTask, notes: list[str]) -> tuple[str, ...]:
@@ -143,7 +174,7 @@ def _look_at(task: SurveyTask, notes: list[str]) -> tuple[str, ...]:
 
 
 def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, dict[str, int]]:
-    """Rows that pass, in the order of files and rows; rows read; rows dropped by reason."""
+    """Rows that pass, repeated ids marked, in the order of files and rows; rows read; reasons."""
     further = [d.value for d in spec.dust if d.kind == "column"]
     tables: list[pa.Table] = []
     counts: list[Mapping[str, int]] = []
@@ -164,7 +195,8 @@ def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, di
     accepted = pa.concat_tables(tables)
     is_repeated = repeated_ids(accepted["object_id"])
     counts.append({REPEATED: int(is_repeated.sum())})
-    return accepted.filter(pa.array(~is_repeated)), num_rows, merge_counts(counts)
+    marked = accepted.append_column(_IS_REPEATED, pa.array(is_repeated))
+    return marked, num_rows, merge_counts(counts)
 
 
 def _separate(
@@ -231,6 +263,8 @@ def _finish(kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, notes: list[st
         "redshift": kept["redshift"],
         "survey": surveys,
         "object_id": object_ids,
+        DISPUTED: kept[DISPUTED],
+        _ROW: kept[_ROW],
     }
     ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
     num_nameless = kept["object_id"].null_count

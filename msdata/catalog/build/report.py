@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from msdata import __version__
 from msdata.catalog.build.build import BuiltCatalog, SurveyCounts
+from msdata.catalog.build.disagreements import markdown_of, rates_json
 from msdata.catalog.build.recipe import Recipe
 from msdata.catalog.build.select import STAR
 from msdata.catalog.build.spec import CatalogSpec
@@ -66,6 +67,7 @@ def markdown_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
     for task in spec.surveys:
         files = ", ".join(path.name for path in task.files)
         yield f"| {task.recipe.name} | {files} | {task.recipe.citation} | {task.recipe.license} |"
+    yield from markdown_of(catalog.disputed, spec.disagreement_arcsec, spec.disagreement_above)
 
 
 def report_json(
@@ -87,6 +89,7 @@ def report_json(
         "sha256": digest,
         "spec": spec.to_json(),
         "notes": list(catalog.notes),
+        "disagreements": rates_json(catalog.disputed),
         "surveys": [
             {
                 "key": task.key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 from msdata.catalog.build.recipe import BUILT_IN, Recipe, check_names, load_recipe, read_toml
 from msdata.errors import UsageError
 
-_ENTRIES = ("order", "separation_arcsec", "dec_above", "redshift", "previous", "surveys", "ebv")
+_ENTRIES = (
+    *("order", "separation_arcsec", "dec_above", "redshift", "previous", "surveys", "ebv"),
+    *("disagreement_arcsec", "disagreement_above"),
+)
 _MAP_KINDS = ("healpix", "call", "column")
 
 
@@ -59,6 +63,8 @@ class CatalogSpec:
         dec_above: degrees.
         redshift_above: redshifts are larger than this.
         redshift_below: and smaller than this.
+        disagreement_arcsec: redshifts of rows that lie this close are compared.
+        disagreement_above: and disagree where they differ by more, over 1 + z.
         previous: an earlier catalog whose ids are kept; None for none.
         dust: the columns of E(B-V).
     """
@@ -68,6 +74,8 @@ class CatalogSpec:
     dec_above: float = -30.0
     redshift_above: float = 0.0
     redshift_below: float = 1.6
+    disagreement_arcsec: float = 3.0
+    disagreement_above: float = 0.005
     previous: Path | None = None
     dust: tuple[DustTask, ...] = ()
 
@@ -78,6 +86,8 @@ class CatalogSpec:
             "separation_arcsec": self.separation_arcsec,
             "dec_above": self.dec_above,
             "redshift": [self.redshift_above, self.redshift_below],
+            "disagreement_arcsec": self.disagreement_arcsec,
+            "disagreement_above": self.disagreement_above,
             "previous": None if self.previous is None else self.previous.name,
             "ebv": {d.name: {d.kind: d.value} for d in self.dust},
         }
@@ -113,6 +123,13 @@ def _spec_of(content: Mapping[str, Any], folder: Path) -> CatalogSpec:
     separation = float(content.get("separation_arcsec", 3.0))
     if not 1 <= separation <= 3600:
         raise UsageError(f"separation_arcsec must be 1 to 3600, got {separation:g}")
+    arcsec = float(content.get("disagreement_arcsec", 3.0))
+    above = float(content.get("disagreement_above", 0.005))
+    if not (0 < arcsec <= 60 and 0 < above < math.inf):
+        raise UsageError(
+            "disagreement_arcsec must be above 0 and at most 60, disagreement_above above 0, got "
+            f"{arcsec:g} and {above:g}"
+        )
     previous = content.get("previous")
     return CatalogSpec(
         surveys=tuple(tasks[key] for key in _order_of(content.get("order"), tuple(tasks))),
@@ -120,6 +137,8 @@ def _spec_of(content: Mapping[str, Any], folder: Path) -> CatalogSpec:
         dec_above=float(content.get("dec_above", -30.0)),
         redshift_above=float(redshifts[0]),
         redshift_below=float(redshifts[1]),
+        disagreement_arcsec=arcsec,
+        disagreement_above=above,
         previous=None if previous is None else folder / str(previous),
         dust=tuple(_dust_of(n, entry, folder) for n, entry in content.get("ebv", {}).items()),
     )

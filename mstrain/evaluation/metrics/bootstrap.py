@@ -17,11 +17,11 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.intervals import wilson_interval as wilson_interval
 from msdata.errors import UsageError
 from mstrain.evaluation.metrics.densities import Floats
 
@@ -115,26 +115,6 @@ def percentile_interval(replicates_R: Floats, level: float) -> tuple[float, floa
     tail = (1 - level) / 2
     low, high = np.quantile(replicates_R, (tail, 1 - tail))
     return float(low), float(high)
-
-
-def wilson_interval(share: float, count: int, level: float) -> tuple[float, float]:
-    """Interval of a fraction, for fractions of 0 and 1, whose replicates do not vary at all.
-
-    Args:
-        share: the fraction found.
-        count: number of objects.
-        level: probability of the interval.
-
-    Source: Wilson 1927, JASA 22, 209.
-    """
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    scale = 1 / (1 + z * z / count)
-    center = scale * (share + z * z / (2 * count))
-    half = scale * z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    # Rounding would leave the ends a hair inside.
-    low = center - half if share > 0 else 0.0
-    high = center + half if share < 1 else 1.0
-    return low, high
 
 
 def nmad(residual_N: Floats) -> float:
