@@ -245,7 +245,10 @@ def _validation(
     split = data.split("val")
     if told := Target.of(config.model).unseen_text(split):
         journal.say(shown_line(told))
-    loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
+    is_cached = config.data.cache_val
+    loader = stack.enter_context(
+        make_loader(split, config, ranks, is_training=False, is_cached=is_cached)
+    )
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
 

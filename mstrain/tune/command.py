@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from msdata.errors import DataError, UsageError
@@ -15,7 +16,9 @@ from msdata.topology import Topology, from_env
 from mstrain import REQUEUE_EXIT_CODE
 from mstrain.distributed import Ranks, Stopped, StopRequest, choose_device, set_threads
 from mstrain.models.labels import resolve
+from mstrain.overrides import full_name
 from mstrain.recipes import AUTO, RECIPES, config_for
+from mstrain.tune.arena import reserved_for, shared_arena, with_shared_cache
 from mstrain.tune.journal import PRUNERS, RUNNING, SAMPLERS
 from mstrain.tune.results import (
     best_command,
@@ -128,9 +131,14 @@ def _work(args: argparse.Namespace) -> int:
         train = trial_training(data, ranks, stop)
         study = Study(args.out, config, space)
         check_results(study.folder)
-        worker = Worker(study=study, train=train, stop=stop, say=say_to_stderr)
+        given = [full_name(word.partition("=")[0]) for word in args.settings]
+        base = replace(base, data=with_shared_cache(base.data, given, study.config.token))
+        worker = Worker(study=study, base=base, train=train, stop=stop, say=say_to_stderr)
+        reserved = reserved_for(base, space, place.ranks_per_node)
         try:
-            worker.run(args.trials)
+            if study.has_work(args.trials):
+                with shared_arena(data, base.data, reserved, stop, say_to_stderr):
+                    worker.run(args.trials)
         except Stopped:
             write_tables(study)
             print(

@@ -219,6 +219,11 @@ class Study:
         """See `TrialJournal.importances`."""
         return self._journal.importances()
 
+    def has_work(self, num_trials: int) -> bool:
+        """Whether trials are left to begin or run; another worker may have those that run."""
+        trials = self.trials()
+        return len(trials) < num_trials or any(trial.state == RUNNING for trial in trials)
+
     def claim(self, num_trials: int) -> Claim | None:
         """Takes a trial whose worker is gone, or begins one; None where there is nothing to do.
 

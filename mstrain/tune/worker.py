@@ -36,12 +36,14 @@ class Worker:
 
     Attributes:
         study: what it shares with other workers.
+        base: settings of its trials; they may differ from the study's where results do not.
         train: trains a trial, to its end or from where it stands.
         stop: looked at between trials.
         say: shows a line of progress.
     """
 
     study: Study
+    base: TrainConfig
     train: Train
     stop: StopRequest
     say: Callable[[str], None]
@@ -77,7 +79,7 @@ class Worker:
                 raise Pruned
 
         try:
-            config = apply_overrides(study.config.config, words)
+            config = apply_overrides(self.base, words)
             batch_per_rank(config, 1)
             # A worker may have been killed between an epoch and its report.
             after_epoch()

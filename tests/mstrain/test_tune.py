@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 import shlex
 import signal
@@ -17,23 +18,25 @@ import pytest
 import torch
 import training
 
+import msdata
 import mstrain
 import mstrain.cli
 from msdata.errors import DataError, StorageError, UsageError
 from mstrain import REQUEUE_EXIT_CODE
 from mstrain.config import LogConfig, TrainConfig
-from mstrain.distributed import Stopped, StopRequest
+from mstrain.distributed import Ranks, Stopped, StopRequest
 from mstrain.evaluation.metrics import densities as piecewise
 from mstrain.models.heads import bin_edges, crps, density
 from mstrain.network_config import ModelConfig
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import RECIPES
-from mstrain.training.metrics_log import Journal
+from mstrain.training.metrics_log import Journal, read_journal
 from mstrain.training.train_step import DivergedError
 from mstrain.training.trainer import Watch
+from mstrain.tune.arena import Reserved, reserved_for, shared_arena, with_shared_cache
 from mstrain.tune.space import LOSS, parse_space
 from mstrain.tune.study import Study, StudyConfig, read_study
-from mstrain.tune.worker import Train, Worker
+from mstrain.tune.worker import Train, Worker, trial_training
 
 SEARCH = ("optim.learning_rate=log:1e-5..1e-1", "model.hidden=128..2048", "optim.name=nadam,adamw")
 BEST_RATE, BEST_HIDDEN = 1e-3, 512
@@ -79,7 +82,8 @@ def pretend(folder: Path, config: TrainConfig, watch: Watch, loss: float | None 
 def work(study: Study, num_trials: int, train: Train = pretend) -> list[str]:
     """Works on a study to its end; what was said."""
     said: list[str] = []
-    Worker(study=study, train=train, stop=StopRequest(), say=said.append).run(num_trials)
+    base = study.config.config
+    Worker(study=study, base=base, train=train, stop=StopRequest(), say=said.append).run(num_trials)
     return said
 
 
@@ -387,6 +391,70 @@ def test_a_search_stopped_and_killed_ends_as_if_nothing_had_happened(
     page = (study / "tune.html").read_text()
     assert page.count("<figure") == 2
     assert "Too few complete trials for importances" in page
+
+
+def test_four_trials_of_two_workers_on_a_node_read_storage_once(
+    galaxies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[msdata.Loader] = []
+
+    class Counted(msdata.Loader):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(msdata, "Loader", Counted)
+    data = msdata.open(galaxies)
+    # Batch, order and draws differ from trial to trial; the cache's table does not.
+    search, said = ("batch_size=6,12", "seed=1,2,3"), []
+    settings = {**training.SETTINGS, "epochs": "1"}
+    words = [f"{n}={v}" for n, v in settings.items() if n != "batch_size"]
+    ranks = Ranks(topology=msdata.Topology(), device=torch.device("cpu"))
+    everyone = threading.Barrier(2)
+
+    def share() -> None:
+        study, stop = study_at(tmp_path / "study", search, words=words), StopRequest()
+        cached = with_shared_cache(study.config.config.data, (), study.config.token)
+        base = dataclasses.replace(study.config.config, data=cached)
+        reserved = reserved_for(base, study.space, 2)
+        assert reserved == Reserved(workers=2, batch_size=64)
+        train = trial_training(data, ranks, stop)
+        worker = Worker(study=study, base=base, train=train, stop=stop, say=said.append)
+        with shared_arena(data, cached, reserved, stop, said.append):
+            everyone.wait(60)
+            worker.run(4)
+            everyone.wait(60)
+
+    threads = [threading.Thread(target=share) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum("complete" in line for line in said) == 4, said
+    found = [loader.stats() for loader in made]
+    # Two arenas for each worker; one loader for each split of a trial.
+    assert len(found) == 2 * 2 + 4 * 2
+    filled = sum(stats["cache"]["filler"]["bytes"] for stats in found)
+    read = sum(stats["totals"]["storage"]["bytes"] for stats in found)
+    nbytes = sum(int(data.split(name).record_nbytes.sum()) for name in ("train", "val"))
+    assert (filled, read) == (nbytes, 0)
+    assert sum(stats["totals"]["local"]["bytes"] for stats in found) == 4 * nbytes
+    for run in (tmp_path / "study").glob("trial-*"):
+        (epoch,) = [line for line in read_journal(run) if line["kind"] == "epoch"]
+        assert (
+            epoch["hits"]
+            == epoch["forecast_hits"]
+            == {**epoch["hits"], "local": len(data.split("train"))}
+        )
+    assert not list(Path("/dev/shm").glob(f"*tune-{read_study(tmp_path / 'study').token}*"))
+
+
+def test_a_cache_is_shared_unless_the_caller_asks_for_another() -> None:
+    given = apply_overrides(TrainConfig(), ["data.cache_gib=2", "data.cache_val=no"]).data
+    found = with_shared_cache(given, ["data.cache_gib", "data.cache_val"], "ab")
+    assert (found.cache_gib, found.cache_val) == (2, False)
+    assert (found.cache_job, found.cache_warmup) == ("tune-ab", "blocking")
+    assert with_shared_cache(TrainConfig().data, (), "ab").cache_gib is None
 
 
 @pytest.mark.parametrize(
