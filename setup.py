@@ -81,7 +81,7 @@ setup(
             "catalog/build/surveys/*.md",
             "sources/surveys/*.toml",
         ],
-        "mstrain": ["py.typed"],
+        "mstrain": ["py.typed", "study/specs/*.toml"],
     },
     install_requires=[
         "numpy>=2.0",

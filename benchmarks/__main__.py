@@ -68,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="question", required=True, metavar="QUESTION")
     for name, (_, text) in QUESTIONS.items():
         add_arguments(commands.add_parser(name, help=text, description=text))
+    _add_minutes(commands.choices["loaders"])
     commands.choices["loaders"].add_argument(
         "--peers",
         type=lambda text: tuple(text.split(",")),
@@ -94,10 +95,20 @@ def make_parser() -> argparse.ArgumentParser:
     for name, peers in RACES.items():
         race = commands.add_parser(name, help=f"loaders --peers {','.join(peers)}")
         add_arguments(race)
+        _add_minutes(race)
         race.set_defaults(peers=peers)
     for name, (_, text) in PARTS.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
+
+
+def _add_minutes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="take fewer turns, but two at least, to end within M (default: 30; 10 with --quick)",
+    )
 
 
 def run_part(name: str, arguments: list[str]) -> int:
@@ -141,7 +152,10 @@ def main(arguments: list[str]) -> int:
         print(f"benchmarks: stopped:{place}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print("benchmarks: interrupted: this question has no result", file=sys.stderr)
+        print(
+            "benchmarks: interrupted: no result yet; the same command resumes what it kept",
+            file=sys.stderr,
+        )
         return exit_code_of(error)
 
 

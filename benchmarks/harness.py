@@ -38,6 +38,7 @@ _VERSIONS_OF = (
 )
 _MARK = ".msdata-benchmarks"
 _REALTIME_PRIORITY = 10
+_NO_RESULTS = ":(exclude)benchmarks/results"
 # Rows of tables stay rows.
 _LINE = 320
 
@@ -56,6 +57,7 @@ class Settings:
         quick: fewer samples and repeats, to see that all works; not figures to publish.
         workload: name of the mock samples' kind, see `benchmarks.workloads.WORKLOADS`.
         peers: question `loaders`: contestants to race; empty for all.
+        minutes: question `loaders`: for all of it; None for the question's own.
         has_pair: question `perceive`: also compare early with late fusion.
         machine: question `scale`: rates of `msdata probe`; None has them measured.
         command: what was typed.
@@ -68,6 +70,7 @@ class Settings:
     quick: bool = False
     workload: str = "mantis"
     peers: tuple[str, ...] = ()
+    minutes: float | None = None
     has_pair: bool = True
     machine: Path | None = None
     command: str = ""
@@ -81,6 +84,8 @@ class Settings:
             )
         if self.mock is not None and self.mock < 1:
             raise UsageError(f"--mock must be at least 1, got {self.mock}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UsageError(f"--minutes must be > 0, got {self.minutes:g}")
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"--out {self.out} is a file; name a folder")
 
@@ -140,7 +145,6 @@ def take_turns(
     *,
     warm_ups: int = 1,
     before_each: Callable[[], object] | None = None,
-    budget_s: float | None = None,
 ) -> dict[str, list[float]]:
     """Runs every contestant once per turn, in another order each turn.
 
@@ -149,16 +153,13 @@ def take_turns(
         repeats: turns that count.
         warm_ups: turns before them that do not.
         before_each: called before every run, not timed; drops the page cache for instance.
-        budget_s: seconds; once there are two turns, none starts that would end later.
 
     Returns:
         For each contestant its rates, one per turn.
     """
     shuffler = random.Random(0)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    started_s = time.perf_counter()
     for turn in range(-warm_ups, repeats):
-        turn_s = time.perf_counter()
         names = list(contestants)
         shuffler.shuffle(names)
         for name in names:
@@ -167,10 +168,6 @@ def take_turns(
             rate = contestants[name]()
             if turn >= 0:
                 rates[name].append(rate)
-        now_s = time.perf_counter()
-        is_late = budget_s is not None and 2 * now_s - turn_s - started_s > budget_s
-        if is_late and turn >= 1:
-            break
     return rates
 
 
@@ -290,7 +287,7 @@ def write_result(
         "benchmark": name,
         "command": command,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _commit(),
+        "commit": commit_of_code(),
         "host": {**host_facts(), "file_system": file_system_of(folder)},
         "versions": {"python": platform.python_version(), **_versions()},
         **result,
@@ -354,12 +351,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
-    """The commit that was measured, with a plus where files were changed since."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+def commit_of_code() -> str | None:
+    """The commit that was measured, with a plus where files were changed since, but for results."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ".", _NO_RESULTS], capture_output=True
+        )
     except OSError:
         return None
     if head.returncode:

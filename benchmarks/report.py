@@ -22,7 +22,17 @@ from msdata.core.output_file import check_output
 from msdata.errors import MissingPackageError, UsageError
 
 # The questions in the order of the page; others come after them.
-ORDER = ("limit", "loaders", "cache", "policies", "smaller", "perceive", "scale")
+ORDER = (
+    "limit",
+    "loaders",
+    "loaders_stamps",
+    "loaders_large",
+    "cache",
+    "policies",
+    "smaller",
+    "perceive",
+    "scale",
+)
 PAGE, MARKDOWN = "report.html", "report.md"
 _PAGE_MARK, _MARKDOWN_MARK = b"<title>I/O benchmarks</title>", b"python -m benchmarks"
 

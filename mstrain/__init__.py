@@ -32,6 +32,7 @@ _EXPORTS = {
     "perceive": "mstrain.notebook",
     "calibrate": "mstrain.notebook",
     "compare": "mstrain.comparison.compare",
+    "attribute": "mstrain.attribution.attribute",
     "embed": "mstrain.notebook",
     "flag": "mstrain.embedding.flag",
     "read_embeddings": "mstrain.embedding.embeddings",
@@ -39,9 +40,12 @@ _EXPORTS = {
     "load": "mstrain.serving.model",
     "load_model": "mstrain.training.checkpoint",
     "read_predictions": "mstrain.evaluation.predictions",
+    # A package that can be called.
+    "study": "mstrain.study",
 }
 
 if TYPE_CHECKING:
+    from mstrain.attribution.attribute import attribute
     from mstrain.comparison.compare import compare
     from mstrain.config import TrainConfig
     from mstrain.embedding.embeddings import read_embeddings
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from mstrain.recipes import RECIPES, auto
     from mstrain.serving.export import export
     from mstrain.serving.model import load
+    from mstrain.study.study import run_study as study
     from mstrain.training.checkpoint import load_model
 
 __all__ = [
@@ -59,6 +64,7 @@ __all__ = [
     "REQUEUE_EXIT_CODE",
     "RedshiftNet",
     "TrainConfig",
+    "attribute",
     "auto",
     "baseline",
     "calibrate",
@@ -73,6 +79,7 @@ __all__ = [
     "predict",
     "read_embeddings",
     "read_predictions",
+    "study",
     "train",
 ]
 
@@ -80,7 +87,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'mstrain' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    module = importlib.import_module(_EXPORTS[name])
+    return module if module.__name__ == f"mstrain.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

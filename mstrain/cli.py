@@ -45,6 +45,14 @@ COMMANDS = {
         "mstrain.embedding.flag_command",
         "measure how unlike the training's objects are, and flag them where it pays",
     ),
+    "study": (
+        "mstrain.study.command",
+        "train arms of settings with several seeds, and tell how they differ",
+    ),
+    "attribute": (
+        "mstrain.attribution.command",
+        "rank suspect training labels, and show what a density rests on",
+    ),
 }
 
 

@@ -37,6 +37,10 @@ class DataConfig:
     """What the loader is asked for.
 
     Attributes:
+        fraction: share of split "train" to learn from, the first of an order drawn by the run's
+            seed: a smaller share is a part of a larger one.
+        label_noise: share of the training labels that are exchanged with one another's, drawn by
+            the seed: a harm of known size, for a study that must show that it sees harm.
         policy: the loader's policy, see `msdata.Loader`.
         buffer_samples: samples in the shuffle buffer of policy "block".
         cache_gib: shared memory of each node for its cache; 0 has none, None ("auto") takes what
@@ -52,8 +56,13 @@ class DataConfig:
             the network is on a GPU. `compute.compile` compiles "torch", too.
         threads: threads that fill batches; None lets the loader choose.
         prefetch: batches that the loader fills ahead.
+        fold: part of split "train" that is not trained on, such as "0/5" to "4/5", by a hash of the
+            sample's id: five such runs judge each object without having seen it.
+        without: file with a column `sample_id`, whose samples are not trained on, see `--without`.
     """
 
+    fraction: float = 1.0
+    label_noise: float = 0.0
     policy: str = DEFAULT_POLICY
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES
     cache_gib: float | None = 0.0
@@ -66,12 +75,20 @@ class DataConfig:
     backend: str = "auto"
     threads: int | None = None
     prefetch: int = 1
+    fold: str | None = None
+    without: str | None = None
 
     def __post_init__(self) -> None:
+        if self.fold is not None:
+            parse_fold(self.fold)
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
         check_choice("data.cache_warmup", self.cache_warmup, WARMUPS)
         check_range("data.prefetch", self.prefetch, 1)
+        check_share("data.label_noise", self.label_noise)
+        check_positive("data.fraction", self.fraction)
+        if self.fraction > 1:
+            raise UsageError(f"data.fraction must be <= 1, got {self.fraction}")
 
     def backend_on(self, device: str) -> str:
         """What makes the images of a network on "cpu" or "cuda"."""
@@ -235,7 +252,7 @@ class TrainConfig:
     Attributes:
         recipe: the name of the recipe it came from.
         seed: seed of initial weights, orders and augmentation.
-        epochs: passes over split "train".
+        epochs: passes over split "train"; 0 keeps the network of `--init` as it is.
         batch_size: samples per step over all ranks together, so that a run may change its number
             of ranks and stay the same run; `msdata.Loader(batch_size=...)` counts one rank's.
         batch_per_gpu: samples per step of each rank, one per GPU; None leaves `batch_size`. The run
@@ -271,7 +288,7 @@ class TrainConfig:
         check_range("seed", self.seed, 0)
         if self.seed > _MAX_SEED:
             raise UsageError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
-        check_range("epochs", self.epochs, 1)
+        check_range("epochs", self.epochs, 0)
         if self.optim.freeze_epochs > self.epochs:
             raise UsageError(
                 f"optim.freeze_epochs must be <= epochs={self.epochs}, got "
@@ -312,6 +329,22 @@ SECTIONS: dict[str, Any] = {
     "log": LogConfig,
     "checkpoint": CheckpointConfig,
 }
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """Number and count of a fold such as "0/5".
+
+    Raises:
+        UsageError: it is not one.
+    """
+    part, slash, count = fold.partition("/")
+    if not slash or not (part.isdecimal() and count.isdecimal()) or int(count) < 2:
+        raise UsageError(f"data.fold must be a part such as 0/5, got {fold!r}; parts count from 0")
+    if int(part) >= int(count):
+        raise UsageError(
+            f"data.fold must be from 0/{int(count)} to {int(count) - 1}/{int(count)}, got {fold}"
+        )
+    return int(part), int(count)
 
 
 def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:

@@ -264,8 +264,9 @@ def embed(
         data: a data set, or its folder.
         out: the table's file, *.parquet; replaced if it is a table of embeddings.
         device: "auto", "cpu" or "cuda".
-        **options: fields of `mstrain.embedding.embed.EmbeddingConfig`: layer ("features" or
-            "hidden"), split, columns, checkpoint, has_any_pixels, batch_size (256), is_quiet.
+        **options: fields of `mstrain.embedding.embed.EmbeddingConfig`: layer ("features",
+            "hidden" or "pixels"), split, columns, checkpoint, has_any_pixels, batch_size (256),
+            is_quiet.
 
     Returns:
         The open table, a row per sample in the order of the index.

@@ -133,7 +133,7 @@ def test_the_architecture_page_names_every_room_and_only_modules_that_exist() ->
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     # What starts a command holds nothing else.
-    starters = {"train", "evaluate", "predict", "perceive", "calibrate", "embed"}
+    starters = {"train", "evaluate", "predict", "perceive", "calibrate", "embed", "attribute"}
     assert rooms >= there - {"__init__", "__main__", *starters}
     stops = re.findall(r"`(?:mstrain\.)?([a-z_]+)\.([a-z_]+(?:\.[a-z_]+)*)`", text)
     stops = [stop for stop in stops if stop[0] in there and stop[1] != "json"]

@@ -23,7 +23,8 @@ ROOMS = {
         *("cluster", "torch", "fetch", "mock", "cli", "__main__"),
     ),
     "benchmarks": (
-        *("harness", "comparison", "report", "workloads", "told", "peers", "augment_rates"),
+        *("harness", "comparison", "report", "workloads", "told", "journal", "peers"),
+        "augment_rates",
         *("questions", "gpu", "parts", "__main__"),
     ),
     "mstrain": (
@@ -31,10 +32,9 @@ ROOMS = {
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),
-        "tune",
-        *("notebook", "cli"),
+        *("attribution", "notebook", "study", "tune", "cli"),
         "__main__",
-        *("train", "evaluate", "predict", "perceive", "calibrate", "embed"),
+        *("train", "evaluate", "predict", "perceive", "calibrate", "embed", "attribute"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from benchmarks.peers import bare, readers, torch_loading
+from benchmarks.peers import bare, readers, torch_loading, whole
 from benchmarks.peers.protocol import Peer
 
 _TORCH = "none: the DataLoader has no state; torchdata's stateful one replays"
@@ -12,19 +13,29 @@ _TORCH_ADVICE = "PyTorch, torch.utils.data: num_workers=cores, persistent_worker
 _DALI = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
 _DALI_RESUME = "exact: a pipeline's checkpoint, where all of its operators support it"
 _USER = "none: left to its user"
+_CACHE = "data that fit in memory: cache='auto' keeps them in shared memory"
+_CODED = ("--quantize", "4", "--compress", "lz4")
 
 
-def _ours(title: str, container: str, shuffle: str, advice: str = "", **options: str) -> Peer:
+def _ours(
+    title: str,
+    *packed: str,
+    shuffle: str = "uniform",
+    advice: str = "",
+    decoded: Any = None,
+    **options: str,
+) -> Peer:
     return Peer(
         f"msdata, {title}",
         ("msdata",),
         partial(readers.load_ours, **options),
-        partial(readers.pack_ours, container=container),
+        partial(readers.pack_ours, options=packed),
         shuffle,
         "exact: state_dict() holds (seed, epoch, position); on other numbers of ranks too",
         f"README: {advice or 'num_valid_batches=1, prefetch=2 for batches used one by one; '}"
         + ("" if advice else "threads=cores"),
         is_ours=True,
+        decoded=decoded,
     )
 
 
@@ -42,15 +53,19 @@ def _bare(title: str, open_records: object, shuffle: str = "uniform") -> Peer:
 
 
 PEERS: dict[str, Peer] = {
-    "ours_tar": _ours("tar, shuffle", "tar", "uniform"),
-    "ours_cached": _ours(
-        *("tar, shuffle, cache", "tar", "uniform"),
-        "data that fit in memory: cache='auto' keeps them in shared memory",
-        cache="auto",
-    ),
-    "ours_hdf5": _ours("HDF5, shuffle", "hdf5", "uniform"),
+    "ours_tar": _ours("tar, shuffle"),
+    "ours_cached": _ours("tar, shuffle, cache", advice=_CACHE, cache="auto"),
+    "ours_hdf5": _ours("HDF5, shuffle", "--format", "hdf5"),
     "ours_block": _ours(
-        "tar, block", "tar", "shards in random order, shuffled in a buffer", policy="block"
+        "tar, block", shuffle="shards in random order, shuffled in a buffer", policy="block"
+    ),
+    "ours_coded": _ours("coded: 4 steps per sigma, LZ4", *_CODED, decoded=readers.decode_ours),
+    "ours_coded_cached": _ours(
+        "coded: 4 steps per sigma, LZ4, cache",
+        *_CODED,
+        advice=_CACHE,
+        decoded=readers.decode_ours,
+        cache="auto",
     ),
     "bare_map": _bare("memory map of one file of records", bare.open_map),
     "bare_preadv": _bare("bare preadv of one file of records", bare.open_preadv),
@@ -62,6 +77,15 @@ PEERS: dict[str, Peer] = {
         *("pickles + DataLoader", ("torch",), torch_loading.open_pickles, None),
         *("uniform", _TORCH, _TORCH_ADVICE),
     ),
+    "concurrent_dataloader": Peer(
+        "ConcurrentDataloader over pickles",
+        ("pytorch-concurrent-dataloader", "torch"),
+        torch_loading.open_concurrent,
+        *(None, "uniform", "none: as the DataLoader that it was forked from"),
+        "its README: num_fetch_workers=16, fetch_impl='asyncio' (its default, 'threaded', delivers "
+        "the first samples over and over); torch._six, gone from torch 2, is a stand-in; workers "
+        "start in each epoch, as it asks for",
+    ),
     "npy_dataloader": Peer(
         *(".npy + DataLoader", ("torch", "numpy"), torch_loading.open_npy),
         *(torch_loading.write_npy, "uniform", _TORCH, _TORCH_ADVICE),
@@ -72,6 +96,11 @@ PEERS: dict[str, Peer] = {
         f"shards in random order, buffer of {torch_loading.BUFFER_SAMPLES:,} samples per worker",
         "none: webdataset#234",
         "its README: shardshuffle, shuffle(1000), batched in the workers, WebLoader",
+    ),
+    "wids_tars": Peer(
+        *("wids over WebDataset's tars", ("wids", "torch"), torch_loading.open_wids),
+        *(torch_loading.write_tars, torch_loading.WIDS_SHUFFLE, _TORCH),
+        "wids, its README: ShardListDataset with ChunkedSampler, DataLoader",
     ),
     "dali_webdataset": Peer(
         *("DALI readers.webdataset", _DALI, readers.open_dali_webdataset, readers.write_dali_tars),
@@ -119,6 +148,32 @@ PEERS: dict[str, Peer] = {
         *("MosaicML Streaming", ("mosaicml-streaming", "torch"), torch_loading.open_mds),
         *(torch_loading.write_mds, "py1e: within blocks of shards"),
         "exact: StreamingDataLoader's state_dict, mid-epoch, on other numbers of ranks",
-        "Streaming, user guide: MDS shards at their default size, shuffle, batch_size given",
+        "Streaming, user guide: MDS shards at their default size, shuffle, batch_size given; "
+        "torchvision and transformers, which it imports and MDS does not use, are stand-ins",
+    ),
+    "ffcv_beton": Peer(
+        *("FFCV", ("ffcv", "numba"), whole.open_ffcv, whole.write_beton),
+        *("uniform", "none: an epoch starts at its first batch"),
+        "FFCV, performance guide: NDArrayField, os_cache where the data fit in memory, "
+        "OrderOption.RANDOM; it compiles in the first epoch, so within its cold figure",
+    ),
+    "turboloader_arrays": Peer(
+        *("turboloader, arrays", ("turboloader",), whole.open_turboloader, whole.write_arrays),
+        *("uniform", "none: set_epoch alone"),
+        "turboloader, README: ArrayDataLoader over memory maps; its other loaders want JPEG",
+        reads_ahead=False,
+    ),
+    "ddstore_arrays": Peer(
+        *("DDStore, one rank", ("mpi4py",), whole.open_ddstore, whole.write_arrays),
+        *("uniform", _USER, "DDStore, README: MPI backend, get() of each sample in an epoch"),
+        reads_ahead=False,
+    ),
+}
+# Why others are not contestants, and what was tried.
+NOT_RACED: dict[str, str] = {
+    "tcache": (
+        "tcache 0.7.1 (INT8, dequantized on the GPU): without a GPU it packs 8 samples/s and "
+        "dequantizes 43, so one epoch would take longer than those of all others together; its "
+        "default codec is off by 8.8 on noise around 10 of sigma 1, its symmetric one by 0.06"
     ),
 }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.protocol import (
+    Arrays,
     Batch,
     Epochs,
     Reading,
@@ -27,20 +28,39 @@ _ARRAY_RECORD = "samples.arrayrecord"
 _ZARR_SHARD_SAMPLES = 64
 
 
-def pack_ours(objects: Path, out: Path, reading: Reading, *, container: str = "tar") -> None:
-    """`msdata pack` as a user types it, no object rejected.
+def pack_ours(objects: Path, out: Path, reading: Reading, *, options: tuple[str, ...] = ()) -> None:
+    """`msdata pack` as a user types it, no object rejected; `options` are more of it.
 
     Raises:
         SystemExit: it failed.
     """
     from msdata.cli import main
 
-    options = ["--split", "1,0,0", "--max-nan-fraction", "1", "--format", container, "--quiet"]
+    words = ["--split", "1,0,0", "--max-nan-fraction", "1", "--quiet", *options]
     jobs = ["--jobs", str(reading.num_workers)]
     catalog = ["--catalog", str(objects / "catalog.csv")]
-    code = main(["pack", str(objects), str(out), *catalog, *options, *jobs])
+    code = main(["pack", str(objects), str(out), *catalog, *words, *jobs])
     if code:
         raise SystemExit(f"msdata pack ended with {code}")
+
+
+def decode_ours(data: Path, reading: Reading) -> Iterator[tuple[Arrays, Arrays]]:
+    """Coded samples read one by one, and what is allowed: half a step of their band."""
+    import msdata
+
+    split = msdata.open(data).split("train")
+    steps = {coding.name: split.steps(coding.name) for coding in split.codings}
+    rows = {split.sample_id(row): row for row in range(len(split))}
+    for sample_id in sorted(rows):
+        row = rows[sample_id]
+        sample, bounds = split[row], {}
+        for name in reading.arrays:
+            step = steps[name][row].astype(np.float64)
+            planes = step.reshape(-1, *[1] * (sample[name].ndim - 1))
+            # Each operation of the coding rounds to float32.
+            rounding = 4 * np.finfo(np.float32).eps * np.abs(sample[name])
+            bounds[name] = planes / 2 + np.where(planes > 0, rounding, 0)
+        yield {name: np.ascontiguousarray(sample[name]) for name in reading.arrays}, bounds
 
 
 def _numbers(ids: NDArray[np.str_]) -> NDArray[np.int64]:

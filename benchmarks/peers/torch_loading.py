@@ -6,6 +6,10 @@ ahead, the default collation.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -17,8 +21,29 @@ import numpy as np
 from benchmarks.peers.protocol import Arrays, Batch, Epochs, Reading, read_object, read_objects
 
 BUFFER_SAMPLES = 1000
+WIDS_CHUNK = 2000
+WIDS_SHUFFLE = f"within chunks of {WIDS_CHUNK:,} samples, chunks in random order"
+_FETCH_THREADS = 16
 _NUM_TARS = 16
 FILE = "samples.h5"
+
+
+def stand_in(name: str, **members: object) -> None:
+    """Has a peer import what it names but does not use here, where that is not installed.
+
+    Args:
+        name: dotted name of a module.
+        members: what is imported from it.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+        return
+    parts = name.split(".")
+    for stop in range(1, len(parts) + 1):
+        module = sys.modules.setdefault(
+            ".".join(parts[:stop]), types.ModuleType(".".join(parts[:stop]))
+        )
+    vars(module).update(members)
 
 
 class _Samples:
@@ -66,6 +91,26 @@ def _epochs_of(loader: Any, reading: Reading) -> Epochs:
 def open_pickles(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
     """Pickles as they are: what the astronomers do now."""
     return _open_samples(lambda folder, _: partial(read_object, folder), data, reading)
+
+
+@contextmanager
+def open_concurrent(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """Svogor's ConcurrentDataloader: the DataLoader with threads within each batch."""
+    import torch
+
+    stand_in("torch._six", string_classes=(str, bytes))
+    from pytorch_concurrent_dataloader import DataLoader
+
+    loader = DataLoader(
+        _Samples(partial(read_object, data), reading.num_samples),
+        batch_size=reading.batch_size,
+        shuffle=True,
+        num_workers=reading.num_workers,
+        num_fetch_workers=_FETCH_THREADS,
+        fetch_impl="asyncio",
+        generator=torch.Generator().manual_seed(reading.seed),
+    )
+    yield _epochs_of(loader, reading)
 
 
 def npy_path(data: Path, name: str, number: int) -> Path:
@@ -147,8 +192,51 @@ def open_webdataset(data: Path, reading: Reading) -> Iterator[Epochs]:
     yield epoch
 
 
+@contextmanager
+def open_wids(data: Path, reading: Reading) -> Iterator[Epochs]:
+    """WebDataset's tars by an index, their samples in any order."""
+    import torch
+    import wids
+
+    per_shard, count = -(-reading.num_samples // _NUM_TARS), reading.num_samples
+    shards = [
+        {"url": str(path), "nsamples": min(per_shard, count - number * per_shard)}
+        for number, path in enumerate(sorted(data.glob("*.tar")))
+    ]
+    samples = wids.ShardListDataset(
+        shards, lru_size=len(shards), localname=str, keep=True, transformations="PIL"
+    )
+    samples.add_transform(partial(_named, names=("id", *reading.arrays)))
+    loader = torch.utils.data.DataLoader(
+        samples,
+        batch_size=reading.batch_size,
+        sampler=wids.ChunkedSampler(samples, chunksize=WIDS_CHUNK, seed=reading.seed, shuffle=True),
+        num_workers=reading.num_workers,
+        persistent_workers=True,
+    )
+    yield _epochs_of(loader, reading)
+
+
+def _named(sample: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: sample[f".{name}.npy"] for name in names}
+
+
+def _stand_in_for_streaming() -> None:
+    """Its images and texts want these; its MDS does not."""
+    stand_in("torchvision.datasets", VisionDataset=object)
+    stand_in("torchvision.transforms.functional", to_tensor=None)
+    stand_in("transformers.models.auto.tokenization_auto", AutoTokenizer=None)
+    stand_in("transformers.feature_extraction_utils", BatchFeature=_Unused)
+    stand_in("transformers.tokenization_utils_base", BatchEncoding=_Unused)
+
+
+class _Unused:
+    """No batch is one of these."""
+
+
 def write_mds(objects: Path, out: Path, reading: Reading) -> None:
     """MDS shards of MosaicML Streaming."""
+    _stand_in_for_streaming()
     from streaming import MDSWriter
 
     columns = {"id": "int"}
@@ -163,6 +251,8 @@ def write_mds(objects: Path, out: Path, reading: Reading) -> None:
 def open_mds(data: Path, reading: Reading) -> Iterator[Epochs]:
     """MosaicML Streaming through the DataLoader."""
     import torch
+
+    _stand_in_for_streaming()
     from streaming import StreamingDataset
 
     size = reading.batch_size

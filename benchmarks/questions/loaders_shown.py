@@ -7,12 +7,15 @@ from typing import Any
 
 from benchmarks.harness import interval_text
 from benchmarks.report import Chart, Shown, Table, spread_series
+from msdata.core.text import bytes_text
 
 # Shuffles that differ from uniform by less than this are as good: the scatter of few batches.
 UNIFORM_WITHIN = 0.1
 GOAL_OF_LIMIT, GOAL_UTILIZATION = 0.9, 0.9
 MEMORY = "peak memory"
 _AHEAD = "reads_ahead"
+# Of the memory that is left, files beside what processes and the loaders' own caches hold.
+_CACHED_AT_MOST = 0.8
 
 Contestants = Mapping[str, Mapping[str, Any]]
 Figures = Mapping[str, Mapping[str, float | None]]
@@ -57,14 +60,21 @@ def leads_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
             for measure, value in figures[name].items()
             if _is_ahead(measure, value, _best(measure, ours, figures)[0])
         ]
-        for name, contestant in result["contestants"].items()
-        if not contestant["is_ours"] and not contestant["is_limit"]
+        for name in _peers(result)
     }
 
 
 def _ours(result: Mapping[str, Any]) -> list[str]:
+    """Those of ours that keep all bytes and shuffle uniformly."""
     found = result["contestants"].items()
-    return [name for name, c in found if c["is_ours"] and is_uniform(c["quality"])]
+    ours = [name for name, c in found if c["is_ours"] and not c["is_lossy"]]
+    return [name for name in ours if is_uniform(result["contestants"][name]["quality"])]
+
+
+def _peers(result: Mapping[str, Any]) -> list[str]:
+    """Those of others that keep all bytes."""
+    found = result["contestants"].items()
+    return [n for n, c in found if not (c["is_ours"] or c["is_limit"] or c["is_lossy"])]
 
 
 def _is_ahead(measure: str, value: float | None, other: float | None) -> bool:
@@ -85,7 +95,7 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
     """Where ours leads and where not, against peers whose shuffle is as good and against all."""
     contestants: Contestants = result["contestants"]
     figures, ours = figures_of(result), _ours(result)
-    peers = [n for n, c in contestants.items() if not c["is_ours"] and not c["is_limit"]]
+    peers = _peers(result)
     uniform = [n for n in peers if is_uniform(contestants[n]["quality"])]
     groups = {
         "that shuffle uniformly": uniform,
@@ -107,7 +117,15 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
                 f"{whom} ({contestants[best_name]['title']}): "
                 f"{own / best if best else float('inf'):.2f} of its figure."
             )
-    found += _goals(result, ours)
+    if result["is_resumed"]:
+        found.append("Resumed after an interruption: turns are of two or more runs of the command.")
+    if result["files_nbytes"] > _CACHED_AT_MOST * result["memory_nbytes"]:
+        files, memory = (bytes_text(result[f"{key}_nbytes"]) for key in ("files", "memory"))
+        found.append(
+            f"Hot figures may read the disk: all contestants' files take {files}, and memory that "
+            f"could hold them is {memory}."
+        )
+    found += [*_goals(result, ours), *_lossy(result, ours)]
     for kind, text in (("missing", "Not raced"), ("wrong", "Delivered wrong samples")):
         found += [f"{text}: {reason}." for reason in result[kind].values()]
     for kind, lost in result["lost"].items():
@@ -134,6 +152,26 @@ def _goals(result: Mapping[str, Any], ours: list[str]) -> list[str]:
             word = "reached" if best >= GOAL_UTILIZATION else "NOT reached"
             goal = f"the goal of {GOAL_UTILIZATION:.0%} is {word}."
             found.append(f"{_utilization(rate)}: {best:.1%}; {goal}")
+    return found
+
+
+def _lossy(result: Mapping[str, Any], ours: list[str]) -> list[str]:
+    """What contestants that keep fewer bytes give, beside the best of ours that keep all."""
+    found, figures = [], figures_of(result)
+    whole = result["num_samples"] * result["sample_nbytes"]
+    for name, contestant in result["contestants"].items():
+        if not contestant["is_lossy"]:
+            continue
+        ratios = []
+        for measure, value in figures[name].items():
+            best = _best(measure, ours, figures)[0]
+            if value is not None and best:
+                ratios.append(f"{measure} {value / best:.2f}")
+        found.append(
+            f"{contestant['title']} keeps {contestant['bytes_on_disk'] / whole:.2f} of the bytes "
+            f"(largest error {contestant['error_of_bound']:.2f} of what its coding allows), so it "
+            f"is compared with no peer; of the best of ours that keep all: {', '.join(ratios)}."
+        )
     return found
 
 
@@ -213,7 +251,9 @@ def _table(result: Mapping[str, Any]) -> Table:
             "after each contestant's files were read from front to back. Cold "
             "includes the start of workers. Peers with a shuffle buffer are measured as they were "
             "here: a buffer that holds the whole of so few samples shuffles them uniformly, one of "
-            "millions does not."
+            "millions does not. Contestants that keep fewer bytes than they were given (coded) are "
+            "compared byte for byte with what their records decode to one by one, and those with "
+            "the objects within the error that the coding allows; no peer is compared with them."
         ),
     )
 
@@ -232,8 +272,9 @@ def show(result: Mapping[str, Any]) -> Shown:
             for contestant in result["contestants"].values()
         ],
     )
+    size = bytes_text(result["sample_nbytes"])
     return Shown(
-        title="How fast are we, and everyone else, on the same bytes?",
+        title=f"How fast are we, and everyone else, on the same bytes? Samples of {size}",
         sentences=sentences_of(result),
         tables=[_table(result), used],
         charts=_charts(result),

@@ -1,87 +1,36 @@
-"""Does an order made for the cache cost accuracy? The same network trained under each policy.
+"""Does an order made for the cache cost accuracy? A study of `mstrain study` on mock stamps.
 
-Every arm is trained with the same seeds: a seed draws the split, the shards, the initial weights
-and the orders. Each training leaves a small file, whole or not at all, so that a study that was
-stopped resumes where it was; only the same design over the same objects takes them up.
+What is trained is `policies.toml`: every arm with the same seeds, and a seed also draws the split
+and the shards. A study that was stopped resumes where it was.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
-import shutil
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import msdata
-from benchmarks.harness import Settings, json_text
-from benchmarks.questions.policies_data import (
-    Arm,
-    Stamps,
-    config_of,
-    make_arms,
-    make_stamps,
-    measure_quality,
-    pack_both,
-)
-from benchmarks.questions.policies_effects import holm, paired_effect, show
-from benchmarks.report import write_shown
-from msdata.core.files import write_whole
+from benchmarks.harness import Settings
+from benchmarks.questions.policies_data import Stamps, make_stamps, pack_both
+from benchmarks.report import Chart, Series, Shown, Table, write_shown
 from msdata.errors import MsdataError, UsageError
+from mstrain.study.section import sentences_of, tables_of
+from mstrain.study.spec import Spec, read_spec
+from mstrain.study.study import run_study
 
-METRICS = ("nmad", "loss", "crps")
+SPEC = Path(__file__).with_name("policies.toml")
 LEAST_OBJECTS = 200
+# Prepares the data sets of a seed: (folder of all seeds, seed).
+Prepare = Callable[[Path, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Design:
-    """What the study does.
-
-    Attributes:
-        num_objects: stamps, of which 70 % are trained on and 30 % measured.
-        num_seeds: trainings of each arm.
-        epochs: of each training.
-        num_shards: about so many in split "train".
-        buffers: of policy "block", in samples.
-        data: the data set that the stamps are made of; None for mock objects.
-    """
-
-    num_objects: int
-    num_seeds: int
-    epochs: int
-    num_shards: int
-    buffers: tuple[int, ...]
-    data: str | None
-
-    @property
-    def label(self) -> str:
-        """A name that no other design has; more seeds are the same design, taken further."""
-        fields = {n: v for n, v in asdict(self).items() if n != "num_seeds"}
-        arms = [config_of(arm, seed=0, epochs=self.epochs).as_dict() for arm in self.arms]
-        text = json.dumps([fields, arms], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-    @property
-    def arms(self) -> list[Arm]:
-        """All arms."""
-        return make_arms(self.buffers)
-
-    def prepare(self, folder: Path, seed: int) -> None:
-        """Packs a seed's data sets, unless it was done."""
-        stamps = Stamps.read(folder / "stamps.npz")
-        pack_both(stamps, folder / f"data-{seed}", seed=seed, num_shards=self.num_shards)
-
-
-def size_of_study(settings: Settings, quick: int, full: int) -> tuple[int, str | None]:
-    """Number of mock objects, and the fingerprint of the data that are given.
+def size_of_study(settings: Settings, quick: int, full: int) -> int:
+    """Number of objects to train and measure on.
 
     Args:
         settings: what was typed.
@@ -89,7 +38,7 @@ def size_of_study(settings: Settings, quick: int, full: int) -> tuple[int, str |
         full: objects of a full run.
 
     Raises:
-        UsageError: there would be too few objects to train on.
+        UsageError: there would be too few.
     """
     num = settings.mock or (quick if settings.quick else full)
     if num < LEAST_OBJECTS:
@@ -97,204 +46,138 @@ def size_of_study(settings: Settings, quick: int, full: int) -> tuple[int, str |
             f"--mock must be at least {LEAST_OBJECTS}, got {num}: a network learns nothing from "
             "so few"
         )
-    if settings.data is None:
-        return num, None
-    return num, msdata.open(settings.data).manifest.fingerprint
+    return num
 
 
-def design_of(settings: Settings) -> Design:
-    """The design that the settings ask for.
-
-    Raises:
-        UsageError: there would be too few objects to train on.
-    """
-    (num, data), is_quick = size_of_study(settings, 600, 4000), settings.quick
-    # Shards of a batch or two; buffers of a batch, of a tenth and of a third of an epoch.
-    return Design(
-        num_objects=num,
-        num_seeds=2 if is_quick else 6,
-        epochs=6 if is_quick else 4,
-        num_shards=8 if is_quick else 32,
-        buffers=(64,) if is_quick else (64, 256, 1024),
-        data=data,
-    )
-
-
-def answer(settings: Settings) -> int:
-    """Trains all arms and writes `policies.json`; returns the exit code 0."""
-    design = design_of(settings)
-    folder = settings.work / f"policies-{design.label}"
-    jobs = len(os.sched_getaffinity(0))
-    stamps = _stamps(settings, design, folder, jobs)
-    cells = train_all(design, folder, jobs)
-    for seed in range(design.num_seeds):
-        shutil.rmtree(folder / f"data-{seed}", ignore_errors=True)
-    result: dict[str, Any] = {
-        "quick": settings.quick,
-        "design": asdict(design),
-        "num_train": round(float(np.mean([c["num_train"] for c in cells]))),
-        "num_test": round(float(np.mean([c["num_test"] for c in cells]))),
-        "num_stamps": len(stamps),
-        "arms": summarize(design.arms, cells),
-        # Differences, not ratios that a regression could be read from.
-        "ratios": {},
-    }
-    write_shown("policies", result, show(result), settings, raw={"cells": cells})
-    return 0
-
-
-def _stamps(settings: Settings, design: Design, folder: Path, jobs: int) -> Stamps:
-    path = folder / "stamps.npz"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"  making stamps of {design.num_objects:,} objects", flush=True)
-        stamps = make_stamps(settings.data, design.num_objects, jobs)
-        if len(stamps) < LEAST_OBJECTS:
-            raise UsageError(
-                f"{settings.data} has {len(stamps)} objects with redshift and E(B-V); a network "
-                f"learns nothing from so few: give a data set of at least {LEAST_OBJECTS}"
-            )
-        stamps.write(path)
-    return Stamps.read(path)
-
-
-def train_all(design: Design, folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """Trains what has not been trained yet, several networks side by side.
+def stamps_in(
+    folder: Path, names: Sequence[str], make: Callable[[int], Sequence[Stamps]], given: Path | None
+) -> int:
+    """Writes stamps as `NAME.npz`, unless it was done; returns how many there are of each.
 
     Args:
-        design: what to train.
-        folder: holds `stamps.npz`; gets data sets and results.
-        jobs: processes.
+        folder: of the study.
+        names: of the files.
+        make: makes them by a number of processes.
+        given: the data set that they are made of; None for mock objects.
+
+    Raises:
+        UsageError: there are too few.
+    """
+    paths = [folder / f"{name}.npz" for name in names]
+    if not all(path.is_file() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        print("  making stamps", flush=True)
+        for path, stamps in zip(paths, make(_num_jobs()), strict=True):
+            stamps.write(path)
+    count = len(Stamps.read(paths[0]))
+    if count < LEAST_OBJECTS:
+        raise UsageError(
+            f"{given} has {count} objects with redshift and E(B-V); a network learns nothing "
+            f"from so few: give a data set of at least {LEAST_OBJECTS}"
+        )
+    return count
+
+
+def _num_jobs() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def study(spec: Spec, folder: Path, prepare: Prepare) -> dict[str, Any]:
+    """Runs a study by as many processes as there are cores; packs each seed's data before.
+
+    Args:
+        spec: what is trained; its data sets lie in `seed-N`.
+        folder: gets data sets and results.
+        prepare: packs a seed's data sets, unless it was done.
 
     Returns:
-        The result of every training, seed by seed.
+        What `mstrain study` writes.
 
     Raises:
         MsdataError: a training failed, or a process died.
     """
-    keys = [(seed, arm.name) for seed in range(design.num_seeds) for arm in design.arms]
-    paths = {key: folder / f"seed-{key[0]}-{key[1]}.json" for key in keys}
-    missing = {key for key, path in paths.items() if not path.is_file()}
-    if len(missing) < len(paths):
-        print(f"  {len(paths) - len(missing)} of {len(paths)} trainings are done already")
-    if missing:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
-            try:
-                _run_missing(pool, design, folder, missing)
-            except BrokenProcessPool as error:
-                raise MsdataError(
-                    "a process that trained was killed; the same command resumes with what is "
-                    "missing"
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-    return [json.loads(path.read_bytes()) for path in paths.values()]
+    jobs, data = _num_jobs(), folder / "data"
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+            list(pool.map(partial(prepare, data), range(spec.seeds)))
+            train = partial(run_study, spec, data, folder / "study", has_report=False)
+            futures = [pool.submit(train, part=f"{n}/{jobs}") for n in range(jobs)]
+            for future in futures:
+                future.result()
+    except BrokenProcessPool as error:
+        raise MsdataError(
+            "a process that trained was killed; the same command resumes with what is missing"
+        ) from error
+    result = run_study(spec, data, folder / "study", is_quiet=True).result
+    assert result is not None
+    return result
 
 
-def _run_missing(
-    pool: ProcessPoolExecutor, design: Design, folder: Path, missing: set[tuple[int, str]]
-) -> None:
-    """By seeds, so that what a stopped study leaves is whole seeds; packs one seed ahead."""
-    seeds = sorted({seed for seed, _ in missing})
-    futures: list[Future[dict[str, Any]]] = []
-    packs = [pool.submit(design.prepare, folder, seeds[0])]
-    for place, seed in enumerate(seeds):
-        if place + 1 < len(seeds):
-            packs.append(pool.submit(design.prepare, folder, seeds[place + 1]))
-        packs[place].result()
-        for arm in design.arms:
-            if (seed, arm.name) in missing:
-                futures.append(pool.submit(run_cell, design, folder, arm, seed))
-    for done, future in enumerate(as_completed(futures), 1):
-        cell = future.result()
-        print(
-            f"  {done} of {len(missing)}: seed {cell['seed']}, {cell['title']}: NMAD "
-            f"{cell['nmad']:.4f}, loss {cell['loss']:.4f}",
-            flush=True,
-        )
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def run_cell(design: Design, folder: Path, arm: Arm, seed: int) -> dict[str, Any]:
-    """Trains and measures one arm with one seed, and writes what came of it.
-
-    Args:
-        design: of the study.
-        folder: holds the seed's data sets.
-        arm: what to train.
-        seed: of everything.
-
-    Returns:
-        Metrics on split "test", quality of the order, losses of the training.
-    """
-    from benchmarks.questions.policies_data import TOPOLOGY
-    from benchmarks.questions.policies_training import PlayedRanks, measure_network
-
-    config = config_of(arm, seed=seed, epochs=design.epochs)
-    data = msdata.open(folder / f"data-{seed}" / arm.shards)
-    split = data.split("train")
-    scratch = folder / f"cache-{seed}-{arm.name}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    with PlayedRanks(split=split, config=config, topology=TOPOLOGY, scratch=scratch) as played:
-        losses = list(played.train())
-        owners = played.owners
-        metrics = measure_network(played.train_step, data, "test", config)
-    shutil.rmtree(scratch, ignore_errors=True)
-    cell = {
-        "seed": seed,
-        "arm": arm.name,
-        "title": arm.title,
-        "num_train": len(split),
-        "num_test": len(data.split("test")),
-        "num_shards": len(split.shard_sizes),
-        "num_steps": len(losses),
-        "first_loss": losses[0],
-        "last_loss": float(np.mean(losses[-len(losses) // design.epochs :])),
-        **metrics,
-        "quality": measure_quality(arm, split, owners, seed=seed, epochs=design.epochs),
-    }
-    write_whole(folder / f"seed-{seed}-{arm.name}.json", (json_text(cell) + "\n").encode())
-    return cell
-
-
-def summarize(arms: Iterable[Arm], cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds, quality, and effects against the references.
-
-    Returns:
-        For each arm `name`, `title`, `reference`, `mean` and `std` by metric, `quality`, and
-        `effects` by metric (none for references).
-    """
-    arms, cells = list(arms), sorted(cells, key=lambda cell: int(cell["seed"]))
-    by_arm = {a.name: [c for c in cells if c["arm"] == a.name] for a in arms}
-    values = {n: {m: [c[m] for c in found] for m in METRICS} for n, found in by_arm.items()}
-    effects = holm(
-        {
-            (arm.name, metric): paired_effect(
-                values[arm.name][metric], values[arm.reference][metric]
-            )
-            for arm in arms
-            if arm.reference is not None
-            for metric in METRICS
-        }
+def answer(settings: Settings) -> int:
+    """Trains all arms and writes `policies.json`; returns the exit code 0."""
+    num, spec = (
+        size_of_study(settings, 600, 4000),
+        read_spec(SPEC, seeds=2 if settings.quick else None),
     )
+    folder = settings.work / f"policies-{num}{'' if settings.data is None else '-of-data'}"
+    make = partial(_stamps, settings.data, num)
+    count = stamps_in(folder, ["stamps"], make, settings.data)
+    result = study(spec, folder, partial(prepare_seed, folder / "stamps.npz", count // 100))
+    cells = result.pop("cells")
+    found = {"quick": settings.quick, "num_stamps": count, "study": result}
+    # Differences, not ratios that a regression could be read from.
+    write_shown("policies", {**found, "ratios": {}}, show(found), settings, raw={"cells": cells})
+    return 0
+
+
+def _stamps(data: Path | None, num: int, jobs: int) -> list[Stamps]:
+    return [make_stamps(data, num, jobs)]
+
+
+def prepare_seed(stamps: Path, num_shards: int, folder: Path, seed: int) -> None:
+    """Packs a seed's data sets in random order and by redshift, unless it was done."""
+    pack_both(Stamps.read(stamps), folder / f"seed-{seed}", seed=seed, num_shards=num_shards)
+
+
+def shown_tables(result: Mapping[str, Any]) -> list[Table]:
+    """The tables of a study, for the report."""
     return [
-        {
-            "name": arm.name,
-            "title": arm.title,
-            "reference": arm.reference,
-            "mean": {m: float(np.mean(v)) for m, v in values[arm.name].items()},
-            "std": {m: float(np.std(v, ddof=1)) for m, v in values[arm.name].items()},
-            "quality": {
-                name: float(np.mean([cell["quality"][name] for cell in by_arm[arm.name]]))
-                for name in by_arm[arm.name][0]["quality"]
-            },
-            "effects": {m: effects[arm.name, m] for m in METRICS if arm.reference},
-        }
-        for arm in arms
+        Table(
+            title=table.caption,
+            columns=table.head,
+            rows=table.rows,
+            in_readme=number < 2,
+            note="Paired by seed; above 0 is worse." if number else "",
+        )
+        for number, table in enumerate(tables_of(result))
     ]
+
+
+def chart_of(result: Mapping[str, Any]) -> Chart:
+    """The first metric of all arms, their references being 100 %."""
+    metric = result["spec"]["metrics"][0]
+    arms = [arm for arm in result["arms"].values() if arm["effects"] is not None]
+    effects = [arm["effects"][metric] for arm in arms]
+    middle, low, high = (
+        [100 + 100 * e[name] / e["reference"] for e in effects]
+        for name in ("difference", "low", "high")
+    )
+    return Chart(
+        title=f"{metric.upper()}, the reference's being 100 %",
+        kind="bars",
+        labels=[arm["title"] for arm in arms],
+        x_label="percent; above 100 is worse; whiskers: 95 % intervals of the paired difference",
+        series=[Series(name=metric.upper(), values=middle, least=low, greatest=high)],
+    )
+
+
+def show(result: Mapping[str, Any]) -> Shown:
+    """What the report shows of the study."""
+    found = result["study"]
+    return Shown(
+        title=found["title"],
+        sentences=sentences_of(found),
+        tables=shown_tables(found),
+        charts=[chart_of(found)],
+    )

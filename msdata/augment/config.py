@@ -11,6 +11,7 @@ from msdata.errors import UsageError
 FUSIONS = ("early", "late")
 ROTATIONS = ("any", "exact", "none")
 GRIDS = ("sky", "crops")
+TURNED_BY = ("sample", "batch")
 SCALINGS = ("linear10", "mantis", "asinh", "none")
 
 
@@ -23,6 +24,8 @@ class AugmentConfig:
             own grid.
         rotation: "any" angle from [0, 360) degrees; "exact": quarter turns, which interpolate
             nothing on a survey's own grid; "none". All surveys of a sample turn alike.
+        turned_by: "sample": each sample is turned and mirrored by its own draw; "batch": all of a
+            batch of a rank alike, so that results depend on the number of ranks.
         flips: mirror half of the samples; with "exact" that makes the 8 symmetries of the square,
             with "none" rows and columns are flipped independently.
         scaling: the name of the curve from flux to network input; see `scaling.py`.
@@ -44,6 +47,7 @@ class AugmentConfig:
 
     fusion: str = "early"
     rotation: str = "any"
+    turned_by: str = "sample"
     flips: bool = True
     scaling: str = "mantis"
     output_size: int = 120
@@ -56,6 +60,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         choices = {"fusion": FUSIONS, "rotation": ROTATIONS, "grid": GRIDS, "scaling": SCALINGS}
+        choices["turned_by"] = TURNED_BY
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:

@@ -113,7 +113,10 @@ def draw(
     dropout = uniform_NK4[:, _FIRST_DROPOUT_BLOCK:].reshape(
         len(words_NK4), num_dropout_blocks * _WORDS_PER_BLOCK
     )
-    is_mirrored, num_turns, angle_rad = _orientations(words_NK4[:, _ORIENTATION_BLOCK], config)
+    words_N4 = words_NK4[:, _ORIENTATION_BLOCK]
+    if config.turned_by == "batch":
+        words_N4 = np.broadcast_to(words_N4[:1], words_N4.shape)
+    is_mirrored, num_turns, angle_rad = _orientations(words_N4, config)
     return Draws(
         is_mirrored=is_mirrored,
         num_turns=num_turns,

@@ -57,8 +57,10 @@ class Loader:
         seed: seed of the orders; equal on every rank.
         policy: "shuffle" (uniform), "locality" (the global batches of "shuffle", dealt to
             the ranks that cache the samples; needs a cache), "block" (shards in random order,
-            shuffled in a buffer) or "sequential" (the order of the index in every epoch: each
-            global batch is its next stretch, of which each rank takes one contiguous part).
+            shuffled in a buffer), "sequential" (the order of the index in every epoch: each
+            global batch is its next stretch, of which each rank takes one contiguous part) or
+            "partition" (each rank has its own stretch of the index in all epochs, shuffled per
+            epoch; resumes on as many ranks with the same batch only).
         topology: this rank's place; None takes it from the launcher's environment.
         cache: None; "auto" (the node's free shared memory); or a `CacheConfig`.
         threads: threads that fill batches; None uses the cores of this process, from 4 to 8.
@@ -325,6 +327,7 @@ class Loader:
             split=self._split.name,
             fingerprint=self._fingerprint,
             weights=self._planner.weights_digest,
+            partition=self._planner.partition,
         )
 
     def stats(self) -> dict[str, Any]:

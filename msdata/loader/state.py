@@ -29,6 +29,7 @@ class LoaderState:
         split: name of the split.
         fingerprint: fingerprint of the data set.
         weights: checksum of the weights that samples are drawn with; "" if each comes once.
+        partition: ranks and batch of policy "partition", else "".
         version: version of this record.
     """
 
@@ -40,6 +41,7 @@ class LoaderState:
     split: str
     fingerprint: str
     weights: str = ""
+    partition: str = ""
     version: int = STATE_VERSION
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class LoaderState:
 
     def check_fits(self, other: LoaderState) -> None:
         """Raises UsageError if `other`, the loader's own state, belongs to another run."""
-        for name in ("fingerprint", "split", "seed", "policy", "buffer_samples"):
+        for name in ("fingerprint", "split", "seed", "policy", "buffer_samples", "partition"):
             saved, here = getattr(self, name), getattr(other, name)
             if saved != here:
                 raise UsageError(

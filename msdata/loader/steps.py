@@ -126,6 +126,11 @@ class StepPlanner:
                 "policy 'locality' deals samples to the nodes that cache them, so it needs a "
                 "cache; give the loader one, such as cache='auto', or choose 'shuffle'"
             )
+        if policy == "partition" and last == "pad":
+            raise UsageError(
+                "policy 'partition' cannot fill the last batch with samples of other ranks; choose "
+                "remainder='short' or 'drop'"
+            )
         # An order of 0 samples checks the options now, not in the middle of the first epoch.
         none = np.zeros(0, np.int64)
         epoch_order(
@@ -157,6 +162,13 @@ class StepPlanner:
     def global_batch(self) -> int:
         """Samples per step over all ranks."""
         return self.batch_size * self.topology.num_ranks
+
+    @property
+    def partition(self) -> str:
+        """What the order of policy "partition" depends on beside seed and epoch; else ""."""
+        if self.policy != "partition":
+            return ""
+        return f"{self.topology.num_ranks} rank(s) of {self.batch_size}"
 
     def describe(self) -> dict[str, Any]:
         """The values that decide which rank reads which sample in which step."""
@@ -202,6 +214,7 @@ class StepPlanner:
             shard_sizes=self._shard_sizes,
             buffer_samples=self.buffer_samples,
             weights=self.weights,
+            layout=(self.topology.num_ranks, self.batch_size),
         )
         repeats = None if self.weights is None else repeats_of(order)
         return Order(samples=order.astype(np.uint32), repeats=repeats)

@@ -172,6 +172,7 @@ def order_job(job: Job, epoch: int) -> NDArray[np.int64]:
         shard_sizes=job.shard_sizes,
         buffer_samples=job.buffer_samples,
         weights=job.weights,
+        layout=(job.topology.num_ranks, job.batch_per_rank),
     )
 
 

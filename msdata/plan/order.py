@@ -6,13 +6,16 @@ position and resume with another number of ranks or another batch size. `shuffle
 have the same order: `locality` (`msdata.plan.assign`) only deals the samples of each global batch
 differently to the ranks. `block` gives up uniformity for reads in storage order, for data far
 larger than all caches; `msdata.plan.quality` says how much is given up. `sequential` draws nothing:
-each epoch is the order of the index, for predictions and comparisons.
+each epoch is the order of the index, for predictions and comparisons. `partition` gives each rank a
+stretch of the index for all epochs and shuffles within it, as jobs do that copy a part of the data
+to each node: its order depends on the ranks and their batch, and resumes on no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +24,13 @@ from msdata.errors import UsageError
 from msdata.plan.random_words import random_words, uniform_permutation
 from msdata.plan.weighted import check_weights, weighted_order
 
-POLICIES = ("shuffle", "locality", "block", "sequential")
+POLICIES = ("shuffle", "locality", "block", "sequential", "partition")
 # What reads each sample exactly once: it cannot draw by weights.
-_UNWEIGHTED = {"block": "reads whole shards", "sequential": "reads in the order of the index"}
+_UNWEIGHTED = {
+    "block": "reads whole shards",
+    "sequential": "reads in the order of the index",
+    "partition": "gives each rank samples of its own",
+}
 LAST = ("drop", "pad", "short")
 # Defaults of the loader and of the plan.
 DEFAULT_BATCH_SIZE = 128
@@ -47,6 +54,7 @@ def epoch_order(
     shard_sizes: NDArray[np.int64] | None = None,
     buffer_samples: int = DEFAULT_BUFFER_SAMPLES,
     weights: NDArray[np.float64] | None = None,
+    layout: tuple[int, int] = (1, 1),
 ) -> NDArray[np.int64]:
     """The samples per epoch, in the order in which the job consumes them.
 
@@ -59,6 +67,7 @@ def epoch_order(
         buffer_samples: `block` displaces a sample by less than this many positions.
         weights: float64 (num_samples,), to draw samples with replacement; None takes every sample
             once.
+        layout: ranks and samples per step on each; `partition` needs them.
 
     Returns:
         int64 (num_samples,): a permutation of `range(num_samples)`; with weights as many draws.
@@ -77,7 +86,8 @@ def epoch_order(
     if policy == "sequential":
         return np.arange(num_samples, dtype=np.int64)
     if policy != "block":
-        return uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
+        order = uniform_permutation(num_samples, seed=seed, epoch=epoch, stream=_SAMPLES)
+        return order if policy != "partition" else _dealt_to_owners(order, *layout)
     if shard_sizes is None:
         raise UsageError("policy 'block' needs shard_sizes: it draws the order of whole shards")
     if not 1 <= buffer_samples < 1 << 32:
@@ -89,6 +99,25 @@ def epoch_order(
         order[low : low + len(places)] = places + shift[np.searchsorted(ends, places, "right")]
         low += len(places)
     return order
+
+
+def _dealt_to_owners(
+    order: NDArray[np.int64], num_ranks: int, batch_per_rank: int
+) -> NDArray[np.int64]:
+    """The order in which each rank's slice of each batch is of its own stretch of the index.
+
+    Stretches differ by one sample at most, and the incomplete last batch, which `global_positions`
+    splits evenly, has what is left of each.
+    """
+    num_samples = len(order)
+    ends = num_samples * np.arange(num_ranks + 1, dtype=np.int64) // num_ranks
+    # Small integers, which argsort sorts by counting.
+    owner = np.searchsorted(ends[1:], order, "right").astype(np.min_scalar_type(num_ranks))
+    own = order[np.argsort(owner, kind="stable")]
+    num_full = num_samples // (num_ranks * batch_per_rank) * batch_per_rank
+    full = [own[low : low + num_full].reshape(-1, batch_per_rank) for low in ends[:-1]]
+    rests = [own[low + num_full : high] for low, high in pairwise(ends.tolist())]
+    return np.concatenate([np.stack(full, axis=1).ravel(), *rests])
 
 
 def check_weighted_policy(policy: str) -> None:

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer",
         choices=LAYERS,
         default=FEATURES,
-        help="pooled features of all encoders, or the hidden layer before the logits "
-        "(default: %(default)s)",
+        help="pooled features of all encoders, the hidden layer before the logits, or pixels: "
+        "means and noise of the images that the network sees (default: %(default)s)",
     )
     add_split(parser, "embed", None)
     add_columns(parser)

@@ -54,7 +54,8 @@ class EmbeddingConfig:
     """What is embedded, and how.
 
     Attributes:
-        layer: "features", pooled, of all encoders; or "hidden", the layer before the logits.
+        layer: "features", pooled, of all encoders; "hidden", the layer before the logits; or
+            "pixels", statistics of the images.
         split: name of the split; None takes all that have samples, in order.
         columns: columns of the index to copy.
         checkpoint: "best" or "last".

@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.checked_table import check_table, file_metadata, open_table, reading
-from msdata.errors import DataError, UsageError
-from mstrain.evaluation.list_table import METADATA_KEY, column_array, list_parts, list_size
+from msdata.core.checked_json import JsonValue
+from msdata.errors import DataError
+from mstrain.evaluation.list_table import list_parts, list_size, read_list_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EMBEDDING = "embedding"
 LAYER_KEY = "embedding_layer"
@@ -89,24 +92,22 @@ def read_embeddings(path: Path | str) -> Embeddings:
         UsageError: the file does not exist, or is another kind of table.
         StorageError: the file system refused.
     """
-    path = Path(path)
-    kinds = {"sample_id": "text", "split": "text"}
-    try:
-        with open_table(path, kinds, cure=_CURE) as file, reading(path, _CURE):
-            found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
-            found[LAYER_KEY].read_as(str)
-            for name in ("fingerprint", "checkpoint_sha256"):
-                found[name].read_as(str)
-            num_values = list_size(file.schema_arrow, EMBEDDING, np.float16)
-            if not num_values:
-                found[LAYER_KEY].refuse(f"the layer of a column {EMBEDDING!r} of lists of float16")
-            names = [name for name in file.schema_arrow.names if name != EMBEDDING]
-            table = file.read(names)
-            table.validate(full=True)
-            check_table(table, path, kinds, cure=_CURE, num_rows=file.metadata.num_rows)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{path} does not exist; run 'mstrain embed' first") from None
-    except DataError as error:
-        raise UsageError(f"{path} is not a table of embeddings: {error}") from error
-    columns = {name: column_array(table.column(name)) for name in names}
-    return Embeddings(path=path, origin=found.value, columns=columns, num_values=num_values)
+    path, sizes = Path(path), []
+
+    def check(found: JsonValue, schema: pa.Schema) -> str:
+        for name in (LAYER_KEY, "fingerprint", "checkpoint_sha256"):
+            found[name].read_as(str)
+        sizes.append(list_size(schema, EMBEDDING, np.float16))
+        if not sizes[0]:
+            found[LAYER_KEY].refuse(f"the layer of a column {EMBEDDING!r} of lists of float16")
+        return EMBEDDING
+
+    origin, columns = read_list_table(
+        path,
+        {"sample_id": "text", "split": "text"},
+        check,
+        what="embeddings",
+        command="mstrain embed",
+        cure=_CURE,
+    )
+    return Embeddings(path=path, origin=origin, columns=columns, num_values=sizes[0])

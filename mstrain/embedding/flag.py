@@ -62,8 +62,8 @@ class FlagConfig:
     """
 
     k: int = 10
-    num_axes: int = 32
-    is_white: bool = False
+    num_axes: int = 64
+    is_white: bool = True
     num_references: int | None = None
     threshold: float = 0.05
     kinds: str | None = None

@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(name, type=int, default=value, help=f"{text} (default: %(default)s)")
     parser.add_argument(
-        "--whiten", action="store_true", help="scale the components to equal variance"
+        "--whiten",
+        action=argparse.BooleanOptionalAction,
+        default=FlagConfig.is_white,
+        help="scale the components to equal variance (default: %(default)s)",
     )
     parser.add_argument(
         "--references",

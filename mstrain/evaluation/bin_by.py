@@ -66,6 +66,8 @@ def find_columns(
 
 def computed_columns(target: Target = REDSHIFT_TARGET) -> tuple[str, ...]:
     """Columns to bin by that are not the index's."""
+    if target.classes:
+        return ()
     return tuple(map(target.public, (*POINT_ESTIMATES, *SPREADS)))
 
 

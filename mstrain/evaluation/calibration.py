@@ -24,7 +24,7 @@ from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
 from msdata.errors import DataError, UsageError
 from mstrain.evaluation.metrics.densities import Densities, Floats
-from mstrain.models.model_file import companion
+from mstrain.models.model_file import ModelFile, companion
 
 NONE, GLOBAL, LOCAL = "none", "global", "local"
 CALIBRATIONS = (NONE, GLOBAL, LOCAL)
@@ -276,34 +276,47 @@ def write_calibration(run: Path, calibration: GlobalMap | LocalMap, origin: Fitt
     return path
 
 
-def has_calibration(run: Path, name: str) -> bool:
-    """Whether a run, or a model file, has a calibration of that name."""
-    return name != NONE and companion(run, calibration_path(run, name).name) is not None
-
-
-def read_calibration(run: Path, name: str) -> tuple[GlobalMap | LocalMap, FittedOn]:
-    """Reads a calibration of a run.
+def find_calibration(
+    run: Path, name: str, opened: Path | ModelFile
+) -> tuple[GlobalMap | LocalMap, FittedOn] | None:
+    """Reads a calibration of a run; None where it has none of that name.
 
     Args:
         run: the run's folder, or a model file.
         name: "global" or "local".
+        opened: the run, from `opened_run`.
+
+    Raises:
+        DataError: its file is damaged.
+        StorageError: the file system refused.
+    """
+    path = calibration_path(run, name)
+    content = companion(opened, path.name)
+    if content is None:
+        return None
+    fields: Any = content.read_as(_GlobalFile if name == GLOBAL else _LocalFile)
+    if wrong := fields.map.check():
+        raise DataError(f"{path} is damaged: {wrong}; {_CURE}")
+    return fields.map, fields.fitted_on
+
+
+def read_calibration(
+    run: Path, name: str, opened: Path | ModelFile | None = None
+) -> tuple[GlobalMap | LocalMap, FittedOn]:
+    """The same for a calibration that the run must have.
 
     Raises:
         UsageError: the run has none.
         DataError: its file is damaged.
         StorageError: the file system refused.
     """
-    path = calibration_path(run, name)
-    found = companion(run, path.name)
+    found = find_calibration(run, name, run if opened is None else opened)
     if found is None:
         raise UsageError(
             f"{run} has no {name} calibration; fit one with 'mstrain calibrate RUN DATA', or give "
             "--calibration none"
         )
-    fields: Any = found.read_as(_GlobalFile if name == GLOBAL else _LocalFile)
-    if wrong := fields.map.check():
-        raise DataError(f"{path} is damaged: {wrong}; {_CURE}")
-    return fields.map, fields.fitted_on
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import as_of_redshift
 from mstrain.evaluation.metrics.summary import summarize
-from mstrain.evaluation.metrics.uncertainty import assess
+from mstrain.evaluation.metrics.uncertainty import Grouping, assess
 from mstrain.evaluation.predictions import Predictions
 from mstrain.evaluation.report.assemble import assemble, assemble_classes, class_columns
 from mstrain.evaluation.report.classes import render_class_page
@@ -135,9 +135,17 @@ def _conclude_classes(
     split: Split,
     config: EvaluationConfig,
 ) -> Evaluation:
-    names, told = trained.target.classes, config.bootstrap
-    summary = summarize_classes(class_columns(predictions, split, trained.target), names, told)
-    other_priors = {v.prior.name: summarize_classes(found, names, told) for v, found in others}
+    names, told, target = trained.target.classes, config.bootstrap, trained.target
+    columns = class_columns(predictions, split, target)
+    groupings: list[Grouping] = []
+    if config.bin_by:
+        magnitude, why_not = find_magnitude(split, config.magnitude_column)
+        found = find_columns(split, config.bin_by, magnitude, why_not, target=target)
+        edges = config.magnitude_edges
+        asked = {magnitude: np.array(edges)} if magnitude is not None and edges else {}
+        groupings = make_groupings(split, {"redshift": columns["truth"]}, found, asked, target)
+    summary = summarize_classes(columns, names, told, groupings)
+    other_priors = {v.prior.name: summarize_classes(scored, names, told) for v, scored in others}
     result = Evaluation(
         summary=summary,
         other_priors=other_priors,

@@ -11,7 +11,7 @@ from msdata.errors import UsageError
 from mstrain.data.magnitudes import find_magnitude
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
-from mstrain.evaluation.bin_by import computed_columns, find_columns
+from mstrain.evaluation.bin_by import MAGNITUDE, computed_columns, find_columns
 from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.conclude import conclude
 from mstrain.evaluation.inference import check_columns, predict_to
@@ -138,10 +138,10 @@ def _check_options(trained: TrainedRun, config: EvaluationConfig) -> None:
     if not target.is_redshift:
         given["--redshift-edges"] = config.redshift_edges
     if target.classes:
-        given["--bin-by"] = config.bin_by
         given["--calibration"] = config.calibration if config.calibration != NONE else ""
-        given["--magnitude-edges"] = config.magnitude_edges
-        given["--magnitude-column"] = config.magnitude_column
+        if MAGNITUDE not in config.bin_by:
+            given["--magnitude-edges"] = config.magnitude_edges
+            given["--magnitude-column"] = config.magnitude_column
     for option, value in given.items():
         if value:
             kind = "classes of " if target.classes else ""
@@ -157,11 +157,11 @@ def _index_columns(split: Split, config: EvaluationConfig, target: Target) -> li
     Raises:
         UsageError: the magnitude, or a column to bin by, is not there.
     """
-    if target.classes:
+    if target.classes and not config.bin_by:
         return []
     magnitude, why_not = find_magnitude(split, config.magnitude_column)
     found = find_columns(split, config.bin_by, magnitude, why_not, target=target).values()
-    names = [] if magnitude is None else [magnitude]
+    names = [] if magnitude is None or target.classes else [magnitude]
     return list(dict.fromkeys([*names, *(n for n in found if n not in computed_columns(target))]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from msdata.core.checked_table import check_table, open_table, reading
+from msdata.core.checked_json import JsonValue
+from msdata.core.checked_table import check_table, file_metadata, open_table, reading
 from msdata.core.files import TEMPORARY_SUFFIX, open_known, storage_error, take_lock, whole_file
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
@@ -309,6 +310,47 @@ def list_parts(
             check_table(table, path, [name], cure=cure, num_rows=num_here)
             flat = np.asarray(table.column(0).combine_chunks().flatten(), dtype)
             yield flat.reshape(-1, num_values)
+
+
+def read_list_table(
+    path: Path,
+    kinds: Mapping[str, str],
+    find_list: Callable[[JsonValue, pa.Schema], str],
+    *,
+    what: str,
+    command: str,
+    cure: str,
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Reads the metadata and all columns of a table but that of the lists.
+
+    Args:
+        path: the .parquet file.
+        kinds: kinds of columns that it must have, see `msdata.core.checked_table.KINDS`.
+        find_list: checks the metadata, and names the column of lists; raises DataError.
+        what: what the table holds, for messages.
+        command: what makes such a table, for messages.
+        cure: end of messages.
+
+    Returns:
+        The metadata; and the columns by name, see `column_array`.
+
+    Raises:
+        UsageError: the file does not exist, or is another kind of table.
+        StorageError: the file system refused.
+    """
+    try:
+        with open_table(path, kinds, cure=cure) as file, reading(path, cure):
+            found = file_metadata(file.schema_arrow, METADATA_KEY, path, cure)
+            lists = find_list(found, file.schema_arrow)
+            names = [name for name in file.schema_arrow.names if name != lists]
+            table = file.read(names)
+            table.validate(full=True)
+            check_table(table, path, kinds, cure=cure, num_rows=file.metadata.num_rows)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path} does not exist; run {command!r} first") from None
+    except DataError as error:
+        raise UsageError(f"{path} is not a table of {what}: {error}") from error
+    return found.value, {name: column_array(table.column(name)) for name in names}
 
 
 def list_size(schema: pa.Schema, name: str, dtype: DTypeLike) -> int:

@@ -27,14 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.checked_table import check_table, file_metadata, open_table, reading
-from msdata.errors import DataError, UsageError
+from msdata.core.checked_json import JsonValue
 from mstrain.evaluation.list_table import (
-    METADATA_KEY,
     SpooledRows,
-    column_array,
     list_parts,
     list_size,
+    read_list_table,
     write_list_table,
 )
 from mstrain.evaluation.metrics.densities import Floats
@@ -148,24 +146,24 @@ def read_predictions(path: Path | str) -> Predictions:
         UsageError: the file does not exist, or is another kind of table.
         StorageError: the file system refused.
     """
-    path = Path(path)
-    try:
-        with open_table(path, {"sample_id": "text"}, cure=_CURE) as file, reading(path, _CURE):
-            found = file_metadata(file.schema_arrow, METADATA_KEY, path, _CURE)
-            edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
-            num_bins = len(edges) - 1
-            column = PROBABILITIES if PROBABILITIES in file.schema_arrow.names else DENSITY
-            size = list_size(file.schema_arrow, column, np.float32)
-            if num_bins < 1 or size != num_bins or not bool((np.diff(edges) > 0).all()):
-                found["bin_edges"].refuse("rising edges, one more than densities")
-            names = [name for name in file.schema_arrow.names if name != column]
-            table = file.read(names)
-            table.validate(full=True)
-            check_table(table, path, (), cure=_CURE, num_rows=file.metadata.num_rows)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{path} does not exist; run 'mstrain evaluate' first") from None
-    except DataError as error:
-        raise UsageError(f"{path} is not a table of predictions: {error}") from error
-    content = {name: value for name, value in found.value.items() if name != "bin_edges"}
-    columns = {name: column_array(table.column(name)) for name in names}
-    return Predictions(path=path, edges=edges, origin=content, columns=columns, density=column)
+    path, densities = Path(path), []
+
+    def check(found: JsonValue, schema: pa.Schema) -> str:
+        edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
+        column = PROBABILITIES if PROBABILITIES in schema.names else DENSITY
+        size = list_size(schema, column, np.float32)
+        if len(edges) < 2 or size != len(edges) - 1 or not bool((np.diff(edges) > 0).all()):
+            found["bin_edges"].refuse("rising edges, one more than densities")
+        densities.append((column, edges))
+        return column
+
+    metadata, columns = read_list_table(
+        path,
+        {"sample_id": "text"},
+        check,
+        what="predictions",
+        command="mstrain evaluate",
+        cure=_CURE,
+    )
+    (column, edges), origin = densities[0], {n: v for n, v in metadata.items() if n != "bin_edges"}
+    return Predictions(path=path, edges=edges, origin=origin, columns=columns, density=column)

@@ -22,12 +22,13 @@ from mstrain.evaluation.calibration import (
     calibrated,
     calibration_path,
     check_fitted_on,
-    has_calibration,
+    find_calibration,
     read_calibration,
 )
 from mstrain.evaluation.metrics.densities import Densities, Floats
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS, point_estimates
 from mstrain.evaluation.run_info import TrainedRun
+from mstrain.models.model_file import opened_run
 from mstrain.models.prior import TargetPrior
 from mstrain.training.checkpoint import checkpoint_sha256
 
@@ -178,13 +179,15 @@ def find_calibrations(
         )
     names = [name for name in CALIBRATIONS if name != NONE and run.target.is_plain]
     wanted = [n for n in names if n == asked or has_others]
-    present = [n for n in wanted if n == asked or has_calibration(run.path, n)]
     variants, notes = {NONE: Variant(prior=prior)}, []
-    now = fitted_on(run, prior) if present else None
-    for name in present:
-        assert now is not None
+    opened = opened_run(run.path) if wanted else run.path
+    now = None
+    for name in wanted:
         try:
-            calibration, fitted = read_calibration(run.path, name)
+            read = read_calibration if name == asked else find_calibration
+            if (found := read(run.path, name, opened)) is None:
+                continue
+            (calibration, fitted), now = found, now or fitted_on(run, prior)
             check_fitted_on(calibration_path(run.path, name), fitted, now)
             _check_features(calibration, data, calibration_path(run.path, name))
         except MsdataError as error:

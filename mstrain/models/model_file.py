@@ -6,6 +6,7 @@ model.json             configuration, schema, shapes, bins, origin, license and 
 weights.safetensors    weights, counts and log weights of the prior (safetensors' format)
 statistics.json        statistics of the training's pixels, as `msdata stats` writes them
 calibration*.json      what recalibrates densities; absent where the run has none
+ood.msz                what flags unusual objects, an archive of the same kind; likewise
 
 The digest tells damage, not the author: whoever alters a file can compute it again. Nothing in
 a file is executed or unpacked to the disk.
@@ -36,9 +37,10 @@ MARK = b"mstrain model sha256:"
 _DIGITS = 64
 JSON_NAME, WEIGHTS_NAME = "model.json", "weights.safetensors"
 # Files of a run's folder that go along, and all that an archive may hold.
-COMPANIONS = ("statistics.json", "calibration*.json")
+OOD_NAME = "ood.msz"
+COMPANIONS = ("statistics.json", "calibration*.json", OOD_NAME)
 _NAME = re.compile(
-    r"model\.json|weights\.safetensors|statistics\.json|calibration[\w.-]{0,99}\.json"
+    r"model\.json|weights\.safetensors|statistics\.json|calibration[\w.-]{0,99}\.json|ood\.msz"
 )
 # The largest that is read into memory: far above a network's.
 _MAX_NBYTES = 16 << 30
@@ -84,11 +86,16 @@ def results_folder(out: Path | None, run: Path) -> Path:
     return run if out is None else out
 
 
-def companion(run: Path, name: str) -> JsonValue | None:
+def opened_run(run: Path) -> Path | ModelFile:
+    """What `companion` takes, to read several files of a run: a model file is read once."""
+    return read_model_file(run) if is_model_file(run) else run
+
+
+def companion(run: Path | ModelFile, name: str) -> JsonValue | None:
     """A JSON file that a run keeps beside its checkpoints, in its folder or its model file.
 
     Args:
-        run: the run's folder, or a model file.
+        run: the run's folder, or a model file; or from `opened_run`.
         name: the file's name, such as "statistics.json".
 
     Returns:
@@ -98,21 +105,32 @@ def companion(run: Path, name: str) -> JsonValue | None:
         DataError: it is damaged.
         StorageError: the file system refused.
     """
-    if is_model_file(run):
-        content = read_model_file(run).companions.get(name)
-        cure = _CURE
-    else:
-        try:
-            with open_regular(run / name, "restore it") as file:
-                content = file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            content = None
-        except OSError as error:
-            raise storage_error("read", run / name, error) from error
-        cure = "restore it"
+    content = _companion_bytes(run, name)
     if content is None:
         return None
-    return parse_json(content, f"{run}/{name}", cure=cure, has_paths=True)
+    path, is_file = (run.path, True) if isinstance(run, ModelFile) else (run, is_model_file(run))
+    cure = _CURE if is_file else "restore it"
+    return parse_json(content, f"{path}/{name}", cure=cure, has_paths=True)
+
+
+def companion_file(run: Path | ModelFile, name: str) -> ModelFile | None:
+    """As `companion`, for a companion that is an archive as model files are."""
+    content = _companion_bytes(run, name)
+    path = run.path if isinstance(run, ModelFile) else run
+    return None if content is None else _read(path / name, content)
+
+
+def _companion_bytes(run: Path | ModelFile, name: str) -> bytes | None:
+    found = opened_run(run) if isinstance(run, Path) else run
+    if isinstance(found, ModelFile):
+        return found.companions.get(name)
+    try:
+        with open_regular(found / name, "restore it") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise storage_error("read", found / name, error) from error
 
 
 def write_model_file(
@@ -167,7 +185,11 @@ def read_model_file(path: Path) -> ModelFile:
         StorageError: the file system refused.
         MissingPackageError: safetensors is not installed.
     """
-    content = _checked_bytes(path)
+    return _read(path, _bytes_of(path))
+
+
+def _read(path: Path, content: bytes) -> ModelFile:
+    _check_bytes(path, content)
     members = _members(path, content)
     fields = parse_json(members.pop(JSON_NAME), f"{path}/{JSON_NAME}", cure=_CURE, has_paths=True)
     version = fields["format_version"].read_as(int)
@@ -224,16 +246,18 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _checked_bytes(path: Path) -> bytes:
-    """The whole file, once its digest is right."""
+def _bytes_of(path: Path) -> bytes:
     try:
         with open_regular(path, "give a model file or a run's folder") as file:
-            is_small = os.fstat(file.fileno()).st_size <= _MAX_NBYTES
-            content = file.read() if is_small else b""
+            return file.read() if os.fstat(file.fileno()).st_size <= _MAX_NBYTES else b""
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise storage_error("read", path, error) from error
+
+
+def _check_bytes(path: Path, content: bytes) -> None:
+    """Raises unless the digest at a file's end is right."""
     if content[:2] != b"PK":
         raise UsageError(
             f"{path} is not a model file of mstrain; give one that 'mstrain export' wrote, or a "
@@ -247,7 +271,6 @@ def _checked_bytes(path: Path) -> bytes:
         raise DataError(
             f"{path} is corrupt: SHA-256 {found[:12]}..., expected {expected}...; {_CURE}"
         )
-    return content
 
 
 def _members(path: Path, content: bytes) -> dict[str, bytes]:

@@ -214,25 +214,27 @@ class RankBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.group = group
+        # The collectives cannot be compiled; a compiled network is cut here. Said here, since it
+        # imports the compiler, which takes as long as torch itself.
+        self._normalize: Any = torch.compiler.disable(_normalize_over_ranks)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Normalizes; statistics are computed in float32 whatever comes in."""
         if not self.training:
             return super().forward(image_BCHW)
-        normalized: Tensor = self._over_ranks(image_BCHW)
+        normalized: Tensor = self._normalize(self, image_BCHW)
         return normalized
 
-    # The collectives cannot be compiled; a compiled network is cut here.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _over_ranks(self, image_BCHW: Tensor) -> Tensor:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        is_plain = _kernels_of(image_BCHW) is _PlainKernels
-        x_BCHW = image_BCHW.float() if is_plain else image_BCHW
-        result: Tensor = _BatchNormOverRanks.apply(  # type: ignore[no-untyped-call]
-            x_BCHW, self.weight, self.bias, self
-        )
-        return result.to(image_BCHW.dtype)
+
+def _normalize_over_ranks(norm: RankBatchNorm2d, image_BCHW: Tensor) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    is_plain = _kernels_of(image_BCHW) is _PlainKernels
+    x_BCHW = image_BCHW.float() if is_plain else image_BCHW
+    result: Tensor = _BatchNormOverRanks.apply(  # type: ignore[no-untyped-call]
+        x_BCHW, norm.weight, norm.bias, norm
+    )
+    return result.to(image_BCHW.dtype)
 
 
 def synchronize_norms(model: nn.Module, group: Any = None) -> nn.Module:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from msdata.errors import UsageError
+from mstrain.models.image_statistics import NUM_OF_CHANNEL, image_statistics
 from mstrain.models.resnet import ResNet
 from mstrain.network_config import ModelConfig
 
-FEATURES, HIDDEN = LAYERS = ("features", "hidden")
+FEATURES, HIDDEN, PIXELS = LAYERS = ("features", "hidden", "pixels")
 
 
 class RedshiftNet(nn.Module):
@@ -33,6 +34,7 @@ class RedshiftNet(nn.Module):
         )
         num_features = sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
         self.head = BinHead(num_features, config)
+        self.num_channels = sum(shape[0] for shape in shapes.values())
 
     def forward(self, batch: Mapping[str, Tensor], ebv: Tensor | None = None) -> Tensor:
         """Logits.
@@ -45,33 +47,49 @@ class RedshiftNet(nn.Module):
         Returns:
             (B, num_bins).
         """
-        logits: Tensor = self.head(self._features(batch), ebv)
+        logits: Tensor = self.head(self.pooled(batch), ebv)
         return logits
 
     def embed(
-        self, batch: Mapping[str, Tensor], ebv: Tensor | None = None, layer: str = FEATURES
+        self,
+        batch: Mapping[str, Tensor],
+        ebv: Tensor | None = None,
+        layer: str = FEATURES,
+        features: Tensor | None = None,
     ) -> Tensor:
         """What the network makes of images before it says anything of redshift.
 
         Args:
             batch: images (B, C, H, W) by name.
             ebv: E(B-V) in magnitudes, (B,); the hidden layer sees it.
-            layer: "features", pooled, of all encoders; or "hidden", the layer before the logits;
-                see `check_layer`.
+            layer: "features", pooled, of all encoders; "hidden", the layer before the logits; or
+                "pixels", the images' `image_statistics`; see `check_layer`.
+            features: the images' `pooled` features, where they are known.
 
         Returns:
             float32 (B, `embedding_size(layer)`).
         """
-        features = self._features(batch)
+        if layer == PIXELS:
+            return image_statistics(batch)
+        features = self.pooled(batch) if features is None else features
         return features.float() if layer == FEATURES else self.head.hidden(features, ebv)
+
+    def last_layer(
+        self, batch: Mapping[str, Tensor], ebv: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What enters the last linear layer, float32 (B, D), and the logits that it makes of it."""
+        return self.head.last_layer(self._features(batch), ebv)
 
     def embedding_size(self, layer: str) -> int:
         """Values that `embed` gives per object."""
         if layer == HIDDEN:
             return self.head.num_hidden
+        if layer == PIXELS:
+            return NUM_OF_CHANNEL * self.num_channels
         return sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
 
-    def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Pooled features of all encoders, (B, F), which the head takes."""
         features = [encoder(batch[name]) for name, encoder in self.encoders.items()]
         return torch.cat(features, dim=1)
 
@@ -138,6 +156,13 @@ class BinHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             hidden: Tensor = self.layers[:2](self._joined(features, ebv))
         return hidden
+
+    def last_layer(self, features: Tensor, ebv: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What enters the last layer, float32 (B, D), and the logits; arguments as of `forward`."""
+        with torch.autocast(features.device.type, enabled=False):
+            entering: Tensor = self.layers[:-1](self._joined(features, ebv))
+            logits: Tensor = self.layers[-1](entering)
+        return entering, logits
 
     def _joined(self, features: Tensor, ebv: Tensor | None) -> Tensor:
         features = features.float()

@@ -25,6 +25,7 @@ from mstrain.models.model_file import (
     FORMAT_VERSION,
     MARK,
     SUFFIX,
+    companion_file,
     is_model_file,
     write_model_file,
 )
@@ -128,14 +129,17 @@ def _fields(trained: TrainedRun, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _companions(run: Path) -> dict[str, bytes]:
-    """The run's files that go along, by name, each of them checked to be JSON."""
+    """The run's files that go along, by name, each of them checked."""
     found = {}
     for path in sorted(path for pattern in COMPANIONS for path in run.glob(pattern)):
         try:
             found[path.name] = path.read_bytes()
         except OSError as error:
             raise storage_error("read", path, error) from error
-        parse_json(found[path.name], path, cure="restore it, or remove it")
+        if path.suffix == ".json":
+            parse_json(found[path.name], path, cure="restore it, or remove it")
+        else:
+            companion_file(run, path.name)
     return found
 
 

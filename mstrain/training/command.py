@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start from a run's weights, MODEL.msz, .safetensors or a .pt state dict",
     )
     parser.add_argument(
+        "--without",
+        metavar="SUSPECTS.csv",
+        type=Path,
+        help="do not train on the samples of this table's column sample_id",
+    )
+    parser.add_argument(
         "--settings",
         action=_ListSettings,
         help="list all settings and exit; batch_size counts the samples of all ranks together",
@@ -83,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         0, or 85 where SIGUSR1 or SIGTERM came and the state was saved.
     """
     topology = from_env()
+    if args.without is not None:
+        args.settings = [*args.settings, f"data.without={args.without.absolute()}"]
     config, data = config_for(args.recipe, args.settings, args.data, topology.num_ranks)
     batch_per_rank(config, topology.num_ranks)
     device = choose_device(config.compute.device, topology)

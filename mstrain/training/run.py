@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from mstrain.data.batches import (
     training_stream,
 )
 from mstrain.data.columns import added_digests, index_columns
+from mstrain.data.left_out import check_left_out, left_out
 from mstrain.data.pixels import statistics_for_run
+from mstrain.data.share import training_split
 from mstrain.distributed import Ranks, StopRequest, failing_at_once
 from mstrain.models.labels import resolve
 from mstrain.models.loss import redshift_weights
@@ -87,24 +90,24 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
-    split, config = _train_split(data), resolve(for_ranks(config, ranks.count), data)
-    journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
+    split, config = training_split(data, config), resolve(for_ranks(config, ranks.count), data)
+    journal = _journal(out, data, config, is_writer=ranks.is_first, is_quiet=is_quiet)
     start = find_start(out, init, config, split, ranks, journal.say)
-    statistics = _statistics(out, config, split, journal)
-    saved = ranks.on_first(lambda: _prepare(out, config, split, statistics))
+    statistics = find_statistics(out, config, split, journal)
+    saved = ranks.on_first(lambda: prepare_run(out, config, split, statistics))
     with ExitStack() as stack, failing_at_once(ranks.topology):
         write_placement(out, config, ranks)
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
-        shapes, weights = dict(augmenter.shapes), _weights(split, config, journal)
-        train_step, prior = _train_step(split, config, shapes, ranks, weights, start, watch)
+        shapes, weights = dict(augmenter.shapes), loss_weights(split, config, journal)
+        train_step, prior = make_train_step(split, config, shapes, ranks, weights, start, watch)
         progress = _resume(saved, train_step, loader, prior)
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Prefetcher(batches))  # It makes the first one meanwhile.
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, train_step.num_steps))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
-        extras = _extras(config, data, shapes, prior)
+        extras = extras_of(config, data, shapes, prior)
         Trainer(
             config=config,
             ranks=ranks,
@@ -119,15 +122,17 @@ def train_on_ranks(
     return progress
 
 
-def _train_split(data: msdata.Dataset) -> Split:
-    if "train" in data.splits and len(data.split("train")):
-        return data.split("train")
-    raise UsageError(
-        f"{data.path} has no samples in split 'train'; pack it with --split 0.7,0.1,0.2"
-    )
+def _journal(
+    out: Path, data: msdata.Dataset, config: TrainConfig, *, is_writer: bool, is_quiet: bool
+) -> Journal:
+    """The run's journal, which says first what is not trained on."""
+    journal = Journal(out, config.log, is_writer=is_writer, is_quiet=is_quiet)
+    for note in left_out(data.split("train"), config.data).notes:
+        journal.say(shown_line(note))
+    return journal
 
 
-def _statistics(
+def find_statistics(
     out: Path, config: TrainConfig, split: Split, journal: Journal
 ) -> Statistics | None:
     """What pixels are scaled by: the run's own when it resumes, the data set's, or measured now.
@@ -152,7 +157,7 @@ def _statistics(
     return found
 
 
-def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | None:
+def loss_weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | None:
     """Weights of the loss, None where all count alike; says how many samples count nothing.
 
     Raises:
@@ -179,14 +184,14 @@ def _weights(split: Split, config: TrainConfig, journal: Journal) -> Tensor | No
     return redshift_weights(label, config.loss, target.high, target.low)
 
 
-def _train_step(
+def make_train_step(
     split: Split,
     config: TrainConfig,
     shapes: Mapping[str, tuple[int, ...]],
     ranks: Ranks,
     weights: Tensor | None,
     start: Start | None,
-    watch: Watch | None,
+    watch: Watch | None = None,
 ) -> tuple[TrainStep, TrainedPrior]:
     """What learns, and the prior that it learns under."""
     num_steps = config.epochs * steps_per_epoch(len(split), config)
@@ -210,7 +215,7 @@ def _opening(
         f"{ranks.count} rank(s) on {ranks.device.type}, {config.batch_size:,} samples per step at "
         f"rate {config.optim.learning_rate:.2g}, {out}"
     )
-    if progress.validated == config.epochs:
+    if progress.validated == max(config.epochs, 1):
         return f"{config.recipe}: {out} is finished, all {config.epochs} epochs of it"
     steps = f"{num_steps:,} steps"
     if progress.step:
@@ -253,7 +258,7 @@ def _validation(
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
 
 
-def _extras(
+def extras_of(
     config: TrainConfig,
     data: msdata.Dataset,
     shapes: Mapping[str, tuple[int, ...]],
@@ -288,7 +293,7 @@ def _resume(
     return progress
 
 
-def _prepare(
+def prepare_run(
     out: Path, config: TrainConfig, split: Split, statistics: Statistics | None
 ) -> Path | None:
     """Makes the folder this run's; returns the checkpoint to resume from.
@@ -298,8 +303,10 @@ def _prepare(
     """
     saved, data = find_last(out), split.dataset
     added = added_digests(data, config)
+    without = left_out(data.split("train"), config.data).record
     if saved is not None and has_config(out):
         _check_same_run(out, config, data, added)
+        check_left_out(out, read_config(out), without)
     start = None if saved is None else recorded_init(out)
     write_config(
         out,
@@ -309,6 +316,7 @@ def _prepare(
             "data": str(data.path.absolute()),
             "fingerprint": data.manifest.fingerprint,
             "added_columns": added,
+            **({"left_out": without} if without else {}),
             "schema": data.schema.to_json(),
             "versions": versions(),
             "prior": _prior_text(config),
@@ -349,8 +357,11 @@ def _check_same_run(
                 "it was replaced since, and the run cannot resume; add the former table again with "
                 "'msdata index add', or give another --out"
             )
-    for name, before, value in changed_settings(TrainConfig.from_dict(content["config"]), config):
+    before = TrainConfig.from_dict(content["config"])
+    # A list may lie elsewhere: `check_left_out` compares its content.
+    before = replace(before, data=replace(before.data, without=config.data.without))
+    for name, former, value in changed_settings(before, config):
         raise UsageError(
-            f"{out} holds a run with {name}={before}, now it is {value}: it cannot resume; give "
+            f"{out} holds a run with {name}={former}, now it is {value}: it cannot resume; give "
             "the former value, or another --out"
         )

@@ -156,6 +156,11 @@ def find_start(
             return None
         if init is not None:
             return vars(read_source(init))
+        if not config.epochs:
+            raise UsageError(
+                "epochs=0 keeps the network of --init as it is, and there is none; give --init, or "
+                "epochs=1 or more"
+            )
         if config.optim.freeze_epochs:
             raise UsageError(
                 f"optim.freeze_epochs={config.optim.freeze_epochs} needs --init: frozen layers "

@@ -119,7 +119,7 @@ class TrainStep:
         # The other way round all gradients would come at the end.
         self._net: Any = torch.compile(net) if config.compute.compile else net
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-        self._num_frozen_steps = config.optim.freeze_epochs * num_steps // config.epochs
+        self._num_frozen_steps = config.optim.freeze_epochs * num_steps // max(config.epochs, 1)
         self._is_frozen, self._encoders = False, model.encoders
         self.start_at(0)
 

@@ -139,13 +139,14 @@ class Trainer:
             DivergedError: the loss is NaN or infinite.
         """
         with self.writer:
-            while progress.validated < self.config.epochs:
+            # A network that is only taken over is measured and kept like an epoch's.
+            while progress.validated < max(self.config.epochs, 1):
                 values: dict[str, Any] = dict.fromkeys(
                     ("samples_per_s", "data_wait_fraction", "seconds"), 0.0
                 )
                 values |= hit_values(None, None)
                 # A run that was stopped during validation has the epoch's steps behind it.
-                if progress.trained == progress.validated:
+                if progress.trained == progress.validated < self.config.epochs:
                     values = self._train_epoch(stream, progress)
                 self._end_epoch(values, progress)
             self.stop.settle()
@@ -241,7 +242,10 @@ class Trainer:
         progress.validated += 1
         progress.loss_sum = progress.weight_sum = 0.0
         values |= {"validation_loss": None, **means, "is_best": is_best}
-        self.journal.write("epoch", {**place, **values})
+        if self.config.epochs:
+            self.journal.write("epoch", {**place, **values})
+        elif loss is not None:
+            self.journal.say(f"the network is kept as it is: validation loss {loss:.4f}")
         self._save(progress, is_best=is_best)
         if self.watch is not None:
             self.watch.after_epoch()

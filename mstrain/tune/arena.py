@@ -15,6 +15,7 @@ from typing import Any
 
 import msdata
 from msdata.core.text import bytes_text
+from msdata.dataset.dataset import Split
 from mstrain.config import DataConfig, TrainConfig
 from mstrain.data.batches import cache_of
 from mstrain.distributed import Stopped, StopRequest
@@ -62,7 +63,7 @@ def reserved_for(base: TrainConfig, space: Sequence[Dimension], workers: int) ->
 
 @contextmanager
 def shared_arena(
-    data: msdata.Dataset,
+    splits: Sequence[Split],
     config: DataConfig,
     reserved: Reserved,
     stop: StopRequest,
@@ -71,7 +72,7 @@ def shared_arena(
     """Keeps this node's cache of a study, full if it is to be filled first.
 
     Args:
-        data: the data set.
+        splits: what trials train on, and what they validate on.
         config: settings of all trials' loaders.
         reserved: memory that is left to the trials.
         stop: ends the filling.
@@ -81,10 +82,8 @@ def shared_arena(
         Stopped: it was asked to stop.
     """
     cache = cache_of(config)
-    names = ["train", *(["val"] if config.cache_val else [])]
     with ExitStack() as stack:
-        for name in names if cache is not None else []:
-            split = data.split(name)
+        for split in splits[: 1 + config.cache_val] if cache is not None else ():
             batches = reserved.batch_size * (config.prefetch + 2) * split.sample_nbytes
             assert cache is not None
             kept = replace(cache, reserved_nbytes=reserved.workers * batches)
@@ -101,7 +100,7 @@ def shared_arena(
             )
             if config.cache_warmup == "blocking":
                 _await_full(loader, stop)
-                _tell(loader.stats(), name, len(split), say)
+                _tell(loader.stats(), split.name, len(split), say)
         yield
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from msdata.errors import DataError, UsageError
 from msdata.topology import Topology, from_env
 from mstrain import REQUEUE_EXIT_CODE
+from mstrain.data.share import training_split
 from mstrain.distributed import Ranks, Stopped, StopRequest, choose_device, set_threads
 from mstrain.models.labels import resolve
 from mstrain.overrides import full_name
@@ -108,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     base, data = config_for(args.recipe, args.settings, args.data, 1)
     space = parse_space(args.search, base, args.settings, args.objective)
+    if base.epochs < 1:
+        raise UsageError(f"epochs must be at least 1, got {base.epochs}")
     if args.objective == CRPS and resolve(base, data).model.classes:
         raise UsageError("--objective must be loss where classes are learned, got crps")
     config = StudyConfig(
@@ -137,7 +140,8 @@ def _work(args: argparse.Namespace) -> int:
         reserved = reserved_for(base, space, place.ranks_per_node)
         try:
             if study.has_work(args.trials):
-                with shared_arena(data, base.data, reserved, stop, say_to_stderr):
+                splits = training_split(data, resolve(base, data)), data.split("val")
+                with shared_arena(splits, base.data, reserved, stop, say_to_stderr):
                     worker.run(args.trials)
         except Stopped:
             write_tables(study)

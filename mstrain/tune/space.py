@@ -26,6 +26,10 @@ _REFUSED = {
         + ["model.z_max"],
         "decides which objects are validated on, so trials could not be compared; give one value",
     ),
+    **dict.fromkeys(
+        [f"data.{n}" for n in ("fraction", "label_noise", "fold", "without")],
+        "decides which objects are trained on; give one value, or compare with 'mstrain study'",
+    ),
 }
 
 

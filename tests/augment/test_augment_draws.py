@@ -151,3 +151,14 @@ def test_bands_are_dropped_at_the_given_rate_but_never_all() -> None:
 def test_a_negative_key_is_refused() -> None:
     with pytest.raises(UsageError, match="seed and epoch must be at least 0, got -1 and 0"):
         draw(-1, 0, ["a"], ALL)
+
+
+def test_a_batch_that_is_turned_alike_keeps_all_other_draws_of_its_samples() -> None:
+    config = AugmentConfig(noise=0.5, band_dropout=0.3, turned_by="batch")
+    ids = [str(n) for n in range(9)]
+    alike, own = draw(1, 2, ids, config, num_channels=3), draw(1, 2, ids, ALL, num_channels=3)
+    for name in ("is_mirrored", "num_turns", "angle_rad"):
+        np.testing.assert_array_equal(getattr(alike, name), getattr(own, name)[0])
+    np.testing.assert_array_equal(alike.noise, own.noise)
+    np.testing.assert_array_equal(alike.is_dropped, own.is_dropped)
+    assert draw(1, 2, [], config).angle_rad.shape == (0,)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.harness import Settings, spread, take_turns
+from benchmarks.harness import Settings, spread
+from benchmarks.journal import Journal
 from benchmarks.peers import PEERS
 from benchmarks.peers.bare import RECORDS
-from benchmarks.peers.child import Contestant, WrongBatchError, check_batch
+from benchmarks.peers.child import Contestant, WrongBatchError, check_batch, write_decoded
 from benchmarks.peers.process import PeerProcess
 from benchmarks.peers.protocol import Epochs, Peer, Reading
-from benchmarks.questions.loaders import make_race, quality_of
+from benchmarks.peers.race import Contender, make_race, quality_of
+from benchmarks.questions.loaders import MEASUREMENTS, Effort, take_part
 from benchmarks.questions.loaders_shown import leads_of, sentences_of
 from benchmarks.told import ToldError, WrongDataError
 from benchmarks.workloads import WORKLOADS, Source, Workload, mock_objects, write_source
@@ -141,6 +142,33 @@ def test_a_batch_of_another_shape_type_or_layout_is_refused(source: Source) -> N
         check_batch((ids, {"a": right + 1}), reading, edges)
 
 
+def test_one_that_keeps_fewer_bytes_must_stay_within_the_error_of_its_coding(
+    source: Source, reading: Reading, tmp_path: Path
+) -> None:
+    coded, reading = PEERS["ours_coded"], replace(reading, num_workers=1)
+    assert coded.convert is not None
+    assert coded.decoded is not None
+    coded.convert(source.objects, tmp_path / "coded", reading)
+    worst = write_decoded(coded, source.objects, tmp_path / "coded", reading)
+    assert 0.5 < worst <= 1  # of half a step: some values lie near the end of their bin
+    contestant = Contestant(coded)
+    contestant.open(str(tmp_path / "coded"), str(source.folder), asdict(reading))
+    # Compared with what the records decode to, which is not what the objects hold.
+    assert not (contestant._checksums == source.checksums).all()
+    assert contestant.run(0, 1, None, True)["num_samples"] == NUM_SAMPLES
+    contestant.close()
+    samples = list(coded.decoded(tmp_path / "coded", reading))
+
+    def tighter(_data: Path, _reading: Reading) -> Iterator[Any]:
+        return ((a, {n: bound / 2 for n, bound in bounds.items()}) for a, bounds in samples)
+
+    with pytest.raises(WrongBatchError, match="of the allowed error off"):
+        write_decoded(replace(coded, decoded=tighter), source.objects, tmp_path, reading)
+    few = replace(coded, decoded=lambda *_: iter(samples[:-1]))
+    with pytest.raises(WrongBatchError, match="23 samples of 24 were kept"):
+        write_decoded(few, source.objects, tmp_path, reading)
+
+
 def test_a_contestant_that_fails_or_dies_says_why(
     bare: PeerProcess, source: Source, reading: Reading, tmp_path: Path
 ) -> None:
@@ -172,13 +200,14 @@ def test_one_yardstick_tells_uniform_shuffles_from_buffers_and_from_none() -> No
 
 
 def test_a_race_is_written_shown_and_true_to_its_figures(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ("ours_tar", "bare_map", "h5py_straight", "mosaic_streaming")
     out = tmp_path / "out"
-    words = ["loaders", "--workload", "stamps", "--mock", "512", "--quick", "--out", str(out)]
-    assert main([*words, "--peers", ",".join(names)]) == 0
-    result = json.loads((out / "loaders.json").read_text())
+    words = ["loaders", "--workload", "stamps", "--mock", "512", "--quick", "--minutes", "0.1"]
+    assert main([*words, "--out", str(out), "--peers", ",".join(names)]) == 0
+    assert "forecast: about 1 min" in capsys.readouterr().out
+    result = json.loads((out / "loaders_stamps.json").read_text())
     assert {"ours_tar", "bare_map", "h5py_straight"} <= result["contestants"].keys()
     for name in ("ours_tar", "bare_map", "h5py_straight"):
         contestant = result["contestants"][name]
@@ -189,15 +218,15 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
         assert result["hot"]["contestants"][name]["samples_per_s"]["least"] > 0
     assert result["hot"]["contestants"]["bare_map"]["of_limit"]["median"] == 1
     assert any("of the limit" in name for name in result["ratios"])
-    assert not (out / "work" / "converted").exists()
+    assert not list((out / "work" / "converted").iterdir())
     # Single runs lie apart: they do not go into git.
     assert "rates" not in result
-    assert len(json.loads((out / "raw" / "loaders.json").read_text())["rates"]["hot"]) == 3
+    assert len(json.loads((out / "raw" / "loaders_stamps.json").read_text())["rates"]["hot"]) == 3
     history = (out / "history.csv").read_text().splitlines()
     assert len(history) == 1 + len(result["ratios"])
     assert history[0].startswith("finished,commit,benchmark")
     assert main(["report", str(out)]) == 0
-    assert main(["compare", str(out / "loaders.json"), str(out / "loaders.json")]) == 0
+    assert main(["compare", *[str(out / "loaders_stamps.json")] * 2]) == 0
     assert "msdata, tar, shuffle" in (out / "report.md").read_text()
 
 
@@ -208,7 +237,7 @@ def memory_of(peak: int, *, reads_ahead: bool = True) -> dict[str, Any]:
 def result_of(ours: float, peer: float) -> dict[str, Any]:
     """A result with two contestants and their hot rates."""
     uniform = {"displacement": 1.0, "repeated_pairs": 1.0}
-    base = {"is_limit": False, "convert_per_s": None, "quality": uniform}
+    base = {"is_limit": False, "is_lossy": False, "convert_per_s": None, "quality": uniform}
     rates = {"o": [ours], "p": [peer], "s": [1.0]}
     return {
         "contestants": {
@@ -227,6 +256,11 @@ def result_of(ours: float, peer: float) -> dict[str, Any]:
         "missing": {"q": "q: no module"},
         "wrong": {},
         "lost": {},
+        "is_resumed": False,
+        "files_nbytes": 800,
+        "memory_nbytes": 1000,
+        "num_samples": 10,
+        "sample_nbytes": 100,
     }
 
 
@@ -242,6 +276,26 @@ def test_the_report_says_in_words_where_ours_is_not_ahead() -> None:
     assert any("0.95 of the limit; the goal of 0.9 is reached" in s for s in ahead)
     assert any("0.40 of the limit; the goal of 0.9 is NOT reached" in s for s in behind)
     assert "Not raced: q: no module." in behind
+    late = sentences_of({**result_of(95, 50), "files_nbytes": 801, "is_resumed": True})
+    assert [s.split(":")[0] for s in late if s not in ahead] == [
+        "Resumed after an interruption",
+        "Hot figures may read the disk",
+    ]
+
+
+def test_coded_records_are_told_beside_ours_and_lead_nothing() -> None:
+    result = result_of(95, 50)
+    coded = {**result["contestants"]["o"], "title": "Coded", "is_lossy": True}
+    result["contestants"]["c"] = {**coded, "bytes_on_disk": 150, "error_of_bound": 0.98}
+    found = {"samples_per_s": spread([900.0]), "of_limit": spread([9.0])}
+    result["hot"]["contestants"]["c"] = found
+    sentences = sentences_of(result)
+    assert not any(s.startswith("hot: Coded") for s in sentences)
+    told = [s for s in sentences if s.startswith("Coded keeps 0.15 of the bytes")]
+    assert "largest error 0.98 of what its coding allows" in told[0]
+    assert "hot 9.47, peak memory 1.00" in told[0]
+    assert "hot: 0.95 of the limit; the goal of 0.9 is reached." in sentences
+    assert "c" not in leads_of(result)
 
 
 def test_a_race_runs_on_whole_batches_of_the_users_own_data(
@@ -274,16 +328,71 @@ def test_an_epoch_of_milliseconds_is_repeated_until_it_was_timed_for_long_enough
     assert len({tuple(order) for order in run["orders"]}) == run["num_epochs"]
 
 
-def test_no_turn_is_begun_that_would_go_past_the_budget_and_all_have_as_many() -> None:
-    def slow() -> float:
-        time.sleep(0.05)
-        return 1.0
+class PlayedTurns:
+    """Contestants that take a second of a clock that only they move, and may fail."""
 
-    rates = take_turns({"a": slow, "b": slow}, 50, warm_ups=0, budget_s=0.35)
-    assert len(rates["a"]) == len(rates["b"])
-    assert 2 <= len(rates["a"]) <= 3
-    assert len(take_turns({"a": slow}, 5, warm_ups=0, budget_s=0.0)["a"]) == 2
-    assert len(take_turns({"a": slow}, 3, warm_ups=0)["a"]) == 3
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails_after: int = 99) -> None:
+        self.now_s, self.runs, self.fails_after = 0.0, 0, fails_after
+        monkeypatch.setattr("benchmarks.journal.time.perf_counter", lambda: self.now_s)
+
+    def run(self, contender: Contender, **_how: Any) -> dict[str, Any]:
+        self.runs += 1
+        self.now_s += 1.0
+        if contender.name == "b" and self.runs > self.fails_after:
+            raise ToldError("b: it ended")
+        return {"num_samples": self.runs, "seconds": 2.0}
+
+    def take(self, journal: Journal, minutes: float, turns: int = 50) -> dict[str, Any]:
+        race: Any = self
+        process: Any = None
+        contenders = [Contender(n, PEERS["bare_map"], process, Path(n)) for n in "ab"]
+        effort = Effort(turns={"hot": turns}, least_s=0.1, minutes=minutes)
+        return take_part(race, contenders, MEASUREMENTS[0], effort, journal)
+
+
+def test_no_turn_starts_that_would_go_past_the_minutes_and_all_have_as_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number, (minutes, turns) in enumerate([(1, 10), (0.01, 2), (99, 50)]):
+        found = PlayedTurns(monkeypatch).take(Journal(tmp_path / f"{number}", {}), minutes)
+        # 0.35 of the minute is for hot turns, two seconds each.
+        assert len(found["a"]) == len(found["b"]) == turns
+        assert all(run["value"] > 0 for run in found["a"])
+
+
+def test_an_interrupted_race_keeps_whole_turns_and_takes_none_of_them_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "race.jsonl"
+    whole = PlayedTurns(monkeypatch).take(Journal(path, {"samples": 8}), 99, turns=3)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 1 + 3 * 2 + 1
+    # Killed in the middle of writing the second contestant of the second turn.
+    path.write_text("\n".join(lines[:4]) + "\n" + lines[4][:9])
+    journal = Journal(path, {"samples": 8})
+    assert journal.was_found
+    assert journal.spent_s == 3
+    played = PlayedTurns(monkeypatch)
+    resumed = played.take(journal, 99, turns=3)
+    assert played.runs == 4
+    assert resumed["a"][0] == whole["a"][0]
+    assert [len(runs) for runs in resumed.values()] == [3, 3]
+    again = PlayedTurns(monkeypatch)
+    assert again.take(Journal(path, {"samples": 8}), 99, turns=3) == resumed
+    assert again.runs == 0
+    # Findings about other settings are not taken up.
+    other = Journal(path, {"samples": 9})
+    assert (other.was_found, other.was_other, other.spent_s) == (False, True, 0)
+
+
+def test_one_that_fails_is_out_of_a_measurement_with_its_reason_and_does_not_run_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    played = PlayedTurns(monkeypatch, fails_after=2)
+    found = played.take(Journal(tmp_path / "race.jsonl", {}), 99, turns=4)
+    assert found["b"][1:] == [{"lost": "b: it ended"}] * 3
+    assert len(found["a"]) == 4
+    assert played.runs == 4 + 2
 
 
 def test_a_race_that_the_disk_cannot_hold_is_refused_before_it_begins(

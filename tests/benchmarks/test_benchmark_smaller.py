@@ -10,24 +10,15 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.questions import policies
 from benchmarks.questions.policies_data import SIZE, Stamps
 from benchmarks.questions.smaller import question
 from benchmarks.questions.smaller.forms import Form, measure_forms
-from benchmarks.questions.smaller.training import CodedDesign, sentences_of
+from benchmarks.questions.smaller.training import coded_spec, prepare_seed, steps_of
 from benchmarks.report import page
 from benchmarks.workloads import Workload, write_source
+from mstrain.study.study import read_together
 
 FORMS = (Form(), Form(quantize=4.0), Form(quantize=4.0, compress="lz4"))
-DESIGN = CodedDesign(
-    num_objects=240,
-    num_seeds=2,
-    epochs=1,
-    num_shards=4,
-    quantize=(4.0,),
-    controls=(0.05,),
-    data=None,
-)
 NUM_OBJECTS = 12
 
 
@@ -89,29 +80,24 @@ def test_hits_grow_with_the_ratio_and_all_rates_are_ratios_of_the_same_turn(
 
 
 def make_study(harm: float) -> dict[str, Any]:
-    random = np.random.default_rng(2)
+    random, spec = np.random.default_rng(2), coded_spec()
     cells = []
-    for seed in range(6):
-        for arm in DESIGN.arms:
-            value = 0.03 * (1 + (harm if arm.name == "q0.05" else 0)) + 3e-4 * random.normal()
-            metrics = dict.fromkeys(policies.METRICS, value)
-            cells.append({"seed": seed, "arm": arm.name, **metrics, "quality": {"moved": 1.0}})
-    return {
-        "design": {"num_seeds": 6, "epochs": 4, "controls": [0.05]},
-        "num_train": 100,
-        "num_test": 50,
-        "arms": policies.summarize(DESIGN.arms, cells),
-    }
+    for arm, seed in spec.cells:
+        value = 0.03 * (1 + (harm if arm.control else 0)) + 3e-4 * random.normal()
+        metrics = dict.fromkeys(spec.metrics, value)
+        cells.append({"arm": arm.name, "seed": seed, "num_train": 9, "num_test": 5})
+        cells[-1]["metrics"] = metrics
+    return read_together(spec, cells)
 
 
 def test_the_report_says_whether_the_control_harms_and_draws_every_chart(
     found: list[dict[str, Any]],
 ) -> None:
-    seen, blind = sentences_of(make_study(0.3)), sentences_of(make_study(0.0))
-    assert "The control works: the study sees harm at q = 0.05." in seen
-    assert any(s.startswith("q = 4 against float32: no harm seen; NMAD") for s in seen)
-    assert any(s.startswith("THE CONTROL FAILED") for s in blind)
     shown = question.show({"forms": found, "study": make_study(0.3)})
+    blind = question.show({"forms": found, "study": make_study(0.0)})
+    assert "The control works: the study sees the harm of q = 0.05." in shown.sentences
+    assert any(s.startswith("q = 4 against float32: ") for s in shown.sentences)
+    assert any(s.startswith("THE CONTROL FAILED") for s in blind.sentences)
     assert any(s.startswith("q = 4, LZ4: ") for s in shown.sentences)
     facts = {"command": "", "finished": "", "commit": "", "versions": {}, "quick": True}
     host = {"processor": "", "cores": 2, "memory_gib": 1, "kernel": "", "load_average": 0}
@@ -127,17 +113,18 @@ def test_the_arms_of_a_seed_train_on_the_same_objects_of_other_pixels(tmp_path: 
     random = np.random.default_rng(0)
     images = random.normal(0, 1, (240, 9, SIZE, SIZE)).astype(np.float32)
     redshift, ebv = random.uniform(0.02, 1.5, 240), random.uniform(0, 0.1, 240)
-    for number, arm in enumerate(DESIGN.arms):
+    names = tuple(steps_of(coded_spec()))
+    assert names == ("float32", "q16", "q4", "q0.05")
+    for number, name in enumerate(names):
         stamps = Stamps(images=images + np.float32(number), redshift=redshift, ebv=ebv)
-        stamps.write(tmp_path / f"{arm.name}.npz")
-    assert DESIGN.make_stamps(None, tmp_path, 1) == 240
-    DESIGN.prepare(tmp_path, 1)
-    splits = [msdata.open(tmp_path / "data-1" / arm.shards).split("train") for arm in DESIGN.arms]
+        stamps.write(tmp_path / f"{name}.npz")
+    prepare_seed(tmp_path, names, 4, tmp_path / "data", 1)
+    splits = [msdata.open(tmp_path / "data" / "seed-1" / name).split("train") for name in names]
     for split in splits[1:]:
         assert split.numbers("object").tolist() == splits[0].numbers("object").tolist()
         assert split.shard_sizes.tolist() == splits[0].shard_sizes.tolist()
     pixels = [split[5]["image"] for split in splits]
-    assert [float((p - pixels[0]).mean().round(3)) for p in pixels] == [0, 1, 2]
+    assert [float((p - pixels[0]).mean().round(3)) for p in pixels] == [0, 1, 2, 3]
 
 
 def test_stamps_of_coarsely_quantized_cutouts_lose_what_finely_quantized_ones_keep() -> None:

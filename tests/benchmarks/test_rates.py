@@ -14,20 +14,27 @@ import packing
 import pytest
 
 from benchmarks.harness import Settings, compare, take_turns
+from benchmarks.journal import Journal
 from benchmarks.parts import peer_rates_mpi
-from benchmarks.questions.loaders import enter, make_race, rate_of, read_through
+from benchmarks.peers.race import Contender, Race, enter, make_race, read_through
+from benchmarks.questions.loaders import MEASUREMENTS
 
 pytestmark = pytest.mark.speed
 _TRIES = 4
+
+
+def hot_rate(race: Race, contender: Contender) -> float:
+    return float(MEASUREMENTS[0].once(race, contender, 0.2)["value"])
 
 
 def test_hot_epochs_come_at_the_rate_of_bare_copies_out_of_a_map(tmp_path: Path) -> None:
     floors = {"ours_tar": 0.5, "ours_cached": 0.6}
     race = make_race(Settings(out=tmp_path, mock=256, quick=True))
     with ExitStack() as stack:
-        contenders = [enter(race, name, stack) for name in (*floors, "bare_map")]
+        journal = Journal(tmp_path / "race.jsonl", {})
+        contenders = [enter(race, name, journal, stack) for name in (*floors, "bare_map")]
         read_through(contenders)
-        runs = {c.name: partial(rate_of, race, {"least_s": 0.2}, c) for c in contenders}
+        runs = {c.name: partial(hot_rate, race, c) for c in contenders}
         found = []
         # What else runs disturbs, but never helps, ours.
         for _ in range(_TRIES):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import training
+
+import msdata.cli
+import mstrain.cli
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -18,12 +21,18 @@ EXAMPLES = DOCS / "examples"
 SMALLER = {"--n 1200": "--n 80", "epochs=8": "epochs=1 batch_size=16"}
 
 
+PROGRAMS = {"msdata": msdata.cli.main, "mstrain": mstrain.cli.main}
+
+
 def run(words: list[str], folder: Path) -> str:
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
-    assert found.returncode == 0, f"{shlex.join(words)}\n{found.stdout}\n{found.stderr}"
-    return found.stdout
+    """Runs a command, or a program of the examples, in this process; gives what it printed."""
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        if words[0] in PROGRAMS:
+            assert PROGRAMS[words[0]](words[1:]) == 0, shlex.join(words)
+        else:
+            training.run_program([str(EXAMPLES / words[0]), *words[1:]])
+    return printed.getvalue()
 
 
 def commands_of(page: Path) -> list[str]:
@@ -53,16 +62,18 @@ def test_the_tutorial_ends_with_a_report_and_a_table_of_densities(folder: Path) 
 
 @pytest.mark.slow
 def test_a_loop_in_plain_pytorch_trains(folder: Path) -> None:
-    assert "epoch 1: loss" in run(
-        [sys.executable, str(EXAMPLES / "pytorch_loop.py"), "DATA"], folder
-    )
+    assert "epoch 1: loss" in run(["pytorch_loop.py", "DATA"], folder)
 
 
 @pytest.mark.slow
-def test_ddp_resumes_after_the_step_that_was_saved(folder: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = [*launch, str(EXAMPLES / "ddp_resume.py"), "DATA", "state.pt"]
-    positions = [re.search(r"'position': (\d+)", run(command, folder)) for _ in range(2)]
+def test_ddp_resumes_after_the_step_that_was_saved(folder: Path, ranks: training.Ranks) -> None:
+    words = [str(EXAMPLES / "ddp_resume.py"), str(folder / "DATA"), str(folder / "state.pt")]
+    positions = []
+    for _ in range(2):
+        started = ranks.start(words, 2)
+        codes, said = ranks.end(started)
+        assert codes == [0, 0], said
+        positions += [re.search(r"'position': (\d+)", started[0].printed)]
     first, second = (int(found[1]) for found in positions if found)
     assert first > 0
     assert second == 2 * first
@@ -70,18 +81,16 @@ def test_ddp_resumes_after_the_step_that_was_saved(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_augmentation_gives_images_of_nine_bands(folder: Path) -> None:
-    assert "9, 120, 120)" in run(
-        [sys.executable, str(EXAMPLES / "augmentation.py"), "DATA"], folder
-    )
+    assert "9, 120, 120)" in run(["augmentation.py", "DATA"], folder)
 
 
 def test_own_arrays_are_packed_and_loaded(tmp_path: Path) -> None:
-    found = run([sys.executable, str(EXAMPLES / "own_arrays.py"), "mine"], tmp_path)
+    found = run(["own_arrays.py", "mine"], tmp_path)
     assert "training samples in batches of 32" in found
 
 
 def test_a_file_is_indexed_in_place(tmp_path: Path) -> None:
-    found = run([sys.executable, str(EXAMPLES / "index_in_place.py"), "mine"], tmp_path)
+    found = run(["index_in_place.py", "mine"], tmp_path)
     assert "200 samples in place" in found
 
 

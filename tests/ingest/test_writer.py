@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import signal
 import subprocess
@@ -114,48 +115,67 @@ def test_four_writers_at_once_lose_no_sample(tmp_path: Path) -> None:
     assert not verify_dataset(out).faults
 
 
+# Imports once; forks a process per line of stdin, which is killed at the given one of its moments.
 KILLED = """
-import os, signal, sys
-sys.path[:0] = sys.argv[3:5]
+import json, os, signal, sys
+sys.path[:0] = sys.argv[1:]
 from pathlib import Path
 import test_writer
-left = int(sys.argv[2])
-def hook(event, args):
-    global left
-    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "subprocess.Popen"):
-        if ".parts" in str(args) or event == "subprocess.Popen":
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-test_writer.write_some(Path(sys.argv[1]), num_samples=20)
-print(int(sys.argv[2]) - left)
+
+def write(out, moment):
+    left = moment
+    def hook(event, args):
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "subprocess.Popen"):
+            if ".parts" in str(args) or event == "subprocess.Popen":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    test_writer.write_some(Path(out), num_samples=20)
+    return moment - left
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        print(write(*json.loads(line)), flush=True)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
-
-
-def run_killed(out: Path, moment: int) -> subprocess.CompletedProcess[str]:
-    places = [str(Path(__file__).parent), str(packing.ROOT / "tests" / "support")]
-    command = [sys.executable, "-c", KILLED, str(out), str(moment), *places]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_data_set_or_none(tmp_path: Path) -> None:
-    whole = run_killed(tmp_path / "WHOLE", 1 << 30)
-    expected = fields_of(tmp_path / "WHOLE")
-    num_moments = int(whole.stdout)
-    assert num_moments > 20
-    out = tmp_path / "DATA"
-    chosen = random.Random(5).sample(range(1, num_moments + 1), 20)
-    for moment in chosen:
-        # Each starts on what the one before left.
-        found = run_killed(out, moment)
-        if out.exists():
-            assert fields_of(out) == expected
-            assert not verify_dataset(out).faults
-            out.rename(tmp_path / f"DATA-{moment}")
-        else:
-            assert found.returncode == -signal.SIGKILL, found.stderr
+    places = [str(Path(__file__).parent), str(packing.ROOT / "tests" / "support")]
+    words = [sys.executable, "-c", KILLED, *places]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def ask(out: Path, moment: int) -> str:
+            process.stdin.write(json.dumps([str(out), moment]) + "\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+
+        num_moments = int(ask(tmp_path / "WHOLE", 1 << 30))
+        assert process.stdout.readline() == "0\n"
+        expected = fields_of(tmp_path / "WHOLE")
+        assert num_moments > 20
+        out = tmp_path / "DATA"
+        for moment in random.Random(5).sample(range(1, num_moments + 1), 20):
+            # Each starts on what the one before left.
+            answer = ask(out, moment)
+            if out.exists():
+                assert fields_of(out) == expected
+                assert not verify_dataset(out).faults
+                out.rename(tmp_path / f"DATA-{moment}")
+                if answer != str(-signal.SIGKILL):
+                    assert process.stdout.readline() == "0\n"
+            else:
+                assert answer == str(-signal.SIGKILL)
+        process.stdin.close()
+        assert process.wait(60) == 0
     write_some(out, num_samples=20)
     assert fields_of(out) == expected
     assert not (tmp_path / "DATA.parts").exists()

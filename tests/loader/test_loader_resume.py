@@ -187,6 +187,10 @@ def test_a_state_loaded_during_an_epoch_ends_it(teams) -> None:
         ({"epoch": -1}, "epoch of a loader state must be .*, got -1"),
         ({"position": 1.5}, "position of a loader state must be .*, got 1.5"),
         ({"version": 2}, "version 2, this msdata reads up to 1"),
+        (
+            {"partition": "2 rank(s) of 12"},
+            r"saved with partition '2 rank\(s\) of 12', this loader",
+        ),
         ({"color": "red"}, "cannot read the loader state: .*color"),
     ],
 )
@@ -209,3 +213,22 @@ def test_a_state_costs_less_than_a_tenth_of_a_millisecond(teams) -> None:
             times.append(time.thread_time() - started)
     assert statistics.median(times) < 100e-6
     assert np.isfinite(times).all()
+
+
+def test_a_partition_resumes_on_as_many_ranks_alone_and_hands_each_its_own_samples(teams) -> None:
+    options = {"policy": "partition"}
+    team = teams(2, GLOBAL_BATCH, **options)
+    states = states_at_every_step(team)
+    wanted = go_on(team, states[0], num_epochs=2)
+    assert loading.ids_of(go_on(team, states[5], num_epochs=2)) == loading.ids_of(wanted[5:])
+    for num_ranks, batch in ((1, GLOBAL_BATCH), (2, OTHER_GLOBAL_BATCH)):
+        with pytest.raises(UsageError, match=r"partition '2 rank\(s\) of 12', this loader has"):
+            teams(num_ranks, batch, **options)[0].load_state_dict(states[5])
+    own = [set(loading.ids_of([b for _ in range(3) for b in loading.run_epoch(r)])) for r in team]
+    assert not own[0] & own[1]
+    assert len(own[0] | own[1]) == loading.NUM_SAMPLES
+
+
+def test_a_partition_that_would_be_padded_with_samples_of_others_is_refused(teams) -> None:
+    with pytest.raises(UsageError, match="cannot fill the last batch with samples of other ranks"):
+        teams(2, GLOBAL_BATCH, policy="partition", remainder="pad")

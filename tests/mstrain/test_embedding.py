@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import training
 
 import msdata
@@ -18,6 +19,7 @@ from mstrain.cli import main
 from mstrain.embedding.distance import nearest
 from mstrain.embedding.embeddings import read_embeddings
 from mstrain.embedding.neighbors import find_neighbors
+from mstrain.models.image_statistics import image_statistics
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,13 @@ def test_the_head_makes_the_predictions_of_the_hidden_layer(
         weighted_run, galaxies, out, layer="hidden", split="val", device="cpu", is_quiet=True
     )
     assert hidden.num_values == 16
+    pixels = mstrain.embed(
+        *(weighted_run, galaxies, tmp_path / "pixels.parquet"),
+        layer="pixels",
+        device="cpu",
+        is_quiet=True,
+    )
+    assert (pixels.num_values, len(pixels)) == (9 * 5, 60)
     predicted = mstrain.predict(
         *(weighted_run, galaxies, tmp_path / "p.parquet"),
         split="val",
@@ -70,6 +79,23 @@ def test_the_head_makes_the_predictions_of_the_hidden_layer(
     share /= share.sum(axis=1, keepdims=True)
     density = np.concatenate(list(predicted.density_parts()))
     np.testing.assert_allclose(share / np.diff(predicted.edges), density, rtol=0.01, atol=1e-3)
+
+
+def test_pixels_are_means_and_noise_of_zones_around_the_middle() -> None:
+    y, x = np.mgrid[:33, :33] - 16
+    radius = np.hypot(y, x)
+    image = np.digitize(radius, [2.0625, 4.125, 8.25], right=True).astype(np.float32)
+    image[radius > 8.25] += np.where((x + y)[radius > 8.25] % 2, 0.5, -0.5)
+    images = {
+        "a": torch.from_numpy(np.stack([image, 10 * image])[None]),
+        "b": torch.ones(1, 1, 4, 4),
+    }
+    found = image_statistics(images).numpy()[0]
+    expected = np.array([[0, 1, 2, 3, 0.5]]).T * [1, 10]
+    np.testing.assert_allclose(found[:10], expected.ravel(), atol=0.1)
+    # Images of four pixels a side have no sky, and float16 has an end.
+    np.testing.assert_array_equal(found[10:], [1, 1, 1, 0, 0])
+    assert image_statistics({"a": torch.full((1, 1, 9, 9), 1e9)}).max() == 65_504
 
 
 def test_four_ranks_give_the_table_of_one_process(

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ SMALL = ("depth=10", "width=4", "num_bins=16", "hidden=16")
 ACCUMULATED = (*SMALL, "accumulate=2", "precision=float32")
 SCALED = (*SMALL, "precision=fp16", "weighting=inverse_count", "label_width=0.05")
 EARLY, LATE = "resnet50_early", "resnet50_late"
+BACKENDS = ("reference", "torch")
 Answer = tuple[str | None, list[str], list[str]]
 
 # By name: recipe, ranks, this rank, its samples, settings.
@@ -41,8 +41,8 @@ CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
 
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict[str, Any]]], list[Answer]]:
-    """Runs cases in a process with fake devices."""
+def answers(tmp_path_factory: pytest.TempPathFactory, galaxies: Path) -> dict[str, Answer]:
+    """What all cases gave, run by one process with fake devices."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler to make the fake CUDA device with")
@@ -55,27 +55,36 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict[str, An
     words += [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{home / 'lib'}"]
     subprocess.run([*words, "-o", str(library)], check=True, capture_output=True)
 
-    def run(cases: list[dict[str, Any]]) -> list[Answer]:
-        program = [sys.executable, "-W", "ignore", str(SUPPORT / "fake_device.py"), str(library)]
-        process = subprocess.run(
-            program,
-            input=json.dumps(cases),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=packing.environment(OMP_NUM_THREADS="1"),
-        )
-        assert process.returncode == 0, process.stderr
-        return [tuple(json.loads(line)) for line in process.stdout.splitlines()]
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def answers(ask: Callable[[list[dict[str, Any]]], list[Answer]]) -> dict[str, Answer]:
     names = ("recipe", "world", "rank", "num_samples", "settings")
-    found = ask([dict(zip(names, case, strict=True)) for case in CASES.values()])
-    return dict(zip(CASES, found, strict=True))
+    cases = {name: dict(zip(names, case, strict=True)) for name, case in CASES.items()}
+    for backend in BACKENDS:
+        cases[backend] = training_case(galaxies, tmp_path_factory.mktemp("run") / "run", backend)
+    program = [sys.executable, "-W", "ignore", str(SUPPORT / "fake_device.py"), str(library)]
+    process = subprocess.run(
+        program,
+        input=json.dumps([*cases.values()]),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=packing.environment(OMP_NUM_THREADS="1"),
+    )
+    assert process.returncode == 0, process.stderr
+    found = [tuple(json.loads(line)) for line in process.stdout.splitlines()]
+    return dict(zip(cases, found, strict=True))
+
+
+def training_case(data: Path, out: Path, backend: str) -> dict[str, Any]:
+    """A training of two epochs of five steps that is stopped and resumed."""
+    settings = ("output_size=24", "scaling=linear10", "batch_size=12", "epochs=2", *SMALL)
+    settings += ("log.every_steps=3", "tensorboard=no", "data.threads=1", f"backend={backend}")
+    return {
+        "recipe": "demo",
+        "world": 1,
+        "data": str(data),
+        "out": str(out),
+        "settings": settings,
+        "stops": [(8, 7), (0, 10)],
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,25 +119,12 @@ def test_a_rank_without_samples_makes_the_same_collectives_as_the_others(
     assert kinds["bucket"] == 1
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_training_that_is_stopped_and_resumed_waits_at_lines_of_its_log_epochs_and_saves_alone(
-    ask: Callable[[list[dict[str, Any]]], list[Answer]],
-    galaxies: Path,
-    tmp_path: Path,
-    backend: str,
+    answers: dict[str, Answer], backend: str
 ) -> None:
-    settings = ("output_size=24", "scaling=linear10", "batch_size=12", "epochs=2", *SMALL)
-    settings += ("log.every_steps=3", "tensorboard=no", "data.threads=1", f"backend={backend}")
     # Of five steps an epoch; the one validation batch asks, too.
-    case = {
-        "recipe": "demo",
-        "world": 1,
-        "data": str(galaxies),
-        "out": str(tmp_path / "run"),
-        "settings": settings,
-        "stops": [(8, 7), (0, 10)],
-    }
-    ((fault, waits, _),) = ask([case])
+    fault, waits, _ = answers[backend]
     assert fault is None, fault
     # Before the first step.
     starting = ("train_step.py:__init__", "train_step.py:load_state_dict", "optimizer.py:_cast")

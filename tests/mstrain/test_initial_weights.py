@@ -76,6 +76,30 @@ def test_a_network_right_after_its_start_is_the_source_bit_for_bit(
     assert not torch.equal(fresh(config).eval()(images, ebv), wanted(images, ebv))
 
 
+def test_a_start_that_trains_nothing_has_the_metrics_of_its_source_bit_for_bit(
+    galaxies: Path,
+    weighted_run: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, kept = tmp_path / "run", replace(config, epochs=0)
+    mstrain.train(kept, galaxies, out, init=weighted_run)
+    assert capsys.readouterr().err.count("the network is kept as it is: validation loss ") == 1
+    found, wanted = (
+        mstrain.evaluate(
+            run, galaxies, split="val", out=tmp_path / name, has_report=False, is_quiet=True
+        ).summary
+        for run, name in ((out, "kept"), (weighted_run, "source"))
+    )
+    assert found == wanted
+    # The same again is finished; without a network to keep there is nothing to do.
+    assert mstrain.train(kept, galaxies, out, init=weighted_run, is_quiet=True).num_steps == 0
+    with pytest.raises(UsageError, match="epochs=0 keeps the network of --init as it is, and"):
+        mstrain.train(kept, galaxies, tmp_path / "fresh")
+    assert not (tmp_path / "fresh" / "config.json").exists()
+
+
 @pytest.mark.parametrize("now", [1, 9])
 def test_a_stem_of_other_channels_answers_a_constant_image_alike(
     config: TrainConfig, tmp_path: Path, now: int

@@ -15,10 +15,14 @@ import pytest
 import qp
 import torch
 
+import msdata
 import mstrain
-from msdata.errors import DataError, MsdataError
+from msdata.errors import DataError, MsdataError, UsageError
 from mstrain.cli import main
 from mstrain.evaluation.predictions import read_predictions
+from mstrain.evaluation.run_info import find_prior, open_run
+from mstrain.evaluation.variants import find_calibrations
+from mstrain.models import model_file
 from mstrain.models.model_file import MARK, companion, read_model_file
 from mstrain.training.checkpoint import checkpoint_sha256
 
@@ -112,6 +116,20 @@ def test_the_loaded_network_is_the_run_s_and_the_file_says_what_it_is(
     assert calibration.value == {"levels": [0, 1]}
     assert companion(model, "calibration-local.json") is None
     assert set(found.companions) == {"statistics.json", "calibration-global.json"}
+
+
+def test_calibrations_of_a_model_file_cost_one_reading_of_it(
+    model: Path, galaxies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data, readings = open_run(model, "best"), msdata.open(galaxies), []
+    prior, read = find_prior(run, "natural"), model_file._checked_bytes
+    monkeypatch.setattr(model_file, "_checked_bytes", lambda p: readings.append(p) or read(p))
+    variants, notes = find_calibrations(run, data, prior, "none")
+    assert [variant.calibration_name for variant in variants] == ["none"]
+    assert notes[0].startswith("The global calibration is left out: ") and len(notes) == 1
+    assert readings == [model]
+    with pytest.raises(UsageError, match="has no local calibration; fit one"):
+        find_calibrations(run, data, prior, "local")
 
 
 def test_the_file_holds_no_pickle_and_the_same_run_gives_the_same_bytes(

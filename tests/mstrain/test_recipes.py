@@ -19,7 +19,7 @@ from mstrain.data.batches import (
 from mstrain.distributed import Ranks
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import find_recipe
-from mstrain.training.run import _weights
+from mstrain.training.run import loss_weights
 from mstrain.training.train_step import TrainStep
 
 NUM_STEPS = 2
@@ -33,7 +33,7 @@ def a_few_steps(config: TrainConfig, galaxies: Path) -> tuple[TrainStep, list[fl
     split = msdata.open(galaxies).split("train")
     ranks = Ranks(topology=msdata.Topology(), device=torch.device("cpu"))
     with make_loader(split, config, ranks) as loader, make_augmenter(split, config, ranks) as made:
-        weights = _weights(split, config, Silent())
+        weights = loss_weights(split, config, Silent())
         train_step = TrainStep(config, made.shapes, ranks, weights=weights, num_steps=10)
         losses = []
         stream = training_stream(loader, made, config, ranks.device)

@@ -194,9 +194,19 @@ def test_classes_are_trained_and_their_report_says_what_was_left_out(
     assert config["model"]["classes"] == list(CLASSES)
     assert (config["model"]["num_bins"], config["loss"]["weight_bins"]) == (3, 3)
     assert config["loss"]["label_width"] == 0
-    assert mstrain.cli.main(["evaluate", str(classes), str(data), "--replicates", "20"]) == 0
+    words = [
+        "evaluate",
+        str(classes),
+        str(data),
+        "--replicates",
+        "20",
+        "--bin-by",
+        "ans,morphology",
+    ]
+    assert mstrain.cli.main(words) == 0
     said = capsys.readouterr().out
     assert "Confusion: samples by class (rows)" in said
+    assert "By ans, with 95% intervals" in said
     assert "samples without a class that the network knows count for nothing" in said
     found = json.loads((classes / "evaluation-test.json").read_text())["metrics"]
     truth = msdata.open(data).split("test").table(["morphology"]).column(0).to_pylist()
@@ -207,6 +217,21 @@ def test_classes_are_trained_and_their_report_says_what_was_left_out(
     page = (classes / "report.html").read_text()
     assert "1 samples of split &#x27;test&#x27; are of classes that the training did not" in page
     assert "(odd: 1): they count for nothing" in page
+    assert "Accuracy by column" in page and "By morphology, with" in page
+    by_ans, by_class = found["binned"]
+    recall = {c["name"]: (c["num_samples"], c["recall"]) for c in found["classes"]}
+    for group in by_class["bins"]:
+        assert (group["num_samples"], group["accuracy"]) == recall[group["label"]]
+    assert by_class["num_without"] == by_ans["num_without"] == 0
+    table = read_predictions(classes / "predictions-test.parquet").columns
+    is_right = table["morphology"] == table["morphology_predicted"]
+    for group in by_ans["bins"]:
+        chosen = np.isin(table["morphology"], CLASSES) & (table["ans"] == float(group["label"]))
+        assert group["num_samples"] == chosen.sum() > 0
+        assert group["accuracy"]["value"] == pytest.approx(is_right[chosen].mean())
+        assert group["log_loss"] == pytest.approx(table["log_loss"][chosen].mean())
+        assert group["confidence"] == pytest.approx(table["morphology_probability"][chosen].mean())
+    assert sum(group["num_samples"] for group in by_ans["bins"]) == len(known)
     assert "Reliability" in page and "redshift" not in page.replace("target=redshift", "")
 
 
@@ -383,8 +408,12 @@ def test_a_run_and_data_that_do_not_fit_are_refused(
     (tmp_path / "prior.csv").write_text("z_low,z_high,count\n0,1,1\n")
     with pytest.raises(UsageError, match="--prior must be natural or as-trained for the classes"):
         mstrain.evaluate(classes, data, prior=str(tmp_path / "prior.csv"), **quiet)
-    with pytest.raises(UsageError, match=r"--bin-by must be left out: the network of .* tells cla"):
-        mstrain.evaluate(classes, data, bin_by=("ans",), **quiet)
+    with pytest.raises(
+        UsageError, match=r"--magnitude-edges must be left out: .* tells classes of"
+    ):
+        mstrain.evaluate(classes, data, magnitude_edges=(15.0, 20.0), **quiet)
+    with pytest.raises(UsageError, match=r"--bin-by must name columns of .*, got 'z_std'"):
+        mstrain.evaluate(classes, data, bin_by=("z_std",), **quiet)
     with pytest.raises(UsageError, match=r"--redshift-edges must be left out: .* no redshift"):
         mstrain.evaluate(masses, data, redshift_edges=(0.0, 1.0), **quiet)
     with pytest.raises(UsageError, match=r"label_width must be 0 for classes, got 0\.03"):

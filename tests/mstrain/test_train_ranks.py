@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import packing
@@ -18,24 +19,31 @@ import mstrain
 from mstrain.overrides import apply_overrides
 from mstrain.training.checkpoint import checkpoint_path, read_checkpoint
 
+# Samples of each rank; fewer ranks than three are a group of them.
+NORM_CASES = ("5,0,2", "4,4", "0,6")
 
-@pytest.mark.parametrize("sizes", ["4,4", "5,0,2", "0,6"])
-def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(sizes: str) -> None:
-    parts = [int(n) for n in sizes.split(",")]
-    words = [
-        sys.executable,
-        str(Path(__file__).parents[1].joinpath("support", "norm_ranks.py")),
-        sizes,
-    ]
+
+@pytest.fixture(scope="module")
+def norm_outputs() -> list[list[Any]]:
+    """What each of three ranks has found in each case that it takes part in."""
+    program = Path(__file__).parents[1].joinpath("support", "norm_ranks.py")
+    words = [sys.executable, str(program), *NORM_CASES]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(training.free_port())}
-    place |= {"WORLD_SIZE": str(len(parts)), "OMP_NUM_THREADS": "1"}
+    place |= {"WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}
     processes = [
-        packing.start(words, packing.environment(**place, RANK=str(rank)))
-        for rank in range(len(parts))
+        packing.start(words, packing.environment(**place, RANK=str(rank))) for rank in range(3)
     ]
     outputs = [p.communicate(timeout=packing.TIMEOUT_S) for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(parts), outputs
-    ranks = [json.loads(stdout) for stdout, _ in outputs]
+    assert [p.returncode for p in processes] == [0] * 3, outputs
+    return [json.loads(stdout) for stdout, _ in outputs]
+
+
+@pytest.mark.parametrize("case", range(len(NORM_CASES)), ids=NORM_CASES)
+def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(
+    case: int, norm_outputs: list[list[Any]]
+) -> None:
+    parts = [int(n) for n in NORM_CASES[case].split(",")]
+    ranks = [norm_outputs[rank][case] for rank in range(len(parts))]
     norm = nn.BatchNorm2d(5, momentum=0.3)
     torch.manual_seed(0)
     with torch.no_grad():

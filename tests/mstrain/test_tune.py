@@ -105,6 +105,7 @@ def work(study: Study, num_trials: int, train: Train = pretend) -> list[str]:
         ("optim.name=nadam..adamw", "optim.name must be a list such as A,B,C, got"),
         ("epochs=3..9", "cannot search epochs: it is what every trial may spend"),
         ("data.threads=1,2", "cannot search data.threads: it changes results by rounding at most"),
+        ("data.fraction=0.1..1", "cannot search data.fraction: it decides which objects are tr"),
         ("model.z_max=1..2", "cannot search model.z_max: it decides which objects"),
         ("model.num_bins=50,80", "cannot search model.num_bins by the loss, .* --objective crps"),
         ("weight_decay=0..1", "optim.weight_decay is searched and given"),
@@ -420,7 +421,9 @@ def test_four_trials_of_two_workers_on_a_node_read_storage_once(
         assert reserved == Reserved(workers=2, batch_size=64)
         train = trial_training(data, ranks, stop)
         worker = Worker(study=study, base=base, train=train, stop=stop, say=said.append)
-        with shared_arena(data, cached, reserved, stop, said.append):
+        with shared_arena(
+            [data.split("train"), data.split("val")], cached, reserved, stop, said.append
+        ):
             everyone.wait(60)
             worker.run(4)
             everyone.wait(60)

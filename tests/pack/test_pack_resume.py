@@ -257,6 +257,17 @@ def test_resume_starts_a_pack_that_was_never_started(
     )
 
 
+@pytest.fixture(scope="module")
+def unfinished(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack that was killed in its middle."""
+    out = tmp_path_factory.mktemp("unfinished") / "out"
+    command = packing.pack_command(tiny_source, out, *packing.TINY_SHARDS, "--jobs", "1")
+    env = packing.faulty_environment(FAULT_AT="parent:replace:6:group")
+    packing.start(command, env).communicate()
+    assert (out / ".pack").is_dir()
+    return out
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -272,12 +283,16 @@ def test_resume_starts_a_pack_that_was_never_started(
 )
 @pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "unfinished"])
 def test_a_changed_option_is_refused_by_its_name(
-    option: str, value: str | None, is_finished: bool, tiny_source: Path, tmp_path: Path
+    option: str,
+    value: str | None,
+    is_finished: bool,
+    tiny_source: Path,
+    packed: Packed,
+    unfinished: Path,
+    tmp_path: Path,
 ) -> None:
-    out = tmp_path / "out"
-    fault = {} if is_finished else {"FAULT_AT": "parent:replace:6:group"}
-    command = packing.pack_command(tiny_source, out, *packing.TINY_SHARDS, "--jobs", "1")
-    packing.start(command, packing.faulty_environment(**fault)).communicate()
+    finished = packed(tiny_source, *packing.TINY_SHARDS)
+    out = shutil.copytree(finished if is_finished else unfinished, tmp_path / "out")
     if value is None:
         if is_finished:
             pytest.skip("dataset.json holds no paths: they differ between machines")

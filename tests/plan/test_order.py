@@ -275,3 +275,41 @@ def test_an_epoch_of_four_million_samples_is_ordered_in_well_under_a_second(poli
         order.epoch_order(policy, seed=0, epoch=epoch, num_samples=4_200_000, shard_sizes=sizes)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 1.0
+
+
+@given(
+    num_samples=st.integers(0, 300),
+    num_ranks=st.integers(1, 9),
+    batch=st.integers(1, 12),
+    last=st.sampled_from(["short", "drop"]),
+    epoch=seeds,
+)
+def test_a_partition_gives_each_rank_its_own_stretch_of_the_index_in_every_epoch(
+    num_samples, num_ranks, batch, last, epoch
+):
+    drawn = order.epoch_order(
+        "partition", seed=1, epoch=epoch, num_samples=num_samples, layout=(num_ranks, batch)
+    )
+    np.testing.assert_array_equal(np.sort(drawn), np.arange(num_samples))
+    places = order.global_positions(
+        num_samples=num_samples, batch_per_rank=batch, num_ranks=num_ranks, last=last
+    )
+    ends = num_samples * np.arange(num_ranks + 1) // num_ranks
+    for rank in range(num_ranks):
+        positions = places.positions[:, rank][places.is_real[:, rank]]
+        samples = np.sort(drawn[positions])
+        assert set(samples) <= set(range(ends[rank], ends[rank + 1]))
+        if last == "short":
+            np.testing.assert_array_equal(samples, np.arange(ends[rank], ends[rank + 1]))
+
+
+def test_a_partition_is_shuffled_in_each_epoch_and_of_one_rank_is_a_shuffle():
+    options = {"seed": 3, "num_samples": 64}
+    first, second = (
+        order.epoch_order("partition", epoch=e, layout=(2, 8), **options) for e in (0, 1)
+    )
+    assert (first != second).mean() > 0.8
+    np.testing.assert_array_equal(
+        order.epoch_order("partition", epoch=1, layout=(1, 8), **options),
+        order.epoch_order("shuffle", epoch=1, **options),
+    )

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+import torch._dynamo  # Optimizers import it: once here instead of in each case's process.
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.library import Library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import socket
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def words_of(data: Path, out: Path, **settings: Any) -> list[str]:
     """`train demo` with quick settings; `a__b` stands for `a.b`."""
     given = {**SETTINGS, **{n.replace("__", "."): v for n, v in settings.items()}}
     return ["train", "demo", str(data), "--out", str(out)] + [f"{n}={v}" for n, v in given.items()]
+
+
+def run_program(words: Sequence[str]) -> None:
+    """Runs a Python file with arguments in this process, as `python FILE ...` does."""
+    given, sys.argv = sys.argv, [*words]
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        sys.argv = given
 
 
 class Rank:

@@ -1,4 +1,4 @@
-"""A process that runs `mstrain` commands as a rank, one after the other: importing torch is slow.
+"""A process that runs `mstrain` commands and programs as a rank, in turn: importing torch is slow.
 
 Reads lines of JSON, {"words": [...], "environment": {...}}; answers each with {"code", "said",
 "printed"}: the exit code, stderr and stdout.
@@ -13,6 +13,7 @@ import warnings
 
 # Whatever the command will need, while nobody waits for it.
 import torch._dynamo
+import training
 
 from mstrain.cli import main
 
@@ -27,7 +28,7 @@ def run(words: list[str], environment: dict[str, str]) -> dict[str, object]:
         warnings.catch_warnings(record=True),
     ):
         try:
-            code = main(words)
+            code = training.run_program(words) or 0 if words[0].endswith(".py") else main(words)
         except SystemExit as ended:
             code = ended.code
     return {"code": code, "said": said.getvalue(), "printed": printed.getvalue()}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.harness import Settings, interval_text
-from benchmarks.questions.policies import size_of_study, summarize, train_all
-from benchmarks.questions.policies_effects import verdict_of
+from benchmarks.questions.policies import chart_of, shown_tables, size_of_study
 from benchmarks.questions.smaller.forms import (
     FEWER_FORMS,
     FORMS,
@@ -21,36 +16,14 @@ from benchmarks.questions.smaller.forms import (
     NUM_THREADS,
     measure_forms,
 )
-from benchmarks.questions.smaller.training import (
-    CodedDesign,
-    interval_of,
-    percent_of,
-    sentences_of,
-)
+from benchmarks.questions.smaller.training import coded_study
 from benchmarks.report import Chart, Series, Shown, Table, spread_series, write_shown
 from benchmarks.workloads import make_objects, make_source, size_of
 from msdata.errors import UsageError
+from mstrain.study.section import sentences_of
 
 _NUM_OBJECTS, _NUM_QUICK = 640, 200
 _RATIOS = ("pack_of_float32", "hot_of_limit", "cold_of_float32")
-
-
-def design_of(settings: Settings) -> CodedDesign:
-    """The trainings that the settings ask for.
-
-    Raises:
-        UsageError: there would be too few objects to train on.
-    """
-    (num, data), is_quick = size_of_study(settings, 400, 1600), settings.quick
-    return CodedDesign(
-        num_objects=num,
-        num_seeds=6,
-        epochs=4,
-        num_shards=8 if is_quick else 16,
-        quantize=(4.0,),
-        controls=(0.25, 0.05),
-        data=data,
-    )
 
 
 def answer(settings: Settings) -> int:
@@ -60,9 +33,8 @@ def answer(settings: Settings) -> int:
             f"--workload must be mantis, got {settings.workload!r}: noise without a sky, as other "
             "workloads have, tells nothing of coding"
         )
-    design = design_of(settings)
     # First, since only it resumes where it was stopped.
-    trained = study(settings, design)
+    trained = coded_study(settings, size_of_study(settings, 400, 1600))
     objects, count = _objects(settings)
     folder = settings.work / "smaller"
     print(f"  measuring {count:,} samples", flush=True)
@@ -93,26 +65,9 @@ def _objects(settings: Settings) -> tuple[Path, int]:
     return make_source(settings, count).objects, count
 
 
-def study(settings: Settings, design: CodedDesign) -> dict[str, Any]:
-    """Trains all arms; takes up what an earlier run of the same design left."""
-    folder = settings.work / f"smaller-{design.label}"
-    jobs = len(os.sched_getaffinity(0))
-    design.make_stamps(settings.data, folder, jobs)
-    cells = train_all(design, folder, jobs)
-    for seed in range(design.num_seeds):
-        shutil.rmtree(folder / f"data-{seed}", ignore_errors=True)
-    return {
-        "design": asdict(design),
-        "num_train": round(float(np.mean([c["num_train"] for c in cells]))),
-        "num_test": round(float(np.mean([c["num_test"] for c in cells]))),
-        "arms": summarize(design.arms, cells),
-    }
-
-
 def show(result: Mapping[str, Any]) -> Shown:
     """What the report shows."""
     forms, study_found = result["forms"], result["study"]
-    arms = [arm for arm in study_found["arms"] if arm["reference"]]
     charts = [
         Chart(
             title="Rates of epochs, beside bare decoding or copying",
@@ -135,25 +90,12 @@ def show(result: Mapping[str, Any]) -> Shown:
                 spread_series("packing rate", [form["pack_of_float32"] for form in forms]),
             ],
         ),
-        Chart(
-            title="NMAD, float32's being 100 %",
-            kind="bars",
-            labels=[arm["title"] for arm in arms],
-            x_label="percent; above 100 is worse; whiskers: 95 % intervals of paired differences",
-            series=[
-                Series(
-                    name="NMAD",
-                    values=[100 + percent_of(arm, "difference") for arm in arms],
-                    least=[100 + percent_of(arm, "low") for arm in arms],
-                    greatest=[100 + percent_of(arm, "high") for arm in arms],
-                )
-            ],
-        ),
+        chart_of(study_found),
     ]
     return Shown(
         title="What do coded samples save, and what do they cost?",
         sentences=[*_sentences(forms), *sentences_of(study_found)],
-        tables=[_forms_table(forms), _study_table(study_found["arms"])],
+        tables=[_forms_table(forms), *shown_tables(study_found)],
         charts=charts,
     )
 
@@ -212,25 +154,4 @@ def _forms_table(forms: Sequence[Mapping[str, Any]]) -> Table:
             "them). Variance: the added one over step^2 / 12. Ratios are of the same turn: median "
             "(least to greatest)."
         ),
-    )
-
-
-def _study_table(arms: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for arm in arms:
-        row: list[Any] = [arm["title"], f"{arm['mean']['nmad']:.4f}", f"{arm['mean']['loss']:.3f}"]
-        if arm["effects"]:
-            nmad = arm["effects"]["nmad"]
-            row += [verdict_of(arm), interval_of(arm), f"{nmad['p_holm']:.2g}"]
-            row += [f"{percent_of(arm, 'smallest_seen'):.1f} %"]
-        rows.append(row + [None] * (7 - len(row)))
-    return Table(
-        title="Networks trained on coded cutouts",
-        columns=(
-            *("cutouts", "NMAD", "loss", "harm", "NMAD against float32 (95 %)", "p (Holm)"),
-            "80 % power from",
-        ),
-        rows=rows,
-        in_readme=True,
-        note="Means over seeds; paired by seed, above 0 is worse.",
     )

@@ -22,11 +22,13 @@ from mstrain.evaluation.metrics.bootstrap import (
 )
 from mstrain.evaluation.metrics.densities import LIKELIHOOD_FLOOR, Floats
 from mstrain.evaluation.metrics.estimates import Columns, Estimate
+from mstrain.evaluation.metrics.uncertainty import Grouping
 
 # Columns of a table of classes beside the truth, after "NAME_" where they are its own.
 PREDICTED, PROBABILITY = "predicted", "probability"
 CLASS_SCORES = ("log_loss", "brier")
 NUM_RELIABILITY_BINS = 10
+_MEANS = ("log_loss", PROBABILITY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,42 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassBin:
+    """Samples of a bin or value of a quantity.
+
+    Attributes:
+        label: the bin or the value.
+        num_samples: samples in it.
+        accuracy: share of them that are right; None without any.
+        log_loss: mean of their log-loss; None likewise.
+        confidence: mean of their largest probability; None likewise.
+    """
+
+    label: str
+    num_samples: int
+    accuracy: Estimate | None
+    log_loss: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassesBy:
+    """Accuracy by one quantity.
+
+    Attributes:
+        name: what was asked for, such as "magnitude".
+        column: the column that holds it.
+        num_without: samples in no bin.
+        bins: in the order of the bins.
+    """
+
+    name: str
+    column: str
+    num_without: int
+    bins: tuple[ClassBin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassSummary:
     """Everything that is said of many samples.
 
@@ -82,6 +120,7 @@ class ClassSummary:
         classes: metrics of each class.
         confusion: samples by class (rows) and by the class they are taken for (columns).
         reliability: bins of the largest probability that hold a sample.
+        binned: accuracy by quantities that were asked for.
         bootstrap: how the intervals were made.
     """
 
@@ -93,6 +132,7 @@ class ClassSummary:
     classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[ReliabilityBin, ...]
+    binned: tuple[ClassesBy, ...] = ()
     bootstrap: BootstrapConfig
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,7 +169,10 @@ def class_scores(probability_NK: NDArray[Any], truth_N: Floats) -> dict[str, Flo
 
 
 def summarize_classes(
-    columns: Columns, names: Sequence[str], config: BootstrapConfig
+    columns: Columns,
+    names: Sequence[str],
+    config: BootstrapConfig,
+    groupings: Sequence[Grouping] = (),
 ) -> ClassSummary:
     """Metrics of a table of class probabilities.
 
@@ -138,6 +181,7 @@ def summarize_classes(
             "probability", and the scores.
         names: names of the classes.
         config: how intervals are made.
+        groupings: groups of the N samples by quantities.
 
     Raises:
         DataError: no sample has a class that the network knows.
@@ -165,7 +209,39 @@ def summarize_classes(
         classes=classes,
         confusion=tuple(map(tuple, confusion_KK.tolist())),
         reliability=bins,
+        binned=tuple(_by_group(g, is_known_N, known, is_right_N, config) for g in groupings),
         bootstrap=config,
+    )
+
+
+def _by_group(
+    grouping: Grouping,
+    is_known_N: NDArray[np.bool_],
+    known: Columns,
+    is_right_N: Floats,
+    config: BootstrapConfig,
+) -> ClassesBy:
+    """Accuracy of the known samples by one quantity."""
+    group_N = grouping.group[is_known_N]
+    bins = []
+    for number, label in enumerate(grouping.labels):
+        is_in_N = group_N == number
+        count = int(is_in_N.sum())
+        means = {name: float(np.mean(known[name][is_in_N])) for name in _MEANS} if count else {}
+        bins.append(
+            ClassBin(
+                label=label,
+                num_samples=count,
+                accuracy=share(float(is_right_N[is_in_N].sum()), count, config) if count else None,
+                log_loss=means.get("log_loss"),
+                confidence=means.get(PROBABILITY),
+            )
+        )
+    return ClassesBy(
+        name=grouping.name,
+        column=grouping.column,
+        num_without=int((group_N < 0).sum()),
+        bins=tuple(bins),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.schema import Schema
-from mstrain.evaluation.metrics.classes import ClassMetrics, ClassSummary
+from mstrain.evaluation.metrics.classes import ClassesBy, ClassMetrics, ClassSummary
 from mstrain.evaluation.metrics.estimates import Estimate
 from mstrain.evaluation.report.canvas import BLUE, COLOUR_MAP, GREY, INK, ORANGE, Canvas, Picture
 from mstrain.evaluation.report.gallery import draw_stamps, make_stamps
@@ -39,6 +39,7 @@ _DEFINITIONS = (
     ("recall", "share of a class's samples that are taken for it"),
     ("precision", "share of the samples taken for a class that are of it"),
     ("F1", "harmonic mean of recall and precision"),
+    ("confidence", "mean of the largest probability; the accuracy, if probabilities are right"),
     ("log-loss", "mean of -ln of the probability of the true class, floored at 1e-10"),
     ("Brier score", "mean of the sum over classes of (probability - truth)^2"),
     (
@@ -113,8 +114,9 @@ def class_tables(summary: ClassSummary) -> list[TextTable]:
         head=["class", "samples", "taken for it", "recall", "precision", "F1"],
         rows=[_class_cells(found) for found in summary.classes],
     )
+    binned = [_binned_table(found, level) for found in summary.binned]
     if len(summary.classes) > _MAX_SHOWN:
-        return [overall, each]
+        return [overall, each, *binned]
     names = [printable(found.name, _MAX_NAME) for found in summary.classes]
     confusion = TextTable(
         caption="Confusion: samples by class (rows), and by the class they are taken for (columns)",
@@ -124,7 +126,26 @@ def class_tables(summary: ClassSummary) -> list[TextTable]:
             for name, row in zip(names, summary.confusion, strict=True)
         ],
     )
-    return [overall, each, confusion]
+    return [overall, each, *binned, confusion]
+
+
+def _binned_table(found: ClassesBy, level: str) -> TextTable:
+    of = "" if found.column == found.name else f" ({printable(found.column)})"
+    without = f"; {found.num_without:,} samples in no bin" if found.num_without else ""
+    return TextTable(
+        caption=f"By {printable(found.name)}{of}, {level}{without}",
+        head=[printable(found.name, _MAX_NAME), "samples", "accuracy", "confidence", "log-loss"],
+        rows=[
+            [
+                printable(b.label, _MAX_NAME),
+                f"{b.num_samples:,}",
+                _share_text(b.accuracy),
+                "" if b.confidence is None else f"{100 * b.confidence:.2f} %",
+                "" if b.log_loss is None else f"{b.log_loss:.4f}",
+            ]
+            for b in found.bins
+        ],
+    )
 
 
 def class_prior_table(
@@ -174,11 +195,12 @@ def _text(name: str, found: Estimate) -> str:
     return f"{scale * found.value:.{digits}f}{unit} {ends}"
 
 
+def _share_text(s: Estimate | None) -> str:
+    return "" if s is None else f"{100 * s.value:.2f} % [{100 * s.low:.2f}, {100 * s.high:.2f}]"
+
+
 def _class_cells(found: ClassMetrics) -> list[str]:
-    shares = [
-        "" if s is None else f"{100 * s.value:.2f} % [{100 * s.low:.2f}, {100 * s.high:.2f}]"
-        for s in (found.recall, found.precision)
-    ]
+    shares = [_share_text(s) for s in (found.recall, found.precision)]
     f1 = "" if found.f1 is None else f"{found.f1:.3f}"
     return [found.name, f"{found.num_samples:,}", f"{found.num_predicted:,}", *shares, f1]
 
@@ -186,7 +208,8 @@ def _class_cells(found: ClassMetrics) -> list[str]:
 def render_class_page(content: ClassContent) -> str:
     """The report as one HTML document."""
     summary = content.summary
-    tables = class_tables(summary)
+    tables, count = class_tables(summary), 2 + len(summary.binned)
+    binned, confusion = tables[2:count], tables[count:]
     tiles = []
     for name in summary.overall:
         value, _, interval = _text(name, summary.overall[name]).partition(" [")
@@ -204,7 +227,8 @@ def render_class_page(content: ClassContent) -> str:
     )
     sections = [
         ("points", "Classes", section_body([], [*tables[:2], *priors], [])),
-        ("confusion", "Confusion", section_body([], tables[2:], [draw_confusion(summary)])),
+        *([("binned", "Accuracy by column", section_body([], binned, []))] if binned else []),
+        ("confusion", "Confusion", section_body([], confusion, [draw_confusion(summary)])),
         ("calibration", "Calibration", section_body([], [], [draw_reliability(summary)])),
         (
             "gallery",

@@ -1,4 +1,4 @@
-"""One training of the study of policies: the ranks of a job, played by one process.
+"""A training whose ranks one process plays: what an order does to ranks, without a cluster.
 
 The loaders, plans, augmentation, network, loss and optimizer are the product's own. Each rank has
 its own loader and so gets what it would get in the job. Of a step's parts the gradients are summed,
@@ -16,29 +16,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import msdata
-from msdata.augment import open_augmenter, read_statistics
-from msdata.cache.config import Owners
+from msdata.augment import Statistics, open_augmenter
 from msdata.dataset.dataset import Split
 from msdata.topology import Topology
 from mstrain.config import TrainConfig, batch_per_rank
-from mstrain.data.batches import (
-    EpochEnd,
-    TensorBatch,
-    evaluation_batches,
-    steps_per_epoch,
-    training_stream,
-)
-from mstrain.data.columns import index_columns
+from mstrain.data.batches import EpochEnd, TensorBatch, cache_of, training_stream
+from mstrain.data.columns import index_columns, split_weights
+from mstrain.data.share import training_split
 from mstrain.distributed import Ranks
-from mstrain.evaluation.metrics import densities as piecewise
-from mstrain.evaluation.metrics.bootstrap import nmad
-from mstrain.evaluation.metrics.densities import make_densities
-from mstrain.evaluation.metrics.scores import scaled_residual
-from mstrain.models.heads import bin_edges, density
-from mstrain.training.train_step import TrainStep
+from mstrain.models.labels import resolve
+from mstrain.recipes import for_ranks
+from mstrain.training.checkpoint_writer import CheckpointWriter
+from mstrain.training.metrics_log import Journal
+from mstrain.training.run import (
+    extras_of,
+    find_statistics,
+    loss_weights,
+    make_train_step,
+    prepare_run,
+)
+from mstrain.training.trainer import Progress
 
 _ALONE = Ranks(topology=Topology(), device=torch.device("cpu"))
 
@@ -52,23 +52,20 @@ class PlayedRanks:
         config: of the run; `model.sync_batch_norm` and `data` count.
         topology: nodes, and ranks on each.
         scratch: folder for the nodes' caches, which policy "locality" needs.
-
-    Attributes:
-        owners: owner and tier of every shard; None without caches.
+        statistics: what pixels are scaled by; None where nothing is.
+        weights: of the loss; None where all samples count alike.
     """
 
     split: Split
     config: TrainConfig
     topology: Topology
     scratch: Path
-    owners: Owners | None = None
+    statistics: Statistics | None = None
+    weights: Tensor | None = None
 
     def __enter__(self) -> PlayedRanks:
         self._stack = ExitStack()
         with ExitStack() as stack:
-            statistics = None
-            if self.config.augment.needs_statistics:
-                statistics = read_statistics(self.split.dataset.path)
             self._streams = []
             for rank in range(self.topology.num_ranks):
                 loader = stack.enter_context(self._loader(rank))
@@ -78,7 +75,7 @@ class PlayedRanks:
                         self.config.augment,
                         seed=self.config.seed,
                         batch_size=batch_per_rank(self.config, self.topology.num_ranks),
-                        statistics=statistics,
+                        statistics=self.statistics,
                         threads=1,
                     )
                 )
@@ -86,11 +83,9 @@ class PlayedRanks:
                 # Closed before its augmenter, which still reads the loader's buffers.
                 stack.callback(stream.close)  # type: ignore[attr-defined]
                 self._streams.append(stream)
-                self.owners = loader.cache_owners
-            shapes = dict(augmenter.shapes)
-            num_steps = self.config.epochs * steps_per_epoch(len(self.split), self.config)
-            self.train_step = TrainStep(
-                self.config, shapes, _ALONE, weights=None, num_steps=num_steps
+            self.shapes = dict(augmenter.shapes)
+            self.train_step, self.prior = make_train_step(
+                self.split, self.config, self.shapes, _ALONE, self.weights, None
             )
             self._stack = stack.pop_all()
         return self
@@ -100,12 +95,10 @@ class PlayedRanks:
 
     def _loader(self, rank: int) -> msdata.Loader:
         data = self.config.data
-        cache = None
-        if data.policy == "locality":
+        cache = cache_of(data)
+        if cache is not None:
             self.scratch.mkdir(parents=True, exist_ok=True)
-            cache = msdata.CacheConfig(
-                memory_gib=data.cache_gib, shm_dir=self.scratch, job=self.scratch.name
-            )
+            cache = replace(cache, shm_dir=self.scratch, job=self.scratch.name)
         return msdata.Loader(
             self.split,
             batch_per_rank(self.config, self.topology.num_ranks),
@@ -116,6 +109,7 @@ class PlayedRanks:
             cache=cache,
             threads=1,
             prefetch=data.prefetch,
+            weights=split_weights(self.split, self.config),
             columns=index_columns(self.split, self.config, needs_label=True),
         )
 
@@ -164,26 +158,38 @@ def _kept_statistics(model: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-@torch.no_grad()
-def measure_network(
-    train_step: TrainStep, data: msdata.Dataset, split: str, config: TrainConfig
-) -> dict[str, float]:
-    """A network's `nmad` and `bias` of the density's mean, `loss` (cross-entropy) and `crps`."""
-    statistics = read_statistics(data.path) if config.augment.needs_statistics else None
-    sums = torch.zeros(2, dtype=torch.float64)
-    densities, redshifts = [], []
-    model = train_step.evaluated.eval()
-    evaluation = replace(config, batch_size=256)
-    for batch in evaluation_batches(data, split, evaluation, statistics=statistics):
-        sums += train_step.validation_sums(batch)
-        densities.append(density(model(batch.images, batch.ebv), config.model).numpy())
-        redshifts.append(batch.redshift.numpy())
-    redshift = np.concatenate(redshifts)
-    found = make_densities(np.concatenate(densities), bin_edges(config.model).numpy())
-    residual = scaled_residual(piecewise.mean(found), redshift)
-    return {
-        "nmad": nmad(residual),
-        "loss": float(sums[0] / sums[1]),
-        "crps": float(piecewise.crps(found, redshift).mean()),
-        "bias": float(residual.mean()),
-    }
+def train_played(config: TrainConfig, data: msdata.Dataset, run: Path, num_ranks: int) -> None:
+    """Trains as a job of one rank per node would, from the start, and leaves a run.
+
+    Nothing is validated: the last weights are the best ones.
+
+    Args:
+        config: settings of the run.
+        data: with split "train".
+        run: the run's folder, which the caller has locked.
+        num_ranks: ranks to play.
+
+    Raises:
+        UsageError: the folder holds another run, or the data lack what the settings ask for.
+    """
+    split = training_split(data, config)
+    config = resolve(for_ranks(config, num_ranks), data)
+    journal = Journal(run, config.log, is_writer=False, is_quiet=True)
+    statistics = find_statistics(run, config, split, journal)
+    prepare_run(run, config, split, statistics)
+    scratch = run / "cache"
+    with PlayedRanks(
+        split=split,
+        config=config,
+        topology=Topology(num_nodes=num_ranks, ranks_per_node=1, rank=0),
+        scratch=scratch,
+        statistics=statistics,
+        weights=loss_weights(split, config, journal),
+    ) as played:
+        num_steps = sum(1 for _ in played.train())
+        extras = extras_of(config, data, played.shapes, played.prior)
+        progress = Progress(step=num_steps, trained=config.epochs, validated=config.epochs)
+        state = {**played.train_step.state_dict(), "progress": progress.to_dict()}
+        with CheckpointWriter(run, _ALONE, extras, keep=1) as writer:
+            writer.save(state, is_best=True)
+            writer.settle()
