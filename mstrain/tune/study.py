@@ -235,6 +235,10 @@ class Study:
             for trial in trials:
                 if trial.state != RUNNING or (lock := self._lock(trial.number)) is None:
                     continue
+                if self.trials()[trial.number].state != RUNNING:
+                    # Its worker has ended it meanwhile.
+                    lock.close()
+                    continue
                 if trial.starts >= _MOST_STARTS:
                     lock.close()
                     note = (

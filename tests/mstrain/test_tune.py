@@ -9,6 +9,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,30 @@ def test_a_trial_is_left_to_its_living_worker_and_taken_over_from_a_dead_one(
     found = study.trials()
     assert [trial.state for trial in found] == ["complete"] * 2
     assert found[0].params == claim.settings
+
+
+def test_a_trial_that_ends_while_another_worker_looks_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, other = study_at(tmp_path / "study"), study_at(tmp_path / "study")
+    claim = study.claim(2)
+    assert claim is not None
+    take = other._lock
+
+    def take_late(number: int) -> ExitStack | None:
+        if number == claim.number:
+            pretend(
+                study.trial_folder(number), study.config.config, Watch(after_epoch=lambda: None)
+            )
+            study.complete(number)
+            claim.lock.close()
+        return take(number)
+
+    monkeypatch.setattr(other, "_lock", take_late)
+    found = other.claim(2)
+    assert found is not None
+    assert (found.number, found.is_resumed) == (1, False)
+    found.lock.close()
 
 
 def test_a_trial_that_kills_its_workers_fails_after_five(tmp_path: Path) -> None:
