@@ -31,6 +31,7 @@ QUESTIONS = {
         "benchmarks.questions.smaller.question",
         "what do coded samples save, and what do they cost?",
     ),
+    "law": ("benchmarks.questions.law", "how does the error fall with the number of objects?"),
     "perceive": (
         "benchmarks.questions.perceive.question",
         "which band matters at which redshift, and is it the one that can tell?",

@@ -10,6 +10,7 @@ from msdata.cli import Program
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
     "train": ("mstrain.training.command", "train a network by a recipe, or resume a run"),
+    "tune": ("mstrain.tune.command", "search settings of a recipe, with any number of workers"),
     "evaluate": (
         "mstrain.evaluation.command",
         "measure a trained network on a split and draw a report",
