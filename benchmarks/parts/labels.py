@@ -42,6 +42,7 @@ _TITLE = "Planted mislabels found"
 _MARK = _TITLE.encode()
 _FOLDS, _REPLICATES = 5, 1000
 _INSPECTED = 0.01
+_TICKS = (0.001, 0.01, 0.1, 1)
 
 Scores = Mapping[str, NDArray[np.float64]]
 
@@ -105,10 +106,12 @@ def draw(scores: Scores, is_planted: NDArray[np.bool_]) -> bytes:
         panel.axvline(float(is_planted.mean()), color=INK, linewidth=0.6)
         panel.set(
             xscale="log",
-            xlabel="share of the labels inspected, the most suspect first",
+            xlabel="share inspected, most suspect first",
             ylabel="share of the mislabels found",
         )
-        panel.legend(loc="lower right")
+        # The style parses no formulas, which powers of ten would be.
+        panel.set_xticks(_TICKS, [f"{share:g}" for share in _TICKS])
+        panel.legend(loc="upper left")
         return canvas.drawing("svg", Date=None, Creator=None, Title=_TITLE)
 
 
