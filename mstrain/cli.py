@@ -41,6 +41,10 @@ COMMANDS = {
         "mstrain.embedding.neighbors",
         "draw the objects whose embeddings are nearest to an object's",
     ),
+    "shift": (
+        "mstrain.comparison.shift_command",
+        "test whether two sets of objects differ, as a trained network sees them",
+    ),
     "flag": (
         "mstrain.embedding.flag_command",
         "measure how unlike the training's objects are, and flag them where it pays",
