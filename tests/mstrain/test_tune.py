@@ -336,6 +336,7 @@ def test_a_folder_of_something_else_is_no_study(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match=r"is not empty and not a study: study.json not found"):
         study_at(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(
         UsageError, match=r"is not a study: study.json not found; give the --out of"
     ):
