@@ -20,6 +20,7 @@ EXTRAS = {
         *("torch>=2.7", "safetensors>=0.5", "tensorboard>=2.16", "matplotlib>=3.9"),
         "scipy>=1.13",
     ],
+    "flow": ["zuko>=1.5"],
     "calibrate": ["scikit-learn>=1.7"],
     # scikit-learn for importances.
     "tune": ["optuna>=5.0", "scikit-learn>=1.7"],

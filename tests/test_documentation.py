@@ -85,7 +85,9 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     files = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:", t)]
-    missing = [f for f in files if f and not (page.parent / f).exists()]
+    made = [DOCS / "report.html"]  # by benchmarks/site.py
+    found = [page.parent / f for f in files if f]
+    missing = [str(f) for f in found if not (f.exists() or f in made)]
     assert not missing, missing
 
 

@@ -25,7 +25,7 @@ ROOMS = {
     "benchmarks": (
         *("harness", "comparison", "report", "workloads", "told", "journal", "peers"),
         "augment_rates",
-        *("questions", "gpu", "parts", "__main__"),
+        *("questions", "gpu", "parts", "__main__", "site"),
     ),
     "mstrain": (
         "options",
@@ -73,6 +73,7 @@ HOMES: dict[str, set[str]] = {
     "safetensors": {"mstrain/models/model_file.py"},
     "optuna": {"mstrain/tune/journal.py"},
     "speclite": {"msdata/mock/photometry.py"},
+    "zuko": {"mstrain/embedding/flow.py"},
     "sklearn": {"mstrain/calibration/fit.py"},
     # It comes with scikit-learn.
     "threadpoolctl": {"mstrain/calibration/fit.py"},

@@ -105,6 +105,8 @@ class Measurement:
             return earlier[-1]
         how: dict[str, Any] = {"least_s": least_s, "compute_rate": self.rate}
         if self.kind == "cold":
+            if contender.peer.holds_all:
+                return {"lost": f"{contender.name}: it has read all before its first epoch"}
             how = {"warm_ups": 0, "is_cold": True}
         try:
             run = race.run(contender, **how)
