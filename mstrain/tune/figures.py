@@ -12,7 +12,7 @@ from mstrain.evaluation.report.canvas import BLUE, GREY, INK, ORANGE, RED, Canva
 from mstrain.tune.journal import COMPLETE, FAILED, PRUNED, Trial
 from mstrain.tune.space import Dimension, setting_text
 
-# What is worse than so many of the complete trials would flatten the axis.
+# What is worse than so many of the trials would flatten the axis.
 _SHOWN_SHARE = 0.9
 
 
@@ -26,7 +26,7 @@ def draw_history(trials: Sequence[Trial], objective: str) -> Picture | None:
     pruned = [t for t in trials if t.state == PRUNED and t.reported]
     lasts = [trial.reported[max(trial.reported)] for trial in pruned]
     failed = [trial.number for trial in trials if trial.state == FAILED]
-    top = max(float(np.quantile(values, _SHOWN_SHARE)), *values[:1]) if len(values) > 1 else None
+    top = max(float(np.quantile([*values, *lasts], _SHOWN_SHARE)), values[0])
     with Canvas(7.6, 3.6) as canvas:
         (panel,) = canvas.panels
         panel.scatter(
@@ -35,21 +35,21 @@ def draw_history(trials: Sequence[Trial], objective: str) -> Picture | None:
         panel.scatter(numbers, values, s=18, color=BLUE, label="complete")
         best = np.minimum.accumulate(values)
         panel.step(numbers, best, where="post", color=ORANGE, label="best so far")
-        low, high = values.min(), values.max() if top is None else top
-        room = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
-        panel.set_ylim(low - room, high + room)
+        low = values.min()
+        room = 0.05 * (top - low) or 0.05 * abs(low) or 1.0
+        panel.set_ylim(low - room, top + room)
         if failed:
             height = np.full(len(failed), low - 0.6 * room)
             panel.scatter(failed, height, s=18, color=RED, marker="v", label="failed")
         panel.set(xlabel="trial", ylabel=f"validation {objective}")
         panel.grid(axis="y")
-        panel.legend(loc="upper right")
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return canvas.picture(
             "Course of the search",
             alt=f"{len(done)} complete, {len(pruned)} pruned and {len(failed)} failed trials by "
             f"number; the best reaches {values.min():.4g}",
             caption="Pruned trials stand where they were left. The axis ends where a tenth of the "
-            "complete trials lies above it, unless the first one does.",
+            "trials lies above it, unless the first complete one does.",
         )
 
 
@@ -82,7 +82,7 @@ def draw_coordinates(
         ends = [(_end(d, 0), _end(d, -1)) for d in space]
         ends.append((f"{values.min():.4g}", f"{values.max():.4g}"))
         for place, (low, high) in enumerate(ends):
-            panel.axvline(place, color=INK, linewidth=0.8)
+            panel.vlines(place, 0, 1, color=INK, linewidth=0.8)
             panel.text(place, -0.04, low, ha="center", va="top", fontsize=8)
             panel.text(place, 1.04, high, ha="center", va="bottom", fontsize=8)
         panel.set_xticks(range(len(names)), [name.rpartition(".")[2] for name in names])

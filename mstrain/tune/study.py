@@ -164,6 +164,7 @@ class Study:
     def __init__(self, folder: Path, config: StudyConfig, space: tuple[Dimension, ...]) -> None:
         self.folder, self.space = folder, space
         make_folder(folder)
+        self._check_folder()
         with self._alone():
             self._check_locks()
             if not (folder / _FILE).exists():
@@ -172,12 +173,16 @@ class Study:
             self.config.check_same(config, folder)
             self._journal = open_journal(folder, self.config, space)
 
-    def _make(self, config: StudyConfig) -> None:
+    def _check_folder(self) -> None:
+        """Raises UsageError where the folder is something else's; leaves nothing there."""
         found = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
-        if found - {"logs"}:
+        if found - {"logs"} and not (self.folder / _FILE).exists():
             raise UsageError(
                 f"{self.folder} is not empty and not a study: {_FILE} not found; give another --out"
             )
+
+    def _make(self, config: StudyConfig) -> None:
+        self._check_folder()
         content = {**asdict(config), "config": config.config.as_dict()}
         write_whole(self.folder / _FILE, json.dumps(content, indent=1).encode() + b"\n")
 

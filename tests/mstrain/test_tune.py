@@ -35,6 +35,7 @@ from mstrain.training.metrics_log import Journal, read_journal
 from mstrain.training.train_step import DivergedError
 from mstrain.training.trainer import Watch
 from mstrain.tune.arena import Reserved, reserved_for, shared_arena, with_shared_cache
+from mstrain.tune.figures import draw_importances
 from mstrain.tune.space import LOSS, parse_space
 from mstrain.tune.study import Study, StudyConfig, read_study
 from mstrain.tune.worker import Train, Worker, trial_training
@@ -147,6 +148,9 @@ def test_the_optimum_of_a_quadratic_is_found_within_a_tenth_in_40_trials(tmp_pat
     assert sum(shares.values()) == pytest.approx(1)
     # Over its range each adds at most 9, 4 and 0.1.
     assert list(shares) == ["model.hidden", "optim.learning_rate", "optim.name"]
+    picture = draw_importances(shares)
+    assert picture is not None
+    assert picture.alt.startswith(f"model.hidden {shares['model.hidden']:.0%}; optim.learning")
 
 
 def test_hyperband_prunes_after_an_epoch_and_keeps_what_the_trial_has(tmp_path: Path) -> None:
@@ -336,6 +340,7 @@ def test_a_folder_of_something_else_is_no_study(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match=r"is not empty and not a study: study.json not found"):
         study_at(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(
         UsageError, match=r"is not a study: study.json not found; give the --out of"
     ):
