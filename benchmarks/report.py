@@ -30,6 +30,7 @@ ORDER = (
     "cache",
     "policies",
     "smaller",
+    "law",
     "perceive",
     "scale",
 )

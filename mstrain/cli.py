@@ -10,6 +10,7 @@ from msdata.cli import Program
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
     "train": ("mstrain.training.command", "train a network by a recipe, or resume a run"),
+    "tune": ("mstrain.tune.command", "search settings of a recipe, with any number of workers"),
     "evaluate": (
         "mstrain.evaluation.command",
         "measure a trained network on a split and draw a report",
@@ -39,6 +40,10 @@ COMMANDS = {
     "neighbors": (
         "mstrain.embedding.neighbors",
         "draw the objects whose embeddings are nearest to an object's",
+    ),
+    "shift": (
+        "mstrain.comparison.shift_command",
+        "test whether two sets of objects differ, as a trained network sees them",
     ),
     "flag": (
         "mstrain.embedding.flag_command",

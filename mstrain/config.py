@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from msdata.augment import AugmentConfig
+from msdata.cache.config import WARMUPS
 from msdata.core.checked_json import JsonValue
 from msdata.errors import DataError, UsageError
 from msdata.plan.order import (
@@ -48,6 +49,9 @@ class DataConfig:
         cache_ssd_gib: GiB of that SSD per node.
         cache_peers_dir: folder that all nodes see, where each node's cache service is found.
         cache_job: what separates this job's cache from others; None takes the launcher's.
+        cache_warmup: "background" starts at once; "blocking" delays the first epoch until the
+            cache is full, so that runs that share it read nothing twice.
+        cache_val: keep split "val" in a cache of its own, of the same size at most.
         backend: the augmenter's: "reference" (CPU), "dali", "torch", or "auto", which is DALI if
             the network is on a GPU. `compute.compile` compiles "torch", too.
         threads: threads that fill batches; None lets the loader choose.
@@ -66,6 +70,8 @@ class DataConfig:
     cache_ssd_gib: float = 0.0
     cache_peers_dir: str | None = None
     cache_job: str | None = None
+    cache_warmup: str = WARMUPS[0]
+    cache_val: bool = False
     backend: str = "auto"
     threads: int | None = None
     prefetch: int = 1
@@ -77,6 +83,7 @@ class DataConfig:
             parse_fold(self.fold)
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
+        check_choice("data.cache_warmup", self.cache_warmup, WARMUPS)
         check_range("data.prefetch", self.prefetch, 1)
         check_share("data.label_noise", self.label_noise)
         check_positive("data.fraction", self.fraction)

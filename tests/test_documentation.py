@@ -80,12 +80,16 @@ def mstrain_parser_of(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+# Drawn when the site is built, by a hook of mkdocs.
+DRAWN = {"report.html"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     files = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:", t)]
-    missing = [f for f in files if f and not (page.parent / f).exists()]
+    missing = [f for f in files if f and f not in DRAWN and not (page.parent / f).exists()]
     assert not missing, missing
 
 

@@ -121,7 +121,7 @@ def answer(settings: Settings) -> int:
         read_spec(SPEC, seeds=2 if settings.quick else None),
     )
     folder = settings.work / f"policies-{num}{'' if settings.data is None else '-of-data'}"
-    make = partial(_stamps, settings.data, num)
+    make = partial(made_of, settings.data, num)
     count = stamps_in(folder, ["stamps"], make, settings.data)
     result = study(spec, folder, partial(prepare_seed, folder / "stamps.npz", count // 100))
     cells = result.pop("cells")
@@ -131,7 +131,8 @@ def answer(settings: Settings) -> int:
     return 0
 
 
-def _stamps(data: Path | None, num: int, jobs: int) -> list[Stamps]:
+def made_of(data: Path | None, num: int, jobs: int) -> list[Stamps]:
+    """Stamps as `stamps_in` asks for them."""
     return [make_stamps(data, num, jobs)]
 
 

@@ -196,7 +196,11 @@ def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> No
 
 
 def pack_stamps(
-    stamps: Stamps, out: Path, numbers: NDArray[np.int64], settings: tuple[int, int]
+    stamps: Stamps,
+    out: Path,
+    numbers: NDArray[np.int64],
+    settings: tuple[int, int],
+    split: tuple[float, float, float] = SPLIT,
 ) -> Path:
     """Packs the stamp `numbers[i]` under the id `i`; its own number becomes a column."""
     if (out / FILE_NAME).is_file():
@@ -206,14 +210,14 @@ def pack_stamps(
     out.parent.mkdir(parents=True, exist_ok=True)
     source = Path(tempfile.mkdtemp(prefix=f".{out.name}-objects.", dir=out.parent))
     _write_objects(stamps, source, numbers)
-    shard_nbytes = int(_TAR_OVERHEAD * stamps.images.nbytes * SPLIT[0] / num_shards)
+    shard_nbytes = int(_TAR_OVERHEAD * stamps.images.nbytes * split[0] / num_shards)
     pack(
         PackSettings(
             source=source,
             out=out,
             catalog=source / "catalog.csv",
             seed=seed,
-            split_fractions=SPLIT,
+            split_fractions=split,
             shard_nbytes=shard_nbytes,
         ),
         jobs=1,

@@ -16,19 +16,18 @@ from msdata.core.text import table_lines
 from mstrain.attribution.attribute import AttributionConfig, attribute_on_ranks
 from mstrain.attribution.results import SUSPECTS, Attribution
 from mstrain.distributed import run_joined
-from mstrain.evaluation.command import add_network_arguments, add_run_argument
+from mstrain.evaluation.command import add_network_arguments
 from mstrain.models.model_file import results_folder
+from mstrain.options import add_out, add_printed, add_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain attribute`."""
-    add_run_argument(parser)
+    add_run(parser, has_model_files=True)
     parser.add_argument(
         "data", metavar="DATA", type=Path, help="the data set that the network was trained on"
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of tables and sheets (default: RUN)"
-    )
+    add_out(parser, "tables and sheets")
     parser.add_argument(
         "--out-of-fold",
         metavar="RUN",
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="suspects to list, and arguments on each side (default: %(default)s)",
     )
     add_network_arguments(parser, has_prior=False)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser)
 
 
 def run(args: argparse.Namespace) -> int:

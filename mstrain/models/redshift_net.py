@@ -78,7 +78,7 @@ class RedshiftNet(nn.Module):
         self, batch: Mapping[str, Tensor], ebv: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What enters the last linear layer, float32 (B, D), and the logits that it makes of it."""
-        return self.head.last_layer(self._features(batch), ebv)
+        return self.head.last_layer(self.pooled(batch), ebv)
 
     def embedding_size(self, layer: str) -> int:
         """Values that `embed` gives per object."""

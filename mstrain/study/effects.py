@@ -99,7 +99,7 @@ def effects_of(
 ) -> dict[str, dict[str, Effect]]:
     """Effects of all arms by all metrics, corrected over the family that they are.
 
-    Equivalence is corrected over the arms, by the first metric alone, which decides on it.
+    Equivalence is corrected over the arms, by each metric alone: the first one decides on it.
 
     Args:
         values: for each arm and metric a value per seed.
@@ -117,8 +117,9 @@ def effects_of(
                 values[arm][metric], other, margin * unit or math.ulp(0.0)
             )
     found = holm(found)
-    first = {(a, m): e for (a, m), e in found.items() if m == metrics[0]}
-    found |= holm(first, "p_equivalence")
+    for metric in metrics:
+        own = {(a, m): e for (a, m), e in found.items() if m == metric}
+        found |= holm(own, "p_equivalence")
     return {a: {m: found[a, m] for m in metrics} for a in references}
 
 

@@ -21,6 +21,7 @@ from msdata.core.output_file import check_output, make_folder
 from msdata.core.terminal import shown_line
 from msdata.errors import UsageError
 from msdata.fetch.targets import Slice
+from msdata.topology import from_env
 from mstrain.evaluation.metrics.summary import check_scipy
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
@@ -116,6 +117,12 @@ def run_study(
 
 
 def _check_results(folder: Path, *, has_report: bool) -> None:
+    topology = from_env()
+    if topology.num_ranks > 1:
+        raise UsageError(
+            f"a study trains each cell by one process, got rank {topology.rank} of "
+            f"{topology.num_ranks}; start processes of their own, each with --slice i/n"
+        )
     check_scipy()
     if has_report:
         check_installed()

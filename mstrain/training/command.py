@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msdata
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError
 from msdata.topology import from_env
@@ -28,8 +27,8 @@ from mstrain.distributed import (
     set_threads,
 )
 from mstrain.options import add_data
-from mstrain.overrides import apply_overrides, settings_of, target_given
-from mstrain.recipes import AUTO, RECIPES, auto, find_recipe
+from mstrain.overrides import settings_of
+from mstrain.recipes import AUTO, RECIPES, config_for
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
 
@@ -92,13 +91,7 @@ def run(args: argparse.Namespace) -> int:
     topology = from_env()
     if args.without is not None:
         args.settings = [*args.settings, f"data.without={args.without.absolute()}"]
-    if args.recipe == AUTO:
-        data = msdata.open(args.data)
-        fitting = auto(data, topology.num_ranks, **target_given(args.settings))
-        config = apply_overrides(fitting, args.settings)
-    else:
-        config = apply_overrides(find_recipe(args.recipe), args.settings)
-        data = msdata.open(args.data)
+    config, data = config_for(args.recipe, args.settings, args.data, topology.num_ranks)
     batch_per_rank(config, topology.num_ranks)
     device = choose_device(config.compute.device, topology)
     set_threads(config.compute.threads, topology, device)

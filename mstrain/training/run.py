@@ -37,7 +37,7 @@ from mstrain.models.labels import resolve
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
 from mstrain.models.target import Target
-from mstrain.overrides import settings_of
+from mstrain.overrides import changed_settings
 from mstrain.recipes import for_ranks
 from mstrain.training.cache_hits import HitCounter
 from mstrain.training.checkpoint import (
@@ -54,16 +54,8 @@ from mstrain.training.metrics_log import Journal
 from mstrain.training.placement import write_placement
 from mstrain.training.start import Start, find_start, recorded_init
 from mstrain.training.train_step import TrainStep
-from mstrain.training.trainer import Progress, Trainer
+from mstrain.training.trainer import Progress, Trainer, Watch
 
-# What may differ between a run and its continuation: it changes results by rounding at most.
-_CHANGEABLE = ("log.", "checkpoint.", "data.cache", "data.threads", "data.prefetch")
-_CHANGEABLE_COMPUTE = (
-    "compute.device",
-    "compute.compile",
-    "compute.threads",
-    "compute.channels_last",
-)
 # Launching a step's kernels takes the host as long as a GPU takes for about so many samples.
 _FEW_SAMPLES = 64
 
@@ -77,6 +69,7 @@ def train_on_ranks(
     *,
     init: Path | None = None,
     is_quiet: bool = False,
+    watch: Watch | None = None,
 ) -> Progress:
     """Trains to the end, from the last checkpoint in `out` if there is one.
 
@@ -88,6 +81,7 @@ def train_on_ranks(
         stop: looked at after every step.
         init: weights to start from, see `mstrain.training.initial_weights`.
         is_quiet: show no progress.
+        watch: what the caller wants of each epoch; None for nothing.
 
     Returns:
         The end.
@@ -96,8 +90,7 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
-    split = training_split(data, config)
-    config = resolve(for_ranks(config, ranks.count), data)
+    split, config = training_split(data, config), resolve(for_ranks(config, ranks.count), data)
     journal = _journal(out, data, config, is_writer=ranks.is_first, is_quiet=is_quiet)
     start = find_start(out, init, config, split, ranks, journal.say)
     statistics = find_statistics(out, config, split, journal)
@@ -107,26 +100,25 @@ def train_on_ranks(
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         shapes, weights = dict(augmenter.shapes), loss_weights(split, config, journal)
-        train_step, prior = make_train_step(split, config, shapes, ranks, weights, start)
+        train_step, prior = make_train_step(split, config, shapes, ranks, weights, start, watch)
         progress = _resume(saved, train_step, loader, prior)
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Prefetcher(batches))  # It makes the first one meanwhile.
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, train_step.num_steps))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
-        extras, keep = extras_of(config, data, shapes, prior), config.checkpoint.keep
-        trainer = Trainer(
+        extras = extras_of(config, data, shapes, prior)
+        Trainer(
             config=config,
             ranks=ranks,
             train_step=train_step,
             journal=journal,
-            num_steps=train_step.num_steps,
             validate=_validation(stack, data, config, ranks, statistics, journal),
             count_hits=hits.count,
-            writer=CheckpointWriter(out, ranks, extras, keep=keep),
+            writer=CheckpointWriter(out, ranks, extras, keep=config.checkpoint.keep),
             stop=stop,
-        )
-        trainer.fit(stream, progress)
+            watch=watch,
+        ).fit(stream, progress)
     return progress
 
 
@@ -199,6 +191,7 @@ def make_train_step(
     ranks: Ranks,
     weights: Tensor | None,
     start: Start | None,
+    watch: Watch | None = None,
 ) -> tuple[TrainStep, TrainedPrior]:
     """What learns, and the prior that it learns under."""
     num_steps = config.epochs * steps_per_epoch(len(split), config)
@@ -210,6 +203,7 @@ def make_train_step(
         num_steps=num_steps,
         initialize=start,
         log_factor=undo,
+        has_crps=watch is not None and watch.has_crps,
     )
     return made, prior
 
@@ -256,7 +250,10 @@ def _validation(
     split = data.split("val")
     if told := Target.of(config.model).unseen_text(split):
         journal.say(shown_line(told))
-    loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
+    is_cached = config.data.cache_val
+    loader = stack.enter_context(
+        make_loader(split, config, ranks, is_training=False, is_cached=is_cached)
+    )
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
 
@@ -363,18 +360,8 @@ def _check_same_run(
     before = TrainConfig.from_dict(content["config"])
     # A list may lie elsewhere: `check_left_out` compares its content.
     before = replace(before, data=replace(before.data, without=config.data.without))
-    if (difference := first_difference(before, config)) is not None:
-        name, former, value = difference
+    for name, former, value in changed_settings(before, config):
         raise UsageError(
             f"{out} holds a run with {name}={former}, now it is {value}: it cannot resume; give "
             "the former value, or another --out"
         )
-
-
-def first_difference(before: TrainConfig, config: TrainConfig) -> tuple[str, Any, Any] | None:
-    """A setting that makes another training of it, with both values; None where there is none."""
-    former = dict(settings_of(before))
-    for name, value in settings_of(config):
-        if former[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):
-            return name, former[name], value
-    return None

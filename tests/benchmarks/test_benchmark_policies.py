@@ -11,7 +11,7 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.questions import policies
+from benchmarks.questions import law, policies
 from benchmarks.questions.policies_data import (
     BY_REDSHIFT,
     RANDOM,
@@ -114,3 +114,15 @@ def test_stamps_of_a_data_set_are_its_first_labelled_objects(galaxies: Path) -> 
     train = np.sort(msdata.open(galaxies).split("train").numbers("redshift"))
     np.testing.assert_array_equal(np.sort(stamps.redshift[: len(train)]), train)
     assert np.isfinite(stamps.images).all()
+
+
+def test_arms_of_the_law_make_as_many_steps_on_fewer_samples(tmp_path: Path) -> None:
+    configs = configs_of(read_spec(law.SPEC), tmp_path)
+    assert {c.epochs * c.data.fraction for c in configs.values()} == {8}
+    shares = [c.data.fraction for c in configs.values() if not c.data.label_noise]
+    assert shares == [1 / 2**n for n in range(4)]
+    make_test_stamps(240).write(tmp_path / "stamps.npz")
+    for seed in (1, 0):
+        law.prepare(tmp_path / "stamps.npz", 4, tmp_path / "data", seed)
+        assert (tmp_path / "data").exists() == (seed == 0)
+    assert len(msdata.open(tmp_path / "data").split("val")) > 3
