@@ -6,8 +6,8 @@ DEMO_DIR ?= demo
 DEMO_OBJECTS ?= 1200
 BENCH_DIR ?= bench-data
 # Files of all contestants are to fit in memory: 13 GB of them; disk: as much.
-RACE ?= --minutes 14 --mock 768
-RACE_OTHERS ?= --minutes 8
+RACE ?= --minutes 12 --mock 768
+RACE_OTHERS ?= --minutes 9
 PYTEST_ARGS ?=
 # Files of tests run side by side; each is one after the other in itself.
 PYTEST_JOBS ?= 2
@@ -81,8 +81,8 @@ bench: $(STAMP)
 # Half an hour on two cores that have nothing else to do; the same command resumes one that was interrupted.
 race: $(STAMP)
 	@$(RUN) python -m benchmarks loaders --out benchmarks/results $(RACE)
-	@$(RUN) python -m benchmarks loaders --out benchmarks/results --workload stamps --mock 9216 $(RACE_OTHERS)
-	@$(RUN) python -m benchmarks loaders --out benchmarks/results --workload large --mock 112 $(RACE_OTHERS)
+	@$(RUN) python -m benchmarks loaders --out benchmarks/results --workload stamps --mock 1536 $(RACE_OTHERS)
+	@$(RUN) python -m benchmarks loaders --out benchmarks/results --workload large --mock 80 $(RACE_OTHERS)
 	@$(RUN) python -m benchmarks report benchmarks/results
 
 check: lint test

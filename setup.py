@@ -20,7 +20,10 @@ EXTRAS = {
         *("torch>=2.7", "safetensors>=0.5", "tensorboard>=2.16", "matplotlib>=3.9"),
         "scipy>=1.13",
     ],
+    "flow": ["zuko>=1.5"],
     "calibrate": ["scikit-learn>=1.7"],
+    # scikit-learn for importances.
+    "tune": ["optuna>=5.0", "scikit-learn>=1.7"],
     "mock": ["kcorrect>=5.1", "speclite>=0.20", "scipy>=1.13"],
     "catalog": ["astropy-healpix>=1.0", "matplotlib>=3.9", "scipy>=1.13"],
     # The peers that install beside the rest; benchmarks/peers/no-deps.txt has the others.

@@ -47,6 +47,7 @@ PARTS = {
     "catalog_build": ("benchmarks.parts.catalog_build", "`msdata catalog build` on 5 M rows"),
     "augment_rates": ("benchmarks.augment_rates", "augmentation against bare interpolation"),
     "train_wait": ("benchmarks.parts.train_wait", "how long a training waits for data"),
+    "labels": ("benchmarks.parts.labels", "which score finds planted mislabels"),
     "photoz": ("benchmarks.parts.photoz", "a network against boosted trees"),
     "gpu": ("benchmarks.gpu", "does a GPU wait for data?"),
     "demo": ("benchmarks.parts.demo", "mock objects to a trained network"),

@@ -23,6 +23,11 @@ from msdata.errors import UsageError
 # What must agree, or the ratios mean different things.
 SAME = ("benchmark", "workload", "sample_nbytes", "quick")
 HISTORY = "history.csv"
+# Ratios of a race that its history shows.
+RACED = (
+    *("hot, of the limit", "cold, of the limit"),
+    *("utilization at 2000 samples/s", "utilization at 10000 samples/s"),
+)
 
 
 def read_result(path: Path | str) -> dict[str, Any]:
@@ -81,6 +86,30 @@ def add_to_history(path: Path) -> None:
         for name, ratio in ratios_of(result):
             ends = (ratio[key] for key in ("median", "least", "greatest"))
             writer.writerow([*facts, name, *ends])
+
+
+def race_history(folder: Path) -> list[list[str | None]]:
+    """Races of a folder's history, the newest first, for a table.
+
+    Returns:
+        When it ended, its commit, its workload, whether it was quick, then the best median of
+        msdata's contestants that keep all bytes, with its interval, for each of `RACED`.
+    """
+    path = folder / HISTORY
+    best: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                kind = row["ratio"].rpartition(": ")[2]
+                if row["benchmark"].startswith("loaders") and "coded" not in row["ratio"]:
+                    race = (row["finished"], row["commit"], row["workload"], row["quick"])
+                    ratio = {key: float(row[key]) for key in ("median", "least", "greatest")}
+                    found = best.setdefault(race, {})
+                    found[kind] = max(found.get(kind, ratio), ratio, key=lambda r: r["median"])
+    return [
+        [*race, *(interval_text(found[kind]) if kind in found else None for kind in RACED)]
+        for race, found in sorted(best.items(), reverse=True)
+    ]
 
 
 def is_below(old: Mapping[str, float], new: Mapping[str, float]) -> bool:

@@ -17,7 +17,7 @@ class Journal:
 
     Args:
         path: the file, below a folder that is created if missing.
-        about: what the findings are of, JSON; a file about anything else is begun afresh.
+        about: what the findings are of, JSON; a file about anything else is started afresh.
 
     Attributes:
         was_found: whether the file held findings about the same.

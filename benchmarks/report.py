@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import add_to_history, read_result
+from benchmarks.comparison import RACED, add_to_history, race_history, read_result
 from benchmarks.harness import Settings, write_result
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
@@ -308,9 +308,26 @@ def write_shown(
     print(path)
 
 
-def page(results: Sequence[Mapping[str, Any]]) -> str:
+def history_table(folder: Path) -> Table | None:
+    """The races that `history.csv` in a folder knows; None for none."""
+    rows = race_history(folder)
+    if not rows:
+        return None
+    return Table(
+        title="History of the race",
+        columns=("finished", "commit", "workload", "quick", *RACED),
+        rows=rows,
+        note=(
+            "The best of those of msdata that keep all bytes, with the interval over turns, in "
+            "every race whose result was written here."
+        ),
+    )
+
+
+def page(results: Sequence[Mapping[str, Any]], history: Table | None = None) -> str:
     """The HTML page of the contents of result files."""
     sections = "".join(_section(result) for result in results)
+    sections += f"<section>{html_table(history)}</section>" if history else ""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
@@ -320,7 +337,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+def markdown(results: Sequence[Mapping[str, Any]], history: Table | None = None) -> str:
     """The tables for the docs, each with the sentences of its question and what it was run on."""
     parts = []
     for result in results:
@@ -333,6 +350,8 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
                 for lines in (shown.sentences, _facts(result))
             )
             parts.append(f"## {shown.title}\n\n{body}\n\n{sentences}\n\n{facts}")
+    if history:
+        parts.append(f"## {history.title}\n\n{markdown_table(history)}\n\n{history.note}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -358,10 +377,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 def write_report(folder: Path) -> int:
     """Writes `report.html` and `report.md` into the folder; returns the exit code 0."""
-    results = read_results(folder)
+    results, history = read_results(folder), history_table(folder)
     for name, mark in ((PAGE, _PAGE_MARK), (MARKDOWN, _MARKDOWN_MARK)):
         check_output(folder / name, mark)
-    write_whole(folder / MARKDOWN, markdown(results).encode())
-    write_whole(folder / PAGE, page(results).encode())
+    write_whole(folder / MARKDOWN, markdown(results, history).encode())
+    write_whole(folder / PAGE, page(results, history).encode())
     print(f"{folder / PAGE} and {folder / MARKDOWN}: {len(results)} questions")
     return 0

@@ -27,6 +27,9 @@ _EXPORTS = {
     "join_parts": ("msdata.ingest.join", "join_parts"),
     "unpack": ("msdata.ingest.unpack", "unpack"),
     "Loader": ("msdata.loader.loader", "Loader"),
+    "AugmentConfig": ("msdata.augment.config", "AugmentConfig"),
+    "open_augmenter": ("msdata.augment.augmenter", "open_augmenter"),
+    "read_statistics": ("msdata.augment.statistics", "read_statistics"),
     "CacheConfig": ("msdata.cache.config", "CacheConfig"),
     "TorchDataset": ("msdata.loader.torch_dataset", "TorchDataset"),
     "Schema": ("msdata.schema", "Schema"),
@@ -38,6 +41,9 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from msdata.augment.augmenter import open_augmenter
+    from msdata.augment.config import AugmentConfig
+    from msdata.augment.statistics import read_statistics
     from msdata.cache.config import CacheConfig
     from msdata.dataset.dataset import Dataset, Split
     from msdata.dataset.dataset import open_dataset as open
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
 # Without TorchDataset: `from msdata import *` must not need torch.
 __all__ = [
     "MANTIS_SHRIMP",
+    "AugmentConfig",
     "CacheConfig",
     "Dataset",
     "Loader",
@@ -70,8 +77,10 @@ __all__ = [
     "index",
     "join_parts",
     "open",
+    "open_augmenter",
     "pack",
     "plan",
+    "read_statistics",
     "unpack",
 ]
 

@@ -32,6 +32,7 @@ _EXPORTS = {
     "perceive": "mstrain.notebook",
     "calibrate": "mstrain.notebook",
     "compare": "mstrain.comparison.compare",
+    "attribute": "mstrain.attribution.attribute",
     "embed": "mstrain.notebook",
     "flag": "mstrain.embedding.flag",
     "read_embeddings": "mstrain.embedding.embeddings",
@@ -44,6 +45,7 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from mstrain.attribution.attribute import attribute
     from mstrain.comparison.compare import compare
     from mstrain.config import TrainConfig
     from mstrain.embedding.embeddings import read_embeddings
@@ -62,6 +64,7 @@ __all__ = [
     "REQUEUE_EXIT_CODE",
     "RedshiftNet",
     "TrainConfig",
+    "attribute",
     "auto",
     "baseline",
     "calibrate",

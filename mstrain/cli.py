@@ -10,6 +10,7 @@ from msdata.cli import Program
 # Subcommand -> (module with add_arguments and run, one line of help).
 COMMANDS = {
     "train": ("mstrain.training.command", "train a network by a recipe, or resume a run"),
+    "tune": ("mstrain.tune.command", "search settings of a recipe, with any number of workers"),
     "evaluate": (
         "mstrain.evaluation.command",
         "measure a trained network on a split and draw a report",
@@ -40,6 +41,10 @@ COMMANDS = {
         "mstrain.embedding.neighbors",
         "draw the objects whose embeddings are nearest to an object's",
     ),
+    "shift": (
+        "mstrain.comparison.shift_command",
+        "test whether two sets of objects differ, as a trained network sees them",
+    ),
     "flag": (
         "mstrain.embedding.flag_command",
         "measure how unlike the training's objects are, and flag them where it pays",
@@ -47,6 +52,10 @@ COMMANDS = {
     "study": (
         "mstrain.study.command",
         "train arms of settings with several seeds, and tell how they differ",
+    ),
+    "attribute": (
+        "mstrain.attribution.command",
+        "rank suspect training labels, and show what a density rests on",
     ),
 }
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from msdata.augment import AugmentConfig
+from msdata.cache.config import WARMUPS
 from msdata.core.checked_json import JsonValue
 from msdata.errors import DataError, UsageError
 from msdata.plan.order import (
@@ -48,10 +49,16 @@ class DataConfig:
         cache_ssd_gib: GiB of that SSD per node.
         cache_peers_dir: folder that all nodes see, where each node's cache service is found.
         cache_job: what separates this job's cache from others; None takes the launcher's.
+        cache_warmup: "background" starts at once; "blocking" delays the first epoch until the
+            cache is full, so that runs that share it read nothing twice.
+        cache_val: keep split "val" in a cache of its own, of the same size at most.
         backend: the augmenter's: "reference" (CPU), "dali", "torch", or "auto", which is DALI if
             the network is on a GPU. `compute.compile` compiles "torch", too.
         threads: threads that fill batches; None lets the loader choose.
         prefetch: batches that the loader fills ahead.
+        fold: part of split "train" that is not trained on, such as "0/5" to "4/5", by a hash of the
+            sample's id: five such runs judge each object without having seen it.
+        without: file with a column `sample_id`, whose samples are not trained on, see `--without`.
     """
 
     fraction: float = 1.0
@@ -63,13 +70,20 @@ class DataConfig:
     cache_ssd_gib: float = 0.0
     cache_peers_dir: str | None = None
     cache_job: str | None = None
+    cache_warmup: str = WARMUPS[0]
+    cache_val: bool = False
     backend: str = "auto"
     threads: int | None = None
     prefetch: int = 1
+    fold: str | None = None
+    without: str | None = None
 
     def __post_init__(self) -> None:
+        if self.fold is not None:
+            parse_fold(self.fold)
         check_choice("data.policy", self.policy, POLICIES)
         check_choice("data.backend", self.backend, BACKENDS)
+        check_choice("data.cache_warmup", self.cache_warmup, WARMUPS)
         check_range("data.prefetch", self.prefetch, 1)
         check_share("data.label_noise", self.label_noise)
         check_positive("data.fraction", self.fraction)
@@ -315,6 +329,22 @@ SECTIONS: dict[str, Any] = {
     "log": LogConfig,
     "checkpoint": CheckpointConfig,
 }
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """Number and count of a fold such as "0/5".
+
+    Raises:
+        UsageError: it is not one.
+    """
+    part, slash, count = fold.partition("/")
+    if not slash or not (part.isdecimal() and count.isdecimal()) or int(count) < 2:
+        raise UsageError(f"data.fold must be a part such as 0/5, got {fold!r}; parts count from 0")
+    if int(part) >= int(count):
+        raise UsageError(
+            f"data.fold must be from 0/{int(count)} to {int(count) - 1}/{int(count)}, got {fold}"
+        )
+    return int(part), int(count)
 
 
 def batch_per_rank(config: TrainConfig, num_ranks: int) -> int:

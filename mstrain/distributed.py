@@ -370,6 +370,11 @@ class StopRequest:
     def _note(self, number: int, frame: Any) -> None:
         self._is_requested = True
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether a signal came to this rank."""
+        return self._is_requested
+
     def poll(self, ranks: Ranks) -> bool:
         """Whether to stop now; every rank asks at the same steps and gets the same answer."""
         if ranks.count == 1:

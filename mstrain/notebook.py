@@ -21,6 +21,7 @@ from mstrain.distributed import StopRequest
 from mstrain.distributed import one_rank as _one_rank
 from mstrain.embedding.embed import EmbeddingConfig, embed_on_ranks
 from mstrain.embedding.embeddings import Embeddings, read_embeddings
+from mstrain.embedding.ood_fit import flags_of
 from mstrain.evaluation.baseline import Baseline, BaselineConfig, run_baseline
 from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.evaluation import evaluate_on_ranks
@@ -196,28 +197,26 @@ def predict(
     checkpoint: str = "best",
     prior: str = NATURAL,
     calibration: str = NONE,
+    has_flags: bool = True,
     has_any_pixels: bool = False,
     batch_size: int = DEFAULT_BATCH,
     device: str = "auto",
     is_quiet: bool = False,
 ) -> Predictions:
-    """Writes a table of densities, or of class probabilities; the data need no labels.
+    """Writes a table of densities, or of class probabilities, as `mstrain predict` does.
 
-    `mstrain predict RUN DATA OUT.parquet` writes the same table.
-
-        found = mstrain.predict("RUN", "DATA", "out.parquet", columns=["ra", "dec"])
-        found.columns["z_mean"]  # float64 (N,)
-        found.densities_of([0])  # float32 (1, num_bins), per unit redshift
+        mstrain.predict("RUN", "DATA", "out.parquet").columns["z_mean"]  # float64 (N,)
 
     Args:
         run: the run's folder, or a model file of `mstrain.export`.
-        data: a data set, or its folder.
+        data: a data set, or its folder; it needs no labels.
         out: the table's file, *.parquet; replaced if it is a table of predictions.
         split: which split; None takes all that have samples, one after the other.
         columns: columns of the index to copy into the table.
         checkpoint: "best" by validation loss, or "last".
         prior: "natural", "as-trained", or a CSV file with columns z_low, z_high, count.
         calibration: "none", "global" or "local", from `calibrate`.
+        has_flags: also tell how odd each object is, where `flag(keep=run)` kept what tells.
         has_any_pixels: accept pixels unlike the training's in dtype, unit, zero-point, statistics.
         batch_size: samples at a time.
         device: "auto", "cpu" or "cuda".
@@ -237,6 +236,7 @@ def predict(
         checkpoint=checkpoint,
         prior=prior,
         calibration=calibration,
+        has_flags=has_flags,
         has_any_pixels=has_any_pixels,
         batch_size=batch_size,
         is_quiet=is_quiet,
@@ -244,7 +244,8 @@ def predict(
     if Path(out).suffix != ".parquet":
         raise UsageError(f"the name of a table to be read back must end in .parquet, got {out}")
     with _one_rank("predict", device) as ranks:
-        predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks)
+        further = flags_of(Path(run), config)
+        predict_on_ranks(Path(run), _folder(data), Path(out), config, ranks, further)
     return read_predictions(out)
 
 

@@ -17,6 +17,11 @@ from mstrain.network_config import ModelConfig
 _NONE = ("none", "null", "auto")
 # What else the recipe `auto` chooses depends on them.
 TARGET_FIELDS = ("target", "target_kind", "target_min", "target_max", "classes")
+# What may differ between a run and its continuation: it changes results by rounding at most.
+CHANGEABLE = (
+    *("log.", "checkpoint.", "data.cache", "data.threads", "data.prefetch", "compute.device"),
+    *("compute.compile", "compute.threads", "compute.channels_last"),
+)
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -33,6 +38,37 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from settings_of(value, f"{prefix}{f.name}.")
         else:
             yield f"{prefix}{f.name}", value
+
+
+def changed_settings(before: TrainConfig, now: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ by more than rounding: name, former value, new one."""
+    former = dict(settings_of(before))
+    for name, value in settings_of(now):
+        if former[name] != value and not name.startswith(CHANGEABLE):
+            yield name, former[name], value
+
+
+def read_setting(key: str, text: str) -> tuple[str, Any]:
+    """A setting's full name, and its value as text would set it.
+
+    Raises:
+        UsageError: the setting is unknown, or the value is of another type.
+    """
+    name = full_name(key)
+    *sections, last = name.split(".")
+    kind: Any = TrainConfig
+    for section in sections:
+        kind = typing.get_type_hints(kind)[section]
+    return name, _read(name, text, typing.get_type_hints(kind)[last])
+
+
+def full_name(key: str) -> str:
+    """The full name of a setting, such as "optim.learning_rate" for its last part.
+
+    Raises:
+        UsageError: it is unknown, or may mean several.
+    """
+    return _full_name(key, [n for n, _ in settings_of(TrainConfig()) if n != "recipe"])
 
 
 def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:

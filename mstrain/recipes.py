@@ -7,8 +7,9 @@ that fits a data set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from mstrain.config import (
 from mstrain.models.labels import label_columns, resolve
 from mstrain.models.target import Target
 from mstrain.network_config import REDSHIFT, ModelConfig
+from mstrain.overrides import apply_overrides, target_given
 
 AUTO = "auto"
 # Turned by any angle, 128 pixels keep a field of 90; smaller images would lose too much.
@@ -103,6 +105,27 @@ def find_recipe(name: str) -> TrainConfig:
     if name not in RECIPES:
         raise UsageError(f"recipe must be one of {', '.join((AUTO, *RECIPES))}, got {name!r}")
     return RECIPES[name]()
+
+
+def config_for(
+    recipe: str, settings: Sequence[str], data: Path, num_ranks: int
+) -> tuple[TrainConfig, msdata.Dataset]:
+    """The configuration that a command line asks for, and its data set.
+
+    Args:
+        recipe: name of a recipe, or "auto".
+        settings: `key=value` each.
+        data: the data set's folder.
+        num_ranks: ranks that share a batch.
+
+    Raises:
+        UsageError: recipe, setting or data set are unknown, or do not fit.
+    """
+    if recipe == AUTO:
+        opened = msdata.open(data)
+        return apply_overrides(auto(opened, num_ranks, **target_given(settings)), settings), opened
+    config = apply_overrides(find_recipe(recipe), settings)
+    return config, msdata.open(data)
 
 
 def auto(

@@ -80,12 +80,16 @@ def mstrain_parser_of(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+# Drawn when the site is built, by a hook of mkdocs.
+DRAWN = {"report.html"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     files = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:", t)]
-    missing = [f for f in files if f and not (page.parent / f).exists()]
+    missing = [f for f in files if f and f not in DRAWN and not (page.parent / f).exists()]
     assert not missing, missing
 
 
@@ -133,7 +137,7 @@ def test_the_architecture_page_names_every_room_and_only_modules_that_exist() ->
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     # What starts a command holds nothing else.
-    starters = {"train", "evaluate", "predict", "perceive", "calibrate", "embed"}
+    starters = {"train", "evaluate", "predict", "perceive", "calibrate", "embed", "attribute"}
     assert rooms >= there - {"__init__", "__main__", *starters}
     stops = re.findall(r"`(?:mstrain\.)?([a-z_]+)\.([a-z_]+(?:\.[a-z_]+)*)`", text)
     stops = [stop for stop in stops if stop[0] in there and stop[1] != "json"]

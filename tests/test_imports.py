@@ -25,16 +25,16 @@ ROOMS = {
     "benchmarks": (
         *("harness", "comparison", "report", "workloads", "told", "journal", "peers"),
         "augment_rates",
-        *("questions", "gpu", "parts", "__main__"),
+        *("questions", "gpu", "parts", "__main__", "site"),
     ),
     "mstrain": (
         "options",
         *("checks", "network_config", "config", "overrides", "distributed", "models", "recipes"),
         *("data", "training"),
         *("evaluation", "embedding", "calibration", "comparison", "perception", "serving"),
-        *("notebook", "study", "cli"),
+        *("attribution", "notebook", "study", "tune", "cli"),
         "__main__",
-        *("train", "evaluate", "predict", "perceive", "calibrate", "embed"),
+        *("train", "evaluate", "predict", "perceive", "calibrate", "embed", "attribute"),
     ),
 }
 MAX_MODULES_OF_A_ROOM = 20
@@ -71,7 +71,9 @@ HOMES: dict[str, set[str]] = {
     },
     "astropy_healpix": {"msdata/catalog/build/dust.py"},
     "safetensors": {"mstrain/models/model_file.py"},
+    "optuna": {"mstrain/tune/journal.py"},
     "speclite": {"msdata/mock/photometry.py"},
+    "zuko": {"mstrain/embedding/flow.py"},
     "sklearn": {"mstrain/calibration/fit.py"},
     # It comes with scikit-learn.
     "threadpoolctl": {"mstrain/calibration/fit.py"},

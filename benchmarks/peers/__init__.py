@@ -23,7 +23,7 @@ def _ours(
     shuffle: str = "uniform",
     advice: str = "",
     decoded: Any = None,
-    **options: str,
+    **options: Any,
 ) -> Peer:
     return Peer(
         f"msdata, {title}",
@@ -55,6 +55,11 @@ def _bare(title: str, open_records: object, shuffle: str = "uniform") -> Peer:
 PEERS: dict[str, Peer] = {
     "ours_tar": _ours("tar, shuffle"),
     "ours_cached": _ours("tar, shuffle, cache", advice=_CACHE, cache="auto"),
+    "ours_lean": _ours(
+        "tar, shuffle, one ahead",
+        advice="least memory that reads ahead: num_valid_batches=1, prefetch=1; threads=cores",
+        prefetch=1,
+    ),
     "ours_hdf5": _ours("HDF5, shuffle", "--format", "hdf5"),
     "ours_block": _ours(
         "tar, block", shuffle="shards in random order, shuffled in a buffer", policy="block"
@@ -167,6 +172,7 @@ PEERS: dict[str, Peer] = {
         *("DDStore, one rank", ("mpi4py",), whole.open_ddstore, whole.write_arrays),
         *("uniform", _USER, "DDStore, README: MPI backend, get() of each sample in an epoch"),
         reads_ahead=False,
+        holds_all=True,
     ),
 }
 # Why others are not contestants, and what was tried.

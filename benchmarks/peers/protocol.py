@@ -83,6 +83,7 @@ class Peer:
         is_limit: no product but what the machine allows.
         is_ours: of this project.
         reads_ahead: whether it reads while the training computes.
+        holds_all: whether it has read all samples before its first epoch, so that none is cold.
         decoded: for those that keep fewer bytes than they were given: from the converted data, each
             sample by its number as it is decoded outside of the loader, and the largest error that
             is allowed for each value; None for those that keep all.
@@ -98,6 +99,7 @@ class Peer:
     is_limit: bool = False
     is_ours: bool = False
     reads_ahead: bool = True
+    holds_all: bool = False
     decoded: Callable[[Path, Reading], Iterator[tuple[Arrays, Arrays]]] | None = None
 
 

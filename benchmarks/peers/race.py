@@ -127,9 +127,11 @@ def _enter(race: Race, contender: Contender) -> dict[str, Any]:
     out = race.work / contender.name
     shutil.rmtree(out, ignore_errors=True)
     objects = str(race.source.objects)
-    answer, memory = process.command_with_memory(
-        "convert", objects=objects, out=str(out), reading=asdict(race.reading)
-    )
+    # By a process of its own, so that what it leaves in memory does not count for reading.
+    with PeerProcess(contender.name, race.logs / f"{contender.name}.txt") as converter:
+        answer, memory = converter.command_with_memory(
+            "convert", objects=objects, out=str(out), reading=asdict(race.reading)
+        )
     race.open(contender)
     run, peak = process.command_with_memory(
         "run", warm_ups=0, epochs=CHECKED_EPOCHS, compute_rate=None, is_checked=True

@@ -72,7 +72,12 @@ def _numbers(ids: NDArray[np.str_]) -> NDArray[np.int64]:
 
 @contextmanager
 def load_ours(
-    data: Path, reading: Reading, *, policy: str = "shuffle", cache: str | None = None
+    data: Path,
+    reading: Reading,
+    *,
+    policy: str = "shuffle",
+    cache: str | None = None,
+    prefetch: int = 2,
 ) -> Iterator[Epochs]:
     """`msdata.Loader` over the whole split."""
     import msdata
@@ -86,7 +91,7 @@ def load_ours(
         topology=msdata.Topology(),
         cache=cache,
         threads=reading.num_workers,
-        prefetch=2,
+        prefetch=prefetch,
         num_valid_batches=1,
         columns=[],
     ) as loader:

@@ -67,7 +67,6 @@ class SsdTier:
     Attributes:
         path: the tier's folder.
         slots: the tier's content.
-        is_adopted: whether the tier has records of an earlier job.
 
     Raises:
         StorageError: the file system refused, or other processes use it for other owners.
@@ -128,7 +127,6 @@ class SsdTier:
         except BaseException:
             self._leave()
             raise
-        self.is_adopted = self.slots.num_ready > 0
         self._is_closed = False
 
     def _header(self, fd: int, wanted: Header, asked_nbytes: int) -> Header:

@@ -93,6 +93,7 @@ class Catalog:
 def read_catalog(
     path: Path,
     *,
+    table: pa.Table | None = None,
     id_column: str | None = None,
     redshift_column: str | None = None,
     columns: Sequence[str] | None = None,
@@ -104,6 +105,7 @@ def read_catalog(
 
     Args:
         path: the file.
+        table: scalar columns that were read already, of what is at `path`; None reads the file.
         id_column: column that names the objects; None looks for a known name.
         redshift_column: column with the redshift; None looks for a known name.
         columns: further columns to keep, as named in the file; None keeps all.
@@ -111,74 +113,25 @@ def read_catalog(
         redshift_range: lowest and highest redshift to believe; others count as absent.
         ebv_range: lowest and highest E(B-V) to believe, magnitudes.
 
-    Returns:
-        The catalog.
-
     Raises:
         UsageError: a column is missing, may be another quantity, or is not numeric.
         DataError: the file is broken.
         StorageError: the file system refused.
     """
-    table, notes = read_table(path, lambda names: find_id(path, names, id_column))
-    return catalog_of_table(
-        path,
-        table,
-        notes,
-        id_column=id_column,
-        redshift_column=redshift_column,
-        columns=columns,
-        needs_redshift=needs_redshift,
-        redshift_range=redshift_range,
-        ebv_range=ebv_range,
-    )
-
-
-def catalog_of_table(
-    path: Path,
-    table: pa.Table,
-    notes: tuple[str, ...] = (),
-    *,
-    id_column: str | None = None,
-    redshift_column: str | None = None,
-    columns: Sequence[str] | None = None,
-    needs_redshift: bool = True,
-    redshift_range: Limits = REDSHIFT_RANGE,
-    ebv_range: Limits = EBV_RANGE,
-) -> Catalog:
-    """A catalog of a table that was read; see `read_catalog`.
-
-    Args:
-        path: where it is from, for messages.
-        table: scalar columns.
-        notes: of its reader.
-        id_column: see there, as for all others.
-        redshift_column: see there.
-        columns: see there.
-        needs_redshift: see there.
-        redshift_range: see there.
-        ebv_range: see there.
-
-    Raises:
-        UsageError: a column is missing, may be another quantity, or is not numeric.
-    """
+    notes: tuple[str, ...] = ()
+    if table is None:
+        table, notes = read_table(path, lambda names: find_id(path, names, id_column))
     names = table.column_names
     id_name = find_id(path, names, id_column)
     chosen, doubt = _canonical_columns(path, names, redshift_column, needs_redshift=needs_redshift)
     for name in columns or ():
         _check_column(path, names, name, "--columns")
-    kept, doubted = {}, None
-    notes = (*notes, *doubt, *_other_ids(names, id_name, id_column))
-    for canonical, name in chosen.items():
-        kept[canonical] = _as_float(path, table.select([name]), canonical)
-    if "redshift" in kept:
-        kept["redshift"], doubted = within(kept["redshift"], redshift_range)
-        notes += notes_on("redshifts", doubted, redshift_range, "--redshift-range")
-        notes += note_on_zeros(kept["redshift"])
-    notes += _keep_positions_on_the_sky(kept)
+    kept = {key: _as_float(path, table.select([name]), key) for key, name in chosen.items()}
+    doubted, remarks = _keep_what_is_believed(kept, redshift_range)
+    notes = (*notes, *doubt, *_other_ids(names, id_name, id_column), *remarks)
     wanted = [n for n in names if n not in chosen.values() and (columns is None or n in columns)]
     more = _further_columns(table.select(wanted), {*kept, *names}, id_name, ebv_range)
     ids, remarks = _ids_of(path, id_name, table, notes)
-    notes += remarks
     return Catalog(
         path=path,
         ids=ids,
@@ -188,18 +141,28 @@ def catalog_of_table(
         needs_redshift=needs_redshift,
         doubted=doubted,
         redshift_range=redshift_range,
-        notes=(*notes, *more[1]),
+        notes=(*notes, *remarks, *more[1]),
     )
 
 
-def _keep_positions_on_the_sky(kept: dict[str, pa.ChunkedArray]) -> tuple[str, ...]:
-    """Nulls the positions that are nowhere, in place; and notes on them."""
-    notes: tuple[str, ...] = ()
+def _keep_what_is_believed(
+    kept: dict[str, pa.ChunkedArray], redshift_range: Limits
+) -> tuple[pa.ChunkedArray | None, tuple[str, ...]]:
+    """Nulls redshifts outside a range and positions that are nowhere, in place.
+
+    Returns:
+        The redshifts that were nulled, None without redshifts; and notes.
+    """
+    doubted, notes = None, tuple[str, ...]()
+    if "redshift" in kept:
+        kept["redshift"], doubted = within(kept["redshift"], redshift_range)
+        notes += notes_on("redshifts", doubted, redshift_range, "--redshift-range")
+        notes += note_on_zeros(kept["redshift"])
     for name, limits in POSITION_RANGES.items():
         if name in kept:
             kept[name], outside = within(kept[name], limits)
             notes += notes_on(f"{name} in degrees", outside, limits)
-    return notes
+    return doubted, notes
 
 
 def _further_columns(

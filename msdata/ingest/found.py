@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c
+from msdata.core.npy import read_npy_header
 from msdata.core.trusted_names import short
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.ingest.found_labels import FoundLabel, label_of_values
@@ -249,14 +250,7 @@ def npy_array(fd: int, path: Path, offset: int, nbytes: int, name: str) -> Found
 
 @functools.lru_cache(maxsize=256)
 def _parse_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    file = io.BytesIO(header)
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, is_fortran, dtype = read(file)
+    shape, is_fortran, dtype = read_npy_header(io.BytesIO(header))
     # One axis or none has the same order either way.
     return dtype, shape, is_fortran and len(shape) > 1
 

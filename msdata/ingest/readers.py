@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from msdata.ingest.found import (
 )
 from msdata.ingest.found_labels import FoundLabel, label_of_array, label_of_values
 from msdata.ingest.label_checks import RANGES
+from msdata.sources.arrays.tars import tar_members
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,19 +149,11 @@ def read_tar(path: Path) -> FoundFile:
     members = _Members(path)
     with _opened(path) as fd, os.fdopen(os.dup(fd), "rb") as file:
         nbytes = os.fstat(fd).st_size
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.isreg() and not member.issparse():
-                        members.add(fd, member.name, (member.offset_data, member.size))
-                    elif not member.isdir():
-                        raise cannot(path, f"{member.name} is not a plain file")
-                    # The list of members would hold millions.
-                    tar.members = []  # type: ignore[attr-defined]
-        except tarfile.TarError as error:
-            raise DataError(
-                f"{path} is damaged, or not an uncompressed tar file ({error})"
-            ) from error
+        for member in tar_members(path, file):
+            if member.isreg() and not member.issparse():
+                members.add(fd, member.name, (member.offset_data, member.size))
+            elif not member.isdir():
+                raise cannot(path, f"{member.name} is not a plain file")
     return members.found(nbytes)
 
 

@@ -139,16 +139,15 @@ def _with_checked_labels(
     objects: pa.Table, settings: PackSettings, catalog: Catalog | None
 ) -> tuple[pa.Table, tuple[str, ...]]:
     """Names and ranges of a source's own labels as those of a catalog; its columns precede."""
-    from msdata.catalog.columns import catalog_of_table
+    from msdata.catalog.columns import read_catalog
 
     own = objects.select([n for n in objects.column_names if n not in _SOURCE_COLUMNS])
     kept = objects.drop_columns(own.column_names)
     if not own.num_columns:
         return kept, ()
-    labels = catalog_of_table(
+    labels = read_catalog(
         settings.source,
-        own,
-        id_column=None,
+        table=own,
         redshift_column=settings.redshift_column if catalog is None else None,
         needs_redshift=False,
         redshift_range=settings.redshift_range,

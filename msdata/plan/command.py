@@ -59,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument(
+        "--trials",
+        type=int,
+        default=1,
+        metavar="K",
+        help="also predict the reads of K trainings that share one node's cache, as the trials of "
+        "'mstrain tune' do",
+    )
+    parser.add_argument(
         "--replay-epochs",
         type=int,
         help="epochs to replay exactly; the others are estimated (default: 15 million samples)",
@@ -152,6 +160,7 @@ def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = 
         replay_epochs=args.replay_epochs,
         redshift=data.redshift,
         by_nodes=numbers,
+        num_trials=args.trials,
     )
     report["data"] |= {"name": data.name, "recoded": data.recoded}
     report["job"]["weights_of"] = args.weights

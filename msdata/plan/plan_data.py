@@ -244,6 +244,7 @@ def plan_job(
     memory_gib: float = 0.0,
     ssd_gib: float = 0.0,
     num_epochs: int = 10,
+    num_trials: int = 1,
     rates: Mapping[str, float] | None = None,
     replay_epochs: int | None = None,
     by_nodes: Sequence[int] = (),
@@ -263,6 +264,7 @@ def plan_job(
         memory_gib: GiB of the cache's memory tier per node.
         ssd_gib: GiB of its SSD tier per node.
         num_epochs: epochs of the job, the cold one included.
+        num_trials: trainings that share one node's cache, as those of `mstrain tune`.
         rates: `machine.json` of `msdata probe` as a dict, bytes per second; None gives no times.
         replay_epochs: epochs to replay exactly; None means 15 million samples' worth.
         by_nodes: other numbers of nodes to predict for.
@@ -290,6 +292,6 @@ def plan_job(
     )
     if not has_steps(job):
         raise UsageError(f"{job.num_samples:,} samples do not fill a global batch")
-    epochs: dict[str, Any] = {"num_epochs": num_epochs, "replay_epochs": replay_epochs}
-    machine = machine_from(dict(rates or {}))
-    return build_report(job, machine, redshift=split.redshift, by_nodes=by_nodes, **epochs)
+    counts: Any = {"num_epochs": num_epochs, "num_trials": num_trials}
+    counts |= {"replay_epochs": replay_epochs, "by_nodes": by_nodes}
+    return build_report(job, machine_from(dict(rates or {})), redshift=split.redshift, **counts)

@@ -132,7 +132,18 @@ def _render_epochs(report: dict[str, Any]) -> str:
             f";\n~ expected, by the closed form; {num_exact} of {len(epochs)} epochs were "
             "replayed, --replay-epochs N replays more"
         )
-    return "\n".join([legend, *table_lines(header, rows), total])
+    return "\n".join([legend, *table_lines(header, rows), total, *_trials_lines(report["trials"])])
+
+
+def _trials_lines(trials: dict[str, Any]) -> list[str]:
+    if trials["trials"] == 1:
+        return []
+    shared, one = trials["storage_bytes_shared"], trials["storage_bytes_one"]
+    return [
+        f"{trials['trials']:,} trials that share this node's cache: {bytes_text(shared)} from "
+        f"storage, {shared / one:.2f} of one trial's; "
+        f"{bytes_text(trials['storage_bytes_apart'])} if each reads by itself"
+    ]
 
 
 def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.errors import UsageError
 from msdata.plan import quality, timing
 from msdata.plan.assign import Assignment
 from msdata.plan.closed_form import expect_epoch, levelled_shares, moved_share, owned_shares
@@ -44,6 +45,7 @@ def build_report(
     replay_epochs: int | None = None,
     redshift: NDArray[np.float64] | None = None,
     by_nodes: Sequence[int] = (),
+    num_trials: int = 1,
 ) -> dict[str, Any]:
     """Everything `msdata plan` has to say about a job.
 
@@ -54,6 +56,7 @@ def build_report(
         replay_epochs: how many of them are replayed exactly; None means 15 M samples' worth.
         redshift: float64 (num_samples,), NaN where unknown; None where there are none.
         by_nodes: numbers of nodes to compare.
+        num_trials: trainings of as many epochs that share one node's cache.
 
     Returns:
         Plain numbers, strings, lists and dicts; None for what cannot be known.
@@ -79,6 +82,7 @@ def build_report(
         "kinds_of_nodes": _describe_kinds(job, ownership, [*forecasts[1:2], expected][0]),
         "epochs": [_describe_epoch(f, t) for f, t in zip(forecasts, times, strict=True)],
         "whole_job": _sum_up(forecasts, times),
+        "trials": _describe_trials(forecasts, expected, num_trials),
         "closed_form": _describe_closed_form(job, expected),
         "what_if": [_describe_variant(v) for v in what_if(job, machine)],
         "by_nodes": [_describe_variant(v) for v in timing.by_nodes(job, machine, by_nodes)],
@@ -215,6 +219,28 @@ def _sum_up(forecasts: list[EpochForecast], times: list[EpochTime]) -> dict[str,
     return {
         "storage_bytes": float(sum(f.storage_bytes.sum() for f in forecasts)),
         "seconds": sum(known) if len(known) == len(times) else None,
+    }
+
+
+def _describe_trials(
+    forecasts: list[EpochForecast], expected: EpochForecast, num_trials: int
+) -> dict[str, Any]:
+    """Reads of trainings that share a node's cache: only the first one finds it empty."""
+    num_nodes = len(expected.storage_bytes)
+    if num_trials < 1 or (num_trials > 1 and num_nodes > 1):
+        raise UsageError(
+            f"--trials must be at least 1, and more on one node only, as each node reads by "
+            f"itself, got {num_trials:,} on {num_nodes:,}; plan the trials of one node"
+        )
+    one = sum(float(f.storage_bytes.sum()) for f in forecasts)
+    warm = [float(f.storage_bytes.sum()) for f in forecasts[1:] or [expected]]
+    # Epochs of other trainings have other orders, which read as much on average.
+    later = len(forecasts) * sum(warm) / len(warm)
+    return {
+        "trials": num_trials,
+        "storage_bytes_one": one,
+        "storage_bytes_shared": one + (num_trials - 1) * later,
+        "storage_bytes_apart": num_trials * one,
     }
 
 

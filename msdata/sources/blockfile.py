@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from msdata.core.npy import read_npy_header
 from msdata.errors import DataError, SampleError, StorageError
 from msdata.schema import MANTIS_SHRIMP, Array, Sample
 
@@ -56,17 +57,11 @@ def read_header(path: Path) -> BlockHeader:
     """
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, is_fortran, dtype = read(file)
+            shape, is_fortran, dtype = read_npy_header(file)
             data_offset = file.tell()
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, SyntaxError, EOFError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} is not a block file: its .npy header is broken; copy it again"
         ) from error

@@ -67,6 +67,27 @@ def list_tree(root: str, take: TakeFile, num_listers: int = NUM_LISTERS) -> list
     return chunks
 
 
+def paths_below(given: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Paths, relative to a folder, of the files below it whose names end so; sorted.
+
+    Args:
+        given: the folder, or one file, whose path is its name.
+        suffixes: in lower case.
+
+    Raises:
+        DataError: a file's name is not UTF-8.
+        StorageError: the file system refused.
+    """
+    if given.is_file():
+        return [given.name]
+
+    def take(folder: str, name: str) -> tuple[str, str] | None:
+        return (name, folder + name) if name.lower().endswith(suffixes) else None
+
+    chunks = list_tree(str(given), take)
+    return sorted(path for chunk in chunks for path in chunk["path"].to_pylist())
+
+
 def _batches(level: list[tuple[str, int]], num_listers: int) -> list[list[tuple[str, int]]]:
     size = len(level) // (num_listers * _BATCHES_PER_LISTER)
     size = max(1, min(size, _MAX_BATCH))

@@ -32,6 +32,7 @@ from mstrain.evaluation.inference import (
     predict_to,
 )
 from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.metrics.scores import as_of_redshift
 from mstrain.evaluation.metrics.summary import check_scipy, import_stats
 from mstrain.evaluation.predictions import read_predictions
 from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
@@ -134,7 +135,7 @@ def calibrate_on_ranks(
             [split],
             ranks,
             variants=[Variant(prior=prior)],
-            columns=[name for name in _named(config) if is_index_column(name)],
+            columns=[n for n in _named(config) if is_index_column(n, trained.target)],
             pixel_differences=differences or (),
             batch_size=config.batch_size,
             has_brightness=True,
@@ -161,24 +162,25 @@ def _check(run: Path, data: Path, config: CalibrationConfig) -> list[str]:
     if config.has_local:
         check_installed()
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
-    if not trained.target.is_plain:
+    target = trained.target
+    if target.classes:
         raise UsageError(
-            f"cannot calibrate {run}: its network tells {trained.target.column}, and calibrations "
-            "are of redshifts; give the run of a network of redshifts"
+            f"cannot calibrate {run}: its network tells classes of {target.column}, and "
+            "calibrations are of densities; give the run of a network of numbers"
         )
     check_data(trained, opened, [config.split])
     find_prior(trained, config.prior)
     split = opened.split(config.split)
     if MAGNITUDE in _named(config) and MAGNITUDE not in opened.columns:
         raise UsageError("--by must name the magnitude's own column, got 'magnitude'")
-    find_columns(split, _named(config), None, "", option="--by")
-    for name in _named(config):
-        if is_index_column(name):
-            split.numbers(name)
-    names = [name for name in _named(config) if is_index_column(name)]
-    check_columns(names, trained.target)
-    if split.redshift is None or not np.isfinite(split.redshift).any():
-        raise DataError(f"no sample of split {split.name!r} of {data} has a redshift")
+    find_columns(split, _named(config), None, "", option="--by", target=target)
+    names = [name for name in _named(config) if is_index_column(name, target)]
+    for name in names:
+        split.numbers(name)
+    check_columns(names, target)
+    has_labels = target.column in opened.columns
+    if not has_labels or not np.isfinite(target.values(split)).any():
+        raise DataError(f"no sample of split {split.name!r} of {data} has a {target.noun}")
     for name in (GLOBAL, *((LOCAL,) if config.has_local else ())):
         check_output(calibration_path(run, name), MARK)
     return check_pixels(trained, opened, [config.split], is_told=config.has_any_pixels)
@@ -192,7 +194,7 @@ def _fit(
     config: CalibrationConfig,
 ) -> Calibrated:
     """Fits from a finished table, and writes the maps."""
-    columns = read_predictions(table).columns
+    columns = as_of_redshift(read_predictions(table).columns, trained.target)
     is_known_N = np.isfinite(np.asarray(columns["redshift"], np.float64))
     pit_N = np.asarray(columns["pit"], np.float64)[is_known_N]
     maps: list[GlobalMap | LocalMap] = [fit_global(pit_N)]

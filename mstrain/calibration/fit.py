@@ -42,7 +42,7 @@ def fit_global(pit_N: Floats) -> GlobalMap:
     count = len(pit_N)
     if count < MIN_SAMPLES:
         raise DataError(
-            f"a calibration needs at least {MIN_SAMPLES} objects with a known redshift, got {count}"
+            f"a calibration needs at least {MIN_SAMPLES} objects with a known label, got {count}"
         )
     ordered = np.sort(np.clip(pit_N, 0.0, 1.0))
     num_corners = int(np.clip(count // _OBJECTS_PER_CORNER, 4, _MAX_CORNERS))

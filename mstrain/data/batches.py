@@ -144,7 +144,12 @@ def steps_per_epoch(num_samples: int, config: TrainConfig) -> int:
 
 
 def make_loader(
-    split: Split, config: TrainConfig, ranks: Ranks, *, is_training: bool = True
+    split: Split,
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    is_training: bool = True,
+    is_cached: bool | None = None,
 ) -> msdata.Loader:
     """The loader of this rank.
 
@@ -152,8 +157,8 @@ def make_loader(
         split: what to load.
         config: settings of the run.
         ranks: this rank's place.
-        is_training: with the run's policy and cache; else plain, since a validation split is read
-            once per epoch in any order.
+        is_training: with the run's policy; else plain, in any order.
+        is_cached: with the run's cache; None takes it for training.
 
     Raises:
         UsageError: policy "locality" without a cache, or a column that the data set lacks.
@@ -161,8 +166,8 @@ def make_loader(
     data = config.data
     # A validation starts with the same epoch each time: none is filled ahead.
     options: dict[str, Any] = {"across_epochs": False}
+    cache = cache_of(data) if (is_training if is_cached is None else is_cached) else None
     if is_training:
-        cache = cache_of(data)
         if cache is None and data.policy == "locality":
             raise UsageError(
                 "data.policy=locality needs a cache, as it deals samples to the nodes that cache "
@@ -171,7 +176,6 @@ def make_loader(
         options = {
             "policy": data.policy,
             "buffer_samples": data.buffer_samples,
-            "cache": cache,
             "weights": split_weights(split, config),
         }
     # Codes are half of the bytes on the way to a GPU, where torch decodes them.
@@ -185,6 +189,7 @@ def make_loader(
         threads=data.threads,
         prefetch=data.prefetch,
         columns=index_columns(split, config, needs_label=is_training),
+        cache=cache,
         decode=not (is_quantized and is_torch_on_gpu),
         **options,
     )
@@ -200,6 +205,7 @@ def cache_of(data: DataConfig) -> msdata.CacheConfig | None:
         ssd_gib=data.cache_ssd_gib,
         peers_dir=None if data.cache_peers_dir is None else Path(data.cache_peers_dir),
         job=data.cache_job,
+        warmup=data.cache_warmup,
     )
 
 

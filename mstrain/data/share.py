@@ -1,4 +1,4 @@
-"""The samples that a training learns from: all of split "train", or a share, or with wrong labels.
+"""The samples that a training learns from: all of split "train", or a part, or with wrong labels.
 
 Which ones is a function of the run's seed and the data alone: the same on any number of ranks, and
 a smaller share is a part of a larger one. It stands alone: run and study ask for it.
@@ -16,6 +16,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.plan.random_words import uniform_permutation
 from mstrain.config import TrainConfig
+from mstrain.data.left_out import left_out
 from mstrain.data.part import part_of
 
 # Streams of random numbers of one seed; the plan's orders have 0 to 2.
@@ -24,6 +25,8 @@ _SHARE, _NOISE = 3, 4
 
 def training_split(data: msdata.Dataset, config: TrainConfig) -> Split:
     """Split "train" as the settings ask for it, see `data.fraction` and `data.label_noise`.
+
+    What `data.fold` and `data.without` leave out is taken from the share, which stays the same.
 
     Raises:
         UsageError: it has no samples, or fewer than two labels to exchange.
@@ -34,10 +37,17 @@ def training_split(data: msdata.Dataset, config: TrainConfig) -> Split:
         )
     split = data.split("train")
     share, noise = config.data.fraction, config.data.label_noise
-    if share == 1 and not noise:
+    is_left_out = left_out(split, config.data).mask
+    if share == 1 and not noise and not is_left_out.any():
         return split
     order = uniform_permutation(len(split), seed=config.seed, epoch=0, stream=_SHARE)
     rows = np.sort(order[: max(1, round(share * len(split)))])
+    rows = rows[~is_left_out[rows]]
+    if not len(rows):
+        raise UsageError(
+            f"data.fraction={share:g} of {len(split):,} samples has none that is not left out; "
+            "give a larger share, or a shorter --without"
+        )
     if not noise:
         return part_of(split, rows)
     column = config.model.target

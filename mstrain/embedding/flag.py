@@ -1,8 +1,9 @@
 """Flags objects that are unlike a network's training: from tables of embeddings to a table.
 
-ood_distance  float64, distance to the k-th nearest training object
-ood_sigma     float64, how unusual that is among validation objects, one-sided
-is_flagged    bool, where a flag was put
+ood_distance     float64, distance to the k-th nearest training object
+ood_log_density  float64, in its place where a flow tells the density
+ood_sigma        float64, how unusual that is among validation objects, one-sided
+is_flagged       bool, where a flag was put
 """
 
 from __future__ import annotations
@@ -21,15 +22,11 @@ import msdata
 from msdata.core.files import whole_file
 from msdata.core.output_file import check_output, make_folder
 from msdata.errors import DataError, UsageError
-from mstrain.checks import check_range
+from mstrain.checks import check_choice, check_range
 from mstrain.embedding.embeddings import LAYER_KEY, Embeddings, read_embeddings
-from mstrain.embedding.outlying import (
-    Space,
-    fit_space,
-    largest_sigma,
-    neighbor_distance,
-    sigma_of,
-)
+from mstrain.embedding.flow import check_zuko, fit_flow
+from mstrain.embedding.ood_fit import SIGMA, FittedOn, OodFit, check_keeping, write_fit
+from mstrain.embedding.outlying import fit_space, largest_sigma
 from mstrain.embedding.risk import Cut, auroc, place_flag, risk_coverage
 from mstrain.evaluation.list_table import METADATA_KEY
 from mstrain.evaluation.metrics.densities import Floats
@@ -39,6 +36,7 @@ from mstrain.evaluation.predictions import read_predictions
 
 MARK = b'"ood_of"'
 TRAIN, VALIDATION = "train", "val"
+DENSITIES = NEIGHBORS, FLOW = ("neighbors", "flow")
 # As mock objects without a fault are called.
 NORMAL = "none"
 _MIN_VALIDATION = 20
@@ -51,16 +49,18 @@ class FlagConfig:
     """How objects are flagged.
 
     Attributes:
+        density: "neighbors": distance to the training's; "flow": the training's density.
         k: number of the neighbor whose distance counts.
         num_axes: principal components of the space.
         is_white: scale the components to equal variance.
         num_references: training objects, drawn at random, to measure distances to; None for all.
         threshold: outliers are off by at least that in (z_mean - z) / (1 + z).
         kinds: text column of the objects' table that names planted or known kinds of objects.
-        seed: of the draw.
+        seed: of the draw, and of the flow.
         device: where products are computed.
     """
 
+    density: str = NEIGHBORS
     k: int = 10
     num_axes: int = 64
     is_white: bool = True
@@ -71,6 +71,7 @@ class FlagConfig:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
+        check_choice("--density", self.density, DENSITIES)
         check_range("--k", self.k, 1)
         check_range("--components", self.num_axes, 1)
         check_range("--seed", self.seed, 0)
@@ -87,7 +88,7 @@ class Flagged:
     Attributes:
         path: the table.
         num_samples: its rows.
-        num_references: training objects that distances were measured to.
+        num_references: training objects that distances were measured to, or a flow was fitted to.
         num_validation: validation objects that say how unusual a distance is.
         largest_sigma: the largest sigma that so many can tell.
         variance_share: of the scaled embeddings, in the principal components.
@@ -96,6 +97,7 @@ class Flagged:
         flag: where the flag is put; None where no cut pays, or without predictions.
         num_flagged: rows at or above it.
         auroc: of each kind against objects without one, with the number of its objects.
+        kept: the file of the run that keeps the fit.
     """
 
     path: Path
@@ -109,12 +111,15 @@ class Flagged:
     flag: Cut | None = None
     num_flagged: int = 0
     auroc: dict[str, tuple[float, int]] = field(default_factory=dict)
+    kept: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         curve = [_plain(cut) for cut in self.curve]
         placed = None if self.flag is None else _plain(self.flag)
-        return {**asdict(self), "path": str(self.path), "curve": curve, "flag": placed}
+        kept = None if self.kept is None else str(self.kept)
+        own = {"path": str(self.path), "curve": curve, "flag": placed, "kept": kept}
+        return {**asdict(self), **own}
 
 
 def _plain(cut: Cut) -> dict[str, Any]:
@@ -129,6 +134,7 @@ def flag(
     *,
     of: Path | str | None = None,
     predictions: Path | str | None = None,
+    keep: Path | str | None = None,
     config: FlagConfig = FlagConfig(),
 ) -> Flagged:
     """Measures how unlike a training's objects are, and where a flag would pay.
@@ -140,6 +146,7 @@ def flag(
         out: the table to write, *.parquet, for `msdata index add`; replaced if it is one of these.
         of: embeddings of other objects by the same network; None takes those of `trained`.
         predictions: of some of the objects, with redshifts, for the risk-coverage curve.
+        keep: the run's folder, to keep the fit in: `predict` and `export` then take it along.
         config: how.
 
     Returns:
@@ -159,55 +166,66 @@ def flag(
     _check_same_network(known, asked)
     residual_N = None if predictions is None else _residuals(Path(predictions), asked)
     kind_N = None if config.kinds is None else _kinds(asked, config.kinds)
-    measured = _measured(known, asked, config)
-    found = Flagged(path=out, **measured.as_dict())
+    if keep is not None:
+        check_keeping(Path(keep), _fitted_on(known))
+    fit, number_N = _fit(known, config)
+    own_N = number_N if asked is known else np.full(len(asked), -1, np.int64)
+    oddness_N = _oddness(asked, np.ones(len(asked), bool), fit, own_N, config)
+    found = Flagged(
+        path=out,
+        num_samples=len(asked),
+        num_references=int((number_N >= 0).sum()),
+        num_validation=len(fit.validation),
+        largest_sigma=largest_sigma(len(fit.validation)),
+        variance_share=fit.space.share,
+    )
     if kind_N is not None:
-        found = replace(found, auroc=_aurocs(measured.distance, kind_N))
+        found = replace(found, auroc=_aurocs(oddness_N, kind_N))
     if residual_N is not None:
-        found = _with_flag(found, measured.sigma, residual_N, config)
-    _write(out, asked, measured, found, known, config)
+        found = _with_flag(found, fit.columns(oddness_N)[SIGMA], residual_N, config)
+        fit = replace(fit, flag_sigma=None if found.flag is None else found.flag.sigma)
+    if keep is not None:
+        found = replace(found, kept=write_fit(Path(keep), fit))
+    _write(out, asked, fit.columns(oddness_N), found, known, config)
     return found
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Measured:
-    """Distances float64 (N,) and what they are worth, float64 (N,); of validation objects (V,)."""
-
-    distance: Floats
-    sigma: Floats
-    validation: Floats
-    num_references: int
-    variance_share: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields of `Flagged` that this tells."""
-        return {
-            "num_samples": len(self.distance),
-            "num_references": self.num_references,
-            "num_validation": len(self.validation),
-            "largest_sigma": largest_sigma(len(self.validation)),
-            "variance_share": self.variance_share,
-        }
+def _fitted_on(known: Embeddings) -> FittedOn:
+    origin = known.origin
+    return FittedOn(
+        checkpoint_sha256=origin["checkpoint_sha256"],
+        checkpoint=str(origin.get("checkpoint")),
+        layer=origin[LAYER_KEY],
+        data=str(origin.get("data")),
+        fingerprint=origin["fingerprint"],
+    )
 
 
-def _measured(known: Embeddings, asked: Embeddings, config: FlagConfig) -> _Measured:
+def _fit(known: Embeddings, config: FlagConfig) -> tuple[OodFit, NDArray[np.int64]]:
+    """The fit, and the number of each object among the references; -1 for the others."""
+    if config.density == FLOW:
+        check_zuko()
     reference_R, is_validation = _check_splits(known, config)
     train = _rows_in(known, known.columns["split"] == TRAIN)
-    space = fit_space(train, config.num_axes, is_white=config.is_white)
+    space = fit_space(train, config.num_axes, is_white=config.is_white or config.density == FLOW)
     number_N = np.full(len(known), -1, np.int64)
     number_N[reference_R] = np.arange(len(reference_R))
     reference_RC = np.concatenate([space.of(p) for p in _rows_in(known, number_N >= 0)])
-    validation_V = _distances(known, is_validation, space, reference_RC, number_N, config)
-    every = np.ones(len(asked), bool)
-    own_N = number_N if asked is known else np.full(len(asked), -1, np.int64)
-    distance_N = _distances(asked, every, space, reference_RC, own_N, config)
-    return _Measured(
-        distance=distance_N,
-        sigma=sigma_of(distance_N, validation_V),
-        validation=validation_V,
-        num_references=len(reference_R),
-        variance_share=space.share,
+    flow = None
+    if config.density == FLOW:
+        held_VC = np.concatenate([space.of(p) for p in _rows_in(known, is_validation)])
+        flow = fit_flow(reference_RC, held_VC, seed=config.seed, device=config.device)
+        reference_RC = reference_RC[:0]
+    fit = OodFit(
+        space=space,
+        k=config.k,
+        reference=reference_RC,
+        flow=flow,
+        validation=np.zeros(0),
+        flag_sigma=None,
+        fitted_on=_fitted_on(known),
     )
+    return replace(fit, validation=_oddness(known, is_validation, fit, number_N, config)), number_N
 
 
 def _with_flag(found: Flagged, sigma_N: Floats, residual_N: Floats, config: FlagConfig) -> Flagged:
@@ -252,7 +270,7 @@ def _check_splits(
     if config.num_references is not None and config.num_references < len(train):
         random = np.random.default_rng(config.seed)
         train = np.sort(random.choice(train, config.num_references, replace=False))
-    if config.k >= len(train):
+    if config.density == NEIGHBORS and config.k >= len(train):
         raise UsageError(f"--k must be below the {len(train):,} training objects, got {config.k}")
     return train, is_validation
 
@@ -308,9 +326,9 @@ def _kinds(asked: Embeddings, name: str) -> NDArray[Any]:
     return kind_N
 
 
-def _aurocs(distance_N: Floats, kind_N: NDArray[Any]) -> dict[str, tuple[float, int]]:
-    none = distance_N[kind_N == ""]
-    parts = {kind: distance_N[kind_N == kind] for kind in sorted(set(kind_N)) if kind}
+def _aurocs(oddness_N: Floats, kind_N: NDArray[Any]) -> dict[str, tuple[float, int]]:
+    none = oddness_N[kind_N == ""]
+    parts = {kind: oddness_N[kind_N == kind] for kind in sorted(set(kind_N)) if kind}
     return {kind: (auroc(part, none), len(part)) for kind, part in parts.items()}
 
 
@@ -321,29 +339,28 @@ def _rows_in(table: Embeddings, is_in: NDArray[np.bool_]) -> Iterator[NDArray[np
         start += len(part)
 
 
-def _distances(
+def _oddness(
     table: Embeddings,
     is_in: NDArray[np.bool_],
-    space: Space,
-    reference_RC: NDArray[np.float32],
+    fit: OodFit,
     own_N: NDArray[np.int64],
     config: FlagConfig,
 ) -> Floats:
-    """Distances of some rows of a table, in their order."""
+    """Oddness of some rows of a table, in their order."""
     own, found, start = own_N[is_in], [np.zeros(0)], 0
     for part in _rows_in(table, is_in):
         for first in range(0, len(part), _GROUP_ROWS):
-            query = space.of(part[first : first + _GROUP_ROWS])
-            here = own[start : start + len(query)]
-            found.append(neighbor_distance(query, reference_RC, config.k, here, config.device))
-            start += len(query)
+            piece = part[first : first + _GROUP_ROWS]
+            here = own[start : start + len(piece)]
+            found.append(fit.oddness(piece, here, config.device))
+            start += len(piece)
     return np.concatenate(found)
 
 
 def _write(
     path: Path,
     asked: Embeddings,
-    measured: _Measured,
+    measured: dict[str, NDArray[Any]],
     found: Flagged,
     known: Embeddings,
     config: FlagConfig,
@@ -351,24 +368,19 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {
-        "sample_id": pa.array(asked.columns["sample_id"], pa.string()),
-        "ood_distance": measured.distance,
-        "ood_sigma": measured.sigma,
-    }
-    if found.flag is not None:
-        columns["is_flagged"] = measured.sigma >= found.flag.sigma
+    ids = pa.array(asked.columns["sample_id"], pa.string())
     metadata = {
         "format_version": 1,
         **asked.origin,
         "ood_of": str(known.origin.get("data")),
+        "density": config.density,
         "k": config.k,
         "components": config.num_axes,
         "is_white": config.is_white,
         "found": found.as_dict(),
         "version": msdata.__version__,
     }
-    table = pa.table(columns)
+    table = pa.table({"sample_id": ids, **measured})
     make_folder(path.absolute().parent)
     with whole_file(path) as file:
         pq.write_table(

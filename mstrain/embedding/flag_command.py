@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msdata.topology import from_env
 from mstrain.distributed import choose_device
-from mstrain.embedding.flag import FlagConfig, Flagged, flag
+from mstrain.embedding.flag import DENSITIES, FlagConfig, Flagged, flag
 from mstrain.embedding.risk import LEAST_RATIO
 from mstrain.options import add_device, add_printed
 
@@ -40,10 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="text column of the embeddings' table that names kinds of odd objects: show AUROCs",
     )
+    parser.add_argument(
+        "--keep",
+        metavar="RUN",
+        type=Path,
+        help="keep the fit in the run of these embeddings, so that 'mstrain predict' flags objects",
+    )
+    parser.add_argument(
+        "--density",
+        choices=DENSITIES,
+        default=FlagConfig.density,
+        help="distance to the training's objects, or its density by a flow (default: %(default)s)",
+    )
     for name, value, text in (
         ("--k", FlagConfig.k, "number of the training neighbor whose distance counts"),
         ("--components", FlagConfig.num_axes, "principal components of the embeddings to take"),
-        ("--seed", FlagConfig.seed, "seed of --references"),
+        ("--seed", FlagConfig.seed, "seed of --references and of the flow"),
     ):
         parser.add_argument(name, type=int, default=value, help=f"{text} (default: %(default)s)")
     parser.add_argument(
@@ -52,12 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FlagConfig.is_white,
         help="scale the components to equal variance (default: %(default)s)",
     )
-    parser.add_argument(
-        "--references",
-        metavar="N",
-        type=int,
-        help="measure distances to that many training objects, drawn at random (default: all)",
-    )
+    text = "take that many training objects, drawn at random (default: all)"
+    parser.add_argument("--references", metavar="N", type=int, help=text)
     parser.add_argument(
         "--threshold",
         type=float,
@@ -71,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Flags; returns the exit code."""
     config = FlagConfig(
+        density=args.density,
         k=args.k,
         num_axes=args.components,
         is_white=args.whiten,
@@ -80,7 +89,13 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         device=choose_device(args.device, from_env()),
     )
-    found = flag(args.trained, args.out, of=args.of, predictions=args.predictions, config=config)
+    found = flag(
+        *(args.trained, args.out),
+        of=args.of,
+        predictions=args.predictions,
+        keep=args.keep,
+        config=config,
+    )
     print(json.dumps(found.as_dict(), allow_nan=False) if args.json else flagged_text(found))
     return 0
 
@@ -116,5 +131,7 @@ def flagged_text(found: Flagged) -> str:
             f"no flag is put: at no cut are outliers {LEAST_RATIO:g} times as frequent among the "
             "flagged, beyond chance"
         )
+    if found.kept is not None:
+        lines.append(f"kept the fit in {found.kept}, for 'mstrain predict' and 'mstrain export'")
     lines.append(f"wrote {found.path}; 'msdata index add DATA {found.path}' adds its columns")
     return "\n".join(lines)

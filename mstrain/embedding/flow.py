@@ -66,7 +66,7 @@ class Flow:
                 for n in range(0, len(value_NC), _ROWS)
             ]
         found = torch.cat([torch.zeros(0), *parts]).double().numpy()
-        return np.nan_to_num(found, nan=_LEAST, neginf=_LEAST).clip(min=_LEAST)
+        return np.asarray(np.nan_to_num(found, nan=_LEAST).clip(min=_LEAST), np.float64)
 
 
 def check_zuko() -> None:
@@ -101,7 +101,8 @@ def fit_flow(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = _new(train_NC.shape[1]).to(device)
-    averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE))
+    average = get_ema_multi_avg_fn(_AVERAGE)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(flow, multi_avg_fn=average)
     optimizer = torch.optim.AdamW(flow.parameters(), lr=_RATE, weight_decay=_WEIGHT_DECAY)
     train = torch.from_numpy(train_NC)
     held = torch.from_numpy(validation_VC[:_MAX_VALIDATION]).to(device)

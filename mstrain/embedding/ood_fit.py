@@ -23,8 +23,11 @@ from msdata.errors import DataError, UsageError
 from mstrain.data.batches import TensorBatch
 from mstrain.embedding.flow import Flow
 from mstrain.embedding.outlying import Space, neighbor_distance, sigma_of
+from mstrain.evaluation.inference import Further
 from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.prediction import PredictionConfig
 from mstrain.models.model_file import (
+    FORMAT_VERSION,
     MARK,
     OOD_NAME,
     ModelFile,
@@ -37,6 +40,7 @@ from mstrain.training.checkpoint import checkpoint_sha256
 
 SIGMA, FLAGGED = "ood_sigma", "is_flagged"
 DISTANCE, LOG_DENSITY = "ood_distance", "ood_log_density"
+COLUMNS = (SIGMA, FLAGGED, DISTANCE, LOG_DENSITY)
 _CURE = "run 'mstrain flag' with --keep again"
 _FLOW = "flow/"
 # Of neighbors kept in a run: a flow takes a hundredth.
@@ -69,18 +73,18 @@ class OodFit:
     Attributes:
         space: coordinates of embeddings.
         k: number of the neighbor whose distance counts.
-        reference_RC: float32 (R, C), the training's coordinates; none beside a flow.
+        reference: float32 (R, C), the training's coordinates; none beside a flow.
         flow: the training's density; None for distances to its neighbors.
-        validation_V: float64 (V,), oddness of validation objects.
+        validation: float64 (V,), oddness of validation objects.
         flag_sigma: objects of at least that sigma are flagged; None where no flag was put.
         fitted_on: network, layer and data.
     """
 
     space: Space
     k: int
-    reference_RC: NDArray[np.float32]
+    reference: NDArray[np.float32]
     flow: Flow | None
-    validation_V: Floats
+    validation: Floats
     flag_sigma: float | None
     fitted_on: FittedOn
 
@@ -101,11 +105,11 @@ class OodFit:
         if self.flow is not None:
             return -self.flow.log_density(coordinate_NC, device)
         own_N = np.full(len(value_ND), -1, np.int64) if own_N is None else own_N
-        return neighbor_distance(coordinate_NC, self.reference_RC, self.k, own_N, device)
+        return neighbor_distance(coordinate_NC, self.reference, self.k, own_N, device)
 
     def columns(self, oddness_N: Floats) -> dict[str, NDArray[Any]]:
         """The columns of tables: distance or density, sigma, and whether it is flagged."""
-        sigma_N = sigma_of(oddness_N, self.validation_V)
+        sigma_N = sigma_of(oddness_N, self.validation)
         measure = (DISTANCE, oddness_N) if self.flow is None else (LOG_DENSITY, -oddness_N)
         found: dict[str, NDArray[Any]] = dict([measure, (SIGMA, sigma_N)])
         if self.flag_sigma is not None:
@@ -125,6 +129,7 @@ class OodFit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fields:
+    format_version: Count
     format: Literal["mstrain ood fit"]
     k: Count
     share: float
@@ -138,17 +143,18 @@ def write_fit(run: Path, fit: OodFit) -> Path:
     """Writes a fit into a run, whole or not at all.
 
     Raises:
-        UsageError: the fit is of another checkpoint, too large to keep, or RUN is no folder.
+        UsageError: the fit is of another checkpoint, too large to keep, or RUN is a file.
         StorageError: the file system refused.
     """
     path = check_keeping(run, fit.fitted_on)
-    if fit.reference_RC.nbytes > _MAX_NBYTES:
+    if fit.reference.nbytes > _MAX_NBYTES:
         raise UsageError(
             f"--keep takes at most {_MAX_NBYTES >> 20} MiB of training objects, got "
-            f"{len(fit.reference_RC):,} in {fit.reference_RC.shape[1]} components; give "
+            f"{len(fit.reference):,} in {fit.reference.shape[1]} components; give "
             "--references 100000, or --density flow"
         )
     fields = _Fields(
+        format_version=FORMAT_VERSION,
         format="mstrain ood fit",
         k=fit.k,
         share=fit.space.share,
@@ -160,8 +166,8 @@ def write_fit(run: Path, fit: OodFit) -> Path:
     tensors = {
         "mean": torch.from_numpy(fit.space.mean),
         "axes": torch.from_numpy(np.ascontiguousarray(fit.space.axes)),
-        "validation": torch.from_numpy(np.sort(fit.validation_V)),
-        "reference": torch.from_numpy(np.ascontiguousarray(fit.reference_RC)),
+        "validation": torch.from_numpy(np.sort(fit.validation)),
+        "reference": torch.from_numpy(np.ascontiguousarray(fit.reference)),
     }
     if fit.flow is not None:
         tensors |= {_FLOW + name: value for name, value in fit.flow.state.items()}
@@ -173,7 +179,7 @@ def check_keeping(run: Path, fitted: FittedOn) -> Path:
     """The file of a run's fit.
 
     Raises:
-        UsageError: the embeddings are of another checkpoint than the run's, or RUN is no folder.
+        UsageError: the embeddings are of another checkpoint than the run's, or RUN is a file.
     """
     if is_model_file(run):
         raise UsageError(f"--keep must be the folder of a training, got the file {run}")
@@ -193,21 +199,20 @@ def read_fit(run: Path) -> OodFit | None:
         DataError: it is damaged.
         StorageError: the file system refused.
     """
-    file = companion_file(run, OOD_NAME)
+    file = companion_file(run, OOD_NAME, _CURE)
     if file is None:
         return None
     fields = file.fields.read_as(_Fields)
     if wrong := _fault(file, fields):
         raise DataError(f"{file.path} is damaged: {wrong}; {_CURE}")
-    tensors = {name: value for name, value in file.weights.items()}
-    state = {n.removeprefix(_FLOW): t for n, t in tensors.items() if n.startswith(_FLOW)}
-    mean, axes, validation, reference = (tensors[name].numpy() for name in _DTYPES)
+    state = {n.removeprefix(_FLOW): t for n, t in file.weights.items() if n.startswith(_FLOW)}
+    mean, axes, validation, reference = (file.weights[name].numpy() for name in _DTYPES)
     return OodFit(
         space=Space(mean=mean, axes=axes, share=fields.share),
         k=fields.k,
-        reference_RC=reference,
+        reference=reference,
         flow=Flow(num_axes=fields.num_axes, state=state) if fields.is_flow else None,
-        validation_V=validation,
+        validation=validation,
         flag_sigma=fields.flag_sigma,
         fitted_on=fields.fitted_on,
     )
@@ -239,32 +244,30 @@ def _fault(file: ModelFile, fields: _Fields) -> str:
     return "" if fields.fitted_on.layer in LAYERS else "its layer must be one of a network"
 
 
-def find_fit(run: Path, checkpoint: str, *, is_asked: bool, columns: tuple[str, ...]) -> OodFit | None:
-    """The fit that predictions of a run get their columns from; None for none.
+def flags_of(run: Path, config: PredictionConfig) -> Further | None:
+    """What gives the columns of flags to predictions; None where the run has no fit.
 
     Args:
         run: the run's folder, or a model file.
-        checkpoint: whose predictions, "best" or "last".
-        is_asked: whether flags are wanted.
-        columns: columns of the index that the table copies.
+        config: what is predicted.
 
     Raises:
         UsageError: the fit is of another checkpoint, or a column would have the name of one of its.
         DataError: it is damaged.
         StorageError: the file system refused.
     """
-    fit = read_fit(run) if is_asked else None
+    fit = read_fit(run) if config.has_flags else None
     if fit is None:
         return None
-    if fit.fitted_on.checkpoint_sha256 != checkpoint_sha256(run, checkpoint):
+    if fit.fitted_on.checkpoint_sha256 != checkpoint_sha256(run, config.checkpoint):
         raise UsageError(
-            f"{run}/{OOD_NAME} was fitted on another checkpoint than the {checkpoint} one is now; "
+            f"{run}/{OOD_NAME} was fitted on another checkpoint than the {config.checkpoint} one; "
             "run 'mstrain embed' and 'mstrain flag' with --keep again, or give --no-flags"
         )
-    taken = [name for name in columns if name in (SIGMA, FLAGGED, DISTANCE, LOG_DENSITY)]
+    taken = [name for name in config.columns if name in COLUMNS]
     if taken:
         raise UsageError(
             f"cannot take over the column {taken[0]!r} of the index: {run} writes its own; leave "
             "it out, or give --no-flags"
         )
-    return fit
+    return fit.of_batch

@@ -60,11 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_printed(parser, report="report.html")
 
 
-def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares the argument RUN of all commands that run one trained network."""
-    add_run(parser, has_model_files=True)
-
-
 def add_network_arguments(
     parser: argparse.ArgumentParser,
     checkpoints: tuple[str, ...] = ("best", "last"),

@@ -7,7 +7,7 @@ every metric that is computed from it, is the same for any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 import msdata
 from msdata.core.progress import ProgressLine
@@ -70,6 +70,8 @@ from mstrain.models.target import Target
 from mstrain.training.checkpoint import load_model
 from mstrain.training.train_step import autocast
 
+# Gives further columns of a batch, from the network, its pooled features (B, F) and the batch.
+Further = Callable[[RedshiftNet, Tensor, TensorBatch], dict[str, NDArray[Any]]]
 # Marks columns of the index among those that are computed; no name begins so.
 _COPIED = "\0copied\0"
 # Of a rank; activations are not kept, so that far more fit than in training.
@@ -88,6 +90,7 @@ def predict_to(
     data_name: str | None = None,
     batch_size: int = DEFAULT_BATCH,
     has_brightness: bool = False,
+    further: Further | None = None,
     is_quiet: bool = False,
 ) -> list[Columns]:
     """Writes the table of predictions for splits of a data set; all ranks call it.
@@ -99,10 +102,11 @@ def predict_to(
         ranks: this rank among the others.
         variants: the table's densities, then others to score samples by.
         columns: further columns of the index to take over.
-        pixel_differences: from the training's, see `mstrain.data.pixels`, for the metadata.
+        pixel_differences: from the training's, see `mstrain.data.pixels`.
         data_name: what the metadata call the data; None means the data set's folder.
         batch_size: samples of this rank at a time.
         has_brightness: the table also has the channels' `brightness`.
+        further: gives more columns of the table.
         is_quiet: show no progress.
 
     Returns:
@@ -113,14 +117,13 @@ def predict_to(
         DataError: the network gives no densities, or a sample is damaged.
         StorageError: the file system refused.
     """
-    config = plain_config(run.config, batch_size, ranks)
-    num_rows, num_bins = sum(map(len, splits)), config.model.num_bins
+    config, num_rows = plain_config(run.config, batch_size, ranks), sum(map(len, splits))
     progress = ProgressLine("predict", num_rows, is_quiet=is_quiet or not ranks.is_first)
-    with Spool(path, ranks.topology.rank, num_bins) as spool:
+    with Spool(path, ranks.topology.rank, config.model.num_bins) as spool:
         ranks.on_first(spool.open)
         if not ranks.is_first:
             spool.open()
-        share = _Share(run=run, config=config, ranks=ranks, variants=variants)
+        share = _Share(run=run, config=config, ranks=ranks, variants=variants, further=further)
         mine = share.predict(splits, spool, progress, has_brightness=has_brightness)
         progress.close(num_rows, num_rows * splits[0].sample_nbytes)
         given = ranks.gather((mine, spool.finish(mine.pop("row")))) or []
@@ -129,9 +132,9 @@ def predict_to(
         def write() -> list[Columns]:
             table = _table_columns(given, splits, columns, run.target)
             others = [_taken_out(table, n, run.target) for n in range(1, len(variants))]
-            densities = SpooledRows([s for _, s in given], num_rows, num_bins)
-            public = _as_public(table, splits, run.target)
-            write_predictions(path, public, densities, bin_edges(config.model).numpy(), origin)
+            densities = SpooledRows([s for _, s in given], num_rows, spool.num_values)
+            table, edges = _as_public(table, splits, run.target), bin_edges(config.model).numpy()
+            write_predictions(path, table, densities, edges, origin)
             return others
 
         return ranks.on_first(write) or []
@@ -173,6 +176,7 @@ class _Share:
     config: TrainConfig
     ranks: Ranks
     variants: Sequence[Variant]
+    further: Further | None
 
     def predict(
         self,
@@ -189,20 +193,33 @@ class _Share:
         parts, first = [], 0
         for split in splits:
             pieces: list[dict[str, NDArray[Any]]] = []
-            features = Features(split, self.variants)
+            features = Features(split, self.variants, self.run.target)
             done = 0
             for batch in batches_of(run, split, config, ranks):
                 check_cutouts(self.variants, batch.images)
-                density_PNK = _densities(model, batch, config, ranks.device, self.variants)
+                density_PNK, more = self._computed(model, batch)
                 density_NK, piece = self._scored(batch, density_PNK, features, has_truth=has_truth)
                 spool.add(density_NK)
-                pieces.append(piece | (brightness(batch.images) if has_brightness else {}))
+                more |= brightness(batch.images) if has_brightness else {}
+                pieces.append(piece | more)
                 # All ranks go at the same pace.
                 done = min(done + len(batch) * ranks.count, len(split))
                 progress.update(first + done, (first + done) * split.sample_nbytes)
             parts.append(with_rows(pieces, split, first))
             first += len(split)
         return {"row": np.zeros(0, np.int64), **joined_pieces(parts)}
+
+    @torch.inference_mode()
+    def _computed(
+        self, model: RedshiftNet, batch: TensorBatch
+    ) -> tuple[list[NDArray[np.float32]], dict[str, NDArray[Any]]]:
+        """Densities under the prior of each variant, float32 (N, num_bins), and further columns."""
+        with precision_of(self.config, self.ranks.device):
+            pooled = model.pooled(batch.images)
+            logits = model.head(pooled, batch.ebv)
+        found = [density(logits, self.config.model, v.prior.log_factor) for v in self.variants]
+        more = {} if self.further is None else self.further(model, pooled, batch)
+        return [values.float().cpu().numpy() for values in found], more
 
     def _scored(
         self,
@@ -297,21 +314,6 @@ def batches_of(
                 yield batch
 
 
-@torch.inference_mode()
-def _densities(
-    model: nn.Module,
-    batch: TensorBatch,
-    config: TrainConfig,
-    device: torch.device,
-    variants: Sequence[Variant],
-) -> list[NDArray[np.float32]]:
-    """Densities under the prior of each variant, float32 (N, num_bins) each."""
-    with precision_of(config, device):
-        logits = model(batch.images, batch.ebv)
-    found = [density(logits, config.model, v.prior.log_factor) for v in variants]
-    return [values.float().cpu().numpy() for values in found]
-
-
 def _made(
     batch: TensorBatch, density_NK: NDArray[np.float32], edges: NDArray[np.float64]
 ) -> Densities:
@@ -358,7 +360,8 @@ def _table_columns(
     table |= {_COPIED + n: index_column(splits, n) for n in columns if n != target.column}
     for part, spooled in given:
         for name, values in part.items():
-            column = table.setdefault(name, np.full(num_rows, np.nan))
+            empty = np.zeros(num_rows, bool) if values.dtype == bool else np.full(num_rows, np.nan)
+            column = table.setdefault(name, empty)
             column[spooled.rows] = values
     return table
 

@@ -18,6 +18,7 @@ from mstrain.distributed import Ranks
 from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.inference import (
     DEFAULT_BATCH,
+    Further,
     check_columns,
     predict_to,
 )
@@ -38,6 +39,7 @@ class PredictionConfig:
         checkpoint: "best" or "last".
         prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
         calibration: "none", "global" or "local", see `mstrain calibrate`.
+        has_flags: also tell how odd each object is, where the run has a fit of it.
         has_any_pixels: take pixels of another kind than the training's.
         batch_size: samples per rank at a time.
         data_name: what the table's metadata call the data; None means the data set's folder.
@@ -49,6 +51,7 @@ class PredictionConfig:
     checkpoint: str = "best"
     prior: str = NATURAL
     calibration: str = NONE
+    has_flags: bool = True
     has_any_pixels: bool = False
     batch_size: int = DEFAULT_BATCH
     data_name: str | None = None
@@ -59,7 +62,12 @@ class PredictionConfig:
 
 
 def predict_on_ranks(
-    run: Path, data: Path, out: Path, config: PredictionConfig, ranks: Ranks
+    run: Path,
+    data: Path,
+    out: Path,
+    config: PredictionConfig,
+    ranks: Ranks,
+    further: Further | None = None,
 ) -> int:
     """Writes a table of predictions; all ranks call it.
 
@@ -69,6 +77,7 @@ def predict_on_ranks(
         out: the table's file.
         config: what and how.
         ranks: this rank among the others.
+        further: gives more columns of the table.
 
     Returns:
         Samples predicted.
@@ -91,6 +100,7 @@ def predict_on_ranks(
         pixel_differences=differences or (),
         data_name=config.data_name,
         batch_size=config.batch_size,
+        further=further,
         is_quiet=config.is_quiet,
     )
     return sum(map(len, splits))

@@ -99,6 +99,9 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.columns["sample_id"])
 
+    def __repr__(self) -> str:
+        return f"Predictions({self.path}: {len(self)} rows of {', '.join(self.columns)})"
+
     def density_parts(self) -> Iterator[NDArray[np.float32]]:
         """The densities, float32 (n, K), one part of the rows after the other.
 

@@ -30,6 +30,7 @@ from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS, point_es
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.models.model_file import opened_run
 from mstrain.models.prior import TargetPrior
+from mstrain.models.target import REDSHIFT_TARGET, Target
 from mstrain.training.checkpoint import checkpoint_sha256
 
 CUTOUT = "cutout."
@@ -78,13 +79,17 @@ class Features:
     Args:
         split: whose index.
         variants: those that need them.
+        target: what the network tells; its name is in those of the estimates.
     """
 
-    def __init__(self, split: Split, variants: Sequence[Variant]) -> None:
+    def __init__(
+        self, split: Split, variants: Sequence[Variant], target: Target = REDSHIFT_TARGET
+    ) -> None:
         found = [v.calibration for v in variants if v.calibration is not None]
         names = [name for calibration in found for name in calibration.features]
         self._names = list(dict.fromkeys(names))
-        self._columns = {n: split.numbers(n) for n in self._names if is_index_column(n)}
+        self._target = target
+        self._columns = {n: split.numbers(n) for n in self._names if is_index_column(n, target)}
         self._rows: dict[str, int] = {}
         if self._columns:
             ids = split.table(["sample_id"])["sample_id"].to_pylist()
@@ -101,12 +106,14 @@ class Features:
             return {}
         rows = [self._rows[str(i)] for i in batch.sample_id] if self._columns else []
         found = {name: values[rows] for name, values in self._columns.items()}
-        return found | brightness(batch.images) | point_estimates(densities)
+        estimates = {self._target.public(n): v for n, v in point_estimates(densities).items()}
+        return found | brightness(batch.images) | estimates
 
 
-def is_index_column(feature: str) -> bool:
-    """Whether a feature is a column of the index."""
-    return not feature.startswith(CUTOUT) and feature not in (*POINT_ESTIMATES, *SPREADS)
+def is_index_column(feature: str, target: Target = REDSHIFT_TARGET) -> bool:
+    """Whether a feature is a column of the index, and neither a brightness nor an estimate."""
+    estimates = map(target.public, (*POINT_ESTIMATES, *SPREADS))
+    return not feature.startswith(CUTOUT) and feature not in estimates
 
 
 def brightness(images: Mapping[str, Tensor]) -> dict[str, Floats]:
@@ -172,12 +179,12 @@ def find_calibrations(
     """
     if asked not in CALIBRATIONS:
         raise UsageError(f"--calibration must be one of {', '.join(CALIBRATIONS)}, got {asked!r}")
-    if asked != NONE and not run.target.is_plain:
+    if asked != NONE and run.target.classes:
         raise UsageError(
-            f"--calibration must be none for a network of {run.target.column}, got {asked}; "
-            "calibrations are of redshifts"
+            f"--calibration must be none for classes of {run.target.column}, got {asked}; "
+            "calibrations are of densities"
         )
-    names = [name for name in CALIBRATIONS if name != NONE and run.target.is_plain]
+    names = [name for name in CALIBRATIONS if name != NONE and not run.target.classes]
     wanted = [n for n in names if n == asked or has_others]
     variants, notes = {NONE: Variant(prior=prior)}, []
     opened = opened_run(run.path) if wanted else run.path
@@ -189,7 +196,7 @@ def find_calibrations(
                 continue
             (calibration, fitted), now = found, now or fitted_on(run, prior)
             check_fitted_on(calibration_path(run.path, name), fitted, now)
-            _check_features(calibration, data, calibration_path(run.path, name))
+            _check_features(calibration, data, run.target, calibration_path(run.path, name))
         except MsdataError as error:
             if name == asked:
                 raise
@@ -205,8 +212,9 @@ def find_calibrations(
     return [variants[asked], *(others if has_others else [])], notes
 
 
-def _check_features(calibration: Calibration, data: Dataset, path: Any) -> None:
-    lacking = [n for n in calibration.features if is_index_column(n) and n not in data.columns]
+def _check_features(calibration: Calibration, data: Dataset, target: Target, path: Any) -> None:
+    wanted = [n for n in calibration.features if is_index_column(n, target)]
+    lacking = [n for n in wanted if n not in data.columns]
     if lacking:
         raise UsageError(
             f"{path} needs the columns {', '.join(lacking)}, which {data.path} does not have; add "

@@ -121,6 +121,23 @@ class BinLoss(nn.Module):
         place = place_of(z, len(self.weights), high, low)
         return torch.where(is_known, self.weights[place], 0.0)
 
+    def targets(self, label: Tensor) -> Tensor:
+        """What the logits of each label are compared with, spread and smoothed.
+
+        Args:
+            label: float64 (B,); what it gives for a label outside of the bins means nothing.
+
+        Returns:
+            Probabilities of the bins, float32 (B, num_bins).
+        """
+        if self._loss.label_width:
+            chosen = self.labels(label)
+        else:
+            number = bin_of(label, self._model).clamp_min(0)
+            chosen = functional.one_hot(number, self._model.num_bins).float()
+        smooth = self._loss.label_smoothing
+        return (1 - smooth) * chosen + smooth / self._model.num_bins
+
     def labels(self, label: Tensor) -> Tensor:
         """Gaussians around labels (B,), integrated over each bin: float32 (B, num_bins)."""
         z = label.double().nan_to_num().clamp(self._target.low, self._target.high)

@@ -113,11 +113,11 @@ def companion(run: Path | ModelFile, name: str) -> JsonValue | None:
     return parse_json(content, f"{path}/{name}", cure=cure, has_paths=True)
 
 
-def companion_file(run: Path | ModelFile, name: str) -> ModelFile | None:
-    """As `companion`, for a companion that is an archive as model files are."""
+def companion_file(run: Path | ModelFile, name: str, cure: str) -> ModelFile | None:
+    """As `companion`, for one that is an archive as model files are; `cure` ends messages."""
     content = _companion_bytes(run, name)
     path = run.path if isinstance(run, ModelFile) else run
-    return None if content is None else _read(path / name, content)
+    return None if content is None else _read(path / name, content, cure)
 
 
 def _companion_bytes(run: Path | ModelFile, name: str) -> bytes | None:
@@ -185,20 +185,20 @@ def read_model_file(path: Path) -> ModelFile:
         StorageError: the file system refused.
         MissingPackageError: safetensors is not installed.
     """
-    return _read(path, _bytes_of(path))
+    return _read(path, _bytes_of(path), _CURE)
 
 
-def _read(path: Path, content: bytes) -> ModelFile:
-    _check_bytes(path, content)
-    members = _members(path, content)
-    fields = parse_json(members.pop(JSON_NAME), f"{path}/{JSON_NAME}", cure=_CURE, has_paths=True)
+def _read(path: Path, content: bytes, cure: str) -> ModelFile:
+    _check_bytes(path, content, cure)
+    members = _members(path, content, cure)
+    fields = parse_json(members.pop(JSON_NAME), f"{path}/{JSON_NAME}", cure=cure, has_paths=True)
     version = fields["format_version"].read_as(int)
     if version > FORMAT_VERSION:
         raise UsageError(
             f"{path} has format version {version}, this mstrain reads up to {FORMAT_VERSION}; "
             "update it"
         )
-    tensors = _tensors(members.pop(WEIGHTS_NAME), path, _CURE)
+    tensors = _tensors(members.pop(WEIGHTS_NAME), path, cure)
     prior = _named(tensors, _PRIOR)
     return ModelFile(
         path=path,
@@ -256,7 +256,7 @@ def _bytes_of(path: Path) -> bytes:
         raise storage_error("read", path, error) from error
 
 
-def _check_bytes(path: Path, content: bytes) -> None:
+def _check_bytes(path: Path, content: bytes, cure: str) -> None:
     """Raises unless the digest at a file's end is right."""
     if content[:2] != b"PK":
         raise UsageError(
@@ -264,16 +264,16 @@ def _check_bytes(path: Path, content: bytes) -> None:
             "run's folder"
         )
     if content[-_DIGITS - len(MARK) : -_DIGITS] != MARK:
-        raise DataError(f"{path} is truncated or not a model file of mstrain; {_CURE}")
+        raise DataError(f"{path} is truncated or not a model file of mstrain; {cure}")
     found = hashlib.sha256(memoryview(content)[:-_DIGITS]).hexdigest()
     if found.encode() != content[-_DIGITS:]:
         expected = ascii(content[-_DIGITS:][:12].decode("latin-1"))[1:-1]
         raise DataError(
-            f"{path} is corrupt: SHA-256 {found[:12]}..., expected {expected}...; {_CURE}"
+            f"{path} is corrupt: SHA-256 {found[:12]}..., expected {expected}...; {cure}"
         )
 
 
-def _members(path: Path, content: bytes) -> dict[str, bytes]:
+def _members(path: Path, content: bytes, cure: str) -> dict[str, bytes]:
     """The archive's files by name, each known, there once, and no larger than the archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -285,14 +285,14 @@ def _members(path: Path, content: bytes) -> dict[str, bytes]:
                 if not (_NAME.fullmatch(entry.filename) and is_plain):
                     raise DataError(
                         f"{path} holds {entry.filename[:60]!a}, which does not belong into a "
-                        f"model file, or not in this form; {_CURE}"
+                        f"model file, or not in this form; {cure}"
                     )
             # Entries that lie over each other would read as more than there is.
             is_bomb = sum(entry.file_size for entry in entries) > len(content)
             missing = {JSON_NAME, WEIGHTS_NAME} - set(names)
             if is_bomb or missing or len(set(names)) != len(names):
                 reason = f"{min(missing)} is missing" if missing else "its entries overlap"
-                raise DataError(f"{path} is damaged: {reason}; {_CURE}")
+                raise DataError(f"{path} is damaged: {reason}; {cure}")
             return {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is damaged: {error}; {_CURE}") from error
+        raise DataError(f"{path} is damaged: {error}; {cure}") from error

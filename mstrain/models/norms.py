@@ -216,7 +216,9 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         self.group = group
         # The collectives cannot be compiled; a compiled network is cut here. Said here, since it
         # imports the compiler, which takes as long as torch itself.
-        self._normalize: Any = torch.compiler.disable(_normalize_over_ranks)
+        self._normalize: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            _normalize_over_ranks
+        )
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Normalizes; statistics are computed in float32 whatever comes in."""

@@ -74,6 +74,12 @@ class RedshiftNet(nn.Module):
         features = self.pooled(batch) if features is None else features
         return features.float() if layer == FEATURES else self.head.hidden(features, ebv)
 
+    def last_layer(
+        self, batch: Mapping[str, Tensor], ebv: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What enters the last linear layer, float32 (B, D), and the logits that it makes of it."""
+        return self.head.last_layer(self.pooled(batch), ebv)
+
     def embedding_size(self, layer: str) -> int:
         """Values that `embed` gives per object."""
         if layer == HIDDEN:
@@ -150,6 +156,13 @@ class BinHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             hidden: Tensor = self.layers[:2](self._joined(features, ebv))
         return hidden
+
+    def last_layer(self, features: Tensor, ebv: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What enters the last layer, float32 (B, D), and the logits; arguments as of `forward`."""
+        with torch.autocast(features.device.type, enabled=False):
+            entering: Tensor = self.layers[:-1](self._joined(features, ebv))
+            logits: Tensor = self.layers[-1](entering)
+        return entering, logits
 
     def _joined(self, features: Tensor, ebv: Tensor | None) -> Tensor:
         features = features.float()

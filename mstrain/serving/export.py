@@ -136,10 +136,11 @@ def _companions(run: Path) -> dict[str, bytes]:
             found[path.name] = path.read_bytes()
         except OSError as error:
             raise storage_error("read", path, error) from error
+        cure = "restore it, or remove it"
         if path.suffix == ".json":
-            parse_json(found[path.name], path, cure="restore it, or remove it")
+            parse_json(found[path.name], path, cure=cure)
         else:
-            companion_file(run, path.name)
+            companion_file(run, path.name, cure)
     return found
 
 

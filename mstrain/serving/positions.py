@@ -23,6 +23,7 @@ from msdata.fetch.journal import Entry
 from msdata.fetch.service import SERVICES, Service
 from msdata.schema import Schema
 from mstrain.distributed import Ranks
+from mstrain.embedding.ood_fit import COLUMNS, flags_of
 from mstrain.evaluation.inference import check_columns
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS
@@ -62,6 +63,8 @@ class PredictedPosition:
             takes several; None where it takes none.
         estimates: z_mean, z_median, z_mode, z_std, z_q16 and z_q84.
         density: float32 (K,), per unit redshift in each bin.
+        oddness: ood_sigma, ood_distance or ood_log_density, and is_flagged where the run has a
+            flag; empty where it keeps no fit of `mstrain flag`.
         missing_bands: bands without coverage, such as "galex.FUV".
         num_filled: NaN pixels that were filled, by array.
         num_nan: NaN pixels that were left, by array.
@@ -74,6 +77,7 @@ class PredictedPosition:
     ebv: float | tuple[float, ...] | None
     estimates: Mapping[str, float]
     density: NDArray[np.float32]
+    oddness: Mapping[str, float | bool]
     missing_bands: tuple[str, ...]
     num_filled: Mapping[str, int]
     num_nan: Mapping[str, int]
@@ -82,7 +86,7 @@ class PredictedPosition:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without the cutouts."""
         plain = {name: value for name, value in vars(self).items() if name != "cutouts"}
-        estimates = plain.pop("estimates")
+        estimates = plain.pop("estimates") | plain.pop("oddness")
         density = [float(value) for value in self.density]
         return {**plain, **estimates, "density": density, "missing_bands": list(self.missing_bands)}
 
@@ -166,6 +170,7 @@ def at_positions(
                 ebv=ebv if len(ebv) > 1 else next(iter(ebv), None),
                 estimates=estimates,
                 density=densities[row],
+                oddness={n: found.columns[n][row].item() for n in COLUMNS if n in found.columns},
                 missing_bands=tuple(filter(None, str(sample["missing_bands"] or "").split(","))),
                 num_filled={n: int(sample[f"filled_{n}"]) for n in data.schema.names},
                 num_nan={n: int(sample[f"nan_{n}"]) for n in data.schema.names},
@@ -206,6 +211,7 @@ def _predicted(
         )
     check_columns(asked.columns, trained.target)
     find_prior(trained, asked.prior)
+    further = flags_of(run, asked)
     _check_reddening(trained, positions)
     # A thread of the fetch may still be writing when an error ends it.
     with tempfile.TemporaryDirectory(prefix="mstrain-", ignore_cleanup_errors=True) as name:
@@ -221,7 +227,8 @@ def _predicted(
                 is_quiet=asked.is_quiet,
             )
             columns = _columns_of(data, asked.columns)
-            predict_on_ranks(run, data.path, table, replace(asked, columns=columns), ranks)
+            asked = replace(asked, columns=columns)
+            predict_on_ranks(run, data.path, table, asked, ranks, further)
         yield data, table, failures
 
 

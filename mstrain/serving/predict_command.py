@@ -29,6 +29,7 @@ from msdata.fetch.journal import Entry
 from msdata.fetch.run import write_failed
 from msdata.fetch.service import read_services
 from mstrain.distributed import Ranks, run_joined
+from mstrain.embedding.ood_fit import flags_of
 from mstrain.evaluation.command import add_calibration, add_network_arguments
 from mstrain.evaluation.prediction import PredictionConfig, check_suffix, predict_on_ranks
 from mstrain.evaluation.predictions import MARK as PREDICTIONS_MARK
@@ -84,6 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     positions.add_argument("--contact", help="your address, for the services' operators")
     add_network_arguments(parser)
     add_calibration(parser)
+    parser.add_argument(
+        "--no-flags",
+        action="store_true",
+        help="leave out how odd objects are, which 'mstrain flag --keep RUN' fitted",
+    )
     add_printed(parser)
 
 
@@ -110,7 +116,8 @@ def _run_data(args: argparse.Namespace) -> int:
     request = _request(args)
 
     def predict(ranks: Ranks) -> int | None:
-        num_samples = predict_on_ranks(args.run, args.data, args.out, request, ranks)
+        further = flags_of(args.run, request)
+        num_samples = predict_on_ranks(args.run, args.data, args.out, request, ranks, further)
         return num_samples if ranks.is_first else None
 
     def show(num_samples: int) -> None:
@@ -129,6 +136,7 @@ def _request(args: argparse.Namespace, data_name: str | None = None) -> Predicti
         checkpoint=args.checkpoint,
         prior=args.prior,
         calibration=args.calibration,
+        has_flags=not args.no_flags,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,
         data_name=data_name,
@@ -222,6 +230,9 @@ def _show_at(found: PredictedPositions, args: argparse.Namespace) -> None:
         f"z mean {said['z_mean']:.4f}, median {said['z_median']:.4f}, mode {said['z_mode']:.4f}; "
         f"68 %: {said['z_q16']:.4f} to {said['z_q84']:.4f}; prior {found.origin['prior']}"
     )
+    if one.oddness:
+        rest = "; ".join(f"{name} {value}" for name, value in one.oddness.items())
+        print(f"unlike the training by: {rest}")
     print(f"bands without coverage: {', '.join(one.missing_bands) or 'none'}")
     filled, left = sum(one.num_filled.values()), sum(one.num_nan.values())
     print(f"NaN pixels filled: {filled:,}, left: {left:,}")

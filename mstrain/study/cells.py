@@ -27,10 +27,11 @@ from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.classes import ClassSummary
 from mstrain.evaluation.metrics.summary import Summary
 from mstrain.evaluation.results import EvaluationConfig
+from mstrain.overrides import changed_settings
 from mstrain.study.played import train_played
 from mstrain.study.spec import METRICS, Arm, Spec, data_of
 from mstrain.training.checkpoint import locked_run, versions
-from mstrain.training.run import first_difference, train_on_ranks
+from mstrain.training.run import train_on_ranks
 
 # Trains and measures: (settings, data, run's folder, study) -> objects measured, metrics by name.
 Trainer = Callable[[TrainConfig, msdata.Dataset, Path, Spec], tuple[int, Mapping[str, float]]]
@@ -94,8 +95,7 @@ def read_cell(cell: Cell, spec: Spec) -> dict[str, Any] | None:
         return None
     cure = f"give the former spec and data, or another --out than {cell.file.parents[1]}"
     before = TrainConfig.from_dict(found["config"].read_as(dict[str, Any]))
-    if (difference := first_difference(before, cell.config)) is not None:
-        name, former, value = difference
+    for name, former, value in changed_settings(before, cell.config):
         raise UsageError(
             f"{cell.file} was trained with {name}={former}, the spec now says {value}; {cure}"
         )

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mstrain.options import add_printed
 from mstrain.study.section import text_of
 from mstrain.study.spec import BUILT_IN, read_spec
 from mstrain.study.study import Study, run_study
@@ -42,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep-runs", action="store_true", help="keep the trainings' folders")
     parser.add_argument("--list", action=_ListSpecs, help="list the specs of mstrain and exit")
-    parser.add_argument("--no-report", action="store_true", help="do not write study.html")
-    parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    add_printed(parser, report="study.html", is_quiet_known=True)
 
 
 class _ListSpecs(argparse.Action):

@@ -10,7 +10,7 @@ import numpy as np
 
 from msdata.cache.config import Owners
 from msdata.dataset.dataset import Split
-from msdata.plan.forecast import TIERS, Job, forecast_epoch
+from msdata.plan.forecast import TIERS, Job, assign_job, count_epoch
 from msdata.plan.order import DEFAULT_LAST
 from msdata.plan.ownership import Ownership, equal_nodes
 from mstrain.config import TrainConfig, batch_per_rank
@@ -76,7 +76,11 @@ class HitCounter:
             weights=split_weights(self.split, self.config),
         )
         ownership = Ownership.numbered(*self.owners, num_nodes)
-        by_tier = forecast_epoch(job, ownership, epoch).tier_samples.sum(axis=0)
+        assignment = assign_job(job, ownership, epoch)
+        # Caches that are filled first are never cold.
+        is_full = self.config.data.cache_warmup == "blocking"
+        counted = count_epoch(assignment, job, ownership, max(epoch, 1) if is_full else epoch)
+        by_tier = counted.tier_samples.sum(axis=0)
         local, ssd, peer, storage = map(int, by_tier)
         if not has_peers:
             peer, storage = 0, storage + peer

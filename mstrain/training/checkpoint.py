@@ -72,12 +72,16 @@ def check_run_folder(run: Path) -> None:
     check_output(run / "metrics.jsonl", b'"kind": "')
 
 
+class RunLockedError(UsageError):
+    """Another training writes to the run's folder. Exit code 2."""
+
+
 @contextmanager
-def locked_run(run: Path) -> Iterator[None]:
+def locked_run(run: Path, patience_s: float = _LOCK_PATIENCE_S) -> Iterator[None]:
     """Keeps a second training out of a run's folder, which is made if it is not there.
 
     Raises:
-        UsageError: another training holds it for 15 s.
+        RunLockedError: another training holds it for longer than the patience.
         StorageError: the file system refused.
     """
     path = run / _LOCK
@@ -87,10 +91,10 @@ def locked_run(run: Path) -> Iterator[None]:
     except OSError as error:
         raise storage_error("write", run, error) from error
     with file:
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while not take_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                raise UsageError(
+            if time.monotonic() >= deadline:
+                raise RunLockedError(
                     f"another training writes to {run}; wait for it, or give another --out"
                 )
             time.sleep(0.1)

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msdata
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError
 from msdata.topology import from_env
@@ -28,8 +27,8 @@ from mstrain.distributed import (
     set_threads,
 )
 from mstrain.options import add_data
-from mstrain.overrides import apply_overrides, settings_of, target_given
-from mstrain.recipes import AUTO, RECIPES, auto, find_recipe
+from mstrain.overrides import settings_of
+from mstrain.recipes import AUTO, RECIPES, config_for
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
 
@@ -53,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         type=Path,
         help="start from a run's weights, MODEL.msz, .safetensors or a .pt state dict",
+    )
+    parser.add_argument(
+        "--without",
+        metavar="SUSPECTS.csv",
+        type=Path,
+        help="do not train on the samples of this table's column sample_id",
     )
     parser.add_argument(
         "--settings",
@@ -84,13 +89,9 @@ def run(args: argparse.Namespace) -> int:
         0, or 85 where SIGUSR1 or SIGTERM came and the state was saved.
     """
     topology = from_env()
-    if args.recipe == AUTO:
-        data = msdata.open(args.data)
-        fitting = auto(data, topology.num_ranks, **target_given(args.settings))
-        config = apply_overrides(fitting, args.settings)
-    else:
-        config = apply_overrides(find_recipe(args.recipe), args.settings)
-        data = msdata.open(args.data)
+    if args.without is not None:
+        args.settings = [*args.settings, f"data.without={args.without.absolute()}"]
+    config, data = config_for(args.recipe, args.settings, args.data, topology.num_ranks)
     batch_per_rank(config, topology.num_ranks)
     device = choose_device(config.compute.device, topology)
     set_threads(config.compute.threads, topology, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mstrain.data.batches import (
     training_stream,
 )
 from mstrain.data.columns import added_digests, index_columns
+from mstrain.data.left_out import check_left_out, left_out
 from mstrain.data.pixels import statistics_for_run
 from mstrain.data.share import training_split
 from mstrain.distributed import Ranks, StopRequest, failing_at_once
@@ -35,7 +37,7 @@ from mstrain.models.labels import resolve
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
 from mstrain.models.target import Target
-from mstrain.overrides import settings_of
+from mstrain.overrides import changed_settings
 from mstrain.recipes import for_ranks
 from mstrain.training.cache_hits import HitCounter
 from mstrain.training.checkpoint import (
@@ -52,16 +54,8 @@ from mstrain.training.metrics_log import Journal
 from mstrain.training.placement import write_placement
 from mstrain.training.start import Start, find_start, recorded_init
 from mstrain.training.train_step import TrainStep
-from mstrain.training.trainer import Progress, Trainer
+from mstrain.training.trainer import Progress, Trainer, Watch
 
-# What may differ between a run and its continuation: it changes results by rounding at most.
-_CHANGEABLE = ("log.", "checkpoint.", "data.cache", "data.threads", "data.prefetch")
-_CHANGEABLE_COMPUTE = (
-    "compute.device",
-    "compute.compile",
-    "compute.threads",
-    "compute.channels_last",
-)
 # Launching a step's kernels takes the host as long as a GPU takes for about so many samples.
 _FEW_SAMPLES = 64
 
@@ -75,6 +69,7 @@ def train_on_ranks(
     *,
     init: Path | None = None,
     is_quiet: bool = False,
+    watch: Watch | None = None,
 ) -> Progress:
     """Trains to the end, from the last checkpoint in `out` if there is one.
 
@@ -86,6 +81,7 @@ def train_on_ranks(
         stop: looked at after every step.
         init: weights to start from, see `mstrain.training.initial_weights`.
         is_quiet: show no progress.
+        watch: what the caller wants of each epoch; None for nothing.
 
     Returns:
         The end.
@@ -94,9 +90,8 @@ def train_on_ranks(
         Stopped: it was asked to stop, and has saved its state.
         UsageError: the folder holds another run, or the data lack what the settings ask for.
     """
-    split = training_split(data, config)
-    config = resolve(for_ranks(config, ranks.count), data)
-    journal = Journal(out, config.log, is_writer=ranks.is_first, is_quiet=is_quiet)
+    split, config = training_split(data, config), resolve(for_ranks(config, ranks.count), data)
+    journal = _journal(out, data, config, is_writer=ranks.is_first, is_quiet=is_quiet)
     start = find_start(out, init, config, split, ranks, journal.say)
     statistics = find_statistics(out, config, split, journal)
     saved = ranks.on_first(lambda: prepare_run(out, config, split, statistics))
@@ -105,27 +100,36 @@ def train_on_ranks(
         loader = stack.enter_context(make_loader(split, config, ranks))
         augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
         shapes, weights = dict(augmenter.shapes), loss_weights(split, config, journal)
-        train_step, prior = make_train_step(split, config, shapes, ranks, weights, start)
+        train_step, prior = make_train_step(split, config, shapes, ranks, weights, start, watch)
         progress = _resume(saved, train_step, loader, prior)
         batches = training_stream(loader, augmenter, config, ranks.device)
         stream = stack.enter_context(Prefetcher(batches))  # It makes the first one meanwhile.
         stack.enter_context(journal.open(progress.step))
         journal.say(_opening(out, config, ranks, progress, train_step.num_steps))
         hits = HitCounter(split=split, config=config, ranks=ranks, owners=loader.cache_owners)
-        extras, keep = extras_of(config, data, shapes, prior), config.checkpoint.keep
-        trainer = Trainer(
+        extras = extras_of(config, data, shapes, prior)
+        Trainer(
             config=config,
             ranks=ranks,
             train_step=train_step,
             journal=journal,
-            num_steps=train_step.num_steps,
             validate=_validation(stack, data, config, ranks, statistics, journal),
             count_hits=hits.count,
-            writer=CheckpointWriter(out, ranks, extras, keep=keep),
+            writer=CheckpointWriter(out, ranks, extras, keep=config.checkpoint.keep),
             stop=stop,
-        )
-        trainer.fit(stream, progress)
+            watch=watch,
+        ).fit(stream, progress)
     return progress
+
+
+def _journal(
+    out: Path, data: msdata.Dataset, config: TrainConfig, *, is_writer: bool, is_quiet: bool
+) -> Journal:
+    """The run's journal, which says first what is not trained on."""
+    journal = Journal(out, config.log, is_writer=is_writer, is_quiet=is_quiet)
+    for note in left_out(data.split("train"), config.data).notes:
+        journal.say(shown_line(note))
+    return journal
 
 
 def find_statistics(
@@ -187,6 +191,7 @@ def make_train_step(
     ranks: Ranks,
     weights: Tensor | None,
     start: Start | None,
+    watch: Watch | None = None,
 ) -> tuple[TrainStep, TrainedPrior]:
     """What learns, and the prior that it learns under."""
     num_steps = config.epochs * steps_per_epoch(len(split), config)
@@ -198,6 +203,7 @@ def make_train_step(
         num_steps=num_steps,
         initialize=start,
         log_factor=undo,
+        has_crps=watch is not None and watch.has_crps,
     )
     return made, prior
 
@@ -244,7 +250,10 @@ def _validation(
     split = data.split("val")
     if told := Target.of(config.model).unseen_text(split):
         journal.say(shown_line(told))
-    loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
+    is_cached = config.data.cache_val
+    loader = stack.enter_context(
+        make_loader(split, config, ranks, is_training=False, is_cached=is_cached)
+    )
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
 
@@ -294,8 +303,10 @@ def prepare_run(
     """
     saved, data = find_last(out), split.dataset
     added = added_digests(data, config)
+    without = left_out(data.split("train"), config.data).record
     if saved is not None and has_config(out):
         _check_same_run(out, config, data, added)
+        check_left_out(out, read_config(out), without)
     start = None if saved is None else recorded_init(out)
     write_config(
         out,
@@ -305,6 +316,7 @@ def prepare_run(
             "data": str(data.path.absolute()),
             "fingerprint": data.manifest.fingerprint,
             "added_columns": added,
+            **({"left_out": without} if without else {}),
             "schema": data.schema.to_json(),
             "versions": versions(),
             "prior": _prior_text(config),
@@ -346,18 +358,10 @@ def _check_same_run(
                 "'msdata index add', or give another --out"
             )
     before = TrainConfig.from_dict(content["config"])
-    if (difference := first_difference(before, config)) is not None:
-        name, former, value = difference
+    # A list may lie elsewhere: `check_left_out` compares its content.
+    before = replace(before, data=replace(before.data, without=config.data.without))
+    for name, former, value in changed_settings(before, config):
         raise UsageError(
             f"{out} holds a run with {name}={former}, now it is {value}: it cannot resume; give "
             "the former value, or another --out"
         )
-
-
-def first_difference(before: TrainConfig, config: TrainConfig) -> tuple[str, Any, Any] | None:
-    """A setting that makes another training of it, with both values; None where there is none."""
-    former = dict(settings_of(before))
-    for name, value in settings_of(config):
-        if former[name] != value and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_COMPUTE)):
-            return name, former[name], value
-    return None

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mstrain.config import TrainConfig
 from mstrain.data.batches import TensorBatch
 from mstrain.distributed import Ranks, SharedError
+from mstrain.models.heads import bin_of, crps
 from mstrain.models.loss import BinLoss
 from mstrain.models.norms import synchronize_norms
 from mstrain.models.redshift_net import RedshiftNet
@@ -77,6 +78,7 @@ class TrainStep:
         initialize: changes the fresh network; None leaves it.
         log_factor: (num_bins,), what undoes the weights in validation, see
             `mstrain.models.prior.TrainedPrior.natural_factor`; None for nothing.
+        has_crps: validation also sums the CRPS.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class TrainStep:
         num_steps: int,
         initialize: Callable[[RedshiftNet], None] | None = None,
         log_factor: Tensor | None = None,
+        has_crps: bool = False,
     ) -> None:
         self._config, self._ranks, self.num_steps = config, ranks, num_steps
+        self._has_crps = has_crps
         torch.manual_seed(config.seed)
         model = RedshiftNet(shapes, config.model).to(ranks.device)
         if config.compute.channels_last:
@@ -225,7 +229,8 @@ class TrainStep:
         checkpoint is chosen by the other samples.
 
         Returns:
-            float64 (2,): sum of losses, and samples that have a redshift.
+            float64 (2,): sum of losses, and samples that have a redshift; where CRPS is asked for
+            (3,): its sum over the same samples, too.
         """
         model = self.evaluated
         if model.training:
@@ -236,7 +241,13 @@ class TrainStep:
             logits = logits.double() + self._log_factor
             floor = logits.logsumexp(dim=1, keepdim=True) - _EMPTY_BIN_NATS
             logits = torch.where(torch.isneginf(self._log_factor), floor, logits)
-        return torch.stack(self._plain_loss(logits, batch.redshift)).double()
+        sums = torch.stack(self._plain_loss(logits, batch.redshift)).double()
+        if not self._has_crps:
+            return sums
+        model_config, label = self._config.model, batch.redshift
+        is_known = bin_of(label, model_config) >= 0
+        each = crps(logits, torch.where(is_known, label, 0.0), model_config)
+        return torch.cat([sums, torch.where(is_known, each, 0.0).sum()[None]])
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been learned, as tensors and plain values."""

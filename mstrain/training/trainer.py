@@ -24,6 +24,20 @@ Stream = Prefetcher[TensorBatch | EpochEnd]
 CountHits = Callable[[dict[str, Any], int], tuple[dict[str, int] | None, dict[str, int] | None]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What the caller wants of a training's epochs.
+
+    Attributes:
+        after_epoch: called on every rank after an epoch's validation, when the journal has it and
+            its checkpoint is being written; an exception ends the training, which can be resumed.
+        has_crps: the journal also has the mean CRPS of the validation split.
+    """
+
+    after_epoch: Callable[[], None]
+    has_crps: bool = False
+
+
 @dataclass
 class Progress:
     """How far a training is.
@@ -96,22 +110,22 @@ class Trainer:
         ranks: all of them run the same loop.
         train_step: what learns.
         journal: what is written down.
-        num_steps: optimizer steps of the whole training.
         validate: gives this rank's batches of the validation split; None where there is none.
         count_hits: where an epoch's samples came from.
         writer: keeps states; what it could not keep, it raises later.
         stop: looked at after every step.
+        watch: what the caller wants of each epoch; None for nothing.
     """
 
     config: TrainConfig
     ranks: Ranks
     train_step: TrainStep
     journal: Journal
-    num_steps: int
     validate: Callable[[], Iterator[TensorBatch]] | None
     count_hits: CountHits
     writer: CheckpointWriter
     stop: StopRequest
+    watch: Watch | None = None
 
     def fit(self, stream: Stream, progress: Progress) -> None:
         """Trains to the end.
@@ -190,7 +204,7 @@ class Trainer:
             "epoch": progress.validated,
             "num_epochs": self.config.epochs,
             "step": progress.step,
-            "num_steps": self.num_steps,
+            "num_steps": self.train_step.num_steps,
         }
 
     def _maybe_save(self, progress: Progress) -> None:
@@ -218,7 +232,8 @@ class Trainer:
     def _end_epoch(self, values: dict[str, Any], progress: Progress) -> None:
         """Validates, writes it down, keeps a checkpoint."""
         values["loss"] = _mean(progress)
-        loss = self._validation_loss(progress)
+        means = self._validation_means(progress)
+        loss = means.get("validation_loss")
         # Without a validation split the newest weights are the best there are.
         is_best = loss is None or loss < progress.best_loss
         if loss is not None:
@@ -226,24 +241,30 @@ class Trainer:
         place = self._place(progress)
         progress.validated += 1
         progress.loss_sum = progress.weight_sum = 0.0
-        values |= {"validation_loss": loss, "is_best": is_best}
+        values |= {"validation_loss": None, **means, "is_best": is_best}
         if self.config.epochs:
             self.journal.write("epoch", {**place, **values})
         elif loss is not None:
             self.journal.say(f"the network is kept as it is: validation loss {loss:.4f}")
         self._save(progress, is_best=is_best)
+        if self.watch is not None:
+            self.watch.after_epoch()
 
-    def _validation_loss(self, progress: Progress) -> float | None:
+    def _validation_means(self, progress: Progress) -> dict[str, float]:
+        """Loss, and CRPS if it is asked for; nothing without a label to validate on."""
         if self.validate is None:
-            return None
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+            return {}
+        names = ["validation_loss"]
+        if self.watch is not None and self.watch.has_crps:
+            names.append("validation_crps")
+        sums = torch.zeros(1 + len(names), dtype=torch.float64, device=self.ranks.device)
         with Prefetcher(self.validate()) as batches:
             for batch in batches:
                 sums += self.train_step.validation_sums(batch)
                 if self.stop.poll(self.ranks):
                     self._save_and_stop(progress)
-        total = self.ranks.sum(sums)
-        return float(total[0] / total[1]) if total[1] > 0 else None
+        loss, count, *crps = self.ranks.sum(sums).tolist()
+        return {n: s / count for n, s in zip(names, (loss, *crps), strict=True)} if count else {}
 
 
 def _mean(progress: Progress) -> float:

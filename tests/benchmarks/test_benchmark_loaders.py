@@ -14,7 +14,7 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.harness import Settings, spread
+from benchmarks.harness import Settings, interval_text, spread
 from benchmarks.journal import Journal
 from benchmarks.peers import PEERS
 from benchmarks.peers.bare import RECORDS
@@ -227,7 +227,12 @@ def test_a_race_is_written_shown_and_true_to_its_figures(
     assert history[0].startswith("finished,commit,benchmark")
     assert main(["report", str(out)]) == 0
     assert main(["compare", *[str(out / "loaders_stamps.json")] * 2]) == 0
-    assert "msdata, tar, shuffle" in (out / "report.md").read_text()
+    shown = (out / "report.md").read_text()
+    assert "msdata, tar, shuffle" in shown
+    best = result["hot"]["contestants"]["ours_tar"]["of_limit"]
+    (row,) = (line for line in shown.splitlines() if f"| {result['commit']} |" in line)
+    assert f"| stamps | True | {interval_text(best)} |" in row
+    assert row.count("|") == 9
 
 
 def memory_of(peak: int, *, reads_ahead: bool = True) -> dict[str, Any]:
@@ -383,6 +388,13 @@ def test_an_interrupted_race_keeps_whole_turns_and_takes_none_of_them_twice(
     # Findings about other settings are not taken up.
     other = Journal(path, {"samples": 9})
     assert (other.was_found, other.was_other, other.spent_s) == (False, True, 0)
+
+
+def test_one_that_has_all_in_memory_before_its_first_epoch_has_no_cold_figure() -> None:
+    nothing: Any = None
+    store = Contender("store", replace(PEERS["bare_map"], holds_all=True), nothing, Path("store"))
+    cold = next(m for m in MEASUREMENTS if m.kind == "cold")
+    assert "read all before its first epoch" in cold.once(nothing, store, 0.1)["lost"]
 
 
 def test_one_that_fails_is_out_of_a_measurement_with_its_reason_and_does_not_run_again(

@@ -223,6 +223,17 @@ def tar_with(name: str, content: bytes) -> Callable[[Path], Path]:
     return make
 
 
+def tar_with_a_broken_header(place: Path) -> Path:
+    """As a disk damages it: tarfile takes such a header for the end."""
+    write_tar(place / "x.tar", range(3))
+    with tarfile.open(place / "x.tar") as tar:
+        offset = tar.getmembers()[-1].offset
+    with (place / "x.tar").open("r+b") as file:
+        file.seek(offset + 20)
+        file.write(b"\xff" * 8)
+    return place / "x.tar"
+
+
 def hdf5_with(**options: Any) -> Callable[[Path], Path]:
     def make(place: Path) -> Path:
         write_hdf5(place / "x.h5", **options)
@@ -262,6 +273,15 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "in Fortran's order",
     ),
     "a truncated member": (tar_with("h.image.npy", npy_bytes(image_of(0))[:-1]), "must have 896 b"),
+    "a broken header": (tar_with_a_broken_header, "is truncated or broken at byte"),
+    "an unclosed bracket": (
+        tar_with("h.image.npy", npy_bytes(image_of(0)).replace(b"(3, 8, 8), }", b"(3, 8, 8, [ ")),
+        "h.image.npy is damaged: cannot parse its header",
+    ),
+    "a negative shape": (
+        tar_with("h.image.npy", npy_bytes(image_of(0)).replace(b"(3, 8, 8), ", b"(3,-8,-8), ")),
+        "h.image.npy is damaged: its shape .3, -8, -8. is negative",
+    ),
     "not a tar": (lambda p: (p / "x.tar").write_bytes(b"x" * 2000) and p / "x.tar", "not an unc"),
     "an id twice": (tar_with("g000.image.npy", npy_bytes(image_of(1))), "'g000' twice"),
     "compressed chunks": (hdf5_with(compression="gzip"), "'images' is compressed .gzip.; "),

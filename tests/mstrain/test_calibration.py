@@ -166,7 +166,7 @@ def test_a_file_gives_the_same_map_bit_for_bit_and_an_altered_one_is_refused(
             read_calibration(tmp_path, "local")
     with pytest.raises(UsageError, match="no global calibration; fit one with"):
         read_calibration(tmp_path / "none", "global")
-    with pytest.raises(DataError, match="at least 20 objects with a known redshift, got 5"):
+    with pytest.raises(DataError, match="at least 20 objects with a known label, got 5"):
         fit_global(np.linspace(0, 1, 5))
 
 

@@ -135,7 +135,7 @@ def test_a_training_that_is_stopped_and_resumed_waits_at_lines_of_its_log_epochs
         "value at trainer.py:_write_step > trainer.py:values": 2 * 3,
         "value at trainer.py:_train_epoch > trainer.py:values": 2 * 3,
         "value at trainer.py:_end_epoch > trainer.py:_mean": 2 * 2,
-        "value at trainer.py:_end_epoch > trainer.py:_validation_loss": 2 * 3,
+        "value at trainer.py:_end_epoch > trainer.py:_validation_means": 2 * 3,
         "value at trainer.py:_end_epoch > trainer.py:_save": 2 * 2,
         "value at trainer.py:_save_and_stop > trainer.py:_save": 2,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -98,6 +99,19 @@ def test_a_start_that_trains_nothing_has_the_metrics_of_its_source_bit_for_bit(
     with pytest.raises(UsageError, match="epochs=0 keeps the network of --init as it is, and"):
         mstrain.train(kept, galaxies, tmp_path / "fresh")
     assert not (tmp_path / "fresh" / "config.json").exists()
+
+
+def test_the_example_trains_both_ways_with_the_same_seed(
+    galaxies: Path, weighted_run: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    path = Path(__file__).parents[2] / "docs" / "examples" / "start_from_weights.py"
+    compare = runpy.run_path(str(path))["compare"]
+    short = replace(config, epochs=1)
+    (crps,) = compare(short, weighted_run, galaxies, tmp_path, [3], "val")
+    assert set(crps) == {"scratch", "init"}
+    kept = {name: read_config(tmp_path / f"{name}-3") for name in crps}
+    assert kept["scratch"]["config"] == kept["init"]["config"]
+    assert (kept["scratch"].get("init"), kept["init"]["init"]["path"]) == (None, str(weighted_run))
 
 
 @pytest.mark.parametrize("now", [1, 9])

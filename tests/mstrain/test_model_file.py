@@ -122,8 +122,8 @@ def test_calibrations_of_a_model_file_cost_one_reading_of_it(
     model: Path, galaxies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, data, readings = open_run(model, "best"), msdata.open(galaxies), []
-    prior, read = find_prior(run, "natural"), model_file._checked_bytes
-    monkeypatch.setattr(model_file, "_checked_bytes", lambda p: readings.append(p) or read(p))
+    prior, read = find_prior(run, "natural"), model_file._bytes_of
+    monkeypatch.setattr(model_file, "_bytes_of", lambda p: readings.append(p) or read(p))
     variants, notes = find_calibrations(run, data, prior, "none")
     assert [variant.calibration_name for variant in variants] == ["none"]
     assert notes[0].startswith("The global calibration is left out: ") and len(notes) == 1

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,33 @@ def test_the_table_of_classes_has_names_probabilities_and_scores(
     assert read_predictions(tmp_path / "p.parquet").density == "probabilities"
 
 
+def test_densities_of_a_number_are_recalibrated(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with msdata.Writer(tmp_path / "DATA") as writer:
+        for number in range(120):
+            split, size = ("train", "test")[number >= 40], rng.normal()
+            image = rng.normal(size, 1, size=(1, 16, 16)).astype(np.float32)
+            labels = {"size": size, "depth": rng.uniform()}
+            writer.write(f"{number:03d}", {"image": image}, split=split, **labels)
+    data, options = msdata.open(tmp_path / "DATA"), {"device": "cpu", "is_quiet": True}
+    config = replace(mstrain.auto(data, target="size"), epochs=1)
+    run = mstrain.train(config, data, tmp_path / "RUN", is_quiet=True).run
+    # The same split, on which a map makes PITs uniform up to its corners.
+    made = mstrain.calibrate(run, data, split="test", by=("size_std", "depth"), **options)
+    assert made.features == ("size_std", "depth")
+    assert made.pit_ks["global"] < 0.5 * made.pit_ks["none"]
+    found = mstrain.evaluate(
+        run, data, calibration="local", has_report=False, bootstrap=QUICK, **options
+    )
+    assert found.summary.pit_ks == pytest.approx(made.pit_ks["local"], abs=0.01)
+    for name in ("none", "global"):
+        pit_ks = found.other_calibrations[name].pit_ks
+        assert pit_ks == pytest.approx(made.pit_ks[name], abs=0.01)
+    table = read_predictions(found.predictions)
+    density = table.densities_of(range(len(table)))
+    np.testing.assert_allclose((density * np.diff(table.edges)).sum(axis=1), 1, rtol=1e-4)
+
+
 def test_a_number_is_trained_on_its_own_range_and_called_by_its_name(
     data: Path, masses: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,6 +433,10 @@ def test_a_run_and_data_that_do_not_fit_are_refused(
     data: Path, classes: Path, masses: Path, labels: msdata.Dataset, tmp_path: Path
 ) -> None:
     quiet: dict[str, Any] = {"device": "cpu", "is_quiet": True, "has_report": False}
+    with pytest.raises(UsageError, match=r"cannot calibrate .* tells classes of morphology"):
+        mstrain.calibrate(classes, data, device="cpu")
+    with pytest.raises(UsageError, match="--calibration must be none for classes of morphology"):
+        mstrain.predict(classes, data, tmp_path / "p.parquet", calibration="global", device="cpu")
     (tmp_path / "prior.csv").write_text("z_low,z_high,count\n0,1,1\n")
     with pytest.raises(UsageError, match="--prior must be natural or as-trained for the classes"):
         mstrain.evaluate(classes, data, prior=str(tmp_path / "prior.csv"), **quiet)

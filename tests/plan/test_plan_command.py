@@ -201,6 +201,22 @@ def test_a_plan_of_one_epoch_tells_what_nodes_would_read_in_the_next(capsys):
     assert [kind["epoch"] for kind in report["kinds_of_nodes"]] == [1, 1]
 
 
+def test_trials_that_share_a_cache_read_what_it_holds_once(capsys):
+    options = f"{ASSUMED} --batch-per-rank 16 --epochs 3 --trials 4 --memory-gib "
+    whole, half = (plan_json(capsys, options + gib)["trials"] for gib in ("1", "0.0187"))
+    nbytes = 40000 * 1000
+    assert whole["storage_bytes_shared"] == whole["storage_bytes_one"] == nbytes
+    assert whole["storage_bytes_apart"] == 4 * nbytes
+    # One cold epoch, and eleven that read the half without a place.
+    assert half["storage_bytes_shared"] == pytest.approx(nbytes * (1 + 11 / 2), rel=0.01)
+    assert half["storage_bytes_apart"] == pytest.approx(nbytes * 4 * 2, rel=0.01)
+    assert plan(options + "1") == 0
+    assert "share this node's cache: 38.15 MiB from storage, 1.00 of" in capsys.readouterr().out
+    for more in (" --nodes 2", " --trials 0"):
+        with pytest.raises(UsageError, match="--trials must be at least 1, and more on one node"):
+            plan(options + "1" + more)
+
+
 def test_a_machine_file_gives_the_rates_and_options_overrule_it(capsys, tmp_path):
     path = tmp_path / "machine.json"
     save_machine(path, {"storage_bytes_per_s": 1e6, "network_bytes_per_s": 1e9, "host": "n0"})

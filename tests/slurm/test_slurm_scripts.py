@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parents[2] / "slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 EXAMPLE = FOLDER.parent / "docs" / "examples" / "cluster_job.sh"
 # Handed to sbatch by users, or started by srun on the nodes.
-STARTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh", "node.sh", "rank.sh")
-SUBMITTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh")
+STARTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh", "tune.sh", "node.sh", "rank.sh")
+SUBMITTED = ("train_ddp.sh", "pack.sh", "fetch.sh", "bench_io.sh", "tune.sh")
 
 
 def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:

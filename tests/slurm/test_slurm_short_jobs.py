@@ -1,7 +1,8 @@
-"""Jobs of seconds on a real Slurm: an array that fetches, the guide's example, all benchmarks."""
+"""Jobs of seconds on a real Slurm: arrays that fetch and search, an example, all benchmarks."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import fetching
 import pytest
+import training
 from fake_services.faults import FaultPlan
 from slurm_cluster import SlurmCluster, wait_until
 
@@ -54,6 +56,44 @@ def test_an_array_of_jobs_fetches_a_catalogue_and_keeps_the_rate(
     assert fetching.most_in_a_second(times_s) <= rate
     for sample_id, ra, dec in fetching.rows_of(catalog):
         fetching.assert_object(out, sample_id, fetching.expected_sample(FaultPlan(), 0, ra, dec))
+
+
+def test_an_array_of_jobs_searches_together_and_a_preempted_one_resumes(
+    cluster: SlurmCluster, galaxies: Path, tmp_path: Path
+) -> None:
+    study, num_trials = tmp_path / "study", 2
+    settings = {**training.SETTINGS, "epochs": "4"}
+    words = [str(ROOT / "slurm" / "tune.sh"), "demo", str(galaxies), str(study)]
+    words += ["--trials", str(num_trials), "--pruner", "none"]
+    words += ["--search", "learning_rate=log:1e-4..1e-2", "hidden=8,16", "--seed", "1"]
+    words += [f"{n}={v}" for n, v in settings.items() if n != "hidden"]
+    job = cluster.submit(
+        f"--output={tmp_path}/log-%a",
+        *("--array=0-1", "--ntasks-per-node=1", *words),
+        PYTHONPATH=str(ROOT),
+        PYTHON=sys.executable,
+    )
+    first = study / "trial-00000"
+    wait_until("first steps", lambda: len(training.losses(first)) >= 2, TIMEOUT_S)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_0", f"{job}_1")
+    wait_until(
+        "end of the array",
+        lambda: not cluster.run("squeue", "--noheader", "--job", job).strip(),
+        TIMEOUT_S,
+    )
+    logs = "".join((tmp_path / f"log-{n}").read_text() for n in range(2))
+    assert "saved; requeued, to resume at the same step" in logs, logs
+    assert f"{num_trials} trials: {num_trials} complete" in logs, logs
+    said = "".join(path.read_text() for path in study.glob("logs/*/*.log"))
+    assert "resumed: " in said, said
+    table = list(csv.DictReader((study / "trials.csv").read_text().splitlines()))
+    assert [(row["trial"], row["state"]) for row in table] == [
+        (str(n), "complete") for n in range(num_trials)
+    ]
+    # Every step of every trial once, whoever made it.
+    for number in range(num_trials):
+        assert len(training.losses(study / f"trial-{number:05d}")) == 5 * 4
+    assert not list(Path("/dev/shm").glob("msdata-*-tune-*"))
 
 
 def test_the_example_of_the_guide_trains_on_two_nodes_and_resumes(

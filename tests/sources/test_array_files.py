@@ -18,8 +18,9 @@ import zarr
 from PIL import Image
 
 import msdata
-from msdata.errors import DataError, MsdataError, UsageError
+from msdata.errors import DataError, MsdataError, SampleError, UsageError
 from msdata.pack.run import pack_folder
+from msdata.sources.arrays.members import decode_npy
 from msdata.sources.arrays.options import ArrayOptions, find_kind
 from msdata.sources.detect import default_arrays, detect_source
 from msdata.verify.repair import repair
@@ -325,6 +326,21 @@ def test_pickled_members_are_never_loaded(tmp_path: Path) -> None:
         tar.addfile(member, io.BytesIO(content.getvalue()))
     with pytest.raises(DataError, match=r"a\.npy: it holds object, not numbers"):
         pack_folder(tmp_path / "y.tar", tmp_path / "out", jobs=1)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["(3, 8, [", "'''abc", "{[]: 1}", "-" * 9000 + "1", "\0", "(3,)", "{}"]
+    + [
+        f"{{'descr': {d}, 'fortran_order': False, 'shape': {s}}}"
+        for d, s in (("'<f4'", "(-1, -4)"), ("[('a', 'x')]", "(3,)"))
+    ],
+)
+def test_a_broken_header_of_an_array_is_refused(header: str) -> None:
+    length = len(header).to_bytes(2, "little")
+    content = b"\x93NUMPY\1\0" + length + header.encode() + bytes(16)
+    with pytest.raises(SampleError, match=r"its \.npy header is broken"):
+        decode_npy(content)
 
 
 @pytest.mark.parametrize("write", [write_hdf5, write_npz, write_tar])

@@ -7,24 +7,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import hostile_pickles
 import numpy as np
 import pytest
 
 from msdata.errors import SampleError, StorageError
 from msdata.sources.pickles import ObjectReader, read_object
-
-
-def _same(a: Any, b: Any) -> None:
-    assert a.keys() == b.keys()
-    for key in b:
-        if isinstance(b[key], np.ndarray):
-            assert a[key].dtype == b[key].dtype
-            assert a[key].shape == b[key].shape
-            assert type(a[key]) is np.ndarray
-            assert a[key].flags.writeable and a[key].flags.aligned
-            assert a[key].tobytes() == b[key].tobytes()
-        else:
-            assert a[key] == b[key] and type(a[key]) is type(b[key])
 
 
 def _sample(seed: int) -> dict[str, Any]:
@@ -52,8 +40,8 @@ def test_one_reader_gives_each_file_its_own_arrays(
     path = tmp_path / "x.npy"
     for sample in (*samples, *samples):
         _save(path, sample, protocol)
-        _same(reader.read(path), sample)
-        _same(read_object(path), sample)
+        hostile_pickles.assert_same(reader.read(path), sample)
+        hostile_pickles.assert_same(read_object(path), sample)
 
 
 def test_files_that_are_equal_outside_their_pixels_are_unpickled_once(
@@ -62,7 +50,7 @@ def test_files_that_are_equal_outside_their_pixels_are_unpickled_once(
     reader = ObjectReader()
     for seed in range(2):
         _save(tmp_path / "x.npy", _sample(seed), None)
-        _same(reader.read(tmp_path / "x.npy"), _sample(seed))
+        hostile_pickles.assert_same(reader.read(tmp_path / "x.npy"), _sample(seed))
         monkeypatch.setattr("msdata.sources.pickles.load_commands", None)
 
 
@@ -75,7 +63,7 @@ def test_files_that_differ_outside_their_pixels_do_not_use_the_last_files_templa
     swapped = first | {"panstarrs": first["panstarrs"].astype(">f4")}
     for sample in (first, renamed, first, swapped, first):
         _save(path, sample, 4)
-        _same(reader.read(path), sample)
+        hostile_pickles.assert_same(reader.read(path), sample)
 
 
 def test_what_is_no_such_file_any_more_is_refused_as_if_it_were_the_first(tmp_path: Path) -> None:
@@ -105,7 +93,7 @@ def test_a_dict_in_an_object_array_of_one_item_is_read(tmp_path: Path) -> None:
     array = np.empty(1, object)
     array[0] = {"a": np.arange(4.0)}
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    _same(read_object(tmp_path / "a.npy"), {"a": np.arange(4.0)})
+    hostile_pickles.assert_same(read_object(tmp_path / "a.npy"), {"a": np.arange(4.0)})
 
 
 @pytest.mark.parametrize(

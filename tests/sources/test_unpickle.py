@@ -32,19 +32,6 @@ def _load(data: bytes) -> Any:
     return hostile_pickles.load_pickle(io.BytesIO(data))
 
 
-def _same(a: Any, b: Any) -> None:
-    assert a.keys() == b.keys()
-    for key in b:
-        if isinstance(b[key], np.ndarray):
-            assert a[key].dtype == b[key].dtype
-            assert a[key].shape == b[key].shape
-            assert type(a[key]) is np.ndarray
-            assert a[key].flags.writeable and a[key].flags.aligned
-            assert a[key].tobytes() == b[key].tobytes()
-        else:
-            assert a[key] == b[key] and type(a[key]) is type(b[key])
-
-
 def _layouts(array: np.ndarray) -> dict[str, Any]:
     return {
         "c": array,
@@ -73,7 +60,7 @@ def test_every_protocol_dtype_and_layout_comes_back_equal(
     data = pickle.dumps(sample, protocol=protocol)
     if old_names and protocol < 4:  # NumPy 1 wrote `numpy.core`; later protocols count its letters
         data = data.replace(b"numpy._core.", b"numpy.core.")
-    _same(_load(data), sample)
+    hostile_pickles.assert_same(_load(data), sample)
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
@@ -86,7 +73,7 @@ def test_module_names_of_numpy_1_are_known_to_framed_protocols(protocol: int) ->
     )
     frame = struct.unpack("<Q", data[3:11])[0]
     changed = data[:3] + struct.pack("<Q", frame - 1) + data[11:].replace(new, old)
-    _same(_load(changed), {"a": np.arange(3.0)})
+    hostile_pickles.assert_same(_load(changed), {"a": np.arange(3.0)})
 
 
 def test_ordered_dicts_memory_maps_and_bytearrays_are_read(tmp_path: Path) -> None:
@@ -94,7 +81,9 @@ def test_ordered_dicts_memory_maps_and_bytearrays_are_read(tmp_path: Path) -> No
     for protocol in range(6):
         sample = collections.OrderedDict(a=mapped[1:], raw=bytearray(b"xyz" * 1000))
         loaded = _load(pickle.dumps(sample, protocol=protocol))
-        _same(loaded, {"a": np.zeros((3, 4), np.float32), "raw": b"xyz" * 1000})
+        hostile_pickles.assert_same(
+            loaded, {"a": np.zeros((3, 4), np.float32), "raw": b"xyz" * 1000}
+        )
 
 
 class _Call:

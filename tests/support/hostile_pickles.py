@@ -11,6 +11,9 @@ import random
 import resource
 import struct
 import sys
+from typing import Any
+
+import numpy as np
 
 from msdata.errors import SampleError
 from msdata.sources.opcodes import cut_payloads
@@ -183,3 +186,17 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Two objects are equal, bit for bit, in arrays that own their bytes."""
+    assert a.keys() == b.keys()
+    for key in b:
+        if isinstance(b[key], np.ndarray):
+            assert a[key].dtype == b[key].dtype
+            assert a[key].shape == b[key].shape
+            assert type(a[key]) is np.ndarray
+            assert a[key].flags.writeable and a[key].flags.aligned
+            assert a[key].tobytes() == b[key].tobytes()
+        else:
+            assert a[key] == b[key] and type(a[key]) is type(b[key])

@@ -141,7 +141,7 @@ def _separation(
     ra, dec = np.radians(ra_deg[pairs]), np.radians(dec_deg[pairs])
     half = np.sin(np.diff(dec, axis=1)[:, 0] / 2) ** 2
     half += np.cos(dec).prod(axis=1) * np.sin(np.diff(ra, axis=1)[:, 0] / 2) ** 2
-    return np.degrees(2 * np.arcsin(np.sqrt(half))) * 3600
+    return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(half))) * 3600, np.float64)
 
 
 def rate_rows(found: Disagreements) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,7 @@ import struct
 
 import numpy as np
 
+from msdata.core.npy import read_npy_header
 from msdata.errors import SampleError
 from msdata.schema import Array
 
@@ -93,14 +94,8 @@ def decode_npy(content: bytes) -> Array:
     """
     file = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, is_fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, EOFError) as error:
+        shape, is_fortran, dtype = read_npy_header(file)
+    except ValueError as error:
         raise SampleError(f"its .npy header is broken: {error}") from error
     if dtype.kind not in "biufc":
         raise SampleError(f"it holds {dtype}, not numbers; pickled objects are not loaded")

@@ -17,7 +17,7 @@ from msdata.schema import Sample, Schema
 from msdata.sources.arrays.labels import column_of_values, labeled_table
 from msdata.sources.arrays.npz_stack import open_npz
 from msdata.sources.arrays.options import SUFFIXES, ArrayOptions, arranged_sample, identifier
-from msdata.sources.listing import NUM_LISTERS, list_tree
+from msdata.sources.listing import NUM_LISTERS, paths_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +82,7 @@ class NpzObjects:
         """
         import pyarrow as pa
 
-        paths = [self._given.name] if self._given.is_file() else self._paths()
+        paths = paths_below(self._given, SUFFIXES["npz"])
         if not paths:
             raise DataError(f"{self.root} holds no NPZ files (.npz)")
         with ThreadPoolExecutor(NUM_LISTERS, thread_name_prefix="scan") as pool:
@@ -109,13 +109,6 @@ class NpzObjects:
         lacking = {n: sum(inside not in f for f in labels) for n, inside in names.items()}
         notes = [f"label {n!r} is missing in {c:,} files" for n, c in lacking.items() if c]
         return table.replace_schema_metadata({"notes": json.dumps(notes)})
-
-    def _paths(self) -> list[str]:
-        def take(folder: str, name: str) -> tuple[str, str] | None:
-            return (name, folder + name) if name.lower().endswith(SUFFIXES["npz"]) else None
-
-        chunks = list_tree(str(self.root), take)
-        return sorted(path for chunk in chunks for path in chunk["path"].to_pylist())
 
     def _labels_of(self, path: str) -> dict[str, Any]:
         try:

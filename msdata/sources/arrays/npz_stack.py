@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from msdata.core.files import storage_error
+from msdata.core.npy import read_npy_header
 from msdata.errors import DataError
 from msdata.sources.arrays.stack_array import StackArray
 
@@ -66,13 +67,7 @@ def _open_member(
     path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo
 ) -> np.ndarray[Any, Any] | None:
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, is_fortran, dtype = read(file)
+        shape, is_fortran, dtype = read_npy_header(file)
         start = file.tell()
         if dtype.hasobject:
             return None

@@ -31,7 +31,7 @@ from msdata.sources.arrays.options import (
     is_zarr,
 )
 from msdata.sources.arrays.stack_array import StackArray
-from msdata.sources.listing import list_tree
+from msdata.sources.listing import paths_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,13 +147,10 @@ class StackFiles:
         if self._options.kind == "zarr":
             return [str(p.relative_to(self.root)) for p in sorted(self.root.rglob("*.zarr"))]
 
-        def take(folder: str, name: str) -> tuple[str, str] | None:
-            return (name, folder + name) if name.lower().endswith(ends) else None
-
-        chunks = list_tree(str(self.root), take)
-        if not chunks:
+        paths = paths_below(self.root, ends)
+        if not paths:
             raise DataError(f"{self.root} holds no {NAMES[self._options.kind]} ({', '.join(ends)})")
-        return sorted(path for chunk in chunks for path in chunk["path"].to_pylist())
+        return paths
 
     def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
         """Reads one sample; see `Source.read`."""

@@ -25,7 +25,7 @@ from msdata.schema import Sample, Schema
 from msdata.sources.arrays.labels import column_of_values, labeled_table
 from msdata.sources.arrays.members import IMAGE_SUFFIXES, decode_image, decode_npy
 from msdata.sources.arrays.options import SUFFIXES, ArrayOptions, arranged_sample, identifier
-from msdata.sources.listing import list_tree
+from msdata.sources.listing import paths_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,7 @@ class TarSamples:
 
         keys, paths, rows, labels, left_out = [], [], [], [], Counter[str]()
         has_arrays = False
-        for path in self._paths():
+        for path in paths_below(self._given, SUFFIXES["tar"]):
             with _opened(self.root / path) as file:
                 for key, start, members in _samples(self.root / path, file, 0):
                     keys.append(key)
@@ -95,16 +95,6 @@ class TarSamples:
             f"{count:,} members named .{ext} are left out" for ext, count in left_out.most_common()
         ]
         return table.replace_schema_metadata({"notes": json.dumps(notes)})
-
-    def _paths(self) -> list[str]:
-        if self._given.is_file():
-            return [self._given.name]
-
-        def take(folder: str, name: str) -> tuple[str, str] | None:
-            return (name, folder + name) if name.lower().endswith(SUFFIXES["tar"]) else None
-
-        chunks = list_tree(str(self.root), take)
-        return sorted(path for chunk in chunks for path in chunk["path"].to_pylist())
 
     def _labels_of(
         self, path: Path, file: BinaryIO, members: Mapping[str, tarfile.TarInfo]
@@ -206,32 +196,28 @@ def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _samples(
-    path: Path, file: BinaryIO, start: int
-) -> Iterator[tuple[str, int, dict[str, tarfile.TarInfo]]]:
-    """Key, offset of the first header, and members by extension of the samples from an offset."""
-    key, first, members = "", 0, dict[str, tarfile.TarInfo]()
+def tar_members(path: Path, file: BinaryIO, start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """The members of an uncompressed tar, from the header at an offset on.
+
+    Args:
+        path: the tar, for messages.
+        file: the tar, opened.
+        start: the offset.
+
+    Raises:
+        DataError: it is not a tar, broken or truncated.
+        StorageError: the file system refused.
+    """
     try:
-        file.seek(0, io.SEEK_END)
-        end = file.tell()
+        end = file.seek(0, io.SEEK_END)
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 # Its list of members would grow with the file.
                 tar.members = []  # type: ignore[attr-defined]
-                match = _MEMBER.fullmatch(member.name)
-                if not member.isreg() or match is None or member.sparse is not None:
-                    continue
-                if member.offset_data + member.size > end:
+                if member.isreg() and member.offset_data + member.size > end:
                     raise DataError(f"{path} is truncated in {member.name}; copy it again")
-                if match[1] != key:
-                    if members:
-                        yield key, first, members
-                    key, first, members = match[1], member.offset, {}
-                extension = match[2].lower()
-                if extension in members:
-                    raise DataError(f"{path}: sample {key} has two members .{extension}")
-                members[extension] = member
+                yield member
             file.seek(tar.offset)
             # tarfile takes a broken header for the end; the end is a block of zeros.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -239,9 +225,30 @@ def _samples(
                     f"{path} is truncated or broken at byte {tar.offset}; copy it again"
                 )
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is not a tar, or is truncated: {error}") from error
+        raise DataError(
+            f"{path} is damaged, or not an uncompressed tar file: {error}; copy it again"
+        ) from error
     except OSError as error:
         raise storage_error("read", path, error) from error
+
+
+def _samples(
+    path: Path, file: BinaryIO, start: int
+) -> Iterator[tuple[str, int, dict[str, tarfile.TarInfo]]]:
+    """Key, offset of the first header, and members by extension of the samples from an offset."""
+    key, first, members = "", 0, dict[str, tarfile.TarInfo]()
+    for member in tar_members(path, file, start):
+        match = _MEMBER.fullmatch(member.name)
+        if not member.isreg() or match is None or member.sparse is not None:
+            continue
+        if match[1] != key:
+            if members:
+                yield key, first, members
+            key, first, members = match[1], member.offset, {}
+        extension = match[2].lower()
+        if extension in members:
+            raise DataError(f"{path}: sample {key} has two members .{extension}")
+        members[extension] = member
     if members:
         yield key, first, members
 

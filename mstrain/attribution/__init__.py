@@ -1,0 +1,1 @@
+"""Which training objects a density rests on, and which labels are suspect."""
