@@ -15,10 +15,12 @@ from mstrain.study.effects import BETTER, EQUIVALENT, IDENTICAL, IN_NATS, POSSIB
 _WORDS = {
     WORSE: "worse",
     BETTER: "better",
-    POSSIBLE: "possibly worse: the interval, which is not corrected, leaves out 0",
+    POSSIBLE: "possibly worse: the interval of {}, which is not corrected, leaves out 0",
     IDENTICAL: "identical: no value differs in any seed",
     EQUIVALENT: "equivalent",
 }
+# A fit says nothing of as many times the samples.
+_FARTHEST = 100
 
 
 def heading(metric: str) -> str:
@@ -81,13 +83,14 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
 def _sentence(arm: Mapping[str, Any], reference: str, metric: str) -> str:
     effect, verdict = arm["effects"][metric], arm["verdict"]
     told = _WORDS.get(verdict, "inconclusive: neither a difference nor equivalence was shown")
-    text = f"{arm['title']} against {reference}: {told}"
+    above = [heading(name) for name, e in arm["effects"].items() if e["low"] > 0]
+    text = f"{arm['title']} against {reference}: {told.format(' and '.join(above))}"
     if verdict == IDENTICAL:
         return f"{text}."
     text += f"; {heading(metric)} {difference_text(effect, metric)}, p {effect['p_holm']:.2g}"
     text += f"; equal within {size_text(effect, 'margin', metric)}: p "
     text += f"{effect['p_equivalence_holm']:.2g}, resolved margin "
-    text += f"{size_text(effect, 'resolved', metric)}"
+    text += f"{size_text(effect, 'resolved', metric)} (uncorrected)"
     seen = size_text(effect, "smallest_seen", metric)
     return f"{text}; a harm of {seen} would have been seen in four of five such studies."
 
@@ -101,7 +104,7 @@ def _law_sentence(law: Mapping[str, Any], metric: str) -> str:
         f"{b['high']:.3f}) from {low:,.0f} to {high:,.0f} training samples, within "
         f"{law['worst']:.1%}"
     )
-    if halving is not None:
+    if halving is not None and halving <= _FARTHEST:
         text += f": half of it takes {halving:,.1f} times the samples"
     return (
         f"{text}; with a floor, a n^-b + c, b = {above['value']:.3f} ({above['low']:.3f} to "
