@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import training
 from scipy.stats import chi2, norm
 
 import mstrain
 from msdata.errors import DataError, UsageError
 from mstrain.cli import main
-from mstrain.embedding import flag as flagging
 from mstrain.embedding import flow as flows
 from mstrain.embedding.flow import fit_flow
 from mstrain.embedding.ood_fit import read_fit, write_fit
@@ -47,22 +47,7 @@ def test_a_flow_tells_the_density_of_normal_numbers_and_the_sigma_of_a_radius(mo
 @pytest.fixture(scope="module")
 def kept(weighted_run: Path, galaxies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run that keeps a fit on its pixels; beside it table and flags."""
-    folder = tmp_path_factory.mktemp("kept")
-    run = folder / "RUN"
-    run.mkdir()
-    for path in weighted_run.iterdir():
-        if path.is_file():
-            (run / path.name).write_bytes(path.read_bytes())
-        elif path.name == "checkpoints":
-            (run / path.name).symlink_to(path.absolute())
-    mstrain.embed(
-        *(run, galaxies, folder / "e.parquet"), layer="pixels", device="cpu", is_quiet=True
-    )
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(flagging, "_MIN_VALIDATION", 5)
-        words = ["flag", str(folder / "e.parquet"), str(folder / "ood.parquet"), "--json"]
-        assert main([*words, "--device", "cpu", "--k", "3", "--keep", str(run)]) == 0
-    return run
+    return training.run_with_fit(weighted_run, galaxies, tmp_path_factory.mktemp("kept"))
 
 
 def predicted(run: Path, data: Path, out: Path, **options):

@@ -152,12 +152,14 @@ def test_a_network_of_two_maps_takes_both_from_training_to_positions(
 def test_one_position_is_printed_and_drawn_and_asked_again_from_python_it_is_the_same(
     place: Path,
     weighted_run: Path,
+    galaxies: Path,
     tmp_path: Path,
     scratch: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, figure = tmp_path / "MODEL.msz", tmp_path / "one.png"
-    assert main(["export", str(weighted_run), str(model), "--license", "CC0"]) == 0
+    run = training.run_with_fit(weighted_run, galaxies, tmp_path)
+    assert main(["export", str(run), str(model), "--license", "CC0"]) == 0
     ra, dec = positions_of(place)[0]
     options = [*options_of(place), "--figure", str(figure), "--json"]
     capsys.readouterr()
@@ -171,6 +173,8 @@ def test_one_position_is_printed_and_drawn_and_asked_again_from_python_it_is_the
     (one,) = found.objects
     assert said["density"] == one.density.tolist()
     assert {name: said[name] for name in one.estimates} == dict(one.estimates)
+    assert {name: said[name] for name in one.oddness} == dict(one.oddness)
+    assert np.isfinite([one.oddness["ood_sigma"], one.oddness["ood_distance"]]).all()
     assert said["bin_edges"] == found.edges.tolist()
     assert float(one.density @ np.diff(found.edges)) == pytest.approx(1, abs=1e-6)
     assert (one.ra, one.dec, one.ebv) == (ra, dec, EBV)

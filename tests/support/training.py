@@ -152,3 +152,30 @@ def losses(run: Path, kind: str = "step") -> np.ndarray:
     from mstrain.training.metrics_log import read_journal
 
     return np.array([line["loss"] for line in read_journal(run) if line["kind"] == kind])
+
+
+def run_with_fit(source: Path, data: Path, folder: Path) -> Path:
+    """A copy of a run that keeps a fit of `mstrain flag` on the pixels of its data, `folder/RUN`.
+
+    Table and flags lie beside it, `e.parquet` and `ood.parquet`.
+    """
+    import pytest
+
+    import mstrain
+    from mstrain.cli import main
+    from mstrain.embedding import flag as flagging
+
+    run = folder / "RUN"
+    run.mkdir()
+    for path in source.iterdir():
+        if path.is_file():
+            (run / path.name).write_bytes(path.read_bytes())
+        elif path.name == "checkpoints":
+            (run / path.name).symlink_to(path.absolute())
+    table = folder / "e.parquet"
+    mstrain.embed(run, data, table, layer="pixels", device="cpu", is_quiet=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(flagging, "_MIN_VALIDATION", 5)
+        words = ["flag", str(table), str(folder / "ood.parquet"), "--json", "--device", "cpu"]
+        assert main([*words, "--k", "3", "--keep", str(run)]) == 0
+    return run
