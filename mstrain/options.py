@@ -90,5 +90,5 @@ def add_printed(
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Reads `A,B,...`: the names in their order, each once."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    """Reads `A,B,...`: the names in their order."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

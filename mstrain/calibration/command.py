@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         checkpoint=args.checkpoint,
         prior=args.prior,
-        by=parse_names(args.by),
+        by=tuple(dict.fromkeys(parse_names(args.by))),
         has_local=not args.only_global,
         has_any_pixels=args.any_pixels,
         batch_size=args.batch_size,

@@ -88,7 +88,7 @@ def test_several_columns_of_reddening_take_the_place_of_one() -> None:
         ("epochs=many", "epochs=many cannot be read as int"),
         ("epochs=2.5", "epochs=2.5 cannot be read as int"),
         ("epochs=inf", "epochs=inf cannot be read as int"),
-        ("epochs=0", "epochs must be >= 1, got 0"),
+        ("epochs=-1", "epochs must be >= 0, got -1"),
         ("compile=perhaps", "compute.compile=perhaps cannot be read as bool"),
         ("data.threads=x", "data.threads=x cannot be read as int or none"),
         ("learning_rate=nan", "optim.learning_rate must be > 0, got nan"),
