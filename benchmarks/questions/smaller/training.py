@@ -21,7 +21,7 @@ from mstrain.study.spec import Spec, read_spec
 
 def coded_spec() -> Spec:
     """The spec `quantise` with the network of the study of policies, on data sets of each seed."""
-    spec, policies = read_spec("quantise"), read_spec(SPEC)
+    spec, policies = read_spec("quantise", seeds=8), read_spec(SPEC)
     arms = tuple(replace(arm, data=f"seed-{{seed}}/{arm.data}") for arm in spec.arms)
     return replace(spec, arms=arms, recipe=policies.recipe, settings=policies.settings)
 
