@@ -27,6 +27,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="folder that 'msdata pack' wrote")
 
 
+def add_settings(parser: argparse.ArgumentParser, of: str) -> None:
+    """Declares the arguments `key=value`; `of` says what they are settings of."""
+    text = f"settings of {of}"
+    parser.add_argument("settings", metavar="key=value", nargs="*", default=[], help=text)
+
+
 def add_split(parser: argparse.ArgumentParser, purpose: str, default: str | None = "test") -> None:
     """Declares `--split`.
 

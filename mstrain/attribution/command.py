@@ -18,7 +18,7 @@ from mstrain.attribution.results import SUSPECTS, Attribution
 from mstrain.distributed import run_joined
 from mstrain.evaluation.command import add_network_arguments
 from mstrain.models.model_file import results_folder
-from mstrain.options import add_out, add_printed, add_run
+from mstrain.options import add_out, add_printed, add_run, parse_names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Attributes; returns the exit code."""
     config = AttributionConfig(
-        asked=tuple(dict.fromkeys(word for word in args.asked.split(",") if word)),
+        asked=tuple(dict.fromkeys(parse_names(args.asked))),
         by_self=args.by_self,
         top=args.top,
         out_of_fold=tuple(args.out_of_fold),

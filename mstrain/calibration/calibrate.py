@@ -31,7 +31,7 @@ from mstrain.evaluation.inference import (
     check_columns,
     predict_to,
 )
-from mstrain.evaluation.metrics.densities import Floats
+from mstrain.evaluation.list_table import as_floats
 from mstrain.evaluation.metrics.scores import as_of_redshift
 from mstrain.evaluation.metrics.summary import check_scipy, import_stats
 from mstrain.evaluation.predictions import read_predictions
@@ -203,7 +203,7 @@ def _fit(
         for name in config.by:
             cutouts = [n for n in columns if n.startswith(CUTOUT)]
             names += cutouts if name == CUTOUTS else [name]
-        feature_NV = np.stack([_numbers(columns[n])[is_known_N] for n in names], axis=1)
+        feature_NV = np.stack([as_floats(columns[n])[is_known_N] for n in names], axis=1)
         assert isinstance(maps[0], GlobalMap)
         maps.append(fit_local(pit_N, feature_NV, names, maps[0], config.seed))
     else:
@@ -220,8 +220,3 @@ def _fit(
         features=tuple(names),
         files=files,
     )
-
-
-def _numbers(values: Any) -> Floats:
-    """A column as float64, NaN where it is masked."""
-    return np.ma.filled(np.ma.asarray(values, np.float64), np.nan)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import msdata
 from msdata.dataset.dataset import Split
 from msdata.errors import MsdataError, UsageError
+from mstrain.evaluation.list_table import as_floats
 from mstrain.evaluation.predictions import Predictions
 
 
@@ -125,8 +126,7 @@ def _index_column(splits: Sequence[Split], name: str) -> NDArray[Any]:
 def _plain(values: NDArray[Any], name: str) -> NDArray[Any]:
     """Numbers as float64, NaN where unknown; text and truth values as objects."""
     if np.ma.isMaskedArray(values) or values.dtype.kind in "iuf":
-        filled = np.ma.filled(np.ma.asarray(values, np.float64), np.nan)
-        return np.asarray(filled, np.float64)
+        return as_floats(values)
     if values.dtype.kind == "b":
         return values.astype(np.float64)
     if all(value is None or isinstance(value, bool) for value in values):

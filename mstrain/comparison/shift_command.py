@@ -31,6 +31,7 @@ from mstrain.distributed import Ranks, one_rank
 from mstrain.embedding.embed import EmbeddingConfig, embed_on_ranks
 from mstrain.embedding.embeddings import LAYER_KEY, Embeddings, read_embeddings
 from mstrain.evaluation.command import add_network_arguments
+from mstrain.evaluation.list_table import as_floats
 from mstrain.models.redshift_net import FEATURES, LAYERS
 from mstrain.options import add_printed, add_run
 from mstrain.training.checkpoint import checkpoint_sha256
@@ -135,9 +136,9 @@ def _set_of(name: str, scratch: Path, args: argparse.Namespace, ranks: Ranks) ->
             f"{given} must be embeddings by the {args.checkpoint} checkpoint of {args.run}, got "
             "those of another one; run 'mstrain embed' again"
         )
-    is_in, num_unknown = np.ones(len(table), bool), 0
+    rows, num_unknown = np.arange(len(table)), 0
     if split is not None:
-        is_in = np.asarray(table.columns["split"] == split)
+        rows = np.flatnonzero(table.columns["split"] == split)
     if expression is not None:
         lacking = [n for n in names if n not in table.columns]
         if lacking:
@@ -145,10 +146,9 @@ def _set_of(name: str, scratch: Path, args: argparse.Namespace, ranks: Ranks) ->
                 f"--sample-{name} needs the column {lacking[0]}, which {given} does not have; copy "
                 f"it with 'mstrain embed ... --columns {lacking[0]}'"
             )
-        passes, _ = expression.evaluate({n: _column(table.columns[n]) for n in names})
-        known = expression.evaluate({n: _column(table.columns[n])[is_in] for n in names})
-        is_in, num_unknown = is_in & passes, known[1]
-    rows = np.flatnonzero(is_in)
+        columns = {n: _column(table.columns[n])[rows] for n in names}
+        passes, num_unknown = expression.evaluate(columns)
+        rows = rows[passes]
     if len(rows) > args.max_objects:
         random = np.random.default_rng(args.seed)
         rows = np.sort(random.choice(rows, args.max_objects, replace=False))
@@ -157,9 +157,7 @@ def _set_of(name: str, scratch: Path, args: argparse.Namespace, ranks: Ranks) ->
 
 
 def _column(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype == object:
-        return values
-    return np.ma.filled(np.ma.asarray(values, np.float64), np.nan)
+    return values if values.dtype == object else as_floats(values)
 
 
 def _draw(path: Path, sets: Sequence[_Set], odd: Sequence[list[str]], found: Shift) -> None:

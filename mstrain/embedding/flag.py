@@ -28,7 +28,7 @@ from mstrain.embedding.flow import check_zuko, fit_flow
 from mstrain.embedding.ood_fit import SIGMA, FittedOn, OodFit, check_keeping, write_fit
 from mstrain.embedding.outlying import fit_space, largest_sigma
 from mstrain.embedding.risk import Cut, auroc, place_flag, risk_coverage
-from mstrain.evaluation.list_table import METADATA_KEY
+from mstrain.evaluation.list_table import METADATA_KEY, as_floats
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.metrics.summary import check_scipy
@@ -291,10 +291,7 @@ def _residuals(path: Path, asked: Embeddings) -> Floats:
                 f"{path} and {asked.path} must be of the same data and network, their {ours} "
                 f"differ: {table.origin.get(theirs)} and {asked.origin.get(ours)}"
             )
-    mean, truth = (
-        np.ma.filled(np.ma.asarray(table.columns[name], np.float64), np.nan)
-        for name in ("z_mean", "redshift")
-    )
+    mean, truth = (as_floats(table.columns[name]) for name in ("z_mean", "redshift"))
     residual = scaled_residual(mean, truth)
     by_id = dict(zip(table.columns["sample_id"].tolist(), residual.tolist(), strict=True))
     ids, splits = asked.columns["sample_id"].tolist(), asked.columns["split"].tolist()

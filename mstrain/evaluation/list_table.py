@@ -376,3 +376,8 @@ def column_array(column: pa.ChunkedArray) -> NDArray[Any]:
             column.fill_null(pa.scalar(0).cast(column.type)).to_numpy(), is_null
         )
     return np.asarray(column.to_numpy())
+
+
+def as_floats(values: Any) -> NDArray[np.float64]:
+    """Numbers of a column from `column_array` as float64, NaN where they are masked."""
+    return np.asarray(np.ma.filled(np.ma.asarray(values, np.float64), np.nan), np.float64)

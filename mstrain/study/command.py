@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mstrain.options import add_printed
+from mstrain.options import add_printed, add_settings
 from mstrain.study.section import text_of
 from mstrain.study.spec import BUILT_IN, read_spec
 from mstrain.study.study import Study, run_study
@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", metavar="DATA", type=Path, help="data set, or folder of the arms' data sets"
     )
-    parser.add_argument(
-        "settings", metavar="key=value", nargs="*", default=[], help="settings of all arms"
-    )
+    add_settings(parser, "all arms")
     parser.add_argument(
         "--out",
         metavar="DIR",

@@ -26,7 +26,7 @@ from mstrain.distributed import (
     joined_ranks,
     set_threads,
 )
-from mstrain.options import add_data
+from mstrain.options import add_data, add_settings
 from mstrain.overrides import settings_of
 from mstrain.recipes import AUTO, RECIPES, config_for
 from mstrain.training.checkpoint import check_run_folder, locked_run
@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `mstrain train`."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join((AUTO, *RECIPES))}")
     add_data(parser)
-    parser.add_argument(
-        "settings", metavar="key=value", nargs="*", default=[], help="settings of the recipe"
-    )
+    add_settings(parser, "the recipe")
     parser.add_argument(
         "--out",
         metavar="RUN",

@@ -17,6 +17,7 @@ from mstrain import REQUEUE_EXIT_CODE
 from mstrain.data.share import training_split
 from mstrain.distributed import Ranks, Stopped, StopRequest, choose_device, set_threads
 from mstrain.models.labels import resolve
+from mstrain.options import add_settings
 from mstrain.overrides import full_name
 from mstrain.recipes import AUTO, RECIPES, config_for
 from mstrain.tune.arena import reserved_for, shared_arena, with_shared_cache
@@ -45,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", metavar="DATA", type=Path, nargs="?", help="folder that 'msdata pack' wrote"
     )
-    parser.add_argument(
-        "settings", metavar="key=value", nargs="*", default=[], help="settings of all trials"
-    )
+    add_settings(parser, "all trials")
     parser.add_argument(
         "--out",
         metavar="STUDY",

@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pairs_within_three_arcsec_are_found_across_ra_zero_and_of_one_survey(built: Path) -> None:
     pairs = pq.read_table(built / "disagreements.parquet").to_pylist()
     found = {(p["survey_a"], p["object_id_a"], p["survey_b"], p["object_id_b"]): p for p in pairs}
-    # 3.1 arcsec apart is no pair; at the pole 0.72 arcsec are, and agree.
+    # Rows 3.1 arcsec apart are not paired; at the pole, 0.72 arcsec apart, they are, and agree.
     assert found.keys() == {
         ("Good", "1", "Other", "1"),
         ("Good", "3", "Other", "3"),

@@ -1,4 +1,4 @@
-"""msdata fetch with --canary: what a service changed, band by band, and what is no change."""
+"""msdata fetch with --canary: what a service changed, band by band, and what counts as equal."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_what_a_service_refuses_now_is_missing_and_one_that_is_down_is_no_change
     assert len(said.err.splitlines()) == 2
     assert f"service legacy ({other.url}/viewer) delivered nothing at {COUNT} of" in said.err
     assert (folder / "ref.json").read_bytes() == before
-    # A page about maintenance is no missing object; the other services are compared.
+    # A page about maintenance does not make an object missing; the others are compared.
     plan = FaultPlan(passing_fraction=1, passing=("busy-page",), max_in_a_row=99)
     with fetching.standins(plan) as busy:
         path.write_text(
