@@ -35,7 +35,9 @@ def pack_ours(objects: Path, out: Path, reading: Reading, *, options: tuple[str,
         SystemExit: it failed.
     """
     from msdata.cli import main
+    from msdata.core.arrow_start import start_arrow_alone
 
+    start_arrow_alone()
     words = ["--split", "1,0,0", "--max-nan-fraction", "1", "--quiet", *options]
     jobs = ["--jobs", str(reading.num_workers)]
     catalog = ["--catalog", str(objects / "catalog.csv")]
