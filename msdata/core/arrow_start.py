@@ -15,7 +15,7 @@ from typing import Any
 
 
 def start_arrow_alone() -> None:
-    """Lets pyarrow, when it is first imported, decide that there is no pandas.
+    """Lets pyarrow, when it is first imported, take pandas for not installed.
 
     `import pandas` works as ever, and so does `to_pandas` of Arrow's tables; but `pyarrow.array`
     takes a pandas series for any sequence. For processes that run a command, not for a library.
