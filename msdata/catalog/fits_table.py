@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from msdata.catalog.scalars import fits_column
-from msdata.catalog.table_file import TableFile, wanted_column
-from msdata.catalog.values import UNIT
+from msdata.catalog.table_file import TableFile, table_with_units, wanted_column
 from msdata.errors import UsageError
 
 
@@ -56,7 +55,7 @@ def find_fits(path: Path, what: str, hdu: str | int | None) -> TableFile:
 
 def read_fits(table: TableFile) -> tuple[pa.Table, tuple[str, ...]]:
     """The scalar columns as they are stored: no objects are made of several columns."""
-    columns, fields, notes = [], [], []
+    columns, notes = [], []
     with open_fits(table.path) as hdus:
         hdu = hdus[table.hdu]
         for column in hdu.columns:
@@ -64,10 +63,8 @@ def read_fits(table: TableFile) -> tuple[pa.Table, tuple[str, ...]]:
             if remark:
                 notes.append(f"column {column.name!r} {remark}")
             if values is not None:
-                unit = {UNIT: str(column.unit).encode()} if column.unit else None
-                columns.append(values)
-                fields.append(pa.field(column.name, values.type, metadata=unit))
-        return pa.Table.from_arrays(columns, schema=pa.schema(fields)), (*notes, *table.notes)
+                columns.append((column.name, values, column.unit))
+        return table_with_units(columns), (*notes, *table.notes)
 
 
 def fits_pieces(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
+from msdata.catalog.values import UNIT
 from msdata.core.files import storage_error
 from msdata.errors import DataError, StorageError, UsageError
 
@@ -52,10 +53,9 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise DataError(f"{what} {path} is broken or truncated: {error}") from error
 
 
-def first_bytes(path: Path) -> bytes:
-    """The start of a file, also of a gzipped one."""
-    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
-        return file.read(1024)
+def open_unpacked(path: Path) -> IO[bytes]:
+    """Opens a file for reading, unpacked if it is gzipped."""
+    return gzip.open(path) if is_gzip(path) else path.open("rb")
 
 
 def is_gzip(path: Path) -> bool:
@@ -64,9 +64,14 @@ def is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def stream_of(path: Path) -> Any:
-    """The content as a stream, unpacked if it is gzipped."""
-    return pa.input_stream(str(path), compression="gzip" if is_gzip(path) else None)
+def table_with_units(columns: Iterable[tuple[str, pa.Array, Any]]) -> pa.Table:
+    """A table of columns by name, each with its unit, if it has one, in its field's metadata."""
+    arrays, fields = [], []
+    for name, values, unit in columns:
+        metadata = {UNIT: str(unit).encode()} if unit else None
+        arrays.append(values)
+        fields.append(pa.field(name, values.type, metadata=metadata))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def wanted_column(table: TableFile, name: str, values: Any, remark: str) -> Any:

@@ -7,34 +7,21 @@ Source: IVOA, VOTable 1.5; Astropy Proposal for Enhancement 6 (ECSV).
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from msdata.catalog.table_file import is_gzip
-from msdata.catalog.values import UNIT
+from msdata.catalog.table_file import open_unpacked, table_with_units
 from msdata.errors import UsageError
 
 # astropy opens what a STREAM refers to, on this machine or another one. Tags are ASCII in every
 # encoding that Expat reads but UTF-16, which has zeros; entities could hide one.
 _LEADS_ELSEWHERE = re.compile(rb"STREAM[^<]*\bhref|<!ENTITY|\0")
-
-
-def is_votable(start: bytes) -> bool:
-    """Whether a file that starts so is XML of a VOTable."""
-    return start.lstrip()[:1] == b"<" and b"VOTABLE" in start
-
-
-def is_ecsv(start: bytes) -> bool:
-    """Whether a file that starts so is ECSV."""
-    return start.startswith(b"# %ECSV")
 
 
 def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
@@ -51,28 +38,34 @@ def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
     Raises:
         UsageError: the rows are in another file.
     """
-    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+    with open_unpacked(path) as file:
         content = file.read()
     with warnings.catch_warnings():
         # astropy remarks on every deviation from the standards.
         warnings.simplefilter("ignore")
-        found, notes = _votable(path, content) if kind == "votable" else (_ecsv(content), [])
-        columns, fields, masked = [], [], {}
-        for name, column in _plain_columns(found):
-            values, num_masked = _values(column)
+        from astropy.io import ascii as text
+        from astropy.table.serialize import represent_mixins_as_columns
+
+        if kind == "votable":
+            found, notes = _votable(path, content)
+        else:
+            found, notes = text.read(content.decode(), format="ecsv"), []
+        # Coordinates and times by their parts, as they are in the file.
+        found = represent_mixins_as_columns(found)
+        columns, masked = [], {}
+        for name in found.colnames:
+            values, num_masked = _values(found[name])
             if values is None:
                 notes.append(f"column {name!r} is not a number, text or bool: left out")
                 continue
-            unit = {UNIT: str(column.unit).encode()} if column.unit else None
-            columns.append(values)
-            fields.append(pa.field(name, values.type, metadata=unit))
+            columns.append((name, values, found[name].unit))
             if num_masked:
                 masked[name] = num_masked
     if masked:
         told = ", ".join(f"{name} {count:,}" for name, count in list(masked.items())[:5])
         more = " and others" if masked.keys() - list(masked)[:5] else ""
         notes.append(f"masked values count as missing: {told}{more}")
-    return pa.Table.from_arrays(columns, schema=pa.schema(fields)), tuple(notes)
+    return table_with_units(columns), tuple(notes)
 
 
 def _votable(path: Path, content: bytes) -> tuple[Any, list[str]]:
@@ -89,21 +82,6 @@ def _votable(path: Path, content: bytes) -> tuple[Any, list[str]]:
     table = tables[0].to_table(use_names_over_ids=True)
     notes = [f"of {len(tables)} tables in {path.name} the first was read"] if tables[1:] else []
     return table, notes
-
-
-def _ecsv(content: bytes) -> Any:
-    from astropy.io import ascii as text
-
-    return text.read(content.decode(), format="ecsv")
-
-
-def _plain_columns(table: Any) -> Iterator[tuple[str, Any]]:
-    """The columns as they are in the file: coordinates and times by their parts."""
-    from astropy.table.serialize import represent_mixins_as_columns
-
-    plain = represent_mixins_as_columns(table)
-    for name in plain.colnames:
-        yield name, plain[name]
 
 
 def _values(column: Any) -> tuple[pa.Array | None, int]:
