@@ -17,12 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from msdata.catalog.fits_table import find_fits, fits_pieces, open_fits, read_fits
+from msdata.catalog.astropy_tables import (
+    find_fits,
+    fits_pieces,
+    open_fits,
+    read_described,
+    read_fits,
+)
 from msdata.catalog.parquet_folder import read_parquet_folder
 from msdata.catalog.scalars import plain_column, plain_table
 from msdata.catalog.table_file import TableFile, open_unpacked, reading, wanted_column
 from msdata.catalog.text_table import ChooseText, check_names, open_csv, read_csv_table
-from msdata.catalog.votable import read_described
 from msdata.errors import DataError, UsageError
 
 # Some hundred megabytes at most, whatever the table's size.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
-from msdata.catalog.values import UNIT
 from msdata.core.files import storage_error
 from msdata.errors import DataError, StorageError, UsageError
 
@@ -53,7 +53,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise DataError(f"{what} {path} is broken or truncated: {error}") from error
 
 
-def open_unpacked(path: Path) -> IO[bytes]:
+def open_unpacked(path: Path) -> gzip.GzipFile | BufferedReader:
     """Opens a file for reading, unpacked if it is gzipped."""
     return gzip.open(path) if is_gzip(path) else path.open("rb")
 
@@ -62,16 +62,6 @@ def is_gzip(path: Path) -> bool:
     """Whether the content is gzipped."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
-
-
-def table_with_units(columns: Iterable[tuple[str, pa.Array, Any]]) -> pa.Table:
-    """A table of columns by name, each with its unit, if it has one, in its field's metadata."""
-    arrays, fields = [], []
-    for name, values, unit in columns:
-        metadata = {UNIT: str(unit).encode()} if unit else None
-        arrays.append(values)
-        fields.append(pa.field(name, values.type, metadata=metadata))
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def wanted_column(table: TableFile, name: str, values: Any, remark: str) -> Any:

@@ -106,14 +106,8 @@ def build_catalog(
     # A typo in the last name must not show after an hour.
     notes: list[str] = []
     left_out = [_look_at(task, notes) for task in spec.surveys]
-    tables, available, dropped = [], [], []
-    for task in spec.surveys:
-        accepted, num_rows, reasons = _read_survey(task, spec)
-        passing = accepted.num_rows - reasons[REPEATED]
-        say(f"{task.recipe.name}: {num_rows:,} rows, {passing:,} pass the cuts")
-        tables.append(accepted)
-        available.append(num_rows)
-        dropped.append(reasons)
+    read = [_read_survey(task, spec, say) for task in spec.surveys]
+    tables, available, dropped = zip(*read, strict=True)
     every = pa.concat_tables(tables)
     rank = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
     if every.num_rows == 0:
@@ -125,7 +119,8 @@ def build_catalog(
     is_first = ~every[_IS_REPEATED].to_numpy()
     every = every.append_column(DISPUTED, pa.array(disputed.is_disputed))
     every = every.append_column(_ROW, pa.array(np.arange(every.num_rows)))
-    objects, rank_of_every, rank = every.filter(pa.array(is_first)), rank, rank[is_first]
+    survey_of_every = pa.array(names).take(pa.array(rank))
+    objects, rank = every.filter(pa.array(is_first)), rank[is_first]
     is_kept, near = _separate(objects, rank, len(tables), spec.separation_arcsec)
     say(f"{objects.num_rows - int(is_kept.sum()):,} lie within {spec.separation_arcsec:g} arcsec")
     kept = objects.filter(pa.array(is_kept))
@@ -145,9 +140,7 @@ def build_catalog(
     return BuiltCatalog(
         table=table.drop_columns(_ROW),
         disputed=disputed,
-        disagreements=disputed.table(
-            every, pa.array(names).take(pa.array(rank_of_every)), table["sample_id"].take(place)
-        ),
+        disagreements=disputed.table(every, survey_of_every, table["sample_id"].take(place)),
         counts=counts,
         notes=tuple(notes),
     )
@@ -166,7 +159,9 @@ def _look_at(task: SurveyTask, notes: list[str]) -> tuple[str, ...]:
     return tuple(left_out)
 
 
-def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, Counter[str]]:
+def _read_survey(
+    task: SurveyTask, spec: CatalogSpec, say: Callable[[str], None]
+) -> tuple[pa.Table, int, Counter[str]]:
     """Rows that pass, repeated ids marked, in the order of files and rows; rows read; reasons."""
     further = [d.value for d in spec.dust if d.kind == "column"]
     tables: list[pa.Table] = []
@@ -185,7 +180,9 @@ def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, Co
         raise DataError(f"the tables of {task.recipe.name} have no rows; check their files")
     accepted = pa.concat_tables(tables)
     is_repeated = repeated_ids(accepted["object_id"])
-    counts[REPEATED] += int(is_repeated.sum())
+    passing = int((~is_repeated).sum())
+    counts[REPEATED] += len(is_repeated) - passing
+    say(f"{task.recipe.name}: {num_rows:,} rows, {passing:,} pass the cuts")
     return accepted.append_column(_IS_REPEATED, pa.array(is_repeated)), num_rows, counts
 
 

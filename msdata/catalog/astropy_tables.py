@@ -1,6 +1,7 @@
-"""VOTable and ECSV: tables whose units, types and masks are told by the file, read with astropy.
+"""Tables read with astropy: FITS, VOTable and ECSV, whose units, types and masks the file tells.
 
-Compared with CSV, slower, and whole in memory; but nothing is guessed.
+FITS is mapped into memory, so that only the columns that are wanted are read. The others are read
+whole: compared with CSV slower, but nothing is guessed.
 
 Source: IVOA, VOTable 1.5; Astropy Proposal for Enhancement 6 (ECSV).
 """
@@ -10,18 +11,85 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from msdata.catalog.table_file import open_unpacked, table_with_units
+from msdata.catalog.scalars import fits_column
+from msdata.catalog.table_file import TableFile, open_unpacked, wanted_column
+from msdata.catalog.values import UNIT
 from msdata.errors import UsageError
 
 # astropy opens what a STREAM refers to, on this machine or another one. Tags are ASCII in every
 # encoding that Expat reads but UTF-16, which has zeros; entities could hide one.
 _LEADS_ELSEWHERE = re.compile(rb"STREAM[^<]*\bhref|<!ENTITY|\0")
+
+
+@contextmanager
+def open_fits(path: Path) -> Iterator[Any]:
+    """The open file, mapped; astropy's remarks, such as on units unknown to it, do not matter."""
+    from astropy.io import fits
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with fits.open(path, memmap=True) as hdus:
+            yield hdus
+
+
+def find_fits(path: Path, what: str, hdu: str | int | None) -> TableFile:
+    """Finds the table in a file; see `msdata.catalog.table.open_table`."""
+    from astropy.io import fits
+
+    with open_fits(path) as hdus:
+        kinds = (fits.BinTableHDU, fits.TableHDU)
+        tables = [k for k, found in enumerate(hdus) if isinstance(found, kinds)]
+        chosen = tables
+        if hdu is not None:
+            named = [k for k in tables if hdu in (k, hdus[k].name)]
+            # Someone may have kept the table alone.
+            chosen = named or (tables if len(tables) == 1 else [])
+        if not chosen:
+            wanted = "table" if hdu is None else f"table extension {hdu!r}"
+            cause = "; check which file it is"
+            if not tables:
+                cause = ": it holds images only, or is truncated; give a table, or copy it again"
+            raise UsageError(f"{what} {path} has no {wanted}{cause}")
+        number = chosen[0]
+        notes: tuple[str, ...] = ()
+        if len(tables) > 1:
+            name = hdus[number].name or number
+            notes = (f"of {len(tables)} tables in {path.name} the first, {name!r}, was read",)
+        names = tuple(hdus[number].columns.names)
+    return TableFile(path=path, what=what, kind="fits", names=names, hdu=number, notes=notes)
+
+
+def read_fits(table: TableFile) -> tuple[pa.Table, tuple[str, ...]]:
+    """The scalar columns as they are stored: no objects are made of several columns."""
+    columns, notes = [], []
+    with open_fits(table.path) as hdus:
+        hdu = hdus[table.hdu]
+        for column in hdu.columns:
+            values, remark = fits_column(hdu.data, column.name)
+            if remark:
+                notes.append(f"column {column.name!r} {remark}")
+            if values is not None:
+                columns.append((column.name, values, column.unit))
+        return _with_units(columns), (*notes, *table.notes)
+
+
+def fits_pieces(
+    table: TableFile, columns: Sequence[str], rows_per_piece: int
+) -> Iterator[pa.Table]:
+    """Columns, some rows at a time; see `msdata.catalog.table.read_pieces`."""
+    with open_fits(table.path) as hdus:
+        data = hdus[table.hdu].data
+        for start in range(0, len(data), rows_per_piece):
+            rows = data[start : start + rows_per_piece]
+            yield pa.table({n: wanted_column(table, n, *fits_column(rows, n)) for n in columns})
 
 
 def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
@@ -65,7 +133,7 @@ def read_described(path: Path, kind: str) -> tuple[pa.Table, tuple[str, ...]]:
         told = ", ".join(f"{name} {count:,}" for name, count in list(masked.items())[:5])
         more = " and others" if masked.keys() - list(masked)[:5] else ""
         notes.append(f"masked values count as missing: {told}{more}")
-    return table_with_units(columns), tuple(notes)
+    return _with_units(columns), tuple(notes)
 
 
 def _votable(path: Path, content: bytes) -> tuple[Any, list[str]]:
@@ -104,3 +172,13 @@ def _values(column: Any) -> tuple[pa.Array | None, int]:
         values = values.astype(np.float32)
     is_absent = mask | np.isnan(values) if values.dtype.kind == "f" else mask
     return pa.array(values.astype(values.dtype.newbyteorder("=")), mask=is_absent), int(mask.sum())
+
+
+def _with_units(columns: Sequence[tuple[str, pa.Array, Any]]) -> pa.Table:
+    """A table of columns by name, each with its unit, if it has one, in its field's metadata."""
+    arrays, fields = [], []
+    for name, values, unit in columns:
+        metadata = {UNIT: str(unit).encode()} if unit else None
+        arrays.append(values)
+        fields.append(pa.field(name, values.type, metadata=metadata))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
