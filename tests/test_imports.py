@@ -84,8 +84,7 @@ HOMES: dict[str, set[str]] = {
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/build/dust.py",
-        "msdata/catalog/fits_table.py",
-        "msdata/catalog/votable.py",
+        "msdata/catalog/astropy_tables.py",
         "msdata/sources/fits_image.py",
         "msdata/mock/templates.py",
     },

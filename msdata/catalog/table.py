@@ -17,12 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from msdata.catalog.fits_table import find_fits, fits_pieces, open_fits, read_fits
+from msdata.catalog.astropy_tables import (
+    find_fits,
+    fits_pieces,
+    open_fits,
+    read_described,
+    read_fits,
+)
 from msdata.catalog.parquet_folder import read_parquet_folder
 from msdata.catalog.scalars import plain_column, plain_table
-from msdata.catalog.table_file import TableFile, first_bytes, reading, wanted_column
+from msdata.catalog.table_file import TableFile, open_unpacked, reading, wanted_column
 from msdata.catalog.text_table import ChooseText, check_names, open_csv, read_csv_table
-from msdata.catalog.votable import is_ecsv, is_votable, read_described
 from msdata.errors import DataError, UsageError
 
 # Some hundred megabytes at most, whatever the table's size.
@@ -113,15 +118,15 @@ def read_pieces(
         elif table.kind == "parquet":
             with pyarrow.parquet.ParquetFile(table.path) as file:
                 for batch in file.iter_batches(rows_per_piece, columns=list(columns)):
-                    yield _trimmed(table, pa.Table.from_batches([batch]).select(list(columns)))
-        elif table.kind in ("votable", "ecsv"):
-            whole = read_described(table.path, table.kind)[0].select(list(columns))
-            for start in range(0, whole.num_rows, rows_per_piece):
-                yield _trimmed(table, whole.slice(start, rows_per_piece))
-        else:
+                    yield _trimmed(table, batch, columns)
+        elif table.kind == "csv":
             with open_csv(table.path, columns) as reader:
                 for batch in reader:
-                    yield _trimmed(table, pa.Table.from_batches([batch]).select(list(columns)))
+                    yield _trimmed(table, batch, columns)
+        else:
+            whole = read_described(table.path, table.kind)[0]
+            for start in range(0, whole.num_rows, rows_per_piece):
+                yield _trimmed(table, whole.slice(start, rows_per_piece), columns)
 
 
 def read_healpix(path: Path, column: str | None = None) -> tuple[Any, dict[str, str]]:
@@ -155,7 +160,8 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
     if not path.is_file():
         raise UsageError(f"{what} {path} is not a file; check the path")
     with reading(path, what):
-        start = first_bytes(path)
+        with open_unpacked(path) as file:
+            start = file.read(1024)
         if start[:4] == b"PAR1":
             names = tuple(pyarrow.parquet.read_schema(path).names)
             return TableFile(path=path, what=what, kind="parquet", names=names)
@@ -163,10 +169,11 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
             return find_fits(path, what, hdu)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UsageError(f"{what} {path} is UTF-16 text; save it as UTF-8")
-        if is_votable(start) or is_ecsv(start):
-            kind = "ecsv" if is_ecsv(start) else "votable"
-            return TableFile(path=path, what=what, kind=kind)
+        if start.startswith(b"# %ECSV"):
+            return TableFile(path=path, what=what, kind="ecsv")
         if start.lstrip()[:1] == b"<":
+            if b"VOTABLE" in start:
+                return TableFile(path=path, what=what, kind="votable")
             raise UsageError(
                 f"{what} {path} is XML or HTML but not a VOTable: a page or an error of a service? "
                 "download the table again"
@@ -181,12 +188,12 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
         return TableFile(path=path, what=what, kind="csv")
 
 
-def _trimmed(table: TableFile, piece: pa.Table) -> pa.Table:
+def _trimmed(
+    table: TableFile, piece: pa.Table | pa.RecordBatch, columns: Sequence[str]
+) -> pa.Table:
     """Columns in one type each, text without spaces around it; other kinds are refused."""
-    columns = {}
-    for name, column in zip(piece.column_names, piece.columns, strict=True):
-        values, remark = plain_column(column)
-        columns[name] = wanted_column(table, name, values, remark)
-        if pa.types.is_string(columns[name].type):
-            columns[name] = pc.utf8_trim_whitespace(columns[name])
-    return pa.table(columns)
+    found = {}
+    for name in columns:
+        values = wanted_column(table, name, *plain_column(piece[name]))
+        found[name] = pc.utf8_trim_whitespace(values) if pa.types.is_string(values.type) else values
+    return pa.table(found)
