@@ -58,6 +58,15 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
     return refusal
 
 
+@contextmanager
+def refusals(doing: str, path: Path) -> Iterator[None]:
+    """Turns an OSError into a StorageError; see `storage_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(doing, path, error) from error
+
+
 def take_lock(fd: int, *, is_shared: bool = False, waits: bool = False) -> bool:
     """Takes the lock of an open file, or converts a held one; returns False if others hold it.
 
