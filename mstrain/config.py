@@ -7,7 +7,7 @@ resolved configuration is written beside it as JSON, and `from_dict` reads it ba
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from msdata.augment import AugmentConfig
@@ -86,9 +86,7 @@ class DataConfig:
         check_choice("data.cache_warmup", self.cache_warmup, WARMUPS)
         check_range("data.prefetch", self.prefetch, 1)
         check_share("data.label_noise", self.label_noise)
-        check_positive("data.fraction", self.fraction)
-        if self.fraction > 1:
-            raise UsageError(f"data.fraction must be <= 1, got {self.fraction}")
+        check_positive("data.fraction", self.fraction, most=1)
 
     def backend_on(self, device: str) -> str:
         """What makes the images of a network on "cpu" or "cuda"."""
@@ -171,13 +169,9 @@ class OptimConfig:
         check_positive("optim.eps", self.eps)
         for name in ("beta1", "beta2", "warmup", "ema_decay"):
             check_share(f"optim.{name}", getattr(self, name))
-        check_range("optim.weight_decay", self.weight_decay, 0)
-        check_range("optim.clip_norm", self.clip_norm, 0)
-        check_range("optim.final_rate", self.final_rate, 0)
-        check_range("optim.freeze_epochs", self.freeze_epochs, 0)
-        check_positive("optim.layer_decay", self.layer_decay)
-        if self.layer_decay > 1:
-            raise UsageError(f"optim.layer_decay must be <= 1, got {self.layer_decay}")
+        for name in ("weight_decay", "clip_norm", "final_rate", "freeze_epochs"):
+            check_range(f"optim.{name}", getattr(self, name), 0)
+        check_positive("optim.layer_decay", self.layer_decay, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +201,7 @@ class ComputeConfig:
         check_choice("compute.device", self.device, DEVICES)
         check_choice("compute.precision", self.precision, PRECISIONS)
         check_range("compute.accumulate", self.accumulate, 1)
-        if self.threads is not None:
-            check_range("compute.threads", self.threads, 1)
+        check_range("compute.threads", self.threads, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +234,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check_range("checkpoint.keep", self.keep, 1)
-        if self.every_steps is not None:
-            check_range("checkpoint.every_steps", self.every_steps, 1)
+        check_range("checkpoint.every_steps", self.every_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,16 +287,11 @@ class TrainConfig:
                 f"{self.optim.freeze_epochs}"
             )
         check_range("batch_size", self.batch_size, 1)
-        if self.batch_per_gpu is not None:
-            check_range("batch_per_gpu", self.batch_per_gpu, 1)
+        check_range("batch_per_gpu", self.batch_per_gpu, 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict, fit for JSON; `from_dict` is its inverse."""
-        plain = {
-            f.name: asdict(getattr(self, f.name)) if f.name in SECTIONS else getattr(self, f.name)
-            for f in fields(self)
-        }
-        return {**plain, "augment": self.augment.as_dict()}
+        return {**asdict(self), "augment": self.augment.as_dict()}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> TrainConfig:
@@ -318,17 +305,6 @@ class TrainConfig:
             return JsonValue(saved, "the configuration", cure).read_as(cls)
         except DataError as error:
             raise UsageError(f"it is of another version of mstrain: {error}") from error
-
-
-SECTIONS: dict[str, Any] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "loss": LossConfig,
-    "optim": OptimConfig,
-    "compute": ComputeConfig,
-    "log": LogConfig,
-    "checkpoint": CheckpointConfig,
-}
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
