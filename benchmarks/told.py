@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from benchmarks.harness import child_environ
 from msdata.errors import StorageError
 
 _END_S = 20.0
@@ -63,7 +64,7 @@ class ToldProcess:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 start_new_session=True,
-                env=None if environ is None else dict(environ),
+                env=child_environ(os.environ if environ is None else environ),
             )
 
     def __enter__(self) -> ToldProcess:
@@ -148,13 +149,9 @@ def claim_stdout() -> TextIO:
 def obey(
     answers: TextIO, target: Any, *, wrong: type[Exception], about: Mapping[str, Any] | None = None
 ) -> None:
-    """Answers every line of stdin by the method that it names, until stdin ends.
+    """Answers every line of stdin by the method of `target` that it names, until stdin ends.
 
-    Args:
-        answers: from `claim_stdout`.
-        target: its methods take a command's arguments and return what is answered.
-        wrong: what they raise where samples are wrong.
-        about: fields of every answer.
+    `wrong` is what methods raise where samples are wrong; `about` are fields of every answer.
     """
     for line in sys.stdin:
         command = json.loads(line)

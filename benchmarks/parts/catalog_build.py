@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import part_parser, write_part
+from benchmarks.harness import ROOT, child_environ, part_parser, write_part
 
-SUPPORT = Path(__file__).parents[2] / "tests" / "support"
+SUPPORT = ROOT / "tests" / "support"
 # Rows that `make_tables` makes of each that it is asked for.
 _SHARE_MADE = 0.882
 
@@ -53,9 +53,8 @@ def run_measured(command: list[str]) -> tuple[int, dict[str, float]]:
     Memory is read from the running process: what the system tells of a dead one includes the
     memory of its parent, which here holds all the tables.
     """
-    peak_kib = 0
-    started_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    environ, peak_kib, started_s = child_environ(), 0, time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environ) as process:
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
