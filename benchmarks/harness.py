@@ -187,8 +187,15 @@ def _compile_modules() -> None:
         compileall.compile_dir(ROOT / package, quiet=2)
 
 
-def run_timed(command: Sequence[str], **options: Any) -> dict[str, float]:
-    """Runs a command to its end, see `child_environ`; `options` are of `subprocess.Popen`.
+def run_timed(
+    command: Sequence[str], *, watch: Callable[[int], None] | None = None, is_shown: bool = False
+) -> dict[str, float]:
+    """Runs a command to its end, see `child_environ`.
+
+    Args:
+        command: its words.
+        watch: called every tenth of a second with the id of the process.
+        is_shown: whether what it prints is.
 
     Returns:
         `seconds` from its start to its end, and `processor_seconds` of it and its children.
@@ -197,7 +204,12 @@ def run_timed(command: Sequence[str], **options: Any) -> dict[str, float]:
         SystemExit: it failed, with its exit code.
     """
     environ, started_s = child_environ(), time.perf_counter()
-    with subprocess.Popen(command, env=environ, **options) as process:
+    out = None if is_shown else subprocess.DEVNULL
+    with subprocess.Popen(command, env=environ, stdout=out) as process:
+        if watch is not None:
+            while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                watch(process.pid)
+                time.sleep(0.1)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -131,7 +130,7 @@ def main(words: list[str]) -> int:
 
     def rate(command: list[str]) -> float:
         os.sync()
-        seconds = run_timed(command, stdout=subprocess.DEVNULL)["seconds"]
+        seconds = run_timed(command)["seconds"]
         shutil.rmtree(out) if out.is_dir() else out.unlink()
         return len(files) / seconds
 

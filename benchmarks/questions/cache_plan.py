@@ -105,7 +105,7 @@ CONTESTANTS = {
 
 
 class Setup(NamedTuple):
-    """Nodes of one rank, the share of the data that they hold together, the bytes that each gives."""
+    """Nodes of one rank, the share of the data that they hold together, the bytes of each."""
 
     num_nodes: int
     share: float

@@ -264,7 +264,7 @@ def by_variant(run: GpuRun) -> dict[str, Any]:
 
 @contextmanager
 def fake_group(device: torch.device) -> Iterator[Ranks]:
-    """The first of eight ranks whose collectives do nothing: what the host does for them is real."""
+    """The first of eight ranks whose collectives do nothing; the host does its part."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     begin = DistributedDataParallel.__init__

@@ -135,7 +135,7 @@ class Rank:
         private: str | None = None,
         memory_nbytes: int = 0,
     ) -> dict[str, Any]:
-        """Makes a loader: without a cache, with the services', or with a private one of a policy."""
+        """Makes a loader: without a cache, with the services', or with a private one."""
         cache = None
         if private is not None:
             spare = (PREFETCH + HOLD) * self._order["batch_size"]

@@ -150,7 +150,7 @@ def _pack(objects: Path, out: Path, *options: str) -> dict[str, float]:
     out.parent.mkdir(parents=True, exist_ok=True)
     words = [str(objects), str(out), "--catalog", str(objects / "catalog.csv"), "--quiet"]
     words += [*WHOLE, "--inpaint", "none", "--jobs", str(NUM_THREADS), *options]
-    return run_timed([sys.executable, "-m", "msdata", "pack", *words])
+    return run_timed([sys.executable, "-m", "msdata", "pack", *words], is_shown=True)
 
 
 def _sizes(reference: Split, split: Split) -> dict[str, Any]:
