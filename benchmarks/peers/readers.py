@@ -21,7 +21,7 @@ from benchmarks.peers.protocol import (
     read_objects,
     record_of,
 )
-from benchmarks.peers.torch_loading import FILE, npy_path, write_tars
+from benchmarks.peers.torch_loading import FILE, epochs_of, npy_path, write_tars
 
 DALI_BUFFER_SAMPLES = 1024
 _ARRAY_RECORD = "samples.arrayrecord"
@@ -250,8 +250,7 @@ def open_grain(data: Path, reading: Reading) -> Iterator[Epochs]:
             .to_iter_dataset(grain.ReadOptions(num_threads=16, prefetch_buffer_size=500))
             .batch(reading.batch_size)
         )
-        for batch in dataset:
-            yield np.asarray(batch["id"]), {name: batch[name] for name in reading.arrays}
+        return epochs_of(dataset, reading)(number)
 
     yield epoch
 
