@@ -59,7 +59,7 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
 
 
 @contextmanager
-def system_errors(doing: str, path: Path) -> Iterator[None]:
+def refusals(doing: str, path: Path) -> Iterator[None]:
     """Turns an OSError of a block into the StorageError of `storage_error`."""
     try:
         yield

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c
-from msdata.core.files import system_errors
+from msdata.core.files import refusals
 from msdata.dataset.block_writer import BlockWriter, pwrite_all
 from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.shard import FileShardWriter, Record, ShardSummary, array_views, metadata_text
@@ -76,10 +76,7 @@ class Hdf5ShardWriter(FileShardWriter):
         self._schema = schema
         self._layout = (chunked, codings)
         self._records: list[tuple[str, dict[str, Any]]] = []
-        with (
-            system_errors("write", path),
-            _skeleton(schema, max_samples, (), self._layout) as found,
-        ):
+        with refusals("write", path), _skeleton(schema, max_samples, (), self._layout) as found:
             self._offsets = found[1]
         super().__init__(path)
         # The samples of a dataset are contiguous, so each dataset has its own stream.

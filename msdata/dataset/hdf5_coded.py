@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.files import system_errors
+from msdata.core.files import refusals
 from msdata.dataset import hdf5
 from msdata.dataset.block_writer import BlockWriter, pwrite_all
 from msdata.dataset.coding import ArrayCoding
@@ -207,7 +207,7 @@ class _ChunkWriter(FileShardWriter):
         self._held: list[tuple[int, bytes]] = []
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         self._limit = math.inf if limit == resource.RLIM_INFINITY else limit
-        with system_errors("write", path):
+        with refusals("write", path):
             self._layout = _Layout(schema, codings, max_samples)
         try:
             super().__init__(path)

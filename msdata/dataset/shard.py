@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.files import open_temporary, publish, storage_error, system_errors
+from msdata.core.files import open_temporary, publish, refusals, storage_error
 from msdata.dataset.block_writer import BlockWriter
 from msdata.schema import Array
 
@@ -88,7 +88,7 @@ class FileShardWriter(ABC):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._streams: list[BlockWriter] = []
-        with system_errors("write", path):
+        with refusals("write", path):
             temporary = open_temporary(path)
         self._fd, self._partial = temporary.fd, temporary.path
 
@@ -109,7 +109,7 @@ class FileShardWriter(ABC):
 
     def finish(self) -> ShardSummary:
         """Completes the shard; see `ShardWriter.finish`."""
-        with system_errors("write", self._path):
+        with refusals("write", self._path):
             summary = self._complete()
             os.fsync(self._fd)
             publish(self._partial, self._path)
