@@ -172,6 +172,25 @@ def open_known(path: Path, flags: int = os.O_RDWR) -> int:
     return fd
 
 
+@contextmanager
+def locked(path: Path, *, waits: bool = False) -> Iterator[bool]:
+    """Holds the lock of a file for a block; yields whether this process has it.
+
+    Args:
+        path: the lock's file, made if missing.
+        waits: wait until others have released it.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with system_errors("write", path):
+        fd = open_known(path)
+    try:
+        yield take_lock(fd, waits=waits)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
