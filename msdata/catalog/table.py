@@ -27,7 +27,7 @@ from msdata.catalog.astropy_tables import (
 from msdata.catalog.scalars import plain_column, plain_table
 from msdata.catalog.table_file import TableFile, open_unpacked, reading, wanted_column
 from msdata.catalog.text_table import ChooseText, check_names, open_csv, read_csv_table
-from msdata.core.files import system_errors
+from msdata.core.files import refusals
 from msdata.errors import DataError, UsageError
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -74,7 +74,7 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
 
 def _read_parquet_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
     """Reads the Parquet files of one folder, as Spark, Dask and Hugging Face write them."""
-    with system_errors("list", folder):
+    with refusals("list", folder):
         entries = sorted(folder.iterdir())
         files = [p for p in entries if p.suffix.lower() in _PARQUET_SUFFIXES and p.is_file()]
     # Writers put summaries and marks there under such names.

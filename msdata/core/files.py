@@ -59,12 +59,15 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
 
 
 @contextmanager
-def system_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turns an OSError of a block into the StorageError of `storage_error`."""
+@contextmanager
+def refusals(doing: str, path: Path) -> Iterator[None]:
+    """Turns an OSError into a StorageError; see `storage_error`."""
     try:
         yield
     except StorageError:
         raise
+    except OSError as error:
+        raise storage_error(doing, path, error) from error
     except OSError as error:
         raise storage_error(doing, path, error) from error
 
@@ -183,7 +186,7 @@ def locked(path: Path, *, waits: bool = False) -> Iterator[bool]:
     Raises:
         StorageError: the file system refused.
     """
-    with system_errors("write", path):
+    with refusals("write", path):
         fd = open_known(path)
     try:
         yield take_lock(fd, waits=waits)

@@ -17,7 +17,7 @@ from pathlib import Path
 from msdata.catalog.columns import read_catalog
 from msdata.core.checked_json import read_json
 from msdata.core.checked_table import open_table, reading
-from msdata.core.files import locked, system_errors, write_whole
+from msdata.core.files import locked, refusals, write_whole
 from msdata.core.options import num_jobs
 from msdata.core.trusted_names import check_below
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
@@ -223,7 +223,7 @@ def _check(settings: FetchSettings, ids: set[str], packed: set[str]) -> None:
     )
     missing = ids - packed
     if missing:
-        with system_errors("read", data / REJECTED_NAME):
+        with refusals("read", data / REJECTED_NAME):
             missing -= {row.sample_id for row in read_rejected(data / REJECTED_NAME)}
     if missing:
         raise DataError(f"{data} lacks {len(missing):,} objects, such as {min(missing)}; {cure}")
@@ -255,7 +255,7 @@ def _remove(objects: Path, paths: Iterable[Path]) -> int:
     for path in paths:
         if path.parent not in folders:
             check_below(objects, path)
-        with system_errors("remove", path), suppress(FileNotFoundError):
+        with refusals("remove", path), suppress(FileNotFoundError):
             path.unlink()
             num_removed += 1
         folders.update(p for p in path.parents if p.is_relative_to(objects))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import open_regular
-from msdata.core.files import open_known, system_errors, take_lock
+from msdata.core.files import open_known, refusals, take_lock
 from msdata.errors import MsdataError
 from msdata.fetch.targets import Slice, Target
 
@@ -78,7 +78,7 @@ def read_entries(
     found: dict[str, Entry] = {}
     for path in sorted((out / FOLDER).glob("journal*.jsonl")):
         cure = "remove it, its objects are fetched again"
-        with system_errors("read", path), open_regular(path, cure) as file:
+        with refusals("read", path), open_regular(path, cure) as file:
             for line in file:
                 _take(line, found, wanted, keep_notes=keep_notes)
     return found
@@ -140,7 +140,7 @@ class Journal:
             MsdataError: another process has it.
             StorageError: the file system refused.
         """
-        with system_errors("write", self._path):
+        with refusals("write", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = open_known(self._path, os.O_RDWR | os.O_APPEND)
             if not take_lock(self._fd):
@@ -165,7 +165,7 @@ class Journal:
         """
         fields = {k: v for k, v in asdict(entry).items() if v not in ("", 0, {})}
         line = json.dumps({**fields, "ra": entry.ra, "dec": entry.dec}) + "\n"
-        with system_errors("write", self._path):
+        with refusals("write", self._path):
             written = os.write(self._fd, line.encode())
             if written != len(line):
                 raise OSError(errno.ENOSPC, "short write")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checksum import crc32c
-from msdata.core.files import system_errors, write_whole
+from msdata.core.files import refusals, write_whole
 from msdata.fetch.adapter import Fetched
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, UnavailableError
@@ -72,7 +72,7 @@ class ObjectFetcher:
         return _entry(target, FETCHED, nbytes=len(content), crc32c=crc32c(content), notes=notes)
 
     def _write(self, path: Path, content: bytes) -> None:
-        with system_errors("write", path):
+        with refusals("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
 

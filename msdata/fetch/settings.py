@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import locked, system_errors, write_whole
+from msdata.core.files import locked, refusals, write_whole
 from msdata.errors import UsageError
 from msdata.fetch.adapter import Adapter
 from msdata.fetch.journal import FOLDER, Entry
@@ -184,7 +184,7 @@ def claim_folder(settings: FetchSettings) -> bool:
         StorageError: the file system refused.
     """
     path = settings.out / FOLDER / "settings.json"
-    with system_errors("write", settings.out):
+    with refusals("write", settings.out):
         if settings.out.exists() and not settings.out.is_dir():
             raise UsageError(f"{settings.out} is a file; give a folder for the objects")
         has_begun = path.parent.exists()

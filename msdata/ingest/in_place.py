@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata import __version__
-from msdata.core.files import storage_error, sync_folder, system_errors
+from msdata.core.files import refusals, storage_error, sync_folder
 from msdata.core.options import num_jobs
 from msdata.core.trusted_names import is_plain_name
 from msdata.dataset.dataset import open_dataset
@@ -253,7 +253,7 @@ def _write(
     left_out = sum((file.left_out for file in files), Counter[str]())
     notes += [f"{what} left out of {count:,} samples or files" for what, count in left_out.items()]
     made = out.with_name(f".{out.name}-{secrets.token_hex(6)}.partial")
-    with system_errors("write", out):
+    with refusals("write", out):
         made.mkdir(parents=True)
         try:
             write_links(made, targets)

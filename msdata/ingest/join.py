@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from msdata.core.checked_json import Count, read_json
-from msdata.core.files import locked, storage_error, sync_folder, system_errors, write_whole
+from msdata.core.files import locked, refusals, storage_error, sync_folder, write_whole
 from msdata.core.options import num_jobs
 from msdata.dataset.dataset import Dataset, open_dataset
 from msdata.errors import DataError, UsageError, naming
@@ -118,7 +118,7 @@ def join_parts(out: str | os.PathLike[str], *, jobs: int | None = None) -> Datas
                 f"cannot join {path}: {report.num_rejected} samples were rejected; the reasons are "
                 f"in {joined / 'rejected.csv'}"
             )
-        with system_errors("write", path):
+        with refusals("write", path):
             joined.rename(path)
             sync_folder(path.parent)
         count = len(PartFiles(root).parts.num_samples)

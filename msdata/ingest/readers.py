@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.files import system_errors
+from msdata.core.files import refusals
 from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import DataError, MsdataError
 from msdata.ingest.found import (
@@ -54,7 +54,7 @@ _MAX_LABEL_NBYTES = 1 << 20
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """Opens a file for reading, and words the refusals of the system."""
-    with system_errors("read", path):
+    with refusals("read", path):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             yield fd

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import locked, remove_leftovers, storage_error, system_errors, write_whole
+from msdata.core.files import locked, refusals, remove_leftovers, storage_error, write_whole
 from msdata.core.options import num_jobs
 from msdata.core.output_file import write_table
 from msdata.core.progress import ProgressLine
@@ -148,7 +148,7 @@ class _Writer:
             if folder not in self._folders:
                 self._folders.add(folder)
                 check_below(self._root.parent, folder / path.name)
-                with system_errors("write", folder):
+                with refusals("write", folder):
                     folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
 

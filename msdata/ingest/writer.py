@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from msdata.core.files import open_known, storage_error, system_errors, take_lock, write_whole
+from msdata.core.files import open_known, refusals, storage_error, take_lock, write_whole
 from msdata.core.options import num_jobs
 from msdata.dataset.index import check_names
 from msdata.dataset.tar import max_key_nbytes, member_key
@@ -152,7 +152,7 @@ class Writer:
         check_absent(self._out)
         if is_locked(self._root / LOCK_NAME):
             raise is_joining(self._root)
-        with system_errors("write", self._folder):
+        with refusals("write", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock_fd = open_known(self._folder / LOCK_NAME)
             if not take_lock(self._lock_fd):
@@ -306,7 +306,7 @@ class Writer:
             has_splits=self._has_splits,
             settings=self._settings,
         )
-        with system_errors("write", self._folder):
+        with refusals("write", self._folder):
             for file in self._files:
                 file.flush()
                 os.fsync(file.fileno())
