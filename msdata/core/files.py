@@ -93,6 +93,28 @@ def take_lock(fd: int, *, is_shared: bool = False, waits: bool = False) -> bool:
     return True
 
 
+@contextmanager
+def waiting_lock(path: Path, *, is_folder: bool = False) -> Iterator[None]:
+    """Waits for a lock, and holds it.
+
+    Args:
+        path: the lock's file, made if missing.
+        is_folder: lock a folder, which exists.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if is_folder else open_known(path)
+    except OSError as error:
+        raise storage_error("read" if is_folder else "write", path, error) from error
+    try:
+        take_lock(fd, waits=True)
+        yield
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Temporary:
     """A new file under an unpredictable name, open for writing.

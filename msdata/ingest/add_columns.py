@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from msdata.catalog.columns import ID_NAMES, find_alias
 from msdata.catalog.join import first_of_each, without_zeros
 from msdata.catalog.table import read_table
 from msdata.catalog.values import id_text
-from msdata.core.files import storage_error, take_lock, whole_file
+from msdata.core.files import waiting_lock, whole_file
 from msdata.core.output_file import check_output
 from msdata.dataset.added import ID, MARK, AddedTable, write_added
 from msdata.dataset.coded_columns import possible_columns
@@ -28,8 +27,6 @@ from msdata.dataset.index import BATCH_NAMES, IndexFile, file_sha256
 from msdata.errors import UsageError, naming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pyarrow as pa
 
 
@@ -93,7 +90,7 @@ def add_columns(
         )
     columns = {new: found[name].take(rows) for new, name in renamed.items()}
     num_missing = rows.null_count
-    with _locked(folder):
+    with waiting_lock(folder, is_folder=True):
         # Another process may have added columns since.
         opened = open_dataset(folder)
         _check_names(opened, path, names, renamed)
@@ -212,17 +209,3 @@ def _write(data: Dataset, columns: Mapping[str, Any], source: str, num_missing: 
         num_missing=num_missing,
     )
     write_added(data.path, data.manifest, [*data.added, entry])
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process from adding columns at the same time; it waits."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise storage_error("read", folder, error) from error
-    try:
-        take_lock(fd, waits=True)
-        yield
-    finally:
-        os.close(fd)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msdata.core.files import open_known, storage_error, take_lock
+from msdata.core.files import open_known, storage_error, waiting_lock
 from msdata.errors import DataError, MsdataError, needing
 from mstrain.tune.space import Dimension
 
@@ -239,22 +239,22 @@ class _AppendLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = -1
+        self._held = ExitStack()
 
     def acquire(self) -> bool:
         """Waits for the lock, and cuts off what a writer left unfinished when it was killed."""
-        try:
-            fd = open_known(self._path.with_name(f".{NAME}.lock"))
-            take_lock(fd, waits=True)
-            _cut_tail(self._path)
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
-        self._fd = fd
+        with ExitStack() as stack:
+            stack.enter_context(waiting_lock(self._path.with_name(f".{NAME}.lock")))
+            try:
+                _cut_tail(self._path)
+            except OSError as error:
+                raise storage_error("write", self._path, error) from error
+            self._held = stack.pop_all()
         return True
 
     def release(self) -> None:
         """Lets others append."""
-        os.close(self._fd)
+        self._held.close()
 
 
 def _cut_tail(path: Path) -> None:

@@ -12,14 +12,14 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import open_known, storage_error, take_lock, write_whole
+from msdata.core.files import open_known, take_lock, waiting_lock, write_whole
 from msdata.core.output_file import make_folder
 from msdata.core.terminal import shown_line
 from msdata.errors import DataError, UsageError
@@ -165,7 +165,7 @@ class Study:
         self.folder, self.space = folder, space
         make_folder(folder)
         self._check_folder()
-        with self._alone():
+        with waiting_lock(self.folder / _LOCK):
             self._check_locks()
             if not (folder / _FILE).exists():
                 self._make(config)
@@ -185,20 +185,6 @@ class Study:
         self._check_folder()
         content = {**asdict(config), "config": config.config.as_dict()}
         write_whole(self.folder / _FILE, json.dumps(content, indent=1).encode() + b"\n")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other workers from claiming trials meanwhile."""
-        path = self.folder / _LOCK
-        try:
-            fd = open_known(path)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
-        try:
-            take_lock(fd, waits=True)
-            yield
-        finally:
-            os.close(fd)
 
     def _check_locks(self) -> None:
         """Raises UsageError where the file system locks nothing, as this process holds the lock."""
@@ -235,7 +221,7 @@ class Study:
         Args:
             num_trials: trials of the whole study, those that failed included.
         """
-        with self._alone():
+        with waiting_lock(self.folder / _LOCK):
             trials = self.trials()
             for trial in trials:
                 if trial.state != RUNNING or (lock := self._lock(trial.number)) is None:
