@@ -59,15 +59,12 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
 
 
 @contextmanager
-@contextmanager
 def refusals(doing: str, path: Path) -> Iterator[None]:
     """Turns an OSError into a StorageError; see `storage_error`."""
     try:
         yield
     except StorageError:
         raise
-    except OSError as error:
-        raise storage_error(doing, path, error) from error
     except OSError as error:
         raise storage_error(doing, path, error) from error
 
@@ -198,12 +195,11 @@ def open_known(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 @contextmanager
-def locked(path: Path, *, waits: bool = False) -> Iterator[bool]:
-    """Holds the lock of a file for a block; yields whether this process has it.
+def locked(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file unless another process does; yields whether this one has it.
 
     Args:
         path: the lock's file, made if missing.
-        waits: wait until others have released it.
 
     Raises:
         StorageError: the file system refused.
@@ -211,7 +207,7 @@ def locked(path: Path, *, waits: bool = False) -> Iterator[bool]:
     with refusals("write", path):
         fd = open_known(path)
     try:
-        yield take_lock(fd, waits=waits)
+        yield take_lock(fd)
     finally:
         os.close(fd)
 

@@ -151,7 +151,7 @@ def _make_skeleton(
     h5py = import_h5py()
     # libver 1.10 has the chunk index without a B-tree; no times, which would differ run by run.
     with (
-        refusals(),
+        system_errors(),
         h5py.File(
             path,
             "w",
@@ -179,7 +179,7 @@ def _make_skeleton(
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """Turns h5py's RuntimeError about a system error on closing into an OSError."""
     try:
         yield

@@ -173,7 +173,7 @@ class _Layout:
         for dataset in self._datasets:
             dataset.resize(len(records), axis=0)
         hdf5.write_columns(self._file, records, self._codings)
-        with hdf5.refusals():
+        with hdf5.system_errors():
             self._file.close()
         return os.fstat(self.fd).st_size
 
@@ -184,7 +184,7 @@ class _Layout:
         if fd >= 0:
             try:
                 if self._file is not None:
-                    with hdf5.refusals():
+                    with hdf5.system_errors():
                         self._file.close()
             finally:
                 os.close(fd)
