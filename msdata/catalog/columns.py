@@ -201,8 +201,9 @@ def _canonical_columns(
     chosen: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     for canonical, aliases in _ALIASES.items():
-        found = find_alias(names, aliases)
-        if canonical == "redshift" and redshift is not None:
+        is_redshift = canonical == "redshift"
+        found = find_alias(names, aliases) if is_redshift else find_position(names, canonical)
+        if is_redshift and redshift is not None:
             found = _check_column(path, names, redshift, "--redshift-column")
         elif found is not None and found.lower() == "z" and (beside := _may_be_other_z(names)):
             if needs_redshift:
@@ -212,8 +213,6 @@ def _canonical_columns(
                 )
             notes = (f"column {found!r} beside {beside} is not taken as redshift",)
             continue
-        if found is None and canonical != "redshift":
-            found = _part_of_coordinate(names, canonical)
         if found is not None:
             chosen[canonical] = found
     if needs_redshift and "redshift" not in chosen:

@@ -24,12 +24,13 @@ from msdata.catalog.astropy_tables import (
     read_described,
     read_fits,
 )
-from msdata.catalog.parquet_folder import read_parquet_folder
 from msdata.catalog.scalars import plain_column, plain_table
 from msdata.catalog.table_file import TableFile, open_unpacked, reading, wanted_column
 from msdata.catalog.text_table import ChooseText, check_names, open_csv, read_csv_table
+from msdata.core.files import refusals
 from msdata.errors import DataError, UsageError
 
+_PARQUET_SUFFIXES = (".parquet", ".pq")
 # Some hundred megabytes at most, whatever the table's size.
 ROWS_PER_PIECE = 1 << 20
 
@@ -52,7 +53,7 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         StorageError: the file system refused.
     """
     if path.is_dir():
-        return read_parquet_folder(path)
+        return _read_parquet_folder(path)
     found = _find_format(path, "catalog", None)
     with reading(path, "catalog"):
         if found.kind in ("votable", "ecsv"):
@@ -69,6 +70,51 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
     if not table.num_rows:
         raise UsageError(f"catalog {path} has no rows, only names of columns")
     return table, notes
+
+
+def _read_parquet_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    """Reads the Parquet files of one folder, as Spark, Dask and Hugging Face write them."""
+    with refusals("list", folder):
+        entries = sorted(folder.iterdir())
+        files = [p for p in entries if p.suffix.lower() in _PARQUET_SUFFIXES and p.is_file()]
+    # Writers put summaries and marks there under such names.
+    paths = [p for p in files if not p.name.startswith((".", "_"))]
+    if not paths:
+        told = ", ".join(p.name for p in entries[:3]) or "nothing"
+        raise UsageError(
+            f"catalog {folder} is a folder without .parquet files (it holds {told}); give a file"
+        )
+    parts = [p.name for p in entries if p.is_dir() and "=" in p.name]
+    if parts:
+        raise UsageError(
+            f"catalog {folder} has files and partitions such as {parts[0]}, whose columns stand in "
+            "the names of folders; write it as one file"
+        )
+    tables: list[pa.Table] = []
+    for path in paths:
+        with reading(path, "catalog"):
+            table = pyarrow.parquet.read_table(path, partitioning=None).replace_schema_metadata(
+                None
+            )
+        if tables and not table.schema.equals(tables[0].schema):
+            told = [
+                ", ".join(f"{field.name} {field.type}" for field in found.schema)
+                for found in (table, tables[0])
+            ]
+            raise UsageError(
+                f"catalog {folder}: {path.name} has columns {told[0]}, but {paths[0].name} has "
+                f"{told[1]}; write all with the same columns"
+            )
+        check_names(path, table.column_names)
+        tables.append(table)
+    with reading(folder, "catalog"):
+        found, notes = plain_table(pa.concat_tables(tables))
+    if not found.num_rows:
+        raise UsageError(f"catalog {folder} has no rows, only names of columns")
+    others = [p.name for p in entries if p not in paths]
+    if others:
+        notes += (f"{len(others)} entries of {folder.name} are not read, such as {others[0]}",)
+    return found, (f"read {len(paths)} files of {folder.name}", *notes)
 
 
 def open_table(path: Path, hdu: str | int | None = None) -> TableFile:

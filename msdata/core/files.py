@@ -60,7 +60,7 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
 
 @contextmanager
 def refusals(doing: str, path: Path) -> Iterator[None]:
-    """Turns an OSError of a block into the StorageError of `storage_error`."""
+    """Turns an OSError into a StorageError; see `storage_error`."""
     try:
         yield
     except StorageError:
@@ -192,6 +192,24 @@ def open_known(path: Path, flags: int = os.O_RDWR) -> int:
         os.close(fd)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
     return fd
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file unless another process does; yields whether this one has it.
+
+    Args:
+        path: the lock's file, made if missing.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with refusals("write", path):
+        fd = open_known(path)
+    try:
+        yield take_lock(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_folder(folder: Path) -> None:

@@ -99,21 +99,21 @@ def read_services(path: Path | None) -> dict[str, Service]:
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UsageError(f"services file {path}: {name} must be a table; write [{name}]")
-        found[service_name(name)] = changed(found[service_name(name)], table)
+        change_service(found, name, table)
     return found
 
 
-def service_name(name: str) -> str:
-    """Checks that there is a service of that name.
+def change_service(services: dict[str, Service], name: str, changes: Mapping[str, Any]) -> None:
+    """Gives one of several services other settings, in place.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such service, or see `changed`.
     """
-    if name in SERVICES:
-        return name
-    raise UsageError(
-        f"unknown service {name!r}; known are {', '.join(SERVICES)}{_hint(name, SERVICES)}"
-    )
+    if name not in SERVICES:
+        raise UsageError(
+            f"unknown service {name!r}; known are {', '.join(SERVICES)}{_hint(name, SERVICES)}"
+        )
+    services[name] = changed(services[name], changes)
 
 
 def changed(service: Service, changes: Mapping[str, Any]) -> Service:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.catalog.values import MAX_EXACT
-from msdata.errors import SampleError, UsageError
+from msdata.errors import SampleError, UsageError, naming
 from msdata.ingest.label_checks import RANGES, check_exact, joined_kind, plain_value
 from msdata.pack.columns import label_names
 from msdata.schema import Schema
@@ -68,8 +67,7 @@ def label_of_values(name: str, values: Sequence[Any], ids: Sequence[str]) -> Fou
         except SampleError as error:
             raise UsageError(f"cannot index sample {sample_id!r}: {error}") from error
         kept.append(plain)
-    array = pa.array(kept, _type_of(kind))
-    return FoundLabel(kind=kind, values=array, num_dropped=num_dropped)
+    return FoundLabel(kind=kind, values=pa.array(kept, _type_of(kind)), num_dropped=num_dropped)
 
 
 def label_of_array(name: str, values: NDArray[Any]) -> FoundLabel:
@@ -120,10 +118,8 @@ def label_columns(
     num_dropped: Counter[str] = Counter()
     for labels in files:
         for name, found in labels.items():
-            try:
+            with naming("cannot index these files", UsageError):
                 kinds[name] = joined_kind(name, kinds.get(name, "nothing"), found.kind)
-            except SampleError as error:
-                raise UsageError(f"cannot index these files: {error}") from error
             num_dropped[name] += found.num_dropped
     # A label whose every value was dropped is none, unless its name says what it is.
     kinds = {n: k for n, k in kinds.items() if k != "nothing" or n in RANGES or _has_null(files, n)}
@@ -161,11 +157,8 @@ def _check_exact(name: str, label: FoundLabel) -> None:
 
     limits = pc.min_max(label.values).as_py()
     value = max((v for v in limits.values() if v is not None), key=abs, default=0)
-    if abs(value) > MAX_EXACT:
-        try:
-            check_exact(name, value, "number")
-        except SampleError as error:
-            raise UsageError(f"cannot index these files: {error}") from error
+    with naming("cannot index these files", UsageError):
+        check_exact(name, value, "number")
 
 
 def _type_of(kind: LabelKind) -> pa.DataType:

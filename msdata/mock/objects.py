@@ -67,7 +67,7 @@ class MockModel:
     Attributes:
         population: the real galaxies.
         mixtures: float64 (23, 16), of `sersic_mixtures`.
-        telescopes: pixel grids and PSFs.
+        telescopes: pixel grids and PSFs by survey.
     """
 
     population: Population
@@ -149,10 +149,11 @@ def _make_own(model: MockModel, seed: int, number: int, fault: Fault) -> MockObj
     star, core = draw_bright_star(model.population, ebv, rng)
     sources = [target, *neighbors, *star]
     exptime_s = round(float(rng.uniform(*PANSTARRS_EXPTIME_RANGE_S)))
+    telescopes = model.telescopes
     sample = {
-        "galex": observe_galex(model.telescopes, sources, rng),
-        "panstarrs": observe_panstarrs(model.telescopes, sources, core, exptime_s, rng),
-        "unwise": observe_unwise(model.telescopes, sources, rng),
+        "galex": observe_galex(telescopes["galex"], sources, rng),
+        "panstarrs": observe_panstarrs(telescopes["panstarrs"], sources, core, exptime_s, rng),
+        "unwise": observe_unwise(telescopes["unwise"], sources, rng),
     }
     size_arcsec = target.components[0].half_light_arcsec if target.components else 0.0
     row = {

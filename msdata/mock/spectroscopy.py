@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SpectroscopicSurvey:
     """One target class of a spectroscopic survey.
 
@@ -30,13 +30,13 @@ class SpectroscopicSurvey:
 
     name: str
     num_spectra: int
-    mean: float | None = None
-    deviation: float = 0.0
-    lowest: float = 0.005
-    highest: float = 1.6
-    band: str = "r"
-    faint_limit: float = 22.5
-    type: str = "any"
+    mean: float | None
+    deviation: float
+    lowest: float
+    highest: float
+    band: str
+    faint_limit: float
+    type: str
 
     def draw_redshift(self, rng: np.random.Generator) -> float | None:
         """Draws a redshift, or None where the catalog's own is to be kept."""
@@ -52,83 +52,20 @@ class SpectroscopicSurvey:
 # DESI Collaboration 2024 (arXiv:2306.06308); GAMA, Driver et al. 2022; WiggleZ, Drinkwater et al.
 # 2010; 6dF, Jones et al. 2009; VIPERS, Scodeggio et al. 2018; DEEP2, Newman et al. 2013; VVDS, Le
 # Fevre et al. 2013. The split of SDSS and DESI over their target classes is ours.
-SURVEYS = (
-    SpectroscopicSurvey(name="SDSS", num_spectra=1_300_000),
-    SpectroscopicSurvey(
-        name="SDSS",
-        num_spectra=1_317_955,
-        mean=0.50,
-        deviation=0.13,
-        lowest=0.15,
-        highest=0.95,
-        band="i",
-        faint_limit=19.9,
-        type="early",
-    ),
-    SpectroscopicSurvey(
-        name="DESI", num_spectra=450_000, mean=0.22, deviation=0.11, highest=0.6, faint_limit=20.2
-    ),
-    SpectroscopicSurvey(
-        name="DESI",
-        num_spectra=400_000,
-        mean=0.75,
-        deviation=0.17,
-        lowest=0.35,
-        highest=1.15,
-        band="z",
-        faint_limit=21.0,
-        type="early",
-    ),
-    SpectroscopicSurvey(
-        name="DESI",
-        num_spectra=274_604,
-        mean=1.1,
-        deviation=0.25,
-        lowest=0.6,
-        band="g",
-        faint_limit=23.4,
-        type="late",
-    ),
-    SpectroscopicSurvey(
-        name="GAMA", num_spectra=204_508, mean=0.22, deviation=0.11, highest=0.6, faint_limit=19.8
-    ),
-    SpectroscopicSurvey(
-        name="WiggleZ",
-        num_spectra=148_563,
-        mean=0.6,
-        deviation=0.2,
-        lowest=0.1,
-        highest=1.2,
-        type="late",
-    ),
-    SpectroscopicSurvey(
-        name="6dF", num_spectra=56_959, mean=0.05, deviation=0.025, highest=0.15, faint_limit=15.6
-    ),
-    SpectroscopicSurvey(
-        name="VIPERS",
-        num_spectra=49_284,
-        mean=0.7,
-        deviation=0.14,
-        lowest=0.45,
-        highest=1.2,
-        band="i",
-    ),
-    SpectroscopicSurvey(
-        name="DEEP2",
-        num_spectra=34_111,
-        mean=0.95,
-        deviation=0.2,
-        lowest=0.65,
-        highest=1.45,
-        faint_limit=24.1,
-    ),
-    SpectroscopicSurvey(
-        name="VVDS",
-        num_spectra=10_296,
-        mean=0.65,
-        deviation=0.3,
-        lowest=0.05,
-        band="i",
-        type="any",
-    ),
+SURVEYS = tuple(
+    SpectroscopicSurvey(*row)
+    for row in (
+        # name, spectra, mean, deviation, lowest, highest, band, faint limit, type
+        ("SDSS", 1_300_000, None, 0.0, 0.005, 1.6, "r", 22.5, "any"),
+        ("SDSS", 1_317_955, 0.50, 0.13, 0.15, 0.95, "i", 19.9, "early"),
+        ("DESI", 450_000, 0.22, 0.11, 0.005, 0.6, "r", 20.2, "any"),
+        ("DESI", 400_000, 0.75, 0.17, 0.35, 1.15, "z", 21.0, "early"),
+        ("DESI", 274_604, 1.1, 0.25, 0.6, 1.6, "g", 23.4, "late"),
+        ("GAMA", 204_508, 0.22, 0.11, 0.005, 0.6, "r", 19.8, "any"),
+        ("WiggleZ", 148_563, 0.6, 0.2, 0.1, 1.2, "r", 22.5, "late"),
+        ("6dF", 56_959, 0.05, 0.025, 0.005, 0.15, "r", 15.6, "any"),
+        ("VIPERS", 49_284, 0.7, 0.14, 0.45, 1.2, "i", 22.5, "any"),
+        ("DEEP2", 34_111, 0.95, 0.2, 0.65, 1.45, "r", 24.1, "any"),
+        ("VVDS", 10_296, 0.65, 0.3, 0.05, 1.6, "i", 22.5, "any"),
+    )
 )
