@@ -97,13 +97,13 @@ def _read_parquet_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
                 None
             )
         if tables and not table.schema.equals(tables[0].schema):
-            told = [
+            columns = [
                 ", ".join(f"{field.name} {field.type}" for field in found.schema)
                 for found in (table, tables[0])
             ]
             raise UsageError(
-                f"catalog {folder}: {path.name} has columns {told[0]}, but {paths[0].name} has "
-                f"{told[1]}; write all with the same columns"
+                f"catalog {folder}: {path.name} has columns {columns[0]}, but {paths[0].name} has "
+                f"{columns[1]}; write all with the same columns"
             )
         check_names(path, table.column_names)
         tables.append(table)
