@@ -93,17 +93,16 @@ def _read_parquet_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
     tables: list[pa.Table] = []
     for path in paths:
         with reading(path, "catalog"):
-            table = pyarrow.parquet.read_table(path, partitioning=None).replace_schema_metadata(
-                None
-            )
+            table = pyarrow.parquet.read_table(path, partitioning=None)
+            table = table.replace_schema_metadata(None)
         if tables and not table.schema.equals(tables[0].schema):
-            columns = [
-                ", ".join(f"{field.name} {field.type}" for field in found.schema)
-                for found in (table, tables[0])
-            ]
+            has, wanted = (
+                ", ".join(f"{field.name} {field.type}" for field in one.schema)
+                for one in (table, tables[0])
+            )
             raise UsageError(
-                f"catalog {folder}: {path.name} has columns {columns[0]}, but {paths[0].name} has "
-                f"{columns[1]}; write all with the same columns"
+                f"catalog {folder}: {path.name} has columns {has}, but {paths[0].name} has "
+                f"{wanted}; write all with the same columns"
             )
         check_names(path, table.column_names)
         tables.append(table)

@@ -107,7 +107,7 @@ def change_service(services: dict[str, Service], name: str, changes: Mapping[str
     """Gives one of several services other settings, in place.
 
     Raises:
-        UsageError: there is no such service, or see `changed`.
+        UsageError: the service or a setting does not exist, or a value is invalid.
     """
     if name not in SERVICES:
         raise UsageError(

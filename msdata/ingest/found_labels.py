@@ -113,6 +113,7 @@ def label_columns(
         UsageError: files have values of different kinds for one label.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     kinds: dict[str, LabelKind] = {}
     num_dropped: Counter[str] = Counter()
@@ -133,7 +134,10 @@ def label_columns(
                 chunks.append(pa.nulls(size, _type_of(kind)))
                 continue
             if kind == "number" and label.kind == "integer":
-                _check_exact(name, label)
+                limits = pc.min_max(label.values).as_py()
+                largest = max((v for v in limits.values() if v is not None), key=abs, default=0)
+                with naming("cannot index these files", UsageError):
+                    check_exact(name, largest, "number")
             chunks.append(label.values.cast(_type_of(kind)))
         columns[free[name]] = pa.chunked_array(chunks, _type_of(kind))
     notes = [f"label {a!r} is kept as {b!r}" for a, b in free.items() if a != b]
@@ -150,15 +154,6 @@ def _has_null(files: Sequence[Mapping[str, FoundLabel]], name: str) -> bool:
     """Whether a label without values is missing somewhere, rather than dropped everywhere."""
     found = [labels[name] for labels in files if name in labels]
     return any(label.num_dropped < len(label.values) for label in found)
-
-
-def _check_exact(name: str, label: FoundLabel) -> None:
-    import pyarrow.compute as pc
-
-    limits = pc.min_max(label.values).as_py()
-    value = max((v for v in limits.values() if v is not None), key=abs, default=0)
-    with naming("cannot index these files", UsageError):
-        check_exact(name, value, "number")
 
 
 def _type_of(kind: LabelKind) -> pa.DataType:

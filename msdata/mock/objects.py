@@ -80,13 +80,11 @@ class MockObject:
     """One object.
 
     Attributes:
-        mantis_id: 0 <= id < 10,000,000.
         sample: `galex` float32 (2, 32, 32), count/s; `panstarrs` float32 (5, 170, 170), counts;
             `unwise` float32 (2, 32, 32), counts.
         row: text of each catalog column; empty where it has no value.
     """
 
-    mantis_id: int
     sample: dict[str, NDArray[np.float32]]
     row: dict[str, str]
 
@@ -166,7 +164,7 @@ def _make_own(model: MockModel, seed: int, number: int, fault: Fault) -> MockObj
         "half_light_arcsec": "" if fault.kind == "blank" else f"{size_arcsec:.4f}",
         **_magnitudes(target.maggies),
     }
-    return MockObject(mantis_id=mantis_id(seed, number), sample=sample, row=row)
+    return MockObject(sample=sample, row=row)
 
 
 def _take_bands(made: MockObject, other: MockObject, bands: tuple[str, ...]) -> None:

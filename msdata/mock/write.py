@@ -21,7 +21,7 @@ from msdata.core.options import num_jobs
 from msdata.errors import StorageError, UsageError
 from msdata.mock.objects import NUM_IDS, MockModel, build_model, catalog_columns, make_object
 from msdata.mock.planted import Planting
-from msdata.sources import pickles
+from msdata.sources.pickles import object_bytes, object_path
 
 # Objects per task: enough to hide the megabyte of model that travels with it, few enough for
 # progress to move and for both ends of the work to finish together.
@@ -165,14 +165,10 @@ def _write_chunk(
     rows = []
     for number in numbers:
         made = make_object(model, seed, number, planting)
-        _save(object_path(out, made.mantis_id), made.sample)
+        path = object_path(made.row["mantis_id"], ".npy")
+        _save(out / "photometry" / path, made.sample)
         rows.append(made.row)
     return rows
-
-
-def object_path(out: Path, mantis_id: int) -> Path:
-    """The file of an object: four folders of one digit, then the 7-digit id."""
-    return out / "photometry" / pickles.object_path(f"{mantis_id:07d}", ".npy")
 
 
 def _save(path: Path, sample: Mapping[str, Any]) -> None:
@@ -181,7 +177,7 @@ def _save(path: Path, sample: Mapping[str, Any]) -> None:
     temporary = open_temporary(path)
     try:
         with os.fdopen(temporary.fd, "wb") as file:
-            file.write(pickles.object_bytes(sample))
+            file.write(object_bytes(sample))
         temporary.path.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
