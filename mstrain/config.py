@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from msdata.augment import AugmentConfig
-from msdata.cache.config import WARMUPS
+from msdata.cache.config import WARMUPS, CacheConfig
 from msdata.core.checked_json import JsonValue
 from msdata.errors import DataError, UsageError
 from msdata.plan.order import (
@@ -43,14 +44,13 @@ class DataConfig:
             the seed: a harm of known size, for a study that must show that it sees harm.
         policy: the loader's policy, see `msdata.Loader`.
         buffer_samples: samples in the shuffle buffer of policy "block".
-        cache_gib: shared memory of each node for its cache; 0 has none, None ("auto") takes what
-            is free.
-        cache_ssd_dir: folder on a local SSD for the cache's second tier.
-        cache_ssd_gib: GiB of that SSD per node.
-        cache_peers_dir: folder that all nodes see, where each node's cache service is found.
-        cache_job: what separates this job's cache from others; None takes the launcher's.
-        cache_warmup: "background" starts at once; "blocking" delays the first epoch until the
-            cache is full, so that runs that share it read nothing twice.
+        cache_gib: `memory_gib` of `msdata.CacheConfig`, which says what this and the next five
+            mean; 0 has no cache in memory, None is "auto".
+        cache_ssd_dir: its `ssd_dir`.
+        cache_ssd_gib: its `ssd_gib`.
+        cache_peers_dir: its `peers_dir`.
+        cache_job: its `job`.
+        cache_warmup: its `warmup`.
         cache_val: keep split "val" in a cache of its own, of the same size at most.
         backend: the augmenter's: "reference" (CPU), "dali", "torch", or "auto", which is DALI if
             the network is on a GPU. `compute.compile` compiles "torch", too.
@@ -87,6 +87,24 @@ class DataConfig:
         check_range("data.prefetch", self.prefetch, 1)
         check_share("data.label_noise", self.label_noise)
         check_positive("data.fraction", self.fraction, most=1)
+        self.cache()
+
+    def cache(self) -> CacheConfig | None:
+        """The loader's cache as the settings ask for it; None where they ask for none.
+
+        Raises:
+            UsageError: the settings of the cache do not go together.
+        """
+        if self.cache_gib == 0 and not self.cache_ssd_gib:
+            return None
+        return CacheConfig(
+            memory_gib=self.cache_gib,
+            ssd_dir=None if self.cache_ssd_dir is None else Path(self.cache_ssd_dir),
+            ssd_gib=self.cache_ssd_gib,
+            peers_dir=None if self.cache_peers_dir is None else Path(self.cache_peers_dir),
+            job=self.cache_job,
+            warmup=self.cache_warmup,
+        )
 
     def backend_on(self, device: str) -> str:
         """What makes the images of a network on "cpu" or "cuda"."""

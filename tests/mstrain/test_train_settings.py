@@ -102,6 +102,7 @@ def test_several_columns_of_reddening_take_the_place_of_one() -> None:
         ("ebv_columns=ebv_csfd", "model.ebv_columns=ebv_csfd cannot be read; write JSON"),
         ("precision=double", "compute.precision must be one of float32, bf16, fp16, got double"),
         ("policy=random", "data.policy must be one of shuffle"),
+        ("cache_ssd_gib=4", "an SSD tier needs both ssd_dir and ssd_gib, got None and 4.0"),
         ("rotation=left", "rotation must be one of any, exact, none, got 'left'"),
         ("crops={", "augment.crops={ cannot be read; write JSON"),
         ("surveys=galex", "write JSON, in quotes for the shell: 'augment.surveys=[\"galex\"]'"),
