@@ -19,7 +19,7 @@ import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from msdata.core.checksum import crc32c
 from msdata.core.files import open_temporary, publish, storage_error
 from msdata.dataset.block_writer import BlockWriter
-from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.shard import (
     Record,
     ShardSummary,
@@ -37,6 +36,9 @@ from msdata.dataset.shard import (
 )
 from msdata.errors import DataError, needing
 from msdata.schema import Schema, Survey
+
+if TYPE_CHECKING:
+    from msdata.dataset.coding import ArrayCoding
 
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20
