@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -135,7 +134,7 @@ def open_temporary(path: Path) -> Temporary:
         OSError: the file system refused.
     """
     while True:
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+        temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
         fd = os.open(temporary, _NEW_FILE, 0o666)
         # The lock tells it from the leftovers of killed processes, which are removed.
         if take_lock(fd) and os.fstat(fd).st_nlink:

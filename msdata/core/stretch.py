@@ -63,10 +63,19 @@ def sky_and_noise(finite: NDArray[np.float64]) -> tuple[float, float]:
     Returns:
         Both in the pixels' unit; the deviation is 0 only where all pixels are equal.
     """
-    sky = float(np.median(finite))
-    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(finite - sky)))
+    sky = _median(finite)
+    sigma = _MAD_TO_SIGMA * _median(np.abs(finite - sky))
     if sigma == 0:
         # So few counts that most pixels are equal: use the spread of the faint pixels.
         faint = finite[finite <= np.percentile(finite, 95)]
         sigma = float(faint.std()) or float(finite.std())
     return sky, sigma
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Computes what `numpy.median` does, in a third of its time for a thousand values."""
+    half = values.size // 2
+    first = half - 1 + values.size % 2
+    lower, upper = np.partition(values, (first, half), None)[[first, half]]
+    # Plus zero: of 0 and -0 any may lie in the middle.
+    return float((lower + upper) / 2) + 0.0

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from msdata.core.checksum import crc32c
 from msdata.core.files import refusals
 from msdata.dataset.block_writer import BlockWriter, pwrite_all
-from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.shard import FileShardWriter, Record, ShardSummary, array_views, metadata_text
 from msdata.errors import DataError, needing
 from msdata.schema import Schema, Survey
+
+if TYPE_CHECKING:
+    from msdata.dataset.coding import ArrayCoding
 
 SUFFIX = ".h5"
 _COPY_BYTES = 8 << 20

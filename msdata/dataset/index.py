@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from msdata.core.checked_json import open_regular
 from msdata.core.checked_table import check_table, open_table, reading
 from msdata.core.files import storage_error, whole_file
+from msdata.dataset import INDEX_NAME
 from msdata.dataset.added import AddedTable, JoinedTable, group_sizes
 from msdata.dataset.arrow_values import arrow_values, cast_exactly
 from msdata.dataset.coded_columns import coding_columns, coding_kinds, possible_columns
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-FILE_NAME = "index.parquet"
+FILE_NAME = INDEX_NAME
 # Small enough to read one split without its neighbors, large enough for fast columns.
 _ROW_GROUP_ROWS = 1 << 17
 _CURE = "restore it or pack again"

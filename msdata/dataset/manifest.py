@@ -22,11 +22,12 @@ from msdata.core.checked_json import (
 )
 from msdata.core.files import write_whole
 from msdata.core.trusted_names import check_shard_names
+from msdata.dataset import MANIFEST_NAME
 from msdata.dataset.coding import COMPRESSORS, ArrayCoding
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema, Survey
 
-FILE_NAME = "dataset.json"
+FILE_NAME = MANIFEST_NAME
 # Beside it: the source of each sample, and the rejected objects.
 SOURCES_NAME = "sources.parquet"
 REJECTED_NAME = "rejected.csv"

@@ -19,6 +19,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
@@ -26,10 +27,12 @@ import numpy as np
 from msdata.core.checksum import crc32c
 from msdata.core.files import write_whole
 from msdata.dataset.block_writer import BlockWriter
-from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.shard import FileShardWriter, Record, ShardSummary, array_views, metadata_text
 from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
+
+if TYPE_CHECKING:
+    from msdata.dataset.coding import ArrayCoding
 
 SUFFIX = ".tar"
 INDEX_SUFFIX = ".idx"
@@ -98,11 +101,17 @@ def _header_template() -> tuple[bytes, bytes, bytes, int]:
 _BEFORE, _BETWEEN, _AFTER, _BLANK_SUM = _header_template()
 
 
-def _member_header(name: bytes, nbytes: int) -> bytes:
+# Arrays of a data set have few sizes, texts a few hundred.
+@functools.lru_cache(maxsize=1024)
+def _size_part(nbytes: int) -> tuple[bytes, int]:
+    """Returns a header between name and checksum, and the sum of all its bytes but the name's."""
     size = b"%011o" % nbytes
-    total = _BLANK_SUM + sum(name) + sum(size)
-    name = name.ljust(_NAME_BYTES, b"\0")
-    return b"%b%b%b\0%b%06o\0 %b" % (name, _BEFORE, size, _BETWEEN, total, _AFTER)
+    return b"%b%b\0%b" % (_BEFORE, size, _BETWEEN), _BLANK_SUM + sum(size)
+
+
+def _member_header(name: bytes, nbytes: int) -> bytes:
+    part, total = _size_part(nbytes)
+    return b"%b%b%06o\0 %b" % (name.ljust(_NAME_BYTES, b"\0"), part, total + sum(name), _AFTER)
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,7 @@ class TarShardWriter(FileShardWriter):
         super().__init__(path)
         self._schema = schema
         self._codings = codings
+        self._members = None if codings else members_of(schema)
         self._max_key = max_key_nbytes(schema, is_coded=bool(codings))
         self._end = 0
         self._frame_crc = 0
@@ -192,7 +202,7 @@ class TarShardWriter(FileShardWriter):
         offsets: list[int] = []
         sizes: list[int] = []
         at, frame, pending = self._end, self._frame_crc, b""
-        members = members_of(self._schema, self._codings, record.codes)
+        members = self._members or members_of(self._schema, self._codings, record.codes)
         for member, view in zip(members, array_views(record), strict=True):
             nbytes = len(member.head) + view.nbytes
             name = b"%b.%b" % (key, member.suffix.encode())

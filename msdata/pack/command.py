@@ -8,7 +8,6 @@ import os
 import sys
 import time
 import traceback
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -70,6 +69,8 @@ def _run_here(args: argparse.Namespace, settings: PackSettings) -> PackReport:
 def _run_on_ranks(
     args: argparse.Namespace, settings: PackSettings, topology: Topology
 ) -> PackReport | None:
+    import uuid
+
     from msdata.core.mpi import communicator
     from msdata.pack.ranks import Ranks, serve_rank
     from msdata.pack.run import pack

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.dataset import coding_options
-from msdata.dataset.coding import ArrayCoding, encode
-from msdata.pack.settings import PackSettings
 from msdata.schema import Array, Schema
+
+# Imported where it is used: hardly any pack encodes.
+if TYPE_CHECKING:
+    from msdata.dataset.coding import ArrayCoding
+    from msdata.pack.settings import PackSettings
 
 
 def codings_of(schema: Schema, settings: PackSettings) -> tuple[ArrayCoding, ...]:
     """How a pack stores each array; see `coding_options.codings_of`."""
+    from msdata.dataset import coding_options
+
     return coding_options.codings_of(schema, settings.quantize, settings.compress)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A sample as its shard holds it.
 
     Attributes:
         arrays: what is stored, in the schema's order: uint8 (bytes,) if the data set is coded.
-        codes: dtype that each is stored as; empty for a data set that is not coded.
         metadata: what the sample's JSON member says of it.
         columns: its index columns.
+        codes: dtype that each is stored as; empty for a data set that is not coded.
     """
 
     arrays: tuple[Array, ...]
-    codes: tuple[str, ...] = ()
     metadata: Mapping[str, Any]
     columns: Mapping[str, Any]
+    codes: tuple[str, ...] = ()
 
 
 def encode_sample(
@@ -53,6 +55,8 @@ def encode_sample(
     """
     if not codings:
         return Stored(arrays=tuple(arrays), metadata={}, columns={})
+    from msdata.dataset.coding import encode
+
     stored: list[Array] = []
     kinds: list[str] = []
     crc = 0

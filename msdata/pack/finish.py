@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,9 @@ from msdata.sources.detect import is_packed
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# Unusable objects of a shard: position in its task, and why.
+_Rejects = Sequence[tuple[int, str]]
 
 
 class RejectLimit:
@@ -106,8 +109,8 @@ def finish_pack(
         DataError: every object was rejected.
         StorageError: the file system refused.
     """
-    table, sources, shards = _collect(state, plan, settings)
-    num_unusable = write_rejected(state, plan)
+    table, sources, shards, rejected = _collect(state, plan, settings)
+    num_unusable = write_rejected(state, plan, noted=rejected)
     if table is None:
         raise DataError(
             f"all {num_unusable} objects were rejected: {_kinds(state.out)}; see "
@@ -184,14 +187,16 @@ def _origin(settings: PackSettings) -> dict[str, Any]:
 
 def _collect(
     state: PackState, plan: PackPlan, settings: PackSettings
-) -> tuple[pa.Table | None, pa.Table, list[ShardInfo]]:
+) -> tuple[pa.Table | None, pa.Table, list[ShardInfo], dict[int, _Rejects]]:
+    """The index, the sources, the shards, and the unusable objects of each task."""
     import pyarrow as pa
 
-    rows, sources, shards = [], [], []
+    rows, sources, shards, rejected = [], [], [], dict[int, _Rejects]()
     codings = codings_of(plan.schema, settings)
     candidates = state.open_candidates()
     for number, part in enumerate(plan.slices):
         note = state.read_note(plan, number)
+        rejected[number] = note.facts.rejected
         if note.facts.nbytes is None or note.facts.frame_crc32c is None:
             continue
         taken = candidates.read_row_group(number).take(note.columns["position"])
@@ -209,8 +214,8 @@ def _collect(
             )
         )
     if not rows:
-        return None, pa.table({}), []
-    return pa.concat_tables(rows), pa.concat_tables(sources), shards
+        return None, pa.table({}), [], rejected
+    return pa.concat_tables(rows), pa.concat_tables(sources), shards, rejected
 
 
 def _index_rows(
@@ -260,21 +265,28 @@ def _with_numbers(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     return table, tuple(notes)
 
 
-def write_rejected(state: PackState, plan: PackPlan, unfinished: Sequence[Rejection] = ()) -> int:
+def write_rejected(
+    state: PackState,
+    plan: PackPlan,
+    unfinished: Sequence[Rejection] = (),
+    noted: Mapping[int, _Rejects] | None = None,
+) -> int:
     """Writes `rejected.csv` with the objects rejected so far; returns the number of its rows.
 
     Args:
         state: the state.
         plan: its plan.
         unfinished: unusable objects of shards that are not finished.
+        noted: those of finished shards, by number; None reads the shards' notes.
     """
+    if noted is None:
+        noted = {n: state.read_note(plan, n).facts.rejected for n in state.finished(plan)}
     rows = [tuple(r.values()) for r in state.read_rejected().to_pylist()]
     candidates = state.open_candidates()
     by_shard: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for rejection in unfinished:
         by_shard[rejection.number].append((rejection.position, rejection.reason))
-    for number in state.finished(plan):
-        by_shard[number] = list(state.read_note(plan, number).facts.rejected)
+    by_shard |= {number: list(rejected) for number, rejected in noted.items()}
     for number, rejected in by_shard.items():
         if not rejected:
             continue

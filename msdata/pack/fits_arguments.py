@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from msdata.errors import UsageError
 from msdata.pack.array_options import pairs_of
 from msdata.pack.settings import parse_missing
+from msdata.sources import SURVEYS
 from msdata.sources.detect import holds_fits
 from msdata.sources.fits_options import CALIBRATIONS, DEFAULT_PATTERNS, FitsOptions
-from msdata.sources.survey_file import SHIPPED, read_survey
+
+if TYPE_CHECKING:
+    from msdata.sources.survey_file import SurveyFile
 
 
 def add_fits_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +32,7 @@ def add_fits_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME|FILE",
         help="a survey's images: a TOML file, or one of "
-        + ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+        + ", ".join(sorted(path.stem for path in SURVEYS.glob("*.toml")))
         + "; repeatable",
     )
     group.add_argument(
@@ -56,7 +60,7 @@ def fits_options_of(
         UsageError: an option is malformed, or the source holds no FITS files.
     """
     given = [n for n in ("fits", "fits_bands", "fits_size", "calibrate") if getattr(args, n)]
-    surveys = tuple(map(read_survey, args.survey or ()))
+    surveys = _surveys_of(args.survey or ())
     names = [survey.name for survey in surveys]
     if len(set(names)) != len(names):
         raise UsageError(f"--survey must name distinct surveys, got {', '.join(names)}")
@@ -80,6 +84,14 @@ def fits_options_of(
         surveys=surveys,
         fills_missing=parse_missing(args.missing) is not None,
     )
+
+
+def _surveys_of(names: Sequence[str]) -> tuple[SurveyFile, ...]:
+    if not names:
+        return ()
+    from msdata.sources.survey_file import read_survey
+
+    return tuple(map(read_survey, names))
 
 
 def _size(name: str, value: str) -> int:

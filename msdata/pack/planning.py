@@ -174,6 +174,10 @@ def _described(survey: Survey, settings: PackSettings) -> Survey:
 _JSON_NBYTES = 512
 # Shards of coded samples are cut before these are encoded: few become larger than asked for.
 _SIZE_MARGIN = 1.1
+# A worker starts in the time in which another one packs about this much, and a sample costs as much
+# as so many bytes whatever its size.
+_WORKER_NBYTES = 128 << 20
+_SAMPLE_WORK_NBYTES = 64 << 10
 SUFFIXES = {"tar": tar.SUFFIX, "hdf5": hdf5.SUFFIX}
 
 
@@ -308,6 +312,13 @@ def tasks_left(state: PackState, plan: PackPlan) -> list[int]:
     """Numbers of the unfinished shards, the largest first so that none ends late."""
     left = set(range(len(plan.slices))) - set(state.finished(plan))
     return sorted(left, key=lambda n: (plan.slices[n].start - plan.slices[n].stop, n))
+
+
+def num_workers(plan: PackPlan, numbers: Sequence[int], jobs: int) -> int:
+    """How many worker processes pack the given shards soonest; at least one, at most `jobs`."""
+    num_samples = sum(plan.slices[n].stop - plan.slices[n].start for n in numbers)
+    work_nbytes = num_samples * (plan.schema.sample_nbytes + _SAMPLE_WORK_NBYTES)
+    return max(1, min(jobs, len(numbers), -(-work_nbytes // _WORKER_NBYTES)))
 
 
 def make_tasks(

@@ -1,8 +1,9 @@
 """Worker processes on this node, each a fresh interpreter on a pipe.
 
-They start while the parent still lists the objects. The executors of the standard library and of
-mpi4py start no faster, wait for running shards when a signal comes (8 s in place of 0.1 s), do not
-say what killed a process, and mpi4py's leaves one rank idle.
+The first starts while the parent still lists the objects, the others when they are known to have
+enough to do. The executors of the standard library and of mpi4py start no faster, wait for running
+shards when a signal comes (8 s in place of 0.1 s), do not say what killed a process, and mpi4py's
+leaves one rank idle.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from msdata.core.files import TEMPORARY_SUFFIX
+from msdata.core.pipe import Pipe, open_pipe, wait_for
 from msdata.errors import MsdataError
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import ShardTask
@@ -79,19 +79,17 @@ class Transport(Protocol):
 
 
 class Pipes:
-    """A context manager that owns the worker processes; implements `Transport`.
+    """A context manager that owns the worker processes, at first one; implements `Transport`.
 
     Args:
-        num_workers: processes to start.
         settings: settings of the pack; each worker opens the source itself.
         lock_fd: the folder's lock, which each worker keeps for as long as it lives.
     """
 
-    def __init__(self, num_workers: int, settings: PackSettings, lock_fd: int) -> None:
+    def __init__(self, settings: PackSettings, lock_fd: int) -> None:
         self._settings = settings
-        self._num_workers = num_workers
         self._lock_fd = lock_fd
-        self._pipes: list[tuple[Worker, Connection, subprocess.Popen[bytes]]] = []
+        self._pipes: list[tuple[Worker, Pipe, subprocess.Popen[bytes]]] = []
 
     @property
     def workers(self) -> list[Worker]:
@@ -99,44 +97,59 @@ class Pipes:
         return [worker for worker, _, _ in self._pipes]
 
     def __enter__(self) -> Pipes:
+        try:
+            self.start(1)
+        except BaseException:
+            self._stop_all()
+            raise
+        return self
+
+    def start(self, num_workers: int) -> None:
+        """Starts processes until there are so many.
+
+        Raises:
+            MsdataError: the system refused.
+        """
         # A signal's mask is inherited: Ctrl-C reaches all processes of the terminal, but only the
         # parent is to act on it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for _ in range(self._num_workers):
+            for _ in range(len(self._pipes), num_workers):
                 self._start()
         except OSError as error:
-            self._stop_all()
             raise MsdataError(
-                f"cannot start {self._num_workers} worker processes of {sys.executable}: "
+                f"cannot start {num_workers} worker processes of {sys.executable}: "
                 f"{error.strerror}; give a smaller --jobs, or check the permissions of that file"
             ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return self
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [
-                *(sys.executable, "-P", "-c", _BOOTSTRAP, str(Path(__file__).parents[2])),
-                *(str(theirs.fileno()), str(self._settings.source)),
-                json.dumps(self._settings.source_options()),
-            ]
+        pipe, theirs = open_pipe()
+        command = [
+            *(sys.executable, "-P", "-c", _BOOTSTRAP, str(Path(__file__).parents[2])),
+            *(str(theirs.receive_fd), str(theirs.send_fd), str(self._settings.source)),
+            json.dumps(self._settings.source_options()),
+        ]
+        try:
             process = subprocess.Popen(
                 command,
-                pass_fds=(theirs.fileno(), self._lock_fd),
+                pass_fds=(theirs.receive_fd, theirs.send_fd, self._lock_fd),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **_ENVIRONMENT},
             )
-        connection = Connection(ours.detach())
+        except BaseException:
+            pipe.close()
+            raise
+        finally:
+            theirs.close()
 
         def send(task: ShardTask | None) -> None:
             # If it died, `messages` finds its last words and how it ended.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.send(task)
+            with suppress(BrokenPipeError):
+                pipe.send(task)
 
-        self._pipes.append((Worker(send=send), connection, process))
+        self._pipes.append((Worker(send=send), pipe, process))
 
     def messages(self, wait_s: float) -> Iterator[tuple[Worker, Any]]:
         """Yields what workers have sent, after at most `wait_s` seconds.
@@ -144,20 +157,19 @@ class Pipes:
         Raises:
             MsdataError: a worker died.
         """
-        running = [pipe for pipe in self._pipes if not pipe[0].is_finished]
-        ready = wait([connection for _, connection, _ in running], wait_s)
-        for worker, connection, process in running:
-            if connection in ready:
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    raise _death(process.wait()) from None
-                yield worker, message
+        running = {pipe: (w, process) for w, pipe, process in self._pipes if not w.is_finished}
+        for pipe in wait_for([*running], wait_s):
+            worker, process = running[pipe]
+            try:
+                message = pipe.receive()
+            except EOFError:
+                raise _death(process.wait()) from None
+            yield worker, message
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
-            for _, connection, process in self._pipes:
-                connection.close()
+            for _, pipe, process in self._pipes:
+                pipe.close()
                 process.wait()
         else:
             self._stop_all()
@@ -173,9 +185,9 @@ class Pipes:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            for worker, connection, process in self._pipes:
+            for worker, pipe, process in self._pipes:
                 process.kill()
-                connection.close()
+                pipe.close()
                 process.wait()
                 for path in worker.unfinished.values():
                     _remove_parts(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,7 @@ class Preparation:
             raise UsageError(f"--max-nan-fraction must be 0 to 1, got {self.max_nan_fraction}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """An object after preparation.
 
     Attributes:
@@ -109,19 +108,22 @@ def _prepare_array(
     sample: Mapping[str, Any], survey: Survey, preparation: Preparation
 ) -> tuple[Array, tuple[int, ...], tuple[int, ...], list[str]]:
     """One array of an object; pixels filled and pixels NaN by band, and bands that are missing."""
-    fill, names = preparation.fill, _band_names(survey)
+    fill = preparation.fill
     if fill is not None and survey.name not in sample:
         array = _filler(survey, fill)
-        return array, (), count_nan(array, survey), names
+        return array, (), count_nan(array, survey), _band_names(survey)
     array = conform(sample, survey)
+    is_filled = survey.name in preparation.inpaint
+    num_nan = count_nan(array, survey, is_stack=is_filled)
+    if not num_nan and not isinstance(sample, PackedSample):
+        return array, (), (), uncovered_bands(array, survey)
+    names = _band_names(survey)
     num_filled: tuple[int, ...] = ()
     missing: set[str] = set()
     if isinstance(sample, PackedSample):
         missing = {*sample.missing_bands} & {*names}
         if sample.num_filled.get(survey.name):
             num_filled = (sample.num_filled[survey.name],)
-    is_filled = survey.name in preparation.inpaint
-    num_nan = count_nan(array, survey, is_stack=is_filled)
     if num_nan:
         is_blank = np.equal(num_nan, array.size // len(num_nan))
         is_named = len(num_nan) == len(names)
@@ -257,9 +259,12 @@ def _is_finite(array: Array) -> bool:
     """
     if array.dtype.char in "fd":
         flat = array.reshape(-1)
-        parts = (flat[i : i + _SUMMED_AT_ONCE] for i in range(0, len(flat), _SUMMED_AT_ONCE))
         with np.errstate(over="ignore", invalid="ignore"):
-            if all(math.isfinite(np.dot(part, part)) for part in parts):
+            for start in range(0, len(flat), _SUMMED_AT_ONCE):
+                part = flat[start : start + _SUMMED_AT_ONCE]
+                if not math.isfinite(np.dot(part, part)):
+                    break
+            else:
                 return True
     return bool(np.isfinite(array).all())
 
@@ -320,7 +325,9 @@ def _painted(band_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_]) -> NDArra
     noise = noise or high - low
     scale = min(_INPAINT_NOISE / noise, _INPAINT_PEAK / max(high - sky, sky - low))
     # In a band's first rows OpenCV looks under the mask: NaN would spread, the sky does no harm.
-    scaled = (band_HW.astype(np.float64) - sky) * scale
+    scaled = band_HW.astype(np.float64)
+    scaled -= sky
+    scaled *= scale
     scaled[mask_HW] = 0
     painted = cv2.inpaint(
         scaled.astype(np.float32), mask_HW.view(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA

@@ -19,7 +19,7 @@ from msdata.dataset.manifest import Manifest, read_manifest
 from msdata.errors import MsdataError
 from msdata.pack.finish import RejectLimit, finish_pack, num_rejected, write_rejected_so_far
 from msdata.pack.folder_lock import folder_lock
-from msdata.pack.planning import make_plan, make_tasks, tasks_left
+from msdata.pack.planning import make_plan, make_tasks, num_workers, tasks_left
 from msdata.pack.pool import Pipes, Transport
 from msdata.pack.settings import PackSettings
 from msdata.pack.shard_task import Rejection, ShardResult, ShardTask
@@ -72,7 +72,7 @@ def pack_folder(
         source: folder with the objects.
         out: folder of the data set; new, empty, or to resume.
         catalog: table of labels: CSV, TSV, Parquet, FITS, VOTable or ECSV; None packs without.
-        jobs: worker processes; None means one per core.
+        jobs: worker processes, at most; None means one per core.
         resume: resume an unfinished pack; a finished one stays unchanged.
         max_rejected: stop if more objects than this are unusable; None never stops.
         is_quiet: show no progress line.
@@ -115,7 +115,7 @@ def pack(
 
     Args:
         settings: the settings of the pack.
-        jobs: worker processes.
+        jobs: worker processes, at most; a small data set is packed by fewer.
         resume: resume an unfinished pack; a finished one stays unchanged.
         max_rejected: stop if more objects than this are unusable; None never stops.
         is_quiet: show no progress line.
@@ -138,10 +138,11 @@ def pack(
         # Another pack may have held the lock and finished the data set meanwhile.
         if state.is_complete:
             return _finished_report(state, settings)
-        with Pipes(jobs, settings, lock_fd) as pipes:
+        with Pipes(settings, lock_fd) as pipes:
             plan = make_plan(state, settings)
             limit = RejectLimit(num_rejected(state, plan), max_rejected, state.out)
             left = tasks_left(state, plan)
+            pipes.start(num_workers(plan, left, jobs))
             if ranks is not None:
                 ranks.start(lock_fd)
             driver = _Driver([pipes, *([] if ranks is None else [ranks])], plan, left, limit)

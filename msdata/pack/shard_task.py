@@ -11,23 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c_of_parts
-from msdata.dataset.coding import ArrayCoding, wider
-from msdata.dataset.hdf5 import Hdf5ShardWriter
-from msdata.dataset.hdf5_coded import CodedHdf5Writer
 from msdata.dataset.shard import Record, ShardSummary, ShardWriter
-from msdata.dataset.tar import TarShardWriter
 from msdata.errors import SampleError
 from msdata.pack.encode import encode_sample
 from msdata.pack.prepare import Preparation, prepare
 from msdata.pack.read_ahead import NUM_READERS, read_in_order, read_sample
 from msdata.schema import Sample, Schema
 from msdata.sources.source import PackedSample, Source
+
+if TYPE_CHECKING:
+    from msdata.dataset.coding import ArrayCoding
 
 # A reader hands over several small objects at a time, because handing over takes 10 µs.
 _RUN_NBYTES = 1 << 19
@@ -111,8 +110,7 @@ class Progress(Protocol):
         """Counts an unusable object."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Ready:
+class _Ready(NamedTuple):
     """A prepared object, and its index columns."""
 
     record: Record
@@ -252,6 +250,8 @@ def _fill(
             if is_uniform:
                 codes = codes or outcome.record.codes
                 if outcome.record.codes != codes:
+                    from msdata.dataset.coding import wider
+
                     return tuple(map(wider, codes, outcome.record.codes))
             packed.writer.append(outcome.record)
         except SampleError as error:
@@ -267,13 +267,20 @@ def _fill(
 
 
 def _open_writer(task: ShardTask) -> ShardWriter:
+    # Each worker of a pack imports the one that it needs.
     if task.container == "tar":
+        from msdata.dataset.tar import TarShardWriter
+
         return TarShardWriter(task.path, task.schema, task.codings)
     count = len(task.sample_ids)
     if task.codings:
+        from msdata.dataset.hdf5_coded import CodedHdf5Writer
+
         return CodedHdf5Writer(
             task.path, task.schema, task.codings, max_samples=count, chunked=task.chunked
         )
+    from msdata.dataset.hdf5 import Hdf5ShardWriter
+
     return Hdf5ShardWriter(task.path, task.schema, max_samples=count, chunked=task.chunked)
 
 
@@ -296,9 +303,8 @@ def _reader(
         labels, sample_id = task.labels[position], task.sample_ids[position]
         sample = read_sample(source, path, row, labels)
         prepared = prepare(sample, schema, task.preparation)
-        stored = encode_sample(
-            prepared.arrays, task.codings, _steps_at(task, sample, position), codes
-        )
+        steps = _steps_at(task, sample, position) if task.codings else {}
+        stored = encode_sample(prepared.arrays, task.codings, steps, codes)
         crc = crc32c_of_parts(stored.arrays)
         metadata = {
             "sample_id": sample_id,

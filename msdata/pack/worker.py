@@ -16,10 +16,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from msdata.core.pipe import Pipe
 from msdata.errors import MsdataError
 from msdata.pack.shard_task import Rejection, ShardTask, run_tasks
 from msdata.sources.arrays.options import ArrayOptions
@@ -120,7 +120,7 @@ def main() -> None:
         exit_code = 0
     except SystemExit as error:
         exit_code = int(error.code or 0)
-    except (BrokenPipeError, ConnectionResetError, EOFError):
+    except (BrokenPipeError, EOFError):
         # The parent has ended.
         exit_code = 1
     finally:
@@ -130,14 +130,14 @@ def main() -> None:
 
 
 def _serve_pipe() -> None:
-    connection = Connection(int(sys.argv[1]))
-    said = json.loads(sys.argv[3])
+    pipe = Pipe(int(sys.argv[1]), int(sys.argv[2]))
+    said = json.loads(sys.argv[4])
     parent = os.getppid()
     lock = threading.Lock()
 
     def send(message: Any) -> None:
         with lock:
-            connection.send(message)
+            pipe.send(message)
 
     def check() -> None:
         if os.getppid() != parent:
@@ -147,8 +147,8 @@ def _serve_pipe() -> None:
     try:
         fits = FitsOptions.from_json(said["fits"]) if said["fits"] else None
         arrays = ArrayOptions(**said["arrays"]) if said["arrays"] else None
-        serve(detect_source(Path(sys.argv[2]), fits, arrays), connection.recv, send, check)
-    except (BrokenPipeError, ConnectionResetError, EOFError):
+        serve(detect_source(Path(sys.argv[3]), fits, arrays), pipe.receive, send, check)
+    except (BrokenPipeError, EOFError):
         raise
     except Exception as error:  # handed to the parent, which raises it
         if not isinstance(error, MsdataError):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 from msdata.core.files import storage_error
-from msdata.dataset.index import FILE_NAME as INDEX_NAME
-from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
+from msdata.dataset import INDEX_NAME, MANIFEST_NAME
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
 from msdata.sources.arrays.options import ArrayOptions, find_kind
@@ -158,6 +156,8 @@ def holds_fits(root: Path) -> bool:
 
 def _suggestion(path: Path) -> str:
     """Names the sibling that a typo was probably meant to be."""
+    import difflib
+
     parent = path.absolute().parent
     if not parent.is_dir():
         return f": {parent} does not exist either; check the path"

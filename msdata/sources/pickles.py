@@ -9,7 +9,6 @@ array stands aligned: NumPy's loops and OpenCV copy arrays that are not.
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -340,6 +339,9 @@ def object_path(sample_id: str, suffix: str) -> PurePosixPath:
             four digits of its hash.
         suffix: what follows the id in the file's name, with the dot.
     """
+    # Packs only read, and the import takes as long as reading ten objects.
+    import hashlib
+
     digits = sample_id if sample_id.isdigit() else hashlib.sha256(sample_id.encode()).hexdigest()
     return PurePosixPath(*digits[:4], sample_id + suffix)
 

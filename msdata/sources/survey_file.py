@@ -19,9 +19,10 @@ from msdata.core.checked_json import JsonValue, Within
 from msdata.core.files import storage_error
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import MANTIS_SHRIMP, Survey
+from msdata.sources import SURVEYS
 from msdata.sources.fits_image import AUXILIARY, Photometry
 
-SHIPPED = Path(__file__).parent / "surveys"
+SHIPPED = SURVEYS
 _MAX_NBYTES = 1 << 16
 _CURE = "correct it, see the shipped ones in msdata/sources/surveys"
 _NANOMAGGIES = ("nanomaggy", "nanomaggies", "nmgy", "nanomgy")

@@ -7,10 +7,13 @@ A nanomaggy is the flux of AB magnitude 22.5; of a source of f nanomaggies in al
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from msdata.errors import SampleError
 from msdata.schema import Survey
-from msdata.sources.fits_image import Photometry
+
+if TYPE_CHECKING:
+    from msdata.sources.fits_image import Photometry
 
 NANOMAGGY = "nanomaggy"
 NANOMAGGY_ZERO_POINT = 22.5

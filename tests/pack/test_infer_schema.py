@@ -10,8 +10,10 @@ import packing
 import pytest
 
 from msdata.errors import DataError, SampleError, UsageError
+from msdata.pack.candidates import ShardSlice
 from msdata.pack.columns import check_array_names, label_names, scalar_names
-from msdata.pack.planning import infer_schema, schema_of, with_pixel_scales
+from msdata.pack.planning import infer_schema, num_workers, schema_of, with_pixel_scales
+from msdata.pack.state import PackPlan
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.pickles import PickleTree
 
@@ -105,3 +107,20 @@ def test_entries_that_shards_leave_out_are_named(tmp_path: Path) -> None:
     process = packing.pack(tmp_path / "o", tmp_path / "out", "--jobs", "1")
     assert process.returncode == 0, process.stderr
     assert "objects hold 'survey', 'is_star', which shards leave out" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_shards", "jobs", "expected"),
+    [(100, 4, 16, 1), (2000, 24, 2, 2), (2000, 24, 16, 10), (100_000, 24, 64, 24), (1, 1, 8, 1)],
+)
+def test_small_data_sets_are_packed_by_few_workers(
+    num_samples: int, num_shards: int, jobs: int, expected: int
+) -> None:
+    edges = [num_samples * n // num_shards for n in range(num_shards + 1)]
+    slices = tuple(
+        ShardSlice(split="train", name=f"shard-{n:06d}.tar", start=edges[n], stop=edges[n + 1])
+        for n in range(num_shards)
+    )
+    plan = PackPlan(schema=MANTIS_SHRIMP, slices=slices, label_columns=(), num_rejected=0, notes=())
+    assert num_workers(plan, range(num_shards), jobs) == expected
+    assert num_workers(plan, [], jobs) == 1
