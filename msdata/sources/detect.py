@@ -6,7 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
 from msdata.dataset.manifest import FILE_NAME as MANIFEST_NAME
 from msdata.errors import UsageError
@@ -37,10 +37,8 @@ def detect_source(
         UsageError: the path is missing, or not a folder.
         StorageError: the file system refused to say.
     """
-    try:
+    with refusals("look into", root):
         return _detect(root, fits, arrays)
-    except OSError as error:
-        raise storage_error("look into", root, error) from error
 
 
 def _detect(root: Path, fits: FitsOptions | None, arrays: ArrayOptions | None) -> Source:
@@ -116,10 +114,8 @@ def _of_arrays(root: Path, options: ArrayOptions) -> Source:
 
 def is_packed(root: Path) -> bool:
     """Whether a folder is a packed data set."""
-    try:
+    with refusals("look into", root):
         return all((root / name).exists() for name in (MANIFEST_NAME, INDEX_NAME))
-    except OSError as error:
-        raise storage_error("look into", root, error) from error
 
 
 def holds_fits(root: Path) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from msdata.core.checked_json import parse_json
+from msdata.core.checked_json import JsonValue
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 from msdata.sources.survey_file import SurveyFile, check_not_auxiliary
@@ -132,10 +132,7 @@ class FitsOptions:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> FitsOptions:
         """The inverse of `to_json`."""
-        bands = {name: tuple(bands) for name, bands in fields["bands"].items()}
-        text = json.dumps(fields.get("surveys", []))
-        surveys = parse_json(text, "survey", cure="").read_as(tuple[SurveyFile, ...])
-        return cls(**{**fields, "bands": bands, "surveys": surveys})
+        return JsonValue(dict(fields), "the FITS options", cure="").read_as(cls)
 
 
 def zero_point_name(array: str, band: str) -> str:
