@@ -49,7 +49,7 @@ FREE_PACKAGES_OF = {"msdata": FREE_PACKAGES, "mstrain": FREE_PACKAGES | {"torch"
 HOMES: dict[str, set[str]] = {
     "requests": {"msdata/fetch/client.py"},
     "h5py": {"msdata/dataset/hdf5.py"},
-    "zarr": {"msdata/sources/arrays/zarr_stack.py"},
+    "zarr": {"msdata/sources/arrays/formats.py"},
     "numcodecs": {"msdata/dataset/blosc_chunk.py"},
     "mpi4py": {"msdata/core/mpi.py"},
     "zmq": {"msdata/cache/transport/zmq_transport.py"},

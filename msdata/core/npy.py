@@ -6,12 +6,15 @@ a file, a member of a tar or of a zip file, bytes in memory.
 
 from __future__ import annotations
 
+import threading
 import tokenize
 import warnings
 from typing import IO, Any
 
 import numpy as np
 
+# CPython 3.11's parser raises SystemError where several threads parse Python's literals at once.
+PARSING = threading.Lock()
 _BROKEN = (TypeError, SyntaxError, EOFError, RecursionError, MemoryError, tokenize.TokenError)
 
 
@@ -28,7 +31,7 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
         ValueError: it is not a header of a whole array.
     """
     try:
-        with warnings.catch_warnings():
+        with PARSING, warnings.catch_warnings():
             # Python 2's headers are read more slowly, which numpy warns of.
             warnings.simplefilter("ignore", UserWarning)
             version = np.lib.format.read_magic(file)

@@ -175,10 +175,6 @@ class JoinedTable:
             parts |= dict(zip(read.column_names, read.columns, strict=True))
         return pa.table({name: parts[name] for name in wanted})
 
-    def read_row_group(self, group: int, columns: Sequence[str], **options: Any) -> pa.Table:
-        """Reads one row group."""
-        return self.read_row_groups([group], columns, **options)
-
 
 def check_added(path: Path, table: AddedTable) -> None:
     """Refuses a side table that is missing or altered.

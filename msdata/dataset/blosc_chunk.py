@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import MissingPackageError
+from msdata.errors import needing
 
 _BITSHUFFLE = 2
 # Of the header: version, format, flags, bytes per value; bytes, bytes of a block, bytes stored.
@@ -56,12 +56,8 @@ def thread_room(name: str, nbytes: int) -> NDArray[np.uint8]:
 
 @functools.cache
 def _numcodecs() -> Any:
-    try:
+    with needing("compressed arrays need numcodecs", "coded"):
         from numcodecs import blosc
-    except ImportError as error:
-        raise MissingPackageError(
-            "compressed arrays need numcodecs: run pip install 'msdata[coded]'"
-        ) from error
     return blosc
 
 

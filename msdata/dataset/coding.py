@@ -87,11 +87,6 @@ class ArrayCoding:
         is_by_band = len(self.shape) == 3 and self.shape[0] <= min(self.shape[1:])
         return self.shape[0] if is_by_band else 1
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the stored bytes are the array's."""
-        return self.quantize is None and self.compress == "none"
-
     def nbytes_of(self, kind: str) -> int:
         """Bytes of the array, or of its codes, before compression."""
         return math.prod(self.shape) * np.dtype(kind).itemsize

@@ -55,11 +55,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
 
 def _reopen(path: Path, fingerprint: str, split: str | None = None) -> Dataset | Split:
-    """Reopens a pickled data set or split.
-
-    Raises:
-        DataError: the folder holds another data set now.
-    """
+    """Reopens a pickled data set or split, unless the folder holds another data set now."""
     data = open_dataset(path)
     if data.manifest.fingerprint != fingerprint:
         raise DataError(
@@ -382,14 +378,7 @@ class Split:
         """Reads the stored bytes of one sample's arrays, unchecked; also returns their shard."""
         rows, spans = np.array([row]), self.spans
         file = self.files.open(int(spans.shards(rows)[0]))
-        stored = []
-        for nbytes, offset in zip(
-            self.array_nbytes[row].tolist(), spans.offsets(rows)[0].tolist(), strict=True
-        ):
-            buffer = np.empty(nbytes, np.uint8)
-            file.read_into([buffer.data], offset)
-            stored.append(buffer)
-        return stored, file
+        return file.read_arrays(spans.offsets(rows)[0], self.array_nbytes[row]), file
 
     def __reduce__(self) -> tuple[Any, ...]:
         data = self.dataset

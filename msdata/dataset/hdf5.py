@@ -117,9 +117,39 @@ def _skeleton(
         OSError: the system refused.
     """
     _check_limit(schema, num_samples, records)
+    chunked, codings = layout
+    h5py = import_h5py()
+    offsets = np.zeros((num_samples, len(schema.arrays)), np.int64)
     fd = os.memfd_create("msdata-skeleton", os.MFD_CLOEXEC)
     try:
-        yield fd, _make_skeleton(Path(f"/proc/self/fd/{fd}"), schema, num_samples, records, layout)
+        # libver 1.10 has the chunk index without a B-tree; no times, which would differ run by run.
+        with (
+            system_errors(),
+            h5py.File(
+                Path(f"/proc/self/fd/{fd}"),
+                "w",
+                # Same layout as the default driver, which does not accept files without a name.
+                driver="stdio",
+                locking=False,
+                libver=("v110", "v110"),
+                track_order=False,
+                alignment_threshold=_ALIGNMENT,
+                alignment_interval=_ALIGNMENT,
+            ) as file,
+        ):
+            file.attrs["format"] = "msdata"
+            for a, array in enumerate(schema.arrays if num_samples else ()):
+                properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+                if chunked:
+                    properties.set_chunk((1, *array.shape) if array.shape else (1,))
+                space = h5py.h5s.create_simple((num_samples, *array.shape))
+                coding = codings[a] if codings else None
+                dataset = create_dataset(file, array, coding, properties, space)
+                offsets[:, a] = _sample_offsets(dataset, num_samples, array.nbytes)
+            if records:
+                write_columns(file, records, codings)
+        yield fd, offsets
     finally:
         os.close(fd)
 
@@ -142,44 +172,6 @@ def _check_limit(
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
-def _make_skeleton(
-    path: Path,
-    schema: Schema,
-    num_samples: int,
-    records: Sequence[tuple[str, dict[str, Any]]],
-    layout: tuple[bool, Sequence[ArrayCoding]],
-) -> NDArray[np.int64]:
-    chunked, codings = layout
-    h5py = import_h5py()
-    # libver 1.10 has the chunk index without a B-tree; no times, which would differ run by run.
-    with (
-        system_errors(),
-        h5py.File(
-            path,
-            "w",
-            # Same layout as the default driver, which does not accept files without a name.
-            driver="stdio",
-            locking=False,
-            libver=("v110", "v110"),
-            track_order=False,
-            alignment_threshold=_ALIGNMENT,
-            alignment_interval=_ALIGNMENT,
-        ) as file,
-    ):
-        file.attrs["format"] = "msdata"
-        offsets = np.zeros((num_samples, len(schema.arrays)), np.int64)
-        if num_samples:
-            for a, array in enumerate(schema.arrays):
-                dataset = _reserve(h5py, file, array, num_samples, chunked)
-                coding = codings[a] if codings else None
-                for name, value in attributes(array, coding).items():
-                    dataset.attrs[name] = value
-                offsets[:, a] = _sample_offsets(dataset, num_samples, array.nbytes)
-        if records:
-            write_columns(file, records, codings)
-    return offsets
-
-
 @contextmanager
 def system_errors() -> Iterator[None]:
     """Turns h5py's RuntimeError about a system error on closing into an OSError."""
@@ -192,22 +184,24 @@ def system_errors() -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
-def _reserve(h5py: Any, file: Any, array: Survey, num_samples: int, chunked: bool) -> Any:
-    """Creates a dataset with space allocated now and never filled."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+def create_dataset(
+    file: Any, array: Survey, coding: ArrayCoding | None, properties: Any, space: Any
+) -> Any:
+    """Creates an array's dataset, which is never filled, with its attributes.
+
+    Args:
+        file: the open file of h5py.
+        array: the array, with the dtype that is stored.
+        coding: how a coded data set stores it.
+        properties: h5py's properties of the dataset.
+        space: h5py's space, samples first.
+    """
+    h5py = import_h5py()
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)
-    if chunked:
-        properties.set_chunk((1, *array.shape) if array.shape else (1,))
-    space = h5py.h5s.create_simple((num_samples, *array.shape))
     kind = h5py.h5t.py_create(array.numpy_dtype, logical=True)
     h5py.h5d.create(file.id, array.name.encode(), kind, space, properties)
-    return file[array.name]
-
-
-def attributes(array: Survey, coding: ArrayCoding | None) -> dict[str, Any]:
-    """Attributes of an array's dataset."""
+    dataset = file[array.name]
     fields = {
         "quantize": None if coding is None else coding.quantize,
         "compress": None if coding is None else coding.compress,
@@ -217,7 +211,10 @@ def attributes(array: Survey, coding: ArrayCoding | None) -> dict[str, Any]:
         "unit": array.unit,
         "zero_points_ab": array.zero_points_ab,
     }
-    return {name: value for name, value in fields.items() if value not in (None, "")}
+    for name, value in fields.items():
+        if value not in (None, ""):
+            dataset.attrs[name] = value
+    return dataset
 
 
 def _sample_offsets(dataset: Any, num_samples: int, nbytes: int) -> NDArray[np.int64]:

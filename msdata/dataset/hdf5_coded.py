@@ -284,13 +284,6 @@ def _create(h5py: Any, file: Any, array: Any, coding: ArrayCoding, max_samples: 
     # Optional: h5py need not know the filter to write chunks.
     flags = h5py.h5z.FLAG_OPTIONAL
     properties.set_filter(_BLOSC, flags, (*values, _CODECS[coding.compress]))
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
     # Resized to the samples that are written.
     space = h5py.h5s.create_simple((max_samples, *shape), (max_samples, *shape))
-    kind = h5py.h5t.py_create(array.numpy_dtype, logical=True)
-    h5py.h5d.create(file.id, array.name.encode(), kind, space, properties)
-    dataset = file[array.name]
-    for name, value in hdf5.attributes(array, coding).items():
-        dataset.attrs[name] = value
-    return dataset
+    return hdf5.create_dataset(file, array, coding, properties, space)

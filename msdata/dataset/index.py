@@ -13,9 +13,10 @@ has `dtype_{array}` (string, dtype of its codes) and `step_{array}` (list of flo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from msdata.core.checked_json import open_regular
 from msdata.core.checked_table import check_table, open_table, reading
-from msdata.core.files import storage_error, whole_file
+from msdata.core.files import whole_file
 from msdata.dataset import INDEX_NAME
 from msdata.dataset.added import AddedTable, JoinedTable, group_sizes
 from msdata.dataset.arrow_values import arrow_values, cast_exactly
@@ -216,6 +217,11 @@ class IndexFile:
         is_verified: the caller has compared its checksum with the manifest's already.
         has_added: read the columns of `msdata index add`, too.
 
+    Attributes:
+        path: the file.
+        added: entries of the side tables.
+        group_sizes: rows of each row group.
+
     Raises:
         DataError: a file is missing, damaged, or belongs to another data set.
         StorageError: the file system refused.
@@ -241,53 +247,52 @@ class IndexFile:
         # Reads of one file by several threads at once end the process.
         self._lock = threading.Lock()
         self._fixed = frozenset(fixed_columns(manifest.schema, manifest.codings))
+        self.group_sizes = group_sizes(file)
         self._row_groups = self._split_row_groups(manifest)
         self._last_group: tuple[int, Any] = (-1, None)
 
     def _check_sha256(self, expected: str) -> None:
-        try:
+        with reading(self.path, _CURE):
             found = file_sha256(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise
-        except OSError as error:
-            raise storage_error("read", self.path, error) from error
         if found != expected:
             raise DataError(
                 f"{self.path} was altered or truncated: SHA-256 {found[:16]}..., expected "
                 f"{expected[:16]}...; {_CURE}"
             )
 
-    def _read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
+    def _checked(self, read: Callable[[], pa.Table], num_rows: int) -> pa.Table:
         with self._lock, reading(self.path, _CURE):
-            table = self._file.read_row_groups(list(groups), columns=list(columns))
+            table = read()
+            # Validates texts too: invalid UTF-8 would fail later, far from here.
             table.validate(full=True)
-        fixed = [name for name in columns if name in self._fixed]
+        fixed = [name for name in table.column_names if name in self._fixed]
         check_table(table, self.path, fixed, cure=_CURE, num_rows=num_rows)
         return table
+
+    def _read_groups(
+        self, groups: Sequence[int], columns: Sequence[str], *, use_threads: bool = True
+    ) -> pa.Table:
+        read = functools.partial(
+            self._file.read_row_groups, list(groups), list(columns), use_threads=use_threads
+        )
+        return self._checked(read, sum(self.group_sizes[g] for g in groups))
 
     @property
     def column_names(self) -> list[str]:
         """Names of all columns, in order."""
         return list(self._schema.names)
 
-    @property
-    def group_sizes(self) -> list[int]:
-        """Rows of each row group."""
-        return group_sizes(self._file)
-
     def _split_row_groups(self, manifest: Manifest) -> dict[str, list[int]]:
         sizes = dict.fromkeys(manifest.splits, 0)
         for shard in manifest.shards:
             sizes[shard.split] += shard.num_samples
         groups: dict[str, list[int]] = {}
-        group = 0
+        numbers = iter(range(len(self.group_sizes)))
         for name, left in sizes.items():
             groups[name] = []
-            while left > 0 and group < self._file.metadata.num_row_groups:
-                left -= self._file.metadata.row_group(group).num_rows
+            while left > 0 and (group := next(numbers, None)) is not None:
+                left -= self.group_sizes[group]
                 groups[name].append(group)
-                group += 1
             if left:
                 raise DataError(
                     f"{self.path}: a row group must end with the rows of split {name!r}; write the "
@@ -311,16 +316,11 @@ class IndexFile:
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads rows [start, stop) of the whole table, from the row groups that hold them."""
-        with self._lock, reading(self.path, _CURE):
-            table = read_rows(self._file, start, stop, columns)
-            table.validate(full=True)
-        fixed = [name for name in table.column_names if name in self._fixed]
-        check_table(table, self.path, fixed, cure=_CURE, num_rows=stop - start)
-        return table
+        return self._checked(lambda: read_rows(self._file, start, stop, columns), stop - start)
 
     def read_all(self) -> pa.Table:
         """Reads the whole table."""
-        return self._read_groups(range(self._file.metadata.num_row_groups), self.column_names)
+        return self._read_groups(range(len(self.group_sizes)), self.column_names)
 
     def read_numbers(self, split: str, column: str, dtype: Any) -> NDArray[Any]:
         """Reads one column of one split as an array, group by group to keep memory low.
@@ -333,9 +333,7 @@ class IndexFile:
         """
         self.check_columns([column])
         kind = np.dtype(dtype)
-        groups = self._row_groups[split]
-        num_rows = sum(self._file.metadata.row_group(g).num_rows for g in groups)
-        values = np.empty(num_rows, dtype)
+        values = np.empty(sum(self.group_sizes[g] for g in self._row_groups[split]), dtype)
         start = 0
         for part in self.column_parts(split, column):
             try:
@@ -362,30 +360,19 @@ class IndexFile:
         """
         self.check_columns([column])
         for group in self._row_groups[split]:
-            yield self._read_group(group, [column]).column(0).combine_chunks()
-
-    def _read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Reads columns of one row group and checks them."""
-        with self._lock, reading(self.path, _CURE):
-            table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
-            # Validates texts too: invalid UTF-8 would fail later, far from here.
-            table.validate(full=True)
-        fixed = [name for name in columns if name in self._fixed]
-        num_rows = self._file.metadata.row_group(group).num_rows
-        check_table(table, self.path, fixed, cure=_CURE, num_rows=num_rows)
-        return table
+            table = self._read_groups([group], [column], use_threads=False)
+            yield table.column(0).combine_chunks()
 
     def read_value(self, split: str, row: int, column: str) -> Any:
         """Reads one value, for error messages: they need one and may lack memory for more."""
         group, row = self._group_and_row(split, row)
-        return self._read_group(group, [column]).column(0)[row].as_py()
+        return self._read_groups([group], [column], use_threads=False).column(0)[row].as_py()
 
     def _group_and_row(self, split: str, row: int) -> tuple[int, int]:
         for group in self._row_groups[split]:
-            count = self._file.metadata.row_group(group).num_rows
-            if row < count:
+            if row < self.group_sizes[group]:
                 return group, row
-            row -= count
+            row -= self.group_sizes[group]
         raise IndexError(f"row {row} past the end of split {split!r}")
 
     def read_row(self, split: str, row: int) -> dict[str, Any]:
@@ -393,7 +380,7 @@ class IndexFile:
         group, row = self._group_and_row(split, row)
         number, table = self._last_group
         if number != group:
-            table = self._read_group(group, self.column_names)
+            table = self._read_groups([group], self.column_names, use_threads=False)
             self._last_group = (group, table)
         columns = zip(table.column_names, table.columns, strict=True)
         return {name: column[row].as_py() for name, column in columns}

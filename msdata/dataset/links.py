@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from msdata.core.checked_json import Count, read_json
-from msdata.core.files import storage_error, write_whole
+from msdata.core.files import refusals, storage_error, write_whole
 from msdata.dataset.manifest import INDEXED, LINKS_NAME, Manifest
 from msdata.errors import DataError
 
@@ -49,14 +49,12 @@ def write_links(folder: Path, targets: Mapping[str, Path]) -> None:
     Raises:
         StorageError: the file system refused.
     """
-    try:
+    with refusals("write", folder):
         for name, target in targets.items():
             link = folder / name
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(target)
         inode = folder.stat().st_ino
-    except OSError as error:
-        raise storage_error("write", folder, error) from error
     links = Links(folder_inode=inode, targets={n: str(t) for n, t in targets.items()})
     write_whole(folder / LINKS_NAME, json.dumps(vars(links), indent=0).encode())
 
@@ -84,8 +82,6 @@ def check_links(folder: Path, manifest: Manifest) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{error.filename} is missing; {_CURE}") from None
     except OSError as error:
-        if isinstance(error, DataError):
-            raise
         raise storage_error("read", path, error) from error
     if not is_here:
         raise DataError(

@@ -91,7 +91,7 @@ class StoredArray:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict for `dataset.json`."""
-        return {"quantize": self.quantize, "compress": self.compress, "codes": self.codes}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,28 +147,18 @@ class Manifest:
         return fingerprint_of(self._content())
 
     def _content(self) -> dict[str, Any]:
+        coding = {name: stored.to_json() for name, stored in self.coding.items()}
         splits: dict[str, Any] = {}
         for shard in self.shards:
             entry = splits.setdefault(shard.split, {"num_samples": 0, "shards": []})
             entry["num_samples"] += shard.num_samples
-            entry["shards"].append(
-                {
-                    "name": shard.name,
-                    "num_samples": shard.num_samples,
-                    "nbytes": shard.nbytes,
-                    "frame_crc32c": shard.frame_crc32c,
-                }
-            )
+            entry["shards"].append({n: v for n, v in vars(shard).items() if n != "split"})
         return {
             "format": "msdata",
             "format_version": FORMAT_VERSION,
             "container": self.container,
             "schema": self.schema.to_json(),
-            **(
-                {"coding": {name: stored.to_json() for name, stored in self.coding.items()}}
-                if self.coding
-                else {}
-            ),
+            **({"coding": coding} if coding else {}),
             "num_samples": self.num_samples,
             "splits": splits,
             "seed": self.seed,
@@ -323,13 +313,7 @@ def _parse(path: Path, found: JsonValue) -> Manifest:
         container=fields.container,
         schema=fields.schema,
         shards=tuple(
-            ShardInfo(
-                split=split,
-                name=shard.name,
-                num_samples=shard.num_samples,
-                nbytes=shard.nbytes,
-                frame_crc32c=shard.frame_crc32c,
-            )
+            ShardInfo(split=split, **vars(shard))
             for split, entry in fields.splits.items()
             for shard in entry.shards
         ),

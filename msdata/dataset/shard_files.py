@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from msdata.core.files import storage_error
 from msdata.errors import DataError, StorageError
 
@@ -85,6 +88,20 @@ class ShardFile:
         except OSError as error:
             raise storage_error("read", self.path, error) from error
 
+    def read_arrays(
+        self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> list[NDArray[np.uint8]]:
+        """Reads byte ranges, each into an array of its own; see `read_into`.
+
+        Args:
+            offsets: int64 (ranges,).
+            sizes: int64 (ranges,), in bytes.
+        """
+        arrays = [np.empty(size, np.uint8) for size in sizes.tolist()]
+        for array, offset in zip(arrays, offsets.tolist(), strict=True):
+            self.read_into([array.data], offset)
+        return arrays
+
     def _read_rest(self, buffers: Sequence[Any], offset: int, done: int) -> None:
         """Continues after a short read, which is rare."""
         start = 0
@@ -104,10 +121,6 @@ class ShardFile:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-
-
-def _stat_size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _check_size(path: Path, nbytes: int, look: Callable[[], int]) -> None:
@@ -139,21 +152,18 @@ class ShardFiles:
     Args:
         paths: the shards.
         nbytes: the required size of each.
-        max_open: number of files to keep open; None derives it from the process's limit.
 
     Attributes:
         max_held: number of files that each user should hold at most.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], nbytes: Sequence[int], *, max_open: int | None = None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], nbytes: Sequence[int]) -> None:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = _MAX_OPEN * _SHARE_HELD if limit == resource.RLIM_INFINITY else limit
         self.max_held = max(1, limit // _SHARE_HELD)
         self._paths = paths
         self._nbytes = nbytes
-        self._max_open = max_open or max(1, min(_MAX_OPEN, limit // _SHARE_KEPT))
+        self._max_open = max(1, min(_MAX_OPEN, limit // _SHARE_KEPT))
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -203,4 +213,4 @@ class ShardFiles:
             DataError: the first fault found.
         """
         for path, nbytes in zip(self._paths, self._nbytes, strict=True):
-            _check_size(path, nbytes, partial(_stat_size, path))
+            _check_size(path, nbytes, partial(os.path.getsize, path))

@@ -266,7 +266,8 @@ def _global_mask(root: Path, folder: Path) -> Array | None:
     return None
 
 
-def _load_mask(path: Path) -> Array:
+def _load_mask(path: Path, num_rows: int | None = None, owner: str = "") -> Array:
+    """A mask, of as many rows as its blocks or block if these are given."""
     try:
         # Mapped, since a header may promise more than the file and the memory hold.
         mask = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -274,6 +275,9 @@ def _load_mask(path: Path) -> Array:
         raise DataError(f"{path} is unreadable: {error}") from error
     if mask.ndim != 1 or mask.dtype.kind not in "biu":
         raise DataError(f"{path} has shape {mask.shape} and dtype {mask.dtype}; a mask is 1-D bool")
+    if num_rows not in (None, mask.size):
+        other = "other blocks" if owner == "the blocks" else "another block"
+        raise DataError(f"{path} has {mask.size} rows, {owner} {num_rows}; it belongs to {other}")
     return np.asarray(mask, bool)
 
 
@@ -291,12 +295,7 @@ def _kept_rows(
             )
         return [mask[n] for n in numbers]
     if (folder / "exists_mask.npy").is_file():
-        whole = _load_mask(folder / "exists_mask.npy")
-        if whole.size != sum(sizes):
-            raise DataError(
-                f"{folder / 'exists_mask.npy'} has {whole.size} rows, the blocks {sum(sizes)}; "
-                "it belongs to other blocks"
-            )
+        whole = _load_mask(folder / "exists_mask.npy", sum(sizes), "the blocks")
         return np.split(whole, np.cumsum(sizes)[:-1])
     return [_block_mask(folder, block) for block in blocks]
 
@@ -305,10 +304,4 @@ def _block_mask(folder: Path, block: _Block) -> Array:
     path = folder / f"exists_mask_{block.number}.npy"
     if not path.is_file():
         return np.ones(block.header.num_rows, bool)
-    mask = _load_mask(path)
-    if mask.size != block.header.num_rows:
-        raise DataError(
-            f"{path} has {mask.size} rows, {block.path} {block.header.num_rows}; "
-            "it belongs to another block"
-        )
-    return mask
+    return _load_mask(path, block.header.num_rows, block.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.dataset import INDEX_NAME, MANIFEST_NAME
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP
@@ -35,10 +35,8 @@ def detect_source(
         UsageError: the path is missing, or not a folder.
         StorageError: the file system refused to say.
     """
-    try:
+    with refusals("look into", root):
         return _detect(root, fits, arrays)
-    except OSError as error:
-        raise storage_error("look into", root, error) from error
 
 
 def _detect(root: Path, fits: FitsOptions | None, arrays: ArrayOptions | None) -> Source:
@@ -114,10 +112,8 @@ def _of_arrays(root: Path, options: ArrayOptions) -> Source:
 
 def is_packed(root: Path) -> bool:
     """Whether a folder is a packed data set."""
-    try:
+    with refusals("look into", root):
         return all((root / name).exists() for name in (MANIFEST_NAME, INDEX_NAME))
-    except OSError as error:
-        raise storage_error("look into", root, error) from error
 
 
 def holds_fits(root: Path) -> bool:

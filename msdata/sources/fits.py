@@ -29,7 +29,7 @@ from msdata.sources.fits_options import (
     zero_point_name,
 )
 from msdata.sources.listing import list_tree
-from msdata.sources.stamp import Placement, Stamp, apart, cut_stamp
+from msdata.sources.stamp import Stamp, apart, cut_stamp
 from msdata.sources.zero_points import nanomaggies_per_unit, zero_point_ab
 
 if TYPE_CHECKING:
@@ -136,13 +136,14 @@ class FitsTree:
         folder, _, sample_id = path.rpartition("/")
         sample: Sample = {}
         for survey in self._schema.arrays:
-            image = np.full(survey.shape, np.nan, np.float32)
+            image, scale = np.full(survey.shape, np.nan, np.float32), survey.pixel_scale_arcsec
+            assert scale is not None
             sample |= {zero_point_name(survey.name, band): math.nan for band in survey.bands}
             stamps: dict[str, Stamp] = {}
             for band, name, plane in self._planes(survey, self.root / folder, sample_id):
                 try:
                     placement = plane.grid.locate(*position)
-                    stamp = _cut(survey, plane, placement)
+                    stamp = cut_stamp(plane.pixels, placement, survey.shape[1], scale)
                     area = placement.pixel_scale_arcsec**2
                     pixels, zero_point = self._pixels(survey, band, (plane, area), stamp)
                     stamps[band] = stamp
@@ -200,12 +201,6 @@ class FitsTree:
             _check_zero_point(survey, band, zero_point)
         with np.errstate(over="ignore"):
             return pixels.astype(np.float32), math.nan if zero_point is None else zero_point
-
-
-def _cut(survey: Survey, plane: Plane, placement: Placement) -> Stamp:
-    scale = survey.pixel_scale_arcsec
-    assert scale is not None
-    return cut_stamp(plane.pixels, placement, survey.shape[1], scale)
 
 
 def _check_one_grid(survey: Survey, stamps: Mapping[str, Stamp]) -> None:

@@ -120,11 +120,7 @@ def one_of(
 
 
 def _only(name: str, band: str, planes: Sequence[Plane]) -> Plane:
-    """The one plane that may be a band's: of several images the one that is named so.
-
-    Raises:
-        SampleError: there are several.
-    """
+    """The one plane that may be a band's: of several images the one that is named so."""
     meant = [plane for plane in planes if plane.is_named_flux] or planes
     if len({plane.number for plane in meant}) > 1:
         raise SampleError(

@@ -121,16 +121,10 @@ class SkyGrid:
         # Along local axes, so that the poles and right ascension 0 are like any other place.
         directions = _unit_vectors(sky[:, 0], sky[:, 1])
         steps = (directions[[1, 3]] - directions[[0, 2]]).T
-        ra_rad, dec_rad = math.radians(ra), math.radians(dec)
-        east = np.array([-math.sin(ra_rad), math.cos(ra_rad), 0.0])
-        north = np.array(
-            [
-                -math.sin(dec_rad) * math.cos(ra_rad),
-                -math.sin(dec_rad) * math.sin(ra_rad),
-                math.cos(dec_rad),
-            ]
-        )
-        sky_per_pixel = np.degrees(np.stack([east, north]) @ steps) * 3600
+        sin_ra, cos_ra = math.sin(math.radians(ra)), math.cos(math.radians(ra))
+        sin_dec, cos_dec = math.sin(math.radians(dec)), math.cos(math.radians(dec))
+        axes = np.array([[-sin_ra, cos_ra, 0.0], [-sin_dec * cos_ra, -sin_dec * sin_ra, cos_dec]])
+        sky_per_pixel = np.degrees(axes @ steps) * 3600
         if abs(np.linalg.det(sky_per_pixel)) < 1e-12:
             raise SampleError("its WCS gives pixels no area")
         return Placement(x=float(x), y=float(y), sky_per_pixel=sky_per_pixel)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,13 +37,12 @@ _BATCHES_PER_LISTER = 4
 _MAX_BATCH = 64
 
 
-def list_tree(root: str, take: TakeFile, num_listers: int = NUM_LISTERS) -> list[pa.Table]:
+def list_tree(root: str, take: TakeFile) -> list[pa.Table]:
     """Tables of `sample_id` and `path` of the object files under `root`.
 
     Args:
         root: the folder.
         take: says which files count; called from many threads.
-        num_listers: threads.
 
     Raises:
         DataError: a file's name is not UTF-8.
@@ -53,10 +52,11 @@ def list_tree(root: str, take: TakeFile, num_listers: int = NUM_LISTERS) -> list
     # A link that points back up would be walked forever; folders are known by device and inode.
     top = Path(root).stat()
     seen = {(top.st_dev, top.st_ino)}
-    with ThreadPoolExecutor(num_listers, thread_name_prefix="scan") as pool:
+    with ThreadPoolExecutor(NUM_LISTERS, thread_name_prefix="scan") as pool:
         level = [("", top.st_dev)]
         while level:
-            batches = _batches(level, num_listers)
+            size = max(1, min(len(level) // (NUM_LISTERS * _BATCHES_PER_LISTER), _MAX_BATCH))
+            batches = [level[start : start + size] for start in range(0, len(level), size)]
             listings = list(pool.map(partial(_list_folders, root, take), batches))
             chunks += [table for _, table in listings if table is not None]
             level = []
@@ -88,20 +88,8 @@ def paths_below(given: Path, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(path for chunk in chunks for path in chunk["path"].to_pylist())
 
 
-def _batches(level: list[tuple[str, int]], num_listers: int) -> list[list[tuple[str, int]]]:
-    size = len(level) // (num_listers * _BATCHES_PER_LISTER)
-    size = max(1, min(size, _MAX_BATCH))
-    return [level[start : start + size] for start in range(0, len(level), size)]
-
-
 def _list_folders(root: str, take: TakeFile, places: list[tuple[str, int]]) -> _Listing:
-    """Subfolders and objects of some folders, as paths relative to `root`.
-
-    Args:
-        root: where all of them are.
-        take: says which files count.
-        places: the folders, relative to `root`, and their devices.
-    """
+    """Subfolders and objects of some folders, given with their devices, relative to `root`."""
     import pyarrow as pa
 
     folders: list[tuple[str, tuple[int, int]]] = []
@@ -131,32 +119,25 @@ def _list_folder(
     folders: list[tuple[str, tuple[int, int]]] = []
     objects: list[tuple[str, str]] = []
     prefix = f"{folder}/" if folder else ""
-    try:
-        with os.scandir(f"{root}/{folder}") as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    if name.startswith(_ATTIC):
-                        continue
+    with refusals("list", Path(root, folder)), os.scandir(f"{root}/{folder}") as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                # A link to itself, or access is denied: its read fails and is reported.
+                is_folder = False
+            if is_folder:
+                if not name.startswith(_ATTIC):
                     folders.append((prefix + name, _identity(entry, device)))
-                    continue
-                taken = take(prefix, name)
-                # A dangling link stays in: its read fails and is reported, not skipped.
-                if taken is not None and (entry.is_symlink() or entry.is_file()):
-                    objects.append(taken)
-    except OSError as error:
-        raise storage_error("list", Path(root, folder), error) from error
+                continue
+            taken = take(prefix, name)
+            # A dangling link stays in: its read fails and is reported, not skipped.
+            if taken is not None and (entry.is_symlink() or entry.is_file()):
+                objects.append(taken)
     return folders, objects
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link that leads to itself, or where access is denied: its read fails and is reported.
-        return False
 
 
 def _identity(entry: os.DirEntry[str], device: int) -> tuple[int, int]:

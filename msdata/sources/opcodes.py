@@ -16,8 +16,10 @@ The walk costs about 15 µs per object; letting the unpickler copy 0.6 MB costs 
 from __future__ import annotations
 
 import pickle
+import pickletools
 
-from msdata.errors import SampleError, UnsafePickleError
+from msdata.errors import SampleError
+from msdata.sources.standins import refused
 
 # Below this size the unpickler's own copy is cheaper than a buffer object.
 MIN_PAYLOAD_NBYTES = 1024
@@ -59,53 +61,32 @@ _REFUSED = {
 
 def _argument_table() -> tuple[int, ...]:
     """Bytes of argument of each opcode, or one of the negative classes above."""
-    table = [_UNKNOWN] * 256
-    kinds = {
-        0: (
-            *(pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.REDUCE),
-            *(pickle.APPEND, pickle.BUILD, pickle.APPENDS, pickle.LIST, pickle.EMPTY_LIST),
-            *(pickle.TUPLE, pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-            *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.STACK_GLOBAL, pickle.MEMOIZE),
-        ),
-        1: (pickle.BININT1, pickle.BINGET, pickle.BINPUT, pickle.PROTO),
-        2: (pickle.BININT2,),
-        4: (pickle.BININT, pickle.LONG_BINGET),
-        8: (pickle.BINFLOAT,),
-        _COUNTED_1: (
-            *(pickle.SHORT_BINBYTES, pickle.SHORT_BINSTRING, pickle.SHORT_BINUNICODE),
-            pickle.LONG1,
-        ),
-        _COUNTED_4: (pickle.BINBYTES, pickle.BINSTRING, pickle.BINUNICODE, pickle.LONG4),
-        _COUNTED_8: (pickle.BINUNICODE8, pickle.BINBYTES8, pickle.BYTEARRAY8),
-        _LINE: (
-            *(pickle.FLOAT, pickle.INT, pickle.LONG, pickle.STRING, pickle.UNICODE, pickle.GET),
-            pickle.PUT,
-        ),
-        _TWO_LINES: (pickle.GLOBAL,),
-        _FRAME: (pickle.FRAME,),
-        _MEMO_LONG: (pickle.LONG_BINPUT,),
-        _STOP: (pickle.STOP,),
-        _OF_DICTS: (pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
+    counts = {
+        pickletools.TAKEN_FROM_ARGUMENT1: _COUNTED_1,
+        pickletools.TAKEN_FROM_ARGUMENT4: _COUNTED_4,
+        pickletools.TAKEN_FROM_ARGUMENT4U: _COUNTED_4,
+        pickletools.TAKEN_FROM_ARGUMENT8U: _COUNTED_8,
+        pickletools.UP_TO_NEWLINE: _LINE,
     }
-    for kind, opcodes in kinds.items():
-        for opcode in opcodes:
-            table[opcode[0]] = kind
-    return tuple(table)
+    table = dict.fromkeys(_REWRITTEN, _OF_DICTS)
+    table |= {pickle.GLOBAL[0]: _TWO_LINES, pickle.FRAME[0]: _FRAME, pickle.STOP[0]: _STOP}
+    table[pickle.LONG_BINPUT[0]] = _MEMO_LONG
+    for opcode in _OPCODES:
+        nbytes = opcode.arg.n if opcode.arg else 0
+        table.setdefault(ord(opcode.code), counts.get(nbytes, nbytes))
+    known = table.keys() - _REFUSED.keys()
+    return tuple(table[code] if code in known else _UNKNOWN for code in range(256))
 
 
+# Those of the protocols up to 5.
+_OPCODES = [opcode for opcode in pickletools.opcodes if opcode.proto <= 5]
 _ARGUMENT = _argument_table()
 # What takes something from the stack or the memo cannot come first: such a file is not a pickle at
 # all, however much one of its letters looks like an order.
 _NEVER_FIRST = frozenset(
-    opcode[0]
-    for opcode in (
-        *(pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.STOP, pickle.REDUCE, pickle.BUILD),
-        *(pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS, pickle.DICT, pickle.LIST),
-        *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.STACK_GLOBAL),
-        *(pickle.MEMOIZE, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.GET),
-        *(pickle.BINGET, pickle.LONG_BINGET, pickle.INST, pickle.OBJ, pickle.NEWOBJ),
-        *(pickle.NEWOBJ_EX, pickle.BINPERSID, pickle.ADDITEMS, pickle.FROZENSET),
-    )
+    ord(opcode.code)
+    for opcode in _OPCODES
+    if opcode.stack_before or opcode.name.endswith(("GET", "PUT"))
 )
 _ZIP = b"PK\x03\x04"
 _PAYLOAD = frozenset((pickle.BINBYTES[0], pickle.BINBYTES8[0], pickle.BYTEARRAY8[0]))
@@ -176,11 +157,7 @@ def cut_payloads(
 
 
 def _check_first(view: memoryview, start: int) -> None:
-    """Refuses at once what only looks like a pickle.
-
-    Raises:
-        SampleError: it is none.
-    """
+    """Refuses at once what only looks like a pickle."""
     if view[start : start + 4] == _ZIP:
         raise SampleError("not a pickle: a zip archive, as savez and torch.save write them")
     if start < len(view) and view[start] in _NEVER_FIRST:
@@ -226,14 +203,10 @@ def _find_newline(view: memoryview, begin: int) -> int:
 
 def _check_memo_index(index: int) -> None:
     if not 0 <= index <= MAX_MEMO_INDEX:
-        raise UnsafePickleError(
-            "it asks for a memo table of an absurd size; it was refused and nothing was executed"
-        )
+        raise refused("it asks for a memo table of an absurd size")
 
 
 def _refusal(code: int, position: int) -> SampleError:
     if code in _REFUSED:
-        return UnsafePickleError(
-            f"it asks for {_REFUSED[code]}; it was refused and nothing was executed"
-        )
+        return refused(f"it asks for {_REFUSED[code]}")
     return SampleError(f"not a pickle: byte {position} is 0x{code:02x}, which is not an opcode")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from msdata.core.checked_json import Count, Within, open_regular, read_json
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.errors import DataError, SampleError
 from msdata.schema import Sample, Schema
 
@@ -126,7 +126,7 @@ class PartFiles:
         path = part_folder(self.root, number) / ROWS_NAME
         count = 0
         with open_regular(path, _CURE) as file:
-            for lines in _batched(file, _ROWS_AT_ONCE):
+            while lines := list(itertools.islice(file, _ROWS_AT_ONCE)):
                 yield count, [json.loads(line) for line in lines]
                 count += len(lines)
         if count != self.parts.num_samples[number]:
@@ -171,12 +171,9 @@ class PartFiles:
             raise SampleError(f"{self.root} has no sample {row} in {path}")
         nbytes = self.parts.schema.sample_nbytes
         place = self.root / path
-        try:
-            # Opened per sample: as cheap as a lock, and no file stays open in a notebook.
-            with open_regular(place, _CURE) as file:
-                record = os.pread(file.fileno(), nbytes, row * nbytes)
-        except OSError as error:
-            raise storage_error("read", place, error) from error
+        # Opened per sample: as cheap as a lock, and no file stays open in a notebook.
+        with refusals("read", place), open_regular(place, _CURE) as file:
+            record = os.pread(file.fileno(), nbytes, row * nbytes)
         if len(record) != nbytes:
             raise DataError(f"{place} is damaged: it ends in sample {row}; {_CURE}")
         sample: Sample = {}
@@ -186,12 +183,6 @@ class PartFiles:
             sample[array.name] = flat.view(array.numpy_dtype).reshape(array.shape)
             at += array.nbytes
         return sample
-
-
-def _batched(lines: Iterable[bytes], size: int) -> Iterator[Sequence[bytes]]:
-    iterator = iter(lines)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
 
 
 def _exact(name: str, value: Any) -> float:

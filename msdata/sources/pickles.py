@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msdata.core.files import storage_error
+from msdata.core.npy import PARSING
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Sample, Schema
-from msdata.sources.listing import NUM_LISTERS, list_tree
+from msdata.sources.listing import list_tree
 from msdata.sources.opcodes import cut_payloads
 from msdata.sources.standins import Layout, ObjectArray, PickledArray, PickledDict, make_array
 from msdata.sources.unpickle import load_commands, plain
@@ -227,7 +228,8 @@ def _pickle_start(view: memoryview, *, is_one: bool = True) -> int:
 @lru_cache(maxsize=64)
 def _object_shape(header: bytes) -> Any:
     try:
-        fields = ast.literal_eval(header.decode("latin-1").strip())
+        with PARSING:
+            fields = ast.literal_eval(header.decode("latin-1").strip())
         descr, shape = fields["descr"], fields["shape"]
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise SampleError("broken .npy header") from error
@@ -244,31 +246,19 @@ def _members(loaded: Any) -> dict[str, Any]:
             raise SampleError(f"an object array of {len(items)} items, not one dict")
         loaded = items[0]
     if not isinstance(loaded, PickledDict):
-        raise SampleError(f"the pickle holds {_kind(loaded)}, not a dict of arrays")
+        is_array = isinstance(loaded, np.ndarray | PickledArray)
+        found = "an array" if is_array else f"a value of type {type(loaded).__name__}"
+        raise SampleError(f"the pickle holds {found}, not a dict of arrays")
     members = loaded.plain_dict()
     # The list may hold itself, and nothing collects cycles in a worker.
     loaded.clear()
     if not members:
         raise SampleError("the dict is empty")
     for key in members:
-        if len(key) > _MAX_KEY_LETTERS or not _is_unicode(key):
+        # Half a surrogate pair, which no file format takes for a name, cannot be encoded.
+        if len(key) > _MAX_KEY_LETTERS or key != key.encode(errors="ignore").decode():
             raise SampleError(f"the dict has the key {key[:40]!r}, which cannot name an array")
     return members
-
-
-def _is_unicode(key: str) -> bool:
-    """False for half a surrogate pair, which no file format takes for a name."""
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(loaded: object) -> str:
-    if isinstance(loaded, np.ndarray | PickledArray):
-        return "an array"
-    return f"a value of type {type(loaded).__name__}"
 
 
 class PickleTree:
@@ -281,9 +271,8 @@ class PickleTree:
 
     schema: Schema | None = None
 
-    def __init__(self, root: Path, *, num_listers: int = NUM_LISTERS) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._num_listers = num_listers
         self._prefix = f"{root}{os.sep}"
         self._reader = ObjectReader()
 
@@ -303,7 +292,7 @@ class PickleTree:
 
         if not self.root.is_dir():
             raise UsageError(f"{self.root} is not a folder; give the folder that holds the objects")
-        chunks = list_tree(str(self.root), take_pickle, self._num_listers)
+        chunks = list_tree(str(self.root), take_pickle)
         if not chunks:
             first = min((entry.name for entry in self.root.iterdir()), default=None)
             raise DataError(

@@ -55,11 +55,6 @@ class Placement:
         return float(np.sqrt(abs(np.linalg.det(self.sky_per_pixel))))
 
     @property
-    def is_mirrored(self) -> bool:
-        """Whether east lies to the right where north is up."""
-        return bool(np.linalg.det(self.sky_per_pixel) > 0)
-
-    @property
     def tilt_deg(self) -> float:
         """Angle from the rows' direction to north, towards east."""
         east, north = self.sky_per_pixel[:, 1]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from msdata.errors import SampleError
+from msdata.errors import NOTHING_EXECUTED, SampleError, UnsafePickleError
 from msdata.schema import Array
 
 _DTYPE = re.compile(r"[biufcSUO][0-9]{1,9}")
@@ -56,6 +56,15 @@ def said(value: object) -> str:
     if isinstance(value, tuple) and len(value) <= 4 and all(type(v) is int for v in value):
         return f"({', '.join(map(said, value))})"
     return f"<{type(value).__name__}>"
+
+
+def refused(asked: str) -> UnsafePickleError:
+    """The error to raise for a pickle that asks for something else than data.
+
+    Args:
+        asked: what it asks for, a sentence.
+    """
+    return UnsafePickleError(f"{asked}; {NOTHING_EXECUTED}")
 
 
 class PickledDict(list[Any]):

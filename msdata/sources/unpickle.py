@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from msdata.errors import SampleError, UnsafePickleError
+from msdata.errors import SampleError
 from msdata.sources.opcodes import DICT_GLOBAL
 from msdata.sources.standins import (
     ObjectArray,
@@ -26,6 +26,7 @@ from msdata.sources.standins import (
     PickledDict,
     PickledDtype,
     copy_budget,
+    refused,
     said,
 )
 
@@ -58,9 +59,7 @@ class _Global:
         return self._call(*args)
 
     def __setstate__(self, state: object) -> NoReturn:
-        raise UnsafePickleError(
-            f"it asks to change {self._name}; it was refused and nothing was executed"
-        )
+        raise refused(f"it asks to change {self._name}")
 
 
 def _reconstruct(kind: object, shape: object, typecode: object) -> PickledArray:
@@ -85,10 +84,7 @@ def _scalar(dtype: Any, raw: Any = b"") -> Any:
 
 def _encode(text: object, encoding: object) -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(
-            f"it asks for _codecs.encode with {said(encoding)}; "
-            "it was refused and nothing was executed"
-        )
+        raise refused(f"it asks for _codecs.encode with {said(encoding)}")
     copy_budget.spend(len(text))
     return text.encode("latin-1")
 
@@ -102,9 +98,7 @@ def _bytes(*args: Any) -> bytes:
     if len(args) == 2 and isinstance(args[0], str):
         return _encode(*args)
     # A bare number would be a length: bytearray(10**12) in a file of 40 bytes.
-    raise UnsafePickleError(
-        "it asks for bytes of a length, not of a value; it was refused and nothing was executed"
-    )
+    raise refused("it asks for bytes of a length, not of a value")
 
 
 def _bytearray(*args: Any) -> bytearray:
@@ -120,9 +114,7 @@ def _dict(*args: object) -> PickledDict:
 
 
 def _ndarray(*_args: object) -> NoReturn:
-    raise UnsafePickleError(
-        "it asks for numpy.ndarray(...) itself; it was refused and nothing was executed"
-    )
+    raise refused("it asks for numpy.ndarray(...) itself")
 
 
 _NDARRAY = _Global("numpy.ndarray", _ndarray)
@@ -152,16 +144,11 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _GLOBALS.get((module, name))
         if found is None:
-            asked = f"{module}.{name}"[:120]
-            raise UnsafePickleError(
-                f"it asks for the global {asked}; it was refused and nothing was executed"
-            )
+            raise refused("it asks for the global " + f"{module}.{name}"[:120])
         return found
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise UnsafePickleError(
-            "it asks for a persistent id; it was refused and nothing was executed"
-        )
+        raise refused("it asks for a persistent id")
 
 
 def load_commands(commands: bytes, payloads: list[memoryview]) -> Any:

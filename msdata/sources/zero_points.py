@@ -72,11 +72,7 @@ def zero_point_ab(survey: Survey, band: str, photometry: Photometry) -> float | 
 
 
 def _check_origin(survey: Survey, photometry: Photometry) -> None:
-    """Refuses a file whose header names others alone: it has another zero-point.
-
-    Raises:
-        SampleError: it does.
-    """
+    """Refuses a file whose header names others alone: it has another zero-point."""
     said = [(c, v) for c, v in photometry.origin if v.lower() not in _UNKNOWN_ORIGINS]
     own = _OWN_WORDS[survey.name]
     if said and not any(word in value.lower() for _, value in said for word in own):

@@ -65,27 +65,16 @@ def _verify(args: argparse.Namespace, jobs: int) -> VerifyReport:
         # The check reports what is wrong with it.
         total = 0
     line = ProgressLine("verify", total, is_quiet=args.quiet)
-    progress = _CountingLine(line)
-    report = verify_dataset(args.data, jobs=jobs, progress=progress)
-    line.close(progress.num_samples, progress.nbytes)
+    done, lock = [0, 0], threading.Lock()
+
+    def add(num_samples: int, nbytes: int) -> None:
+        with lock:
+            done[:] = done[0] + num_samples, done[1] + nbytes
+            line.update(done[0], done[1])
+
+    report = verify_dataset(args.data, jobs=jobs, progress=add)
+    line.close(done[0], done[1])
     return report
-
-
-class _CountingLine:
-    """Sums the work of all threads and shows it."""
-
-    def __init__(self, line: ProgressLine) -> None:
-        self.num_samples = 0
-        self.nbytes = 0
-        self._line = line
-        self._lock = threading.Lock()
-
-    def __call__(self, num_samples: int, nbytes: int) -> None:
-        """Adds one shard."""
-        with self._lock:
-            self.num_samples += num_samples
-            self.nbytes += nbytes
-            self._line.update(self.num_samples, self.nbytes)
 
 
 def faults_left(report: VerifyReport, repairs: Sequence[RepairResult]) -> list[Fault]:
@@ -131,14 +120,9 @@ def report_lines(report: VerifyReport, repairs: Sequence[RepairResult]) -> Itera
     elif repairs:
         yield f"{read}: {_counted(report.faults)}; {_counted(left)} left"
     else:
-        cure = (
-            "" if any(f.kind in ("index", "manifest", "columns") for f in left) else _cure(report)
-        )
+        is_lost = any(f.kind in ("index", "manifest", "columns") for f in left)
+        cure = "" if is_lost else f"; run 'msdata verify --repair {report.path}'"
         yield f"{read}: {_counted(report.faults)}{cure}"
-
-
-def _cure(report: VerifyReport) -> str:
-    return f"; run 'msdata verify --repair {report.path}'"
 
 
 def _counted(faults: Sequence[Fault]) -> str:

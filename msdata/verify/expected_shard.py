@@ -16,7 +16,6 @@ from msdata.dataset.manifest import ShardInfo
 from msdata.dataset.shard_files import ShardFile
 from msdata.dataset.tar import (
     Member,
-    dali_index_path,
     dali_index_text,
     dali_line,
     json_distance,
@@ -98,26 +97,6 @@ class ExpectedShard:
     def _sample_ids(self) -> list[str]:
         ids: list[str] = self.read_rows(["sample_id"])["sample_id"].to_pylist()
         return ids
-
-
-def check_dali_index(file: ShardFile, expected: ExpectedShard) -> str:
-    """Compares the DALI index beside a tar shard with a rebuilt one.
-
-    Args:
-        file: the open shard, whose headers are intact.
-        expected: what manifest and index promise.
-
-    Returns:
-        A message; empty if they agree.
-    """
-    path = dali_index_path(expected.path)
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        return "the index that DALI reads is missing; --repair rebuilds it"
-    if found == dali_index_of(file, expected):
-        return ""
-    return "the index that DALI reads is corrupt; --repair rebuilds it"
 
 
 def dali_index_of(file: ShardFile, expected: ExpectedShard) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msdata.core.checked_json import JsonValue
-from msdata.core.checked_table import check_table, file_metadata, open_table, reading
+from msdata.core.checked_table import file_metadata, read_whole, reading
 from msdata.core.trusted_names import check_source_paths
-from msdata.dataset.index import fixed_columns, read_rows, sources_sha256
+from msdata.dataset.index import fixed_columns, sources_sha256
 from msdata.dataset.manifest import FILE_NAME, SOURCES_NAME, Manifest
 from msdata.errors import DataError
 from msdata.pack.planning import inpainted
@@ -21,7 +21,11 @@ from msdata.sources.fits_options import FitsOptions
 from msdata.verify.expected_shard import ExpectedShard
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from msdata.sources.source import Source
+
+T = TypeVar("T")
 
 
 class PackedObjects:
@@ -37,45 +41,35 @@ class PackedObjects:
         self._folder = folder
         self._manifest = manifest
         self._root = source
-        self._opened: tuple[Any, Source] | None = None
+        self._opened: tuple[pa.Table, Source] | None = None
 
-    def _open(self) -> tuple[Any, Source]:
+    def _open(self) -> tuple[pa.Table, Source]:
         if self._opened is None:
             path = self._folder / SOURCES_NAME
             cure = "no shard can be rebuilt without it: pack again"
             kinds = {"sample_id": "text", "path": "text", "row": "integer"}
             try:
-                table = open_table(path, kinds, cure=cure, num_rows=self._manifest.num_samples)
+                rows = read_whole(path, kinds, cure=cure, num_rows=self._manifest.num_samples)
             except (FileNotFoundError, NotADirectoryError):
                 raise DataError(f"{path} is missing; {cure}") from None
-            metadata = table.schema_arrow.metadata or {}
-            with reading(path, cure):
-                rows = table.read(list(kinds))
-            check_table(rows, path, kinds, cure=cure, num_rows=self._manifest.num_samples)
             with reading(path, cure):
                 found = sources_sha256(rows)
             # Earlier versions wrote no checksum of it; each sample's own one guards its repair.
             if self._manifest.provenance.get("sources_sha256") not in (None, found):
                 raise DataError(f"{path} was altered; restore it or pack again")
             with reading(path, cure):
-                said = metadata.get(b"source", b".").decode()
+                said = (rows.schema.metadata or {}).get(b"source", b".").decode()
             root = Path(said) if self._root is None else self._root
             if not root.exists():
                 raise DataError(f"the objects' folder {root} does not exist; give --source DIR")
-            fits = self._settings.get("fits")
-            options = (
-                None
-                if fits is None
-                else JsonValue(fits, self._folder / FILE_NAME, "pack again").read_as(FitsOptions)
-            )
-            self._opened = (table, detect_source(root, options, self._arrays()))
+            fits, arrays = self._said("fits", FitsOptions), self._said("arrays", ArrayOptions)
+            self._opened = (rows, detect_source(root, fits, arrays))
         return self._opened
 
-    def _arrays(self) -> ArrayOptions | None:
-        said = self._settings.get("arrays")
-        if said is None:
-            return None
-        return JsonValue(said, self._folder / FILE_NAME, "pack again").read_as(ArrayOptions)
+    def _said(self, name: str, kind: type[T]) -> T | None:
+        """A setting of the pack, read as its class; None where it has none."""
+        said = JsonValue(self._settings.get(name), self._folder / FILE_NAME, "pack again")
+        return None if said.value is None else said.read_as(kind)
 
     @property
     def _settings(self) -> Mapping[str, Any]:
@@ -93,22 +87,17 @@ class PackedObjects:
 
     def locations(self, expected: ExpectedShard) -> list[tuple[str, int]]:
         """Returns (path, row) of each object of a shard, for `Source.read`."""
-        start, stop = expected.first_row, expected.first_row + expected.info.num_samples
-        path, cure = self._folder / SOURCES_NAME, "pack again"
-        names = ("sample_id", "path", "row")
-        with reading(path, cure):
-            rows = read_rows(self._open()[0], start, stop, names)
-            rows.validate(full=True)
-        check_table(rows, path, names, cure=cure, num_rows=stop - start)
+        path = self._folder / SOURCES_NAME
+        rows = self._open()[0].slice(expected.first_row, expected.info.num_samples)
         check_source_paths(path, rows["path"])
         if rows["sample_id"].to_pylist() != expected.sample_ids():
-            raise DataError(f"{path} was altered: its ids are not those of the index; {cure}")
+            raise DataError(f"{path} was altered: its ids are not those of the index; pack again")
         return list(zip(rows["path"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
     def label_columns(self, index_columns: Sequence[str]) -> list[str]:
         """Returns the catalog's columns, in the order of the JSON members."""
         schema = self._manifest.schema
-        arrow_schema = self._open()[0].schema_arrow
+        arrow_schema = self._open()[0].schema
         has_labels = b"labels" in (arrow_schema.metadata or {})
         own = {*fixed_columns(schema, self._manifest.codings), *schema.scalars}
         names: Sequence[str] = [n for n in index_columns if n not in own]

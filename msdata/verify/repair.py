@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from msdata.core.checksum import crc32c_of_parts
-from msdata.core.files import storage_error, sync_folder, take_lock, write_whole
+from msdata.core.files import refusals, storage_error, sync_folder, take_lock, write_whole
 from msdata.core.trusted_names import check_below
 from msdata.dataset.block_writer import pwrite_all
 from msdata.dataset.coded_columns import DECODED_CRC32C
@@ -46,6 +46,10 @@ _PATCHABLE = frozenset(("sample", "longer"))
 _PREFIX = ".repair-"
 # `tempfile` names them so.
 _LEFTOVER = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
+_IS_LOST = (
+    "the shards are checked against it; restore it from a copy, or pack again with the same "
+    "source, catalog and settings, which gives the same bytes"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +85,12 @@ def repair(report: VerifyReport, *, source: Path | None = None) -> list[RepairRe
     """
     manifest = report.manifest
     if manifest is None or any(f.kind == "index" for f in report.faults):
-        return [_refused(f) for f in report.faults if f.kind in ("index", "manifest")]
+        lost = [f.path for f in report.faults if f.kind in ("index", "manifest")]
+        return [_not_repaired(path, f"cannot be repaired: {_IS_LOST}") for path in lost]
     if manifest.container == INDEXED:
-        return [_not_ours(report.path, f) for f in report.faults]
+        links = [(f.path, (report.path / f.path).resolve()) for f in report.faults]
+        reason = "cannot be repaired: it is a link to {}; restore that file from a copy"
+        return [_not_repaired(path, reason.format(target)) for path, target in links]
     faults: dict[str, list[Fault]] = defaultdict(list)
     for fault in report.faults:
         faults[fault.path].append(fault)
@@ -100,28 +107,16 @@ def repair(report: VerifyReport, *, source: Path | None = None) -> list[RepairRe
     return results
 
 
-def _refused(fault: Fault) -> RepairResult:
-    message = (
-        "cannot be repaired: the shards are checked against it; restore it from a copy, or pack "
-        "again with the same source, catalog and settings, which gives the same bytes"
-    )
-    return RepairResult(path=fault.path, is_repaired=False, message=message)
-
-
-def _not_ours(folder: Path, fault: Fault) -> RepairResult:
-    target = (folder / fault.path).resolve()
-    message = f"cannot be repaired: it is a link to {target}; restore that file from a copy"
-    return RepairResult(path=fault.path, is_repaired=False, message=message)
+def _not_repaired(path: str, message: str) -> RepairResult:
+    return RepairResult(path=path, is_repaired=False, message=message)
 
 
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
     """Makes a folder on the data set's own file system, so that files can be renamed out of it."""
     remove_leftovers(folder)
-    try:
+    with refusals("write", folder):
         made, fd = _make_locked(folder)
-    except OSError as error:
-        raise storage_error("write", folder, error) from error
     try:
         yield made
     finally:
@@ -179,8 +174,7 @@ def _repair_shard(
     except (MsdataError, OSError) as error:
         if not isinstance(error, MsdataError):
             error = storage_error("write", expected.path, error)
-        message = f"not repaired, left as it is: {error}"
-        return RepairResult(path=path, is_repaired=False, message=message)
+        return _not_repaired(path, f"not repaired, left as it is: {error}")
     return RepairResult(path=path, is_repaired=True, message=message)
 
 
@@ -193,11 +187,8 @@ def _patch(
     rows = sorted({row for fault in faults for row in fault.rows})
     if not rows:
         return f"repaired: cut to its {expected.info.nbytes:,} bytes"
-    ids, locations, preparation = (
-        made.sample_ids(),
-        objects.locations(made),
-        objects.preparation(),
-    )
+    ids, locations = made.sample_ids(), objects.locations(made)
+    preparation = objects.preparation()
     labels = made.read_rows(None).take(rows).to_pylist()
     steps = made.steps() if made.codings else {}
     names: set[str] = set()
@@ -207,20 +198,21 @@ def _patch(
                 sample = objects.source.read(*locations[row], label)
                 arrays = prepare(sample, made.schema, preparation).arrays
             except MsdataError as error:
-                raise _changed(ids[row], f"its object {locations[row][0]}: {error}") from error
+                raise _changed(ids[row], locations[row], f": {error}") from error
             known = {name: values[row] for name, values in steps.items()}
             stored = encode_sample(arrays, made.codings, known, made.codes[row])
             if crc32c_of_parts(stored.arrays) != int(made.crc32c[row]):
                 _refuse_other_bytes(made, row, stored.columns.get(DECODED_CRC32C))
-                raise _changed(ids[row], f"its object {locations[row][0]} has changed since")
+                raise _changed(ids[row], locations[row], " has changed since")
             names |= _overwrite(file.fileno(), made, row, stored.arrays)
         os.fsync(file.fileno())
     return f"repaired: {len(rows):,} samples read again ({', '.join(sorted(names))} differed)"
 
 
-def _changed(sample_id: str, reason: str) -> DataError:
+def _changed(sample_id: str, location: tuple[str, int], how: str) -> DataError:
     return DataError(
-        f"cannot rebuild sample {sample_id}: {reason}; restore the object, or pack again without it"
+        f"cannot rebuild sample {sample_id}: its object {location[0]}{how}; restore the object, or "
+        "pack again without it"
     )
 
 
@@ -284,18 +276,14 @@ class _NoProgress:
 def _compare(task: ShardTask, result: ShardResult, made: ExpectedShard) -> None:
     """Raises DataError unless the rebuilt shard agrees with the index."""
     for position, reason in result.rejected:
-        place = task.locations[position][0]
-        raise _changed(task.sample_ids[position], f"its object {place}: {reason}")
+        raise _changed(task.sample_ids[position], task.locations[position], f": {reason}")
     differs = np.flatnonzero(np.array(result.columns["crc32c"], np.uint32) != made.crc32c)
     if len(differs):
         first = int(differs[0])
         decoded = result.columns.get(DECODED_CRC32C)
         _refuse_other_bytes(made, first, None if decoded is None else decoded[first])
-        place = task.locations[int(differs[0])][0]
-        raise _changed(
-            task.sample_ids[int(differs[0])],
-            f"its object {place} has changed since (as have {len(differs) - 1:,} others)",
-        )
+        how = f" has changed since (as have {len(differs) - 1:,} others)"
+        raise _changed(task.sample_ids[first], task.locations[first], how)
     summary = result.summary
     if summary is None or not np.array_equal(summary.offsets, made.offsets):
         raise DataError(
@@ -331,5 +319,5 @@ def _repair_dali_index(expected: ExpectedShard, path: str) -> RepairResult:
         file = ShardFile(expected.path, expected.info.nbytes)
         write_whole(dali_index_path(expected.path), dali_index_of(file, expected))
     except MsdataError as error:
-        return RepairResult(path=path, is_repaired=False, message=f"not repaired: {error}")
+        return _not_repaired(path, f"not repaired: {error}")
     return RepairResult(path=path, is_repaired=True, message="repaired: rebuilt from the shard")

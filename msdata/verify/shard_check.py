@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c, crc32c_of_parts
 from msdata.core.files import storage_error
@@ -20,8 +19,9 @@ from msdata.dataset.coded_columns import DECODED_CRC32C, decoded
 from msdata.dataset.hdf5 import frame_ranges
 from msdata.dataset.manifest import INDEXED
 from msdata.dataset.shard_files import ShardFile
+from msdata.dataset.tar import INDEX_SUFFIX, dali_index_path
 from msdata.errors import DataError, StorageError
-from msdata.verify.expected_shard import ExpectedShard, check_dali_index
+from msdata.verify.expected_shard import ExpectedShard, dali_index_of
 
 # One request of a parallel file system; larger ones gain nothing, smaller ones wait more often.
 PIECE_NBYTES = 8 << 20
@@ -72,31 +72,21 @@ def check_shard(expected: ExpectedShard, buffer: Any) -> list[Fault]:
             # The sizes of the JSON members are read from the shard; a rebuild writes both files.
             faults += _dali_faults(expected, file)
     except FileNotFoundError:
-        return [_missing(expected)]
-    except (OSError, DataError) as error:
-        reason = error if isinstance(error, StorageError | DataError) else _refusal(expected, error)
-        return [_fault(expected, "unreadable", str(reason))]
+        count, first = expected.info.num_samples, expected.sample_ids()[0]
+        message = f"it is missing: {count:,} samples are lost, the first is {first}"
+        return [_fault(expected, "missing", message, range(count))]
+    except (DataError, StorageError) as error:
+        return [_fault(expected, "unreadable", str(error))]
+    except OSError as error:
+        message = str(storage_error("read", expected.path, error))
+        return [_fault(expected, "unreadable", message)]
     return faults
-
-
-def _refusal(expected: ExpectedShard, error: OSError) -> StorageError:
-    return storage_error("read", expected.path, error)
 
 
 def _fault(expected: ExpectedShard, kind: str, message: str, rows: Sequence[int] = ()) -> Fault:
     ids = tuple(expected.sample_ids()[row] for row in rows)
     path = expected.info.relative_path
     return Fault(kind=kind, path=path, message=message, rows=tuple(rows), sample_ids=ids)
-
-
-def _missing(expected: ExpectedShard) -> Fault:
-    count = expected.info.num_samples
-    return _fault(
-        expected,
-        "missing",
-        f"it is missing: {count:,} samples are lost, the first is {expected.sample_ids()[0]}",
-        range(count),
-    )
 
 
 def _size_faults(expected: ExpectedShard, found: int) -> list[Fault]:
@@ -163,37 +153,27 @@ def _coding_faults(
             continue
         sample_id, said = expected.sample_ids()[row], values[DECODED_CRC32C]
         try:
-            arrays = decoded(
-                expected.schema, expected.codings, _stored(expected, file, row), values
-            )
+            stored = file.read_arrays(expected.offsets[row], expected.array_nbytes[row])
+            arrays = decoded(expected.schema, expected.codings, stored, values)
+            crc = crc32c_of_parts(arrays.values())
+            fact = f"decodes to other pixels: CRC32C {crc:08x}, expected {said:08x}"
         except DataError as error:
-            text = f"sample {sample_id} does not decode: {error}"
-            faults.append(_fault(expected, "sample", text, [row]))
-            continue
-        if (crc := crc32c_of_parts(arrays.values())) != said:
-            text = (
-                f"sample {sample_id} decodes to other pixels: CRC32C {crc:08x}, expected {said:08x}"
-            )
-            faults.append(_fault(expected, "sample", text, [row]))
+            crc, fact = None, f"does not decode: {error}"
+        if crc != said:
+            faults.append(_fault(expected, "sample", f"sample {sample_id} {fact}", [row]))
     return faults
 
 
-def _stored(expected: ExpectedShard, file: ShardFile, row: int) -> list[NDArray[np.uint8]]:
-    stored = []
-    for offset, nbytes in zip(
-        expected.offsets[row].tolist(), expected.array_nbytes[row].tolist(), strict=True
-    ):
-        stored.append(np.empty(nbytes, np.uint8))
-        file.read_into([stored[-1].data], offset)
-    return stored
-
-
 def _dali_faults(expected: ExpectedShard, file: ShardFile) -> list[Fault]:
-    message = check_dali_index(file, expected)
-    if not message:
-        return []
-    path = str(Path(expected.info.relative_path).with_suffix(".idx"))
-    return [Fault(kind="dali_index", path=path, message=message)]
+    """Compares the DALI index beside a tar shard, whose headers are intact, with a rebuilt one."""
+    try:
+        found = dali_index_path(expected.path).read_bytes()
+        fact = "" if found == dali_index_of(file, expected) else "corrupt"
+    except FileNotFoundError:
+        fact = "missing"
+    path = str(Path(expected.info.relative_path).with_suffix(INDEX_SUFFIX))
+    message = f"the index that DALI reads is {fact}; --repair rebuilds it"
+    return [Fault(kind="dali_index", path=path, message=message)] if fact else []
 
 
 def checksums(

@@ -8,13 +8,13 @@ at once and share the index.
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +40,6 @@ from msdata.dataset.tar import INDEX_SUFFIX
 from msdata.errors import DataError, MsdataError
 from msdata.verify.expected_shard import ExpectedShard
 from msdata.verify.shard_check import PIECE_NBYTES, Fault, check_shard
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _KNOWN_FILES = (MANIFEST_NAME, INDEX_NAME, SOURCES_NAME, STATISTICS_NAME, REJECTED_NAME)
 
@@ -90,17 +87,13 @@ class Expectations:
         self.manifest = manifest
         self._index = IndexFile(folder, manifest, is_verified=is_verified, has_added=False)
         self._dataset = Dataset(folder, manifest, self._index)
-        # Two threads must not read one open Parquet file at the same time.
-        self._lock = threading.Lock()
 
     def shards(self) -> Iterator[ExpectedShard]:
         """Yields every shard in the order of the index."""
         first_row = 0
         for name in self.manifest.splits:
             split = self._dataset.split(name)
-            with self._lock:
-                spans, array_nbytes = split.spans, split.array_nbytes
-                sums = split.numbers("crc32c", np.uint32)
+            sums = split.numbers("crc32c", np.uint32)
             start = 0
             for info in split.shards:
                 stop = start + info.num_samples
@@ -109,22 +102,15 @@ class Expectations:
                     info=info,
                     container=self.manifest.container,
                     schema=self.manifest.schema,
-                    offsets=spans.offsets(np.arange(start, stop)),
-                    array_nbytes=array_nbytes[start:stop],
+                    offsets=split.spans.offsets(np.arange(start, stop)),
+                    array_nbytes=split.array_nbytes[start:stop],
                     crc32c=sums[start:stop],
                     codings=split.codings,
                     first_row=first_row + start,
-                    read_rows=self._reader(first_row + start, first_row + stop),
+                    read_rows=partial(self._index.read_rows, first_row + start, first_row + stop),
                 )
                 start = stop
             first_row += start
-
-    def _reader(self, start: int, stop: int) -> Callable[[Sequence[str] | None], pa.Table]:
-        def read(columns: Sequence[str] | None) -> pa.Table:
-            with self._lock:
-                return self._index.read_rows(start, stop, columns)
-
-        return read
 
 
 def verify_dataset(
@@ -218,20 +204,16 @@ def _check_all(
 def _index_faults(folder: Path, manifest: Manifest) -> list[Fault]:
     path = folder / INDEX_NAME
     try:
-        found = file_sha256(path)
+        found, said = file_sha256(path), manifest.index_sha256
+        if found == said:
+            return []
+        message = f"it was altered (SHA-256 {found[:16]}..., dataset.json says {said[:16]}...)"
     except FileNotFoundError:
-        return [Fault(kind="index", path=INDEX_NAME, message="it is missing")]
+        message = "it is missing"
     except DataError as error:
-        return [Fault(kind="index", path=INDEX_NAME, message=str(error))]
+        message = str(error)
     except OSError as error:
         message = str(storage_error("read", path, error))
-        return [Fault(kind="index", path=INDEX_NAME, message=message)]
-    if found == manifest.index_sha256:
-        return []
-    message = (
-        f"it was altered (SHA-256 {found[:16]}..., dataset.json says "
-        f"{manifest.index_sha256[:16]}...)"
-    )
     return [Fault(kind="index", path=INDEX_NAME, message=message)]
 
 
@@ -264,17 +246,17 @@ def _check_added(
 
 
 def _size_fault(folder: Path, shard: ShardInfo) -> Fault | None:
+    path = folder / shard.relative_path
     try:
-        found = (folder / shard.relative_path).stat().st_size
+        found = path.stat().st_size
+        if found == shard.nbytes:
+            return None
+        kind = "truncated" if found < shard.nbytes else "longer"
+        message = f"it has {found:,} bytes instead of {shard.nbytes:,}"
     except FileNotFoundError:
-        return Fault(kind="missing", path=shard.relative_path, message="it is missing")
+        kind, message = "missing", "it is missing"
     except OSError as error:
-        message = str(storage_error("read", folder / shard.relative_path, error))
-        return Fault(kind="unreadable", path=shard.relative_path, message=message)
-    if found == shard.nbytes:
-        return None
-    kind = "truncated" if found < shard.nbytes else "longer"
-    message = f"it has {found:,} bytes instead of {shard.nbytes:,}"
+        kind, message = "unreadable", str(storage_error("read", path, error))
     return Fault(kind=kind, path=shard.relative_path, message=message)
 
 

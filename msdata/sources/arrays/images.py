@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Sample, Schema
 from msdata.sources.arrays.members import decode_image
@@ -84,11 +84,8 @@ class ImageTree:
 
     def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
         """Decodes one image; see `Source.read` and `decode_image`."""
-        try:
-            with (self.root / path).open("rb") as file:
-                content = file.read(_MAX_FILE_NBYTES + 1)
-        except OSError as error:
-            raise storage_error("read", self.root / path, error) from error
+        with refusals("read", self.root / path), (self.root / path).open("rb") as file:
+            content = file.read(_MAX_FILE_NBYTES + 1)
         if len(content) > _MAX_FILE_NBYTES:
             raise SampleError(f"it has more than {_MAX_FILE_NBYTES:,} bytes")
         return {self._name: decode_image(content)}

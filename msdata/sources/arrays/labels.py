@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,47 @@ def column_of_values(values: Sequence[Any]) -> pa.Array:
         if all(abs(v) <= _MAX_EXACT for v in whole):
             return pa.array([v if v is None else float(v) for v in values], pa.float64())
     return pa.array([v if v is None else str(v) for v in values], pa.string())
+
+
+def objects_table(
+    options: ArrayOptions,
+    given: Path,
+    objects: Sequence[tuple[str, str, int]],
+    labels: Sequence[Mapping[str, Any]],
+) -> tuple[pa.Table, Mapping[str, str]]:
+    """The table of samples whose labels lie beside each, for `Source.scan`.
+
+    Args:
+        options: say which labels are wanted.
+        given: what the user named, for messages.
+        objects: id, used unless `--id-column` names a label, path and row of each.
+        labels: of each, by name.
+
+    Returns:
+        The table, sorted; and the labels' names in the files, by column.
+
+    Raises:
+        UsageError: no sample has a label that the options name.
+        DataError: samples have no id.
+    """
+    import pyarrow as pa
+
+    found = {name: name for own in labels for name in own}
+    names = found if options.labels is None else options.named_labels()
+    for inside in names.values():
+        if inside not in found:
+            has = ", ".join(found) or "none"
+            raise UsageError(f"{given} has no label {inside!r} (--labels); it has {has}")
+    columns = {
+        name: column_of_values([own.get(inside) for own in labels])
+        for name, inside in names.items()
+    }
+    ids, paths, rows = zip(*objects, strict=True)
+    table = labeled_table(options, "", "", np.array(rows, np.int64), columns)
+    table = table.set_column(1, "path", pa.array(paths, pa.string()))
+    if options.id_column is None:
+        table = table.set_column(0, "sample_id", pa.array(ids, pa.string()))
+    return table.sort_by([("sample_id", "ascending"), ("path", "ascending")]), names
 
 
 def labeled_table(

@@ -14,8 +14,8 @@ import numpy as np
 
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Sample, Schema
-from msdata.sources.arrays.labels import column_of_values, labeled_table
-from msdata.sources.arrays.npz_stack import open_npz
+from msdata.sources.arrays.formats import open_npz
+from msdata.sources.arrays.labels import objects_table
 from msdata.sources.arrays.options import SUFFIXES, ArrayOptions, arranged_sample, identifier
 from msdata.sources.listing import NUM_LISTERS, paths_below
 
@@ -80,32 +80,13 @@ class NpzObjects:
             UsageError: no object has what `--labels` names.
             DataError: the folder holds no such files.
         """
-        import pyarrow as pa
-
         paths = paths_below(self._given, SUFFIXES["npz"])
         if not paths:
             raise DataError(f"{self.root} holds no NPZ files (.npz)")
         with ThreadPoolExecutor(NUM_LISTERS, thread_name_prefix="scan") as pool:
             labels = list(pool.map(self._labels_of, paths))
-        names = {name: name for found in labels for name in found}
-        if self._options.labels is not None:
-            names = dict(self._options.labels)
-            if self._options.id_column is not None:
-                names.setdefault(self._options.id_column, self._options.id_column)
-        for inside in names.values():
-            if not any(inside in found for found in labels):
-                has = ", ".join({name: None for found in labels for name in found}) or "none"
-                raise UsageError(f"{self._given} has no label {inside!r} (--labels); it has {has}")
-        columns = {
-            name: column_of_values([found.get(inside) for found in labels])
-            for name, inside in names.items()
-        }
-        table = labeled_table(self._options, "", "", np.full(len(paths), -1), columns)
-        table = table.set_column(1, "path", pa.array(paths, pa.string()))
-        if self._options.id_column is None:
-            stems = [path.rsplit(".", 1)[0].rsplit("/", 1)[-1] for path in paths]
-            table = table.set_column(0, "sample_id", pa.array(stems, pa.string()))
-        table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
+        objects = [(path.rsplit(".", 1)[0].rsplit("/", 1)[-1], path, -1) for path in paths]
+        table, names = objects_table(self._options, self._given, objects, labels)
         lacking = {n: sum(inside not in f for f in labels) for n, inside in names.items()}
         notes = [f"label {n!r} is missing in {c:,} files" for n, c in lacking.items() if c]
         return table.replace_schema_metadata({"notes": json.dumps(notes)})

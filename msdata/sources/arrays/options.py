@@ -79,6 +79,13 @@ class ArrayOptions:
         said["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
         return {n: v for n, v in said.items() if v or n not in ("shapes", "per_file")}
 
+    def named_labels(self) -> dict[str, str]:
+        """The labels that were asked for, with that of the ids; empty where all are taken."""
+        chosen = dict(self.labels or {})
+        if self.labels is not None and self.id_column is not None:
+            chosen.setdefault(self.id_column, self.id_column)
+        return chosen
+
     def sample_shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one sample's array that is stored with shape `stored`.
 

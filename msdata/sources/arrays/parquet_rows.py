@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msdata.core.files import open_known, storage_error, take_lock, whole_file
+from msdata.core.files import open_known, refusals, storage_error, take_lock, whole_file
 from msdata.errors import DataError, SampleError
 
 # Bytes of a decoded batch, roughly.
@@ -45,13 +45,9 @@ def open_file(path: Path, metadata: Any = None) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(path, metadata=metadata, buffer_size=_READ_NBYTES, pre_buffer=False)
-    except OSError as error:
-        if error.errno is not None:
+    except (OSError, pa.ArrowException, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise storage_error("read", path, error) from error
-        raise DataError(
-            f"{path} is not Parquet, or is truncated: {error}; copy it again"
-        ) from error
-    except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{path} is not Parquet, or is truncated: {error}; copy it again"
         ) from error
@@ -132,11 +128,9 @@ class ColumnRows:
                         raise DataError("it is decoded in unequal pieces")
                     is_last = batch.num_rows < batch_rows
                     yield batch
-        except OSError as error:
-            if error.errno is not None:
+        except (OSError, pa.ArrowException, DataError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise storage_error("read", self._path, error) from error
-            raise SampleError(f"row group {group} is broken: {error}") from error
-        except (pa.ArrowException, DataError, ValueError) as error:
             raise SampleError(f"row group {group} is broken: {error}") from error
 
     def _forward_to(self, group: int, number: int) -> pa.RecordBatch:
@@ -171,11 +165,9 @@ class ColumnRows:
         path = self._scratch / f"{hashlib.sha256(key).hexdigest()[:24]}.arrow"
         if path.exists():
             return path
-        try:
+        with refusals("write", self._scratch):
             self._scratch.mkdir(parents=True, exist_ok=True)
             lock_fd = open_known(path.with_suffix(".lock"))
-        except OSError as error:
-            raise storage_error("write", self._scratch, error) from error
         try:
             take_lock(lock_fd, waits=True)
             if not path.exists():

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ _NUM_LOOKED_AT = 16
 # Longer values are taken for files, not labels; labels are read whole.
 _MAX_LABEL_NBYTES = 4096
 _Decode = Callable[[pa.Array], Array]
+_Told = TypeVar("_Told", bound=Hashable)
 
 
 class ParquetArrays:
@@ -67,18 +68,12 @@ class ParquetArrays:
     ) -> None:
         self._rows, self._decode = rows, decode
         self.bands, self.has_bands_first = bands, has_bands_first
-        found: Counter[tuple[tuple[int, ...], Any]] = Counter()
-        reason = "it is empty"
-        head = rows.first(_NUM_LOOKED_AT)
-        for row in range(len(head)):
-            try:
-                array = self._decode(head.slice(row, 1))
-                found[array.shape, array.dtype] += 1
-            except SampleError as error:
-                reason = str(error)
-        if not found:
-            raise DataError(f"none of the first rows of column {name!r} is usable: {reason}")
-        (inner, self.dtype), _ = found.most_common(1)[0]
+
+        def look(value: pa.Array) -> tuple[tuple[int, ...], Any]:
+            array = decode(value)
+            return array.shape, array.dtype
+
+        inner, self.dtype = _most_common(name, rows, look)
         self.shape = (len(rows), *inner)
         rows.expect(int(np.prod(inner)) * self.dtype.itemsize)
 
@@ -212,7 +207,9 @@ class _Opened:
         name = self._field.name
         if {"band", "flux"} <= self._inner:
             rows = self._rows([leaf for leaf in self._leaves if self._is_of(leaf, "band", "flux")])
-            bands = _common_bands(name, rows.first(_NUM_LOOKED_AT))
+            bands = _most_common(name, rows, lambda value: tuple(_bands_of(value)[0]))
+            if len(set(bands)) != len(bands):
+                raise DataError(f"column {name!r} has a band twice: {', '.join(bands)}")
 
             def stack(value: pa.Array) -> Array:
                 return _in_order(*_bands_of(value), bands)
@@ -349,21 +346,19 @@ def _bands_of(value: pa.Array) -> tuple[list[str], Array]:
     return bands, _dense(flux)
 
 
-def _common_bands(name: str, head: pa.Array) -> tuple[str, ...]:
-    """The bands that most of the first rows have, in their order."""
-    votes: Counter[tuple[str, ...]] = Counter()
+def _most_common(name: str, rows: ColumnRows, look: Callable[[pa.Array], _Told]) -> _Told:
+    """What most of a column's first rows tell."""
+    votes: Counter[_Told] = Counter()
     reason = "it is empty"
+    head = rows.first(_NUM_LOOKED_AT)
     for row in range(len(head)):
         try:
-            votes[tuple(_bands_of(head.slice(row, 1))[0])] += 1
+            votes[look(head.slice(row, 1))] += 1
         except SampleError as error:
             reason = str(error)
     if not votes:
         raise DataError(f"none of the first rows of column {name!r} is usable: {reason}")
-    bands = votes.most_common(1)[0][0]
-    if len(set(bands)) != len(bands):
-        raise DataError(f"column {name!r} has a band twice: {', '.join(bands)}")
-    return bands
+    return votes.most_common(1)[0][0]
 
 
 def _in_order(found: list[str], pixels: Array, bands: tuple[str, ...]) -> Array:

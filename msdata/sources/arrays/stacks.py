@@ -20,6 +20,7 @@ import numpy as np
 
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import Sample, Schema, Survey
+from msdata.sources.arrays.formats import StackArray, open_hdf5, open_npz, open_zarr
 from msdata.sources.arrays.labels import label_column, labeled_table
 from msdata.sources.arrays.layouts import KnownLayout, known_layout, with_bands
 from msdata.sources.arrays.options import (
@@ -30,7 +31,6 @@ from msdata.sources.arrays.options import (
     identifier,
     is_zarr,
 )
-from msdata.sources.arrays.stack_array import StackArray
 from msdata.sources.listing import paths_below
 
 if TYPE_CHECKING:
@@ -44,22 +44,11 @@ OpenStack = Callable[[Path], tuple[Mapping[str, StackArray], list[str]]]
 
 
 def _opener(options: ArrayOptions) -> OpenStack:
-    kind = options.kind
-    if kind == "parquet":
+    if options.kind == "parquet":
         from msdata.sources.arrays.parquet_stack import open_parquet
 
         return lambda path: open_parquet(path, options)
-    if kind == "hdf5":
-        from msdata.sources.arrays.hdf5_stack import open_hdf5
-
-        return open_hdf5
-    if kind == "zarr":
-        from msdata.sources.arrays.zarr_stack import open_zarr
-
-        return open_zarr
-    from msdata.sources.arrays.npz_stack import open_npz
-
-    return open_npz
+    return {"hdf5": open_hdf5, "npz": open_npz, "zarr": open_zarr}[options.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +106,8 @@ class StackFiles:
             UsageError: `--arrays`, `--labels` or `--layout` do not fit the files.
             DataError: a file is broken, or its arrays differ from those of the first.
         """
+        import pyarrow as pa
+
         paths = self._paths()
         if not paths:
             raise DataError(f"{self.root} holds no Zarr groups named *.zarr; give one of them")
@@ -129,16 +120,19 @@ class StackFiles:
                     f"{self.root / path} holds {_told(content)}, but {self.root / paths[0]} holds "
                     f"{_told(first)}; name what all files have with --arrays and --labels"
                 )
-            prefix = "" if len(paths) == 1 else _stem(path)
-            columns = {}
-            for name, inside in content.labels.items():
-                columns[name] = label_column(f"{self.root / path}: {inside}", file[inside][...])
+            prefix = "" if len(paths) == 1 else path.rsplit(".", 1)[0].replace("/", "_") + "-"
+            columns = {
+                name: label_column(f"{self.root / path}: {inside}", file[inside][...])
+                for name, inside in content.labels.items()
+            }
             rows = np.arange(content.num_samples)
             tables.append(labeled_table(self._options, prefix, path, rows, columns))
         assert first is not None
         self.schema = Schema(name="inferred", arrays=first.surveys)
         tables, notes = _with_splits(paths, tables)
-        return _joined(tables, (*first.notes, *notes))
+        table = pa.concat_tables(tables, promote_options="permissive")
+        table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
+        return table.replace_schema_metadata({"notes": json.dumps((*first.notes, *notes))})
 
     def _paths(self) -> list[str]:
         if self._is_one:
@@ -186,10 +180,6 @@ class StackFiles:
             return opened
 
 
-def _stem(path: str) -> str:
-    return path.rsplit(".", 1)[0].replace("/", "_") + "-"
-
-
 def _told(content: _Content) -> str:
     arrays = [f"{s.name} {s.shape} {s.dtype}" for s in content.surveys]
     return ", ".join([*arrays, *content.labels])
@@ -210,14 +200,6 @@ def _with_splits(paths: list[str], tables: list[pa.Table]) -> tuple[list[pa.Tabl
     return tables, ["splits are those of the files' names"]
 
 
-def _joined(tables: list[pa.Table], notes: tuple[str, ...]) -> pa.Table:
-    import pyarrow as pa
-
-    table = pa.concat_tables(tables, promote_options="permissive")
-    table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
-    return table.replace_schema_metadata({"notes": json.dumps(notes)})
-
-
 def _content_of(
     path: Path, file: Mapping[str, StackArray], options: ArrayOptions, notes: list[str]
 ) -> _Content:
@@ -235,7 +217,8 @@ def _content_of(
             raise UsageError(f"{path}: {inside} holds {found.dtype}, not numbers")
         try:
             inner = shapes[name] = options.sample_shape(name, shape[1:])
-            axes[name] = None if _is_arranged(found) else options.channels_first(name, inner)
+            is_arranged = getattr(found, "has_bands_first", False)
+            axes[name] = None if is_arranged else options.channels_first(name, inner)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
         turned = arranged(np.broadcast_to(np.int8(0), inner), axes[name]).shape
@@ -254,11 +237,6 @@ def _content_of(
         labels=labels,
         notes=(*known.notes, *notes),
     )
-
-
-def _is_arranged(found: StackArray) -> bool:
-    """Whether the format says that a sample's axes are (bands, height, width)."""
-    return getattr(found, "has_bands_first", False)
 
 
 def _num_samples(
@@ -313,9 +291,7 @@ def _labels(
             for name, found in file.items()
             if tuple(found.shape) == (count,) and np.dtype(found.dtype).kind in "biufSUO"
         }
-    labels = dict(options.labels)
-    if options.id_column is not None:
-        labels.setdefault(options.id_column, options.id_column)
+    labels = options.named_labels()
     for inside in labels.values():
         found = _checked(path, file, inside, "--labels")
         if tuple(found.shape) != (count,):

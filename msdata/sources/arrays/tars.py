@@ -17,12 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
-from msdata.core.files import storage_error
-from msdata.errors import DataError, SampleError, UsageError
+from msdata.core.files import refusals, storage_error
+from msdata.errors import DataError, SampleError
 from msdata.schema import Sample, Schema
-from msdata.sources.arrays.labels import column_of_values, labeled_table
+from msdata.sources.arrays.labels import objects_table
 from msdata.sources.arrays.members import IMAGE_SUFFIXES, decode_image, decode_npy
 from msdata.sources.arrays.options import SUFFIXES, ArrayOptions, arranged_sample, identifier
 from msdata.sources.listing import paths_below
@@ -63,16 +61,12 @@ class TarSamples:
             UsageError: no sample has what `--arrays` or `--labels` names.
             DataError: a tar is broken, or holds no arrays.
         """
-        import pyarrow as pa
-
-        keys, paths, rows, labels, left_out = [], [], [], [], Counter[str]()
-        has_arrays = False
+        objects, labels, left_out, has_arrays = [], [], Counter[str](), False
         for path in paths_below(self._given, SUFFIXES["tar"]):
             with _opened(self.root / path) as file:
                 for key, start, members in _samples(self.root / path, file, 0):
-                    keys.append(key)
-                    paths.append(path)
-                    rows.append(start)
+                    # Ids are the keys, as webdataset has them; a folder's slash would split the id.
+                    objects.append((key.replace("/", "_"), path, start))
                     labels.append(self._labels_of(self.root / path, file, members))
                     known = {ext: _kind(ext) for ext in members}
                     left_out.update(ext for ext, kind in known.items() if kind is None)
@@ -83,14 +77,7 @@ class TarSamples:
                 f"{self._given} has no .npy, .png or .jpg members (others: {found}); write arrays "
                 "as .npy: pickles are never loaded"
             )
-        columns = self._columns(labels)
-        # Ids are the keys, as webdataset has them; a folder's slash would split the id.
-        ids = pa.array([key.replace("/", "_") for key in keys], pa.string())
-        table = labeled_table(self._options, "", "", np.asarray(rows, np.int64), columns)
-        table = table.set_column(1, "path", pa.array(paths, pa.string()))
-        if self._options.id_column is None:
-            table = table.set_column(0, "sample_id", ids)
-        table = table.sort_by([("sample_id", "ascending"), ("path", "ascending")])
+        table, _ = objects_table(self._options, self._given, objects, labels)
         notes = [
             f"{count:,} members named .{ext} are left out" for ext, count in left_out.most_common()
         ]
@@ -123,24 +110,6 @@ class TarSamples:
                 if isinstance(item, str | int | float | bool) or item is None:
                     found[key if key not in found else f"{name}_{key}"] = item
         return found
-
-    def _columns(self, labels: list[dict[str, Any]]) -> dict[str, pa.Array]:
-        names = {name: name for found in labels for name in found}
-        if self._options.labels is not None:
-            chosen = dict(self._options.labels)
-            if self._options.id_column is not None:
-                chosen.setdefault(self._options.id_column, self._options.id_column)
-            for inside in chosen.values():
-                if inside not in names:
-                    has = ", ".join(names) or "none"
-                    raise UsageError(
-                        f"{self._given} has no label {inside!r} (--labels); its labels: {has}"
-                    )
-            names = chosen
-        return {
-            name: column_of_values([found.get(inside) for found in labels])
-            for name, inside in names.items()
-        }
 
     def read(self, path: str, row: int, labels: Mapping[str, Any] | None = None) -> Sample:
         """Reads one sample; see `Source.read`."""
@@ -182,10 +151,8 @@ class TarSamples:
 
 
 def _opened(path: Path) -> BinaryIO:
-    try:
+    with refusals("open", path):
         return path.open("rb")
-    except OSError as error:
-        raise storage_error("open", path, error) from error
 
 
 def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
