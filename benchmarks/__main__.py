@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import shlex
 import sys
 from pathlib import Path
 
 from benchmarks.comparison import compare_files
-from benchmarks.harness import RESULTS, Settings, add_arguments, claimed_folder
+from benchmarks.harness import RESULTS, Settings, add_arguments, claimed_folder, command_of
 from msdata.core.signals import exit_code_of
 from msdata.errors import MsdataError, UsageError
 
@@ -28,10 +27,10 @@ QUESTIONS = {
         "does an order for the cache cost accuracy?",
     ),
     "smaller": (
-        "benchmarks.questions.smaller.question",
+        "benchmarks.questions.smaller",
         "what do coded samples save, and what do they cost?",
     ),
-    "law": ("benchmarks.questions.law", "how does the error fall with the number of objects?"),
+    "law": ("benchmarks.questions.policies", "how does the error fall with the number of objects?"),
     "perceive": (
         "benchmarks.questions.perceive.question",
         "which band matters at which redshift, and is it the one that can tell?",
@@ -134,8 +133,7 @@ def run(arguments: list[str]) -> int:
             if code := run([name, *where]):
                 return code
         return 0
-    command = shlex.join(["python", "-m", "benchmarks", *arguments])
-    settings = Settings(**vars(args), command=command)
+    settings = Settings(**vars(args), command=command_of(arguments))
     question = "loaders" if args.question in RACES else args.question
     module = importlib.import_module(QUESTIONS[question][0])
     with claimed_folder(settings.out):

@@ -1,6 +1,6 @@
 """How near augmentation comes to bare interpolation, and how true its images are.
 
-python -m benchmarks.augment_rates [--repeats 7] [--gpu 0]
+    python -m benchmarks augment_rates [--repeats 7] [--gpu 0]
 
 Rates: batches of 128 samples of the Mantis Shrimp schema, early fusion, any angle, from memory to
 memory, in samples per second of a core: by processor time, so that other work on the machine counts
@@ -16,19 +16,18 @@ stars as a share of the brightest pixel, over angles and places drawn at random.
 
 from __future__ import annotations
 
-import argparse
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import compare, print_comparison, take_turns, write_result
+from benchmarks.harness import compare, part_parser, print_comparison, take_turns, write_part
 from msdata.augment import BACKENDS, AugmentConfig, Augmenter, open_augmenter
 from msdata.augment.draws import draw
 from msdata.augment.geometry import make_geometries
@@ -178,44 +177,32 @@ def pipelined(augmenter: Augmenter, batch: Batch) -> Callable[[], Any]:
 def measure_rates(repeats: int, device_id: int | None) -> dict[str, Any]:
     """Rates on the CPU, or on a GPU; see `compare` for what is returned."""
     batch = make_batch()
-    if device_id is not None:
-        limit = "copies to the GPU alone"
-        with (
-            opened("dali", AugmentConfig(), device_id) as dali,
-            opened("torch", AugmentConfig(), device_id) as of_torch,
-        ):
-            runs = {
-                limit: copies_to_gpu(batch, device_id),
-                "dali": pipelined(dali, batch),
-                "torch": pipelined(of_torch, batch),
+    with ExitStack() as stack:
+
+        def augmenter(backend: str, **settings: Any) -> Augmenter:
+            config = AugmentConfig(**settings)
+            return stack.enter_context(opened(backend, config, device_id))
+
+        if device_id is not None:
+            limit, clock = "copies to the GPU alone", time.perf_counter
+            runs = {limit: copies_to_gpu(batch, device_id)}
+            runs |= {name: pipelined(augmenter(name), batch) for name in ("dali", "torch")}
+        else:
+            limit, clock = WARPS, time.process_time
+            reference = augmenter("reference")
+            others = {
+                "reference": reference,
+                "reference, rotation=exact": augmenter("reference", rotation="exact"),
+                "reference, fusion=late": augmenter("reference", fusion="late"),
+                "torch on the CPU": augmenter("torch"),
+                "dali on the CPU": augmenter("dali"),
             }
-            return _compared(runs, repeats, limit, time.perf_counter)
-    exact, late = AugmentConfig(rotation="exact"), AugmentConfig(fusion="late")
-    with (
-        opened("reference", AugmentConfig()) as reference,
-        opened("reference", exact) as reference_exact,
-        opened("reference", late) as reference_late,
-        opened("dali", AugmentConfig()) as dali,
-        opened("torch", AugmentConfig()) as of_torch,
-    ):
-        runs = {
-            WARPS: warps_alone(batch),
-            "reference": lambda: reference.run(batch, 0),
-            "reference, validation": lambda: reference.run(batch, 0, train=False),
-            "reference, rotation=exact": lambda: reference_exact.run(batch, 0),
-            "reference, fusion=late": lambda: reference_late.run(batch, 0),
-            "torch on the CPU": lambda: of_torch.run(batch, 0),
-            "dali on the CPU": lambda: dali.run(batch, 0),
-            "DALI, an operator a step": dali_step_by_step(batch),
-        }
-        return _compared(runs, repeats, WARPS, time.process_time)
-
-
-def _compared(
-    runs: dict[str, Callable[[], Any]], repeats: int, limit: str, clock: Callable[[], float]
-) -> dict[str, Any]:
-    contestants = {name: (lambda run=run: rate_of(run, clock)) for name, run in runs.items()}
-    return compare(take_turns(contestants, repeats), [limit])
+            runs = {WARPS: warps_alone(batch)}
+            runs |= {name: partial(other.run, batch, 0) for name, other in others.items()}
+            runs["reference, validation"] = partial(reference.run, batch, 0, train=False)
+            runs["DALI, an operator a step"] = dali_step_by_step(batch)
+        contestants = {name: partial(rate_of, run, clock) for name, run in runs.items()}
+        return compare(take_turns(contestants, repeats), [limit])
 
 
 def star(survey: Survey, x_arcsec: float, y_arcsec: float) -> NDArray[np.float32]:
@@ -294,14 +281,13 @@ def _flux_errors(images: Batch, batch: Batch, factors: dict[str, float]) -> dict
     return errors
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; writes `results/augment_rates.json`, with --gpu `..._gpu.json`."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.augment_rates")
+def main(words: list[str]) -> int:
+    """Runs the benchmark; writes `augment_rates.json`, with --gpu `augment_rates_gpu.json`."""
+    parser = part_parser("augment_rates", "Augmentation beside bare interpolation.")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--gpu", type=int, help="number of the GPU to measure on")
     parser.add_argument("--data", help="not needed: the batch is made up")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     rates = measure_rates(args.repeats, args.gpu)
     print_comparison("augmentation, early fusion", rates, MANTIS_SHRIMP.sample_nbytes)
     backends = ("dali", "torch") if args.gpu is not None else BACKENDS
@@ -310,11 +296,6 @@ def main(argv: list[str] | None = None) -> int:
         for layout, numbers in layouts.items():
             print(f"  {backend}, {layout}: {numbers}")
     result = {"batch_size": BATCH_SIZE, "threads": NUM_THREADS, "rates": rates, "truth": truth}
-    name = "augment_rates" if args.gpu is None else "augment_rates_gpu"
-    command = shlex.join(["python", "-m", "benchmarks.augment_rates", *arguments])
-    print(f"\n{write_result(name, result, command=command)}")
+    suffix = "" if args.gpu is None else "_gpu"
+    write_part("augment_rates", result, words, args.out, suffix=suffix)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -120,8 +120,6 @@ def is_below(old: Mapping[str, float], new: Mapping[str, float]) -> bool:
 def compare_files(old_path: Path | str, new_path: Path | str) -> int:
     """Prints the ratios of two results side by side.
 
-    Ratios within a run are compared, never rates: machines drift.
-
     Returns:
         1 if a ratio is below the older one, or missing, else 0.
 

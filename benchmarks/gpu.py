@@ -14,27 +14,141 @@ where something failed or a limit is exceeded. With `--device cpu` it runs anywh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import shlex
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import msdata
-from benchmarks.harness import RESULTS, write_result
-from benchmarks.questions import gpu_fed, gpu_smoke, gpu_steps
-from benchmarks.questions.gpu_steps import GpuRun
+from benchmarks.harness import add_data, command_of, interval_text, part_parser, write_result
+from benchmarks.questions import gpu_smoke, gpu_steps
+from benchmarks.questions.gpu_steps import (
+    GpuRun,
+    Timeline,
+    batch_on_device,
+    in_turns,
+    made_up_statistics,
+    make_step,
+    run_steps,
+)
+from benchmarks.workloads import WORKLOADS, mock_objects, pack_objects, write_source
 from msdata.core.files import write_whole
-from msdata.errors import MsdataError, UsageError
+from msdata.errors import UsageError
+from mstrain.data.batches import (
+    EpochEnd,
+    Prefetcher,
+    TensorBatch,
+    make_augmenter,
+    make_loader,
+    training_stream,
+)
 from mstrain.distributed import choose_device
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import find_recipe
+from mstrain.training.train_step import TrainStep
 
 NAME = "gpu"
 # Of issue 16: shares of the step that the GPU may wait, and that making batches may cost.
 MAX_WAIT, MAX_COST = 0.01, 0.05
+_NUM_PROFILED = 5
+_PROFILE_ROWS = 30
+
+
+def make_data(folder: Path, num_samples: int) -> Path:
+    """A packed data set of noise with the shapes of Mantis Shrimp, unless it is there."""
+    objects = mock_objects(WORKLOADS["mantis"], num_samples)
+    source = write_source(folder / f"gpu-objects-{num_samples}", objects)
+    return pack_objects(source.objects, folder / f"gpu-{num_samples}", "--split", "1,0,0")
+
+
+@contextmanager
+def opened_batches(run: GpuRun, words: Sequence[str]) -> Iterator[Iterator[TensorBatch]]:
+    """Endless batches as a training with some settings gets them."""
+    config = apply_overrides(run.config, words)
+    split = msdata.open(make_data(run.folder, run.num_objects)).split("train")
+    with ExitStack() as stack:
+        loader = stack.enter_context(make_loader(split, config, run.ranks))
+        augmenter = stack.enter_context(
+            make_augmenter(split, config, run.ranks, made_up_statistics())
+        )
+        stream = training_stream(loader, augmenter, config, run.device)
+        ahead = stack.enter_context(Prefetcher(stream))
+        yield (b for b in ahead if not isinstance(b, EpochEnd))
+
+
+def fed_against_limit(run: GpuRun) -> dict[str, Any]:
+    """Training on batches that are made meanwhile, against batches that are on the device.
+
+    Returns:
+        By name, "limit" and each way to augment, what `run_steps` measures; and of the latter
+        `batch_s`, a batch by itself, and `cost_share`: how much longer a step takes.
+    """
+    size, timeline = run.config.batch_size, Timeline(run.device)
+    train_step = make_step(run.config, run.ranks)
+    kept = itertools.repeat(batch_on_device(run.config, run.device, size))
+    with ExitStack() as stack:
+
+        def fed(words: Sequence[str]) -> Callable[[], dict[str, float]]:
+            batches = stack.enter_context(opened_batches(run, words))
+            # Compilation, the choice of kernels, page locks.
+            run_steps(train_step, batches, timeline, max(2, run.num_steps // 4))
+
+            def measure() -> dict[str, float]:
+                # What was made ahead while others took their turn is not measured.
+                run_steps(train_step, batches, timeline, 4)
+                found = run_steps(train_step, batches, timeline, run.num_steps)
+                timeline.wait()
+                started_s = time.perf_counter()
+                for _ in range(run.num_steps):
+                    next(batches)
+                timeline.wait()
+                return {**found, "batch_s": (time.perf_counter() - started_s) / run.num_steps}
+
+            return measure
+
+        limit = partial(run_steps, train_step, kept, timeline, run.num_steps)
+        makers: dict[str, Any] = {"limit": lambda: limit}
+        makers |= {name: partial(fed, words) for name, words in run.backends.items()}
+        found = in_turns(run, "fed", makers)
+    limit_s = found["limit"]["step_s"]["median"] if "limit" in found else None
+    for name, numbers in found.items():
+        if name != "limit" and limit_s:
+            cost = {key: value / limit_s - 1 for key, value in numbers["step_s"].items()}
+            numbers["cost_share"] = cost
+    return found
+
+
+def profile(run: GpuRun) -> dict[str, Any]:
+    """Where the time of fed steps goes, as torch's profiler sees it: a table per backend."""
+    train_step = make_step(run.config, run.ranks)
+    return {
+        name: run.attempt(f"profile: {name}", partial(_table, run, train_step, words))
+        for name, words in run.backends.items()
+    }
+
+
+def _table(run: GpuRun, train_step: TrainStep, words: Sequence[str]) -> list[str]:
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU]
+    if run.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with opened_batches(run, words) as batches:
+        timeline = Timeline(run.device)
+        run_steps(train_step, batches, timeline, 2)
+        with torch.profiler.profile(activities=activities) as found:
+            run_steps(train_step, batches, timeline, _NUM_PROFILED)
+    order = "self_device_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+    table: str = found.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS)
+    return table.splitlines()
+
+
 # In this order: what is certain to be needed comes first.
 SECTIONS: dict[str, Callable[[GpuRun], dict[str, Any]]] = {
     "device": gpu_smoke.device_facts,
@@ -44,19 +158,15 @@ SECTIONS: dict[str, Callable[[GpuRun], dict[str, Any]]] = {
     "copies": gpu_smoke.copy_rates,
     "augmentation": gpu_smoke.augmentation,
     "batches": gpu_steps.by_batch_size,
-    "fed": gpu_fed.fed_against_limit,
+    "fed": fed_against_limit,
     "variants": gpu_steps.by_variant,
     "ranks": gpu_steps.by_norm,
-    "profile": gpu_fed.profile,
+    "profile": profile,
 }
 
 
 def exceeded_limits(fed: Mapping[str, Any]) -> dict[str, str]:
-    """The limits that fed training exceeds, in words.
-
-    Args:
-        fed: what section "fed" found: numbers by way to augment.
-    """
+    """The limits that fed training exceeds, in words, by what section "fed" found."""
     found = {}
     for name, numbers in fed.items():
         wait = numbers["wait_share"]["median"]
@@ -75,9 +185,8 @@ def lines_of(found: Any, prefix: str = "  ") -> list[str]:
     lines = []
     for name, value in found.items():
         if isinstance(value, dict) and value.keys() >= {"median", "least", "greatest"}:
-            low, middle, high = (value[key] for key in ("least", "median", "greatest"))
-            lines.append(f"{prefix}{name:<20} {middle:.4g} ({low:.4g} to {high:.4g})")
-        elif isinstance(value, dict | list):
+            value = interval_text(value, ".4g")
+        if isinstance(value, dict | list):
             lines += [f"{prefix}{name}", *lines_of(value, prefix + "  ")]
         else:
             lines.append(f"{prefix}{name:<20} {value}")
@@ -97,17 +206,7 @@ def write(result: Mapping[str, Any], command: str, folder: Path) -> Path:
 
 
 def measure(run: GpuRun, names: tuple[str, ...], command: str, folder: Path) -> dict[str, Any]:
-    """Runs sections one after the other and writes after each.
-
-    Args:
-        run: what they share.
-        names: the sections to run.
-        command: what was typed.
-        folder: of the result.
-
-    Returns:
-        What was written last.
-    """
+    """Runs sections one after the other and writes after each; returns what was written last."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [name for name in SECTIONS if name in names]
     skipped = {name: "not asked for" for name in SECTIONS if name not in names}
@@ -126,7 +225,7 @@ def measure(run: GpuRun, names: tuple[str, ...], command: str, folder: Path) -> 
         print(f"\n== {name}", flush=True)
         started_s = time.perf_counter()
         # An interruption leaves what is written, with this section among what was not measured.
-        found = run.attempt(name, lambda name=name: SECTIONS[name](run))
+        found = run.attempt(name, partial(SECTIONS[name], run))
         waiting.pop(0)
         result["sections"][name] = found or {}
         result.setdefault("section_s", {})[name] = round(time.perf_counter() - started_s, 2)
@@ -135,21 +234,19 @@ def measure(run: GpuRun, names: tuple[str, ...], command: str, folder: Path) -> 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    parser.add_argument("--data", type=Path, default=Path("bench-data"), help="created if missing")
-    parser.add_argument("--objects", type=int, default=2048, help="0.6 MB each; %(default)s")
+    parser = part_parser(NAME, __doc__)
+    add_data(parser, 2048)
     parser.add_argument("--steps", type=int, default=50, help="per measurement; %(default)s")
     parser.add_argument("--turns", type=int, default=3, help="of contestants; %(default)s")
     parser.add_argument(
         "--batches",
-        type=lambda text: tuple(int(word) for word in text.split(",")),
+        type=lambda text: tuple(map(int, text.split(","))),
         default=(16, 32, 64, 128, 256, 512),
         help="samples per step of section batches; 16 to 512",
     )
     parser.add_argument(
         "--sections",
-        type=lambda text: tuple(word.strip() for word in text.split(",")),
+        type=lambda text: tuple(map(str.strip, text.split(","))),
         default=tuple(SECTIONS),
         help=f"of {', '.join(SECTIONS)}; all",
     )
@@ -164,8 +261,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_all(args: argparse.Namespace, words: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Measures, prints, writes; returns 1 where something failed or a limit is exceeded."""
+    args = make_parser().parse_args(words)
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
         raise UsageError(
@@ -189,23 +287,8 @@ def run_all(args: argparse.Namespace, words: list[str]) -> int:
             f"{args.objects} objects do not fill a batch of {run.config.batch_size}; give more "
             "--objects"
         )
-    command = shlex.join(["python", "-m", "benchmarks", "gpu", *words])
-    result = measure(run, args.sections, command, args.out)
+    result = measure(run, args.sections, command_of([NAME, *words]), args.out)
     for title in ("failures", "limits_exceeded", "not_measured"):
         for name, text in result[title].items():
             print(f"{title.replace('_', ' ')}: {name}: {text}")
     return int(bool(result["failures"] or result["limits_exceeded"]))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        return run_all(make_parser().parse_args(words), words)
-    except MsdataError as error:
-        print(f"benchmarks gpu: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,8 @@ is reported are ratios within a turn; seconds from different runs are never comp
 from __future__ import annotations
 
 import argparse
+import compileall
+import functools
 import json
 import os
 import platform
@@ -15,20 +17,21 @@ import shlex
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
 from msdata.core.text import rate_text, table_lines
 from msdata.errors import UsageError
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 WORKLOAD_NAMES = ("mantis", "stamps", "large")
 # Below a folder of results: every single run, which git does not keep.
 RAW = "raw"
@@ -37,13 +40,12 @@ _VERSIONS_OF = (
     "nvidia-dali-cuda120",
 )
 _MARK = ".msdata-benchmarks"
-_REALTIME_PRIORITY = 10
 _NO_RESULTS = ":(exclude)benchmarks/results"
 # Rows of tables stay rows.
 _LINE = 320
 
-# A contestant runs once and returns its rate, in samples per second.
-Contestant = Callable[[], float]
+# What contestants measure: most of them a rate, in samples per second.
+Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,35 +142,26 @@ def claimed_folder(out: Path) -> Iterator[None]:
 
 
 def take_turns(
-    contestants: Mapping[str, Contestant],
-    repeats: int,
-    *,
-    warm_ups: int = 1,
-    before_each: Callable[[], object] | None = None,
-) -> dict[str, list[float]]:
+    contestants: Mapping[str, Callable[[], Measured]], repeats: int, *, warm_ups: int = 1
+) -> dict[str, list[Measured]]:
     """Runs every contestant once per turn, in another order each turn.
 
     Args:
-        contestants: by name.
+        contestants: by name; each runs once and returns what it measured.
         repeats: turns that count.
         warm_ups: turns before them that do not.
-        before_each: called before every run, not timed; drops the page cache for instance.
 
     Returns:
-        For each contestant its rates, one per turn.
+        For each contestant what it measured, one per turn.
     """
     shuffler = random.Random(0)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    found: dict[str, list[Measured]] = {name: [] for name in contestants}
     for turn in range(-warm_ups, repeats):
-        names = list(contestants)
-        shuffler.shuffle(names)
-        for name in names:
-            if before_each is not None:
-                before_each()
-            rate = contestants[name]()
+        for name in shuffler.sample(list(contestants), len(contestants)):
+            measured = contestants[name]()
             if turn >= 0:
-                rates[name].append(rate)
-    return rates
+                found[name].append(measured)
+    return found
 
 
 def run_threads(work: Callable[[int], object], num_threads: int) -> float:
@@ -179,25 +172,50 @@ def run_threads(work: Callable[[int], object], num_threads: int) -> float:
     return time.perf_counter() - started_s
 
 
-def add_realtime(parser: argparse.ArgumentParser) -> None:
-    """Declares `--realtime`, for machines that other work shares."""
-    parser.add_argument(
-        "--realtime",
-        action="store_true",
-        help="run all contestants alike before other processes of the machine (SCHED_FIFO; root)",
-    )
+def child_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables of a process that is timed: it starts from compiled modules, as a user's does.
+
+    Where `PYTHONDONTWRITEBYTECODE` is set, every process would compile all of msdata at its start.
+    """
+    _compile_modules()
+    return {key: value for key, value in environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
-def run_first() -> None:
-    """Has this process, and those it starts from now on, run before others of the machine.
+@functools.cache
+def _compile_modules() -> None:
+    for package in ("msdata", "mstrain", "benchmarks"):
+        compileall.compile_dir(ROOT / package, quiet=2)
+
+
+def run_timed(
+    command: Sequence[str], *, watch: Callable[[int], None] | None = None, is_shown: bool = False
+) -> dict[str, float]:
+    """Runs a command to its end, see `child_environ`.
+
+    Args:
+        command: its words.
+        watch: called every tenth of a second with the id of the process.
+        is_shown: whether what it prints is.
+
+    Returns:
+        `seconds` from its start to its end, and `processor_seconds` of it and its children.
 
     Raises:
-        SystemExit: the system does not allow it.
+        SystemExit: it failed, with its exit code.
     """
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
-    except PermissionError:
-        raise SystemExit("--realtime needs root, or CAP_SYS_NICE: run it without") from None
+    environ, started_s = child_environ(), time.perf_counter()
+    out = None if is_shown else subprocess.DEVNULL
+    with subprocess.Popen(command, env=environ, stdout=out) as process:
+        if watch is not None:
+            while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                watch(process.pid)
+                time.sleep(0.1)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    seconds = time.perf_counter() - started_s
+    return {"seconds": seconds, "processor_seconds": usage.ru_utime + usage.ru_stime}
 
 
 def compare(rates: Mapping[str, Sequence[float]], limit_names: Sequence[str]) -> dict[str, Any]:
@@ -214,8 +232,8 @@ def compare(rates: Mapping[str, Sequence[float]], limit_names: Sequence[str]) ->
     limit = max(limit_names, key=lambda name: statistics.median(rates[name]))
     contestants = {}
     for name, values in rates.items():
-        ratios = [rate / best for rate, best in zip(values, rates[limit], strict=True)]
-        contestants[name] = {"samples_per_s": spread(values), "of_limit": spread(ratios)}
+        of_limit = ratio_spread(values, rates[limit])
+        contestants[name] = {"samples_per_s": spread(values), "of_limit": of_limit}
     return {"limit": limit, "contestants": contestants}
 
 
@@ -223,6 +241,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, and the interval from the least to the greatest value over turns."""
     found = {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
     return {name: round(value, 4) for name, value in found.items()}
+
+
+def ratio_spread(values: Iterable[float], others: Iterable[float]) -> dict[str, float]:
+    """The spread of ratios, each of two values of the same turn."""
+    return spread([value / other for value, other in zip(values, others, strict=True)])
 
 
 def interval_text(found: Mapping[str, float], form: str = ".2f") -> str:
@@ -256,10 +279,17 @@ def add_data(parser: argparse.ArgumentParser, num_objects: int) -> None:
     parser.add_argument("--objects", type=int, default=num_objects, help="580 KiB each")
 
 
-def write_part(name: str, result: Mapping[str, Any], words: Sequence[str], out: Path) -> None:
+def command_of(words: Sequence[str]) -> str:
+    """What was typed."""
+    return shlex.join(["python", "-m", "benchmarks", *words])
+
+
+def write_part(
+    name: str, result: Mapping[str, Any], words: Sequence[str], out: Path, suffix: str = ""
+) -> None:
     """Writes the result of one part, with what was typed, and prints where."""
-    command = shlex.join(["python", "-m", "benchmarks", name, *words])
-    print(f"\n{write_result(name, result, command=command, folder=out)}")
+    command = command_of([name, *words])
+    print(f"\n{write_result(name + suffix, result, command=command, folder=out)}")
 
 
 def write_result(
@@ -289,7 +319,7 @@ def write_result(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit_of_code(),
         "host": {**host_facts(), "file_system": file_system_of(folder)},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions_of(_VERSIONS_OF)},
         **result,
     }
     files = {folder / f"{name}.json": content}
@@ -341,19 +371,18 @@ def file_system_of(path: Path) -> dict[str, str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
     found = {}
-    for name in _VERSIONS_OF:
-        try:
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def commit_of_code() -> str | None:
     """The commit that was measured, with a plus where files were changed since, but for results."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
+    git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True)
         changed = subprocess.run(

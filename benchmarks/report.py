@@ -107,10 +107,10 @@ def spread_series(
     name: str, spreads: Sequence[Mapping[str, float]], x: Sequence[float] = ()
 ) -> Series:
     """The medians of spreads, with their intervals."""
-    ends = {key: [found[key] for found in spreads] for key in ("median", "least", "greatest")}
-    return Series(
-        name=name, x=x, values=ends["median"], least=ends["least"], greatest=ends["greatest"]
+    middle, least, greatest = (
+        [found[key] for found in spreads] for key in ("median", "least", "greatest")
     )
+    return Series(name=name, x=x, values=middle, least=least, greatest=greatest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,17 @@ class Chart:
     def __post_init__(self) -> None:
         if self.kind not in ("bars", "lines"):
             raise UsageError(f"kind of chart {self.title!r} must be bars or lines: {self.kind!r}")
+
+
+def bars_of(
+    title: str,
+    x_label: str,
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Mapping[str, float]]],
+) -> Chart:
+    """A chart of bars with their intervals: for each series its spreads, one per label."""
+    drawn = [spread_series(name, spreads) for name, spreads in series.items()]
+    return Chart(title=title, kind="bars", labels=labels, x_label=x_label, series=drawn)
 
 
 @dataclass(frozen=True, kw_only=True)

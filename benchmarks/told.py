@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from benchmarks.harness import child_environ
 from msdata.errors import StorageError
 
 _END_S = 20.0
@@ -63,27 +64,28 @@ class ToldProcess:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 start_new_session=True,
-                env=None if environ is None else dict(environ),
+                env=child_environ(os.environ if environ is None else environ),
             )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._in, self._out = self.process.stdin, self.process.stdout
 
     def __enter__(self) -> ToldProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdout is not None
         self.end_input()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=_END_S)
         # Its workers too, should any have outlived it.
         self._kill()
         self.process.wait()
-        self.process.stdout.close()
+        self._out.close()
 
     def end_input(self) -> None:
         """Tells it that no command will come."""
-        assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
+            self._in.close()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -91,11 +93,10 @@ class ToldProcess:
 
     def tell(self, do: str, **arguments: Any) -> None:
         """Gives a command."""
-        assert self.process.stdin is not None
         # Whoever has ended is found when it does not answer.
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())
-            self.process.stdin.flush()
+            self._in.write((json.dumps({"do": do, **arguments}) + "\n").encode())
+            self._in.flush()
 
     def hear(self) -> list[dict[str, Any]]:
         """Waits for the answers.
@@ -119,18 +120,14 @@ class ToldProcess:
         return found
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = b"-"
         # Launchers may have a word of their own to say.
-        while line and not line.startswith(b"{"):
-            line = self.process.stdout.readline()
-        if not line:
-            raise ToldError(
-                f"{self._name}: its process ended, or was ended after {self._timeout_s:.0f} s; its "
-                f"last words are in {self._log}"
-            )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        for line in iter(self._out.readline, b""):
+            if line.startswith(b"{"):
+                return dict(json.loads(line))
+        raise ToldError(
+            f"{self._name}: its process ended, or was ended after {self._timeout_s:.0f} s; its "
+            f"last words are in {self._log}"
+        )
 
     def command(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Gives a command and waits for the answer of the only one; see `hear`."""
@@ -148,13 +145,9 @@ def claim_stdout() -> TextIO:
 def obey(
     answers: TextIO, target: Any, *, wrong: type[Exception], about: Mapping[str, Any] | None = None
 ) -> None:
-    """Answers every line of stdin by the method that it names, until stdin ends.
+    """Answers every line of stdin by the method of `target` that it names, until stdin ends.
 
-    Args:
-        answers: from `claim_stdout`.
-        target: its methods take a command's arguments and return what is answered.
-        wrong: what they raise where samples are wrong.
-        about: fields of every answer.
+    `wrong` is what methods raise where samples are wrong; `about` are fields of every answer.
     """
     for line in sys.stdin:
         command = json.loads(line)

@@ -7,8 +7,9 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
 
 OBJECTS, TRUTH = "objects", "truth.npz"
+# Options of `msdata pack`: one split, train, and no object is rejected, since their number counts.
+WHOLE = ("--split", "1,0,0", "--max-nan-fraction", "1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,6 @@ class Source:
         """The folder of the pickles."""
         return self.folder / OBJECTS
 
-    @property
-    def sample_nbytes(self) -> int:
-        """Bytes of a sample's arrays."""
-        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in self.arrays.values())
-
 
 def object_path(objects: Path, number: int) -> Path:
     """Where the object of a number lies: a thousand a folder, as upstream's tree has them."""
@@ -145,32 +143,38 @@ def write_source(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> So
     """
     if not (folder / TRUTH).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        _write_objects(partial, objects)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        write_truth(unfinished, _written(unfinished / OBJECTS, objects))
         # Refused where the folder holds something else.
-        partial.rename(folder)
+        unfinished.rename(folder)
     first = pickle.loads(object_path(folder / OBJECTS, 0).read_bytes())
+    arrays = {name: (array.shape, array.dtype.str) for name, array in first.items()}
     with np.load(folder / TRUTH) as truth:
-        return Source(
-            folder=folder,
-            arrays={name: (array.shape, array.dtype.str) for name, array in first.items()},
-            checksums=truth["checksums"],
-            edges=truth["edges"],
-        )
+        return Source(folder=folder, arrays=arrays, **truth)
 
 
-def _write_objects(folder: Path, objects: Iterator[dict[str, NDArray[Any]]]) -> None:
-    checksums, edges = [], []
+def _written(
+    folder: Path, objects: Iterator[dict[str, NDArray[Any]]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The objects, each once it is written, their catalog after them."""
     lines = ["mantis_id,redshift,ra,dec"]
     for number, arrays in enumerate(objects):
-        path = object_path(folder / OBJECTS, number)
+        path = object_path(folder, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(pickle.dumps(arrays, protocol=4))
         lines.append(f"{number:07d},{redshift_of(number)},{number % 360}.5,{number % 90 - 45}.5")
+        yield arrays
+    (folder / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_truth(folder: Path, samples: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+    """Writes what the arrays of samples are compared with; returns how many samples there were."""
+    checksums, edges = [], []
+    for arrays in samples:
         checksums.append([crc32c(array) for array in arrays.values()])
-        edges.append(edge_bytes({n: a[None] for n, a in arrays.items()})[0])
-    (folder / OBJECTS / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        edges.append(edge_bytes({name: array[None] for name, array in arrays.items()})[0])
     np.savez(folder / TRUTH, checksums=np.array(checksums, np.uint32), edges=np.array(edges))
+    return len(checksums)
 
 
 def edge_bytes(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
@@ -205,25 +209,11 @@ def make_source(settings: Settings, count: int) -> Source:
 
 def pack_source(source: Source, out: Path, shard_nbytes: int) -> Path:
     """All objects packed into one split, train, in shards of about a size; unless it is there."""
-    if not (out / "dataset.json").is_file():
-        options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--inpaint", "none", "--resume")
-        catalog = ("--catalog", source.objects / "catalog.csv", "--quiet")
-        size = ("--shard-size", f"{max(64, shard_nbytes >> 10)}KiB")
-        run_msdata("pack", source.objects, out, *catalog, *size, *options)
-    return out
+    size = ("--quiet", "--shard-size", f"{max(64, shard_nbytes >> 10)}KiB")
+    return pack_objects(source.objects, out, *WHOLE, "--inpaint", "none", *size)
 
 
-def run_msdata(*arguments: str | Path) -> None:
-    """Runs and shows an `msdata` command; ends this process with its exit code if it fails."""
-    _run("msdata", arguments)
-
-
-def run_mstrain(*arguments: str | Path) -> None:
-    """Runs and shows an `mstrain` command; ends this process with its exit code if it fails."""
-    _run("mstrain", arguments)
-
-
-def _run(module: str, arguments: Sequence[str | Path]) -> None:
+def _run(module: str, *arguments: str | Path) -> None:
     words = [str(a) for a in arguments]
     print(f"\n$ {module} {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, "-m", module, *words]).returncode
@@ -231,29 +221,28 @@ def _run(module: str, arguments: Sequence[str | Path]) -> None:
         raise SystemExit(code)
 
 
-def make_objects(folder: Path, num_objects: int) -> Path:
-    """Mock objects, unless they are there.
+# Run and show a command; end this process with its exit code if it fails.
+run_msdata, run_mstrain = partial(_run, "msdata"), partial(_run, "mstrain")
 
-    Args:
-        folder: the benchmarks' data.
-        num_objects: how many.
 
-    Returns:
-        Their folder; `catalog.csv` is in it.
-    """
-    objects = folder / f"objects-{num_objects}"
+def make_objects(objects: Path, num_objects: int, *options: str) -> Path:
+    """Mock objects with `catalog.csv` in a folder, unless they are there; returns the folder."""
     if not (objects / "catalog.csv").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        run_msdata("mock", objects, "--n", str(num_objects), "--seed", "0")
+        objects.parent.mkdir(parents=True, exist_ok=True)
+        run_msdata("mock", objects, "--n", str(num_objects), *(options or ("--seed", "0")))
     return objects
 
 
-def make_dataset(folder: Path, num_objects: int) -> Path:
-    """A data set below a folder whose one split, train, holds all mock objects; or finds it."""
-    out = folder / f"tar-{num_objects}"
-    if not (out / "dataset.json").exists():
-        objects = make_objects(folder, num_objects)
-        # No object is rejected: the number of samples is part of the question.
-        options = ("--split", "1,0,0", "--max-nan-fraction", "1", "--resume")
-        run_msdata("pack", objects, out, "--catalog", objects / "catalog.csv", *options)
+def pack_objects(objects: Path, out: Path, *options: str) -> Path:
+    """The objects of a folder packed into another, unless it was done; returns that."""
+    if not (out / "dataset.json").is_file():
+        catalog = ("--catalog", objects / "catalog.csv", "--resume")
+        run_msdata("pack", objects, out, *catalog, *options)
+    return out
+
+
+def pack_mock(out: Path, objects: Path, num_objects: int, *options: str) -> Path:
+    """A packed data set of mock objects, which are made for it, unless it is there."""
+    if not (out / "dataset.json").is_file():
+        pack_objects(make_objects(objects, num_objects), out, *options)
     return out

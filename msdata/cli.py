@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msdata import __version__
+from msdata.core.arrow_start import start_arrow_alone
 from msdata.core.files import storage_error
 from msdata.core.signals import (
     end_on_signals,
@@ -171,6 +172,9 @@ PROGRAM = Program(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; see `Program.main`."""
+    if argv is None:
+        # The process is the command, and no other code in it uses pandas.
+        start_arrow_alone()
     return PROGRAM.main(argv)
 
 

@@ -39,6 +39,20 @@ class MissingPackageError(MsdataError, ImportError):
 
 
 @contextmanager
+def naming(place: object, kind: type[MsdataError] | None = None) -> Iterator[None]:
+    """Puts a place before the message of a UsageError or DataError.
+
+    Args:
+        place: what the error is about, such as a file.
+        kind: the error to raise instead; None keeps its type.
+    """
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        raise (kind or type(error))(f"{place}: {error}") from error
+
+
+@contextmanager
 def needing(what: str, extra: str, otherwise: str = "") -> Iterator[None]:
     """Turns the ImportError of an optional package into a `MissingPackageError`.
 

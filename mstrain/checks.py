@@ -14,16 +14,18 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, got {value}")
 
 
-def check_range(name: str, value: float, least: float) -> None:
-    """Raises UsageError where a setting is less than it may be, or no number."""
-    if not least <= value < math.inf:
+def check_range(name: str, value: float | None, least: float) -> None:
+    """Raises UsageError where a setting is less than it may be, or no number; None is unset."""
+    if value is not None and not least <= value < math.inf:
         raise UsageError(f"{name} must be >= {least}, got {value}")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raises UsageError where a setting is not above zero."""
+def check_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Raises UsageError where a setting is not above zero, or above what it may be."""
     if not 0 < value < math.inf:
         raise UsageError(f"{name} must be > 0, got {value}")
+    if value > most:
+        raise UsageError(f"{name} must be <= {most}, got {value}")
 
 
 def check_share(name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from msdata.cli import Program
@@ -99,3 +100,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         Also 85, where a training was told to stop and has saved its state.
     """
     return PROGRAM.main(argv)
+
+
+def run_module(command: str, name: str) -> None:
+    """Runs `python -m mstrain.COMMAND`.
+
+    `mstrain.COMMAND` is a function of the package, too. An import of the module would put the
+    module in the function's place.
+
+    Args:
+        command: the subcommand.
+        name: the module's `__name__`.
+
+    Raises:
+        SystemExit: always, with the command's exit code, where the module is the program.
+        ImportError: the module is imported.
+    """
+    if name == "__main__":
+        sys.exit(main([command, *sys.argv[1:]]))
+    if name == f"mstrain.{command}":
+        raise ImportError(f"{name} is a function: 'import mstrain', then call {name}()")

@@ -7,11 +7,12 @@ resolved configuration is written beside it as JSON, and `from_dict` reads it ba
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from msdata.augment import AugmentConfig
-from msdata.cache.config import WARMUPS
+from msdata.cache.config import WARMUPS, CacheConfig
 from msdata.core.checked_json import JsonValue
 from msdata.errors import DataError, UsageError
 from msdata.plan.order import (
@@ -43,14 +44,13 @@ class DataConfig:
             the seed: a harm of known size, for a study that must show that it sees harm.
         policy: the loader's policy, see `msdata.Loader`.
         buffer_samples: samples in the shuffle buffer of policy "block".
-        cache_gib: shared memory of each node for its cache; 0 has none, None ("auto") takes what
-            is free.
-        cache_ssd_dir: folder on a local SSD for the cache's second tier.
-        cache_ssd_gib: GiB of that SSD per node.
-        cache_peers_dir: folder that all nodes see, where each node's cache service is found.
-        cache_job: what separates this job's cache from others; None takes the launcher's.
-        cache_warmup: "background" starts at once; "blocking" delays the first epoch until the
-            cache is full, so that runs that share it read nothing twice.
+        cache_gib: `memory_gib` of `msdata.CacheConfig`, which says what this and the next five
+            mean; 0 has no cache in memory, None is "auto".
+        cache_ssd_dir: its `ssd_dir`.
+        cache_ssd_gib: its `ssd_gib`.
+        cache_peers_dir: its `peers_dir`.
+        cache_job: its `job`.
+        cache_warmup: its `warmup`.
         cache_val: keep split "val" in a cache of its own, of the same size at most.
         backend: the augmenter's: "reference" (CPU), "dali", "torch", or "auto", which is DALI if
             the network is on a GPU. `compute.compile` compiles "torch", too.
@@ -86,9 +86,25 @@ class DataConfig:
         check_choice("data.cache_warmup", self.cache_warmup, WARMUPS)
         check_range("data.prefetch", self.prefetch, 1)
         check_share("data.label_noise", self.label_noise)
-        check_positive("data.fraction", self.fraction)
-        if self.fraction > 1:
-            raise UsageError(f"data.fraction must be <= 1, got {self.fraction}")
+        check_positive("data.fraction", self.fraction, most=1)
+        self.cache()
+
+    def cache(self) -> CacheConfig | None:
+        """The loader's cache as the settings ask for it; None where they ask for none.
+
+        Raises:
+            UsageError: the settings of the cache do not go together.
+        """
+        if self.cache_gib == 0 and not self.cache_ssd_gib:
+            return None
+        return CacheConfig(
+            memory_gib=self.cache_gib,
+            ssd_dir=None if self.cache_ssd_dir is None else Path(self.cache_ssd_dir),
+            ssd_gib=self.cache_ssd_gib,
+            peers_dir=None if self.cache_peers_dir is None else Path(self.cache_peers_dir),
+            job=self.cache_job,
+            warmup=self.cache_warmup,
+        )
 
     def backend_on(self, device: str) -> str:
         """What makes the images of a network on "cpu" or "cuda"."""
@@ -171,13 +187,9 @@ class OptimConfig:
         check_positive("optim.eps", self.eps)
         for name in ("beta1", "beta2", "warmup", "ema_decay"):
             check_share(f"optim.{name}", getattr(self, name))
-        check_range("optim.weight_decay", self.weight_decay, 0)
-        check_range("optim.clip_norm", self.clip_norm, 0)
-        check_range("optim.final_rate", self.final_rate, 0)
-        check_range("optim.freeze_epochs", self.freeze_epochs, 0)
-        check_positive("optim.layer_decay", self.layer_decay)
-        if self.layer_decay > 1:
-            raise UsageError(f"optim.layer_decay must be <= 1, got {self.layer_decay}")
+        for name in ("weight_decay", "clip_norm", "final_rate", "freeze_epochs"):
+            check_range(f"optim.{name}", getattr(self, name), 0)
+        check_positive("optim.layer_decay", self.layer_decay, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +219,7 @@ class ComputeConfig:
         check_choice("compute.device", self.device, DEVICES)
         check_choice("compute.precision", self.precision, PRECISIONS)
         check_range("compute.accumulate", self.accumulate, 1)
-        if self.threads is not None:
-            check_range("compute.threads", self.threads, 1)
+        check_range("compute.threads", self.threads, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +252,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check_range("checkpoint.keep", self.keep, 1)
-        if self.every_steps is not None:
-            check_range("checkpoint.every_steps", self.every_steps, 1)
+        check_range("checkpoint.every_steps", self.every_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,16 +305,11 @@ class TrainConfig:
                 f"{self.optim.freeze_epochs}"
             )
         check_range("batch_size", self.batch_size, 1)
-        if self.batch_per_gpu is not None:
-            check_range("batch_per_gpu", self.batch_per_gpu, 1)
+        check_range("batch_per_gpu", self.batch_per_gpu, 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict, fit for JSON; `from_dict` is its inverse."""
-        plain = {
-            f.name: asdict(getattr(self, f.name)) if f.name in SECTIONS else getattr(self, f.name)
-            for f in fields(self)
-        }
-        return {**plain, "augment": self.augment.as_dict()}
+        return {**asdict(self), "augment": self.augment.as_dict()}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> TrainConfig:
@@ -318,17 +323,6 @@ class TrainConfig:
             return JsonValue(saved, "the configuration", cure).read_as(cls)
         except DataError as error:
             raise UsageError(f"it is of another version of mstrain: {error}") from error
-
-
-SECTIONS: dict[str, Any] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "loss": LossConfig,
-    "optim": OptimConfig,
-    "compute": ComputeConfig,
-    "log": LogConfig,
-    "checkpoint": CheckpointConfig,
-}
 
 
 def parse_fold(fold: str) -> tuple[int, int]:

@@ -42,7 +42,13 @@ class LostRankError(MsdataError):
 
 
 class SharedError(MsdataError):
-    """Every rank raises it at the same place; the first one says it for all."""
+    """Every rank raises it at the same place; the first one says it for all.
+
+    Attributes:
+        code: exit code of a rank that stays silent.
+    """
+
+    code = 1
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the caller asked for it
@@ -299,7 +305,7 @@ def failing_at_once(topology: Topology) -> Iterator[None]:
         error = raised if (lost := _lost_rank(raised, topology)) is None else lost
         if topology.num_ranks > 1 and _is_nccl():
             _say(error, topology)
-            os._exit(error.code if isinstance(error, FirstRankError) else exit_code_of(error))
+            os._exit(error.code if isinstance(error, SharedError) else exit_code_of(error))
         if lost is not None:
             raise lost from raised
         raise

@@ -23,14 +23,11 @@ from mstrain.embedding.embed import EmbeddingConfig, embed_on_ranks
 from mstrain.embedding.embeddings import Embeddings, read_embeddings
 from mstrain.embedding.ood_fit import flags_of
 from mstrain.evaluation.baseline import Baseline, BaselineConfig, run_baseline
-from mstrain.evaluation.calibration import NONE
 from mstrain.evaluation.evaluation import evaluate_on_ranks
-from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.models.model_file import results_folder
-from mstrain.models.prior import NATURAL
 from mstrain.perception.perceive import Perception, PerceptionConfig, perceive_on_ranks
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
@@ -192,16 +189,9 @@ def predict(
     data: Data,
     out: Path | str,
     *,
-    split: str | None = None,
     columns: Sequence[str] = (),
-    checkpoint: str = "best",
-    prior: str = NATURAL,
-    calibration: str = NONE,
-    has_flags: bool = True,
-    has_any_pixels: bool = False,
-    batch_size: int = DEFAULT_BATCH,
     device: str = "auto",
-    is_quiet: bool = False,
+    **options: Any,
 ) -> Predictions:
     """Writes a table of densities, or of class probabilities, as `mstrain predict` does.
 
@@ -211,16 +201,14 @@ def predict(
         run: the run's folder, or a model file of `mstrain.export`.
         data: a data set, or its folder; it needs no labels.
         out: the table's file, *.parquet; replaced if it is a table of predictions.
-        split: which split; None takes all that have samples, one after the other.
         columns: columns of the index to copy into the table.
-        checkpoint: "best" by validation loss, or "last".
-        prior: "natural", "as-trained", or a CSV file with columns z_low, z_high, count.
-        calibration: "none", "global" or "local", from `calibrate`.
-        has_flags: also tell how odd each object is, where `flag(keep=run)` kept what tells.
-        has_any_pixels: accept pixels unlike the training's in dtype, unit, zero-point, statistics.
-        batch_size: samples at a time.
         device: "auto", "cpu" or "cuda".
-        is_quiet: print no progress to stderr.
+        **options: fields of `mstrain.evaluation.prediction.PredictionConfig`: split (None takes all
+            that have samples, one after the other), checkpoint ("best" or "last"), prior
+            ("natural", "as-trained", or a CSV file with columns z_low, z_high, count), calibration
+            ("none", "global" or "local", from `calibrate`), has_flags (True; also tells how odd
+            each object is, where `flag(keep=run)` kept what tells), has_any_pixels, batch_size
+            (256), is_quiet (False).
 
     Returns:
         The open table, a row per sample in the order of the index.
@@ -229,18 +217,9 @@ def predict(
         UsageError: run, data or options do not go together, or a launcher started several ranks.
         DataError: something is damaged, or the network's densities are not finite.
         StorageError: the file system refused.
+        TypeError: an option is unknown.
     """
-    config = PredictionConfig(
-        split=split,
-        columns=tuple(columns),
-        checkpoint=checkpoint,
-        prior=prior,
-        calibration=calibration,
-        has_flags=has_flags,
-        has_any_pixels=has_any_pixels,
-        batch_size=batch_size,
-        is_quiet=is_quiet,
-    )
+    config = PredictionConfig(columns=tuple(columns), **options)
     if Path(out).suffix != ".parquet":
         raise UsageError(f"the name of a table to be read back must end in .parquet, got {out}")
     with _one_rank("predict", device) as ranks:

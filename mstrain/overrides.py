@@ -12,7 +12,6 @@ from typing import Any
 from msdata.core.checked_json import parse_json
 from msdata.errors import DataError, UsageError
 from mstrain.config import TrainConfig
-from mstrain.network_config import ModelConfig
 
 _NONE = ("none", "null", "auto")
 # What else the recipe `auto` chooses depends on them.
@@ -55,11 +54,10 @@ def read_setting(key: str, text: str) -> tuple[str, Any]:
         UsageError: the setting is unknown, or the value is of another type.
     """
     name = full_name(key)
-    *sections, last = name.split(".")
     kind: Any = TrainConfig
-    for section in sections:
-        kind = typing.get_type_hints(kind)[section]
-    return name, _read(name, text, typing.get_type_hints(kind)[last])
+    for part in name.split("."):
+        kind = typing.get_type_hints(kind)[part]
+    return name, _read(name, text, kind)
 
 
 def full_name(key: str) -> str:
@@ -68,7 +66,17 @@ def full_name(key: str) -> str:
     Raises:
         UsageError: it is unknown, or may mean several.
     """
-    return _full_name(key, [n for n, _ in settings_of(TrainConfig()) if n != "recipe"])
+    names = [name for name, _ in settings_of(TrainConfig()) if name != "recipe"]
+    if key in names:
+        return key
+    ending = [name for name in names if name.rpartition(".")[2] == key]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise UsageError(f"{key} may mean {' or '.join(ending)}; give the full name")
+    close = difflib.get_close_matches(key, [*names, *(n.rpartition(".")[2] for n in names)], n=1)
+    hint = f"did you mean {close[0]}?" if close else "'mstrain train --settings' lists them"
+    raise UsageError(f"unknown setting {key!r}; {hint}")
 
 
 def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
@@ -85,17 +93,20 @@ def apply_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfi
     Raises:
         UsageError: a setting is unknown, or its value does not fit.
     """
-    names = [name for name, _ in settings_of(config) if name != "recipe"]
-    changes: dict[str, str] = {}
+    # By section, "" for the settings of none, and name.
+    changes: dict[str, dict[str, Any]] = {"": {}}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UsageError(f"a setting must be key=value, such as epochs=10, got {override!r}")
-        name = _full_name(key.strip(), names)
-        if name in changes:
+        name, value = read_setting(key.strip(), text.strip())
+        section, _, last = name.rpartition(".")
+        if last in changes.setdefault(section, {}):
             raise UsageError(f"{name} is given twice; give it once")
-        changes[name] = text.strip()
-    return typing.cast(TrainConfig, _replaced(config, changes, ""))
+        changes[section][last] = value
+    own = changes.pop("")
+    sections = {name: replace(getattr(config, name), **new) for name, new in changes.items()}
+    return replace(config, **own, **sections)
 
 
 def target_given(overrides: Sequence[str]) -> dict[str, Any]:
@@ -104,46 +115,19 @@ def target_given(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: a setting is unknown, or such a value cannot be read.
     """
-    names, hints = [n for n, _ in settings_of(TrainConfig())], typing.get_type_hints(ModelConfig)
     found = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        name = _full_name(key.strip(), names) if equals else ""
-        if (field := name.removeprefix("model.")) in TARGET_FIELDS and field != name:
-            found[field] = _read(name, text.strip(), hints[field])
+        section, _, last = full_name(key.strip()).rpartition(".") if equals else ("", "", "")
+        if section == "model" and last in TARGET_FIELDS:
+            found[last] = read_setting(key.strip(), text.strip())[1]
     return found
-
-
-def _full_name(key: str, names: Sequence[str]) -> str:
-    if key in names:
-        return key
-    ending = [name for name in names if name.rpartition(".")[2] == key]
-    if len(ending) == 1:
-        return ending[0]
-    if ending:
-        raise UsageError(f"{key} may mean {' or '.join(ending)}; give the full name")
-    close = difflib.get_close_matches(key, [*names, *(n.rpartition(".")[2] for n in names)], n=1)
-    hint = f"did you mean {close[0]}?" if close else "'mstrain train --settings' lists them"
-    raise UsageError(f"unknown setting {key!r}; {hint}")
-
-
-def _replaced(config: Any, changes: dict[str, str], prefix: str) -> Any:
-    """A copy of one dataclass with its own changes and those of its sections."""
-    hints = typing.get_type_hints(type(config))
-    new: dict[str, Any] = {}
-    for f in fields(config):
-        name, value = f"{prefix}{f.name}", getattr(config, f.name)
-        if is_dataclass(value):
-            if any(key.startswith(f"{name}.") for key in changes):
-                new[f.name] = _replaced(value, changes, f"{name}.")
-        elif name in changes:
-            new[f.name] = _read(name, changes[name], hints[f.name])
-    return replace(config, **new) if new else config
 
 
 def _read(name: str, text: str, hint: Any) -> Any:
     """A value of the type that the setting has."""
-    kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if is_union else (hint,)
     if type(None) in kinds and text.lower() in _NONE:
         return None
     kind = next(k for k in kinds if k is not type(None))
@@ -160,10 +144,6 @@ def _cure(name: str, kind: Any, kinds: tuple[Any, ...]) -> str:
         return f"; write JSON, in quotes for the shell: '{name}={example}'"
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
     return f" as {wanted.replace('NoneType', 'none')}; correct the value"
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def _convert(text: str, kind: Any) -> Any:

@@ -1,16 +1,5 @@
-"""`python -m mstrain.perceive`, which torchrun starts on every rank.
+"""`python -m mstrain.perceive`, which torchrun starts on every rank; see `run_module`."""
 
-It stands alone since `mstrain.perceive` is a function of the package. An import of this module
-would put the module in the function's place, so the module refuses it.
-"""
+from mstrain.cli import run_module
 
-import sys
-
-from mstrain.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["perceive", *sys.argv[1:]]))
-if __name__ == "mstrain.perceive":
-    raise ImportError(
-        "mstrain.perceive is a function: 'import mstrain', then call mstrain.perceive()"
-    )
+run_module("perceive", __name__)

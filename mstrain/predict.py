@@ -1,16 +1,5 @@
-"""`python -m mstrain.predict`, which torchrun starts on every rank.
+"""`python -m mstrain.predict`, which torchrun starts on every rank; see `run_module`."""
 
-It stands alone since `mstrain.predict` is a function of the package. An import of this module
-would put the module in the function's place, so the module refuses it.
-"""
+from mstrain.cli import run_module
 
-import sys
-
-from mstrain.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["predict", *sys.argv[1:]]))
-if __name__ == "mstrain.predict":
-    raise ImportError(
-        "mstrain.predict is a function: 'import mstrain', then call mstrain.predict()"
-    )
+run_module("predict", __name__)

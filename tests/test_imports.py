@@ -78,14 +78,13 @@ HOMES: dict[str, set[str]] = {
     # It comes with scikit-learn.
     "threadpoolctl": {"mstrain/calibration/fit.py"},
     "scipy": {
-        *("msdata/mock/nonnegative.py", "msdata/catalog/sky.py"),
+        *("msdata/mock/templates.py", "msdata/catalog/sky.py"),
         "mstrain/evaluation/metrics/summary.py",
     },
     # The user's catalogues and images; kcorrect's own tables, for mock objects.
     "astropy": {
         "msdata/catalog/build/dust.py",
-        "msdata/catalog/fits_table.py",
-        "msdata/catalog/votable.py",
+        "msdata/catalog/astropy_tables.py",
         "msdata/sources/fits_image.py",
         "msdata/mock/templates.py",
     },

@@ -11,16 +11,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import part_parser, write_part
+from benchmarks.harness import ROOT, part_parser, run_timed, write_part
 
-SUPPORT = Path(__file__).parents[2] / "tests" / "support"
+SUPPORT = ROOT / "tests" / "support"
 # Rows that `make_tables` makes of each that it is asked for.
 _SHARE_MADE = 0.882
 
@@ -47,31 +44,6 @@ def differences(truth: Any, out: Path) -> list[str]:
     return faults
 
 
-def run_measured(command: list[str]) -> tuple[int, dict[str, float]]:
-    """Runs a command; returns its exit code, seconds, processor seconds and peak memory in GiB.
-
-    Memory is read from the running process: what the system tells of a dead one includes the
-    memory of its parent, which here holds all the tables.
-    """
-    peak_kib = 0
-    started_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            with contextlib.suppress(OSError, IndexError):
-                text = Path(f"/proc/{process.pid}/status").read_text()
-                peak_kib = max(peak_kib, int(text.partition("VmHWM:")[2].split()[0]))
-            time.sleep(0.1)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, {
-        "seconds": time.perf_counter() - started_s,
-        "processor_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_memory_gib": peak_kib / (1 << 20),
-    }
-
-
 def main(words: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
     parser = part_parser("catalog_build", "`msdata catalog build` on made-up surveys.")
@@ -83,8 +55,18 @@ def main(words: list[str]) -> int:
     truth = mock_surveys.make_tables(args.dir / "tables", round(args.rows / _SHARE_MADE))
     command = [sys.executable, "-m", "msdata", "catalog", "build", "--json"]
     command += [str(args.dir / "tables" / "spec.toml"), str(args.dir / "out")]
-    exit_code, measured = run_measured(command)
-    faults = differences(truth, args.dir / "out") if exit_code == 0 else ["it failed"]
+    peaks_kib = [0]
+
+    def watch(pid: int) -> None:
+        # What the system tells of a dead process includes the memory of its parent, which here
+        # holds all the tables.
+        with contextlib.suppress(OSError, IndexError):
+            text = Path(f"/proc/{pid}/status").read_text()
+            peaks_kib.append(int(text.partition("VmHWM:")[2].split()[0]))
+
+    measured = run_timed(command, watch=watch)
+    measured["peak_memory_gib"] = max(peaks_kib) / (1 << 20)
+    faults = differences(truth, args.dir / "out")
     for fault in faults:
         print(f"wrong: {fault}", file=sys.stderr)
     if faults:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import msdata
 from benchmarks.harness import add_data, part_parser, write_part
-from benchmarks.workloads import run_msdata, run_mstrain
+from benchmarks.workloads import make_objects, pack_objects, run_mstrain
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
 from msdata.core.text import table_lines
@@ -47,10 +47,10 @@ _TICKS = (0.001, 0.01, 0.1, 1)
 Scores = Mapping[str, NDArray[np.float64]]
 
 
-def precision(score_N: NDArray[np.float64], is_planted_N: NDArray[np.bool_], share: float) -> float:
-    """Share of planted mislabels among the most suspect."""
-    first = np.argsort(-score_N, kind="stable")[: max(1, round(share * len(score_N)))]
-    return float(is_planted_N[first].mean())
+def measures_of(score_N: NDArray[np.float64], is_planted_N: NDArray[np.bool_]) -> list[float]:
+    """AUROC, and the share of planted mislabels among the most suspect."""
+    first = np.argsort(-score_N, kind="stable")[: max(1, round(_INSPECTED * len(score_N)))]
+    return [auroc(score_N[is_planted_N], score_N[~is_planted_N]), is_planted_N[first].mean()]
 
 
 def found_of(scores: Scores, is_planted: NDArray[np.bool_], seed: int = 0) -> dict[str, Any]:
@@ -63,35 +63,34 @@ def found_of(scores: Scores, is_planted: NDArray[np.bool_], seed: int = 0) -> di
     """
     random = np.random.default_rng(seed)
     planted, others = np.flatnonzero(is_planted), np.flatnonzero(~is_planted)
-    count = len(planted)
     drawn = [
-        np.concatenate([random.choice(planted, count), random.choice(others, len(others))])
+        np.concatenate([random.choice(rows, len(rows)) for rows in (planted, others)])
         for _ in range(_REPLICATES)
     ]
-    is_first = np.arange(len(is_planted)) < count
-    replicates: dict[str, NDArray[np.float64]] = {}
-    result: dict[str, Any] = {}
-    for name, score in scores.items():
-        replicates[name] = np.array(
-            [
-                (
-                    auroc(score[rows[:count]], score[rows[count:]]),
-                    precision(score[rows], is_first, _INSPECTED),
-                )
-                for rows in drawn
-            ]
-        )
-        values = auroc(score[planted], score[others]), precision(score, is_planted, _INSPECTED)
-        result[name] = {}
-        for number, measure in enumerate(("auroc", "precision")):
-            own = replicates[name][:, number]
-            less = own - replicates[next(iter(scores))][:, number]
-            result[name][measure] = {
-                "value": round(values[number], 4),
-                "interval": [round(v, 4) for v in percentile_interval(own, 0.95)],
-                "difference_interval": [round(v, 4) for v in percentile_interval(less, 0.95)],
+    is_first = np.arange(len(is_planted)) < len(planted)
+    replicates = {
+        name: np.array([measures_of(score[rows], is_first) for rows in drawn]).T
+        for name, score in scores.items()
+    }
+    less = next(iter(replicates.values()))
+    return {
+        name: {
+            measure: {
+                "value": round(float(value), 4),
+                "interval": _interval(own),
+                "difference_interval": _interval(own - first),
             }
-    return result
+            for measure, value, own, first in zip(
+                *(("auroc", "precision"), measures_of(score, is_planted), replicates[name], less),
+                strict=True,
+            )
+        }
+        for name, score in scores.items()
+    }
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    return [round(v, 4) for v in percentile_interval(values, 0.95)]
 
 
 def draw(scores: Scores, is_planted: NDArray[np.bool_]) -> bytes:
@@ -126,14 +125,10 @@ def scores_of(table: Path, planted: Mapping[str, str]) -> tuple[dict[str, Any], 
 
 def measure(folder: Path, args: argparse.Namespace, seed: int) -> tuple[dict[str, Any], Any]:
     """Plants, trains and attributes; scores, and which labels are planted."""
-    objects, data = folder / "objects", folder / "data"
     plant = ("--plant", f"mislabel={args.share:g}", "--seed", str(seed))
-    if not (objects / "catalog.csv").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        run_msdata("mock", objects, "--n", str(args.objects), *plant)
-    if not (data / "dataset.json").exists():
-        options = ("--split", "0.9,0.05,0.05", "--max-nan-fraction", "1", "--resume")
-        run_msdata("pack", objects, data, "--catalog", objects / "catalog.csv", *options)
+    objects = make_objects(folder / "objects", args.objects, *plant)
+    split = ("--split", "0.9,0.05,0.05", "--max-nan-fraction", "1")
+    data = pack_objects(objects, folder / "data", *split)
     runs = [folder / f"fold-{n}" for n in range(_FOLDS)]
     run_mstrain("train", "demo", data, "--out", folder / "run", *args.settings)
     for number, run in enumerate(runs):
@@ -176,12 +171,9 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     for name, measures in found.items():
         cells = [SCORES[name]]
         for measure in measures.values():
-            low, high = measure["interval"]
-            less, more = measure["difference_interval"]
-            cells += [
-                f"{measure['value']:.3f} ({low:.3f} to {high:.3f})",
-                f"{less:+.3f} to {more:+.3f}",
-            ]
+            (low, high), (less, more) = measure["interval"], measure["difference_interval"]
+            cells.append(f"{measure['value']:.3f} ({low:.3f} to {high:.3f})")
+            cells.append(f"{less:+.3f} to {more:+.3f}")
         rows.append(cells)
     head = ["score", "AUROC", "less loss's", f"precision at {_INSPECTED:.0%}", "less loss's"]
     return list(table_lines(head, rows))

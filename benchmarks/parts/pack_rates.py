@@ -19,10 +19,8 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -99,18 +97,6 @@ PEERS = {
 }
 
 
-def time_command(command: list[str], out: Path, num_objects: int) -> float:
-    """Runs a command that writes `out`, and removes that; returns objects per second."""
-    started_s = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rate = num_objects / (time.perf_counter() - started_s)
-    if out.is_dir():
-        shutil.rmtree(out)
-    else:
-        out.unlink()
-    return rate
-
-
 def commands(objects: Path, out: Path) -> dict[str, list[str]]:
     """The contestants' command lines."""
     pack = [sys.executable, "-m", "msdata", "pack", str(objects), str(out), "--quiet"]
@@ -125,7 +111,14 @@ def commands(objects: Path, out: Path) -> dict[str, list[str]]:
 def main(words: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
     # Here, since the others are timed from their start.
-    from benchmarks.harness import compare, part_parser, print_comparison, take_turns, write_part
+    from benchmarks.harness import (
+        compare,
+        part_parser,
+        print_comparison,
+        run_timed,
+        take_turns,
+        write_part,
+    )
 
     parser = part_parser("pack_rates", "Packing beside copying the bytes.")
     parser.add_argument("--objects", type=Path, required=True, help="pickles with catalog.csv")
@@ -134,13 +127,17 @@ def main(words: list[str]) -> int:
     args = parser.parse_args(words)
     files = object_files(args.objects)
     nbytes = sum(path.stat().st_size for path in files)
+
+    def rate(command: list[str]) -> float:
+        os.sync()
+        seconds = run_timed(command)["seconds"]
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+        return len(files) / seconds
+
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         out = Path(folder) / "out"
-        contestants = {
-            name: partial(time_command, command, out, len(files))
-            for name, command in commands(args.objects, out).items()
-        }
-        rates = take_turns(contestants, args.repeats, before_each=os.sync)
+        named = commands(args.objects, out)
+        rates = take_turns({name: partial(rate, named[name]) for name in named}, args.repeats)
     comparison, flushed = compare(rates, [LIMIT]), compare(rates, [FLUSHED])
     print_comparison(f"pack {len(files):,} objects", comparison, nbytes // len(files))
     print_comparison("the same, of the flushed bytes", flushed, nbytes // len(files))

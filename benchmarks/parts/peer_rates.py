@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -28,15 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import (
-    add_realtime,
-    compare,
-    part_parser,
-    print_comparison,
-    run_first,
-    take_turns,
-    write_part,
-)
+from benchmarks.harness import compare, part_parser, print_comparison, take_turns, write_part
 from msdata.cache.transport.peer_links import PeerLinks
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.core.checksum import crc32c
@@ -49,6 +42,7 @@ PIECES = tuple(pairwise(accumulate((a.nbytes for a in MANTIS_SHRIMP.arrays), ini
 BATCH_SIZE = 128
 REQUEST_SIZE = 16
 NUM_RECORDS = 256
+_REALTIME_PRIORITY = 10
 BARE = "bare socket"
 BARE_ZMQ, BARE_CURVE = "bare ZeroMQ PAIR", "bare ZeroMQ PAIR, CURVE"
 
@@ -156,13 +150,7 @@ def receive_ours(
 
 
 def run(receive: Receive, num_samples: int, rows: NDArray[np.uint8]) -> float:
-    """Receives records, batch after batch; samples per second.
-
-    Args:
-        receive: gets some of them.
-        num_samples: how many in all.
-        rows: uint8 (BATCH_SIZE, nbytes).
-    """
+    """Receives so many records into uint8 (BATCH_SIZE, nbytes); samples per second."""
     order = np.random.default_rng(1).integers(0, NUM_RECORDS, num_samples)
     started_s = time.perf_counter()
     for start in range(0, num_samples, REQUEST_SIZE):
@@ -248,13 +236,24 @@ def main(words: list[str]) -> int:
 
 
 def parse(name: str, text: str, words: list[str]) -> argparse.Namespace:
-    """The options of both benchmarks of records from elsewhere; obeys `--realtime`."""
+    """The options of both benchmarks of records from elsewhere; obeys `--realtime`.
+
+    Raises:
+        SystemExit: the system does not allow it.
+    """
     parser = part_parser(name, text)
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    add_realtime(parser)
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run all contestants alike before other processes of the machine (SCHED_FIFO; root)",
+    )
     args = parser.parse_args(words)
     if args.realtime:
-        run_first()
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
+        except PermissionError:
+            raise SystemExit("--realtime needs root, or CAP_SYS_NICE: run it without") from None
     return args

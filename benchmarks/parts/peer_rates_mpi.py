@@ -136,11 +136,8 @@ def ask_for_bare(process: subprocess.Popen[str], num_samples: int) -> float:
 def run_threads(receive: Receive, num_samples: int, rows: NDArray[np.uint8]) -> float:
     """Threads that fetch at the same time, as a loader's do; samples per second.
 
-    Args:
-        receive: gets some records.
-        num_samples: how many in all.
-        rows: uint8 (threads, BATCH_SIZE, SAMPLE_NBYTES); used before, as a loader's are: pages met
-            for the first time would cost more than the records.
+    The rows, uint8 (threads, BATCH_SIZE, SAMPLE_NBYTES), were used before, as a loader's are: pages
+    met for the first time would cost more than the records.
     """
     share = -(-num_samples // len(rows))
     return share * len(rows) / in_threads(lambda n: run(receive, share, rows[n]), len(rows))

@@ -14,23 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import msdata
 from benchmarks.harness import add_data, part_parser, write_part
-from benchmarks.workloads import make_objects, run_msdata, run_mstrain
-from msdata.augment import read_statistics
-from msdata.augment.statistics import FILE_NAME
+from benchmarks.workloads import pack_mock, run_msdata, run_mstrain
 from msdata.core.text import table_lines
 from msdata.dataset.dataset import Dataset, Split
 from msdata.schema import Survey
-from mstrain.data.batches import evaluation_batches
 from mstrain.evaluation.baseline import aperture_fluxes, asinh_magnitudes, flux_noise
 from mstrain.evaluation.metrics.bootstrap import nmad
 from mstrain.evaluation.metrics.scores import scaled_residual
-from mstrain.models.heads import bin_edges, density
-from mstrain.training.checkpoint import load_model
+from mstrain.evaluation.predictions import read_predictions
 
 Floats = NDArray[np.float64]
 
@@ -71,20 +66,11 @@ def columns_by_id(split: Split, columns: Sequence[str]) -> Floats:
     return np.stack([split.numbers(c) for c in columns], axis=1)[order]
 
 
-def network_estimates(run: Path, data: Dataset, split: str) -> Floats:
+def network_estimates(run: Path, data: Path, split: str = "test") -> Floats:
     """Mean of the network's density for each sample of a split, in the order of ids."""
-    model, config = load_model(run)
-    statistics = read_statistics(run / FILE_NAME) if config.augment.needs_statistics else None
-    edges = bin_edges(config.model)
-    masses = (edges[1:] ** 2 - edges[:-1] ** 2) / 2
-    ids: list[str] = []
-    means = []
-    with torch.no_grad():
-        for batch in evaluation_batches(data, split, config, statistics=statistics):
-            p = density(model(batch.images, batch.ebv), config.model)
-            means.append((p * masses).sum(1))
-            ids += batch.sample_id.tolist()
-    return np.asarray(torch.cat(means).numpy()[np.argsort(ids)], np.float64)
+    run_mstrain("evaluate", run, data, "--quiet", "--split", split)
+    found = read_predictions(run / f"predictions-{split}.parquet").columns
+    return np.asarray(found["z_mean"][np.argsort(found["sample_id"])], np.float64)
 
 
 def boosted_estimates(features: dict[str, Floats], redshift: dict[str, Floats]) -> Floats:
@@ -123,12 +109,12 @@ def quality(estimate_N: Floats, redshift_N: Floats) -> dict[str, float]:
     }
 
 
-def against_the_mean(run: Path, data: Dataset, split: str = "test") -> dict[str, dict[str, float]]:
-    """Quality of a network on a split, and of always saying the training split's mean redshift."""
-    redshift = columns_by_id(data.split(split), ["redshift"])[:, 0]
+def against_the_mean(run: Path, data: Dataset) -> dict[str, dict[str, float]]:
+    """Quality of a network on the test split, and of always saying the mean redshift."""
+    redshift = columns_by_id(data.split("test"), ["redshift"])[:, 0]
     mean = data.split("train").numbers("redshift").mean()
     return {
-        "network": quality(network_estimates(run, data, split), redshift),
+        "network": quality(network_estimates(run, data.path), redshift),
         "mean redshift": quality(np.full_like(redshift, mean), redshift),
     }
 
@@ -137,18 +123,17 @@ def compare(run: Path, data: Dataset) -> dict[str, dict[str, float]]:
     """Quality of all contestants on the test split."""
     splits = {name: data.split(name) for name in ("train", "val", "test")}
     redshift = {n: columns_by_id(s, ["redshift"])[:, 0] for n, s in splits.items()}
-    ebv = {n: columns_by_id(s, [_EBV]) for n, s in splits.items()}
     names = sorted(c for c in data.columns if c.startswith(_TRUE_MAGNITUDES))
-    magnitudes = {
-        "trees on magnitudes of the cutouts": {
-            n: measured_magnitudes(s) for n, s in splits.items()
-        },
-        "trees on true magnitudes": {n: columns_by_id(s, names) for n, s in splits.items()},
-    }
     found = against_the_mean(run, data)
-    for name, by_split in magnitudes.items():
-        features = {n: np.concatenate([m, ebv[n]], axis=1) for n, m in by_split.items()}
-        found[name] = quality(boosted_estimates(features, redshift), redshift["test"])
+    for title, magnitudes in {
+        "trees on magnitudes of the cutouts": measured_magnitudes,
+        "trees on true magnitudes": lambda split: columns_by_id(split, names),
+    }.items():
+        features = {
+            name: np.concatenate([magnitudes(split), columns_by_id(split, [_EBV])], axis=1)
+            for name, split in splits.items()
+        }
+        found[title] = quality(boosted_estimates(features, redshift), redshift["test"])
     return found
 
 
@@ -159,12 +144,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("--recipe", default="demo", help="of mstrain train")
     parser.add_argument("settings", nargs="*", help="key=value, of the recipe")
     args = parser.parse_args(words)
-    data = args.data / f"photoz-{args.objects}"
-    if not (data / "dataset.json").exists():
-        objects = make_objects(args.data, args.objects)
-        run_msdata("pack", objects, data, "--catalog", objects / "catalog.csv", "--resume")
+    count, folder = args.objects, args.data
+    data = pack_mock(folder / f"photoz-{count}", folder / f"objects-{count}", count)
     run_msdata("stats", data, "--quiet")
-    run = args.data / f"photoz-run-{args.objects}-{args.recipe}"
+    run = folder / f"photoz-run-{count}-{args.recipe}"
     started_s = time.monotonic()
     run_mstrain("train", args.recipe, data, "--out", run, *args.settings)
     train_s = time.monotonic() - started_s

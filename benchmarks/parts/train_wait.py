@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.harness import add_data, part_parser, write_part
-from benchmarks.workloads import make_dataset, run_mstrain
+from benchmarks.workloads import WHOLE, pack_mock, run_mstrain
 from mstrain.training.checkpoint import has_config
 from mstrain.training.metrics_log import read_journal
 
@@ -37,8 +37,9 @@ def main(words: list[str]) -> int:
     default = ["epochs=2", "batch_size=64", "compute.precision=float32"]
     parser.add_argument("settings", nargs="*", default=default, help="key=value, of the recipe")
     args = parser.parse_args(words)
-    data = make_dataset(args.data, args.objects)
-    epochs = measure(data, args.data / f"wait-{args.recipe}", args.recipe, args.settings)
+    count, folder = args.objects, args.data
+    data = pack_mock(folder / f"tar-{count}", folder / f"objects-{count}", count, *WHOLE)
+    epochs = measure(data, folder / f"wait-{args.recipe}", args.recipe, args.settings)
     for epoch in epochs:
         print("  ".join(f"{name} {value:,}" for name, value in epoch.items()))
     worst = max(epoch["data_wait_fraction"] for epoch in epochs[1:] or epochs)

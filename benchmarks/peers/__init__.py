@@ -39,6 +39,15 @@ def _ours(
     )
 
 
+def _torch(
+    title: str, packages: tuple[str, ...], reader: Any, convert: Any, advice: str = ""
+) -> Peer:
+    return Peer(
+        *(title, packages, partial(torch_loading.open_samples, reader), convert, "uniform"),
+        *(_TORCH, _TORCH_ADVICE + advice),
+    )
+
+
 def _bare(title: str, open_records: object, shuffle: str = "uniform") -> Peer:
     return Peer(
         title,
@@ -78,9 +87,8 @@ PEERS: dict[str, Peer] = {
         *("bare preadv in the order of the file", partial(bare.open_preadv, is_in_order=True)),
         "none",
     ),
-    "pickles_dataloader": Peer(
-        *("pickles + DataLoader", ("torch",), torch_loading.open_pickles, None),
-        *("uniform", _TORCH, _TORCH_ADVICE),
+    "pickles_dataloader": _torch(
+        *("pickles + DataLoader", ("torch",), partial(partial, torch_loading.read_pickle), None)
     ),
     "concurrent_dataloader": Peer(
         "ConcurrentDataloader over pickles",
@@ -91,9 +99,9 @@ PEERS: dict[str, Peer] = {
         "the first samples over and over); torch._six, gone from torch 2, is a stand-in; workers "
         "start in each epoch, as it asks for",
     ),
-    "npy_dataloader": Peer(
-        *(".npy + DataLoader", ("torch", "numpy"), torch_loading.open_npy),
-        *(torch_loading.write_npy, "uniform", _TORCH, _TORCH_ADVICE),
+    "npy_dataloader": _torch(
+        *(".npy + DataLoader", ("torch", "numpy"), partial(partial, torch_loading.read_npy)),
+        torch_loading.write_npy,
     ),
     "webdataset_tars": Peer(
         *("WebDataset", ("webdataset", "torch"), torch_loading.open_webdataset),
@@ -123,9 +131,9 @@ PEERS: dict[str, Peer] = {
         *("uniform", _USER, "h5py, Datasets: read_direct avoids an intermediate copy"),
         reads_ahead=False,
     ),
-    "h5py_dataloader": Peer(
-        *("h5py + DataLoader", ("h5py", "torch"), torch_loading.open_hdf5, readers.write_hdf5),
-        *("uniform", _TORCH, _TORCH_ADVICE + "; the file opened once per worker"),
+    "h5py_dataloader": _torch(
+        *("h5py + DataLoader", ("h5py", "torch"), torch_loading.HDF5Reader, readers.write_hdf5),
+        "; the file opened once per worker",
     ),
     "grain_arrayrecord": Peer(
         *("Grain + ArrayRecord", ("grain", "array_record"), readers.open_grain),

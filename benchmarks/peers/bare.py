@@ -105,16 +105,10 @@ def open_map(data: Path, reading: Reading) -> Iterator[Epochs]:
 
 
 @contextmanager
-def open_preadv(
-    data: Path, reading: Reading, *, factor: int = 2, is_in_order: bool = False
-) -> Iterator[Epochs]:
-    """One scattering `preadv` per sample.
+def open_preadv(data: Path, reading: Reading, *, is_in_order: bool = False) -> Iterator[Epochs]:
+    """One scattering `preadv` per sample, by two threads per worker, which a disk may want.
 
-    Args:
-        data: holds the records.
-        reading: how batches are asked for.
-        factor: threads per worker, which a disk may want.
-        is_in_order: by one thread in the order of the file, for what the disk gives at best.
+    `is_in_order`: by one thread in the order of the file, for what the disk gives at best.
     """
     names, nbytes = list(reading.arrays), reading.dtype().itemsize
     fd = os.open(data / RECORDS, os.O_RDONLY)
@@ -125,7 +119,7 @@ def open_preadv(
             if os.preadv(fd, targets, sample * nbytes) != nbytes:
                 raise OSError(f"sample {sample} was read in part")
 
-    order, threads = reading.order, factor * reading.num_workers
+    order, threads = reading.order, 2 * reading.num_workers
     if is_in_order:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         order, threads = lambda _: np.arange(reading.num_samples), 1

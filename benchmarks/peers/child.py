@@ -7,19 +7,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import versions_of
 from benchmarks.peers import PEERS
-from benchmarks.peers.protocol import Batch, Epochs, Peer, Reading, read_object
+from benchmarks.peers.protocol import Arrays, Batch, Epochs, Peer, Reading, read_object
 from benchmarks.told import claim_stdout, obey
-from benchmarks.workloads import TRUTH, edge_bytes
+from benchmarks.workloads import TRUTH, edge_bytes, write_truth
 from msdata.core.checksum import crc32c
 
 # A folder of packages that cannot be installed beside the others; see no-deps.txt.
@@ -33,13 +33,7 @@ class WrongBatchError(Exception):
 def check_batch(batch: Batch, reading: Reading, edges: NDArray[np.uint8]) -> None:
     """Refuses a batch of other shapes, or whose arrays begin or end with other bytes.
 
-    Args:
-        batch: ids and arrays.
-        reading: what was asked for.
-        edges: uint8 (samples, arrays, 8).
-
-    Raises:
-        WrongBatchError: it is wrong.
+    Edges are uint8 (samples, arrays, 8); raises WrongBatchError.
     """
     ids, arrays = batch
     for name, (shape, dtype) in reading.arrays.items():
@@ -64,11 +58,7 @@ def check_every_byte(batch: Batch, reading: Reading, checksums: NDArray[np.uint3
 def write_decoded(peer: Peer, objects: Path, out: Path, reading: Reading) -> float:
     """Writes what the samples of a peer that keeps fewer bytes must be, beside its data.
 
-    Args:
-        peer: decodes them one by one, outside of what is raced.
-        objects: holds what they were.
-        out: the converted data; gets the checksums and edges that batches are compared with.
-        reading: how batches are asked for.
+    They are decoded one by one, outside of what is raced.
 
     Returns:
         The largest error of a value over what is allowed for it.
@@ -77,25 +67,27 @@ def write_decoded(peer: Peer, objects: Path, out: Path, reading: Reading) -> flo
         WrongBatchError: an error is larger than allowed, or samples are missing.
     """
     assert peer.decoded is not None
-    checksums, edges, worst = [], [], 0.0
-    for number, (arrays, bounds) in enumerate(peer.decoded(out, reading)):
-        kept = read_object(objects, number)
-        for name, array in arrays.items():
-            error = np.abs(array.astype(np.float64) - kept[name])
-            # Where nothing is allowed, nothing may differ.
-            error = np.divide(
-                error, bounds[name], out=np.where(error > 0, np.inf, 0), where=bounds[name] > 0
-            )
-            if not (most := float(error.max())) <= 1:
-                raise WrongBatchError(
-                    f"sample {number}: {name} is {most:.3g} of the allowed error off"
-                )
-            worst = max(worst, most)
-        checksums.append([crc32c(array) for array in arrays.values()])
-        edges.append(edge_bytes({n: a[None] for n, a in arrays.items()})[0])
-    if len(checksums) != reading.num_samples:
-        raise WrongBatchError(f"{len(checksums)} samples of {reading.num_samples} were kept")
-    np.savez(out / TRUTH, checksums=np.array(checksums, np.uint32), edges=np.array(edges))
+    worst = 0.0
+
+    def within_bounds() -> Iterator[Arrays]:
+        nonlocal worst
+        for number, (arrays, bounds) in enumerate(peer.decoded(out, reading)):
+            kept = read_object(objects, number)
+            for name, array in arrays.items():
+                error = np.abs(array.astype(np.float64) - kept[name])
+                # Where nothing is allowed, nothing may differ.
+                allowed, rest = bounds[name], np.where(error > 0, np.inf, 0)
+                most = float(np.divide(error, allowed, out=rest, where=allowed > 0).max())
+                if not most <= 1:
+                    raise WrongBatchError(
+                        f"sample {number}: {name} is {most:.3g} of the allowed error off"
+                    )
+                worst = max(worst, most)
+            yield arrays
+
+    count = write_truth(out, within_bounds())
+    if count != reading.num_samples:
+        raise WrongBatchError(f"{count} samples of {reading.num_samples} were kept")
     return worst
 
 
@@ -214,17 +206,6 @@ class Contestant:
         return order
 
 
-def versions_of(peer: Peer) -> dict[str, str]:
-    """Versions of the contestant's packages that are installed."""
-    found = {}
-    for name in peer.packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def reading_of(fields: Mapping[str, Any]) -> Reading:
     """A reading out of its JSON."""
     arrays = {name: (tuple(shape), dtype) for name, (shape, dtype) in fields["arrays"].items()}
@@ -237,7 +218,7 @@ def main(name: str) -> int:
     if os.environ.get(EXTRA_PACKAGES):
         sys.path.append(os.environ[EXTRA_PACKAGES])
     contestant = Contestant(PEERS[name])
-    print(json.dumps({"versions": versions_of(PEERS[name])}), file=answers)
+    print(json.dumps({"versions": versions_of(PEERS[name].packages)}), file=answers)
     obey(answers, contestant, wrong=WrongBatchError)
     contestant.close()
     return 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+import sys
+import threading
+from collections import Counter
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,9 +18,8 @@ import numpy as np
 from benchmarks.harness import Settings
 from benchmarks.journal import Journal
 from benchmarks.peers import PEERS
-from benchmarks.peers.process import PeerProcess
 from benchmarks.peers.protocol import Peer, Reading
-from benchmarks.told import ToldError
+from benchmarks.told import ToldError, ToldProcess
 from benchmarks.workloads import WORKLOADS, Source, make_source, size_of
 from msdata.cluster.probe import drop_from_cache
 from msdata.core.text import bytes_text
@@ -27,6 +29,64 @@ from msdata.plan.quality import displacement, repeated_pairs
 CHECKED_EPOCHS = 3
 MAX_CACHED_SHARE = 0.01
 _READ_AT_ONCE = 1 << 20
+_SAMPLE_EVERY_S = 0.05
+
+
+class PeerProcess(ToldProcess):
+    """A contestant's process; see `ToldProcess`.
+
+    Attributes:
+        versions: of its packages, once entered.
+    """
+
+    def __init__(self, name: str, log: Path, timeout_s: float = 300.0) -> None:
+        command = [sys.executable, "-m", "benchmarks.peers.child", name]
+        super().__init__(name, command, log, timeout_s=timeout_s)
+        self.versions: dict[str, str] = {}
+
+    def __enter__(self) -> PeerProcess:
+        self.versions = self.hear()[0]["versions"]
+        return self
+
+    def command_with_memory(self, do: str, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
+        """A command, and the most memory of the process and its children; see `_tree_memory`."""
+        peaks: list[tuple[int, int]] = []
+        over = threading.Event()
+
+        def watch() -> None:
+            # Once more after the answer: the shortest command is seen too.
+            is_over = False
+            while not is_over:
+                is_over = over.wait(_SAMPLE_EVERY_S)
+                peaks.append(_tree_memory(self.process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            answer = self.command(do, **arguments)
+        finally:
+            over.set()
+            watcher.join()
+        return answer, [max(held) for held in zip(*peaks, strict=True)]
+
+
+def _tree_memory(pid: int) -> tuple[int, int]:
+    """Bytes of a process and all below it, by PSS, so that shared pages count once.
+
+    First anonymous and shared memory, which the kernel cannot drop; then with mapped pages of
+    files, programs among them, which it drops when it needs room and which others may map as well.
+    """
+    import psutil
+
+    kib = Counter[str]()
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for member in (root, *root.children(recursive=True)):
+            with suppress(OSError):
+                text = Path(f"/proc/{member.pid}/smaps_rollup").read_text(encoding="utf-8")
+                for name, amount, _ in map(str.split, text.splitlines()[1:]):
+                    kib[name] += int(amount)
+    return 1024 * (kib["Pss_Anon:"] + kib["Pss_Shmem:"]), 1024 * kib["Pss:"]
 
 
 @dataclass
@@ -140,11 +200,11 @@ def _enter(race: Race, contender: Contender) -> dict[str, Any]:
     seconds = answer["seconds"]
     return {
         "convert_per_s": None if seconds is None else race.reading.num_samples / seconds,
-        "convert_memory": memory.own,
+        "convert_memory": memory[0],
         "bytes_on_disk": sum(p.stat().st_blocks * 512 for p in data.rglob("*") if p.is_file()),
         **({"error_of_bound": answer["error_of_bound"]} if peer.decoded else {}),
-        "peak_memory": peak.own,
-        "peak_memory_with_files": peak.with_files,
+        "peak_memory": peak[0],
+        "peak_memory_with_files": peak[1],
         "quality": quality_of(run["orders"], race.reading.batch_size),
         "versions": process.versions,
     }

@@ -21,7 +21,7 @@ from benchmarks.peers.protocol import (
     read_objects,
     record_of,
 )
-from benchmarks.peers.torch_loading import FILE, npy_path, write_tars
+from benchmarks.peers.torch_loading import FILE, epochs_of, npy_path, write_tars
 
 DALI_BUFFER_SAMPLES = 1024
 _ARRAY_RECORD = "samples.arrayrecord"
@@ -35,7 +35,9 @@ def pack_ours(objects: Path, out: Path, reading: Reading, *, options: tuple[str,
         SystemExit: it failed.
     """
     from msdata.cli import main
+    from msdata.core.arrow_start import start_arrow_alone
 
+    start_arrow_alone()
     words = ["--split", "1,0,0", "--max-nan-fraction", "1", "--quiet", *options]
     jobs = ["--jobs", str(reading.num_workers)]
     catalog = ["--catalog", str(objects / "catalog.csv")]
@@ -248,8 +250,7 @@ def open_grain(data: Path, reading: Reading) -> Iterator[Epochs]:
             .to_iter_dataset(grain.ReadOptions(num_threads=16, prefetch_buffer_size=500))
             .batch(reading.batch_size)
         )
-        for batch in dataset:
-            yield np.asarray(batch["id"]), {name: batch[name] for name in reading.arrays}
+        return epochs_of(dataset, reading)(number)
 
     yield epoch
 

@@ -11,7 +11,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,26 +59,31 @@ class _Samples:
         return {"id": number, **self._read(number)}
 
 
-@contextmanager
-def _open_samples(
-    reader: Callable[[Path, tuple[str, ...]], Callable[[int], Arrays]], data: Path, reading: Reading
-) -> Iterator[Epochs]:
+def _loader(samples: Any, reading: Reading, **options: Any) -> Any:
     import torch
 
+    workers = {"num_workers": reading.num_workers, "persistent_workers": True}
+    size = reading.batch_size
+    return torch.utils.data.DataLoader(samples, **{"batch_size": size, **workers, **options})
+
+
+def _shuffled(reading: Reading) -> dict[str, Any]:
+    import torch
+
+    return {"shuffle": True, "generator": torch.Generator().manual_seed(reading.seed)}
+
+
+@contextmanager
+def open_samples(
+    reader: Callable[[Path, tuple[str, ...]], Callable[[int], Arrays]], data: Path, reading: Reading
+) -> Iterator[Epochs]:
+    """The DataLoader over what reads a sample of the converted data: its arrays by its number."""
     samples = _Samples(reader(data, tuple(reading.arrays)), reading.num_samples)
-    loader = torch.utils.data.DataLoader(
-        samples,  # type: ignore[arg-type]
-        batch_size=reading.batch_size,
-        shuffle=True,
-        num_workers=reading.num_workers,
-        persistent_workers=True,
-        generator=torch.Generator().manual_seed(reading.seed),
-    )
-    yield _epochs_of(loader, reading)
+    yield epochs_of(_loader(samples, reading, **_shuffled(reading)), reading)
 
 
-def _epochs_of(loader: Any, reading: Reading) -> Epochs:
-    """The epochs of a loader whose batches are dicts of tensors, the ids at "id"."""
+def epochs_of(loader: Any, reading: Reading) -> Epochs:
+    """The epochs of a loader whose batches are dicts, the ids at "id"."""
 
     def epoch(_number: int) -> Iterator[Batch]:
         for batch in loader:
@@ -88,29 +93,26 @@ def _epochs_of(loader: Any, reading: Reading) -> Epochs:
     return epoch
 
 
-def open_pickles(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
+def read_pickle(data: Path, _: tuple[str, ...], number: int) -> Arrays:
     """Pickles as they are: what the astronomers do now."""
-    return _open_samples(lambda folder, _: partial(read_object, folder), data, reading)
+    return read_object(data, number)
 
 
 @contextmanager
 def open_concurrent(data: Path, reading: Reading) -> Iterator[Epochs]:
     """Svogor's ConcurrentDataloader: the DataLoader with threads within each batch."""
-    import torch
-
     stand_in("torch._six", string_classes=(str, bytes))
     from pytorch_concurrent_dataloader import DataLoader
 
     loader = DataLoader(
         _Samples(partial(read_object, data), reading.num_samples),
         batch_size=reading.batch_size,
-        shuffle=True,
         num_workers=reading.num_workers,
         num_fetch_workers=_FETCH_THREADS,
         fetch_impl="asyncio",
-        generator=torch.Generator().manual_seed(reading.seed),
+        **_shuffled(reading),
     )
-    yield _epochs_of(loader, reading)
+    yield epochs_of(loader, reading)
 
 
 def npy_path(data: Path, name: str, number: int) -> Path:
@@ -127,31 +129,25 @@ def write_npy(objects: Path, out: Path, reading: Reading) -> None:
             np.save(npy_path(out, name, number), array)
 
 
-def _read_npy(data: Path, names: tuple[str, ...], number: int) -> Arrays:
+def read_npy(data: Path, names: tuple[str, ...], number: int) -> Arrays:
+    """One `.npy` file per array and sample."""
     return {name: np.load(npy_path(data, name, number)) for name in names}
 
 
-def open_npy(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
-    """One `.npy` file per array and sample."""
-    return _open_samples(lambda *told: partial(_read_npy, *told), data, reading)
+class HDF5Reader:
+    """Contiguous HDF5 datasets, the file opened in each worker."""
 
-
-class _HDF5Reader:
     def __init__(self, data: Path, names: tuple[str, ...]) -> None:
         self._path, self._names, self._file = data / FILE, names, None
 
     def __call__(self, number: int) -> Arrays:
+        """The sample of a number."""
         if self._file is None:
             import h5py
 
             # In the worker: an HDF5 handle does not survive a fork.
             self._file = h5py.File(self._path, "r")
         return {name: self._file[name][number] for name in self._names}  # type: ignore[index]
-
-
-def open_hdf5(data: Path, reading: Reading) -> AbstractContextManager[Epochs]:
-    """Contiguous HDF5 datasets, the file opened in each worker."""
-    return _open_samples(_HDF5Reader, data, reading)
 
 
 def write_tars(objects: Path, out: Path, reading: Reading) -> None:
@@ -187,7 +183,7 @@ def open_webdataset(data: Path, reading: Reading) -> Iterator[Epochs]:
 
     def epoch(number: int) -> Iterator[Batch]:
         named = (dict(zip(names, batch, strict=True)) for batch in loader)
-        return _epochs_of(named, reading)(number)
+        return epochs_of(named, reading)(number)
 
     yield epoch
 
@@ -195,7 +191,6 @@ def open_webdataset(data: Path, reading: Reading) -> Iterator[Epochs]:
 @contextmanager
 def open_wids(data: Path, reading: Reading) -> Iterator[Epochs]:
     """WebDataset's tars by an index, their samples in any order."""
-    import torch
     import wids
 
     per_shard, count = -(-reading.num_samples // _NUM_TARS), reading.num_samples
@@ -207,14 +202,8 @@ def open_wids(data: Path, reading: Reading) -> Iterator[Epochs]:
         shards, lru_size=len(shards), localname=str, keep=True, transformations="PIL"
     )
     samples.add_transform(partial(_named, names=("id", *reading.arrays)))
-    loader = torch.utils.data.DataLoader(
-        samples,
-        batch_size=reading.batch_size,
-        sampler=wids.ChunkedSampler(samples, chunksize=WIDS_CHUNK, seed=reading.seed, shuffle=True),
-        num_workers=reading.num_workers,
-        persistent_workers=True,
-    )
-    yield _epochs_of(loader, reading)
+    sampler = wids.ChunkedSampler(samples, chunksize=WIDS_CHUNK, seed=reading.seed, shuffle=True)
+    yield epochs_of(_loader(samples, reading, sampler=sampler), reading)
 
 
 def _named(sample: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -250,8 +239,6 @@ def write_mds(objects: Path, out: Path, reading: Reading) -> None:
 @contextmanager
 def open_mds(data: Path, reading: Reading) -> Iterator[Epochs]:
     """MosaicML Streaming through the DataLoader."""
-    import torch
-
     _stand_in_for_streaming()
     from streaming import StreamingDataset
 
@@ -259,9 +246,7 @@ def open_mds(data: Path, reading: Reading) -> Iterator[Epochs]:
     dataset = StreamingDataset(
         local=str(data), shuffle=True, shuffle_seed=reading.seed, batch_size=size
     )
-    workers = {"num_workers": reading.num_workers, "persistent_workers": True}
-    loader = torch.utils.data.DataLoader(dataset, batch_size=size, **workers)
-    yield _epochs_of(loader, reading)
+    yield epochs_of(_loader(dataset, reading), reading)
 
 
 def _litdata_sample(objects: Path, number: int) -> dict[str, Any]:
@@ -293,4 +278,4 @@ def open_litdata(data: Path, reading: Reading) -> Iterator[Epochs]:
         num_workers=reading.num_workers,
         persistent_workers=True,
     )
-    yield _epochs_of(loader, reading)
+    yield epochs_of(loader, reading)

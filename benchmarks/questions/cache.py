@@ -11,14 +11,13 @@ What is slowed is the loader's reads in the ranks; the filling of the caches is 
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,15 +134,11 @@ def _check_memory(nodes: Nodes, nbytes: int) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
+class Epoch(NamedTuple):
     """One epoch of all ranks, every sample of which came once.
 
-    Attributes:
-        number: of the epoch.
-        seconds: of the slowest rank.
-        tier_samples: int64 (nodes, 4), by reading node and tier.
-        tier_bytes: int64 (nodes, 4), likewise.
+    The seconds are those of the slowest rank; samples and bytes are int64 (nodes, 4), by reading
+    node and tier.
     """
 
     number: int
@@ -168,136 +163,90 @@ def joined(name: str, answers: Sequence[Mapping[str, Any]], num_samples: int) ->
             f"{name}, epoch {answers[0]['epoch']}: of {num_samples} samples "
             f"{int((times == 0).sum())} did not come, and {came} came in all; its figures are void"
         )
-    return Epoch(
-        number=answers[0]["epoch"],
-        seconds=max(answer["seconds"] for answer in answers),
-        tier_samples=np.array([answer["tiers"] for answer in answers]),
-        tier_bytes=np.array([answer["tier_bytes"] for answer in answers]),
+    tiers = (np.array([answer[key] for answer in answers]) for key in ("tiers", "tier_bytes"))
+    return Epoch(answers[0]["epoch"], max(answer["seconds"] for answer in answers), *tiers)
+
+
+def run_epoch(
+    bench: Bench,
+    ranks: Ranks,
+    name: str,
+    forecasts: Iterator[EpochForecast],
+    storage_bytes_per_s: float | None = None,
+    *,
+    is_checked: bool = False,
+) -> dict[str, Any]:
+    """The next epoch of a contestant, each node's storage slowed, beside its forecast, for JSON."""
+    answers = ranks.ask(
+        "epoch", name=name, storage_bytes_per_s=storage_bytes_per_s, is_checked=is_checked
     )
+    epoch = joined(CONTESTANTS[name].title, answers, len(bench.split))
+    forecast = next(forecasts)
+    if forecast.epoch != epoch.number:
+        raise StorageError(f"{name}: epoch {epoch.number} came for {forecast.epoch}")
+    return {
+        "epoch": epoch.number,
+        "seconds": epoch.seconds,
+        "tier_samples": epoch.tier_samples.tolist(),
+        "forecast_tier_samples": forecast.tier_samples.tolist(),
+        "tier_bytes": epoch.tier_bytes.tolist(),
+        "forecast_tier_bytes": forecast.tier_bytes.astype(np.int64).tolist(),
+        # Every node read from every tier what was predicted, in samples and in bytes.
+        "is_as_forecast": np.array_equal(epoch.tier_samples, forecast.tier_samples)
+        and np.array_equal(epoch.tier_bytes, forecast.tier_bytes),
+    }
 
 
-@dataclass
-class Runs:
-    """The epochs of one setup, each beside its forecast.
-
-    Attributes:
-        bench: what all setups have in common.
-        setup: nodes and memory.
-        ranks: of this setup.
-        epochs: by contestant and rate of storage, those that were timed.
-    """
-
-    bench: Bench
-    setup: Setup
-    ranks: Ranks
-    epochs: dict[tuple[str, float | None], list[tuple[Epoch, EpochForecast]]] = field(
-        default_factory=dict
-    )
-    _forecasts: dict[str, Iterator[EpochForecast]] = field(default_factory=dict)
-
-    def open(self) -> None:
-        """Makes all contestants' loaders, and runs the epochs that are not timed."""
-        for name, contestant in CONTESTANTS.items():
-            self.ranks.ask(
-                "open",
-                name=name,
-                policy=contestant.policy,
-                is_served=contestant.is_served,
-                private=contestant.private,
-                memory_nbytes=self.setup.memory_nbytes,
-            )
-            self._forecasts[name] = predict(self.bench.split, self.setup, name)
-            for _ in range(CHECKED_EPOCHS):
-                self._epoch(name, None, is_checked=True)
-
-    def measure(self, storage_bytes_per_s: float | None) -> None:
-        """Times epochs of all contestants in turns, the storage of all nodes slowed to a rate."""
-        contestants = {n: partial(self._timed, n, storage_bytes_per_s) for n in CONTESTANTS}
-        take_turns(contestants, self.bench.repeats, warm_ups=0)
-
-    def _timed(self, name: str, storage_bytes_per_s: float | None) -> float:
-        found = self._epoch(name, storage_bytes_per_s, is_checked=False)
-        self.epochs.setdefault((name, storage_bytes_per_s), []).append(found)
-        return len(self.bench.split) / found[0].seconds
-
-    def _epoch(
-        self, name: str, storage_bytes_per_s: float | None, *, is_checked: bool
-    ) -> tuple[Epoch, EpochForecast]:
-        per_node = storage_bytes_per_s and storage_bytes_per_s / self.setup.num_nodes
-        answers = self.ranks.ask(
-            "epoch", name=name, storage_bytes_per_s=per_node, is_checked=is_checked
-        )
-        epoch = joined(CONTESTANTS[name].title, answers, len(self.bench.split))
-        forecast = next(self._forecasts[name])
-        if forecast.epoch != epoch.number:
-            raise StorageError(f"{name}: epoch {epoch.number} came for {forecast.epoch}")
-        return epoch, forecast
-
-
-def point_of(runs: Runs, name: str, storage_bytes_per_s: float | None) -> Point:
+def point_of(
+    setup: Setup,
+    name: str,
+    storage_bytes_per_s: float | None,
+    epochs: Sequence[Mapping[str, Any]],
+    num_samples: int,
+) -> Point:
     """What is written of a contestant's epochs at one rate of storage."""
-    epochs = runs.epochs[name, storage_bytes_per_s]
-    num_samples = len(runs.bench.split)
-    rates = [num_samples / epoch.seconds for epoch, _ in epochs]
+    rates = [num_samples / epoch["seconds"] for epoch in epochs]
     measured, forecast = (
-        np.sum([pair[i].tier_samples.sum(axis=0) for pair in epochs], axis=0) / len(epochs)
-        for i in (0, 1)
+        np.mean([np.sum(epoch[key], axis=0) for epoch in epochs], axis=0) / num_samples
+        for key in ("tier_samples", "forecast_tier_samples")
     )
     return {
         "contestant": name,
-        "num_nodes": runs.setup.num_nodes,
-        "share": runs.setup.share,
-        "memory_nbytes": runs.setup.memory_nbytes,
+        "num_nodes": setup.num_nodes,
+        "share": setup.share,
+        "memory_nbytes": setup.memory_nbytes,
         "storage_bytes_per_s": storage_bytes_per_s,
         "samples_per_s": spread(rates),
         "rates": rates,
-        "tier_shares": (measured / num_samples).tolist(),
-        "forecast_tier_shares": (forecast / num_samples).tolist(),
-        # Every node read from every tier what was predicted, in samples and in bytes.
-        "is_as_forecast": all(
-            np.array_equal(epoch.tier_samples, forecast.tier_samples)
-            and np.array_equal(epoch.tier_bytes, forecast.tier_bytes)
-            for epoch, forecast in epochs
-        ),
-        "epochs": [
-            {
-                "epoch": epoch.number,
-                "seconds": epoch.seconds,
-                "tier_samples": epoch.tier_samples.tolist(),
-                "forecast_tier_samples": forecast.tier_samples.tolist(),
-                "tier_bytes": epoch.tier_bytes.tolist(),
-                "forecast_tier_bytes": forecast.tier_bytes.astype(np.int64).tolist(),
-            }
-            for epoch, forecast in epochs
-        ],
+        "tier_shares": measured.tolist(),
+        "forecast_tier_shares": forecast.tolist(),
+        "is_as_forecast": all(epoch["is_as_forecast"] for epoch in epochs),
+        "epochs": epochs,
     }
 
 
 def run_setup(bench: Bench, setup: Setup, slowed: Sequence[float]) -> list[Point]:
-    """All contestants on some nodes with some memory.
-
-    Args:
-        bench: what all setups have in common.
-        setup: nodes and memory.
-        slowed: rates of storage, for all nodes together, beside what it is.
-
-    Returns:
-        A point for each contestant and rate.
-    """
-    name = f"{setup.num_nodes}-nodes-{setup.share}"
-    data = bench.split.dataset.path
-    logs, log = bench.work / f"services-{name}", bench.work / f"ranks-{name}.log"
-    order = {**bench.order, "is_served": True}
+    """A point for each contestant on some nodes, and each rate of storage beside what it is."""
+    place, memory_nbytes = f"{setup.num_nodes}-nodes-{setup.share}", setup.memory_nbytes
+    data, logs = bench.split.dataset.path, bench.work / f"services-{place}"
+    log, order = bench.work / f"ranks-{place}.log", {**bench.order, "is_served": True}
+    points, epochs = [], {}
     with (
-        services(bench.nodes, data, setup.memory_nbytes, setup.num_nodes, logs),
+        services(bench.nodes, data, memory_nbytes, setup.num_nodes, logs),
         Ranks(bench.nodes, setup.num_nodes, order, log) as ranks,
     ):
-        runs = Runs(bench=bench, setup=setup, ranks=ranks)
-        runs.open()
+        for name, contestant in CONTESTANTS.items():
+            told = {key: getattr(contestant, key) for key in ("policy", "is_served", "private")}
+            ranks.ask("open", name=name, memory_nbytes=memory_nbytes, **told)
+            forecasts = predict(bench.split, setup, name)
+            epochs[name] = partial(run_epoch, bench, ranks, name, forecasts)
+            for _ in range(CHECKED_EPOCHS):
+                epochs[name](is_checked=True)
         for rate in (None, *slowed):
-            runs.measure(rate)
+            timed = {n: partial(run, rate and rate / setup.num_nodes) for n, run in epochs.items()}
+            for name, turns in take_turns(timed, bench.repeats, warm_ups=0).items():
+                points.append(point_of(setup, name, rate, turns, len(bench.split)))
         ranks.ask("close")
-    points = [point_of(runs, c, rate) for rate in (None, *slowed) for c in CONTESTANTS]
     is_good = all(point["is_as_forecast"] for point in points)
     print(
         f"  {setup.num_nodes} nodes that hold {setup.share:.0%}: "
@@ -326,9 +275,7 @@ def measure(settings: Settings, bench: Bench) -> tuple[list[Point], list[float]]
     swept = make_setup(bench.split, min(2, max(numbers)), SHARES[1], batch_size)
     rate = storage_rate(bench, swept)
     divisors = QUICK_DIVISORS if settings.quick else DIVISORS
-    # To two digits.
-    digits = [1 - math.floor(math.log10(rate / divisor)) for divisor in divisors]
-    slowed = [round(rate / divisor, n) for divisor, n in zip(divisors, digits, strict=True)]
+    slowed = [float(f"{rate / divisor:.1e}") for divisor in divisors]
     points = []
     for share in QUICK_SHARES if settings.quick else SHARES:
         for num_nodes in numbers:

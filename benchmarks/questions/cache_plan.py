@@ -12,14 +12,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import spread
+from benchmarks.harness import ratio_spread, spread
 from benchmarks.questions.private_cache import LRU, NEVER_EVICTS, PrivateTable
 from benchmarks.questions.rank import SEED
+from msdata.cache.config import GIB
 from msdata.dataset.dataset import Split
 from msdata.plan.forecast import (
     EpochForecast,
@@ -33,7 +34,6 @@ from msdata.plan.ownership import equal_nodes
 from msdata.plan.timing import Machine, time_epoch
 from msdata.topology import Topology
 
-GIB = 1 << 30
 # Of all nodes together; the largest leaves room for shards that do not divide evenly. Each is half
 # of the next: nodes of one size hold twice the share when there are twice as many.
 SHARES = (0.275, 0.55, 1.1)
@@ -104,16 +104,8 @@ CONTESTANTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Nodes, one rank each, and what each gives to caches.
-
-    Attributes:
-        num_nodes: nodes.
-        share: of the data, what all nodes' memory holds together.
-        memory_nbytes: of each node.
-        batch_size: samples per rank and step.
-    """
+class Setup(NamedTuple):
+    """Nodes of one rank, the share of the data that they hold together, the bytes of each."""
 
     num_nodes: int
     share: float
@@ -125,10 +117,7 @@ def make_setup(split: Split, num_nodes: int, share: float, batch_size: int) -> S
     """A setup whose nodes are equal."""
     nbytes = share * len(split) * split.schema.sample_nbytes / num_nodes
     # As the service understands it: a number of GiB.
-    memory_nbytes = int(int(nbytes) / GIB * GIB)
-    return Setup(
-        num_nodes=num_nodes, share=share, memory_nbytes=memory_nbytes, batch_size=batch_size
-    )
+    return Setup(num_nodes, share, int(int(nbytes) / GIB * GIB), batch_size)
 
 
 def predict(split: Split, setup: Setup, name: str) -> Iterator[EpochForecast]:
@@ -187,46 +176,36 @@ def _forecast(epoch: int, counts: NDArray[np.int64], sample_bytes: int) -> Epoch
     )
 
 
-def _node_rate(points: Sequence[Point], tier: int | None) -> float | None:
-    """Median bytes per second of a node, of one tier or of all; None without such epochs."""
-    rates = []
-    for point in points:
-        for epoch in point["epochs"]:
-            nbytes = np.array(epoch["tier_bytes"], np.float64)
-            of_nodes = nbytes.sum(axis=1) if tier is None else nbytes[:, tier]
-            rates.append(float(of_nodes.max()) / epoch["seconds"])
-    return statistics.median(rates) if rates and min(rates) > 0 else None
+def _measures(point: Mapping[str, Any]) -> str | None:
+    """The part of a node whose rate the point gives, so that its own forecast is worth nothing."""
+    if point["storage_bytes_per_s"] is not None:
+        return None
+    if point["contestant"] == "none":
+        return "storage"
+    of_whole = {"locality": "memory", "shuffle": "network"}
+    return of_whole.get(point["contestant"]) if point["share"] == max(SHARES) else None
 
 
 def _node_rates(points: Sequence[Point]) -> dict[str, float | None]:
-    """Bytes per second of a node by tier, of points of one number of nodes."""
-    plain = [p for p in points if p["storage_bytes_per_s"] is None]
-    whole = [p for p in plain if p["share"] == max(SHARES)]
+    """Median bytes per second of a node by part, of points of one number of nodes."""
+    rates: dict[str, list[float]] = {part: [] for part in ("memory", "network", "storage")}
+    for point in points:
+        part = _measures(point)
+        for epoch in point["epochs"] if part else ():
+            nbytes = np.array(epoch["tier_bytes"], np.float64)
+            of_nodes = nbytes[:, _PEER] if part == "network" else nbytes.sum(axis=1)
+            rates[part].append(float(of_nodes.max()) / epoch["seconds"])
     return {
-        "memory": _node_rate([p for p in whole if p["contestant"] == "locality"], None),
-        "network": _node_rate([p for p in whole if p["contestant"] == "shuffle"], _PEER),
-        "storage": _node_rate([p for p in plain if p["contestant"] == "none"], None),
+        part: statistics.median(found) if found and min(found) > 0 else None
+        for part, found in rates.items()
     }
-
-
-def _is_calibration(point: Mapping[str, Any]) -> bool:
-    """Whether the point gave one of the rates, so that its own forecast is worth nothing."""
-    if point["storage_bytes_per_s"] is not None:
-        return False
-    is_whole = point["share"] == max(SHARES) and point["contestant"] in ("locality", "shuffle")
-    return is_whole or point["contestant"] == "none"
 
 
 def add_forecast_times(points: Sequence[Point], sample_nbytes: int) -> dict[int, Any]:
     """Adds to every point what the plan says of its time, and how that compares.
 
-    Args:
-        points: changed in place: `forecast_s`, `bound_by`, `time_over_forecast` (its spread over
-            turns) and `is_calibration`.
-        sample_nbytes: of a record.
-
-    Returns:
-        The rates by number of nodes.
+    Points get `forecast_s`, `bound_by`, `time_over_forecast` (its spread over turns) and
+    `is_calibration`; returned are the rates by number of nodes.
     """
     numbers = sorted({point["num_nodes"] for point in points})
     by_nodes = {n: _node_rates([p for p in points if p["num_nodes"] == n]) for n in numbers}
@@ -243,7 +222,7 @@ def add_forecast_times(points: Sequence[Point], sample_nbytes: int) -> dict[int,
         point["forecast_s"] = statistics.median(t.epoch_s for t in times)
         point["bound_by"] = times[0].binds
         point["time_over_forecast"] = spread(over)
-        point["is_calibration"] = _is_calibration(point)
+        point["is_calibration"] = _measures(point) is not None
     return by_nodes
 
 
@@ -257,14 +236,11 @@ def ratios_of(points: Sequence[Point]) -> dict[str, dict[str, float]]:
     baseline = {tuple(p[k] for k in place): p["rates"] for p in points if p["contestant"] == "none"}
     # Rates differ from run to run; their places in the list do not.
     slowed = sorted({p["storage_bytes_per_s"] for p in points if p["storage_bytes_per_s"]})
-    found = {}
-    for point in points:
-        if point["storage_bytes_per_s"] is None or point["contestant"] == "none":
-            continue
-        others = baseline[tuple(point[k] for k in place)]
-        number = len(slowed) - slowed.index(point["storage_bytes_per_s"])
-        found[
-            f"{point['contestant']} over no cache, {point['num_nodes']} nodes hold "
-            f"{point['share']:.0%}, slowed storage {number}"
-        ] = spread([a / b for a, b in zip(point["rates"], others, strict=True)])
-    return found
+    return {
+        f"{p['contestant']} over no cache, {p['num_nodes']} nodes hold {p['share']:.0%}, slowed "
+        f"storage {len(slowed) - slowed.index(p['storage_bytes_per_s'])}": ratio_spread(
+            p["rates"], baseline[tuple(p[k] for k in place)]
+        )
+        for p in points
+        if p["storage_bytes_per_s"] is not None and p["contestant"] != "none"
+    }

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.questions.cache_plan import CONTESTANTS, GIB, SHARES, Point
+from benchmarks.questions.cache_plan import CONTESTANTS, SHARES, Point
 from benchmarks.report import Chart, Series, Shown, Table, spread_series
+from msdata.cache.config import GIB
 from msdata.core.text import rate_text
 
 _STORAGE = 3
@@ -51,16 +52,15 @@ def _rate(bytes_per_s: float | None) -> str:
 def _sentences(result: Mapping[str, Any]) -> list[str]:
     points = result["points"]
     epochs = sum(len(p["epochs"]) for p in points)
-    wrong = [p for p in points if not p["is_as_forecast"]]
-    found = [
+    num_wrong = sum(not p["is_as_forecast"] for p in points)
+    word = "exactly as forecast in all of them"
+    if num_wrong:
+        word = f"NOT as forecast at {num_wrong} of {len(points)} points"
+    first = (
         f"Every sample came exactly once in each of the {epochs} timed epochs; samples and bytes "
-        + (
-            "by node and tier were exactly as forecast in all of them."
-            if not wrong
-            else f"by node and tier were NOT as forecast at {len(wrong)} of {len(points)} points."
-        )
-    ]
-    return [*found, *_standings(result), *_times(points)]
+        f"by node and tier were {word}."
+    )
+    return [first, *_standings(result), *_times(points)]
 
 
 def _standings(result: Mapping[str, Any]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import metadata
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.augment_rates import measure_truth
+from benchmarks.harness import versions_of
 from benchmarks.questions.gpu_steps import GpuRun, Timeline, in_turns, made_up_statistics
 from msdata.augment import Augmenter, open_augmenter
 from msdata.augment.pinning import PinnedBuffers
@@ -36,12 +37,10 @@ _NUM_BUSY, _BUSY_SIZE = 20, 4096
 
 def device_facts(run: GpuRun) -> dict[str, Any]:
     """The device and the packages that use it."""
-    found: dict[str, Any] = {"device": str(run.device), "cuda": torch.version.cuda}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            run.not_measured[f"device: {name}"] = "not installed"
+    versions = versions_of(_PACKAGES)
+    found: dict[str, Any] = {"device": str(run.device), "cuda": torch.version.cuda, **versions}
+    for name in set(_PACKAGES) - versions.keys():
+        run.not_measured[f"device: {name}"] = "not installed"
     if run.device.type == "cuda":
         facts = torch.cuda.get_device_properties(run.device)
         found |= {
@@ -60,7 +59,7 @@ def page_locks(run: GpuRun) -> dict[str, Any]:
         run.not_measured["page locks"] = "no GPU to lock pages for"
         return {}
     buffer = BatchBuffer(MANTIS_SHRIMP, run.config.batch_size)
-    with PinnedBuffers(run.device.index or 0) as pinned:
+    with PinnedBuffers(run.index or 0) as pinned:
         started_s = time.perf_counter()
         is_locked = pinned.pin(buffer.arrays["panstarrs"])
         lock_s = time.perf_counter() - started_s
@@ -77,12 +76,9 @@ def page_locks(run: GpuRun) -> dict[str, Any]:
 
 def agreement(run: GpuRun) -> dict[str, Any]:
     """How far each backend on the device is from the reference, by layout; see `measure_truth`."""
-    index = run.device.index or 0 if run.device.type == "cuda" else None
-    found: dict[str, Any] = {}
-    for backend in ("dali", "torch"):
-        measured = run.attempt(f"agreement: {backend}", lambda b=backend: measure_truth(b, index))
-        found[backend] = measured
-        for layout, numbers in (measured or {}).items():
+    found = run.by_backend("agreement", lambda run, backend: measure_truth(backend, run.index))
+    for backend, layouts in found.items():
+        for layout, numbers in (layouts or {}).items():
             if numbers["difference"] > MAX_DIFFERENCE:
                 run.failures[f"agreement: {backend}, {layout}"] = (
                     f"images differ by {numbers['difference']:.1e} of the brightest pixel"
@@ -92,7 +88,6 @@ def agreement(run: GpuRun) -> dict[str, Any]:
 
 def opened(run: GpuRun, backend: str, **options: Any) -> Augmenter:
     """An augmenter on the device, for batches of the recipe's size."""
-    index = run.device.index or 0 if run.device.type == "cuda" else None
     return open_augmenter(
         MANTIS_SHRIMP,
         run.config.augment,
@@ -100,7 +95,7 @@ def opened(run: GpuRun, backend: str, **options: Any) -> Augmenter:
         batch_size=run.config.batch_size,
         statistics=made_up_statistics(),
         backend=backend,
-        device_id=None if backend == "reference" else index,
+        device_id=None if backend == "reference" else run.index,
         **options,
     )
 
@@ -119,10 +114,7 @@ def held_images(run: GpuRun) -> dict[str, Any]:
     Each batch is augmented twice: alone, and with two batches in flight while kernels are queued
     that take long, behind which the images are read, when nothing on the host holds them.
     """
-    found = {}
-    for backend in ("dali", "torch"):
-        found[backend] = run.attempt(f"held images: {backend}", lambda b=backend: _held(run, b))
-    return found
+    return run.by_backend("held images", _held)
 
 
 def _held(run: GpuRun, backend: str) -> dict[str, Any]:
@@ -198,7 +190,7 @@ def copy_rates(run: GpuRun) -> dict[str, Any]:
     if run.device.type != "cuda":
         run.not_measured["copies: page-locked"] = "no GPU to lock pages for"
         return in_turns(run, "copies", makers)
-    with PinnedBuffers(run.device.index or 0) as pinned:
+    with PinnedBuffers(run.index or 0) as pinned:
         locked = BatchBuffer(MANTIS_SHRIMP, run.config.batch_size)
         pinned.pin(locked.arrays["panstarrs"])
         locked_array = torch.from_numpy(locked.arrays["panstarrs"])
@@ -242,6 +234,6 @@ def augmentation(run: GpuRun) -> dict[str, Any]:
 
         return measure
 
-    makers = {name: lambda form=form: make(*form) for name, form in forms.items()}
+    makers = {name: partial(make, *form) for name, form in forms.items()}
     with ExitStack() as stack:
         return in_turns(run, "augmentation", makers)

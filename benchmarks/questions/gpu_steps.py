@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ class GpuRun:
             found["torch, compiled"] = ["backend=torch", "compute.compile=true"]
         return found
 
+    def by_backend(self, section: str, measure: Callable[[GpuRun, str], Any]) -> dict[str, Any]:
+        """What a measurement gives for each of those that augment on the device."""
+        return {
+            name: self.attempt(f"{section}: {name}", partial(measure, self, name))
+            for name in ("dali", "torch")
+        }
+
+    @property
+    def index(self) -> int | None:
+        """The GPU's number; None for the CPU."""
+        return self.device.index or 0 if self.device.type == "cuda" else None
+
     def attempt(self, name: str, measure: Callable[[], Any]) -> Any:
         """What a measurement gives; None where it fails, which is noted and stops nothing else."""
         try:
@@ -121,13 +134,7 @@ class Timeline:
 def run_steps(
     train_step: TrainStep, batches: Iterator[TensorBatch], timeline: Timeline, num_steps: int
 ) -> dict[str, float]:
-    """Trains on so many batches.
-
-    Args:
-        train_step: warmed up.
-        batches: at least as many.
-        timeline: of the device.
-        num_steps: at least 2.
+    """Trains on so many batches, at least two.
 
     Returns:
         `samples_per_s`, `step_s`, `host_s`, processor time of this thread per step, and
@@ -182,13 +189,18 @@ def batch_on_device(config: TrainConfig, device: torch.device, num_samples: int)
     return TensorBatch(images=images, ebv=None, redshift=redshift, sample_id=ids)
 
 
+def make_step(config: TrainConfig, ranks: Ranks) -> TrainStep:
+    """Steps of a network with new weights."""
+    return TrainStep(config, image_shapes(config), ranks, weights=None, num_steps=10**6)
+
+
 def steps_of(
     run: GpuRun, config: TrainConfig, num_samples: int, ranks: Ranks | None = None
 ) -> Callable[[], dict[str, float]]:
     """Warms up a network; what this returns trains it on a batch that is on the device."""
     ranks = ranks or run.ranks
     config = replace(config, batch_size=num_samples * ranks.count)
-    train_step = TrainStep(config, image_shapes(config), ranks, weights=None, num_steps=10**6)
+    train_step = make_step(config, ranks)
     batch, timeline = batch_on_device(config, run.device, num_samples), Timeline(run.device)
     run_steps(train_step, itertools.repeat(batch), timeline, max(2, run.num_steps // 4))
     return lambda: run_steps(train_step, itertools.repeat(batch), timeline, run.num_steps)
@@ -197,34 +209,22 @@ def steps_of(
 def in_turns(
     run: GpuRun, section: str, makers: Mapping[str, Callable[[], Callable[[], dict[str, float]]]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Has contestants take turns.
+    """Has contestants take turns; what each measured: median, least and greatest over turns.
 
-    Args:
-        run: notes those that cannot be made, which are left out.
-        section: stands before their names.
-        makers: by name, what makes a contestant: a function that measures once.
-
-    Returns:
-        For each what it measured: median, least and greatest over turns.
+    By name, `makers` make a contestant, a function that measures once. Those that cannot be made
+    are noted in `run`, after the section's name, and left out.
     """
-    contestants: dict[str, Callable[[], dict[str, float]]] = {}
-    for name, make in makers.items():
-        contestant = run.attempt(f"{section}: {name}", make)
-        if contestant is not None:
-            contestants[name] = contestant
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-
-    def once(name: str) -> float:
-        measured = run.attempt(f"{section}: {name}", contestants[name])
-        if measured is not None:
-            found[name].append(measured)
-        return 0.0
-
-    take_turns({n: lambda n=n: once(n) for n in contestants}, run.num_turns, warm_ups=0)
+    made = {name: run.attempt(f"{section}: {name}", make) for name, make in makers.items()}
+    turns = take_turns(
+        {n: partial(run.attempt, f"{section}: {n}", m) for n, m in made.items() if m is not None},
+        run.num_turns,
+        warm_ups=0,
+    )
+    whole = {name: [turn for turn in found if turn is not None] for name, found in turns.items()}
     return {
-        name: {key: spread([turn[key] for turn in turns]) for key in turns[0]}
-        for name, turns in found.items()
-        if turns
+        name: {key: spread([turn[key] for turn in found]) for key in found[0]}
+        for name, found in whole.items()
+        if found
     }
 
 
@@ -235,7 +235,7 @@ def by_batch_size(run: GpuRun) -> dict[str, Any]:
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         # One after the other: the greatest leave no memory for others.
-        makers = {f"{size}": lambda size=size: steps_of(run, run.config, size)}
+        makers = {f"{size}": partial(steps_of, run, run.config, size)}
         found.update(in_turns(run, "batches", makers))
         if run.device.type == "cuda" and f"{size}" in found:
             found[f"{size}"]["peak_gib"] = spread([torch.cuda.max_memory_allocated() / 2**30])
@@ -256,22 +256,15 @@ def by_variant(run: GpuRun) -> dict[str, Any]:
         variants["compiled, adamw"] = ["compute.compile=true", "optim.name=adamw"]
     else:
         run.not_measured["variants: compiled"] = "not asked for; give --compile"
-    makers = {
-        name: lambda words=words: steps_of(
-            run, apply_overrides(run.config, words), run.config.batch_size
-        )
-        for name, words in variants.items()
-    }
+    configs = {name: apply_overrides(run.config, words) for name, words in variants.items()}
+    size = run.config.batch_size
+    makers = {name: partial(steps_of, run, config, size) for name, config in configs.items()}
     return in_turns(run, "variants", makers)
 
 
 @contextmanager
 def fake_group(device: torch.device) -> Iterator[Ranks]:
-    """The first of eight ranks whose collectives do nothing: what the host does for them is real.
-
-    Args:
-        device: of the network.
-    """
+    """The first of eight ranks whose collectives do nothing; the host does its part."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     begin = DistributedDataParallel.__init__
@@ -306,9 +299,9 @@ def by_norm(run: GpuRun) -> dict[str, Any]:
         "each rank's own": ["sync_batch_norm=false"],
         "group norm": ["norm=group"],
     }
-    makers: dict[str, Any] = {"one rank": lambda: steps_of(run, run.config, size)}
+    makers: dict[str, Any] = {"one rank": partial(steps_of, run, run.config, size)}
     with fake_group(run.device) as ranks:
         for name, words in variants.items():
             config = apply_overrides(run.config, words)
-            makers[f"eight, {name}"] = lambda c=config: steps_of(run, c, size, ranks)
+            makers[f"eight, {name}"] = partial(steps_of, run, config, size, ranks)
         return in_turns(run, "ranks", makers)

@@ -10,6 +10,7 @@ one-sided reads are measured: rank 0 reads samples out of rank 1's window, as a 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,15 +21,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Settings, interval_text, run_threads, spread, take_turns
-from benchmarks.report import Chart, Shown, Table, spread_series, write_shown
+from benchmarks.harness import Settings, interval_text, spread, take_turns
+from benchmarks.report import Shown, Table, bars_of, write_shown
 from benchmarks.workloads import size_of
-from msdata.cluster.probe import drop_from_cache, measure_file, measure_memory_copy, temporary_file
+from msdata.cache.config import GIB
+from msdata.cluster.probe import (
+    drop_from_cache,
+    measure_file,
+    measure_memory_copy,
+    read_at_random,
+    read_sequentially,
+    temporary_file,
+)
 from msdata.errors import StorageError
 
 SHARED_MEMORY = Path("/dev/shm")
-GIB = 1 << 30
-_PIECE_NBYTES = 8 << 20
 _NUM_READS, _NUM_SLOTS = 300, 64
 
 
@@ -38,49 +45,18 @@ def thread_counts() -> list[int]:
     return [n for n in (1 << k for k in range(8)) if n <= 2 * cores]
 
 
-def read_cached(path: Path, sample_nbytes: int, num_threads: int, budget_s: float) -> float:
-    """Bytes per second of `preadv` at random places of a file that is in the page cache."""
-    records = np.random.default_rng(0).permutation(path.stat().st_size // sample_nbytes).tolist()
-    fd = os.open(path, os.O_RDONLY)
-    totals = [0] * num_threads
-
-    def work(thread: int) -> None:
-        buffer = bytearray(sample_nbytes)
-        mine = records[thread::num_threads] or records
-        deadline = time.perf_counter() + budget_s
-        while time.perf_counter() < deadline:
-            for record in mine:
-                totals[thread] += os.preadv(fd, [buffer], record * sample_nbytes)
-
-    try:
-        seconds = run_threads(work, num_threads)
-        return sum(totals) / seconds
-    finally:
-        os.close(fd)
-
-
-def read_cached_sequentially(path: Path) -> float:
-    """Bytes per second of reading a cached file front to back, one thread, 8 MiB per read."""
-    buffer, total = bytearray(_PIECE_NBYTES), 0
-    started_s = time.perf_counter()
-    with path.open("rb", buffering=0) as file:
-        while got := file.readinto(buffer):
-            total += got
-    return total / (time.perf_counter() - started_s)
-
-
 def hot_contestants(file: Path, nbytes: int, budget_s: float) -> dict[str, Callable[[], float]]:
     """Measurements that a hot file and memory allow, each giving bytes per second."""
     size = file.stat().st_size
-    found: dict[str, Callable[[], float]] = {
-        "page cache, sequential, 1 thread": partial(read_cached_sequentially, file)
-    }
+    # The whole file, however long that takes.
+    sequential = partial(read_sequentially, file, math.inf)
+    found: dict[str, Callable[[], float]] = {"page cache, sequential, 1 thread": sequential}
     for n in thread_counts():
         found[f"memory copy, {_threads(n)}"] = partial(
             measure_memory_copy, nbytes, num_threads=n, buffer_bytes=size, budget_s=budget_s
         )
         found[f"page cache, random samples, {_threads(n)}"] = partial(
-            read_cached, file, nbytes, n, budget_s
+            read_at_random, file, nbytes, n, budget_s
         )
     return found
 
@@ -95,7 +71,7 @@ def measure_shared_memory(nbytes: int, file_nbytes: int, budget_s: float) -> flo
     if free.f_bavail * free.f_frsize < 2 * file_nbytes:
         raise StorageError(f"{SHARED_MEMORY} has less than {2 * file_nbytes:,} bytes free")
     with temporary_file(SHARED_MEMORY, file_nbytes) as (path, _):
-        return read_cached(path, nbytes, len(os.sched_getaffinity(0)), budget_s)
+        return read_at_random(path, nbytes, len(os.sched_getaffinity(0)), budget_s)
 
 
 def measure_cold(file: Path, nbytes: int, budget_s: float) -> dict[str, float]:
@@ -204,12 +180,11 @@ def measure(settings: Settings, nbytes: int) -> tuple[dict[str, list[float]], di
 def show(rates: dict[str, list[float]], missing: dict[str, str], nbytes: int) -> Shown:
     """What the report shows."""
     spreads = {name: spread([rate / GIB for rate in values]) for name, values in rates.items()}
-    chart = Chart(
-        title="Rates that bound any loader",
-        kind="bars",
-        labels=list(spreads),
-        x_label="GiB/s, median; whiskers: least and greatest over turns",
-        series=[spread_series("GiB/s", list(spreads.values()))],
+    chart = bars_of(
+        "Rates that bound any loader",
+        "GiB/s, median; whiskers: least and greatest over turns",
+        list(spreads),
+        {"GiB/s": list(spreads.values())},
     )
     table = Table(
         title="Rates",

@@ -11,19 +11,16 @@ entered, and every turn that was completed, is kept below `--out`.
 
 from __future__ import annotations
 
-import compileall
 import random
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import msdata
 from benchmarks.comparison import read_result
 from benchmarks.harness import RESULTS, WORKLOAD_NAMES, Settings, commit_of_code, compare, spread
 from benchmarks.journal import Journal
@@ -250,7 +247,7 @@ def forecast(
     Returns:
         Seconds of `entering` (converting and comparing), and of one turn of each measurement.
     """
-    count, nbytes = race.reading.num_samples, race.source.sample_nbytes
+    count, nbytes = race.reading.num_samples, race.reading.dtype().itemsize
     # Small samples come faster, but not in proportion.
     faster = min(_SMALL_FASTER, last.get("sample_nbytes", nbytes) / nbytes)
 
@@ -316,8 +313,6 @@ def answer(settings: Settings) -> int:
     names, effort = chosen_peers(settings.peers), QUICK if settings.quick else FULL
     if settings.minutes is not None:
         effort = replace(effort, minutes=settings.minutes)
-    # This project's modules, as pip compiles all others' when it installs them.
-    compileall.compile_dir(Path(msdata.__file__).parent, quiet=2)
     race = make_race(settings)
     about = {"reading": asdict(race.reading), "peers": names, "commit": commit_of_code()}
     about |= {"turns": effort.turns, "least_s": effort.least_s}
@@ -339,7 +334,7 @@ def answer(settings: Settings) -> int:
     result: dict[str, Any] = {
         "workload": str(settings.data or settings.workload),
         "quick": settings.quick,
-        "sample_nbytes": race.source.sample_nbytes,
+        "sample_nbytes": race.reading.dtype().itemsize,
         "num_samples": race.reading.num_samples,
         "batch_size": race.reading.batch_size,
         "num_workers": race.reading.num_workers,

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.harness import interval_text
-from benchmarks.report import Chart, Shown, Table, spread_series
+from benchmarks.report import Chart, Shown, Table, bars_of
 from msdata.core.text import bytes_text
 
 # Shuffles that differ from uniform by less than this are as good: the scatter of few batches.
 UNIFORM_WITHIN = 0.1
 GOAL_OF_LIMIT, GOAL_UTILIZATION = 0.9, 0.9
 MEMORY = "peak memory"
-_AHEAD = "reads_ahead"
 # Of the memory that is left, files beside what processes and the loaders' own caches hold.
 _CACHED_AT_MOST = 0.8
 
@@ -34,17 +33,20 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
         For each contestant: `hot`, `cold` (samples/s), `conversion` (samples/s), `peak memory`
         (bytes; less is better), and utilization by the stub's rate.
     """
-    found = {}
-    for name, contestant in result["contestants"].items():
-        figures: dict[str, float | None] = {}
-        for kind in ("hot", "cold"):
-            of_kind = result[kind].get("contestants", {}).get(name)
-            figures[kind] = of_kind and of_kind["samples_per_s"]["median"]
-        figures |= {"conversion": contestant["convert_per_s"], MEMORY: contestant["peak_memory"]}
-        for rate, by_name in result["utilization"].items():
-            figures[_utilization(rate)] = by_name.get(name, {}).get("median")
-        found[name] = figures
-    return found
+    hot, cold = (result[kind].get("contestants", {}) for kind in ("hot", "cold"))
+    return {
+        name: {
+            "hot": hot[name]["samples_per_s"]["median"] if name in hot else None,
+            "cold": cold[name]["samples_per_s"]["median"] if name in cold else None,
+            "conversion": contestant["convert_per_s"],
+            MEMORY: contestant["peak_memory"],
+            **{
+                _utilization(rate): by_name.get(name, {}).get("median")
+                for rate, by_name in result["utilization"].items()
+            },
+        }
+        for name, contestant in result["contestants"].items()
+    }
 
 
 def _utilization(rate: str) -> str:
@@ -66,9 +68,11 @@ def leads_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _ours(result: Mapping[str, Any]) -> list[str]:
     """Those of ours that keep all bytes and shuffle uniformly."""
-    found = result["contestants"].items()
-    ours = [name for name, c in found if c["is_ours"] and not c["is_lossy"]]
-    return [name for name in ours if is_uniform(result["contestants"][name]["quality"])]
+    return [
+        name
+        for name, c in result["contestants"].items()
+        if c["is_ours"] and not c["is_lossy"] and is_uniform(c["quality"])
+    ]
 
 
 def _peers(result: Mapping[str, Any]) -> list[str]:
@@ -86,9 +90,7 @@ def _is_ahead(measure: str, value: float | None, other: float | None) -> bool:
 def _best(measure: str, names: list[str], figures: Figures) -> tuple[float | None, str]:
     """The best figure of some contestants, and whose it is; None where none has one."""
     found = [(v, n) for n in names if (v := figures[n][measure]) is not None]
-    if not found:
-        return None, ""
-    return min(found) if measure == MEMORY else max(found)
+    return (min if measure == MEMORY else max)(found, default=(None, ""))
 
 
 def sentences_of(result: Mapping[str, Any]) -> list[str]:
@@ -97,15 +99,15 @@ def sentences_of(result: Mapping[str, Any]) -> list[str]:
     figures, ours = figures_of(result), _ours(result)
     peers = _peers(result)
     uniform = [n for n in peers if is_uniform(contestants[n]["quality"])]
+    ahead = [n for n in peers if contestants[n]["reads_ahead"]]
     groups = {
         "that shuffle uniformly": uniform,
         "that shuffle less": [n for n in peers if n not in uniform],
+        "that read ahead while the training computes": ahead,
     }
-    asked = [(m, whom) for m in next(iter(figures.values()), {}) for whom in groups]
-    reading_ahead = [n for n in peers if contestants[n][_AHEAD]]
-    if len(reading_ahead) < len(peers):
-        groups["that read ahead while the training computes"] = reading_ahead
-        asked.append((MEMORY, "that read ahead while the training computes"))
+    measures, (*whoms, reading_ahead) = next(iter(figures.values()), {}), groups
+    asked = [(measure, whom) for measure in measures for whom in whoms]
+    asked += [(MEMORY, reading_ahead)] if len(ahead) < len(peers) else []
     found = []
     for measure, whom in asked:
         own, own_name = _best(measure, ours, figures)
@@ -141,11 +143,11 @@ def _goals(result: Mapping[str, Any], ours: list[str]) -> list[str]:
         if best is not None:
             word = "reached" if best >= GOAL_OF_LIMIT else "NOT reached"
             found.append(f"{kind}: {best:.2f} of the limit; the goal of {GOAL_OF_LIMIT} is {word}.")
-            if best > 1.05:
-                found.append(
-                    f"{kind}: above 1, so the bare reads, in Python, are not the machine's limit "
-                    "at this size of a sample."
-                )
+        if best is not None and best > 1.05:
+            found.append(
+                f"{kind}: above 1, so the bare reads, in Python, are not the machine's limit "
+                "at this size of a sample."
+            )
     for rate, by_name in result["utilization"].items():
         best = max((by_name[n]["median"] for n in ours if n in by_name), default=None)
         if best is not None:
@@ -176,40 +178,27 @@ def _lossy(result: Mapping[str, Any], ours: list[str]) -> list[str]:
 
 
 def _charts(result: Mapping[str, Any]) -> list[Chart]:
-    found = []
     contestants: Contestants = result["contestants"]
+
+    def bars(title: str, x_label: str, tables: Mapping[str, Mapping[str, Any]]) -> Chart:
+        names = [n for n in contestants if all(n in table for table in tables.values())]
+        if len(tables) == 1:
+            (only,) = tables.values()
+            names.sort(key=lambda name: -only[name]["median"])
+        titles = [contestants[name]["title"] for name in names]
+        series = {name: [table[n] for n in names] for name, table in tables.items()}
+        return bars_of(title, x_label, titles, series)
+
+    rates = "samples/s, median; whiskers: least and greatest over turns"
+    found = []
     for kind in ("hot", "cold"):
-        rates = {
-            name: of_kind["samples_per_s"]
-            for name, of_kind in result[kind].get("contestants", {}).items()
-        }
-        names = sorted(rates, key=lambda name: -rates[name]["median"])
-        if names:
-            found.append(
-                Chart(
-                    title=f"Samples per second, {kind}",
-                    kind="bars",
-                    labels=[contestants[name]["title"] for name in names],
-                    x_label="samples/s, median; whiskers: least and greatest over turns",
-                    series=[spread_series(kind, [rates[name] for name in names])],
-                )
-            )
-    tables = result["utilization"]
-    names = [n for n in contestants if all(n in table for table in tables.values())]
-    if names and tables:
-        found.append(
-            Chart(
-                title="Accelerator utilization with a compute stub",
-                kind="bars",
-                labels=[contestants[name]["title"] for name in names],
-                x_label="compute time over run time",
-                series=[
-                    spread_series(f"{int(rate):,} samples/s", [table[name] for name in names])
-                    for rate, table in tables.items()
-                ],
-            )
-        )
-    return found
+        of_kind = result[kind].get("contestants", {})
+        speeds = {name: measured["samples_per_s"] for name, measured in of_kind.items()}
+        found.append(bars(f"Samples per second, {kind}", rates, {kind: speeds}))
+    title = "Accelerator utilization with a compute stub"
+    stubs = {f"{int(rate):,} samples/s": table for rate, table in result["utilization"].items()}
+    found.append(bars(title, "compute time over run time", stubs))
+    return [chart for chart in found if chart.series and chart.labels]
 
 
 def _table(result: Mapping[str, Any]) -> Table:

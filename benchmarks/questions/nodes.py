@@ -158,12 +158,7 @@ def mpiexec() -> str:
 def services(nodes: Nodes, data: Path, memory_nbytes: int, num_nodes: int, logs: Path) -> Any:
     """The cache's services of some nodes, full when this begins, gone when it ends.
 
-    Args:
-        nodes: where.
-        data: what they hold.
-        memory_nbytes: what each node gives.
-        num_nodes: how many of them.
-        logs: folder for what they say; emptied.
+    The folder for what they say, `logs`, is emptied.
 
     Raises:
         StorageError: they did not start.

@@ -1,144 +1,164 @@
-"""Does an order made for the cache cost accuracy? A study of `mstrain study` on mock stamps.
+"""Studies of `mstrain study` on mock stamps: orders made for the cache, numbers of objects, coding.
 
-What is trained is `policies.toml`: every arm with the same seeds, and a seed also draws the split
-and the shards. A study that was stopped resumes where it was.
+What is trained are `policies.toml`, `law.toml` and the spec `quantise`: every arm with the same
+seeds, and a seed also draws the split and the shards. A study that was stopped resumes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness import Settings
-from benchmarks.questions.policies_data import Stamps, make_stamps, pack_both
+from benchmarks.questions.policies_data import make_stamps, pack_both, pack_stamps
 from benchmarks.report import Chart, Series, Shown, Table, write_shown
+from msdata.core.files import whole_file
 from msdata.errors import MsdataError, UsageError
 from mstrain.study.section import sentences_of, tables_of
 from mstrain.study.spec import Spec, read_spec
 from mstrain.study.study import run_study
 
-SPEC = Path(__file__).with_name("policies.toml")
+SPECS = Path(__file__).parent
 LEAST_OBJECTS = 200
-# Prepares the data sets of a seed: (folder of all seeds, seed).
-Prepare = Callable[[Path, int], None]
+# Files of stamps -> steps per sigma of the cutouts that they are made of; None for float32.
+Steps = Mapping[str, float | None]
+AS_THEY_ARE: Steps = MappingProxyType({"stamps": None})
+# Packs a seed's data sets, unless it was done: (folder of the stamps, of the data sets, seed).
+Prepare = Callable[[Path, Path, int], None]
 
 
-def size_of_study(settings: Settings, quick: int, full: int) -> int:
-    """Number of objects to train and measure on.
+def prepare_policies(stamps: Path, data: Path, seed: int) -> None:
+    """Packs stamps in random order and by redshift."""
+    found = np.load(stamps / "stamps.npy")
+    pack_both(found, data / f"seed-{seed}", seed=seed, num_shards=len(found) // 100)
 
-    Args:
-        settings: what was typed.
-        quick: objects of a quick run.
-        full: objects of a full run.
+
+def prepare_law(stamps: Path, data: Path, seed: int) -> None:
+    """Packs one data set: all seeds train on the same one."""
+    if seed == 0:
+        found = np.load(stamps / "stamps.npy")
+        shards = max(4, len(found) // 250)
+        pack_stamps(found, data, np.arange(len(found)), (0, shards), (0.75, 0.05, 0.2))
+
+
+def prepare_coded(steps: Steps, stamps: Path, data: Path, seed: int) -> None:
+    """Packs each form of the stamps: the same objects in the same shards."""
+    for name in steps:
+        found, out = np.load(stamps / f"{name}.npy"), data / f"seed-{seed}" / name
+        pack_stamps(found, out, np.arange(len(found)), (seed, len(found) // 100))
+
+
+def coded_spec() -> Spec:
+    """The spec `quantise` with the network of the study of policies, on data sets of each seed."""
+    spec, policies = read_spec("quantise", seeds=8), read_spec(SPECS / "policies.toml")
+    arms = tuple(replace(arm, data=f"seed-{{seed}}/{arm.data}") for arm in spec.arms)
+    return replace(spec, arms=arms, recipe=policies.recipe, settings=policies.settings)
+
+
+def steps_of(spec: Spec) -> Steps:
+    """Steps per sigma of each arm's cutouts."""
+    return {a.name: float(a.name[1:]) if a.name.startswith("q") else None for a in spec.arms}
+
+
+def coded_study(settings: Settings) -> dict[str, Any]:
+    """Trains the arms of `coded_spec`; see `run_stamps`."""
+    spec = coded_spec()
+    prepare = partial(prepare_coded, steps_of(spec))
+    found = run_stamps(settings, "smaller", spec, (400, 1600), prepare, steps_of(spec))[1]
+    return {name: value for name, value in found.items() if name != "cells"}
+
+
+def run_stamps(
+    settings: Settings,
+    name: str,
+    spec: Spec,
+    sizes: tuple[int, int],
+    prepare: Prepare,
+    steps: Steps = AS_THEY_ARE,
+) -> tuple[int, dict[str, Any]]:
+    """Makes stamps, packs each seed's data and runs a study, by a process per core.
+
+    `sizes` are the objects of a quick run and of a full one.
+
+    Returns:
+        How many stamps there are, and what `mstrain study` writes.
 
     Raises:
-        UsageError: there would be too few.
+        UsageError: there are too few objects.
+        MsdataError: a training failed, or a process died.
     """
-    num = settings.mock or (quick if settings.quick else full)
+    num = settings.mock or sizes[0 if settings.quick else 1]
     if num < LEAST_OBJECTS:
         raise UsageError(
             f"--mock must be at least {LEAST_OBJECTS}, got {num}: a network learns nothing from "
             "so few"
         )
-    return num
-
-
-def stamps_in(
-    folder: Path, names: Sequence[str], make: Callable[[int], Sequence[Stamps]], given: Path | None
-) -> int:
-    """Writes stamps as `NAME.npz`, unless it was done; returns how many there are of each.
-
-    Args:
-        folder: of the study.
-        names: of the files.
-        make: makes them by a number of processes.
-        given: the data set that they are made of; None for mock objects.
-
-    Raises:
-        UsageError: there are too few.
-    """
-    paths = [folder / f"{name}.npz" for name in names]
+    folder = settings.work / f"{name}-{num}{'' if settings.data is None else '-of-data'}"
+    paths = [folder / f"{file}.npy" for file in steps]
     if not all(path.is_file() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         print("  making stamps", flush=True)
-        for path, stamps in zip(paths, make(_num_jobs()), strict=True):
-            stamps.write(path)
-    count = len(Stamps.read(paths[0]))
+        made = make_stamps(settings.data, num, _num_jobs(), tuple(steps.values()))
+        for path, stamps in zip(paths, made, strict=True):
+            with whole_file(path) as file:
+                np.save(file, stamps)
+    count = len(np.load(paths[0], mmap_mode="r"))
     if count < LEAST_OBJECTS:
         raise UsageError(
-            f"{given} has {count} objects with redshift and E(B-V); a network learns nothing "
-            f"from so few: give a data set of at least {LEAST_OBJECTS}"
+            f"{settings.data} has {count} objects with redshift and E(B-V); a network learns "
+            f"nothing from so few: give a data set of at least {LEAST_OBJECTS}"
         )
-    return count
+    return count, _study(spec, folder, partial(prepare, folder, folder / "data"))
 
 
 def _num_jobs() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def study(spec: Spec, folder: Path, prepare: Prepare) -> dict[str, Any]:
-    """Runs a study by as many processes as there are cores; packs each seed's data before.
-
-    Args:
-        spec: what is trained; its data sets lie in `seed-N`.
-        folder: gets data sets and results.
-        prepare: packs a seed's data sets, unless it was done.
-
-    Returns:
-        What `mstrain study` writes.
-
-    Raises:
-        MsdataError: a training failed, or a process died.
-    """
-    jobs, data = _num_jobs(), folder / "data"
-    spawn = multiprocessing.get_context("spawn")
+def _study(spec: Spec, folder: Path, prepare: Callable[[int], None]) -> dict[str, Any]:
+    jobs, spawn = _num_jobs(), multiprocessing.get_context("spawn")
+    run = partial(run_study, spec, folder / "data", folder / "study", has_report=False)
     try:
         with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-            list(pool.map(partial(prepare, data), range(spec.seeds)))
-            train = partial(run_study, spec, data, folder / "study", has_report=False)
-            futures = [pool.submit(train, part=f"{n}/{jobs}") for n in range(jobs)]
-            for future in futures:
+            list(pool.map(prepare, range(spec.seeds)))
+            for future in [pool.submit(run, part=f"{n}/{jobs}") for n in range(jobs)]:
                 future.result()
     except BrokenProcessPool as error:
         raise MsdataError(
             "a process that trained was killed; the same command resumes with what is missing"
         ) from error
-    result = run_study(spec, data, folder / "study", is_quiet=True).result
+    result = run_study(spec, folder / "data", folder / "study", is_quiet=True).result
     assert result is not None
     return result
 
 
 def answer(settings: Settings) -> int:
-    """Trains all arms and writes `policies.json`; returns the exit code 0."""
-    num, spec = (
-        size_of_study(settings, 600, 4000),
-        read_spec(SPEC, seeds=2 if settings.quick else None),
-    )
-    folder = settings.work / f"policies-{num}{'' if settings.data is None else '-of-data'}"
-    make = partial(made_of, settings.data, num)
-    count = stamps_in(folder, ["stamps"], make, settings.data)
-    result = study(spec, folder, partial(prepare_seed, folder / "stamps.npz", count // 100))
+    """Trains the arms of `policies.toml` or `law.toml`, writes the result; returns 0."""
+    name = settings.question
+    spec = read_spec(SPECS / f"{name}.toml", seeds=2 if settings.quick else None)
+    prepare = {"policies": prepare_policies, "law": prepare_law}[name]
+    count, result = run_stamps(settings, name, spec, (600, 4000), prepare)
     cells = result.pop("cells")
-    found = {"quick": settings.quick, "num_stamps": count, "study": result}
     # Differences, not ratios that a regression could be read from.
-    write_shown("policies", {**found, "ratios": {}}, show(found), settings, raw={"cells": cells})
+    found = {"quick": settings.quick, "num_stamps": count, "study": result, "ratios": {}}
+    shown = Shown(
+        title=result["title"],
+        sentences=sentences_of(result),
+        tables=shown_tables(result),
+        charts=[chart_of(result)],
+    )
+    write_shown(name, found, shown, settings, raw={"cells": cells})
     return 0
-
-
-def made_of(data: Path | None, num: int, jobs: int) -> list[Stamps]:
-    """Stamps as `stamps_in` asks for them."""
-    return [make_stamps(data, num, jobs)]
-
-
-def prepare_seed(stamps: Path, num_shards: int, folder: Path, seed: int) -> None:
-    """Packs a seed's data sets in random order and by redshift, unless it was done."""
-    pack_both(Stamps.read(stamps), folder / f"seed-{seed}", seed=seed, num_shards=num_shards)
 
 
 def shown_tables(result: Mapping[str, Any]) -> list[Table]:
@@ -170,15 +190,4 @@ def chart_of(result: Mapping[str, Any]) -> Chart:
         labels=[arm["title"] for arm in arms],
         x_label="percent; above 100 is worse; whiskers: 95 % intervals of the paired difference",
         series=[Series(name=metric.upper(), values=middle, least=low, greatest=high)],
-    )
-
-
-def show(result: Mapping[str, Any]) -> Shown:
-    """What the report shows of the study."""
-    found = result["study"]
-    return Shown(
-        title=found["title"],
-        sentences=sentences_of(found),
-        tables=shown_tables(found),
-        charts=[chart_of(found)],
     )

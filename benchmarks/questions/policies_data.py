@@ -1,4 +1,4 @@
-"""What the study of policies trains on: stamps of 24 x 24 pixels in nine bands, packed twice.
+"""What the studies train on: stamps of 24 x 24 pixels in nine bands; for policies packed twice.
 
 Both packs of a seed hold the same samples in the same splits. In one the shards are filled in
 random order, as `msdata pack` does; in the other by redshift, as a pack that kept a sorted
@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from numpy.typing import NDArray
 import msdata
 from msdata.augment import AugmentConfig, open_augmenter
 from msdata.augment.statistics import FILE_NAME
-from msdata.core.files import whole_file
 from msdata.dataset.coding import ArrayCoding, decode_into, encode
 from msdata.describe.stats import measure
 from msdata.errors import UsageError
@@ -50,57 +48,45 @@ _CHUNK = 100
 _TAR_OVERHEAD = 1.15
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stamps:
-    """Objects that are small enough to train on in seconds.
-
-    Attributes:
-        images: float32 (N, 9, 24, 24), surface brightness, NUV FUV g r i z y W1 W2.
-        redshift: float64 (N,).
-        ebv: float64 (N,), E(B-V) in magnitudes.
-    """
-
-    images: NDArray[np.float32]
-    redshift: NDArray[np.float64]
-    ebv: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.redshift)
-
-    def take(self, rows: NDArray[np.int64]) -> Stamps:
-        """Some of them."""
-        return Stamps(images=self.images[rows], redshift=self.redshift[rows], ebv=self.ebv[rows])
-
-    def write(self, path: Path) -> None:
-        """Writes them as `.npz`, whole or not at all."""
-        with whole_file(path) as file:
-            np.savez(file, images=self.images, redshift=self.redshift, ebv=self.ebv)
-
-    @classmethod
-    def read(cls, path: Path) -> Stamps:
-        """The inverse of `write`."""
-        with np.load(path) as found:
-            return cls(images=found["images"], redshift=found["redshift"], ebv=found["ebv"])
+# Objects that are small enough to train on in seconds: surface brightness in NUV FUV g r i z y W1
+# W2, and E(B-V) in magnitudes.
+STAMP = np.dtype([("image", "<f4", (9, SIZE, SIZE)), ("redshift", "<f8"), ("ebv", "<f8")])
+Stamps = NDArray[Any]
 
 
-def make_stamps(data: Path | None, num_objects: int, jobs: int) -> Stamps:
+def stamps_of(images: NDArray[np.float32], redshift: Any, ebv: Any) -> Stamps:
+    """`STAMP` (N,) of float32 (N, 9, 24, 24), redshifts (N,) and E(B-V) (N,)."""
+    found = np.empty(len(images), STAMP)
+    found["image"], found["redshift"], found["ebv"] = images, redshift, ebv
+    return found
+
+
+def make_stamps(
+    data: Path | None, num_objects: int, jobs: int, quantize: Sequence[float | None] = (None,)
+) -> list[Stamps]:
     """Stamps of mock objects, made by some processes, or of the first objects of a data set.
+
+    Args:
+        data: the data set; None for mock objects.
+        num_objects: at most so many.
+        jobs: processes.
+        quantize: steps per sigma that cutouts are quantized with before; None for float32.
+
+    Returns:
+        For each of `quantize` the stamps of the same objects.
 
     Raises:
         UsageError: the data set has other arrays than Mantis Shrimp's, or no redshifts.
     """
-    return make_coded_stamps(data, num_objects, jobs, (None,))[0]
-
-
-def make_coded_stamps(
-    data: Path | None, num_objects: int, jobs: int, quantize: Sequence[float | None]
-) -> list[Stamps]:
-    """Stamps as of `make_stamps`, for each of `quantize`: steps per sigma of cutouts, or None."""
     if data is not None:
         return _joined(_packed_chunks(data, num_objects, quantize))
     starts = range(0, num_objects, _CHUNK)
     with ProcessPoolExecutor(jobs) as pool:
         return _joined(pool.map(partial(_mock_chunk, num_objects, quantize), starts))
+
+
+def _joined(chunks: Iterable[list[Stamps]]) -> list[Stamps]:
+    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
 def _mock_chunk(num_objects: int, quantize: Sequence[float | None], start: int) -> list[Stamps]:
@@ -131,27 +117,20 @@ def _packed_chunks(
             for batch in loader:
                 labels = batch["redshift"], batch[EBV]
                 chunks = [_reduced(dataset.schema, batch, *labels, q) for q in quantize]
-                is_known = np.isfinite(chunks[0].redshift) & np.isfinite(chunks[0].ebv)
+                is_known = np.isfinite(chunks[0]["redshift"]) & np.isfinite(chunks[0]["ebv"])
                 kept = np.flatnonzero(is_known)[:left]
                 left -= len(kept)
-                yield [chunk.take(kept) for chunk in chunks]
+                yield [chunk[kept] for chunk in chunks]
                 if not left:
                     return
 
 
-def _reduced(
-    schema: Schema, batch: Any, redshift: Any, ebv: Any, quantize: float | None = None
-) -> Stamps:
+def _reduced(schema: Schema, batch: Any, redshift: Any, ebv: Any, quantize: float | None) -> Stamps:
     """The batch, quantized, on the stamps' grid, by the augmenter as it is for validation."""
     if quantize is not None:
         batch = {a.name: _recoded(batch[a.name], a, quantize) for a in schema.arrays}
     with open_augmenter(schema, _RESAMPLING, seed=0, batch_size=_CHUNK, threads=1) as augmenter:
-        images = augmenter.run(batch, 0, train=False)["image"]
-    return Stamps(
-        images=np.array(images),
-        redshift=np.array(redshift, np.float64),
-        ebv=np.array(ebv, np.float64),
-    )
+        return stamps_of(augmenter.run(batch, 0, train=False)["image"], redshift, ebv)
 
 
 def _recoded(cutouts: NDArray[np.float32], spec: Survey, quantize: float) -> NDArray[np.float32]:
@@ -161,17 +140,6 @@ def _recoded(cutouts: NDArray[np.float32], spec: Survey, quantize: float) -> NDA
         found = encode(np.ascontiguousarray(cutout), coding)
         decode_into(found.data, coding, found.steps, found.kind, out)
     return made
-
-
-def _joined(chunks: Iterable[list[Stamps]]) -> list[Stamps]:
-    return [
-        Stamps(
-            images=np.concatenate([p.images for p in parts]),
-            redshift=np.concatenate([p.redshift for p in parts]),
-            ebv=np.concatenate([p.ebv for p in parts]),
-        )
-        for parts in zip(*chunks, strict=True)
-    ]
 
 
 def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> None:
@@ -191,7 +159,7 @@ def pack_both(stamps: Stamps, folder: Path, *, seed: int, num_shards: int) -> No
         ids = msdata.open(random).split(name).table(["sample_id"]).column(0).to_pylist()
         places = np.array([int(i) for i in ids])
         in_split = np.sort(places)
-        numbers[places] = in_split[np.argsort(stamps.redshift[in_split], kind="stable")]
+        numbers[places] = in_split[np.argsort(stamps["redshift"][in_split], kind="stable")]
     pack_stamps(stamps, folder / BY_REDSHIFT, numbers, (seed, num_shards))
 
 
@@ -210,7 +178,7 @@ def pack_stamps(
     out.parent.mkdir(parents=True, exist_ok=True)
     source = Path(tempfile.mkdtemp(prefix=f".{out.name}-objects.", dir=out.parent))
     _write_objects(stamps, source, numbers)
-    shard_nbytes = int(_TAR_OVERHEAD * stamps.images.nbytes * split[0] / num_shards)
+    shard_nbytes = int(_TAR_OVERHEAD * stamps["image"].nbytes * split[0] / num_shards)
     pack(
         PackSettings(
             source=source,
@@ -232,7 +200,7 @@ def _write_objects(stamps: Stamps, folder: Path, numbers: NDArray[np.int64]) -> 
     lines = [f"mantis_id,redshift,{EBV},object"]
     for place, number in enumerate(numbers.tolist()):
         path = folder / f"{place:07d}.pkl"
-        path.write_bytes(pickle.dumps({"image": stamps.images[number]}, protocol=4))
-        redshift, ebv = stamps.redshift[number].item(), stamps.ebv[number].item()
+        path.write_bytes(pickle.dumps({"image": stamps["image"][number]}, protocol=4))
+        _, redshift, ebv = stamps[number].item()
         lines.append(f"{place:07d},{redshift!r},{ebv!r},{number}")
     (folder / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -135,15 +135,7 @@ class Rank:
         private: str | None = None,
         memory_nbytes: int = 0,
     ) -> dict[str, Any]:
-        """Makes a loader.
-
-        Args:
-            name: to ask for its epochs.
-            policy: of the loader.
-            is_served: whether it uses the services' cache.
-            private: policy of a cache of the rank's own.
-            memory_nbytes: of such a cache.
-        """
+        """Makes a loader: without a cache, with the services', or with a private one."""
         cache = None
         if private is not None:
             spare = (PREFETCH + HOLD) * self._order["batch_size"]
@@ -187,12 +179,7 @@ class Rank:
     def epoch(
         self, name: str, storage_bytes_per_s: float | None = None, is_checked: bool = False
     ) -> dict[str, Any]:
-        """Runs the next epoch of a loader.
-
-        Args:
-            name: of the loader.
-            storage_bytes_per_s: what this rank's storage is slowed to.
-            is_checked: compare every byte.
+        """Runs the next epoch of a loader, this rank's storage slowed; may compare every byte.
 
         Returns:
             `epoch`; `seconds` from asking for the first batch to the last; `seen`, a bit per sample

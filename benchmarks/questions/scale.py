@@ -192,17 +192,14 @@ def probe(settings: Settings, nodes: Nodes, experiment: Experiment) -> dict[str,
 
 
 def measure(
-    experiment: Experiment, nodes: Nodes, num_nodes: int, num_shards: int
+    experiment: Experiment, nodes: Nodes, data: Path, num_nodes: int, logs: Path
 ) -> dict[str, Any]:
-    """Epochs of the production loader and caches on some nodes.
+    """Epochs of the production loader and caches over a data set on some nodes.
 
     Returns:
         `seconds` of each epoch after the first, by the slowest rank; `first_s`; `samples` of an
         epoch; `tiers` of all epochs; the share of pages that `stayed` where they were dropped.
     """
-    name = f"{num_nodes}-nodes-{num_shards}-shards"
-    logs = experiment.work / "logs" / name
-    data = make_part(experiment.data, num_shards, experiment.work / "parts" / name)
     per_node, rate = experiment.ranks_per_node, experiment.storage_bytes_per_s
     order = {
         "data": str(data.resolve()),
@@ -212,24 +209,24 @@ def measure(
         "last": LAST,
         "is_served": True,
     }
-    each = rate and rate / per_node
+    told = {"name": "ours", "storage_bytes_per_s": rate and rate / per_node}
     stayed: list[float | None] = []
     with (
         services(nodes, data, experiment.memory_nbytes, num_nodes, logs),
         Ranks(nodes, num_nodes, order, logs / "ranks.log", per_node) as ranks,
     ):
         ranks.ask("open", name="ours", policy=POLICY, is_served=True)
-        first = ranks.ask("epoch", name="ours", storage_bytes_per_s=each)
-        epochs = []
+        epochs = [ranks.ask("epoch", **told)]
         for _ in range(experiment.epochs):
             if rate is None:
                 stayed += [answer["stayed"] for answer in ranks.ask("drop")]
-            epochs.append(ranks.ask("epoch", name="ours", storage_bytes_per_s=each))
+            epochs.append(ranks.ask("epoch", **told))
+    first_s, *seconds = [max(a["seconds"] for a in answers) for answers in epochs]
     return {
-        "seconds": [max(a["seconds"] for a in answers) for answers in epochs],
-        "first_s": max(a["seconds"] for a in first),
-        "samples": sum(a["num_samples"] for a in epochs[0]),
-        "tiers": by_tier(np.sum([a["tiers"] for answers in epochs for a in answers], axis=0)),
+        "seconds": seconds,
+        "first_s": first_s,
+        "samples": sum(a["num_samples"] for a in epochs[1]),
+        "tiers": by_tier(np.sum([a["tiers"] for answers in epochs[1:] for a in answers], axis=0)),
         "stayed": None if None in stayed else max(filter(None, stayed), default=0.0),
     }
 
@@ -243,9 +240,10 @@ def measure_point(
 ) -> dict[str, Any]:
     """One point, measured and predicted."""
     started_s = time.monotonic()
-    found = measure(experiment, nodes, num_nodes, num_shards)
-    part = experiment.work / "parts" / f"{num_nodes}-nodes-{num_shards}-shards"
-    split = msdata.open(part).split("train")
+    name, work = f"{num_nodes}-nodes-{num_shards}-shards", experiment.work
+    data = make_part(experiment.data, num_shards, work / "parts" / name)
+    found = measure(experiment, nodes, data, num_nodes, work / "logs" / name)
+    split = msdata.open(data).split("train")
     job = make_job(
         Topology(num_nodes=num_nodes, ranks_per_node=experiment.ranks_per_node),
         split.shard_sizes,
@@ -258,7 +256,8 @@ def measure_point(
     rates = spread([found["samples"] / seconds for seconds in found["seconds"]])
     print(
         f"  {num_nodes} nodes, {job.num_samples:,} samples: {rates['median']:,.0f} samples/s, "
-        f"predicted {predicted.samples_per_s:,.0f} ({time.monotonic() - started_s:.0f} s)",
+        f"predicted {predicted['predicted_samples_per_s']:,.0f} "
+        f"({time.monotonic() - started_s:.0f} s)",
         flush=True,
     )
     return {
@@ -266,11 +265,8 @@ def measure_point(
         "nodes": num_nodes,
         "num_samples": job.num_samples,
         "samples_per_s": rates,
-        "predicted_s": list(predicted.seconds),
-        "predicted_samples_per_s": predicted.samples_per_s,
-        "predicted_tiers": predicted.tiers,
-        "binds": predicted.binds,
-        "error": predicted.samples_per_s / rates["median"] - 1,
+        **predicted,
+        "error": predicted["predicted_samples_per_s"] / rates["median"] - 1,
     }
 
 

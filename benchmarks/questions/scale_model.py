@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,42 +36,11 @@ FULL_SAMPLES, FULL_SHARD_SAMPLES = 4_300_000, 1000
 CACHED_SHARE = 0.75
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """Epochs of a job as the plan has them.
-
-    Attributes:
-        seconds: of each epoch.
-        samples: of an epoch.
-        tiers: samples by tier, of all epochs together.
-        binds: the part that takes longest.
-    """
-
-    seconds: tuple[float, ...]
-    samples: int
-    tiers: dict[str, int]
-    binds: str
-
-    @property
-    def samples_per_s(self) -> float:
-        """Over all epochs."""
-        return self.samples * len(self.seconds) / sum(self.seconds)
-
-
 def make_part(data: Path, num_shards: int, out: Path, *, split: str = "train") -> Path:
     """Makes a data set of the first shards of a split, by links to them, without copying a sample.
 
     Shards are fair draws of their split, so the first of them are a smaller data set of the same
-    kind; weak scaling needs one for each number of nodes.
-
-    Args:
-        data: a packed data set; it has to stay where it is.
-        num_shards: how many shards.
-        out: folder of the part; what stands there is replaced.
-        split: of which split; the only one of the part.
-
-    Returns:
-        `out`.
+    kind; weak scaling needs one for each number of nodes. What stands at `out` is replaced.
 
     Raises:
         UsageError: the split has fewer shards.
@@ -154,18 +123,24 @@ def by_tier(counts: Any) -> dict[str, Any]:
     return dict(zip(TIERS, np.asarray(counts).tolist(), strict=True))
 
 
-def predict(job: Job, machine: Machine, epochs: Sequence[int]) -> Predicted:
-    """Replays the epochs of these numbers and times them by the rates of each node."""
+def predict(job: Job, machine: Machine, epochs: Sequence[int]) -> dict[str, Any]:
+    """Replays the epochs of these numbers and times them by the rates of each node.
+
+    Returns:
+        `predicted_s` of each epoch; over all of them `predicted_samples_per_s` and
+        `predicted_tiers`, samples by tier; `binds`, the part that takes longest.
+    """
     ownership = own_job(job)
     forecasts = [forecast_epoch(job, ownership, epoch) for epoch in epochs]
     times = [time_epoch(forecast, machine, job.topology) for forecast in forecasts]
-    counts = np.sum([forecast.tier_samples.sum(axis=0) for forecast in forecasts], axis=0)
-    return Predicted(
-        seconds=tuple(time.epoch_s or 0.0 for time in times),
-        samples=int(forecasts[0].tier_samples.sum()),
-        tiers=by_tier(counts.astype(int)),
-        binds=times[-1].binds or "nothing known",
-    )
+    seconds = [time.epoch_s or 0.0 for time in times]
+    tiers = np.sum([forecast.tier_samples.sum(axis=0) for forecast in forecasts], axis=0)
+    return {
+        "predicted_s": seconds,
+        "predicted_samples_per_s": float(tiers.sum()) / sum(seconds),
+        "predicted_tiers": by_tier(tiers.astype(int)),
+        "binds": times[-1].binds or "nothing known",
+    }
 
 
 def full_sizes() -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.harness import spread
+from benchmarks.harness import ratio_spread, spread
 from benchmarks.report import Chart, Series, Shown, Table, spread_series
 from msdata.core.text import bytes_text, rate_text
 
@@ -35,10 +35,8 @@ def ratios_of(result: Mapping[str, Any]) -> dict[str, Any]:
             nodes = point["nodes"]
             if kind == "weak" and nodes > 1:
                 ratios[f"weak scaling, efficiency of {nodes} nodes"] = efficiency
-            seconds = zip(point["predicted_s"], point["seconds"], strict=True)
-            ratios[f"{kind} scaling, {nodes} nodes: measured over predicted rate"] = spread(
-                [predicted / measured for predicted, measured in seconds]
-            )
+            ratio = ratio_spread(point["predicted_s"], point["seconds"])
+            ratios[f"{kind} scaling, {nodes} nodes: measured over predicted rate"] = ratio
     return ratios
 
 

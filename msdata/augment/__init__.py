@@ -5,7 +5,8 @@ with open_augmenter(data.schema, AugmentConfig(), seed=0, batch_size=128) as aug
         images["image"]  # float32 (128, 9, 120, 120)
 """
 
-from msdata.augment.augmenter import BACKENDS, Augmenter, open_augmenter, stream
+from msdata.augment.augmenter import BACKENDS, open_augmenter, stream
+from msdata.augment.backend import Augmenter
 from msdata.augment.config import AugmentConfig
 from msdata.augment.draws import Draws, draw
 from msdata.augment.statistics import BandStatistics, Statistics, read_statistics

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from msdata.augment.backend import Augmenter
 from msdata.augment.config import AugmentConfig
 from msdata.augment.dali_augmenter import DaliAugmenter
 from msdata.augment.geometry import make_geometries
@@ -25,58 +25,6 @@ from msdata.schema import Sample, Schema
 
 BACKENDS = ("reference", "dali", "torch")
 DTYPES = ("float32", "bfloat16")
-
-
-class Augmenter(Protocol):
-    """The interface of every backend; a context manager."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shape (channels, height, width) of each image per sample, by name."""
-
-    @property
-    def num_channels(self) -> dict[str, int]:
-        """Channels of each image, by name."""
-
-    @property
-    def flux_factors(self) -> dict[str, float]:
-        """By survey: flux in counts = sum of an unscaled image times this."""
-
-    def run(self, batch: Batch, epoch: int, train: bool = True) -> dict[str, Any]:
-        """Augments one batch and waits for it.
-
-        Args:
-            batch: a batch of the loader: the schema's arrays (n, ...) and `sample_id` (n,).
-            epoch: keys the draws, with seed and ids.
-            train: False draws nothing; see `draws.no_draws`.
-
-        Returns:
-            float32 (n, channels, height, width) by name, with DLPack; see `shapes`. They are
-            not overwritten while a reference is held. On a GPU hold those of `dali` until kernels
-            that read them have *run*, not until they are queued: release them after an event
-            behind them. Those of `torch` are tensors of the calling thread's current stream.
-
-        Raises:
-            UsageError: the batch does not fit the schema, or exceeds `batch_size`.
-        """
-
-    def submit(self, batch: Batch, epoch: int, train: bool = True) -> None:
-        """Starts to augment a batch, which must not change until `result` returns its images."""
-
-    def result(self) -> dict[str, Any]:
-        """Waits for the oldest submitted batch and returns its images."""
-
-    def close(self) -> None:
-        """Releases threads and memory."""
-
-    def __enter__(self) -> Augmenter: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 def stream(
@@ -163,12 +111,14 @@ def open_augmenter(
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     spec = make_spec(schema, config, seed, statistics)
     if backend == "torch":
-        form: dict[str, Any] = {
-            "dtype": dtype,
-            "channels_last": channels_last,
-            "compiled": compiled,
-        }
-        return TorchAugmenter(spec, batch_size, device_id=device_id, **form)
+        return TorchAugmenter(
+            spec,
+            batch_size,
+            device_id=device_id,
+            dtype=dtype,
+            channels_last=channels_last,
+            compiled=compiled,
+        )
     if dtype != "float32" or channels_last or compiled:
         raise UsageError("dtype, channels_last and compiled are options of backend 'torch' only")
     if backend == "dali":

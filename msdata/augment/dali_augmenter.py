@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.augment.backend import Backend
+from msdata.augment.backend import Augmenter, Steps
 from msdata.augment.dali import Lane, NoiseBank, as_frames, as_samples
 from msdata.augment.draws import Draws
 from msdata.augment.pinning import PinnedBuffers
 from msdata.augment.spec import (
     AugmentSpec,
     blur_scale,
-    check_open,
     default_threads,
     is_blurred,
     noise_bank,
@@ -51,7 +50,7 @@ class _Job:
         return bool(self.draws.is_interpolated.any())
 
 
-class DaliAugmenter(Backend[_Job]):
+class DaliAugmenter(Augmenter):
     """The `dali` backend; see `Augmenter`.
 
     Images are DALI tensors, which `torch.from_dlpack` takes without a copy and which stay unchanged
@@ -87,14 +86,8 @@ class DaliAugmenter(Backend[_Job]):
             self._bank = NoiseBank(noise_bank(spec.seed), device_id)
         self._pinned = None if device_id is None else PinnedBuffers(device_id)
 
-    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Starts to augment arrays with given draws.
-
-        Args:
-            arrays: (N, B, height, width) in the order of channels.
-            draws: draws of the N samples; either all of them are interpolated, or none.
-        """
-        check_open(self._is_closed)
+    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws, steps: Steps = ()) -> None:
+        """Starts to augment arrays; see `Augmenter.submit_draws`."""
         contiguous = [np.ascontiguousarray(array) for array in arrays]
         self._in_flight.append(_Job(arrays=contiguous, draws=draws))
         self._start_pending()

@@ -107,7 +107,7 @@ def draw(
     num_dropout_blocks = -(-num_channels // _WORDS_PER_BLOCK) if config.band_dropout else 0
     num_blocks = _FIRST_DROPOUT_BLOCK + num_dropout_blocks
     hashes = id_hashes(sample_ids)
-    words_NK4 = philox_words(hashes, seed=seed, epoch=epoch, num_blocks=num_blocks, repeats=repeats)
+    words_NK4 = _philox_words(hashes, seed, epoch, num_blocks, repeats)
     uniform_NK4: NDArray[np.float64] = words_NK4.astype(np.float64) * 2.0**-32
     extras = uniform_NK4[:, _EXTRAS_BLOCK]
     dropout = uniform_NK4[:, _FIRST_DROPOUT_BLOCK:].reshape(
@@ -200,35 +200,18 @@ def id_hashes(sample_ids: Sequence[str] | NDArray[Any]) -> Words:
     return hashes
 
 
-def philox_words(
-    hashes: Words,
-    *,
-    seed: int,
-    epoch: int,
-    num_blocks: int,
-    repeats: NDArray[np.int64] | None = None,
+def _philox_words(
+    hashes: Words, seed: int, epoch: int, num_blocks: int, repeats: NDArray[np.int64] | None
 ) -> Words:
-    """Random 32-bit words of samples: key = seed, counter = (id's hash, epoch, repeat and block).
-
-    Args:
-        hashes: uint64 (N,).
-        seed: from 0.
-        epoch: from 0.
-        num_blocks: K, at most 2**16.
-        repeats: int64 (N,), taken modulo 2**16; None for 0.
-
-    Returns:
-        uint64 (N, K, 4), each below 2**32.
-    """
+    """Random 32-bit words (N, K, 4): key = seed, counter = (id's hash, epoch, repeat and block)."""
     counters = np.empty((4, len(hashes), num_blocks), np.uint64)
     counters[0] = (hashes & _LOW_32)[:, None]
     counters[1] = (hashes >> _SHIFT_32)[:, None]
     counters[2] = epoch % 2**32
     counters[3] = np.arange(num_blocks, dtype=np.uint64)
     if repeats is not None:
-        counters[3] += (np.asarray(repeats).astype(np.uint64) % np.uint64(1 << 16))[
-            :, None
-        ] << _REPEAT_SHIFT
+        low = np.asarray(repeats).astype(np.uint64) % np.uint64(1 << 16)
+        counters[3] += low[:, None] << _REPEAT_SHIFT
     return np.moveaxis(philox4x32(counters, seed % 2**64), 0, -1)
 
 

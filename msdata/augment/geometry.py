@@ -125,10 +125,11 @@ def make_geometries(schema: Schema, config: AugmentConfig) -> tuple[Geometry, ..
             f"{', '.join(unknown)}"
         )
     if config.fusion == "late":
-        geometries = [_own_grid(survey, _crop(survey, config)) for survey in surveys]
+        geometries = [_geometry(survey, _crop(survey, config), 1.0) for survey in surveys]
     elif config.grid == "crops" or len(surveys) == 1:
         # A single survey needs no alignment: the size of its pixels does not matter.
-        geometries = [_filled(survey, _crop(survey, config), config) for survey in surveys]
+        size = config.output_size
+        geometries = [_geometry(s, size, _crop(s, config) / size) for s in surveys]
     else:
         geometries = _sky(surveys, config)
     for geometry in geometries:
@@ -202,14 +203,6 @@ def _geometry(survey: Survey, output_size: int, ratio: float) -> Geometry:
         ),
         pixel_scale_arcsec=None if scale is None else scale * ratio,
     )
-
-
-def _own_grid(survey: Survey, crop: int) -> Geometry:
-    return _geometry(survey, crop, 1.0)
-
-
-def _filled(survey: Survey, crop: int, config: AugmentConfig) -> Geometry:
-    return _geometry(survey, config.output_size, crop / config.output_size)
 
 
 def _sky(surveys: list[Survey], config: AugmentConfig) -> list[Geometry]:

@@ -67,11 +67,9 @@ class PinnedBuffers:
         return self._buffers[address][1]
 
     def _register(self, address: int, nbytes: int) -> bool:
-        code = self._within_context(
-            lambda: self._driver.cuMemHostRegister_v2(
-                ctypes.c_void_p(address), ctypes.c_size_t(nbytes), _PORTABLE
-            )
-        )
+        place, size = ctypes.c_void_p(address), ctypes.c_size_t(nbytes)
+        with self.current():
+            code = int(self._driver.cuMemHostRegister_v2(place, size, _PORTABLE))
         if code == _SUCCESS:
             self._ours.append(address)
         elif code != _ALREADY_REGISTERED:
@@ -95,10 +93,6 @@ class PinnedBuffers:
         finally:
             self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
-    def _within_context(self, call: Any) -> int:
-        with self.current():
-            return int(call())
-
     def _check(self, name: str, code: int) -> None:
         if code != _SUCCESS:
             raise OSError(f"{name} failed with CUDA error {code}")
@@ -106,8 +100,8 @@ class PinnedBuffers:
     def close(self) -> None:
         """Unlocks what was locked here."""
         while self._ours:
-            address = ctypes.c_void_p(self._ours.pop())
-            self._within_context(lambda place=address: self._driver.cuMemHostUnregister(place))
+            with self.current():
+                self._driver.cuMemHostUnregister(ctypes.c_void_p(self._ours.pop()))
         if self._context:
             self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
             self._context = ctypes.c_void_p()

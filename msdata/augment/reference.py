@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.augment.backend import Backend
+from msdata.augment.backend import Augmenter, Steps
 from msdata.augment.draws import Draws
 from msdata.augment.geometry import Geometry
 from msdata.augment.scaling import column
@@ -20,7 +20,6 @@ from msdata.augment.spec import (
     AugmentSpec,
     blur_scale,
     blur_window,
-    check_open,
     default_threads,
     is_blurred,
     noise_bank,
@@ -35,7 +34,7 @@ _InFlight = tuple[dict[str, Image], list[Future[None]]]
 _MIN_SAMPLES_PER_TASK = 4
 
 
-class ReferenceAugmenter(Backend[_InFlight]):
+class ReferenceAugmenter(Augmenter):
     """The `reference` backend; see `Augmenter`.
 
     Args:
@@ -51,14 +50,8 @@ class ReferenceAugmenter(Backend[_InFlight]):
         self._num_threads = threads or default_threads()
         self._executor = ThreadPoolExecutor(self._num_threads, "msdata-augment")
 
-    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Starts to augment arrays with given draws.
-
-        Args:
-            arrays: (N, B, height, width) in the order of channels.
-            draws: the draws of the N samples.
-        """
-        check_open(self._is_closed)
+    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws, steps: Steps = ()) -> None:
+        """Starts to augment arrays; see `Augmenter.submit_draws`."""
         num_samples = len(draws)
         images = {
             name: np.empty((num_samples, *shape), np.float32) for name, shape in self.shapes.items()

@@ -7,8 +7,9 @@ stats` measures the numbers that depend on the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,52 +57,12 @@ def column(values: Sequence[float]) -> NDArray[np.float32]:
     return np.array(values, np.float32).reshape(-1, 1, 1)
 
 
-def _linear10(geometry: Geometry, statistics: Statistics | None) -> Curve:
-    """A tenth of the flux, as in the notes of arXiv:2402.03535."""
-    ones = (1.0,) * len(geometry.bands)
-    return Curve(is_asinh=False, inner=tuple(0.1 * one for one in ones), outer=ones)
-
-
-def _mantis(geometry: Geometry, statistics: Statistics | None) -> Curve:
-    """The curves in the released code of Mantis Shrimp (github.com/pnnl/MantisShrimp)."""
-    ones = (1.0,) * len(geometry.bands)
-    if geometry.name == "galex":
-        inner = tuple(one / 0.05 for one in ones)
-        return Curve(is_asinh=False, inner=inner, outer=ones, low=0.0, high=1.0)
-    factors = {"panstarrs": (0.08, 1 / 8), "unwise": (0.6, 1 / 6)}
-    if geometry.name not in factors:
-        raise UsageError(
-            f"scaling 'mantis' is for galex, panstarrs and unwise, not {geometry.name!r}; use "
-            "'asinh' or 'linear10'"
-        )
-    inner, outer = (tuple(f * one for one in ones) for f in factors[geometry.name])
-    return Curve(is_asinh=True, inner=inner, outer=outer, low=0.0)
-
-
-def _asinh(geometry: Geometry, statistics: Statistics | None) -> Curve:
-    """Linear within the sky noise, logarithmic above, of about unit spread in every band.
-
-    Source: Lupton, Gunn and Szalay 1999, AJ 118, 1406: the softening is near the noise.
-    """
-    bands = bands_of(geometry, statistics, "scaling 'asinh'")
-    return Curve(
-        is_asinh=True,
-        inner=tuple(1 / b.sky_sigma for b in bands),
-        outer=tuple(1 / b.asinh_std for b in bands),
-    )
-
-
-def _none(geometry: Geometry, statistics: Statistics | None) -> Curve:
-    """The flux itself."""
-    ones = (1.0,) * len(geometry.bands)
-    return Curve(is_asinh=False, inner=ones, outer=ones)
-
-
-_CURVES: dict[str, Callable[[Geometry, Statistics | None], Curve]] = {
-    "linear10": _linear10,
-    "mantis": _mantis,
-    "asinh": _asinh,
-    "none": _none,
+# Fields of each survey's curve, alike for all of its bands, in the released code of Mantis Shrimp
+# (github.com/pnnl/MantisShrimp).
+_MANTIS: dict[str, dict[str, Any]] = {
+    "galex": {"inner": 1 / 0.05, "low": 0.0, "high": 1.0},
+    "panstarrs": {"is_asinh": True, "inner": 0.08, "outer": 1 / 8, "low": 0.0},
+    "unwise": {"is_asinh": True, "inner": 0.6, "outer": 1 / 6, "low": 0.0},
 }
 
 
@@ -109,14 +70,32 @@ def make_curve(name: str, geometry: Geometry, statistics: Statistics | None) -> 
     """The curve of a name for one survey.
 
     Args:
-        name: one of `config.SCALINGS`.
+        name: one of `config.SCALINGS`: "linear10" is a tenth of the flux, as in the notes of
+            arXiv:2402.03535; "asinh" is linear within the sky noise, logarithmic above, of about
+            unit spread in every band; "none" is the flux itself.
         geometry: the survey.
         statistics: statistics of the data set, if the curve needs them.
 
     Raises:
         UsageError: the curve does not support this survey, or statistics are missing.
+
+    Source: Lupton, Gunn and Szalay 1999, AJ 118, 1406: the softening of asinh is near the noise.
     """
-    return _CURVES[name](geometry, statistics)
+    if name == "asinh":
+        bands = bands_of(geometry, statistics, "scaling 'asinh'")
+        return Curve(
+            is_asinh=True,
+            inner=tuple(1 / b.sky_sigma for b in bands),
+            outer=tuple(1 / b.asinh_std for b in bands),
+        )
+    if name == "mantis" and geometry.name not in _MANTIS:
+        raise UsageError(
+            f"scaling 'mantis' is for galex, panstarrs and unwise, not {geometry.name!r}; use "
+            "'asinh' or 'linear10'"
+        )
+    fields = {"linear10": {"inner": 0.1}, "none": {}, "mantis": _MANTIS.get(geometry.name, {})}
+    given = {"is_asinh": False, "inner": 1.0, "outer": 1.0, **fields[name]}
+    return Curve(**given | {n: (given[n],) * len(geometry.bands) for n in ("inner", "outer")})
 
 
 def bands_of(geometry: Geometry, statistics: Statistics | None, what: str) -> list[BandStatistics]:

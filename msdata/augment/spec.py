@@ -76,19 +76,9 @@ class AugmentSpec:
     def members(self) -> list[range]:
         """Numbers of the surveys that each image shows."""
         count = len(self.geometries)
-        return (
-            [range(count)]
-            if self.config.fusion == "early"
-            else [range(k, k + 1) for k in range(count)]
-        )
-
-    @property
-    def channels(self) -> dict[str, tuple[str, ...]]:
-        """Names of each image's channels, such as "galex.NUV"."""
-        names = [tuple(f"{g.name}.{b}" for b in g.bands) for g in self.geometries]
         if self.config.fusion == "early":
-            return {EARLY_NAME: sum(names, ())}
-        return {g.name: n for g, n in zip(self.geometries, names, strict=True)}
+            return [range(count)]
+        return [range(k, k + 1) for k in range(count)]
 
     @property
     def channel_slices(self) -> list[slice]:
@@ -96,18 +86,23 @@ class AugmentSpec:
         ends = np.cumsum([len(g.bands) for g in self.geometries]).tolist()
         return [slice(e - len(g.bands), e) for e, g in zip(ends, self.geometries, strict=True)]
 
+    @property
+    def noise_sizes(self) -> list[int]:
+        """Normal numbers that the image of each survey takes."""
+        return [len(g.bands) * g.output_size**2 for g in self.geometries]
+
     def draws(self, batch: Batch, epoch: int, train: bool) -> Draws:
         """The draws of a batch's samples.
 
         Raises:
             UsageError: the batch has no ids, which key the draws.
         """
+        num_samples = len(batch[self.geometries[0].name])
         if not train:
-            return no_draws(len(batch[self.geometries[0].name]), self.config)
+            return no_draws(num_samples, self.config)
         if "sample_id" not in batch:
             raise UsageError("the batch has no sample_id, which keys the draws")
         ids = batch["sample_id"]
-        num_samples = len(batch[self.geometries[0].name])
         if len(ids) != num_samples:
             raise UsageError(f"the batch has {len(ids)} ids for {num_samples} samples")
         return draw(
@@ -176,13 +171,9 @@ def make_spec(
     )
 
 
-def noise_bank(seed: int, num_values: int = _NOISE_BANK_SIZE) -> NDArray[np.float32]:
-    """Normal numbers that noise is taken from; equal for equal seeds.
-
-    Returns:
-        float32 (num_values,).
-    """
-    return np.random.Generator(np.random.Philox(seed)).standard_normal(num_values, np.float32)
+def noise_bank(seed: int) -> NDArray[np.float32]:
+    """Normal numbers that noise is taken from, float32 (2**22,); equal for equal seeds."""
+    return np.random.Generator(np.random.Philox(seed)).standard_normal(_NOISE_BANK_SIZE, np.float32)
 
 
 def noise_starts(
@@ -193,7 +184,7 @@ def noise_starts(
     Returns:
         int64 (N,) per survey; a sample's surveys follow each other.
     """
-    sizes = [len(g.bands) * g.output_size**2 for g in spec.geometries]
+    sizes = spec.noise_sizes
     if bank_size and bank_size < sum(sizes):
         raise UsageError(
             f"images of {sum(sizes)} pixels need more than {bank_size} numbers of noise"
@@ -242,18 +233,3 @@ def blur_window(largest_pixels: float) -> int:
 def default_threads() -> int:
     """The number of cores that this process may use, at most 8."""
     return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
-
-
-def check_open(is_closed: bool) -> None:
-    """Raises UsageError if the augmenter was closed."""
-    if is_closed:
-        raise UsageError("the augmenter was closed; open a new one")
-
-
-def check_length(num_samples: int, batch_size: int) -> None:
-    """Raises UsageError if a batch exceeds the augmenter's batch_size."""
-    if num_samples > batch_size:
-        raise UsageError(
-            f"a batch must have at most the augmenter's batch_size, {batch_size} samples, got "
-            f"{num_samples}; open the augmenter with the loader's batch_size"
-        )

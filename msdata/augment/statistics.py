@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,13 +77,12 @@ class Statistics:
 
     fingerprint: str
     split: str
-    num_samples: int
+    num_samples: Count
     arrays: Mapping[str, Mapping[str, BandStatistics]]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict for `statistics.json`."""
-        arrays = {a: {b: asdict(s) for b, s in bands.items()} for a, bands in self.arrays.items()}
-        return {**asdict(self), "arrays": arrays, "format_version": FORMAT_VERSION}
+        return {**asdict(self), "format_version": FORMAT_VERSION}
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all.
@@ -128,12 +128,7 @@ def parse_statistics(content: JsonValue, *, fingerprint: str | None = None) -> S
         DataError: the content is damaged, or was measured on another data set.
     """
     fields = content.read_as(_Fields)
-    found = Statistics(
-        fingerprint=fields.fingerprint,
-        split=fields.split,
-        num_samples=fields.num_samples,
-        arrays=fields.arrays,
-    )
+    found = Statistics(**{f.name: getattr(fields, f.name) for f in dataclass_fields(Statistics)})
     if fingerprint not in (None, found.fingerprint):
         raise DataError(
             f"{content.file} was measured on data set {found.fingerprint}, this is {fingerprint}: "
@@ -143,13 +138,9 @@ def parse_statistics(content: JsonValue, *, fingerprint: str | None = None) -> S
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fields:
-    """The fields of the file; see `Statistics.to_json`."""
+class _Fields(Statistics):
+    """The fields of the file."""
 
-    fingerprint: str
-    split: str
-    num_samples: Count
-    arrays: Mapping[str, Mapping[str, BandStatistics]]
     format_version: Literal[1]
 
 

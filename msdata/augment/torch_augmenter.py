@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.augment.backend import Backend
+from msdata.augment.backend import Augmenter, Steps
 from msdata.augment.draws import Draws
-from msdata.augment.spec import AugmentSpec, blur_scale, check_open, is_blurred, noise_starts
+from msdata.augment.spec import AugmentSpec, blur_scale, is_blurred, noise_starts
 
 # No blur: a kernel of this width has one entry that is not 0.
 _NO_BLUR_PIXELS = 1e-3
 
 
-def parameters(
-    spec: AugmentSpec, draws: Draws, steps: Sequence[NDArray[np.float32] | None]
-) -> dict[str, NDArray[Any]]:
+def parameters(spec: AugmentSpec, draws: Draws, steps: Steps) -> dict[str, NDArray[Any]]:
     """All numbers that differ between samples, which go to the device as one block.
 
     Args:
@@ -67,7 +65,7 @@ class _Job:
     held: Sequence[NDArray[Any]] = ()
 
 
-class TorchAugmenter(Backend[_Job]):
+class TorchAugmenter(Augmenter):
     """The `torch` backend; see `Augmenter`.
 
     Images are tensors. On a GPU they may be used on the stream that is current in the thread that
@@ -85,6 +83,8 @@ class TorchAugmenter(Backend[_Job]):
         UsageError: torch does not see the GPU, or the dtype is another one.
     """
 
+    takes_codes = True
+
     def __init__(
         self,
         spec: AugmentSpec,
@@ -99,37 +99,23 @@ class TorchAugmenter(Backend[_Job]):
         from msdata.augment.torch_images import ImageFunction, open_queue
 
         self._queue = open_queue(device_id)
-        form: dict[str, Any] = {"dtype": dtype, "channels_last": channels_last}
         # Its constants, too, are made on the stream that reads them.
         with self._queue.current():
-            function = ImageFunction(spec, self._queue.device, **form)
+            function = ImageFunction(
+                spec, self._queue.device, dtype=dtype, channels_last=channels_last
+            )
         self._empty = function.empty
         self._function = function.compiled() if compiled else function
 
-    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws) -> None:
-        """Starts to augment arrays with given draws.
-
-        Args:
-            arrays: (N, B, height, width) in the order of channels.
-            draws: draws of the N samples; either all of them are interpolated, or none.
-        """
-        self.submit_codes(arrays, draws, [None] * len(arrays))
-
-    def submit_codes(
-        self,
-        arrays: list[NDArray[Any]],
-        draws: Draws,
-        steps: Sequence[NDArray[np.float32] | None],
-    ) -> None:
-        """Starts to augment arrays that hold codes where there are steps."""
-        check_open(self._is_closed)
+    def submit_draws(self, arrays: list[NDArray[Any]], draws: Draws, steps: Steps = ()) -> None:
+        """Starts to augment arrays; see `Augmenter.submit_draws`."""
         if not len(draws):
             self._in_flight.append(
                 _Job(images={name: self._empty((0, *shape)) for name, shape in self.shapes.items()})
             )
             return
         held = [_readable(array) for array in arrays]
-        given = parameters(self._spec, draws, steps)
+        given = parameters(self._spec, draws, steps or [None] * len(arrays))
         block = np.concatenate(
             [np.asarray(v, np.float32).reshape(len(draws), -1) for v in given.values()], axis=1
         )

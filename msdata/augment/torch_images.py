@@ -218,7 +218,7 @@ class ImageFunction:
         """Normal numbers of each survey, from each sample's place in the bank on."""
         if "noise" not in given or self._bank is None:
             return ()
-        sizes = [len(g.bands) * g.output_size**2 for g in self._spec.geometries]
+        sizes = self._spec.noise_sizes
         rows = self._bank.unfold(0, sum(sizes), 1)
         return torch.split(rows[given["noise_start"].to(torch.int64)], sizes, dim=1)
 

@@ -28,7 +28,7 @@ from msdata.catalog.values import (
     notes_on,
     within,
 )
-from msdata.errors import UsageError
+from msdata.errors import UsageError, naming
 
 ID_NAMES = (
     *("sample_id", "mantis_id", "mantis_shrimp_id", "object_id", "objid", "obj_id", "id"),
@@ -83,11 +83,6 @@ class Catalog:
     doubted: pa.ChunkedArray | None = None
     redshift_range: Limits = REDSHIFT_RANGE
     notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        is_empty = not self.columns.num_columns
-        if self.ids is not None and not is_empty and len(self.ids) != self.columns.num_rows:
-            raise UsageError(f"{len(self.ids)} ids for {self.columns.num_rows} catalog rows")
 
 
 def read_catalog(
@@ -148,11 +143,7 @@ def read_catalog(
 def _keep_what_is_believed(
     kept: dict[str, pa.ChunkedArray], redshift_range: Limits
 ) -> tuple[pa.ChunkedArray | None, tuple[str, ...]]:
-    """Nulls redshifts outside a range and positions that are nowhere, in place.
-
-    Returns:
-        The redshifts that were nulled, None without redshifts; and notes.
-    """
+    """Nulls what is outside its range, in place; gives the redshifts that were, and notes."""
     doubted, notes = None, tuple[str, ...]()
     if "redshift" in kept:
         kept["redshift"], doubted = within(kept["redshift"], redshift_range)
@@ -210,8 +201,9 @@ def _canonical_columns(
     chosen: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     for canonical, aliases in _ALIASES.items():
-        found = find_alias(names, aliases)
-        if canonical == "redshift" and redshift is not None:
+        is_redshift = canonical == "redshift"
+        found = find_alias(names, aliases) if is_redshift else find_position(names, canonical)
+        if is_redshift and redshift is not None:
             found = _check_column(path, names, redshift, "--redshift-column")
         elif found is not None and found.lower() == "z" and (beside := _may_be_other_z(names)):
             if needs_redshift:
@@ -221,8 +213,6 @@ def _canonical_columns(
                 )
             notes = (f"column {found!r} beside {beside} is not taken as redshift",)
             continue
-        if found is None and canonical != "redshift":
-            found = _part_of_coordinate(names, canonical)
         if found is not None:
             chosen[canonical] = found
     if needs_redshift and "redshift" not in chosen:
@@ -273,13 +263,19 @@ def find_position(names: Sequence[str], axis: str) -> str | None:
 
 
 def _check_column(path: Path, names: Sequence[str], name: str, option: str) -> str:
-    if name in names:
-        return name
+    if name not in names:
+        raise missing_column(f"catalog {path}", names, name, option)
+    return name
+
+
+def missing_column(
+    place: str, names: Sequence[str], name: str, option: str, num_shown: int | None = None
+) -> UsageError:
+    """The error for a column that an option names and a table does not have."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UsageError(
-        f"catalog {path} has no column {name!r} ({option}); it has {', '.join(names)}{hint}"
-    )
+    shown = ", ".join(names[:num_shown])
+    return UsageError(f"{place} has no column {name!r} ({option}); it has {shown}{hint}")
 
 
 def _free_name(name: str, taken: set[str]) -> str:
@@ -295,18 +291,14 @@ def _free_name(name: str, taken: set[str]) -> str:
 def _as_float(path: Path, table: pa.Table, canonical: str) -> pa.ChunkedArray:
     """The one column of a table, as float64."""
     name, column = table.column_names[0], table.column(0)
-    try:
+    with naming(f"catalog {path}"):
         check_unit(table.schema.field(0), canonical)
-    except UsageError as error:
-        raise UsageError(f"catalog {path}: {error}") from error
     if pa.types.is_null(column.type):
         return column.cast(pa.float64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        cure = "correct the file, or leave the column out"
+        cure = "write positions as decimal degrees"
         if canonical == "redshift":
             cure = "correct the file or name another column with --redshift-column"
-        elif canonical in ("ra", "dec"):
-            cure = "write positions as decimal degrees"
         raise UsageError(
             f"catalog {path}: column {name!r} holds {column.type}, not numbers"
             f"{_first_text(column)}; {cure}"
@@ -337,10 +329,8 @@ def _ids_of(
             f"catalog {path}: the ids in column {name!r} are bytes that are not UTF-8; write them "
             "as text, or name another column with --id-column"
         )
-    try:
+    with naming(f"catalog {path}"):
         ids = id_text(name, table.column(name))
-    except UsageError as error:
-        raise UsageError(f"catalog {path}: {error}") from error
     is_repr = pc.match_substring_regex(ids, _BYTES)
     if len(ids) and pc.all(is_repr).as_py():
         # What str() makes of bytes.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msdata.core.options import parse_pair, parse_renames
-from msdata.core.text import table_lines
+from msdata.core.text import print_result, table_lines
 from msdata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -128,12 +128,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _match(args: argparse.Namespace) -> int:
-    import pyarrow.csv
-    import pyarrow.parquet
-
     from msdata.catalog.match import MatchConfig, match_tables
-    from msdata.core.files import whole_file
-    from msdata.core.output_file import check_output
+    from msdata.core.output_file import check_output, write_table
 
     if args.out.suffix not in (".parquet", ".csv"):
         raise UsageError(f"OUT must end in .parquet or .csv, got {args.out}")
@@ -148,21 +144,11 @@ def _match(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.out} is read by this command; give another name for OUT")
     check_output(args.out, _MATCH_MARK if args.out.suffix == ".parquet" else None)
     found = match_tables(args.catalog, args.table, config)
-    with whole_file(args.out) as file:
-        if args.out.suffix == ".csv":
-            options = pyarrow.csv.WriteOptions(quoting_style="needed")
-            pyarrow.csv.write_csv(found.table, file, options)
-        else:
-            marked = found.table.replace_schema_metadata({"made_by": _MATCH_MARK})
-            pyarrow.parquet.write_table(marked, file, compression="zstd")
+    write_table(args.out, found.table, _MATCH_MARK)
     counts = {n: getattr(found, f"num_{n}") for n in ("matched", "ambiguous", "unmatched")}
-    if args.json:
-        print(json.dumps({"out": str(args.out), **counts, "notes": list(found.notes)}))
-        return 0
-    for note in found.notes:
-        print(f"note: {note}")
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    print(f"{found.table.num_rows:,} objects in {args.out}: {told}")
+    text = f"{found.table.num_rows:,} objects in {args.out}: {told}"
+    print_result({"out": str(args.out), **counts}, found.notes, text, as_json=args.json)
     return 0
 
 
@@ -179,12 +165,9 @@ def _position_columns(text: str) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 def _write_positions(args: argparse.Namespace) -> int:
-    import pyarrow.parquet
-
     from msdata.catalog.build.spec import healpix_task
     from msdata.catalog.positions import read_positions, with_reddening
-    from msdata.core.files import whole_file
-    from msdata.core.output_file import check_output, make_folder
+    from msdata.core.output_file import check_output, make_folder, write_table
 
     if args.out.suffix != ".parquet":
         raise UsageError(f"the table's name must end in .parquet, got {args.out}")
@@ -193,28 +176,22 @@ def _write_positions(args: argparse.Namespace) -> int:
     maps = {f"ebv_{task.name}": task for task in tasks}
     found = with_reddening(read_positions(args.table, id_column=args.id_column), maps)
     make_folder(args.out.absolute().parent)
-    with whole_file(args.out) as file:
-        table = found.table.replace_schema_metadata({"made_by": _POSITIONS_MARK})
-        pyarrow.parquet.write_table(table, file, compression="zstd")
-    if args.json:
-        result = {"positions": table.num_rows, "columns": table.column_names, "out": str(args.out)}
-        print(json.dumps({**result, "notes": list(found.notes)}))
-        return 0
-    for note in found.notes:
-        print(f"note: {note}")
-    print(f"{table.num_rows:,} positions with {', '.join(table.column_names)} in {args.out}")
+    table = found.table
+    write_table(args.out, table, _POSITIONS_MARK)
+    result = {"positions": table.num_rows, "columns": table.column_names, "out": str(args.out)}
+    text = f"{table.num_rows:,} positions with {', '.join(table.column_names)} in {args.out}"
+    print_result(result, found.notes, text, as_json=args.json)
     return 0
 
 
 def _show_recipes(name: str | None) -> int:
     from msdata.catalog.build.recipe import BUILT_IN, FOLDER, load_recipe
 
-    if name in QUERIES:
-        print((FOLDER / f"{name}.sql").read_text(encoding="utf-8"), end="")
-        return 0
     if name is not None:
-        load_recipe(Path(name))
-        print((FOLDER / f"{name}.toml").read_text(encoding="utf-8"), end="")
+        if name not in QUERIES:
+            load_recipe(Path(name))
+        suffix = "sql" if name in QUERIES else "toml"
+        print((FOLDER / f"{name}.{suffix}").read_text(encoding="utf-8"), end="")
         return 0
     recipes = [(key, load_recipe(Path(key))) for key in BUILT_IN]
     rows = [[key, r.name, r.title, r.files] for key, r in recipes]
@@ -245,31 +222,22 @@ def _check_out(out: Path) -> None:
 
 def _write(catalog: BuiltCatalog, spec: CatalogSpec, args: argparse.Namespace) -> dict[str, Any]:
     """Writes all files, `catalog.json` last; returns its content."""
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    from msdata.catalog.build.report import markdown_lines, report_json
+    from msdata.catalog.build.report import draw_redshifts, report_json, report_lines
     from msdata.core.files import whole_file, write_whole
+    from msdata.core.output_file import write_table
     from msdata.dataset.index import file_sha256
 
     out: Path = args.out
-    with whole_file(out / FILES[0]) as file:
-        table = catalog.table.replace_schema_metadata({"made_by": _MARK})
-        pyarrow.parquet.write_table(table, file, compression="zstd")
-    with whole_file(out / FILES[1]) as file:
-        pyarrow.csv.write_csv(catalog.table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    for name in FILES[:2]:
+        write_table(out / name, catalog.table, _MARK)
     if not args.no_figure:
-        from msdata.catalog.build.report import draw_redshifts
-
         names = [counts.name for counts in catalog.counts]
         with whole_file(out / FILES[3]) as file:
             draw_redshifts(catalog.table, names, (spec.redshift_above, spec.redshift_below), file)
-    text = "\n".join(markdown_lines(catalog, spec)) + "\n"
+    text = "\n".join(report_lines(catalog, spec)) + "\n"
     write_whole(out / FILES[2], text.encode())
     sizes = {str(path): path.stat().st_size for task in spec.surveys for path in task.files}
     report = report_json(catalog, spec, sizes, file_sha256(out / FILES[0]))
-    with whole_file(out / FILES[4]) as file:
-        pairs = catalog.disagreements.replace_schema_metadata({"made_by": _MARK})
-        pyarrow.parquet.write_table(pairs, file, compression="zstd")
+    write_table(out / FILES[4], catalog.disagreements, _MARK)
     write_whole(out / FILES[5], json.dumps(report, indent=1).encode() + b"\n")
     return report

@@ -7,7 +7,6 @@ is read a piece at a time, so it may be far larger than memory; its matched rows
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from msdata.catalog.build.select import angles
-from msdata.catalog.columns import ID_NAMES, find_alias, find_position
+from msdata.catalog.columns import ID_NAMES, find_alias, find_position, missing_column
 from msdata.catalog.join import differ, first_of_each, without_zeros
 from msdata.catalog.scalars import are_integers, as_integers
 from msdata.catalog.sky import neighbors, sky_tree
 from msdata.catalog.table import open_table, read_pieces, read_table
 from msdata.catalog.table_file import TableFile
 from msdata.catalog.values import id_text
-from msdata.errors import DataError, UsageError
+from msdata.errors import UsageError, naming
 
 _Rows = NDArray[np.int64]
 # What tables write for "none" in columns of numbers.
@@ -123,9 +122,8 @@ def match_tables(catalog: Path, table: Path, config: MatchConfig) -> Matched:
     )
     found = open_table(table)
     _check_columns(catalog, objects.column_names, found, config)
-    given = _by_id(catalog, objects, found, config)
-    if given is None:
-        given = _by_position(catalog, objects, found, config)
+    choose = _by_position if config.on is None else _by_id
+    given = choose(catalog, objects, found, config)
     row_N, is_ambiguous_N, more = _decide(given, objects.num_rows, is_by_id=config.on is not None)
     picked = given.values.take(pa.array(row_N, pa.int64(), mask=row_N < 0))
     for new in config.take:
@@ -154,12 +152,7 @@ def _check_columns(
     ):
         for name in wanted or ():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise UsageError(
-                    f"{place} has no column {name!r} ({option}); it has "
-                    f"{', '.join(known[:40])}{hint}"
-                )
+                raise missing_column(str(place), known, name, option, num_shown=40)
     lower = {name.lower(): name for name in names}
     for new in config.take:
         if not new.isprintable() or not new.strip():
@@ -171,18 +164,17 @@ def _check_columns(
             )
 
 
-def _by_id(
-    catalog: Path, objects: pa.Table, table: TableFile, config: MatchConfig
-) -> _Candidates | None:
-    """Rows of the table whose id an object has; None where ids are not asked for."""
-    if config.on is None:
-        return None
+def _by_id(catalog: Path, objects: pa.Table, table: TableFile, config: MatchConfig) -> _Candidates:
+    """Rows of the table whose id an object has."""
+    assert config.on is not None
     mine, theirs = config.on
-    ids = _ids(catalog, mine, objects[mine])
+    with naming(catalog):
+        ids = id_text(mine, objects[mine])
     distinct, code_N, _ = first_of_each(without_zeros(ids))
     codes, pieces, example = [], [], None
     for piece in read_pieces(table, list(dict.fromkeys([theirs, *config.take.values()]))):
-        text = _ids(table.path, theirs, piece[theirs])
+        with naming(table.path):
+            text = id_text(theirs, piece[theirs])
         known = text.drop_null()
         example = known[0].as_py() if example is None and len(known) else example
         code = pc.fill_null(pc.index_in(without_zeros(text), value_set=distinct), -1).to_numpy()
@@ -213,22 +205,15 @@ def _by_id(
     )
 
 
-def _ids(path: Path, name: str, column: pa.ChunkedArray) -> pa.Array:
-    try:
-        return id_text(name, column)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
 def _by_position(
     catalog: Path, objects: pa.Table, table: TableFile, config: MatchConfig
 ) -> _Candidates:
     """Rows of the table that lie close to an object."""
     assert config.within_arcsec is not None
-    mine = (
-        config.positions[0] if config.positions else _position_names(catalog, objects.column_names)
+    mine, theirs = config.positions or (
+        _position_names(catalog, objects.column_names),
+        _position_names(table.path, table.names),
     )
-    theirs = config.positions[1] if config.positions else _position_names(table.path, table.names)
     at_N, sky = _sky(catalog, objects, mine)
     found_objects, found_rows, arcsec, pieces = [], [], [], []
     num_rows = num_nowhere = num_kept = 0
@@ -270,14 +255,13 @@ def _by_position(
 
 def _sky(path: Path, table: pa.Table, names: tuple[str, str]) -> tuple[_Rows, Any]:
     """Rows that have a position, and their tree."""
+    place = f"{path}: columns {names[0]!r} and {names[1]!r}"
     try:
-        ra, dec = (angles(table[n], is_hours=n == names[0]) for n in names)
-    except DataError as error:
-        raise DataError(f"{path}: columns {names[0]!r} and {names[1]!r}: {error}") from error
+        with naming(place):
+            ra, dec = (angles(table[n], is_hours=n == names[0]) for n in names)
     except pa.ArrowException as error:
         raise UsageError(
-            f"{path}: columns {names[0]!r} and {names[1]!r} must be positions, got "
-            f"{table[names[0]].type} and {table[names[1]].type}"
+            f"{place} must be positions, got {table[names[0]].type} and {table[names[1]].type}"
         ) from error
     with np.errstate(invalid="ignore"):
         rows = np.flatnonzero((np.abs(dec) <= 90) & (ra >= -360) & (ra <= 720))
@@ -368,11 +352,7 @@ def _placeholder_note(name: str, column: pa.ChunkedArray) -> tuple[str, ...]:
 
 
 def _position_names(path: Path, names: Sequence[str]) -> tuple[str, str]:
-    """The columns of right ascension and declination, by their names.
-
-    Raises:
-        UsageError: no such name is known.
-    """
+    """The columns of right ascension and declination, by their names."""
     found = find_position(names, "ra"), find_position(names, "dec")
     if found[0] is None or found[1] is None:
         raise UsageError(

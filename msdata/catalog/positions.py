@@ -98,8 +98,7 @@ def make_positions(
             f"of shape {found.shape}"
         )
     ra, dec = found.T
-    names = [position_id(*pair) for pair in zip(ra % 360, dec, strict=True)] if ids is None else ids
-    return Positions(table=_checked("positions", list(names), ra, dec, {}))
+    return Positions(table=_checked("positions", ids, ra, dec, {}))
 
 
 def read_positions(path: Path, *, id_column: str | None = None) -> Positions:
@@ -134,10 +133,8 @@ def read_positions(path: Path, *, id_column: str | None = None) -> Positions:
     ra, dec = _read_angles(path, pieces, axes)
     chosen = find_id(path, names, id_column)
     if chosen is None:
-        ids = [position_id(*pair) for pair in zip(ra % 360, dec, strict=True)]
         notes = (*notes, f"{path.name} has no column of ids: objects are named by position")
-    else:
-        ids = id_text(chosen, table[chosen]).to_pylist()
+    ids = None if chosen is None else id_text(chosen, table[chosen]).to_pylist()
     others = {n: table[n] for n in table.column_names if n not in (*axes, chosen)}
     # Of these the reader says that it left them out.
     notes = tuple(note for note in notes if not any(repr(name) in note for name in axes))
@@ -216,14 +213,12 @@ def _read_angles(path: Path, table: pa.Table, axes: Sequence[str]) -> tuple[_Flo
 
 
 def _checked(
-    place: str, ids: Sequence[str | None], ra: _Float, dec: _Float, others: dict[str, Any]
+    place: str, ids: Sequence[str | None] | None, ra: _Float, dec: _Float, others: dict[str, Any]
 ) -> pa.Table:
-    """The table of positions, each there once and in the survey.
-
-    Raises:
-        UsageError: an id is missing or repeated, or a position repeated or without images.
-    """
+    """The table of positions, each there once and in the survey; without ids, named by them."""
     _check_range(place, ra, dec)
+    if ids is None:
+        ids = [position_id(*pair) for pair in zip(ra % 360, dec, strict=True)]
     missing = np.flatnonzero([not name for name in ids])
     if len(missing):
         raise UsageError(f"{place}: every object must have an id, got none in {_rows(missing)}")

@@ -17,14 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from msdata.catalog.fits_table import find_fits, fits_pieces, open_fits, read_fits
-from msdata.catalog.parquet_folder import read_parquet_folder
+from msdata.catalog.astropy_tables import (
+    find_fits,
+    fits_pieces,
+    open_fits,
+    read_described,
+    read_fits,
+)
 from msdata.catalog.scalars import plain_column, plain_table
-from msdata.catalog.table_file import TableFile, first_bytes, reading, wanted_column
+from msdata.catalog.table_file import TableFile, open_unpacked, reading, wanted_column
 from msdata.catalog.text_table import ChooseText, check_names, open_csv, read_csv_table
-from msdata.catalog.votable import is_ecsv, is_votable, read_described
+from msdata.core.files import refusals
 from msdata.errors import DataError, UsageError
 
+_PARQUET_SUFFIXES = (".parquet", ".pq")
 # Some hundred megabytes at most, whatever the table's size.
 ROWS_PER_PIECE = 1 << 20
 
@@ -47,7 +53,7 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
         StorageError: the file system refused.
     """
     if path.is_dir():
-        return read_parquet_folder(path)
+        return _read_parquet_folder(path)
     found = _find_format(path, "catalog", None)
     with reading(path, "catalog"):
         if found.kind in ("votable", "ecsv"):
@@ -64,6 +70,50 @@ def read_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple[str
     if not table.num_rows:
         raise UsageError(f"catalog {path} has no rows, only names of columns")
     return table, notes
+
+
+def _read_parquet_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    """Reads the Parquet files of one folder, as Spark, Dask and Hugging Face write them."""
+    with refusals("list", folder):
+        entries = sorted(folder.iterdir())
+        files = [p for p in entries if p.suffix.lower() in _PARQUET_SUFFIXES and p.is_file()]
+    # Writers put summaries and marks there under such names.
+    paths = [p for p in files if not p.name.startswith((".", "_"))]
+    if not paths:
+        told = ", ".join(p.name for p in entries[:3]) or "nothing"
+        raise UsageError(
+            f"catalog {folder} is a folder without .parquet files (it holds {told}); give a file"
+        )
+    parts = [p.name for p in entries if p.is_dir() and "=" in p.name]
+    if parts:
+        raise UsageError(
+            f"catalog {folder} has files and partitions such as {parts[0]}, whose columns stand in "
+            "the names of folders; write it as one file"
+        )
+    tables: list[pa.Table] = []
+    for path in paths:
+        with reading(path, "catalog"):
+            table = pyarrow.parquet.read_table(path, partitioning=None)
+            table = table.replace_schema_metadata(None)
+        if tables and not table.schema.equals(tables[0].schema):
+            has, wanted = (
+                ", ".join(f"{field.name} {field.type}" for field in one.schema)
+                for one in (table, tables[0])
+            )
+            raise UsageError(
+                f"catalog {folder}: {path.name} has columns {has}, but {paths[0].name} has "
+                f"{wanted}; write all with the same columns"
+            )
+        check_names(path, table.column_names)
+        tables.append(table)
+    with reading(folder, "catalog"):
+        found, notes = plain_table(pa.concat_tables(tables))
+    if not found.num_rows:
+        raise UsageError(f"catalog {folder} has no rows, only names of columns")
+    others = [p.name for p in entries if p not in paths]
+    if others:
+        notes += (f"{len(others)} entries of {folder.name} are not read, such as {others[0]}",)
+    return found, (f"read {len(paths)} files of {folder.name}", *notes)
 
 
 def open_table(path: Path, hdu: str | int | None = None) -> TableFile:
@@ -113,15 +163,15 @@ def read_pieces(
         elif table.kind == "parquet":
             with pyarrow.parquet.ParquetFile(table.path) as file:
                 for batch in file.iter_batches(rows_per_piece, columns=list(columns)):
-                    yield _trimmed(table, pa.Table.from_batches([batch]).select(list(columns)))
-        elif table.kind in ("votable", "ecsv"):
-            whole = read_described(table.path, table.kind)[0].select(list(columns))
-            for start in range(0, whole.num_rows, rows_per_piece):
-                yield _trimmed(table, whole.slice(start, rows_per_piece))
-        else:
+                    yield _trimmed(table, batch, columns)
+        elif table.kind == "csv":
             with open_csv(table.path, columns) as reader:
                 for batch in reader:
-                    yield _trimmed(table, pa.Table.from_batches([batch]).select(list(columns)))
+                    yield _trimmed(table, batch, columns)
+        else:
+            whole = read_described(table.path, table.kind)[0]
+            for start in range(0, whole.num_rows, rows_per_piece):
+                yield _trimmed(table, whole.slice(start, rows_per_piece), columns)
 
 
 def read_healpix(path: Path, column: str | None = None) -> tuple[Any, dict[str, str]]:
@@ -155,7 +205,8 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
     if not path.is_file():
         raise UsageError(f"{what} {path} is not a file; check the path")
     with reading(path, what):
-        start = first_bytes(path)
+        with open_unpacked(path) as file:
+            start = file.read(1024)
         if start[:4] == b"PAR1":
             names = tuple(pyarrow.parquet.read_schema(path).names)
             return TableFile(path=path, what=what, kind="parquet", names=names)
@@ -163,10 +214,11 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
             return find_fits(path, what, hdu)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UsageError(f"{what} {path} is UTF-16 text; save it as UTF-8")
-        if is_votable(start) or is_ecsv(start):
-            kind = "ecsv" if is_ecsv(start) else "votable"
-            return TableFile(path=path, what=what, kind=kind)
+        if start.startswith(b"# %ECSV"):
+            return TableFile(path=path, what=what, kind="ecsv")
         if start.lstrip()[:1] == b"<":
+            if b"VOTABLE" in start:
+                return TableFile(path=path, what=what, kind="votable")
             raise UsageError(
                 f"{what} {path} is XML or HTML but not a VOTable: a page or an error of a service? "
                 "download the table again"
@@ -181,12 +233,12 @@ def _find_format(path: Path, what: str, hdu: str | int | None) -> TableFile:
         return TableFile(path=path, what=what, kind="csv")
 
 
-def _trimmed(table: TableFile, piece: pa.Table) -> pa.Table:
+def _trimmed(
+    table: TableFile, piece: pa.Table | pa.RecordBatch, columns: Sequence[str]
+) -> pa.Table:
     """Columns in one type each, text without spaces around it; other kinds are refused."""
-    columns = {}
-    for name, column in zip(piece.column_names, piece.columns, strict=True):
-        values, remark = plain_column(column)
-        columns[name] = wanted_column(table, name, values, remark)
-        if pa.types.is_string(columns[name].type):
-            columns[name] = pc.utf8_trim_whitespace(columns[name])
-    return pa.table(columns)
+    found = {}
+    for name in columns:
+        values = wanted_column(table, name, *plain_column(piece[name]))
+        found[name] = pc.utf8_trim_whitespace(values) if pa.types.is_string(values.type) else values
+    return pa.table(found)

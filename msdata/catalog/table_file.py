@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,15 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise DataError(f"{what} {path} is broken or truncated: {error}") from error
 
 
-def first_bytes(path: Path) -> bytes:
-    """The start of a file, also of a gzipped one."""
-    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
-        return file.read(1024)
+def open_unpacked(path: Path) -> gzip.GzipFile | BufferedReader:
+    """Opens a file for reading, unpacked if it is gzipped."""
+    return gzip.open(path) if is_gzip(path) else path.open("rb")
 
 
 def is_gzip(path: Path) -> bool:
     """Whether the content is gzipped."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
-
-
-def stream_of(path: Path) -> Any:
-    """The content as a stream, unpacked if it is gzipped."""
-    return pa.input_stream(str(path), compression="gzip" if is_gzip(path) else None)
 
 
 def wanted_column(table: TableFile, name: str, values: Any, remark: str) -> Any:

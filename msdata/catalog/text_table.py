@@ -5,7 +5,6 @@ Comments and blank lines may stand above the names of the columns, as CasJobs an
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from msdata.catalog.scalars import are_integers, as_integers, may_be_rounded, plain_table
-from msdata.catalog.table_file import is_gzip, stream_of
+from msdata.catalog.table_file import is_gzip, open_unpacked
 from msdata.errors import UsageError
 
 # Given the column names, which of them to read as text, if any.
@@ -62,20 +61,16 @@ class _Layout:
 
     def open(self, path: Path) -> Any:
         """The file, past what is skipped."""
-        stream = stream_of(path)
+        stream = pa.input_stream(str(path), compression="gzip" if is_gzip(path) else None)
         stream.read(self.num_skipped)
         return stream
 
 
 def _layout_of(path: Path) -> _Layout:
-    """Finds out how a file is written.
-
-    Raises:
-        UsageError: no line names its columns, or numbers are written in two ways.
-    """
+    """Finds out how a file is written."""
     comments: list[str] = []
     num_skipped = 0
-    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+    with open_unpacked(path) as file:
         line = file.readline(_MAX_LINE_NBYTES)
         while line:
             text = line.removeprefix(_BYTE_ORDER_MARK).strip()
@@ -111,7 +106,7 @@ def _layout_of(path: Path) -> _Layout:
     if decimal_point == ",":
         notes += ("numbers with a decimal comma are read as such",)
     # Half a character may end the last line.
-    is_utf8 = len(content) - len(content.decode(errors="ignore").encode()) == 0
+    is_utf8 = len(content) == len(content.decode(errors="ignore").encode())
     return _Layout(
         num_skipped=num_skipped,
         separator=separator,
@@ -158,7 +153,9 @@ def read_csv_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple
             )
 
     def read_all(encoding: str) -> tuple[list[str], str | None, pa.Table]:
-        names = _csv_names(path, layout, encoding)
+        with layout.open(path) as stream:
+            names = pyarrow.csv.open_csv(stream, **layout.read_options(encoding)).schema.names
+        check_names(path, names)
         text = choose_text(names)
         return names, text, read([] if text is None else [text], [], encoding)
 
@@ -188,14 +185,6 @@ def read_csv_table(path: Path, choose_text: ChooseText) -> tuple[pa.Table, tuple
             notes += (f"column {name!r} holds integers beyond 64 bits: kept as text",)
     table, left_out = plain_table(table)
     return table, (*notes, *left_out)
-
-
-def _csv_names(path: Path, layout: _Layout, encoding: str) -> list[str]:
-    with layout.open(path) as stream:
-        found = pyarrow.csv.open_csv(stream, **layout.read_options(encoding))
-        names: list[str] = found.schema.names
-    check_names(path, names)
-    return names
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:

@@ -168,11 +168,11 @@ def measure_file(
         if file_bytes < sample_bytes:
             raise UsageError(f"{path} has {file_bytes} bytes, less than a sample of {sample_bytes}")
         cached = [drop_from_cache(path)]
-        sequential = _read_sequentially(path, budget_s)
+        sequential = read_sequentially(path, budget_s)
         random = {}
         for num_threads in threads:
             cached.append(drop_from_cache(path))
-            random[num_threads] = _read_at_random(path, sample_bytes, num_threads, budget_s)
+            random[num_threads] = read_at_random(path, sample_bytes, num_threads, budget_s)
     except OSError as error:
         raise StorageError(f"cannot read {path} ({error}); probe another place") from error
     known = [share for share in cached if share is not None]
@@ -264,7 +264,8 @@ def _write_random(path: Path, file_bytes: int) -> float:
     return file_bytes / elapsed
 
 
-def _read_sequentially(path: Path, budget_s: float) -> float:
+def read_sequentially(path: Path, budget_s: float) -> float:
+    """Bytes per second of reading a file from its start by one thread, for at most `budget_s`."""
     buffer = bytearray(_SEQUENTIAL_BYTES)
     read = 0
     with path.open("rb", buffering=0) as file:
@@ -277,8 +278,11 @@ def _read_sequentially(path: Path, budget_s: float) -> float:
         return read / (time.perf_counter() - start)
 
 
-def _read_at_random(path: Path, sample_bytes: int, num_threads: int, budget_s: float) -> float:
-    """Each record at most once, so that no read finds what an earlier one brought in."""
+def read_at_random(path: Path, sample_bytes: int, num_threads: int, budget_s: float) -> float:
+    """Bytes per second of reading records at random places of a file, for at most `budget_s`.
+
+    Each record is read at most once, so that no read finds what an earlier one brought in.
+    """
     records = np.random.default_rng(0).permutation(path.stat().st_size // sample_bytes)
     handle = os.open(path, os.O_RDONLY)
     try:

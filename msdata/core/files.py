@@ -58,6 +58,17 @@ def storage_error(doing: str, path: Path, error: OSError) -> StorageError:
     return refusal
 
 
+@contextmanager
+def refusals(doing: str, path: Path) -> Iterator[None]:
+    """Turns an OSError into a StorageError; see `storage_error`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error(doing, path, error) from error
+
+
 def take_lock(fd: int, *, is_shared: bool = False, waits: bool = False) -> bool:
     """Takes the lock of an open file, or converts a held one; returns False if others hold it.
 
@@ -181,6 +192,24 @@ def open_known(path: Path, flags: int = os.O_RDWR) -> int:
         os.close(fd)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
     return fd
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file unless another process does; yields whether this one has it.
+
+    Args:
+        path: the lock's file, made if missing.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with refusals("write", path):
+        fd = open_known(path)
+    try:
+        yield take_lock(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from msdata.core.files import storage_error
+from msdata.core.files import storage_error, whole_file
 from msdata.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Larger than the context of a Croissant file before our fields, and than the footer of a table of
 # predictions with a thousand bins.
@@ -67,3 +71,26 @@ def make_folder(folder: Path) -> None:
         ) from None
     except OSError as error:
         raise storage_error("make", folder, error) from error
+
+
+def write_table(path: Path, table: pa.Table, mark: bytes | None = None) -> None:
+    """Writes a table, whole or not at all.
+
+    Args:
+        path: CSV if it ends in .csv, else Parquet.
+        table: the table.
+        mark: the mark of a Parquet file, see `check_output`; None for none.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    with whole_file(path) as file:
+        if path.suffix == ".csv":
+            pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
+            return
+        if mark is not None:
+            table = table.replace_schema_metadata({"made_by": mark})
+        pyarrow.parquet.write_table(table, file, compression="zstd")

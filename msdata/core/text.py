@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from msdata.core.terminal import shown_line
 
@@ -24,6 +26,33 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[
             for cell, w, left in zip(row, widths, is_left, strict=True)
         )
         yield "  ".join(cells)
+
+
+def markdown_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Formats a Markdown table: the first column to the left, the others to the right."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" + "|---:" * (len(head) - 1) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def print_result(
+    result: Mapping[str, Any], notes: Iterable[str], text: str, *, as_json: bool
+) -> None:
+    """Prints what a command did: JSON with its notes, or the notes, then a text.
+
+    Args:
+        result: fields of the JSON.
+        notes: remarks, one per line.
+        text: what was done, in a sentence.
+        as_json: print JSON alone.
+    """
+    if as_json:
+        print(json.dumps({**result, "notes": list(notes)}))
+        return
+    for note in notes:
+        print(f"note: {note}")
+    print(text)
 
 
 def duration_text(seconds: float) -> str:

@@ -18,8 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from msdata.dataset.shard import pwrite_all
-
 # Blocks end at multiples of this, so that the page cache, if used, takes 2 MiB folios: a reader
 # maps each with one page fault instead of five hundred, and reads 1.5 times as fast.
 _ALIGNMENT = 2 << 20
@@ -182,6 +180,22 @@ class BlockWriter:
                 break
             done += written
         return done
+
+
+def pwrite_all(fd: int, buffers: Sequence[Any], offset: int) -> int:
+    """Writes all buffers at `offset`, continuing after short writes.
+
+    Returns:
+        The number of bytes.
+    """
+    total = sum(memoryview(b).nbytes for b in buffers)
+    done = os.pwritev(fd, buffers, offset)
+    if done == total:
+        return total
+    joined = memoryview(b"".join(buffers))
+    while done < total:
+        done += os.pwrite(fd, joined[done:], offset + done)
+    return total
 
 
 def _room_at(offset: int) -> int:

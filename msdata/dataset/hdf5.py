@@ -16,8 +16,9 @@ import errno
 import os
 import re
 import resource
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checksum import crc32c
-from msdata.core.files import open_temporary, publish, storage_error
-from msdata.dataset.block_writer import BlockWriter
+from msdata.core.files import refusals
+from msdata.dataset.block_writer import BlockWriter, pwrite_all
 from msdata.dataset.coding import ArrayCoding
-from msdata.dataset.shard import (
-    Record,
-    ShardSummary,
-    array_views,
-    metadata_text,
-    pwrite_all,
-)
+from msdata.dataset.shard import FileShardWriter, Record, ShardSummary, array_views, metadata_text
 from msdata.errors import DataError, needing
 from msdata.schema import Schema, Survey
 
@@ -43,8 +38,6 @@ _COPY_BYTES = 8 << 20
 _ALIGNMENT = 4096
 # Largest overhead of HDF5 per array of a sample.
 _FRAME_NBYTES = 64
-# Datasets up to this size wait in memory while others move.
-_HELD_BYTES = 1 << 20
 # float64 holds every integer up to here.
 _MAX_EXACT = 1 << 53
 
@@ -60,7 +53,7 @@ def import_h5py() -> Any:
     return h5py
 
 
-class Hdf5ShardWriter:
+class Hdf5ShardWriter(FileShardWriter):
     """Writes one HDF5 shard with at most `max_samples` samples.
 
     Args:
@@ -80,63 +73,30 @@ class Hdf5ShardWriter:
         chunked: bool = False,
         codings: Sequence[ArrayCoding] = (),
     ) -> None:
-        self._path = path
         self._schema = schema
         self._layout = (chunked, codings)
-        self._fd = -1
-        self._streams: list[BlockWriter] = []
         self._records: list[tuple[str, dict[str, Any]]] = []
-        try:
-            with _skeleton(schema, max_samples, (), self._layout) as (_, offsets):
-                self._offsets = offsets
-            temporary = open_temporary(path)
-            self._fd, self._partial = temporary.fd, temporary.path
-        except OSError as error:
-            raise storage_error("write", path, error) from error
+        with refusals("write", path), _skeleton(schema, max_samples, (), self._layout) as found:
+            self._offsets = found[1]
+        super().__init__(path)
         # The samples of a dataset are contiguous, so each dataset has its own stream.
         self._streams = [BlockWriter(self._fd, int(o)) for o in self._offsets[0]]
 
-    def append(self, record: Record) -> None:
-        """Adds one sample; see `ShardWriter.append`."""
-        try:
-            for stream, view in zip(self._streams, array_views(record), strict=True):
-                stream.append([view])
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
+    def _append(self, record: Record) -> None:
+        for stream, view in zip(self._streams, array_views(record), strict=True):
+            stream.append([view])
         self._records.append((record.sample_id, dict(record.metadata)))
 
-    def finish(self) -> ShardSummary:
-        """Completes the shard; see `ShardWriter.finish`."""
-        try:
-            for stream in self._streams:
-                stream.flush()
-            count, sizes = len(self._records), [a.nbytes for a in self._schema.arrays]
-            with _skeleton(self._schema, count, self._records, self._layout) as (frame, offsets):
-                _move_down(self._fd, self._offsets[:count], offsets, sizes)
-                nbytes = os.fstat(frame).st_size
-                os.ftruncate(self._fd, nbytes)
-                frame_crc = copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
-            os.fsync(self._fd)
-            publish(self._partial, self._path)
-            self._close()
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
-        return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
-
-    def abort(self) -> None:
-        """Removes the unfinished shard; silent, because it follows another error."""
-        with suppress(OSError):
-            self._close()
-        with suppress(OSError):
-            self._partial.unlink()
-
-    def _close(self) -> None:
+    def _complete(self) -> ShardSummary:
         for stream in self._streams:
-            stream.close()
-        # Cleared first: closing twice might close another thread's file of the same number.
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+            stream.flush()
+        count, sizes = len(self._records), [a.nbytes for a in self._schema.arrays]
+        with _skeleton(self._schema, count, self._records, self._layout) as (frame, offsets):
+            move_ranges(self._fd, self._offsets[:count], offsets, sizes)
+            nbytes = os.fstat(frame).st_size
+            os.ftruncate(self._fd, nbytes)
+            frame_crc = copy_frame(frame, self._fd, frame_ranges(offsets, sizes, nbytes))
+        return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
 
 @contextmanager
@@ -357,31 +317,39 @@ def frame_ranges(
     return list(zip(gap_starts[keep].tolist(), gap_stops[keep].tolist(), strict=True))
 
 
-def _move_down(
-    fd: int, old: NDArray[np.int64], new: NDArray[np.int64], sizes: Sequence[int]
+def move_ranges(
+    fd: int,
+    old: NDArray[np.int64],
+    new: NDArray[np.int64],
+    sizes: Sequence[int] | NDArray[np.int64],
 ) -> None:
-    """Moves arrays to their places in the smaller skeleton.
+    """Moves byte ranges within a file to places that may overlap the old ones.
 
-    Datasets move front to back, so that none is overwritten before it has moved: large ones keep
-    their order and never move up. HDF5 places small ones anywhere, so they wait in memory.
+    Args:
+        fd: the file, open for reading and writing.
+        old: int64 (..., arrays), where they lie.
+        new: int64 (..., arrays), where they go.
+        sizes: their lengths, of each array or of each range.
+
+    Raises:
+        OSError: the file system refused.
     """
-    held: list[tuple[int, bytes]] = []
-    moved_to = 0
-    in_file_order: list[int] = np.argsort(old[0]).tolist() if len(old) else []
-    for is_held in (True, False):
-        for a in in_file_order:
-            if (len(new) * sizes[a] <= _HELD_BYTES) is not is_held:
-                continue
-            if not is_held and (new[0, a] > old[0, a] or new[0, a] < moved_to):
-                raise DataError("h5py laid out a smaller shard in another order; use --format tar")
-            for source, target in zip(old[:, a].tolist(), new[:, a].tolist(), strict=True):
-                if is_held:
-                    held.append((target, os.pread(fd, sizes[a], source)))
-                elif source != target:
-                    pwrite_all(fd, [os.pread(fd, sizes[a], source)], target)
-            moved_to = moved_to if is_held else int(new[-1, a]) + sizes[a]
-    for target, content in held:
-        pwrite_all(fd, [content], target)
+    lengths = np.broadcast_to(np.asarray(sizes, np.int64), old.shape).reshape(-1).tolist()
+    sources, targets = old.reshape(-1).tolist(), new.reshape(-1).tolist()
+    waiting = deque(np.argsort(old, axis=None, kind="stable").tolist())
+    held: dict[int, bytes] = {}
+    moved = set()
+    for at in np.argsort(new, axis=None, kind="stable").tolist():
+        moved.add(at)
+        if at not in held and sources[at] == targets[at]:
+            continue
+        content = held.pop(at, None) or os.pread(fd, lengths[at], sources[at])
+        # Those that would be overwritten wait in memory: few, because nearly all move down.
+        while waiting and sources[waiting[0]] < targets[at] + lengths[at]:
+            number = waiting.popleft()
+            if number not in moved:
+                held[number] = os.pread(fd, lengths[number], sources[number])
+        pwrite_all(fd, [content], targets[at])
 
 
 def copy_frame(skeleton: int, fd: int, ranges: Sequence[tuple[int, int]]) -> int:

@@ -10,13 +10,12 @@ Source: HDF5's registered filter 32001, Blosc.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import resource
 import sys
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.files import open_temporary, publish, storage_error
+from msdata.core.files import refusals
 from msdata.dataset import hdf5
-from msdata.dataset.block_writer import BlockWriter
+from msdata.dataset.block_writer import BlockWriter, pwrite_all
 from msdata.dataset.coding import ArrayCoding
-from msdata.dataset.shard import Record, ShardSummary, ShardWriter, array_views, pwrite_all
+from msdata.dataset.shard import (
+    FileShardWriter,
+    Record,
+    ShardSummary,
+    ShardWriter,
+    array_views,
+)
 from msdata.errors import DataError, UsageError
 from msdata.schema import Schema
 
 _BLOSC = 32001
 # The filter's own parameters: version, format, and the numbers of bitshuffle and of the codecs.
 _BLOSC_HEAD = (2, 2)
+_LEVEL = 5
 _BITSHUFFLE = 2
 _CODECS = {"lz4": 1, "zstd": 5}
 # What the end of a file takes beside chunks: attributes, and the texts of its samples.
@@ -103,63 +109,24 @@ class CodedHdf5Writer:
             self._writer.abort()
 
 
-class _Frame:
-    """A file for h5py that keeps all bytes except chunks, whose places it notes.
+class _Frame(io.FileIO):
+    """A file for h5py that keeps all bytes except chunks, whose places it notes."""
 
-    Args:
-        fd: file in memory.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._at = 0
-        self._expected = -1
-        self.found = -1
+    _expected = found = -1
 
     def expect(self, nbytes: int) -> None:
         """Announces a chunk of zeros."""
         self._expected, self.found = nbytes, -1
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to an offset; see `io.IOBase.seek`."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._fd).st_size}
-        self._at = base[whence] + offset
-        return self._at
-
-    def tell(self) -> int:
-        """Returns the offset."""
-        return self._at
-
     def write(self, content: Any) -> int:
         """Writes bytes, unless they are the chunk that was announced."""
-        nbytes = len(content)
+        at, nbytes = self.tell(), len(content)
         if nbytes == self._expected and not np.frombuffer(content, np.uint8).any():
-            self.found, self._expected = self._at, -1
+            self.found, self._expected = at, -1
         else:
-            pwrite_all(self._fd, [content], self._at)
-        self._at += nbytes
+            pwrite_all(self.fileno(), [content], at)
+        self.seek(at + nbytes)
         return nbytes
-
-    def read(self, nbytes: int) -> bytes:
-        """Reads bytes; see `io.RawIOBase.read`. h5py asks for it, and uses `readinto`."""
-        content = os.pread(self._fd, nbytes, self._at)
-        self._at += len(content)
-        return content
-
-    def readinto(self, buffer: Any) -> int:
-        """Reads bytes; see `io.RawIOBase.readinto`."""
-        nbytes = os.preadv(self._fd, [buffer], self._at)
-        self._at += nbytes
-        return nbytes
-
-    def truncate(self, size: int | None = None) -> int:
-        """Sets the size; see `io.IOBase.truncate`."""
-        size = self._at if size is None else size
-        os.ftruncate(self._fd, size)
-        return size
-
-    def flush(self) -> None:
-        """Does nothing: memory needs none."""
 
 
 class _Layout:
@@ -181,7 +148,7 @@ class _Layout:
         self._file: Any = None
         self.fd = os.memfd_create("msdata-frame", os.MFD_CLOEXEC)
         try:
-            self._frame = _Frame(self.fd)
+            self._frame = _Frame(self.fd, "r+", closefd=False)
             self._file = h5py.File(self._frame, "w", libver=("v110", "v110"), track_order=False)
             self._file.attrs["format"] = "msdata"
             pairs = zip(schema.arrays, codings, strict=True)
@@ -223,13 +190,12 @@ class _Layout:
                 os.close(fd)
 
 
-class _ChunkWriter:
+class _ChunkWriter(FileShardWriter):
     """Writes one shard of chunks of different lengths; see `CodedHdf5Writer`."""
 
     def __init__(
         self, path: Path, schema: Schema, codings: Sequence[ArrayCoding], max_samples: int
     ) -> None:
-        self._path = path
         self._schema = schema
         self._codings = codings
         self._max_samples = max_samples
@@ -241,26 +207,19 @@ class _ChunkWriter:
         self._held: list[tuple[int, bytes]] = []
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         self._limit = math.inf if limit == resource.RLIM_INFINITY else limit
-        try:
+        with refusals("write", path):
             self._layout = _Layout(schema, codings, max_samples)
-            try:
-                temporary = open_temporary(path)
-            except OSError:
-                self._layout.close()
-                raise
-        except OSError as error:
-            raise storage_error("write", path, error) from error
-        self._fd, self._partial = temporary.fd, temporary.path
-        self._stream = BlockWriter(self._fd)
-
-    def append(self, record: Record) -> None:
-        """Adds one sample; see `ShardWriter.append`."""
-        views, row = array_views(record), len(self._records)
         try:
-            places = [self._write(row, a, view) for a, view in enumerate(views)]
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
-        self._offsets.append(places)
+            super().__init__(path)
+        except OSError:
+            self._layout.close()
+            raise
+        self._stream = BlockWriter(self._fd)
+        self._streams = [self._stream]
+
+    def _append(self, record: Record) -> None:
+        views, row = array_views(record), len(self._records)
+        self._offsets.append([self._write(row, a, view) for a, view in enumerate(views)])
         self._sizes.append([view.nbytes for view in views])
         self._records.append((record.sample_id, dict(record.metadata)))
 
@@ -276,24 +235,17 @@ class _ChunkWriter:
             self._end = offset + view.nbytes
         return offset
 
-    def finish(self) -> ShardSummary:
-        """Completes the shard; see `ShardWriter.finish`."""
+    def _complete(self) -> ShardSummary:
         offsets, sizes = np.array(self._offsets, np.int64), np.array(self._sizes, np.int64)
-        try:
-            self._stream.flush()
-            for offset, content in self._held:
-                pwrite_all(self._fd, [content], offset)
-            if len(self._records) < self._max_samples:
-                offsets = self._close_up(offsets, sizes)
-            nbytes = self._layout.finish(self._records)
-            os.ftruncate(self._fd, nbytes)
-            ranges = hdf5.frame_ranges(offsets, sizes, nbytes)
-            frame_crc = hdf5.copy_frame(self._layout.fd, self._fd, ranges)
-            os.fsync(self._fd)
-            publish(self._partial, self._path)
-            self._close()
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
+        self._stream.flush()
+        for offset, content in self._held:
+            pwrite_all(self._fd, [content], offset)
+        if len(self._records) < self._max_samples:
+            offsets = self._close_up(offsets, sizes)
+        nbytes = self._layout.finish(self._records)
+        os.ftruncate(self._fd, nbytes)
+        ranges = hdf5.frame_ranges(offsets, sizes, nbytes)
+        frame_crc = hdf5.copy_frame(self._layout.fd, self._fd, ranges)
         return ShardSummary(nbytes=nbytes, frame_crc32c=frame_crc, offsets=offsets)
 
     def _close_up(self, old: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -309,57 +261,12 @@ class _ChunkWriter:
         new = np.empty_like(old)
         for (row, a), nbytes in np.ndenumerate(sizes):
             new[row, a] = self._layout.place(row, a, int(nbytes))
-        move_chunks(self._fd, old.reshape(-1), new.reshape(-1), sizes.reshape(-1))
+        hdf5.move_ranges(self._fd, old, new, sizes)
         return new
 
-    def abort(self) -> None:
-        """Removes the unfinished shard; silent, because it follows another error."""
-        is_open = self._fd >= 0
-        with suppress(OSError, RuntimeError):
-            self._close()
-        if is_open:
-            with suppress(OSError):
-                self._partial.unlink()
-
     def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._stream.close()
-            os.close(fd)
+        super()._close()
         self._layout.close()
-
-
-def move_chunks(
-    fd: int, old: NDArray[np.int64], new: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> None:
-    """Moves byte ranges within a file to places that may overlap the old ones.
-
-    Args:
-        fd: the file, open for reading and writing.
-        old: int64 (ranges,), where they lie.
-        new: int64 (ranges,), where they go.
-        sizes: int64 (ranges,), their lengths.
-
-    Raises:
-        OSError: the file system refused.
-    """
-    waiting = deque(np.argsort(old, kind="stable").tolist())
-    held: dict[int, bytes] = {}
-    moved = set()
-
-    def read(number: int) -> bytes:
-        return os.pread(fd, int(sizes[number]), int(old[number]))
-
-    for at in np.argsort(new, kind="stable").tolist():
-        # Those that would be overwritten wait in memory: few, because nearly all move down.
-        while waiting and old[waiting[0]] < new[at] + sizes[at]:
-            number = waiting.popleft()
-            if number not in moved:
-                held[number] = read(number)
-        content = held.pop(at) if at in held else read(at)
-        moved.add(at)
-        if old[at] != new[at]:
-            pwrite_all(fd, [content], int(new[at]))
 
 
 def _create(h5py: Any, file: Any, array: Any, coding: ArrayCoding, max_samples: int) -> Any:
@@ -373,8 +280,7 @@ def _create(h5py: Any, file: Any, array: Any, coding: ArrayCoding, max_samples: 
     shape = array.shape or (1,)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, *shape))
-    level = 5
-    values = (*_BLOSC_HEAD, array.numpy_dtype.itemsize, array.nbytes, level, _BITSHUFFLE)
+    values = (*_BLOSC_HEAD, array.numpy_dtype.itemsize, array.nbytes, _LEVEL, _BITSHUFFLE)
     # Optional: h5py need not know the filter to write chunks.
     flags = h5py.h5z.FLAG_OPTIONAL
     properties.set_filter(_BLOSC, flags, (*values, _CODECS[coding.compress]))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.files import open_temporary, publish, refusals, storage_error
+from msdata.dataset.block_writer import BlockWriter
 from msdata.schema import Array
 
 
@@ -67,7 +72,65 @@ class ShardWriter(Protocol):
         """
 
     def abort(self) -> None:
-        """Removes the unfinished shard."""
+        """Removes the unfinished shard; silent, because it follows another error."""
+
+
+class FileShardWriter(ABC):
+    """A `ShardWriter` of one file, which has a temporary name until it is whole.
+
+    Args:
+        path: final name.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._streams: list[BlockWriter] = []
+        with refusals("write", path):
+            temporary = open_temporary(path)
+        self._fd, self._partial = temporary.fd, temporary.path
+
+    @abstractmethod
+    def _append(self, record: Record) -> None:
+        """Adds one sample; may raise OSError."""
+
+    @abstractmethod
+    def _complete(self) -> ShardSummary:
+        """Writes all that is left; may raise OSError."""
+
+    def append(self, record: Record) -> None:
+        """Adds one sample; see `ShardWriter.append`."""
+        try:
+            self._append(record)
+        except OSError as error:
+            raise storage_error("write", self._path, error) from error
+
+    def finish(self) -> ShardSummary:
+        """Completes the shard; see `ShardWriter.finish`."""
+        with refusals("write", self._path):
+            summary = self._complete()
+            os.fsync(self._fd)
+            publish(self._partial, self._path)
+            self._close()
+        return summary
+
+    def abort(self) -> None:
+        """Removes the unfinished shard; see `ShardWriter.abort`."""
+        # h5py raises RuntimeError for errors of the system.
+        with suppress(OSError, RuntimeError):
+            self._close()
+        with suppress(OSError):
+            self._partial.unlink()
+
+    def _close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+        # Cleared first: closing twice might close another thread's file of the same number.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 # `json.dumps` with separators would make one encoder per call.
@@ -86,19 +149,3 @@ def metadata_text(metadata: Mapping[str, Any]) -> bytes:
 def array_views(record: Record) -> list[memoryview]:
     """Returns the arrays' bytes, without copies, in the schema's order."""
     return [memoryview(array.reshape(-1).view(np.uint8).data) for array in record.arrays]
-
-
-def pwrite_all(fd: int, buffers: Sequence[Any], offset: int) -> int:
-    """Writes all buffers at `offset`, continuing after short writes.
-
-    Returns:
-        The number of bytes.
-    """
-    total = sum(memoryview(b).nbytes for b in buffers)
-    done = os.pwritev(fd, buffers, offset)
-    if done == total:
-        return total
-    joined = memoryview(b"".join(buffers))
-    while done < total:
-        done += os.pwrite(fd, joined[done:], offset + done)
-    return total

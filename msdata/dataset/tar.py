@@ -17,7 +17,6 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -25,10 +24,10 @@ from urllib.parse import quote
 import numpy as np
 
 from msdata.core.checksum import crc32c
-from msdata.core.files import open_temporary, publish, storage_error, write_whole
+from msdata.core.files import write_whole
 from msdata.dataset.block_writer import BlockWriter
 from msdata.dataset.coding import ArrayCoding
-from msdata.dataset.shard import Record, ShardSummary, array_views, metadata_text
+from msdata.dataset.shard import FileShardWriter, Record, ShardSummary, array_views, metadata_text
 from msdata.errors import SampleError
 from msdata.schema import Schema, Survey
 
@@ -148,11 +147,11 @@ def members_of(
     return list(map(member_of, schema.arrays, codings, codes))
 
 
-class TarShardWriter:
+class TarShardWriter(FileShardWriter):
     """Writes one tar shard and, when finished, the DALI index beside it."""
 
     def __init__(self, path: Path, schema: Schema, codings: Sequence[ArrayCoding] = ()) -> None:
-        self._path = path
+        super().__init__(path)
         self._schema = schema
         self._codings = codings
         self._max_key = max_key_nbytes(schema, is_coded=bool(codings))
@@ -160,16 +159,11 @@ class TarShardWriter:
         self._frame_crc = 0
         self._offsets: list[list[int]] = []
         self._index_lines: list[str] = []
-        try:
-            temporary = open_temporary(path)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
-        self._fd, self._partial = temporary.fd, temporary.path
         self._blocks = BlockWriter(self._fd)
+        self._streams = [self._blocks]
         self._reserved = 0
 
-    def append(self, record: Record) -> None:
-        """Adds one sample; see `ShardWriter.append`."""
+    def _append(self, record: Record) -> None:
         key = member_key(record.sample_id).encode()
         if len(key) > self._max_key:
             raise SampleError(
@@ -177,12 +171,9 @@ class TarShardWriter:
                 f"{self._max_key} bytes)"
             )
         buffers, offsets, members, nbytes = self._record_parts(key, record)
-        try:
-            if self._end + nbytes > self._reserved:
-                self._reserve(self._end + nbytes + _RESERVE)
-            self._blocks.append(buffers)
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
+        if self._end + nbytes > self._reserved:
+            self._reserve(self._end + nbytes + _RESERVE)
+        self._blocks.append(buffers)
         self._end += nbytes
         self._offsets.append(offsets)
         self._index_lines.append(members)
@@ -225,39 +216,22 @@ class TarShardWriter:
         return buffers, offsets, line, at + len(tail) - self._end
 
     def finish(self) -> ShardSummary:
-        """Completes the shard; see `ShardWriter.finish`."""
-        try:
-            self._blocks.append([_END])
-            self._blocks.flush()
-            os.ftruncate(self._fd, self._end + len(_END))
-            os.fsync(self._fd)
-            publish(self._partial, self._path)
-            self._close()
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
-        write_whole(
-            dali_index_path(self._path), dali_index_text(self._index_lines), is_one_of_many=True
-        )
+        """Completes the shard and the index; see `ShardWriter.finish`."""
+        summary = super().finish()
+        text = dali_index_text(self._index_lines)
+        write_whole(dali_index_path(self._path), text, is_one_of_many=True)
+        return summary
+
+    def _complete(self) -> ShardSummary:
+        self._blocks.append([_END])
+        self._blocks.flush()
+        os.ftruncate(self._fd, self._end + len(_END))
         shape = (len(self._offsets), len(self._schema.arrays))
         return ShardSummary(
             nbytes=self._end + len(_END),
             frame_crc32c=crc32c(_END, self._frame_crc),
             offsets=np.array(self._offsets, np.int64).reshape(shape),
         )
-
-    def abort(self) -> None:
-        """Removes the unfinished shard; silent, because it follows another error."""
-        with suppress(OSError):
-            self._close()
-        with suppress(OSError):
-            self._partial.unlink()
-
-    def _close(self) -> None:
-        self._blocks.close()
-        # Cleared first: closing twice might close another thread's file of the same number.
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 def dali_index_path(shard: Path) -> Path:

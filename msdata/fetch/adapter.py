@@ -80,9 +80,9 @@ def combined(
     return Fetched(pixels=pixels, zero_points=zero_points, files=files, notes=notes)
 
 
-def degrees_text(value: float) -> str:
-    """An angle for a query: to a tenth of a milliarcsecond, without an exponent."""
-    return f"{value:.8f}"
+def place_query(position: tuple[float, float]) -> dict[str, str]:
+    """A position for a query: to a tenth of a milliarcsecond, without an exponent."""
+    return {"ra": f"{position[0]:.8f}", "dec": f"{position[1]:.8f}"}
 
 
 def max_fits_nbytes(survey: Survey, size: int, num_bands: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import SampleError
+from msdata.errors import SampleError, naming
 from msdata.fetch.failures import RefusedError, SpoiledError
 from msdata.schema import Survey
 from msdata.sources.fits_image import Plane, read_planes
@@ -69,6 +69,11 @@ class Band:
     tilt_deg: float = 0.0
 
 
+def start_of(content: bytes) -> str:
+    """The start of an answer that is a text, in one line."""
+    return " ".join(content[:300].decode("ascii", "replace").split())[:80]
+
+
 def fits_planes(content: bytes, most_nbytes: int) -> list[Plane]:
     """The images of a FITS answer.
 
@@ -81,7 +86,7 @@ def fits_planes(content: bytes, most_nbytes: int) -> list[Plane]:
         SpoiledError: it is not FITS, or truncated, or empty.
     """
     if content[:6] != b"SIMPLE" and content[:2] != b"\x1f\x8b":
-        text = " ".join(content[:300].decode("ascii", "replace").split())[:80]
+        text = start_of(content)
         kind = RefusedError if _FINAL_TEXTS.search(text) else SpoiledError
         raise kind(f"it sent no FITS but the text {text!r}")
     try:
@@ -138,12 +143,15 @@ def band_stamp(plane: Plane, band: str, wanted: Wanted) -> Band:
         raise RefusedError(f"band {band} has {width}x{height} pixels, asked for were {size}x{size}")
     placement = _located(plane, band, wanted)
     if wanted.center is not None:
-        _check_center(placement, band, wanted.center)
-    try:
+        off = max(abs(placement.x - wanted.center), abs(placement.y - wanted.center))
+        if not off <= 0.5 + _ROUNDING_PIXELS:
+            raise RefusedError(
+                f"band {band} has the position {off:.2f} pixels from its center, more than half a "
+                "pixel"
+            )
+    with naming(f"band {band}", RefusedError):
         scale = _scale(wanted.survey)
         stamp = cut_stamp(plane.pixels, placement, wanted.survey.shape[1], scale)
-    except SampleError as error:
-        raise RefusedError(f"band {band}: {error}") from error
     with np.errstate(over="ignore"):
         pixels = stamp.pixels.astype(np.float32)
     num_nan = int(np.count_nonzero(np.isnan(pixels)))
@@ -166,10 +174,8 @@ def _scale(survey: Survey) -> float:
 
 
 def _located(plane: Plane, band: str, wanted: Wanted) -> Placement:
-    try:
+    with naming(f"band {band}", RefusedError):
         placement = plane.grid.locate(*wanted.position)
-    except SampleError as error:
-        raise RefusedError(f"band {band}: {error}") from error
     scale = _scale(wanted.survey)
     if whole_pixel_turn(placement, scale) is None:
         found = placement.pixel_scale_arcsec
@@ -179,23 +185,13 @@ def _located(plane: Plane, band: str, wanted: Wanted) -> Placement:
     return placement
 
 
-def _check_center(placement: Placement, band: str, center: float) -> None:
-    off = max(abs(placement.x - center), abs(placement.y - center))
-    if not off <= 0.5 + _ROUNDING_PIXELS:
-        raise RefusedError(
-            f"band {band} has the position {off:.2f} pixels from its center, more than half a pixel"
-        )
-
-
 def _zero_point(plane: Plane, band: str, wanted: Wanted) -> float:
     """The header's zero-point, or the survey's; refuses a unit that the schema does not mean."""
     survey = wanted.survey
-    try:
+    with naming(f"band {band}", RefusedError):
         if wanted.rules is not None:
             return wanted.rules.zero_point_ab(band, plane.photometry)
         found = zero_point_ab(survey, band, plane.photometry)
-    except SampleError as error:
-        raise RefusedError(f"band {band}: {error}") from error
     if found is None or not math.isfinite(found):
         fault = plane.photometry.exposure_fault
         raise RefusedError(f"band {band} {fault}, so its unit is unknown")

@@ -102,7 +102,9 @@ class Client:
         for attempt in range(1, tries + 1):
             try:
                 content = self._get_once(name, parameters, max_nbytes)
-                self._note_answer()
+                with self._counting:
+                    self._failures_in_a_row = 0
+                    self._last_answer_s = time.monotonic()
                 return check(content)
             except SpoiledError as error:
                 spoiled += 1
@@ -123,11 +125,6 @@ class Client:
     def _count(self, **amounts: int) -> None:
         with self._counting:
             self.counts.update(amounts)
-
-    def _note_answer(self) -> None:
-        with self._counting:
-            self._failures_in_a_row = 0
-            self._last_answer_s = time.monotonic()
 
     def _note_failure(self, error: UnavailableError) -> None:
         """Counts a failure; loses patience with a service that is not there."""
@@ -194,7 +191,9 @@ class Client:
             raise UnavailableError(f"the answer was not complete after {total_s:g} s") from error
 
     def _body(self, response: requests.Response, max_nbytes: int) -> bytes:
-        promised = _content_length(response)
+        text = response.headers.get("Content-Length", "")
+        is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
+        promised = int(text) if is_plain and text.isascii() and text.isdigit() else None
         if promised is not None and promised > max_nbytes:
             raise RefusedError(f"the answer has {promised:,} bytes, more than {max_nbytes:,}")
         parts, nbytes = [], 0
@@ -258,12 +257,6 @@ def _check_status(response: requests.Response) -> None:
             f"HTTP {status}: it has moved to {response.headers.get('Location')}; set its base_url"
         )
     raise RefusedError(f"HTTP {status} {response.reason}")
-
-
-def _content_length(response: requests.Response) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
-    return int(text) if is_plain and text.isascii() and text.isdigit() else None
 
 
 def _sentence(error: Any, service: Service) -> str:

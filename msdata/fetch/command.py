@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msdata.core.text import duration_text
 from msdata.errors import UsageError
-from msdata.fetch.service import Service, changed, read_services, service_name
+from msdata.fetch.service import Service, change_service, read_services
 from msdata.fetch.targets import Slice, read_targets
 from msdata.sources.survey_file import read_survey
 
@@ -76,34 +76,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_service_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--services", type=Path, help="TOML file with the services' settings")
     parser.add_argument(
-        "--rate",
-        action="append",
-        default=[],
-        help="rate of a service, SERVICE=REQUESTS_PER_S; repeatable",
-    )
-    parser.add_argument(
-        "--base-url",
-        action="append",
-        default=[],
-        help="address of a service, SERVICE=URL; repeatable",
-    )
-    parser.add_argument(
         "--unwise-from", default="legacy", help="legacy or unwise_me (default: %(default)s)"
     )
-    parser.add_argument(
-        "--pixel-scale",
-        action="append",
-        default=[],
-        help="pixel scale of an array, ARRAY=ARCSEC; repeatable",
-    )
-    parser.add_argument(
-        "--survey",
-        action="append",
-        default=[],
-        metavar="NAME|FILE",
-        help="fetch FITS files of a survey instead: legacy (grz), or a TOML file with a layer or "
-        "HiPS; repeatable",
-    )
+    for option, metavar, what in (
+        ("--rate", None, "rate of a service, SERVICE=REQUESTS_PER_S"),
+        ("--base-url", None, "address of a service, SERVICE=URL"),
+        ("--pixel-scale", None, "pixel scale of an array, ARRAY=ARCSEC"),
+        (
+            "--survey",
+            "NAME|FILE",
+            "fetch FITS files of a survey instead: legacy (grz), or a TOML file with a layer or "
+            "HiPS",
+        ),
+    ):
+        parser.add_argument(
+            option, action="append", default=[], metavar=metavar, help=f"{what}; repeatable"
+        )
     parser.add_argument("--contact", help="your address, for the services' operators")
 
 
@@ -124,12 +112,10 @@ def _number(text: str, option: str) -> tuple[str, float]:
 
 def _services(args: argparse.Namespace) -> dict[str, Service]:
     services = read_services(args.services)
-    changes: list[tuple[str, dict[str, Any]]] = []
-    changes += [(n, {"requests_per_s": v}) for n, v in (_number(t, "--rate") for t in args.rate)]
-    urls = (_assignment(t, "--base-url") for t in args.base_url)
-    changes += [(n, {"base_url": v}) for n, v in urls]
-    for name, change in changes:
-        services[service_name(name)] = changed(services[service_name(name)], change)
+    for name, rate in (_number(text, "--rate") for text in args.rate):
+        change_service(services, name, {"requests_per_s": rate})
+    for name, url in (_assignment(text, "--base-url") for text in args.base_url):
+        change_service(services, name, {"base_url": url})
     return services
 
 
@@ -238,13 +224,8 @@ def _print_forecast(settings: FetchSettings, args: argparse.Namespace) -> None:
     services = settings.shared_services()
     seconds = {name: n / services[name].requests_per_s for name, n in requests.items()}
     if args.json:
-        result = {
-            "num_objects": len(targets),
-            "num_left": len(left),
-            "requests": dict(requests),
-            "seconds": seconds,
-        }
-        print(json.dumps(result))
+        counts = {"num_objects": len(targets), "num_left": len(left)}
+        print(json.dumps({**counts, "requests": requests, "seconds": seconds}))
         return
     for note in notes:
         print(f"note: {note}")
@@ -276,12 +257,12 @@ def _print_report(
             "num_fetched_now": report.num_fetched_now,
             "num_refused": num_refused,
             "num_unsettled": num_left,
-            "no_coverage": dict(report.no_coverage),
-            "services": {name: dict(counts) for name, counts in report.services.items()},
+            "no_coverage": report.no_coverage,
+            "services": report.services,
             "seconds": elapsed_s,
-            "num_packed": None if shards is None else shards.num_samples,
-            "num_removed": 0 if shards is None else shards.num_removed,
-            "notes": list(report.notes),
+            "num_packed": shards and shards.num_samples,
+            "num_removed": shards.num_removed if shards else 0,
+            "notes": report.notes,
         }
         print(json.dumps(result))
         return

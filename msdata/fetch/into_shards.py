@@ -9,16 +9,15 @@ rejected keeps its file.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from msdata.catalog.columns import read_catalog
 from msdata.core.checked_json import read_json
 from msdata.core.checked_table import open_table, reading
-from msdata.core.files import open_known, storage_error, take_lock, write_whole
+from msdata.core.files import locked, refusals, write_whole
 from msdata.core.options import num_jobs
 from msdata.core.trusted_names import check_below
 from msdata.dataset.index import FILE_NAME as INDEX_NAME
@@ -72,7 +71,12 @@ def check_target(settings: FetchSettings) -> bool:
     """
     marker, data = _read_marker(settings.out), settings.pack
     if data is not None:
-        _check_apart(settings.out.absolute(), data.absolute())
+        out, inside = settings.out.absolute(), data.absolute()
+        if out.is_relative_to(inside) or inside.is_relative_to(out / OBJECTS):
+            raise UsageError(
+                f"--pack {inside} and the objects' folder {out} lie in each other; give the data "
+                "set a folder of its own"
+            )
     if data is not None and (data / MANIFEST_NAME).exists():
         fingerprint = read_manifest(data).fingerprint
         if marker is not None and marker["fingerprint"] == fingerprint:
@@ -93,14 +97,6 @@ def check_target(settings: FetchSettings) -> bool:
         f"the objects of {settings.out} went into the data set {marker['data']}, and their files "
         "were removed; give that folder to --pack (or where it is now), or fetch into a new folder"
     )
-
-
-def _check_apart(out: Path, data: Path) -> None:
-    if out.is_relative_to(data) or data.is_relative_to(out / OBJECTS):
-        raise UsageError(
-            f"--pack {data} and the objects' folder {out} lie in each other; give the data set a "
-            "folder of its own"
-        )
 
 
 def check_unfinished(settings: FetchSettings, num_left: int) -> None:
@@ -133,7 +129,8 @@ def into_shards(settings: FetchSettings, *, keep_pickles: bool, is_quiet: bool =
     if num_left:
         note = f"{num_left:,} objects of other slices are left: the last to finish packs"
         return Shards(note=note)
-    with _packing_lock(settings.out) as is_mine:
+    # Of slices that finish at the same moment one packs.
+    with locked(settings.out / FOLDER / "pack.lock") as is_mine:
         if not is_mine:
             return Shards(note="another slice is packing; should it fail, run any slice again")
         return _packed(settings, ids, keep_pickles=keep_pickles, is_quiet=is_quiet)
@@ -163,7 +160,9 @@ def _packed(
         packed = _packed_ids(data)
         if not is_checked:
             _check(settings, ids, packed)
-            _write_marker(settings.out, data, manifest.fingerprint)
+            marker = {"data": str(data.absolute()), "fingerprint": manifest.fingerprint}
+            content = json.dumps(marker, indent=1) + "\n"
+            write_whole(settings.out / FOLDER / _MARKER_NAME, content.encode())
         # Their paths follow from their ids: no file's word is taken for what is removed.
         paths = (objects / object_path(i, ".npy") for i in sorted(ids & packed))
         num_removed = _remove(objects, paths)
@@ -215,11 +214,7 @@ def _packed_ids(data: Path) -> set[str]:
 
 
 def _check(settings: FetchSettings, ids: set[str], packed: set[str]) -> None:
-    """Makes sure that no object is lost with its file.
-
-    Raises:
-        DataError: the data set is damaged, lacks objects, or is older than an object.
-    """
+    """Makes sure that no object is lost with its file."""
     assert settings.pack is not None
     data, objects = settings.pack, settings.out / OBJECTS
     cure = (
@@ -227,7 +222,9 @@ def _check(settings: FetchSettings, ids: set[str], packed: set[str]) -> None:
         f"msdata pack {objects} NEW --catalog {settings.catalog}"
     )
     missing = ids - packed
-    missing -= _rejected_ids(data) if missing else set()
+    if missing:
+        with refusals("read", data / REJECTED_NAME):
+            missing -= {row.sample_id for row in read_rejected(data / REJECTED_NAME)}
     if missing:
         raise DataError(f"{data} lacks {len(missing):,} objects, such as {min(missing)}; {cure}")
     packed_ns = (data / MANIFEST_NAME).stat().st_mtime_ns
@@ -241,18 +238,6 @@ def _check(settings: FetchSettings, ids: set[str], packed: set[str]) -> None:
             f"{data} has {len(report.faults)} faults, the first: {report.faults[0].message}; the "
             f"objects' files are kept: run 'msdata verify --repair {data}', then the same command"
         )
-
-
-def _rejected_ids(data: Path) -> set[str]:
-    try:
-        return {row.sample_id for row in read_rejected(data / REJECTED_NAME)}
-    except FileNotFoundError as error:
-        raise storage_error("read", data / REJECTED_NAME, error) from error
-
-
-def _write_marker(out: Path, data: Path, fingerprint: str) -> None:
-    fields = {"data": str(data.absolute()), "fingerprint": fingerprint}
-    write_whole(out / FOLDER / _MARKER_NAME, (json.dumps(fields, indent=1) + "\n").encode())
 
 
 def _read_marker(out: Path) -> dict[str, str] | None:
@@ -270,30 +255,12 @@ def _remove(objects: Path, paths: Iterable[Path]) -> int:
     for path in paths:
         if path.parent not in folders:
             check_below(objects, path)
-        try:
+        with refusals("remove", path), suppress(FileNotFoundError):
             path.unlink()
             num_removed += 1
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise storage_error("remove", path, error) from error
         folders.update(p for p in path.parents if p.is_relative_to(objects))
     for folder in sorted(folders, key=lambda p: len(p.parts), reverse=True):
         # Objects that were rejected keep theirs.
         with suppress(OSError):
             folder.rmdir()
     return num_removed
-
-
-@contextmanager
-def _packing_lock(out: Path) -> Iterator[bool]:
-    """Of slices that finish at the same moment one packs; yields whether it is this one."""
-    path = out / FOLDER / "pack.lock"
-    try:
-        fd = open_known(path)
-    except OSError as error:
-        raise storage_error("write", path, error) from error
-    try:
-        yield take_lock(fd)
-    finally:
-        os.close(fd)

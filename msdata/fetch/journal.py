@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import open_regular
-from msdata.core.files import open_known, storage_error, take_lock
+from msdata.core.files import open_known, refusals, take_lock
 from msdata.errors import MsdataError
 from msdata.fetch.targets import Slice, Target
 
@@ -77,12 +77,10 @@ def read_entries(
     """
     found: dict[str, Entry] = {}
     for path in sorted((out / FOLDER).glob("journal*.jsonl")):
-        try:
-            with open_regular(path, "remove it, its objects are fetched again") as file:
-                for line in file:
-                    _take(line, found, wanted, keep_notes=keep_notes)
-        except OSError as error:
-            raise storage_error("read", path, error) from error
+        cure = "remove it, its objects are fetched again"
+        with refusals("read", path), open_regular(path, cure) as file:
+            for line in file:
+                _take(line, found, wanted, keep_notes=keep_notes)
     return found
 
 
@@ -142,7 +140,7 @@ class Journal:
             MsdataError: another process has it.
             StorageError: the file system refused.
         """
-        try:
+        with refusals("write", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = open_known(self._path, os.O_RDWR | os.O_APPEND)
             if not take_lock(self._fd):
@@ -154,8 +152,6 @@ class Journal:
             size = os.fstat(self._fd).st_size
             if size and os.pread(self._fd, 1, size - 1) != b"\n":
                 os.write(self._fd, b"\n")
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error
         return self
 
     def __exit__(self, *of_error: object) -> None:
@@ -169,10 +165,8 @@ class Journal:
         """
         fields = {k: v for k, v in asdict(entry).items() if v not in ("", 0, {})}
         line = json.dumps({**fields, "ra": entry.ra, "dec": entry.dec}) + "\n"
-        try:
+        with refusals("write", self._path):
             written = os.write(self._fd, line.encode())
             if written != len(line):
                 raise OSError(errno.ENOSPC, "short write")
             os.fsync(self._fd)
-        except OSError as error:
-            raise storage_error("write", self._path, error) from error

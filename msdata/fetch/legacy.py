@@ -1,9 +1,9 @@
-"""GALEX and unWISE from the Legacy Survey viewer: `fits-cutout`, one answer with all bands.
+"""Layers of the Legacy Survey viewer: `fits-cutout`, one answer with all bands.
 
 The viewer resamples so that the position lies exactly in the middle. It answers unknown `bands=`
-with all bands, so none are asked for and those that come are told by the header. Where coadds
-overlap the viewer itself lays them over the one grid, so there is nothing to choose; where it has
-no coadd it sends zeros, which unWISE's noise never gives.
+with all bands, so for GALEX and unWISE none are asked for, and the header tells those that come.
+Where coadds overlap the viewer itself lays them over the one grid, so there is nothing to choose;
+where it has no coadd it sends zeros, which noise never gives.
 
 It stands alone because each module of a service holds one protocol.
 """
@@ -14,11 +14,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from msdata.fetch.adapter import Fetched, combined, degrees_text, max_fits_nbytes
+from msdata.fetch.adapter import Fetched, combined, max_fits_nbytes, place_query
 from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes, planes_by_band
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError
 from msdata.schema import Survey
+from msdata.sources.survey_file import SurveyFile
 
 _MAX_ZERO_FRACTION = 0.01
 # Layer, the file's name after the id, and the viewer's words for the bands.
@@ -28,41 +29,56 @@ LAYERS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 }
 
 
-class LegacyAdapter:
-    """Implements `Adapter` for the array "galex" or "unwise"."""
+class ViewerAdapter:
+    """Implements `Adapter` for an array that is a layer of the viewer.
+
+    Args:
+        survey: the array.
+        layer: what the viewer calls it.
+        file_name: what follows the id in the file's name.
+        words: the viewer's names of the bands, in lower case, and the survey's.
+        rules: the survey file that the array is of; None for those of `MANTIS_SHRIMP`.
+    """
 
     service = "legacy"
     requests_per_object = 1
 
-    def __init__(self, survey: Survey) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        layer: str,
+        file_name: str,
+        words: Mapping[str, str],
+        rules: SurveyFile | None = None,
+    ) -> None:
         self.survey = survey
-        self._layer, self._file_name, self._words = LAYERS[survey.name]
+        self._layer, self._file_name, self._words, self._rules = layer, file_name, words, rules
 
     def fetch(self, client: Client, position: tuple[float, float]) -> Fetched:
         """See `Adapter.fetch`."""
-        size = self.survey.shape[1]
+        survey, size = self.survey, self.survey.shape[1]
         query = {
-            "ra": degrees_text(position[0]),
-            "dec": degrees_text(position[1]),
+            **place_query(position),
             "size": str(size),
-            "pixscale": f"{self.survey.pixel_scale_arcsec:g}",
+            "pixscale": f"{survey.pixel_scale_arcsec:g}",
             "layer": self._layer,
         }
-        wanted = Wanted(survey=self.survey, position=position, size=size, center=(size - 1) / 2)
-        most = max_fits_nbytes(self.survey, size, len(self.survey.bands))
-        return client.get(
-            "fits-cutout", query, most, lambda content: self._checked(content, wanted, most)
+        if self._rules is not None:
+            query["bands"] = "".join(survey.bands)
+        wanted = Wanted(
+            survey=survey, position=position, size=size, center=(size - 1) / 2, rules=self._rules
         )
+        most = max_fits_nbytes(survey, size, len(survey.bands))
 
-    def _checked(self, content: bytes, wanted: Wanted, most_nbytes: int) -> Fetched:
-        planes = planes_by_band(fits_planes(content, most_nbytes), self.survey, self._words)
-        bands: dict[str, Band] = {
-            band: band_stamp(planes[band], band, wanted) for band in self.survey.bands
-        }
-        if not self.survey.zero_is_no_coverage:
-            for band, stamp in bands.items():
-                check_filled(band, stamp)
-        return combined(self.survey, bands, {self._file_name: content})
+        def check(content: bytes) -> Fetched:
+            planes = planes_by_band(fits_planes(content, most), survey, self._words)
+            bands = {band: band_stamp(planes[band], band, wanted) for band in survey.bands}
+            if not survey.zero_is_no_coverage:
+                for band, stamp in bands.items():
+                    check_filled(band, stamp)
+            return combined(survey, bands, {self._file_name: content})
+
+        return client.get("fits-cutout", query, most, check)
 
 
 def check_filled(band: str, stamp: Band) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checksum import crc32c
-from msdata.core.files import storage_error, write_whole
+from msdata.core.files import refusals, write_whole
 from msdata.fetch.adapter import Fetched
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, UnavailableError
@@ -44,19 +44,22 @@ class ObjectFetcher:
             StoppedError: the run is ending.
         """
         if not target.has_position:
-            return _failed(target, REFUSED, "", "it has no position in the catalog")
+            return _entry(target, REFUSED, reason="it has no position in the catalog")
         arrays: dict[str, Fetched] = {}
         for adapter in self._adapters:
             name = adapter.survey.name
             try:
                 client = self._clients[adapter.service]
                 arrays[name] = adapter.fetch(client, target.position)
-            except RefusedError as error:
-                return _failed(target, REFUSED, adapter.service, f"{name}: {error}")
-            except UnavailableError as error:
-                return _failed(target, UNSETTLED, adapter.service, f"{name}: {error}")
+            except (RefusedError, UnavailableError) as error:
+                state = REFUSED if isinstance(error, RefusedError) else UNSETTLED
+                reason = f"{name}: {error}"
+                return _entry(target, state, service=adapter.service, reason=reason)
         if self._keep_fits:
-            self._write_fits(target, arrays)
+            for found in arrays.values():
+                for name, content in found.files.items():
+                    place = object_path(target.sample_id, f".{name}")
+                    self._write(self._out / FITS / place, content)
         if self._is_of_surveys:
             files = {n: c for found in arrays.values() for n, c in found.files.items()}
             for pattern, content in files.items():
@@ -65,41 +68,17 @@ class ObjectFetcher:
         else:
             content = fetched_bytes(arrays)
             self._write(self._out / OBJECTS / object_path(target.sample_id, ".npy"), content)
-        ra, dec = target.position
         notes = {name: dict(found.notes) for name, found in arrays.items() if found.notes}
-        return Entry(
-            sample_id=target.sample_id,
-            state=FETCHED,
-            ra=ra,
-            dec=dec,
-            nbytes=len(content),
-            crc32c=crc32c(content),
-            notes=notes,
-        )
-
-    def _write_fits(self, target: Target, arrays: Mapping[str, Fetched]) -> None:
-        for found in arrays.values():
-            for name, content in found.files.items():
-                path = self._out / FITS / object_path(target.sample_id, f".{name}")
-                self._write(path, content)
+        return _entry(target, FETCHED, nbytes=len(content), crc32c=crc32c(content), notes=notes)
 
     def _write(self, path: Path, content: bytes) -> None:
-        try:
+        with refusals("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
         write_whole(path, content)
 
 
 def fetched_bytes(arrays: Mapping[str, Fetched]) -> bytes:
-    """An object's file, see `msdata.sources.pickles.object_bytes`.
-
-    Args:
-        arrays: by name.
-
-    Returns:
-        The bytes: float32 arrays by name, and the AB zero-point of each band's file.
-    """
+    """An object's file: float32 arrays by name, and the AB zero-point of each band's file."""
     sample: dict[str, Any] = {name: found.pixels for name, found in arrays.items()}
     for name, found in arrays.items():
         for band, zero_point in found.zero_points.items():
@@ -107,8 +86,6 @@ def fetched_bytes(arrays: Mapping[str, Fetched]) -> bytes:
     return object_bytes(sample)
 
 
-def _failed(target: Target, state: str, service: str, reason: str) -> Entry:
+def _entry(target: Target, state: str, **fields: Any) -> Entry:
     ra, dec = target.position if target.has_position else (None, None)
-    return Entry(
-        sample_id=target.sample_id, state=state, ra=ra, dec=dec, service=service, reason=reason
-    )
+    return Entry(sample_id=target.sample_id, state=state, ra=ra, dec=dec, **fields)

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from msdata.fetch.adapter import Fetched, combined, degrees_text, max_fits_nbytes
-from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes
+from msdata.fetch.adapter import Fetched, combined, max_fits_nbytes, place_query
+from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes, start_of
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, SpoiledError
 from msdata.schema import Survey
@@ -67,55 +67,65 @@ class PanstarrsAdapter:
     def fetch(self, client: Client, position: tuple[float, float]) -> Fetched:
         """See `Adapter.fetch`."""
         query = {
-            "ra": degrees_text(position[0]),
-            "dec": degrees_text(position[1]),
+            **place_query(position),
             "filters": "".join(self.survey.bands),
             "type": "stack",
         }
-        cells = client.get(
-            "ps1filenames.py",
-            query,
-            _LIST_NBYTES,
-            lambda content: choose_stacks(content, self.survey, position),
-        )
-        cutter = _Cutter(client, self.survey, position)
-        options: list[dict[str, Cut]] = []
+        choose = functools.partial(choose_stacks, survey=self.survey, position=position)
+        cells = client.get("ps1filenames.py", query, _LIST_NBYTES, choose)
+        found: list[tuple[str, dict[str, Cut]]] = []
+        reasons: list[str] = []
         for stacks in cells:
-            cuts = cutter.cut(stacks)
-            if len(cuts) < len(self.survey.bands):
-                continue
-            options.append(cuts)
-            if not _num_nan(cuts):
+            cuts = self._cut(client, position, stacks, reasons)
+            found.append((stacks.projection, cuts))
+            if len(cuts) == len(self.survey.bands) and not _num_nan(cuts):
+                options = [cuts]
                 break
         else:
-            options += self._combined_cells(cutter, cells)
+            options = [cuts for _, cuts in found if len(cuts) == len(self.survey.bands)]
+            options += self._combined_cells(found)
         if not options:
-            raise RefusedError("; ".join(dict.fromkeys(cutter.reasons)))
+            raise RefusedError("; ".join(dict.fromkeys(reasons)))
         # Of equals the first: one cell before several, the lowest number.
         return self._fetched(min(options, key=_num_nan), len(cells))
 
-    def _combined_cells(self, cutter: _Cutter, cells: Sequence[Stacks]) -> list[dict[str, Cut]]:
+    def _cut(
+        self, client: Client, position: tuple[float, float], stacks: Stacks, reasons: list[str]
+    ) -> dict[str, Cut]:
+        """The bands of a sky cell that can be used; why others cannot goes to `reasons`."""
+        size = self.survey.shape[1] + _MARGIN_PIXELS
+        wanted = Wanted(survey=self.survey, position=position, size=size, center=size // 2)
+        most = max_fits_nbytes(self.survey, size, 1)
+        found = {}
+        for band, path in stacks.files.items():
+            query = {**place_query(position), "size": str(size), "format": "fits", "red": path}
+            check = functools.partial(_checked, band, wanted)
+            try:
+                stamp, content = client.get("fitscut.cgi", query, most, check)
+                found[band] = Cut(cell=stacks.cell, band=stamp, content=content)
+            except RefusedError as error:
+                reasons.append(str(error))
+        return found
+
+    def _combined_cells(
+        self, found: Sequence[tuple[str, Mapping[str, Cut]]]
+    ) -> Iterator[dict[str, Cut]]:
         """Each projection's best cell of every band."""
-        found = []
-        for projection in dict.fromkeys(stacks.projection for stacks in cells):
-            group = [cutter.cut(stacks) for stacks in cells if stacks.projection == projection]
-            if len(group) < 2:
-                continue
+        for projection in dict.fromkeys(name for name, _ in found):
+            group = [cuts for name, cuts in found if name == projection]
             best = {
                 band: min(of_band, key=lambda cut: cut.band.num_nan)
                 for band in self.survey.bands
                 if (of_band := [cuts[band] for cuts in group if band in cuts])
             }
-            if len(best) == len(self.survey.bands):
-                found.append(best)
-        return found
+            if len(group) > 1 and len(best) == len(self.survey.bands):
+                yield best
 
     def _fetched(self, cuts: Mapping[str, Cut], num_cells: int) -> Fetched:
         _check_one_grid(cuts)
         names = {band: cut.cell for band, cut in cuts.items()}
-        notes: dict[str, Any] = {"sky_cell": names}
-        if len(set(names.values())) == 1:
-            notes["sky_cell"] = next(iter(names.values()))
+        cells = sorted(set(names.values()))
+        notes: dict[str, Any] = {"sky_cell": cells[0] if len(cells) == 1 else names}
         if num_cells > 1:
             notes["of_sky_cells"] = str(num_cells)
         return combined(
@@ -141,60 +151,12 @@ class Cut:
     content: bytes
 
 
-class _Cutter:
-    """Cuts bands out of sky cells, each once."""
-
-    def __init__(self, client: Client, survey: Survey, position: tuple[float, float]) -> None:
-        self.reasons: list[str] = []
-        self._client = client
-        self._survey = survey
-        self._position = position
-        self._cuts: dict[str, dict[str, Cut]] = {}
-
-    def cut(self, stacks: Stacks) -> dict[str, Cut]:
-        """The bands of a sky cell that can be used; why others cannot goes to `reasons`."""
-        if stacks.cell not in self._cuts:
-            self._cuts[stacks.cell] = dict(self._usable(stacks))
-        return self._cuts[stacks.cell]
-
-    def _usable(self, stacks: Stacks) -> Iterator[tuple[str, Cut]]:
-        for band in self._survey.bands:
-            if band not in stacks.files:
-                continue
-            try:
-                yield band, self._cut_band(stacks, band)
-            except RefusedError as error:
-                self.reasons.append(str(error))
-
-    def _cut_band(self, stacks: Stacks, band: str) -> Cut:
-        size = self._survey.shape[1] + _MARGIN_PIXELS
-        wanted = Wanted(survey=self._survey, position=self._position, size=size, center=size // 2)
-        query = {
-            "ra": degrees_text(self._position[0]),
-            "dec": degrees_text(self._position[1]),
-            "size": str(size),
-            "format": "fits",
-            "red": stacks.files[band],
-        }
-        found, content = self._client.get(
-            "fitscut.cgi",
-            query,
-            max_fits_nbytes(self._survey, size, 1),
-            functools.partial(_checked, band, wanted),
-        )
-        return Cut(cell=stacks.cell, band=found, content=content)
-
-
 def _num_nan(cuts: Mapping[str, Cut]) -> int:
     return sum(cut.band.num_nan for cut in cuts.values())
 
 
 def _check_one_grid(cuts: Mapping[str, Cut]) -> None:
-    """Makes sure that a pixel is the same place on the sky in every band.
-
-    Raises:
-        RefusedError: it is not.
-    """
+    """Makes sure that a pixel is the same place on the sky in every band."""
     (first, one), *others = cuts.items()
     for band, cut in others:
         apart = np.subtract(cut.band.offset_pixels, one.band.offset_pixels)
@@ -265,8 +227,7 @@ def _rows(content: bytes) -> list[dict[str, str]]:
     lines = [line.split() for line in content.decode("ascii", "replace").splitlines() if line]
     names = lines[0] if lines else []
     if any(column not in names for column in _COLUMNS):
-        text = " ".join(content[:300].decode("ascii", "replace").split())[:80]
-        raise SpoiledError(f"it sent no list of files but {text!r}")
+        raise SpoiledError(f"it sent no list of files but {start_of(content)!r}")
     rows = [dict(zip(names, words, strict=False)) for words in lines[1:]]
     for row in rows:
         is_whole = len(row) == len(names) and row["projcell"].isdigit() and row["subcell"].isdigit()

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,7 +23,7 @@ from msdata.fetch.into_shards import check_target, check_unfinished
 from msdata.fetch.journal import FETCHED, REFUSED, UNSETTLED, Entry, Journal, read_entries
 from msdata.fetch.objects import ObjectFetcher
 from msdata.fetch.settings import FetchSettings, claim_folder
-from msdata.fetch.targets import Slice, Target, read_targets
+from msdata.fetch.targets import Target, read_targets
 
 # Where so many objects were refused and none fetched, a layer or address is wrong: more requests
 # would only cost the service, and the user, more of the same.
@@ -56,7 +56,7 @@ class FetchReport:
     services: Mapping[str, Mapping[str, int]]
     failed_path: Path
     no_coverage: Mapping[str, int]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def is_settled(self) -> bool:
@@ -154,11 +154,6 @@ def open_clients(
             client.close()
 
 
-def failed_path(out: Path, part: Slice) -> Path:
-    """Where a slice's failed objects are listed."""
-    return out / f"failed{part.suffix}.csv"
-
-
 def targets_left(
     targets: Iterable[Target],
     entries: Mapping[str, Entry],
@@ -177,15 +172,12 @@ def targets_left(
     left = []
     for target in targets:
         entry = entries.get(target.sample_id)
-        is_settled = entry is not None and entry.is_of(target) and entry.state != UNSETTLED
-        if is_settled and entry is not None and entry.state == REFUSED:
-            is_settled = not settings.retry_refused
-        elif is_settled and entry is not None and not is_packed:
-            paths = settings.object_files(target.sample_id)
-            is_there = all(path.exists() for path in paths)
-            is_settled = is_there and sum(p.stat().st_size for p in paths) == entry.nbytes
-        if not is_settled:
-            left.append(target)
+        if entry is not None and entry.is_of(target):
+            if entry.state == REFUSED and not settings.retry_refused:
+                continue
+            if entry.state == FETCHED and (is_packed or settings.has_files(entry)):
+                continue
+        left.append(target)
     return left
 
 
@@ -215,7 +207,7 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
         check_unfinished(settings, len(left))
         stop = threading.Event()
         with open_clients(settings, stop, is_resumed=has_begun) as clients:
-            tally = _Tally(len(targets), len(targets) - len(left), clients, is_quiet=is_quiet)
+            tally = _Tally(len(left), clients, is_quiet=is_quiet)
             fetcher = ObjectFetcher(settings, clients)
             try:
                 with Crew(fetcher.fetch, settings.workers, stop) as crew:
@@ -224,10 +216,10 @@ def fetch(settings: FetchSettings, *, is_quiet: bool = True) -> FetchReport:
                             journal.add(entry)
                             entries[entry.sample_id] = entry
                             tally.add(entry)
-                        tally.show()
+                        tally.show(tally.line.update)
             finally:
-                tally.close()
-                path = failed_path(settings.out, settings.part)
+                tally.show(tally.line.close)
+                path = settings.out / f"failed{settings.part.suffix}.csv"
                 of_slice = _of_slice(targets, entries)
                 write_failed(path, of_slice)
     return FetchReport(
@@ -274,13 +266,11 @@ def write_failed(path: Path, entries: Iterable[Entry]) -> None:
 class _Tally:
     """Counts, shows, and loses patience with a service that only refuses."""
 
-    def __init__(
-        self, total: int, num_before: int, clients: Mapping[str, Client], *, is_quiet: bool
-    ) -> None:
+    def __init__(self, num_left: int, clients: Mapping[str, Client], *, is_quiet: bool) -> None:
         self.num_fetched = 0
         self._num_done = 0
         self._clients = clients
-        self._line = ProgressLine("fetch", total - num_before, is_quiet=is_quiet)
+        self.line = ProgressLine("fetch", num_left, is_quiet=is_quiet)
         self._refused: Counter[str] = Counter()
 
     def add(self, entry: Entry) -> None:
@@ -302,18 +292,11 @@ class _Tally:
                 "command again, with --retry-refused"
             )
 
-    def show(self) -> None:
-        """Shows how far it is, now and then."""
-        self._line.update(*self._state())
-
-    def close(self) -> None:
-        """Ends the line."""
-        self._line.close(*self._state())
-
-    def _state(self) -> tuple[int, int, str]:
+    def show(self, tell: Callable[[int, int, str], None]) -> None:
+        """Shows how far it is, by the line's `update` or `close`."""
         parts = []
         for name, client in self._clients.items():
             again = f" ({client.counts['retries']:,} again)" if client.counts["retries"] else ""
             parts.append(f"{name} {client.counts['requests']:,}{again}")
         nbytes = sum(client.counts["nbytes"] for client in self._clients.values())
-        return self._num_done, nbytes, ", ".join(parts)
+        tell(self._num_done, nbytes, ", ".join(parts))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from msdata.core.files import storage_error
+from msdata.catalog.build.recipe import read_toml
 from msdata.errors import UsageError
 
 
@@ -95,35 +94,26 @@ def read_services(path: Path | None) -> dict[str, Service]:
         UsageError: it is not TOML, or names an unknown service or setting.
         StorageError: it cannot be read.
     """
-    tables: Mapping[str, Any] = {}
-    if path is not None:
-        if not path.is_file():
-            raise UsageError(f"services file {path} is not a file; check the path")
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"services file {path} is not TOML: {error}") from error
-        except OSError as error:
-            raise storage_error("read", path, error) from error
+    tables = {} if path is None else read_toml(path, "services file")
     found = dict(SERVICES)
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UsageError(f"services file {path}: {name} must be a table; write [{name}]")
-        found[service_name(name)] = changed(found[service_name(name)], table)
+        change_service(found, name, table)
     return found
 
 
-def service_name(name: str) -> str:
-    """Checks that there is a service of that name.
+def change_service(services: dict[str, Service], name: str, changes: Mapping[str, Any]) -> None:
+    """Gives one of several services other settings, in place.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the service or a setting does not exist, or a value is invalid.
     """
-    if name in SERVICES:
-        return name
-    raise UsageError(
-        f"unknown service {name!r}; known are {', '.join(SERVICES)}{_hint(name, SERVICES)}"
-    )
+    if name not in SERVICES:
+        raise UsageError(
+            f"unknown service {name!r}; known are {', '.join(SERVICES)}{_hint(name, SERVICES)}"
+        )
+    services[name] = changed(services[name], changes)
 
 
 def changed(service: Service, changes: Mapping[str, Any]) -> Service:

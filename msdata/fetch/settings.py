@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import open_known, storage_error, take_lock, write_whole
+from msdata.core.files import refusals, waiting_lock, write_whole
 from msdata.errors import UsageError
 from msdata.fetch.adapter import Adapter
-from msdata.fetch.journal import FOLDER
-from msdata.fetch.legacy import LegacyAdapter
+from msdata.fetch.journal import FOLDER, Entry
+from msdata.fetch.legacy import LAYERS, ViewerAdapter
 from msdata.fetch.panstarrs import PanstarrsAdapter
 from msdata.fetch.service import SERVICES, Service
 from msdata.fetch.surveys import survey_adapter
@@ -96,11 +95,12 @@ class FetchSettings:
             self.contact.isascii() and self.contact.isprintable() and len(self.contact) <= 200
         ):
             raise UsageError("--contact goes into a request's header; give an address in ASCII")
-        if self.surveys:
-            self._check_surveys()
+        self._check_surveys()
         self.adapters()
 
     def _check_surveys(self) -> None:
+        if not self.surveys:
+            return
         names = [survey.name for survey in self.surveys]
         if len(set(names)) != len(names):
             raise UsageError(f"--survey must name distinct surveys, got {', '.join(names)}")
@@ -120,15 +120,17 @@ class FetchSettings:
                 f"{self.pack} {command} --catalog {self.catalog}'"
             )
 
-    def object_files(self, sample_id: str) -> list[Path]:
-        """The files of an object that was fetched."""
-        if not self.surveys:
-            return [self.out / OBJECTS / object_path(sample_id, ".npy")]
-        return [
-            survey_path(self.out, sample_id, survey.pattern.replace("{band}", band))
-            for survey in self.surveys
-            for band in (survey.bands if "{band}" in survey.pattern else ("",))
-        ]
+    def has_files(self, entry: Entry) -> bool:
+        """Whether the files of an object that was fetched are there, with the bytes they had."""
+        paths = [self.out / OBJECTS / object_path(entry.sample_id, ".npy")]
+        if self.surveys:
+            paths = [
+                survey_path(self.out, entry.sample_id, survey.pattern.replace("{band}", band))
+                for survey in self.surveys
+                for band in (survey.bands if "{band}" in survey.pattern else ("",))
+            ]
+        is_there = all(path.exists() for path in paths)
+        return is_there and sum(path.stat().st_size for path in paths) == entry.nbytes
 
     def adapters(self) -> list[Adapter]:
         """One for each array, in the schema's order."""
@@ -140,11 +142,12 @@ class FetchSettings:
             )
             for a in MANTIS_SHRIMP.arrays
         }
-        unwise = UnwiseMeAdapter if self.unwise_from == "unwise_me" else LegacyAdapter
+        galex, unwise = (ViewerAdapter(surveys[name], *LAYERS[name]) for name in LAYERS)
+        is_me = self.unwise_from == "unwise_me"
         return [
             PanstarrsAdapter(surveys["panstarrs"]),
-            LegacyAdapter(surveys["galex"]),
-            unwise(surveys["unwise"]),
+            galex,
+            UnwiseMeAdapter(surveys["unwise"]) if is_me else unwise,
         ]
 
     def shared_services(self) -> dict[str, Service]:
@@ -181,7 +184,7 @@ def claim_folder(settings: FetchSettings) -> bool:
         StorageError: the file system refused.
     """
     path = settings.out / FOLDER / "settings.json"
-    try:
+    with refusals("write", settings.out):
         if settings.out.exists() and not settings.out.is_dir():
             raise UsageError(f"{settings.out} is a file; give a folder for the objects")
         has_begun = path.parent.exists()
@@ -190,41 +193,25 @@ def claim_folder(settings: FetchSettings) -> bool:
                 f"{settings.out} is not empty and was not made by 'msdata fetch'; give a new folder"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Slices begin at the same moment.
-        fd = open_known(path.parent / "settings.lock")
-    except OSError as error:
-        raise storage_error("write", settings.out, error) from error
-    try:
-        take_lock(fd, waits=True)
-        _check_or_write(path, settings)
-    finally:
-        os.close(fd)
+    # Slices begin at the same moment.
+    with waiting_lock(path.parent / "settings.lock"):
+        if not path.exists():
+            fields = {"format_version": _FORMAT_VERSION, **settings.to_json()}
+            write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
+            return has_begun
+        found = read_json(path, cure="fetch into a new folder, or restore it", has_paths=True)
+        version = found["format_version"].read_as(int)
+        if version != _FORMAT_VERSION:
+            raise UsageError(f"{settings.out} was started by another version of msdata ({version})")
+        check_same(settings, found.value, "resume with the same, or fetch into another folder")
     return has_begun
 
 
-def _check_or_write(path: Path, settings: FetchSettings) -> None:
-    if not path.exists():
-        fields = {"format_version": _FORMAT_VERSION, **settings.to_json()}
-        write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
-        return
-    found = read_json(path, cure="fetch into a new folder, or restore it", has_paths=True)
-    version = found["format_version"].read_as(int)
-    before = found.value
-    if version != _FORMAT_VERSION:
-        raise UsageError(f"{settings.out} was started by another version of msdata ({version})")
-    check_same(settings, before, "resume with the same, or fetch into another folder")
-
-
 def check_same(settings: FetchSettings, before: Mapping[str, Any], cure: str) -> None:
-    """Refuses settings that give other pixels than those that `settings.out` was started with.
-
-    Args:
-        settings: those of now.
-        before: what `FetchSettings.to_json` gave then.
-        cure: end of the message.
+    """Refuses settings whose `to_json` differs from that which `settings.out` was started with.
 
     Raises:
-        UsageError: they differ.
+        UsageError: they differ; the message ends with the cure.
     """
     for name, value in settings.to_json().items():
         # Earlier versions wrote no surveys.

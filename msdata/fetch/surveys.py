@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from msdata.errors import UsageError
-from msdata.fetch.adapter import Adapter, Fetched, combined, degrees_text, max_fits_nbytes
-from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes, planes_by_band
+from msdata.fetch.adapter import Adapter, Fetched, combined, max_fits_nbytes, place_query
+from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError
-from msdata.fetch.legacy import check_filled
+from msdata.fetch.legacy import ViewerAdapter, check_filled
 from msdata.sources.survey_file import SurveyFile
 
 # Of the bricks' coadds, which all layers of the survey's own images show.
@@ -32,7 +32,13 @@ def survey_adapter(rules: SurveyFile) -> Adapter:
     if rules.layer and rules.hips:
         raise UsageError(f"survey {rules.name!r}: give layer or hips, not both")
     if rules.layer:
-        return LayerAdapter(rules)
+        _check_name(rules, is_by_band=False)
+        if rules.layer.startswith("ls-") and rules.pixel_scale_arcsec != _LAYER_SCALE_ARCSEC:
+            raise UsageError(
+                f"survey {rules.name!r}: layer {rules.layer} has {_LAYER_SCALE_ARCSEC} arcsec per "
+                f"pixel, not {rules.pixel_scale_arcsec:g}, and the viewer would not keep the flux"
+            )
+        return ViewerAdapter(rules.survey(), rules.layer, rules.pattern, _words(rules), rules)
     if rules.hips:
         return HipsAdapter(rules)
     raise UsageError(
@@ -49,50 +55,6 @@ def _check_name(rules: SurveyFile, *, is_by_band: bool) -> None:
             f"survey {rules.name!r}: its service sends {said}; its pattern must be {how} and name "
             f"no extension, got {rules.files!r}"
         )
-
-
-class LayerAdapter:
-    """Implements `Adapter` for a layer of the viewer."""
-
-    service = "legacy"
-    requests_per_object = 1
-
-    def __init__(self, rules: SurveyFile) -> None:
-        _check_name(rules, is_by_band=False)
-        if rules.layer.startswith("ls-") and rules.pixel_scale_arcsec != _LAYER_SCALE_ARCSEC:
-            raise UsageError(
-                f"survey {rules.name!r}: layer {rules.layer} has {_LAYER_SCALE_ARCSEC} arcsec per "
-                f"pixel, not {rules.pixel_scale_arcsec:g}, and the viewer would not keep the flux"
-            )
-        self.survey = rules.survey()
-        self._rules = rules
-
-    def fetch(self, client: Client, position: tuple[float, float]) -> Fetched:
-        """See `Adapter.fetch`."""
-        rules, size = self._rules, self._rules.size
-        query = {
-            "ra": degrees_text(position[0]),
-            "dec": degrees_text(position[1]),
-            "size": str(size),
-            "pixscale": f"{rules.pixel_scale_arcsec:g}",
-            "layer": rules.layer,
-            "bands": "".join(rules.bands),
-        }
-        wanted = Wanted(
-            survey=self.survey, position=position, size=size, center=(size - 1) / 2, rules=rules
-        )
-        most = max_fits_nbytes(self.survey, size, len(rules.bands))
-        return client.get(
-            "fits-cutout", query, most, lambda content: self._checked(content, wanted, most)
-        )
-
-    def _checked(self, content: bytes, wanted: Wanted, most_nbytes: int) -> Fetched:
-        planes = planes_by_band(fits_planes(content, most_nbytes), self.survey, _words(self._rules))
-        bands: dict[str, Band] = {}
-        for band in self.survey.bands:
-            bands[band] = band_stamp(planes[band], band, wanted)
-            check_filled(band, bands[band])
-        return combined(self.survey, bands, {self._rules.pattern: content})
 
 
 class HipsAdapter:
@@ -119,8 +81,7 @@ class HipsAdapter:
         for band in rules.bands:
             query = {
                 "hips": rules.hips[band],
-                "ra": degrees_text(position[0]),
-                "dec": degrees_text(position[1]),
+                **place_query(position),
                 "width": str(size),
                 "height": str(size),
                 "fov": f"{size * rules.pixel_scale_arcsec / 3600:.12f}",
@@ -130,12 +91,12 @@ class HipsAdapter:
                 "format": "fits",
             }
             name = rules.pattern.replace("{band}", band)
-            check = partial(self._checked, band=band, wanted=wanted, most_nbytes=most)
+            check = partial(self._checked, band, wanted, most)
             bands[band], files[name] = client.get("hips2fits", query, most, check)
         return combined(self.survey, bands, files)
 
     def _checked(
-        self, content: bytes, *, band: str, wanted: Wanted, most_nbytes: int
+        self, band: str, wanted: Wanted, most_nbytes: int, content: bytes
     ) -> tuple[Band, bytes]:
         planes = fits_planes(content, most_nbytes)
         if len(planes) != 1 or planes[0].pixels.dtype.itemsize == 1:

@@ -114,7 +114,11 @@ def read_targets(
     dec = catalog.columns["dec"].to_numpy()
     found, ambiguous, num_repeated = _distinct(catalog.ids.to_pylist(), path)
     targets = [
-        Target(sample_id=_file_id(text), ra=float(ra[row]), dec=float(dec[row]))
+        Target(
+            sample_id=text.zfill(_ID_DIGITS) if _is_number(text) else text,
+            ra=float(ra[row]),
+            dec=float(dec[row]),
+        )
         for key, (row, text) in found.items()
         if row % part.count == part.index and key not in ambiguous
     ]
@@ -145,7 +149,13 @@ def _distinct(
     for row, text in enumerate(ids):
         if text is None:
             continue
-        _check_id(text, path)
+        is_listed = _SAFE_ID.fullmatch(text) and take_pickle("", f"{text}.npy") is not None
+        # Another command would not find the file of other ids.
+        if not (_is_number(text) or is_listed):
+            raise UsageError(
+                f"catalog {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, "
+                "or name another column with --id-column"
+            )
         key = text.lstrip("0") if _is_number(text) else text
         first = found.setdefault(key, (row, text))
         if first[1] != text:
@@ -163,17 +173,3 @@ def _along_strips(target: Target) -> tuple[float, float, str]:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
-
-
-def _file_id(text: str) -> str:
-    return text.zfill(_ID_DIGITS) if _is_number(text) else text
-
-
-def _check_id(text: str, path: Path) -> None:
-    """Refuses an id whose file another command would not find."""
-    is_listed = _SAFE_ID.fullmatch(text) and take_pickle("", f"{text}.npy") is not None
-    if not (_is_number(text) or is_listed):
-        raise UsageError(
-            f"catalog {path}: id {text!r} cannot name a file; use letters, digits and _ . + -, "
-            "or name another column with --id-column"
-        )

@@ -17,8 +17,8 @@ from collections import defaultdict
 import numpy as np
 
 from msdata.errors import UsageError
-from msdata.fetch.adapter import Fetched, combined, degrees_text, max_fits_nbytes
-from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes
+from msdata.fetch.adapter import Fetched, combined, max_fits_nbytes, place_query
+from msdata.fetch.answer import Band, Wanted, band_stamp, fits_planes, start_of
 from msdata.fetch.client import Client
 from msdata.fetch.failures import RefusedError, SpoiledError
 from msdata.schema import Survey
@@ -52,29 +52,27 @@ class UnwiseMeAdapter:
         size = self.survey.shape[1] + _MARGIN_PIXELS
         query = {
             "version": _VERSION,
-            "ra": degrees_text(position[0]),
-            "dec": degrees_text(position[1]),
+            **place_query(position),
             "size": str(size),
             "bands": "".join(band[-1] for band in self.survey.bands),
             "file_img_m": "on",
         }
         wanted = Wanted(survey=self.survey, position=position, size=size, center=None)
         most = max_fits_nbytes(self.survey, size, 1) * len(self.survey.bands) * _MOST_COADDS
-        return client.get(
-            "cutout_fits", query, most, lambda content: self._chosen(content, wanted, most)
-        )
 
-    def _chosen(self, content: bytes, wanted: Wanted, most_nbytes: int) -> Fetched:
-        coadds = _coadds(content, most_nbytes)
-        if not coadds:
-            raise RefusedError("its archive holds no coadd")
-        reasons = []
-        for name in sorted(coadds, key=lambda n: (_distance_deg(n, wanted.position), n)):
-            try:
-                return self._of_coadd(name, coadds[name], wanted)
-            except RefusedError as error:
-                reasons.append(f"coadd {name}: {error}")
-        raise RefusedError("; ".join(reasons))
+        def choose(content: bytes) -> Fetched:
+            coadds = _coadds(content, most)
+            if not coadds:
+                raise RefusedError("its archive holds no coadd")
+            reasons = []
+            for name in sorted(coadds, key=lambda n: (_distance_deg(n, position), n)):
+                try:
+                    return self._of_coadd(name, coadds[name], wanted)
+                except RefusedError as error:
+                    reasons.append(f"coadd {name}: {error}")
+            raise RefusedError("; ".join(reasons))
+
+        return client.get("cutout_fits", query, most, choose)
 
     def _of_coadd(self, name: str, files: dict[str, bytes], wanted: Wanted) -> Fetched:
         bands: dict[str, Band] = {}
@@ -105,8 +103,7 @@ def _coadds(content: bytes, most_nbytes: int) -> dict[str, dict[str, bytes]]:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
             unpacked = file.read(most_nbytes + 1)
     except (OSError, EOFError, zlib.error) as error:
-        text = " ".join(content[:300].decode("ascii", "replace").split())[:80]
-        raise SpoiledError(f"it sent no tar.gz but {text!r}") from error
+        raise SpoiledError(f"it sent no tar.gz but {start_of(content)!r}") from error
     if len(unpacked) > most_nbytes:
         raise RefusedError(f"its archive has more than {most_nbytes:,} bytes unpacked")
     found: dict[str, dict[str, bytes]] = defaultdict(dict)

@@ -24,7 +24,7 @@ from msdata.dataset.added import ID, MARK, AddedTable, write_added
 from msdata.dataset.coded_columns import possible_columns
 from msdata.dataset.dataset import Dataset, open_dataset
 from msdata.dataset.index import BATCH_NAMES, IndexFile, file_sha256
-from msdata.errors import UsageError
+from msdata.errors import UsageError, naming
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,10 +146,8 @@ def _rows_of(data: Dataset, path: Path, column: pa.ChunkedArray, name: str) -> t
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    try:
+    with naming(path):
         ids = id_text(name, column)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
     keys = without_zeros(ids)
     distinct, codes, first = first_of_each(keys)
     repeated = np.flatnonzero((codes >= 0) & (first[codes] != np.arange(len(codes))))

@@ -7,11 +7,11 @@ index of files has; a source folder named `add` is `./add`.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from msdata.core.options import add_jobs, parse_renames
+from msdata.core.text import print_result
 from msdata.errors import UsageError
 from msdata.ingest.add_columns import add_columns
 from msdata.ingest.in_place import index_in_place
@@ -77,14 +77,10 @@ def run(args: argparse.Namespace) -> int:
     splits = dict.fromkeys(manifest.splits, 0)
     for shard in manifest.shards:
         splits[shard.split] += shard.num_samples
-    if args.json:
-        result = {"path": str(args.out), "fingerprint": manifest.fingerprint, "splits": splits}
-        print(json.dumps({**result, "notes": list(report.notes)}))
-        return 0
-    for note in report.notes:
-        print(f"note: {note}")
+    result = {"path": str(args.out), "fingerprint": manifest.fingerprint, "splits": splits}
     told = ", ".join(f"{name} {count:,}" for name, count in splits.items())
-    print(f"indexed {manifest.num_samples:,} samples in place ({told}); {args.source} must stay")
+    text = f"indexed {manifest.num_samples:,} samples in place ({told}); {args.source} must stay"
+    print_result(result, report.notes, text, as_json=args.json)
     return 0
 
 
@@ -103,14 +99,11 @@ def _add(args: argparse.Namespace) -> int:
         id_column=args.id_column,
         skips_unknown=args.skip_unknown,
     )
-    if args.json:
-        print(json.dumps({"path": str(args.out), **asdict(report)}))
-        return 0
-    for note in report.notes:
-        print(f"note: {note}")
     left_out = f"; {report.num_unknown:,} rows left out" if report.num_unknown else ""
-    print(
+    text = (
         f"added {', '.join(report.columns)} to {args.out}: {report.num_samples:,} samples, "
         f"{report.num_missing:,} without a row in {args.table}{left_out}"
     )
+    result = {"path": str(args.out), **asdict(report)}
+    print_result(result, report.notes, text, as_json=args.json)
     return 0

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from msdata.core.checksum import crc32c
 from msdata.core.npy import read_npy_header
 from msdata.core.trusted_names import short
-from msdata.errors import DataError, SampleError, UsageError
+from msdata.errors import DataError, UsageError, naming
 from msdata.ingest.found_labels import FoundLabel, label_of_values
 from msdata.ingest.label_checks import check_id
 
@@ -115,12 +115,10 @@ def found_file(
         UsageError: an id is not a printable text.
         DataError: the file ends too early.
     """
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        for sample_id in ids.slice(start, _IDS_AT_ONCE).to_pylist():
-            try:
+    with naming(f"cannot index {path}", UsageError):
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            for sample_id in ids.slice(start, _IDS_AT_ONCE).to_pylist():
                 check_id(sample_id)
-            except SampleError as error:
-                raise UsageError(f"cannot index {path}: {error}") from error
     crc32c_of, num_nan = _measured(path, len(ids), arrays, offsets)
     return FoundFile(
         path=path,

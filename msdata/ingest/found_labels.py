@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.catalog.values import MAX_EXACT
-from msdata.errors import SampleError, UsageError
+from msdata.errors import SampleError, UsageError, naming
 from msdata.ingest.label_checks import RANGES, check_exact, joined_kind, plain_value
 from msdata.pack.columns import label_names
 from msdata.schema import Schema
@@ -68,8 +67,7 @@ def label_of_values(name: str, values: Sequence[Any], ids: Sequence[str]) -> Fou
         except SampleError as error:
             raise UsageError(f"cannot index sample {sample_id!r}: {error}") from error
         kept.append(plain)
-    array = pa.array(kept, _type_of(kind))
-    return FoundLabel(kind=kind, values=array, num_dropped=num_dropped)
+    return FoundLabel(kind=kind, values=pa.array(kept, _type_of(kind)), num_dropped=num_dropped)
 
 
 def label_of_array(name: str, values: NDArray[Any]) -> FoundLabel:
@@ -115,15 +113,14 @@ def label_columns(
         UsageError: files have values of different kinds for one label.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     kinds: dict[str, LabelKind] = {}
     num_dropped: Counter[str] = Counter()
     for labels in files:
         for name, found in labels.items():
-            try:
+            with naming("cannot index these files", UsageError):
                 kinds[name] = joined_kind(name, kinds.get(name, "nothing"), found.kind)
-            except SampleError as error:
-                raise UsageError(f"cannot index these files: {error}") from error
             num_dropped[name] += found.num_dropped
     # A label whose every value was dropped is none, unless its name says what it is.
     kinds = {n: k for n, k in kinds.items() if k != "nothing" or n in RANGES or _has_null(files, n)}
@@ -137,7 +134,10 @@ def label_columns(
                 chunks.append(pa.nulls(size, _type_of(kind)))
                 continue
             if kind == "number" and label.kind == "integer":
-                _check_exact(name, label)
+                limits = pc.min_max(label.values).as_py()
+                largest = max((v for v in limits.values() if v is not None), key=abs, default=0)
+                with naming("cannot index these files", UsageError):
+                    check_exact(name, largest, "number")
             chunks.append(label.values.cast(_type_of(kind)))
         columns[free[name]] = pa.chunked_array(chunks, _type_of(kind))
     notes = [f"label {a!r} is kept as {b!r}" for a, b in free.items() if a != b]
@@ -154,18 +154,6 @@ def _has_null(files: Sequence[Mapping[str, FoundLabel]], name: str) -> bool:
     """Whether a label without values is missing somewhere, rather than dropped everywhere."""
     found = [labels[name] for labels in files if name in labels]
     return any(label.num_dropped < len(label.values) for label in found)
-
-
-def _check_exact(name: str, label: FoundLabel) -> None:
-    import pyarrow.compute as pc
-
-    limits = pc.min_max(label.values).as_py()
-    value = max((v for v in limits.values() if v is not None), key=abs, default=0)
-    if abs(value) > MAX_EXACT:
-        try:
-            check_exact(name, value, "number")
-        except SampleError as error:
-            raise UsageError(f"cannot index these files: {error}") from error
 
 
 def _type_of(kind: LabelKind) -> pa.DataType:

@@ -7,8 +7,8 @@ of samples, its labels, and whatever lies between its arrays, which nothing chec
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,25 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata import __version__
-from msdata.core.files import storage_error, sync_folder
+from msdata.core.files import refusals, storage_error, sync_folder
 from msdata.core.options import num_jobs
 from msdata.core.trusted_names import is_plain_name
 from msdata.dataset.dataset import open_dataset
 from msdata.dataset.index import fixed_columns, write_index
 from msdata.dataset.links import write_links
 from msdata.dataset.manifest import INDEXED, Manifest, ShardInfo
-from msdata.errors import DataError, UsageError
+from msdata.errors import UsageError
 from msdata.ingest.found import FoundFile, cannot, check_same_arrays, convert
 from msdata.ingest.found_labels import label_columns
 from msdata.ingest.join import check_absent
-from msdata.ingest.readers import (
-    HDF5_SUFFIXES,
-    NPY_SUFFIX,
-    TAR_SUFFIXES,
-    read_hdf5,
-    read_npy,
-    read_tar,
-)
+from msdata.ingest.readers import read_hdf5, read_npy, read_tar
 from msdata.pack.candidates import hashed_ids
 from msdata.pack.columns import check_array_names
 from msdata.pack.settings import SPLIT_NAMES, PackSettings
@@ -47,7 +40,7 @@ from msdata.schema import Schema, Survey
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SUFFIXES = (*TAR_SUFFIXES, *HDF5_SUFFIXES, NPY_SUFFIX)
+_KINDS = {".tar": "tar", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5", ".npy": "npy"}
 _LABEL_SUFFIXES = (".json", ".cls", ".txt")
 # A shard takes 300 bytes of JSON, which is read when the data set is opened.
 _MAX_FILES = 100_000
@@ -110,7 +103,7 @@ def index_in_place(
         with ThreadPoolExecutor(num_jobs(jobs), thread_name_prefix="index") as pool:
             files = list(pool.map(_read, groups))
     except OSError as error:
-        if isinstance(error, (UsageError, DataError)) or error.filename is None:
+        if error.filename is None:
             raise
         raise storage_error("read", Path(error.filename), error) from error
     files = [file for file in files if len(file)]
@@ -144,7 +137,7 @@ def _groups(root: Path) -> list[list[Path]]:
     if not root.exists():
         raise UsageError(f"{root} does not exist; check the path")
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    found = [p for p in paths if p.suffix.lower() in _SUFFIXES]
+    found = [p for p in paths if p.suffix.lower() in _KINDS]
     kinds = {_kind(p) for p in found}
     if len(found) > _MAX_FILES:
         raise UsageError(
@@ -152,10 +145,9 @@ def _groups(root: Path) -> list[list[Path]]:
             f"each becomes a shard; {convert(root)}"
         )
     if not found:
-        first = f" but {paths[0].name}" if paths else ": it is empty"
+        but = f" but {paths[0].name}" if paths else ": it is empty"
         raise UsageError(
-            f"cannot index {root}: it holds no .tar, .h5, .hdf5 or .npy file{first}; "
-            f"{convert(root)}"
+            f"cannot index {root}: it holds no .tar, .h5, .hdf5 or .npy file{but}; {convert(root)}"
         )
     if len(kinds) > 1:
         raise UsageError(
@@ -168,14 +160,13 @@ def _groups(root: Path) -> list[list[Path]]:
     for path in paths:
         if path.suffix.lower() in _LABEL_SUFFIXES:
             labels[_stem(path)].append(path)
-    by_key: dict[Path, list[Path]] = defaultdict(list)
+    first_of: dict[Path, Path] = {}
     for path in found:
-        by_key[_stem(path)].append(path)
-    for arrays in by_key.values():
-        if len(arrays) > 1:
+        first = first_of.setdefault(_stem(path), path)
+        if first != path:
             raise UsageError(
-                f"cannot read {arrays[0]} in place: {arrays[1].name} is another array of the same "
-                f"sample, and an array lies in the file of its sample; {convert(root)}"
+                f"cannot read {first} in place: {path.name} is another array of the same sample, "
+                f"and an array lies in the file of its sample; {convert(root)}"
             )
     return [[path, *labels[_stem(path)]] for path in found]
 
@@ -185,15 +176,13 @@ def _stem(path: Path) -> Path:
 
 
 def _kind(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return "tar" if suffix in TAR_SUFFIXES else "hdf5" if suffix in HDF5_SUFFIXES else "npy"
+    return _KINDS[path.suffix.lower()]
 
 
 def _read(group: Sequence[Path]) -> FoundFile:
-    kind = _kind(group[0])
-    if kind == "npy":
-        return read_npy(group)
-    return read_tar(group[0]) if kind == "tar" else read_hdf5(group[0])
+    if _kind(group[0]) == "npy":
+        return read_npy(*group)
+    return (read_tar if _kind(group[0]) == "tar" else read_hdf5)(group[0])
 
 
 def _schema_of(files: Sequence[FoundFile]) -> Schema:
@@ -263,34 +252,27 @@ def _write(
     table, notes = _table(files, schema, splits)
     left_out = sum((file.left_out for file in files), Counter[str]())
     notes += [f"{what} left out of {count:,} samples or files" for what, count in left_out.items()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
-        mask = os.umask(0)
-        os.umask(mask)
-        made.chmod(0o777 & ~mask)
-    except OSError as error:
-        raise storage_error("write", out, error) from error
-    try:
-        write_links(made, targets)
-        manifest = Manifest(
-            container=INDEXED,
-            schema=schema,
-            shards=tuple(shards),
-            seed=seed,
-            index_sha256=write_index(made, table, schema),
-            provenance={"msdata": __version__, "num_rejected": 0},
-        )
-        manifest.write(made)
-        # Whatever a reader would refuse is refused now.
-        open_dataset(made)
-        made.rename(out)
-        sync_folder(out.parent)
-    except BaseException as error:
-        shutil.rmtree(made, ignore_errors=True)
-        if not isinstance(error, OSError) or error.errno is None:
+    made = out.with_name(f".{out.name}-{secrets.token_hex(6)}.partial")
+    with refusals("write", out):
+        made.mkdir(parents=True)
+        try:
+            write_links(made, targets)
+            manifest = Manifest(
+                container=INDEXED,
+                schema=schema,
+                shards=tuple(shards),
+                seed=seed,
+                index_sha256=write_index(made, table, schema),
+                provenance={"msdata": __version__, "num_rejected": 0},
+            )
+            manifest.write(made)
+            # Whatever a reader would refuse is refused now.
+            open_dataset(made)
+            made.rename(out)
+            sync_folder(out.parent)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
             raise
-        raise storage_error("write", out, error) from error
     return IndexReport(manifest=manifest, notes=tuple(notes))
 
 

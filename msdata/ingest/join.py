@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from msdata.core.checked_json import Count, read_json
-from msdata.core.files import open_known, storage_error, sync_folder, take_lock, write_whole
+from msdata.core.files import locked, refusals, storage_error, sync_folder, write_whole
 from msdata.core.options import num_jobs
 from msdata.dataset.dataset import Dataset, open_dataset
-from msdata.errors import DataError, SampleError, UsageError
+from msdata.errors import DataError, UsageError, naming
 from msdata.ingest.label_checks import joined_kind
 from msdata.pack.folder_lock import folder_lock
 from msdata.pack.run import pack
@@ -105,7 +105,9 @@ def join_parts(out: str | os.PathLike[str], *, jobs: int | None = None) -> Datas
         raise UsageError(
             f"cannot join {path}: {root} does not exist; write parts with msdata.Writer"
         )
-    with _lock_of(root):
+    with locked(root / LOCK_NAME) as is_mine:
+        if not is_mine:
+            raise is_joining(root)
         settings = _join(root)
         joined = root / _JOINED_NAME
         _remove_joined(joined)
@@ -116,15 +118,15 @@ def join_parts(out: str | os.PathLike[str], *, jobs: int | None = None) -> Datas
                 f"cannot join {path}: {report.num_rejected} samples were rejected; the reasons are "
                 f"in {joined / 'rejected.csv'}"
             )
-        try:
+        with refusals("write", path):
             joined.rename(path)
             sync_folder(path.parent)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
         count = len(PartFiles(root).parts.num_samples)
         (root / PARTS_NAME).unlink()
         for number in range(count):
             remove_part(part_folder(root, number))
+        with suppress(OSError):
+            (root / LOCK_NAME).unlink()
     with suppress(OSError):
         root.rmdir()
     return open_dataset(path)
@@ -139,26 +141,21 @@ def _join(root: Path) -> WriterSettings:
         raise UsageError(f"cannot make a data set of {root}: no sample was written")
     kinds: dict[str, LabelKind] = {}
     for number, part in enumerate(parts):
+        has_splits = first.has_splits if part.has_splits is None else part.has_splits
         for what, mine, its in (
             ("number of parts", part.num_parts, first.num_parts),
             ("settings", part.settings, first.settings),
             ("arrays", part.schema or first.schema, first.schema),
-            (
-                "use of split=",
-                first.has_splits if part.has_splits is None else part.has_splits,
-                first.has_splits,
-            ),
+            ("use of split=", has_splits, first.has_splits),
         ):
             if mine != its:
                 raise UsageError(
                     f"cannot join {root}: part {number} has other {what} than part "
                     f"{parts.index(first)}; write it again with the same ones"
                 )
-        try:
+        with naming(f"cannot join {root}: part {number}", UsageError):
             for name, kind in part.kinds.items():
                 kinds[name] = joined_kind(name, kinds.get(name, "nothing"), kind)
-        except SampleError as error:
-            raise UsageError(f"cannot join {root}: part {number}: {error}") from error
     whole = Parts(
         schema=first.schema,
         num_samples=tuple(p.num_samples for p in parts),
@@ -218,23 +215,6 @@ def check_absent(out: Path) -> None:
         raise storage_error("write", out, error) from error
     if entry is not None:
         raise UsageError(f"{out} is not empty: it holds {entry!r}; choose an empty or new folder")
-
-
-@contextmanager
-def _lock_of(root: Path) -> Iterator[None]:
-    """Keeps two joins apart."""
-    try:
-        fd = open_known(root / LOCK_NAME)
-    except OSError as error:
-        raise storage_error("write", root, error) from error
-    try:
-        if not take_lock(fd):
-            raise is_joining(root)
-        yield
-        with suppress(OSError):
-            (root / LOCK_NAME).unlink()
-    finally:
-        os.close(fd)
 
 
 def is_joining(root: Path) -> UsageError:

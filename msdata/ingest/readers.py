@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.dataset.hdf5 import import_h5py
 from msdata.errors import DataError, MsdataError
 from msdata.ingest.found import (
@@ -36,13 +36,15 @@ from msdata.sources.arrays.tars import tar_members
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TAR_SUFFIXES = (".tar",)
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
-NPY_SUFFIX = ".npy"
 _LABEL_SUFFIXES = ("json", "cls", "txt")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "gif", "tif", "tiff")
 _PICKLES = ("pyd", "pkl", "pickle", "pth", "pt")
 _PACKED = ("npz", "gz", "zst", "xz", "bz2", "blosc", "mp", "msgpack", "ten", "tb")
+_REFUSED = {
+    **dict.fromkeys(_IMAGES, "a compressed image"),
+    **dict.fromkeys(_PICKLES, "a pickle"),
+    **dict.fromkeys(_PACKED, "packed or compressed"),
+}
 _ID_NAMES = ("sample_id", "object_id", "objid", "id", "ids", "name")
 # WebDataset's own rule: the key ends at the first dot of the file's name.
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
@@ -52,16 +54,11 @@ _MAX_LABEL_NBYTES = 1 << 20
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """Opens a file for reading, and words the refusals of the system."""
-    fd = -1
-    try:
+    with refusals("read", path):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        yield fd
-    except OSError as error:
-        if isinstance(error, MsdataError):
-            raise
-        raise storage_error("read", path, error) from error
-    finally:
-        if fd >= 0:
+        try:
+            yield fd
+        finally:
             os.close(fd)
 
 
@@ -74,20 +71,15 @@ class _Members:
         self.left_out: Counter[str] = Counter()
 
     def add(self, fd: int, name: str, place: tuple[int, int]) -> None:
-        """Takes one member.
-
-        Args:
-            fd: the open file.
-            name: the member's name.
-            place: offset and bytes of its content.
-        """
+        """Takes one member of the open file; `place` is offset and bytes of its content."""
         found = _KEY.fullmatch(name)
         if found is None:
             self.left_out["members without a suffix"] += 1
             return
         key, suffix = found[1], found[2].lower()
         stem, _, kind = suffix.rpartition(".")
-        self._refuse(name, kind)
+        if kind in _REFUSED:
+            raise cannot(self._path, f"{name} is {_REFUSED[kind]}")
         if kind != "npy" and kind not in _LABEL_SUFFIXES:
             self.left_out[f".{suffix}"] += 1
             return
@@ -102,15 +94,6 @@ class _Members:
             raise DataError(f"{self._path}: label {name} must have at most 1 MiB, got {place[1]} B")
         content = os.pread(fd, place[1], place[0])
         self._add_labels(sample, (stem, kind), content, name)
-
-    def _refuse(self, name: str, kind: str) -> None:
-        for kinds, what in (
-            (_IMAGES, "a compressed image"),
-            (_PICKLES, "a pickle"),
-            (_PACKED, "packed or compressed"),
-        ):
-            if kind in kinds:
-                raise cannot(self._path, f"{name} is {what}")
 
     def _add_labels(
         self, sample: FoundSample, suffix: tuple[str, str], content: bytes, name: str
@@ -157,21 +140,15 @@ def read_tar(path: Path) -> FoundFile:
     return members.found(nbytes)
 
 
-def read_npy(paths: Iterable[Path]) -> FoundFile:
-    """Finds the one sample of a `.npy` file and the label files beside it.
-
-    Args:
-        paths: the `.npy` file, then its label files.
-    """
-    first, *labels = paths
+def read_npy(first: Path, *labels: Path) -> FoundFile:
+    """Finds the one sample of a `.npy` file and the label files beside it."""
     members = _Members(first)
-    with _opened(first) as fd:
-        nbytes = os.fstat(fd).st_size
-        members.add(fd, first.name, (0, nbytes))
-    for path in labels:
+    sizes = []
+    for path in (first, *labels):
         with _opened(path) as fd:
-            members.add(fd, path.name, (0, os.fstat(fd).st_size))
-    return members.found(nbytes)
+            sizes.append(os.fstat(fd).st_size)
+            members.add(fd, path.name, (0, sizes[-1]))
+    return members.found(sizes[0])
 
 
 def read_hdf5(path: Path) -> FoundFile:

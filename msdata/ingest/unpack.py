@@ -13,23 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import (
-    open_known,
-    remove_leftovers,
-    storage_error,
-    take_lock,
-    whole_file,
-    write_whole,
-)
+from msdata.core.files import locked, refusals, remove_leftovers, storage_error, write_whole
 from msdata.core.options import num_jobs
+from msdata.core.output_file import write_table
 from msdata.core.progress import ProgressLine
 from msdata.core.trusted_names import check_below, is_plain_name, short
 from msdata.dataset.dataset import Dataset
@@ -105,11 +98,14 @@ def unpack(
     fingerprint = source.data.manifest.fingerprint
     state = {"fingerprint": fingerprint, "split": split, "ids_sha256": chosen}
     _claim(out, state)
-    with _lock(out):
+    with locked(out / _LOCK_NAME) as is_mine:
+        if not is_mine:
+            raise UsageError(f"another 'msdata unpack' is writing to {out}; wait for it")
         scalars = _scalars(source.data)
         writer = _Writer(out / OBJECTS, source, rows, scalars)
         writer.run(paths, threads, ProgressLine("unpack", len(paths), is_quiet=is_quiet))
-        _write_catalog(out, rows.drop_columns(["path", "row", *scalars]))
+        for name in _CATALOGS:
+            write_table(out / name, rows.drop_columns(["path", "row", *scalars]))
         write_whole(out / STATE_NAME, json.dumps({**state, "is_complete": True}).encode())
     return Unpacked(
         path=out,
@@ -120,14 +116,7 @@ def unpack(
 
 
 class _Writer:
-    """Writes objects, from many threads.
-
-    Args:
-        root: folder of the objects.
-        source: where they are read.
-        rows: their ids, paths, rows and columns.
-        scalars: columns that belong into the objects' dicts.
-    """
+    """Writes objects, from many threads; the columns `scalars` go into the objects' dicts."""
 
     def __init__(self, root: Path, source: PackedData, rows: pa.Table, scalars: list[str]) -> None:
         self._root, self._source = root, source
@@ -159,10 +148,8 @@ class _Writer:
             if folder not in self._folders:
                 self._folders.add(folder)
                 check_below(self._root.parent, folder / path.name)
-                try:
+                with refusals("write", folder):
                     folder.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise storage_error("write", folder, error) from error
                 remove_leftovers(folder)
 
     def _write(self, path: PurePosixPath, number: int) -> bool:
@@ -201,11 +188,7 @@ def _chosen(source: PackedData, split: str | None, ids: Sequence[str] | None) ->
 
 
 def _path_of(data: Dataset, name: str) -> PurePosixPath:
-    """Where an object's file lies.
-
-    Raises:
-        DataError: its id cannot name a file that `pack` takes for it.
-    """
+    """Where an object's file lies; refuses an id that cannot name a file `pack` takes for it."""
     path = object_path(name, ".npy") if is_plain_name(name) else None
     if path is None or take_pickle("", path.name) != (name, path.name):
         raise DataError(
@@ -216,12 +199,7 @@ def _path_of(data: Dataset, name: str) -> PurePosixPath:
 
 
 def _claim(out: Path, state: dict[str, Any]) -> None:
-    """Takes the folder for these samples; a new one is made.
-
-    Raises:
-        UsageError: it holds something else.
-        StorageError: the file system refused.
-    """
+    """Takes the folder for these samples; a new one is made."""
     path = out / STATE_NAME
     try:
         found = read_json(path, cure="unpack into a new folder", has_paths=True)
@@ -246,35 +224,10 @@ def _claim(out: Path, state: dict[str, Any]) -> None:
             )
 
 
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder."""
-    try:
-        fd = open_known(out / _LOCK_NAME)
-    except OSError as error:
-        raise storage_error("write", out, error) from error
-    try:
-        if not take_lock(fd):
-            raise UsageError(f"another 'msdata unpack' is writing to {out}; wait for it")
-        yield
-    finally:
-        os.close(fd)
-
-
 def _scalars(data: Dataset) -> list[str]:
     """Numbers of the objects' dicts that the index has under their own names."""
     own = {"sample_id", "split", *fixed_columns(data.schema, data.manifest.codings)}
     return [name for name in data.schema.scalars if name in data.columns and name not in own]
-
-
-def _write_catalog(out: Path, table: pa.Table) -> None:
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    with whole_file(out / _CATALOGS[0]) as file:
-        pyarrow.parquet.write_table(table, file, compression="zstd")
-    with whole_file(out / _CATALOGS[1]) as file:
-        pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
 
 
 def _pack_words(data: Dataset, out: Path) -> tuple[str, ...]:

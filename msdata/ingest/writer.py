@@ -18,11 +18,11 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from msdata.core.files import open_known, storage_error, take_lock, write_whole
+from msdata.core.files import open_known, refusals, storage_error, take_lock, write_whole
 from msdata.core.options import num_jobs
 from msdata.dataset.index import check_names
 from msdata.dataset.tar import max_key_nbytes, member_key
-from msdata.errors import MsdataError, SampleError, UsageError
+from msdata.errors import MsdataError, SampleError, UsageError, naming
 from msdata.ingest.join import (
     LOCK_NAME,
     WriterSettings,
@@ -152,7 +152,7 @@ class Writer:
         check_absent(self._out)
         if is_locked(self._root / LOCK_NAME):
             raise is_joining(self._root)
-        try:
+        with refusals("write", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock_fd = open_known(self._folder / LOCK_NAME)
             if not take_lock(self._lock_fd):
@@ -168,10 +168,6 @@ class Writer:
                 _emptied(self._folder / SAMPLES_NAME),
                 _emptied(self._folder / ROWS_NAME),
             )
-        except OSError as error:
-            if isinstance(error, MsdataError):
-                raise
-            raise storage_error("write", self._folder, error) from error
         return self
 
     def write(
@@ -197,10 +193,8 @@ class Writer:
         """
         if self._files is None:
             raise UsageError("write() needs the open Writer: use it inside its with block")
-        try:
+        with naming(f"cannot write sample {sample_id!r}", UsageError):
             record, row = self._checked(sample_id, arrays, split, labels)
-        except (SampleError, UsageError) as error:
-            raise UsageError(f"cannot write sample {sample_id!r}: {error}") from error
         try:
             self._files[0].writelines(record)
             self._files[1].write(json.dumps(row).encode() + b"\n")
@@ -312,12 +306,10 @@ class Writer:
             has_splits=self._has_splits,
             settings=self._settings,
         )
-        try:
+        with refusals("write", self._folder):
             for file in self._files:
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise storage_error("write", self._folder, error) from error
         write_whole(self._folder / PART_NAME, json.dumps(part.to_json()).encode())
 
     def _close(self) -> None:

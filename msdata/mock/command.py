@@ -16,11 +16,7 @@ from msdata.schema import MANTIS_SHRIMP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `msdata mock` to a parser.
-
-    Args:
-        parser: the command's parser.
-    """
+    """Declares the options of `msdata mock`."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to fill; new or empty")
     parser.add_argument(
         "--n", type=int, default=1000, metavar="N", help="objects, 0.57 MiB each (default: 1000)"
@@ -49,17 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes mock data and prints one line: rate, bytes, path.
-
-    Args:
-        args: parsed arguments of `add_arguments`.
-
-    Returns:
-        Exit code 0.
-
-    Raises:
-        MsdataError: as `write_mock`; the caller turns it into a message and an exit code.
-    """
+    """Writes mock data and prints one line: rate, bytes, path; returns the exit code."""
     started_s = time.perf_counter()
     line = ProgressLine("mock", args.n)
     catalog = write_mock(

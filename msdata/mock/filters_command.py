@@ -15,11 +15,7 @@ from msdata.mock.filters import find_crossings, load_filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `msdata filters` to a parser.
-
-    Args:
-        parser: the command's parser.
-    """
+    """Declares the options of `msdata filters`."""
     parser.add_argument(
         "--z-max", type=float, default=1.6, metavar="Z", help="greatest redshift (default: 1.6)"
     )
@@ -27,28 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the tables.
-
-    Args:
-        args: parsed arguments of `add_arguments`.
-
-    Returns:
-        Exit code 0.
-
-    Raises:
-        UsageError: the redshift is not a positive number.
-        MissingPackageError: speclite is not installed.
-    """
+    """Prints the tables; returns the exit code."""
     if not (math.isfinite(args.z_max) and args.z_max > 0):
         raise UsageError(f"--z-max must be > 0, got {args.z_max:g}")
     filters = load_filters()
     crossings = find_crossings(filters, args.z_max)
     if args.json:
-        found = {
-            "filters": [asdict(one) for one in filters],
-            "crossings": [asdict(one) for one in crossings],
-        }
-        print(json.dumps(found))
+        found = {"filters": filters, "crossings": crossings}
+        print(json.dumps(found, default=asdict))
         return 0
     print(f"{'band':6}{'filter':14}{'from [A]':>10}{'to [A]':>10}{'mean [A]':>10}")
     for one in filters:

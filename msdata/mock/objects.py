@@ -67,7 +67,7 @@ class MockModel:
     Attributes:
         population: the real galaxies.
         mixtures: float64 (23, 16), of `sersic_mixtures`.
-        telescopes: pixel grids and PSFs.
+        telescopes: pixel grids and PSFs by survey.
     """
 
     population: Population
@@ -80,13 +80,11 @@ class MockObject:
     """One object.
 
     Attributes:
-        mantis_id: 0 <= id < 10,000,000.
         sample: `galex` float32 (2, 32, 32), count/s; `panstarrs` float32 (5, 170, 170), counts;
             `unwise` float32 (2, 32, 32), counts.
         row: text of each catalog column; empty where it has no value.
     """
 
-    mantis_id: int
     sample: dict[str, NDArray[np.float32]]
     row: dict[str, str]
 
@@ -149,10 +147,11 @@ def _make_own(model: MockModel, seed: int, number: int, fault: Fault) -> MockObj
     star, core = draw_bright_star(model.population, ebv, rng)
     sources = [target, *neighbors, *star]
     exptime_s = round(float(rng.uniform(*PANSTARRS_EXPTIME_RANGE_S)))
+    telescopes = model.telescopes
     sample = {
-        "galex": observe_galex(model.telescopes, sources, rng),
-        "panstarrs": observe_panstarrs(model.telescopes, sources, core, exptime_s, rng),
-        "unwise": observe_unwise(model.telescopes, sources, rng),
+        "galex": observe_galex(telescopes["galex"], sources, rng),
+        "panstarrs": observe_panstarrs(telescopes["panstarrs"], sources, core, exptime_s, rng),
+        "unwise": observe_unwise(telescopes["unwise"], sources, rng),
     }
     size_arcsec = target.components[0].half_light_arcsec if target.components else 0.0
     row = {
@@ -165,7 +164,7 @@ def _make_own(model: MockModel, seed: int, number: int, fault: Fault) -> MockObj
         "half_light_arcsec": "" if fault.kind == "blank" else f"{size_arcsec:.4f}",
         **_magnitudes(target.maggies),
     }
-    return MockObject(mantis_id=mantis_id(seed, number), sample=sample, row=row)
+    return MockObject(sample=sample, row=row)
 
 
 def _take_bands(made: MockObject, other: MockObject, bands: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,53 +13,50 @@ from msdata.mock import surveys
 from msdata.mock.field import SaturatedCore, Source
 from msdata.mock.photometry import BANDS
 from msdata.mock.render import Grid, Image, build_grid, draw_images, psf_transforms
-from msdata.schema import MANTIS_SHRIMP
+from msdata.schema import MANTIS_SHRIMP, Survey
 
 # Pixels of the periodic planes: a half to a quarter more than the cutouts, and quick to transform.
 _PADDED = {"panstarrs": 216, "galex": 48, "unwise": 48}
 # GALEX and unWISE pixels are half a PSF wide: too coarse to draw on.
 _OVERSAMPLING = {"panstarrs": 1, "galex": 2, "unwise": 2}
+_FIXED_PSFS = {"galex": surveys.GALEX_PSF, "unwise": surveys.UNWISE_PSF}
 # The seeing of a stack varies by about a tenth from field to field.
 _SEEING_SCATTER = 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
-class Telescopes:
-    """The three cutouts' pixel grids, and the PSFs that are the same for all objects.
+class Telescope:
+    """How one survey sees a field.
 
     Attributes:
-        panstarrs: grid of the Pan-STARRS cutout.
-        galex: grid of the GALEX cutout.
-        unwise: grid of the unWISE cutout.
-        galex_psf: float32 (V, U) per band, Fourier transforms of the PSFs.
-        unwise_psf: float32 (V, U) per band, for unWISE.
+        survey: its array.
+        grid: pixels of its cutout.
+        psf: float32 (V, U) per band, Fourier transforms of the PSFs; none if the seeing varies.
     """
 
-    panstarrs: Grid
-    galex: Grid
-    unwise: Grid
-    galex_psf: list[Image]
-    unwise_psf: list[Image]
+    survey: Survey
+    grid: Grid
+    psf: list[Image]
+
+
+Telescopes = dict[str, Telescope]
 
 
 def build_telescopes() -> Telescopes:
-    """Computes grids and PSFs for the cutouts of `MANTIS_SHRIMP`."""
-    grids = {}
+    """Computes grids and PSFs for the cutouts of `MANTIS_SHRIMP`, by name."""
+    found = {}
     for survey in MANTIS_SHRIMP.arrays:
         assert survey.pixel_scale_arcsec is not None, survey.name
-        grids[survey.name] = build_grid(
+        grid = build_grid(
             survey.shape[1],
             _PADDED[survey.name],
             survey.pixel_scale_arcsec,
             oversampling=_OVERSAMPLING[survey.name],
         )
-    return Telescopes(
-        **grids,
-        galex_psf=psf_transforms(grids["galex"], surveys.GALEX_PSF, MANTIS_SHRIMP["galex"].bands),
-        unwise_psf=psf_transforms(
-            grids["unwise"], surveys.UNWISE_PSF, MANTIS_SHRIMP["unwise"].bands
-        ),
-    )
+        fixed = _FIXED_PSFS.get(survey.name)
+        psf = psf_transforms(grid, fixed, survey.bands) if fixed else []
+        found[survey.name] = Telescope(survey=survey, grid=grid, psf=psf)
+    return found
 
 
 def to_counts(
@@ -83,19 +80,21 @@ def to_counts(
 def _jitter(sources: Sequence[Source], grid: Grid, rng: np.random.Generator) -> list[Source]:
     """Moves the field by up to half a pixel: cutouts are cut at whole pixels."""
     dx, dy = rng.uniform(-0.5, 0.5, size=2) * grid.pixel_scale_arcsec
-    return [
-        Source(
-            maggies=source.maggies,
-            x_arcsec=source.x_arcsec + dx,
-            y_arcsec=source.y_arcsec + dy,
-            components=source.components,
-        )
-        for source in sources
-    ]
+    return [replace(s, x_arcsec=s.x_arcsec + dx, y_arcsec=s.y_arcsec + dy) for s in sources]
+
+
+def _without_noise(
+    telescope: Telescope, sources: Sequence[Source], rng: np.random.Generator
+) -> Image:
+    """What a survey with fixed zero-points and PSFs sees of a field before its noise."""
+    assert telescope.survey.zero_points_ab is not None
+    jittered = _jitter(sources, telescope.grid, rng)
+    counts_SB = to_counts(sources, telescope.survey.bands, telescope.survey.zero_points_ab)
+    return draw_images(telescope.grid, jittered, counts_SB, telescope.psf)
 
 
 def observe_panstarrs(
-    telescopes: Telescopes,
+    telescope: Telescope,
     sources: Sequence[Source],
     core: SaturatedCore | None,
     exptime_s: float,
@@ -104,7 +103,7 @@ def observe_panstarrs(
     """Observes a field with Pan-STARRS.
 
     Args:
-        telescopes: grids.
+        telescope: its grid.
         sources: the galaxy first, then the others.
         core: mask of a saturated star, if there is one.
         exptime_s: exposure of the stack; the zero-point is 25 + 2.5 log10(exptime_s).
@@ -114,7 +113,7 @@ def observe_panstarrs(
         float32 (5, 170, 170), counts, grizy; NaN in the masked core. Noise is white: the
         correlation that resampling leaves in real stacks is not modeled.
     """
-    grid, bands = telescopes.panstarrs, MANTIS_SHRIMP["panstarrs"].bands
+    grid, bands = telescope.grid, telescope.survey.bands
     jittered = _jitter(sources, grid, rng)
     counts_SB = to_counts(sources, bands, [25 + 2.5 * math.log10(exptime_s)] * len(bands))
     stretch = float(np.exp(rng.normal(0, _SEEING_SCATTER)))
@@ -126,30 +125,22 @@ def observe_panstarrs(
     deviation_BHW = np.sqrt(sky_B11**2 + np.maximum(image_BHW, 0))
     image_BHW += deviation_BHW * rng.standard_normal(image_BHW.shape, dtype=np.float32)
     if core is not None:
-        moved_arcsec = jittered[0].x_arcsec - sources[0].x_arcsec
-        moved_rows_arcsec = jittered[0].y_arcsec - sources[0].y_arcsec
-        _mask(image_BHW, core, grid, (moved_arcsec, moved_rows_arcsec))
+        axis = (np.arange(grid.size) - (grid.size - 1) / 2) * grid.pixel_scale_arcsec
+        x_W = axis - core.x_arcsec - (jittered[0].x_arcsec - sources[0].x_arcsec)
+        y_H = axis - core.y_arcsec - (jittered[0].y_arcsec - sources[0].y_arcsec)
+        distance_HW = np.hypot(y_H[:, None], x_W)
+        for image_HW, radius in zip(image_BHW, core.radius_arcsec, strict=True):
+            image_HW[distance_HW < radius] = np.nan
     return image_BHW
 
 
-def _mask(
-    image_BHW: Image, core: SaturatedCore, grid: Grid, moved_arcsec: tuple[float, float]
-) -> None:
-    axis = (np.arange(grid.size) - (grid.size - 1) / 2) * grid.pixel_scale_arcsec
-    x_W = axis - core.x_arcsec - moved_arcsec[0]
-    y_H = axis - core.y_arcsec - moved_arcsec[1]
-    distance_HW = np.hypot(y_H[:, None], x_W)
-    for image_HW, radius in zip(image_BHW, core.radius_arcsec, strict=True):
-        image_HW[distance_HW < radius] = np.nan
-
-
 def observe_galex(
-    telescopes: Telescopes, sources: Sequence[Source], rng: np.random.Generator
+    telescope: Telescope, sources: Sequence[Source], rng: np.random.Generator
 ) -> Image:
     """Observes a field with GALEX: photons over background, divided by the exposure.
 
     Args:
-        telescopes: grids and PSFs.
+        telescope: its grid and PSFs.
         sources: the galaxy first, then the others.
         rng: random generator; it moves on.
 
@@ -157,12 +148,9 @@ def observe_galex(
         float32 (2, 32, 32), counts/s, NUV and FUV. A band without coverage is exactly zero; in a
         shallow exposure many single pixels are zero as well, because no photon came.
     """
-    survey = MANTIS_SHRIMP["galex"]
-    assert survey.zero_points_ab is not None
-    jittered = _jitter(sources, telescopes.galex, rng)
-    counts_SB = to_counts(sources, survey.bands, survey.zero_points_ab)
-    rate_BHW = draw_images(telescopes.galex, jittered, counts_SB, telescopes.galex_psf)
-    background = [surveys.GALEX_BACKGROUND_COUNT_S[band] for band in survey.bands]
+    bands = telescope.survey.bands
+    rate_BHW = _without_noise(telescope, sources, rng)
+    background = [surveys.GALEX_BACKGROUND_COUNT_S[band] for band in bands]
     rate_BHW += np.array(background, dtype=np.float32)[:, None, None]
     exposures, shares = zip(*surveys.GALEX_EXPOSURE_S, strict=True)
     typical_s = exposures[int(np.searchsorted(np.cumsum(shares)[:-1], rng.random(), side="right"))]
@@ -172,17 +160,17 @@ def observe_galex(
     if chance < surveys.GALEX_SHARE_WITHOUT_COVERAGE:
         image_BHW[:] = 0
     elif chance < surveys.GALEX_SHARE_WITHOUT_COVERAGE + surveys.GALEX_SHARE_WITHOUT_FUV:
-        image_BHW[survey.bands.index("FUV")] = 0
+        image_BHW[bands.index("FUV")] = 0
     return image_BHW
 
 
 def observe_unwise(
-    telescopes: Telescopes, sources: Sequence[Source], rng: np.random.Generator
+    telescope: Telescope, sources: Sequence[Source], rng: np.random.Generator
 ) -> Image:
     """Observes a field with WISE, as the unWISE coadds show it.
 
     Args:
-        telescopes: grids and PSFs.
+        telescope: its grid and PSFs.
         sources: the galaxy first, then the others.
         rng: random generator; it moves on.
 
@@ -190,13 +178,9 @@ def observe_unwise(
         float32 (2, 32, 32), counts (Vega nanomaggies), W1 and W2, over a small background of
         sources too faint to be drawn.
     """
-    survey = MANTIS_SHRIMP["unwise"]
-    assert survey.zero_points_ab is not None
-    jittered = _jitter(sources, telescopes.unwise, rng)
-    counts_SB = to_counts(sources, survey.bands, survey.zero_points_ab)
-    image_BHW = draw_images(telescopes.unwise, jittered, counts_SB, telescopes.unwise_psf)
+    image_BHW = _without_noise(telescope, sources, rng)
     num_exposures = surveys.UNWISE_NUM_EXPOSURES * float(np.exp(rng.normal(0, 0.3)))
-    for image_HW, band in zip(image_BHW, survey.bands, strict=True):
+    for image_HW, band in zip(image_BHW, telescope.survey.bands, strict=True):
         noise = surveys.UNWISE_NOISE_COUNT[band]
         deviation = noise * math.sqrt(surveys.UNWISE_NUM_EXPOSURES / num_exposures)
         background = noise * float(rng.uniform(0.5, 2.0))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.mock.cosmology import arcsec_per_kpc
-from msdata.mock.nonnegative import fit_nonnegative
 from msdata.mock.population import Galaxy
+from msdata.mock.templates import fit_nonnegative
 
 Floats = NDArray[np.float64]
 
@@ -128,23 +128,14 @@ def draw_components(
     """
     size_arcsec = draw_half_light_kpc(galaxy, rng) * arcsec_per_kpc(galaxy.redshift)
     if galaxy.early:
-        return (_draw_elliptical(size_arcsec, mixtures, rng),)
-    return _draw_disc_with_bulge(size_arcsec, mixtures, rng)
-
-
-def _draw_elliptical(size_arcsec: float, mixtures: Floats, rng: np.random.Generator) -> Component:
-    return Component(
-        share=1.0,
-        half_light_arcsec=size_arcsec,
-        axis_ratio=float(np.clip(rng.normal(0.75, 0.15), 0.3, 1.0)),
-        angle_rad=float(rng.uniform(0, math.pi)),
-        mixture=mixture_of_index(mixtures, 4.0 * 10 ** rng.normal(0, 0.1)),
-    )
-
-
-def _draw_disc_with_bulge(
-    size_arcsec: float, mixtures: Floats, rng: np.random.Generator
-) -> tuple[Component, Component]:
+        elliptical = Component(
+            share=1.0,
+            half_light_arcsec=size_arcsec,
+            axis_ratio=float(np.clip(rng.normal(0.75, 0.15), 0.3, 1.0)),
+            angle_rad=float(rng.uniform(0, math.pi)),
+            mixture=mixture_of_index(mixtures, 4.0 * 10 ** rng.normal(0, 0.1)),
+        )
+        return (elliptical,)
     angle = float(rng.uniform(0, math.pi))
     bulge_share = float(0.6 * rng.beta(1.2, 3.0))
     disc_ratio = math.sqrt(0.04 + 0.96 * rng.random() ** 2)

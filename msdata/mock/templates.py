@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msdata.errors import MissingPackageError
+from msdata.errors import MissingPackageError, needing
 from msdata.mock.cosmology import luminosity_distance_mpc
-from msdata.mock.nonnegative import fit_nonnegative
 from msdata.mock.photometry import band_fluxes, load_passbands
 
 Floats = NDArray[np.float64]
@@ -44,13 +43,11 @@ class Templates:
         wavelength: float64 (W,), Angstrom, rest frame, 600 A to 320 um.
         flux: float64 (T, W), erg/s/cm^2/A.
         remaining_mass: float64 (T,), solar masses still in stars.
-        young_mass: float64 (T,), solar masses formed in the last 300 Myr.
     """
 
     wavelength: Floats
     flux: Floats
     remaining_mass: Floats
-    young_mass: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,6 @@ class GalaxyCatalog:
         redshift: float64 (N,).
         coefficient: float64 (N, T), the weight of each template in the observed spectrum.
         log_mass: float64 (N,), log10 of the stellar mass in solar masses.
-        young_fraction: float64 (N,), share of all stars formed that formed in the last 300 Myr.
         ra: float64 (N,), degrees.
         dec: float64 (N,), degrees.
         ebv: float64 (N,), E(B-V) of Schlegel, Finkbeiner & Davis 1998, magnitudes.
@@ -70,13 +66,13 @@ class GalaxyCatalog:
     redshift: Floats
     coefficient: Floats
     log_mass: Floats
-    young_fraction: Floats
     ra: Floats
     dec: Floats
     ebv: Floats
 
 
-def _data_folder() -> Path:
+def _open_fits(name: str) -> Any:
+    """Opens a data file of kcorrect."""
     # Finding is not importing: kcorrect's __init__ pulls in matplotlib, a second of start-up.
     spec = find_spec("kcorrect")
     if spec is None or not spec.submodule_search_locations:
@@ -84,15 +80,11 @@ def _data_folder() -> Path:
             "mock galaxies need kcorrect's templates and catalog, and kcorrect is absent; "
             "run: pip install 'msdata[mock]'"
         )
-    return Path(spec.submodule_search_locations[0]) / "data"
-
-
-def _open_fits(path: Path) -> Any:
     # Imported here because the processes that draw objects import this module, never read FITS,
     # and would start half a second later.
     from astropy.io import fits
 
-    return fits.open(path)
+    return fits.open(Path(spec.submodule_search_locations[0]) / "data" / name)
 
 
 def load_templates() -> Templates:
@@ -104,13 +96,12 @@ def load_templates() -> Templates:
     Source:
         Blanton & Roweis 2007, AJ 133, 734, section 3.
     """
-    with _open_fits(_data_folder() / "templates" / "kcorrect-default-v4.fits") as hdus:
+    with _open_fits("templates/kcorrect-default-v4.fits") as hdus:
         table = hdus["FLUX"].data
         return Templates(
             wavelength=np.array(table["wave"][0], dtype=np.float64),
             flux=np.array(table["flux"][0], dtype=np.float64),
             remaining_mass=np.array(hdus["MREMAIN"].data, dtype=np.float64),
-            young_mass=np.array(hdus["M300"].data, dtype=np.float64),
         )
 
 
@@ -126,7 +117,7 @@ def load_galaxies(templates: Templates) -> GalaxyCatalog:
     Raises:
         MissingPackageError: kcorrect, speclite or SciPy is not installed.
     """
-    with _open_fits(_data_folder() / "test" / "gst_tests_small.fits") as hdus:
+    with _open_fits("test/gst_tests_small.fits") as hdus:
         table = hdus[1].data
         columns = {n: np.array(table[n], dtype=np.float64) for n in table.names}
     magnitude_r = 22.5 - 2.5 * np.log10(np.maximum(columns["PETROFLUX"][:, 2], 1e-9))
@@ -135,7 +126,6 @@ def load_galaxies(templates: Templates) -> GalaxyCatalog:
     columns = {name: values[sound] for name, values in columns.items()}
     maggies_NB = _unreddened_maggies(columns)
     coefficient_NT = _fit(templates, columns["Z"], maggies_NB)
-    formed_N = coefficient_NT.sum(axis=1)
     # Coefficients are solar masses formed if the galaxy were at 10 pc.
     mass_N = coefficient_NT @ templates.remaining_mass
     mass_N *= (luminosity_distance_mpc(columns["Z"]) * 1e5) ** 2
@@ -143,10 +133,34 @@ def load_galaxies(templates: Templates) -> GalaxyCatalog:
         redshift=columns["Z"],
         coefficient=coefficient_NT,
         log_mass=np.log10(mass_N),
-        young_fraction=coefficient_NT @ templates.young_mass / formed_N,
         ra=columns["RA"],
         dec=columns["DEC"],
         ebv=columns["EXTINCTION"][:, 2] / _R_PER_EBV,
+    )
+
+
+def fit_nonnegative(
+    design_NBT: NDArray[np.float64], target_NB: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Solves N small problems min |A x - b| with x >= 0.
+
+    Args:
+        design_NBT: float64 (N, B, T), one design matrix A per problem.
+        target_NB: float64 (N, B), one right-hand side b per problem.
+
+    Returns:
+        float64 (N, T), the solutions.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+
+    Source:
+        Lawson & Hanson 1974, Solving Least Squares Problems, chapter 23.
+    """
+    with needing("mock galaxies need SciPy", "mock"):
+        from scipy.optimize import nnls
+    return np.stack(
+        [nnls(design, target)[0] for design, target in zip(design_NBT, target_NB, strict=True)]
     )
 
 

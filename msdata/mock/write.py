@@ -9,26 +9,19 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import IO
-
-import numpy as np
+from typing import Any
 
 from msdata.core.files import open_temporary, whole_file
-from msdata.core.options import num_cores
+from msdata.core.options import num_jobs
 from msdata.errors import StorageError, UsageError
-from msdata.mock.objects import (
-    NUM_IDS,
-    MockModel,
-    build_model,
-    catalog_columns,
-    make_object,
-)
+from msdata.mock.objects import NUM_IDS, MockModel, build_model, catalog_columns, make_object
 from msdata.mock.planted import Planting
+from msdata.sources.pickles import object_bytes, object_path
 
 # Objects per task: enough to hide the megabyte of model that travels with it, few enough for
 # progress to move and for both ends of the work to finish together.
@@ -73,17 +66,18 @@ def write_mock(
             `catalog.csv`.
     """
     out = Path(out)
-    jobs = num_cores() if jobs is None else jobs
-    _check_numbers(num_objects, seed, jobs)
-    _check_empty(out)
-    write_chunk = partial(_write_chunk, build_model(), out, (seed, planting or Planting()))
-    return _write_dataset(write_chunk, out, (num_objects, jobs), progress)
+    jobs = num_jobs(jobs)
+    _check(out, num_objects, seed)
+    planting = planting or Planting()
+    write_chunk = partial(_write_chunk, build_model(), out, seed, planting)
+    chunks = _chunks(write_chunk, num_objects, jobs)
+    return _write_dataset(chunks, out, catalog_columns(planting), progress)
 
 
 def _write_dataset(
-    write_chunk: partial[Rows],
+    chunks: Iterator[Rows],
     out: Path,
-    objects_and_jobs: tuple[int, int],
+    columns: tuple[str, ...],
     progress: Callable[[int], None] | None,
 ) -> Path:
     catalog = out / "catalog.csv"
@@ -91,9 +85,14 @@ def _write_dataset(
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(catalog) as whole:
             file = io.TextIOWrapper(whole, encoding="utf-8", newline="")
-            _, planting = write_chunk.args[-1]
-            columns = catalog_columns(planting)
-            _write_objects(file, columns, _chunks(write_chunk, objects_and_jobs), progress)
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            num_written = 0
+            for rows in chunks:
+                writer.writerows(rows)
+                num_written += len(rows)
+                if progress is not None:
+                    progress(num_written)
             file.detach()
     except BrokenProcessPool as error:
         raise StorageError(
@@ -108,7 +107,7 @@ def _write_dataset(
     return catalog
 
 
-def _check_numbers(num_objects: int, seed: int, jobs: int) -> None:
+def _check(out: Path, num_objects: int, seed: int) -> None:
     if not 1 <= num_objects <= NUM_IDS:
         raise UsageError(
             f"the number of mock objects must be 1 to {NUM_IDS:,}, got {num_objects}: "
@@ -116,11 +115,6 @@ def _check_numbers(num_objects: int, seed: int, jobs: int) -> None:
         )
     if seed < 0:
         raise UsageError(f"seed must be at least 0, got {seed}")
-    if jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {jobs}")
-
-
-def _check_empty(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, so nothing was written; name a new folder")
     if out.is_dir() and any(out.iterdir()):
@@ -129,25 +123,8 @@ def _check_empty(out: Path) -> None:
         )
 
 
-def _write_objects(
-    file: IO[str],
-    columns: tuple[str, ...],
-    chunks: Iterator[Rows],
-    progress: Callable[[int], None] | None,
-) -> None:
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    num_written = 0
-    for rows in chunks:
-        writer.writerows(rows)
-        num_written += len(rows)
-        if progress is not None:
-            progress(num_written)
-
-
-def _chunks(write_chunk: partial[Rows], objects_and_jobs: tuple[int, int]) -> Iterator[Rows]:
+def _chunks(write_chunk: partial[Rows], num_objects: int, jobs: int) -> Iterator[Rows]:
     """Writes all objects, chunk by chunk, and yields their catalog rows in order."""
-    num_objects, jobs = objects_and_jobs
     starts = range(0, num_objects, _CHUNK)
     chunks = (range(start, min(start + _CHUNK, num_objects)) for start in starts)
     jobs = min(jobs, max(num_objects // _MIN_OBJECTS_PER_JOB, 1))
@@ -183,31 +160,24 @@ def _end_with_parent() -> None:
 
 
 def _write_chunk(
-    model: MockModel, out: Path, seed_and_planting: tuple[int, Planting], numbers: range
+    model: MockModel, out: Path, seed: int, planting: Planting, numbers: range
 ) -> Rows:
     rows = []
-    seed, planting = seed_and_planting
     for number in numbers:
         made = make_object(model, seed, number, planting)
-        _save(object_path(out, made.mantis_id), made.sample)
+        path = object_path(made.row["mantis_id"], ".npy")
+        _save(out / "photometry" / path, made.sample)
         rows.append(made.row)
     return rows
 
 
-def object_path(out: Path, mantis_id: int) -> Path:
-    """The file of an object: four folders of one digit, then the 7-digit id."""
-    digits = f"{mantis_id:07d}"
-    return out.joinpath("photometry", *digits[:4], f"{digits}.npy")
-
-
-def _save(path: Path, sample: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> None:
+def _save(path: Path, sample: Mapping[str, Any]) -> None:
     # Whole or not there: a reader, or a second run, never sees half a file.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = open_temporary(path)
     try:
         with os.fdopen(temporary.fd, "wb") as file:
-            # The object array of upstream's own np.save(dict).
-            np.save(file, np.array(sample, dtype=object), allow_pickle=True)
+            file.write(object_bytes(sample))
         temporary.path.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from msdata.errors import UsageError
 from msdata.plan.forecast import EpochForecast, Job
-from msdata.plan.order import num_steps
 from msdata.plan.ownership import MEMORY, SSD, Ownership, level_room
 
 Shares = NDArray[np.float64]
@@ -94,9 +93,9 @@ def expect_epoch(job: Job, epoch: int, shares: tuple[Shares, Shares]) -> EpochFo
             "the order, and no epoch differs; plan with policy 'shuffle'"
         )
     num_nodes = job.topology.num_nodes
-    per_node = job.topology.ranks_per_node * job.batch_per_rank
-    steps = num_steps(job.num_samples, num_nodes * per_node, job.last)
-    reads = steps * per_node if job.last != "short" else job.num_samples / num_nodes
+    reads: float = job.num_steps * job.batch_per_node
+    if job.last == "short":
+        reads = job.num_samples / num_nodes
     memory, ssd = shares
     owned = memory + ssd
     own = _kept_share(job, owned) if job.policy == "locality" else owned
@@ -133,7 +132,7 @@ def _kept_share(job: Job, owned: Shares) -> Shares:
     N samples. Draws by weights are with replacement and scatter more.
     """
     num_nodes = job.topology.num_nodes
-    batch = num_nodes * job.topology.ranks_per_node * job.batch_per_rank
+    batch = job.global_batch
     held = min(1.0, float(owned.sum()))
     samples = max(2, job.num_samples)
     spread = (

@@ -13,6 +13,7 @@ import numpy as np
 
 from msdata.core.options import add_former
 from msdata.core.output_file import PNG_MARK, check_output
+from msdata.dataset.dataset import Dataset
 from msdata.dataset.dataset import open_dataset as open_packed
 from msdata.errors import UsageError
 from msdata.plan.forecast import Job
@@ -26,10 +27,10 @@ from msdata.plan.order import (
     POLICIES,
 )
 from msdata.plan.ownership import Nodes
-from msdata.plan.plan_data import DatasetLike, PlanData, add_data_arguments, plan_data
+from msdata.plan.plan_data import PlanData, add_data_arguments, plan_data
 from msdata.plan.rendering import draw_by_nodes, render_report
 from msdata.plan.report import build_report
-from msdata.plan.timing import Machine, by_nodes, has_steps, on_nodes
+from msdata.plan.timing import Machine, by_nodes, on_nodes
 from msdata.plan.weights import add_arguments as add_weights
 from msdata.topology import Topology
 
@@ -131,7 +132,7 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cores", type=float, metavar="N", help="cores per node that decode")
 
 
-def run(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike] = open_packed) -> int:
+def run(args: argparse.Namespace, open_dataset: Callable[[Path], Dataset] = open_packed) -> int:
     """Plan a job and print the report.
 
     Args:
@@ -192,7 +193,7 @@ def _job(args: argparse.Namespace, data: PlanData) -> Job:
 def _check_steps(job: Job, numbers_of_nodes: Sequence[int]) -> None:
     """Refuse a plan without steps: all its numbers would be 0."""
     for num_nodes in (job.topology.num_nodes, *numbers_of_nodes):
-        if not has_steps(on_nodes(job, num_nodes)):
+        if not on_nodes(job, num_nodes).num_steps:
             num_ranks = num_nodes * job.topology.ranks_per_node
             raise UsageError(
                 f"--remainder drop leaves 0 steps per epoch on {num_nodes:,} nodes: "

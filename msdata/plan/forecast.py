@@ -20,6 +20,7 @@ from msdata.plan.order import (
     DEFAULT_POLICY,
     epoch_order,
     global_positions,
+    num_steps,
 )
 from msdata.plan.ownership import MEMORY, SSD, Nodes, Ownership, own_shards
 from msdata.topology import Topology
@@ -92,6 +93,21 @@ class Job:
         """Samples of the split."""
         return int(self.shard_sizes.sum())
 
+    @property
+    def batch_per_node(self) -> int:
+        """Samples per step on one node."""
+        return self.topology.ranks_per_node * self.batch_per_rank
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step over all ranks."""
+        return self.topology.num_ranks * self.batch_per_rank
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch; 0 if `last` is "drop" and the data do not fill a global batch."""
+        return num_steps(self.num_samples, self.global_batch, self.last)
+
     @cached_property
     def cached_bytes(self) -> NDArray[np.int64]:
         """int64 (num_shards,): what each shard occupies in a cache."""
@@ -104,11 +120,8 @@ class Job:
     @cached_property
     def mean_bytes(self) -> float:
         """Mean bytes of the records that an epoch reads."""
-        return float(np.average(self.sample_bytes, weights=self._weights_of_bytes))
-
-    @property
-    def _weights_of_bytes(self) -> NDArray[np.float64] | None:
-        return None if isinstance(self.sample_bytes, int) else self.weights
+        weights = None if isinstance(self.sample_bytes, int) else self.weights
+        return float(np.average(self.sample_bytes, weights=weights))
 
 
 @dataclass(frozen=True, kw_only=True)

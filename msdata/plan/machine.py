@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,19 +14,9 @@ from msdata.plan.timing import Machine
 
 FORMAT = 1
 MARK = b'{\n  "format": '
-RATES = (
-    "memory_bytes_per_s",
-    "ssd_bytes_per_s",
-    "network_bytes_per_s",
-    "storage_bytes_per_s",
-    "storage_total_bytes_per_s",
-    "samples_per_s",
-    "decode_bytes_per_s",
-    "cores",
-)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Fields:
     """The fields that the plan uses; the others inform people."""
 
@@ -41,6 +31,9 @@ class _Fields:
     samples_per_s: Positive | None = None
     decode_bytes_per_s: Positive | None = None
     cores: Positive | None = None
+
+
+RATES = tuple(field.name for field in dataclasses.fields(_Fields) if field.name != "format")
 
 
 def machine_from(fields: dict[str, Any]) -> Machine:

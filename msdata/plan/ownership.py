@@ -4,8 +4,7 @@ Nodes keep whole shards, so that caches fill by sequential reads. Every node is 
 level as far as its capacity allows: under `locality` all nodes consume equally many samples, so
 equal holdings move least, and where the data exceed all caches this weighs nodes by their capacity.
 Rendezvous hashing draws a node's shards, so that a later job on mostly the same nodes finds most of
-its shards where they were. If nodes leave or join a known plan, `previous` makes that
-exact: only the shards of lost nodes move, or only shards that go to joined ones.
+its shards where they were.
 
 Only integers decide, since logarithms differ in their last bit between processors and the nodes of
 a job must agree.
@@ -124,23 +123,19 @@ class Ownership:
         return held
 
 
-def own_shards(
-    shard_bytes: NDArray[np.int64], nodes: Nodes, previous: Ownership | None = None
-) -> Ownership:
+def own_shards(shard_bytes: NDArray[np.int64], nodes: Nodes) -> Ownership:
     """Give each shard to at most one node, without exceeding any capacity by a byte.
 
     Args:
         shard_bytes: int64 (num_shards,), what a cached shard occupies.
         nodes: the nodes and their capacities.
-        previous: an earlier result for the same shards, perhaps on other nodes; what it gave to
-            nodes still there stays with them.
 
     Returns:
         The owners. Where all data fit, holdings differ by at most about one shard; where they do
         not, less than one shard per node and tier is left unused.
 
     Raises:
-        UsageError: negative sizes, or a previous result for other shards.
+        UsageError: negative sizes.
 
     Source: rendezvous hashing, Thaler & Ravishankar 1998; bounded loads, Mirrokni, Thorup &
     Zadimoghaddam 2018.
@@ -148,96 +143,17 @@ def own_shards(
     sizes = np.asarray(shard_bytes, dtype=np.int64)
     if sizes.ndim != 1 or (sizes < 0).any():
         raise UsageError("shard_bytes must be one non-negative number per shard")
-    owner, tier = _unowned(len(sizes)) if previous is None else _kept(sizes, nodes, previous)
-    if previous is not None:
-        _hand_to_joined(owner, tier, sizes, (nodes, np.isin(nodes.keys, previous.node_keys)))
-    for code in (MEMORY, SSD):
-        free = np.flatnonzero(owner < 0)
-        left = _capacity(nodes, code) - _load(owner, sizes, nodes, tier == code)
-        room = level_room(_load(owner, sizes, nodes), left, int(sizes[free].sum()))
-        _place(owner, tier, (free, code), _fill_nodes(free, sizes[free], nodes.keys, room, left))
-    return Ownership(owner_of_shard=owner, tier_of_shard=tier, node_keys=nodes.keys)
-
-
-_Arrays = tuple[NDArray[np.int32], NDArray[np.int8]]
-
-
-def _unowned(num_shards: int) -> _Arrays:
-    return np.full(num_shards, -1, dtype=np.int32), np.full(num_shards, STORAGE, dtype=np.int8)
-
-
-def _capacity(nodes: Nodes, tier: int) -> NDArray[np.int64]:
-    return nodes.memory_bytes if tier == MEMORY else nodes.ssd_bytes
-
-
-def _load(
-    owner: NDArray[np.int32],
-    sizes: NDArray[np.int64],
-    nodes: Nodes,
-    chosen: NDArray[np.bool_] | None = None,
-) -> NDArray[np.int64]:
-    mine = owner >= 0 if chosen is None else (owner >= 0) & chosen
+    owner = np.full(len(sizes), -1, dtype=np.int32)
+    tier = np.full(len(sizes), STORAGE, dtype=np.int8)
     load = np.zeros(nodes.num_nodes, dtype=np.int64)
-    np.add.at(load, owner[mine], sizes[mine])
-    return load
-
-
-def _place(
-    owner: NDArray[np.int32],
-    tier: NDArray[np.int8],
-    shards_to: tuple[NDArray[np.int64], int],
-    got: NDArray[np.int32],
-) -> None:
-    shards, code = shards_to
-    taken = got >= 0
-    owner[shards[taken]] = got[taken]
-    tier[shards[taken]] = code
-
-
-def _kept(sizes: NDArray[np.int64], nodes: Nodes, previous: Ownership) -> _Arrays:
-    """The shards that stay with present nodes, as far as their present capacity allows."""
-    if len(previous.owner_of_shard) != len(sizes):
-        raise UsageError(
-            f"the previous owners are of {len(previous.owner_of_shard)} shards, not {len(sizes)}"
-        )
-    number_of_key = {int(key): n for n, key in enumerate(nodes.keys)}
-    now = np.array([number_of_key.get(int(k), -1) for k in previous.node_keys] + [-1], np.int32)
-    was = now[previous.owner_of_shard]  # -1 finds the -1 at the end
-    owner, tier = _unowned(len(sizes))
-    for code in (MEMORY, SSD):
-        shards = np.flatnonzero((was >= 0) & (previous.tier_of_shard == code))
-        fits = _accept_in_order(was[shards], sizes[shards], _capacity(nodes, code))
-        _place(owner, tier, (shards, code), np.where(fits, was[shards], -1).astype(np.int32))
-    return owner, tier
-
-
-def _hand_to_joined(
-    owner: NDArray[np.int32],
-    tier: NDArray[np.int8],
-    sizes: NDArray[np.int64],
-    nodes_known: tuple[Nodes, NDArray[np.bool_]],
-) -> None:
-    """Move to nodes that joined what the others hold beyond their fair share, and nothing else."""
-    nodes, known = nodes_known
-    if known.all():
-        return
-    for source, target in ((MEMORY, MEMORY), (SSD, MEMORY), (SSD, SSD)):
-        capacity = _capacity(nodes, target)
-        in_source = tier == source
-        share = level_room(np.zeros_like(capacity), capacity, int(sizes[tier <= target].sum()))
-        held = _load(owner, sizes, nodes, tier == target)
-        spare = held - share if source == target else _load(owner, sizes, nodes, in_source)
-        # Whoever is above its share offers one shard more, else a thousand nodes of 4.2 shards
-        # each would have nothing to offer; what the joined nodes do not take stays.
-        spare = np.where(spare > 0, spare + int(sizes.max(initial=0)), 0)
-        shards = np.flatnonzero(in_source)
-        shards = shards[_accept_in_order(owner[shards], sizes[shards], spare)]
-        # No more than their share, rounded down to shards: what they do not take has a place. Not
-        # even an empty shard fits into -1.
-        room = np.where(known, 0, np.maximum(share - held, 0))
-        left = np.where(known, -1, room)
-        got = _fill_nodes(shards, sizes[shards], nodes.keys, room, left)
-        _place(owner, tier, (shards, target), got)
+    for code, capacity in ((MEMORY, nodes.memory_bytes), (SSD, nodes.ssd_bytes)):
+        free = np.flatnonzero(owner < 0)
+        room = level_room(load, capacity, int(sizes[free].sum()))
+        got = _fill_nodes(free, sizes[free], nodes.keys, room, capacity)
+        placed = free[got >= 0]
+        owner[placed], tier[placed] = got[got >= 0], code
+        np.add.at(load, owner[placed], sizes[placed])
+    return Ownership(owner_of_shard=owner, tier_of_shard=tier, node_keys=nodes.keys)
 
 
 def level_room(load: NDArray[np.int64], left: NDArray[np.int64], total: int) -> NDArray[np.int64]:
@@ -267,16 +183,7 @@ def level_room(load: NDArray[np.int64], left: NDArray[np.int64], total: int) -> 
 def _accept_in_order(
     node: NDArray[np.int32], sizes: NDArray[np.int64], room: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which shards their nodes accept if each takes them in the order given until one is too big.
-
-    Args:
-        node: int32 (num_shards,), the node that each shard asks.
-        sizes: int64 (num_shards,), bytes.
-        room: int64 (num_nodes,), bytes.
-
-    Returns:
-        bool (num_shards,).
-    """
+    """Which shards are accepted if each node takes them in the order given until one is too big."""
     if not len(node):
         return np.zeros(0, dtype=np.bool_)
     order = np.argsort(node, kind="stable")
@@ -297,18 +204,10 @@ def _fill_nodes(
     room: NDArray[np.int64],
     left: NDArray[np.int64],
 ) -> NDArray[np.int32]:
-    """Give shards to nodes: each asks its favorite node that still has room, in rounds.
+    """The node of each shard, -1 for none: each asks its favorite that still has room, in rounds.
 
-    Args:
-        shards: int64 (num_shards,), numbers of the shards, which decide their favorites.
-        sizes: int64 (num_shards,), bytes.
-        keys: uint64 (num_nodes,).
-        room: int64 (num_nodes,), bytes each node should take, at most `left`; exceeded where
-            sizes do not add up to it, so that no shard is left over that fits somewhere.
-        left: int64 (num_nodes,), bytes it can take; never exceeded.
-
-    Returns:
-        int32 (num_shards,): numbers of nodes, -1 for shards that fit nowhere.
+    `left`, the bytes that a node can take, is never exceeded; `room`, the bytes it should take, is
+    where sizes do not add up to it, so that no shard is left over that fits somewhere.
     """
     owner = np.full(len(shards), -1, dtype=np.int32)
     room, left = room.copy(), left.copy()

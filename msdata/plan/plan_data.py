@@ -7,22 +7,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.dataset.coding import ArrayCoding, encode
 from msdata.dataset.coding_options import add_coding_arguments, codings_of, parse_quantize
+from msdata.dataset.dataset import Dataset, Split
 from msdata.errors import UsageError
 from msdata.plan.forecast import Job
 from msdata.plan.machine import machine_from
 from msdata.plan.order import DEFAULT_BATCH_SIZE, DEFAULT_LAST
 from msdata.plan.ownership import equal_nodes
 from msdata.plan.report import build_report
-from msdata.plan.timing import has_steps
 from msdata.plan.weights import plan_weights
-from msdata.schema import Schema
 from msdata.topology import Topology
 
 _GIB = 1 << 30
@@ -31,47 +30,6 @@ _GIB = 1 << 30
 _SHARD_BYTES = 600_000_000
 # Lengths of coded records scatter by a tenth: the mean of so many is known to less than a percent.
 _MEASURED_SAMPLES = 256
-
-
-class SplitLike(Protocol):
-    """The part of a split that a plan needs; a `Dataset`'s split has it."""
-
-    @property
-    def schema(self) -> Schema:
-        """The arrays of every sample."""
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64 (num_shards,): samples of each shard, in index order."""
-
-    @property
-    def record_nbytes(self) -> NDArray[np.int64]:
-        """int64 (num_samples,): stored bytes of each sample."""
-
-    @property
-    def sample_nbytes(self) -> int:
-        """Bytes of a sample's arrays, decoded."""
-
-    @property
-    def is_coded(self) -> bool:
-        """Whether records are not the samples' bytes."""
-
-    @property
-    def redshift(self) -> NDArray[np.float64] | None:
-        """float64 (num_samples,): redshifts, NaN where unknown; None where there are none."""
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """float64 (num_samples,): a column of the index, NaN where unknown."""
-
-    def __getitem__(self, number: int) -> Any:
-        """A sample's arrays, by name."""
-
-
-class DatasetLike(Protocol):
-    """A data set that has splits."""
-
-    def split(self, name: str) -> SplitLike:
-        """The split of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +82,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_data(args: argparse.Namespace, open_dataset: Callable[[Path], DatasetLike]) -> PlanData:
+def plan_data(args: argparse.Namespace, open_dataset: Callable[[Path], Dataset]) -> PlanData:
     """The data that the options name.
 
     Args:
@@ -179,7 +137,7 @@ def _assumed(args: argparse.Namespace) -> PlanData:
     )
 
 
-def _opened(args: argparse.Namespace, split: SplitLike) -> PlanData:
+def _opened(args: argparse.Namespace, split: Split) -> PlanData:
     sizes = np.asarray(split.shard_sizes, dtype=np.int64)
     return PlanData(
         name=f"{args.data}, split {args.split}",
@@ -201,9 +159,9 @@ def _recoded(data: PlanData, record_bytes: float, how: dict[str, Any]) -> PlanDa
     )
 
 
-def _measured(args: argparse.Namespace, data: PlanData, split: SplitLike) -> PlanData:
+def _measured(args: argparse.Namespace, data: PlanData, split: Split) -> PlanData:
     codings = codings_of(split.schema, parse_quantize(args.quantize), args.compress)
-    found = measure_records(split, codings, int(data.shard_sizes.sum()))
+    found = _record_sizes(split, codings, int(data.shard_sizes.sum()))
     words = [f"--quantize {q}" for q in args.quantize] + [f"--compress {args.compress}"]
     how = {
         "options": " ".join(words),
@@ -213,19 +171,10 @@ def _measured(args: argparse.Namespace, data: PlanData, split: SplitLike) -> Pla
     return _recoded(data, float(found.mean()), how)
 
 
-def measure_records(
-    split: SplitLike, codings: Sequence[ArrayCoding], num_samples: int
+def _record_sizes(
+    split: Split, codings: Sequence[ArrayCoding], num_samples: int
 ) -> NDArray[np.int64]:
-    """Bytes of the records that some samples would have; reads and encodes them.
-
-    Args:
-        split: the data.
-        codings: how each array would be stored; empty as it is.
-        num_samples: samples of the split.
-
-    Returns:
-        int64 (n,), n at most 256: drawn evenly, always the same ones.
-    """
+    """Bytes of the records that at most 256 samples would have, always the same ones."""
     count = min(num_samples, _MEASURED_SAMPLES)
     numbers = np.sort(np.random.default_rng(0).choice(num_samples, count, replace=False))
     nbytes = []
@@ -236,7 +185,7 @@ def measure_records(
 
 
 def plan_job(
-    split: SplitLike,
+    split: Split,
     *,
     num_nodes: int = 1,
     ranks_per_node: int = 1,
@@ -290,7 +239,7 @@ def plan_job(
         last=remainder,
         **options,
     )
-    if not has_steps(job):
+    if not job.num_steps:
         raise UsageError(f"{job.num_samples:,} samples do not fill a global batch")
     counts: Any = {"num_epochs": num_epochs, "num_trials": num_trials}
     counts |= {"replay_epochs": replay_epochs, "by_nodes": by_nodes}

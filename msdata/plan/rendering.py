@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from msdata.plan.forecast import TIERS
 from msdata.plan.timing import Variant
 
 _SHOWN_EPOCHS = 12
+_SHARES = tuple(f"{tier} %" for tier in TIERS)
+_READS = (*_SHARES, "from storage", "time", "bound by", "GPU wait")
 
 _LAST = {
     "drop": "the rest left out",
@@ -48,22 +50,22 @@ def render_report(report: dict[str, Any]) -> str:
         Lines of at most 120 characters, for the numbers of usual jobs.
     """
     parts = [
-        _render_head(report),
-        _render_epochs(report),
-        *_render_kinds(report["kinds_of_nodes"]),
-        _render_closed_form(report),
-        _render_what_if(report["what_if"]),
-        *_render_by_nodes(report["by_nodes"]),
-        _render_quality(report["quality"]),
-        *_notes(report),
+        _head_lines(report),
+        _epoch_lines(report),
+        _kind_lines(report["kinds_of_nodes"]),
+        _closed_form_lines(report),
+        _what_if_lines(report["what_if"]),
+        _by_nodes_lines(report["by_nodes"]),
+        _quality_lines(report["quality"]),
+        *([f"note: {note}"] for note in _notes(report)),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _render_head(report: dict[str, Any]) -> str:
+def _head_lines(report: dict[str, Any]) -> list[str]:
     data, job, caches = report["data"], report["job"], report["caches"]
     capacity = caches["memory_capacity_bytes"] + caches["ssd_capacity_bytes"]
-    lines = [
+    return [
         f"data    {data.get('name', '')}: {data['samples']:,} samples of "
         f"{data['sample_bytes']:,.0f} bytes, {bytes_text(data['bytes'])} in {data['shards']:,} "
         "shards",
@@ -79,23 +81,22 @@ def _render_head(report: dict[str, Any]) -> str:
         f"{_range(caches['fewest_shards_of_a_node'], caches['most_shards_of_a_node'])} shards "
         "per node",
     ]
-    return "\n".join(lines)
 
 
 def _coding_lines(data: dict[str, Any]) -> list[str]:
     if not data["decoded_bytes"]:
         return []
     recoded = data.get("recoded")
-    lines = [
+    line = (
         f"        coded: {data['decoded_bytes'] / data['sample_bytes']:.2f} times smaller than the "
         f"{data['decoded_bytes']:,} bytes that a sample decodes to"
-    ]
+    )
     if recoded is None:
-        return lines
+        return [line]
     if "num_samples" not in recoded:
-        return [f"{lines[0]} (assumed)"]
+        return [f"{line} (assumed)"]
     return [
-        *lines,
+        line,
         f"        as packed with {recoded['options']}, measured on {recoded['num_samples']:,} "
         f"samples (+- {recoded['relative_error']:.1%})",
     ]
@@ -113,14 +114,13 @@ def _weights_lines(job: dict[str, Any]) -> list[str]:
     ]
 
 
-def _render_epochs(report: dict[str, Any]) -> str:
+def _epoch_lines(report: dict[str, Any]) -> list[str]:
     epochs = report["epochs"]
     shown = [e for e in epochs if e["exact"] or e["epoch"] == 0][:_SHOWN_EPOCHS]
-    rows = [_epoch_row(_epoch_name(e), e) for e in shown]
+    named = [("0 cold" if e["epoch"] == 0 else str(e["epoch"]), e) for e in shown]
     if len(epochs) > len(shown):
-        rest = _range(len(shown), len(epochs) - 1)
-        rows.append(_epoch_row(rest if epochs[-1]["exact"] else f"{rest} ~", epochs[-1]))
-    header = ["epoch", *(f"{t} %" for t in TIERS), "from storage", "time", "bound by", "GPU wait"]
+        named.append((_range(len(shown), len(epochs) - 1), epochs[-1]))
+    rows = [[name if e["exact"] else f"{name} ~", *_reads(e)] for name, e in named]
     whole = report["whole_job"]
     total = f"whole job: {bytes_text(whole['storage_bytes'])} from storage"
     if whole["seconds"] is not None:
@@ -132,7 +132,8 @@ def _render_epochs(report: dict[str, Any]) -> str:
             f";\n~ expected, by the closed form; {num_exact} of {len(epochs)} epochs were "
             "replayed, --replay-epochs N replays more"
         )
-    return "\n".join([legend, *table_lines(header, rows), total, *_trials_lines(report["trials"])])
+    table = table_lines(("epoch", *_READS), rows)
+    return [legend, *table, total, *_trials_lines(report["trials"])]
 
 
 def _trials_lines(trials: dict[str, Any]) -> list[str]:
@@ -146,7 +147,7 @@ def _trials_lines(trials: dict[str, Any]) -> list[str]:
     ]
 
 
-def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
+def _kind_lines(kinds: Sequence[dict[str, Any]]) -> list[str]:
     if len(kinds) < 2:
         return []
     rows = [
@@ -155,26 +156,25 @@ def _render_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
             bytes_text(kind["memory_capacity_bytes"]),
             bytes_text(kind["ssd_capacity_bytes"]),
             bytes_text(kind["held_bytes_a_node"]),
-            *(f"{100 * kind['shares'][t]:.2f}" for t in TIERS),
+            *_percents(kind["shares"]),
             bytes_text(kind["storage_bytes_a_node"]),
         ]
         for kind in kinds
     ]
-    header = ["nodes", "memory", "SSD", "cached", *(f"{t} %" for t in TIERS), "from storage"]
     title = f"nodes by capacity, each of them in epoch {kinds[0]['epoch']}"
-    return ["\n".join([title, *table_lines(header, rows)])]
+    head = ("nodes", "memory", "SSD", "cached", *_SHARES, "from storage")
+    return [title, *table_lines(head, rows)]
 
 
-def _epoch_name(epoch: dict[str, Any]) -> str:
-    name = f"{epoch['epoch']} cold" if epoch["epoch"] == 0 else str(epoch["epoch"])
-    return name if epoch["exact"] else f"{name} ~"
+def _percents(shares: dict[str, float]) -> list[str]:
+    return [f"{100 * shares[tier]:.2f}" for tier in TIERS]
 
 
-def _epoch_row(name: str, epoch: dict[str, Any]) -> list[str]:
+def _reads(epoch: dict[str, Any]) -> list[str]:
+    """The cells of `_READS`."""
     time = epoch["time"]
     return [
-        name,
-        *(f"{100 * epoch['shares'][t]:.2f}" for t in TIERS),
+        *_percents(epoch["shares"]),
         bytes_text(epoch["storage_bytes"]),
         _duration(time["epoch_s"]),
         time["binds"] or "-",
@@ -182,45 +182,36 @@ def _epoch_row(name: str, epoch: dict[str, Any]) -> list[str]:
     ]
 
 
-def _render_closed_form(report: dict[str, Any]) -> str:
+def _closed_form_lines(report: dict[str, Any]) -> list[str]:
     closed = report["closed_form"]
     rows = [
-        ["these shards", *(f"{100 * closed['shares'][t]:.2f}" for t in TIERS)],
-        ["many small shards", *(f"{100 * closed['shares_for_many_shards'][t]:.2f}" for t in TIERS)],
+        ["these shards", *_percents(closed["shares"])],
+        ["many small shards", *_percents(closed["shares_for_many_shards"])],
     ]
-    lines = [
-        "closed form, epochs after the first",
-        *table_lines(["", *(f"{t} %" for t in TIERS)], rows),
-        f"hits min(1, C/N) = {closed['hit_share']:.2%}",
-    ]
+    last = f"hits min(1, C/N) = {closed['hit_share']:.2%}"
     if report["job"]["policy"] == "locality":
-        lines[-1] += (
+        last += (
             f"; moved with all cached sqrt((1 - 1/P)/(2 pi b)) = "
             f"{closed['moved_share_all_cached']:.2%}"
         )
-    return "\n".join(lines)
+    return ["closed form, epochs after the first", *table_lines(("", *_SHARES), rows), last]
 
 
-def _render_what_if(variants: Sequence[dict[str, Any]]) -> str:
-    rows = [[v["name"], str(v["nodes"]), *_epoch_row("", v)[1:]] for v in variants]
-    header = ["", "nodes", *(f"{t} %" for t in TIERS)]
-    header += ["from storage", "time", "bound by", "GPU wait"]
+def _what_if_lines(variants: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [[v["name"], str(v["nodes"]), *_reads(v)] for v in variants]
     title = "what would change, expected for an epoch after the first"
-    return "\n".join([title, *table_lines(header, rows)])
+    return [title, *table_lines(("", "nodes", *_READS), rows)]
 
 
-def _render_by_nodes(variants: Sequence[dict[str, Any]]) -> list[str]:
-    if not variants:
-        return []
-    rows = [[str(v["nodes"]), *_epoch_row("", v)[1:]] for v in variants]
-    header = ["nodes", *(f"{t} %" for t in TIERS), "from storage", "time", "bound by", "GPU wait"]
+def _by_nodes_lines(variants: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [[str(v["nodes"]), *_reads(v)] for v in variants]
     title = "on other numbers of nodes, expected for an epoch after the first"
-    return ["\n".join([title, *table_lines(header, rows)])]
+    return [title, *table_lines(("nodes", *_READS), rows)] if rows else []
 
 
-def _render_quality(measured: dict[str, Any] | None) -> str:
+def _quality_lines(measured: dict[str, Any] | None) -> list[str]:
     if measured is None:
-        return "shuffle quality: not measured: the data do not fill one global batch"
+        return ["shuffle quality: not measured: the data do not fill one global batch"]
     rows = []
     for name, words in _QUALITY.items():
         if name in measured:
@@ -231,59 +222,36 @@ def _render_quality(measured: dict[str, Any] | None) -> str:
     header = ["shuffle quality", "measured", "uniform draw", "ratio"]
     if "drawn_in_an_epoch" in measured:
         header[2] = "independent"
-    return "\n".join(table_lines(header, rows))
+    return list(table_lines(header, rows))
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
-    notes = (_note_of_draws, _note_of_shards, _note_of_policy, _note_of_decoding)
-    return [line for note in notes for line in note(report)]
-
-
-def _note_of_decoding(report: dict[str, Any]) -> list[str]:
-    times = [e["time"] for e in report["epochs"]]
-    cores = max((t["decode_cores"] or 0 for t in times), default=0)
-    if cores:
-        return [
-            f"note: decoding binds with {report['machine']['cores']:g} cores per node; {cores:,} "
-            "lift it"
-        ]
-    machine = report["machine"]
-    if not report["data"]["decoded_bytes"] or (machine["decode"] and machine["cores"]):
-        return []
-    return ["note: decoding may bind; 'msdata probe' measures what a core decodes"]
-
-
-def _note_of_policy(report: dict[str, Any]) -> list[str]:
-    job, closed = report["job"], report["closed_form"]
-    if job["policy"] != "shuffle" or job["nodes"] == 1 or not closed["hit_share"]:
-        return []
-    return [
-        "note: slurm/train_ddp.sh deals samples to the nodes that cache them (--policy locality), "
-        'and so does\nLoader(policy="locality"); shuffle, the Loader\'s default, reads most of '
-        "them from peers"
-    ]
-
-
-def _note_of_draws(report: dict[str, Any]) -> list[str]:
-    if report["job"]["weights"] is None:
-        return []
-    return [
-        "note: in the cold epoch a sample that is drawn again counts as read from storage; if "
-        "its owner holds it by\nthen, it is one more hit"
-    ]
-
-
-def _note_of_shards(report: dict[str, Any]) -> list[str]:
-    closed, caches = report["closed_form"], report["caches"]
+def _notes(report: dict[str, Any]) -> Iterator[str]:
+    job, closed, caches = report["job"], report["closed_form"], report["caches"]
+    if job["weights"] is not None:
+        yield (
+            "in the cold epoch a sample that is drawn again counts as read from storage; if "
+            "its owner holds it by\nthen, it is one more hit"
+        )
     extra = closed["shares"]["peer"] - closed["shares_for_many_shards"]["peer"]
     fewest, most = caches["fewest_shards_of_a_node"], caches["most_shards_of_a_node"]
-    if report["job"]["policy"] != "locality" or extra < 0.005 or most - fewest > 1:
-        return []
-    return [
-        f"note: nodes hold {_range(fewest, most)} shards, and {extra:.2%} of the samples cross the "
-        "network for that reason alone;\nto avoid it pack smaller shards, or a multiple of the "
-        "number of nodes"
-    ]
+    if job["policy"] == "locality" and extra >= 0.005 and most - fewest <= 1:
+        yield (
+            f"nodes hold {_range(fewest, most)} shards, and {extra:.2%} of the samples cross the "
+            "network for that reason alone;\nto avoid it pack smaller shards, or a multiple of the "
+            "number of nodes"
+        )
+    if job["policy"] == "shuffle" and job["nodes"] > 1 and closed["hit_share"]:
+        yield (
+            "slurm/train_ddp.sh deals samples to the nodes that cache them (--policy locality), "
+            'and so does\nLoader(policy="locality"); shuffle, the Loader\'s default, reads most of '
+            "them from peers"
+        )
+    machine = report["machine"]
+    cores = max((e["time"]["decode_cores"] or 0 for e in report["epochs"]), default=0)
+    if cores:
+        yield f"decoding binds with {machine['cores']:g} cores per node; {cores:,} lift it"
+    elif report["data"]["decoded_bytes"] and not (machine["decode"] and machine["cores"]):
+        yield "decoding may bind; 'msdata probe' measures what a core decodes"
 
 
 def _range(low: int, high: int) -> str:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from msdata.errors import UsageError
 from msdata.plan import quality, timing
-from msdata.plan.assign import Assignment
 from msdata.plan.closed_form import expect_epoch, levelled_shares, moved_share, owned_shares
 from msdata.plan.forecast import (
     TIERS,
@@ -23,7 +22,6 @@ from msdata.plan.forecast import (
     order_job,
     own_job,
 )
-from msdata.plan.order import num_steps
 from msdata.plan.ownership import MEMORY, SSD, Ownership
 from msdata.plan.timing import EpochTime, Machine, time_epoch, what_if
 from msdata.plan.weights import describe_weights
@@ -65,8 +63,9 @@ def build_report(
     if replay_epochs is None:
         replay_epochs = max(2, _REPLAYED_SAMPLES // job.num_samples)
     shares = owned_shares(job, ownership)
-    orders = _Orders(job)
-    forecasts, seen = _forecast(orders, ownership, num_epochs, min(replay_epochs, num_epochs))
+    num_replayed = min(replay_epochs, num_epochs)
+    orders = {epoch: order_job(job, epoch) for epoch in _COMPARED_EPOCHS}
+    forecasts, seen = _forecast(job, ownership, orders, num_epochs, num_replayed)
     times = [time_epoch(f, machine, job.topology) for f in forecasts]
     expected = expect_epoch(job, 1, shares)
     return {
@@ -86,7 +85,7 @@ def build_report(
         "closed_form": _describe_closed_form(job, expected),
         "what_if": [_describe_variant(v) for v in what_if(job, machine)],
         "by_nodes": [_describe_variant(v) for v in timing.by_nodes(job, machine, by_nodes)],
-        "quality": _measure_quality(orders, redshift, seen, min(replay_epochs, num_epochs)),
+        "quality": _measure_quality(job, orders, redshift, seen, num_replayed),
         "machine": asdict(machine),
     }
 
@@ -96,30 +95,16 @@ def _describe_variant(variant: timing.Variant) -> dict[str, Any]:
     return {"name": variant.name, "nodes": variant.num_nodes, **described}
 
 
-class _Orders:
-    """Orders of a job's epochs; those that are used twice are drawn once."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._kept: dict[int, NDArray[np.int64]] = {}
-
-    def of(self, epoch: int) -> NDArray[np.int64]:
-        found = self._kept.get(epoch)
-        if found is None:
-            found = order_job(self.job, epoch)
-            if epoch in _COMPARED_EPOCHS:
-                self._kept[epoch] = found
-        return found
+_Orders = dict[int, NDArray[np.int64]]
 
 
 def _forecast(
-    orders: _Orders, ownership: Ownership, num_epochs: int, replay_epochs: int
+    job: Job, ownership: Ownership, orders: _Orders, num_epochs: int, replay_epochs: int
 ) -> tuple[list[EpochForecast], quality.Measured]:
     """Forecast every epoch, and measure how much of the data rank 0 sees in the replayed ones."""
-    job = orders.job
     forecasts, read_by_rank_0 = [], []
     for epoch in range(replay_epochs):
-        assignment: Assignment = assign_job(job, ownership, epoch, order=orders.of(epoch))
+        assignment = assign_job(job, ownership, epoch, order=orders.get(epoch))
         forecasts.append(count_epoch(assignment, job, ownership, epoch))
         read_by_rank_0.append(assignment.samples[:, 0])
     shares = owned_shares(job, ownership)
@@ -136,17 +121,13 @@ def _measure_seen(epochs: Sequence[NDArray[np.int64]], job: Job) -> quality.Meas
     return quality.Measured(value=float(seen[-1]) if len(seen) else 0.0, uniform=uniform)
 
 
-def _global_batch(job: Job) -> int:
-    return job.topology.num_ranks * job.batch_per_rank
-
-
 def _describe_job(job: Job, num_epochs: int) -> dict[str, Any]:
     return {
         "nodes": job.topology.num_nodes,
         "ranks_per_node": job.topology.ranks_per_node,
         "batch_per_rank": job.batch_per_rank,
-        "global_batch": _global_batch(job),
-        "steps_per_epoch": num_steps(job.num_samples, _global_batch(job), job.last),
+        "global_batch": job.global_batch,
+        "steps_per_epoch": job.num_steps,
         "epochs": num_epochs,
         "policy": job.policy,
         "last": job.last,
@@ -165,9 +146,7 @@ def _describe_kinds(
     described = []
     for number, (memory, ssd) in enumerate(kinds.tolist()):
         mine = kind_of_node.ravel() == number
-        by_tier = forecast.tier_samples[mine].sum(axis=0) / max(
-            1, forecast.tier_samples[mine].sum()
-        )
+        samples = forecast.tier_samples[mine].sum(axis=0)
         described.append(
             {
                 "nodes": int(mine.sum()),
@@ -175,11 +154,15 @@ def _describe_kinds(
                 "ssd_capacity_bytes": ssd,
                 "held_bytes_a_node": float(ownership.held(job.cached_bytes)[mine].mean()),
                 "epoch": forecast.epoch,
-                "shares": dict(zip(TIERS, by_tier.tolist(), strict=True)),
+                "shares": _by_tier(samples / max(1, samples.sum())),
                 "storage_bytes_a_node": float(forecast.storage_bytes[mine].mean()),
             }
         )
     return described[::-1]
+
+
+def _by_tier(values: NDArray[Any]) -> dict[str, Any]:
+    return dict(zip(TIERS, values.tolist(), strict=True))
 
 
 def _describe_caches(job: Job, ownership: Ownership) -> dict[str, Any]:
@@ -197,20 +180,19 @@ def _describe_caches(job: Job, ownership: Ownership) -> dict[str, Any]:
 
 
 def _describe_epoch(forecast: EpochForecast, time: EpochTime) -> dict[str, Any]:
-    tier_samples = forecast.tier_samples
     described: dict[str, Any] = {
         "epoch": forecast.epoch,
         "exact": forecast.is_exact,
-        "shares": dict(zip(TIERS, forecast.shares.tolist(), strict=True)),
-        "samples": dict(zip(TIERS, tier_samples.sum(axis=0).tolist(), strict=True)),
-        "bytes": dict(zip(TIERS, forecast.tier_bytes.sum(axis=0).tolist(), strict=True)),
+        "shares": _by_tier(forecast.shares),
+        "samples": _by_tier(forecast.tier_samples.sum(axis=0)),
+        "bytes": _by_tier(forecast.tier_bytes.sum(axis=0)),
         "storage_bytes": float(forecast.storage_bytes.sum()),
         "busiest_node_storage_bytes": float(forecast.storage_bytes.max()),
         "ssd_bytes": float(forecast.ssd_bytes.sum()),
         "time": asdict(time),
     }
     if forecast.is_exact:
-        described["samples_by_node"] = tier_samples.tolist()
+        described["samples_by_node"] = forecast.tier_samples.tolist()
     return described
 
 
@@ -245,37 +227,34 @@ def _describe_trials(
 
 
 def _describe_closed_form(job: Job, expected: EpochForecast) -> dict[str, Any]:
-    topology = job.topology
     many_shards = expect_epoch(job, 1, levelled_shares(job))
-    per_node = topology.ranks_per_node * job.batch_per_rank
     capacity = int(job.nodes.memory_bytes.sum() + job.nodes.ssd_bytes.sum())
     return {
-        "shares": dict(zip(TIERS, expected.shares.tolist(), strict=True)),
-        "shares_for_many_shards": dict(zip(TIERS, many_shards.shares.tolist(), strict=True)),
+        "shares": _by_tier(expected.shares),
+        "shares_for_many_shards": _by_tier(many_shards.shares),
         "hit_share": min(1.0, capacity / int(job.cached_bytes.sum())),
-        "moved_share_all_cached": moved_share(topology.num_nodes, per_node),
+        "moved_share_all_cached": moved_share(job.topology.num_nodes, job.batch_per_node),
     }
 
 
 def _measure_quality(
+    job: Job,
     orders: _Orders,
     redshift: NDArray[np.float64] | None,
     seen: quality.Measured,
     num_replayed: int,
 ) -> dict[str, Any] | None:
     """Shuffle quality of epoch 1 and of its change to epoch 2; None if no batch is complete."""
-    job = orders.job
-    batch = _global_batch(job)
-    if job.num_samples < max(2, batch):
+    if job.num_samples < max(2, job.global_batch):
         return None
-    one = orders.of(_COMPARED_EPOCHS[0])
+    one, other = (orders[epoch] for epoch in _COMPARED_EPOCHS)
     shard_of_sample = np.repeat(np.arange(len(job.shard_sizes), dtype=np.int32), job.shard_sizes)
-    batches = quality.batches_of(one, batch)
+    batches = quality.batches_of(one, job.global_batch)
     measured = {
         "same_shard_pairs_per_batch": quality.same_shard_pairs(
             batches, shard_of_sample, job.weights
         ),
-        **_measure_change(orders),
+        **_measure_change(job, one, other),
         "seen_by_one_rank": seen,
     }
     if redshift is not None:
@@ -285,13 +264,13 @@ def _measure_quality(
     return described
 
 
-def _measure_change(orders: _Orders) -> dict[str, quality.Measured]:
-    """How epochs 1 and 2 differ; for draws by weights, the number of samples per epoch."""
-    job = orders.job
-    one, other = map(orders.of, _COMPARED_EPOCHS)
+def _measure_change(
+    job: Job, one: NDArray[np.int64], other: NDArray[np.int64]
+) -> dict[str, quality.Measured]:
+    """How two epochs differ; for draws by weights, the number of samples per epoch."""
     if job.weights is None:
         return {
-            "repeated_pairs_per_batch": quality.repeated_pairs(one, other, _global_batch(job)),
+            "repeated_pairs_per_batch": quality.repeated_pairs(one, other, job.global_batch),
             "displacement": quality.displacement(one, other),
         }
     drawn = quality.Measured(
@@ -303,14 +282,13 @@ def _measure_change(orders: _Orders) -> dict[str, quality.Measured]:
 def _measure_drift(
     order: NDArray[np.int64], redshift: NDArray[np.float64], job: Job
 ) -> dict[str, quality.Measured]:
-    batch = _global_batch(job)
     known = np.isfinite(redshift)
     order = order[known[order]]
-    if len(order) < batch:
+    if len(order) < job.global_batch:
         return {}
     # Samples without a redshift are left out, and the others renumbered.
     number = np.cumsum(known) - 1
-    batches = quality.batches_of(number[order], batch)
+    batches = quality.batches_of(number[order], job.global_batch)
     some = batches[:: max(1, batches.size // _DRIFT_SAMPLES)]
     weights = None if job.weights is None else job.weights[known]
     drift = quality.label_drift(some, redshift[known], weights)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msdata.errors import UsageError
 from msdata.plan.closed_form import expect_epoch, levelled_shares
 from msdata.plan.forecast import EpochForecast, Job
-from msdata.plan.order import num_steps
-from msdata.plan.ownership import Nodes, equal_nodes
+from msdata.plan.ownership import equal_nodes
 from msdata.topology import Topology
 
 
@@ -82,11 +81,10 @@ def time_epoch(forecast: EpochForecast, machine: Machine, topology: Topology) ->
     Returns:
         Seconds; a part that has nothing to do counts 0.
     """
-    tier_bytes = forecast.tier_bytes
-    storage_total = _seconds(np.atleast_1d(forecast.storage_bytes.sum()), machine.storage_total)
+    storage_total = _seconds(forecast.storage_bytes.sum(), machine.storage_total)
     storage_node = _seconds(forecast.storage_bytes, machine.storage)
-    per_rank = float(forecast.tier_samples.sum()) / topology.num_ranks
-    copied = tier_bytes.sum(axis=1)
+    per_rank = forecast.tier_samples.sum() / topology.num_ranks
+    copied = forecast.tier_bytes.sum(axis=1)
     decoded = forecast.tier_samples.sum(axis=1) * forecast.decoded_bytes
     decoding = None
     if forecast.decoded_bytes:
@@ -97,21 +95,19 @@ def time_epoch(forecast: EpochForecast, machine: Machine, topology: Topology) ->
     parts = {
         "memory": _seconds(copied, machine.memory),
         "ssd": _seconds(forecast.ssd_bytes, machine.ssd),
-        "network": _seconds(tier_bytes[:, 2], machine.network),
+        "network": _seconds(forecast.tier_bytes[:, 2], machine.network),
         "storage": max((s for s in (storage_node, storage_total) if s is not None), default=None),
-        "gpu": None if machine.samples_per_s is None else per_rank / machine.samples_per_s,
+        "gpu": _seconds(per_rank, machine.samples_per_s),
         "decode": decoding,
     }
     busy = {name: seconds for name, seconds in parts.items() if seconds is not None}
-    if not busy:
-        return EpochTime(busy_s={}, binds=None, epoch_s=None, gpu_wait_s=None)
-    binds = max(busy, key=lambda name: busy[name])
-    wait = busy[binds] - busy["gpu"] if "gpu" in busy else None
+    epoch_s = max(busy.values(), default=None)
+    binds = next((name for name, seconds in busy.items() if seconds == epoch_s), None)
     return EpochTime(
         busy_s=busy,
         binds=binds,
-        epoch_s=busy[binds],
-        gpu_wait_s=wait,
+        epoch_s=epoch_s,
+        gpu_wait_s=None if epoch_s is None or "gpu" not in busy else epoch_s - busy["gpu"],
         decode_cores=_cores_to_lift(busy, machine) if binds == "decode" else None,
     )
 
@@ -124,8 +120,9 @@ def _cores_to_lift(busy_s: dict[str, float], machine: Machine) -> int | None:
     return math.ceil(machine.cores * busy_s["decode"] / next_s)
 
 
-def _seconds(nbytes: NDArray[np.number], bytes_per_s: float | None) -> float | None:
-    return None if bytes_per_s is None else float(nbytes.max()) / bytes_per_s
+def _seconds(amounts: Any, per_s: float | None) -> float | None:
+    """Seconds of the node with the largest amount, of bytes or samples."""
+    return None if per_s is None else float(np.max(amounts)) / per_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +165,7 @@ def what_if(job: Job, machine: Machine) -> list[Variant]:
         ),
         ("half the bytes per sample", _halved(job)),
     ]
-    return [_variant(name, changed, machine) for name, changed in variants if has_steps(changed)]
+    return _variants(variants, machine)
 
 
 def by_nodes(job: Job, machine: Machine, numbers: Sequence[int]) -> list[Variant]:
@@ -182,18 +179,12 @@ def by_nodes(job: Job, machine: Machine, numbers: Sequence[int]) -> list[Variant
     Returns:
         One variant per number; numbers that leave an epoch without a step are left out.
     """
-    jobs = [(f"{n} nodes", on_nodes(job, n)) for n in numbers]
-    return [_variant(name, changed, machine) for name, changed in jobs if has_steps(changed)]
-
-
-def has_steps(job: Job) -> bool:
-    """Whether an epoch has a step: with `last="drop"` the data must fill a global batch."""
-    return num_steps(job.num_samples, job.topology.num_ranks * job.batch_per_rank, job.last) > 0
+    return _variants([(f"{n} nodes", on_nodes(job, n)) for n in numbers], machine)
 
 
 def on_nodes(job: Job, num_nodes: int) -> Job:
     """The job on another number of nodes, all with the mean capacity of its present ones."""
-    nodes: Nodes = equal_nodes(
+    nodes = equal_nodes(
         num_nodes,
         memory_bytes=int(job.nodes.memory_bytes.mean()),
         ssd_bytes=int(job.nodes.ssd_bytes.mean()),
@@ -207,11 +198,12 @@ def _halved(job: Job) -> Job:
     return replace(job, sample_bytes=halves if halves.ndim else int(halves))
 
 
-def _variant(name: str, job: Job, machine: Machine) -> Variant:
-    forecast = expect_epoch(job, 1, levelled_shares(job))
-    return Variant(
-        name=name,
-        num_nodes=job.topology.num_nodes,
-        forecast=forecast,
-        time=time_epoch(forecast, machine, job.topology),
-    )
+def _variants(jobs: Sequence[tuple[str, Job]], machine: Machine) -> list[Variant]:
+    variants = []
+    for name, job in jobs:
+        if job.num_steps:
+            forecast = expect_epoch(job, 1, levelled_shares(job))
+            time = time_epoch(forecast, machine, job.topology)
+            nodes = job.topology.num_nodes
+            variants.append(Variant(name=name, num_nodes=nodes, forecast=forecast, time=time))
+    return variants

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.plan.order import check_weighted_policy
 from msdata.plan.weighted import check_weights, inverse_count_weights
@@ -18,13 +18,6 @@ INVERSE_COUNT = "inverse_count"
 # What the recipes of mstrain have; a test compares.
 DEFAULT_NUM_BINS = 50
 DEFAULT_Z_MAX = 1.6
-
-
-class ColumnsLike(Protocol):
-    """A split whose index has columns."""
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """float64 (num_samples,): a column, NaN where unknown."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_weights(
-    args: argparse.Namespace, split: ColumnsLike | None, num_samples: int
+    args: argparse.Namespace, split: Split | None, num_samples: int
 ) -> NDArray[np.float64] | None:
     """Read or compute the weights that the options name.
 

@@ -24,9 +24,9 @@ import numpy as np
 from msdata.core.checksum import crc32c_of_parts
 from msdata.core.files import storage_error, sync_folder, take_lock, write_whole
 from msdata.core.trusted_names import check_below
+from msdata.dataset.block_writer import pwrite_all
 from msdata.dataset.coded_columns import DECODED_CRC32C
 from msdata.dataset.manifest import INDEXED
-from msdata.dataset.shard import pwrite_all
 from msdata.dataset.shard_files import ShardFile
 from msdata.dataset.tar import dali_index_path
 from msdata.errors import DataError, MsdataError

@@ -51,9 +51,8 @@ from mstrain.attribution.results import (
 )
 from mstrain.checks import check_batch_size, check_range
 from mstrain.data.left_out import left_out
-from mstrain.data.part import part_of
 from mstrain.data.pixels import check_pixels
-from mstrain.data.share import training_split
+from mstrain.data.share import part_of, training_split
 from mstrain.distributed import Ranks, one_rank
 from mstrain.evaluation.inference import DEFAULT_BATCH, network_of, origin_of
 from mstrain.evaluation.list_table import (
@@ -165,9 +164,9 @@ def attribute_on_ranks(
         StorageError: the file system refused.
     """
     trained, opened = open_run(run, config.checkpoint), msdata.open(data)
-    differences = ranks.on_first(lambda: _check(trained, opened, out, config))
-    split = training_split(opened, trained.config)
     folds = [open_run(path, config.checkpoint) for path in config.out_of_fold]
+    differences = ranks.on_first(lambda: _check(trained, folds, opened, out, config))
+    split = training_split(opened, trained.config)
     unseen = _out_of_fold(folds, opened.split("train"), config, ranks)
     origin = {
         "format_version": 1,
@@ -186,7 +185,11 @@ def attribute_on_ranks(
 
 
 def _check(
-    run: TrainedRun, data: msdata.Dataset, out: Path, config: AttributionConfig
+    run: TrainedRun,
+    folds: Sequence[TrainedRun],
+    data: msdata.Dataset,
+    out: Path,
+    config: AttributionConfig,
 ) -> list[str]:
     """Refuses what cannot end well, before hours of computing; gives `pixel_differences`."""
     if data.manifest.fingerprint != run.fingerprint:
@@ -195,26 +198,21 @@ def _check(
             f"fingerprint {run.fingerprint}, got {data.path}, {data.manifest.fingerprint}"
         )
     check_data(run, data, ["train"])
-    check_folds([open_run(path, config.checkpoint) for path in config.out_of_fold], run)
+    check_folds(folds, run)
     find_asked(data, config.asked)
-    for name, mark in ((TABLE, MARK), (HIDDEN_TABLE, MARK), (SUSPECTS, RANK.encode())):
-        check_output(out / name, mark)
+    files = {TABLE: MARK, HIDDEN_TABLE: MARK, SUSPECTS: RANK.encode()}
     if config.asked:
-        check_output(out / ARGUMENTS, _ARGUMENT_MARK)
-        for number in range(len(config.asked)):
-            check_output(sheet_path(out, number), PNG_MARK)
+        sheets = [sheet_path(out, number) for number in range(len(config.asked))]
+        files |= {ARGUMENTS: _ARGUMENT_MARK, **{sheet.name: PNG_MARK for sheet in sheets}}
+    for name, mark in files.items():
+        check_output(out / name, mark)
     differences = check_pixels(run, data, ["train"], is_told=config.has_any_pixels)
     make_folder(out.absolute())
     return differences
 
 
 def check_folds(runs: Sequence[TrainedRun], judged: TrainedRun) -> None:
-    """Raises UsageError unless runs leave out all folds of one number, of the same data.
-
-    Args:
-        runs: with `data.fold`; none are fine.
-        judged: the run whose labels they judge.
-    """
+    """Raises UsageError unless runs leave out all folds of one number, of the data of `judged`."""
     if not runs:
         return
     if judged.config.data.label_noise or any(run.config.data.label_noise for run in runs):
@@ -249,9 +247,12 @@ def _out_of_fold(
         if not is_left.any():
             continue
         part = part_of(train, np.flatnonzero(is_left))
-        what = f"fold {run.config.data.fold}"
-        options: dict[str, Any] = {"batch_size": config.batch_size, "is_quiet": config.is_quiet}
-        mine = run_pass(run, part, ranks, what=what, **options)
+        mine = run_pass(
+            *(run, part, ranks),
+            batch_size=config.batch_size,
+            is_quiet=config.is_quiet,
+            what=f"fold {run.config.data.fold}",
+        )
         for name, values in gathered(mine, len(part), ranks).items():
             if name in (LOSS, MARGIN, CRPS, PIT):
                 whole = table.setdefault(OUT_OF_FOLD + name, np.full(len(train), np.nan))

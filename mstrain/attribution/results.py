@@ -17,8 +17,7 @@ import msdata
 from msdata.core.files import write_whole
 from msdata.dataset.dataset import Split
 from msdata.describe.sheet import caption, draw_sheet, png_bytes, samples_by_id
-from mstrain.attribution.kernel import strongest
-from mstrain.attribution.last_layer import LOSS, MARGIN, SELF, Columns
+from mstrain.attribution.last_layer import LOSS, MARGIN, SELF, Columns, strongest
 from mstrain.evaluation.list_table import list_parts
 
 TABLE, HIDDEN_TABLE = "attribution.parquet", "attribution-hidden.parquet"
@@ -107,14 +106,8 @@ def conclude(
 ) -> Attribution:
     """Writes suspects, arguments and sheets beside the tables, on one rank.
 
-    Args:
-        scores: of all training objects.
-        asked: objects whose arguments are wanted, by id.
-        split: what was trained on.
-        out: the folder.
-        label: the target's column.
-        top: suspects, and arguments on each side.
-        by_self: see `ranked_by`.
+    `scores` are of all training objects of `split`, in its order; `label` is the target's column,
+    `top` counts suspects, and arguments on each side.
     """
     rank = scores[RANK]
     num_ranked = int(np.isfinite(rank).sum())

@@ -12,10 +12,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -27,7 +26,7 @@ import msdata
 from msdata.augment import Statistics, open_augmenter, stream
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
-from mstrain.config import DataConfig, TrainConfig, batch_per_rank
+from mstrain.config import TrainConfig, batch_per_rank
 from mstrain.data.columns import index_columns, split_weights
 from mstrain.data.transfer import DeviceTransfer, use_device
 from mstrain.distributed import Ranks
@@ -61,6 +60,19 @@ class TensorBatch:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    @classmethod
+    def joined(cls, batches: Sequence[TensorBatch]) -> TensorBatch:
+        """Copies batches into one, which is marked as the first of them is."""
+        first = batches[0]
+        ebv = [batch.ebv for batch in batches if batch.ebv is not None]
+        return replace(
+            first,
+            images={name: torch.cat([b.images[name] for b in batches]) for name in first.images},
+            ebv=torch.cat(ebv) if ebv else None,
+            redshift=torch.cat([b.redshift for b in batches]),
+            sample_id=np.concatenate([b.sample_id for b in batches]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +161,7 @@ def make_loader(
     ranks: Ranks,
     *,
     is_training: bool = True,
-    is_cached: bool | None = None,
+    cache: msdata.CacheConfig | None = None,
 ) -> msdata.Loader:
     """The loader of this rank.
 
@@ -158,7 +170,7 @@ def make_loader(
         config: settings of the run.
         ranks: this rank's place.
         is_training: with the run's policy; else plain, in any order.
-        is_cached: with the run's cache; None takes it for training.
+        cache: None takes the run's for training, and none else.
 
     Raises:
         UsageError: policy "locality" without a cache, or a column that the data set lacks.
@@ -166,8 +178,8 @@ def make_loader(
     data = config.data
     # A validation starts with the same epoch each time: none is filled ahead.
     options: dict[str, Any] = {"across_epochs": False}
-    cache = cache_of(data) if (is_training if is_cached is None else is_cached) else None
     if is_training:
+        cache = cache or data.cache()
         if cache is None and data.policy == "locality":
             raise UsageError(
                 "data.policy=locality needs a cache, as it deals samples to the nodes that cache "
@@ -195,32 +207,13 @@ def make_loader(
     )
 
 
-def cache_of(data: DataConfig) -> msdata.CacheConfig | None:
-    """The loader's cache as the settings ask for it; None where they ask for none."""
-    if data.cache_gib == 0 and not data.cache_ssd_gib:
-        return None
-    return msdata.CacheConfig(
-        memory_gib=data.cache_gib,
-        ssd_dir=None if data.cache_ssd_dir is None else Path(data.cache_ssd_dir),
-        ssd_gib=data.cache_ssd_gib,
-        peers_dir=None if data.cache_peers_dir is None else Path(data.cache_peers_dir),
-        job=data.cache_job,
-        warmup=data.cache_warmup,
-    )
-
-
 def make_augmenter(
     split: Split, config: TrainConfig, ranks: Ranks, statistics: Any = None
 ) -> AbstractContextManager[Any]:
     """The augmenter of this rank, on the network's device where DALI or torch runs it.
 
     On a GPU torch writes bf16 images where autocast would make them, with the same rounding.
-
-    Args:
-        split: whose schema.
-        config: settings of the run.
-        ranks: this rank's place and device.
-        statistics: statistics of the bands, from `msdata.augment.read_statistics`.
+    `statistics` are those of the bands, from `msdata.augment.read_statistics`.
     """
     is_on_gpu = ranks.device.type == "cuda"
     backend = config.data.backend_on(ranks.device.type)
@@ -248,14 +241,7 @@ def make_augmenter(
 def training_stream(
     loader: msdata.Loader, augmenter: Any, config: TrainConfig, device: torch.device
 ) -> Iterator[TensorBatch | EpochEnd]:
-    """All that is left of a training: batches, and a mark after each epoch.
-
-    Args:
-        loader: at the place where the run resumes.
-        augmenter: see `make_augmenter`.
-        config: settings of the run.
-        device: the network's device.
-    """
+    """All that is left of a training: batches from where the loader is, a mark after each epoch."""
     with make_transfer(config, device) as transfer:
         while (epoch := loader.state_dict()["epoch"]) < config.epochs:
             states: deque[dict[str, Any]] = deque()
@@ -287,13 +273,8 @@ def evaluation_stream(
 ) -> Iterator[TensorBatch]:
     """Every sample of the loader's split once over all ranks, as it is: nothing is drawn.
 
-    Every rank makes equally many steps; the last batch may be short, or empty.
-
-    Args:
-        loader: from `make_loader`, with `is_training=False`.
-        augmenter: see `make_augmenter`.
-        config: settings of the run.
-        device: the network's device.
+    Every rank makes equally many steps; the last batch may be short, or empty. The loader is made
+    with `is_training=False`.
     """
     loader.set_epoch(0)
     with make_transfer(config, device) as transfer:
@@ -336,12 +317,7 @@ def evaluation_batches(
 
 
 def make_transfer(config: TrainConfig, device: torch.device) -> DeviceTransfer:
-    """What brings batches to a device; to be made in the thread that makes them.
-
-    Args:
-        config: settings of the run.
-        device: the network's device.
-    """
+    """What brings batches to a device; to be made in the thread that makes them."""
     use_device(device)
     is_last = config.compute.channels_last
     return DeviceTransfer(device, torch.channels_last if is_last else torch.contiguous_format)

@@ -43,11 +43,7 @@ class LeftOut:
 
 
 def left_out(split: Split, config: DataConfig) -> LeftOut:
-    """The samples that a training with these settings must not see.
-
-    Args:
-        split: split "train", whole.
-        config: `fold` and `without` count.
+    """The samples of the whole split "train" that `fold` and `without` leave out.
 
     Raises:
         UsageError: the list cannot be read, names no sample of the split, or nothing is left.
@@ -89,10 +85,7 @@ def _left_out(split: Split, fold: str | None, without: str | None) -> LeftOut:
 def check_left_out(run: Path, saved: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Refuses to resume a run whose training left out other samples of a list.
 
-    Args:
-        run: the run's folder.
-        saved: its config.json.
-        record: of `LeftOut`, now.
+    `saved` is its config.json, `record` that of `LeftOut` now.
 
     Raises:
         UsageError: the list is another one, was left out, or is new.

@@ -86,12 +86,9 @@ def statistics_of_run(run: Path, *, fingerprint: str | None = None) -> Statistic
 
 
 def pixel_differences(run: TrainedRun, data: msdata.Dataset, splits: Sequence[str]) -> list[str]:
-    """In what the pixels of a data set are others than those of the training; empty for nothing.
+    """In what the pixels of splits are others than those of the training; empty for nothing.
 
-    Args:
-        run: see `open_run`.
-        data: a data set that `check_data` accepts.
-        splits: names of those that the network is to take.
+    The data set is one that `check_data` accepts.
 
     Raises:
         DataError: the run's statistics are damaged, or a shard of the data is.
@@ -115,16 +112,9 @@ def pixel_differences(run: TrainedRun, data: msdata.Dataset, splits: Sequence[st
 def check_pixels(
     run: TrainedRun, data: msdata.Dataset, splits: Sequence[str], *, is_told: bool
 ) -> list[str]:
-    """Refuses pixels of another kind than the training's; warns where told that they do no harm.
+    """Refuses pixels of another kind than the training's, and returns the differences.
 
-    Args:
-        run: see `open_run`.
-        data: see `pixel_differences`.
-        splits: see `pixel_differences`.
-        is_told: say the differences on stderr instead.
-
-    Returns:
-        The differences.
+    They are said on stderr instead where the user was told (`is_told`) that they do no harm.
 
     Raises:
         UsageError: there are differences.

@@ -28,9 +28,6 @@ def use_device(device: torch.device) -> None:
 
     What is page-locked or looked up without naming a GPU would otherwise be the first GPU's, and
     each rank would open a context there.
-
-    Args:
-        device: the network's device; a CPU is left alone.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -115,11 +112,7 @@ class DeviceTransfer:
             self._sources.popleft()
 
     def numbers(self, values: NDArray[Any]) -> Tensor:
-        """A column as a tensor on the device.
-
-        Args:
-            values: (B, ...), which is copied.
-        """
+        """A column (B, ...), which is copied, as a tensor on the device."""
         tensor = torch.from_numpy(np.array(values))
         if self._device.type != "cuda":
             return tensor

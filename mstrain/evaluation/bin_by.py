@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
-from mstrain.data.magnitudes import sane_magnitudes
+from mstrain.data.columns import sane_magnitudes
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import Columns
 from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, SPREADS

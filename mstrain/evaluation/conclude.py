@@ -11,7 +11,7 @@ import numpy as np
 
 from msdata.core.files import write_whole
 from msdata.dataset.dataset import Split
-from mstrain.data.magnitudes import find_magnitude, sane_magnitudes
+from mstrain.data.columns import find_magnitude, sane_magnitudes
 from mstrain.evaluation.bin_by import find_columns, make_groupings
 from mstrain.evaluation.calibration_table import CALIBRATION_WARNING
 from mstrain.evaluation.metrics.binning import round_edges

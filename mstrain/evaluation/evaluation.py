@@ -8,7 +8,7 @@ import msdata
 from msdata.core.output_file import check_output, make_folder
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
-from mstrain.data.magnitudes import find_magnitude
+from mstrain.data.columns import find_magnitude
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.bin_by import MAGNITUDE, computed_columns, find_columns

@@ -8,7 +8,7 @@ every metric that is computed from it, is the same for any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -300,16 +300,16 @@ def precision_of(config: TrainConfig, device: torch.device) -> AbstractContextMa
 
 
 def batches_of(
-    run: TrainedRun, split: Split, config: TrainConfig, ranks: Ranks
+    run: TrainedRun, split: Split, config: TrainConfig, ranks: Ranks, position: int = 0
 ) -> Iterator[TensorBatch]:
-    """This rank's batches of a split; an empty one, at the end of a share, is left out."""
+    """This rank's batches of a split, from a position of its order on; empty ones are left out."""
     statistics = statistics_of_run(run.path) if config.augment.needs_statistics else None
-    with (
-        make_loader(split, config, ranks, is_training=False) as loader,
-        make_augmenter(split, config, ranks, statistics) as augmenter,
-        Prefetcher(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
-    ):
-        for batch in batches:
+    with ExitStack() as stack:
+        loader = stack.enter_context(make_loader(split, config, ranks, is_training=False))
+        loader.load_state_dict({**loader.state_dict(), "epoch": 0, "position": position})
+        augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
+        stream = evaluation_stream(loader, augmenter, config, ranks.device)
+        for batch in stack.enter_context(Prefetcher(stream)):
             if len(batch):
                 yield batch
 

@@ -14,7 +14,7 @@ from msdata.dataset.dataset import Split
 from msdata.errors import DataError, MsdataError, UsageError
 from msdata.schema import Schema
 from mstrain.config import TrainConfig
-from mstrain.data.magnitudes import check_reddening
+from mstrain.data.columns import check_reddening
 from mstrain.models.prior import (
     AS_TRAINED,
     NATURAL,

@@ -47,7 +47,12 @@ def resolve(config: TrainConfig, data: msdata.Dataset) -> TrainConfig:
     model = config.model
     if model.kind_of_target == REDSHIFT:
         return config
-    _check_column(data, model.target)
+    column, fixed = model.target, fixed_columns(data.schema, data.manifest.codings)
+    if column not in data.columns or column in fixed:
+        raise UsageError(
+            f"model.target must be a label of {data.path}, got {column!r}; it has "
+            f"{', '.join(label_columns(data)) or 'none'}"
+        )
     split = data.split("train")
     kind = model.kind_of_target or guess_kind(split, model.target)
     if kind == SCALAR:
@@ -63,15 +68,6 @@ def resolve(config: TrainConfig, data: msdata.Dataset) -> TrainConfig:
     found = replace(model, target_kind=kind, classes=names, num_bins=len(names))
     loss = replace(config.loss, weight_bins=len(names))
     return replace(config, model=found, loss=loss)
-
-
-def _check_column(data: msdata.Dataset, column: str) -> None:
-    labels = label_columns(data)
-    if column not in data.columns or column in fixed_columns(data.schema, data.manifest.codings):
-        raise UsageError(
-            f"model.target must be a label of {data.path}, got {column!r}; it has "
-            f"{', '.join(labels) or 'none'}"
-        )
 
 
 def guess_kind(split: Split, column: str) -> str:

@@ -21,12 +21,7 @@ _NONE = 1e-30
 
 
 def make_norm(kind: str, num_features: int) -> nn.Module:
-    """A layer that normalizes images (B, C, H, W).
-
-    Args:
-        kind: "batch" or "group".
-        num_features: C.
-    """
+    """A layer, "batch" or "group", that normalizes images (B, num_features, H, W)."""
     if kind == "group":
         return nn.GroupNorm(math.gcd(_MAX_GROUPS, num_features), num_features)
     return nn.BatchNorm2d(num_features)

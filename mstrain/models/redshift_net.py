@@ -32,8 +32,8 @@ class RedshiftNet(nn.Module):
         self.encoders = nn.ModuleDict(
             {name: _encoder(shape, config) for name, shape in shapes.items()}
         )
-        num_features = sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
-        self.head = BinHead(num_features, config)
+        self.num_features: int = sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
+        self.head = BinHead(self.num_features, config)
         self.num_channels = sum(shape[0] for shape in shapes.values())
 
     def forward(self, batch: Mapping[str, Tensor], ebv: Tensor | None = None) -> Tensor:
@@ -72,7 +72,8 @@ class RedshiftNet(nn.Module):
         if layer == PIXELS:
             return image_statistics(batch)
         features = self.pooled(batch) if features is None else features
-        return features.float() if layer == FEATURES else self.head.hidden(features, ebv)
+        # What enters the last layer is the hidden one, after its ReLU.
+        return features.float() if layer == FEATURES else self.head.last_layer(features, ebv)[0]
 
     def last_layer(
         self, batch: Mapping[str, Tensor], ebv: Tensor | None = None
@@ -86,7 +87,7 @@ class RedshiftNet(nn.Module):
             return self.head.num_hidden
         if layer == PIXELS:
             return NUM_OF_CHANNEL * self.num_channels
-        return sum(e.num_features for e in self.encoders.values())  # type: ignore[misc]
+        return self.num_features
 
     def pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Pooled features of all encoders, (B, F), which the head takes."""
@@ -150,12 +151,6 @@ class BinHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.layers(self._joined(features, ebv))
         return logits
-
-    def hidden(self, features: Tensor, ebv: Tensor | None) -> Tensor:
-        """The hidden layer after its ReLU, float32 (B, num_hidden); the arguments of `forward`."""
-        with torch.autocast(features.device.type, enabled=False):
-            hidden: Tensor = self.layers[:2](self._joined(features, ebv))
-        return hidden
 
     def last_layer(self, features: Tensor, ebv: Tensor | None) -> tuple[Tensor, Tensor]:
         """What enters the last layer, float32 (B, D), and the logits; arguments as of `forward`."""

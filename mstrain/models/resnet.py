@@ -7,8 +7,6 @@ zero (ibid., section 5.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -53,66 +51,38 @@ def _shortcut(num_in: int, num_out: int, stride: int, norm: str) -> nn.Module:
     return nn.Sequential(convolution, make_norm(norm, num_out))
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut.
+class ResidualBlock(nn.Module):
+    """Convolutions beside a shortcut: two of 3x3; in a bottleneck a 1x1, a 3x3 and a 1x1.
 
     Args:
         num_in: channels that come in.
-        width: channels that go out.
-        stride: stride of the first convolution.
+        width: channels of the 3x3 convolutions.
+        stride: stride of the first 3x3 convolution.
         norm: kind of normalization, see `mstrain.models.norms.make_norm`.
+        is_bottleneck: four times `width` channels go out, not `width`.
+
+    Attributes:
+        num_out: channels that go out.
     """
 
-    expansion = 1
-
-    def __init__(self, num_in: int, width: int, stride: int, norm: str) -> None:
+    def __init__(
+        self, num_in: int, width: int, stride: int, norm: str, *, is_bottleneck: bool
+    ) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            _convolution(num_in, width, 3, stride),
-            make_norm(norm, width),
-            nn.ReLU(inplace=True),
-            _convolution(width, width, 3),
-            make_norm(norm, width),
-        )
-        self.shortcut = _shortcut(num_in, width, stride, norm)
+        self.num_out = width * _EXPANSION if is_bottleneck else width
+        # Channels in and out, size and stride of each convolution.
+        shapes = [(num_in, width, 3, stride), (width, width, 3, 1)]
+        if is_bottleneck:
+            shapes = [(num_in, width, 1, 1), (width, width, 3, stride), (width, self.num_out, 1, 1)]
+        layers: list[nn.Module] = []
+        for shape in shapes:
+            layers += [_convolution(*shape), make_norm(norm, shape[1]), nn.ReLU(inplace=True)]
+        self.branch = nn.Sequential(*layers[:-1])
+        self.shortcut = _shortcut(num_in, self.num_out, stride, norm)
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """The block's output, (B, width, H / stride, W / stride)."""
-        result: Tensor = self.activation(self.branch(image_BCHW) + self.shortcut(image_BCHW))
-        return result
-
-
-class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution beside a shortcut; four times `width` channels go out.
-
-    Args:
-        num_in: channels that come in.
-        width: channels between the 1x1 convolutions.
-        stride: stride of the 3x3 convolution.
-        norm: kind of normalization, see `mstrain.models.norms.make_norm`.
-    """
-
-    expansion = _EXPANSION
-
-    def __init__(self, num_in: int, width: int, stride: int, norm: str) -> None:
-        super().__init__()
-        num_out = width * _EXPANSION
-        self.branch = nn.Sequential(
-            _convolution(num_in, width, 1),
-            make_norm(norm, width),
-            nn.ReLU(inplace=True),
-            _convolution(width, width, 3, stride),
-            make_norm(norm, width),
-            nn.ReLU(inplace=True),
-            _convolution(width, num_out, 1),
-            make_norm(norm, num_out),
-        )
-        self.shortcut = _shortcut(num_in, num_out, stride, norm)
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """The block's output, (B, 4 width, H / stride, W / stride)."""
+        """The block's output, (B, num_out, H / stride, W / stride)."""
         result: Tensor = self.activation(self.branch(image_BCHW) + self.shortcut(image_BCHW))
         return result
 
@@ -142,16 +112,17 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         is_bottleneck, layout = LAYOUTS[depth]
-        block = Bottleneck if is_bottleneck else BasicBlock
         self.stem = _stem(num_channels, width, norm, is_small=is_small)
-        stages, num_in = [], width
+        stages, self.num_features = [], width
         for number, num_blocks in enumerate(layout):
-            stage_width = width << number
-            strides = [1 if number == 0 else 2] + [1] * (num_blocks - 1)
-            stages.append(_stage(block, (num_in, stage_width), strides, norm))
-            num_in = stage_width * block.expansion
+            blocks: list[nn.Module] = []
+            for stride in [1 if number == 0 else 2] + [1] * (num_blocks - 1):
+                shape = (self.num_features, width << number, stride)
+                block = ResidualBlock(*shape, norm, is_bottleneck=is_bottleneck)
+                self.num_features = block.num_out
+                blocks.append(block)
+            stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.num_features = num_in
         _initialize(self)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -168,37 +139,17 @@ class ResNet(nn.Module):
 
 
 def _stem(num_channels: int, width: int, norm: str, *, is_small: bool) -> nn.Module:
-    if is_small:
-        return nn.Sequential(
-            _convolution(num_channels, width, 3), make_norm(norm, width), nn.ReLU(inplace=True)
-        )
-    return nn.Sequential(
-        _convolution(num_channels, width, 7, 2),
-        make_norm(norm, width),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )
-
-
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    channels: tuple[int, int],
-    strides: Sequence[int],
-    norm: str,
-) -> nn.Module:
-    num_in, width = channels
-    blocks = []
-    for stride in strides:
-        blocks.append(block(num_in, width, stride, norm))
-        num_in = width * block.expansion
-    return nn.Sequential(*blocks)
+    shape = (3, 1) if is_small else (7, 2)
+    layers = [_convolution(num_channels, width, *shape), make_norm(norm, width)]
+    pooling = [] if is_small else [nn.MaxPool2d(3, stride=2, padding=1)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), *pooling)
 
 
 def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, BasicBlock | Bottleneck):
+        if isinstance(module, ResidualBlock):
             last = module.branch[-1]
             assert isinstance(last, nn.BatchNorm2d | nn.GroupNorm)
             nn.init.zeros_(last.weight)

@@ -42,18 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="partners that each sample takes pixels from (default: %(default)s)",
     )
-    parser.add_argument(
-        "--within",
-        choices=WITHIN,
-        default="none",
-        help="exchange only among neighbors in this quantity (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--level",
-        choices=LEVELS,
-        default="input",
-        help="exchange pixels, or the features of late fusion's encoders (default: %(default)s)",
-    )
+    for name, choices, text in (
+        ("--within", WITHIN, "exchange only among neighbors in this quantity"),
+        ("--level", LEVELS, "exchange pixels, or the features of late fusion's encoders"),
+    ):
+        shown = f"{text} (default: %(default)s)"
+        parser.add_argument(name, choices=choices, default=choices[0], help=shown)
     parser.add_argument(
         "--mask",
         choices=MASKS,

@@ -8,9 +8,9 @@ bins.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,16 +20,9 @@ from torch import Tensor
 import msdata
 from msdata.core.progress import ProgressLine
 from msdata.dataset.dataset import Split
-from mstrain.config import TrainConfig
-from mstrain.data.batches import (
-    Prefetcher,
-    TensorBatch,
-    evaluation_stream,
-    make_augmenter,
-    make_loader,
-)
-from mstrain.data.pixels import statistics_of_run
+from mstrain.data.batches import TensorBatch
 from mstrain.distributed import Ranks
+from mstrain.evaluation.inference import batches_of, plain_config, precision_of
 from mstrain.evaluation.metrics import densities as piecewise
 from mstrain.evaluation.metrics.densities import Densities, Floats, make_densities
 from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, outlier_name
@@ -49,39 +42,22 @@ from mstrain.perception.exchange import (
     num_groups,
 )
 from mstrain.training.checkpoint import load_model
-from mstrain.training.train_step import autocast
+
+if TYPE_CHECKING:
+    from mstrain.perception.perceive import PerceptionConfig
 
 LOSSES = ("crps", "log_loss", *(outlier_name(t) for t in OUTLIER_THRESHOLDS))
 BASE = "as it is"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """How parts of the input are exchanged.
-
-    Attributes:
-        num_permutations: partners of each sample, K.
-        within: column of the index whose neighbors exchange; None exchanges among all.
-        level: "input" or "features".
-        mask: one of `mstrain.perception.exchange.MASKS`.
-        group_size: samples that exchange among each other, and lie on the device together.
-        seed: seed of the order that groups are cut from.
-    """
-
-    num_permutations: int = 4
-    within: str | None = None
-    level: str = "input"
-    mask: str = "none"
-    group_size: int = 256
-    seed: int = 0
-
-
-def modalities_of(run: TrainedRun, how: Exchange) -> tuple[list[Modality], list[Modality]]:
+def modalities_of(
+    run: TrainedRun, config: PerceptionConfig
+) -> tuple[list[Modality], list[Modality]]:
     """Bands and players of a run that an exchange can tell apart; none where the level has none."""
     augment = run.config.augment
-    has_ebv = bool(run.config.model.reddening) and how.mask == "none"
+    has_ebv = bool(run.config.model.reddening) and config.mask == "none"
     bands, players = find_modalities(run.schema, augment, has_ebv=has_ebv)
-    if how.level == "input":
+    if config.level == "input":
         return bands, players
     return ([], []) if augment.fusion == "early" else ([], players)
 
@@ -91,9 +67,8 @@ def measure(
     split: Split,
     ranks: Ranks,
     prior: TargetPrior,
-    how: Exchange,
-    *,
-    is_quiet: bool = False,
+    config: PerceptionConfig,
+    within: str | None,
 ) -> dict[str, NDArray[Any]] | None:
     """Losses of every sample of a split; all ranks call it.
 
@@ -102,26 +77,27 @@ def measure(
         split: of data that fit the run, see `check_data`.
         ranks: this rank among the others.
         prior: what densities are under.
-        how: how parts are exchanged.
-        is_quiet: show no progress.
+        config: how parts are exchanged.
+        within: column of the index whose neighbors exchange; None exchanges among all.
 
     Returns:
         On the first rank, (N,) each in the order of the index: "sample_id", "redshift", and
         "LOSS|MODALITY"; None on the others. The same for any number of ranks.
     """
-    bands, players = modalities_of(run, how)
+    bands, players = modalities_of(run, config)
     variants = [*bands, *coalitions_of(players)]
     model, _ = load_model(run.path, run.which, ranks.device)
     value_of = None
-    if how.within is not None:
+    if within is not None:
         ids = split.table(["sample_id"]).column(0).to_pylist()
-        value_of = dict(zip(ids, split.numbers(how.within), strict=True))
-    progress = ProgressLine("perceive", len(split), is_quiet=is_quiet or not ranks.is_first)
+        value_of = dict(zip(ids, split.numbers(within), strict=True))
+    is_quiet = config.is_quiet or not ranks.is_first
+    progress = ProgressLine("perceive", len(split), is_quiet=is_quiet)
     pieces, done = [], 0
-    for batch in group_batches(run, split, ranks, how):
+    for batch in group_batches(run, split, ranks, config):
         values = None if value_of is None else np.array([value_of[i] for i in batch.sample_id])
-        partner_KN = find_partners(len(batch), how.num_permutations, values)
-        pieces.append(measure_batch(model, batch, variants, partner_KN, (run, prior, how.mask)))
+        partner_KN = find_partners(len(batch), config.num_permutations, values)
+        pieces.append(measure_batch(model, batch, variants, partner_KN, (run, prior, config.mask)))
         done = min(done + len(batch) * ranks.count, len(split))
         progress.update(done, done * split.sample_nbytes)
     progress.close(len(split), len(split) * split.sample_nbytes)
@@ -138,21 +114,21 @@ def _in_order(pieces: list[dict[str, NDArray[Any]]], split: Split) -> dict[str, 
 
 
 def group_batches(
-    run: TrainedRun, split: Split, ranks: Ranks, how: Exchange
+    run: TrainedRun, split: Split, ranks: Ranks, config: PerceptionConfig
 ) -> Iterator[TensorBatch]:
     """This rank's groups of samples: those of all ranks are the same for any number of ranks.
 
     All but the last few groups are the ranks' shares of full steps. Every rank reads the rest,
     fewer than `group_size` times the number of ranks, and keeps its own.
     """
-    size, count = how.group_size, num_groups(len(split), how.group_size)
+    size, count = config.group_size, num_groups(len(split), config.group_size)
     num_steps = (count - 1) // ranks.count
     if num_steps:
-        yield from islice(_batches(run, split, ranks, how, 0), num_steps)
+        yield from islice(_batches(run, split, ranks, config, 0), num_steps)
     alone = Ranks(topology=msdata.Topology(), device=ranks.device)
     held: list[TensorBatch] = []
     first = num_steps * ranks.count
-    for number, batch in enumerate(_batches(run, split, alone, how, first * size), start=first):
+    for number, batch in enumerate(_batches(run, split, alone, config, first * size), start=first):
         # A small remainder joins the last group.
         group = min(number, count - 1)
         if group % ranks.count != ranks.topology.rank:
@@ -160,47 +136,18 @@ def group_batches(
         if group < count - 1:
             yield batch
         else:
-            held.append(_copied(batch))
+            # Later batches overwrite the loader's images.
+            held.append(TensorBatch.joined([batch]))
     if held:
-        yield _joined(held)
-
-
-def _copied(batch: TensorBatch) -> TensorBatch:
-    """A batch that later ones do not overwrite."""
-    return replace(batch, images={name: image.clone() for name, image in batch.images.items()})
-
-
-def _joined(batches: list[TensorBatch]) -> TensorBatch:
-    first = batches[0]
-    ebv = [batch.ebv for batch in batches if batch.ebv is not None]
-    return replace(
-        first,
-        images={name: torch.cat([b.images[name] for b in batches]) for name in first.images},
-        ebv=torch.cat(ebv) if ebv else None,
-        redshift=torch.cat([b.redshift for b in batches]),
-        sample_id=np.concatenate([b.sample_id for b in batches]),
-    )
+        yield TensorBatch.joined(held)
 
 
 def _batches(
-    run: TrainedRun, split: Split, ranks: Ranks, how: Exchange, position: int
+    run: TrainedRun, split: Split, ranks: Ranks, config: PerceptionConfig, position: int
 ) -> Iterator[TensorBatch]:
     """Batches of a rank from a position of the order on."""
-    config = _plain_config(run.config, how, ranks)
-    statistics = statistics_of_run(run.path) if config.augment.needs_statistics else None
-    with make_loader(split, config, ranks, is_training=False) as loader:
-        loader.load_state_dict({**loader.state_dict(), "epoch": 0, "position": position})
-        with (
-            make_augmenter(split, config, ranks, statistics) as augmenter,
-            Prefetcher(evaluation_stream(loader, augmenter, config, ranks.device)) as batches,
-        ):
-            yield from batches
-
-
-def _plain_config(config: TrainConfig, how: Exchange, ranks: Ranks) -> TrainConfig:
-    compute = replace(config.compute, accumulate=1)
-    size = how.group_size * ranks.count
-    return replace(config, batch_size=size, batch_per_gpu=None, compute=compute, seed=how.seed)
+    plain = replace(plain_config(run.config, config.group_size, ranks), seed=config.seed)
+    return batches_of(run, split, plain, ranks, position)
 
 
 @torch.inference_mode()
@@ -225,11 +172,10 @@ def measure_batch(
     """
     run, prior, kind = place
     device = batch.redshift.device
-    precision = "float32" if device.type == "cpu" else run.config.compute.precision
     edges = bin_edges(run.config.model).numpy()
     truth_N, target = batch.redshift.cpu().numpy(), Target.of(run.config.model)
     partners = [torch.from_numpy(partner_N).to(device) for partner_N in partner_KN]
-    with autocast(precision, device):
+    with precision_of(run.config, device):
         features = {name: e(batch.images[name]) for name, e in model.encoders.items()}
 
         def densities_of(changed: Mapping[str, Tensor], ebv: Tensor | None) -> Densities:

@@ -18,7 +18,7 @@ from msdata.core.output_file import check_output, make_folder
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from mstrain.checks import check_choice
-from mstrain.data.magnitudes import find_magnitude
+from mstrain.data.columns import find_magnitude
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH, origin_of
@@ -38,7 +38,7 @@ from mstrain.evaluation.variants import Variant
 from mstrain.models.heads import bin_edges
 from mstrain.models.prior import NATURAL
 from mstrain.perception.exchange import MASKS
-from mstrain.perception.measure import BASE, Exchange, measure, modalities_of
+from mstrain.perception.measure import BASE, measure, modalities_of
 from mstrain.perception.scores import (
     Resampled,
     in_bins,
@@ -154,14 +154,14 @@ def perceive_on_ranks(
     """
     differences = ranks.on_first(lambda: _check(runs, data, out, config)) or {}
     split = msdata.open(data).split(config.split)
-    how = exchange_of(split, config)
+    within = within_of(split, config)
     given: list[tuple[TrainedRun, list[tuple[int, dict[str, NDArray[Any]]]]]] = []
     for run in runs:
         measured = []
         for which in _checkpoints(run, config.checkpoint):
             trained = open_run(run, which)
             prior = find_prior(trained, config.prior)
-            columns = measure(trained, split, ranks, prior, how, is_quiet=config.is_quiet)
+            columns = measure(trained, split, ranks, prior, config, within)
             measured.append((trained.step, columns or {}))
         given.append((trained, measured))
     made: list[Perception] = []
@@ -169,23 +169,14 @@ def perceive_on_ranks(
     return made[0] if made else None
 
 
-def exchange_of(split: Split, config: PerceptionConfig) -> Exchange:
-    """How samples of a split exchange."""
-    within = None
-    if config.within == "redshift":
-        within = "redshift"
-    elif config.within == "magnitude":
-        within, why_not = find_magnitude(split, config.magnitude_column)
-        if within is None:
-            raise UsageError(f"cannot exchange within magnitude: {why_not}")
-    return Exchange(
-        num_permutations=config.num_permutations,
-        within=within,
-        level=config.level,
-        mask=config.mask,
-        group_size=config.group_size,
-        seed=config.seed,
-    )
+def within_of(split: Split, config: PerceptionConfig) -> str | None:
+    """The column of the index whose neighbors exchange; None exchanges among all."""
+    if config.within != "magnitude":
+        return None if config.within == "none" else config.within
+    within, why_not = find_magnitude(split, config.magnitude_column)
+    if within is None:
+        raise UsageError(f"cannot exchange within magnitude: {why_not}")
+    return within
 
 
 def _checkpoints(run: Path, asked: str) -> list[str]:
@@ -217,7 +208,7 @@ def _check(
             f"split {split.name!r} must have more than {2 * config.num_permutations} samples for "
             f"{config.num_permutations} permutations, got {len(split)}"
         )
-    exchange_of(split, config)
+    within_of(split, config)
     check_output(out / f"perceive-{split.name}.json", _JSON_MARK)
     for path in _table_paths(out, split, len(runs)):
         check_output(path, _TABLE_MARK)
@@ -255,13 +246,12 @@ def _conclude(
     differences: Mapping[str, list[str]],
 ) -> Perception:
     """Scores, files and section of measured runs."""
-    how = exchange_of(split, config)
     tables = _table_paths(out, split, len(given))
     entries, resampled = [], []
     for (run, measured), path in zip(given, tables, strict=True):
         prior = find_prior(run, config.prior)
         origin = origin_of(run, [split], Variant(prior=prior), differences.get(str(run.path), ()))
-        entry, found = _run_entry(run, measured, how, config)
+        entry, found = _run_entry(run, measured, config)
         entries.append({"origin": origin, **entry})
         resampled.append(found)
         shown = {run.target.public(name): found for name, found in measured[-1][1].items()}
@@ -278,9 +268,10 @@ def _conclude(
     report = out / "report.html" if config.has_report else None
     if report is not None:
         page = report.read_text(encoding="utf-8") if report.exists() else None
-        body = draw_section(result)
-        title = "What the network perceives"
-        write_whole(report, page_with_section(page, "perceive", title, body).encode())
+        made = page_with_section(
+            page, "perceive", "What the network perceives", draw_section(result)
+        )
+        write_whole(report, made.encode())
     return Perception(
         result=json.loads(content), json_path=json_path, tables=tuple(tables), report=report
     )
@@ -289,11 +280,10 @@ def _conclude(
 def _run_entry(
     run: TrainedRun,
     measured: list[tuple[int, dict[str, NDArray[Any]]]],
-    how: Exchange,
     config: PerceptionConfig,
 ) -> tuple[dict[str, Any], Resampled]:
     """What is said of a run, and the resamplings of its losses."""
-    bands, players = modalities_of(run, how)
+    bands, players = modalities_of(run, config)
     modalities = [*bands, *players]
     edges = bin_edges(run.config.model).numpy()
     names = sorted({key.partition("|")[2] for key in measured[-1][1] if "|" in key} - {BASE})

@@ -11,7 +11,7 @@ Source: Gat, Schwartz and Schwing 2021 (arXiv:2110.14375), equation 2: exchange 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, pairwise
 from typing import Any
@@ -74,30 +74,31 @@ def losses_in(columns: Columns) -> list[str]:
     return [loss for loss in LOSSES if f"{loss}|{BASE}" in columns]
 
 
+def _weights(num_samples: int, config: BootstrapConfig) -> Iterator[NDArray[Any]]:
+    """How often each object is drawn, (r, N) at a time; the same for the same N and seed."""
+    rows = max(1, _PIECE_WEIGHTS // num_samples)
+    sizes = [min(rows, config.num_replicates - n) for n in range(0, config.num_replicates, rows)]
+    for size, seed in zip(
+        sizes, np.random.SeedSequence(config.seed).spawn(len(sizes)), strict=True
+    ):
+        yield poisson_weights(np.random.Generator(np.random.SFC64(seed)), size, num_samples)
+
+
 def mean_replicates(values_NM: Floats, config: BootstrapConfig) -> Floats:
     """Means of resampled objects, float64 (R, M); the same weights for the same N and seed."""
-    rows = max(1, _PIECE_WEIGHTS // len(values_NM))
-    sizes = [min(rows, config.num_replicates - n) for n in range(0, config.num_replicates, rows)]
-    seeds = np.random.SeedSequence(config.seed).spawn(len(sizes))
-    parts = []
-    for size, seed in zip(sizes, seeds, strict=True):
-        random = np.random.Generator(np.random.SFC64(seed))
-        weights_RN = poisson_weights(random, size, len(values_NM)).astype(np.float64)
-        parts.append((weights_RN @ values_NM) / weights_RN.sum(axis=1, keepdims=True))
+    pieces = (piece.astype(np.float64) for piece in _weights(len(values_NM), config))
+    parts = [
+        (weights_RN @ values_NM) / weights_RN.sum(axis=1, keepdims=True) for weights_RN in pieces
+    ]
     return np.concatenate(parts)
 
 
 def median_replicates(values_N: Floats, config: BootstrapConfig) -> Floats:
     """Medians (the lower of two) of resampled objects, float64 (R,)."""
     sorted_N = np.sort(values_N)
-    rows = max(1, _PIECE_WEIGHTS // len(values_N))
-    sizes = [min(rows, config.num_replicates - n) for n in range(0, config.num_replicates, rows)]
     parts = []
-    for size, seed in zip(
-        sizes, np.random.SeedSequence(config.seed).spawn(len(sizes)), strict=True
-    ):
-        random = np.random.Generator(np.random.SFC64(seed))
-        total_RN = poisson_weights(random, size, len(values_N)).cumsum(axis=1, dtype=np.int64)
+    for weights_RN in _weights(len(values_N), config):
+        total_RN = weights_RN.cumsum(axis=1, dtype=np.int64)
         parts.append(sorted_N[(2 * total_RN >= total_RN[:, -1:]).argmax(axis=1)])
     return np.concatenate(parts)
 
@@ -143,7 +144,7 @@ class Resampled:
         return _ratio(self.mean(loss, name) - base, base)
 
     def estimate(self, values: Floats) -> dict[str, float] | None:
-        """A value with its interval; None where it is not defined."""
+        """See `estimate_of`."""
         return estimate_of(values, self._level)
 
 
@@ -168,11 +169,7 @@ def score_table(
 ) -> dict[str, Any]:
     """Perceptual scores of each loss, as plain values for JSON.
 
-    Args:
-        columns: (N,) each, from `with_marginal`.
-        modalities: bands, surveys and E(B-V).
-        resampled: of the same columns.
-        target: what the network tells.
+    `resampled` is of the same `columns`, those of `with_marginal`.
     """
     table: dict[str, Any] = {}
     for loss in losses_in(columns):
@@ -228,10 +225,8 @@ def shapley_values(players: Sequence[str], value: Mapping[str, Floats]) -> dict[
 
 def shapley_table(players: Sequence[str], resampled: Resampled) -> dict[str, Any]:
     """Shapley values of the CRPS, by player, and their sum; as plain values for JSON."""
-    value = {"": resampled.mean("crps", BASE)}
-    for size in range(1, len(players) + 1):
-        for names in combinations(players, size):
-            value[coalition_name(names)] = resampled.mean("crps", coalition_name(names))
+    sets = [coalition_name(s) for n in range(len(players)) for s in combinations(players, n + 1)]
+    value = {name: resampled.mean("crps", name or BASE) for name in ("", *sets)}
     found = shapley_values(players, value)
     total = value[coalition_name(tuple(players))] - value[""]
     return {
@@ -244,13 +239,9 @@ def shapley_table(players: Sequence[str], resampled: Resampled) -> dict[str, Any
 def in_bins(
     columns: Columns, modalities: Sequence[Modality], edges: Floats, config: BootstrapConfig
 ) -> list[dict[str, Any]]:
-    """Scores by task and salience against redshift; intervals only of 10 objects and more.
+    """Scores by task and salience in bins of redshift; intervals only of 10 objects and more.
 
-    Args:
-        columns: (N,) each, from `with_marginal`.
-        modalities: bands, surveys and E(B-V).
-        edges: float64 (bins + 1,), of redshift.
-        config: how intervals are made.
+    `columns` are those of `with_marginal`.
     """
     bin_N = np.searchsorted(edges, columns["redshift"], side="right") - 1
     found = []

@@ -28,11 +28,7 @@ _COLORS = (BLUE, ORANGE, GREEN, RED, INK)
 
 
 def draw_section(result: Mapping[str, Any]) -> str:
-    """HTML of the section.
-
-    Args:
-        result: as in the JSON file.
-    """
+    """HTML of the section, from the content of the JSON file."""
     runs = result["perception"]["runs"]
     settings = result["perception"]["settings"]
     crossings, why_not = _crossings(runs)
@@ -72,12 +68,7 @@ def _band_names(run: Mapping[str, Any]) -> list[str]:
 def draw_maps(run: Mapping[str, Any], crossings: Sequence[Crossing]) -> Picture | None:
     """Salience and perceptual score of bands against redshift, with tracks of features over them.
 
-    Args:
-        run: of the result.
-        crossings: where features cross bands; none are drawn for bands of other names.
-
-    Returns:
-        The figure; None where no bin has enough objects.
+    None where no bin has enough objects; bands of names without `crossings` have no tracks.
     """
     names, bins = _band_names(run), run["bins"]
     edges = np.array([bins[0]["low"], *(b["high"] for b in bins)]) if bins else np.zeros(1)
@@ -133,10 +124,7 @@ def _grid(bins: Sequence[Mapping[str, Any]], names: Sequence[str], key: str) -> 
 def draw_tracks(panel: Any, names: Sequence[str], crossings: Sequence[Crossing]) -> None:
     """Lines over a heat map whose rows are bands: where features cross each with redshift.
 
-    Args:
-        panel: matplotlib's axes, redshift against the number of the band.
-        names: of the bands, "unwise.W1" or "W1".
-        crossings: from `find_crossings`.
+    Bands are called "unwise.W1" or "W1".
     """
     features = list(dict.fromkeys(crossing.feature for crossing in crossings))
     shown: set[str] = set()

@@ -124,12 +124,6 @@ def read_cell(cell: Cell, spec: Spec) -> dict[str, Any] | None:
 def run_cell(cell: Cell, spec: Spec, train: Trainer, *, keeps_run: bool) -> None:
     """Trains a cell, or what is left of it, measures it and writes its file.
 
-    Args:
-        cell: which.
-        spec: of the study.
-        train: what trains it.
-        keeps_run: leave the run's folder.
-
     Raises:
         UsageError: settings and data do not go together, or another process trains the cell.
         DivergedError: the loss is NaN or infinite.
@@ -161,12 +155,6 @@ def train_cell(
     config: TrainConfig, data: msdata.Dataset, run: Path, spec: Spec
 ) -> tuple[int, Mapping[str, float]]:
     """Trains by one process, an ordinary run or the ranks of a job, and evaluates what it left.
-
-    Args:
-        config: settings of the training.
-        data: the data set.
-        run: the run's folder.
-        spec: what split is measured, and how many ranks are played.
 
     Returns:
         How many objects were measured, and the metrics of `METRICS` that there are.

@@ -9,12 +9,11 @@ buffers `DistributedDataParallel` hands to all. Tests compare both with real ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +22,7 @@ from msdata.augment import Statistics, open_augmenter
 from msdata.dataset.dataset import Split
 from msdata.topology import Topology
 from mstrain.config import TrainConfig, batch_per_rank
-from mstrain.data.batches import EpochEnd, TensorBatch, cache_of, training_stream
-from mstrain.data.columns import index_columns, split_weights
+from mstrain.data.batches import EpochEnd, TensorBatch, make_loader, training_stream
 from mstrain.data.share import training_split
 from mstrain.distributed import Ranks
 from mstrain.models.labels import resolve
@@ -95,23 +93,13 @@ class PlayedRanks:
 
     def _loader(self, rank: int) -> msdata.Loader:
         data = self.config.data
-        cache = cache_of(data)
+        cache = data.cache()
         if cache is not None:
             self.scratch.mkdir(parents=True, exist_ok=True)
             cache = replace(cache, shm_dir=self.scratch, job=self.scratch.name)
-        return msdata.Loader(
-            self.split,
-            batch_per_rank(self.config, self.topology.num_ranks),
-            seed=self.config.seed,
-            policy=data.policy,
-            buffer_samples=data.buffer_samples,
-            topology=replace(self.topology, rank=rank),
-            cache=cache,
-            threads=1,
-            prefetch=data.prefetch,
-            weights=split_weights(self.split, self.config),
-            columns=index_columns(self.split, self.config, needs_label=True),
-        )
+        config = replace(self.config, data=replace(data, threads=1))
+        ranks = Ranks(topology=replace(self.topology, rank=rank), device=_ALONE.device)
+        return make_loader(self.split, config, ranks, cache=cache)
 
     def global_batches(self) -> Iterator[list[TensorBatch]]:
         """What each rank takes in each step of the training."""
@@ -123,7 +111,7 @@ class PlayedRanks:
         """Trains to the end; gives the loss of each step."""
         for number, parts in enumerate(self.global_batches()):
             if self.config.model.sync_batch_norm:
-                self.train_step.add(_together(parts))
+                self.train_step.add(TensorBatch.joined(parts))
             else:
                 for rank, part in enumerate(parts):
                     # The last batch of an epoch may leave a rank without samples.
@@ -131,17 +119,6 @@ class PlayedRanks:
                         with _kept_statistics(self.train_step.model) if rank else nullcontext():
                             self.train_step.add(part)
             yield self.train_step.step(number).loss
-
-
-def _together(parts: Sequence[TensorBatch]) -> TensorBatch:
-    first = parts[0]
-    return replace(
-        first,
-        images={name: torch.cat([p.images[name] for p in parts]) for name in first.images},
-        ebv=None if first.ebv is None else torch.cat([p.ebv for p in parts]),  # type: ignore[misc]
-        redshift=torch.cat([p.redshift for p in parts]),
-        sample_id=np.concatenate([p.sample_id for p in parts]),
-    )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import msdata
 from msdata.core.checked_json import JsonValue
 from msdata.core.files import storage_error
 from msdata.errors import DataError, UsageError
+from mstrain.checks import check_range
 from mstrain.config import TrainConfig
 from mstrain.overrides import apply_overrides
 from mstrain.recipes import AUTO, auto, find_recipe
@@ -120,8 +121,7 @@ class Spec:
             )
         if not 0 < self.margin < 1:
             raise UsageError(f"margin must be > 0 and < 1, got {self.margin:g}")
-        if self.ranks < 1:
-            raise UsageError(f"ranks must be >= 1, got {self.ranks}")
+        check_range("ranks", self.ranks, 1)
 
     def _check_reference(self, name: str, names: Sequence[str]) -> None:
         if name not in names:
@@ -194,11 +194,7 @@ def read_spec(path: Path | str, settings: Sequence[str] = (), seeds: int | None 
 
 
 def configs_of(spec: Spec, data: Path) -> dict[str, TrainConfig]:
-    """The training of each arm, with seed 0.
-
-    Args:
-        spec: the study.
-        data: folder of the data set, or of the arms' data sets.
+    """The training of each arm, with seed 0; `data` is the folder of one or of the arms' data sets.
 
     Raises:
         UsageError: a setting is unknown or out of range; the message names the arm.

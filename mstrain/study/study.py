@@ -26,8 +26,7 @@ from mstrain.evaluation.metrics.summary import check_scipy
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
 from mstrain.study.cells import Cell, Trainer, make_cells, read_cell, run_cell, train_cell
-from mstrain.study.effects import WORSE, effects_of, verdict_of
-from mstrain.study.law import fit_law
+from mstrain.study.effects import WORSE, effects_of, fit_law, verdict_of
 from mstrain.study.section import page_of
 from mstrain.study.spec import Spec, configs_of, read_spec
 
@@ -171,7 +170,7 @@ def read_together(spec: Spec, cells: Sequence[Mapping[str, Any]]) -> dict[str, A
     Returns:
         `arms` by name: `title`, `reference`, `is_control`, `num_train`, `mean` and `std` by metric,
         `effects` by metric and `verdict` (None for references); `control`, whether every arm that
-        must be found was, None without one; `law`, see `mstrain.study.law`; `cells`; `spec`.
+        must be found was, None without one; `law`, see `fit_law`; `cells`; `spec`.
 
     Raises:
         UsageError: a cell is missing, or there twice.

@@ -37,11 +37,7 @@ class HitCounter:
     owners: Owners | None
 
     def count(self, stats: Mapping[str, Any], epoch: int) -> tuple[Counts | None, Counts | None]:
-        """Samples by tier over all ranks, and the same as forecast.
-
-        Args:
-            stats: statistics of this rank's loader, for the epoch.
-            epoch: its number.
+        """Samples by tier over all ranks in an epoch of this rank's loader, and those forecast.
 
         Returns:
             (hits, forecast); None without a cache, and for the forecast of part of an epoch, as it
@@ -53,12 +49,7 @@ class HitCounter:
         return hits, self.forecast(epoch, has_peers=has_peers) if is_whole else None
 
     def forecast(self, epoch: int, *, has_peers: bool) -> Counts | None:
-        """What the plan forecasts for a whole epoch.
-
-        Args:
-            epoch: its number.
-            has_peers: whether other nodes are asked for what they hold.
-        """
+        """What the plan forecasts for a whole epoch; `has_peers` if other nodes are asked."""
         if self.owners is None:
             return None
         num_nodes = self.ranks.topology.num_nodes
@@ -80,23 +71,15 @@ class HitCounter:
         # Caches that are filled first are never cold.
         is_full = self.config.data.cache_warmup == "blocking"
         counted = count_epoch(assignment, job, ownership, max(epoch, 1) if is_full else epoch)
-        by_tier = counted.tier_samples.sum(axis=0)
-        local, ssd, peer, storage = map(int, by_tier)
+        found = dict(zip(TIERS, counted.tier_samples.sum(axis=0).tolist(), strict=True))
         if not has_peers:
-            peer, storage = 0, storage + peer
-        return dict(zip(TIERS, (local, ssd, peer, storage), strict=True))
+            found["storage"] += found["peer"]
+            found["peer"] = 0
+        return found
 
 
 def count_hits(stats: Mapping[str, Any], ranks: Ranks) -> Counts | None:
-    """Samples of an epoch by tier, over all ranks.
-
-    Args:
-        stats: statistics of this rank's loader.
-        ranks: all of them have to ask.
-
-    Returns:
-        By "local", "ssd", "peer" and "storage"; None without a cache.
-    """
+    """Samples of an epoch by tier, over all ranks, which all have to ask; None without a cache."""
     tiers = stats.get("tiers")
     # A rank whose cache could not be had counts all its samples as read from storage.
     mine = [0, 0, 0, stats["samples"]] if tiers is None else [tiers[t]["samples"] for t in TIERS]

@@ -96,11 +96,7 @@ class CheckpointWriter:
 
 
 def host_copy(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a state on the host, all of its tensors at one moment.
-
-    Args:
-        state: nested dicts and lists of tensors and plain values.
-    """
+    """A copy of a nested state on the host, all of its tensors at one moment."""
     is_on_gpu = [False]
 
     def copied(value: Any) -> Any:

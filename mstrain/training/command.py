@@ -12,13 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from msdata.core.signals import exit_code_of
-from msdata.errors import MsdataError
 from msdata.topology import from_env
 from mstrain import REQUEUE_EXIT_CODE
 from mstrain.config import batch_per_rank
 from mstrain.distributed import (
-    FirstRankError,
     SharedError,
     Stopped,
     StopRequest,
@@ -110,9 +107,5 @@ def run(args: argparse.Namespace) -> int:
         # The first rank says it for all.
         if topology.rank == 0:
             raise
-        return _code_of(error)
+        return error.code
     return 0
-
-
-def _code_of(error: MsdataError) -> int:
-    return error.code if isinstance(error, FirstRankError) else exit_code_of(error)

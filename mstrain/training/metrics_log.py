@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: lines of progress, `metrics.jsonl`, TensorBoard.
+"""What a run writes down as it goes: lines of progress, `metrics.jsonl`, TensorBoard, `ranks.json`.
 
 Only the first rank writes. A run that resumes from a checkpoint first drops the lines of steps
 that it is about to make again, so that its journal reads like that of an undisturbed run.
@@ -11,18 +11,22 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from msdata.core.checked_json import Count, parse_json
+import torch
+
+from msdata.core.checked_json import Count, parse_json, read_json
 from msdata.core.files import open_known, storage_error, write_whole
 from msdata.core.text import duration_text
 from msdata.errors import DataError, needing
-from mstrain.config import LogConfig
+from msdata.topology import node_name
+from mstrain.config import LogConfig, TrainConfig
+from mstrain.distributed import Ranks
 from mstrain.training.cache_hits import hit_rate
 
-_NAME = "metrics.jsonl"
+_NAME, _RANKS_NAME = "metrics.jsonl", "ranks.json"
 # Of a line, what TensorBoard draws.
 _CURVES = (
     *("loss", "validation_loss", "learning_rate", "gradient_norm", "samples_per_s"),
@@ -37,8 +41,7 @@ class Journal:
         run: the run's folder.
         config: what is written.
         is_writer: False on all ranks but the first, whose journal does nothing.
-        is_quiet: show no lines of progress.
-        stream: where lines of progress go; None means stderr.
+        is_quiet: show no lines of progress, which go to stderr.
     """
 
     def __init__(
@@ -48,12 +51,10 @@ class Journal:
         *,
         is_writer: bool,
         is_quiet: bool = False,
-        stream: TextIO | None = None,
     ) -> None:
         self._path = run / _NAME
         self._folder = run / "tensorboard"
         self._config, self._is_writer, self._is_quiet = config, is_writer, is_quiet
-        self._stream = sys.stderr if stream is None else stream
         self._board: Any = None
 
     def open(self, step: int) -> Journal:
@@ -97,7 +98,7 @@ class Journal:
     def say(self, text: str) -> None:
         """Shows a line of progress."""
         if self._is_writer and not self._is_quiet:
-            print(text, file=self._stream, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Journal:
         return self
@@ -195,3 +196,51 @@ def _open_board(folder: Path, step: int) -> Any:
     with needing("the log needs TensorBoard", "train", ", or give log.tensorboard=false"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """One rank's place.
+
+    Attributes:
+        node: name of its node.
+        device: "cpu", or number and model of its GPU.
+        collectives: "nccl" or "gloo"; "none" where there is one rank.
+        images: what makes its images: "reference", "dali" or "torch".
+    """
+
+    node: str
+    device: str
+    collectives: str
+    images: str
+
+
+def write_placement(run: Path, config: TrainConfig, ranks: Ranks) -> None:
+    """Writes where the ranks are, to `RUN/ranks.json`; all of them call it.
+
+    Raises:
+        StorageError: the file system refused, on the first rank.
+        FirstRankError: on the others, then.
+    """
+    device, is_on_gpu = str(ranks.device), ranks.device.type == "cuda"
+    mine = Placement(
+        node=node_name(),
+        device=f"{device} {torch.cuda.get_device_name(ranks.device)}" if is_on_gpu else device,
+        collectives="none" if ranks.count == 1 else "nccl" if is_on_gpu else "gloo",
+        images=config.data.backend_on(ranks.device.type),
+    )
+    told = ranks.gather(asdict(mine))
+    ranks.on_first(
+        lambda: write_whole(run / _RANKS_NAME, json.dumps(told, indent=1).encode() + b"\n")
+    )
+
+
+def read_placement(run: Path) -> list[Placement]:
+    """Reads where the ranks of a run's last start were, in their order.
+
+    Raises:
+        DataError: the file is damaged.
+        FileNotFoundError: there is none: no rank has started.
+    """
+    found = read_json(run / _RANKS_NAME, cure="start the run again", has_paths=False)
+    return list(found.read_as(tuple[Placement, ...]))

@@ -65,14 +65,10 @@ def _by_rate(model: nn.Module, decay: float) -> dict[float, list[nn.Parameter]]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Takes up an optimizer's state, from whatever device.
+    """Takes up an optimizer's `state_dict`, from whatever device.
 
     `load_state_dict` moves NAdam's numbers to the parameters' GPU, and each step would then wait
     for the GPU once per parameter to read them.
-
-    Args:
-        optimizer: an optimizer of the same parameters.
-        saved: its `state_dict`.
     """
     groups: list[dict[str, Any]] = [
         {n: group.get(n) if n in _OF_DEVICE else value for n, value in old.items()}

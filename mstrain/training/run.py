@@ -36,6 +36,7 @@ from mstrain.distributed import Ranks, StopRequest, failing_at_once
 from mstrain.models.labels import resolve
 from mstrain.models.loss import redshift_weights
 from mstrain.models.prior import TrainedPrior, measure_prior
+from mstrain.models.redshift_net import RedshiftNet
 from mstrain.models.target import Target
 from mstrain.overrides import changed_settings
 from mstrain.recipes import for_ranks
@@ -50,9 +51,8 @@ from mstrain.training.checkpoint import (
     write_config,
 )
 from mstrain.training.checkpoint_writer import CheckpointWriter
-from mstrain.training.metrics_log import Journal
-from mstrain.training.placement import write_placement
-from mstrain.training.start import Start, find_start, recorded_init
+from mstrain.training.initial_weights import find_start, recorded_init
+from mstrain.training.metrics_log import Journal, write_placement
 from mstrain.training.train_step import TrainStep
 from mstrain.training.trainer import Progress, Trainer, Watch
 
@@ -190,7 +190,7 @@ def make_train_step(
     shapes: Mapping[str, tuple[int, ...]],
     ranks: Ranks,
     weights: Tensor | None,
-    start: Start | None,
+    start: Callable[[RedshiftNet], None] | None,
     watch: Watch | None = None,
 ) -> tuple[TrainStep, TrainedPrior]:
     """What learns, and the prior that it learns under."""
@@ -250,10 +250,8 @@ def _validation(
     split = data.split("val")
     if told := Target.of(config.model).unseen_text(split):
         journal.say(shown_line(told))
-    is_cached = config.data.cache_val
-    loader = stack.enter_context(
-        make_loader(split, config, ranks, is_training=False, is_cached=is_cached)
-    )
+    cache = config.data.cache() if config.data.cache_val else None
+    loader = stack.enter_context(make_loader(split, config, ranks, is_training=False, cache=cache))
     augmenter = stack.enter_context(make_augmenter(split, config, ranks, statistics))
     return lambda: evaluation_stream(loader, augmenter, config, ranks.device)
 

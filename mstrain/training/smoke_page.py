@@ -9,36 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import Count, read_json
 from msdata.core.text import duration_text
 from msdata.errors import DataError, MsdataError
-from mstrain.training.metrics_log import read_journal
-from mstrain.training.placement import Placement, read_placement
+from mstrain.training.metrics_log import Placement, read_journal, read_placement
 
 _WRONG = "WRONG"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Evaluation:
-    """What is read of an evaluation."""
-
-    IGNORES_UNKNOWN = True
-
-    num_samples: Count
-
-
 def placement_lines(found: Sequence[Placement], num_ranks: int, *, has_gpus: bool) -> Iterator[str]:
-    """Says what ran where.
-
-    Args:
-        found: the ranks, in their order.
-        num_ranks: how many were asked for.
-        has_gpus: whether the job has GPUs.
-    """
+    """Says what ran where, and whether that is what was asked for."""
     mark = "" if len(found) == num_ranks else f"{_WRONG}: {num_ranks} asked for, "
     nodes = list(dict.fromkeys(place.node for place in found))
     yield f"ranks      {mark}{len(found)} on {len(nodes)} node(s)"
@@ -59,11 +42,7 @@ def placement_lines(found: Sequence[Placement], num_ranks: int, *, has_gpus: boo
 
 
 def epoch_lines(epochs: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Says how the last epoch went.
-
-    Args:
-        epochs: lines of kind "epoch" of the run's journal.
-    """
+    """Says how the last epoch went, from the lines of kind "epoch" of the run's journal."""
     if not epochs:
         yield f"epochs     {_WRONG}: none was trained to its end"
         return
@@ -79,23 +58,16 @@ def epoch_lines(epochs: Sequence[dict[str, Any]]) -> Iterator[str]:
     elif forecast is None:
         yield f"hits       {last['hit_rate']:.1%}; no forecast, since the job was requeued"
     else:
-        is_as_forecast = hits == forecast
+        mark = "" if hits == forecast else f"{_WRONG}: "
+        tiers = ", ".join(f"{tier} {hits[tier]} of {forecast[tier]}" for tier in hits)
         yield (
-            f"hits       {'' if is_as_forecast else _WRONG + ': '}{last['hit_rate']:.1%}, forecast "
-            f"{last['forecast_hit_rate']:.1%} ("
-            + ", ".join(f"{tier} {hits[tier]} of {forecast[tier]}" for tier in hits)
-            + ")"
+            f"hits       {mark}{last['hit_rate']:.1%}, forecast {last['forecast_hit_rate']:.1%} "
+            f"({tiers})"
         )
 
 
 def page(run: Path, *, num_ranks: int, has_gpus: bool, split: str | None) -> list[str]:
-    """The lines of the page that the run itself tells.
-
-    Args:
-        run: the run's folder.
-        num_ranks: how many were asked for.
-        has_gpus: whether the job has GPUs.
-        split: split of the evaluation; None without one.
+    """The lines of the page that the run itself tells; no evaluation where `split` is None.
 
     Raises:
         MsdataError: the run's files are missing or damaged.
@@ -106,7 +78,7 @@ def page(run: Path, *, num_ranks: int, has_gpus: bool, split: str | None) -> lis
         if split is not None:
             path = run / f"evaluation-{split}.json"
             found = read_json(path, cure="evaluate again", has_paths=True)
-            count = found["metrics"].read_as(_Evaluation).num_samples
+            count = found["metrics"]["num_samples"].read_as(Count)
             lines.append(f"evaluated  {count} objects of split {split}: {run / 'report.html'}")
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} not found: the run did not get so far") from error
@@ -122,12 +94,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--split")
     args = parser.parse_args(argv)
     try:
-        lines = page(
-            args.run,
-            num_ranks=args.ranks,
-            has_gpus=args.gpus,
-            split=args.split,
-        )
+        lines = page(args.run, num_ranks=args.ranks, has_gpus=args.gpus, split=args.split)
     except MsdataError as error:
         print(f"smoke test: {error}", file=sys.stderr)
         return 1

@@ -127,11 +127,7 @@ class TrainStep:
         return autocast(self._config.compute.precision, self._ranks.device)
 
     def start_at(self, step: int) -> None:
-        """Freezes all but the head, or frees it, as `optim.freeze_epochs` has it for a step.
-
-        Args:
-            step: the number of the next step, from 0.
-        """
+        """Freezes all but the head, or frees it, as `optim.freeze_epochs` has it for a step."""
         if self._is_frozen == (step < self._num_frozen_steps):
             return
         self._is_frozen = not self._is_frozen
@@ -167,11 +163,7 @@ class TrainStep:
         self._sums += torch.stack([loss_sum.detach(), weight_sum, count])
 
     def step(self, number: int) -> StepSums:
-        """Makes the step that the added batches belong to.
-
-        Args:
-            number: the step's number, from 0.
-        """
+        """Makes the step that the added batches belong to; steps count from 0."""
         sums = self._ranks.sum(self._sums.clone())
         self._sums.zero_()
         if self._is_frozen and self._joined is not None:

@@ -171,7 +171,9 @@ class Trainer:
             self._note(sums, item, progress)
             if line.num_steps >= self.config.log.every_steps:
                 check_finite(torch.as_tensor(line.loss_sum), progress.step)
-                self._write_step(line, sums, progress)
+                rates = {"learning_rate": sums.learning_rate}
+                rates["gradient_norm"] = float(sums.gradient_norm)
+                self.journal.write("step", {**self._place(progress), **rates, **line.values()})
                 line = _Span(started_s=time.perf_counter())
             self._maybe_save(progress)
         raise AssertionError("the stream ended within an epoch")
@@ -186,18 +188,6 @@ class Trainer:
         progress.weight_sum = progress.weight_sum + sums.weight_sum  # type: ignore[assignment]
         if self.ranks.device.type == "cpu":
             check_finite(sums.loss_sum, progress.step)
-
-    def _write_step(self, line: _Span, sums: StepSums, progress: Progress) -> None:
-        assert progress.loader is not None
-        self.journal.write(
-            "step",
-            {
-                **self._place(progress),
-                "learning_rate": sums.learning_rate,
-                "gradient_norm": float(sums.gradient_norm),
-                **line.values(),
-            },
-        )
 
     def _place(self, progress: Progress) -> dict[str, Any]:
         return {
@@ -221,17 +211,15 @@ class Trainer:
         raise Stopped
 
     def _save(self, progress: Progress, *, is_best: bool = False) -> None:
-        progress.loss_sum, progress.weight_sum = (
-            float(progress.loss_sum),
-            float(progress.weight_sum),
-        )
+        progress.loss_sum = float(progress.loss_sum)
+        progress.weight_sum = float(progress.weight_sum)
         check_finite(torch.tensor(progress.loss_sum), progress.step)
         state = {**self.train_step.state_dict(), "progress": progress.to_dict()}
         self.writer.save(state, is_best=is_best)
 
     def _end_epoch(self, values: dict[str, Any], progress: Progress) -> None:
         """Validates, writes it down, keeps a checkpoint."""
-        values["loss"] = _mean(progress)
+        values["loss"] = float(progress.loss_sum) / max(float(progress.weight_sum), 1e-30)
         means = self._validation_means(progress)
         loss = means.get("validation_loss")
         # Without a validation split the newest weights are the best there are.
@@ -265,7 +253,3 @@ class Trainer:
                     self._save_and_stop(progress)
         loss, count, *crps = self.ranks.sum(sums).tolist()
         return {n: s / count for n, s in zip(names, (loss, *crps), strict=True)} if count else {}
-
-
-def _mean(progress: Progress) -> float:
-    return float(progress.loss_sum) / max(float(progress.weight_sum), 1e-30)

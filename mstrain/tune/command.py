@@ -20,7 +20,6 @@ from mstrain.models.labels import resolve
 from mstrain.options import add_settings
 from mstrain.overrides import full_name
 from mstrain.recipes import AUTO, RECIPES, config_for
-from mstrain.tune.arena import reserved_for, shared_arena, with_shared_cache
 from mstrain.tune.journal import PRUNERS, RUNNING, SAMPLERS
 from mstrain.tune.results import (
     best_command,
@@ -33,7 +32,14 @@ from mstrain.tune.results import (
 )
 from mstrain.tune.space import CRPS, OBJECTIVES, parse_space
 from mstrain.tune.study import Study, StudyConfig, read_study
-from mstrain.tune.worker import Worker, say_to_stderr, trial_training
+from mstrain.tune.worker import (
+    Worker,
+    reserved_samples,
+    say_to_stderr,
+    shared_arena,
+    trial_training,
+    with_shared_cache,
+)
 
 WHEN_INTERRUPTED = "the same command resumes the trial from its last checkpoint"
 
@@ -136,7 +142,7 @@ def _work(args: argparse.Namespace) -> int:
         given = [full_name(word.partition("=")[0]) for word in args.settings]
         base = replace(base, data=with_shared_cache(base.data, given, study.config.token))
         worker = Worker(study=study, base=base, train=train, stop=stop, say=say_to_stderr)
-        reserved = reserved_for(base, space, place.ranks_per_node)
+        reserved = reserved_samples(base, space, place.ranks_per_node)
         try:
             if study.has_work(args.trials):
                 splits = training_split(data, resolve(base, data)), data.split("val")

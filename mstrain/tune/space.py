@@ -127,10 +127,7 @@ def _dimension(word: str) -> Dimension:
     if parted is None:
         return _choices(word, key, text, is_log=is_log)
     (name, low), (_, high) = (read_setting(key, parted[end]) for end in ("low", "high"))
-    is_number = all(
-        isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)
-    )
-    if not is_number:
+    if not all(type(end) in (int, float) for end in (low, high)):
         raise UsageError(f"--search {name} must be a list such as A,B,C, got {word!r}")
     if not low < high:
         raise UsageError(f"--search {name} must have its low end below the high one, got {word!r}")

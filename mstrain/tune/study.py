@@ -13,7 +13,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,15 +88,11 @@ class StudyConfig:
 
     def check_same(self, now: StudyConfig, folder: Path) -> None:
         """Raises UsageError where a worker would search something else."""
-        pairs: list[tuple[str, Any, Any]] = [
-            (
-                f"--search {name}",
-                self.search.get(name, "left out"),
-                now.search.get(name, "left out"),
-            )
-            for name in {**self.search, **now.search}
-        ]
-        pairs += [("the data set", self.fingerprint, now.fingerprint)]
+        pairs: list[tuple[str, Any, Any]] = []
+        for name in {**self.search, **now.search}:
+            before, value = (found.search.get(name, "left out") for found in (self, now))
+            pairs.append((f"--search {name}", before, value))
+        pairs.append(("the data set", self.fingerprint, now.fingerprint))
         options = ("objective", "sampler", "pruner", "seed")
         pairs += [(f"--{name}", getattr(self, name), getattr(now, name)) for name in options]
         pairs += changed_settings(self.config, now.config)
@@ -171,7 +167,8 @@ class Study:
                 self._make(config)
             self.config = read_study(folder)
             self.config.check_same(config, folder)
-            self._journal = open_journal(folder, self.config, space)
+            options = {name: getattr(self.config, name) for name in ("sampler", "pruner", "seed")}
+            self._journal = TrialJournal(folder, space, epochs=self.config.config.epochs, **options)
 
     def _check_folder(self) -> None:
         """Raises UsageError where the folder is something else's; leaves nothing there."""
@@ -218,28 +215,25 @@ class Study:
     def claim(self, num_trials: int) -> Claim | None:
         """Takes a trial whose worker is gone, or begins one; None where there is nothing to do.
 
-        Args:
-            num_trials: trials of the whole study, those that failed included.
+        Failed ones count among the study's `num_trials`.
         """
         with waiting_lock(self.folder / _LOCK):
             trials = self.trials()
             for trial in trials:
                 if trial.state != RUNNING or (lock := self._lock(trial.number)) is None:
                     continue
-                if self.trials()[trial.number].state != RUNNING:
-                    # Its worker has ended it meanwhile.
-                    lock.close()
-                    continue
-                if trial.starts >= _MOST_STARTS:
-                    lock.close()
+                # Its worker may have ended it meanwhile.
+                is_left = self.trials()[trial.number].state == RUNNING
+                if is_left and trial.starts < _MOST_STARTS:
+                    self._journal.note_starts(trial.number, trial.starts + 1)
+                    return self._claimed(trial.number, lock, is_resumed=True)
+                lock.close()
+                if is_left:
                     note = (
                         f"{trial.starts} workers ended without a word before an epoch of it was "
                         "over; did they run out of memory?"
                     )
                     self._journal.finish(trial.number, FAILED, note=note)
-                    continue
-                self._journal.note_starts(trial.number, trial.starts + 1)
-                return self._claimed(trial.number, lock, is_resumed=True)
             if len(trials) >= num_trials:
                 return None
             number = self._journal.ask()
@@ -255,11 +249,10 @@ class Study:
     def _lock(self, number: int) -> ExitStack | None:
         """Takes the lock of a trial's folder; None where a worker holds it."""
         lock = ExitStack()
-        try:
+        with suppress(RunLockedError):
             lock.enter_context(locked_run(self.trial_folder(number), patience_s=0))
-        except RunLockedError:
-            return None
-        return lock
+            return lock
+        return None
 
     def report(self, number: int) -> bool:
         """Takes over what the trial's run has in its journal; returns whether to prune it.
@@ -318,15 +311,3 @@ class Study:
     def _epochs(self, number: int) -> list[dict[str, Any]]:
         lines = read_journal(self.trial_folder(number))
         return [line for line in lines if line["kind"] == "epoch"]
-
-
-def open_journal(folder: Path, config: StudyConfig, space: tuple[Dimension, ...]) -> TrialJournal:
-    """The journal of a study; see `TrialJournal`."""
-    return TrialJournal(
-        folder,
-        space,
-        sampler=config.sampler,
-        pruner=config.pruner,
-        seed=config.seed,
-        epochs=config.config.epochs,
-    )

@@ -19,9 +19,8 @@ from benchmarks.journal import Journal
 from benchmarks.peers import PEERS
 from benchmarks.peers.bare import RECORDS
 from benchmarks.peers.child import Contestant, WrongBatchError, check_batch, write_decoded
-from benchmarks.peers.process import PeerProcess
 from benchmarks.peers.protocol import Epochs, Peer, Reading
-from benchmarks.peers.race import Contender, make_race, quality_of
+from benchmarks.peers.race import Contender, PeerProcess, make_race, quality_of
 from benchmarks.questions.loaders import MEASUREMENTS, Effort, take_part
 from benchmarks.questions.loaders_shown import leads_of, sentences_of
 from benchmarks.told import ToldError, WrongDataError

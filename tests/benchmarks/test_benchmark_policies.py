@@ -11,7 +11,7 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.questions import law, policies
+from benchmarks.questions import policies
 from benchmarks.questions.policies_data import (
     BY_REDSHIFT,
     RANDOM,
@@ -19,6 +19,7 @@ from benchmarks.questions.policies_data import (
     Stamps,
     make_stamps,
     pack_both,
+    stamps_of,
 )
 from benchmarks.report import page, read_results
 from msdata.errors import UsageError
@@ -33,7 +34,7 @@ def make_test_stamps(num: int = NUM_OBJECTS) -> Stamps:
     redshift = random.uniform(0.02, 1.5, num)
     images = random.normal(0, 1, (num, 9, SIZE, SIZE)).astype(np.float32)
     images += (10 * redshift)[:, None, None, None].astype(np.float32)
-    return Stamps(images=images, redshift=redshift, ebv=random.uniform(0, 0.1, num))
+    return stamps_of(images, redshift, random.uniform(0, 0.1, num))
 
 
 def test_both_packs_hold_the_same_samples_and_one_is_in_order_of_redshift(tmp_path: Path) -> None:
@@ -48,13 +49,13 @@ def test_both_packs_hold_the_same_samples_and_one_is_in_order_of_redshift(tmp_pa
         for data in (one, other):
             for row in (0, len(data) - 1):
                 number = int(data.numbers("object")[row])
-                np.testing.assert_array_equal(data[row]["image"], stamps.images[number])
-                assert data.numbers("redshift")[row] == stamps.redshift[number]
+                np.testing.assert_array_equal(data[row]["image"], stamps["image"][number])
+                assert data.numbers("redshift")[row] == stamps["redshift"][number]
     assert len(found[BY_REDSHIFT].split("train").shard_sizes) >= 6
 
 
 def test_the_spec_compares_each_order_with_shuffle_of_the_same_norm(tmp_path: Path) -> None:
-    spec = read_spec(policies.SPEC)
+    spec = read_spec(policies.SPECS / "policies.toml")
     configs = configs_of(spec, tmp_path)
     assert spec.ranks == 4
     for arm in spec.compared:
@@ -70,13 +71,13 @@ def test_the_spec_compares_each_order_with_shuffle_of_the_same_norm(tmp_path: Pa
 def test_a_study_ends_with_a_report_and_resumes_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = policies.SPEC.read_text()
+    spec = (policies.SPECS / "policies.toml").read_text()
     head, *arms = spec.split("[[arms]]")
     kept = [a for a in arms if '"shuffle"' in a.partition("data")[0] or "block-64-red" in a]
-    small = tmp_path / "small.toml"
+    small = tmp_path / "policies.toml"
     small.write_text("[[arms]]".join([head.replace("epochs=4", "epochs=1"), *kept]))
-    monkeypatch.setattr(policies, "SPEC", small)
-    monkeypatch.setattr(policies, "make_stamps", lambda *given: make_test_stamps(240))
+    monkeypatch.setattr(policies, "SPECS", tmp_path)
+    monkeypatch.setattr(policies, "make_stamps", lambda *given: [make_test_stamps(240)])
     monkeypatch.setattr(policies, "_num_jobs", lambda: 1)
     out = tmp_path / "out"
     assert main(["policies", "--quick", "--out", str(out)]) == 0
@@ -109,20 +110,20 @@ def test_too_few_objects_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_stamps_of_a_data_set_are_its_first_labelled_objects(galaxies: Path) -> None:
-    stamps = make_stamps(galaxies, 55, 1)
-    assert stamps.images.shape == (55, 9, SIZE, SIZE)
+    (stamps,) = make_stamps(galaxies, 55, 1)
+    assert stamps["image"].shape == (55, 9, SIZE, SIZE)
     train = np.sort(msdata.open(galaxies).split("train").numbers("redshift"))
-    np.testing.assert_array_equal(np.sort(stamps.redshift[: len(train)]), train)
-    assert np.isfinite(stamps.images).all()
+    np.testing.assert_array_equal(np.sort(stamps["redshift"][: len(train)]), train)
+    assert np.isfinite(stamps["image"]).all()
 
 
 def test_arms_of_the_law_make_as_many_steps_on_fewer_samples(tmp_path: Path) -> None:
-    configs = configs_of(read_spec(law.SPEC), tmp_path)
+    configs = configs_of(read_spec(policies.SPECS / "law.toml"), tmp_path)
     assert {c.epochs * c.data.fraction for c in configs.values()} == {8}
     shares = [c.data.fraction for c in configs.values() if not c.data.label_noise]
     assert shares == [1 / 2**n for n in range(4)]
-    make_test_stamps(240).write(tmp_path / "stamps.npz")
+    np.save(tmp_path / "stamps.npy", make_test_stamps(240))
     for seed in (1, 0):
-        law.prepare(tmp_path / "stamps.npz", 4, tmp_path / "data", seed)
+        policies.prepare_law(tmp_path, tmp_path / "data", seed)
         assert (tmp_path / "data").exists() == (seed == 0)
     assert len(msdata.open(tmp_path / "data").split("val")) > 3

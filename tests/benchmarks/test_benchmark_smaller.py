@@ -10,10 +10,10 @@ import pytest
 
 import msdata
 from benchmarks.__main__ import main
-from benchmarks.questions.policies_data import SIZE, Stamps
-from benchmarks.questions.smaller import question
-from benchmarks.questions.smaller.forms import Form, measure_forms
-from benchmarks.questions.smaller.training import coded_spec, prepare_seed, steps_of
+from benchmarks.questions import smaller
+from benchmarks.questions.policies import coded_spec, prepare_coded, steps_of
+from benchmarks.questions.policies_data import SIZE, make_stamps, stamps_of
+from benchmarks.questions.smaller import Form, measure_forms
 from benchmarks.report import page
 from benchmarks.workloads import Workload, write_source
 from mstrain.study.study import read_together
@@ -93,8 +93,8 @@ def make_study(harm: float) -> dict[str, Any]:
 def test_the_report_says_whether_the_control_harms_and_draws_every_chart(
     found: list[dict[str, Any]],
 ) -> None:
-    shown = question.show({"forms": found, "study": make_study(0.3)})
-    blind = question.show({"forms": found, "study": make_study(0.0)})
+    shown = smaller.show({"forms": found, "study": make_study(0.3)})
+    blind = smaller.show({"forms": found, "study": make_study(0.0)})
     assert "The control works: the study sees the harm of q = 0.05." in shown.sentences
     assert any(s.startswith("q = 4 against float32: ") for s in shown.sentences)
     assert any(s.startswith("THE CONTROL FAILED") for s in blind.sentences)
@@ -103,7 +103,7 @@ def test_the_report_says_whether_the_control_harms_and_draws_every_chart(
     host = {"processor": "", "cores": 2, "memory_gib": 1, "kernel": "", "load_average": 0}
     text = page([{**facts, "host": host, "shown": shown.to_json()}])
     assert text.count('<svg class="chart"') == 3
-    fault = question.show(
+    fault = smaller.show(
         {"forms": [found[0], {**found[1], "same": False}], "study": make_study(0.3)}
     )
     assert any("FAULT: zeros or unquantized pixels were changed" in s for s in fault.sentences)
@@ -113,12 +113,12 @@ def test_the_arms_of_a_seed_train_on_the_same_objects_of_other_pixels(tmp_path: 
     random = np.random.default_rng(0)
     images = random.normal(0, 1, (240, 9, SIZE, SIZE)).astype(np.float32)
     redshift, ebv = random.uniform(0.02, 1.5, 240), random.uniform(0, 0.1, 240)
-    names = tuple(steps_of(coded_spec()))
-    assert names == ("float32", "q16", "q4", "q0.05")
+    names = steps_of(coded_spec())
+    assert tuple(names) == ("float32", "q16", "q4", "q0.05")
     for number, name in enumerate(names):
-        stamps = Stamps(images=images + np.float32(number), redshift=redshift, ebv=ebv)
-        stamps.write(tmp_path / f"{name}.npz")
-    prepare_seed(tmp_path, names, 4, tmp_path / "data", 1)
+        stamps = stamps_of(images + np.float32(number), redshift, ebv)
+        np.save(tmp_path / f"{name}.npy", stamps)
+    prepare_coded(names, tmp_path, tmp_path / "data", 1)
     splits = [msdata.open(tmp_path / "data" / "seed-1" / name).split("train") for name in names]
     for split in splits[1:]:
         assert split.numbers("object").tolist() == splits[0].numbers("object").tolist()
@@ -128,12 +128,9 @@ def test_the_arms_of_a_seed_train_on_the_same_objects_of_other_pixels(tmp_path: 
 
 
 def test_stamps_of_coarsely_quantized_cutouts_lose_what_finely_quantized_ones_keep() -> None:
-    from benchmarks.questions.policies_data import make_coded_stamps
-
-    plain, fine, coarse = make_coded_stamps(None, 2, 1, (None, 4.0, 0.05))
-    spread = plain.images.std()
-    assert 0 < (fine.images - plain.images).std() < 0.1 * spread
-    assert (coarse.images - plain.images).std() > 3 * (fine.images - plain.images).std()
+    plain, fine, coarse = (s["image"] for s in make_stamps(None, 2, 1, (None, 4.0, 0.05)))
+    assert 0 < (fine - plain).std() < 0.1 * plain.std()
+    assert (coarse - plain).std() > 3 * (fine - plain).std()
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,6 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[StandIns]:
-    with fetching.standins() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def folder(running: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog, the stand-ins' settings, and a reference."""
     made = tmp_path_factory.mktemp("canary")

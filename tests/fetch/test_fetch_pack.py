@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import fetching
@@ -19,12 +18,6 @@ from msdata.dataset.manifest import read_manifest
 from msdata.verify.verify import verify_dataset
 
 NUM_OBJECTS = 6
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[StandIns]:
-    with fetching.standins() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

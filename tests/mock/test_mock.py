@@ -23,6 +23,7 @@ from msdata.mock.photometry import BANDS
 from msdata.mock.population import moved_maggies
 from msdata.mock.render import draw_images
 from msdata.schema import MANTIS_SHRIMP
+from msdata.sources.pickles import object_path
 
 _ABSENT = [name for name in ("kcorrect", "speclite", "scipy") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -60,7 +61,8 @@ def catalog(folder):
 
 @pytest.fixture(scope="module")
 def samples(folder, catalog):
-    return [_load(write.object_path(folder, int(row["mantis_id"]))) for row in catalog]
+    paths = (object_path(row["mantis_id"], ".npy") for row in catalog)
+    return [_load(folder / "photometry" / path) for path in paths]
 
 
 def _read_catalog(folder):
@@ -134,7 +136,7 @@ def test_fewer_objects_are_a_prefix_and_one_job_writes_the_bytes_of_two(folder, 
 
 def test_another_seed_gives_other_objects(model):
     one, other = objects.make_object(model, 0, 0), objects.make_object(model, 1, 0)
-    assert one.mantis_id != other.mantis_id
+    assert one.row["mantis_id"] != other.row["mantis_id"]
     assert not np.array_equal(one.sample["unwise"], other.sample["unwise"])
 
 
@@ -174,7 +176,7 @@ def test_a_run_that_fails_leaves_no_catalog_and_no_half_file(tmp_path, monkeypat
     def full_disk(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write.np, "save", full_disk)
+    monkeypatch.setattr(np, "save", full_disk)
     with pytest.raises(StorageError, match=r"No space left on device.*has no catalog"):
         write.write_mock(tmp_path / "out", num_objects=1, seed=0, jobs=1)
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
@@ -353,9 +355,10 @@ def test_a_drawn_galaxy_has_its_flux_its_place_and_its_elongation(model):
         mixture=profiles.mixture_of_index(profiles.sersic_mixtures(), 1.0),
     )
     source = Source(maggies=np.full(9, 1e-7), x_arcsec=1.0, y_arcsec=-2.0, components=(shape,))
-    for grid in (model.telescopes.panstarrs, model.telescopes.unwise):
+    for telescope in (model.telescopes["panstarrs"], model.telescopes["unwise"]):
+        grid = telescope.grid
         counts = to_counts([source], ["r"], [25.0])
-        transform = model.telescopes.unwise_psf[0] if grid.oversampling == 2 else None
+        transform = telescope.psf[0] if grid.oversampling == 2 else None
         transform = np.ones_like(grid.frequency) if transform is None else transform
         image = draw_images(grid, [source], counts, [transform])[0].astype(float)
         axis = (np.arange(grid.size) - (grid.size - 1) / 2) * grid.pixel_scale_arcsec
@@ -363,7 +366,7 @@ def test_a_drawn_galaxy_has_its_flux_its_place_and_its_elongation(model):
         x = (image.sum(axis=0) * axis).sum() / image.sum()
         y = (image.sum(axis=1) * axis).sum() / image.sum()
         assert (x, y) == (pytest.approx(1.0, abs=0.25), pytest.approx(-2.0, abs=0.25))
-        if grid is model.telescopes.panstarrs:
+        if telescope.survey.name == "panstarrs":
             xx = (image * (axis[None, :] - x) ** 2).sum()
             yy = (image * (axis[:, None] - y) ** 2).sum()
             xy = (image * (axis[None, :] - x) * (axis[:, None] - y)).sum()

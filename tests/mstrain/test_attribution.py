@@ -18,13 +18,19 @@ import msdata
 import mstrain
 from msdata.core.output_file import PNG_MARK
 from msdata.errors import UsageError
-from mstrain.attribution.kernel import kernel_block, residuals, self_influence, strongest
-from mstrain.attribution.last_layer import check_head
+from mstrain.attribution.last_layer import (
+    check_head,
+    kernel_block,
+    residuals,
+    self_influence,
+    strongest,
+)
 from mstrain.attribution.results import ranks_of
 from mstrain.cli import main
 from mstrain.config import DataConfig, LossConfig
 from mstrain.data.left_out import fold_of, left_out
 from mstrain.embedding.embeddings import read_embeddings
+from mstrain.evaluation.run_info import open_run
 from mstrain.models.loss import BinLoss
 from mstrain.network_config import ModelConfig
 
@@ -43,10 +49,15 @@ def folds(galaxies: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 def attributed(
     weighted_run: Path, folds: list[Path], galaxies: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    out = tmp_path_factory.mktemp("attributed") / "new"
-    found = mstrain.attribute(
-        weighted_run, galaxies, out, out_of_fold=folds, top=7, device="cpu", is_quiet=True
-    )
+    out, opened = tmp_path_factory.mktemp("attributed") / "new", []
+    with pytest.MonkeyPatch.context() as patch:
+        name = "mstrain.attribution.attribute.open_run"
+        patch.setattr(name, lambda run, which: opened.append(run) or open_run(run, which))
+        found = mstrain.attribute(
+            weighted_run, galaxies, out, out_of_fold=folds, top=7, device="cpu", is_quiet=True
+        )
+    # Each run once.
+    assert opened == [weighted_run, *folds]
     assert (found.num_samples, found.num_unlabeled, found.ranked_by) == (49, 0, "oof_margin")
     return out
 
@@ -139,7 +150,7 @@ def fitted_loss(
 
 
 def test_strongest_are_those_of_the_whole_kernel_in_any_blocks(monkeypatch) -> None:
-    monkeypatch.setattr("mstrain.attribution.kernel._BLOCK", 16)
+    monkeypatch.setattr("mstrain.attribution.last_layer._BLOCK", 16)
     random = np.random.default_rng(0)
     r, h = random.normal(size=(50, 4)).astype(np.float16), random.normal(size=(50, 3))
     h = h.astype(np.float32)

@@ -332,7 +332,7 @@ def test_every_fault_of_reddening_is_counted(source: Path, tmp_path: Path) -> No
     import msdata
     from msdata.errors import DataError
     from mstrain.config import ModelConfig
-    from mstrain.data.magnitudes import check_reddening
+    from mstrain.data.columns import check_reddening
 
     values = [*EBV_MARKS, "-0.01", "9.9"]
     data = pack_with(source, tmp_path / "odd", "ebv_csfd", values, *ALL_EBV)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mstrain.training.placement import Placement, read_placement
+from mstrain.training.metrics_log import Placement, read_placement
 from mstrain.training.smoke_page import main
 
 EPOCH: dict[str, Any] = {

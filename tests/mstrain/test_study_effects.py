@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mstrain.study.effects import effects_of, holm, paired_effect, verdict_of
-from mstrain.study.law import fit_law
+from mstrain.study.effects import effects_of, fit_law, holm, paired_effect, verdict_of
 
 
 def test_effects_are_those_of_a_paired_t_test() -> None:

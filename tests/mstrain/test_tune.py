@@ -34,11 +34,17 @@ from mstrain.recipes import RECIPES
 from mstrain.training.metrics_log import Journal, read_journal
 from mstrain.training.train_step import DivergedError
 from mstrain.training.trainer import Watch
-from mstrain.tune.arena import Reserved, reserved_for, shared_arena, with_shared_cache
-from mstrain.tune.figures import draw_importances
+from mstrain.tune.results import draw_importances
 from mstrain.tune.space import LOSS, parse_space
 from mstrain.tune.study import Study, StudyConfig, read_study
-from mstrain.tune.worker import Train, Worker, trial_training
+from mstrain.tune.worker import (
+    Train,
+    Worker,
+    reserved_samples,
+    shared_arena,
+    trial_training,
+    with_shared_cache,
+)
 
 SEARCH = ("optim.learning_rate=log:1e-5..1e-1", "model.hidden=128..2048", "optim.name=nadam,adamw")
 BEST_RATE, BEST_HIDDEN = 1e-3, 512
@@ -447,8 +453,8 @@ def test_four_trials_of_two_workers_on_a_node_read_storage_once(
         study, stop = study_at(tmp_path / "study", search, words=words), StopRequest()
         cached = with_shared_cache(study.config.config.data, (), study.config.token)
         base = dataclasses.replace(study.config.config, data=cached)
-        reserved = reserved_for(base, study.space, 2)
-        assert reserved == Reserved(workers=2, batch_size=64)
+        reserved = reserved_samples(base, study.space, 2)
+        assert reserved == 2 * 64
         train = trial_training(data, ranks, stop)
         worker = Worker(study=study, base=base, train=train, stop=stop, say=said.append)
         with shared_arena(

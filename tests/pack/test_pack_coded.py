@@ -21,7 +21,8 @@ import msdata
 from msdata.core.checksum import crc32c_of_parts
 from msdata.dataset.coding import ArrayCoding
 from msdata.dataset.dataset import Dataset
-from msdata.dataset.hdf5_coded import CodedHdf5Writer, move_chunks
+from msdata.dataset.hdf5 import move_ranges
+from msdata.dataset.hdf5_coded import CodedHdf5Writer
 from msdata.dataset.manifest import read_manifest
 from msdata.dataset.shard import Record
 from msdata.errors import DataError, SampleError, UsageError
@@ -271,7 +272,7 @@ def test_ranges_of_a_file_move_to_places_that_overlap_the_old_ones(
     try:
         for number, (at, size) in enumerate(zip(old.tolist(), sizes.tolist(), strict=True)):
             os.pwrite(fd, bytes([number + 1]) * size, at)
-        move_chunks(fd, old, new, sizes)
+        move_ranges(fd, old, new, sizes)
         for number, (at, size) in enumerate(zip(new.tolist(), sizes.tolist(), strict=True)):
             assert os.pread(fd, size, at) == bytes([number + 1]) * size
     finally:

@@ -72,61 +72,7 @@ def test_a_shard_is_left_to_storage_only_if_no_tier_has_room_for_it(sizes, nodes
 def test_ownership_is_a_function_of_its_arguments(sizes, nodes):
     one, other = own_shards(sizes, nodes), own_shards(sizes, nodes)
     np.testing.assert_array_equal(one.owner_of_shard, other.owner_of_shard)
-    again = own_shards(sizes, nodes, one)
-    np.testing.assert_array_equal(one.owner_of_shard, again.owner_of_shard)
-    np.testing.assert_array_equal(one.tier_of_shard, again.tier_of_shard)
-
-
-@settings(max_examples=400)
-@given(sizes=shard_sizes, nodes=clusters(), data=st.data())
-def test_only_the_lost_nodes_shards_move_when_nodes_leave(sizes, nodes, data):
-    before = own_shards(sizes, nodes)
-    stays = np.array(
-        data.draw(st.lists(st.booleans(), min_size=nodes.num_nodes, max_size=nodes.num_nodes))
-    )
-    if not stays.any():
-        stays[0] = True
-    survivors = Nodes(
-        memory_bytes=nodes.memory_bytes[stays],
-        ssd_bytes=nodes.ssd_bytes[stays],
-        keys=nodes.keys[stays],
-    )
-    after = own_shards(sizes, survivors, before)
-    alive = set(survivors.keys.tolist())
-    for old, new in zip(owner_keys(before), owner_keys(after), strict=True):
-        if old in alive:
-            assert new == old
-    assert (after.held(sizes, MEMORY) <= survivors.memory_bytes).all()
-    assert (after.held(sizes, SSD) <= survivors.ssd_bytes).all()
-
-
-@settings(max_examples=400)
-@given(sizes=shard_sizes, nodes=clusters(), extra=clusters())
-def test_shards_move_only_to_the_nodes_that_joined(sizes, nodes, extra):
-    before = own_shards(sizes, nodes)
-    is_new = ~np.isin(extra.keys, nodes.keys)
-    grown = Nodes(
-        memory_bytes=np.concatenate([nodes.memory_bytes, extra.memory_bytes[is_new]]),
-        ssd_bytes=np.concatenate([nodes.ssd_bytes, extra.ssd_bytes[is_new]]),
-        keys=np.concatenate([nodes.keys, extra.keys[is_new]]),
-    )
-    after = own_shards(sizes, grown, before)
-    joined = set(extra.keys[is_new].tolist())
-    for old, new in zip(owner_keys(before), owner_keys(after), strict=True):
-        assert old is None or new == old or new in joined
-    assert (after.held(sizes, MEMORY) <= grown.memory_bytes).all()
-    assert (after.held(sizes, SSD) <= grown.ssd_bytes).all()
-
-
-@given(sizes=shard_sizes, nodes=clusters())
-def test_nodes_that_shrank_keep_what_still_fits(sizes, nodes):
-    before = own_shards(sizes, nodes)
-    shrunk = Nodes(
-        memory_bytes=nodes.memory_bytes // 2, ssd_bytes=nodes.ssd_bytes // 2, keys=nodes.keys
-    )
-    after = own_shards(sizes, shrunk, before)
-    assert (after.held(sizes, MEMORY) <= shrunk.memory_bytes).all()
-    assert (after.held(sizes, SSD) <= shrunk.ssd_bytes).all()
+    np.testing.assert_array_equal(one.tier_of_shard, other.tier_of_shard)
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3, 8, 64, 1024])
@@ -148,17 +94,7 @@ def test_where_the_data_exceed_the_caches_nodes_weigh_by_their_capacity():
     assert owned.held(sizes, SSD).tolist() == [0, 0, 2000]
 
 
-@pytest.mark.parametrize(("num_shards", "num_nodes"), [(4300, 99), (99, 20)])
-def test_a_joined_node_takes_its_fair_share_of_data_that_fit(num_shards, num_nodes):
-    sizes = np.full(num_shards, 600)
-    before = own_shards(sizes, equal_nodes(num_nodes, memory_bytes=10**9))
-    after = own_shards(sizes, equal_nodes(num_nodes + 1, memory_bytes=10**9), before)
-    counts = np.bincount(after.owner_of_shard, minlength=num_nodes + 1)
-    assert counts[num_nodes] >= num_shards // (num_nodes + 1)
-    assert (after.owner_of_shard != before.owner_of_shard).sum() == counts[num_nodes]
-
-
-def test_without_a_previous_plan_most_shards_stay_when_a_node_joins():
+def test_most_shards_stay_when_a_node_joins():
     sizes = np.full(4200, 600)
     before = own_shards(sizes, equal_nodes(8, memory_bytes=10**9))
     after = own_shards(sizes, equal_nodes(9, memory_bytes=10**9))
@@ -185,7 +121,6 @@ def test_the_level_distributes_the_whole_up_to_rounding(nodes, total):
 
 
 def test_wrong_arguments_are_refused_with_their_values():
-    good = own_shards(np.array([1, 2]), equal_nodes(1, memory_bytes=9))
     with pytest.raises(UsageError, match="same key"):
         Nodes(
             memory_bytes=np.zeros(2, np.int64),
@@ -196,8 +131,6 @@ def test_wrong_arguments_are_refused_with_their_values():
         equal_nodes(2, memory_bytes=-1)
     with pytest.raises(UsageError, match="must have one shape"):
         equal_nodes(0, memory_bytes=1)
-    with pytest.raises(UsageError, match="of 2 shards, not 3"):
-        own_shards(np.ones(3, np.int64), equal_nodes(1, memory_bytes=9), good)
     with pytest.raises(UsageError, match="non-negative"):
         own_shards(np.array([-1]), equal_nodes(1, memory_bytes=9))
     with pytest.raises(UsageError, match="not of the same shards"):

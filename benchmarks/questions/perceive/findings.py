@@ -5,8 +5,7 @@ Axes: N objects, B bands (in the order of BANDS), Z bins of redshift.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,121 +24,62 @@ GOAL_RHO = 0.6
 MOST_DEAF, LEAST_ONLY, MOST_OTHER = 0.02, 0.8, 0.05
 # Bands whose order the 4000 A break passes through.
 OPTICAL = ("g", "r", "i", "z")
-_BASE = "as it is"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objects:
-    """What is known of each object.
-
-    Attributes:
-        sample_ids: (N,), in the order of all else.
-        bins: int64 (N,), bin of redshift; -1 or Z outside of the bins.
-        losses: float64 (N,), CRPS as it is.
-        marginal: float64 (N,), CRPS of the distribution of all redshifts.
-        exchanged: float64 (N, B), CRPS with a band exchanged.
-        salience: float64 (N, B), V.
-    """
-
-    sample_ids: tuple[str, ...]
-    bins: NDArray[np.int64]
-    losses: Floats
-    marginal: Floats
-    exchanged: Floats
-    salience: Floats
+# What is known of an object: its bin of redshift (-1 or Z outside), its CRPS as it is and that of
+# the distribution of all redshifts; for each band the CRPS with the band exchanged, the salience V,
+# and the share of the information.
+OBJECT = np.dtype(
+    [("bin", "<i8"), ("loss", "<f8"), ("marginal", "<f8")]
+    + [(name, "<f8", (len(BANDS),)) for name in ("exchanged", "salience", "share")]
+)
+Objects = NDArray[Any]
 
 
-def read_objects(path: Path, edges: Sequence[float]) -> tuple[Objects, dict[str, Floats]]:
-    """Objects of a table of `mstrain perceive`, and their CRPS by what was exchanged.
+def read_objects(path: Path, edges: Sequence[float], shares: Mapping[str, Floats]) -> Objects:
+    """`OBJECT` (N,) of a table of `mstrain perceive`.
 
-    Returns:
-        The objects; float64 (N,) by modality, with "as it is", "marginal" and "sample_id".
+    Args:
+        path: the table.
+        edges: of the bins of redshift.
+        shares: float64 (B,) by the object's id.
     """
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     names = {name.rpartition(".")[2]: name[5:] for name in table.column_names if "crps:" in name}
-    columns = [names[band] for band in BANDS]
-
-    def numbers(name: str) -> Floats:
-        return np.asarray(table.column(name).to_numpy(), np.float64)
-
-    truth_N = numbers("redshift")
-    names_of_losses = [name for name in table.column_names if name.startswith("crps:")]
-    losses = {name[5:]: numbers(name) for name in names_of_losses}
-    losses |= {"marginal": marginal_crps(truth_N)}
-    losses["sample_id"] = table.column("sample_id").to_numpy(zero_copy_only=False)
-    objects = Objects(
-        sample_ids=tuple(losses["sample_id"].tolist()),
-        bins=np.searchsorted(np.asarray(edges), truth_N, side="right") - 1,
-        losses=numbers(f"crps:{_BASE}"),
-        marginal=marginal_crps(truth_N),
-        exchanged=np.stack([numbers(f"crps:{name}") for name in columns], axis=1),
-        salience=np.stack([numbers(f"salience:{name}") for name in columns], axis=1),
-    )
-    return objects, losses
-
-
-def score_differences(
-    losses: Mapping[str, Mapping[str, Floats]], *, replicates: int, seed: int = 0
-) -> dict[str, dict[str, float | None]]:
-    """Scores by task of the second network minus the first's, paired by object.
-
-    Args:
-        losses: of two networks on the same objects, from `read_objects`.
-        replicates: resamplings of the objects.
-        seed: of them.
-
-    Returns:
-        The difference with its 95 % interval, by modality that both have.
-    """
-    first, second = losses.values()
-    place = {name: row for row, name in enumerate(second["sample_id"])}
-    rows_N = np.array([place[name] for name in first["sample_id"]])
-    known = set(first) & set(second) - {_BASE, "marginal", "sample_id"}
-    random = np.random.default_rng(seed)
-    count = len(rows_N)
-    draws = [np.arange(count), *(random.integers(count, size=count) for _ in range(replicates))]
-
-    def score(one: Mapping[str, Floats], name: str, rows: NDArray[np.int64]) -> float:
-        base = one[_BASE][rows].mean()
-        return float((one[name][rows].mean() - base) / (one["marginal"][rows].mean() - base))
-
-    return {
-        name: interval([score(second, name, rows_N[d]) - score(first, name, d) for d in draws])
-        for name in first
-        if name in known and "+" not in name
-    }
-
-
-def by_bin(
-    values_NB: Floats, bin_N: NDArray[np.int64], num_bins: int, reduce: Callable[..., Any]
-) -> Floats:
-    """A statistic of every band in every bin, float64 (B, Z); NaN in empty bins."""
-    found = np.full((values_NB.shape[1], num_bins), np.nan)
-    for number in range(num_bins):
-        inside = values_NB[bin_N == number]
-        if len(inside):
-            found[:, number] = reduce(inside, axis=0)
+    truth_N = table["redshift"].to_numpy()
+    found = np.empty(len(truth_N), OBJECT)
+    found["bin"] = np.searchsorted(np.asarray(edges), truth_N, side="right") - 1
+    found["loss"] = table["crps:as it is"].to_numpy()
+    found["marginal"] = marginal_crps(truth_N)
+    for number, band in enumerate(BANDS):
+        found["exchanged"][:, number] = table[f"crps:{names[band]}"].to_numpy()
+        found["salience"][:, number] = table[f"salience:{names[band]}"].to_numpy()
+    found["share"] = [shares[name] for name in table["sample_id"].to_pylist()]
     return found
 
 
-def maps_of(objects: Objects, share_NB: Floats, num_bins: int) -> dict[str, Floats]:
-    """Maps of bands against redshift, float64 (B, Z).
+def maps_of(objects: Objects, num_bins: int) -> dict[str, Floats]:
+    """Maps of bands against redshift, float64 (B, Z); NaN in empty bins.
 
     Returns:
         "salience", median V; "score", P by task of the CRPS, NaN where the network knows no more
         than the distribution of all redshifts; "fisher", median share of information.
     """
-    rise_NB = objects.exchanged - objects.losses[:, None]
-    known_N1 = (objects.marginal - objects.losses)[:, None]
-    rise_BZ, known_1Z = (
-        by_bin(values, objects.bins, num_bins, np.mean) for values in (rise_NB, known_N1)
-    )
+    from scipy.stats import binned_statistic
+
+    def by_bin(values_NB: Floats, statistic: str) -> Floats:
+        edges = np.arange(num_bins + 1) - 0.5
+        found: Floats = binned_statistic(objects["bin"], values_NB.T, statistic, edges).statistic
+        return found
+
+    rise_BZ = by_bin(objects["exchanged"] - objects["loss"][:, None], "mean")
+    known_1Z = by_bin((objects["marginal"] - objects["loss"])[:, None], "mean")
     return {
-        "salience": by_bin(objects.salience, objects.bins, num_bins, np.median),
+        "salience": by_bin(objects["salience"], "median"),
         "score": rise_BZ / np.where(known_1Z > 0, known_1Z, np.nan),
-        "fisher": by_bin(share_NB, objects.bins, num_bins, np.median),
+        "fisher": by_bin(objects["share"], "median"),
     }
 
 
@@ -153,7 +93,7 @@ def marginal_crps(truth_N: Floats) -> Floats:
 
 
 def rank_correlations(
-    objects: Objects, share_NB: Floats, num_bins: int, *, replicates: int, seed: int = 0
+    objects: Objects, num_bins: int, *, replicates: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Spearman's rho of both measures with the shares of information, with 95 % intervals.
 
@@ -162,39 +102,24 @@ def rank_correlations(
 
     Args:
         objects: of a network.
-        share_NB: float64 (N, B), their shares.
         num_bins: Z.
         replicates: resamplings of the objects.
         seed: of them.
     """
-    whole = maps_of(objects, share_NB, num_bins)
-    cells = whole["fisher"] > LEAST_SHARE
+    maps = maps_of(objects, num_bins)
+    cells = maps["fisher"] > LEAST_SHARE
     random = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
-    for replicate in range(replicates + 1):
-        maps = whole
-        if replicate:
-            rows = random.integers(len(share_NB), size=len(share_NB))
-            maps = maps_of(_taken(objects, rows), share_NB[rows], num_bins)
+    for _ in range(replicates + 1):
         for measure in ("salience", "score"):
             rho = _spearman(maps[measure][cells], maps["fisher"][cells])
-            within = [_spearman(maps[measure][:, z], maps["fisher"][:, z]) for z in range(num_bins)]
             found.setdefault(measure, []).append(rho)
-            known = [rho for rho in within if np.isfinite(rho)]
+            pairs = zip(maps[measure].T, maps["fisher"].T, strict=True)
+            known = [rho for pair in pairs if np.isfinite(rho := _spearman(*pair))]
             mean = float(np.mean(known)) if known else float("nan")
             found.setdefault(f"{measure} within bins", []).append(mean)
+        maps = maps_of(objects[random.integers(len(objects), size=len(objects))], num_bins)
     return {name: {**interval(values), "cells": int(cells.sum())} for name, values in found.items()}
-
-
-def _taken(objects: Objects, rows: NDArray[np.int64]) -> Objects:
-    return Objects(
-        sample_ids=(),
-        bins=objects.bins[rows],
-        losses=objects.losses[rows],
-        marginal=objects.marginal[rows],
-        exchanged=objects.exchanged[rows],
-        salience=objects.salience[rows],
-    )
 
 
 def _spearman(one: Floats, other: Floats) -> float:

@@ -25,12 +25,11 @@ from benchmarks.questions.perceive.findings import (
     maps_of,
     rank_correlations,
     read_objects,
-    score_differences,
 )
 from benchmarks.questions.perceive.fisher import FLOOR, mock_shares
-from benchmarks.questions.perceive.picture import draw_headline
 from benchmarks.questions.perceive.trainings import (
     EARLY,
+    FUSIONS,
     PAIR,
     WITHIN,
     Design,
@@ -42,10 +41,14 @@ from benchmarks.report import Chart, Series, Shown, Table, write_shown
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
 from msdata.errors import UsageError
+from msdata.mock.filters import find_crossings, load_filters
 from msdata.mock.photometry import BANDS
+from mstrain.evaluation.report.canvas import COLOUR_MAP, Canvas
+from mstrain.perception.section import draw_tracks
 
 PICTURE = "perceive.svg"
-_MARK = b"<title>Bands against redshift</title>"
+_TITLE = "Bands against redshift"
+_MARK = f"<title>{_TITLE}</title>".encode()
 _EDGES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.6)
 _QUICK_EDGES = (0, 0.2, 0.4, 0.8, 1.6)
 _REPLICATES = 500
@@ -101,54 +104,38 @@ def answer(settings: Settings) -> int:
 def findings_of(
     design: Design, folder: Path, scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """All numbers of the study, as plain values for JSON.
-
-    Args:
-        design: of the study.
-        folder: holds data sets and tables of objects.
-        scores: by cell, from `measure_all`.
-    """
+    """All numbers of the study, as plain values for JSON."""
     split = msdata.open(make_data("standard", design, folder)).split("test")
     ids = split.table(["sample_id"]).column(0).to_pylist()
     share_NB = mock_shares(ids, split.numbers("ebv_csfd"), design.num_objects)
-    edges = design.redshift_edges
+    shares, num_bins = dict(zip(ids, share_NB, strict=True)), len(design.redshift_edges) - 1
     exchanges = {}
     for name in (EARLY, WITHIN):
-        objects, _ = read_objects(_table_of(folder, name), edges)
-        exchanges[name] = _exchange_findings(objects, dict(zip(ids, share_NB, strict=True)), edges)
-    names = PAIR if design.has_pair else ()
-    pair = {name: read_objects(_table_of(folder, name), edges)[1] for name in names}
-    num_bins = len(edges) - 1
-    inside = (objects.bins >= 0) & (objects.bins < num_bins)
+        table = scores_folder(folder, name) / "perceive-test.parquet"
+        objects = read_objects(table, design.redshift_edges, shares)
+        exchanges[name] = _exchange_findings(objects, num_bins)
+    bins = objects["bin"][(objects["bin"] >= 0) & (objects["bin"] < num_bins)]
+    pair = scores.get(PAIR, {"perception": {"runs": []}, "differences": [{"by_task": {}}]})
+    runs = [*scores[EARLY]["perception"]["runs"], *pair["perception"]["runs"]]
     return {
         "num_test": len(ids),
-        "objects_in_bins": np.bincount(objects.bins[inside], minlength=num_bins).tolist(),
+        "objects_in_bins": np.bincount(bins, minlength=num_bins).tolist(),
         "exchanges": exchanges,
-        "networks": {
-            name: _scores_of(scores[name]["perception"]["runs"][0]) for name in (EARLY, *names)
-        },
-        "late_minus_early": score_differences(pair, replicates=_REPLICATES) if pair else {},
+        "networks": dict(zip((EARLY, *FUSIONS), map(_scores_of, runs), strict=False)),
+        "late_minus_early": pair["differences"][0]["by_task"],
         "controls": check_controls(scores["deaf"], scores["only"]),
     }
 
 
-def _exchange_findings(
-    objects: Objects, shares: Mapping[str, Any], edges: Sequence[float]
-) -> dict[str, Any]:
+def _exchange_findings(objects: Objects, num_bins: int) -> dict[str, Any]:
     """Maps of one kind of exchange, the bands that lead in each bin, and rank correlations."""
-    num_bins = len(edges) - 1
-    share_NB = np.stack([shares[name] for name in objects.sample_ids])
-    maps = maps_of(objects, share_NB, num_bins)
+    maps = maps_of(objects, num_bins)
     return {
         "maps": {measure: _plain(found) for measure, found in maps.items()},
         "leading": {measure: leading_bands(found) for measure, found in maps.items()},
         "leading_optical": {m: leading_bands(found, OPTICAL) for m, found in maps.items()},
-        "rho": rank_correlations(objects, share_NB, num_bins, replicates=_REPLICATES),
+        "rho": rank_correlations(objects, num_bins, replicates=_REPLICATES),
     }
-
-
-def _table_of(folder: Path, cell: str) -> Path:
-    return scores_folder(folder, cell) / "perceive-test.parquet"
 
 
 def _scores_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,8 +170,8 @@ def show(result: Mapping[str, Any]) -> Shown:
 
 def _series(name: str, scores: Mapping[str, Any], names: Sequence[str]) -> Series:
     found = [scores.get(n) or {"value": 0.0, "low": 0.0, "high": 0.0} for n in names]
-    ends = {end: [e[end] for e in found] for end in ("value", "low", "high")}
-    return Series(name=name, values=ends["value"], least=ends["low"], greatest=ends["high"])
+    middle, low, high = ([e[end] for e in found] for end in ("value", "low", "high"))
+    return Series(name=name, values=middle, least=low, greatest=high)
 
 
 def sentences_of(result: Mapping[str, Any]) -> list[str]:
@@ -244,7 +231,7 @@ def _text(found: Mapping[str, Any] | None, digits: int = 3) -> str:
 def _bins_table(result: Mapping[str, Any]) -> Table:
     edges = result["design"]["redshift_edges"]
     shown = [(EARLY, "fisher"), *((name, m) for name in (EARLY, WITHIN) for m in _MEASURES)]
-    maps = [np.array(result["exchanges"][name]["maps"][m], np.float64) for name, m in shown]
+    maps = [_map(result, name, measure) for name, measure in shown]
     rows = [
         [
             f"{edges[z]:g} to {edges[z + 1]:g}",
@@ -277,20 +264,53 @@ def _strongest(values: Any, form: str) -> str:
 
 
 def _scores_table(result: Mapping[str, Any], names: Sequence[str]) -> Table:
-    networks, change = result["networks"], result["late_minus_early"]
-    paired = ["late minus early, paired"] if change else []
-    rows = [
-        [
-            name,
-            *(_text(scores.get(name)) for scores in networks.values()),
-            *([_text(change.get(name))] if change else []),
-        ]
-        for name in names
-    ]
+    columns = {f"P, {name}": scores for name, scores in result["networks"].items()}
+    if result["late_minus_early"]:
+        columns["late minus early, paired"] = result["late_minus_early"]
+    rows = [[name, *(_text(scores.get(name)) for scores in columns.values())] for name in names]
     return Table(
         title="Perceptual scores by task (CRPS)",
-        columns=("exchanged", *(f"P, {n}" for n in networks), *paired),
+        columns=("exchanged", *columns),
         rows=rows,
         in_readme=True,
         note="With 95 % bootstrap intervals over objects, of one training each.",
     )
+
+
+def _map(result: Mapping[str, Any], name: str, measure: str) -> Any:
+    return np.array(result["exchanges"][name]["maps"][measure], np.float64)
+
+
+def draw_headline(result: Mapping[str, Any]) -> bytes:
+    """Heat maps of bands against redshift, breaks over them, beside the information, as SVG."""
+    edges = np.asarray(result["design"]["redshift_edges"], np.float64)
+    panels = [("information lost with the band", _map(result, EARLY, "fisher"), (0.0, 0.6))]
+    for name, partners in ((EARLY, "all"), (WITHIN, "near in r")):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            salience = np.log10(_map(result, name, "salience"))
+        salience = np.where(np.isfinite(salience), salience, np.nan)
+        panels.append((f"log10 of salience V, partners {partners}", salience, None))
+        panels.append((f"score P, partners {partners}", _map(result, name, "score"), None))
+    crossings = find_crossings(load_filters(), float(edges[-1]))
+    rows = np.arange(len(BANDS) + 1) - 0.5
+    with Canvas(12.6, 7.6, rows=2, columns=3, sharey=True) as canvas:
+        # The yardstick on the left of the upper row; the place below it is left for the legend.
+        *places, empty = [canvas.panels[n] for n in (0, 1, 2, 4, 5, 3)]
+        empty.set_axis_off()
+        for panel, (title, values, limits) in zip(places, panels, strict=True):
+            low, high = limits or (None, None)
+            shown = np.ma.masked_invalid(values)
+            drawn = panel.pcolormesh(
+                edges, rows, shown, cmap=COLOUR_MAP, vmin=low, vmax=high, rasterized=True
+            )
+            canvas.figure.colorbar(drawn, ax=panel, pad=0.01)
+            panel.set(title=title, xlabel="redshift", xlim=(edges[0], edges[-1]))
+            panel.set(ylim=(len(BANDS) - 0.5, -0.5), yticks=range(len(BANDS)), yticklabels=BANDS)
+            draw_tracks(panel, BANDS, crossings)
+        places[3].tick_params(labelleft=True)
+        handles, labels = canvas.panels[0].get_legend_handles_labels()
+        # One of the lines is white.
+        box = {"frameon": True, "facecolor": "#8fa3b3", "framealpha": 1}
+        title = "a feature lies within the band"
+        empty.legend(handles, labels, loc="center", title=title, **box)
+        return canvas.drawing("svg", Date=None, Creator=None, Title=_TITLE)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import run_msdata, run_mstrain
+from benchmarks.workloads import make_objects, pack_objects, run_mstrain
 
 EARLY = "early"
 # Scores of the same network when partners are neighbors in this quantity.
 WITHIN = "magnitude"
-# Fusions that are compared, both on few objects.
-PAIR = ("small-early", "small-late")
+# Fusions that are compared, both on few objects, and the name of their scores.
+FUSIONS = ("small-early", "small-late")
+PAIR = "pair"
 DEAF_BAND, ONLY_BAND = "unwise.W2", "unwise.W1"
+# Data sets with a planted fault.
+_PLANTED = {"deaf": ("--deaf-band", DEAF_BAND), "only": ("--only-band", ONLY_BAND)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,60 +49,50 @@ class Design:
     has_pair: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cell:
-    """A network on a data set, and what it perceives.
+    """Networks on a data set, compared by what they perceive.
 
     Attributes:
-        name: of the scores.
         data: name of the data set.
-        settings: of the training.
-        run: name of the training; empty for that of the scores.
+        trainings: settings of each training by its name.
         options: more of `mstrain perceive`.
     """
 
-    name: str
     data: str
-    settings: tuple[str, ...]
-    run: str = ""
+    trainings: Mapping[str, tuple[str, ...]]
     options: tuple[str, ...] = ()
 
 
-def cells_of(design: Design) -> tuple[Cell, ...]:
-    """What is trained and measured, the headline first."""
-    epochs, fewer = f"epochs={design.epochs}", f"epochs={design.control_epochs}"
+def cells_of(design: Design) -> dict[str, Cell]:
+    """What is trained and measured, by the name of its scores, the headline first."""
+    headline = {EARLY: (f"epochs={design.epochs}",)}
+    fewer = (f"epochs={design.control_epochs}",)
     edges = ("--redshift-edges", ",".join(f"{z:g}" for z in design.redshift_edges))
-    pair = (
-        Cell(name=PAIR[0], data="small", settings=(fewer,)),
-        Cell(name=PAIR[1], data="small", settings=(fewer, "augment.fusion=late")),
-    )
-    return (
-        Cell(name=EARLY, data="standard", settings=(epochs,), options=edges),
-        Cell(name="deaf", data="deaf", settings=(fewer,)),
-        Cell(name="only", data="only", settings=(fewer,)),
-        Cell(
-            name=WITHIN,
-            data="standard",
-            settings=(epochs,),
-            run=EARLY,
-            options=("--within", WITHIN, *edges),
-        ),
-        *(pair if design.has_pair else ()),
-    )
-
-
-def data_options(name: str, design: Design) -> tuple[int, tuple[str, ...]]:
-    """How many objects a data set has, and what is planted in it."""
-    if name == "deaf":
-        return design.num_control, ("--deaf-band", DEAF_BAND)
-    if name == "only":
-        return design.num_control, ("--only-band", ONLY_BAND)
-    return (design.num_control if name == "small" else design.num_objects), ()
+    fusions = dict(zip(FUSIONS, (fewer, (*fewer, "augment.fusion=late")), strict=True))
+    return {
+        EARLY: Cell("standard", headline, edges),
+        "deaf": Cell("deaf", {"deaf": fewer}),
+        "only": Cell("only", {"only": fewer}),
+        WITHIN: Cell("standard", headline, ("--within", WITHIN, *edges)),
+        **({PAIR: Cell("small", fusions)} if design.has_pair else {}),
+    }
 
 
 def measure_all(design: Design, folder: Path) -> dict[str, dict[str, Any]]:
     """Scores of every cell, as `mstrain perceive` writes them; makes what is missing."""
-    return {cell.name: _measure(cell, design, folder) for cell in cells_of(design)}
+    found = {}
+    for name, cell in cells_of(design).items():
+        out = scores_folder(folder, name)
+        if not (out / "perceive-test.json").is_file():
+            data = make_data(cell.data, design, folder)
+            runs = {folder / f"run-{run}": settings for run, settings in cell.trainings.items()}
+            for run, settings in runs.items():
+                run_mstrain("train", "demo", data, "--out", run, *settings)
+            words = ["--permutations", str(design.permutations), *cell.options]
+            run_mstrain("perceive", *runs, data, *words, "--out", out, "--no-report")
+        found[name] = json.loads((out / "perceive-test.json").read_bytes())
+    return found
 
 
 def scores_folder(folder: Path, cell: str) -> Path:
@@ -106,26 +100,12 @@ def scores_folder(folder: Path, cell: str) -> Path:
     return folder / f"scores-{cell}"
 
 
-def _measure(cell: Cell, design: Design, folder: Path) -> dict[str, Any]:
-    out = scores_folder(folder, cell.name)
-    path = out / "perceive-test.json"
-    if not path.is_file():
-        data = make_data(cell.data, design, folder)
-        run = folder / f"run-{cell.run or cell.name}"
-        run_mstrain("train", "demo", data, "--out", run, *cell.settings)
-        words = ["--permutations", str(design.permutations), *cell.options]
-        run_mstrain("perceive", run, data, *words, "--out", out, "--no-report")
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
-
-
 def make_data(name: str, design: Design, folder: Path) -> Path:
     """A packed data set of mock objects, unless it is there."""
     data, objects = folder / f"data-{name}", folder / f"objects-{name}"
     if not (data / "dataset.json").is_file():
-        count, planted = data_options(name, design)
-        if not (objects / "catalog.csv").is_file():
-            run_msdata("mock", objects, "--n", str(count), "--seed", "0", *planted)
-        run_msdata("pack", objects, data, "--catalog", objects / "catalog.csv", "--resume")
+        count = design.num_objects if name == "standard" else design.num_control
+        make_objects(objects, count, "--seed", "0", *_PLANTED.get(name, ()))
+        pack_objects(objects, data)
         shutil.rmtree(objects)
     return data

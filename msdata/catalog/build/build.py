@@ -11,7 +11,8 @@ sorted by survey and id, so the order of surveys and rows changes no number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ from numpy.typing import NDArray
 
 from msdata.catalog.build.disagreements import DISPUTED, Disagreements, find_disagreements
 from msdata.catalog.build.dust import reddening
-from msdata.catalog.build.select import find_columns, merge_counts, repeated_ids, select_rows
+from msdata.catalog.build.select import find_columns, repeated_ids, select_rows
 from msdata.catalog.build.spec import CatalogSpec, SurveyTask
 from msdata.catalog.positions import position_id
 from msdata.catalog.sky import close_pairs
 from msdata.catalog.table import open_table, read_pieces
 from msdata.catalog.values import EBV_RANGE
 from msdata.core.files import storage_error
-from msdata.errors import DataError, UsageError
+from msdata.errors import DataError, UsageError, naming
 
 REPEATED = "repeated id"
 CLOSE_TO_OWN = "close to another of its survey"
@@ -105,23 +106,21 @@ def build_catalog(
     # A typo in the last name must not show after an hour.
     notes: list[str] = []
     left_out = [_look_at(task, notes) for task in spec.surveys]
-    tables, available, dropped = [], [], []
-    for task in spec.surveys:
-        accepted, num_rows, reasons = _read_survey(task, spec)
-        passing = accepted.num_rows - reasons[REPEATED]
-        say(f"{task.recipe.name}: {num_rows:,} rows, {passing:,} pass the cuts")
-        tables.append(accepted)
-        available.append(num_rows)
-        dropped.append(reasons)
+    read = [_read_survey(task, spec, say) for task in spec.surveys]
+    tables, available, dropped = zip(*read, strict=True)
     every = pa.concat_tables(tables)
     rank = np.repeat(np.arange(len(tables)), [t.num_rows for t in tables])
     if every.num_rows == 0:
         raise DataError("no row of any survey passes the cuts; look at the counts and the recipes")
-    disputed = _disagreements(every, rank, spec)
+    names = [task.recipe.name for task in spec.surveys]
+    disputed = find_disagreements(
+        every, rank, names, within_arcsec=spec.disagreement_arcsec, above=spec.disagreement_above
+    )
     is_first = ~every[_IS_REPEATED].to_numpy()
     every = every.append_column(DISPUTED, pa.array(disputed.is_disputed))
     every = every.append_column(_ROW, pa.array(np.arange(every.num_rows)))
-    objects, rank_of_every, rank = every.filter(pa.array(is_first)), rank, rank[is_first]
+    survey_of_every = pa.array(names).take(pa.array(rank))
+    objects, rank = every.filter(pa.array(is_first)), rank[is_first]
     is_kept, near = _separate(objects, rank, len(tables), spec.separation_arcsec)
     say(f"{objects.num_rows - int(is_kept.sum()):,} lie within {spec.separation_arcsec:g} arcsec")
     kept = objects.filter(pa.array(is_kept))
@@ -136,27 +135,14 @@ def build_catalog(
         )
         for k, task in enumerate(spec.surveys)
     )
-    names = pa.array([task.recipe.name for task in spec.surveys])
-    table = _finish(kept, names.take(pa.array(rank[is_kept])), spec, notes)
+    table = _finish(kept, pa.array(names).take(pa.array(rank[is_kept])), spec, notes)
     place = pc.index_in(pa.array(np.arange(every.num_rows)), value_set=table[_ROW])
     return BuiltCatalog(
         table=table.drop_columns(_ROW),
         disputed=disputed,
-        disagreements=disputed.table(
-            every, names.take(pa.array(rank_of_every)), table["sample_id"].take(place)
-        ),
+        disagreements=disputed.table(every, survey_of_every, table["sample_id"].take(place)),
         counts=counts,
         notes=tuple(notes),
-    )
-
-
-def _disagreements(every: pa.Table, rank: Any, spec: CatalogSpec) -> Disagreements:
-    return find_disagreements(
-        every,
-        rank,
-        [task.recipe.name for task in spec.surveys],
-        within_arcsec=spec.disagreement_arcsec,
-        above=spec.disagreement_above,
     )
 
 
@@ -173,30 +159,31 @@ def _look_at(task: SurveyTask, notes: list[str]) -> tuple[str, ...]:
     return tuple(left_out)
 
 
-def _read_survey(task: SurveyTask, spec: CatalogSpec) -> tuple[pa.Table, int, dict[str, int]]:
+def _read_survey(
+    task: SurveyTask, spec: CatalogSpec, say: Callable[[str], None]
+) -> tuple[pa.Table, int, Counter[str]]:
     """Rows that pass, repeated ids marked, in the order of files and rows; rows read; reasons."""
     further = [d.value for d in spec.dust if d.kind == "column"]
     tables: list[pa.Table] = []
-    counts: list[Mapping[str, int]] = []
+    counts: Counter[str] = Counter()
     num_rows = 0
     for path in task.files:
         table = open_table(path, task.recipe.hdu)
         columns = find_columns(task.recipe, table.names, str(path), further)
         for piece in read_pieces(table, columns.wanted):
             num_rows += piece.num_rows
-            try:
+            with naming(f"table {path}"):
                 accepted, reasons = select_rows(piece, task.recipe, columns, spec)
-            except (DataError, UsageError) as error:
-                raise type(error)(f"table {path}: {error}") from error
             tables.append(accepted)
-            counts.append(reasons)
+            counts.update(reasons)
     if not tables:
         raise DataError(f"the tables of {task.recipe.name} have no rows; check their files")
     accepted = pa.concat_tables(tables)
     is_repeated = repeated_ids(accepted["object_id"])
-    counts.append({REPEATED: int(is_repeated.sum())})
-    marked = accepted.append_column(_IS_REPEATED, pa.array(is_repeated))
-    return marked, num_rows, merge_counts(counts)
+    passing = int((~is_repeated).sum())
+    counts[REPEATED] += len(is_repeated) - passing
+    say(f"{task.recipe.name}: {num_rows:,} rows, {passing:,} pass the cuts")
+    return accepted.append_column(_IS_REPEATED, pa.array(is_repeated)), num_rows, counts
 
 
 def _separate(
@@ -258,23 +245,19 @@ def _finish(kept: pa.Table, surveys: pa.Array, spec: CatalogSpec, notes: list[st
     object_ids = _named_objects(kept)
     columns: dict[str, Any] = {
         "sample_id": _assign_ids(surveys, object_ids, spec.previous),
-        "ra": kept["ra"],
-        "dec": kept["dec"],
-        "redshift": kept["redshift"],
+        **{name: kept[name] for name in ("ra", "dec", "redshift")},
         "survey": surveys,
         "object_id": object_ids,
-        DISPUTED: kept[DISPUTED],
-        _ROW: kept[_ROW],
+        **{name: kept[name] for name in (DISPUTED, _ROW)},
     }
     ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
     num_nameless = kept["object_id"].null_count
     if num_nameless:
         notes.append(f"objects without an id in their survey, named by position: {num_nameless:,}")
-    further = 0
+    further = iter(name for name in kept.column_names if name.startswith("further_"))
     for dust in spec.dust:
         if dust.kind == "column":
-            values = kept[f"further_{further}"].to_numpy().astype(np.float32)
-            further += 1
+            values = kept[next(further)].to_numpy().astype(np.float32)
         else:
             values = reddening(dust, ra, dec)
         columns[f"ebv_{dust.name}"] = pa.array(_plausible(dust.name, values, notes))
@@ -309,17 +292,7 @@ def _named_objects(kept: pa.Table) -> pa.Array:
 
 
 def _assign_ids(surveys: pa.Array, object_ids: pa.Array, previous: Path | None) -> pa.Array:
-    """Text of each object's number, at least seven digits.
-
-    Args:
-        surveys: name of each object's survey.
-        object_ids: its id there; survey and id together name one object.
-        previous: Parquet file of an earlier catalog, None for none.
-
-    Raises:
-        UsageError: the previous catalog does not exist.
-        DataError: it is broken.
-    """
+    """Text of each object's number, at least seven digits; survey and id name one object."""
     keys = pc.binary_join_element_wise(surveys, object_ids, _BETWEEN)
     numbers = np.full(len(keys), -1, np.int64)
     next_number = 0
@@ -336,9 +309,8 @@ def _assign_ids(surveys: pa.Array, object_ids: pa.Array, previous: Path | None) 
 
 
 def _read_previous(path: Path) -> tuple[pa.Array, Any]:
-    columns = ["sample_id", "survey", "object_id"]
     try:
-        table = pq.read_table(path, columns=columns)
+        table = pq.read_table(path, columns=["sample_id", "survey", "object_id"])
         numbers = table["sample_id"].cast(pa.int64()).to_numpy()
     except FileNotFoundError:
         raise UsageError(f"the previous catalog {path} is not a file; check the path") from None

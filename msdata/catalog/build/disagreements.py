@@ -7,7 +7,7 @@ told, or whether either is: two galaxies may lie that close. So all rows of a pa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from msdata.catalog.sky import close_pairs
 from msdata.core.intervals import wilson_interval
+from msdata.core.text import markdown_lines
 
 DISPUTED = "is_disputed"
 
@@ -176,13 +177,4 @@ def markdown_of(found: Disagreements, within_arcsec: float, above: float) -> Ite
     if not found.rates:
         yield f"No two rows lie within {within_arcsec:g} arcsec."
         return
-    head, rows = rate_rows(found)
-    yield "| " + " | ".join(head) + " |"
-    yield "|---" + "|---:" * (len(head) - 1) + "|"
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
-def rates_json(found: Disagreements) -> list[dict[str, Any]]:
-    """The rates for `catalog.json`."""
-    return [asdict(rate) for rate in found.rates]
+    yield from markdown_lines(*rate_rows(found))

@@ -122,7 +122,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         known = f"; known names are {', '.join(BUILT_IN)}" if what == "recipe" else ""
         raise UsageError(f"{what} {path} is not a file; check the path{known}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import IO, Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import pyarrow.compute as pc
 
 from msdata import __version__
 from msdata.catalog.build.build import BuiltCatalog, SurveyCounts
-from msdata.catalog.build.disagreements import markdown_of, rates_json
+from msdata.catalog.build.disagreements import markdown_of
 from msdata.catalog.build.recipe import Recipe
 from msdata.catalog.build.select import STAR
 from msdata.catalog.build.spec import CatalogSpec
+from msdata.core.text import markdown_lines
 from msdata.errors import needing
 
 _BIN_WIDTH = 0.02
@@ -28,24 +30,17 @@ def count_rows(counts: Sequence[SurveyCounts]) -> tuple[list[str], list[list[str
     """
     reasons = list(dict.fromkeys(r for c in counts for r, n in c.num_dropped.items() if n))
     head = ["survey", "available", "accepted", *reasons]
-    rows = [
-        [
-            c.name,
-            f"{c.num_available:,}",
-            f"{c.num_accepted:,}",
-            *(f"{c.num_dropped.get(r, 0):,}" for r in reasons),
-        ]
+    numbers = [
+        [c.num_available, c.num_accepted, *(c.num_dropped.get(r, 0) for r in reasons)]
         for c in counts
     ]
-    sums = [
-        sum(c.num_available for c in counts),
-        sum(c.num_accepted for c in counts),
-        *(sum(c.num_dropped.get(r, 0) for c in counts) for r in reasons),
-    ]
-    return head, [*rows, ["all", *(f"{n:,}" for n in sums)]]
+    numbers.append([sum(column) for column in zip(*numbers, strict=True)])
+    names = [*(c.name for c in counts), "all"]
+    rows = [[name, *(f"{n:,}" for n in row)] for name, row in zip(names, numbers, strict=True)]
+    return head, rows
 
 
-def markdown_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
+def report_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
     """The report as Markdown: the counts, the common cuts, what to cite."""
     head, rows = count_rows(catalog.counts)
     yield "# Spectroscopic sample"
@@ -57,10 +52,7 @@ def markdown_lines(catalog: BuiltCatalog, spec: CatalogSpec) -> Iterator[str]:
         "dropped, each for the first reason it met."
     )
     yield ""
-    yield "| " + " | ".join(head) + " |"
-    yield "|---" + "|---:" * (len(head) - 1) + "|"
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
+    yield from markdown_lines(head, rows)
     yield ""
     yield "| survey | files | citation | license |"
     yield "|---|---|---|---|"
@@ -89,7 +81,7 @@ def report_json(
         "sha256": digest,
         "spec": spec.to_json(),
         "notes": list(catalog.notes),
-        "disagreements": rates_json(catalog.disputed),
+        "disagreements": [asdict(rate) for rate in catalog.disputed.rates],
         "surveys": [
             {
                 "key": task.key,
@@ -111,15 +103,15 @@ def report_json(
 
 def _cuts(recipe: Recipe, left_out: Sequence[str]) -> list[dict[str, Any]]:
     """The survey's own cuts that were applied, and that on stars."""
-    stars = [] if recipe.stars_below is None else [recipe.stars_below]
-    return [
-        *(
-            {"column": list(cut.column), **dict(cut.tests), "reason": cut.reason}
-            for cut in recipe.cuts
-            if cut.reason not in left_out
-        ),
-        *({"column": list(recipe.redshifts[-1]), "at_least": z, "reason": STAR} for z in stars),
+    cuts = [
+        {"column": list(cut.column), **cut.tests, "reason": cut.reason}
+        for cut in recipe.cuts
+        if cut.reason not in left_out
     ]
+    if recipe.stars_below is not None:
+        column, limit = list(recipe.redshifts[-1]), recipe.stars_below
+        cuts.append({"column": column, "at_least": limit, "reason": STAR})
+    return cuts
 
 
 def check_figures() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from msdata.catalog.build.recipe import SPEED_OF_LIGHT_KM_S, Cut, Names, Recipe
 from msdata.catalog.build.spec import CatalogSpec
+from msdata.catalog.join import first_of_each
 from msdata.catalog.values import id_text
 from msdata.errors import DataError, UsageError
 
@@ -25,6 +26,15 @@ OUTSIDE_REDSHIFT = "redshift range"
 
 _Bool = NDArray[np.bool_]
 _Float = NDArray[np.float64]
+
+_COMPARISONS: dict[str, Callable[..., _Bool]] = {
+    "equals": np.isin,
+    "one_of": np.isin,
+    "at_least": np.greater_equal,
+    "above": np.greater,
+    "at_most": np.less_equal,
+    "below": np.less,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +168,9 @@ def passes_cut(column: pa.ChunkedArray, cut: Cut) -> _Bool:
             found = pc.is_in(column.cast(pa.string()), value_set=pa.array([str(w) for w in wanted]))
             passes &= np.asarray(found)
             continue
-        values = _truths(column) if isinstance(value, bool) else column
-        passes &= _compare(numbers(values), test, [float(w) for w in wanted])
+        values = numbers(_truths(column) if isinstance(value, bool) else column)
+        with np.errstate(invalid="ignore"):
+            passes &= _COMPARISONS[test](values, [float(w) for w in wanted])
     return passes
 
 
@@ -171,19 +182,6 @@ def _truths(column: pa.ChunkedArray) -> pa.ChunkedArray:
     is_true = pc.is_in(lower, value_set=pa.array(["true", "t", "1"]))
     is_known = pc.or_(is_true, pc.is_in(lower, value_set=pa.array(["false", "f", "0"])))
     return pc.if_else(is_known, is_true, pa.scalar(None, pa.bool_()))
-
-
-def _compare(values: _Float, test: str, wanted: Sequence[float]) -> _Bool:
-    with np.errstate(invalid="ignore"):
-        if test in ("equals", "one_of"):
-            return np.isin(values, wanted)
-        compare = {
-            "at_least": np.greater_equal,
-            "above": np.greater,
-            "at_most": np.less_equal,
-            "below": np.less,
-        }[test]
-        return np.asarray(compare(values, wanted[0]))
 
 
 def numbers(column: pa.ChunkedArray) -> _Float:
@@ -217,14 +215,10 @@ def angles(column: pa.ChunkedArray, *, is_hours: bool) -> _Float:
     if not pc.any(pc.match_substring(text, " ")).as_py():
         return numbers(text)
     parts = pc.extract_regex(text, r"^(?P<sign>[+-]?)(?P<a>\d+) (?P<b>\d+) (?P<c>\d+\.?\d*)$")
-    a, b, c = (numbers(_flat(pc.struct_field(parts, name))) for name in ("a", "b", "c"))
+    a, b, c = (numbers(pc.struct_field(parts, name)) for name in ("a", "b", "c"))
     is_negative = np.asarray(pc.fill_null(pc.equal(pc.struct_field(parts, "sign"), "-"), False))
     value = (a + b / 60 + c / 3600) * (15.0 if is_hours else 1.0)
     return np.where(is_negative, -value, value)
-
-
-def _flat(column: Any) -> pa.ChunkedArray:
-    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
 
 def first_redshift(columns: Sequence[pa.ChunkedArray], unit: str) -> _Float:
@@ -263,19 +257,5 @@ def _ids(name: str, column: pa.ChunkedArray) -> pa.Array:
 
 def repeated_ids(ids: pa.ChunkedArray) -> _Bool:
     """Rows whose id an earlier row has; rows without an id are never repeated."""
-    encoded = ids.combine_chunks().dictionary_encode()
-    codes = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy()
-    first = np.zeros(max(1, len(encoded.dictionary)), np.int64)
-    # Of several values written to one place the last stays: written backwards, the first row.
-    backwards = np.flatnonzero(codes >= 0)[::-1]
-    first[codes[backwards]] = backwards
-    return np.asarray((codes >= 0) & (first[codes] != np.arange(len(codes))))
-
-
-def merge_counts(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Sums of counts, in the order in which reasons are met."""
-    total: dict[str, int] = {}
-    for part in parts:
-        for reason, count in part.items():
-            total[reason] = total.get(reason, 0) + count
-    return total
+    _, codes, first = first_of_each(ids.combine_chunks())
+    return np.asarray((codes >= 0) & (np.append(first, -1)[codes] != np.arange(len(codes))))

@@ -11,10 +11,8 @@ from typing import Any
 from msdata.catalog.build.recipe import BUILT_IN, Recipe, check_names, load_recipe, read_toml
 from msdata.errors import UsageError
 
-_ENTRIES = (
-    *("order", "separation_arcsec", "dec_above", "redshift", "previous", "surveys", "ebv"),
-    *("disagreement_arcsec", "disagreement_above"),
-)
+_NUMBERS = ("separation_arcsec", "dec_above", "disagreement_arcsec", "disagreement_above")
+_ENTRIES = ("order", "redshift", "previous", "surveys", "ebv", *_NUMBERS)
 _MAP_KINDS = ("healpix", "call", "column")
 
 
@@ -120,28 +118,23 @@ def _spec_of(content: Mapping[str, Any], folder: Path) -> CatalogSpec:
     redshifts = content.get("redshift", (0.0, 1.6))
     if len(redshifts) != 2 or not float(redshifts[0]) < float(redshifts[1]):
         raise UsageError(f"redshift must be a range such as [0.0, 1.6], got {list(redshifts)}")
-    separation = float(content.get("separation_arcsec", 3.0))
-    if not 1 <= separation <= 3600:
-        raise UsageError(f"separation_arcsec must be 1 to 3600, got {separation:g}")
-    arcsec = float(content.get("disagreement_arcsec", 3.0))
-    above = float(content.get("disagreement_above", 0.005))
-    if not (0 < arcsec <= 60 and 0 < above < math.inf):
-        raise UsageError(
-            "disagreement_arcsec must be above 0 and at most 60, disagreement_above above 0, got "
-            f"{arcsec:g} and {above:g}"
-        )
     previous = content.get("previous")
-    return CatalogSpec(
+    spec = CatalogSpec(
         surveys=tuple(tasks[key] for key in _order_of(content.get("order"), tuple(tasks))),
-        separation_arcsec=separation,
-        dec_above=float(content.get("dec_above", -30.0)),
         redshift_above=float(redshifts[0]),
         redshift_below=float(redshifts[1]),
-        disagreement_arcsec=arcsec,
-        disagreement_above=above,
         previous=None if previous is None else folder / str(previous),
         dust=tuple(_dust_of(n, entry, folder) for n, entry in content.get("ebv", {}).items()),
+        **{name: float(content[name]) for name in _NUMBERS if name in content},
     )
+    if not 1 <= spec.separation_arcsec <= 3600:
+        raise UsageError(f"separation_arcsec must be 1 to 3600, got {spec.separation_arcsec:g}")
+    if not (0 < spec.disagreement_arcsec <= 60 and 0 < spec.disagreement_above < math.inf):
+        raise UsageError(
+            "disagreement_arcsec must be above 0 and at most 60, disagreement_above above 0, got "
+            f"{spec.disagreement_arcsec:g} and {spec.disagreement_above:g}"
+        )
+    return spec
 
 
 def _order_of(asked: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
@@ -161,13 +154,10 @@ def _survey_of(key: str, entry: Mapping[str, Any], folder: Path) -> SurveyTask:
     files = tuple(folder / name for name in ([named] if isinstance(named, str) else named))
     if not files:
         raise UsageError(f"surveys.{key} has no files; write files = [...]")
-    own = entry.get("recipe")
-    recipe = load_recipe(Path(key) if own is None else _recipe_path(str(own), folder))
+    own = str(entry.get("recipe", key))
+    is_known = own in BUILT_IN or "recipe" not in entry
+    recipe = load_recipe(Path(own) if is_known else folder / own)
     return SurveyTask(key=key, recipe=recipe, files=files)
-
-
-def _recipe_path(name: str, folder: Path) -> Path:
-    return Path(name) if name in BUILT_IN else folder / name
 
 
 def _dust_of(name: str, entry: Mapping[str, Any], folder: Path) -> DustTask:

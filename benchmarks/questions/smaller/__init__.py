@@ -1,1 +1,0 @@
-"""What coded samples save and cost: sizes, rates, hits, errors, and trainings."""
