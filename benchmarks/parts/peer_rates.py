@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import compare, part_parser, print_comparison, take_turns, write_part
-from msdata.cache.transport.transport import Fetcher
+from msdata.cache.transport.peer_links import PeerLinks
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.core.checksum import crc32c
 from msdata.schema import MANTIS_SHRIMP
@@ -133,7 +133,7 @@ def receive_bare_zmq(made: Any, samples: NDArray[np.int64], rows: Any) -> None:
 
 
 def receive_ours(
-    fetcher: Fetcher, checksums: list[int], samples: NDArray[np.int64], rows: Any, node: int = 0
+    fetcher: PeerLinks, checksums: list[int], samples: NDArray[np.int64], rows: Any, node: int = 0
 ) -> None:
     """As the loader does: rows in three pieces, each record against its checksum."""
     pieces = PIECES if rows.shape[1] == SAMPLE_NBYTES else ((0, rows.shape[1]),)

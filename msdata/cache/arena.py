@@ -12,6 +12,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,33 +87,23 @@ def word(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", text)[:60]
 
 
-def peek(path: Path, look: Callable[[Header, SlotFile], _T | None]) -> _T | None:
+def peek(path: Path, look: Callable[[SlotFile], _T | None]) -> _T | None:
     """Inspects an arena without joining it.
 
     Args:
         path: the arena.
-        look: receives the header and the slots, which are valid only during the call.
+        look: receives the slots, which are valid only during the call.
 
     Returns:
         The result of `look`; None if the arena is gone or invalid.
     """
-    try:
-        fd = open_own(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        header = read_header(fd)
-        if header is None:
-            return None
-        slots = SlotFile(fd, is_mapped=False)
-        try:
-            return look(header, slots)
-        finally:
-            slots.close()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+    with (
+        suppress(OSError),
+        os.fdopen(open_own(path, os.O_RDONLY), "rb") as file,
+        closing(SlotFile(file.fileno(), is_mapped=False)) as slots,
+    ):
+        return look(slots)
+    return None
 
 
 class Arena:
@@ -180,7 +171,7 @@ class Arena:
         try:
             self.slots = SlotFile(self._fd, split, is_mapped=True)
         except BaseException:
-            leave(self._fd, self.path, self._pid, is_kept=False)
+            leave(self._fd, self.path, self._pid)
             raise
         # For processes that end without closing; their descriptor stays open until the end.
         self._at_exit = weakref.finalize(self, remove_if_last, self._fd, self.path, self._pid)
@@ -189,7 +180,7 @@ class Arena:
         """Leaves the arena; the last to do so removes it."""
         if self._at_exit.detach() is not None:
             self.slots.close()
-            leave(self._fd, self.path, self._pid, is_kept=False)
+            leave(self._fd, self.path, self._pid)
 
     def __del__(self) -> None:
         if hasattr(self, "_at_exit"):

@@ -23,8 +23,8 @@ from msdata.cache.shared_file import Row
 from msdata.cache.slot_places import ROWS_AT
 from msdata.cache.ssd import SsdTier
 from msdata.cache.tier import LOG, Counters, Tier
+from msdata.cache.transport.peer_links import PeerLinks
 from msdata.cache.transport.rendezvous import address_of, job_keys
-from msdata.cache.transport.transport import Fetcher
 from msdata.cache.transport.zmq_transport import ZmqFetcher, make_keys
 from msdata.errors import MsdataError
 
@@ -78,6 +78,7 @@ class CacheClient:
         tiers: the open tiers by `LOCAL` and `SSD`.
         counters: this rank's reads by tier.
         config: the given configuration.
+        split: the given data.
         row: this process's row in the arena, for `msdata cache status`.
         has_peers: whether the client asks other nodes.
 
@@ -94,11 +95,10 @@ class CacheClient:
         own: Own | None,
         read: ReadRecord,
         *,
-        peers: Fetcher | None = None,
+        peers: PeerLinks | None = None,
     ) -> None:
-        self._split = split
+        self.split = split
         self.config = config
-        self._first_samples = split.first_samples
         self.counters = Counters()
         self._arena = Arena(config, split, node, own)
         self._ssd: SsdTier | None = None
@@ -121,18 +121,18 @@ class CacheClient:
     def _open_ssd(self, node: int) -> None:
         planned = self._arena.slots.header.planned_nbytes, self.owners
         try:
-            self._ssd = SsdTier(self.config, self._split, node, planned)
+            self._ssd = SsdTier(self.config, self.split, node, planned)
         except (MsdataError, OSError) as error:
             LOG.warning("cannot open the SSD tier: %s; its samples come from storage", error)
             return
-        self.tiers[SSD] = Tier("ssd", self._ssd, self._split)
+        self.tiers[SSD] = Tier("ssd", self._ssd, self.split)
 
-    def _open_peers(self) -> Fetcher | None:
+    def _open_peers(self) -> PeerLinks | None:
         folder = self.config.peers_dir
         if folder is None:
             return None
         try:
-            find = partial(address_of, folder, peers_name(self.config, self._split))
+            find = partial(address_of, folder, peers_name(self.config, self.split))
             return ZmqFetcher(find, job_keys(folder, make_keys))
         except (MsdataError, OSError) as error:
             LOG.warning("cannot ask other nodes: %s; their samples come from storage", error)
@@ -151,33 +151,18 @@ class CacheClient:
                 *(self._arena.path, planned / GIB, most / GIB, self.config.reserved_nbytes / GIB),
             )
 
-    @property
-    def split_name(self) -> str:
-        """The split's name."""
-        return self._split.name
-
-    @property
-    def checksums(self) -> NDArray[np.uint32]:
-        """CRC32C of each record, uint32 (samples,)."""
-        return self._split.checksums
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples in the split."""
-        return len(self._split.checksums)
-
     def locate(self, samples: NDArray[np.int64]) -> Places:
         """Finds the samples of a batch.
 
         Args:
             samples: int64 (n,), numbers within the split.
         """
-        shards = np.searchsorted(self._first_samples, samples, side="right") - 1
+        shards = np.searchsorted(self.split.first_samples, samples, side="right") - 1
         source = np.full(len(samples), STORAGE, np.int8)
         home, slots, at = source.copy(), np.full(len(samples), -1, np.int64), samples
         for code, tier in self.tiers.items():
             found = tier.slots.slots(samples, shards)
-            ready = tier.slots.are_ready(found, samples, self._split.checksums[samples])
+            ready = tier.slots.are_ready(found, samples, self.split.checksums[samples])
             home[found >= 0] = code
             source[ready] = code
             slots = np.where(found >= 0, found, slots)
@@ -191,7 +176,7 @@ class CacheClient:
             home=home,
             slots=slots,
             at=at,
-            nbytes=self._split.record_nbytes[samples],
+            nbytes=self.split.record_nbytes[samples],
             owners=owners,
         )
 
@@ -206,7 +191,7 @@ class CacheClient:
             For each sample whether its record came and its checksum is right.
         """
         assert self._peers is not None
-        checksums = self._split.checksums[places.samples].tolist()
+        checksums = self.split.checksums[places.samples].tolist()
 
         def is_sound(i: int, crc: int) -> bool:
             is_same: bool = crc == checksums[i]
@@ -223,7 +208,7 @@ class CacheClient:
         Args:
             samples: int64 (n,), numbers within the split; numbers out of range give None.
         """
-        is_one = (samples >= 0) & (samples < self.num_samples)
+        is_one = (samples >= 0) & (samples < len(self.split.checksums))
         places = self.locate(np.where(is_one, samples, 0))
         source = np.where(is_one, places.source, STORAGE)
         return [
@@ -279,7 +264,7 @@ class CacheClient:
             `tiers`: samples, bytes and seconds of the epoch by "local", "ssd", "peer" and
             "storage"; `totals`: the sums over all epochs; `has_peers`; `cache`: slots, filled slots
             and faults by tier, `filler` with the reads of this process's filler, and `peers` with
-            `failures` and `down` as in `Fetcher.stats` and the number of `corrupt` records.
+            `failures` and `down` as in `PeerLinks.stats` and the number of `corrupt` records.
         """
         if self._last_stats is not None:
             return self._last_stats

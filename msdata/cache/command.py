@@ -22,8 +22,8 @@ from msdata.cache.service import Service
 from msdata.cache.shared_file import remove_if_unused
 from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
-from msdata.cache.status import describe, look_at, render_status
-from msdata.cache.transport.group import Alone, Group, agree, ending_together
+from msdata.cache.status import describe, render_status
+from msdata.cache.transport.group import Group, agree, ending_together
 from msdata.cache.transport.listen import LOOPBACK
 from msdata.cache.transport.mpi_group import open_group
 from msdata.cache.transport.rendezvous import FolderGroup
@@ -160,7 +160,7 @@ def _serve(args: argparse.Namespace) -> int:
     _allow_many_connections()
     topology = from_env()
     num_nodes = topology.num_ranks if args.nodes is None else args.nodes
-    group: Group = open_group(topology) if args.peers_dir is None else Alone()
+    group = open_group(topology) if args.peers_dir is None else Group()
     with ending_together(group):
         is_alone = args.host is args.listen is None and num_nodes == 1
         given = {f.name: vars(args)[f.name] for f in fields(CacheConfig) if f.name in args}
@@ -252,8 +252,8 @@ def _status(args: argparse.Namespace) -> int:
     split = None if args.data is None else cached_split(open_dataset(args.data).split(args.split))
 
     def look() -> list[dict[str, Any]]:
-        views = [v for v in map(look_at, own_arenas(args.shm_dir)) if v is not None]
-        return [describe(v, split) for v in views if split is None or v.header.is_of(split)]
+        found = (describe(path, split) for path in own_arenas(args.shm_dir))
+        return [status for status in found if status is not None]
 
     _warn_of_strange(args.shm_dir)
     if args.json:

@@ -20,7 +20,6 @@ from msdata.cache.own_file import is_own_file, make_folder
 from msdata.core.files import write_whole
 from msdata.errors import StorageError
 
-COUNTER, GAUGE = "counter", "gauge"
 _PREFIX = "msdata"
 METRICS_S = 10.0
 # Living processes renew their file every few seconds.
@@ -32,14 +31,12 @@ class Family:
     """One metric with its values.
 
     Attributes:
-        name: name without the prefix `msdata_`.
-        kind: `COUNTER` or `GAUGE`.
+        name: name without the prefix `msdata_`; a counter's ends in `_total`, a gauge's does not.
         text: description.
         values: labels and value of each time series.
     """
 
     name: str
-    kind: str
     text: str
     values: Sequence[tuple[Mapping[str, Any], float]]
 
@@ -53,7 +50,8 @@ def render(families: Iterable[Family]) -> str:
     lines = []
     for family in families:
         name = f"{_PREFIX}_{family.name}"
-        lines += [f"# HELP {name} {family.text}", f"# TYPE {name} {family.kind}"]
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines += [f"# HELP {name} {family.text}", f"# TYPE {name} {kind}"]
         for labels, value in family.values:
             inner = ",".join(f'{key}="{_escape(str(v))}"' for key, v in labels.items())
             lines.append(f"{name}{{{inner}}} {value:.17g}")
@@ -71,34 +69,25 @@ def rank_families(report: Mapping[str, Any]) -> list[Family]:
         report: a report of `msdata.cache.reporter`.
     """
     labels = {k: report[k] for k in ("run", "split", "node", "rank")}
-
-    def by_tier(name: str, field: str, text: str) -> Family:
-        tiers = report["totals"].items()
-        return Family(name, COUNTER, text, [({**labels, "tier": t}, c[field]) for t, c in tiers])
-
-    def one(name: str, kind: str, text: str, value: float) -> Family:
-        return Family(name, kind, text, [(labels, value)])
-
-    peers = report["cache"].get("peers")
-    failures = "Times that another node did not answer."
-    return [
-        by_tier("tier_samples_total", "samples", "Samples read, by the tier that had them."),
-        by_tier("tier_bytes_total", "bytes", "Bytes of those samples."),
-        by_tier("tier_seconds_total", "seconds", "Seconds of the reading threads, with waiting."),
-        one(
-            *("batch_wait_seconds_total", COUNTER, "Seconds that training waited for batches."),
-            report["total_wait_s"],
-        ),
-        *(
-            []
-            if peers is None
-            else [one("peer_failures_total", COUNTER, failures, peers["failures"])]
-        ),
-        one("epoch", GAUGE, "Epoch.", report["epoch"]),
-        one("epoch_steps", GAUGE, "Steps done in the epoch.", report["steps"]),
-        *(slot_families(report["cache"], labels) if report["is_first_of_node"] else ()),
-        _written_at(labels),
-    ]
+    found = []
+    for field, text in (
+        ("samples", "Samples read, by the tier that had them."),
+        ("bytes", "Bytes of those samples."),
+        ("seconds", "Seconds of the reading threads, with waiting."),
+    ):
+        values = [({**labels, "tier": t}, c[field]) for t, c in report["totals"].items()]
+        found.append(Family(f"tier_{field}_total", text, values))
+    waited_s = report["total_wait_s"]
+    rows = [("batch_wait_seconds_total", "Seconds that training waited for batches.", waited_s)]
+    if "peers" in report["cache"]:
+        failures = report["cache"]["peers"]["failures"]
+        rows.append(("peer_failures_total", "Times that another node did not answer.", failures))
+    rows.append(("epoch", "Epoch.", report["epoch"]))
+    rows.append(("epoch_steps", "Steps done in the epoch.", report["steps"]))
+    found += [Family(name, text, [(labels, value)]) for name, text, value in rows]
+    if report["is_first_of_node"]:
+        found += slot_families(report["cache"], labels)
+    return [*found, _written_at(labels)]
 
 
 def slot_families(
@@ -113,17 +102,14 @@ def slot_families(
     """
     of_node = {k: v for k, v in labels.items() if k != "rank"}
     fields = {
-        "slots": (GAUGE, "slots", "Samples that a tier has room for."),
-        "slots_filled": (GAUGE, "filled", "Samples that a tier holds."),
-        "corrupt_total": (COUNTER, "corrupt", "Records that this process found corrupt."),
+        "slots": ("slots", "Samples that a tier has room for."),
+        "slots_filled": ("filled", "Samples that a tier holds."),
+        "corrupt_total": ("corrupt", "Records that this process found corrupt."),
     }
     tiers = [t for t in ("local", "ssd") if t in cache]
     return [
-        Family(
-            *(f"{prefix}_{name}", kind, text),
-            [({**of_node, "tier": t}, cache[t][field]) for t in tiers],
-        )
-        for name, (kind, field, text) in fields.items()
+        Family(f"{prefix}_{name}", text, [({**of_node, "tier": t}, cache[t][key]) for t in tiers])
+        for name, (key, text) in fields.items()
     ]
 
 
@@ -138,15 +124,15 @@ def service_families(
         labels: `run`, `split`, `node`.
     """
     sent = [
-        Family(f"served_{k}_total", COUNTER, f"{k.title()} sent to other nodes.", [(labels, n)])
+        Family(f"served_{k}_total", f"{k.title()} sent to other nodes.", [(labels, n)])
         for k, n in served.items()
     ]
     return [*sent, *slot_families(cache, labels, "service_cache"), _written_at(labels)]
 
 
 def _written_at(labels: Mapping[str, Any]) -> Family:
-    text = "Time of writing, in Unix time."
-    return Family("written_timestamp_seconds", GAUGE, text, [(labels, time.time())])
+    values = [(labels, time.time())]
+    return Family("written_timestamp_seconds", "Time of writing, in Unix time.", values)
 
 
 def write_metrics(path: Path, families: Iterable[Family]) -> None:

@@ -41,15 +41,15 @@ class Reporter:
     Args:
         client: the rank's cache.
         describe: returns the loader's counters and settings; None once the loader is gone.
-        forecast: computes the hits of a run that draws by weights, which only its ranks know; None
-            for other runs.
+        forecast: computes the hits of a run that draws by weights, which only its ranks know, from
+            a report and its node; None for other runs.
     """
 
     def __init__(
         self,
         client: CacheClient,
         describe: Callable[[], Report | None],
-        forecast: Callable[[Report], float | None] | None = None,
+        forecast: Callable[[Report, int], float | None] | None = None,
     ) -> None:
         self._client = client
         self._describe = describe
@@ -57,7 +57,7 @@ class Reporter:
         # The last forecast, and its epoch and position.
         self._forecast_of: tuple[Any, float | None] = (None, None)
         self._folder = client.config.metrics_dir
-        self._names = {"kind": "rank", "run": client.config.job, "split": client.split_name}
+        self._names = {"kind": "rank", "run": client.config.job, "split": client.split.name}
         self._lines: deque[Report] = deque()
         self._is_epoch_open = False
         self._has_failed = False
@@ -139,7 +139,7 @@ class Reporter:
             return None
         run = (report["epoch"], report["first_position"], report["has_peers"])
         if self._forecast_of[0] != run:
-            self._forecast_of = (run, self._forecast(report))
+            self._forecast_of = (run, self._forecast(report, report["node"]))
         return self._forecast_of[1]
 
     def _fail(self, error: Exception) -> None:
@@ -152,7 +152,10 @@ class Reporter:
             line = self._lines.popleft()
             try:
                 make_folder(self._folder)
-                _append(_path(self._folder, line, ".jsonl"), json.dumps(line).encode() + b"\n")
+                path = _path(self._folder, line, ".jsonl")
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+                with os.fdopen(open_own(path, flags, is_private=False), "ab") as file:
+                    file.write(json.dumps(line).encode() + b"\n")
             except OSError as error:
                 self._fail(error)
 
@@ -160,12 +163,3 @@ class Reporter:
 def _path(folder: Path, report: Report, suffix: str) -> Path:
     names = f"{word(str(report['run']))}-{word(report['split'])}"
     return folder / f"msdata-{names}-rank{report['rank']}{suffix}"
-
-
-def _append(path: Path, line: bytes) -> None:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    fd = open_own(path, flags, is_private=False)
-    try:
-        os.write(fd, line)
-    finally:
-        os.close(fd)

@@ -10,7 +10,7 @@ from typing import Any
 
 from msdata.cache.arena import SERVED, arena_path, peek
 from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners
-from msdata.cache.slot_file import Header, SlotFile
+from msdata.cache.slot_file import Header
 from msdata.cache.transport.link import describe_service, link_address
 from msdata.cache.transport.peer_links import TIMEOUT_S
 from msdata.topology import Topology
@@ -154,8 +154,4 @@ def arena_of_service(path: Path, split: CachedSplit) -> tuple[Header, Owners] | 
         path: the arena.
         split: the data.
     """
-
-    def look(header: Header, slots: SlotFile) -> tuple[Header, Owners] | None:
-        return (header, slots.owners) if header.is_of(split) else None
-
-    return peek(path, look)
+    return peek(path, lambda s: (s.header, s.owners) if s.header.is_of(split) else None)

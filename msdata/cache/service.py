@@ -157,8 +157,7 @@ class Service:
             agree(group, partial(reader.check, group.rank))
         agree(group, lambda: self._open_link(reader))
         self._open_server()
-        assert self._client is not None
-        self._client.start()
+        self._cache.start()
 
     def _offer(self, num_here: int) -> Offer:
         """This node's offer: the asked size, the free memory, or an earlier arena's size."""
@@ -204,7 +203,7 @@ class Service:
         if len({self.offers[n].bound_to for n in bound}) > 1:
             raise StorageError(self._disagreement)
         found = self._found() if self.node == bound[0] else None
-        owners: Owners = self._group.broadcast(found and found[1], ranks[bound[0]])
+        owners: Owners = self._group.allgather(found and found[1])[ranks[bound[0]]]
         return owners
 
     @property
@@ -238,14 +237,17 @@ class Service:
         window = self._group.window(self._area)
         exchange = None
         if any(offer.ssd_nbytes for offer in self.offers):
-            assert self._client is not None
-            exchange = self._group.exchange(self._client.records)
+            exchange = self._group.exchange(self._cache.records)
         return WindowReader(window, ranks, owners, self._split, exchange)
 
     @property
-    def _slots(self) -> SlotFile:
+    def _cache(self) -> CacheClient:
         assert self._client is not None
-        return self._client.tiers[LOCAL].slots
+        return self._client
+
+    @property
+    def _slots(self) -> SlotFile:
+        return self._cache.tiers[LOCAL].slots
 
     def _open_link(self, reader: WindowReader | None) -> None:
         def read_nothing(nodes: Any, samples: Any, targets: Any) -> Iterable[NDArray[np.bool_]]:
@@ -264,9 +266,8 @@ class Service:
         folder = self._config.peers_dir
         if folder is None:
             return
-        assert self._client is not None
         self._server = ZmqServer(
-            self._client.records,
+            self._cache.records,
             self._keys,
             self._told,
             listen=self._place,
@@ -297,18 +298,16 @@ class Service:
     def turn(self) -> bool:
         """Answers ranks and other services; returns False once the job's services must end."""
         assert self._link is not None
-        assert self._client is not None
         self._link.serve(_TURN_S if self._group.ends_together else _TURN_ALONE_S)
         self._write_metrics()
-        if self._have_all_filled is None and self._client.filler.is_done:
+        if self._have_all_filled is None and self._cache.filler.is_done:
             self._have_all_filled = self._group.begin_barrier()
         return not self._group.poll()
 
     def stats(self) -> dict[str, Any]:
         """`cache` of `CacheClient.stats`, and with `peers_dir` what this node has `served`."""
-        assert self._client is not None
         served = {} if self._server is None else self._server.served
-        return {**self._client.stats()["cache"], "served": served}
+        return {**self._cache.stats()["cache"], "served": served}
 
     def _write_metrics(self) -> None:
         """Writes counters into `config.metrics_dir`, if set, every `METRICS_S` seconds."""

@@ -113,17 +113,15 @@ def try_flock(fd: int, operation: int) -> bool:
     return True
 
 
-def leave(fd: int, path: Path, joined_pid: int, *, is_kept: bool) -> None:
-    """Ends the use of a file.
+def leave(fd: int, path: Path, joined_pid: int) -> None:
+    """Ends the use of a file; the last user removes it.
 
     Args:
         fd: the descriptor from `join`; `leave` closes it.
         path: the file.
         joined_pid: the process that joined.
-        is_kept: keep the file for later jobs; otherwise the last user removes it.
     """
-    if not is_kept:
-        remove_if_last(fd, path, joined_pid)
+    remove_if_last(fd, path, joined_pid)
     if os.getpid() == joined_pid:
         os.close(fd)
 
@@ -154,19 +152,11 @@ def _is_named(fd: int, path: Path) -> bool:
 
 def remove_if_unused(path: Path) -> bool:
     """Removes a file that has no user; returns whether it did."""
-    try:
-        fd = open_own(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        if not try_flock(fd, fcntl.LOCK_EX) or not _is_named(fd, path):
-            return False
-        path.unlink()
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+    with suppress(OSError), os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+        if try_flock(file.fileno(), fcntl.LOCK_EX) and _is_named(file.fileno(), path):
+            path.unlink()
+            return True
+    return False
 
 
 def is_used(path: Path) -> bool:

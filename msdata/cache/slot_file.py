@@ -310,21 +310,22 @@ class SlotFile:
         """Bytes of the records in full slots."""
         return int(self.entries["nbytes"][self.entries["state"] == READY].sum())
 
-    def _sample(self, slot: int) -> tuple[int, int]:
-        """The sample of a usable slot, and its shard."""
+    def _place(self, slot: int) -> tuple[int, int]:
+        """Offset of a usable slot's record in the file, and the record's bytes."""
         starts = self.layout.first_slots[self._shards]
         shard = int(self._shards[np.searchsorted(starts, slot, side="right") - 1])
-        return slot - int(self._shift[shard]), shard
+        sample = slot - int(self._shift[shard])
+        at = int(self._base[shard] + self._starts.of(sample))
+        return at, int(self._record_nbytes[sample])
 
     def record_at(self, slot: int) -> int:
         """Offset of a slot's record in the file."""
-        sample, shard = self._sample(slot)
-        return int(self._base[shard] + self._starts.of(sample))
+        return self._place(slot)[0]
 
     def record(self, slot: int) -> NDArray[np.uint8]:
         """A mapped record, uint8 (bytes of the record,), read-only."""
-        start = self.record_at(slot)
-        return self._bytes[start : start + int(self._record_nbytes[self._sample(slot)[0]])]
+        at, nbytes = self._place(slot)
+        return self._bytes[at : at + nbytes]
 
     def read_record(self, slot: int) -> bytes:
         """Reads a record from the file.
@@ -332,8 +333,8 @@ class SlotFile:
         Raises:
             OSError: the file system refused.
         """
-        nbytes = int(self._record_nbytes[self._sample(slot)[0]])
-        return os.pread(self.fd, nbytes, self.record_at(slot))
+        at, nbytes = self._place(slot)
+        return os.pread(self.fd, nbytes, at)
 
     def prefault(self, start: int, stop: int) -> None:
         """Maps records ahead of their use.

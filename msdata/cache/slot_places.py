@@ -104,57 +104,28 @@ class SlotPlaces:
 
     Attributes:
         first_slots: int64 (shards,), slot of each shard's first sample in its owner's file; -1 if
-            no node keeps it in this tier.
-        entries_at: offset of the slots' entries in every file.
+            no node keeps it in memory.
         records_at: int64 (shards,), offset of each shard's first record in its owner's file; its
-            records stand packed behind it (`CachedSplit.starts`). -1 if no node keeps it in this
-            tier.
+            records stand packed behind it (`CachedSplit.starts`). -1 if no node keeps it in memory.
     """
 
     first_slots: NDArray[np.int64]
-    entries_at: int
     records_at: NDArray[np.int64]
 
 
-def slots_at_owners(
-    owners: Owners, split: CachedSplit, num_nodes: int, tier: int = 0
-) -> SlotPlaces:
-    """Where records lie in each node's `SlotFile`, computed from the table of owners.
+def slots_at_owners(owners: Owners, split: CachedSplit, num_nodes: int) -> SlotPlaces:
+    """Where records lie in each node's arena, computed from the table of owners.
 
     Args:
         owners: owner and tier of every shard.
         split: the data.
         num_nodes: number of nodes.
-        tier: the tier's code.
     """
-    owner_of_shard, tier_of_shard = owners
-    held = np.flatnonzero((tier_of_shard == tier) & (owner_of_shard >= 0))
-    by_owner = held[np.argsort(owner_of_shard[held], kind="stable")]
-    node = owner_of_shard[by_owner]
-    first_slots, num_slots = _packed_by_node(split.shard_sizes[by_owner], node, num_nodes)
-    first_bytes, _ = _packed_by_node(split.shard_nbytes[by_owner], node, num_nodes)
-    num_shards = len(owner_of_shard)
-    payloads = np.array([payload_at(num_shards, int(n)) for n in num_slots], np.int64)
-    of_shard = np.full((2, num_shards), -1, np.int64)
-    of_shard[:, by_owner] = first_slots, payloads[node] + first_bytes
-    return SlotPlaces(
-        first_slots=of_shard[0],
-        entries_at=entries_at(num_shards),
-        records_at=of_shard[1],
-    )
-
-
-def _packed_by_node(
-    amounts: NDArray[np.int64], nodes: NDArray[np.int32], num_nodes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Packs amounts node by node; returns the start of each, and the total of each node.
-
-    Args:
-        amounts: int64 (n,), ordered by node.
-        nodes: int32 (n,), ascending.
-        num_nodes: number of nodes.
-    """
-    totals = np.zeros(num_nodes, np.int64)
-    np.add.at(totals, nodes, amounts)
-    before = np.cumsum(totals) - totals
-    return np.cumsum(amounts) - amounts - before[nodes], totals
+    num_shards = len(split.shard_sizes)
+    first_slots, records_at = np.full((2, num_shards), -1, np.int64)
+    for node in range(num_nodes):
+        held = is_held(owners, node, tier=0)
+        payload = payload_at(num_shards, int(split.shard_sizes[held].sum()))
+        first_slots[held] = packed(held, split.shard_sizes)[held]
+        records_at[held] = payload + packed(held, split.shard_nbytes)[held]
+    return SlotPlaces(first_slots=first_slots, records_at=records_at)

@@ -18,6 +18,7 @@ import ctypes
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from msdata.cache.arena import SERVED, SSD_TIER, word
 from msdata.cache.config import CacheConfig, CachedSplit, Owners
 from msdata.cache.own_file import make_folder, open_own_folder
-from msdata.cache.shared_file import join, leave
+from msdata.cache.shared_file import join
 from msdata.cache.slot_file import (
     MAGIC,
     Header,
@@ -101,14 +102,15 @@ class SsdTier:
             header = read_header(fd)
             if header is None or not header.is_of(split) or header.tier != SSD_TIER:
                 return False
-            if is_alone and not _same(header, wanted):
+            is_same = replace(header, most_nbytes=0) == wanted
+            if is_alone and not is_same:
                 # Same data, other capacities or another node: most of the content is useful.
                 made = self._header(fd, wanted, config.ssd_nbytes)
                 if not change_shards(fd, made, split, owners):
                     return False
                 _write_manifest(folder_fd, made)
                 return True
-            return _same(header, wanted)
+            return is_same
 
         def make(fd: int) -> None:
             made = self._header(fd, wanted, config.ssd_nbytes)
@@ -131,9 +133,10 @@ class SsdTier:
 
     def _header(self, fd: int, wanted: Header, asked_nbytes: int) -> Header:
         """The wanted header with the available space, which includes the file's own blocks."""
-        had_nbytes = os.fstat(fd).st_blocks * 512
-        most_nbytes = min(asked_nbytes, _room(self.path, asked_nbytes) + had_nbytes)
-        return Header(**{**vars(wanted), "most_nbytes": most_nbytes})
+        system = os.statvfs(self.path)
+        spare = int(_SPARE * system.f_blocks * system.f_frsize)
+        free = max(0, system.f_bavail * system.f_frsize - spare)
+        return replace(wanted, most_nbytes=min(asked_nbytes, free + os.fstat(fd).st_blocks * 512))
 
     def close(self) -> None:
         """Leaves the tier, which stays for later jobs."""
@@ -151,17 +154,8 @@ class SsdTier:
             self.close()
 
     def _leave(self) -> None:
-        leave(self._fd, self.path / _RECORDS, self._pid, is_kept=True)
-
-
-def _same(found: Header, wanted: Header) -> bool:
-    return {**vars(found), "most_nbytes": 0} == vars(wanted)
-
-
-def _room(folder: Path, asked_nbytes: int) -> int:
-    file_system = os.statvfs(folder)
-    spare = int(_SPARE * file_system.f_blocks * file_system.f_frsize)
-    return min(asked_nbytes, max(0, file_system.f_bavail * file_system.f_frsize - spare))
+        if os.getpid() == self._pid:
+            os.close(self._fd)
 
 
 def _write_manifest(folder_fd: int, header: Header) -> None:

@@ -7,7 +7,7 @@ end. The file has no lock, so `/proc` must tell whether a living process uses it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,13 +34,7 @@ def remove_dead_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> l
         used = {name for process in _own_processes(proc) for name in _files_of(process)}
     except PermissionError:
         return []
-    removed = []
-    for path in found:
-        if str(path) not in used:
-            with suppress(OSError):
-                path.unlink()
-                removed.append(path)
-    return removed
+    return _removed(path for path in found if str(path) not in used)
 
 
 def remove_own_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> list[Path]:
@@ -57,8 +51,13 @@ def remove_own_shared_memory(shm_dir: Path = _SHM_DIR, proc: Path = _PROC) -> li
         The removed files.
     """
     mapped = [name for name in _files_of(proc / "self") if Path(name).match(_PATTERN)]
+    return _removed(Path(name) for name in sorted(mapped) if Path(name).parent == shm_dir)
+
+
+def _removed(paths: Iterable[Path]) -> list[Path]:
+    """Removes files; returns those that it could remove."""
     removed = []
-    for path in (Path(name) for name in sorted(mapped) if Path(name).parent == shm_dir):
+    for path in paths:
         with suppress(OSError):
             path.unlink()
             removed.append(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from msdata.cache.arena import peek
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.shared_file import is_used, read_rows
-from msdata.cache.slot_file import Header, SlotFile
+from msdata.cache.slot_file import SlotFile
 from msdata.cache.slot_places import ROWS_AT
 from msdata.core.text import bytes_text, table_lines
 from msdata.plan.forecast import TIERS, Job, forecast_epoch
@@ -25,89 +24,52 @@ from msdata.topology import Topology
 Status = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArenaView:
-    """An arena as seen from outside.
-
-    Attributes:
-        path: the arena's file.
-        header: identity and sizes.
-        num_slots: number of usable slots.
-        num_ready: number of full slots.
-        ready_nbytes: bytes of their records.
-        owners: owner and tier of every shard.
-        rows: the rows of its processes.
-        is_used: whether any process uses it.
-    """
-
-    path: Path
-    header: Header
-    num_slots: int
-    num_ready: int
-    ready_nbytes: int
-    owners: Owners
-    rows: Sequence[dict[str, Any]]
-    is_used: bool
-
-
-def look_at(path: Path) -> ArenaView | None:
-    """Inspects an arena without joining it.
+def describe(path: Path, split: CachedSplit | None) -> Status | None:
+    """An arena's entry in the output of `msdata cache status --json`, without joining it.
 
     Args:
         path: the arena.
-
-    Returns:
-        The arena's state; None if it is gone or invalid.
-    """
-
-    def look(header: Header, slots: SlotFile) -> ArenaView:
-        return ArenaView(
-            path=path,
-            header=header,
-            num_slots=slots.num_slots,
-            num_ready=slots.num_ready,
-            ready_nbytes=slots.ready_nbytes,
-            owners=slots.owners,
-            rows=read_rows(slots.fd, ROWS_AT),
-            is_used=is_used(path),
-        )
-
-    return peek(path, look)
-
-
-def describe(view: ArenaView, split: CachedSplit | None) -> Status:
-    """An arena's entry in the output of `msdata cache status --json`.
-
-    Args:
-        view: the arena's state.
         split: the data, if known: enables the forecast.
 
     Returns:
         `name`, `split`, `node`, `slots`, `filled` slots, their `bytes`, `is_used` and `ranks`, one
         dict per rank. With ranks also `epoch` and `hit_share`, the hits among their reads so far;
         with the data also `forecast_hit_share` for the whole epoch, which ranks that draw by
-        weights report themselves.
+        weights report themselves. None if the arena is gone, invalid, or of other data.
     """
-    status: Status = {
-        "name": view.path.name,
-        "split": view.header.split,
-        "node": view.header.node,
-        "slots": view.num_slots,
-        "filled": view.num_ready,
-        "bytes": view.ready_nbytes,
-        "is_used": view.is_used,
-        "ranks": sorted((r for r in view.rows if r["kind"] == "rank"), key=lambda r: r["rank"]),
-    }
-    if status["ranks"]:
-        status["epoch"] = max(r["epoch"] for r in status["ranks"])
-        ranks = [r for r in status["ranks"] if r["epoch"] == status["epoch"]]
-        status["hit_share"] = hit_share(ranks)
-        if ranks[0]["is_weighted"]:
-            said = (r.get("forecast_hit_share") for r in ranks)
-            status["forecast_hit_share"] = next((s for s in said if s is not None), None)
-        elif split is not None and view.header.is_of(split):
-            status["forecast_hit_share"] = _forecast(view, split, ranks[0])
-    return status
+
+    def look(slots: SlotFile) -> Status | None:
+        header = slots.header
+        if split is not None and not header.is_of(split):
+            return None
+        ranks = [row for row in read_rows(slots.fd, ROWS_AT) if row["kind"] == "rank"]
+        status: Status = {
+            "name": path.name,
+            "split": header.split,
+            "node": header.node,
+            "slots": slots.num_slots,
+            "filled": slots.num_ready,
+            "bytes": slots.ready_nbytes,
+            "is_used": is_used(path),
+            "ranks": sorted(ranks, key=lambda r: r["rank"]),
+        }
+        if ranks:
+            status["epoch"] = max(r["epoch"] for r in ranks)
+            now = [r for r in status["ranks"] if r["epoch"] == status["epoch"]]
+            status["hit_share"] = hit_share(now)
+            if now[0]["is_weighted"]:
+                said = (r.get("forecast_hit_share") for r in now)
+                status["forecast_hit_share"] = next((s for s in said if s is not None), None)
+            elif split is not None:
+                status["forecast_hit_share"] = _hits_of_epoch(
+                    tuple(now[0][field] for field in RUN_FIELDS),
+                    header.node,
+                    split.shard_sizes.tobytes(),
+                    tuple(table.tobytes() for table in slots.owners),
+                )
+        return status
+
+    return peek(path, look)
 
 
 def hit_share(ranks: Sequence[dict[str, Any]]) -> float | None:
@@ -121,22 +83,9 @@ def hit_share(ranks: Sequence[dict[str, Any]]) -> float | None:
     return 1 - sum(c["storage"] for c in counts) / total if total else None
 
 
-def _forecast(view: ArenaView, split: CachedSplit, rank: dict[str, Any]) -> float | None:
-    owner, tier = view.owners
-    return _hits_of_epoch(
-        tuple(rank[field] for field in RUN_FIELDS),
-        view.header.node,
-        split.shard_sizes.tobytes(),
-        (owner.tobytes(), tier.tobytes()),
-    )
-
-
 @functools.lru_cache(maxsize=16)
 def _hits_of_epoch(
-    run: tuple[Any, ...],
-    node: int,
-    shard_sizes: bytes,
-    owners: tuple[bytes, bytes],
+    run: tuple[Any, ...], node: int, shard_sizes: bytes, owners: tuple[bytes, ...]
 ) -> float | None:
     """Cached: a replay takes half a second for millions of samples."""
     return forecast_hits(
@@ -192,25 +141,6 @@ def forecast_hits(
     ownership = Ownership.numbered(*owners, num_nodes)
     forecast = forecast_epoch(job, ownership, run["epoch"], first_position=run["first_position"])
     return forecast.hit_share(node, has_peers=run["has_peers"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedForecast:
-    """The forecast of a rank that draws by weights, which only the rank itself knows.
-
-    Attributes:
-        shard_sizes: as in `forecast_hits`.
-        owners: as in `forecast_hits`.
-        weights: float64 (num_samples,).
-    """
-
-    shard_sizes: NDArray[np.int64]
-    owners: Owners
-    weights: NDArray[np.float64]
-
-    def of(self, report: Mapping[str, Any]) -> float | None:
-        """Share of hits on the rank's node in the epoch of its report."""
-        return forecast_hits(report, report["node"], **vars(self))
 
 
 _BAR_WIDTH = 24

@@ -5,32 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.cache.arena import Arena
 from msdata.cache.config import CachedSplit
-from msdata.cache.slot_file import CLAIMED, EMPTY, READY, SlotFile
+from msdata.cache.slot_file import CLAIMED, EMPTY, READY
+from msdata.cache.ssd import SsdTier
 from msdata.core.checksum import crc32c_of_parts
 from msdata.core.files import storage_error
 from msdata.plan.forecast import TIERS
 
 LOG = logging.getLogger("msdata.cache")
-
-
-class SlotSource(Protocol):
-    """An arena or an SSD tier.
-
-    Attributes:
-        path: its path, for messages.
-        slots: its slot file.
-    """
-
-    path: Path
-    slots: SlotFile
 
 
 class Tier:
@@ -47,7 +35,7 @@ class Tier:
         num_refused: records from storage whose checksum differs from the index.
     """
 
-    def __init__(self, name: str, source: SlotSource, split: CachedSplit) -> None:
+    def __init__(self, name: str, source: Arena | SsdTier, split: CachedSplit) -> None:
         self.name = name
         self.path = source.path
         self.slots = source.slots
@@ -142,36 +130,21 @@ class Tier:
         }
 
 
-@dataclass
-class TierCount:
-    """Reads from one tier.
-
-    Attributes:
-        samples: number of samples.
-        nbytes: bytes of these samples.
-        seconds: time of the reading threads, waiting included.
-    """
-
-    samples: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-
-
 class Counters:
-    """Counts one rank's reads by tier, from all threads."""
+    """Counts one rank's reads by tier, from all threads.
+
+    `samples` is their number, `bytes` the sum of their records, `seconds` the time of the reading
+    threads, waiting included.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tiers = {name: TierCount() for name in TIERS}
-        # Sums over earlier epochs.
-        self._totals = {name: TierCount() for name in TIERS}
+        self._tiers, self._earlier = _zeros(), _zeros()
 
     def start_epoch(self) -> None:
         """Resets the counts of the epoch."""
         with self._lock:
-            for name, count in self._tiers.items():
-                self._totals[name] = _sum(self._totals[name], count)
-            self._tiers = {name: TierCount() for name in TIERS}
+            self._earlier, self._tiers = self._sums(), _zeros()
 
     def add(self, tier: str, record_nbytes: NDArray[np.int64], seconds: float) -> None:
         """Counts reads from one of `TIERS`.
@@ -184,29 +157,24 @@ class Counters:
         nbytes = int(record_nbytes.sum())
         with self._lock:
             count = self._tiers[tier]
-            count.samples += len(record_nbytes)
-            count.nbytes += nbytes
-            count.seconds += seconds
+            count["samples"] += len(record_nbytes)
+            count["bytes"] += nbytes
+            count["seconds"] += seconds
 
     def to_dict(self) -> dict[str, Any]:
         """`samples`, `bytes` and `seconds` by tier in this epoch."""
         with self._lock:
-            return {name: _fields(count) for name, count in self._tiers.items()}
+            return {name: dict(count) for name, count in self._tiers.items()}
 
     def totals(self) -> dict[str, Any]:
         """`samples`, `bytes` and `seconds` by tier in all epochs so far."""
         with self._lock:
-            both = {name: _sum(self._totals[name], count) for name, count in self._tiers.items()}
-        return {name: _fields(count) for name, count in both.items()}
+            return self._sums()
+
+    def _sums(self) -> dict[str, dict[str, Any]]:
+        earlier = self._earlier
+        return {t: {k: earlier[t][k] + n for k, n in c.items()} for t, c in self._tiers.items()}
 
 
-def _sum(one: TierCount, other: TierCount) -> TierCount:
-    return TierCount(
-        samples=one.samples + other.samples,
-        nbytes=one.nbytes + other.nbytes,
-        seconds=one.seconds + other.seconds,
-    )
-
-
-def _fields(count: TierCount) -> dict[str, Any]:
-    return {"samples": count.samples, "bytes": count.nbytes, "seconds": count.seconds}
+def _zeros() -> dict[str, dict[str, Any]]:
+    return {name: {"samples": 0, "bytes": 0, "seconds": 0.0} for name in TIERS}

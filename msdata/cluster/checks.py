@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from msdata.cluster.facts import NodeFacts
 from msdata.core.text import bytes_text
@@ -22,6 +23,7 @@ _SHARED_BY_ONE_SERVER = ("nfs", "nfs4", "cifs")
 _LUSTRE = "lustre"
 # Ages of files and entries of logs are compared between nodes.
 _MOST_SKEW_S = 1.0
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,151 +66,128 @@ class Finding:
     nodes: tuple[str, ...] = ()
 
 
-Verdict = tuple[bool, str, str]
+# What was found, and what to do; the latter is "" if the check passed.
+Verdict = tuple[str, str]
 
 
 def _cpus(facts: NodeFacts, plan: Plan) -> Verdict:
     threads = plan.threads_per_rank or 1
     wanted = plan.ranks_per_node * threads
     asked = counted(plan.ranks_per_node, "rank") + (f" of {threads} threads" if threads > 1 else "")
-    says = f"{counted(facts.cpus_allowed, 'CPU')} for {asked}"
     if facts.cpus_of_job is not None and facts.cpus_allowed < facts.cpus_of_job:
-        return (
-            False,
-            f"bound to {facts.cpus_allowed} of the {facts.cpus_of_job} CPUs that the job has",
-            "start the step with srun --cpu-bind=none, or with --cpus-per-task",
-        )
+        says = f"bound to {facts.cpus_allowed} of the {facts.cpus_of_job} CPUs that the job has"
+        return says, "start the step with srun --cpu-bind=none, or with --cpus-per-task"
     if facts.cpu_quota is not None and facts.cpu_quota < wanted:
-        return (
-            False,
-            f"a cgroup grants {facts.cpu_quota:g} CPUs' time for {asked}",
-            "ask for more CPUs, or run fewer ranks",
-        )
+        says = f"a cgroup grants {facts.cpu_quota:g} CPUs' time for {asked}"
+        return says, "ask for more CPUs, or run fewer ranks"
+    says = f"{counted(facts.cpus_allowed, 'CPU')} for {asked}"
     if facts.cpus_allowed < wanted:
         cure = "ask for more CPUs (sbatch --cpus-per-task), or run fewer ranks or threads"
-        return False, f"{says}: they would take turns", cure
-    return True, says, ""
+        return f"{says}: they would take turns", cure
+    return says, ""
 
 
 def _memory(facts: NodeFacts, plan: Plan) -> Verdict:
-    free = bytes_text(facts.memory_free_nbytes)
-    ranks = plan.ranks_per_node * (_GPU_RANK_NBYTES if facts.has_gpus else _RANK_NBYTES)
+    says = f"{bytes_text(facts.memory_free_nbytes)} free"
     if plan.cache_nbytes is None:
-        return True, f"{free} free", ""
-    wanted = plan.cache_nbytes + ranks
-    says = (
-        f"{free} free, {bytes_text(plan.cache_nbytes)} of cache and {bytes_text(ranks)} of ranks "
-        "planned"
-    )
-    if wanted > _MOST_OF_FREE * facts.memory_free_nbytes:
-        return False, says, "plan a smaller cache, or ask for more memory (sbatch --mem)"
-    return True, says, ""
+        return says, ""
+    ranks = plan.ranks_per_node * (_GPU_RANK_NBYTES if facts.has_gpus else _RANK_NBYTES)
+    says += f", {bytes_text(plan.cache_nbytes)} of cache and {bytes_text(ranks)} of ranks planned"
+    fits = plan.cache_nbytes + ranks <= _MOST_OF_FREE * facts.memory_free_nbytes
+    return says, "" if fits else "plan a smaller cache, or ask for more memory (sbatch --mem)"
 
 
 def _shm(facts: NodeFacts, plan: Plan) -> Verdict:
     free = f"/dev/shm has {bytes_text(facts.shm_free_nbytes)} free"
     mount = "have it mounted larger (a container: --shm-size)"
     if plan.cache_nbytes and plan.cache_nbytes > _MOST_OF_FREE * facts.shm_free_nbytes:
-        says = f"{free}, {bytes_text(plan.cache_nbytes)} of cache planned"
-        return (
-            False,
-            says,
-            f"plan a smaller cache, or {mount}; msdata cache clean removes leftovers",
-        )
+        cure = f"plan a smaller cache, or {mount}; msdata cache clean removes leftovers"
+        return f"{free}, {bytes_text(plan.cache_nbytes)} of cache planned", cure
     if facts.shm_free_nbytes < _LEAST_SHM_NBYTES:
-        return False, f"{free}, too little for torch and NCCL", mount
-    return True, free, ""
+        return f"{free}, too little for torch and NCCL", mount
+    return free, ""
 
 
 def _open_files(facts: NodeFacts, plan: Plan) -> Verdict:
     says = f"{facts.open_files:,} files may be open"
     if facts.open_files >= _LEAST_OPEN_FILES:
-        return True, says, ""
-    cure = f"ulimit -n {min(facts.open_files_most, 4 * _LEAST_OPEN_FILES)} before the job"
+        return says, ""
     if facts.open_files_most < _LEAST_OPEN_FILES:
-        cure = "ask the administrators to raise the hard limit of open files"
-    return False, says, cure
+        return says, "ask the administrators to raise the hard limit of open files"
+    return says, f"ulimit -n {min(facts.open_files_most, 4 * _LEAST_OPEN_FILES)} before the job"
 
 
 def _locked(facts: NodeFacts, plan: Plan) -> Verdict:
     is_unlimited = facts.locked_nbytes < 0
     says = f"{'all' if is_unlimited else bytes_text(facts.locked_nbytes)} of memory may be locked"
-    if facts.has_infiniband and not is_unlimited:
-        return (
-            False,
-            f"{says}, and InfiniBand locks what it sends",
-            "ulimit -l unlimited; Slurm's PropagateResourceLimitsExcept=MEMLOCK keeps a login "
-            "node's limit off the job",
-        )
-    return True, says, ""
+    if is_unlimited or not facts.has_infiniband:
+        return says, ""
+    return (
+        f"{says}, and InfiniBand locks what it sends",
+        "ulimit -l unlimited; Slurm's PropagateResourceLimitsExcept=MEMLOCK keeps a login "
+        "node's limit off the job",
+    )
 
 
 def _files(facts: NodeFacts, plan: Plan) -> Verdict:
     if facts.file_system is None:
-        return False, "does not see the data", "give a path that all nodes see"
+        return "does not see the data", "give a path that all nodes see"
     says = f"data on {facts.file_system}"
     if facts.file_system in _SHARED_BY_ONE_SERVER and plan.num_nodes > 1:
-        return (
-            False,
-            f"{says}: one server for {plan.num_nodes} nodes",
-            "move them to the parallel file system, or give the cache room for all of them",
-        )
+        cure = "move them to the parallel file system, or give the cache room for all of them"
+        return f"{says}: one server for {plan.num_nodes} nodes", cure
     if facts.file_system != _LUSTRE:
-        return True, says, ""
+        return says, ""
     if facts.stripe_count is None:
-        return False, f"{says}, but lfs reports no stripe count", "put lfs into PATH"
+        return f"{says}, but lfs reports no stripe count", "put lfs into PATH"
     says += f", {facts.stripe_count} stripes per shard"
-    num_stripes = (plan.num_shards or 1) * abs(facts.stripe_count)
-    if facts.stripe_count > 0 and num_stripes < _LEAST_STRIPES_PER_NODE * plan.num_nodes:
-        count = -(-_LEAST_STRIPES_PER_NODE * plan.num_nodes // (plan.num_shards or 1))
-        return (
-            False,
-            f"{says} x {plan.num_shards or 1} shards for {plan.num_nodes} nodes: few servers work",
-            f"lfs migrate -c {count} on the shards, or pack with a smaller --shard-size",
-        )
-    return True, says, ""
+    num_shards, wanted = plan.num_shards or 1, _LEAST_STRIPES_PER_NODE * plan.num_nodes
+    if facts.stripe_count <= 0 or num_shards * facts.stripe_count >= wanted:
+        return says, ""
+    return (
+        f"{says} x {num_shards} shards for {plan.num_nodes} nodes: few servers work",
+        f"lfs migrate -c {-(-wanted // num_shards)} on the shards, or pack with a smaller "
+        "--shard-size",
+    )
 
 
 def _gpus(facts: NodeFacts, plan: Plan) -> Verdict:
     if not facts.has_gpus:
-        return True, "none requested, none found", ""
+        return "none requested, none found", ""
+    ranks = counted(plan.ranks_per_node, "rank")
     if facts.mig_seen and plan.num_nodes * plan.ranks_per_node > 1:
         return (
-            False,
-            f"{counted(facts.mig_seen, 'MIG instance')} for "
-            f"{counted(plan.ranks_per_node, 'rank')}: a process can use one, and NCCL joins none",
+            f"{counted(facts.mig_seen, 'MIG instance')} for {ranks}: a process can use one, and "
+            "NCCL joins none",
             "ask for whole GPUs, or train one rank on one instance (--nodes=1, RANKS_PER_NODE=1)",
         )
     wanted = facts.gpus_of_job if facts.gpus_of_job is not None else facts.gpus_seen
-    says = f"{counted(wanted, 'GPU')} for {counted(plan.ranks_per_node, 'rank')}"
+    says = f"{counted(wanted, 'GPU')} for {ranks}"
     if facts.gpus_of_torch is None:
-        return False, f"{says}, but torch cannot be imported", "pip install 'msdata[train]'"
+        return f"{says}, but torch cannot be imported", "pip install 'msdata[train]'"
     if facts.gpus_of_torch < wanted:
-        cure = "run nvidia-smi on the node to see why" if not facts.gpus_seen else ""
-        return (
-            False,
-            f"{says}, of which torch can use {facts.gpus_of_torch}",
-            cure or "install a CUDA build of torch that the node's driver supports",
-        )
+        cure = "install a CUDA build of torch that the node's driver supports"
+        if not facts.gpus_seen:
+            cure = "run nvidia-smi on the node to see why"
+        return f"{says}, of which torch can use {facts.gpus_of_torch}", cure
     if facts.gpus_of_torch < plan.ranks_per_node:
-        return False, says, "run as many ranks as GPUs, or ask for more (--gpus-per-node)"
+        return says, "run as many ranks as GPUs, or ask for more (--gpus-per-node)"
     if facts.nccl is None:
-        return False, f"{says}, but torch has no NCCL", "install a CUDA build of torch"
-    return True, f"{says}, NCCL {facts.nccl}", ""
+        return f"{says}, but torch has no NCCL", "install a CUDA build of torch"
+    return f"{says}, NCCL {facts.nccl}", ""
 
 
 def _augmentation(facts: NodeFacts, plan: Plan) -> Verdict:
     says = f"data.backend={plan.backend}"
     if not facts.gpus_of_torch:
-        return True, f"{says}, without a GPU", ""
-    if plan.backend in _DALI_BACKENDS and not facts.has_dali:
-        return (
-            False,
-            f"{says} takes DALI on a GPU, which cannot be imported",
-            "pip install 'msdata[dali]' (CUDA 13: 'msdata[dali-cuda13]'), or train with "
-            "data.backend=torch",
-        )
-    return True, says, ""
+        return f"{says}, without a GPU", ""
+    if plan.backend not in _DALI_BACKENDS or facts.has_dali:
+        return says, ""
+    return (
+        f"{says} takes DALI on a GPU, which cannot be imported",
+        "pip install 'msdata[dali]' (CUDA 13: 'msdata[dali-cuda13]'), or train with "
+        "data.backend=torch",
+    )
 
 
 _NODE_CHECKS: dict[str, Callable[[NodeFacts, Plan], Verdict]] = {
@@ -237,63 +216,50 @@ def node_findings(nodes: Sequence[NodeFacts], plan: Plan, *, has_data: bool) -> 
             continue
         if name == "augmentation" and not any(facts.has_gpus for facts in nodes):
             continue
-        same: dict[Verdict | None, list[str]] = {}
-        said: dict[Verdict | None, Verdict] = {}
         # The node with the least memory represents all sound ones.
+        same: dict[str, tuple[Verdict, list[str]]] = {}
         for facts in sorted(nodes, key=lambda f: f.memory_free_nbytes):
             verdict = check(facts, plan)
-            key = None if verdict[0] else verdict
-            said.setdefault(key, verdict)
-            same.setdefault(key, []).append(facts.node)
-        for key, where in same.items():
-            good, says, cure = said[key]
-            findings.append(
-                Finding(name=name, is_good=good, says=says, cure=cure, nodes=tuple(sorted(where)))
-            )
+            key = "\n".join(verdict) if verdict[1] else ""
+            same.setdefault(key, (verdict, []))[1].append(facts.node)
+        findings += [
+            _finding(name, says, cure, tuple(sorted(where)))
+            for (says, cure), where in same.values()
+        ]
     return findings
+
+
+def _finding(name: str, says: str, cure: str = "", nodes: tuple[str, ...] = ()) -> Finding:
+    return Finding(name=name, is_good=not cure, says=says, cure=cure, nodes=nodes)
 
 
 def even_gpus_finding(nodes: Sequence[NodeFacts]) -> Finding:
     """Whether the job has equally many GPUs on all nodes: each runs equally many ranks."""
-    where: dict[int, list[str]] = {}
-    for facts in nodes:
-        where.setdefault(facts.gpus_of_job or 0, []).append(facts.node)
-    says = ", ".join(
-        f"{counted(count, 'GPU')} on {names_text(sorted(names))}"
-        for count, names in sorted(where.items())
-    )
-    if len(where) == 1:
-        return Finding(name="even gpus", is_good=True, says=says)
+    where = _places((f.gpus_of_job or 0, f.node) for f in nodes)
+    says = ", ".join(f"{counted(count, 'GPU')} on {names}" for count, names in where)
     cure = "ask for them per node (sbatch --gpus-per-node) instead of --gpus or --gpus-per-task"
-    return Finding(name="even gpus", is_good=False, says=says, cure=cure)
+    return _finding("even gpus", says, "" if len(where) == 1 else cure)
 
 
 def version_finding(nodes: Sequence[NodeFacts]) -> Finding:
     """Whether all nodes have the same software."""
-    differing = list(_differing(nodes))
-    if differing:
-        return Finding(
-            name="versions",
-            is_good=False,
-            says="; ".join(differing),
-            cure="use one environment, on a file system that all nodes see",
-        )
-    return Finding(name="versions", is_good=True, says=_versions_text(nodes[0]))
-
-
-def _versions_text(facts: NodeFacts) -> str:
-    return ", ".join(f"{name} {found}" for name, found in facts.versions.items())
-
-
-def _differing(nodes: Sequence[NodeFacts]) -> Iterator[str]:
+    differing = []
     for name in sorted({name for facts in nodes for name in facts.versions}):
-        where: dict[str, list[str]] = {}
-        for facts in nodes:
-            where.setdefault(facts.versions.get(name, "none"), []).append(facts.node)
+        where = _places((facts.versions.get(name, "none"), facts.node) for facts in nodes)
         if len(where) > 1:
-            yield f"{name} is " + ", ".join(
-                f"{found} on {names_text(sorted(names))}" for found, names in sorted(where.items())
-            )
+            differing.append(f"{name} is " + ", ".join(f"{v} on {names}" for v, names in where))
+    if differing:
+        cure = "use one environment, on a file system that all nodes see"
+        return _finding("versions", "; ".join(differing), cure)
+    return _finding("versions", ", ".join(" ".join(v) for v in nodes[0].versions.items()))
+
+
+def _places(values: Iterable[tuple[_Value, str]]) -> list[tuple[_Value, str]]:
+    """Each distinct value in order, with the nodes that have it, from (value, node)."""
+    where: dict[Any, list[str]] = {}
+    for value, node in values:
+        where.setdefault(value, []).append(node)
+    return [(value, names_text(sorted(where[value]))) for value in sorted(where)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,13 +288,9 @@ def clock_finding(readings: Sequence[ClockReading]) -> Finding:
     skew_s = last.ahead_s - first.ahead_s
     error_s = first.error_s + last.error_s
     if skew_s - error_s > _MOST_SKEW_S:
-        return Finding(
-            name="clocks",
-            is_good=False,
-            says=f"{last.node} is {skew_s:.1f} s ahead of {first.node}",
-            cure="have the administrators look at chrony or ntpd on them",
-        )
-    return Finding(name="clocks", is_good=True, says=f"within {skew_s + error_s:.2f} s")
+        says = f"{last.node} is {skew_s:.1f} s ahead of {first.node}"
+        return _finding("clocks", says, "have the administrators look at chrony or ntpd on them")
+    return _finding("clocks", f"within {skew_s + error_s:.2f} s")
 
 
 def mpi_finding(flavor: str, known: Sequence[str], num_nodes: int, sizes: Sequence[int]) -> Finding:
@@ -344,14 +306,14 @@ def mpi_finding(flavor: str, known: Sequence[str], num_nodes: int, sizes: Sequen
     if known and flavor not in known:
         says, cure = f"this Slurm lacks --mpi={flavor}", f"it has: {others}"
     elif list(sizes) == [num_nodes] * num_nodes:
-        return Finding(name="mpi", is_good=True, says=f"--mpi={flavor} joins {num_nodes} nodes")
+        says, cure = f"--mpi={flavor} joins {num_nodes} nodes", ""
     elif sizes:
         says = f"under --mpi={flavor} processes see {max(sizes)} of {num_nodes}"
         cure = f"mpi4py's library uses another one; try --mpi {others}"
     else:
         says = f"MPI does not start under --mpi={flavor}"
         cure = f"try another one ({others}), or pip install 'msdata[mpi]'"
-    return Finding(name="mpi", is_good=False, says=says, cure=cure)
+    return _finding("mpi", says, cure)
 
 
 def counted(number: int, noun: str) -> str:

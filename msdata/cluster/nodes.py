@@ -11,6 +11,7 @@ import json
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,22 +90,31 @@ def ask_nodes(
         *(sys.executable, "-m", "msdata", "doctor", "--answer"),
         *([] if data is None else [str(data.resolve())]),
     ]
-    try:
-        step = subprocess.Popen(
-            command,
-            env=step_environ(environ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    except OSError as error:
-        raise StepError(f"srun cannot be started ({error})") from error
-    with step:
+    with tempfile.TemporaryFile("w+") as complaints:
         try:
-            return _converse(step, job.num_nodes)
-        finally:
-            if step.poll() is None:
+            step = subprocess.Popen(
+                command,
+                env=step_environ(environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+            )
+        except OSError as error:
+            raise StepError(f"srun cannot be started ({error})") from error
+        with step:
+            try:
+                return _converse(step, job.num_nodes)
+            except (queue.Empty, OSError, ValueError, subprocess.TimeoutExpired) as error:
+                step.kill()
+                step.wait(_ANSWER_S)
+                complaints.seek(0)
+                said = [line.strip() for line in complaints if line.strip()]
+                why = "; ".join(said[-2:]) or type(error).__name__
+                raise StepError(
+                    f"{job.num_nodes} nodes did not all answer through srun: {why}"
+                ) from error
+            finally:
                 step.kill()
 
 
@@ -114,28 +124,18 @@ def _converse(
     assert step.stdin is not None
     assert step.stdout is not None
     said: queue.Queue[str | None] = queue.Queue()
-    complaints: list[str] = []
     threading.Thread(target=_read_all, args=(step.stdout, said), daemon=True).start()
-    errors = threading.Thread(target=_keep_all, args=(step.stderr, complaints), daemon=True)
-    errors.start()
-    try:
-        facts = [NodeFacts.from_json(t) for t in _take(said, num_nodes, _START_S)]
-        replies: list[tuple[float, float, dict[str, Any]]] = []
-        for ping in range(NUM_PINGS):
-            sent_s = time.time()
-            step.stdin.write(f"{ping}\n")
-            step.stdin.flush()
-            replies += [
-                (sent_s, time.time(), json.loads(text))
-                for text in _take(said, num_nodes, _ANSWER_S)
-            ]
-        step.stdin.close()
-        step.wait(_ANSWER_S)
-    except (queue.Empty, OSError, ValueError, subprocess.TimeoutExpired) as error:
-        step.kill()
-        errors.join(_ANSWER_S)
-        why = "; ".join(complaints[-2:]) or type(error).__name__
-        raise StepError(f"{num_nodes} nodes did not all answer through srun: {why}") from error
+    facts = [NodeFacts.from_json(t) for t in _take(said, num_nodes, _START_S)]
+    replies: list[tuple[float, float, dict[str, Any]]] = []
+    for ping in range(NUM_PINGS):
+        sent_s = time.time()
+        step.stdin.write(f"{ping}\n")
+        step.stdin.flush()
+        replies += [
+            (sent_s, time.time(), json.loads(text)) for text in _take(said, num_nodes, _ANSWER_S)
+        ]
+    step.stdin.close()
+    step.wait(_ANSWER_S)
     return facts, clock_readings(replies)
 
 
@@ -144,10 +144,6 @@ def _read_all(lines: IO[str], into: queue.Queue[str | None]) -> None:
         if line.startswith("{"):
             into.put(line)
     into.put(None)
-
-
-def _keep_all(lines: IO[str] | None, into: list[str]) -> None:
-    into.extend(line.strip() for line in lines or () if line.strip())
 
 
 def _take(said: queue.Queue[str | None], count: int, timeout_s: float) -> Iterator[str]:

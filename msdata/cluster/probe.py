@@ -51,13 +51,11 @@ class FileRates:
         random: records of the sample's size at random places, by number of threads.
         cached_share: greatest share of the file's pages still in memory before a measurement;
             None if the system does not tell.
-        write: write rate of the temporary file, fsync included; None for an existing file.
     """
 
     sequential: float
     random: dict[int, float]
     cached_share: float | None
-    write: float | None
 
     def __post_init__(self) -> None:
         if not self.random:
@@ -182,7 +180,6 @@ def measure_file(
         sequential=sequential,
         random=random,
         cached_share=max(known) if len(known) == len(cached) else None,
-        write=None,
     )
 
 

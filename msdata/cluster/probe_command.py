@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from msdata.cluster.probe import (
     Communicator,
-    FileRates,
     measure_decoding,
     measure_file,
     measure_memory_copy,
@@ -25,6 +23,7 @@ from msdata.cluster.probe import (
     temporary_file,
 )
 from msdata.core.mpi import communicator
+from msdata.core.options import num_cores
 from msdata.core.output_file import check_output
 from msdata.core.text import rate_text
 from msdata.errors import MissingPackageError, MsdataError, StorageError, UsageError
@@ -54,26 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure between nodes; start one rank per node by MPI",
     )
     parser.add_argument(
-        "--sample-bytes", type=int, default=594_384, help="size of a sample (%(default)s)"
-    )
-    parser.add_argument(
         "--threads",
         default="1,2,4,8,16",
         metavar="N[,N...]",
         help="numbers of threads (%(default)s)",
     )
-    parser.add_argument(
-        "--file-gib", type=float, default=2.0, help="size of temporary files (%(default)s)"
-    )
-    parser.add_argument(
-        "--memory-gib", type=float, default=0.5, help="buffer of the memory copy (%(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="duration of each measurement (%(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("machine.json"), help="file to write (%(default)s)"
-    )
+    for option, default, text in (
+        ("--sample-bytes", 594_384, "size of a sample"),
+        ("--file-gib", 2.0, "size of temporary files"),
+        ("--memory-gib", 0.5, "buffer of the memory copy"),
+        ("--seconds", 3.0, "duration of each measurement"),
+        ("--out", Path("machine.json"), "file to write"),
+    ):
+        kind: Any = type(default)
+        parser.add_argument(option, type=kind, default=default, help=f"{text} (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the saved JSON alone on stdout")
 
 
@@ -95,22 +88,28 @@ def run(args: argparse.Namespace, get_comm: Callable[[], Communicator] | None = 
     threads = _threads(args)
     comm = _communicator(args, get_comm)
     is_first = comm is None or comm.Get_rank() == 0
-    say = _sayer(is_first)
+
+    def say(line: str) -> None:
+        if is_first:
+            sys.stderr.write(line + "\n")
+
+    def of_first(work: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+        return _by_all(comm, work if is_first else dict)[0]
+
     fields: dict[str, Any] = {"host": platform.node(), "sample_bytes": args.sample_bytes}
     fields["measured_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     if is_first:
         check_output(args.out, MARK)
     say("memory: copies of samples into batches")
-    memory = _by_all(comm, lambda: _memory(args, threads) if is_first else {})[0]
+    memory = of_first(partial(_memory, args, threads))
     fields |= {"memory_bytes_per_s": max(memory.values()), "memory_by_threads": memory}
     say("decode: coded samples into batches")
-    fields |= _by_all(comm, lambda: _decoding(args, threads) if is_first else {})[0]
+    fields |= of_first(partial(_decoding, args, threads))
     for name, path in (("ssd", args.ssd_dir), ("storage", args.storage)):
         if path is not None:
             say(f"{name}: cold reads of {path}")
-            work = partial(_file, args, threads, path) if is_first else _nothing
-            fields |= _describe_file(name, _by_all(comm, work)[0])
+            fields |= of_first(partial(_file, args, threads, name, path))
     if comm is not None:
         fields |= _between_nodes(args, comm, fields, say)
     if is_first:
@@ -142,10 +141,6 @@ def _between_nodes(
     say("network: every rank sends and receives")
     found["network_bytes_per_s"] = measure_network(comm, args.sample_bytes)
     return found
-
-
-def _nothing() -> None:
-    return None
 
 
 def render_fields(fields: dict[str, Any], path: Path) -> str:
@@ -207,20 +202,9 @@ def _rates_by_threads(label: str, rates: dict[int, float]) -> list[str]:
     ]
 
 
-def _describe_file(name: str, rates: FileRates | None) -> dict[str, Any]:
-    if rates is None:
-        return {}
-    described = {**asdict(rates), "is_cold": rates.is_cold}
-    return {f"{name}_bytes_per_s": rates.best_random, name: described}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _threads_that_compute(threads: list[int]) -> list[int]:
     """More threads than cores only wait for each other."""
-    return [n for n in threads if n <= _cores()] or [1]
+    return [n for n in threads if n <= num_cores()] or [1]
 
 
 def _decoding(args: argparse.Namespace, threads: list[int]) -> dict[str, Any]:
@@ -237,7 +221,7 @@ def _decoding(args: argparse.Namespace, threads: list[int]) -> dict[str, Any]:
     return {
         "decode_bytes_per_s": by_threads[most] / most,
         "decode_by_threads": by_threads,
-        "cores": _cores(),
+        "cores": num_cores(),
     }
 
 
@@ -253,11 +237,12 @@ def _memory(args: argparse.Namespace, threads: list[int]) -> dict[int, float]:
     }
 
 
-def _file(args: argparse.Namespace, threads: list[int], path: Path) -> FileRates | None:
+def _file(args: argparse.Namespace, threads: list[int], name: str, path: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         file, write = _open_file(args, path, stack)
         rates = measure_file(file, args.sample_bytes, threads, budget_s=args.seconds)
-    return replace(rates, write=write)
+    described = {**asdict(rates), "write": write, "is_cold": rates.is_cold}
+    return {f"{name}_bytes_per_s": rates.best_random, name: described}
 
 
 def _open_file(args: argparse.Namespace, path: Path, stack: ExitStack) -> tuple[Path, float | None]:
@@ -312,11 +297,3 @@ def _by_all(comm: Communicator | None, work: Callable[[], _Value]) -> list[_Valu
     if faults:
         raise StorageError("; ".join(faults))
     return [value for values, _ in answers for value in values]
-
-
-def _sayer(is_first: bool) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        if is_first:
-            sys.stderr.write(line + "\n")
-
-    return say

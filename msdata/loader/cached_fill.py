@@ -233,7 +233,7 @@ class CachedReader:
         missing = self._missing(filling.places.samples[at], filling.buffer, filling.rows[at])
         self._storage.fill(missing, 0, len(at))
         for i in range(len(at)):
-            self._storage.check(missing, i, self._client.checksums)
+            self._storage.check(missing, i, self._client.split.checksums)
 
     def _copy_record(self, filling: CachedFilling, i: int, record: NDArray[np.uint8]) -> None:
         at = 0

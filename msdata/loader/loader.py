@@ -35,7 +35,7 @@ from msdata.loader.options import (
 )
 from msdata.loader.read import Filling, FillPool, SampleReader, end_threads
 from msdata.loader.state import EpochCounters, LoaderState
-from msdata.loader.steps import Step, StepPlanner, checked_weights
+from msdata.loader.steps import Step, StepPlanner
 from msdata.plan import order
 from msdata.topology import Topology, from_env
 
@@ -129,7 +129,7 @@ class Loader:
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "former")}
         batch_size, prefetch, hold, last = checked_sizes(self._arguments, former)
-        weights = self._arguments["weights"] = checked_weights(weights, policy, len(split))
+        weights = self._arguments["weights"]
         split.files.check_all()
         self._split, self._sample_nbytes = split, split.schema.sample_nbytes
         # A hash over all shards' entries takes milliseconds: too long for a state per step.

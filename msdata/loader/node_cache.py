@@ -18,7 +18,7 @@ from msdata.cache.reporter import Reporter
 from msdata.cache.served import ServedArena, find_served
 from msdata.cache.split import cached_split, owners_by_capacity, record_reader
 from msdata.cache.stale_shm import remove_dead_shared_memory
-from msdata.cache.status import WeightedForecast
+from msdata.cache.status import forecast_hits
 from msdata.cache.tier import LOG
 from msdata.cache.transport.link import LinkFetcher, link_address
 from msdata.dataset.dataset import Split
@@ -83,14 +83,20 @@ class NodeCache:
         if self.client is None:
             return
         self.client.start()
+
+        def described() -> dict[str, Any] | None:
+            found = describe()
+            return None if found is None else found()
+
         forecast = None
         if weights is not None:
-            forecast = WeightedForecast(
+            forecast = partial(
+                forecast_hits,
                 shard_sizes=split.shard_sizes,
                 owners=self.client.owners,
                 weights=weights,
-            ).of
-        self.reporter = Reporter(self.client, partial(_describe, describe), forecast)
+            )
+        self.reporter = Reporter(self.client, described, forecast)
 
     def start_epoch(self) -> None:
         """Resets the counters; with a blocking warmup, waits until all nodes' caches are full."""
@@ -125,13 +131,6 @@ class NodeCache:
             self.client.close()
         if self.served is not None and not self.served.is_served():
             remove_dead_shared_memory()
-
-
-def _describe(
-    describe: weakref.WeakMethod[Callable[[], dict[str, Any]]],
-) -> dict[str, Any] | None:
-    found = describe()
-    return None if found is None else found()
 
 
 def open_node_cache(

@@ -16,8 +16,9 @@ from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
 from msdata.loader.coded_read import batch_schema
 from msdata.loader.columns import BatchColumns
-from msdata.loader.ring import BatchRing, make_ring, ring_nbytes
-from msdata.plan.order import num_steps
+from msdata.loader.ring import BatchRing, array_starts, make_ring
+from msdata.plan.order import check_weighted_policy, num_steps
+from msdata.plan.weighted import check_weights
 from msdata.schema import Schema
 from msdata.topology import Topology, is_debugging
 
@@ -30,7 +31,8 @@ def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int
     """Checks types and ranges of a loader's arguments.
 
     Args:
-        given: the arguments of `Loader`, by name; takes over the former ones.
+        given: the arguments of `Loader`, by name; takes over the former ones, and a private copy
+            of the weights.
         former: further arguments, by former names.
 
     Returns:
@@ -59,6 +61,9 @@ def checked_sizes(given: dict[str, Any], former: Mapping[str, Any]) -> tuple[int
         if given[name] < 1:
             raise UsageError(f"{name} must be at least 1, got {given[name]}")
     prefetch, hold = int(given["prefetch"]), given["num_valid_batches"]
+    if given["weights"] is not None:
+        check_weighted_policy(given["policy"])
+        given["weights"] = check_weights(given["weights"], len(given["split"])).copy()
     if hold is None:
         hold = 1 if given["copy"] else prefetch + 1
     return int(given["batch_size"]), prefetch, int(hold), str(given["remainder"])
@@ -121,13 +126,16 @@ class RingSize:
         schema: the arrays of a batch.
         num_rows: samples per buffer.
         num_buffers: number of buffers.
-        nbytes: bytes of all buffers.
     """
 
     schema: Schema
     num_rows: int
     num_buffers: int
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return array_starts(self.schema, self.num_rows)[-1] * self.num_buffers
 
 
 def ring_size(
@@ -147,8 +155,7 @@ def ring_size(
     """
     schema = batch_schema(split, decode=decode)
     rows = batch_size if last == "pad" else min(batch_size, len(split))
-    nbytes = ring_nbytes(schema, rows, num_buffers)
-    return RingSize(schema=schema, num_rows=rows, num_buffers=num_buffers, nbytes=nbytes)
+    return RingSize(schema=schema, num_rows=rows, num_buffers=num_buffers)
 
 
 def allocate_ring(

@@ -166,17 +166,6 @@ def array_starts(schema: Schema, batch_size: int) -> list[int]:
     return starts
 
 
-def ring_nbytes(schema: Schema, batch_size: int, num_buffers: int) -> int:
-    """Bytes of a ring.
-
-    Args:
-        schema: the arrays of a sample.
-        batch_size: samples per batch.
-        num_buffers: batches in the ring.
-    """
-    return array_starts(schema, batch_size)[-1] * num_buffers
-
-
 def make_ring(
     schema: Schema, batch_size: int, num_buffers: int, gaps: Sequence[int] | None
 ) -> list[BatchBuffer]:

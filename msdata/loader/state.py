@@ -7,10 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import UsageError
 
 STATE_VERSION = 1
@@ -91,18 +87,6 @@ class LoaderState:
                 "the state was saved with other weights, or without weights: samples would come in "
                 "another order; make the loader with the weights it was saved with"
             )
-
-
-def weights_digest(weights: NDArray[np.float64] | None) -> str:
-    """A digest that distinguishes the weights of runs.
-
-    Args:
-        weights: float64 (samples,), or None.
-
-    Returns:
-        Their CRC32C as eight digits; "" for None.
-    """
-    return "" if weights is None else f"{crc32c_of_parts([weights.view(np.uint8)]):08x}"
 
 
 @dataclass

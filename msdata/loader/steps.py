@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msdata.core.checksum import crc32c_of_parts
 from msdata.errors import UsageError
-from msdata.loader.state import weights_digest
 from msdata.plan.assign import assign_epoch
 from msdata.plan.order import (
     POLICIES,
     BatchPositions,
     batch_bounds,
-    check_weighted_policy,
     epoch_order,
     global_positions,
     num_steps,
     rank_positions,
     rank_slice,
 )
-from msdata.plan.weighted import check_weights, repeats_of
+from msdata.plan.weighted import repeats_of
 from msdata.topology import Topology
 
 
@@ -42,25 +41,6 @@ class Step:
     repeats: NDArray[np.int64] | None
     is_real: NDArray[np.bool_]
     end: int
-
-
-def checked_weights(
-    weights: NDArray[np.float64] | None, policy: str, num_samples: int
-) -> NDArray[np.float64] | None:
-    """The weights that a loader draws with, as a private copy.
-
-    Args:
-        weights: one per sample of a split, in the order of its index; None draws nothing.
-        policy: one of `msdata.plan.order.POLICIES`.
-        num_samples: samples of the split.
-
-    Raises:
-        UsageError: the weights are invalid or of another split, or the policy cannot draw by them.
-    """
-    if weights is None:
-        return None
-    check_weighted_policy(policy)
-    return check_weights(weights, num_samples).copy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +80,7 @@ class StepPlanner:
         last: one of `msdata.plan.order.LAST`.
         owner_of_shard: int32 (shards,), the node that caches each shard, -1 for none; equal on
             all ranks. Policy "locality" needs it.
-        weights: from `checked_weights`, to draw samples with replacement; None takes each once.
+        weights: float64 (samples,), valid, to draw samples with replacement; None takes each once.
 
     Raises:
         UsageError: an option is out of range, or options contradict each other.
@@ -142,7 +122,10 @@ class StepPlanner:
             buffer_samples=buffer_samples,
         )
         self.weights = weights
-        self.weights_digest = weights_digest(weights)
+        # Distinguishes the weights of runs in their states.
+        self.weights_digest = (
+            "" if weights is None else f"{crc32c_of_parts([weights.view(np.uint8)]):08x}"
+        )
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size

@@ -19,7 +19,7 @@ from peer_records import LARGE_RECORDS, large_records
 from msdata.cache.service import Service
 from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.transport import listen
-from msdata.cache.transport.group import Alone
+from msdata.cache.transport.group import Group
 from msdata.cache.transport.listen import EVERYWHERE, LOOPBACK, listen_address
 from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
 from msdata.dataset.dataset import open_dataset
@@ -149,7 +149,7 @@ def test_where_nothing_of_this_machine_is_it_is_refused(
         cached = cached_split(split)
         own = partial(owners_of_nodes, cached)
         with pytest.raises(UsageError, match=r"listen must be an IPv4 address or interface.* lo"):
-            Service(Alone(), config, cached, own, lambda: record_reader(split))
+            Service(Group(), config, cached, own, lambda: record_reader(split))
 
 
 # Frames of ZeroMQ's ZMTP 3.1 (RFC 37): a greeting, then a command longer than any memory.

@@ -22,7 +22,7 @@ from msdata.cache.config import GIB, CacheConfig, CachedSplit, Owners, RecordSta
 from msdata.cache.slot_file import READY, SlotFile
 from msdata.cache.slot_places import packed, payload_at, slots_at_owners, usable_slots
 from msdata.cache.split import owners_by_capacity
-from msdata.cache.status import describe, look_at
+from msdata.cache.status import describe
 from msdata.core.checksum import crc32c
 from msdata.topology import Topology
 
@@ -104,12 +104,12 @@ def test_tiers_hold_the_shards_that_fit_by_their_bytes(
 
 def test_the_filled_bytes_are_known_without_the_data(tmp_path: Path) -> None:
     config = capacities(tmp_path, 0.6, 0)
-    with opened(config):
+    with opened(config) as client:
         (path,) = own_arenas(config.shm_dir)
-        view = look_at(path)
-        assert view is not None
-        held = SPLIT.shard_nbytes[view.owners[0] == 0].sum()
-        assert describe(view, None)["bytes"] == held > 0
+        status = describe(path, None)
+        assert status is not None
+        held = SPLIT.shard_nbytes[client.owners[0] == 0].sum()
+        assert status["bytes"] == held > 0
 
 
 @pytest.mark.parametrize("other", [(0.0, 1.1), (0.0, 0.5), (0.5, 0.25), (0.1, 0.7), (1.1, 0.2)])

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import msdata
 import msdata.cache.reporter
 import msdata.cli
-from msdata.cache.metrics import COUNTER, Family, remove_stale_metrics, render
+from msdata.cache.metrics import Family, remove_stale_metrics, render
 from msdata.cache.shared_file import NUM_ROWS, ROW_NBYTES, Row, read_rows
 from msdata.cache.status import bar
 from msdata.dataset.dataset import Split
@@ -188,7 +188,7 @@ def test_the_collectors_file_has_the_counters_and_is_gone_with_the_run(
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
 def test_labels_may_hold_any_text_and_values_come_back_exactly(text: str, value: float) -> None:
     labels = {"run": text.replace("\r", ""), "tier": "local"}
-    family = Family(name="x_total", kind=COUNTER, text="Words.", values=[(labels, value)])
+    family = Family(name="x_total", text="Words.", values=[(labels, value)])
     lines = render([family]).split("\n")
     assert len(lines) == 4
     assert float(lines[2].rpartition(" ")[2]) == value

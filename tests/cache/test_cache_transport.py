@@ -22,9 +22,9 @@ from msdata.cache.arena import arena_path
 from msdata.cache.config import CacheConfig
 from msdata.cache.stale_shm import remove_dead_shared_memory
 from msdata.cache.transport.link import LinkFetcher, link_address
+from msdata.cache.transport.peer_links import PeerLinks
 from msdata.cache.transport.rendezvous import address_of, announce, job_keys, withdraw
-from msdata.cache.transport.transport import Fetcher, Lookup
-from msdata.cache.transport.zmq_transport import ZmqFetcher, ZmqServer, make_keys
+from msdata.cache.transport.zmq_transport import Lookup, ZmqFetcher, ZmqServer, make_keys
 from msdata.core.checksum import crc32c
 from msdata.errors import StorageError
 
@@ -32,7 +32,7 @@ from msdata.errors import StorageError
 KEPT = {0: range(0, 10, 2), 1: range(10, 20)}
 
 
-def fetch(fetcher: Fetcher, node: int, samples: list[int]) -> list[bytes | None]:
+def fetch(fetcher: PeerLinks, node: int, samples: list[int]) -> list[bytes | None]:
     """Records of one node as bytes; None for those that did not come."""
     rows = [np.zeros(NBYTES[s % len(NBYTES)], np.uint8) for s in samples]
     parts = [[row[:2000], row[2000:2001], row[2001:]] for row in rows]
@@ -78,7 +78,7 @@ class ZmqSuite:
 
     def fetcher(
         self, keys: tuple[str, str] | None = None, *, timeout_s: float = 10.0, pause_s: float = 60.0
-    ) -> Fetcher:
+    ) -> PeerLinks:
         keys = keys or self.keys
         made = ZmqFetcher(self.addresses.get, keys, timeout_s=timeout_s, pause_s=pause_s)
         self._stack.callback(made.close)
@@ -132,7 +132,7 @@ class MpiSuite:
     def _pid_of(self, node: int) -> int:
         return int((self._shm_dir / f"ready-{node}").read_text())
 
-    def fetcher(self, *, timeout_s: float = 10.0, pause_s: float = 60.0) -> Fetcher:
+    def fetcher(self, *, timeout_s: float = 10.0, pause_s: float = 60.0) -> PeerLinks:
         nbytes = int(NBYTES.max())
         made = LinkFetcher(self._address, nbytes, timeout_s=timeout_s, pause_s=pause_s)
         self._stack.callback(made.close)

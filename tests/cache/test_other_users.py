@@ -32,7 +32,7 @@ from msdata.cache.served import served_place
 from msdata.cache.service import Service
 from msdata.cache.split import cached_split, owners_of_nodes, record_reader
 from msdata.cache.ssd import ssd_folder
-from msdata.cache.transport.group import Alone
+from msdata.cache.transport.group import Group
 from msdata.cache.transport.link import describe_service, link_address
 from msdata.cache.transport.rendezvous import address_of, announce, job_keys
 from msdata.cache.transport.zmq_transport import make_keys
@@ -193,7 +193,7 @@ def test_a_service_that_makes_arenas_says_in_one_sentence_that_the_name_is_taken
     before = plant(kind, path, precious)
     own = partial(owners_of_nodes, cached)
     with (
-        Service(Alone(), config, cached, own, lambda: record_reader(split)) as service,
+        Service(Group(), config, cached, own, lambda: record_reader(split)) as service,
         pytest.raises(StorageError, match=f"^cannot use {path}: it "),
     ):
         service.open()

@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msdata.loader.options import RingSize
 from msdata.loader.ring import (
     BatchBuffer,
     array_starts,
     make_ring,
-    ring_nbytes,
 )
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
@@ -38,7 +38,8 @@ def test_arrays_begin_on_pages_and_do_not_overlap(schema, batch_size) -> None:
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=True))
     assert starts[-1] % (2 << 20) == 0
     assert starts[-1] - ends[-1] < (2 << 20) + 4096
-    assert ring_nbytes(schema, batch_size, 3) == 3 * starts[-1]
+    size = RingSize(schema=schema, num_rows=batch_size, num_buffers=3)
+    assert size.nbytes == 3 * starts[-1]
 
 
 @given(schema=schemas, batch_size=st.integers(1, 20), gap=st.sampled_from([None, 0, 3, 512]))
@@ -68,7 +69,7 @@ def test_a_ring_is_handed_out_by_the_kernel_before_the_first_batch() -> None:
     ring = make_ring(MANTIS_SHRIMP, 4, 3, None)
     addresses = {b.arrays["panstarrs"].ctypes.data for b in ring}
     assert len(addresses) == len(ring) == 3
-    assert sum(b.nbytes for b in ring) == ring_nbytes(MANTIS_SHRIMP, 4, 3)
+    assert sum(b.nbytes for b in ring) == 3 * array_starts(MANTIS_SHRIMP, 4)[-1]
     for buffer in ring:
         assert all(not array.any() for array in buffer.arrays.values())
 

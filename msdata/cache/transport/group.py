@@ -4,56 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.mpi import Exchange, Window
 from msdata.core.signals import exit_code_of, ignore_signals
-from msdata.errors import StorageError
 
 T = TypeVar("T")
 # Time limit for the other services to end.
 _LEAVE_S = 5.0
 
 
-class Group(Protocol):
-    """The services that were started together, one per node.
+class Group:
+    """The services that were started together, one per node; this class is one service alone.
 
     Over MPI (`mpi_group.MpiGroup`) they end together, too: all call `leave`, and `poll` tells the
     others. Through a folder (`rendezvous.FolderGroup`) each fails and ends by itself.
+
+    Attributes:
+        ends_together: whether the services run over MPI, where all end if one does.
+        rank: this service's rank.
+        size: number of services.
     """
 
-    @property
-    def ends_together(self) -> bool:
-        """Whether the services run over MPI, where all end if one does."""
-
-    @property
-    def rank(self) -> int:
-        """This service's rank."""
-
-    @property
-    def size(self) -> int:
-        """Number of services."""
+    ends_together = False
+    rank = 0
+    size = 1
 
     def allgather(self, value: Any) -> list[Any]:
         """Every service's value, by rank."""
-
-    def broadcast(self, value: Any, root: int) -> Any:
-        """The value of service `root`."""
+        return [value]
 
     def window(self, memory: Any) -> Window:
-        """Opens this service's memory; all services call it together."""
+        """Opens this service's memory; all services call it together, over MPI only."""
+        raise NotImplementedError
 
     def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
-        """Serves this service's records by messages; all services call it together, once."""
+        """Serves this service's records by messages; all call it together, once, over MPI only."""
+        raise NotImplementedError
 
     def begin_barrier(self) -> Callable[[], bool]:
         """Enters a barrier; returns a function that tells whether all services have entered."""
+        return lambda: True
 
     def poll(self) -> bool:
         """Answers the other services; returns whether one of them wants all to end."""
+        return False
 
     def leave(self, code: int, timeout_s: float) -> bool:
         """Ends together with the other services.
@@ -65,41 +63,6 @@ class Group(Protocol):
         Returns:
             Whether this service must report the cause and end with its code.
         """
-
-
-class Alone:
-    """A group of one, which needs no MPI."""
-
-    rank = 0
-    size = 1
-    ends_together = False
-
-    def allgather(self, value: Any) -> list[Any]:
-        """See `Group`."""
-        return [value]
-
-    def broadcast(self, value: Any, root: int) -> Any:
-        """See `Group`."""
-        return value
-
-    def window(self, memory: Any) -> Window:
-        """See `Group`."""
-        raise StorageError("a service alone reads from no other")
-
-    def exchange(self, answer: Callable[[NDArray[np.int64]], Sequence[Any]]) -> Exchange:
-        """See `Group`."""
-        raise StorageError("a service alone asks no other")
-
-    def begin_barrier(self) -> Callable[[], bool]:
-        """See `Group`."""
-        return lambda: True
-
-    def poll(self) -> bool:
-        """See `Group`."""
-        return False
-
-    def leave(self, code: int, timeout_s: float) -> bool:
-        """See `Group`."""
         return code != 0
 
 

@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from msdata.cache.transport.peer_links import TIMEOUT_S, Link, PeerLinks
-from msdata.cache.transport.transport import IsSound
+from msdata.cache.transport.peer_links import TIMEOUT_S, IsSound, Link, PeerLinks
 from msdata.core.checked_json import parse_json
 from msdata.core.checksum import copy_crc32c
 from msdata.errors import DataError
@@ -163,8 +162,8 @@ class _StagingLink:
         Args:
             came: gets whether each record came.
             bounds: where each record of the part begins in the area, and where the last one ends.
-            rows: see `Fetcher`.
-            is_sound: see `Fetcher`.
+            rows: see `PeerLinks.fetch`.
+            is_sound: see `PeerLinks.fetch`.
         """
         start = len(came)
         stop = start + len(bounds) - 1
@@ -243,7 +242,7 @@ class LinkFetcher(PeerLinks):
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> list[bool]:
-        """See `Fetcher`."""
+        """See `PeerLinks.fetch`."""
         # The service is the only node that this class knows.
         wanted: Any = np.array([nodes, samples], np.int64).T
         return super().fetch([0] * len(nodes), wanted, rows, is_sound)

@@ -106,10 +106,8 @@ class LinkServer:
                 client.socket.send(json.dumps(self._describe()).encode())
                 return True
             return len(message) % 8 == 0 and self._fetch(client, np.frombuffer(message, np.int64))
-        except BlockingIOError:
-            # The rank does not read its answers: it hangs, and will reconnect when it resumes.
-            return False
         except OSError:
+            # BlockingIOError: the rank does not read its answers, hangs, and reconnects later.
             return False
         finally:
             for fd in fds:

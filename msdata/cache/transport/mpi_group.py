@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.cache.stale_shm import remove_own_shared_memory
-from msdata.cache.transport.group import Alone, EndedElsewhere, Group
+from msdata.cache.transport.group import EndedElsewhere, Group
 from msdata.core.mpi import Exchange, Window, communicator, finalize, finalize_when_told
 from msdata.core.signals import ending_at_once
 from msdata.topology import Topology, set_one_sided_defaults
@@ -38,15 +38,11 @@ _MOST_OUTLIVED_S = 5.0
 _ELSEWHERE_S = 0.3
 
 
-class MpiGroup:
+class MpiGroup(Group):
     """The processes that were started together, one per node; see `group.Group`.
 
     Args:
         topology: the result of `msdata.topology.from_env`.
-
-    Attributes:
-        rank: this process's rank.
-        size: number of processes.
 
     Raises:
         MissingPackageError: mpi4py or an MPI library is missing.
@@ -95,10 +91,6 @@ class MpiGroup:
             if time.monotonic() > deadline_s:
                 raise EndedElsewhere
             time.sleep(_POLL_S)
-
-    def broadcast(self, value: Any, root: int) -> Any:
-        """See `Group`."""
-        return self.allgather(value if self.rank == root else None)[root]
 
     def window(self, memory: Any) -> Window:
         """See `msdata.core.mpi.Window`; all processes call it together."""
@@ -195,7 +187,7 @@ def open_group(topology: Topology) -> Group:
         UsageError: the processes do not find each other.
     """
     if topology.num_ranks == 1:
-        return Alone()
+        return Group()
     with ending_at_once():
         group = MpiGroup(topology)
     # All processes have mapped the files, so the names are unused.

@@ -9,7 +9,7 @@ MPI cannot read an owner's disk: a message asks for those records.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from msdata.cache.arena import SSD_TIER
 from msdata.cache.config import CachedSplit, Owners
 from msdata.cache.slot_file import MAGIC, are_of
-from msdata.cache.slot_places import SLOT_NBYTES, slots_at_owners
+from msdata.cache.slot_places import SLOT_NBYTES, entries_at, slots_at_owners
 from msdata.cache.tier import LOG
 from msdata.cache.transport.link import parts_of
 from msdata.core.mpi import Exchange, Window
@@ -68,7 +68,7 @@ class WindowReader:
         self._firsts: list[int] = split.first_samples.tolist()
         self._owners, self._tiers = (of_shard.tolist() for of_shard in owners)
         self._first_slots: list[int] = places.first_slots.tolist()
-        self._entries_at = places.entries_at
+        self._entries_at = entries_at(len(split.shard_sizes))
         # Offset of a sample's record in its owner's arena, less the bytes of all records before it.
         self._shifts: list[int] = (
             places.records_at - split.starts.of(split.first_samples)
@@ -146,35 +146,27 @@ class WindowReader:
                 LOG.warning("%s; samples of other nodes come from storage", error)
             yield np.zeros(len(samples) - done, bool)
         finally:
-            self._give_up(wanted[done:], begun[done:], targets[done:])
+            left = nodes[done:].tolist()
+            self._give_up(zip(left, begun[done:], targets[done:], strict=False))
 
     def _wait(self, begun: Sequence[Any]) -> None:
         self._window.wait(begun, _NEXT_ANSWER_S if self._late else _ANSWER_S)
 
-    def _give_up(
-        self,
-        wanted: Sequence[tuple[int, int]],
-        begun: Sequence[Any],
-        targets: Sequence[NDArray[np.uint8]],
-    ) -> None:
-        """Keeps the memory of reads in flight, and pauses the use of their nodes.
+    def _give_up(self, reads: Iterable[tuple[int, Any, Any]]) -> None:
+        """Keeps the memory of reads that are late, and pauses the use of their nodes.
 
         A rank checks records as it copies them out, so a late read cannot corrupt a batch.
         """
-        for (node, _), mine, target in zip(wanted, begun, targets, strict=False):
+        for node, read, target in reads:
             with suppress(OSError):
-                if mine is not None and not self._window.is_here([mine]):
-                    self._late.append((node, mine, target))
+                if read is not None and not self._window.is_here([read]):
+                    self._late.append((node, read, target))
 
     def _late_nodes(self) -> set[int]:
         """Nodes with reads in flight that are late; other nodes are usable again."""
-        late = []
-        for node, mine, target in self._late:
-            with suppress(OSError):
-                if not self._window.is_here([mine]):
-                    late.append((node, mine, target))
-        self._late = late
-        return {node for node, _, _ in late}
+        before, self._late = self._late, []
+        self._give_up(before)
+        return {node for node, _, _ in self._late}
 
     def _shard_kept(self, node: int, sample: int, nbytes: int) -> int | None:
         """The shard of a sample; None if the node does not keep it, or number or size is wrong."""
@@ -190,11 +182,6 @@ class WindowReader:
             return -1
         return self._first_slots[shard] + sample - self._firsts[shard]
 
-    def _is_on_disk(self, node: int, sample: int, nbytes: int) -> bool:
-        """Whether a node keeps a sample on its disk."""
-        shard = self._shard_kept(node, sample, nbytes)
-        return shard is not None and self._tiers[shard] == SSD_TIER
-
     def _look(
         self, wanted: Sequence[tuple[int, int]], rows: Sequence[int], slots: list[int]
     ) -> None:
@@ -209,7 +196,7 @@ class WindowReader:
         try:
             self._wait(begun)
         except OSError:
-            self._give_up(wanted, begun, list(entries))
+            self._give_up(zip([node for node, _ in wanted], begun, entries, strict=True))
             raise
         samples = np.array([sample for _, sample in wanted], np.int64)
         ready = are_of(entries, samples, self._split.checksums[samples]).tolist()
@@ -226,7 +213,8 @@ class WindowReader:
         targets: Sequence[NDArray[np.uint8]],
     ) -> None:
         """Fetches the records that their nodes keep on disk."""
-        rows = [i for i, key in enumerate(wanted) if self._is_on_disk(*key, len(targets[i]))]
+        shards = [self._shard_kept(*key, len(t)) for key, t in zip(wanted, targets, strict=True)]
+        rows = [i for i, s in enumerate(shards) if s is not None and self._tiers[s] == SSD_TIER]
         if not rows:
             return
         assert self._exchange is not None

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from msdata.cache.tier import LOG
-from msdata.cache.transport.transport import IsSound
+
+# Position of a filled row in the request, CRC32C of its content -> whether the content is right.
+IsSound = Callable[[int, int], bool]
 
 # A record takes milliseconds; a node that takes longer is worse than storage.
 TIMEOUT_S = 2.0
@@ -41,7 +43,7 @@ class Link(Protocol):
     def take(
         self, rows: Sequence[Sequence[Any]], timeout_s: float, is_sound: IsSound
     ) -> list[bool]:
-        """Receives the answer into rows; see `Fetcher.fetch`."""
+        """Receives the answer into rows; see `PeerLinks.fetch`."""
 
     def interrupt(self) -> None:
         """Makes the thread that waits for the answer get an `OSError` soon."""
@@ -66,17 +68,11 @@ class _Node:
     paused_until_s: float = 0.0
 
 
-@dataclass
-class _Request:
-    """A request to one node, by positions in the caller's lists."""
-
-    node: int
-    places: list[int]
-    link: Link
-
-
 class PeerLinks:
-    """A `Fetcher` over connections of any kind.
+    """Gets records of other nodes within a time limit, or not, over connections of any kind.
+
+    It raises nothing for a node that is gone, slow or wrong: a record that does not come is read
+    from storage. All threads of a rank use it at once.
 
     Args:
         connect: makes a connection.
@@ -116,7 +112,19 @@ class PeerLinks:
         rows: Sequence[Sequence[Any]],
         is_sound: IsSound,
     ) -> list[bool]:
-        """See `Fetcher`."""
+        """Fetches records straight into their rows, from all nodes at once.
+
+        Args:
+            nodes: the node that keeps each sample.
+            samples: numbers within the split.
+            rows: for each sample the memory that its record fills, as consecutive pieces, each a
+                writable uint8 array.
+            is_sound: called for every row as soon as it is full, while others are in flight.
+
+        Returns:
+            Whether each record came and is right; the content of other rows is undefined. Requests
+            to a node that did not answer in time pause for some seconds.
+        """
         came = [False] * len(samples)
         # One deadline for all nodes, connecting included.
         deadline_s = time.monotonic() + self._timeout_s
@@ -124,48 +132,27 @@ class PeerLinks:
         for node in sorted(set(nodes)):
             places = [i for i, n in enumerate(nodes) if n == node]
             link = self._borrow(node, deadline_s)
-            request = None if link is None else _Request(node, places, link)
-            if request is not None and self._ask(request, samples):
-                requests.append(request)
-        for request in requests:
-            for i, is_there in zip(
-                request.places, self._take(request, rows, deadline_s, is_sound), strict=True
-            ):
+            if link is None:
+                continue
+            try:
+                is_all = len(places) == len(samples)
+                link.ask(samples if is_all else [samples[i] for i in places])
+                requests.append((node, link, places))
+            except OSError as error:
+                self._fail(node, error, link)
+        for node, link, places in requests:
+            # Time spent waiting for one node counted for the others too.
+            left_s = max(deadline_s - time.monotonic(), _SUSPECT_SHARE * self._timeout_s)
+            timeout_s = min(left_s, self._patience_s())
+            try:
+                found = _take(link, places, rows, timeout_s, is_sound)
+            except OSError as error:
+                self._fail(node, error, link)
+                continue
+            self._give_back(node, link)
+            for i, is_there in zip(places, found, strict=True):
                 came[i] = is_there
         return came
-
-    def _ask(self, request: _Request, samples: Sequence[Any]) -> bool:
-        try:
-            is_all = len(request.places) == len(samples)
-            request.link.ask(samples if is_all else [samples[i] for i in request.places])
-        except OSError as error:
-            self._fail(request.node, error, request.link)
-            return False
-        return True
-
-    def _take(
-        self,
-        request: _Request,
-        rows: Sequence[Sequence[Any]],
-        deadline_s: float,
-        is_sound: IsSound,
-    ) -> list[bool]:
-        places = request.places
-        # Time spent waiting for one node counted for the others too.
-        left_s = max(deadline_s - time.monotonic(), _SUSPECT_SHARE * self._timeout_s)
-        timeout_s = min(left_s, self._patience_s())
-        try:
-            if len(places) == len(rows):
-                found = request.link.take(rows, timeout_s, is_sound)
-            else:
-                found = request.link.take(
-                    [rows[i] for i in places], timeout_s, lambda i, crc: is_sound(places[i], crc)
-                )
-        except OSError as error:
-            self._fail(request.node, error, request.link)
-            return [False] * len(places)
-        self._give_back(request.node, request.link)
-        return found
 
     def _patience_s(self) -> float:
         return self._timeout_s * (_SUSPECT_SHARE if self._num_silent else 1.0)
@@ -232,10 +219,15 @@ class PeerLinks:
             self._num_silent += isinstance(error, TimeoutError)
             if not (self._is_closed or known.is_down):
                 self._num_failures += 1
-                unused = self._put_down(known, error)
+                known.is_down = True
+                self._pause(known, error)
+                unused, known.free = known.free, []
+                known.num_links -= len(unused)
+                self._num_free -= len(unused)
                 self._say(node, error)
             self._changed.notify_all()
-        _close_all(unused)
+        for other in unused:
+            other.close()
 
     def _say(self, node: int, error: OSError) -> None:
         # Services may start after ranks: one that is not up yet deserves no warning.
@@ -245,15 +237,6 @@ class PeerLinks:
             "%s does not answer (%s): %s", self._name.format(node), error, self._loss
         )
         self._has_warned |= not is_minor
-
-    def _put_down(self, known: _Node, error: OSError) -> list[Link]:
-        """Marks a node as down; returns its unused connections, for the caller to close."""
-        known.is_down = True
-        self._pause(known, error)
-        unused, known.free = known.free, []
-        known.num_links -= len(unused)
-        self._num_free -= len(unused)
-        return unused
 
     def _pause(self, known: _Node, error: OSError) -> None:
         # A node that is up without its service is found out at once, as soon as that is back.
@@ -296,17 +279,17 @@ class PeerLinks:
             self._changed.notify_all()
 
     def stats(self) -> dict[str, int]:
-        """See `Fetcher`."""
+        """`failures`: number of unanswered requests; `down`: number of nodes paused now."""
         with self._changed:
             down = sum(known.is_down for known in self._nodes.values())
             return {"failures": self._num_failures, "down": down}
 
-    def close(self) -> None:
-        """See `Fetcher`; requests in flight get nothing."""
-        self._leave()
+    def close(self) -> bool:
+        """Closes the connections to all nodes; requests in flight get nothing.
 
-    def _leave(self) -> bool:
-        """Closes all connections; returns whether every thread has stopped using them."""
+        Returns:
+            Whether every thread has stopped using them.
+        """
         with self._changed:
             self._is_closed = True
             free = [link for known in self._nodes.values() for link in known.free]
@@ -316,10 +299,20 @@ class PeerLinks:
                 link.interrupt()
             self._changed.notify_all()
             is_over = self._changed.wait_for(lambda: not self._num_busy, 2 * self._timeout_s)
-        _close_all(free)
+        for link in free:
+            link.close()
         return is_over
 
 
-def _close_all(links: Iterable[Link]) -> None:
-    for link in links:
-        link.close()
+def _take(
+    link: Link,
+    places: Sequence[int],
+    rows: Sequence[Sequence[Any]],
+    timeout_s: float,
+    is_sound: IsSound,
+) -> list[bool]:
+    """Receives the rows at some places of the caller's lists."""
+    if len(places) == len(rows):
+        return link.take(rows, timeout_s, is_sound)
+    mine = [rows[i] for i in places]
+    return link.take(mine, timeout_s, lambda i, crc: is_sound(places[i], crc))

@@ -19,7 +19,7 @@ from typing import Any
 
 from msdata.cache.own_file import open_own_folder, read_own
 from msdata.cache.tier import LOG
-from msdata.cache.transport.group import Alone
+from msdata.cache.transport.group import Group
 from msdata.core.checked_json import parse_json
 from msdata.core.files import storage_error, write_whole
 from msdata.errors import DataError, StorageError
@@ -112,7 +112,7 @@ def _place(folder: Path, name: str, node: int) -> Path:
     return folder / f"{name}-n{node}.json"
 
 
-class FolderGroup(Alone):
+class FolderGroup(Group):
     """Services that agree through files of a folder, and then run and end each by itself.
 
     What a service has said stays: started again it says the same, whatever it finds now. So all

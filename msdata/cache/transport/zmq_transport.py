@@ -22,13 +22,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msdata.cache.transport.listen import listen_address
-from msdata.cache.transport.peer_links import PAUSE_S, TIMEOUT_S, Link, PeerLinks
-from msdata.cache.transport.transport import IsSound, Lookup
+from msdata.cache.transport.peer_links import PAUSE_S, TIMEOUT_S, IsSound, Link, PeerLinks
 from msdata.core.checksum import copy_crc32c
 from msdata.errors import MissingPackageError
 
+# Numbers of samples, int64 (n,) -> for each its record as a contiguous buffer, or None if this node
+# does not have it now.
+Lookup = Callable[[NDArray[np.int64]], Sequence[Any | None]]
 # Schemes of addresses: the mechanism by which a server asks for proof of the job's key.
 CURVE, PLAIN = "tcp://", "plain://"
 _POLL_MS = 100
@@ -89,6 +92,10 @@ class ZmqServer:
         listen: address or interface to listen at, see `listen_address`.
         is_encrypted: encrypt and authenticate what is sent; False takes half the processor time.
 
+    Attributes:
+        address: the address by which a fetcher finds the server, and the mechanism of its proof.
+        served: `samples` and `bytes` sent so far.
+
     Raises:
         MissingPackageError: pyzmq is missing.
         UsageError: `listen` does not belong to this machine.
@@ -106,7 +113,7 @@ class ZmqServer:
         zmq = _zmq()
         place, told = listen_address(listen, host)
         self._lookup = lookup
-        self._num_samples = self._nbytes = 0
+        self.served = {"samples": 0, "bytes": 0}
         self._context = zmq.Context(_SERVER_THREADS)
         # ZeroMQ itself asks over this socket whom to admit (ZAP, RFC 27).
         self._door = self._context.socket(zmq.REP)
@@ -127,20 +134,10 @@ class ZmqServer:
         self._socket.maxmsgsize = _MOST_REQUEST_NBYTES
         self._socket.handshake_ivl = _HANDSHAKE_MS
         port = self._socket.bind_to_random_port(f"tcp://{place}")
-        self._address = f"{CURVE if is_encrypted else PLAIN}{told}:{port}"
+        self.address = f"{CURVE if is_encrypted else PLAIN}{told}:{port}"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="msdata-cache-serve", daemon=True)
         self._thread.start()
-
-    @property
-    def address(self) -> str:
-        """The address by which a fetcher finds the server, and the mechanism of its proof."""
-        return self._address
-
-    @property
-    def served(self) -> dict[str, int]:
-        """`samples` and `bytes` sent so far."""
-        return {"samples": self._num_samples, "bytes": self._nbytes}
 
     def _serve(self) -> None:
         zmq = _zmq()
@@ -172,8 +169,8 @@ class ZmqServer:
         for record in self._lookup(np.frombuffer(samples, "<i8")):
             part.append(b"" if record is None else record)
             nbytes += len(part[-1])
-            self._num_samples += record is not None
-            self._nbytes += len(part[-1])
+            self.served["samples"] += record is not None
+            self.served["bytes"] += len(part[-1])
             if nbytes >= _PART_NBYTES:
                 self._socket.send_multipart([asker, number, *part], copy=False)
                 part, nbytes = [], 0
@@ -219,11 +216,13 @@ class ZmqFetcher(PeerLinks):
             raise FileNotFoundError("it has not announced an address")
         return ZmqLink(self._context, address, self._keys, timeout_s)
 
-    def close(self) -> None:
-        """See `Fetcher`."""
+    def close(self) -> bool:
+        """See `PeerLinks.close`."""
         # A ZeroMQ socket must not be closed while another thread uses it.
-        if self._leave():
+        is_over = super().close()
+        if is_over:
             self._context.destroy(linger=0)
+        return is_over
 
 
 class ZmqLink:
