@@ -31,7 +31,11 @@ def plain_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, str]:
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string()), ""
     if pa.types.is_decimal(kind):
-        return plain_decimals(column), ""
+        if kind.scale > 0:
+            return column.cast(pa.float64()), ""
+        # Without digits after the point: integers, or text if too large.
+        digits = [None if v is None else str(int(v)) for v in column.to_pylist()]
+        return as_integers(pa.chunked_array([pa.array(digits, pa.string())])), ""
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         column, is_latin = decode_text(column)
         return column, LATIN_1 if is_latin else ""
@@ -40,13 +44,10 @@ def plain_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, str]:
     if pa.types.is_null(kind):
         # Every value is empty.
         return column.cast(pa.float64()), ""
-    is_plain = (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_boolean(kind)
-    )
-    return (column, "") if is_plain else (None, f"({kind}) {_LEFT_OUT}")
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_boolean)
+    if any(is_of(kind) for is_of in plain):
+        return column, ""
+    return None, f"({kind}) {_LEFT_OUT}"
 
 
 def plain_table(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
@@ -99,16 +100,6 @@ def decode_text(column: pa.ChunkedArray | pa.Array) -> tuple[pa.ChunkedArray | p
     except pa.ArrowInvalid:
         texts = [None if v is None else v.decode("latin-1") for v in column.to_pylist()]
         return pa.array(texts, pa.string()), True
-
-
-def plain_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decimals without digits after the point as integers, or text if too large; else floats."""
-    return column.cast(pa.float64()) if column.type.scale > 0 else as_integers(_digits(column))
-
-
-def _digits(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    texts = [None if v is None else str(int(v)) for v in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def fits_column(data: Any, name: str) -> tuple[pa.Array | None, str]:

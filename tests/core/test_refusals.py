@@ -12,7 +12,9 @@ from pathlib import Path
 import packing
 import pytest
 
-from msdata.errors import SampleError, StorageError
+from msdata.core.files import locked, refusals
+from msdata.core.text import print_result
+from msdata.errors import DataError, SampleError, StorageError, UsageError, naming
 from msdata.pack.read_ahead import read_sample
 from msdata.sources.pickles import PickleTree
 from msdata.verify.verify import verify_dataset
@@ -104,3 +106,41 @@ def test_a_folder_of_shards_that_cannot_be_listed_is_a_note(
     monkeypatch.setattr(Path, "iterdir", refuse)
     report = verify_dataset(data)
     assert any("cannot list" in note and "permission is denied" in note for note in report.notes)
+
+
+def test_a_refusal_keeps_the_path_it_was_first_told_with(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    outside = refusals("write", tmp_path)
+    with pytest.raises(StorageError) as told, outside, refusals("read", inner):
+        inner.read_bytes()
+    assert str(told.value).startswith(f"cannot read {inner}: it does not exist")
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock") as is_mine, locked(tmp_path / "lock") as is_others:
+        assert is_mine
+        assert not is_others
+    with locked(tmp_path / "lock") as is_mine:
+        assert is_mine
+    absent = locked(tmp_path / "absent" / "lock")
+    with pytest.raises(StorageError, match=r"cannot write .*absent/lock"), absent:
+        pass
+
+
+@pytest.mark.parametrize("error", [UsageError, DataError, SampleError])
+def test_an_error_gets_a_place_and_keeps_its_kind(error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^table a\.csv: broken$") as told, naming("table a.csv"):
+        raise error("broken")
+    assert type(told.value) is error
+    place = naming("sample 'x'", UsageError)
+    with pytest.raises(UsageError, match=r"^sample 'x': broken$"), place:
+        raise error("broken")
+
+
+def test_a_result_is_json_alone_or_its_notes_and_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_result({"out": "x"}, ("one", "two"), "3 objects in x", as_json=True)
+    assert capsys.readouterr().out == '{"out": "x", "notes": ["one", "two"]}\n'
+    print_result({"out": "x"}, ("one", "two"), "3 objects in x", as_json=False)
+    assert capsys.readouterr().out == "note: one\nnote: two\n3 objects in x\n"

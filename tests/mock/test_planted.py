@@ -135,7 +135,7 @@ def test_a_deaf_band_is_another_objects_and_only_that_band(model):
     made = objects.make_object(model, SEED, 4, Planting(deaf_band="unwise.W2"))
     own = objects.make_object(model, SEED, 4)
     other = objects.make_object(model, SEED, stand_in(SEED, 4, objects.NUM_IDS))
-    assert other.mantis_id != own.mantis_id
+    assert other.row["mantis_id"] != own.row["mantis_id"]
     np.testing.assert_array_equal(made.sample["unwise"][1], other.sample["unwise"][1])
     np.testing.assert_array_equal(made.sample["unwise"][0], own.sample["unwise"][0])
     assert made.row["mag_w2_ab"] == other.row["mag_w2_ab"]
