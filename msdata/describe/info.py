@@ -6,7 +6,7 @@ Reads the index column by column, so that 4.3 million rows take seconds and litt
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,7 @@ def info_json(info: DatasetInfo) -> dict[str, Any]:
         "splits": [vars(s) for s in info.splits],
         "schema": manifest.schema.to_json(),
         "arrays": [vars(a) for a in info.arrays],
-        "coding": [c.to_json() for c in info.coded],
+        "coding": [asdict(c) for c in info.coded],
         "overlaps": [vars(o) for o in info.overlaps],
         "columns": [vars(c) for c in info.columns],
         "redshifts": None if histogram is None else histogram.to_json(),
