@@ -20,7 +20,7 @@ from msdata.augment.draws import Draws
 from msdata.augment.pinning import PinnedBuffers
 from msdata.augment.spec import (
     AugmentSpec,
-    blur_scale,
+    blur_pixels,
     default_threads,
     is_blurred,
     noise_bank,
@@ -30,8 +30,6 @@ from msdata.augment.spec import (
 # Batches in flight, each in its own pipeline: one is copied while another is turned. Deeper queues
 # inside one pipeline would start with batches that do not exist yet.
 _NUM_LANES = 2
-# No blur: a kernel of this width has one entry that is not 0.
-_NO_BLUR_PIXELS = 1e-3
 
 
 @dataclass(kw_only=True)
@@ -132,32 +130,28 @@ class DaliAugmenter(Augmenter):
             inputs[f"image_{k}"] = as_frames(array, is_pinned=is_pinned)
             inputs[f"matrix_{k}"] = as_samples(geometry.matrices(draws).astype(np.float32))
             if is_blurred(geometry, spec.config.psf_blur_arcsec):
-                pixels = draws.blur_arcsec / blur_scale(geometry)
-                pixels = np.maximum(pixels, _NO_BLUR_PIXELS).astype(np.float32)
-                inputs[f"blur_{k}"] = as_samples(pixels)
+                pixels = blur_pixels(geometry, draws)
+                inputs[f"blur_{k}"] = as_samples(pixels.astype(np.float32))
         starts = noise_starts(spec, draws)
+        # 1 for bands that stay, 0 for those that are dropped.
+        kept = np.ones((len(draws), spec.num_bands), np.float32)
+        if draws.is_dropped.size:
+            kept -= draws.is_dropped
         for k, members in enumerate(spec.members):
             channels = slice(
                 spec.channel_slices[members[0]].start, spec.channel_slices[members[-1]].stop
             )
             if self._bank is not None:
-                sigmas = np.array(sum(spec.noise_sigmas, ()))[channels]
-                noise = (draws.noise[:, None] * sigmas).astype(np.float32)
+                noise = spec.noise_of(draws)[:, channels].astype(np.float32)
                 inputs[f"noise_{k}"] = as_samples(noise[:, :, None, None])
                 # What is added to a sample's surveys follows each other in the bank.
                 place = starts[members[0]].astype(np.int32)
                 inputs[f"place_{k}"] = as_samples(place[:, None])
             if spec.config.band_dropout:
-                inputs[f"kept_{k}"] = as_samples(self._kept(draws, channels))
+                inputs[f"kept_{k}"] = as_samples(kept[:, channels, None, None])
         if self._bank is not None:
             inputs["bank"] = self._bank.repeated(len(draws))
         return inputs
-
-    def _kept(self, draws: Draws, channels: slice) -> NDArray[np.float32]:
-        """1 for bands that stay, 0 for those that are dropped: (N, B, 1, 1)."""
-        if not draws.is_dropped.size:
-            return np.ones((len(draws), channels.stop - channels.start, 1, 1), np.float32)
-        return (~draws.is_dropped[:, channels, None, None]).astype(np.float32)
 
     def _finish(self, job: _Job) -> dict[str, Any]:
         if not len(job.draws):

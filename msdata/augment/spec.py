@@ -27,6 +27,8 @@ _NOISE_BANK_SIZE = 1 << 22
 _MAX_DEFAULT_THREADS = 8
 # A blur below a tenth of a pixel changes no pixel by more than a few thousandths.
 _MIN_BLUR_PIXELS = 0.1
+# No blur: a kernel of this width has one entry that is not 0.
+_NO_BLUR_PIXELS = 1e-3
 # The kernel reaches this many standard deviations of the largest blur that is drawn.
 _BLUR_REACH_SIGMA = 3.0
 
@@ -79,6 +81,11 @@ class AugmentSpec:
         if self.config.fusion == "early":
             return [range(count)]
         return [range(k, k + 1) for k in range(count)]
+
+    def noise_of(self, draws: Draws) -> NDArray[np.float64]:
+        """Standard deviation of the noise of each channel, float64 (N, channels)."""
+        noise: NDArray[np.float64] = draws.noise[:, None] * np.array(sum(self.noise_sigmas, ()))
+        return noise
 
     @property
     def channel_slices(self) -> list[slice]:
@@ -210,6 +217,11 @@ def blur_scale(geometry: Geometry) -> float:
 def is_blurred(geometry: Geometry, largest_arcsec: float) -> bool:
     """Whether the largest blur is visible on a survey's pixels."""
     return bool(largest_arcsec) and largest_arcsec / blur_scale(geometry) >= _MIN_BLUR_PIXELS
+
+
+def blur_pixels(geometry: Geometry, draws: Draws) -> NDArray[np.float64]:
+    """Each sample's blur in pixels, float64 (N,); never 0, which has no kernel."""
+    return np.maximum(draws.blur_arcsec / blur_scale(geometry), _NO_BLUR_PIXELS)
 
 
 def _check_blur(geometry: Geometry, largest_arcsec: float) -> None:

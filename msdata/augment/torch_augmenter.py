@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 
 from msdata.augment.backend import Augmenter, Steps
 from msdata.augment.draws import Draws
-from msdata.augment.spec import AugmentSpec, blur_scale, is_blurred, noise_starts
-
-# No blur: a kernel of this width has one entry that is not 0.
-_NO_BLUR_PIXELS = 1e-3
+from msdata.augment.spec import AugmentSpec, blur_pixels, is_blurred, noise_starts
 
 
 def parameters(spec: AugmentSpec, draws: Draws, steps: Steps) -> dict[str, NDArray[Any]]:
@@ -43,12 +40,11 @@ def parameters(spec: AugmentSpec, draws: Draws, steps: Steps) -> dict[str, NDArr
             [matrices[:, :, :2] * scale[:, None], (middle * scale - 1)[:, :, None]], axis=2
         )
         if is_blurred(geometry, spec.config.psf_blur_arcsec) and draws.blur_arcsec.any():
-            pixels = draws.blur_arcsec / blur_scale(geometry)
-            found[f"blur_{k}"] = np.maximum(pixels, _NO_BLUR_PIXELS)
+            found[f"blur_{k}"] = blur_pixels(geometry, draws)
         if step is not None:
             found[f"step_{k}"] = step
     if spec.noise_sigmas and draws.noise.any():
-        found["noise"] = draws.noise[:, None] * np.array(sum(spec.noise_sigmas, ()))
+        found["noise"] = spec.noise_of(draws)
         # Below 2**24, so that float32 holds it.
         found["noise_start"] = noise_starts(spec, draws)[0]
     if draws.is_dropped.any():

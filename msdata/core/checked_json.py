@@ -15,7 +15,6 @@ import functools
 import io
 import json
 import math
-import operator
 import os
 import re
 import stat
@@ -117,13 +116,12 @@ class JsonValue:
 
     def __getitem__(self, name: str) -> JsonValue:
         """Returns a required field of an object."""
-        if not isinstance(self.value, dict):
-            self.refuse("an object")
-        if name not in self.value:
+        fields = self.fields()
+        if name not in fields:
             where = f" in {self.place}" if self.place else ""
             what = f"field {name!r} is missing{where}"
             raise DataError(f"{self.file} is damaged: {what}; {self.cure}")
-        return JsonValue(self.value[name], self.file, self.cure, self, name)
+        return fields[name]
 
     def fields(self) -> dict[str, JsonValue]:
         """Returns the fields of an object, in order."""
@@ -284,42 +282,24 @@ def _reader(kind: Any) -> Callable[[JsonValue], Any]:
         return lambda found: {name: read(value) for name, value in found.fields().items()}
     if dataclasses.is_dataclass(kind):
         return functools.partial(_read_dataclass, kind)
-    return _PLAIN[kind]
+    return functools.partial(_read_plain, *_PLAIN[kind])
 
 
-def _read_bool(found: JsonValue) -> bool:
-    if not isinstance(found.value, bool):
-        found.refuse("true or false")
-    return found.value
-
-
-def _read_int(found: JsonValue) -> int:
-    if type(found.value) is not int or not -_INT64 <= found.value < _INT64:
-        found.refuse("an integer of 64 bits")
-    return int(found.value)
-
-
-def _read_float(found: JsonValue) -> float:
-    value = found.value
-    if type(value) not in (int, float) or not abs(value) <= 1e308:
-        found.refuse("a finite number")
-    # Unchanged: a data set's fingerprint distinguishes 1 from 1.0.
-    return typing.cast(float, value)
-
-
-def _read_str(found: JsonValue) -> str:
-    if not isinstance(found.value, str):
-        found.refuse("a text")
-    return found.value
-
-
-_PLAIN: dict[Any, Callable[[JsonValue], Any]] = {
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: _read_str,
-    Any: operator.attrgetter("value"),
+# What each plain type is called, and which values it accepts. They stay as they are: a data set's
+# fingerprint distinguishes 1 from 1.0.
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("an integer of 64 bits", lambda v: type(v) is int and -_INT64 <= v < _INT64),
+    float: ("a finite number", lambda v: type(v) in (int, float) and abs(v) <= 1e308),
+    str: ("a text", lambda value: isinstance(value, str)),
+    Any: ("anything", lambda value: True),
 }
+
+
+def _read_plain(must: str, is_one: Callable[[Any], bool], found: JsonValue) -> Any:
+    if not is_one(found.value):
+        found.refuse(must)
+    return found.value
 
 
 def _read_within(read: Callable[[JsonValue], Any], bounds: Within, found: JsonValue) -> Any:

@@ -93,17 +93,15 @@ def open_table(
     return file
 
 
-def read_whole(
-    path: Path, columns: Mapping[str, str], *, cure: str, num_rows: int | None = None
-) -> pa.Table:
+def read_whole(path: Path, columns: Mapping[str, str], *, cure: str) -> pa.Table:
     """Reads the named columns of a Parquet file, which must not have nulls; see `open_table`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the file does not exist.
-        DataError: it is damaged, or has other columns or rows.
+        DataError: it is damaged, or has other columns.
         StorageError: the file system refused.
     """
-    file = open_table(path, columns, cure=cure, num_rows=num_rows)
+    file = open_table(path, columns, cure=cure)
     with file, reading(path, cure):
         table = file.read(list(columns))
         table.validate(full=True)
@@ -112,12 +110,7 @@ def read_whole(
 
 
 def check_table(
-    table: pa.Table,
-    path: Path,
-    names: Iterable[str],
-    *,
-    cure: str,
-    num_rows: int,
+    table: pa.Table, path: Path, names: Iterable[str], *, cure: str, num_rows: int
 ) -> None:
     """Refuses a table with a wrong number of rows, or with nulls in the named columns.
 

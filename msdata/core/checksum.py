@@ -6,9 +6,8 @@ Source: RFC 3720, section 12.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import numpy as np
@@ -27,16 +26,11 @@ def _compiled_crc32c() -> Callable[[Any, int], int]:
     process, twice as long as importing NumPy.
     """
     package = find_spec("crc32c")
-    for folder in (package and package.submodule_search_locations) or ():
-        for suffix in EXTENSION_SUFFIXES:
-            path = Path(folder) / f"_crc32c{suffix}"
-            if path.is_file():
-                loader = ExtensionFileLoader("_crc32c", str(path))
-                spec = spec_from_file_location("_crc32c", path, loader=loader)
-                assert spec is not None
-                module = module_from_spec(spec)
-                loader.exec_module(module)
-                return module.crc32c  # type: ignore[no-any-return]
+    spec = package and PathFinder.find_spec("_crc32c", package.submodule_search_locations)
+    if spec is not None and spec.loader is not None:
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.crc32c  # type: ignore[no-any-return]
     import crc32c
 
     return crc32c.crc32c

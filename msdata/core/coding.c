@@ -63,25 +63,17 @@ static int special_of(uint32_t bits)
     return -1;
 }
 
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__x86_64__)
-/* Compiles a function twice; the module selects one when it loads. */
-#define TWICE(name, parameters, arguments)                                                 \
-    __attribute__((target("avx2"))) static void name##_wide parameters { name arguments; } \
-    static void name##_base parameters { name arguments; }                                 \
-    static void(*name##_best) parameters = name##_base;
-#define CHOOSE(name) name##_best = __builtin_cpu_supports("avx2") ? name##_wide : name##_base
+/* Compiles a function for AVX2 too; glibc selects one for this CPU when it loads the module. */
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define VECTORS static __attribute__((target_clones("avx2", "default")))
 #else
-#define TWICE(name, parameters, arguments)                 \
-    static void name##_base parameters { name arguments; } \
-    static void(*name##_best) parameters = name##_base;
-#define CHOOSE(name) (void)0
+#define VECTORS static
 #endif
 
 /* ---- the noise of a plane ---- */
 
 /* The value of rank k, by bisection: every pass over the keys settles one bit. */
-INLINE void select_key(const int32_t *keys, int n, int k, int32_t *found)
+VECTORS void select_key(const int32_t *keys, int n, int k, int32_t *found)
 {
     uint32_t low = 0x80000000u;
     for (int bit = 31; bit >= 0; bit--) {
@@ -95,10 +87,9 @@ INLINE void select_key(const int32_t *keys, int n, int k, int32_t *found)
     }
     *found = (int32_t)low;
 }
-TWICE(select_key, (const int32_t *keys, int n, int k, int32_t *found), (keys, n, k, found))
 
 /* The same for the upper halves of magnitudes, which settle them to 0.8 %. */
-INLINE void select_half(const int16_t *keys, int n, int k, int32_t *found)
+VECTORS void select_half(const int16_t *keys, int n, int k, int32_t *found)
 {
     int32_t low = 0;
     for (int bit = 14; bit >= 0; bit--) {
@@ -110,7 +101,6 @@ INLINE void select_half(const int16_t *keys, int n, int k, int32_t *found)
     }
     *found = low;
 }
-TWICE(select_half, (const int16_t *keys, int n, int k, int32_t *found), (keys, n, k, found))
 
 static float float_of(int32_t bits)
 {
@@ -126,7 +116,7 @@ static float lower_median(const float *values, int n)
         int32_t bits = (int32_t)bits_of(values[i]);
         keys[i] = bits ^ ((bits >> 31) & INT32_MAX); /* ordered as the values are */
     }
-    select_key_best(keys, n, (n - 1) / 2, &found);
+    select_key(keys, n, (n - 1) / 2, &found);
     return float_of(found ^ ((found >> 31) & INT32_MAX));
 }
 
@@ -136,7 +126,7 @@ static float median_magnitude(const float *values, int n)
     int32_t found;
     for (int i = 0; i < n; i++)
         keys[i] = (int16_t)((bits_of(values[i]) & INT32_MAX) >> 16);
-    select_half_best(keys, n, (n - 1) / 2, &found);
+    select_half(keys, n, (n - 1) / 2, &found);
     return float_of(found << 16);
 }
 
@@ -180,7 +170,7 @@ static float noise_step(const float *plane, Py_ssize_t n, float quantize)
 /* ---- float32 to codes ---- */
 
 /* Largest magnitude of finite pixels, as bits, and whether any is special. */
-INLINE void scan(const float *plane, Py_ssize_t n, uint32_t *largest, int *has_special)
+VECTORS void scan(const float *plane, Py_ssize_t n, uint32_t *largest, int *has_special)
 {
     int32_t most = 0, special = 0;
     for (Py_ssize_t i = 0; i < n; i++) {
@@ -194,11 +184,9 @@ INLINE void scan(const float *plane, Py_ssize_t n, uint32_t *largest, int *has_s
     *largest = (uint32_t)most;
     *has_special = special != 0;
 }
-TWICE(scan, (const float *plane, Py_ssize_t n, uint32_t *largest, int *has_special),
-      (plane, n, largest, has_special))
 
 /* Codes of a chunk; tells whether pixels are special, whose codes come out wrong. */
-INLINE void quantize_chunk(const float *pixels, int n, float step, int32_t *codes,
+VECTORS void quantize_chunk(const float *pixels, int n, float step, int32_t *codes,
                            int *has_special)
 {
     int32_t special = 0;
@@ -212,11 +200,8 @@ INLINE void quantize_chunk(const float *pixels, int n, float step, int32_t *code
     }
     *has_special = special;
 }
-TWICE(quantize_chunk,
-      (const float *pixels, int n, float step, int32_t *codes, int *has_special),
-      (pixels, n, step, codes, has_special))
 
-INLINE void store_codes(const int32_t *codes, int n, int is_short, int is_zigzag, char *out)
+VECTORS void store_codes(const int32_t *codes, int n, int is_short, int is_zigzag, char *out)
 {
     if (is_short) {
         uint16_t *to = (uint16_t *)out;
@@ -234,14 +219,12 @@ INLINE void store_codes(const int32_t *codes, int n, int is_short, int is_zigzag
         }
     }
 }
-TWICE(store_codes, (const int32_t *codes, int n, int is_short, int is_zigzag, char *out),
-      (codes, n, is_short, is_zigzag, out))
 
 /* ---- codes to float32 ---- */
 
 /* Middle of each short code's bin, and whether some may be special, in one pass: the word z of a
  * zigzag code is odd for -(z + 1) / 2, even for z / 2, so twice its middle is -z, or z - 1. */
-INLINE void shorts_to_pixels(const uint16_t *source, int n, int is_zigzag, float half,
+VECTORS void shorts_to_pixels(const uint16_t *source, int n, int is_zigzag, float half,
                              float *pixels, int *has_special)
 {
     uint16_t most = 0;
@@ -262,30 +245,23 @@ INLINE void shorts_to_pixels(const uint16_t *source, int n, int is_zigzag, float
         *has_special = lowest < INT16_MIN + NUM_SPECIALS;
     }
 }
-TWICE(shorts_to_pixels,
-      (const uint16_t *source, int n, int is_zigzag, float half, float *pixels, int *has_special),
-      (source, n, is_zigzag, half, pixels, has_special))
 
-INLINE void load_shorts(const uint16_t *source, int n, int is_zigzag, int16_t *codes)
+VECTORS void load_shorts(const uint16_t *source, int n, int is_zigzag, int16_t *codes)
 {
     if (!is_zigzag)
         memcpy(codes, source, (size_t)n * 2);
     for (int i = 0; is_zigzag && i < n; i++)
         codes[i] = (int16_t)((source[i] >> 1) ^ (uint16_t)-(source[i] & 1));
 }
-TWICE(load_shorts, (const uint16_t *source, int n, int is_zigzag, int16_t *codes),
-      (source, n, is_zigzag, codes))
 
-INLINE void load_longs(const uint32_t *source, int n, int is_zigzag, int32_t *codes)
+VECTORS void load_longs(const uint32_t *source, int n, int is_zigzag, int32_t *codes)
 {
     for (int i = 0; i < n; i++)
         codes[i] = (int32_t)(is_zigzag ? (source[i] >> 1) ^ (0u - (source[i] & 1)) : source[i]);
 }
-TWICE(load_longs, (const uint32_t *source, int n, int is_zigzag, int32_t *codes),
-      (source, n, is_zigzag, codes))
 
 /* Middle of each code's bin; tells whether some are special. */
-INLINE void dequantize_chunk(const int32_t *codes, int n, float half, int32_t limit, float *pixels,
+VECTORS void dequantize_chunk(const int32_t *codes, int n, float half, int32_t limit, float *pixels,
                              int *has_special)
 {
     int32_t special = 0;
@@ -297,9 +273,6 @@ INLINE void dequantize_chunk(const int32_t *codes, int n, float half, int32_t li
     }
     *has_special = special;
 }
-TWICE(dequantize_chunk,
-      (const int32_t *codes, int n, float half, int32_t limit, float *pixels, int *has_special),
-      (codes, n, half, limit, pixels, has_special))
 
 /* Codes of a plane, and what they decode to. */
 static void quantize_plane(const float *plane, Py_ssize_t n, float step, int is_short,
@@ -313,15 +286,15 @@ static void quantize_plane(const float *plane, Py_ssize_t n, float step, int is_
             memcpy(codes, plane + at, (size_t)count * 4);
             memcpy(decoded + at, plane + at, (size_t)count * 4);
         } else {
-            quantize_chunk_best(plane + at, count, step, codes, &has_special);
-            dequantize_chunk_best(codes, count, 0.5f * step, INT32_MIN, decoded + at, &is_low);
+            quantize_chunk(plane + at, count, step, codes, &has_special);
+            dequantize_chunk(codes, count, 0.5f * step, INT32_MIN, decoded + at, &is_low);
             for (int i = 0; has_special && i < count; i++)
                 if (is_special(bits_of(plane[at + i]))) {
                     codes[i] = lowest + (special_of(bits_of(plane[at + i])) & (NUM_SPECIALS - 1));
                     memcpy(decoded + at + i, plane + at + i, 4); /* keeps the bits of a NaN */
                 }
         }
-        store_codes_best(codes, count, is_short, is_zigzag, out + at * (is_short ? 2 : 4));
+        store_codes(codes, count, is_short, is_zigzag, out + at * (is_short ? 2 : 4));
     }
 }
 
@@ -332,10 +305,10 @@ static void decode_shorts(const uint16_t *source, int n, int is_zigzag, float st
     int16_t codes[CHUNK];
     int has_special = 0;
     if (make == PIXELS)
-        shorts_to_pixels_best(source, n, is_zigzag, 0.5f * step, (float *)made, &has_special);
+        shorts_to_pixels(source, n, is_zigzag, 0.5f * step, (float *)made, &has_special);
     if (make == PIXELS && !has_special)
         return;
-    load_shorts_best(source, n, is_zigzag, make == SHORTS ? (int16_t *)made : codes);
+    load_shorts(source, n, is_zigzag, make == SHORTS ? (int16_t *)made : codes);
     for (int i = 0; make != SHORTS && i < n; i++) {
         int special = codes[i] - INT16_MIN;
         int32_t code = special < NUM_SPECIALS ? special + INT32_MIN : codes[i];
@@ -351,10 +324,10 @@ static void decode_longs(const uint32_t *source, int n, int is_zigzag, float ste
 {
     int32_t codes[CHUNK];
     int has_special = 0;
-    load_longs_best(source, n, is_zigzag, make == PIXELS && step != 0.0f ? codes : (int32_t *)made);
+    load_longs(source, n, is_zigzag, make == PIXELS && step != 0.0f ? codes : (int32_t *)made);
     if (make == LONGS || step == 0.0f)
         return;
-    dequantize_chunk_best(codes, n, 0.5f * step, INT32_MIN + NUM_SPECIALS, (float *)made,
+    dequantize_chunk(codes, n, 0.5f * step, INT32_MIN + NUM_SPECIALS, (float *)made,
                           &has_special);
     for (int i = 0; has_special && i < n; i++)
         if (codes[i] < INT32_MIN + NUM_SPECIALS)
@@ -576,7 +549,7 @@ static int settle(const float *plane, Py_ssize_t n, float *step, int *is_blank)
 {
     uint32_t largest;
     int has_special, is_known = 1;
-    scan_best(plane, n, &largest, &has_special);
+    scan(plane, n, &largest, &has_special);
     for (Py_ssize_t i = 0; has_special && is_known && i < n; i++)
         is_known = !is_special(bits_of(plane[i])) || special_of(bits_of(plane[i])) >= 0;
     *is_blank = largest == 0 && is_known;
@@ -683,15 +656,6 @@ PyMODINIT_FUNC PyInit__coding(void)
     PyObject *module = PyModule_Create(&definition);
     stream_lines = choose_stream_lines();
 #if defined(__x86_64__)
-    CHOOSE(select_key);
-    CHOOSE(select_half);
-    CHOOSE(scan);
-    CHOOSE(quantize_chunk);
-    CHOOSE(store_codes);
-    CHOOSE(load_shorts);
-    CHOOSE(shorts_to_pixels);
-    CHOOSE(load_longs);
-    CHOOSE(dequantize_chunk);
     can_unshuffle = __builtin_cpu_supports("avx512bw");
 #endif
     if (module != NULL && PyModule_AddIntMacro(module, INTERFACE) < 0) {

@@ -123,24 +123,21 @@ def card_lines(
         report: result of `read_catalog_report`, or None.
         deep: result of `msdata.describe.stats.depths`, or None.
     """
-    parts = (
-        _head(info, text),
-        _arrays(info),
-        _depths(deep or {}),
-        _losses(info),
-        _splits(info),
-        _rejected(info),
-        _columns(info),
-        _sample(report),
-        _imaging(info),
-        _settings(info),
-        _checks(info, sums),
+    yield from _head(info, text)
+    sections = (
+        ("Arrays", _arrays(info, deep or {})),
+        ("Coding", _losses(info)),
+        ("Splits", _splits(info)),
+        ("Left out", _rejected(info)),
+        ("Columns of the index", _columns(info)),
+        ("Spectroscopic sample", _sample(report)),
+        ("Imaging", _imaging(info)),
+        ("How it was packed", _settings(info)),
+        ("Checksums", _checks(sums)),
     )
-    for number, part in enumerate(parts):
-        lines = list(part)
-        if lines and number:
-            yield ""
-        yield from lines
+    for title, section in sections:
+        if lines := list(section):
+            yield from ("", f"## {title}", "", *lines)
 
 
 class Markdown(str):
@@ -200,9 +197,8 @@ def _head(info: DatasetInfo, text: CardText) -> Iterator[str]:
     yield from table(("", ""), rows)
 
 
-def _arrays(info: DatasetInfo) -> Iterator[str]:
-    yield "## Arrays"
-    yield ""
+def _arrays(info: DatasetInfo, deep: Mapping[str, float]) -> Iterator[str]:
+    """Describes the arrays, and how deep the images are."""
     head = ("array", "shape", "dtype", "bands", "arcsec/pixel", "unit", "AB zero-points")
     yield from table(head, [_array_row(a) for a in info.manifest.schema.arrays])
     yield ""
@@ -211,29 +207,24 @@ def _arrays(info: DatasetInfo) -> Iterator[str]:
             a.name,
             f"{a.num_filled_samples:,} ({a.num_filled_pixels:,} pixels)",
             f"{a.num_nan_samples:,} ({a.num_nan_pixels:,} pixels)",
-            ", ".join(f"{band} {count:,}" for band, count in a.num_missing.items()) or "none",
+            a.missing_text or "none",
         )
         for a in info.arrays
     ]
     yield from table(("array", "samples inpainted", "with NaN left", "without coverage"), rows)
-
-
-def _depths(deep: Mapping[str, float]) -> Iterator[str]:
-    """Describes how deep the images are."""
-    if not deep:
-        return
-    yield "Depth: the AB magnitude of five times the noise of a square arc second; the noise of"
-    yield "pixels is taken as independent."
-    yield ""
-    yield from table(("band", "depth"), [(name, f"{value:.2f}") for name, value in deep.items()])
+    if deep:
+        yield ""
+        yield "Depth: the AB magnitude of five times the noise of a square arc second; the noise of"
+        yield "pixels is taken as independent."
+        yield ""
+        found = [(name, f"{value:.2f}") for name, value in deep.items()]
+        yield from table(("band", "depth"), found)
 
 
 def _losses(info: DatasetInfo) -> Iterator[str]:
     """Describes how the arrays are stored, and what that lost."""
     if not info.coded:
         return
-    yield "## Coding"
-    yield ""
     yield " ".join(loss_sentences(info.coded, info.manifest))
     yield ""
     heads = ([name.lstrip("<") for name in head] for head in (ARRAY_HEAD, BAND_HEAD))
@@ -258,8 +249,6 @@ def _array_row(array: Survey) -> tuple[str, ...]:
 
 
 def _splits(info: DatasetInfo) -> Iterator[str]:
-    yield "## Splits"
-    yield ""
     rows = [
         (s.name, f"{s.num_samples:,}", f"{s.num_shards:,}", bytes_text(s.nbytes))
         for s in info.splits
@@ -268,8 +257,6 @@ def _splits(info: DatasetInfo) -> Iterator[str]:
 
 
 def _rejected(info: DatasetInfo) -> Iterator[str]:
-    yield "## Left out"
-    yield ""
     kinds = count_rejected(info.path)
     said = int(info.manifest.provenance.get("num_rejected", sum(kinds.values())))
     yield f"{said:,} objects were rejected while packing; `{REJECTED_NAME}` names each."
@@ -278,27 +265,15 @@ def _rejected(info: DatasetInfo) -> Iterator[str]:
         common = kinds.most_common(_MAX_REASONS)
         others = sum(kinds.values()) - sum(count for _, count in common)
         rows = [(reason, f"{count:,}") for reason, count in common]
-        yield from table(
-            ("reason", "objects"), [*rows, *([("other", f"{others:,}")] if others else [])]
-        )
+        if others:
+            rows.append(("other", f"{others:,}"))
+        yield from table(("reason", "objects"), rows)
 
 
 def _columns(info: DatasetInfo) -> Iterator[str]:
-    if not info.columns:
-        return
-    yield "## Columns of the index"
-    yield ""
-    rows = [
-        (
-            c.name,
-            c.dtype,
-            f"{c.num_null:,}",
-            "" if c.minimum is None else f"{c.minimum:.7g}",
-            "" if c.maximum is None else f"{c.maximum:.7g}",
-        )
-        for c in info.columns
-    ]
-    yield from table(("column", "type", "empty", "smallest", "largest"), rows)
+    if info.columns:
+        rows = [c.cells("") for c in info.columns]
+        yield from table(("column", "type", "empty", "smallest", "largest"), rows)
 
 
 def _sample(report: Mapping[str, Any] | None) -> Iterator[str]:
@@ -307,8 +282,6 @@ def _sample(report: Mapping[str, Any] | None) -> Iterator[str]:
         return
     spec = report["spec"]
     low, high = spec["redshift"]
-    yield "## Spectroscopic sample"
-    yield ""
     yield (
         f"{report['num_objects']:,} objects, {low:g} < z < {high:g}, declination above "
         f"{spec['dec_above']:g} degrees, no two within {spec['separation_arcsec']:g} arcsec "
@@ -341,24 +314,18 @@ def _imaging(info: DatasetInfo) -> Iterator[str]:
     known = [(name, *IMAGING[name]) for name in info.manifest.schema.names if name in IMAGING]
     if not known:
         return
-    yield "## Imaging"
-    yield ""
     yield "The arrays have the names of these surveys; msdata cannot check where pixels are from."
     yield ""
     yield from table(("array", "survey", "cite", "terms"), known)
 
 
 def _settings(info: DatasetInfo) -> Iterator[str]:
-    yield "## How it was packed"
-    yield ""
     settings = info.manifest.provenance.get("settings", {})
     rows = [(code(n), code(json.dumps(v))) for n, v in settings.items() if v is not None]
     yield from table(("setting", "value"), rows)
 
 
-def _checks(info: DatasetInfo, sums: Mapping[str, str]) -> Iterator[str]:
-    yield "## Checksums"
-    yield ""
+def _checks(sums: Mapping[str, str]) -> Iterator[str]:
     yield (
         "`msdata verify` checks every byte: the index has a CRC32C of each sample, `dataset.json` "
         "one of each shard's other bytes and the SHA-256 of the index."

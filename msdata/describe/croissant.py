@@ -25,44 +25,26 @@ _FILE_FORMATS = {
     ".parquet": "application/x-parquet",
     ".csv": "text/csv",
 }
-_CONTEXT: dict[str, Any] = {
+# Of the format's vocabulary, unless another meaning is given; in the order of the specification.
+_MEANINGS: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
     "conformsTo": "dct:conformsTo",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
 }
+_TERMS = """
+    @language @vocab citeAs column conformsTo cr rai data dataType dct equivalentProperty
+    examples extract field fileProperty fileObject fileSet format includes isLiveDataset
+    jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate
+    sc separator source subField transform
+"""
+_CONTEXT = {term: _MEANINGS.get(term, f"cr:{term}") for term in _TERMS.split()}
 
 
 def croissant(
@@ -140,21 +122,19 @@ def _samples(columns: Mapping[str, str]) -> dict[str, Any]:
         "key": {"@id": "samples/sample_id"},
         "field": [
             {
-                "@type": "cr:Field",
                 # The id must be an IRI.
-                "@id": f"samples/{quote(name)}",
-                "name": f"samples/{quote(name)}",
-                "dataType": _data_type(kind),
+                **_field(f"samples/{quote(name)}", _data_type(kind)),
                 # Steps of the codes, one per band.
                 **({"repeated": True} if "list<" in kind else {}),
-                "source": {
-                    "fileObject": {"@id": "index.parquet"},
-                    "extract": {"column": name},
-                },
+                "source": {"fileObject": {"@id": "index.parquet"}, "extract": {"column": name}},
             }
             for name, kind in columns.items()
         ],
     }
+
+
+def _field(name: str, data_type: str) -> dict[str, Any]:
+    return {"@type": "cr:Field", "@id": name, "name": name, "dataType": data_type}
 
 
 def _data_type(kind: str) -> str:
@@ -172,15 +152,7 @@ def _arrays(info: DatasetInfo) -> dict[str, Any]:
         "@id": "arrays",
         "name": "arrays",
         "description": "The arrays of every sample, as members of the shards.",
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": f"arrays/{name}",
-                "name": f"arrays/{name}",
-                "dataType": "sc:Text",
-            }
-            for name in names
-        ],
+        "field": [_field(f"arrays/{name}", "sc:Text") for name in names],
         "data": [
             {f"arrays/{name}": value for name, value in zip(names, _described(a), strict=True)}
             for a in info.manifest.schema.arrays

@@ -5,7 +5,8 @@ Reads the index column by column, so that 4.3 million rows take seconds and litt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class ArrayInfo:
     num_nan_pixels: int
     num_missing: dict[str, int]
 
+    @property
+    def missing_text(self) -> str:
+        """Bands and counts of `num_missing`; empty without any."""
+        return ", ".join(f"{band} {count:,}" for band, count in self.num_missing.items())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnInfo:
@@ -85,6 +91,11 @@ class ColumnInfo:
     minimum: float | None
     maximum: float | None
 
+    def cells(self, blank: str) -> tuple[str, ...]:
+        """All fields as text; `blank` for absent limits."""
+        limits = (blank if v is None else f"{v:.7g}" for v in (self.minimum, self.maximum))
+        return (self.name, self.dtype, f"{self.num_null:,}", *limits)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
@@ -97,6 +108,11 @@ class Histogram:
 
     edges: NDArray[np.float64]
     counts: dict[str, NDArray[np.int64]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict for `--json`."""
+        counts = {name: c.tolist() for name, c in self.counts.items()}
+        return {"edges": self.edges.tolist(), "counts": counts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,44 +186,41 @@ def _split_info(manifest: Manifest, name: str) -> SplitInfo:
 
 def _array_infos(index: IndexFile, manifest: Manifest) -> tuple[ArrayInfo, ...]:
     missing = _missing_bands(index, manifest)
+
+    def count(column: str) -> tuple[int, int]:
+        parts = [index.read_numbers(split, column, np.int32) for split in manifest.splits]
+        num_samples = sum(int(np.count_nonzero(p)) for p in parts)
+        return num_samples, sum(int(p.sum(dtype=np.int64)) for p in parts)
+
     infos = []
     for array in manifest.schema.arrays:
-        sums = {}
-        for prefix in ("filled", "nan"):
-            parts = [
-                index.read_numbers(split, f"{prefix}_{array.name}", np.int32)
-                for split in manifest.splits
-            ]
-            sums[prefix] = (
-                sum(int(np.count_nonzero(p)) for p in parts),
-                sum(int(p.sum(dtype=np.int64)) for p in parts),
-            )
+        num_filled, num_nan = count(f"filled_{array.name}"), count(f"nan_{array.name}")
         names = {b: f"{array.name}.{b}" for b in array.bands} or {array.name: array.name}
         bands = array.bands if array.zero_is_no_coverage else ()
         bands = tuple(b for b, name in names.items() if name in missing or b in bands)
         infos.append(
             ArrayInfo(
                 name=array.name,
-                num_filled_samples=sums["filled"][0],
-                num_filled_pixels=sums["filled"][1],
-                num_nan_samples=sums["nan"][0],
-                num_nan_pixels=sums["nan"][1],
-                num_missing={b: missing.get(names[b], 0) for b in bands},
+                num_filled_samples=num_filled[0],
+                num_filled_pixels=num_filled[1],
+                num_nan_samples=num_nan[0],
+                num_nan_pixels=num_nan[1],
+                num_missing={b: missing[names[b]] for b in bands},
             )
         )
     return tuple(infos)
 
 
-def _missing_bands(index: IndexFile, manifest: Manifest) -> dict[str, int]:
+def _missing_bands(index: IndexFile, manifest: Manifest) -> Counter[str]:
     """Counts samples without each band; counts distinct texts first, because they are few."""
     import pyarrow.compute as pc
 
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for split in manifest.splits:
         column = index.read(split, ["missing_bands"]).column(0)
         for entry in pc.value_counts(column).to_pylist():
             for band in filter(None, (entry["values"] or "").split(",")):
-                counts[band] = counts.get(band, 0) + entry["counts"]
+                counts[band] += entry["counts"]
     return counts
 
 
@@ -274,14 +287,9 @@ def info_json(info: DatasetInfo) -> dict[str, Any]:
         "splits": [vars(s) for s in info.splits],
         "schema": manifest.schema.to_json(),
         "arrays": [vars(a) for a in info.arrays],
-        "coding": [c.to_json() for c in info.coded],
+        "coding": [asdict(c) for c in info.coded],
         "overlaps": [vars(o) for o in info.overlaps],
         "columns": [vars(c) for c in info.columns],
-        "redshifts": None
-        if histogram is None
-        else {
-            "edges": histogram.edges.tolist(),
-            "counts": {name: c.tolist() for name, c in histogram.counts.items()},
-        },
+        "redshifts": None if histogram is None else histogram.to_json(),
         "provenance": dict(manifest.provenance),
     }

@@ -131,7 +131,7 @@ def _pixels(info: DatasetInfo) -> Iterator[str]:
             f"{a.num_filled_pixels:,}",
             f"{a.num_nan_samples:,}",
             f"{a.num_nan_pixels:,}",
-            ", ".join(f"{band} {count:,}" for band, count in a.num_missing.items()) or "-",
+            a.missing_text or "-",
         )
         for a in info.arrays
     ]
@@ -182,16 +182,7 @@ def _columns(info: DatasetInfo) -> Iterator[str]:
     if not info.columns:
         yield "no catalog columns"
         return
-    rows = [
-        (
-            c.name,
-            c.dtype,
-            f"{c.num_null:,}",
-            "-" if c.minimum is None else f"{c.minimum:.7g}",
-            "-" if c.maximum is None else f"{c.maximum:.7g}",
-        )
-        for c in info.columns
-    ]
+    rows = [c.cells("-") for c in info.columns]
     yield from table_lines(("column", "<type", "nulls", "smallest", "largest"), rows)
     for table in info.added:
         yield (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,6 @@ class CodedArrayInfo:
     nbytes: int
     ratio: float
     bands: tuple[BandLoss, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dict for `--json`."""
-        return asdict(self)
 
 
 def coded_arrays(data: Dataset) -> tuple[CodedArrayInfo, ...]:

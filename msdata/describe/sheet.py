@@ -8,9 +8,11 @@ arrays of unknown orientation with their first row on top.
 from __future__ import annotations
 
 import struct
+import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -142,9 +144,11 @@ def draw_sheet(
     columns, notes = sheet_columns(schema)
     cell = _cell_size(columns)
     lefts = _lefts(columns, cell)
-    marked = set() if is_turned else _marked(columns)
+    marked = [k for k in _starts(columns) if columns[k].is_on_sky and not is_turned]
     foot = [_MARK_TEXT if marked else "", STRETCH_TEXT, _legend(columns, samples), *notes]
-    foot = [line for text in foot if text for line in _wrapped(text, lefts[-1])]
+    # Letters of this size are 7.5 pixels wide on average.
+    num_letters = max(20, int((lefts[-1] - 2 * _MARGIN) / 7.5))
+    foot = [line for text in foot for line in textwrap.wrap(text, num_letters)]
     top = _MARGIN + _HEAD_HEIGHT
     row_height = cell + _CAPTION_HEIGHT
     height = top + len(samples) * row_height + len(foot) * _FOOT_LINE + _MARGIN
@@ -211,13 +215,9 @@ def caption(sample: Mapping[str, Any], columns: Sequence[str]) -> str:
     return "   ".join(parts)
 
 
-def _marked(columns: Sequence[Column]) -> set[int]:
-    """Finds the first column of each array with a known orientation on the sky."""
-    first: dict[str, int] = {}
-    for k, column in enumerate(columns):
-        if column.is_on_sky:
-            first.setdefault(column.array.name, k)
-    return set(first.values())
+def _starts(columns: Sequence[Column]) -> list[int]:
+    """Numbers of the first column of each array."""
+    return [k for k, c in enumerate(columns) if k == 0 or columns[k - 1].array is not c.array]
 
 
 def _mark_sky(stamp: Image) -> None:
@@ -246,10 +246,10 @@ def _image_shape(column: Column) -> tuple[int, ...]:
 
 def _lefts(columns: Sequence[Column], cell: int) -> list[int]:
     """Computes the left edge of each column, and the width of the sheet."""
+    starts = _starts(columns)
     lefts = [_MARGIN]
-    for column, following in zip(columns, [*columns[1:], None], strict=True):
-        apart = following is not None and following.array is not column.array
-        lefts.append(lefts[-1] + cell + (_ARRAY_GAP if apart else _GAP))
+    for k in range(1, len(columns) + 1):
+        lefts.append(lefts[-1] + cell + (_ARRAY_GAP if k in starts else _GAP))
     lefts[-1] = max(lefts[-1] - _GAP + _MARGIN, 640)
     return lefts
 
@@ -257,21 +257,16 @@ def _lefts(columns: Sequence[Column], cell: int) -> list[int]:
 def _draw_heads(sheet: Image, columns: Sequence[Column], lefts: Sequence[int], top: int) -> None:
     import cv2
 
-    for i, (column, x) in enumerate(zip(columns, lefts[:-1], strict=True)):
-        if i == 0 or columns[i - 1].array is not column.array:
-            after = next(
-                (k for k in range(i, len(columns)) if columns[k].array is not column.array), None
-            )
-            right = (lefts[after] - _ARRAY_GAP) if after else lefts[-1] - _MARGIN
-            _write(sheet[:, :right], _array_label(column), (x, top - 28), scale=0.48)
-            cv2.line(sheet, (x, top - 20), (right, top - 20), FAINT_INK, 1)
+    for i, after in pairwise([*_starts(columns), len(columns)]):
+        x, array = lefts[i], columns[i].array
+        right = lefts[after] - (_ARRAY_GAP if after < len(columns) else _MARGIN)
+        label = f"{array.name}  {'x'.join(map(str, _image_shape(columns[i])))}"
+        if array.pixel_scale_arcsec:
+            label += f'  {array.pixel_scale_arcsec:g}"/pixel'
+        _write(sheet[:, :right], label, (x, top - 28), scale=0.48)
+        cv2.line(sheet, (x, top - 20), (right, top - 20), FAINT_INK, 1)
+    for column, x in zip(columns, lefts[:-1], strict=True):
         _write(sheet, column.label, (x + 2, top - 6), scale=0.45)
-
-
-def _array_label(column: Column) -> str:
-    scale = column.array.pixel_scale_arcsec
-    shape = "x".join(map(str, _image_shape(column)))
-    return f"{column.array.name}  {shape}" + (f'  {scale:g}"/pixel' if scale else "")
 
 
 def draw_cell(column: Column, sample: Mapping[str, Any], cell: int) -> Image:
@@ -350,21 +345,9 @@ def _curve(values_N: Array, cell: int) -> Image:
 
 
 def _legend(columns: Sequence[Column], samples: Sequence[Sample]) -> str:
-    has_nan = any(
-        bool(np.isnan(c.values(s)).any())
-        for c in columns
-        if c.array.numpy_dtype.kind in "fc"
-        for s in samples
-    )
+    floats = [c for c in columns if c.array.numpy_dtype.kind in "fc"]
+    has_nan = any(np.isnan(c.values(s)).any() for c in floats for s in samples)
     return "pixels in magenta are NaN" if has_nan else ""
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Wraps a line of the foot at the width of the sheet."""
-    import textwrap
-
-    # Letters of this size are 7.5 pixels wide on average.
-    return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) / 7.5)))
 
 
 def _write(

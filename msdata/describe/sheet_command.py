@@ -98,12 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _augmentation(asked: str, seed: int) -> tuple[AugmentConfig, int, Statistics | None]:
-    """The augmentation that was asked for, with the seed and statistics that go with it.
-
-    Raises:
-        UsageError: it is neither a fusion nor a run's folder.
-        DataError: the run's files are damaged.
-    """
+    """The augmentation that was asked for, with the seed and statistics that go with it."""
     if asked in FUSIONS:
         return AugmentConfig(fusion=asked, scaling="none"), seed, None
     path = Path(asked) / "config.json"

@@ -149,11 +149,13 @@ def deal_columns(
     count_SP = _count_owned(group_SG, num_nodes)
     kept_SP, miss_SP = keep_and_miss(count_SP, share=share, first_step=first_step)
 
-    start_SP = np.cumsum(count_SP, axis=1) - count_SP
-    # Sorted by owner, a sample is kept if it stands among the first `kept` of its owner's run.
-    edges_SP = np.stack([start_SP, start_SP + kept_SP], axis=2)
     is_miss_SG = group_SG == num_nodes
-    is_kept_SG = _between(edges_SP, global_batch)
+    # Sorted by owner, the first `kept` of each owner's run are kept; the misses stand last.
+    runs_SP2 = np.stack([kept_SP, count_SP - kept_SP], axis=2).reshape(num_steps, -1)
+    lengths = np.concatenate([runs_SP2, is_miss_SG.sum(axis=1, keepdims=True)], axis=1)
+    is_kept_run = np.arange(lengths.shape[1]) % 2 == 0
+    is_kept_run[-1] = False
+    is_kept_SG = np.repeat(np.tile(is_kept_run, num_steps), lengths.ravel()).reshape(owner_SG.shape)
     slot_SPQ = np.arange(share, dtype=np.int32)
     is_own_SPQ = slot_SPQ < kept_SP[:, :, None]
     takes_miss_SPQ = slot_SPQ >= share - miss_SP[:, :, None]
@@ -209,16 +211,3 @@ def _count_owned(owner_SG: NDArray[np.int64], num_nodes: int) -> NDArray[np.int6
     rows = np.arange(len(owner_SG), dtype=np.int64)[:, None] * (num_nodes + 1)
     counts = np.bincount((owner_SG + rows).ravel(), minlength=len(owner_SG) * (num_nodes + 1))
     return counts.reshape(len(owner_SG), num_nodes + 1)[:, :num_nodes].astype(np.int64)
-
-
-def _between(edges_SP: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
-    """True from each run's start to its end; runs of a row are disjoint and may be empty."""
-    num_rows = len(edges_SP)
-    step = np.zeros(num_rows * (width + 1), dtype=np.int8)  # empty runs wrap round and back
-    rows = np.arange(num_rows, dtype=np.int64)[:, None] * (width + 1)
-    np.add.at(step, (edges_SP[:, :, 0] + rows).ravel(), 1)
-    np.subtract.at(step, (edges_SP[:, :, 1] + rows).ravel(), 1)
-    inside: NDArray[np.bool_] = (
-        np.cumsum(step, dtype=np.int8).reshape(num_rows, width + 1)[:, :width] > 0
-    )
-    return inside

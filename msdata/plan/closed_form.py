@@ -47,21 +47,13 @@ def owned_shares(job: Job, ownership: Ownership) -> tuple[Shares, Shares]:
     Returns:
         (memory, SSD), each float64 (num_nodes,).
     """
-    share = _share_of_shard(job)
-    shares = np.zeros((2, job.topology.num_nodes))
-    for row, tier in zip(shares, (MEMORY, SSD), strict=True):
-        held = ownership.tier_of_shard == tier
-        np.add.at(row, ownership.owner_of_shard[held], share[held])
-    return shares[0], shares[1]
-
-
-def _share_of_shard(job: Job) -> Shares:
     samples = job.shard_sizes.astype(np.float64)
     if job.weights is not None:
         ends = np.cumsum(job.shard_sizes)
         up_to = np.concatenate([[0.0], np.cumsum(job.weights)])
         samples = up_to[ends] - up_to[ends - job.shard_sizes]
-    return samples / max(float(samples.sum()), np.finfo(np.float64).tiny)
+    share = samples / max(float(samples.sum()), np.finfo(np.float64).tiny)
+    return ownership.held(share, MEMORY), ownership.held(share, SSD)
 
 
 def levelled_shares(job: Job) -> tuple[Shares, Shares]:

@@ -116,18 +116,13 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
         ("network", "bytes received from peers, per node"),
         ("storage", "reads from shared storage, per node"),
         ("storage-total", "reads from shared storage, all nodes together"),
+        ("decode", "what one core decodes coded records to"),
     ):
         parser.add_argument(
             f"--{name}-gib-per-s", type=float, metavar="GIB/S", help=f"{meaning} (1 GiB = 2**30 B)"
         )
     parser.add_argument(
         "--samples-per-s", type=float, help="samples per second that a GPU trains on"
-    )
-    parser.add_argument(
-        "--decode-gib-per-s",
-        type=float,
-        metavar="GIB/S",
-        help="what one core decodes coded records to",
     )
     parser.add_argument("--cores", type=float, metavar="N", help="cores per node that decode")
 

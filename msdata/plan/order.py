@@ -219,8 +219,25 @@ def global_positions(
     Raises:
         UsageError: as `num_steps`, or a position outside the epoch.
     """
-    ranks = np.arange(num_ranks, dtype=np.int64)
-    return _positions_of(ranks, num_ranks, (num_samples, first_position), batch_per_rank, last)
+    if not 0 <= first_position <= num_samples:
+        raise UsageError(
+            f"position {first_position} is outside an epoch of {num_samples} samples; "
+            "was the run's state saved for another data set?"
+        )
+    global_batch = num_ranks * batch_per_rank
+    steps = num_steps(num_samples - first_position, global_batch, last)
+    starts = first_position + np.arange(steps, dtype=np.int64) * global_batch
+    within = np.arange(global_batch, dtype=np.int64).reshape(num_ranks, batch_per_rank)
+    positions = starts[:, None, None] + within
+    is_real = positions < num_samples
+    if last == "pad" and steps:
+        positions[-1] %= num_samples
+    if last == "short" and steps and starts[-1] + global_batch > num_samples:
+        edges = starts[-1] + (num_samples - starts[-1]) * np.arange(num_ranks + 1) // num_ranks
+        positions[-1] = edges[:-1, None] + np.arange(batch_per_rank)
+        is_real[-1] = positions[-1] < edges[1:, None]
+        positions[-1][~is_real[-1]] = -1
+    return BatchPositions(positions=positions, is_real=is_real)
 
 
 def rank_positions(
@@ -250,43 +267,14 @@ def rank_positions(
     """
     if not 0 <= rank < num_ranks:
         raise UsageError(f"rank must be from 0 to {num_ranks - 1}, got {rank}")
-    ranks = np.array([rank], dtype=np.int64)
-    epoch = (num_samples, first_position)
-    grid = _positions_of(ranks, num_ranks, epoch, batch_per_rank, last)
-    return BatchPositions(positions=grid.positions[:, 0], is_real=grid.is_real[:, 0])
-
-
-def _positions_of(
-    ranks: NDArray[np.int64], num_ranks: int, epoch: tuple[int, int], batch: int, last: str
-) -> BatchPositions:
-    num_samples, first = epoch
-    if not 0 <= first <= num_samples:
-        raise UsageError(
-            f"position {first} is outside an epoch of {num_samples} samples; "
-            "was the run's state saved for another data set?"
-        )
-    global_batch = num_ranks * batch
-    steps = num_steps(num_samples - first, global_batch, last)
-    starts = first + np.arange(steps, dtype=np.int64) * global_batch
-    within = ranks[:, None] * batch + np.arange(batch, dtype=np.int64)
-    positions = starts[:, None, None] + within
-    is_real = positions < num_samples
-    if last == "pad" and steps:
-        positions[-1] %= num_samples
-    if last == "short" and steps and starts[-1] + global_batch > num_samples:
-        positions[-1] = _even_split(ranks, num_ranks, (int(starts[-1]), num_samples), batch)
-        is_real[-1] = positions[-1] >= 0
-    return BatchPositions(positions=positions, is_real=is_real)
-
-
-def _even_split(
-    ranks: NDArray[np.int64], num_ranks: int, bounds: tuple[int, int], batch: int
-) -> NDArray[np.int64]:
-    low, high = bounds
-    starts = low + (high - low) * ranks // num_ranks
-    ends = low + (high - low) * (ranks + 1) // num_ranks
-    positions = starts[:, None] + np.arange(batch, dtype=np.int64)
-    return np.where(positions < ends[:, None], positions, -1)
+    grid = global_positions(
+        num_samples=num_samples,
+        batch_per_rank=batch_per_rank,
+        num_ranks=num_ranks,
+        last=last,
+        first_position=first_position,
+    )
+    return BatchPositions(positions=grid.positions[:, rank], is_real=grid.is_real[:, rank])
 
 
 def _shard_stream(

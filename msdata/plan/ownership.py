@@ -13,6 +13,7 @@ a job must agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,22 +104,20 @@ class Ownership:
         keys = np.arange(num_nodes, dtype=np.uint64)
         return cls(owner_of_shard=owner_of_shard, tier_of_shard=tier_of_shard, node_keys=keys)
 
-    def held(
-        self, amount_of_shard: NDArray[np.int64], tier: int | None = None
-    ) -> NDArray[np.int64]:
-        """Bytes, or samples, that each node keeps.
+    def held(self, amount_of_shard: NDArray[Any], tier: int | None = None) -> NDArray[Any]:
+        """Bytes, samples or shares of the data that each node keeps.
 
         Args:
-            amount_of_shard: int64 (num_shards,), bytes or samples of each shard.
+            amount_of_shard: int64 or float64 (num_shards,), the amount in each shard.
             tier: `MEMORY` or `SSD`; None means both.
 
         Returns:
-            int64 (num_nodes,).
+            (num_nodes,) of the same dtype.
         """
         chosen = self.owner_of_shard >= 0
         if tier is not None:
             chosen &= self.tier_of_shard == tier
-        held = np.zeros(len(self.node_keys), dtype=np.int64)
+        held = np.zeros(len(self.node_keys), dtype=amount_of_shard.dtype)
         np.add.at(held, self.owner_of_shard[chosen], amount_of_shard[chosen])
         return held
 
