@@ -33,6 +33,7 @@ from msdata.augment.draws import draw
 from msdata.augment.geometry import make_geometries
 from msdata.augment.reference import opencv_matrices
 from msdata.loader.ring import BatchBuffer
+from msdata.mock.surveys import FWHM_PER_SIGMA
 from msdata.schema import MANTIS_SHRIMP, Survey
 
 BATCH_SIZE = 128
@@ -42,7 +43,6 @@ NUM_STARS = 256
 WARPS = "OpenCV's warps alone"
 # Full width at half maximum of a star in each survey's sharpest band.
 FWHM_ARCSEC = {"panstarrs": 1.09, "galex": 4.2, "unwise": 6.1}
-FWHM_PER_SIGMA = 2.354_82
 LAYOUTS = {
     "early": AugmentConfig(scaling="none"),
     "early, crops": AugmentConfig(scaling="none", grid="crops"),
@@ -52,13 +52,12 @@ LAYOUTS = {
 Batch = dict[str, Any]
 
 
-def make_batch() -> Batch:
-    """A batch in a buffer of the loader's ring, every pixel different."""
-    random = np.random.default_rng(SEED)
-    arrays = BatchBuffer(MANTIS_SHRIMP, BATCH_SIZE).arrays
+def noise_batch(buffer: BatchBuffer, random: np.random.Generator, num_samples: int) -> Batch:
+    """A batch of noise in a buffer of the loader's ring, every pixel different."""
+    arrays = buffer.lend(num_samples)
     for array in arrays.values():
-        array[:] = random.normal(3, 10, array.shape)
-    return {**arrays, "sample_id": np.array([f"{i:07d}" for i in range(BATCH_SIZE)])}
+        random.standard_normal(out=array, dtype=np.float32)
+    return {**arrays, "sample_id": np.array([f"{i:07d}" for i in range(num_samples)])}
 
 
 def rate_of(run: Callable[[], Any], clock: Callable[[], float]) -> float:
@@ -176,7 +175,8 @@ def pipelined(augmenter: Augmenter, batch: Batch) -> Callable[[], Any]:
 
 def measure_rates(repeats: int, device_id: int | None) -> dict[str, Any]:
     """Rates on the CPU, or on a GPU; see `compare` for what is returned."""
-    batch = make_batch()
+    buffer = BatchBuffer(MANTIS_SHRIMP, BATCH_SIZE)
+    batch = noise_batch(buffer, np.random.default_rng(SEED), BATCH_SIZE)
     with ExitStack() as stack:
 
         def augmenter(backend: str, **settings: Any) -> Augmenter:
@@ -232,8 +232,7 @@ def measure_truth(backend: str, device_id: int | None = None) -> dict[str, Any]:
     random = np.random.default_rng(SEED)
     found: dict[str, Any] = {}
     for layout, config in LAYOUTS.items():
-        flux: dict[str, float] = {}
-        difference = 0.0
+        differences, errors = [], []
         try:
             truth, against = opened("reference", config), "reference"
         except ImportError:
@@ -246,17 +245,18 @@ def measure_truth(backend: str, device_id: int | None = None) -> dict[str, Any]:
                     for a in MANTIS_SHRIMP.arrays
                 }
                 batch["sample_id"] = np.arange(BATCH_SIZE)
-                wanted = truth.run(batch, epoch)
-                images = {name: on_host(image) for name, image in other.run(batch, epoch).items()}
-                for name, image in images.items():
-                    expected = on_host(wanted[name])
-                    away = float(np.abs(image - expected).max()) / float(expected.max())
-                    difference = max(difference, away)
-                for name, error in _flux_errors(images, batch, other.flux_factors).items():
-                    flux[name] = max(flux.get(name, 0.0), error)
+                wanted, images = (
+                    {name: on_host(image) for name, image in each.run(batch, epoch).items()}
+                    for each in (truth, other)
+                )
+                differences += [
+                    float(np.abs(image - wanted[name]).max()) / float(wanted[name].max())
+                    for name, image in images.items()
+                ]
+                errors.append(_flux_errors(images, batch, other.flux_factors))
         found[layout] = {
-            "flux_error": {name: round(error, 6) for name, error in flux.items()},
-            "difference": round(difference, 7),
+            "flux_error": {n: round(max(e[n] for e in errors), 6) for n in errors[0]},
+            "difference": round(max(differences), 7),
             "against": against,
         }
     return found

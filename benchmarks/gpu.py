@@ -37,9 +37,10 @@ from benchmarks.questions.gpu_steps import (
     make_step,
     run_steps,
 )
-from benchmarks.workloads import WORKLOADS, mock_objects, pack_objects, write_source
+from benchmarks.workloads import WORKLOADS, mock_objects, redshift_of
 from msdata.core.files import write_whole
 from msdata.errors import UsageError
+from msdata.schema import MANTIS_SHRIMP
 from mstrain.data.batches import (
     EpochEnd,
     Prefetcher,
@@ -62,9 +63,12 @@ _PROFILE_ROWS = 30
 
 def make_data(folder: Path, num_samples: int) -> Path:
     """A packed data set of noise with the shapes of Mantis Shrimp, unless it is there."""
-    objects = mock_objects(WORKLOADS["mantis"], num_samples)
-    source = write_source(folder / f"gpu-objects-{num_samples}", objects)
-    return pack_objects(source.objects, folder / f"gpu-{num_samples}", "--split", "1,0,0")
+    data = folder / f"gpu-{num_samples}"
+    if not (data / "dataset.json").is_file():
+        with msdata.Writer(data, schema=MANTIS_SHRIMP, split_fractions=(1, 0, 0)) as writer:
+            for number, arrays in enumerate(mock_objects(WORKLOADS["mantis"], num_samples)):
+                writer.write(f"{number:07d}", arrays, redshift=redshift_of(number))
+    return data
 
 
 @contextmanager

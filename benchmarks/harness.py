@@ -361,14 +361,15 @@ def host_facts() -> dict[str, Any]:
 
 def file_system_of(path: Path) -> dict[str, str]:
     """Type and mount options of the file system that holds a path, from the kernel's list."""
-    place, found, best = path.resolve(), {"type": "unknown", "options": ""}, -1
+    place, found = path.resolve(), [(0, "unknown", "")]
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
         _, mounted, kind, options, *_ = line.split()
         point = Path(mounted.replace("\\040", " "))
-        # Of two on one place the later one is seen.
-        if place.is_relative_to(point) and len(point.parts) >= best:
-            best, found = len(point.parts), {"type": kind, "options": options}
-    return found
+        if place.is_relative_to(point):
+            found.append((len(point.parts), kind, options))
+    # Of two on one place the later one is seen.
+    _, kind, options = max(reversed(found), key=lambda mount: mount[0])
+    return {"type": kind, "options": options}
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
@@ -382,14 +383,14 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 def commit_of_code() -> str | None:
     """The commit that was measured, with a plus where files were changed since, but for results."""
-    git = ["git", "-C", str(ROOT)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", ".", _NO_RESULTS], capture_output=True
+        head, changed = (
+            subprocess.check_output(["git", "-C", ROOT, *words], stderr=subprocess.DEVNULL)
+            for words in (
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "-uno", "--", ".", _NO_RESULTS),
+            )
         )
-    except OSError:
+    except (OSError, subprocess.CalledProcessError):
         return None
-    if head.returncode:
-        return None
-    return head.stdout.decode().strip() + ("+" if changed.stdout else "")
+    return head.decode().strip() + ("+" if changed else "")

@@ -19,7 +19,7 @@ from benchmarks.comparison import RACED, add_to_history, race_history, read_resu
 from benchmarks.harness import Settings, write_result
 from msdata.core.files import write_whole
 from msdata.core.output_file import check_output
-from msdata.errors import MissingPackageError, UsageError
+from msdata.errors import UsageError, needing
 
 # The questions in the order of the page; others come after them.
 ORDER = (
@@ -177,13 +177,9 @@ class Shown:
 
 def draw(chart: Chart) -> str:
     """The chart as an `<svg>` element; bars are horizontal so that long names stay readable."""
-    try:
+    with needing("the report's charts need matplotlib", "bench"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            "the report's charts need matplotlib: pip install 'msdata[bench]'"
-        ) from error
     style = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "text.parse_math": False}
     is_bars = chart.kind == "bars"
     height = 0.9 + 0.3 * len(chart.labels) * (0.4 + 0.6 * len(chart.series)) if is_bars else 4.0

@@ -213,7 +213,8 @@ def pack_source(source: Source, out: Path, shard_nbytes: int) -> Path:
     return pack_objects(source.objects, out, *WHOLE, "--inpaint", "none", *size)
 
 
-def _run(module: str, *arguments: str | Path) -> None:
+def run_command(module: str, *arguments: str | Path) -> None:
+    """Runs and shows `python -m MODULE ...`; ends this process with its exit code if it fails."""
     words = [str(a) for a in arguments]
     print(f"\n$ {module} {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, "-m", module, *words]).returncode
@@ -221,8 +222,7 @@ def _run(module: str, *arguments: str | Path) -> None:
         raise SystemExit(code)
 
 
-# Run and show a command; end this process with its exit code if it fails.
-run_msdata, run_mstrain = partial(_run, "msdata"), partial(_run, "mstrain")
+run_msdata, run_mstrain = partial(run_command, "msdata"), partial(run_command, "mstrain")
 
 
 def make_objects(objects: Path, num_objects: int, *options: str) -> Path:

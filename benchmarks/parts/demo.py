@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import msdata
 from benchmarks.comparison import read_result
 from benchmarks.harness import host_facts, interval_text
 from benchmarks.parts.photoz import against_the_mean, quality_lines
-from benchmarks.workloads import run_msdata, run_mstrain
+from benchmarks.workloads import run_command, run_msdata, run_mstrain
 
 _MARK = ".msdata-demo"
 BATCH_SIZE, NUM_THREADS = 128, 2
@@ -86,9 +84,8 @@ def load_epochs(data: Path, num_epochs: int = 3) -> None:
 def race(folder: Path, data: Path) -> list[str]:
     """The loader beside bare reads of the same bytes."""
     out = folder / "race"
-    words = [sys.executable, "-m", "benchmarks", "loaders", "--quick", "--data", str(data)]
-    words += ["--peers", "ours_tar,ours_cached,bare_map,bare_preadv"]
-    subprocess.run([*words, "--out", str(out)], check=True)
+    words = ["--quick", "--data", data, "--peers", "ours_tar,ours_cached,bare_map,bare_preadv"]
+    run_command("benchmarks", "loaders", *words, "--out", out)
     result = read_result(out / "loaders.json")
     shutil.rmtree(out / "work")
     lines = [

@@ -115,6 +115,26 @@ def read_objects(objects: Path, reading: Reading) -> Iterator[tuple[int, Arrays]
         yield number, read_object(objects, number)
 
 
+class Samples:
+    """A map-style data set of a `Reading`: what a function gives for each number."""
+
+    def __init__(self, give: Callable[[int], Any], reading: Reading) -> None:
+        self._give, self._num_samples = give, reading.num_samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, number: int) -> Any:
+        return self._give(number)
+
+
+def fill_arrays(targets: Mapping[str, Any], objects: Path, reading: Reading) -> None:
+    """Copies all objects into arrays of all samples, by name."""
+    for number, arrays in read_objects(objects, reading):
+        for name, target in targets.items():
+            target[number] = arrays[name]
+
+
 def record_of(arrays: Arrays, reading: Reading) -> NDArray[Any]:
     """The arrays of an object as one record of `Reading.dtype`."""
     record = np.empty(1, reading.dtype())

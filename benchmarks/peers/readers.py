@@ -17,6 +17,7 @@ from benchmarks.peers.protocol import (
     Batch,
     Epochs,
     Reading,
+    fill_arrays,
     read_object,
     read_objects,
     record_of,
@@ -192,11 +193,11 @@ def write_hdf5(objects: Path, out: Path, reading: Reading) -> None:
 
     out.mkdir()
     with h5py.File(out / FILE, "w") as file:
-        for name, (shape, dtype) in reading.arrays.items():
-            file.create_dataset(name, (reading.num_samples, *shape), dtype)
-        for number, arrays in read_objects(objects, reading):
-            for name, array in arrays.items():
-                file[name][number] = array
+        targets = {
+            name: file.create_dataset(name, (reading.num_samples, *shape), dtype)
+            for name, (shape, dtype) in reading.arrays.items()
+        }
+        fill_arrays(targets, objects, reading)
 
 
 @contextmanager

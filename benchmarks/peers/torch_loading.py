@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.protocol import Arrays, Batch, Epochs, Reading, read_object, read_objects
+from benchmarks.peers.protocol import (
+    Arrays,
+    Batch,
+    Epochs,
+    Reading,
+    Samples,
+    read_object,
+    read_objects,
+)
 
 BUFFER_SAMPLES = 1000
 WIDS_CHUNK = 2000
@@ -46,17 +54,8 @@ def stand_in(name: str, **members: object) -> None:
     vars(module).update(members)
 
 
-class _Samples:
-    """A map-style data set: the arrays of a number, and the number at "id"."""
-
-    def __init__(self, read: Callable[[int], Arrays], num_samples: int) -> None:
-        self._read, self._num_samples = read, num_samples
-
-    def __len__(self) -> int:
-        return self._num_samples
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return {"id": number, **self._read(number)}
+def _with_id(read: Callable[[int], Arrays], number: int) -> dict[str, Any]:
+    return {"id": number, **read(number)}
 
 
 def _loader(samples: Any, reading: Reading, **options: Any) -> Any:
@@ -78,7 +77,7 @@ def open_samples(
     reader: Callable[[Path, tuple[str, ...]], Callable[[int], Arrays]], data: Path, reading: Reading
 ) -> Iterator[Epochs]:
     """The DataLoader over what reads a sample of the converted data: its arrays by its number."""
-    samples = _Samples(reader(data, tuple(reading.arrays)), reading.num_samples)
+    samples = Samples(partial(_with_id, reader(data, tuple(reading.arrays))), reading)
     yield epochs_of(_loader(samples, reading, **_shuffled(reading)), reading)
 
 
@@ -105,7 +104,7 @@ def open_concurrent(data: Path, reading: Reading) -> Iterator[Epochs]:
     from pytorch_concurrent_dataloader import DataLoader
 
     loader = DataLoader(
-        _Samples(partial(read_object, data), reading.num_samples),
+        Samples(partial(_with_id, partial(read_object, data)), reading),
         batch_size=reading.batch_size,
         num_workers=reading.num_workers,
         num_fetch_workers=_FETCH_THREADS,
@@ -249,16 +248,12 @@ def open_mds(data: Path, reading: Reading) -> Iterator[Epochs]:
     yield epochs_of(_loader(dataset, reading), reading)
 
 
-def _litdata_sample(objects: Path, number: int) -> dict[str, Any]:
-    return {"id": number, **read_object(objects, number)}
-
-
 def write_litdata(objects: Path, out: Path, reading: Reading) -> None:
     """Chunks by LitData's `optimize`."""
     import litdata
 
     litdata.optimize(
-        fn=partial(_litdata_sample, objects),
+        fn=partial(_with_id, partial(read_object, objects)),
         inputs=list(range(reading.num_samples)),
         output_dir=str(out),
         num_workers=reading.num_workers,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.protocol import Batch, Epochs, Reading, read_object, read_objects
+from benchmarks.peers.protocol import Batch, Epochs, Reading, Samples, fill_arrays, read_object
 
 _BETON = "samples.beton"
 _FFCV_PAGE_BYTES = 16 << 20
@@ -24,9 +25,7 @@ def write_arrays(objects: Path, out: Path, reading: Reading) -> None:
         )
         for name, (shape, dtype) in reading.arrays.items()
     }
-    for number, arrays in read_objects(objects, reading):
-        for name, target in targets.items():
-            target[number] = arrays[name]
+    fill_arrays(targets, objects, reading)
 
 
 @contextmanager
@@ -79,19 +78,9 @@ def open_ddstore(data: Path, reading: Reading) -> Iterator[Epochs]:
         store.free()
 
 
-class _Objects:
-    """The objects as a map-style data set of tuples, the number last."""
-
-    def __init__(self, objects: Path, reading: Reading) -> None:
-        self._objects, self._num_samples = objects, reading.num_samples
-        self._names = tuple(reading.arrays)
-
-    def __len__(self) -> int:
-        return self._num_samples
-
-    def __getitem__(self, number: int) -> tuple[Any, ...]:
-        arrays = read_object(self._objects, number)
-        return (*(arrays[name] for name in self._names), number)
+def _row(objects: Path, reading: Reading, number: int) -> tuple[Any, ...]:
+    arrays = read_object(objects, number)
+    return (*(arrays[name] for name in reading.arrays), number)
 
 
 def write_beton(objects: Path, out: Path, reading: Reading) -> None:
@@ -110,7 +99,7 @@ def write_beton(objects: Path, out: Path, reading: Reading) -> None:
         page_size=_FFCV_PAGE_BYTES,
         num_workers=reading.num_workers,
     )
-    writer.from_indexed_dataset(_Objects(objects, reading))
+    writer.from_indexed_dataset(Samples(partial(_row, objects, reading), reading))
 
 
 @contextmanager

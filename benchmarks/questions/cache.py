@@ -110,7 +110,6 @@ def make_bench(settings: Settings) -> Bench:
         "data": str(data.resolve()),
         "edges": str(edges.resolve()),
         "batch_size": min(WORKLOADS[settings.workload].batch_size, count // FEWEST),
-        "threads": None,
         "last": "short",
         "is_served": False,
     }

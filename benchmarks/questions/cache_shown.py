@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,11 +34,10 @@ def hits_of(point: Mapping[str, Any], key: str = "tier_shares") -> float:
 
 def usual_rate(result: Mapping[str, Any]) -> float:
     """The rate of slowed storage that all setups were measured at."""
-    setups: dict[float, set[tuple[int, float]]] = {}
-    for p in result["points"]:
-        if p["storage_bytes_per_s"] is not None:
-            setups.setdefault(p["storage_bytes_per_s"], set()).add((p["num_nodes"], p["share"]))
-    return max(setups, key=lambda rate: len(setups[rate]))
+    fields = ("storage_bytes_per_s", "num_nodes", "share")
+    places = dict.fromkeys(tuple(p[field] for field in fields) for p in result["points"])
+    counts = Counter(rate for rate, *_ in places if rate is not None)
+    return max(counts, key=lambda rate: counts[rate])
 
 
 def pick(points: Sequence[Point], **wanted: Any) -> list[Point]:

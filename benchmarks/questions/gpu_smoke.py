@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.augment_rates import measure_truth
+from benchmarks.augment_rates import measure_truth, noise_batch
 from benchmarks.harness import versions_of
 from benchmarks.questions.gpu_steps import GpuRun, Timeline, in_turns, made_up_statistics
 from msdata.augment import Augmenter, open_augmenter
@@ -100,14 +100,6 @@ def opened(run: GpuRun, backend: str, **options: Any) -> Augmenter:
     )
 
 
-def filled(buffer: BatchBuffer, random: np.random.Generator, num_samples: int) -> dict[str, Any]:
-    """A batch of noise in a buffer of the loader's ring."""
-    arrays = buffer.lend(num_samples)
-    for array in arrays.values():
-        random.standard_normal(out=array, dtype=np.float32)
-    return {**arrays, "sample_id": np.array([str(i) for i in range(num_samples)])}
-
-
 def held_images(run: GpuRun) -> dict[str, Any]:
     """Whether images are whole when a busy device reads them late, and the ring is filled again.
 
@@ -127,7 +119,7 @@ def _held(run: GpuRun, backend: str) -> dict[str, Any]:
         seeds = range(_NUM_HELD)
 
         def batch(seed: int) -> dict[str, Any]:
-            return filled(buffers[seed % _NUM_BUFFERS], np.random.default_rng(seed), size)
+            return noise_batch(buffers[seed % _NUM_BUFFERS], np.random.default_rng(seed), size)
 
         wanted = []
         for seed in seeds:
@@ -213,7 +205,7 @@ def augmentation(run: GpuRun) -> dict[str, Any]:
     else:
         run.not_measured["augmentation: compiled"] = "not asked for; give --compile"
     size, random = run.config.batch_size, np.random.default_rng(0)
-    batch = filled(BatchBuffer(MANTIS_SHRIMP, size), random, size)
+    batch = noise_batch(BatchBuffer(MANTIS_SHRIMP, size), random, size)
 
     def make(backend: str, options: dict[str, Any]) -> Callable[[], dict[str, float]]:
         augmenter = stack.enter_context(opened(run, backend, **options))

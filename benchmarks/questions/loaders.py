@@ -217,19 +217,19 @@ def describe(contender: Contender) -> dict[str, Any]:
 
 def ratios_of(found: dict[str, Any], contestants: dict[str, Any]) -> dict[str, Any]:
     """Ratios that `compare` compares: ours to the limit, hot and cold, and its utilization."""
-    ratios = {}
-    for name, contestant in contestants.items():
-        if not contestant["is_ours"]:
-            continue
-        for kind in ("hot", "cold"):
-            if name in found[kind].get("contestants", {}):
-                ratio = found[kind]["contestants"][name]["of_limit"]
-                ratios[f"{contestant['title']}: {kind}, of the limit"] = ratio
-        for rate, utilization in found["utilization"].items():
-            if name in utilization:
-                title = f"{contestant['title']}: utilization at {rate} samples/s"
-                ratios[title] = utilization[name]
-    return ratios
+    measured = {
+        f"{kind}, of the limit": {n: f["of_limit"] for n, f in rates.items()}
+        for kind in ("hot", "cold")
+        if (rates := found[kind].get("contestants"))
+    }
+    for rate, utilization in found["utilization"].items():
+        measured[f"utilization at {rate} samples/s"] = utilization
+    return {
+        f"{contestant['title']}: {title}": ratios[name]
+        for name, contestant in contestants.items()
+        for title, ratios in measured.items()
+        if contestant["is_ours"] and name in ratios
+    }
 
 
 def result_name(settings: Settings) -> str:

@@ -22,14 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import ROOT, child_environ
 from benchmarks.told import ToldProcess
 from msdata.cache.arena import own_arenas
 from msdata.cache.shared_file import remove_if_unused
 from msdata.cache.stale_shm import remove_dead_shared_memory
+from msdata.cluster.nodes import step_environ
 from msdata.errors import StorageError, UsageError
 from msdata.topology import job_name, slurm_job
 
-ROOT = Path(__file__).parents[2]
 SHM = Path("/dev/shm")
 NODE_SCRIPT = ROOT / "slurm" / "node.sh"
 START_S, END_S, EPOCH_S = 90.0, 30.0, 600.0
@@ -102,30 +103,24 @@ def find_nodes(environ: Mapping[str, str], num_pretended: int) -> Nodes:
     Raises:
         StorageError: Slurm does not answer.
     """
-    job = slurm_job(environ)
+    job, environ = slurm_job(environ), child_environ(environ)
     if job is None:
         name = f"bench{os.getpid()}"
         machines = ("here",) * num_pretended
         return Nodes(hosts=(), machines=machines, job=name, environ={**environ, "MSDATA_JOB": name})
     hosts = _ask(["scontrol", "show", "hostnames", environ["SLURM_JOB_NODELIST"]]).split()
-    # What sbatch was given for tasks would shrink or refuse the steps.
-    told = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK")
-    told += ("SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION", "SRUN_CPUS_PER_TASK")
-    kept = {name: value for name, value in environ.items() if name not in told}
     nodes = Nodes(
         hosts=tuple(hosts),
         machines=tuple(hosts),
         job=job_name(environ),
         mpi=environ.get("SRUN_MPI", "pmi2"),
-        environ={**kept, "SLURM_EXPORT_ENV": "ALL", "PYTHON": sys.executable},
+        environ={**step_environ(environ), "PYTHON": sys.executable},
     )
     # Nodes of a test may share a machine, whose name says nothing of that.
     step = [*nodes.srun(nodes.most, 1), "--label", "--mpi=none", "cat", str(_BOOT_ID)]
-    answers = _ask(step, environ=nodes.environ).split("\n")
-    told_by_task = dict(line.split(": ", 1) for line in answers if ": " in line)
-    return replace(
-        nodes, machines=tuple(told_by_task[key] for key in sorted(told_by_task, key=int))
-    )
+    answers = [line.split(": ", 1) for line in _ask(step, environ=nodes.environ).split("\n")]
+    told_by_task = sorted((int(answer[0]), answer[1]) for answer in answers if len(answer) == 2)
+    return replace(nodes, machines=tuple(machine for _, machine in told_by_task))
 
 
 def _ask(command: Sequence[str], line: str = "", environ: Mapping[str, str] | None = None) -> str:

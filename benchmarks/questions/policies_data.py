@@ -8,9 +8,7 @@ from a study that sees no harm at all.
 
 from __future__ import annotations
 
-import pickle
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -26,8 +24,6 @@ from msdata.augment.statistics import FILE_NAME
 from msdata.dataset.coding import ArrayCoding, decode_into, encode
 from msdata.describe.stats import measure
 from msdata.errors import UsageError
-from msdata.pack.run import pack
-from msdata.pack.settings import PackSettings
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
 
 RANDOM, BY_REDSHIFT = "random", "redshift"
@@ -175,32 +171,13 @@ def pack_stamps(
         return out
     seed, num_shards = settings
     shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    source = Path(tempfile.mkdtemp(prefix=f".{out.name}-objects.", dir=out.parent))
-    _write_objects(stamps, source, numbers)
-    shard_nbytes = int(_TAR_OVERHEAD * stamps["image"].nbytes * split[0] / num_shards)
-    pack(
-        PackSettings(
-            source=source,
-            out=out,
-            catalog=source / "catalog.csv",
-            seed=seed,
-            split_fractions=split,
-            shard_nbytes=shard_nbytes,
-        ),
-        jobs=1,
-        is_quiet=True,
-    )
-    shutil.rmtree(source)
+    nbytes = int(_TAR_OVERHEAD * stamps["image"].nbytes * split[0] / num_shards)
+    with msdata.Writer(
+        out, seed=seed, split_fractions=split, shard_nbytes=nbytes, jobs=1
+    ) as writer:
+        for place, number in enumerate(numbers.tolist()):
+            labels = {"redshift": stamps["redshift"][number], EBV: stamps["ebv"][number]}
+            image = stamps["image"][number]
+            writer.write(f"{place:07d}", {"image": image}, **labels, object=number)
     measure(msdata.open(out).split("train")).write(out / FILE_NAME)
     return out
-
-
-def _write_objects(stamps: Stamps, folder: Path, numbers: NDArray[np.int64]) -> None:
-    lines = [f"mantis_id,redshift,{EBV},object"]
-    for place, number in enumerate(numbers.tolist()):
-        path = folder / f"{place:07d}.pkl"
-        path.write_bytes(pickle.dumps({"image": stamps["image"][number]}, protocol=4))
-        _, redshift, ebv = stamps[number].item()
-        lines.append(f"{place:07d},{redshift!r},{ebv!r},{number}")
-    (folder / "catalog.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -96,7 +96,7 @@ class Rank:
 
     Args:
         order: `data`, `edges` (file of uint8 (samples, arrays, 8), or None), `batch_size`,
-            `threads`, `is_served`, and `last`, what becomes of an incomplete batch.
+            `is_served`, and `last`, what becomes of an incomplete batch.
         topology: this rank's place by its launcher.
 
     Attributes:
@@ -155,7 +155,6 @@ class Rank:
                     policy=policy,
                     topology=self.topology,
                     cache=cache,
-                    threads=self._order["threads"],
                     prefetch=PREFETCH,
                     num_valid_batches=HOLD,
                     remainder=self._order["last"],

@@ -205,7 +205,6 @@ def measure(
         "data": str(data.resolve()),
         "edges": None,
         "batch_size": experiment.batch_per_rank,
-        "threads": None,
         "last": LAST,
         "is_served": True,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from browsing import needs_browser, open_page
 from hypothesis import given
 from hypothesis import strategies as st
 
+import msdata.cli
 from benchmarks.__main__ import main
 from benchmarks.comparison import is_below
-from benchmarks.harness import compare, json_text, take_turns, write_result
+from benchmarks.harness import compare, json_text, run_timed, take_turns, write_result
 from benchmarks.report import Chart, Series, Shown, Table, draw, page
 
 BARS = Chart(
@@ -234,3 +236,18 @@ def test_contestants_take_turns_and_warm_ups_do_not_count() -> None:
     assert len(turns) == 6
     assert {n: len(r) for n, r in rates.items()} == dict.fromkeys(names, 4)
     assert min(min(r) for r in rates.values()) > 6
+
+
+def test_a_process_that_is_timed_finds_compiled_modules_and_its_exit_code_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    code = "import sys, msdata.cli; sys.exit(sys.dont_write_bytecode)"
+    seen: list[int] = []
+    found = run_timed([sys.executable, "-c", code], watch=seen.append)
+    assert found["processor_seconds"] > 0
+    assert found["seconds"] > 0
+    assert seen
+    assert Path(msdata.cli.__cached__).is_file()
+    with pytest.raises(SystemExit, match="3"):
+        run_timed([sys.executable, "-c", "raise SystemExit(3)"])
