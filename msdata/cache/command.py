@@ -27,13 +27,13 @@ from msdata.cache.transport.group import Group, agree, ending_together
 from msdata.cache.transport.listen import LOOPBACK
 from msdata.cache.transport.mpi_group import open_group
 from msdata.cache.transport.rendezvous import FolderGroup
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.core.options import add_former
 from msdata.core.signals import ignore_signals
 from msdata.core.terminal import raw
 from msdata.core.text import bytes_text
 from msdata.dataset.dataset import open_dataset
-from msdata.errors import StorageError, UsageError
+from msdata.errors import UsageError
 from msdata.topology import from_env, job_name, node_name
 
 WHEN_INTERRUPTED = "arenas that ranks still use stay with them"
@@ -203,7 +203,8 @@ def _check_transport(args: argparse.Namespace) -> None:
 def _keep_arena(service: Service, config: CacheConfig, group: Group) -> None:
     """Keeps this node's arena until this service or another one of the job is told to end."""
     try:
-        _open_arena(service, config.shm_dir)
+        with refusals("keep a cache in", config.shm_dir):
+            service.open()
         if group.rank == 0 or not group.ends_together:
             _print_offers(service, config)
         _serve_until_end(service)
@@ -212,15 +213,6 @@ def _keep_arena(service: Service, config: CacheConfig, group: Group) -> None:
         # A second signal would interrupt the cleanup.
         ignore_signals()
         raise
-
-
-def _open_arena(service: Service, shm_dir: Path) -> None:
-    try:
-        service.open()
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error("keep a cache in", shm_dir, error) from error
 
 
 def _print_offers(service: Service, config: CacheConfig) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from msdata.cache.own_file import open_own
 from msdata.core.checked_json import parse_json
-from msdata.core.files import storage_error
+from msdata.core.files import refusals
 from msdata.errors import DataError, StorageError
 
 # Making a file takes milliseconds; a process that locks it exclusively for longer is stuck.
@@ -59,7 +59,7 @@ def join(
             it whose file does not fit.
     """
     deadline = time.monotonic() + _JOIN_TIMEOUT_S
-    try:
+    with refusals("share", path):
         while time.monotonic() < deadline:
             fd = open_own(path, os.O_RDWR | os.O_CREAT, dir_fd=dir_fd)
             try:
@@ -70,10 +70,6 @@ def join(
                 raise
             os.close(fd)
             time.sleep(_POLL_S)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error("share", path, error) from error
     raise StorageError(
         f"cannot share {path}: another process has kept it locked for {_JOIN_TIMEOUT_S:.0f} s"
     )

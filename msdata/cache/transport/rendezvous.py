@@ -21,7 +21,7 @@ from msdata.cache.own_file import open_own_folder, read_own
 from msdata.cache.tier import LOG
 from msdata.cache.transport.group import Group
 from msdata.core.checked_json import parse_json
-from msdata.core.files import storage_error, write_whole
+from msdata.core.files import refusals, storage_error, write_whole
 from msdata.errors import DataError, StorageError
 
 _KEY_FILE = "key.json"
@@ -153,10 +153,8 @@ class FolderGroup(Group):
         self._num_asked += 1
         warn_at_s = time.monotonic() + _WARN_AFTER_S
         while True:
-            try:
+            with refusals("read", self._folder):
                 places = sorted(self._folder.glob(f"*{self._suffix}"))
-            except OSError as error:
-                raise storage_error("read", self._folder, error) from error
             if len(places) > self.size:
                 raise StorageError(
                     f"{self._folder} has offers of {len(places)} nodes, got --nodes {self.size}; "
