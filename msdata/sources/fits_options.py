@@ -6,16 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msdata.core.checked_json import parse_json
 from msdata.errors import UsageError
 from msdata.schema import MANTIS_SHRIMP, Schema, Survey
+from msdata.sources.survey_file import SurveyFile, check_not_auxiliary
 from msdata.sources.zero_points import NANOMAGGY, NANOMAGGY_ZERO_POINT
-
-# Imported where it is used: packs of other files need none of it.
-if TYPE_CHECKING:
-    from msdata.sources.survey_file import SurveyFile
 
 DEFAULT_PATTERNS = {
     "panstarrs": "{id}.{band}.fits",
@@ -54,8 +51,6 @@ class FitsOptions:
     fills_missing: bool = False
 
     def __post_init__(self) -> None:
-        from msdata.sources.survey_file import check_not_auxiliary
-
         if self.calibration not in CALIBRATIONS:
             raise UsageError(
                 f"--calibrate must be one of {', '.join(CALIBRATIONS)}, got {self.calibration!r}"
@@ -137,8 +132,6 @@ class FitsOptions:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> FitsOptions:
         """The inverse of `to_json`."""
-        from msdata.sources.survey_file import SurveyFile
-
         bands = {name: tuple(bands) for name, bands in fields["bands"].items()}
         text = json.dumps(fields.get("surveys", []))
         surveys = parse_json(text, "survey", cure="").read_as(tuple[SurveyFile, ...])

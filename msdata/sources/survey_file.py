@@ -5,22 +5,23 @@ Those beside this module in `surveys` are known by name; anyone can write anothe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msdata.core.checked_json import JsonValue, Within
 from msdata.core.files import storage_error
 from msdata.errors import DataError, SampleError, UsageError
 from msdata.schema import MANTIS_SHRIMP, Survey
 from msdata.sources import SURVEYS
-from msdata.sources.fits_image import AUXILIARY, Photometry
+
+# Every pack imports this module, and few read FITS files: what reads them is imported there.
+if TYPE_CHECKING:
+    from msdata.sources.fits_image import Photometry
 
 SHIPPED = SURVEYS
 _MAX_NBYTES = 1 << 16
@@ -161,6 +162,8 @@ class SurveyFile:
         said = asdict(self)
         names = ("pattern", "bands", "pixel_scale_arcsec", "size", "layer", "hips")
         text = json.dumps([said[name] for name in names], sort_keys=True)
+        import hashlib
+
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def survey(self) -> Survey:
@@ -249,6 +252,8 @@ def check_not_auxiliary(where: str, pattern: str) -> None:
         UsageError: it does.
     """
     literal = pattern.replace("{id}", "-").replace("{band}", "-").upper()
+    from msdata.sources.fits_image import AUXILIARY
+
     found = AUXILIARY.search(literal)
     if found:
         raise UsageError(
@@ -281,6 +286,8 @@ def read_survey(said: str) -> SurveyFile:
         raise UsageError(
             f"--survey must be one of {', '.join(shipped)}, or a TOML file, got {said!r}"
         )
+    import tomllib
+
     try:
         if path.stat().st_size > _MAX_NBYTES:
             raise UsageError(f"{path} has more than {_MAX_NBYTES:,} bytes; {_CURE}")
