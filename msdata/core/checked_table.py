@@ -93,15 +93,17 @@ def open_table(
     return file
 
 
-def read_whole(path: Path, columns: Mapping[str, str], *, cure: str) -> pa.Table:
+def read_whole(
+    path: Path, columns: Mapping[str, str], *, cure: str, num_rows: int | None = None
+) -> pa.Table:
     """Reads the named columns of a Parquet file, which must not have nulls; see `open_table`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the file does not exist.
-        DataError: it is damaged, or has other columns.
+        DataError: it is damaged, or has other columns or rows.
         StorageError: the file system refused.
     """
-    file = open_table(path, columns, cure=cure)
+    file = open_table(path, columns, cure=cure, num_rows=num_rows)
     with file, reading(path, cure):
         table = file.read(list(columns))
         table.validate(full=True)

@@ -33,7 +33,7 @@ from mstrain.evaluation.inference import (
 )
 from mstrain.evaluation.list_table import as_floats
 from mstrain.evaluation.metrics.scores import as_of_redshift
-from mstrain.evaluation.metrics.summary import check_scipy, import_stats
+from mstrain.evaluation.metrics.summary import check_scipy, uniformity
 from mstrain.evaluation.predictions import read_predictions
 from mstrain.evaluation.run_info import TrainedRun, check_data, find_prior, open_run
 from mstrain.evaluation.variants import CUTOUT, Variant, fitted_on, is_index_column
@@ -127,7 +127,6 @@ def calibrate_on_ranks(
     prior = find_prior(trained, config.prior)
     # Apart from an evaluation's own table, and only for as long as it takes.
     table = run / f".calibration-{split.name}.parquet"
-    made: list[Calibrated] = []
     try:
         predict_to(
             table,
@@ -141,12 +140,11 @@ def calibrate_on_ranks(
             has_brightness=True,
             is_quiet=config.is_quiet,
         )
-        ranks.on_first(lambda: made.append(_fit(table, trained, prior, split, config)))
+        return ranks.on_first(lambda: _fit(table, trained, prior, split, config))
     finally:
         if ranks.is_first:
             with suppress(OSError):
                 table.unlink(missing_ok=True)
-    return made[0] if made else None
 
 
 def _named(config: CalibrationConfig) -> list[str]:
@@ -213,10 +211,9 @@ def _fit(
     pits = {"none": pit_N} | {
         made.name: made.levels(pit_N[:, None], feature_NV)[:, 0] for made in maps
     }
-    kstest = import_stats().kstest
     return Calibrated(
         num_samples=len(pit_N),
-        pit_ks={name: float(kstest(values, "uniform").statistic) for name, values in pits.items()},
+        pit_ks={name: uniformity(values)[0] for name, values in pits.items()},
         features=tuple(names),
         files=files,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ def compare(
     if config.has_report:
         check_installed()
     samples = _parse_samples(config.samples or (ALL,))
-    paths = [_table_path(Path(table), config.split) for table in tables]
+    paths = [Path(table) for table in tables]
+    paths = [p / f"predictions-{config.split}.parquet" if p.is_dir() else p for p in paths]
     if not paths:
         raise UsageError("mstrain compare must have at least one RUN or PREDICTIONS.parquet")
     folder = paths[0].parent if out is None else Path(out)
@@ -127,7 +128,12 @@ def compare(
     for predictions in opened:
         _check_table(predictions)
     chosen = _common_rows(opened)
-    notes = _count_notes(opened, chosen)
+    notes = [
+        f"{len(table) - len(rows):,} of {len(table):,} objects of {table.path} are not in every "
+        "table with a known redshift: left out."
+        for table, rows in zip(opened, chosen, strict=True)
+        if len(table) > len(rows)
+    ]
     wanted = [name for column in config.columns for name in column_names(column)]
     wanted += [name for e in samples.values() if e is not None for name in e.names]
     columns = read_columns(opened[0], chosen[0], wanted, config.data, notes)
@@ -155,10 +161,6 @@ def _parse_samples(texts: Sequence[str]) -> dict[str, Expression | None]:
             raise UsageError(f"--sample must give each sample its own name, got {name!r} twice")
         found[name] = parse_expression(rest) if equals else None
     return found
-
-
-def _table_path(path: Path, split: str) -> Path:
-    return path / f"predictions-{split}.parquet" if path.is_dir() else path
 
 
 def _check_table(predictions: Predictions) -> None:
@@ -201,18 +203,6 @@ def _common_rows(opened: Sequence[Predictions]) -> list[NDArray[np.int64]]:
             f"no object with a known redshift is in all of {', '.join(str(p.path) for p in opened)}"
         )
     return found
-
-
-def _count_notes(opened: Sequence[Predictions], chosen: Sequence[NDArray[np.int64]]) -> list[str]:
-    notes = []
-    for predictions, rows in zip(opened, chosen, strict=True):
-        left = len(predictions) - len(rows)
-        if left:
-            notes.append(
-                f"{left:,} of {len(predictions):,} objects of {predictions.path} are not in every "
-                "table with a known redshift: left out."
-            )
-    return notes
 
 
 def _network_rows(opened: Sequence[Predictions], chosen: Sequence[NDArray[np.int64]]) -> list[Row]:
@@ -295,14 +285,11 @@ def _sample(
             f"sample {name!r} has {int(is_shown_N.sum())} objects that every row knows, fewer "
             f"than {_MIN_OBJECTS}; widen it"
         )
-    truth = truth_N[is_shown_N]
-    kept = [row.of(is_shown_N) for row in rows]
-    kept = [
-        row
-        if row.error is None
-        else row.with_scores(gaussian_scores(row.estimate, row.error, truth))
-        for row in kept
-    ]
+    truth, kept = truth_N[is_shown_N], [row.of(is_shown_N) for row in rows]
+    for number, row in enumerate(kept):
+        if row.error is not None:
+            scores = gaussian_scores(row.estimate, row.error, truth)
+            kept[number] = replace(row, scores=scores)
     return score_rows(kept, truth, config.bootstrap)
 
 

@@ -6,9 +6,7 @@ differences: a row against itself differs by exactly 0.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,13 +16,18 @@ from numpy.typing import NDArray
 from mstrain.evaluation.metrics.bootstrap import (
     BootstrapConfig,
     nmad,
-    percentile_interval,
-    poisson_weights,
+    resample,
+    weighted_means,
     weighted_nmads,
-    wilson_interval,
 )
 from mstrain.evaluation.metrics.densities import Floats
-from mstrain.evaluation.metrics.estimates import Estimate, point_averages, point_metrics
+from mstrain.evaluation.metrics.estimates import (
+    Estimate,
+    estimate_of,
+    metric_estimate,
+    point_averages,
+    point_metrics,
+)
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.metrics.uncertainty import accuracy_estimate, calibration_accuracy
 from mstrain.models.target import REDSHIFT_TARGET
@@ -63,10 +66,6 @@ class Row:
             error=None if self.error is None else self.error[is_in_N],
             scores={name: values[is_in_N] for name, values in self.scores.items()},
         )
-
-    def with_scores(self, scores: Mapping[str, Floats]) -> Row:
-        """The row with scores of its densities."""
-        return replace(self, scores=scores)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,25 +112,35 @@ def score_rows(rows: Sequence[Row], truth_N: Floats, config: BootstrapConfig) ->
     """
     residuals = {row.name: scaled_residual(row.estimate, truth_N) for row in rows}
     values = {row.name: _values(row, residuals[row.name]) for row in rows}
-    replicates = _replicates(rows, residuals, config)
+    measures = {row.name: _measure(row, residuals[row.name]) for row in rows}
+    replicates = resample(
+        lambda weights_RN: {
+            (name, metric): found_R
+            for name, measure in measures.items()
+            for metric, found_R in measure(weights_RN).items()
+        },
+        len(truth_N),
+        config,
+        _PIECE_WEIGHTS,
+    )
     metrics, differences = {}, {}
     for row in rows:
         metrics[row.name] = {
-            name: _estimate(name, value, replicates[row.name][name], len(truth_N), config)
+            name: metric_estimate(name, value, replicates[row.name, name], len(truth_N), config)
             for name, value in values[row.name].items()
         }
         if ECA in metrics[row.name]:
             metrics[row.name][ECA] = accuracy_estimate(row.scores["pit"], config)
     first = rows[0].name
     for row in rows[1:]:
-        shared = [name for name in values[row.name] if name in values[first]]
         differences[row.name] = {
-            name: _difference(
-                values[row.name][name] - values[first][name],
-                replicates[row.name][name] - replicates[first][name],
+            name: estimate_of(
+                value - values[first][name],
+                replicates[row.name, name] - replicates[first, name],
                 config,
             )
-            for name in shared
+            for name, value in values[row.name].items()
+            if name in values[first]
         }
     return Scored(
         num_samples=len(truth_N),
@@ -157,76 +166,26 @@ def _values(row: Row, residual_N: Floats) -> dict[str, float]:
     return {name: found[name] for name in METRICS if name in found}
 
 
-def _replicates(
-    rows: Sequence[Row], residuals: Mapping[str, Floats], config: BootstrapConfig
-) -> dict[str, dict[str, Floats]]:
-    """Metrics of each row in each replicate, float64 (R,); the same for any number of threads."""
-    size = len(rows[0].estimate)
-    prepared = [_Prepared(row, residuals[row.name]) for row in rows]
-    per_piece = max(1, _PIECE_WEIGHTS // size)
-    sizes = [
-        min(per_piece, config.num_replicates - start)
-        for start in range(0, config.num_replicates, per_piece)
-    ]
-    seeds = np.random.SeedSequence(config.seed).spawn(len(sizes))
+def _measure(row: Row, residual_N: Floats) -> Callable[[NDArray[np.uint8]], dict[str, Floats]]:
+    """Gives the metrics of a row, float64 (R,) each, under weights uint8 (R, N) of the objects."""
+    averages = _averages(row, residual_N)
+    values_NM = np.stack(list(averages.values()), axis=1)
+    order_N = np.argsort(residual_N, kind="stable")
+    sorted_N = residual_N[order_N]
+    levels_L = (np.arange(_NUM_LEVELS) + 0.5) / _NUM_LEVELS
+    if row.scores:
+        level_N = np.abs(2 * row.scores["pit"] - 1)
+        level_order_N = np.argsort(level_N, kind="stable")
+        below_L = np.searchsorted(level_N[level_order_N], levels_L, side="right")
 
-    def piece(count: int, seed: np.random.SeedSequence) -> list[dict[str, Floats]]:
-        random = np.random.Generator(np.random.SFC64(seed))
-        weights_RN = poisson_weights(random, count, size)
-        return [one.resample(weights_RN) for one in prepared]
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        pieces = list(threads.map(piece, sizes, seeds))
-    return {
-        row.name: {
-            name: np.concatenate([found[k][name] for found in pieces]) for name in pieces[0][k]
-        }
-        for k, row in enumerate(rows)
-    }
-
-
-class _Prepared:
-    """A row, sorted for weighted medians and curves."""
-
-    def __init__(self, row: Row, residual_N: Floats) -> None:
-        averages = _averages(row, residual_N)
-        self._names = list(averages)
-        self._values_NM = np.stack(list(averages.values()), axis=1)
-        self._order_N = np.argsort(residual_N, kind="stable")
-        self._sorted_N = residual_N[self._order_N]
-        self._level_order_N: NDArray[np.int64] | None = None
+    def measure(weights_RN: NDArray[np.uint8]) -> dict[str, Floats]:
+        found = dict(zip(averages, weighted_means(weights_RN, values_NM).T, strict=True))
+        found["nmad"] = weighted_nmads(weights_RN[:, order_N], sorted_N)
         if row.scores:
-            level_N = np.abs(2 * row.scores["pit"] - 1)
-            self._level_order_N = np.argsort(level_N, kind="stable")
-            levels_L = (np.arange(_NUM_LEVELS) + 0.5) / _NUM_LEVELS
-            below_L = np.searchsorted(level_N[self._level_order_N], levels_L, side="right")
-            self._below_L, self._levels_L = below_L, levels_L
-
-    def resample(self, weights_RN: NDArray[np.uint8]) -> dict[str, Floats]:
-        """The metrics under weights of the objects, float64 (R,) each."""
-        weights = weights_RN.astype(np.float64)
-        total_R = weights.sum(axis=1)
-        means_RM = (weights @ self._values_NM) / total_R[:, None]
-        found = {name: means_RM[:, m] for m, name in enumerate(self._names)}
-        found["nmad"] = weighted_nmads(weights_RN[:, self._order_N], self._sorted_N)
-        if self._level_order_N is not None:
-            cumulative_RE = np.zeros((len(weights), weights.shape[1] + 1))
-            np.cumsum(weights[:, self._level_order_N], axis=1, out=cumulative_RE[:, 1:])
-            share_RL = cumulative_RE[:, self._below_L] / total_R[:, None]
-            found[ECA] = 1 - np.abs(share_RL - self._levels_L).mean(axis=1)
+            cumulative_RE = np.zeros((len(weights_RN), len(residual_N) + 1))
+            np.cumsum(weights_RN[:, level_order_N], axis=1, out=cumulative_RE[:, 1:])
+            share_RL = cumulative_RE[:, below_L] / cumulative_RE[:, -1:]
+            found[ECA] = 1 - np.abs(share_RL - levels_L).mean(axis=1)
         return found
 
-
-def _estimate(
-    name: str, value: float, replicates_R: Floats, count: int, config: BootstrapConfig
-) -> Estimate:
-    low, high = percentile_interval(replicates_R, config.level)
-    # Replicates of a share of 0 or 1 do not vary, as if it were certain.
-    if name.startswith("eta") and value in (0.0, 1.0):
-        low, high = wilson_interval(value, count, config.level)
-    return Estimate(value=value, low=low, high=high)
-
-
-def _difference(value: float, replicates_R: Floats, config: BootstrapConfig) -> Estimate:
-    low, high = percentile_interval(replicates_R, config.level)
-    return Estimate(value=value, low=low, high=high)
+    return measure

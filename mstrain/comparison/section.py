@@ -10,15 +10,11 @@ import numpy as np
 
 from mstrain.comparison.paired import ECA, METRICS, Scored
 from mstrain.evaluation.metrics.binning import MIN_BIN_COUNT, round_edges
-from mstrain.evaluation.metrics.bootstrap import (
-    BootstrapConfig,
-    bootstrap,
-    nmad,
-    percentile_interval,
-)
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, bootstrap, nmad
 from mstrain.evaluation.metrics.estimates import (
     OUTLIER_THRESHOLDS,
     Estimate,
+    estimate_of,
     outlier_name,
     point_averages,
 )
@@ -135,17 +131,17 @@ def _draw_bins(scored: Scored, config: BootstrapConfig, redshift_edges: Sequence
                     continue
                 averages = point_averages(inside)
                 found = bootstrap(averages, inside, how)
-                replicates = dict(zip(averages, found.means.T, strict=True)) | {"nmad": found.nmads}
-                values = {n: float(v.mean()) for n, v in averages.items()} | {"nmad": nmad(inside)}
-                points.append(((low + high) / 2, values, replicates))
+                metrics = {"nmad": estimate_of(nmad(inside), found.nmads, how)}
+                for (n, values), means_R in zip(averages.items(), found.means.T, strict=True):
+                    metrics[n] = estimate_of(float(values.mean()), means_R, how)
+                points.append(((low + high) / 2, metrics))
             for panel, metric in zip(canvas.panels, _BINNED, strict=True):
                 scale = 100 if HEADINGS[metric][1] else 1
-                x = [p[0] for p in points]
-                y = [scale * p[1][metric] for p in points]
-                ends = [percentile_interval(p[2][metric], how.level) for p in points]
+                x, shown = [center for center, _ in points], [m[metric] for _, m in points]
+                y = [scale * e.value for e in shown]
                 bars = [
-                    [max(0.0, v - scale * low) for v, (low, _) in zip(y, ends, strict=True)],
-                    [max(0.0, scale * high - v) for v, (_, high) in zip(y, ends, strict=True)],
+                    [max(0.0, v - scale * e.low) for v, e in zip(y, shown, strict=True)],
+                    [max(0.0, scale * e.high - v) for v, e in zip(y, shown, strict=True)],
                 ]
                 panel.errorbar(
                     x, y, bars, color=color, linestyle=style, marker="o", markersize=3, label=row

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 import msdata
 from msdata.core.output_file import check_output, make_folder
-from msdata.core.progress import ProgressLine
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from mstrain.checks import check_batch_size
@@ -27,22 +26,21 @@ from mstrain.distributed import Ranks
 from mstrain.embedding.embeddings import EMBEDDING, LAYER_KEY, MARK
 from mstrain.evaluation.inference import (
     DEFAULT_BATCH,
-    batches_of,
+    check_taken_over,
+    columns_of_share,
     network_of,
     origin_of,
     plain_config,
     precision_of,
 )
 from mstrain.evaluation.list_table import (
-    Spool,
     SpooledRows,
     index_column,
-    joined_pieces,
-    with_rows,
+    opened_spool,
     write_list_table,
 )
 from mstrain.evaluation.prediction import splits_of
-from mstrain.evaluation.run_info import TrainedRun, check_data, open_run
+from mstrain.evaluation.run_info import check_data, open_run
 from mstrain.models.redshift_net import FEATURES, RedshiftNet, check_layer
 from mstrain.training.checkpoint import checkpoint_sha256
 
@@ -121,25 +119,27 @@ def embed_on_ranks(
         LAYER_KEY: config.layer,
     }
     model = network_of(trained, ranks.device)
-    num_values = model.embedding_size(config.layer)
-    num_rows = sum(map(len, splits))
-    with Spool(out, ranks.topology.rank, num_values, np.float16) as spool:
-        ranks.on_first(spool.open)
-        if not ranks.is_first:
-            spool.open()
-        row_n = _spool_share(model, trained, splits, spool, config, ranks)
-        given = ranks.gather(spool.finish(row_n)) or []
+    num_values, num_rows = model.embedding_size(config.layer), sum(map(len, splits))
+    plain = plain_config(trained.config, config.batch_size, ranks)
+    with opened_spool(out, ranks, num_values, np.float16) as spool:
 
-        def write() -> None:
+        def of_batch(_: Split, batch: TensorBatch) -> dict[str, NDArray[Any]]:
+            spool.add(_embedded(model, batch, config.layer, plain, ranks.device))
+            return {}
+
+        found = columns_of_share(
+            *(trained, splits, plain, ranks), of_batch, what="embed", is_quiet=config.is_quiet
+        )
+        given = ranks.gather(spool.finish(found["row"])) or []
+
+        def write() -> Embedded:
             names = ("sample_id", "split", *config.columns)
             columns = {name: index_column(splits, name) for name in names}
             lists = SpooledRows(given, num_rows, num_values, np.float16)
             write_list_table(out, columns, EMBEDDING, lists, origin)
+            return Embedded(num_samples=num_rows, num_values=num_values, path=out)
 
-        ranks.on_first(write)
-    if not ranks.is_first:
-        return None
-    return Embedded(num_samples=num_rows, num_values=num_values, path=out)
+        return ranks.on_first(write)
 
 
 def _check(run: Path, data: Path, out: Path, config: EmbeddingConfig) -> list[str]:
@@ -152,43 +152,10 @@ def _check(run: Path, data: Path, out: Path, config: EmbeddingConfig) -> list[st
     check_data(trained, opened, splits)
     check_output(out, MARK)
     opened.split(splits[0]).check_columns(config.columns)
-    if EMBEDDING in config.columns:
-        raise UsageError(
-            f"cannot take over the column {EMBEDDING!r} of the index: the table has one of that "
-            "name of its own; rename it in the catalog and pack again"
-        )
+    check_taken_over(config.columns, {EMBEDDING})
     differences = check_pixels(trained, opened, splits, is_told=config.has_any_pixels)
     make_folder(out.absolute().parent)
     return differences
-
-
-def _spool_share(
-    model: RedshiftNet,
-    run: TrainedRun,
-    splits: list[Split],
-    spool: Spool,
-    config: EmbeddingConfig,
-    ranks: Ranks,
-) -> NDArray[np.int64]:
-    """Spools this rank's embeddings; gives the row of each in the table, int64 (n,)."""
-    plain = plain_config(run.config, config.batch_size, ranks)
-    num_rows = sum(map(len, splits))
-    progress = ProgressLine("embed", num_rows, is_quiet=config.is_quiet or not ranks.is_first)
-    parts: list[dict[str, NDArray[Any]]] = []
-    first = 0
-    for split in splits:
-        pieces: list[dict[str, NDArray[Any]]] = []
-        done = 0
-        for batch in batches_of(run, split, plain, ranks):
-            spool.add(_embedded(model, batch, config.layer, plain, ranks.device))
-            pieces.append({"sample_id": np.asarray(batch.sample_id, object)})
-            done = min(done + len(batch) * ranks.count, len(split))
-            progress.update(first + done, (first + done) * split.sample_nbytes)
-        parts.append(with_rows(pieces, split, first))
-        first += len(split)
-    progress.close(num_rows, num_rows * splits[0].sample_nbytes)
-    row_n: NDArray[np.int64] = joined_pieces(parts).get("row", np.zeros(0, np.int64))
-    return row_n
 
 
 @torch.inference_mode()

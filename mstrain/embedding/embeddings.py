@@ -13,17 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msdata.core.checked_json import JsonValue
 from msdata.errors import DataError
-from mstrain.evaluation.list_table import list_parts, list_size, read_list_table
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from mstrain.evaluation.list_table import list_parts, lists_of_rows, read_list_table
 
 EMBEDDING = "embedding"
 LAYER_KEY = "embedding_layer"
@@ -66,13 +63,7 @@ class Embeddings:
 
     def of_rows(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """The embeddings of some rows, float16 (n, D); reads the table once."""
-        found = np.empty((len(rows), self.num_values), np.float16)
-        start = 0
-        for part in self.parts():
-            here = (rows >= start) & (rows < start + len(part))
-            found[here] = part[rows[here] - start]
-            start += len(part)
-        return found
+        return lists_of_rows(self.parts(), rows, self.num_values, np.float16)
 
 
 def read_embeddings(path: Path | str) -> Embeddings:
@@ -92,22 +83,18 @@ def read_embeddings(path: Path | str) -> Embeddings:
         UsageError: the file does not exist, or is another kind of table.
         StorageError: the file system refused.
     """
-    path, sizes = Path(path), []
 
-    def check(found: JsonValue, schema: pa.Schema) -> str:
+    def check(found: JsonValue, size: int) -> None:
         for name in (LAYER_KEY, "fingerprint", "checkpoint_sha256"):
             found[name].read_as(str)
-        sizes.append(list_size(schema, EMBEDDING, np.float16))
-        if not sizes[0]:
+        if not size:
             found[LAYER_KEY].refuse(f"the layer of a column {EMBEDDING!r} of lists of float16")
-        return EMBEDDING
 
-    origin, columns = read_list_table(
-        path,
-        {"sample_id": "text", "split": "text"},
-        check,
+    path, kinds = Path(path), {"sample_id": "text", "split": "text"}
+    origin, columns, _, size = read_list_table(
+        *(path, kinds, (EMBEDDING,), np.float16, check),
         what="embeddings",
         command="mstrain embed",
         cure=_CURE,
     )
-    return Embeddings(path=path, origin=origin, columns=columns, num_values=sizes[0])
+    return Embeddings(path=path, origin=origin, columns=columns, num_values=size)

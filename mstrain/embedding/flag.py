@@ -285,11 +285,12 @@ def _residuals(path: Path, asked: Embeddings) -> Floats:
             f"--predictions must be a table of redshifts with their truth, got {path}, which has "
             f"no column {lacking[0]}; give the table that 'mstrain evaluate' wrote"
         )
-    for ours, theirs in (("fingerprint",) * 2, ("step",) * 2):
-        if table.origin.get(theirs) != asked.origin.get(ours):
+    for name in ("fingerprint", "step"):
+        ours, theirs = asked.origin.get(name), table.origin.get(name)
+        if theirs != ours:
             raise UsageError(
-                f"{path} and {asked.path} must be of the same data and network, their {ours} "
-                f"differ: {table.origin.get(theirs)} and {asked.origin.get(ours)}"
+                f"{path} and {asked.path} must be of the same data and network, their {name} "
+                f"differ: {theirs} and {ours}"
             )
     mean, truth = (as_floats(table.columns[name]) for name in ("z_mean", "redshift"))
     residual = scaled_residual(mean, truth)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mstrain.evaluation.metrics.bootstrap import nmad, wilson_interval
+from mstrain.evaluation.metrics.bootstrap import nmad
 from mstrain.evaluation.metrics.densities import Floats
-from mstrain.evaluation.metrics.estimates import Estimate
+from mstrain.evaluation.metrics.estimates import Estimate, share_estimate
 from mstrain.evaluation.metrics.summary import import_stats
 
 # Shares of the objects, the most unusual, that may be flagged.
@@ -95,11 +95,7 @@ def _cut(
     counts = [
         (int(is_outlier_N[part].sum()), int(part.sum())) for part in (is_flagged_N, ~is_flagged_N)
     ]
-    flagged, kept = (
-        Estimate(value=a / n, low=low, high=high)
-        for a, n in counts
-        for low, high in [wilson_interval(a / n, n, _LEVEL)]
-    )
+    flagged, kept = (share_estimate(a, n, _LEVEL) for a, n in counts)
     return Cut(
         sigma=sigma,
         num_flagged=counts[0][1],

@@ -23,9 +23,14 @@ from msdata.core.progress import ProgressLine
 from msdata.dataset.dataset import Split
 from msdata.errors import DataError, UsageError
 from msdata.schema import Survey
-from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, nmad, percentile_interval
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, nmad
 from mstrain.evaluation.metrics.densities import Floats
-from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, Estimate, outlier_name
+from mstrain.evaluation.metrics.estimates import (
+    OUTLIER_THRESHOLDS,
+    Estimate,
+    estimate_of,
+    outlier_name,
+)
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.report.canvas import check_installed
@@ -221,18 +226,13 @@ def compare_estimates(
     rows += [random.integers(len(truth_N), size=len(truth_N)) for _ in range(config.num_replicates)]
     # (1 + R, 2, metrics).
     values = np.array([[_metrics(residual[row]) for residual in residuals] for row in rows])
-    columns = {
-        "network": values[:, 0],
-        "baseline": values[:, 1],
-        "difference": values[:, 0] - values[:, 1],
-    }
-
-    def estimate(replicates: Floats) -> Estimate:
-        low, high = percentile_interval(replicates[1:], config.level)
-        return Estimate(value=float(replicates[0]), low=low, high=high)
-
+    network, baseline = values[:, 0], values[:, 1]
+    columns = {"network": network, "baseline": baseline, "difference": network - baseline}
     return {
-        name: {metric: estimate(found[:, i]) for i, metric in enumerate(METRICS)}
+        name: {
+            metric: estimate_of(float(row[0]), row[1:], config)
+            for metric, row in zip(METRICS, found.T, strict=True)
+        }
         for name, found in columns.items()
     }
 

@@ -18,10 +18,9 @@ from mstrain.evaluation.evaluation import evaluate_on_ranks
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import DEFAULT_REPLICATES, BootstrapConfig
 from mstrain.evaluation.metrics.classes import ClassSummary
-from mstrain.evaluation.metrics.summary import Summary
-from mstrain.evaluation.report.classes import class_prior_table, class_summary_text
+from mstrain.evaluation.report.classes import class_summary_text
 from mstrain.evaluation.report.unsure import uncertainty_text
-from mstrain.evaluation.report.wording import prior_table, summary_text
+from mstrain.evaluation.report.wording import prior_table, summary_text, tables_text
 from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.models.model_file import results_folder
 from mstrain.models.prior import AS_TRAINED, NATURAL
@@ -161,13 +160,12 @@ def parse_edges(option: str, text: str) -> tuple[float, ...]:
 def evaluation_text(result: Evaluation) -> str:
     """The metrics in tables."""
     summary, others, prior = result.summary, result.other_priors, result.origin["prior"]
+    priors = prior_table(prior, summary, others)
     if isinstance(summary, ClassSummary):
-        found = {n: other for n, other in others.items() if isinstance(other, ClassSummary)}
-        return class_summary_text(summary, class_prior_table(prior, summary, found))
-    densities = {n: other for n, other in others.items() if isinstance(other, Summary)}
-    text = summary_text(summary, prior_table(prior, summary, densities), result.target)
+        return class_summary_text(summary, priors)
+    text = summary_text(summary, priors, result.target)
     if (calibrations := result.calibration_table) is not None:
-        text += f"\n\n{calibrations.caption}\n{calibrations.as_text()}"
+        text += f"\n\n{tables_text([calibrations])}"
     assert result.uncertainty is not None
     level = summary.bootstrap.level
     return f"{text}\n\n{uncertainty_text(result.uncertainty, level, result.target)}"

@@ -13,7 +13,6 @@ from msdata.core.files import write_whole
 from msdata.dataset.dataset import Split
 from mstrain.data.columns import find_magnitude, sane_magnitudes
 from mstrain.evaluation.bin_by import find_columns, make_groupings
-from mstrain.evaluation.calibration_table import CALIBRATION_WARNING
 from mstrain.evaluation.metrics.binning import round_edges
 from mstrain.evaluation.metrics.classes import summarize_classes
 from mstrain.evaluation.metrics.densities import Floats
@@ -34,8 +33,12 @@ from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.evaluation.run_info import TrainedRun
 from mstrain.evaluation.variants import Variant
 from mstrain.models.target import Target
-from mstrain.overrides import settings_of
-from mstrain.training.metrics_log import read_journal
+
+_CALIBRATION_WARNING = (
+    "A recalibration makes the PITs uniform and may better CDE loss and CRPS; NMAD and the shares "
+    "of outliers of the mean may get worse with it, as upstream found. Compare the columns before "
+    "you choose one; none is applied unless --calibration asks for it."
+)
 
 
 def conclude(
@@ -61,19 +64,35 @@ def conclude(
         DataError: a sample is damaged.
         StorageError: the file system refused.
     """
-    if trained.target.classes:
-        return _conclude_classes(predictions, others, trained, split, config)
-    return _conclude_densities(predictions, others, trained, split, config, notes)
+    measure = _measure_classes if trained.target.classes else _measure_densities
+    found, draw = measure(predictions, others, trained, split, config)
+    folder = predictions.path.parent
+    result = Evaluation(
+        **found,
+        origin=dict(predictions.origin),
+        predictions=predictions.path,
+        metrics=folder / f"evaluation-{split.name}.json",
+        report=folder / "report.html" if config.has_report else None,
+        calibration_notes=tuple(notes),
+        target=trained.target,
+    )
+    content = json.dumps(result.as_dict(), indent=1, allow_nan=False)
+    write_whole(result.metrics, content.encode() + b"\n")
+    if result.report is not None:
+        old = result.report.read_text(encoding="utf-8") if result.report.exists() else None
+        page = with_kept_sections(old, _with_calibrations(draw(), result))
+        write_whole(result.report, page.encode())
+    return result
 
 
-def _conclude_densities(
+def _measure_densities(
     predictions: Predictions,
     others: Sequence[tuple[Variant, Columns]],
     trained: TrainedRun,
     split: Split,
     config: EvaluationConfig,
-    notes: Sequence[str],
-) -> Evaluation:
+) -> tuple[dict[str, Any], Callable[[], str]]:
+    """Metrics, as fields of `Evaluation`, and what draws the page."""
     target = trained.target
     column, why_not = find_magnitude(split, config.magnitude_column)
     magnitude = column or why_not
@@ -93,48 +112,30 @@ def _conclude_densities(
     column = edges.get("magnitude", (None,))[0]
     names = find_columns(split, config.bin_by, column, magnitude, target=target)
     groupings = make_groupings(split, known, names, dict(edges.values()), target)
-    asked = predictions.origin["prior"]
     beside = [
         (v, summarize(scored, config.bootstrap, binned_by={}, target=target))
         for v, scored in others
     ]
-    uncertainty = assess(known, groupings, config.bootstrap, target)
-    other_priors = {v.prior.name: s for v, s in beside if v.prior.name != asked}
-    result = Evaluation(
-        summary=summary,
-        other_priors=other_priors,
-        other_calibrations={v.calibration_name: s for v, s in beside if v.prior.name == asked},
-        calibration_notes=tuple(notes),
-        uncertainty=uncertainty,
-        target=target,
-        **_files(predictions, split, config),
+    asked = predictions.origin["prior"]
+    shown: dict[str, Any] = {
+        "other_priors": {v.prior.name: s for v, s in beside if v.prior.name != asked},
+        "uncertainty": assess(known, groupings, config.bootstrap, target),
+    }
+    calibrations = {v.calibration_name: s for v, s in beside if v.prior.name == asked}
+    return (
+        {"summary": summary, "other_calibrations": calibrations, **shown},
+        lambda: render_page(assemble(predictions, summary, split, trained, **shown)),
     )
 
-    def draw() -> str:
-        content = assemble(
-            predictions,
-            summary,
-            split,
-            other_priors=other_priors,
-            uncertainty=uncertainty,
-            journal=read_journal(trained.path),
-            settings=dict(settings_of(trained.config)),
-            trained_on=trained.fingerprint,
-            target=target,
-        )
-        return _with_calibrations(render_page(content), result)
 
-    _write(result, draw)
-    return result
-
-
-def _conclude_classes(
+def _measure_classes(
     predictions: Predictions,
     others: Sequence[tuple[Variant, Columns]],
     trained: TrainedRun,
     split: Split,
     config: EvaluationConfig,
-) -> Evaluation:
+) -> tuple[dict[str, Any], Callable[[], str]]:
+    """As `_measure_densities`."""
     names, told, target = trained.target.classes, config.bootstrap, trained.target
     columns = class_columns(predictions, split, target)
     groupings: list[Grouping] = []
@@ -145,50 +146,13 @@ def _conclude_classes(
         asked = {magnitude: np.array(edges)} if magnitude is not None and edges else {}
         groupings = make_groupings(split, {"redshift": columns["truth"]}, found, asked, target)
     summary = summarize_classes(columns, names, told, groupings)
-    other_priors = {v.prior.name: summarize_classes(scored, names, told) for v, scored in others}
-    result = Evaluation(
-        summary=summary,
-        other_priors=other_priors,
-        uncertainty=None,
-        target=trained.target,
-        **_files(predictions, split, config),
+    priors = {v.prior.name: summarize_classes(scored, names, told) for v, scored in others}
+    return (
+        {"summary": summary, "other_priors": priors, "uncertainty": None},
+        lambda: render_class_page(
+            assemble_classes(predictions, summary, split, trained, other_priors=priors)
+        ),
     )
-
-    def draw() -> str:
-        content = assemble_classes(
-            predictions,
-            summary,
-            split,
-            trained.target,
-            other_priors=other_priors,
-            journal=read_journal(trained.path),
-            settings=dict(settings_of(trained.config)),
-            trained_on=trained.fingerprint,
-        )
-        return render_class_page(content)
-
-    _write(result, draw)
-    return result
-
-
-def _files(predictions: Predictions, split: Split, config: EvaluationConfig) -> dict[str, Any]:
-    """Fields of `Evaluation` that say what was evaluated, and where it is."""
-    folder = predictions.path.parent
-    return {
-        "origin": dict(predictions.origin),
-        "predictions": predictions.path,
-        "metrics": folder / f"evaluation-{split.name}.json",
-        "report": folder / "report.html" if config.has_report else None,
-    }
-
-
-def _write(result: Evaluation, draw: Callable[[], str]) -> None:
-    """Writes the metrics, then the page that `draw` makes."""
-    content = json.dumps(result.as_dict(), indent=1, allow_nan=False)
-    write_whole(result.metrics, content.encode() + b"\n")
-    if result.report is not None:
-        old = result.report.read_text(encoding="utf-8") if result.report.exists() else None
-        write_whole(result.report, with_kept_sections(old, draw()).encode())
 
 
 def _with_calibrations(page: str, result: Evaluation) -> str:
@@ -196,7 +160,7 @@ def _with_calibrations(page: str, result: Evaluation) -> str:
     shown, notes = result.calibration_table, result.calibration_notes
     if shown is None and not notes:
         return page
-    body = section_body([CALIBRATION_WARNING, *notes], [] if shown is None else [shown], [])
+    body = section_body([_CALIBRATION_WARNING, *notes], [] if shown is None else [shown], [])
     return page_with_section(page, "recalibration", "Recalibration", body)
 
 

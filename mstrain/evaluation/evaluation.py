@@ -69,23 +69,16 @@ def evaluate_on_ranks(
         batch_size=config.batch_size,
         is_quiet=config.is_quiet,
     )
-    if not ranks.is_first:
-        ranks.on_first(lambda: None)
-        return None
-    made: list[Evaluation] = []
-    ranks.on_first(
-        lambda: made.append(
-            conclude(
-                read_predictions(table),
-                list(zip(variants[1:], others, strict=True)),
-                trained,
-                split,
-                config,
-                notes,
-            )
+    return ranks.on_first(
+        lambda: conclude(
+            read_predictions(table),
+            list(zip(variants[1:], others, strict=True)),
+            trained,
+            split,
+            config,
+            notes,
         )
     )
-    return made[0]
 
 
 def _variants(

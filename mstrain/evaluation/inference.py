@@ -7,7 +7,7 @@ every metric that is computed from it, is the same for any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +35,11 @@ from mstrain.data.pixels import statistics_of_run
 from mstrain.distributed import Ranks
 from mstrain.evaluation.list_table import (
     Spool,
+    Spooled,
     SpooledRows,
     index_column,
     joined_pieces,
+    opened_spool,
     with_rows,
 )
 from mstrain.evaluation.metrics.classes import (
@@ -72,8 +74,8 @@ from mstrain.training.train_step import autocast
 
 # Gives further columns of a batch, from the network, its pooled features (B, F) and the batch.
 Further = Callable[[RedshiftNet, Tensor, TensorBatch], dict[str, NDArray[Any]]]
-# Marks columns of the index among those that are computed; no name begins so.
-_COPIED = "\0copied\0"
+# Mark columns of the index, and of variants beside the table's; no name in an index begins so.
+_COPIED, _BESIDE = "\0copied\0", "\0{}\0"
 # Of a rank; activations are not kept, so that far more fit than in training.
 DEFAULT_BATCH = 256
 
@@ -117,27 +119,87 @@ def predict_to(
         DataError: the network gives no densities, or a sample is damaged.
         StorageError: the file system refused.
     """
-    config, num_rows = plain_config(run.config, batch_size, ranks), sum(map(len, splits))
-    progress = ProgressLine("predict", num_rows, is_quiet=is_quiet or not ranks.is_first)
-    with Spool(path, ranks.topology.rank, config.model.num_bins) as spool:
-        ranks.on_first(spool.open)
-        if not ranks.is_first:
-            spool.open()
-        share = _Share(run=run, config=config, ranks=ranks, variants=variants, further=further)
-        mine = share.predict(splits, spool, progress, has_brightness=has_brightness)
-        progress.close(num_rows, num_rows * splits[0].sample_nbytes)
-        given = ranks.gather((mine, spool.finish(mine.pop("row")))) or []
+    config = plain_config(run.config, batch_size, ranks)
+    with opened_spool(path, ranks, config.model.num_bins) as spool:
+        share = _Share(
+            run=run,
+            config=config,
+            model=network_of(run, ranks.device),
+            variants=variants,
+            features={split.name: Features(split, variants, run.target) for split in splits},
+            has_truth=run.target.column in splits[0].dataset.columns,
+            has_brightness=has_brightness,
+            further=further,
+            spool=spool,
+        )
+        of_share = columns_of_share(
+            *(run, splits, config, ranks), share.of_batch, what="predict", is_quiet=is_quiet
+        )
+        given = ranks.gather((of_share, spool.finish(of_share.pop("row")))) or []
         origin = origin_of(run, splits, variants[0], pixel_differences, data_name)
+        more = len(variants)
+        return ranks.on_first(lambda: _write(path, run, given, splits, columns, more, origin)) or []
 
-        def write() -> list[Columns]:
-            table = _table_columns(given, splits, columns, run.target)
-            others = [_taken_out(table, n, run.target) for n in range(1, len(variants))]
-            densities = SpooledRows([s for _, s in given], num_rows, spool.num_values)
-            table, edges = _as_public(table, splits, run.target), bin_edges(config.model).numpy()
-            write_predictions(path, table, densities, edges, origin)
-            return others
 
-        return ranks.on_first(write) or []
+def _write(
+    path: Path,
+    run: TrainedRun,
+    given: Sequence[tuple[Mapping[str, NDArray[Any]], Spooled]],
+    splits: Sequence[Split],
+    columns: Sequence[str],
+    num_variants: int,
+    origin: Mapping[str, Any],
+) -> list[Columns]:
+    """Writes the table from what all ranks gave; returns what `predict_to` does."""
+    table = _table_columns(given, splits, columns, run.target)
+    others = [_taken_out(table, n, run.target) for n in range(1, num_variants)]
+    model, num_rows = run.config.model, sum(map(len, splits))
+    densities = SpooledRows([s for _, s in given], num_rows, model.num_bins)
+    edges = bin_edges(model).numpy()
+    write_predictions(path, _as_public(table, splits, run.target), densities, edges, origin)
+    return others
+
+
+def columns_of_share(
+    run: TrainedRun,
+    splits: Sequence[Split],
+    config: TrainConfig,
+    ranks: Ranks,
+    of_batch: Callable[[Split, TensorBatch], Mapping[str, NDArray[Any]]],
+    *,
+    what: str,
+    is_quiet: bool,
+) -> dict[str, NDArray[Any]]:
+    """This rank's columns of splits, (n,) each: "row" in the table int64, and those of batches.
+
+    Args:
+        run: the network's.
+        splits: of one data set, in the table's order.
+        config: see `plain_config`.
+        ranks: all of them call it.
+        of_batch: gives columns of a batch of a split.
+        what: the progress line's name.
+        is_quiet: show no progress.
+
+    Raises:
+        DataError: a sample is damaged.
+    """
+    num_rows = sum(map(len, splits))
+    progress = ProgressLine(what, num_rows, is_quiet=is_quiet or not ranks.is_first)
+    parts, first = [], 0
+    for split in splits:
+        pieces: list[dict[str, NDArray[Any]]] = []
+        done = 0
+        for batch in batches_of(run, split, config, ranks):
+            ids = {"sample_id": np.asarray(batch.sample_id, object)}
+            pieces.append({**ids, **of_batch(split, batch)})
+            # All ranks go at the same pace.
+            done = min(done + len(batch) * ranks.count, len(split))
+            progress.update(first + done, (first + done) * split.sample_nbytes)
+        parts.append(with_rows(pieces, split, first))
+        first += len(split)
+    progress.close(num_rows, num_rows * splits[0].sample_nbytes)
+    return {"row": np.zeros(0, np.int64), **joined_pieces(parts)}
 
 
 def check_columns(columns: Sequence[str], target: Target) -> None:
@@ -146,8 +208,13 @@ def check_columns(columns: Sequence[str], target: Target) -> None:
     if target.classes:
         own = (f"{target.column}_{name}" for name in (PREDICTED, PROBABILITY))
         computed = {*own, *CLASS_SCORES, PROBABILITIES}
-    for name in (*columns, target.column):
-        if name in computed:
+    check_taken_over((*columns, target.column), computed)
+
+
+def check_taken_over(columns: Sequence[str], own: Collection[str]) -> None:
+    """Raises UsageError where columns of the index are called as the table's own."""
+    for name in columns:
+        if name in own:
             raise UsageError(
                 f"cannot take over the column {name!r} of the index: the table has one of that "
                 "name of its own; rename it in the catalog and pack again"
@@ -156,16 +223,11 @@ def check_columns(columns: Sequence[str], target: Target) -> None:
 
 def _taken_out(table: dict[str, Any], number: int, target: Target) -> Columns:
     """The columns of a variant beside the table's, without its prefix; no longer in the table."""
-    prefix = _prefix_of(number)
+    prefix = _BESIDE.format(number)
     names = [name for name in table if name.startswith(prefix)]
     found = {name.removeprefix(prefix): table.pop(name) for name in names}
     label = "truth" if target.classes else "redshift"
     return {label: table[label], **found} if label in table else found
-
-
-def _prefix_of(number: int) -> str:
-    # No column of an index begins so.
-    return f"\0{number}\0"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,78 +236,54 @@ class _Share:
 
     run: TrainedRun
     config: TrainConfig
-    ranks: Ranks
+    model: RedshiftNet
     variants: Sequence[Variant]
+    features: Mapping[str, Features]
+    has_truth: bool
+    has_brightness: bool
     further: Further | None
+    spool: Spool
 
-    def predict(
-        self,
-        splits: Sequence[Split],
-        spool: Spool,
-        progress: ProgressLine,
-        *,
-        has_brightness: bool,
-    ) -> dict[str, NDArray[Any]]:
-        """Spools this rank's densities; gives its columns, "row" among them, in the same order."""
-        run, config, ranks = self.run, self.config, self.ranks
-        model = network_of(run, ranks.device)
-        has_truth = run.target.column in splits[0].dataset.columns
-        parts, first = [], 0
-        for split in splits:
-            pieces: list[dict[str, NDArray[Any]]] = []
-            features = Features(split, self.variants, self.run.target)
-            done = 0
-            for batch in batches_of(run, split, config, ranks):
-                check_cutouts(self.variants, batch.images)
-                density_PNK, more = self._computed(model, batch)
-                density_NK, piece = self._scored(batch, density_PNK, features, has_truth=has_truth)
-                spool.add(density_NK)
-                more |= brightness(batch.images) if has_brightness else {}
-                pieces.append(piece | more)
-                # All ranks go at the same pace.
-                done = min(done + len(batch) * ranks.count, len(split))
-                progress.update(first + done, (first + done) * split.sample_nbytes)
-            parts.append(with_rows(pieces, split, first))
-            first += len(split)
-        return {"row": np.zeros(0, np.int64), **joined_pieces(parts)}
-
-    @torch.inference_mode()
-    def _computed(
-        self, model: RedshiftNet, batch: TensorBatch
-    ) -> tuple[list[NDArray[np.float32]], dict[str, NDArray[Any]]]:
-        """Densities under the prior of each variant, float32 (N, num_bins), and further columns."""
-        with precision_of(self.config, self.ranks.device):
-            pooled = model.pooled(batch.images)
-            logits = model.head(pooled, batch.ebv)
-        found = [density(logits, self.config.model, v.prior.log_factor) for v in self.variants]
-        more = {} if self.further is None else self.further(model, pooled, batch)
-        return [values.float().cpu().numpy() for values in found], more
-
-    def _scored(
-        self,
-        batch: TensorBatch,
-        density_PNK: Sequence[NDArray[np.float32]],
-        features: Features,
-        *,
-        has_truth: bool,
-    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
-        """The densities of the first variant, and the columns of all."""
+    def of_batch(self, split: Split, batch: TensorBatch) -> dict[str, NDArray[Any]]:
+        """Spools the densities of a batch by the first variant; gives the columns of all."""
+        check_cutouts(self.variants, batch.images)
+        density_PNK, more = self._computed(batch)
         edges = bin_edges(self.config.model).numpy()
         made = [_made(batch, density_NK, edges) for density_NK in density_PNK]
         # Calibrations are of the first prior.
-        wanted = features.of(batch, made[0])
+        wanted = self.features[split.name].of(batch, made[0])
         first_NK = density_PNK[0]
-        score = _class_scored if self.run.target.classes else _scored
-        piece: dict[str, NDArray[Any]] = {"sample_id": np.asarray(batch.sample_id, object)}
+        piece: dict[str, NDArray[Any]] = {}
         for number, variant in enumerate(self.variants):
             changed_NK = variant.apply(made[number], wanted)
             if changed_NK is not None:
                 made[number] = _made(batch, changed_NK, edges)
                 first_NK = first_NK if number else changed_NK
-            prefix = _prefix_of(number) if number else ""
-            scored = score(batch, made[number], has_truth=has_truth)
+            prefix = _BESIDE.format(number) if number else ""
+            scored = self._scored(batch, made[number])
             piece |= {prefix + name: values for name, values in scored.items()}
-        return first_NK, piece
+        self.spool.add(first_NK)
+        return piece | more | (brightness(batch.images) if self.has_brightness else {})
+
+    @torch.inference_mode()
+    def _computed(
+        self, batch: TensorBatch
+    ) -> tuple[list[NDArray[np.float32]], dict[str, NDArray[Any]]]:
+        """Densities under the prior of each variant, float32 (N, num_bins), and further columns."""
+        with precision_of(self.config, batch.redshift.device):
+            pooled = self.model.pooled(batch.images)
+            logits = self.model.head(pooled, batch.ebv)
+        found = [density(logits, self.config.model, v.prior.log_factor) for v in self.variants]
+        more = {} if self.further is None else self.further(self.model, pooled, batch)
+        return [values.float().cpu().numpy() for values in found], more
+
+    def _scored(self, batch: TensorBatch, densities: Densities) -> dict[str, NDArray[Any]]:
+        """All columns of a batch that come from its densities; bins of classes have width 1."""
+        truth = batch.redshift.cpu().numpy()
+        if self.run.target.classes:
+            found, values = class_estimates(densities.values), densities.values
+            return found | (class_scores(values, truth) if self.has_truth else {})
+        return point_estimates(densities) | (scores(densities, truth) if self.has_truth else {})
 
 
 def origin_of(
@@ -257,7 +295,10 @@ def origin_of(
 ) -> dict[str, Any]:
     """Where a table came from, and which densities it holds if any, for its metadata."""
     data = splits[0].dataset
-    of_densities = {} if variant is None else _of_densities(run, variant)
+    of_densities: dict[str, str] = {}
+    if variant is not None:
+        of_densities = {"prior": variant.prior.name, "calibration": variant.calibration_name}
+        of_densities["weighting"] = run.config.loss.weighting
     return {
         "run": str(run.path.absolute()),
         "recipe": run.config.recipe,
@@ -273,11 +314,6 @@ def origin_of(
         "pixel_differences": list(pixel_differences),
         "version": msdata.__version__,
     }
-
-
-def _of_densities(run: TrainedRun, variant: Variant) -> dict[str, str]:
-    names = {"prior": variant.prior.name, "calibration": variant.calibration_name}
-    return {**names, "weighting": run.config.loss.weighting}
 
 
 def plain_config(config: TrainConfig, batch_size: int, ranks: Ranks) -> TrainConfig:
@@ -324,23 +360,6 @@ def _made(
         raise DataError(
             f"samples {batch.sample_id[0]} to {batch.sample_id[-1]}: {error}"
         ) from error
-
-
-def _scored(
-    batch: TensorBatch, densities: Densities, *, has_truth: bool
-) -> dict[str, NDArray[Any]]:
-    """All columns of a batch that come from its densities."""
-    found = point_estimates(densities)
-    return found | (scores(densities, batch.redshift.cpu().numpy()) if has_truth else {})
-
-
-def _class_scored(
-    batch: TensorBatch, probabilities: Densities, *, has_truth: bool
-) -> dict[str, NDArray[Any]]:
-    """As `_scored` for classes, whose bins have width 1."""
-    found = class_estimates(probabilities.values)
-    truth = batch.redshift.cpu().numpy()
-    return found | (class_scores(probabilities.values, truth) if has_truth else {})
 
 
 def _table_columns(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from msdata.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from mstrain.distributed import Ranks
 
 METADATA_KEY = b"mstrain"
 # Rows of a group: 50 MB of densities of 400 bins.
@@ -127,6 +129,18 @@ class Spool:
         return Spooled(path=self.path, rows=rows)
 
 
+@contextmanager
+def opened_spool(
+    table: Path, ranks: Ranks, num_values: int, dtype: DTypeLike = np.float32
+) -> Iterator[Spool]:
+    """This rank's open `Spool`; the first rank opens its own before the others; see `open`."""
+    with Spool(table, ranks.topology.rank, num_values, dtype) as spool:
+        ranks.on_first(spool.open)
+        if not ranks.is_first:
+            spool.open()
+        yield spool
+
+
 def _spool_path(table: Path, rank: str) -> Path:
     return table.with_name(f".{table.name}.rank{rank}{TEMPORARY_SUFFIX}")
 
@@ -216,27 +230,6 @@ def index_column(splits: Sequence[Split], name: str) -> pa.ChunkedArray:
     return pa.chunked_array([part for split in splits for part in split.column_parts(name)])
 
 
-def list_schema(
-    columns: Mapping[str, NDArray[Any] | pa.Array | pa.ChunkedArray],
-    name: str,
-    num_values: int,
-    dtype: DTypeLike = np.float32,
-) -> pa.Schema:
-    """Arrow's schema of a table with these columns, and last the lists."""
-    import pyarrow as pa
-
-    fields = []
-    for column, values in columns.items():
-        if isinstance(values, pa.Array | pa.ChunkedArray):
-            kind = values.type
-        else:
-            is_text = values.dtype.kind in "UO"
-            kind = pa.string() if is_text else pa.from_numpy_dtype(values.dtype)
-        fields.append(pa.field(column, kind))
-    of_lists = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), num_values)
-    return pa.schema([*fields, pa.field(name, of_lists)])
-
-
 def write_list_table(
     path: Path,
     columns: Mapping[str, NDArray[Any] | pa.Array | pa.ChunkedArray],
@@ -260,29 +253,25 @@ def write_list_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    num_rows = len(next(iter(columns.values())))
-    schema = list_schema(columns, name, lists.num_values, lists.dtype)
+    arrays = {}
+    for column, values in columns.items():
+        is_text = isinstance(values, np.ndarray) and values.dtype.kind in "UO"
+        kind = pa.string() if is_text else None
+        is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
+        arrays[column] = values if is_arrow else pa.array(values, kind, from_pandas=True)
+    table = pa.table(arrays)
+    of_lists = pa.field(name, pa.list_(pa.from_numpy_dtype(lists.dtype), lists.num_values))
+    schema = table.schema.append(of_lists)
     schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     with (
         whole_file(path) as file,
         pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer,
     ):
-        for start in range(0, num_rows, _GROUP_ROWS):
-            rows = np.arange(start, min(start + _GROUP_ROWS, num_rows))
-            arrays = [_rows_of(values, start, len(rows)) for values in columns.values()]
-            flat = pa.array(lists[rows].ravel())
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, lists.num_values))
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), _GROUP_ROWS)
-
-
-def _rows_of(values: NDArray[Any] | pa.Array | pa.ChunkedArray, start: int, count: int) -> pa.Array:
-    import pyarrow as pa
-
-    if isinstance(values, pa.ChunkedArray):
-        return values.slice(start, count).combine_chunks()
-    if isinstance(values, pa.Array):
-        return values.slice(start, count)
-    return pa.array(values[start : start + count], from_pandas=True)
+        for start in range(0, table.num_rows, _GROUP_ROWS):
+            part = table.slice(start, _GROUP_ROWS).combine_chunks()
+            flat = pa.array(lists[np.arange(start, start + len(part))].ravel())
+            column = pa.FixedSizeListArray.from_arrays(flat, lists.num_values)
+            writer.write_table(part.append_column(of_lists, column), _GROUP_ROWS)
 
 
 def list_parts(
@@ -315,24 +304,28 @@ def list_parts(
 def read_list_table(
     path: Path,
     kinds: Mapping[str, str],
-    find_list: Callable[[JsonValue, pa.Schema], str],
+    names: Sequence[str],
+    dtype: DTypeLike,
+    check: Callable[[JsonValue, int], None],
     *,
     what: str,
     command: str,
     cure: str,
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]], str, int]:
     """Reads the metadata and all columns of a table but that of the lists.
 
     Args:
         path: the .parquet file.
         kinds: kinds of columns that it must have, see `msdata.core.checked_table.KINDS`.
-        find_list: checks the metadata, and names the column of lists; raises DataError.
+        names: what the column of lists may be called; without any of them the last is missing.
+        dtype: what the lists must hold.
+        check: checks the metadata against the lists' length, 0 without lists; raises DataError.
         what: what the table holds, for messages.
         command: what makes such a table, for messages.
         cure: end of messages.
 
     Returns:
-        The metadata; and the columns by name, see `column_array`.
+        The metadata; the columns by name, see `column_array`; the lists' column, and their length.
 
     Raises:
         UsageError: the file does not exist, or is another kind of table.
@@ -340,17 +333,32 @@ def read_list_table(
     """
     try:
         with open_table(path, kinds, cure=cure) as file, reading(path, cure):
-            found = file_metadata(file.schema_arrow, METADATA_KEY, path, cure)
-            lists = find_list(found, file.schema_arrow)
-            names = [name for name in file.schema_arrow.names if name != lists]
-            table = file.read(names)
+            schema = file.schema_arrow
+            found = file_metadata(schema, METADATA_KEY, path, cure)
+            lists = next((name for name in names if name in schema.names), names[-1])
+            size = list_size(schema, lists, dtype)
+            check(found, size)
+            others = [name for name in schema.names if name != lists]
+            table = file.read(others)
             table.validate(full=True)
             check_table(table, path, kinds, cure=cure, num_rows=file.metadata.num_rows)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist; run {command!r} first") from None
     except DataError as error:
         raise UsageError(f"{path} is not a table of {what}: {error}") from error
-    return found.value, {name: column_array(table.column(name)) for name in names}
+    return found.value, {n: column_array(table.column(n)) for n in others}, lists, size
+
+
+def lists_of_rows(
+    parts: Iterable[NDArray[Any]], rows: NDArray[np.int64], num_values: int, dtype: DTypeLike
+) -> NDArray[Any]:
+    """The lists of some rows, (n, K), from all parts of a table; each part is read once."""
+    found, start = np.empty((len(rows), num_values), dtype), 0
+    for part in parts:
+        here = (rows >= start) & (rows < start + len(part))
+        found[here] = part[rows[here] - start]
+        start += len(part)
+    return found
 
 
 def list_size(schema: pa.Schema, name: str, dtype: DTypeLike) -> int:

@@ -31,7 +31,7 @@ from msdata.core.checked_json import JsonValue
 from mstrain.evaluation.list_table import (
     SpooledRows,
     list_parts,
-    list_size,
+    lists_of_rows,
     read_list_table,
     write_list_table,
 )
@@ -112,13 +112,8 @@ class Predictions:
 
     def densities_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """The densities of some rows, float32 (n, K); reads the parts that hold them."""
-        found = np.empty((len(rows), len(self.edges) - 1), np.float32)
-        wanted, start = np.asarray(rows, np.int64), 0
-        for part in self.density_parts():
-            here = (wanted >= start) & (wanted < start + len(part))
-            found[here] = part[wanted[here] - start]
-            start += len(part)
-        return found
+        wanted = np.asarray(rows, np.int64)
+        return lists_of_rows(self.density_parts(), wanted, len(self.edges) - 1, np.float32)
 
     def mean_density(self, is_counted: NDArray[np.bool_]) -> Floats:
         """Mean of the densities of some samples.
@@ -149,24 +144,18 @@ def read_predictions(path: Path | str) -> Predictions:
         UsageError: the file does not exist, or is another kind of table.
         StorageError: the file system refused.
     """
-    path, densities = Path(path), []
 
-    def check(found: JsonValue, schema: pa.Schema) -> str:
+    def check(found: JsonValue, size: int) -> None:
         edges = np.array(found["bin_edges"].read_as(tuple[float, ...]), np.float64)
-        column = PROBABILITIES if PROBABILITIES in schema.names else DENSITY
-        size = list_size(schema, column, np.float32)
         if len(edges) < 2 or size != len(edges) - 1 or not bool((np.diff(edges) > 0).all()):
             found["bin_edges"].refuse("rising edges, one more than densities")
-        densities.append((column, edges))
-        return column
 
-    metadata, columns = read_list_table(
-        path,
-        {"sample_id": "text"},
-        check,
+    path = Path(path)
+    origin, columns, column, _ = read_list_table(
+        *(path, {"sample_id": "text"}, (PROBABILITIES, DENSITY), np.float32, check),
         what="predictions",
         command="mstrain evaluate",
         cure=_CURE,
     )
-    (column, edges), origin = densities[0], {n: v for n, v in metadata.items() if n != "bin_edges"}
+    edges = np.array(origin.pop("bin_edges"), np.float64)
     return Predictions(path=path, edges=edges, origin=origin, columns=columns, density=column)

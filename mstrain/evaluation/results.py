@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ import numpy as np
 
 from msdata.errors import UsageError
 from mstrain.checks import check_batch_size
-from mstrain.evaluation.calibration import NONE
-from mstrain.evaluation.calibration_table import calibration_table
+from mstrain.evaluation.calibration import CALIBRATIONS, NONE
 from mstrain.evaluation.inference import DEFAULT_BATCH
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.metrics.classes import ClassSummary
 from mstrain.evaluation.metrics.summary import Summary
 from mstrain.evaluation.metrics.uncertainty import Uncertainty
-from mstrain.evaluation.report.wording import TextTable
+from mstrain.evaluation.report.wording import TextTable, prior_table
 from mstrain.models.prior import NATURAL
 from mstrain.models.target import REDSHIFT_TARGET, Target
 
@@ -104,8 +103,15 @@ class Evaluation:
         """All calibrations side by side; None where the run has none."""
         if isinstance(self.summary, ClassSummary):
             return None
-        found = {self.origin["calibration"]: self.summary, **self.other_calibrations}
-        return calibration_table(found, self.origin["calibration"])
+        asked = self.origin["calibration"]
+        found = {asked: self.summary, **self.other_calibrations}
+        first, *others = [name for name in CALIBRATIONS if name in found]
+        table = prior_table(first, found[first], {name: found[name] for name in others})
+        caption = (
+            "Recalibration side by side (CDE loss may be better, NMAD and eta may be worse); point "
+            f"estimates: mean; everything else is shown by calibration {asked}"
+        )
+        return None if table is None else replace(table, caption=caption)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dict, the content of the JSON file."""

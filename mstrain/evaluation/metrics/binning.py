@@ -80,14 +80,21 @@ def metrics_in_bins(
         count = int(is_in_N.sum())
         if not count:
             continue
-        inside = {key: np.asarray(values)[is_in_N] for key, values in columns.items()}
-        metrics: dict[str, Estimate] = {}
-        if count >= MIN_BIN_COUNT:
-            metrics = metrics_of(
-                inside, config, estimate=POINT_ESTIMATES[0], has_densities=True, target=target
-            )
+        metrics = metrics_inside(columns, is_in_N, config, target)
         bins.append(Bin(low=float(low), high=float(high), num_samples=count, metrics=metrics))
     return Binning(name=name, column=column, bins=tuple(bins))
+
+
+def metrics_inside(
+    columns: Columns, is_in_N: NDArray[np.bool_], config: BootstrapConfig, target: Target
+) -> dict[str, Estimate]:
+    """Metrics of chosen objects, see `metrics_in_bins`; empty where they are fewer than 10."""
+    if is_in_N.sum() < MIN_BIN_COUNT:
+        return {}
+    inside = {name: np.asarray(values)[is_in_N] for name, values in columns.items()}
+    return metrics_of(
+        inside, config, estimate=POINT_ESTIMATES[0], has_densities=True, target=target
+    )
 
 
 def round_edges(values_N: NDArray[Any], max_bins: int = 10) -> Floats:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from msdata.core.intervals import wilson_interval as wilson_interval
 from msdata.errors import UsageError
 from mstrain.evaluation.metrics.densities import Floats
 
+Key = TypeVar("Key", bound=Hashable)
 NMAD_FACTOR = 1.4826
 DEFAULT_REPLICATES = 1000
 # Weights of a piece of the work in memory: 4 M of them take 60 MB with all that is made of them.
@@ -86,23 +88,41 @@ def bootstrap(
     order_N = np.argsort(residual_N, kind="stable")
     sorted_N = residual_N[order_N]
     values_NM = np.stack([values[order_N] for values in averaged.values()], axis=1)
-    rows = max(1, _PIECE_WEIGHTS // len(values_NM))
+
+    def measure(weights_RN: NDArray[np.uint8]) -> dict[str, Floats]:
+        means_RM = weighted_means(weights_RN, values_NM)
+        return {"means": means_RM, "nmads": weighted_nmads(weights_RN, sorted_N)}
+
+    return Replicates(**resample(measure, len(sorted_N), config))
+
+
+def resample(
+    measure: Callable[[NDArray[np.uint8]], Mapping[Key, Floats]],
+    size: int,
+    config: BootstrapConfig,
+    piece_weights: int = _PIECE_WEIGHTS,
+) -> dict[Key, Floats]:
+    """What is measured of resampled objects, float64 (R, ...); the same for any number of threads.
+
+    Args:
+        measure: gives values float64 (r, ...) by name under weights uint8 (r, N).
+        size: N, objects.
+        config: number of replicates and seed.
+        piece_weights: weights of a piece of the work in memory.
+    """
+    rows = max(1, piece_weights // size)
     sizes = [
         min(rows, config.num_replicates - start) for start in range(0, config.num_replicates, rows)
     ]
     seeds = np.random.SeedSequence(config.seed).spawn(len(sizes))
 
-    def piece(size: int, seed: np.random.SeedSequence) -> tuple[Floats, Floats]:
+    def piece(count: int, seed: np.random.SeedSequence) -> Mapping[Key, Floats]:
         random = np.random.Generator(np.random.SFC64(seed))
-        weights_RN = poisson_weights(random, size, len(values_NM))
-        return _weighted_means(weights_RN, values_NM), weighted_nmads(weights_RN, sorted_N)
+        return measure(poisson_weights(random, count, size))
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         pieces = list(threads.map(piece, sizes, seeds))
-    return Replicates(
-        means=np.concatenate([means for means, _ in pieces]),
-        nmads=np.concatenate([nmads for _, nmads in pieces]),
-    )
+    return {name: np.concatenate([found[name] for found in pieces]) for name in pieces[0]}
 
 
 def percentile_interval(replicates_R: Floats, level: float) -> tuple[float, float]:
@@ -145,7 +165,8 @@ def poisson_weights(random: np.random.Generator, rows: int, columns: int) -> NDA
     return weights_RN
 
 
-def _weighted_means(weights_RN: NDArray[np.uint8], values_NM: Floats) -> Floats:
+def weighted_means(weights_RN: NDArray[np.uint8], values_NM: Floats) -> Floats:
+    """Means of M quantities float64 (N, M) under R weightings uint8 (R, N), float64 (R, M)."""
     weights = weights_RN.astype(np.float64)
     total_R1: Floats = weights.sum(axis=1, keepdims=True)
     means_RM: Floats = (weights @ values_NM) / total_R1

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msdata.errors import DataError
-from mstrain.evaluation.metrics.bootstrap import (
-    BootstrapConfig,
-    bootstrap,
-    percentile_interval,
-    wilson_interval,
-)
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, bootstrap
 from mstrain.evaluation.metrics.densities import LIKELIHOOD_FLOOR, Floats
-from mstrain.evaluation.metrics.estimates import Columns, Estimate
+from mstrain.evaluation.metrics.estimates import (
+    Columns,
+    Estimate,
+    estimate_of,
+    share_estimate,
+)
 from mstrain.evaluation.metrics.uncertainty import Grouping
 
 # Columns of a table of classes beside the truth, after "NAME_" where they are its own.
@@ -232,7 +232,7 @@ def _by_group(
             ClassBin(
                 label=label,
                 num_samples=count,
-                accuracy=share(float(is_right_N[is_in_N].sum()), count, config) if count else None,
+                accuracy=_share(is_right_N[is_in_N], config) if count else None,
                 log_loss=means.get("log_loss"),
                 confidence=means.get(PROBABILITY),
             )
@@ -258,18 +258,15 @@ def _overall(
         **{name: np.asarray(known[name]) for name in CLASS_SCORES},
     }
     replicates = bootstrap(averaged, averaged["log_loss"], config)
-    found = {}
-    for column, (name, values_N) in enumerate(averaged.items()):
-        low, high = percentile_interval(replicates.means[:, column], config.level)
-        found[name] = Estimate(value=float(values_N.mean()), low=low, high=high)
-    found["accuracy"] = share(float(is_right_N.sum()), len(is_right_N), config)
-    return found
+    found = {
+        name: estimate_of(float(values_N.mean()), means_R, config)
+        for (name, values_N), means_R in zip(averaged.items(), replicates.means.T, strict=True)
+    }
+    return found | {"accuracy": _share(is_right_N, config)}
 
 
-def share(count: float, total: int, config: BootstrapConfig) -> Estimate:
-    """A share of samples with Wilson's interval."""
-    low, high = wilson_interval(count / total, total, config.level)
-    return Estimate(value=count / total, low=low, high=high)
+def _share(is_right_N: Floats, config: BootstrapConfig) -> Estimate:
+    return share_estimate(float(is_right_N.sum()), len(is_right_N), config.level)
 
 
 def _class(
@@ -282,8 +279,8 @@ def _class(
         name=name,
         num_samples=num_samples,
         num_predicted=num_predicted,
-        recall=share(right, num_samples, config) if num_samples else None,
-        precision=share(right, num_predicted, config) if num_predicted else None,
+        recall=share_estimate(right, num_samples, config.level) if num_samples else None,
+        precision=share_estimate(right, num_predicted, config.level) if num_predicted else None,
         f1=2 * right / both if num_samples and num_predicted else None,
     )
 
@@ -309,7 +306,7 @@ def _reliability(
                 high=(number + 1) / NUM_RELIABILITY_BINS,
                 num_samples=int(is_in_N.sum()),
                 confidence=float(probability_N[is_in_N].mean()),
-                accuracy=share(float(is_right_N[is_in_N].sum()), int(is_in_N.sum()), config),
+                accuracy=_share(is_right_N[is_in_N], config),
             )
         )
     sum_B = np.bincount(bin_N, excess_N, NUM_RELIABILITY_BINS)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from mstrain.evaluation.metrics.bootstrap import (
     BootstrapConfig,
-    Replicates,
     bootstrap,
     nmad,
     percentile_interval,
@@ -86,8 +85,11 @@ def metrics_of(
     averaged = point_averages(residual_N, target)
     averaged |= density_averages(columns) if has_densities else {}
     replicates = bootstrap(averaged, residual_N, config)
-    found = _estimates(averaged, replicates, config)
-    found["nmad"] = _estimate(nmad(residual_N), replicates.nmads, config)
+    found = {
+        name: metric_estimate(name, float(values_N.mean()), means_R, len(values_N), config)
+        for (name, values_N), means_R in zip(averaged.items(), replicates.means.T, strict=True)
+    }
+    found["nmad"] = estimate_of(nmad(residual_N), replicates.nmads, config)
     if (mean := found.get("rmse")) is not None:
         value, low, high = np.sqrt([mean.value, mean.low, mean.high]).tolist()
         found["rmse"] = Estimate(value=value, low=low, high=high)
@@ -119,20 +121,25 @@ def density_averages(columns: Columns) -> dict[str, Floats]:
     return averaged
 
 
-def _estimate(value: float, replicates_R: Floats, config: BootstrapConfig) -> Estimate:
+def estimate_of(value: float, replicates_R: Floats, config: BootstrapConfig) -> Estimate:
+    """A metric with the central interval of its replicates, float64 (R,)."""
     low, high = percentile_interval(replicates_R, config.level)
     return Estimate(value=value, low=low, high=high)
 
 
-def _estimates(
-    averaged: Mapping[str, Floats], replicates: Replicates, config: BootstrapConfig
-) -> dict[str, Estimate]:
-    found = {}
-    for column, (name, values_N) in enumerate(averaged.items()):
-        value = float(values_N.mean())
-        found[name] = _estimate(value, replicates.means[:, column], config)
-        # Replicates of a share of 0 or 1 do not vary, as if it were certain.
-        if name.startswith(("eta", "coverage")) and value in (0.0, 1.0):
-            low, high = wilson_interval(value, len(values_N), config.level)
-            found[name] = Estimate(value=value, low=low, high=high)
-    return found
+def share_estimate(count: float, total: int, level: float) -> Estimate:
+    """A share of objects with Wilson's interval."""
+    low, high = wilson_interval(count / total, total, level)
+    return Estimate(value=count / total, low=low, high=high)
+
+
+def metric_estimate(
+    name: str, value: float, replicates_R: Floats, total: int, config: BootstrapConfig
+) -> Estimate:
+    """As `estimate_of`, but Wilson's interval of shares of 0 or 1 of so many objects.
+
+    Replicates of such a share do not vary, as if it were certain.
+    """
+    if name.startswith(("eta", "coverage")) and value in (0.0, 1.0):
+        return share_estimate(value * total, total, config.level)
+    return estimate_of(value, replicates_R, config)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, wilson_interval
-from mstrain.evaluation.metrics.estimates import OUTLIER_THRESHOLDS, Columns, Estimate
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
+from mstrain.evaluation.metrics.estimates import (
+    OUTLIER_THRESHOLDS,
+    Columns,
+    Estimate,
+    share_estimate,
+)
 from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.models.target import REDSHIFT_TARGET, Target
 
@@ -82,32 +88,19 @@ def count_outliers(
         "central": np.abs(2 * known["pit"] - 1) > REGION_LEVEL,
         "highest": known["hpd_level"] > REGION_LEVEL,
     }
-    shares = {}
-    for name, is_out_N in is_out_of.items():
-        share = float(is_out_N.mean())
-        low, high = wilson_interval(share, len(is_out_N), config.level)
-        shares[name] = Estimate(value=share, low=low, high=high)
-    found = Outliers(
-        threshold=None,
-        level=REGION_LEVEL,
-        central=(),
-        highest=(),
-        outside_central=shares["central"],
-        outside_highest=shares["highest"],
-        kinds={},
-    )
-    if not target.thresholds:
-        return found
-    is_wrong_N = np.abs(scaled_residual(known["z_mean"], known["redshift"])) >= OUTLIER_THRESHOLD
-    tables = []
-    for is_out_N in is_out_of.values():
-        cells = np.bincount(2 * is_wrong_N + is_out_N, minlength=4).tolist()
-        tables.append(((cells[0], cells[1]), (cells[2], cells[3])))
-    kind_N = kinds_of(known)
-    return replace(
-        found,
-        threshold=OUTLIER_THRESHOLD,
-        central=tables[0],
-        highest=tables[1],
-        kinds={kind: int((kind_N == kind).sum()) for kind in KINDS},
-    )
+    shares: dict[str, Any] = {
+        f"outside_{name}": share_estimate(int(is_out_N.sum()), len(is_out_N), config.level)
+        for name, is_out_N in is_out_of.items()
+    }
+    tables: dict[str, Any] = {"central": (), "highest": ()}
+    kinds: dict[str, int] = {}
+    if target.thresholds:
+        residual_N = scaled_residual(known["z_mean"], known["redshift"])
+        is_wrong_N = np.abs(residual_N) >= OUTLIER_THRESHOLD
+        for name, is_out_N in is_out_of.items():
+            cells = np.bincount(2 * is_wrong_N + is_out_N, minlength=4).reshape(2, 2)
+            tables[name] = tuple(map(tuple, cells.tolist()))
+        kind_N = kinds_of(known)
+        kinds = {kind: int((kind_N == kind).sum()) for kind in KINDS}
+    threshold = OUTLIER_THRESHOLD if target.thresholds else None
+    return Outliers(threshold=threshold, level=REGION_LEVEL, kinds=kinds, **tables, **shares)

@@ -84,7 +84,7 @@ def summarize(
         for name in POINT_ESTIMATES
     }
     names = point_metrics(target)
-    uniformity = import_stats().kstest(known["pit"], "uniform")
+    pit_ks, pit_ks_p = uniformity(known["pit"])
     floor = np.log(LIKELIHOOD_FLOOR)
     return Summary(
         num_samples=num_known,
@@ -92,20 +92,20 @@ def summarize(
         num_floored=int((known["log_likelihood"] <= floor).sum()),
         points={target.public(name): {n: m[n] for n in names} for name, m in metrics.items()},
         density={n: e for n, e in metrics[first].items() if n not in names},
-        pit_ks=float(uniformity.statistic),
-        pit_ks_p=float(uniformity.pvalue),
+        pit_ks=pit_ks,
+        pit_ks_p=pit_ks_p,
         binnings=(
-            *(
-                metrics_in_bins(known, name, *how, config, target)
-                for name, how in binned_by.items()
-            ),
-            *(
-                Binning(name=name, column=None, skipped=why)
-                for name, why in (skipped or {}).items()
-            ),
+            *(metrics_in_bins(known, n, *how, config, target) for n, how in binned_by.items()),
+            *(Binning(name=n, column=None, skipped=why) for n, why in (skipped or {}).items()),
         ),
         bootstrap=config,
     )
+
+
+def uniformity(pit_N: Floats) -> tuple[float, float]:
+    """Kolmogorov-Smirnov statistic of PITs, float64 (N,), against uniform; its probability."""
+    found = import_stats().kstest(pit_N, "uniform")
+    return float(found.statistic), float(found.pvalue)
 
 
 def check_scipy() -> None:

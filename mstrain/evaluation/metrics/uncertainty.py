@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -16,23 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstrain.evaluation.metrics.binning import MIN_BIN_COUNT
-from mstrain.evaluation.metrics.bootstrap import (
-    BootstrapConfig,
-    bootstrap,
-    nmad,
-    percentile_interval,
-    wilson_interval,
-)
+from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, bootstrap, nmad
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import (
     COVERAGE_LEVELS,
     Columns,
     Estimate,
     coverage_name,
+    estimate_of,
+    share_estimate,
 )
 from mstrain.evaluation.metrics.outliers import Outliers, count_outliers
 from mstrain.evaluation.metrics.scores import scaled_residual
-from mstrain.evaluation.metrics.summary import import_stats
+from mstrain.evaluation.metrics.summary import import_stats, uniformity
 from mstrain.models.target import REDSHIFT_TARGET, Target
 
 NUM_PIT_BINS = 10
@@ -76,9 +72,9 @@ class Group:
 
     label: str
     num_samples: int
-    metrics: Mapping[str, Estimate]
-    pit_ks: float | None
-    pit_ks_p: float | None
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    pit_ks: float | None = None
+    pit_ks_p: float | None = None
     pit_counts: tuple[int, ...]
 
 
@@ -282,37 +278,20 @@ def _group(
     """One group, and replicates of mean d^2 and s^2 where it is large enough, (R, 2)."""
     pit_N, residual_N, width_N = inside["pit"], inside["residual"], inside["width"]
     count_K, _ = np.histogram(pit_N, bins=NUM_PIT_BINS, range=(0, 1))
-    few = Group(
-        label=label,
-        num_samples=len(pit_N),
-        metrics={},
-        pit_ks=None,
-        pit_ks_p=None,
-        pit_counts=tuple(count_K.tolist()),
-    )
+    few = Group(label=label, num_samples=len(pit_N), pit_counts=tuple(count_K.tolist()))
     if len(pit_N) < MIN_BIN_COUNT:
         return few, None
     level = COVERAGE_LEVELS[0]
-    averaged = {
-        "skill": residual_N**2,
-        "spread": width_N**2,
-        coverage_name(level): (np.abs(pit_N - 0.5) <= level / 2).astype(np.float64),
-    }
-    found = bootstrap(averaged, residual_N, config)
+    squares = {"skill": residual_N**2, "spread": width_N**2}
+    found = bootstrap(squares, residual_N, config)
     metrics = {n: _median(inside[n], config.level) for n in ("width", "width_quantile")}
-    for column, (name, values_N) in enumerate(averaged.items()):
-        value, replicates_R = float(values_N.mean()), found.means[:, column]
-        if name == coverage_name(level):
-            low, high = wilson_interval(value, len(pit_N), config.level)
-            metrics[name] = Estimate(value=value, low=low, high=high)
-        else:
-            low, high = percentile_interval(np.sqrt(replicates_R), config.level)
-            metrics[name] = Estimate(value=math.sqrt(value), low=low, high=high)
-    low, high = percentile_interval(found.nmads, config.level)
-    metrics["nmad"] = Estimate(value=nmad(residual_N), low=low, high=high)
-    uniformity = import_stats().kstest(pit_N, "uniform")
-    statistic, p_value = float(uniformity.statistic), float(uniformity.pvalue)
-    return replace(few, metrics=metrics, pit_ks=statistic, pit_ks_p=p_value), found.means[:, :2]
+    for (name, values_N), means_R in zip(squares.items(), found.means.T, strict=True):
+        metrics[name] = estimate_of(math.sqrt(values_N.mean()), np.sqrt(means_R), config)
+    num_covered = int((np.abs(pit_N - 0.5) <= level / 2).sum())
+    metrics[coverage_name(level)] = share_estimate(num_covered, len(pit_N), config.level)
+    metrics["nmad"] = estimate_of(nmad(residual_N), found.nmads, config)
+    statistic, p_value = uniformity(pit_N)
+    return replace(few, metrics=metrics, pit_ks=statistic, pit_ks_p=p_value), found.means
 
 
 def _median(values_N: Floats, level: float) -> Estimate:
@@ -339,5 +318,4 @@ def _slope(
     top = sum(n * m["spread"].value * m["skill"].value for n, m in shown)
     top_R = sum(n * np.sqrt(found.prod(axis=1)) for n, found in squares)
     replicates_R = top_R / sum(n * found[:, 1] for n, found in squares)
-    low, high = percentile_interval(np.asarray(replicates_R), config.level)
-    return Estimate(value=top / bottom, low=low, high=high)
+    return estimate_of(top / bottom, np.asarray(replicates_R), config)

@@ -24,7 +24,7 @@ from mstrain.evaluation.metrics.scores import as_of_redshift, scaled_residual
 from mstrain.evaluation.metrics.summary import Summary
 from mstrain.evaluation.metrics.uncertainty import Uncertainty
 from mstrain.evaluation.predictions import Predictions
-from mstrain.evaluation.report.classes import ClassContent, ClassObject, class_prior_table
+from mstrain.evaluation.report.classes import ClassContent, ClassObject
 from mstrain.evaluation.report.content import (
     Content,
     GalleryObject,
@@ -34,7 +34,10 @@ from mstrain.evaluation.report.content import (
 )
 from mstrain.evaluation.report.sky import possible_positions, sky_section
 from mstrain.evaluation.report.wording import TextTable, prior_table
-from mstrain.models.target import REDSHIFT_TARGET, Target
+from mstrain.evaluation.run_info import TrainedRun
+from mstrain.models.target import Target
+from mstrain.overrides import settings_of
+from mstrain.training.metrics_log import read_journal
 
 _NUM_WORST = 20
 
@@ -43,13 +46,10 @@ def assemble(
     predictions: Predictions,
     summary: Summary,
     split: Split,
+    trained: TrainedRun,
     *,
     other_priors: Mapping[str, Summary],
     uncertainty: Uncertainty,
-    journal: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    trained_on: str,
-    target: Target = REDSHIFT_TARGET,
 ) -> Content:
     """Gathers what a report shows.
 
@@ -57,39 +57,52 @@ def assemble(
         predictions: all samples of the split, in its order.
         summary: their metrics.
         split: from which the gallery's cutouts come.
+        trained: the run.
         other_priors: metrics under other priors than the table's, by name.
         uncertainty: what the densities know of their errors.
-        journal: lines of the run's metrics.jsonl.
-        settings: settings of the run.
-        trained_on: fingerprint of the data set of the training.
-        target: what the network tells.
 
     Raises:
         DataError: a sample of the gallery is damaged.
     """
-    columns, origin = as_of_redshift(predictions.columns, target), predictions.origin
+    target = trained.target
+    columns = as_of_redshift(predictions.columns, target)
     placed = [("", *found) for found in gallery_rows(np.asarray(columns["crps"], np.float64))]
     objects = placed + (kind_rows(columns) if target.thresholds else [])
     shown = _gallery(predictions, split, columns, objects)
     return Content(
-        title=report_title(origin, split, target),
-        facts=report_facts(origin, split, summary.num_samples, target.noun),
-        notes=report_notes(origin, split, trained_on),
+        **_frame(predictions, summary, split, trained, other_priors),
         columns=columns,
         edges=predictions.edges,
         stacked=predictions.mean_density(np.isfinite(columns["redshift"])),
-        summary=summary,
-        priors=prior_table(origin["prior"], summary, other_priors),
-        schema=split.schema,
         gallery=shown[: len(placed)],
         uncertainty=uncertainty,
         kinds=shown[len(placed) :],
         worst=_worst(columns, split, target),
         sections=sky_section(columns, _positions(split), split, summary.bootstrap, target),
-        journal=journal,
-        settings=settings,
         target=target,
     )
+
+
+def _frame(
+    predictions: Predictions,
+    summary: Summary | ClassSummary,
+    split: Split,
+    trained: TrainedRun,
+    other_priors: Mapping[str, Summary | ClassSummary],
+) -> dict[str, Any]:
+    """What reports of densities and of classes both show."""
+    origin, target = predictions.origin, trained.target
+    told = "photometric redshifts" if target.is_redshift else target.column
+    return {
+        "title": f"{origin['recipe'] or 'network'}: {told} of split {split.name}",
+        "facts": _facts(origin, split, summary.num_samples, target.noun),
+        "notes": _notes(origin, split, trained.fingerprint),
+        "summary": summary,
+        "priors": prior_table(origin["prior"], summary, other_priors),
+        "schema": split.schema,
+        "journal": read_journal(trained.path),
+        "settings": dict(settings_of(trained.config)),
+    }
 
 
 def _gallery(
@@ -130,33 +143,25 @@ def assemble_classes(
     predictions: Predictions,
     summary: ClassSummary,
     split: Split,
-    target: Target,
+    trained: TrainedRun,
     *,
     other_priors: Mapping[str, ClassSummary],
-    journal: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    trained_on: str,
 ) -> ClassContent:
     """Gathers what a report of classes shows; see `assemble`."""
-    origin, truth = predictions.origin, target.values(split)
+    truth = trained.target.values(split)
     rows = gallery_rows(np.asarray(predictions.columns["log_loss"], np.float64))
     found = predictions.densities_of([row for _, row in rows])
-    unseen = target.unseen_text(split)
+    frame = _frame(predictions, summary, split, trained, other_priors)
+    if unseen := trained.target.unseen_text(split):
+        frame["notes"].append(f"{unseen}.")
     return ClassContent(
-        title=report_title(origin, split, target),
-        facts=report_facts(origin, split, summary.num_samples, target.noun),
-        notes=[*report_notes(origin, split, trained_on), *([f"{unseen}."] if unseen else [])],
-        summary=summary,
-        priors=class_prior_table(origin["prior"], summary, other_priors),
-        schema=split.schema,
+        **frame,
         gallery=[
             ClassObject(
                 place=place, sample=split[row], truth=int(truth[row]), probability=probability
             )
             for (place, row), probability in zip(rows, found, strict=True)
         ],
-        journal=journal,
-        settings=settings,
     )
 
 
@@ -210,17 +215,13 @@ def sky_link(ra_deg: float, dec_deg: float) -> str:
     return f"https://aladin.cds.unistra.fr/AladinLite/?target={target}&fov=0.03"
 
 
-def report_title(origin: Mapping[str, Any], split: Split, target: Target) -> str:
-    """The title of a page."""
-    told = "photometric redshifts" if target.is_redshift else target.column
-    return f"{origin['recipe'] or 'network'}: {told} of split {split.name}"
-
-
-def report_facts(
+def _facts(
     origin: Mapping[str, Any], split: Split, num_known: int, noun: str
 ) -> list[tuple[str, str]]:
     """What was evaluated on what."""
     now = datetime.datetime.now(datetime.UTC)
+    weighting = origin["weighting"]
+    weights = "without weights" if weighting == "none" else f"with {weighting} weights"
     return [
         ("run", str(origin["run"])),
         (
@@ -228,21 +229,14 @@ def report_facts(
             f"{origin['checkpoint']}: step {origin['step']:,}, epoch {origin['epochs']}",
         ),
         ("data set", f"{origin['data']} ({origin['fingerprint']})"),
-        ("prior", _prior_fact(origin)),
+        ("prior", f"{origin['prior']}; trained {weights}"),
         ("split", f"{split.name}: {len(split):,} samples"),
         (f"objects with known {noun}", f"{num_known:,}"),
         ("made", f"{now:%Y-%m-%d %H:%M} UTC by mstrain {msdata.__version__}"),
     ]
 
 
-def _prior_fact(origin: Mapping[str, Any]) -> str:
-    """Which prior the densities are under, and what the network was trained with."""
-    if origin["weighting"] == "none":
-        return f"{origin['prior']}; trained without weights"
-    return f"{origin['prior']}; trained with {origin['weighting']} weights"
-
-
-def report_notes(origin: Mapping[str, Any], split: Split, trained_on: str) -> list[str]:
+def _notes(origin: Mapping[str, Any], split: Split, trained_on: str) -> list[str]:
     """What the reader should know before the numbers."""
     if origin["fingerprint"] != trained_on:
         return [

@@ -13,7 +13,7 @@ from msdata.schema import Schema
 from mstrain.evaluation.metrics.classes import ClassesBy, ClassMetrics, ClassSummary
 from mstrain.evaluation.metrics.estimates import Estimate
 from mstrain.evaluation.report.canvas import BLUE, COLOUR_MAP, GREY, INK, ORANGE, Canvas, Picture
-from mstrain.evaluation.report.gallery import draw_stamps, make_stamps
+from mstrain.evaluation.report.gallery import object_canvas
 from mstrain.evaluation.report.page import (
     document,
     facts_html,
@@ -23,16 +23,16 @@ from mstrain.evaluation.report.page import (
     tiles_html,
     training_html,
 )
-from mstrain.evaluation.report.wording import TextTable, printable
+from mstrain.evaluation.report.wording import (
+    HEADINGS,
+    TextTable,
+    count_notes,
+    estimate_text,
+    interval_text,
+    printable,
+    tables_text,
+)
 
-# Name in results -> heading and how it is shown.
-_HEADINGS = {
-    "accuracy": ("accuracy", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "log_loss": ("log-loss", False),
-    "brier": ("Brier score", False),
-    "ece": ("ECE", False),
-}
 _DEFINITIONS = (
     ("accuracy", "share of samples whose most probable class is theirs"),
     ("balanced accuracy", "mean of the classes' recalls, each class alike"),
@@ -105,7 +105,7 @@ def class_tables(summary: ClassSummary) -> list[TextTable]:
         caption=f"Classes, {level}",
         head=["metric", "value"],
         rows=[
-            *([_HEADINGS[n][0], _text(n, found)] for n, found in summary.overall.items()),
+            *([HEADINGS[n][0], estimate_text(n, found)] for n, found in summary.overall.items()),
             ["always the most frequent class", f"{100 * summary.majority:.2f} %"],
         ],
     )
@@ -148,55 +148,14 @@ def _binned_table(found: ClassesBy, level: str) -> TextTable:
     )
 
 
-def class_prior_table(
-    name: str, summary: ClassSummary, others: Mapping[str, ClassSummary]
-) -> TextTable | None:
-    """The same network under several priors, side by side; None where there is one alone."""
-    if not others:
-        return None
-    columns = {name: summary, **others}
-    return TextTable(
-        caption=f"Priors side by side; everything else is shown under the first, {name}",
-        head=["metric", *columns],
-        rows=[
-            [_HEADINGS[n][0], *(_text(n, s.overall[n]) for s in columns.values())]
-            for n in summary.overall
-        ],
-    )
-
-
-def class_notes(summary: ClassSummary) -> list[str]:
-    """Sentences on samples that do not count as the others do."""
-    notes = []
-    if summary.num_unlabelled:
-        notes.append(
-            f"{summary.num_unlabelled:,} samples without a class that the network knows count for "
-            "nothing."
-        )
-    if summary.num_floored:
-        notes.append(
-            f"{summary.num_floored:,} samples have a probability below 1e-10 for their class; the "
-            "log-loss takes 1e-10 for them."
-        )
-    return notes
-
-
 def class_summary_text(summary: ClassSummary, priors: TextTable | None = None) -> str:
     """All tables for a terminal."""
     tables = [*class_tables(summary), *([] if priors is None else [priors])]
-    texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in tables]
-    return "\n\n".join([*texts, *class_notes(summary)])
+    return tables_text(tables, count_notes(summary))
 
 
-def _text(name: str, found: Estimate) -> str:
-    """A metric with its interval."""
-    scale, digits, unit = (100, 2, " %") if _HEADINGS[name][1] else (1, 4, "")
-    ends = f"[{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
-    return f"{scale * found.value:.{digits}f}{unit} {ends}"
-
-
-def _share_text(s: Estimate | None) -> str:
-    return "" if s is None else f"{100 * s.value:.2f} % [{100 * s.low:.2f}, {100 * s.high:.2f}]"
+def _share_text(found: Estimate | None) -> str:
+    return "" if found is None else interval_text(found, is_share=True)
 
 
 def _class_cells(found: ClassMetrics) -> list[str]:
@@ -212,9 +171,9 @@ def render_class_page(content: ClassContent) -> str:
     binned, confusion = tables[2:count], tables[count:]
     tiles = []
     for name in summary.overall:
-        value, _, interval = _text(name, summary.overall[name]).partition(" [")
+        value, _, interval = estimate_text(name, summary.overall[name]).partition(" [")
         ends = interval.removesuffix("]").replace(", ", " to ")
-        tiles.append((_HEADINGS[name][0], value, ends))
+        tiles.append((HEADINGS[name][0], value, ends))
     priors = [] if content.priors is None else [content.priors]
     how = summary.bootstrap
     intervals = (
@@ -244,7 +203,7 @@ def render_class_page(content: ClassContent) -> str:
             + settings_html(content.settings),
         ),
     ]
-    head = tiles_html(tiles) + notes_html([*content.notes, *class_notes(summary)])
+    head = tiles_html(tiles) + notes_html([*content.notes, *count_notes(summary)])
     return document(content.title, head + facts_html(content.facts), sections)
 
 
@@ -309,11 +268,7 @@ def draw_class_object(found: ClassObject, content: ClassContent) -> Picture:
     """Cutouts of an object, and its most probable classes."""
     names = [c.name for c in content.summary.classes]
     best = np.argsort(-found.probability, kind="stable")[:_MAX_BARS]
-    stamps = make_stamps(found.sample, content.schema)
-    options = {"width_ratios": [*(1 for _ in stamps), 2.6]}
-    columns = len(stamps) + 1
-    with Canvas(1.55 * len(stamps) + 4.4, 1.95, columns=columns, gridspec_kw=options) as canvas:
-        draw_stamps(canvas.panels, stamps)
+    with object_canvas(found.sample, content.schema) as canvas:
         panel = canvas.panels[-1]
         colors = [ORANGE if number == found.truth else BLUE for number in best]
         panel.barh(range(len(best)), found.probability[best], color=colors, alpha=0.7)

@@ -121,10 +121,17 @@ def gallery_rows(score_N: Floats) -> list[tuple[float, int]]:
     Returns:
         Place from 0 to 1 and row of each, without doubles.
     """
-    known = np.flatnonzero(np.isfinite(score_N))
-    order = known[np.argsort(score_N[known], kind="stable")]
+    return _at_places(np.isfinite(score_N), score_N, GALLERY_PLACES)
+
+
+def _at_places(
+    is_in_N: NDArray[np.bool_], value_N: Floats, places: Sequence[float]
+) -> list[tuple[float, int]]:
+    """Place and row of chosen objects at places in the order of a value, without doubles."""
+    chosen = np.flatnonzero(is_in_N)
+    order = chosen[np.argsort(value_N[chosen], kind="stable")]
     rows: dict[int, float] = {}
-    for place in GALLERY_PLACES if len(order) else ():
+    for place in places if len(order) else ():
         rows.setdefault(int(order[round(place * (len(order) - 1))]), place)
     return [(place, row) for row, place in rows.items()]
 
@@ -141,15 +148,11 @@ def kind_rows(columns: Columns) -> list[tuple[str, float, int]]:
     truth_N = np.asarray(columns["redshift"], np.float64)
     size_N = np.abs(scaled_residual(np.asarray(columns["z_mean"], np.float64), truth_N))
     kind_N = np.where(np.isfinite(truth_N), kinds_of(columns), "")
-    found = []
-    for kind in KINDS:
-        order = np.flatnonzero(kind_N == kind)
-        order = order[np.argsort(size_N[order], kind="stable")]
-        rows: dict[int, float] = {}
-        for place in KIND_PLACES if len(order) else ():
-            rows.setdefault(int(order[round(place * (len(order) - 1))]), place)
-        found += [(kind, place, row) for row, place in rows.items()]
-    return found
+    return [
+        (kind, *found)
+        for kind in KINDS
+        for found in _at_places(kind_N == kind, size_N, KIND_PLACES)
+    ]
 
 
 def worst_rows(columns: Columns, count: int, target: Target = REDSHIFT_TARGET) -> NDArray[np.int64]:

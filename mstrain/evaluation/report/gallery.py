@@ -6,7 +6,8 @@ drawn with north up and east left, which a compass marks; a bar marks their scal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,8 @@ def draw_gallery(objects: Sequence[GalleryObject], content: Content) -> list[Pic
 
 
 def _draw_object(found: GalleryObject, content: Content) -> Picture:
-    stamps = make_stamps(found.sample, content.schema)
     values = found.values
-    options = {"width_ratios": [*(1 for _ in stamps), 2.6]}
-    width, columns = 1.55 * len(stamps) + 4.4, len(stamps) + 1
-    with Canvas(width, 1.95, columns=columns, gridspec_kw=options) as canvas:
-        draw_stamps(canvas.panels, stamps)
+    with object_canvas(found.sample, content.schema) as canvas:
         _draw_density(canvas.panels[-1], found, content)
         truth, target = float(values["redshift"]), content.target
         return canvas.picture(
@@ -108,10 +105,16 @@ class Stamp:
     pixel_scale_arcsec: float | None
 
 
-def draw_stamps(panels: Sequence[Any], stamps: Sequence[Stamp]) -> None:
-    """Draws pictures from `make_stamps` into the first panels."""
-    for panel, stamp in zip(panels, stamps, strict=False):
-        _draw_stamp(panel, stamp)
+@contextmanager
+def object_canvas(sample: Mapping[str, Any], schema: Schema) -> Iterator[Canvas]:
+    """A canvas with pictures of an object's image arrays, and an empty panel at the right."""
+    stamps = make_stamps(sample, schema)
+    options = {"width_ratios": [*(1 for _ in stamps), 2.6]}
+    width, columns = 1.55 * len(stamps) + 4.4, len(stamps) + 1
+    with Canvas(width, 1.95, columns=columns, gridspec_kw=options) as canvas:
+        for panel, stamp in zip(canvas.panels, stamps, strict=False):
+            _draw_stamp(panel, stamp)
+        yield canvas
 
 
 def make_stamps(sample: Mapping[str, Any], schema: Schema) -> list[Stamp]:

@@ -95,7 +95,8 @@ def render_page(content: Content) -> str:
         ("training", "Training", training_html(content.journal)),
         ("method", "Definitions and settings", _method(content)),
     ]
-    head = f"{_tiles(content)}{_notes(content)}{facts_html(content.facts)}"
+    notes = notes_html([*content.notes, *count_notes(content.summary, content.target)])
+    head = f"{_tiles(content)}{notes}{facts_html(content.facts)}"
     return document(content.title, head, sections)
 
 
@@ -114,12 +115,15 @@ def document(title: str, head: str, sections: Sequence[tuple[str, str, str]]) ->
         for key, heading, html in sections
     )
     title = _html(title)
+    return _page(title, f"<header><h1>{title}</h1>{head}</header>\n", links, body)
+
+
+def _page(title: str, header: str = "", links: str = "", body: str = "") -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{MARK.decode()}{title}</title>\n<style>{_STYLE}</style>\n"
-        f"</head>\n<body>\n<header><h1>{title}</h1>{head}</header>\n"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
+        f'</head>\n<body>\n{header}<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
         f"<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
@@ -151,10 +155,6 @@ def tiles_html(tiles: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="tiles">{shown}</dl>'
 
 
-def _notes(content: Content) -> str:
-    return notes_html([*content.notes, *count_notes(content.summary, content.target)])
-
-
 def notes_html(notes: Iterable[str]) -> str:
     """Sentences that are not to be missed."""
     return "".join(f'<p class="note">{_html(note)}</p>' for note in notes)
@@ -177,12 +177,9 @@ def _points(content: Content) -> str:
 
 def _calibration(content: Content) -> str:
     side_by_side = _figures([draw_coverage(content), draw_stacked(content)])
-    return (
-        _table(density_table(content.summary))
-        + (_table(content.priors) if content.priors is not None else "")
-        + _figures([draw_pit(content)])
-        + f'<div class="row">{side_by_side}</div>'
-    )
+    tables = [density_table(content.summary), *([] if content.priors is None else [content.priors])]
+    pit = _figures([draw_pit(content)])
+    return "".join(map(_table, tables)) + f'{pit}<div class="row">{side_by_side}</div>'
 
 
 def _bins(content: Content) -> str:
@@ -200,10 +197,9 @@ def _unsure(content: Content) -> str:
     found, level = content.uncertainty, content.summary.bootstrap.level
     if found is None:
         return ""
-    html = "".join(_table(table) for table in outlier_tables(found, level, content.target))
-    html += "".join(_table(table) for table in variable_tables(found, level, content.target)[:1])
-    html += _figures(draw_variables(found, content.target))
-    html += "".join(_table(table) for table in variable_tables(found, level, content.target)[1:])
+    tables = variable_tables(found, level, content.target)
+    html = "".join(map(_table, [*outlier_tables(found, level, content.target), *tables[:1]]))
+    html += _figures(draw_variables(found, content.target)) + "".join(map(_table, tables[1:]))
     if not found.variables:
         html += "<p>--bin-by shows widths, errors and calibration by columns of the index.</p>"
     html += _table(content.worst) if content.worst is not None else ""
@@ -299,15 +295,8 @@ def page_with_section(page: str | None, key: str, title: str, body: str) -> str:
         title: its heading.
         body: HTML, from `section_body`.
     """
-    if page is None:
-        page = (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"{MARK.decode()}{_html(title)}</title>\n<style>{_STYLE}</style>\n"
-            '</head>\n<body>\n<nav aria-label="Sections"><ul></ul></nav>\n'
-            "<main>\n</main>\n</body>\n</html>\n"
-        )
-    return _insert(page, key, _html(title), body)
+    title = _html(title)
+    return _insert(_page(title) if page is None else page, key, title, body)
 
 
 def _insert(page: str, key: str, title: str, body: str) -> str:
@@ -349,4 +338,4 @@ def section_body(
 ) -> str:
     """HTML of a section: pictures, tables, then notes."""
     words = "".join(f"<p>{_html(note)}</p>" for note in notes)
-    return _figures(pictures) + "".join(_table(table) for table in tables) + words
+    return _figures(pictures) + "".join(map(_table, tables)) + words

@@ -10,20 +10,19 @@ from numpy.typing import NDArray
 
 from msdata.dataset.dataset import Split
 from mstrain.evaluation.bin_by import is_label, make_groupings
-from mstrain.evaluation.metrics.binning import MIN_BIN_COUNT
+from mstrain.evaluation.metrics.binning import metrics_inside
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig, nmad
 from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.metrics.estimates import (
     COVERAGE_LEVELS,
     Columns,
     coverage_name,
-    metrics_of,
     point_metrics,
 )
-from mstrain.evaluation.metrics.scores import POINT_ESTIMATES, scaled_residual
+from mstrain.evaluation.metrics.scores import scaled_residual
 from mstrain.evaluation.report.canvas import COLOUR_MAP, Canvas, Picture
 from mstrain.evaluation.report.content import Section
-from mstrain.evaluation.report.wording import HEADINGS, TextTable, estimate_text, printable
+from mstrain.evaluation.report.wording import HEADINGS, TextTable, estimate_cells, printable
 from mstrain.models.target import REDSHIFT_TARGET, Target
 
 SURVEY_COLUMN = "survey"
@@ -84,15 +83,9 @@ def survey_table(
     rows = []
     for number, label in enumerate(grouping.labels):
         is_in_N = is_known_N & (grouping.group == number)
-        count = int(is_in_N.sum())
-        cells = [f"< {MIN_BIN_COUNT} objects", *[""] * (len(names) - 1)]
-        if count >= MIN_BIN_COUNT:
-            inside = {n: np.asarray(values)[is_in_N] for n, values in columns.items()}
-            found = metrics_of(
-                inside, config, estimate=POINT_ESTIMATES[0], has_densities=True, target=target
-            )
-            cells = [estimate_text(n, found[n]) for n in names]
-        rows.append([printable(label, _MAX_LABEL), f"{count:,}", *cells])
+        metrics = metrics_inside(columns, is_in_N, config, target)
+        shown = estimate_cells(names, metrics)
+        rows.append([printable(label, _MAX_LABEL), f"{int(is_in_N.sum()):,}", *shown])
     return TextTable(
         caption="By spectroscopic survey",
         head=["survey", "objects", *(HEADINGS[n][0] for n in names)],

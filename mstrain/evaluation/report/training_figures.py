@@ -11,6 +11,7 @@ from mstrain.evaluation.metrics.densities import Floats
 from mstrain.evaluation.report.canvas import BLUE, GREEN, GREY, ORANGE, RED, Canvas, Picture
 
 Lines = Sequence[Mapping[str, Any]]
+_NOTE: Mapping[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
 
 
 def of_kind(journal: Lines, kind: str) -> list[Mapping[str, Any]]:
@@ -48,15 +49,8 @@ def draw_learning(journal: Lines) -> Picture | None:
             panel.plot(ends, validation, color=ORANGE, label="validation", **style)
             best = int(np.nanargmin(validation))
             panel.axvline(ends[best], color=GREY, linewidth=0.8, linestyle=":")
-            panel.annotate(
-                f"best: epoch {ends[best]:.0f}",
-                (ends[best], 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(-4, 4),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8.5,
-            )
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 4)}
+            panel.annotate(f"best: epoch {ends[best]:.0f}", (ends[best], 0), **place, **_NOTE)
         panel.set(xlabel="epoch", ylabel="cross-entropy [nat]", xlim=(0, 1.02 * ends[-1]))
         _count_epochs(panel)
         panel.grid(visible=True, axis="y")
@@ -83,15 +77,8 @@ def draw_throughput(journal: Lines) -> Picture | None:
         left.set(xlabel="epoch", ylabel="samples/s", title="Throughput of training")
         right.plot(ends, 100 * wait, color=RED, marker="o", markersize=3)
         right.axhline(2, color=GREY, linewidth=0.8, linestyle="--")
-        right.annotate(
-            "2 %",
-            (1, 2),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-        )
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 2)}
+        right.annotate("2 %", (1, 2), **place, **_NOTE)
         right.set(xlabel="epoch", ylabel="of the time [%]", title="Waiting for data")
         for panel in (left, right):
             panel.grid(visible=True, axis="y")

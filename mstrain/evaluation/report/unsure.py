@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from mstrain.evaluation.metrics.binning import MIN_BIN_COUNT
-from mstrain.evaluation.metrics.estimates import COVERAGE_LEVELS, Estimate, coverage_name
+from mstrain.evaluation.metrics.estimates import COVERAGE_LEVELS, coverage_name
 from mstrain.evaluation.metrics.outliers import KINDS
 from mstrain.evaluation.metrics.uncertainty import Group, Uncertainty, Variable
 from mstrain.evaluation.report.canvas import BLUE, COLOUR_MAP, GREY, ORANGE, Canvas, Picture
-from mstrain.evaluation.report.wording import TextTable, printable
+from mstrain.evaluation.report.wording import TextTable, interval_text, printable, tables_text
 from mstrain.models.target import REDSHIFT_TARGET, Target
 
 _COVERAGE = coverage_name(COVERAGE_LEVELS[0])
@@ -62,11 +62,8 @@ def uncertainty_text(
     uncertainty: Uncertainty, level: float, target: Target = REDSHIFT_TARGET
 ) -> str:
     """All tables for a terminal."""
-    tables = [
-        *outlier_tables(uncertainty, level, target),
-        *variable_tables(uncertainty, level, target),
-    ]
-    return "\n\n".join(f"{printable(table.caption)}\n{table.as_text()}" for table in tables)
+    tables = outlier_tables(uncertainty, level, target)
+    return tables_text([*tables, *variable_tables(uncertainty, level, target)])
 
 
 def outlier_tables(
@@ -82,10 +79,14 @@ def outlier_tables(
             caption=f"Calibration, with {level:.0%} intervals",
             head=["metric", "value", "if calibrated"],
             rows=[
-                ["ECA", _text(uncertainty.eca), "1"],
+                ["ECA", interval_text(uncertainty.eca), "1"],
                 *(
-                    [f"{target.symbol} outside of the {name} {region}", _percent(e), expected]
-                    for name, e in regions.items()
+                    [
+                        f"{target.symbol} outside of the {name} {region}",
+                        interval_text(outside, is_share=True),
+                        expected,
+                    ]
+                    for name, outside in regions.items()
                 ),
             ],
         )
@@ -128,7 +129,7 @@ def variable_tables(
         rows=[
             [
                 v.name,
-                "" if v.slope is None else _text(v.slope),
+                "" if v.slope is None else interval_text(v.slope),
                 f"{v.breusch_pagan:.1f} ({v.degrees} d.o.f.)",
                 f"{v.breusch_pagan_p:.2g}",
                 f"{v.num_left_out:,}",
@@ -157,19 +158,8 @@ def _group_table(variable: Variable, target: Target) -> TextTable:
 def _group_cells(group: Group) -> list[str]:
     if group.pit_ks is None:
         return [f"< {MIN_BIN_COUNT} objects", *[""] * len(_HEADINGS)]
-    cells = [
-        _percent(group.metrics[name]) if name == _COVERAGE else _text(group.metrics[name])
-        for name in _HEADINGS
-    ]
+    cells = [interval_text(group.metrics[n], is_share=n == _COVERAGE) for n in _HEADINGS]
     return [*cells, f"{group.pit_ks:.4f} (p = {group.pit_ks_p:.2g})"]
-
-
-def _text(found: Estimate) -> str:
-    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-
-
-def _percent(found: Estimate) -> str:
-    return f"{100 * found.value:.2f} % [{100 * found.low:.2f}, {100 * found.high:.2f}]"
 
 
 def draw_variables(uncertainty: Uncertainty, target: Target = REDSHIFT_TARGET) -> list[Picture]:

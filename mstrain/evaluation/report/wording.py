@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mstrain.evaluation.metrics.binning import MIN_BIN_COUNT, Binning
+from mstrain.evaluation.metrics.classes import ClassSummary
 from mstrain.evaluation.metrics.estimates import (
     COVERAGE_LEVELS,
     OUTLIER_THRESHOLDS,
@@ -27,6 +28,12 @@ HEADINGS: dict[str, tuple[str, bool]] = {
     "cde_loss": ("CDE loss", False),
     "log_likelihood": ("log-likelihood", False),
     **{coverage_name(level): (f"coverage {level:.0%}", True) for level in COVERAGE_LEVELS},
+    # Of classes.
+    "accuracy": ("accuracy", True),
+    "balanced_accuracy": ("balanced accuracy", True),
+    "log_loss": ("log-loss", False),
+    "brier": ("Brier score", False),
+    "ece": ("ECE", False),
 }
 
 
@@ -104,13 +111,29 @@ def number_text(name: str, value: float) -> str:
     return f"{100 * value:.2f} %" if HEADINGS[name][1] else f"{value:.4f}"
 
 
+def interval_text(found: Estimate, *, is_share: bool = False) -> str:
+    """A value with its interval, such as `0.0244 [0.0240, 0.0249]`; a share in percent."""
+    scale, digits, unit = (100, 2, " %") if is_share else (1, 4, "")
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (found.value, found.low, found.high))
+    return f"{value}{unit} [{low}, {high}]"
+
+
 def estimate_text(name: str, found: Estimate) -> str:
-    """A metric with its interval, such as `0.0244 [0.0240, 0.0249]`."""
-    scale, digits = (100, 2) if HEADINGS[name][1] else (1, 4)
-    return (
-        f"{number_text(name, found.value)} "
-        f"[{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
-    )
+    """A metric with its interval."""
+    return interval_text(found, is_share=HEADINGS[name][1])
+
+
+def estimate_cells(names: Sequence[str], metrics: Mapping[str, Estimate]) -> list[str]:
+    """A cell per metric; where there are none, what says why."""
+    if not metrics:
+        return [f"< {MIN_BIN_COUNT} objects", *[""] * (len(names) - 1)]
+    return [estimate_text(n, metrics[n]) for n in names]
+
+
+def tables_text(tables: Sequence[TextTable], notes: Sequence[str] = ()) -> str:
+    """Tables for a terminal, then sentences."""
+    texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in tables]
+    return "\n\n".join([*texts, *notes])
 
 
 def points_table(summary: Summary) -> TextTable:
@@ -137,7 +160,9 @@ def density_table(summary: Summary) -> TextTable:
     )
 
 
-def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> TextTable | None:
+def prior_table(
+    name: str, summary: Summary | ClassSummary, others: Mapping[str, Summary | ClassSummary]
+) -> TextTable | None:
     """The same network under several priors, side by side; None where there is one alone.
 
     Args:
@@ -148,19 +173,18 @@ def prior_table(name: str, summary: Summary, others: Mapping[str, Summary]) -> T
     if not others:
         return None
     columns = {name: summary, **others}
-    first = next(iter(summary.points))
-    rows = [
-        [HEADINGS[n][0], *(estimate_text(n, s.points[first][n]) for s in columns.values())]
-        for n in summary.points[first]
+    found = [
+        s.overall if isinstance(s, ClassSummary) else {**next(iter(s.points.values())), **s.density}
+        for s in columns.values()
     ]
-    rows += [
-        [HEADINGS[n][0], *(estimate_text(n, s.density[n]) for s in columns.values())]
-        for n in summary.density
-    ]
-    rows.append(["PIT, KS statistic", *(f"{s.pit_ks:.4f}" for s in columns.values())])
+    rows = [[HEADINGS[n][0], *(estimate_text(n, f[n]) for f in found)] for n in found[0]]
+    told = ""
+    if isinstance(summary, Summary):
+        told = f"; point estimates: {next(iter(summary.points)).rpartition('_')[2]}"
+        of_pit = [f"{s.pit_ks:.4f}" for s in columns.values() if isinstance(s, Summary)]
+        rows.append(["PIT, KS statistic", *of_pit])
     return TextTable(
-        caption=f"Priors side by side; point estimates: {first.rpartition('_')[2]}; everything "
-        f"else is shown under the first, {name}",
+        caption=f"Priors side by side{told}; everything else is shown under the first, {name}",
         head=["metric", *columns],
         rows=rows,
     )
@@ -174,20 +198,10 @@ def bins_table(binning: Binning, target: Target = REDSHIFT_TARGET) -> TextTable:
         + (f" ({binning.column})" if binning.column not in (None, binning.name) else ""),
         head=[binning.name, "objects", *(HEADINGS[n][0] for n in names)],
         rows=[
-            [
-                f"{found.low:g} to {found.high:g}",
-                f"{found.num_samples:,}",
-                *_bin_cells(names, found.metrics),
-            ]
-            for found in binning.bins
+            [f"{b.low:g} to {b.high:g}", f"{b.num_samples:,}", *estimate_cells(names, b.metrics)]
+            for b in binning.bins
         ],
     )
-
-
-def _bin_cells(names: Sequence[str], metrics: Mapping[str, Estimate]) -> list[str]:
-    if not metrics:
-        return [f"< {MIN_BIN_COUNT} objects"] + [""] * (len(names) - 1)
-    return [estimate_text(n, metrics[n]) for n in names]
 
 
 def summary_text(
@@ -197,19 +211,19 @@ def summary_text(
     parts = [points_table(summary), density_table(summary)]
     parts += [] if priors is None else [priors]
     parts += [bins_table(b, target) for b in summary.binnings if b.bins]
-    texts = [f"{printable(table.caption)}\n{table.as_text()}" for table in parts]
-    texts += [printable(f"No bins of {b.name}: {b.skipped}") for b in summary.binnings if b.skipped]
-    return "\n\n".join([*texts, *count_notes(summary, target)])
+    notes = [printable(f"No bins of {b.name}: {b.skipped}") for b in summary.binnings if b.skipped]
+    return tables_text(parts, [*notes, *count_notes(summary, target)])
 
 
-def count_notes(summary: Summary, target: Target = REDSHIFT_TARGET) -> list[str]:
-    """Sentences on objects that do not count as the others do."""
+def count_notes(summary: Summary | ClassSummary, target: Target = REDSHIFT_TARGET) -> list[str]:
+    """Sentences on samples that do not count as the others do."""
+    label, floored = target.noun, f"density below 1e-10 at their {target.noun}; the log-likelihood"
+    if isinstance(summary, ClassSummary):
+        label = "a class that the network knows"
+        floored = "probability below 1e-10 for their class; the log-loss"
     notes = []
     if summary.num_unlabelled:
-        notes.append(f"{summary.num_unlabelled:,} samples without {target.noun} count for nothing.")
+        notes.append(f"{summary.num_unlabelled:,} samples without {label} count for nothing.")
     if summary.num_floored:
-        notes.append(
-            f"{summary.num_floored:,} samples have a density below 1e-10 at their {target.noun}; "
-            "the log-likelihood takes 1e-10 for them."
-        )
+        notes.append(f"{summary.num_floored:,} samples have a {floored} takes 1e-10 for them.")
     return notes
