@@ -112,8 +112,8 @@ def predict_to(
         is_quiet: show no progress.
 
     Returns:
-        On the first rank points and scores by each of the other variants, float64 (N,) in the
-        table's order, with the label ("redshift", of classes "truth"); empty on the others.
+        Points and scores by each of the other variants, float64 (N,) in the table's order, with
+        the label ("redshift", of classes "truth").
 
     Raises:
         DataError: the network gives no densities, or a sample is damaged.
@@ -138,7 +138,7 @@ def predict_to(
         given = ranks.gather((of_share, spool.finish(of_share.pop("row")))) or []
         origin = origin_of(run, splits, variants[0], pixel_differences, data_name)
         more = len(variants)
-        return ranks.on_first(lambda: _write(path, run, given, splits, columns, more, origin)) or []
+        return ranks.on_first(lambda: _write(path, run, given, splits, columns, more, origin))
 
 
 def _write(

@@ -108,7 +108,7 @@ def test_what_ranks_know_of_coded_records_is_reserved_too(
         client = loader._cache.client
         assert client is not None
         known = [split.record_nbytes, split.array_nbytes, split.steps("image")]
-        known += [client._split.starts._starts, np.empty((len(split), 2), np.int64)]
+        known += [client.split.starts._starts, np.empty((len(split), 2), np.int64)]
         nbytes = sum(a.nbytes for a in known) // len(split)
         reserved = client.config.reserved_nbytes - loader.ring_nbytes
         assert 64 + nbytes <= reserved / len(split) <= 64 + 1.1 * nbytes

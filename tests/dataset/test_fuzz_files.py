@@ -269,7 +269,7 @@ def test_the_state_of_an_unfinished_pack_is_resumed_unaltered_or_refused(
         state = PackState(out)
         plan = state.load_plan(settings)
         tasks = list(make_tasks(state, plan, settings, range(len(plan.slices))))
-        table, sources, shards = _collect(state, plan, settings)
+        table, sources, shards, _ = _collect(state, plan, settings)
         write_rejected(state, plan)
         rejects = (out / "rejected.csv").read_bytes()
         assert table is not None

@@ -432,7 +432,7 @@ def test_an_interrupted_evaluation_leaves_what_was_there(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mstrain.evaluation.inference._scored", interrupted)
+    monkeypatch.setattr("mstrain.evaluation.inference.columns_of_share", interrupted)
     words = ["evaluate", str(trained), str(data), "--out", str(tmp_path), *QUICK]
     assert mstrain.cli.main(words) == 130
     assert "interrupted" in capsys.readouterr().err

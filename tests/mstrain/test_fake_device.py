@@ -131,10 +131,9 @@ def test_a_training_that_is_stopped_and_resumed_waits_at_lines_of_its_log_epochs
     counts = Counter(wait for wait in waits if not any(place in wait for place in starting))
     allowed = {
         "value at trainer.py:_train_epoch > train_step.py:check_finite": 2,
-        "value at trainer.py:_train_epoch > trainer.py:_write_step": 2,
-        "value at trainer.py:_write_step > trainer.py:values": 2 * 3,
-        "value at trainer.py:_train_epoch > trainer.py:values": 2 * 3,
-        "value at trainer.py:_end_epoch > trainer.py:_mean": 2 * 2,
+        "value at trainer.py:fit > trainer.py:_train_epoch": 2,
+        "value at trainer.py:_train_epoch > trainer.py:values": 2 * 2 * 3,
+        "value at trainer.py:fit > trainer.py:_end_epoch": 2 * 2,
         "value at trainer.py:_end_epoch > trainer.py:_validation_means": 2 * 3,
         "value at trainer.py:_end_epoch > trainer.py:_save": 2 * 2,
         "value at trainer.py:_save_and_stop > trainer.py:_save": 2,
