@@ -61,6 +61,7 @@ class _Refusal:
 
 
 def _make_first_array(pyarrow: Any) -> None:
+    # None for pandas in `sys.modules` does not do: compiled code takes it for the module.
     refusal = _Refusal()
     sys.meta_path.insert(0, refusal)
     try:

@@ -89,28 +89,6 @@ def take_lock(fd: int, *, is_shared: bool = False, waits: bool = False) -> bool:
     return True
 
 
-@contextmanager
-def waiting_lock(path: Path, *, is_folder: bool = False) -> Iterator[None]:
-    """Waits for a lock, and holds it.
-
-    Args:
-        path: the lock's file, made if missing.
-        is_folder: lock a folder, which exists.
-
-    Raises:
-        StorageError: the file system refused.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if is_folder else open_known(path)
-    except OSError as error:
-        raise storage_error("read" if is_folder else "write", path, error) from error
-    try:
-        take_lock(fd, waits=True)
-        yield
-    finally:
-        os.close(fd)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Temporary:
     """A new file under an unpredictable name, open for writing.
@@ -194,19 +172,21 @@ def open_known(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, *, waits: bool = False, is_folder: bool = False) -> Iterator[bool]:
     """Holds the lock of a file unless another process does; yields whether this one has it.
 
     Args:
         path: the lock's file, made if missing.
+        waits: wait until the others have released it.
+        is_folder: lock a folder, which exists.
 
     Raises:
         StorageError: the file system refused.
     """
-    with refusals("write", path):
-        fd = open_known(path)
+    with refusals("read" if is_folder else "write", path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if is_folder else open_known(path)
     try:
-        yield take_lock(fd)
+        yield take_lock(fd, waits=waits)
     finally:
         os.close(fd)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import refusals, waiting_lock, write_whole
+from msdata.core.files import locked, refusals, write_whole
 from msdata.errors import UsageError
 from msdata.fetch.adapter import Adapter
 from msdata.fetch.journal import FOLDER, Entry
@@ -194,7 +194,7 @@ def claim_folder(settings: FetchSettings) -> bool:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
     # Slices begin at the same moment.
-    with waiting_lock(path.parent / "settings.lock"):
+    with locked(path.parent / "settings.lock", waits=True):
         if not path.exists():
             fields = {"format_version": _FORMAT_VERSION, **settings.to_json()}
             write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())

@@ -18,7 +18,7 @@ from msdata.catalog.columns import ID_NAMES, find_alias
 from msdata.catalog.join import first_of_each, without_zeros
 from msdata.catalog.table import read_table
 from msdata.catalog.values import id_text
-from msdata.core.files import waiting_lock, whole_file
+from msdata.core.files import locked, whole_file
 from msdata.core.output_file import check_output
 from msdata.dataset.added import ID, MARK, AddedTable, write_added
 from msdata.dataset.coded_columns import possible_columns
@@ -90,7 +90,7 @@ def add_columns(
         )
     columns = {new: found[name].take(rows) for new, name in renamed.items()}
     num_missing = rows.null_count
-    with waiting_lock(folder, is_folder=True):
+    with locked(folder, waits=True, is_folder=True):
         # Another process may have added columns since.
         opened = open_dataset(folder)
         _check_names(opened, path, names, renamed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msdata.core.files import open_known, storage_error, waiting_lock
+from msdata.core.files import locked, open_known, storage_error
 from msdata.errors import DataError, MsdataError, needing
 from mstrain.tune.space import Dimension
 
@@ -244,7 +244,7 @@ class _AppendLock:
     def acquire(self) -> bool:
         """Waits for the lock, and cuts off what a writer left unfinished when it was killed."""
         with ExitStack() as stack:
-            stack.enter_context(waiting_lock(self._path.with_name(f".{NAME}.lock")))
+            stack.enter_context(locked(self._path.with_name(f".{NAME}.lock"), waits=True))
             try:
                 _cut_tail(self._path)
             except OSError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from msdata.core.checked_json import read_json
-from msdata.core.files import open_known, take_lock, waiting_lock, write_whole
+from msdata.core.files import locked, open_known, take_lock, write_whole
 from msdata.core.output_file import make_folder
 from msdata.core.terminal import shown_line
 from msdata.errors import DataError, UsageError
@@ -161,7 +161,7 @@ class Study:
         self.folder, self.space = folder, space
         make_folder(folder)
         self._check_folder()
-        with waiting_lock(self.folder / _LOCK):
+        with locked(self.folder / _LOCK, waits=True):
             self._check_locks()
             if not (folder / _FILE).exists():
                 self._make(config)
@@ -217,7 +217,7 @@ class Study:
 
         Failed ones count among the study's `num_trials`.
         """
-        with waiting_lock(self.folder / _LOCK):
+        with locked(self.folder / _LOCK, waits=True):
             trials = self.trials()
             for trial in trials:
                 if trial.state != RUNNING or (lock := self._lock(trial.number)) is None:
