@@ -28,7 +28,8 @@ from mstrain.evaluation.prediction import PredictionConfig, predict_on_ranks
 from mstrain.evaluation.predictions import Predictions, read_predictions
 from mstrain.evaluation.results import Evaluation, EvaluationConfig
 from mstrain.models.model_file import results_folder
-from mstrain.perception.perceive import Perception, PerceptionConfig, perceive_on_ranks
+from mstrain.perception.exchange import PerceptionConfig
+from mstrain.perception.perceive import Perception, perceive_on_ranks
 from mstrain.training.checkpoint import check_run_folder, locked_run
 from mstrain.training.run import train_on_ranks
 
@@ -315,7 +316,7 @@ def perceive(
         data: a data set, or its folder.
         out: folder of the results; None means the first run's.
         device: "auto", "cpu" or "cuda".
-        **options: fields of `mstrain.perception.perceive.PerceptionConfig`: split ("test"),
+        **options: fields of `mstrain.perception.exchange.PerceptionConfig`: split ("test"),
             checkpoint ("best", "last" or "all"), prior, has_any_pixels, num_permutations (4),
             within ("none", "magnitude" or "redshift"), level ("input" or "features"), mask
             ("none", "center" or "surroundings"), magnitude_column, redshift_edges, group_size

@@ -16,14 +16,8 @@ from mstrain.evaluation.command import add_bootstrap, add_network_arguments, par
 from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.models.model_file import results_folder
 from mstrain.options import add_data, add_edges, add_out, add_printed, add_split
-from mstrain.perception.exchange import MASKS
-from mstrain.perception.perceive import (
-    LEVELS,
-    WITHIN,
-    Perception,
-    PerceptionConfig,
-    perceive_on_ranks,
-)
+from mstrain.perception.exchange import LEVELS, MASKS, WITHIN, PerceptionConfig
+from mstrain.perception.perceive import Perception, perceive_on_ranks
 from mstrain.perception.section import tables_of
 
 

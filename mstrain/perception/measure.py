@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from mstrain.models.redshift_net import RedshiftNet
 from mstrain.models.target import REDSHIFT_TARGET, Target
 from mstrain.perception.exchange import (
     Modality,
+    PerceptionConfig,
     coalitions_of,
     exchange,
     find_modalities,
@@ -42,9 +43,6 @@ from mstrain.perception.exchange import (
     num_groups,
 )
 from mstrain.training.checkpoint import load_model
-
-if TYPE_CHECKING:
-    from mstrain.perception.perceive import PerceptionConfig
 
 LOSSES = ("crps", "log_loss", *(outlier_name(t) for t in OUTLIER_THRESHOLDS))
 BASE = "as it is"

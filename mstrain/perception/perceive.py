@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ from msdata.core.files import whole_file, write_whole
 from msdata.core.output_file import check_output, make_folder
 from msdata.dataset.dataset import Split
 from msdata.errors import UsageError
-from mstrain.checks import check_choice
 from mstrain.data.columns import find_magnitude
 from mstrain.data.pixels import check_pixels
 from mstrain.distributed import Ranks
-from mstrain.evaluation.inference import DEFAULT_BATCH, origin_of
+from mstrain.evaluation.inference import origin_of
 from mstrain.evaluation.metrics.binning import round_edges
-from mstrain.evaluation.metrics.bootstrap import BootstrapConfig
 from mstrain.evaluation.report.canvas import check_installed
 from mstrain.evaluation.report.page import MARK as PAGE_MARK
 from mstrain.evaluation.report.page import page_with_section
@@ -36,8 +34,7 @@ from mstrain.evaluation.run_info import (
 )
 from mstrain.evaluation.variants import Variant
 from mstrain.models.heads import bin_edges
-from mstrain.models.prior import NATURAL
-from mstrain.perception.exchange import MASKS
+from mstrain.perception.exchange import PerceptionConfig
 from mstrain.perception.measure import BASE, measure, modalities_of
 from mstrain.perception.scores import (
     Resampled,
@@ -50,69 +47,8 @@ from mstrain.perception.section import draw_section
 from mstrain.training.checkpoint import step_names
 
 FORMAT_VERSION = 1
-WITHIN = ("none", "magnitude", "redshift")
-LEVELS = ("input", "features")
 _JSON_MARK = b'"perception": {'
 _TABLE_MARK = b"perceive.mstrain"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerceptionConfig:
-    """What is exchanged, and how.
-
-    Attributes:
-        split: name of the split.
-        checkpoint: "best", "last", or "all": scores against the step as well.
-        prior: "natural", "as-trained", or a CSV file, see `mstrain.models.prior.target_prior`.
-        has_any_pixels: take pixels of another kind than the training's.
-        num_permutations: partners of each sample.
-        within: "none", or "magnitude" or "redshift", whose neighbors exchange.
-        level: "input": pixels; "features": what late fusion's encoders give.
-        mask: "none", or "center" or "surroundings": the part of the images that is exchanged.
-        magnitude_column: column of the index; None takes the r magnitude.
-        redshift_edges: edges of the redshift bins; empty chooses round numbers.
-        group_size: samples that exchange among each other, and lie on the device together.
-        seed: seed of the order that groups are cut from.
-        bootstrap: how intervals are made.
-        has_report: also draw the section of the report.
-        is_quiet: show no progress.
-    """
-
-    split: str = "test"
-    checkpoint: str = "best"
-    prior: str = NATURAL
-    has_any_pixels: bool = False
-    num_permutations: int = 4
-    within: str = "none"
-    level: str = "input"
-    mask: str = "none"
-    magnitude_column: str | None = None
-    redshift_edges: tuple[float, ...] = ()
-    group_size: int = DEFAULT_BATCH
-    seed: int = 0
-    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
-    has_report: bool = True
-    is_quiet: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("--checkpoint", self.checkpoint, ("best", "last", "all"))
-        check_choice("--within", self.within, WITHIN)
-        check_choice("--level", self.level, LEVELS)
-        check_choice("--mask", self.mask, MASKS)
-        if self.num_permutations < 1:
-            raise UsageError(f"--permutations must be at least 1, got {self.num_permutations}")
-        if self.group_size < 2:
-            raise UsageError(f"--batch-size must be at least 2, got {self.group_size}")
-        if self.group_size <= 2 * self.num_permutations:
-            raise UsageError(
-                f"--batch-size must be more than twice --permutations ({self.num_permutations}), "
-                f"got {self.group_size}: samples exchange within a batch"
-            )
-        if self.level == "features" and self.mask != "none":
-            raise UsageError("--mask needs --level input: pooled features have no center")
-        edges = self.redshift_edges
-        if edges and (len(edges) < 2 or not (np.diff(edges) > 0).all()):
-            raise UsageError("--redshift-edges must ascend, at least two of them")
 
 
 @dataclass(frozen=True, kw_only=True)

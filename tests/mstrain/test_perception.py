@@ -27,6 +27,7 @@ from mstrain.models.redshift_net import RedshiftNet
 from mstrain.perception.exchange import (
     EBV,
     Modality,
+    PerceptionConfig,
     coalition_name,
     coalitions_of,
     exchange,
@@ -35,7 +36,6 @@ from mstrain.perception.exchange import (
     num_groups,
 )
 from mstrain.perception.measure import BASE, LOSSES, js_distance, measure_batch, salience_of
-from mstrain.perception.perceive import PerceptionConfig
 from mstrain.perception.scores import Resampled, shapley_values
 
 # Exchange
